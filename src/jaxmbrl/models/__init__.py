@@ -1,0 +1,1 @@
+"""Dynamics models: a fitted model is a `World`."""

@@ -1,0 +1,34 @@
+"""The few flax modules. Ensembles are made by `jax.vmap` over `init` and `apply`, not by modules of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+Initializer = Callable[..., jax.Array]
+
+
+def pets_kernel_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float_) -> jax.Array:
+    """Normal of standard deviation 1 / (2 sqrt(fan in)), cut off at two of them: PETS's initialisation."""
+    return jax.nn.initializers.truncated_normal(1 / (2 * math.sqrt(shape[-2])))(key, shape, dtype)
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron: `hidden` layers with `activation`, then a linear layer of `out` units."""
+
+    hidden: tuple[int, ...]
+    out: int
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
+        """Apply the network to the last axis."""
+        for units in self.hidden:
+            x = self.activation(nn.Dense(units, kernel_init=self.kernel_init)(x))
+        return nn.Dense(self.out, kernel_init=self.kernel_init)(x)

@@ -1,0 +1,1 @@
+"""Planners: an optimiser of action sequences over a World is a Policy."""

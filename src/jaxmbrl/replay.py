@@ -1,0 +1,111 @@
+"""A ring buffer of transitions, as a pytree: masked add, uniform samples, sequences with episode starts.
+
+Add to a buffer before reading it in a scan body: a read followed by an add makes XLA copy the whole buffer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxmbrl.types import Key, PyTree
+
+
+class Replay(NamedTuple):
+    """The last `size` rows added, in a ring of `capacity` rows inside arrays of C >= capacity rows."""
+
+    data: PyTree
+    """Leaves [C, ...]."""
+    position: Int[Array, ""]
+    """Where the next row goes."""
+    size: Int[Array, ""]
+    """Rows that are valid."""
+    capacity: Int[Array, ""]
+    """Rows in use at most; traced, so that it can change without recompiling (`resize`)."""
+
+
+def init(prototype: PyTree, capacity: int) -> Replay:
+    """An empty buffer for rows like `prototype`. Raises ValueError where `capacity` is below 1."""
+    if capacity < 1:
+        raise ValueError(f"a replay buffer needs a capacity of at least 1, got {capacity}")
+    data = jax.tree.map(lambda x: jnp.zeros((capacity, *jnp.shape(x)), jnp.asarray(x).dtype), prototype)
+    return Replay(data, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.asarray(capacity, jnp.int32))
+
+
+def add(replay: Replay, rows: PyTree, mask: Bool[Array, "n"] | None = None) -> Replay:
+    """Append those `rows` [n, ...] where `mask` is true, oldest rows giving way.
+
+    Of more rows than fit, the last `capacity` stay, as if they had been added one by one.
+    """
+    n = jax.tree.leaves(rows)[0].shape[0]
+    chex.assert_tree_shape_prefix(rows, (n,))
+    mask = jnp.ones(n, bool) if mask is None else mask
+    rank = jnp.cumsum(mask, dtype=jnp.int32)
+    added = rank[-1]
+    stays = mask & (rank > added - replay.capacity)
+    slot = jnp.where(stays, (replay.position + rank - 1) % replay.capacity, _physical(replay))
+    return Replay(
+        data=jax.tree.map(lambda buffer, x: buffer.at[slot].set(x, mode="drop"), replay.data, rows),
+        position=(replay.position + added) % replay.capacity,
+        size=jnp.minimum(replay.size + added, replay.capacity),
+        capacity=replay.capacity,
+    )
+
+
+def sample(replay: Replay, key: Key, n: int) -> PyTree:
+    """`n` rows drawn uniformly with replacement, [n, ...]. An empty buffer gives rows of zeros: add first."""
+    return _take(replay, jax.random.randint(key, (n,), 0, jnp.maximum(replay.size, 1)))
+
+
+def ordered(replay: Replay) -> PyTree:
+    """All C rows, the valid ones first, oldest to newest."""
+    return _take(replay, _slot(replay, jnp.arange(_physical(replay))))
+
+
+def sample_sequences(
+    replay: Replay, key: Key, n: int, length: int
+) -> tuple[PyTree, Bool[Array, "n length"], Bool[Array, "n length"]]:
+    """`n` windows of `length` rows that were added one after another, [n, length, ...].
+
+    Rows must have the fields of `Transition`. Returns (rows, start, valid). `start` marks a window's first row and every
+    row after one that ended an episode: a
+    recurrent state must be reset there. `valid` is false on rows beyond the newest, where fewer than `length` are held.
+    Rows must come from one environment, or the windows would mix several.
+    """
+    newest_first = jnp.maximum(replay.size - length + 1, 1)
+    first = jax.random.randint(key, (n, 1), 0, newest_first)
+    age = first + jnp.arange(length)
+    rows = _take(replay, _slot(replay, age))
+    ended = (rows.terminated | rows.truncated)[:, :-1]
+    start = jnp.concatenate([jnp.ones((n, 1), bool), ended], axis=1)
+    return rows, start, age < replay.size
+
+
+def resize(replay: Replay, capacity: Int[Array, ""]) -> Replay:
+    """Change the logical capacity to `capacity` (at most C), keeping the newest rows that fit."""
+    capacity = jnp.clip(capacity, 1, _physical(replay)).astype(jnp.int32)
+    kept = jnp.minimum(replay.size, capacity)
+    data = _take(replay, _slot(replay, jnp.arange(_physical(replay)) + replay.size - kept))
+    return Replay(data, kept % capacity, kept, capacity)
+
+
+def fill(replay: Replay) -> Float[Array, ""]:
+    """The share of the logical capacity in use."""
+    return replay.size / replay.capacity
+
+
+def _physical(replay: Replay) -> int:
+    return jax.tree.leaves(replay.data)[0].shape[0]
+
+
+def _slot(replay: Replay, age: Int[Array, "*n"]) -> Int[Array, "*n"]:
+    """Where the row is that was added `age` rows after the oldest."""
+    return (replay.position - replay.size + age) % replay.capacity
+
+
+def _take(replay: Replay, slots: Any) -> PyTree:
+    return jax.tree.map(lambda buffer: buffer[slots], replay.data)

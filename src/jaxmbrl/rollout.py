@@ -1,0 +1,124 @@
+"""The only rollout: collecting, imagining, planning and evaluating are one fold over the same steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxmbrl.types import Action, Carry, Key, Memory, Policy, PyTree, Transition, World
+
+
+def rollout(
+    world: World,
+    policy: Policy,
+    state: tuple[Carry, Memory],
+    key: Key,
+    length: int | Int[Array, ""],
+    fold: Callable[[Any, Transition, Int[Array, ""]], Any] | None = None,
+    acc: Any = None,
+) -> tuple[tuple[Carry, Memory], Any]:
+    """Step `world` under `policy` for `length` steps from `state = (carry, memory)`.
+
+    `fold(acc, transition, i) -> acc` sees each transition in turn: it may store it, sum it, differentiate through it.
+    Without a fold the transitions are stacked on a leading axis [length, ...]. Nothing is ever reset here.
+
+    Step i draws its randomness from `fold_in(key, i)`, so a rollout's prefix does not depend on its length. `length` may
+    be traced if there is a fold; the rollout can then not be differentiated in reverse mode.
+
+    Returns ((carry, memory), acc or stacked transitions).
+    """
+
+    def step(state: tuple[Carry, Memory], i: Int[Array, ""]) -> tuple[tuple[Carry, Memory], Transition]:
+        carry, memory = state
+        act_key, step_key = jax.random.split(jax.random.fold_in(key, i))
+        action, extras, memory = policy.act(memory, world.observe(carry), act_key)
+        carry, transition = world.step(carry, action, step_key)
+        return (carry, memory), transition._replace(extras=extras)
+
+    if fold is None:
+        return jax.lax.scan(step, state, jnp.arange(length))
+
+    def step_and_fold(i: Int[Array, ""], loop: tuple[Any, Any]) -> tuple[Any, Any]:
+        state, acc = loop
+        state, transition = step(state, i)
+        return state, fold(acc, transition, i)
+
+    if isinstance(length, int):
+        return jax.lax.scan(lambda loop, i: (step_and_fold(i, loop), None), (state, acc), jnp.arange(length))[0]
+    return jax.lax.fori_loop(0, length, step_and_fold, (state, acc))
+
+
+class Episode(NamedTuple):
+    """Carry of an auto-resetting world: the inner carry, and whether it is an episode's first."""
+
+    carry: Carry
+    fresh: Bool[Array, ""]
+
+
+def auto_reset(world: World, policy: Policy) -> tuple[World, Policy]:
+    """The collector's wrapper: when an episode ends, the world starts another and the policy forgets.
+
+    The transition that ended the episode still holds the true successor. World and policy belong together: the wrapped
+    world's observation carries the mark of a fresh episode, which only the wrapped policy reads.
+    """
+
+    def reset(key: Key) -> Episode:
+        return Episode(world.reset(key), jnp.ones((), bool))
+
+    def step(episode: Episode, action: Action, key: Key) -> tuple[Episode, Transition]:
+        step_key, reset_key = jax.random.split(key)
+        carry, transition = world.step(episode.carry, action, step_key)
+        done = transition.terminated | transition.truncated
+        return Episode(_where(done, world.reset(reset_key), carry), done), transition
+
+    def act(memory: Memory, observed: tuple[PyTree, Bool[Array, ""]], key: Key) -> tuple[Action, PyTree, Memory]:
+        observation, fresh = observed
+        reset_key, act_key = jax.random.split(key)
+        return policy.act(_where(fresh, policy.init(reset_key), memory), observation, act_key)
+
+    return (
+        World(
+            reset=reset,
+            start=lambda origin, key: Episode(world.start(origin, key), jnp.ones((), bool)),
+            observe=lambda episode: (world.observe(episode.carry), episode.fresh),
+            step=step,
+        ),
+        Policy(policy.init, act),
+    )
+
+
+def _where(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
+    return jax.tree.map(partial(jnp.where, condition), yes, no)
+
+
+def open_loop(actions: Float[Array, "H A"]) -> Policy:
+    """The policy that plays `actions` in turn; its memory is the index of the next one."""
+    return Policy(init=lambda key: jnp.zeros((), jnp.int32), act=lambda i, observation, key: (actions[i], (), i + 1))
+
+
+class Return(NamedTuple):
+    """Accumulator of an undiscounted return: rewards count while `alive`."""
+
+    total: Float[Array, "*n"]
+    alive: Bool[Array, "*n"]
+
+    @classmethod
+    def zero(cls, shape: tuple[int, ...] = ()) -> Return:
+        """Nothing earned yet, everything alive."""
+        return cls(jnp.zeros(shape), jnp.ones(shape, bool))
+
+
+def episode_return(acc: Return, transition: Transition, i: Int[Array, ""]) -> Return:
+    """Fold of an evaluation: the reward of the step that ends the episode counts, later ones do not."""
+    ended = transition.terminated | transition.truncated
+    return Return(acc.total + jnp.where(acc.alive, transition.reward, 0.0), acc.alive & ~ended)
+
+
+def planned_return(acc: Return, transition: Transition, i: Int[Array, ""]) -> Return:
+    """Fold of a planner's objective: as `episode_return`, but blind to time limits, which a model does not know."""
+    return Return(acc.total + jnp.where(acc.alive, transition.reward, 0.0), acc.alive & ~transition.terminated)

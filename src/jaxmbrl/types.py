@@ -1,0 +1,222 @@
+"""The nouns of model-based reinforcement learning, and the interfaces that every part speaks.
+
+An interface is a NamedTuple of pure functions, closed over a frozen config, as in optax. All state is a pytree that the
+caller holds. Functions are written for one item (one environment, one seed); callers batch them with `jax.vmap`. The one
+exception is a learned `World`, whose item is a block of rows (see `World`).
+
+Shape letters: O observation size, A action size, D model output size, E ensemble members, N rows, B batch, H horizon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+PyTree: TypeAlias = Any
+Key: TypeAlias = jax.Array
+"""A typed pseudo-random key, as `jax.random.key` makes it. Each function consumes the key that it is given."""
+Observation: TypeAlias = PyTree
+Action: TypeAlias = Array
+Carry: TypeAlias = PyTree
+Memory: TypeAlias = PyTree
+Hyper: TypeAlias = dict[str, Any]
+"""Traced numbers that may differ from seed to seed (learning rates, discount, ...), by the name of their config field."""
+
+
+class Transition(NamedTuple):
+    """One step of a process, real or imagined. Leading axes, where there are any, are the same on every leaf."""
+
+    observation: Observation
+    action: Action
+    """[A] in [-1, 1], or int32 for a discrete space."""
+    reward: Float[Array, "*batch"]
+    next_observation: Observation
+    """The true successor, recorded before any reset."""
+    terminated: Bool[Array, "*batch"]
+    """The task ended: do not bootstrap."""
+    truncated: Bool[Array, "*batch"]
+    """Only the clock ran out: bootstrap."""
+    extras: PyTree = ()
+    """What the policy left: a behaviour log-density, plan statistics, a belief."""
+
+
+class Clock(NamedTuple):
+    """How far a run is. It is shared by all seeds and never batched: a counter inside seed-vmapped state would turn every
+    `lax.cond` on it into a `select` that runs both branches."""
+
+    env_steps: Int[Array, ""]
+    """Environment steps taken so far by each seed, over all its environments."""
+
+
+class Average(NamedTuple):
+    """A mean in the making: totals and weights add up across steps, and the mean is unknown while the weight is zero."""
+
+    total: Float[Array, "*batch"]
+    weight: Float[Array, "*batch"]
+
+    @classmethod
+    def of(cls, value: Shaped[Array, "*batch"], weight: Any = 1.0) -> Average:
+        """The average of one `value`, counted `weight` times. Where the weight is 0 the value does not matter."""
+        known = jnp.broadcast_to(jnp.asarray(weight, float), jnp.shape(value))
+        return cls(jnp.where(known == 0, 0.0, jnp.asarray(value, float) * known), known)
+
+    @classmethod
+    def unknown(cls) -> Average:
+        """An average of nothing."""
+        return cls(jnp.zeros(()), jnp.zeros(()))
+
+
+Metrics: TypeAlias = dict[str, Average]
+
+
+class Box(NamedTuple):
+    """A space of real vectors. Actions of every task are in [-1, 1]."""
+
+    shape: tuple[int, ...]
+    low: float = -float("inf")
+    high: float = float("inf")
+
+    def sample(self, key: Key) -> Float[Array, "*shape"]:
+        """A uniform draw; the bounds must be finite."""
+        return jax.random.uniform(key, self.shape, minval=self.low, maxval=self.high)
+
+    def zeros(self) -> Float[Array, "*shape"]:
+        """An element of the right shape and dtype, for building buffers."""
+        return jnp.zeros(self.shape)
+
+
+class Discrete(NamedTuple):
+    """A space of `n` choices, numbered from 0."""
+
+    n: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one choice."""
+        return ()
+
+    def sample(self, key: Key) -> Int[Array, ""]:
+        """A uniform draw."""
+        return jax.random.randint(key, (), 0, self.n)
+
+    def zeros(self) -> Int[Array, ""]:
+        """An element of the right shape and dtype, for building buffers."""
+        return jnp.zeros((), jnp.int32)
+
+
+Spec: TypeAlias = Box | Discrete
+
+
+class World(NamedTuple):
+    """A process, real or learned. It never resets by itself: `rollout.auto_reset` is the collector's wrapper.
+
+    A task's World has one environment as its item. A learned World's item is a block of N rows [N, O], shared out over the
+    ensemble's members, and its transitions lead with [N]; an action [A] without that axis is applied to all rows.
+    """
+
+    reset: Callable[[Key], Carry]
+    start: Callable[[Any, Key], Carry]
+    """(origin, key) -> carry: from observation rows, a belief or a simulator state, without resetting."""
+    observe: Callable[[Carry], Observation]
+    step: Callable[[Carry, Action, Key], tuple[Carry, Transition]]
+
+
+class Policy(NamedTuple):
+    """A way to act. Its memory is a plan state, a recurrent belief, or `()`."""
+
+    init: Callable[[Key], Memory]
+    act: Callable[[Memory, Observation, Key], tuple[Action, PyTree, Memory]]
+    """(memory, observation, key) -> (action, extras, memory)."""
+
+
+class DynamicsModel(NamedTuple):
+    """A model of the task that is fitted to transitions; a fitted model is a `World`."""
+
+    init: Callable[[Key, Hyper], Any]
+    fit: Callable[[Any, Transition, Int[Array, ""], Key], tuple[Any, Metrics]]
+    """(state, rows [C, ...], count, key) -> (state, metrics). The first `count` rows are data; `count` is traced, so a
+    growing buffer never recompiles."""
+    predict: Callable[[Any, Float[Array, "N O"], Float[Array, "N A"]], tuple[Float[Array, "E N D"], Float[Array, "E N D"]]]
+    """(state, observation, action) -> (mean, variance) of every member's prediction, in the task's units."""
+    world: Callable[[Any], World]
+
+
+Objective: TypeAlias = Callable[[Float[Array, "H A"], Key], Float[Array, ""]]
+"""(actions, key) -> expected return of the action sequence; -inf where it is not finite."""
+
+
+class Planner(NamedTuple):
+    """An optimiser of action sequences; over a World it makes a `Policy` (`planners.planning_policy`)."""
+
+    init: Callable[[], Any]
+    plan: Callable[[Objective, Any, Key], tuple[Float[Array, "H A"], Any, PyTree]]
+    """(objective, plan state, key) -> (actions, next plan state, statistics of the search)."""
+
+
+class Agent(NamedTuple):
+    """A policy learner with a critic. MVE and STEVE give `update_critic` another target; SVG and MAAC give `update_actor`
+    another loss."""
+
+    init: Callable[[Key, Hyper], Any]
+    policy: Callable[[Any, bool], Policy]
+    """(state, explore) -> policy; without exploration the action is deterministic."""
+    critic_target: Callable[[Any, Transition, Key], Float[Array, "B"]]
+    """The agent's own one-step target."""
+    update_critic: Callable[..., tuple[Any, Metrics]]
+    """(state, batch, key, *, target=None, weight=None) -> (state, metrics); target and weight are [B]."""
+    update_actor: Callable[..., tuple[Any, Metrics]]
+    """(state, batch, key, *, loss=None) -> (state, metrics); loss(params, state, batch, key) -> ([], mean log-density)."""
+    update: Callable[[Any, Transition, Key], tuple[Any, Metrics]]
+    """Critic, then actor, with the same batch."""
+
+
+class Algorithm(NamedTuple):
+    """A published method: no loop, only what is different about it. `training.loop` runs it."""
+
+    init: Callable[[Key, Hyper], Any]
+    policy: Callable[[Any, bool], Policy]
+    """(state, explore) -> policy; without exploration the one that is evaluated."""
+    learn: Callable[[Clock, Any, Transition], tuple[Any, Metrics]]
+    """(clock, state, transitions [period, num_envs]) -> (state, metrics). The clock counts these transitions too."""
+    period: int
+    """Steps of each environment between two calls of `learn`."""
+
+
+@runtime_checkable
+class Env(Protocol):
+    """The Brax environment interface, which tasks are written in. `State` has the fields `pipeline_state`, `obs`, `reward`,
+    `done` (1.0 on termination only, never for a time limit), `metrics` and `info`."""
+
+    @property
+    def observation_size(self) -> int:
+        """Length of `State.obs`."""
+
+    @property
+    def action_size(self) -> int:
+        """Length of the action, each entry in [-1, 1]."""
+
+    def reset(self, rng: Key) -> Any:
+        """A first state."""
+
+    def step(self, state: Any, action: Action) -> Any:
+        """The state one control step later."""
+
+
+class Task(NamedTuple):
+    """What our code sees of an environment."""
+
+    name: str
+    env: Env
+    world: World
+    observation: Spec
+    action: Spec
+    episode_length: int
+    """Steps until a transition is truncated."""
+    reward: Callable[[Float[Array, "*n O"], Float[Array, "*n A"], Float[Array, "*n O"]], Float[Array, "*n"]] | None = None
+    """(observation, action, next observation) -> reward, where the observation determines it."""
+    terminated: Callable[[Float[Array, "*n O"]], Bool[Array, "*n"]] | None = None
+    """next observation -> terminated, where the observation determines it."""
