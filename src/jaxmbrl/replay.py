@@ -67,18 +67,17 @@ def ordered(replay: Replay) -> PyTree:
 
 
 def sample_sequences(
-    replay: Replay, key: Key, n: int, length: int
+    replay: Replay, key: Key, n: int, length: int, stride: int = 1
 ) -> tuple[PyTree, Bool[Array, "n length"], Bool[Array, "n length"]]:
-    """`n` windows of `length` rows that were added one after another, [n, length, ...].
+    """`n` windows of `length` successive rows of one environment, [n, length, ...], for rows like `Transition`.
 
-    Rows must have the fields of `Transition`. Returns (rows, start, valid). `start` marks a window's first row and every
-    row after one that ended an episode: a
-    recurrent state must be reset there. `valid` is false on rows beyond the newest, where fewer than `length` are held.
-    Rows must come from one environment, or the windows would mix several.
+    `stride` is the number of environments whose steps were added in turn: successive rows of one are `stride` apart.
+
+    Returns (rows, start, valid). `start` marks a window's first row and every row after one that ended an episode: a
+    recurrent state must be reset there. `valid` is false on rows beyond the newest, where too few are held.
     """
-    newest_first = jnp.maximum(replay.size - length + 1, 1)
-    first = jax.random.randint(key, (n, 1), 0, newest_first)
-    age = first + jnp.arange(length)
+    first = jax.random.randint(key, (n, 1), 0, jnp.maximum(replay.size - (length - 1) * stride, 1))
+    age = first + stride * jnp.arange(length)
     rows = _take(replay, _slot(replay, age))
     ended = (rows.terminated | rows.truncated)[:, :-1]
     start = jnp.concatenate([jnp.ones((n, 1), bool), ended], axis=1)
