@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +15,16 @@ from jaxtyping import Array, Float
 Initializer = Callable[..., jax.Array]
 
 
-def pets_kernel_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float_) -> jax.Array:
+def pets_kernel_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = float) -> jax.Array:
     """Normal of standard deviation 1 / (2 sqrt(fan in)), cut off at two of them: PETS's initialisation."""
     return jax.nn.initializers.truncated_normal(1 / (2 * math.sqrt(shape[-2])))(key, shape, dtype)
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron: `hidden` layers with `activation`, then a linear layer of `out` units."""
+    """A multilayer perceptron: `hidden` layers with `activation`, then a linear layer of `out` units.
+
+    Weights are of JAX's default float.
+    """
 
     hidden: tuple[int, ...]
     out: int
@@ -29,6 +34,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
         """Apply the network to the last axis."""
+        dense = partial(nn.Dense, kernel_init=self.kernel_init, param_dtype=jnp.result_type(float))
         for units in self.hidden:
-            x = self.activation(nn.Dense(units, kernel_init=self.kernel_init)(x))
-        return nn.Dense(self.out, kernel_init=self.kernel_init)(x)
+            x = self.activation(dense(units)(x))
+        return dense(self.out)(x)

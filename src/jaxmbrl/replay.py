@@ -45,7 +45,7 @@ def add(replay: Replay, rows: PyTree, mask: Bool[Array, "n"] | None = None) -> R
     chex.assert_tree_shape_prefix(rows, (n,))
     mask = jnp.ones(n, bool) if mask is None else mask
     rank = jnp.cumsum(mask, dtype=jnp.int32)
-    added = rank[-1]
+    added = jnp.sum(mask, dtype=jnp.int32)
     stays = mask & (rank > added - replay.capacity)
     slot = jnp.where(stays, (replay.position + rank - 1) % replay.capacity, _physical(replay))
     return Replay(

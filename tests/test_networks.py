@@ -1,0 +1,70 @@
+"""The multilayer perceptron and PETS's initialisation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from jaxmbrl import networks
+
+
+def test_mlp_is_affine_activation_affine_by_hand():
+    mlp = networks.MLP((3, 4), 2, nn.swish)
+    x = jax.random.normal(jax.random.key(1), (5, 6))
+    params = mlp.init(jax.random.key(0), x)
+    layers = [params["params"][f"Dense_{i}"] for i in range(3)]
+    layers = [(np.asarray(layer["kernel"], np.float64), np.asarray(layer["bias"], np.float64) + 0.1) for layer in layers]
+    y = np.asarray(x, np.float64)
+    for i, (kernel, bias) in enumerate(layers):
+        y = y @ kernel + bias
+        if i < 2:
+            y = y / (1 + np.exp(-y))
+    shifted = jax.tree_util.tree_map_with_path(lambda path, p: p + 0.1 if path[-1].key == "bias" else p, params)
+    np.testing.assert_allclose(mlp.apply(shifted, x), y, rtol=1e-5, atol=1e-6)
+    assert [kernel.shape for kernel, _ in layers] == [(6, 3), (3, 4), (4, 2)]
+
+
+def test_mlp_without_hidden_layers_is_linear():
+    mlp = networks.MLP((), 2)
+    params = mlp.init(jax.random.key(0), jnp.zeros(3))
+    x = jnp.arange(3.0)
+    np.testing.assert_allclose(mlp.apply(params, 5 * x), 5 * mlp.apply(params, x), rtol=1e-6)
+
+
+def test_mlp_acts_on_the_last_axis_only():
+    mlp = networks.MLP((8,), 2)
+    x = jax.random.normal(jax.random.key(0), (4, 5, 3))
+    params = mlp.init(jax.random.key(0), x[0, 0])
+    np.testing.assert_allclose(mlp.apply(params, x)[2, 3], mlp.apply(params, x[2, 3]), rtol=1e-5, atol=1e-6)
+
+
+def test_ensemble_is_a_vmap_over_init_and_apply():
+    mlp = networks.MLP((8,), 2)
+    x = jnp.ones(3)
+    params = jax.vmap(lambda key: mlp.init(key, x))(jax.random.split(jax.random.key(0), 5))
+    out = jax.vmap(mlp.apply, in_axes=(0, None))(params, x)
+    assert out.shape == (5, 2)
+    assert len(np.unique(np.asarray(out)[:, 0])) == 5
+    third = jax.tree.map(lambda p: p[3], params)
+    np.testing.assert_allclose(out[3], mlp.apply(third, x), rtol=1e-5, atol=1e-6)
+
+
+def test_parameters_follow_the_default_float():
+    for x64, dtype in ((False, jnp.float32), (True, jnp.float64)):
+        with jax.enable_x64(x64):
+            mlp = networks.MLP((4,), 2, kernel_init=networks.pets_kernel_init)
+            params = mlp.init(jax.random.key(0), jnp.zeros(3))
+            assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
+            assert mlp.apply(params, jnp.zeros(3)).dtype == dtype
+            assert networks.pets_kernel_init(jax.random.key(0), (3, 4)).dtype == dtype
+
+
+def test_pets_kernel_init_is_a_truncated_normal_by_the_fan_in():
+    fan_in = 100
+    kernel = np.asarray(networks.pets_kernel_init(jax.random.key(0), (fan_in, 4000)))
+    scale = 1 / (2 * np.sqrt(fan_in))
+    assert np.abs(kernel).max() <= 2 * scale * (1 + 1e-6)
+    assert np.abs(kernel).max() > 1.99 * scale
+    # a normal cut off at two standard deviations keeps 0.77374 of its variance
+    np.testing.assert_allclose(kernel.var(), 0.77374 * scale**2, rtol=0.02)
+    np.testing.assert_allclose(kernel.mean(), 0, atol=5 * scale / np.sqrt(kernel.size))
