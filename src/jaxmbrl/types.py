@@ -220,3 +220,14 @@ class Task(NamedTuple):
     """(observation, action, next observation) -> reward, where the observation determines it."""
     terminated: Callable[[Float[Array, "*n O"]], Bool[Array, "*n"]] | None = None
     """next observation -> terminated, where the observation determines it."""
+
+
+def row_like(task: Task) -> Transition:
+    """One transition of `task`, all zeros and without extras: the prototype of a replay buffer's row."""
+    none = jnp.zeros((), bool)
+    return Transition(task.observation.zeros(), task.action.zeros(), jnp.zeros(()), task.observation.zeros(), none, none)
+
+
+def flatten(transitions: Transition) -> Transition:
+    """Rows [period * num_envs, ...] of transitions [period, num_envs, ...], in time order and without extras."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transitions._replace(extras=()))

@@ -1,1 +1,47 @@
 """Planners: an optimiser of action sequences over a World is a Policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxmbrl.rollout import Return, open_loop, planned_return, rollout
+from jaxmbrl.types import Action, Key, Memory, Objective, Observation, Planner, Policy, PyTree, World
+
+
+def return_of(world: World, origin: Any) -> Objective:
+    """Objective of an action sequence: the mean return of playing it open loop in `world` from `origin`.
+
+    The mean is over the rows of a learned World; a real one has a single return. Rewards after termination don't count.
+    One row that is not finite makes the objective -inf: a candidate must not win by an average over the others.
+    """
+
+    def objective(actions: Float[Array, "H A"], key: Key) -> Float[Array, ""]:
+        start_key, rollout_key = jax.random.split(key)
+        carry = world.start(origin, start_key)
+        policy = open_loop(actions)
+        step = jax.eval_shape(world.step, carry, actions[0], rollout_key)[1]
+        state = (carry, jnp.zeros((), jnp.int32))
+        start = Return.zero(step.reward.shape)
+        total = rollout(world, policy, state, rollout_key, actions.shape[0], planned_return, start)[1].total
+        return jnp.where(jnp.all(jnp.isfinite(total)), jnp.mean(total), -jnp.inf)
+
+    return objective
+
+
+def planning_policy(planner: Planner, world: World, origin: Callable[[Observation], Any]) -> Policy:
+    """Model-predictive control: plan from each observation, play the plan's first action. Its memory is the plan's state.
+
+    `origin(observation)` is what `world.start` takes: the rows of a learned World, or a simulator's state.
+    All candidates of an iteration see the same noise and the same draw of members (common random numbers).
+    """
+
+    def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
+        actions, memory, statistics = planner.plan(return_of(world, origin(observation)), memory, key)
+        return actions[0], statistics, memory
+
+    return Policy(init=lambda key: planner.init(), act=act)

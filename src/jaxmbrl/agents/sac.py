@@ -1,0 +1,198 @@
+"""Soft Actor-Critic (Haarnoja et al., arXiv 1812.05905), with N critics and learned temperature.
+
+Critic target   y = r + discount (1 - terminated) (min Q'(s', a') - alpha log pi(a'|s')), a' ~ pi
+Critic loss     sum over critics of mean (Q(s, a) - y)^2
+Actor loss      mean (alpha log pi(a|s) - min Q(s, a)), a ~ pi reparameterised
+Temperature     minimise -log alpha (log pi + target entropy)
+
+Differs from the paper: as REDQ does it (arXiv 2101.05982), the target's minimum is over a random subset of the critics, the
+same for the whole batch; with two of two critics it is the paper's. Losses carry no factor 1/2. Updates are sequential:
+the actor sees the critic just updated. The log standard deviation is clipped to [-20, 2].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from annotated_types import Ge, Gt, Le
+from jaxtyping import Array, Float
+
+from jaxmbrl import optimizer
+from jaxmbrl.distributions import sample_squashed
+from jaxmbrl.networks import MLP
+from jaxmbrl.optimizer import Trainable
+from jaxmbrl.types import Action, Agent, Average, Hyper, Key, Memory, Metrics, Observation, Policy, PyTree, Transition
+
+MIN_LOG_STD, MAX_LOG_STD = -20.0, 2.0
+
+
+@dataclass(frozen=True)
+class SACConfig:
+    """Settings of the agent."""
+
+    hidden: tuple[Annotated[int, Ge(1)], ...] = (256, 256)
+    """Units of each hidden layer of actor and critics."""
+    critics: Annotated[int, Ge(1)] = 2
+    """Number of critics N."""
+    critic_subset: Annotated[int, Ge(1)] = 2
+    """Critics drawn for each target's minimum."""
+    learning_rate: Annotated[float, Gt(0)] = 3e-4
+    """Adam's, for actor, critics and temperature."""
+    discount: Annotated[float, Ge(0), Le(1)] = 0.99
+    """Discount a step."""
+    polyak: Annotated[float, Gt(0), Le(1)] = 0.005
+    """Share by which the target critics move at each update."""
+    initial_temperature: Annotated[float, Gt(0)] = 1.0
+    """Temperature alpha at the start."""
+    target_entropy: float | None = None
+    """Entropy in nats that the temperature is learned for; minus the action's size where not given."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """A rule between fields that is broken."""
+        if self.critic_subset > self.critics:
+            return "critic_subset", f"must be at most critics ({self.critics}), got {self.critic_subset}"
+        return None
+
+
+class SACState(NamedTuple):
+    """Everything that learns."""
+
+    actor: Trainable
+    critic: Trainable
+    """Leaves lead with [critics]; its target copy is the target critics."""
+    log_temperature: Trainable
+    discount: Float[Array, ""]
+
+
+ActorLoss = Callable[[PyTree, SACState, Transition, Key], tuple[Float[Array, ""], Float[Array, ""]]]
+
+
+class SACFunctions(NamedTuple):
+    """The agent's own functions, for methods that put other targets or losses together from them."""
+
+    gaussian: Callable[[PyTree, Observation], tuple[Float[Array, "*n A"], Float[Array, "*n A"]]]
+    """(actor parameters, observation) -> (mean, log standard deviation) of the action before tanh."""
+    sample: Callable[[PyTree, Observation, Key], tuple[Float[Array, "*n A"], Float[Array, "*n"]]]
+    """(actor parameters, observation, key) -> (action, log-density), reparameterised."""
+    q: Callable[[PyTree, Observation, Action], Float[Array, "N *n"]]
+    """(critic parameters, observation, action) -> each critic's value."""
+
+
+def _networks(config: SACConfig, action_size: int) -> tuple[MLP, MLP]:
+    return MLP(config.hidden, 2 * action_size), MLP(config.hidden, 1)
+
+
+def functions(config: SACConfig, action_size: int) -> SACFunctions:
+    """The agent's functions, pure in their parameters."""
+    actor, critic = _networks(config, action_size)
+
+    def gaussian(params: PyTree, observation: Observation) -> tuple[Array, Array]:
+        mean, log_std = jnp.split(actor.apply(params, observation), 2, axis=-1)
+        return mean, jnp.clip(log_std, MIN_LOG_STD, MAX_LOG_STD)
+
+    def sample(params: PyTree, observation: Observation, key: Key) -> tuple[Array, Array]:
+        return sample_squashed(key, *gaussian(params, observation))
+
+    def q(params: PyTree, observation: Observation, action: Action) -> Array:
+        x = jnp.concatenate([observation, action], axis=-1)
+        return jax.vmap(lambda member: critic.apply(member, x)[..., 0])(params)
+
+    return SACFunctions(gaussian, sample, q)
+
+
+def make(config: SACConfig, observation_size: int, action_size: int) -> Agent:
+    """The agent for flat observations [O] and actions [A] in [-1, 1].
+
+    `hyper` may hold `learning_rate`, `discount` and `initial_temperature`, traced.
+    """
+    actor, critic = _networks(config, action_size)
+    gaussian, sample, q = functions(config, action_size)
+    target_entropy = -float(action_size) if config.target_entropy is None else config.target_entropy
+
+    def init(key: Key, hyper: Hyper) -> SACState:
+        actor_key, critic_key = jax.random.split(key)
+        observation, pair = jnp.zeros(observation_size), jnp.zeros(observation_size + action_size)
+        critic_params = jax.vmap(lambda k: critic.init(k, pair))(jax.random.split(critic_key, config.critics))
+        learning_rate = hyper.get("learning_rate", config.learning_rate)
+        log_temperature = jnp.log(jnp.asarray(hyper.get("initial_temperature", config.initial_temperature), float))
+        return SACState(
+            actor=optimizer.init(actor.init(actor_key, observation), learning_rate),
+            critic=optimizer.init(critic_params, learning_rate, with_target=True),
+            log_temperature=optimizer.init(log_temperature, learning_rate),
+            discount=jnp.asarray(hyper.get("discount", config.discount), float),
+        )
+
+    def policy(state: SACState, explore: bool) -> Policy:
+        def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
+            if explore:
+                return sample(state.actor.params, observation, key)[0], (), memory
+            mean, _ = gaussian(state.actor.params, observation)
+            return jnp.tanh(mean), (), memory
+
+        return Policy(init=lambda key: (), act=act)
+
+    def critic_target(state: SACState, batch: Transition, key: Key) -> Float[Array, "B"]:
+        action_key, subset_key = jax.random.split(key)
+        action, log_density = sample(state.actor.params, batch.next_observation, action_key)
+        values = q(state.critic.target, batch.next_observation, action)
+        if config.critic_subset < config.critics:
+            values = values[jax.random.choice(subset_key, config.critics, (config.critic_subset,), replace=False)]
+        soft_value = values.min(axis=0) - jnp.exp(state.log_temperature.params) * log_density
+        return batch.reward + state.discount * jnp.where(batch.terminated, 0.0, soft_value)
+
+    def update_critic(
+        state: SACState,
+        batch: Transition,
+        key: Key,
+        *,
+        target: Float[Array, "B"] | None = None,
+        weight: Float[Array, "B"] | None = None,
+    ) -> tuple[SACState, Metrics]:
+        y = jax.lax.stop_gradient(critic_target(state, batch, key) if target is None else target)
+
+        def loss(params: PyTree) -> tuple[Array, Array]:
+            values = q(params, batch.observation, batch.action)
+            error = (values - y) ** 2
+            return jnp.sum(jnp.mean(error if weight is None else weight * error, axis=-1)), jnp.mean(values)
+
+        (value, q_mean), gradient = jax.value_and_grad(loss, has_aux=True)(state.critic.params)
+        trained, norm = optimizer.step(state.critic, gradient)
+        trained = optimizer.move_target(trained, config.polyak)
+        return state._replace(critic=trained), {
+            "agent/critic_loss": Average.of(value),
+            "agent/q": Average.of(q_mean),
+            "agent/critic_gradient_norm": Average.of(norm),
+        }
+
+    def actor_loss(params: PyTree, state: SACState, batch: Transition, key: Key) -> tuple[Array, Array]:
+        action, log_density = sample(params, batch.observation, key)
+        value = q(state.critic.params, batch.observation, action).min(axis=0)
+        temperature = jnp.exp(state.log_temperature.params)
+        return jnp.mean(temperature * log_density - value), jnp.mean(log_density)
+
+    def update_actor(
+        state: SACState, batch: Transition, key: Key, *, loss: ActorLoss | None = None
+    ) -> tuple[SACState, Metrics]:
+        gradient_of = jax.value_and_grad(actor_loss if loss is None else loss, has_aux=True)
+        (value, log_density), gradient = gradient_of(state.actor.params, state, batch, key)
+        trained, norm = optimizer.step(state.actor, gradient)
+        # The gradient of -log alpha (log pi + target entropy) with respect to log alpha.
+        temperature, _ = optimizer.step(state.log_temperature, -(log_density + target_entropy))
+        return state._replace(actor=trained, log_temperature=temperature), {
+            "agent/actor_loss": Average.of(value),
+            "agent/entropy": Average.of(-log_density),
+            "agent/temperature": Average.of(jnp.exp(temperature.params)),
+            "agent/actor_gradient_norm": Average.of(norm),
+        }
+
+    def update(state: SACState, batch: Transition, key: Key) -> tuple[SACState, Metrics]:
+        critic_key, actor_key = jax.random.split(key)
+        state, critic_metrics = update_critic(state, batch, critic_key)
+        state, actor_metrics = update_actor(state, batch, actor_key)
+        return state, critic_metrics | actor_metrics
+
+    return Agent(init, policy, critic_target, update_critic, update_actor, update)

@@ -1,0 +1,69 @@
+"""Parameters with their Adam moments, learning rate and target copy, updated as one."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float
+
+from jaxmbrl.types import PyTree
+
+_adam = optax.scale_by_adam()
+
+
+class Trainable(NamedTuple):
+    """Parameters and all that their updates need. While `open` is false nothing in it changes any more.
+
+    The gate sits in the update itself, where it costs nothing: to choose between old and new parameters afterwards would
+    read and write them once more. It closes by itself at a gradient that is not finite, and the training loop closes it
+    when anything else of the seed is not finite.
+    """
+
+    params: PyTree
+    target: PyTree
+    """Slowly moving copy of `params`, or `()`."""
+    moments: Any
+    """Adam's."""
+    learning_rate: Float[Array, ""]
+    open: Bool[Array, ""]
+
+
+def init(params: PyTree, learning_rate: Any, with_target: bool = False) -> Trainable:
+    """A fresh optimiser for `params`; `learning_rate` may be traced."""
+    return Trainable(
+        params=params,
+        target=jax.tree.map(jnp.copy, params) if with_target else (),
+        moments=_adam.init(params),
+        learning_rate=jnp.asarray(learning_rate, float),
+        open=jnp.ones((), bool),
+    )
+
+
+def step(trainable: Trainable, gradient: PyTree) -> tuple[Trainable, Float[Array, ""]]:
+    """One Adam step (arXiv 1412.6980) down `gradient`; returns the trainable and the gradient's norm."""
+    norm = optax.global_norm(gradient)
+    is_open = trainable.open & jnp.isfinite(norm)
+    updates, moments = _adam.update(gradient, trainable.moments)
+    params = jax.tree.map(lambda p, u: p - trainable.learning_rate * u, trainable.params, updates)
+    return (
+        trainable._replace(
+            params=_where(is_open, params, trainable.params),
+            moments=_where(is_open, moments, trainable.moments),
+            open=is_open,
+        ),
+        norm,
+    )
+
+
+def move_target(trainable: Trainable, rate: float) -> Trainable:
+    """Move the target copy towards the parameters by the share `rate` (Polyak averaging)."""
+    rate_now = jnp.where(trainable.open, rate, 0.0)
+    target = jax.tree.map(lambda t, p: t + rate_now * (p - t), trainable.target, trainable.params)
+    return trainable._replace(target=target)
+
+
+def _where(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)

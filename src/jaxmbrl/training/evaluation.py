@@ -1,0 +1,38 @@
+"""Evaluation: the deterministic policy on fixed start states, and summaries over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxmbrl.rollout import Return, episode_return, rollout
+from jaxmbrl.types import Algorithm, PyTree, Task
+
+_STREAM = 0x45564131
+"""Start states are drawn below this key, away from every training seed's."""
+
+
+def episode(algorithm: Algorithm, task: Task, state: PyTree, index: Int[Array, ""]) -> Float[Array, ""]:
+    """Undiscounted return of one episode under the policy of `state` (of one seed). The start state and all randomness
+    follow from `index` alone."""
+    start_key, memory_key, rollout_key = jax.random.split(jax.random.fold_in(jax.random.key(_STREAM), index), 3)
+    policy = algorithm.policy(state, False)
+    start = (task.world.reset(start_key), policy.init(memory_key))
+    return rollout(task.world, policy, start, rollout_key, task.episode_length, episode_return, Return.zero())[1].total
+
+
+def evaluate(algorithm: Algorithm, task: Task, states: PyTree, episodes: int) -> Float[Array, "K episodes"]:
+    """Returns of `episodes` episodes for each seed of `states` [K, ...]: the same start states for every seed."""
+    by_episode = jax.vmap(lambda state, i: episode(algorithm, task, state, i), in_axes=(None, 0))
+    return jax.vmap(by_episode, in_axes=(0, None))(states, jnp.arange(episodes))
+
+
+def interquartile_mean(values: Sequence[float]) -> float:
+    """Mean without the lowest and highest quarter, rounded down to whole values (Agarwal et al., arXiv 2108.13264)."""
+    ordered = np.sort(np.asarray(values, float))
+    cut = len(ordered) // 4
+    return float(np.mean(ordered[cut : len(ordered) - cut]))

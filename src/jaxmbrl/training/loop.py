@@ -1,0 +1,257 @@
+"""The loop, written once for every algorithm: warm-up, collecting with auto-reset, learning, counting, all seeds at once.
+
+`Loop.run` is one compiled program that takes a traced number of steps, so how a run is cut into calls changes no bit of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxmbrl import metrics
+from jaxmbrl.optimizer import Trainable
+from jaxmbrl.replay import Replay
+from jaxmbrl.rollout import auto_reset, rollout
+from jaxmbrl.types import (
+    Action,
+    Algorithm,
+    Average,
+    Carry,
+    Clock,
+    Hyper,
+    Key,
+    Memory,
+    Metrics,
+    Observation,
+    Policy,
+    PyTree,
+    Task,
+    Transition,
+)
+
+ENVIRONMENT, LEARNER, MEMORY, COLLECT = range(4)
+"""Independent streams of randomness below a seed's key."""
+
+
+class LoopConfig(Protocol):
+    """The fields of an algorithm's config that the loop reads."""
+
+    @property
+    def num_envs(self) -> int:
+        """Environments of each seed."""
+
+    @property
+    def warmup_steps(self) -> int:
+        """Environment steps of random actions at the start."""
+
+    @property
+    def epoch_steps(self) -> int:
+        """Environment steps of an epoch, whose metrics are averaged."""
+
+
+class Fault(NamedTuple):
+    """The first value of a seed that was not finite."""
+
+    what: Int[Array, ""]
+    """Index into `Loop.checked`; -1 while all is well."""
+    env_steps: Int[Array, ""]
+    """When it was seen."""
+
+
+class LoopState(NamedTuple):
+    """Everything that one seed holds. `Loop` carries it with a leading axis of seeds."""
+
+    algorithm: PyTree
+    carry: Carry
+    """Of the environments, [num_envs]."""
+    memory: Memory
+    """Of the policy, [num_envs]."""
+    key: Key
+    running_return: Float[Array, "num_envs"]
+    """Return so far of the episodes in progress."""
+    running_length: Int[Array, "num_envs"]
+    metrics: Metrics
+    """Of the epoch in progress."""
+    fault: Fault
+
+
+class Loop(NamedTuple):
+    """An algorithm on a task, for all seeds."""
+
+    init: Any
+    """(seeds [K], hyper of arrays [K]) -> LoopState [K]."""
+    run: Any
+    """(clock, LoopState [K], calls of `learn`) -> (clock, LoopState [K])."""
+    steps_per_call: int
+    """Environment steps of each seed in one call of `learn`."""
+    checked: tuple[str, ...]
+    """Names of what is checked to be finite at each call."""
+
+
+def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
+    """The loop of `algorithm` on `task`. Seed k has the same randomness whatever the other seeds are."""
+    steps_per_call = algorithm.period * config.num_envs
+
+    def collectors(state: PyTree, clock: Clock) -> tuple[Any, Policy]:
+        warm = clock.env_steps < config.warmup_steps
+        return auto_reset(task.world, _with_warmup(algorithm.policy(state, True), task, warm))
+
+    def init(seed: Int[Array, ""], hyper: Hyper) -> LoopState:
+        key = jax.random.key(seed)
+        learner = algorithm.init(jax.random.fold_in(key, LEARNER), hyper)
+        world, policy = collectors(learner, _clock(0))
+        environment_keys, memory_keys = (
+            jax.random.split(jax.random.fold_in(key, stream), config.num_envs) for stream in (ENVIRONMENT, MEMORY)
+        )
+        state = LoopState(
+            algorithm=learner,
+            carry=jax.vmap(world.reset)(environment_keys),
+            memory=jax.vmap(policy.init)(memory_keys),
+            key=jax.random.fold_in(key, COLLECT),
+            running_return=jnp.zeros(config.num_envs),
+            running_length=jnp.zeros(config.num_envs, jnp.int32),
+            metrics={},
+            fault=Fault(jnp.full((), -1, jnp.int32), jnp.zeros((), jnp.int32)),
+        )
+        return state._replace(metrics=metrics.unknown_like(advance, _clock(0), state))
+
+    def collect(clock: Clock, state: LoopState, key: Key) -> tuple[Carry, Memory, Transition]:
+        world, policy = collectors(state.algorithm, clock)
+
+        def one(carry: Carry, memory: Memory, key: Key) -> Any:
+            return rollout(world, policy, (carry, memory), key, algorithm.period)
+
+        keys = jax.random.split(key, config.num_envs)
+        (carry, memory), transitions = jax.vmap(one, out_axes=(0, 1))(state.carry, state.memory, keys)
+        return carry, memory, transitions
+
+    def advance(clock: Clock, state: LoopState) -> tuple[LoopState, Metrics]:
+        """One call of `learn`; `clock` already counts its steps. Metrics are those of this call."""
+        key, collect_key = jax.random.split(state.key)
+        before = Clock(clock.env_steps - steps_per_call)
+        carry, memory, transitions = collect(before, state, collect_key)
+        learner, found = algorithm.learn(clock, state.algorithm, transitions)
+        (running_return, running_length), finished = _episodes((state.running_return, state.running_length), transitions)
+        found = found | finished
+        finite = _finite(found, transitions, learner)
+        healthy = jnp.all(jnp.stack(list(finite.values()))) & (state.fault.what < 0)
+        first = jnp.argmin(jnp.stack(list(finite.values()))).astype(jnp.int32)
+        moved = LoopState(
+            algorithm=learner,
+            carry=carry,
+            memory=memory,
+            key=key,
+            running_return=running_return,
+            running_length=running_length,
+            metrics=state.metrics,
+            fault=state.fault,
+        )
+        moved = _gate(healthy, moved, state)
+        new_fault = ~healthy & (state.fault.what < 0)
+        fault = Fault(
+            jnp.where(new_fault, first, state.fault.what), jnp.where(new_fault, clock.env_steps, state.fault.env_steps)
+        )
+        found = jax.tree.map(lambda x: jnp.where(healthy, x, 0.0), found)
+        return moved._replace(fault=fault), found
+
+    def run(clock: Clock, states: LoopState, calls: Int[Array, ""]) -> tuple[Clock, LoopState]:
+        def body(i: Int[Array, ""], loop: tuple[Clock, LoopState]) -> tuple[Clock, LoopState]:
+            clock, states = loop
+            fresh = clock.env_steps % config.epoch_steps == 0
+            so_far = jax.tree.map(lambda x: jnp.where(fresh, 0.0, x), states.metrics)
+            clock = Clock(clock.env_steps + steps_per_call)
+            states, found = jax.vmap(advance, in_axes=(None, 0))(clock, states)
+            return clock, states._replace(metrics=metrics.add(so_far, found))
+
+        return jax.lax.fori_loop(0, calls, body, (clock, states))
+
+    def checked() -> tuple[str, ...]:
+        names: list[str] = []
+
+        def trace(key: Key) -> None:
+            state = init(jnp.zeros((), jnp.int32), {})
+            _, _, transitions = collect(_clock(0), state, key)
+            learner, found = algorithm.learn(_clock(steps_per_call), state.algorithm, transitions)
+            _, finished = _episodes((state.running_return, state.running_length), transitions)
+            names.extend(_finite(found | finished, transitions, learner))
+
+        jax.eval_shape(trace, jax.random.key(0))
+        return tuple(names)
+
+    return Loop(jax.vmap(init), run, steps_per_call, checked())
+
+
+def clock_at(env_steps: int) -> Clock:
+    """The clock after `env_steps` steps of each seed's environments."""
+    return _clock(env_steps)
+
+
+def _clock(env_steps: int) -> Clock:
+    return Clock(jnp.asarray(env_steps, jnp.int32))
+
+
+def _with_warmup(policy: Policy, task: Task, warm: Bool[Array, ""]) -> Policy:
+    """`policy`, but actions drawn uniformly while `warm`, which all seeds share."""
+
+    def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
+        def explore(memory: Memory) -> tuple[Action, PyTree, Memory]:
+            _, extras, _ = jax.eval_shape(policy.act, memory, observation, key)
+            return task.action.sample(key), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), extras), memory
+
+        return jax.lax.cond(warm, explore, lambda memory: policy.act(memory, observation, key), memory)
+
+    return Policy(policy.init, act)
+
+
+def _episodes(running: tuple[Array, Array], transitions: Transition) -> tuple[tuple[Array, Array], Metrics]:
+    """Count the episodes that finished in `transitions` [period, num_envs]."""
+
+    def count(running: tuple[Array, Array], step: Transition) -> tuple[tuple[Array, Array], Metrics]:
+        total, length = running[0] + step.reward, running[1] + 1
+        ended = step.terminated | step.truncated
+        finished = jnp.sum(ended).astype(total.dtype)
+        found = {
+            "train/return": Average(jnp.sum(jnp.where(ended, total, 0.0)), finished),
+            "train/episode_length": Average(jnp.sum(jnp.where(ended, length, 0)).astype(total.dtype), finished),
+        }
+        return (jnp.where(ended, 0.0, total), jnp.where(ended, 0, length)), found
+
+    running, found = jax.lax.scan(count, running, transitions._replace(extras=()))
+    return running, metrics.total(found)
+
+
+def _finite(found: Metrics, transitions: Transition, learner: PyTree) -> dict[str, Bool[Array, ""]]:
+    """What is finite, by name: the data collected, the metrics, and whether each optimiser is still open."""
+    data = {name: getattr(transitions, name) for name in ("observation", "action", "reward", "next_observation")}
+    leaves = jax.tree_util.tree_leaves_with_path(learner, is_leaf=lambda x: isinstance(x, Trainable))
+    return (
+        {f"transition/{name}": _all_finite(value) for name, value in data.items()}
+        | {name: jnp.isfinite(x.total) for name, x in found.items()}
+        | {f"gradient of {jax.tree_util.keystr(p)[1:]}": x.open for p, x in leaves if isinstance(x, Trainable)}
+    )
+
+
+def _all_finite(tree: PyTree) -> Bool[Array, ""]:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def _gate(healthy: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
+    """`new` for a healthy seed, else `old`, without reading and writing what is large once more.
+
+    A `Replay` keeps its size and position, so rows written meanwhile do not count (of a full ring, the oldest rows of one
+    call are lost); a `Trainable` is closed.
+    """
+
+    def choose(new: Any, old: Any) -> Any:
+        if isinstance(new, Replay):
+            return new._replace(
+                position=jnp.where(healthy, new.position, old.position), size=jnp.where(healthy, new.size, old.size)
+            )
+        if isinstance(new, Trainable):
+            return new._replace(open=new.open & healthy)
+        return jnp.where(healthy, new, old)
+
+    return jax.tree.map(choose, new, old, is_leaf=lambda x: isinstance(x, Replay | Trainable))
