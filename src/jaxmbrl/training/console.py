@@ -1,0 +1,240 @@
+"""What a run says while it goes: a live table and a bar with the time left on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+import os
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, TextIO
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+EPOCHS_SHOWN = 10
+SPEED_WINDOW = 60.0
+"""Seconds over which the speed is measured (at least the last two updates)."""
+COLUMNS = (
+    ("train return", "train/return", ".1f"),
+    ("eval return", "eval/return", ".1f"),
+    ("model error", "model/holdout_error", ".3g"),
+    ("seconds", "time/epoch", ".1f"),
+)
+
+
+class _Nowhere(io.TextIOBase):
+    """A stream that forgets what it is given."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+class Progress:
+    """The console of one run of `seeds` seeds, each of `total_steps` environment steps.
+
+    Writes to `out` (standard output by default). Use it as a context manager: the live part is drawn inside it.
+    """
+
+    def __init__(self, total_steps: int, seeds: int, out: TextIO | None = None) -> None:
+        self.total_steps = total_steps
+        self.seeds = seeds
+        self._out = sys.stdout if out is None else out
+        on_terminal = self._out.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+        self._console = Console(file=self._out, force_terminal=True, highlight=False) if on_terminal else None
+        self._live: Live | None = None
+        self._epochs: deque[dict[str, str]] = deque(maxlen=EPOCHS_SHOWN)
+        self._speed = Speed()
+        self._steps = 0
+        self._message = ""
+        self._compiling: tuple[str, float, Spinner] | None = None
+
+    @classmethod
+    def silent(cls) -> Progress:
+        """A console that prints nothing."""
+        return cls(0, 0, out=_Nowhere())  # type: ignore[arg-type]
+
+    def __enter__(self) -> Progress:
+        if self._console is not None:
+            self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._compiling = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    @property
+    def width(self) -> int:
+        """Columns at hand; 80 where it is not a terminal."""
+        return 80 if self._console is None else self._console.width
+
+    def say(self, text: str) -> None:
+        """Print lines that stay."""
+        self._print(text)
+
+    def warn(self, text: str) -> None:
+        """Print a warning that stays."""
+        self._print(f"warning: {text}", "yellow")
+
+    def compiling(self, what: str) -> None:
+        """Say that a compilation starts."""
+        self._compiling = (what, time.monotonic(), Spinner("line"))
+        if self._console is None:
+            self._print(f"compiling {what} ...")
+        self._refresh()
+
+    def compiled(self, what: str, seconds: float) -> None:
+        """Say how long a compilation took; the time left does not count it."""
+        self._compiling = None
+        self._speed.pause(seconds)
+        self._print(f"compiled {what} in {seconds:.1f} s")
+
+    def update(self, env_steps: int, message: str | None = None) -> None:
+        """Move the bar to `env_steps` of each seed. The first call of a run sets where its speed is measured from."""
+        self._steps = env_steps
+        self._message = message or ""
+        self._speed.add(time.monotonic(), env_steps)
+        self._refresh()
+
+    def epoch(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Show an epoch from its metrics rows, one a seed; frozen seeds are marked and left out of the means."""
+        if not rows:
+            return
+        shown = summary(rows)
+        self._steps = max(self._steps, int(rows[0]["env_steps"]))
+        self._epochs.append(shown)
+        if self._console is None:
+            self._print(_plain_epoch(shown, self.total_steps))
+        self._refresh()
+
+    def _print(self, text: str, style: str = "") -> None:
+        if self._console is not None:
+            self._console.print(Text(text, style=style), soft_wrap=True)
+            return
+        encoding = getattr(self._out, "encoding", None) or "utf-8"
+        self._out.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+        self._out.flush()
+
+    def _refresh(self) -> None:
+        if self._live is not None:
+            self._live.refresh()
+
+    def _render(self) -> RenderableType:
+        parts: list[RenderableType] = []
+        if self._epochs:
+            parts.append(_table(list(self._epochs), self.seeds))
+        if self._compiling is not None:
+            what, since, spinner = self._compiling
+            spinner.update(text=Text(f"compiling {what}, {time.monotonic() - since:.0f} s", style="cyan"))
+            parts.append(spinner)
+        elif self._steps:
+            parts.append(self._bar())
+        return Group(*parts)
+
+    def _bar(self) -> RenderableType:
+        line = Table.grid(padding=(0, 2), expand=True)
+        line.add_column(no_wrap=True)
+        line.add_column(ratio=1)
+        line.add_column(no_wrap=True)
+        texts = [f"{self._steps / self.total_steps:.0%}"] if self.total_steps else []
+        speed = self._speed.value()
+        if speed:
+            texts.append(f"{speed:,.0f} steps/s" if speed >= 10 else f"{speed:.1f} steps/s")
+            if self._steps < self.total_steps:
+                since = time.monotonic() - self._speed.last()
+                texts.append(f"{duration(max((self.total_steps - self._steps) / speed - since, 0.0))} left")
+        texts += [self._message] if self._message else []
+        bar = ProgressBar(total=max(self.total_steps, 1), completed=self._steps, complete_style="cyan")
+        line.add_row(f"{self._steps:,} of {self.total_steps:,} steps", bar, Text("  ".join(texts)))
+        return line
+
+
+class Speed:
+    """Environment steps a second, measured over the last `SPEED_WINDOW` seconds."""
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[float, int]] = deque()
+
+    def add(self, now: float, steps: int) -> None:
+        """Note that `steps` were done at `now` (s)."""
+        if self._marks and steps < self._marks[-1][1]:
+            self._marks.clear()
+        self._marks.append((now, steps))
+        while len(self._marks) > 2 and now - self._marks[1][0] >= SPEED_WINDOW:
+            self._marks.popleft()
+
+    def pause(self, seconds: float) -> None:
+        """Leave out `seconds` that have just passed."""
+        self._marks = deque((then + seconds, steps) for then, steps in self._marks)
+
+    def value(self) -> float | None:
+        """Steps a second, or None while it is not known."""
+        if len(self._marks) < 2:
+            return None
+        (since, before), (now, steps) = self._marks[0], self._marks[-1]
+        return (steps - before) / (now - since) if now > since and steps > before else None
+
+    def last(self) -> float:
+        """When steps were last added (s)."""
+        return self._marks[-1][0]
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What is shown of an epoch's rows, one a seed: means over the seeds that are not frozen, where known."""
+    running = [row for row in rows if not row.get("frozen", False)]
+    frozen = [str(row["seed"]) for row in rows if row.get("frozen", False)]
+    shown = {"epoch": str(rows[0]["epoch"]), "env steps": f"{rows[0]['env_steps']:,}"}
+    for title, name, form in COLUMNS:
+        values = [row[name] for row in (rows if name.startswith("time/") else running) if name in row]
+        if values:
+            shown[title] = format(statistics.fmean(values), form)
+    if frozen:
+        shown["frozen"] = f"seed{'s' if len(frozen) > 1 else ''} {', '.join(frozen)}"
+    return shown
+
+
+def duration(seconds: float) -> str:
+    """A time in words: `12 s`, `3 min 20 s`, `2 h 05 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def _plain_epoch(shown: dict[str, str], total_steps: int) -> str:
+    parts = [f"epoch {shown['epoch']}", f"{shown['env steps']} of {total_steps:,} steps"]
+    parts += [f"{title} {shown[title]}" for title, *_ in COLUMNS[:-1] if title in shown]
+    if "seconds" in shown:
+        parts.append(f"{shown['seconds']} s")
+    if "frozen" in shown:
+        parts.append(f"frozen: {shown['frozen']}")
+    return ", ".join(parts)
+
+
+def _table(epochs: list[dict[str, str]], seeds: int) -> Table:
+    """The last epochs, with those columns that any of them fills."""
+    titles = [t for t in ("epoch", "env steps", *(title for title, *_ in COLUMNS)) if any(t in e for e in epochs)]
+    frozen = any("frozen" in epoch for epoch in epochs)
+    table = Table(box=box.SIMPLE_HEAD, caption=f"mean over {seeds} seeds" if seeds > 1 else None, caption_justify="left")
+    for title in titles:
+        table.add_column(title, justify="right", style="bold" if title.endswith("return") else "")
+    if frozen:
+        table.add_column("frozen", style="red")
+    for epoch in epochs:
+        cells = [epoch.get(title, "-") for title in titles]
+        table.add_row(*cells, *([epoch.get("frozen", "")] if frozen else []))
+    return table

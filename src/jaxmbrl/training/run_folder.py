@@ -1,0 +1,264 @@
+"""The folder of a run: what was asked, where it ran, what came of it.
+
+config.yaml          the settings; they alone are enough to start the run again
+environment.json     versions, devices, source commit, command line
+metrics.jsonl        one JSON object a line: one row an epoch and seed
+events.jsonl         one JSON object a line: what happened when
+checkpoints/         see `checkpoint`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import jax
+import yaml
+
+from jaxmbrl.config import UserError
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
+EVENTS = "events.jsonl"
+KINDS = ("start", "compile", "checkpoint", "resume", "warning", "end")
+PACKAGES = ("jaxmbrl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mujoco", "mujoco-mjx", "numpy")
+
+
+class RunFolder(NamedTuple):
+    """A run's folder, made by `create` or found by `open`. Whole files are replaced in one rename, lines are appended."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path | str) -> RunFolder:
+        """A new, empty run folder with its parents. Raises UserError where `path` is taken or cannot be written to."""
+        path = Path(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            taken = next(path.iterdir(), None)
+        except FileExistsError:
+            raise UserError(f"{path} is a file; choose another folder for the run") from None
+        except NotADirectoryError:
+            raise UserError(f"{path} cannot be made: a part of it is a file; choose another folder for the run") from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be made ({error.strerror}); choose another folder for the run") from None
+        if taken is not None:
+            raise UserError(f"{path} is not empty (it holds {taken.name}); choose another folder, or resume the run in it")
+        _try_writing(path)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunFolder:
+        """The run folder at `path`. Raises UserError where it is none."""
+        path = Path(path)
+        if not path.is_dir():
+            raise UserError(f"there is no folder {path}; give the folder of a run")
+        if not (path / CONFIG).is_file():
+            raise UserError(f"{path} is not a run: it has no {CONFIG}; give the folder of a run")
+        return cls(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder that checkpoints go to."""
+        return self.path / "checkpoints"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for writing; it ends with the process. Raises UserError where another process holds it."""
+        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise UserError(f"another process is writing to {self.path}; wait for it or stop it") from None
+        try:
+            yield
+        finally:
+            os.close(handle)
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write config.yaml from a nested dict of plain values."""
+        write_file(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+
+    def read_config(self) -> dict[str, Any]:
+        """Read config.yaml. Raises UserError where it is not valid."""
+        file = self.path / CONFIG
+        try:
+            config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{file} cannot be read ({error.strerror})") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{file} is not valid YAML ({' '.join(str(error).split())}); mend it") from None
+        if not isinstance(config, dict):
+            raise UserError(f"{file} must hold fields and values, it holds {'nothing' if config is None else repr(config)}")
+        return config
+
+    def write_environment(self, extra: dict[str, Any]) -> None:
+        """Write environment.json: versions, machine, source commit and command line, then `extra`."""
+        text = json.dumps({**environment(), **extra}, indent=2, allow_nan=False)
+        write_file(self.path / ENVIRONMENT, text.encode() + b"\n")
+
+    def append_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Append rows to metrics.jsonl in one write, on the disk when this returns.
+
+        Raises ValueError for a NaN or an infinity, before anything is written: a value that is not known is absent.
+        """
+        for row in rows:
+            for name, value in row.items():
+                if not isinstance(value, str) and not math.isfinite(value):
+                    raise ValueError(f"metric {name} is {value} in epoch {row.get('epoch')}, seed {row.get('seed')}")
+        _append(self.path / METRICS, rows)
+
+    def metrics_offset(self) -> int:
+        """Bytes in metrics.jsonl."""
+        file = self.path / METRICS
+        return file.stat().st_size if file.exists() else 0
+
+    def truncate_metrics(self, offset: int) -> None:
+        """Forget what metrics.jsonl holds after its first `offset` bytes. Raises UserError where it has fewer."""
+        file = self.path / METRICS
+        size = self.metrics_offset()
+        if size < offset:
+            raise UserError(f"{file} has {size} bytes, its checkpoint was written at {offset}; bring the whole file back")
+        if size > offset:
+            with file.open("r+b") as opened:
+                opened.truncate(offset)
+                os.fsync(opened.fileno())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl; a torn last line is left out, any other bad line is a UserError."""
+        return _read_lines(self.path / METRICS)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append a line to events.jsonl: time (ISO 8601, UTC), kind (one of KINDS), `fields`."""
+        if kind not in KINDS:
+            raise ValueError(f"an event's kind is one of {', '.join(KINDS)}, got {kind!r}")
+        time = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        _append(self.path / EVENTS, [{"time": time, "kind": kind, **fields}])
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """The lines of events.jsonl, read as `read_metrics` does."""
+        return _read_lines(self.path / EVENTS)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Put `data` at `path` in one step: readers and crashes see the old file or the new one, never a part."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine, source commit and command line of this process; what is not known is absent."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "backend": jax.default_backend(),
+        "devices": [{"id": d.id, "kind": d.device_kind, "platform": d.platform} for d in jax.devices()],
+        "cpu_count": os.cpu_count(),
+        **_source(Path(__file__).parents[1]),
+        "command": sys.argv,
+    }
+
+
+def _source(package: Path) -> dict[str, Any]:
+    """Commit of the checkout that `package` is tracked in, and whether the package differs from it; {} elsewhere."""
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return {}
+    commit = _git(package, "rev-parse", "HEAD")
+    changes = _git(package, "status", "--porcelain", "--", ".")
+    return {} if commit is None or changes is None else {"commit": commit, "dirty": changes != ""}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git prints, or None where it fails or is missing."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=folder,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _try_writing(path: Path) -> None:
+    probe = path / ".probe"
+    try:
+        probe.write_bytes(b"probe")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written to ({error.strerror}); choose another folder for the run") from None
+
+
+def _append(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Append whole lines, dropping a torn last one."""
+    data = "".join(json.dumps(row, allow_nan=False, default=lambda x: x.item()) + "\n" for row in rows).encode()
+    with file.open("a+b", buffering=0) as opened:
+        opened.truncate(_whole_lines(opened))
+        if opened.write(data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        os.fsync(opened.fileno())
+
+
+def _whole_lines(opened: BinaryIO) -> int:
+    """Bytes up to the last newline."""
+    size = opened.seek(0, os.SEEK_END)
+    opened.seek(max(size - 1, 0))
+    if opened.read() in (b"", b"\n"):
+        return size
+    opened.seek(0)
+    return opened.read().rfind(b"\n") + 1
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    if not file.exists():
+        return []
+    lines = file.read_bytes().split(b"\n")
+    torn = lines.pop()  # what follows the last newline
+    rows = []
+    for i, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif i < len(lines) - 1 or torn:
+            raise UserError(f"{file}, line {i + 1} is not a JSON object; remove the line")
+    return rows
