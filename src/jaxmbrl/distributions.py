@@ -37,7 +37,7 @@ def squashed_log_density(
 def sample_squashed(
     key: Key, mean: Float[Array, "*n d"], log_std: Float[Array, "*n d"]
 ) -> tuple[Float[Array, "*n d"], Float[Array, "*n"]]:
-    """A reparameterised action in (-1, 1) and its log-density."""
+    """A reparameterised action in (-1, 1), by rounding up to the ends, and its log-density."""
     pre_tanh = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype)
     return jnp.tanh(pre_tanh), squashed_log_density(pre_tanh, mean, log_std)
 

@@ -76,7 +76,9 @@ def sample_sequences(
     Returns (rows, start, valid). `start` marks a window's first row and every row after one that ended an episode: a
     recurrent state must be reset there. `valid` is false on rows beyond the newest, where too few are held.
     """
-    first = jax.random.randint(key, (n, 1), 0, jnp.maximum(replay.size - (length - 1) * stride, 1))
+    whole = replay.size - (length - 1) * stride
+    short = jnp.clip(replay.size, 1, stride)
+    first = jax.random.randint(key, (n, 1), 0, jnp.where(whole > 0, whole, short))
     age = first + stride * jnp.arange(length)
     rows = _take(replay, _slot(replay, age))
     ended = (rows.terminated | rows.truncated)[:, :-1]
