@@ -1,0 +1,423 @@
+"""The probabilistic ensemble: E networks that each predict a diagonal Gaussian over the next observation and reward.
+
+With y the normalised target [next observation - observation, reward] of size D, member e gives a mean m and a log-variance
+l from (observation, action), and the fit minimises by Adam
+
+    sum_e mean_{batch, dims} [(m - y)^2 exp(-l) + l] + 0.01 (sum_d high_d - sum_d low_d) + sum_layers decay/2 ||kernel||^2
+
+where l is pressed softly between the learned bounds low and high, shared by the members. Each member sees its own bootstrap
+of the data. Source: Chua et al., PETS, arXiv 1805.12114; early stopping, elites and the holdout: Janner et al., MBPO, arXiv
+1906.08253, and its code. The differences: holdout errors are compared in the space of the fitted targets, where MBPO's code
+compares un-normalised ones, so that no dimension rules by its unit; targets are normalised too by default; and the mean
+over a minibatch is over the rows that it has, where an epoch's last one is smaller.
+
+Imagining costs one network evaluation a row: a block's rows are shared out evenly over the elites (see `make`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from annotated_types import Ge, Gt, Le
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxmbrl.config import UserError, check
+from jaxmbrl.distributions import soft_clamp
+from jaxmbrl.models import fit as fitting
+from jaxmbrl.models.normalizer import Normalizer, denormalize, identity, measure, normalize
+from jaxmbrl.networks import MLP, pets_kernel_init
+from jaxmbrl.types import Average, DynamicsModel, Hyper, Key, Metrics, PyTree, Transition, World
+
+FIRST_HIGH = 0.5
+FIRST_LOW = -10.0
+HOLDOUT_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """Settings of the ensemble; the defaults are MBPO's, but for the batch size, which is PETS's."""
+
+    members: Annotated[int, Ge(1)] = 5
+    """Networks that are fitted."""
+    elites: Annotated[int, Ge(1)] = 5
+    """Members with the least holdout error, which alone imagine."""
+    hidden: tuple[Annotated[int, Ge(1)], ...] = (200, 200, 200, 200)
+    """Units of each hidden layer (swish)."""
+    weight_decay: tuple[Annotated[float, Ge(0)], ...] = ()
+    """Weight of half the squared kernel of each layer, hidden and last, in the loss; empty for none."""
+    learning_rate: Annotated[float, Gt(0)] = 1e-3
+    """Step size of Adam."""
+    batch_size: Annotated[int, Ge(1)] = 32
+    """Rows a gradient step for each member."""
+    max_epochs: Annotated[int, Ge(1)] = 200
+    """Epochs of one fit at most, and exactly where there is no holdout."""
+    patience: Annotated[int, Ge(0)] = 5
+    """Epochs in a row without improvement that a fit bears; one more ends it."""
+    holdout_fraction: Annotated[float, Ge(0), Le(0.9)] = 0.2
+    """Share of the data held out in each fit; 0 for none: no early stopping, every member an elite."""
+    holdout_cap: Annotated[int, Ge(1)] = 5000
+    """Rows held out at most."""
+    normalize_targets: bool = True
+    """Whether targets are shifted and scaled like inputs."""
+    absolute: tuple[Annotated[int, Ge(0)], ...] = ()
+    """Observation dimensions that are predicted themselves and not as changes."""
+    propagation: Literal["ts1", "tsinf"] = "ts1"
+    """Whether an imagined row changes member at every step (ts1) or never (tsinf)."""
+    bounds_weight: Annotated[float, Ge(0)] = 0.01
+    """Weight of the sum of the log-variance bounds' distances in the loss."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """A rule between fields that is broken."""
+        layers = len(self.hidden) + 1
+        if self.elites > self.members:
+            return "elites", f"must be at most members ({self.members}), got {self.elites}"
+        if self.weight_decay and len(self.weight_decay) != layers:
+            return "weight_decay", f"must be empty or have one entry a layer ({layers}), got {len(self.weight_decay)}"
+        if self.elites < self.members and self.holdout_fraction == 0:
+            return "holdout_fraction", f"must be above 0 to rank {self.elites} elites of {self.members} members"
+        return None
+
+
+class Parameters(NamedTuple):
+    """What the fit learns."""
+
+    network: PyTree
+    """Leaves [E, ...]."""
+    low: Float[Array, "D"]
+    """Lower bound of the log-variance, shared by the members."""
+    high: Float[Array, "D"]
+    """Upper bound."""
+
+
+class EnsembleState(NamedTuple):
+    """A fitted ensemble, ready to be fitted further."""
+
+    parameters: Parameters
+    optimizer: PyTree
+    """Adam's, with the learning rate in it."""
+    inputs: Normalizer
+    """Of [observation, action], over the last fit's training rows."""
+    targets: Normalizer
+    """Of [observation change, reward], likewise."""
+    elites: Int[Array, "elites"]
+    """Numbers of the elite members, the best first."""
+    fits: Int[Array, ""]
+    """Fits so far."""
+    steps: Int[Array, ""]
+    """Gradient steps so far."""
+
+
+class Output(NamedTuple):
+    """What the members say about their rows, in the space of the fitted targets."""
+
+    mean: Float[Array, "E B D"]
+    log_variance: Float[Array, "E B D"]
+    end: Float[Array, "E B L"]
+    """Logit of termination: L is 1 where it is learned, else 0."""
+
+
+class Batch(NamedTuple):
+    """Rows for each member, normalised."""
+
+    inputs: Float[Array, "E B I"]
+    targets: Float[Array, "E B D"]
+    terminated: Bool[Array, "E B"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which numbers go in and out of the networks."""
+
+    config: EnsembleConfig
+    observation_size: int
+    action_size: int
+    learns_reward: bool
+    learns_end: bool
+
+    @property
+    def input_size(self) -> int:
+        """Observation and action."""
+        return self.observation_size + self.action_size
+
+    @property
+    def target_size(self) -> int:
+        """D: the observation, then the reward where it is learned."""
+        return self.observation_size + self.learns_reward
+
+    @property
+    def network(self) -> nn.Module:
+        """One member: D means, D log-variances and perhaps a logit."""
+        return MLP(self.config.hidden, 2 * self.target_size + self.learns_end, nn.swish, pets_kernel_init)
+
+
+def forward(layout: Layout, parameters: Parameters, inputs: Float[Array, "E B I"]) -> Output:
+    """Every member's prediction for its own rows of normalised inputs."""
+    raw = jax.vmap(layout.network.apply)(parameters.network, inputs)
+    size = layout.target_size
+    mean, log_variance = raw[..., :size], soft_clamp(raw[..., size : 2 * size], parameters.low, parameters.high)
+    return Output(mean, log_variance, raw[..., 2 * size :])
+
+
+def loss(layout: Layout, parameters: Parameters, batch: Batch, valid: Bool[Array, "B"]) -> Float[Array, ""]:
+    """The loss of the module's first lines, over the rows that are `valid`.
+
+    Where termination is learned, each member's mean binary cross-entropy is added, with equal weight.
+    """
+    output = forward(layout, parameters, batch.inputs)
+    error = (output.mean - batch.targets) ** 2 * jnp.exp(-output.log_variance) + output.log_variance
+    entropy = jax.nn.softplus(output.end) - jnp.where(batch.terminated[..., None], output.end, 0.0)
+    row = jnp.mean(error, axis=-1) + jnp.sum(entropy, axis=-1)
+    data = jnp.sum(jnp.where(valid, row, 0.0)) / jnp.sum(valid)
+    return data + regularizer(layout, parameters)
+
+
+def regularizer(layout: Layout, parameters: Parameters) -> Float[Array, ""]:
+    """The part of the loss that no data enters: bounds apart, and kernels (not biases, not bounds) small."""
+    total = layout.config.bounds_weight * (jnp.sum(parameters.high) - jnp.sum(parameters.low))
+    for i, decay in enumerate(layout.config.weight_decay):
+        total += 0.5 * decay * jnp.sum(parameters.network["params"][f"Dense_{i}"]["kernel"] ** 2)
+    return total
+
+
+def share_out(rows: Float[Array, "N I"], members: int, shift: Int[Array, ""] | int) -> Float[Array, "E M I"]:
+    """Give row n to member (n + shift) mod E; where E does not divide N, the last row is repeated at the end."""
+    padded = jnp.pad(rows, ((0, -rows.shape[0] % members), (0, 0)), mode="edge")
+    return jnp.roll(padded.reshape(-1, members, rows.shape[1]), shift, axis=1).swapaxes(0, 1)
+
+
+def collect(shared: Float[Array, "E M D"], rows: int, shift: Int[Array, ""] | int) -> Float[Array, "N D"]:
+    """Put what the members made of `share_out`'s rows back in the order of the N rows."""
+    in_order = jnp.roll(shared.swapaxes(0, 1), -shift, axis=1)
+    return in_order.reshape(math.prod(in_order.shape[:2]), shared.shape[2])[:rows]
+
+
+def make(
+    config: EnsembleConfig,
+    observation_size: int,
+    action_size: int,
+    reward: Callable[..., Any] | None = None,
+    terminated: Callable[..., Any] | None = None,
+) -> DynamicsModel:
+    """A probabilistic ensemble as a `DynamicsModel` whose state is an `EnsembleState`.
+
+    `reward(observation, action, next_observation)` and `terminated(next_observation)` are the task's known functions, on
+    rows; without them the ensemble learns a reward (last of the D targets, so D = O + 1) and a probability of termination
+    given (observation, action).
+
+    - init(key, hyper): `hyper["learning_rate"]` may be traced; without it the config's holds.
+    - fit(state, rows, count, key): the rows [C, ...] must be finite up to `count`; `count` is best the same for all seeds
+      (not batched), as each gradient step selects between old and new state otherwise. Weights, bounds and Adam go on from
+      where they stood. Metrics are means over the elites on the holdout, in the space of the fitted targets (the
+      likelihood in nats a dimension); they are unknown in a fit too small to hold out a row, which also keeps its elites.
+    - predict(state, observation, action): mean and variance [E, N, D] of [next observation, reward] in the task's units.
+    - world(state): the item is a block of N rows. Row n belongs to elite n mod E under `tsinf`; under `ts1` all rows move
+      on together by a random number of elites at every step, so that each step has the same share of rows for each elite.
+      The mean over particles of one block is right, and a variance over particles is right on average over keys, but wider
+      from key to key than if rows changed elites independently. Nothing is ever truncated; `reset` raises
+      NotImplementedError.
+
+    Raises UserError where the config is inconsistent, or `absolute` names a dimension that the observation lacks.
+    """
+    config = check(config)
+    beyond = [i for i in config.absolute if i >= observation_size]
+    if beyond:
+        raise UserError(f"absolute must name observation dimensions below {observation_size}, got {beyond[0]}")
+    layout = Layout(config, observation_size, action_size, reward is None, terminated is None)
+    return DynamicsModel(
+        init=partial(_init, layout),
+        fit=partial(_fit, layout),
+        predict=partial(_predict, layout),
+        world=partial(_world, layout, reward, terminated),
+    )
+
+
+def _adam(layout: Layout) -> optax.GradientTransformationExtraArgs:
+    fixed = ("b1", "b2", "eps", "eps_root", "mu_dtype", "nesterov")
+    return optax.inject_hyperparams(optax.adam, static_args=fixed)(learning_rate=layout.config.learning_rate)
+
+
+def _init(layout: Layout, key: Key, hyper: Hyper) -> EnsembleState:
+    keys = jax.random.split(key, layout.config.members)
+    network = jax.vmap(lambda k: layout.network.init(k, jnp.zeros(layout.input_size)))(keys)
+    parameters = Parameters(
+        network=jax.tree.map(lambda leaf: leaf.astype(float), network),
+        low=jnp.full(layout.target_size, FIRST_LOW),
+        high=jnp.full(layout.target_size, FIRST_HIGH),
+    )
+    optimizer = _adam(layout).init(parameters)
+    rate = jnp.asarray(hyper.get("learning_rate", layout.config.learning_rate), float)
+    return EnsembleState(
+        parameters=parameters,
+        optimizer=optimizer._replace(hyperparams={"learning_rate": rate}),
+        inputs=identity(layout.input_size),
+        targets=identity(layout.target_size),
+        elites=jnp.arange(layout.config.elites, dtype=jnp.int32),
+        fits=jnp.zeros((), jnp.int32),
+        steps=jnp.zeros((), jnp.int32),
+    )
+
+
+def _kept(layout: Layout) -> Float[Array, "O"]:
+    """1 where a dimension is predicted as a change of the observation, 0 where it is predicted itself."""
+    return jnp.ones(layout.observation_size).at[jnp.array(layout.config.absolute, int)].set(0.0)
+
+
+def _inputs(observation: Float[Array, "*n O"], action: Float[Array, "*n A"]) -> Float[Array, "*n I"]:
+    return jnp.concatenate([observation, action], axis=-1)
+
+
+def _targets(layout: Layout, rows: Transition) -> Float[Array, "*n D"]:
+    change = rows.next_observation - _kept(layout) * rows.observation
+    return jnp.concatenate([change, rows.reward[..., None]], axis=-1) if layout.learns_reward else change
+
+
+def _fit(
+    layout: Layout, state: EnsembleState, rows: Transition, count: Int[Array, ""], key: Key
+) -> tuple[EnsembleState, Metrics]:
+    config, optimizer = layout.config, _adam(layout)
+    capacity = rows.reward.shape[0]
+    split_key, bootstrap_key, shuffle_key = jax.random.split(key, 3)
+    split = fitting.split_rows(split_key, capacity, count, config.holdout_fraction, config.holdout_cap)
+    own_rows = fitting.bootstrap(bootstrap_key, split, config.members)
+    batches = (split.train + config.batch_size - 1) // config.batch_size
+    inputs, targets = _measure(layout, rows, fitting.training_mask(split))
+
+    def gather(index: Int[Array, "*n"]) -> tuple[Array, Array, Array]:
+        taken = jax.tree.map(lambda leaf: leaf[index], rows._replace(extras=()))
+        x, y = _inputs(taken.observation, taken.action), _targets(layout, taken)
+        return normalize(inputs, x), normalize(targets, y), taken.terminated
+
+    def epoch(training: tuple[Parameters, PyTree], number: Int[Array, ""]) -> tuple[Parameters, PyTree]:
+        epoch_key = jax.random.fold_in(shuffle_key, number)
+        shuffles = fitting.draw_shuffles(epoch_key, config.members, capacity, split.train)
+
+        def step(i: Int[Array, ""], training: tuple[Parameters, PyTree]) -> tuple[Parameters, PyTree]:
+            parameters, moments = training
+            index, valid = fitting.minibatch(shuffles, own_rows, split.train, i, config.batch_size)
+            gradient = jax.grad(partial(loss, layout))(parameters, Batch(*gather(index)), valid)
+            change, moments = optimizer.update(gradient, moments, parameters)
+            return optax.apply_updates(parameters, change), moments
+
+        return jax.lax.fori_loop(0, batches, step, training)
+
+    def held_out(parameters: Parameters) -> tuple[Float[Array, "E"], Float[Array, "E"]]:
+        return _held_out(layout, parameters, gather, split)
+
+    search = fitting.train_until_stale(
+        epoch,
+        score=lambda training: held_out(training[0])[0],
+        weights=lambda training: training[0].network,
+        training=(state.parameters, state.optimizer),
+        members=config.members,
+        judged=split.holdout > 0,
+        patience=config.patience,
+        max_epochs=config.max_epochs,
+    )
+    last, moments = search.training
+    parameters = last._replace(network=search.best)
+    ranked = jnp.argsort(search.score)[: config.elites].astype(jnp.int32)
+    elites = jnp.where(split.holdout > 0, ranked, state.elites)
+    error, likelihood = held_out(parameters)
+    steps = search.epochs * batches
+    metrics = {
+        "model/holdout_error": Average.of(jnp.mean(error[elites]), split.holdout > 0),
+        "model/holdout_likelihood": Average.of(jnp.mean(likelihood[elites]), split.holdout > 0),
+        "model/fit_steps": Average.of(steps),
+        "model/fit_epochs": Average.of(search.epochs),
+    }
+    return EnsembleState(parameters, moments, inputs, targets, elites, state.fits + 1, state.steps + steps), metrics
+
+
+def _measure(layout: Layout, rows: Transition, mask: Bool[Array, "C"]) -> tuple[Normalizer, Normalizer]:
+    """The normalisers of inputs and targets over the rows where `mask` is true."""
+    inputs = measure(_inputs(rows.observation, rows.action), mask)
+    if not layout.config.normalize_targets:
+        return inputs, identity(layout.target_size)
+    return inputs, measure(_targets(layout, rows), mask)
+
+
+def _held_out(
+    layout: Layout, parameters: Parameters, gather: Callable[..., tuple[Array, Array, Array]], split: fitting.Split
+) -> tuple[Float[Array, "E"], Float[Array, "E"]]:
+    """Each member's mean squared error and mean log-density a dimension over the holdout; zeros where that is empty."""
+    members, place = layout.config.members, jnp.arange(HOLDOUT_CHUNK)
+
+    def add(i: Int[Array, ""], sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        here = i * HOLDOUT_CHUNK + place
+        x, y, _ = gather(split.order[jnp.minimum(here, split.order.shape[0] - 1)])
+        output = forward(layout, parameters, jnp.broadcast_to(x, (members, *x.shape)))
+        error = (output.mean - y) ** 2
+        log_density = -0.5 * (error * jnp.exp(-output.log_variance) + output.log_variance + math.log(2 * math.pi))
+        valid = (here < split.holdout)[:, None]
+        return (
+            sums[0] + jnp.sum(jnp.where(valid, error, 0.0), axis=(1, 2)),
+            sums[1] + jnp.sum(jnp.where(valid, log_density, 0.0), axis=(1, 2)),
+        )
+
+    chunks = (split.holdout + HOLDOUT_CHUNK - 1) // HOLDOUT_CHUNK
+    error, log_density = jax.lax.fori_loop(0, chunks, add, (jnp.zeros(members), jnp.zeros(members)))
+    numbers = jnp.maximum(split.holdout, 1) * layout.target_size
+    return error / numbers, log_density / numbers
+
+
+def _predict(
+    layout: Layout, state: EnsembleState, observation: Float[Array, "N O"], action: Float[Array, "N A"]
+) -> tuple[Float[Array, "E N D"], Float[Array, "E N D"]]:
+    with jax.default_matmul_precision("highest"):
+        x = normalize(state.inputs, _inputs(observation, action))
+        output = forward(layout, state.parameters, jnp.broadcast_to(x, (layout.config.members, *x.shape)))
+    base = jnp.pad(_kept(layout) * observation, ((0, 0), (0, int(layout.learns_reward))))
+    return denormalize(state.targets, output.mean) + base, jnp.exp(output.log_variance) * state.targets.std**2
+
+
+def _world(
+    layout: Layout, reward: Callable[..., Any] | None, terminated: Callable[..., Any] | None, state: EnsembleState
+) -> World:
+    config, size = layout.config, layout.observation_size
+    elites = state.parameters._replace(network=jax.tree.map(lambda leaf: leaf[state.elites], state.parameters.network))
+    kept = _kept(layout)
+
+    def reset(key: Key) -> Float[Array, "N O"]:
+        raise NotImplementedError("a learned model knows no first states: call start with observation rows [N, O]")
+
+    def start(origin: Float[Array, "N O"], key: Key) -> Float[Array, "N O"]:
+        return origin
+
+    def think(x: Float[Array, "N I"], key: Key) -> tuple[Float[Array, "N D"], Float[Array, "N D"], Float[Array, "N L"]]:
+        """Mean and standard deviation of the targets in the task's units, and the logit of termination."""
+        shift = jax.random.randint(key, (), 0, config.elites) if config.propagation == "ts1" else 0
+        with jax.default_matmul_precision("highest"):
+            output = forward(layout, elites, share_out(normalize(state.inputs, x), config.elites, shift))
+        mean, log_variance, end = (collect(part, x.shape[0], shift) for part in output)
+        return denormalize(state.targets, mean), jnp.exp(0.5 * log_variance) * state.targets.std, end
+
+    def step(
+        observation: Float[Array, "N O"], action: Float[Array, "*n A"], key: Key
+    ) -> tuple[Float[Array, "N O"], Transition]:
+        shift_key, noise_key, end_key = jax.random.split(key, 3)
+        action = jnp.broadcast_to(action, (observation.shape[0], layout.action_size))
+        mean, std, end = think(_inputs(observation, action), shift_key)
+        drawn = mean + std * jax.random.normal(noise_key, mean.shape)
+        following = kept * observation + drawn[:, :size]
+        if terminated is None:
+            ended = jax.random.uniform(end_key, mean.shape[:1]) < jax.nn.sigmoid(end[:, 0])
+        else:
+            ended = terminated(following)
+        return following, Transition(
+            observation=observation,
+            action=action,
+            reward=drawn[:, size] if reward is None else reward(observation, action, following),
+            next_observation=following,
+            terminated=ended,
+            truncated=jnp.zeros(ended.shape, bool),
+        )
+
+    return World(reset=reset, start=start, observe=lambda observation: observation, step=step)

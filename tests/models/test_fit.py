@@ -1,0 +1,195 @@
+"""Splits, bootstraps, shuffles, early stopping and the normaliser, apart from any network."""
+
+import ensemble_in_numpy as reference
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxmbrl.models import fit
+from jaxmbrl.models.normalizer import denormalize, measure, normalize
+
+
+@pytest.fixture(scope="module")
+def split_of_64():
+    return jax.jit(lambda key, count: fit.split_rows(key, 64, count, 0.2, 7))
+
+
+@pytest.mark.parametrize(
+    ("count", "holdout"), [(0, 0), (1, 0), (4, 0), (5, 1), (9, 1), (10, 2), (15, 3), (34, 6), (35, 7), (64, 7)]
+)
+def test_split_divides_the_valid_rows(split_of_64, count, holdout):
+    split = split_of_64(jax.random.key(count), jnp.asarray(count))
+    assert (int(split.holdout), int(split.train)) == (holdout, count - holdout)
+    assert sorted(np.asarray(split.order[:count])) == list(range(count))
+    mask = np.asarray(fit.training_mask(split))
+    assert set(np.flatnonzero(mask)) == set(np.asarray(split.order[holdout:count]))
+
+
+def test_each_valid_row_is_equally_likely_to_be_held_out():
+    keys = jax.random.split(jax.random.key(0), 4000)
+    splits = jax.vmap(lambda key: fit.split_rows(key, 16, jnp.asarray(10), 0.3, 100))(keys)
+    held_out = np.bincount(np.asarray(splits.order[:, :3]).ravel(), minlength=16)
+    assert (held_out[10:] == 0).all()
+    np.testing.assert_allclose(held_out[:10] / 4000, 0.3, atol=5 * np.sqrt(0.3 * 0.7 / 4000))
+
+
+def test_bootstraps_draw_with_replacement_from_the_training_rows_and_differ():
+    split = fit.split_rows(jax.random.key(0), 1000, jnp.asarray(800), 0.25, 500)
+    rows = np.asarray(fit.bootstrap(jax.random.key(1), split, 4))[:, : int(split.train)]
+    training = set(np.asarray(split.order[200:800]))
+    for own in rows:
+        assert set(own) <= training
+        # With replacement a share of 1 - 1/e of the rows is drawn at all.
+        assert abs(len(set(own)) / 600 - (1 - np.exp(-1))) < 0.05
+    assert all((rows[i] != rows[j]).mean() > 0.9 for i in range(4) for j in range(i))
+
+
+@settings(max_examples=40, deadline=None)
+@given(count=st.integers(1, 300), seed=st.integers(0, 2**31 - 1))
+def test_a_shuffle_is_a_permutation(count, seed):
+    places = _shuffle_300(jax.random.key(seed), jnp.asarray(count))
+    assert sorted(np.asarray(places[:count])) == list(range(count))
+
+
+@jax.jit
+def _shuffle_300(key, count):
+    (table,) = fit.draw_shuffles(key, 1, 300, count)
+    return fit.shuffled(table, jnp.minimum(jnp.arange(300), count - 1), count)
+
+
+def test_shuffles_take_each_position_anywhere_and_pairs_apart():
+    count, draws = 23, 6000
+    places = np.asarray(jax.vmap(lambda key: _shuffle_300(key, jnp.asarray(count)))(jax.random.split(jax.random.key(0), draws)))
+    places = places[:, :count]
+    for position in (0, 7, 22):
+        seen = np.bincount(places[:, position], minlength=count)
+        # Chi-square with 22 degrees of freedom: mean 22, standard deviation 6.6.
+        assert ((seen - draws / count) ** 2 / (draws / count)).sum() < 22 + 5 * 6.7
+    distance = (places[:, 1] - places[:, 0]) % count
+    seen = np.bincount(distance, minlength=count)
+    assert seen[0] == 0
+    assert ((seen[1:] - draws / (count - 1)) ** 2 / (draws / (count - 1))).sum() < 21 + 5 * 6.5
+    fixed = (places == np.arange(count)).sum(axis=1)
+    np.testing.assert_allclose([fixed.mean(), fixed.var()], [1.0, 1.0], atol=0.1)
+
+
+def test_a_shuffle_of_a_large_buffer_is_a_permutation():
+    count = 100_003
+    (table,) = fit.draw_shuffles(jax.random.key(3), 1, 200_000, jnp.asarray(count))
+    places = np.asarray(fit.shuffled(table, jnp.arange(count, dtype=jnp.int32), jnp.asarray(count)))
+    assert (np.sort(places) == np.arange(count)).all()
+    assert abs(np.corrcoef(places, np.arange(count))[0, 1]) < 5 / np.sqrt(count)
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 4), (8, 4), (3, 4), (1, 1)])
+def test_an_epoch_visits_each_bootstrapped_row_once(count, size):
+    rows = 100 + jnp.arange(24, dtype=jnp.int32).reshape(2, 12)
+    shuffles = fit.draw_shuffles(jax.random.key(0), 2, 12, jnp.asarray(count))
+    seen = [[], []]
+    for number in range(-(-count // size)):
+        index, valid = fit.minibatch(shuffles, rows, jnp.asarray(count), jnp.asarray(number), size)
+        assert int(valid.sum()) == min(size, count - number * size)
+        for e in range(2):
+            seen[e] += list(np.asarray(index[e])[np.asarray(valid)])
+    for e in range(2):
+        assert sorted(seen[e]) == list(np.asarray(rows[e, :count]))
+
+
+def test_members_and_epochs_have_orders_of_their_own():
+    first = fit.draw_shuffles(jax.random.key(0), 2, 50, jnp.asarray(50))
+    later = fit.draw_shuffles(jax.random.key(1), 2, 50, jnp.asarray(50))
+    rows = jnp.tile(jnp.arange(50, dtype=jnp.int32), (2, 1))
+    a, _ = fit.minibatch(first, rows, jnp.asarray(50), jnp.asarray(0), 50)
+    b, _ = fit.minibatch(later, rows, jnp.asarray(50), jnp.asarray(0), 50)
+    assert (a[0] != a[1]).mean() > 0.8
+    assert (a[0] != b[0]).mean() > 0.8
+
+
+def run_search(scores, patience, max_epochs, judged=True):
+    """Early stopping over given scores [epoch, member]; the weights of a member are the numbers of the epochs done."""
+    scores = jnp.asarray(scores)
+    return jax.jit(
+        lambda: fit.train_until_stale(
+            epoch=lambda training, number: number + 1,
+            score=lambda training: scores[training - 1],
+            weights=lambda training: {"w": jnp.full((scores.shape[1], 2), training)},
+            training=jnp.zeros((), jnp.int32),
+            members=scores.shape[1],
+            judged=jnp.asarray(judged),
+            patience=patience,
+            max_epochs=max_epochs,
+        )
+    )()
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("patience", [0, 2, 5])
+def test_early_stopping_as_transcribed(seed, patience):
+    rng = np.random.default_rng(seed)
+    scores = np.exp(-0.05 * np.arange(30))[:, None] * rng.uniform(0.9, 1.1, (30, 3))
+    scores[4, 1] = np.nan
+    epochs, best, at = reference.early_stopping(scores, patience, max_epochs=25)
+    search = run_search(scores, patience, max_epochs=25)
+    assert int(search.epochs) == epochs
+    np.testing.assert_allclose(search.score, best, rtol=1e-6)
+    np.testing.assert_array_equal(search.best["w"], np.array(at)[:, None].repeat(2, 1) + 1)
+
+
+def test_patience_five_bears_five_barren_epochs_and_stops_with_the_sixth():
+    flat = np.ones((30, 2))
+    assert int(run_search(flat, 5, 30).epochs) == 1 + 6
+    assert int(run_search(flat, 0, 30).epochs) == 1 + 1
+
+
+def test_one_percent_is_not_enough_and_a_little_more_is():
+    assert int(run_search([[1.0], [0.991], [0.5]], 0, 3).epochs) == 2
+    assert int(run_search([[1.0], [0.989], [0.97]], 0, 3).epochs) == 3
+
+
+def test_each_member_keeps_its_own_best():
+    search = run_search([[3.0, 1.0], [2.0, 5.0], [4.0, 0.5], [9.0, 9.0]], 5, 4)
+    np.testing.assert_array_equal(search.best["w"][:, 0], [2, 3])
+    np.testing.assert_array_equal(search.score, [2.0, 0.5])
+
+
+def test_a_member_that_never_has_a_finite_score_keeps_what_it_had_and_ranks_last():
+    search = run_search([[np.nan, 1.0], [np.inf, 0.5]], 5, 2)
+    np.testing.assert_array_equal(search.best["w"][:, 0], [0, 2])
+    assert list(np.argsort(search.score)) == [1, 0]
+
+
+def test_without_a_judge_all_epochs_are_run_and_the_last_weights_kept():
+    search = run_search(np.zeros((9, 2)), 0, 9, judged=False)
+    assert int(search.epochs) == 9
+    np.testing.assert_array_equal(search.best["w"], np.full((2, 2), 9))
+
+
+def test_normaliser_measures_the_masked_rows():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(3.0, [1.0, 100.0, 1e-3], (50, 3))
+    rows = np.concatenate([rows, np.full((50, 1), 0.1)], axis=1)
+    mask = rng.uniform(size=50) < 0.5
+    mean, std = reference.moments(rows[mask])
+    rows[~mask] = np.nan
+    with jax.enable_x64(True):
+        normalizer = measure(jnp.asarray(rows), jnp.asarray(mask))
+        np.testing.assert_allclose(normalizer.mean, mean, rtol=1e-12)
+        np.testing.assert_allclose(normalizer.std, std, rtol=1e-10)
+        assert float(normalizer.std[3]) == 1.0
+        x = jnp.asarray(rows[mask])
+        np.testing.assert_allclose(normalize(normalizer, x), (rows[mask] - mean) / std, atol=1e-9)
+        np.testing.assert_allclose(denormalize(normalizer, normalize(normalizer, x)), x, rtol=1e-12)
+
+
+def test_normaliser_leaves_a_constant_column_unscaled_in_single_precision():
+    normalizer = measure(jnp.full((1000, 1), 0.1), jnp.arange(1000) < 777)
+    assert (float(normalizer.mean[0]), float(normalizer.std[0])) == (float(jnp.float32(0.1)), 1.0)
+
+
+def test_normaliser_of_no_row_is_finite():
+    normalizer = measure(jnp.ones((4, 2)), jnp.zeros(4, bool))
+    np.testing.assert_array_equal(normalizer.std, np.ones(2))
+    assert np.isfinite(np.asarray(normalizer.mean)).all()
