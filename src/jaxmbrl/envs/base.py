@@ -14,15 +14,16 @@ from jaxmbrl.types import Action, Box, Env, Key, PyTree, Spec, Task, Transition,
 
 
 class State(struct.PyTreeNode):
-    """State of an environment, with the fields of Brax's."""
+    """State of an environment, with the fields of Brax's. Leaves are arrays, or what stands for them in tree functions
+    (`jax.eval_shape`, axes of a vmap), so no field's annotation asks for an array."""
 
     pipeline_state: PyTree
     """The simulator's state."""
     obs: PyTree
     """[O]."""
-    reward: jax.Array
+    reward: PyTree
     """[]."""
-    done: jax.Array
+    done: PyTree
     """[]; 1.0 where the task terminated, never for a time limit."""
     metrics: dict[str, Any]
     info: dict[str, Any]

@@ -1,0 +1,299 @@
+"""The rollout on a world whose every number is known by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmbrl import envs
+from jaxmbrl.rollout import Return, auto_reset, episode_return, open_loop, planned_return, rollout
+from jaxmbrl.types import Policy, Transition, World
+
+LIMIT = 4
+
+
+def counter(fall=3.0, noisy=False):
+    """A number that the action adds to: it terminates at `fall` and is truncated after 4 steps.
+
+    A reset starts at 0; the carry is (number, steps). The reward is ten times the number before plus the action.
+    """
+
+    def step(carry, action, key):
+        number, elapsed = carry
+        after = number + action[0] + (jax.random.normal(key) if noisy else 0.0)
+        terminated = after >= fall
+        transition = Transition(
+            observation=number[None],
+            action=action,
+            reward=10 * number + action[0],
+            next_observation=after[None],
+            terminated=terminated,
+            truncated=(elapsed + 1 >= LIMIT) & ~terminated,
+        )
+        return (after, elapsed + 1), transition
+
+    return World(
+        reset=lambda key: (jnp.zeros(()), jnp.zeros((), jnp.int32)),
+        start=lambda origin, key: (origin, jnp.zeros((), jnp.int32)),
+        observe=lambda carry: carry[0][None],
+        step=step,
+    )
+
+
+def remembering(action=1.0, noisy=False):
+    """A policy of one action that counts its own steps since it last forgot, from 100; extras hold the count."""
+
+    def act(memory, observation, key):
+        noise = jax.random.normal(key) if noisy else 0.0
+        return jnp.full(1, action) + noise, {"count": memory, "seen": observation}, memory + 1
+
+    return Policy(init=lambda key: jnp.asarray(100, jnp.int32), act=act)
+
+
+def begin(world, policy, key=None):
+    key = jax.random.key(7) if key is None else key
+    return world.reset(key), policy.init(key)
+
+
+def test_stacked_transitions_by_hand():
+    world, policy = counter(fall=99.0), remembering(2.0)
+    (carry, memory), rows = rollout(world, policy, begin(world, policy), jax.random.key(0), 3)
+    np.testing.assert_array_equal(rows.observation, [[0], [2], [4]])
+    np.testing.assert_array_equal(rows.next_observation, [[2], [4], [6]])
+    np.testing.assert_array_equal(rows.action, [[2], [2], [2]])
+    np.testing.assert_array_equal(rows.reward, [2, 22, 42])
+    np.testing.assert_array_equal(rows.extras["count"], [100, 101, 102])
+    np.testing.assert_array_equal(rows.extras["seen"], rows.observation)
+    assert (float(carry[0]), int(carry[1]), int(memory)) == (6.0, 3, 103)
+
+
+def test_nothing_is_reset_without_the_wrapper():
+    world, policy = counter(), remembering()
+    _, rows = rollout(world, policy, begin(world, policy), jax.random.key(0), 6)
+    np.testing.assert_array_equal(rows.observation[:, 0], range(6))
+    np.testing.assert_array_equal(rows.terminated, [False, False, True, True, True, True])
+    np.testing.assert_array_equal(rows.extras["count"], range(100, 106))
+
+
+def test_a_prefix_does_not_depend_on_the_length():
+    world, policy = counter(noisy=True), remembering(noisy=True)
+    _, short = rollout(world, policy, begin(world, policy), jax.random.key(0), 3)
+    _, long = rollout(world, policy, begin(world, policy), jax.random.key(0), 9)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:3]), short, long)
+    assert len(np.unique(np.asarray(long.action))) == 9
+
+
+def test_world_and_policy_draw_different_noise_at_every_step():
+    world, policy = counter(noisy=True), remembering(noisy=True)
+    _, rows = rollout(world, policy, begin(world, policy), jax.random.key(0), 500)
+    acted = np.asarray(rows.action[:, 0] - 1, np.float64)
+    moved = np.asarray(rows.next_observation - rows.observation - rows.action, np.float64)[:, 0]
+    assert abs(np.corrcoef(acted, moved)[0, 1]) < 0.2
+    assert abs(np.corrcoef(acted[1:], acted[:-1])[0, 1]) < 0.2
+    _, other = rollout(world, policy, begin(world, policy), jax.random.key(1), 500)
+    assert not np.isin(np.asarray(other.action), np.asarray(rows.action)).any()
+
+
+def stack_into(acc, transition, i):
+    return jax.tree.map(lambda buffer, x: buffer.at[i].set(x), acc, transition)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_fold_sees_what_is_stacked(traced):
+    world, policy = counter(noisy=True), remembering(noisy=True)
+    state = begin(world, policy)
+    end, rows = rollout(world, policy, state, jax.random.key(0), 5)
+    empty = jax.tree.map(jnp.zeros_like, rows)
+
+    @jax.jit
+    def folded(length):
+        return rollout(world, policy, state, jax.random.key(0), length, stack_into, empty)
+
+    result = folded(jnp.int32(5)) if traced else rollout(world, policy, state, jax.random.key(0), 5, stack_into, empty)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), result, (end, rows))
+    if traced:
+        _, three = folded(jnp.int32(3))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a[:3], b[:3], rtol=1e-6), three, rows)
+        assert not np.asarray(three.action[3:]).any()
+        (carry, _), _ = folded(jnp.int32(0))
+        assert int(carry[1]) == 0
+
+
+def collect(world, policy, length, key=0):
+    world, policy = auto_reset(world, policy)
+    return rollout(world, policy, begin(world, policy), jax.random.key(key), length)
+
+
+def test_auto_reset_at_a_termination():
+    (episode, memory), rows = collect(counter(), remembering(), 7)
+    np.testing.assert_array_equal(rows.observation[:, 0], [0, 1, 2, 0, 1, 2, 0])
+    np.testing.assert_array_equal(rows.next_observation[:, 0], [1, 2, 3, 1, 2, 3, 1])
+    np.testing.assert_array_equal(rows.terminated, [0, 0, 1, 0, 0, 1, 0])
+    assert not np.asarray(rows.truncated).any()
+    np.testing.assert_array_equal(rows.extras["count"], [100, 101, 102, 100, 101, 102, 100])
+    assert (float(episode.carry[0]), int(memory), bool(episode.fresh)) == (1.0, 101, False)
+
+
+def test_auto_reset_at_a_truncation():
+    (episode, memory), rows = collect(counter(fall=99.0), remembering(), 8)
+    np.testing.assert_array_equal(rows.observation[:, 0], [0, 1, 2, 3, 0, 1, 2, 3])
+    np.testing.assert_array_equal(rows.next_observation[:, 0], [1, 2, 3, 4, 1, 2, 3, 4])
+    np.testing.assert_array_equal(rows.truncated, [0, 0, 0, 1, 0, 0, 0, 1])
+    assert not np.asarray(rows.terminated).any()
+    np.testing.assert_array_equal(rows.extras["count"], [100, 101, 102, 103, 100, 101, 102, 103])
+    # the last step ended an episode: the next one has begun, and is marked so
+    assert (float(episode.carry[0]), int(episode.carry[1]), bool(episode.fresh)) == (0.0, 0, True)
+
+
+def test_auto_reset_when_every_step_ends_an_episode():
+    _, rows = collect(counter(fall=1.0), remembering(), 4)
+    np.testing.assert_array_equal(rows.observation[:, 0], [0, 0, 0, 0])
+    np.testing.assert_array_equal(rows.next_observation[:, 0], [1, 1, 1, 1])
+    np.testing.assert_array_equal(rows.terminated, [1, 1, 1, 1])
+    np.testing.assert_array_equal(rows.extras["count"], [100, 100, 100, 100])
+
+
+def test_auto_reset_goes_on_across_two_rollouts():
+    world, policy = auto_reset(counter(), remembering())
+    state, first = rollout(world, policy, begin(world, policy), jax.random.key(0), 3)
+    assert bool(state[0].fresh)
+    _, second = rollout(world, policy, state, jax.random.key(1), 2)
+    np.testing.assert_array_equal(second.observation[:, 0], [0, 1])
+    np.testing.assert_array_equal(second.extras["count"], [100, 101])
+
+
+def test_a_start_from_a_state_is_a_fresh_episode():
+    world, policy = auto_reset(counter(fall=99.0), remembering())
+    stale = jnp.asarray(5, jnp.int32)
+    episode = world.start(jnp.asarray(2.0), jax.random.key(0))
+    assert bool(episode.fresh)
+    _, rows = rollout(world, policy, (episode, stale), jax.random.key(0), 5)
+    np.testing.assert_array_equal(rows.observation[:, 0], [2, 3, 4, 5, 0])
+    np.testing.assert_array_equal(rows.extras["count"], [100, 101, 102, 103, 100])
+
+
+def test_each_reset_of_world_and_policy_is_a_new_draw():
+    base = counter(fall=99.0)
+    world = base._replace(reset=lambda key: (jax.random.uniform(key), jnp.zeros((), jnp.int32)))
+    policy = remembering()._replace(init=lambda key: jax.random.randint(key, (), 0, 2**30, jnp.int32))
+    _, rows = collect(world, policy, 40)
+    first = np.asarray(rows.observation)[::LIMIT, 0]
+    counts = np.asarray(rows.extras["count"])
+    assert len(np.unique(first)) == 10 and (0 <= first).all() and (first < 1).all()
+    assert len(np.unique(counts[::LIMIT])) == 10
+    np.testing.assert_array_equal(counts.reshape(10, LIMIT) - counts[::LIMIT, None], np.tile(range(LIMIT), (10, 1)))
+
+
+def test_memory_may_hold_a_key():
+    def act(memory, observation, key):
+        return jax.random.normal(memory, (1,)), jax.random.key_data(memory), memory
+
+    policy = Policy(init=lambda key: key, act=act)
+    _, rows = collect(counter(fall=99.0), policy, 8)
+    data = np.asarray(rows.extras)
+    assert (data[:4] == data[0]).all() and (data[4:] == data[4]).all() and (data[0] != data[4]).any()
+
+
+def test_no_reset_leaks_into_a_transition_of_a_real_task():
+    task = envs.make("cartpole-continuous")
+    policy = Policy(lambda key: (), lambda memory, observation, key: (task.action.sample(key), (), memory))
+    _, rows = jax.jit(lambda: collect(task.world, policy, 300))()
+    ended = np.asarray(rows.terminated | rows.truncated)
+    assert ended.sum() > 3
+    observation, after = np.asarray(rows.observation), np.asarray(rows.next_observation)
+    np.testing.assert_array_equal(observation[1:][~ended[:-1]], after[:-1][~ended[:-1]])
+    assert (np.abs(observation[1:][ended[:-1]]) <= 0.05).all()
+    # position and angle move by the velocities held before the step: true of the last step of an episode too
+    np.testing.assert_allclose(after[:, [0, 2]], observation[:, [0, 2]] + 0.02 * observation[:, [1, 3]], atol=1e-6)
+
+
+def test_open_loop_plays_the_actions_in_turn():
+    world, actions = counter(fall=99.0), jnp.array([[1.0], [-2.0], [0.5]])
+    policy = open_loop(actions)
+    (carry, memory), rows = rollout(world, policy, begin(world, policy), jax.random.key(0), 3)
+    np.testing.assert_array_equal(rows.action, actions)
+    np.testing.assert_array_equal(rows.next_observation[:, 0], [1, -1, -0.5])
+    assert (rows.extras, int(memory), float(carry[0])) == ((), 3, -0.5)
+
+
+def summed(fold, rewards, terminated, truncated):
+    """The fold over hand-made steps, [T] or [T, N]."""
+    acc = Return.zero(np.shape(rewards)[1:])
+    for i, (reward, end, cut) in enumerate(zip(rewards, terminated, truncated, strict=True)):
+        blank = jnp.zeros((*np.shape(reward), 1))
+        step = Transition(blank, blank, jnp.asarray(reward, float), blank, jnp.asarray(end, bool), jnp.asarray(cut, bool))
+        acc = fold(acc, step, jnp.asarray(i))
+    return acc
+
+
+@pytest.mark.parametrize(
+    ("terminated", "truncated", "episode", "planned"),
+    [
+        ([0, 0, 0, 0], [0, 0, 0, 0], 1111.0, 1111.0),
+        ([0, 1, 0, 0], [0, 0, 0, 0], 11.0, 11.0),
+        ([0, 0, 0, 0], [0, 1, 0, 0], 11.0, 1111.0),
+        ([0, 0, 1, 0], [0, 1, 0, 0], 11.0, 111.0),
+        ([1, 0, 0, 1], [0, 0, 0, 0], 1.0, 1.0),
+    ],
+)
+def test_returns_by_hand(terminated, truncated, episode, planned):
+    rewards = [1.0, 10.0, 100.0, 1000.0]
+    assert float(summed(episode_return, rewards, terminated, truncated).total) == episode
+    assert float(summed(planned_return, rewards, terminated, truncated).total) == planned
+    assert bool(summed(planned_return, rewards, terminated, truncated).alive) == (not any(terminated))
+
+
+def test_returns_of_a_block_of_rows():
+    acc = summed(planned_return, [[1.0, 2.0], [10.0, 20.0]], [[1, 0], [0, 0]], [[0, 0], [0, 0]])
+    np.testing.assert_array_equal(acc.total, [1, 22])
+    np.testing.assert_array_equal(acc.alive, [False, True])
+
+
+def test_a_fault_after_the_end_does_not_count():
+    acc = summed(episode_return, [1.0, np.nan], [1, 0], [0, 0])
+    assert float(acc.total) == 1.0
+    assert np.isnan(summed(episode_return, [1.0, np.nan], [0, 0], [0, 0]).total)
+
+
+def test_return_of_a_rollout():
+    world, policy = counter(), remembering()
+    _, acc = rollout(world, policy, begin(world, policy), jax.random.key(0), 6, episode_return, Return.zero())
+    assert float(acc.total) == 1 + 11 + 21
+
+
+def test_reverse_mode_through_a_static_fold():
+    # J = sum_t 10 s_t + a_t with s_t = sum of the earlier actions, so dJ/da_t = 1 + 10 (H - 1 - t)
+    world = counter(fall=jnp.inf)
+
+    def objective(actions):
+        policy = open_loop(actions)
+        state = begin(world, policy)
+        return rollout(world, policy, state, jax.random.key(0), 3, planned_return, Return.zero())[1].total
+
+    np.testing.assert_allclose(jax.grad(objective)(jnp.array([[0.3], [-0.2], [0.1]])), [[21], [11], [1]], rtol=1e-6)
+
+
+def test_vmap_over_environments_equals_each_alone():
+    world, policy = auto_reset(counter(noisy=True), remembering(noisy=True))
+
+    def one(key):
+        reset_key, run_key = jax.random.split(key)
+        return rollout(world, policy, begin(world, policy, reset_key), run_key, 12)[1]
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    together = jax.vmap(one)(keys)
+    assert len(np.unique(np.asarray(together.action))) == 48
+    assert len({tuple(row) for row in np.asarray(together.terminated)}) > 1
+    for i in range(4):
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6), together, one(keys[i]))
+
+
+def test_float64_stays_float64():
+    with jax.enable_x64(True):
+        world, policy = auto_reset(counter(), remembering())
+        state = begin(world, policy)
+        (end, rows) = rollout(world, policy, state, jax.random.key(0), 5)
+        assert rows.reward.dtype == rows.next_observation.dtype == jnp.float64
+        assert jax.tree.map(lambda x: x.dtype, end) == jax.tree.map(lambda x: x.dtype, state)
+        acc = rollout(world, policy, state, jax.random.key(0), 5, episode_return, Return.zero())[1]
+        assert acc.total.dtype == jnp.float64
