@@ -1,3 +1,20 @@
 """Model-based reinforcement learning in JAX, end to end."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxmbrl.training.runner import evaluate, load, resume, train
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "evaluate", "load", "resume", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """The run functions, imported when they are asked for: parts must not pay for checkpoints and plots."""
+    if name in ("evaluate", "load", "resume", "train"):
+        from jaxmbrl.training import runner
+
+        return getattr(runner, name)
+    raise AttributeError(f"module 'jaxmbrl' has no attribute '{name}'")

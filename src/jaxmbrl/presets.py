@@ -12,6 +12,8 @@ class Preset(NamedTuple):
     config: Any
     source: str
     """Where the numbers come from, and what differs."""
+    steps: int
+    """Environment steps that a run takes unless told otherwise."""
     tasks: tuple[str, ...] = ()
     """The tasks whose default it is."""
 

@@ -1,1 +1,52 @@
 """Published methods, one file each, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jaxmbrl.algorithms import pets, sac
+from jaxmbrl.config import UserError, closest
+from jaxmbrl.presets import Preset, default_for
+from jaxmbrl.types import Algorithm, Task
+
+
+class Method(NamedTuple):
+    """What is registered of a published method."""
+
+    make: Callable[[Any, Task], Algorithm]
+    config: type
+    presets: Mapping[str, Preset]
+    hyper: tuple[str, ...]
+    """The traced numbers that may differ from seed to seed."""
+    summary: str
+
+
+METHODS: dict[str, Method] = {
+    "pets": Method(
+        pets.make, pets.Config, pets.PRESETS, ("learning_rate",), "plan by CEM through a probabilistic ensemble"
+    ),
+    "sac": Method(
+        sac.make,
+        sac.Config,
+        sac.PRESETS,
+        ("learning_rate", "discount", "initial_temperature"),
+        "soft actor-critic, the model-free baseline",
+    ),
+}
+
+
+def get(name: str) -> Method:
+    """The method called `name`. Raises UserError with the nearest name where there is none."""
+    if name not in METHODS:
+        raise UserError(f"unknown algorithm '{name}'; {closest(name, METHODS)}")
+    return METHODS[name]
+
+
+def preset(name: str, task: str, wanted: str | None = None) -> tuple[str, Any]:
+    """(name, config) of the preset `wanted`, or of the default one for `task`. Raises UserError where there is none."""
+    presets = get(name).presets
+    wanted = wanted or default_for(presets, task)
+    if wanted not in presets:
+        raise UserError(f"unknown preset '{wanted}' of {name}; {closest(wanted, presets)}")
+    return wanted, presets[wanted].config

@@ -86,10 +86,12 @@ PRESETS = {
         Config(),
         "2 x 256, Adam 3e-4, batch 256, polyak 0.005, discount 0.99, target entropy -A: arXiv 1812.05905, appendix D;"
         " 5,000 random steps: jannerm/mbpo",
+        steps=100_000,
     ),
     "pendulum": Preset(
         Config(warmup_steps=1000, replay_capacity=100_000),
         "as default, with fewer random steps and a smaller buffer for a task learned in 20,000 steps",
+        steps=20_000,
         tasks=("pendulum", "cartpole-continuous"),
     ),
 }

@@ -1,0 +1,171 @@
+"""PETS: probabilistic ensembles with trajectory sampling (Chua et al., arXiv 1805.12114).
+
+    argmax over a_t..a_{t+H-1} of  E over particles of  sum of r(s_tau, a_tau),    s_{tau+1} ~ a member of the ensemble
+
+    for each trial:
+        fit the ensemble to all data so far
+        for each step: plan by CEM through the ensemble from the state seen, play the first action, store the transition
+
+Differs from the paper: the model is refitted each `refit_every` steps, which need not be an episode; after a predicted
+termination a particle earns nothing; TS1 redraws members by a cyclic shift shared by all candidates (`models.ensemble`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from annotated_types import Ge
+
+from jaxmbrl import metrics, replay
+from jaxmbrl.models import ensemble
+from jaxmbrl.models.ensemble import EnsembleConfig, EnsembleState
+from jaxmbrl.planners import cem, planning_policy
+from jaxmbrl.planners.cem import CEMConfig
+from jaxmbrl.presets import Preset
+from jaxmbrl.replay import Replay
+from jaxmbrl.types import Algorithm, Average, Clock, Hyper, Key, Metrics, Policy, Task, Transition, flatten, row_like
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a run of PETS."""
+
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    """The dynamics model."""
+    planner: CEMConfig = field(default_factory=CEMConfig)
+    """The optimiser of action sequences."""
+    particles: Annotated[int, Ge(1)] = 20
+    """Imagined trajectories of each action sequence."""
+    learn_reward: bool = False
+    """Learn the reward even where the task's is known."""
+    learn_termination: bool = False
+    """Learn the termination even where the task's is known."""
+    refit_every: Annotated[int, Ge(1)] = 200
+    """Environment steps between two fits of the model."""
+    replay_capacity: Annotated[int, Ge(2)] = 100_000
+    """Transitions kept, the oldest giving way."""
+    warmup_steps: Annotated[int, Ge(2)] = 200
+    """Environment steps of uniformly random actions at the start, rounded up to whole refits."""
+    num_envs: Annotated[int, Ge(1)] = 1
+    """Environments that each seed steps side by side."""
+    epoch_steps: Annotated[int, Ge(1)] = 1000
+    """Environment steps between two rows of metrics."""
+    eval_every: Annotated[int, Ge(0)] = 0
+    """Epochs between two evaluations; 0 for none: a planner's collected trials are its measure."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """A rule between fields that is broken."""
+        if self.refit_every % self.num_envs:
+            return "refit_every", f"must be a multiple of num_envs ({self.num_envs}), got {self.refit_every}"
+        if self.particles % self.ensemble.elites:
+            return "particles", f"must be a multiple of ensemble.elites ({self.ensemble.elites}), got {self.particles}"
+        return None
+
+
+class State(NamedTuple):
+    """Everything that a run of PETS holds."""
+
+    model: EnsembleState
+    replay: Replay
+    key: Key
+
+
+def make(config: Config, task: Task) -> Algorithm:
+    """PETS on `task`. Reward and termination are the task's where it knows them, unless they shall be learned."""
+    model = ensemble.make(
+        config.ensemble,
+        task.observation.shape[0],
+        task.action.shape[0],
+        reward=None if config.learn_reward else task.reward,
+        terminated=None if config.learn_termination else task.terminated,
+    )
+    planner = cem.make(config.planner, task.action.shape[0])
+
+    def init(key: Key, hyper: Hyper) -> State:
+        model_key, key = jax.random.split(key)
+        return State(model.init(model_key, hyper), replay.init(row_like(task), config.replay_capacity), key)
+
+    def policy(state: State, explore: bool) -> Policy:
+        def particles(observation: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(observation, (config.particles, *observation.shape))
+
+        return planning_policy(planner, model.world(state.model), particles)
+
+    def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
+        key, fit_key = jax.random.split(state.key)
+        buffer = replay.add(state.replay, flatten(transitions))
+        fitted, found = metrics.when(
+            clock.env_steps >= config.warmup_steps,
+            lambda model_state: model.fit(model_state, buffer.data, buffer.size, fit_key),
+            state.model,
+        )
+        nonfinite = jnp.mean(transitions.extras["nonfinite"])
+        return State(fitted, buffer, key), found | {"plan/nonfinite": Average.of(nonfinite)}
+
+    return Algorithm(init, policy, learn, period=config.refit_every // config.num_envs)
+
+
+_SMALL = Config(
+    ensemble=EnsembleConfig(
+        members=5, elites=5, hidden=(64, 64, 64), weight_decay=(), learning_rate=1e-3, batch_size=64, max_epochs=40
+    ),
+    planner=CEMConfig(horizon=20, population=100, elites=10, iterations=4, momentum=0.1),
+    particles=10,
+    refit_every=50,
+    replay_capacity=10_000,
+    warmup_steps=200,
+    epoch_steps=200,
+)
+_PAPER = (
+    "kchua/handful-of-trials: dmbrl/config, dmbrl/modeling/models/BNN.py (5 members, batch 32, 5 epochs, no holdout, TSinf)"
+)
+
+
+def _paper(
+    hidden: tuple[int, ...],
+    weight_decay: tuple[float, ...],
+    trial: int,
+    horizon: int,
+    population: int,
+    elites: int,
+    learning_rate: float = 1e-3,
+) -> Config:
+    return Config(
+        ensemble=EnsembleConfig(
+            members=5,
+            elites=5,
+            hidden=hidden,
+            weight_decay=weight_decay,
+            learning_rate=learning_rate,
+            batch_size=32,
+            max_epochs=5,
+            holdout_fraction=0.0,
+            normalize_targets=False,
+            propagation="tsinf",
+        ),
+        planner=CEMConfig(horizon=horizon, population=population, elites=elites, iterations=5, momentum=0.1),
+        particles=20,
+        refit_every=trial,
+        warmup_steps=trial,
+        epoch_steps=trial,
+    )
+
+
+PRESETS = {
+    "small": Preset(
+        _SMALL,
+        "our own, sized for a CPU: 3 x 64 networks, refit each 50 steps after 200 random ones",
+        steps=1000,
+        tasks=("cartpole-continuous", "pendulum", "InvertedPendulum-v5"),
+    ),
+    "paper-cartpole": Preset(_paper((500, 500, 500), (1e-4, 2.5e-4, 2.5e-4, 5e-4), 200, 25, 400, 40), _PAPER, steps=10_000),
+    "paper-halfcheetah": Preset(
+        _paper((200, 200, 200, 200), (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4), 1000, 30, 500, 50),
+        _PAPER,
+        steps=300_000,
+        tasks=("Hopper-v5",),
+    ),
+}

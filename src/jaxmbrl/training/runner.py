@@ -1,0 +1,430 @@
+"""Runs: from settings to a trained policy, in memory or in a run folder, and on from where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from annotated_types import Ge, Lt
+from jaxtyping import Array, Float
+
+from jaxmbrl import algorithms, envs, metrics
+from jaxmbrl.config import UserError, check, closest, from_dict, to_dict
+from jaxmbrl.training import checkpoint, curve, evaluation, loop
+from jaxmbrl.training.console import Progress
+from jaxmbrl.training.loop import Loop, LoopState
+from jaxmbrl.training.run_folder import RunFolder
+from jaxmbrl.types import Algorithm, Clock, Policy, PyTree, Task
+
+CHUNK_SECONDS = 3.0
+"""Wall clock that one call of the compiled program aims at; between two, progress is shown and signals are seen."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that determines a run."""
+
+    algorithm: str
+    env: str
+    preset: str
+    """Name of the preset that `settings` started from."""
+    settings: Any
+    """The algorithm's config."""
+    steps: Annotated[int, Ge(1)]
+    """Environment steps of each seed, rounded up to whole epochs."""
+    seeds: Annotated[int, Ge(1)] = 1
+    """Number of seeds, trained side by side in one program."""
+    seed: Annotated[int, Ge(0), Lt(2**31)] = 0
+    """The first seed; the others follow it."""
+    eval_episodes: Annotated[int, Ge(1)] = 10
+    """Episodes of each evaluation."""
+    checkpoint_every: Annotated[int, Ge(1)] = 10
+    """Epochs between two checkpoints."""
+
+
+class Program(NamedTuple):
+    """A run's parts, built from its config and checked."""
+
+    config: RunConfig
+    task: Task
+    algorithm: Algorithm
+    loop: Loop
+
+    @property
+    def epoch_steps(self) -> int:
+        """Environment steps of an epoch."""
+        return self.config.settings.epoch_steps
+
+    @property
+    def total_steps(self) -> int:
+        """Environment steps of the run, in whole epochs."""
+        return -(-self.config.steps // self.epoch_steps) * self.epoch_steps
+
+
+class Result(NamedTuple):
+    """What training leaves in memory."""
+
+    rows: list[dict[str, Any]]
+    """The metrics, one row for each epoch and seed."""
+    state: PyTree
+    """The algorithm's state, leading with an axis of seeds."""
+    policy: Callable[..., Policy]
+    """(state of one seed, explore=False) -> policy."""
+    task: Task
+    config: RunConfig
+    path: Path | None
+    """The run folder, if one was asked for."""
+
+
+class Loaded(NamedTuple):
+    """A trained policy."""
+
+    policy: Callable[..., Policy]
+    """(state of one seed, explore=False) -> policy."""
+    state: PyTree
+    """The algorithm's state, leading with an axis of seeds."""
+    task: Task
+
+
+class Evaluation(NamedTuple):
+    """Returns under the deterministic policy."""
+
+    returns: Float[Array, "seeds episodes"]
+    per_seed: list[float]
+    """Mean of each seed."""
+    mean: float
+    iqm: float
+    """Interquartile mean of the seeds' means."""
+
+
+def configure(
+    algorithm: str,
+    env: str,
+    preset: str | None = None,
+    settings: Any = None,
+    steps: int | None = None,
+    **fields: Any,
+) -> RunConfig:
+    """A checked `RunConfig`. `settings` is the algorithm's config, or a mapping from dotted field names to values that
+    replace the preset's. Raises UserError, in one line, for whatever is unknown or out of range."""
+    method = algorithms.get(algorithm)
+    if env not in envs.names():
+        raise UserError(f"unknown task '{env}'; {closest(env, envs.names())}")
+    name, config = algorithms.preset(algorithm, env, preset)
+    if isinstance(settings, Mapping):
+        config = from_dict(method.config, _replaced(to_dict(config), settings))
+    elif settings is not None:
+        config = settings
+    steps = method.presets[name].steps if steps is None else steps
+    given = dict(algorithm=algorithm, env=env, preset=name, steps=steps, settings=check(config), **fields)
+    return from_dict(RunConfig, given)
+
+
+def parse(values: Mapping[str, Any]) -> RunConfig:
+    """The `RunConfig` that a config.yaml holds. Raises UserError naming the field that is wrong."""
+    config = from_dict(RunConfig, values)
+    method = algorithms.get(config.algorithm)
+    return dataclasses.replace(config, settings=from_dict(method.config, config.settings, "settings."))
+
+
+def build(config: RunConfig) -> Program:
+    """Put a run's parts together. Raises UserError where they do not fit."""
+    method, settings = algorithms.get(config.algorithm), config.settings
+    task = envs.make(config.env)
+    algorithm = method.make(settings, task)
+    steps_per_call = algorithm.period * settings.num_envs
+    if settings.epoch_steps % steps_per_call:
+        raise UserError(
+            f"epoch_steps must be a multiple of {steps_per_call}, the environment steps between two calls of learn, "
+            f"got {settings.epoch_steps}"
+        )
+    return Program(config, task, algorithm, loop.make(algorithm, task, settings))
+
+
+def train(
+    algorithm: str,
+    env: str,
+    *,
+    steps: int | None = None,
+    seeds: int = 1,
+    seed: int = 0,
+    preset: str | None = None,
+    settings: Any = None,
+    hyper: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+    **fields: Any,
+) -> Result:
+    """Train `algorithm` on the task `env` and return what was learned; nothing is written unless `out` names a folder.
+
+    `settings` is the algorithm's config, or a mapping such as `{"ensemble.members": 7}` over the preset's. `hyper` gives
+    traced numbers (`{"learning_rate": [1e-3, 3e-4]}`), one value or one a seed. `fields` are those of `RunConfig`.
+
+    Raises UserError, before compiling, for whatever is unknown, out of range or not writable.
+    """
+    config = configure(algorithm, env, preset, settings, steps, seeds=seeds, seed=seed, **fields)
+    program = build(config)
+    traced = _hyper(hyper or {}, config)
+    folder = None if out is None else RunFolder.create(out)
+    progress = progress or Progress.silent()
+    if folder is None:
+        return _Session(program, None, progress).begin(traced)
+    with folder.lock():
+        folder.write_config(to_dict(config))
+        folder.write_environment({"hyper": {name: np.asarray(value).tolist() for name, value in traced.items()}})
+        return _Session(program, folder, progress).begin(traced)
+
+
+def resume(run: str | Path, *, steps: int | None = None, progress: Progress | None = None) -> Result:
+    """Go on with the run in folder `run` from its newest intact checkpoint, to `steps` if given.
+
+    Raises UserError where `run` is not a run, or holds no checkpoint that is intact.
+    """
+    folder = RunFolder.open(run)
+    config = parse(folder.read_config())
+    if steps is not None:
+        config = check(dataclasses.replace(config, steps=steps))
+        config = dataclasses.replace(config, settings=parse(folder.read_config()).settings)
+    program = build(config)
+    with folder.lock():
+        session = _Session(program, folder, progress or Progress.silent())
+        return session.resume(steps_changed=steps is not None)
+
+
+def load(run: str | Path) -> Loaded:
+    """(policy, state, task) of the run in folder `run`, from its newest intact checkpoint.
+
+    >>> policy, state, task = load("runs/x")                              # doctest: +SKIP
+    >>> act = policy(jax.tree.map(lambda x: x[0], state)).act             # doctest: +SKIP
+    """
+    program, state, _ = _restore(RunFolder.open(run))
+    return Loaded(_policy(program.algorithm), state.algorithm, program.task)
+
+
+def evaluate(run: str | Path, episodes: int = 10) -> Evaluation:
+    """Returns of `episodes` episodes of each seed of the run in folder `run`, under its deterministic policy.
+
+    Start states are fixed by the episode's index, the same for every seed and every run of the task.
+    """
+    if episodes < 1:
+        raise UserError(f"episodes must be at least 1, got {episodes}")
+    program, state, _ = _restore(RunFolder.open(run))
+    returns = jax.jit(lambda s: evaluation.evaluate(program.algorithm, program.task, s, episodes))(state.algorithm)
+    return summarise(returns)
+
+
+def summarise(returns: Float[Array, "seeds episodes"]) -> Evaluation:
+    """Means by seed, and over seeds."""
+    per_seed = [float(x) for x in np.mean(np.asarray(returns, np.float64), axis=1)]
+    return Evaluation(returns, per_seed, float(np.mean(per_seed)), evaluation.interquartile_mean(per_seed))
+
+
+class _Session:
+    """One process working on one run."""
+
+    def __init__(self, program: Program, folder: RunFolder | None, progress: Progress) -> None:
+        self.program, self.folder, self.progress = program, folder, progress
+        self.config = program.config
+        self.rows: list[dict[str, Any]] = []
+        self.clock: Clock = loop.clock_at(0)
+        self.state: LoopState
+        self.wall_time = 0.0
+        self.compile_seconds = 0.0
+        self.calls = 1
+        self.frozen: set[int] = set()
+        self.run_compiled: Any = None
+        self.evaluate_compiled: Any = None
+
+    def begin(self, hyper: dict[str, Array]) -> Result:
+        """Train from the start."""
+        self.event("start", algorithm=self.config.algorithm, env=self.config.env, seeds=self.config.seeds)
+        self.state = _initial(self.program, hyper)
+        # Before the long compilation, so that a run is resumable from its first moment.
+        self.save()
+        return self.train()
+
+    def resume(self, steps_changed: bool) -> Result:
+        """Train on from the newest checkpoint."""
+        assert self.folder is not None
+        _, self.state, restored = _restore(self.folder, self.program)
+        for warning in restored.warnings:
+            self.warn(warning)
+        self.folder.truncate_metrics(restored.extra["metrics_offset"])
+        if steps_changed:
+            self.folder.write_config(to_dict(self.config))
+        self.rows = self.folder.read_metrics()
+        self.wall_time = restored.extra["wall_time"]
+        self.clock = loop.clock_at(restored.extra["env_steps"])
+        self.frozen = set(restored.extra["frozen"])
+        self.event("resume", env_steps=restored.extra["env_steps"])
+        self.progress.say(f"resuming at {restored.extra['env_steps']:,} of {self.program.total_steps:,} steps")
+        return self.train()
+
+    def train(self) -> Result:
+        """Epochs to the end."""
+        program, started = self.program, time.monotonic() - self.wall_time
+        every = self.config.settings.eval_every
+        with self.progress:
+            self.progress.update(int(self.clock.env_steps))
+            while int(self.clock.env_steps) < program.total_steps:
+                epoch = int(self.clock.env_steps) // program.epoch_steps + 1
+                epoch_started = time.monotonic()
+                self.compile_seconds = 0.0
+                self.run_epoch()
+                returns = self.evaluate() if every and epoch % every == 0 else None
+                now = time.monotonic()
+                self.wall_time = now - started
+                self.report(epoch, now - epoch_started - self.compile_seconds, returns)
+                last = int(self.clock.env_steps) >= program.total_steps
+                if last or epoch % self.config.checkpoint_every == 0:
+                    self.save()
+                if len(self.frozen) == self.config.seeds:
+                    self.warn("every seed has met a value that is not finite; the run ends here")
+                    break
+        self.event("end", env_steps=int(self.clock.env_steps), wall_time=round(self.wall_time, 3))
+        path = None if self.folder is None else self.folder.path
+        return Result(self.rows, self.state.algorithm, _policy(program.algorithm), program.task, self.config, path)
+
+    def run_epoch(self) -> None:
+        """Run the compiled program to the epoch's end, in chunks of about `CHUNK_SECONDS`."""
+        program = self.program
+        if self.run_compiled is None:
+            donated = jax.jit(program.loop.run, donate_argnums=1)
+            self.run_compiled = self.compile("training", donated, self.clock, self.state, jnp.ones((), jnp.int32))
+        end = (int(self.clock.env_steps) // program.epoch_steps + 1) * program.epoch_steps
+        while int(self.clock.env_steps) < end:
+            left = (end - int(self.clock.env_steps)) // program.loop.steps_per_call
+            calls = min(self.calls, left)
+            started = time.monotonic()
+            self.clock, self.state = self.run_compiled(self.clock, self.state, jnp.asarray(calls, jnp.int32))
+            jax.block_until_ready(self.state)
+            seconds = max(time.monotonic() - started, 1e-6)
+            self.calls = max(1, min(int(calls * CHUNK_SECONDS / seconds), 4 * calls))
+            self.progress.update(int(self.clock.env_steps))
+
+    def evaluate(self) -> np.ndarray:
+        """Mean return of each seed's deterministic policy."""
+        program, episodes = self.program, self.config.eval_episodes
+        if self.evaluate_compiled is None:
+            function = jax.jit(lambda s: evaluation.evaluate(program.algorithm, program.task, s, episodes))
+            self.evaluate_compiled = self.compile("evaluation", function, self.state.algorithm)
+        return np.asarray(self.evaluate_compiled(self.state.algorithm), np.float64).mean(axis=1)
+
+    def compile(self, what: str, function: Any, *args: Any) -> Any:
+        """Compile ahead of time, so that compile time is seen as such."""
+        self.progress.compiling(what)
+        started = time.monotonic()
+        compiled = function.lower(*args).compile()
+        seconds = time.monotonic() - started
+        self.compile_seconds += seconds
+        self.progress.compiled(what, seconds)
+        self.event("compile", what=what, seconds=round(seconds, 3))
+        return compiled
+
+    def report(self, epoch: int, seconds: float, returns: np.ndarray | None) -> None:
+        """Write and show the epoch's rows."""
+        found, fault = jax.device_get((self.state.metrics, self.state.fault))
+        rows = []
+        for k in range(self.config.seeds):
+            seed = self.config.seed + k
+            row = {
+                "epoch": epoch,
+                "env_steps": int(self.clock.env_steps),
+                "seed": seed,
+                "wall_time": round(self.wall_time, 3),
+            }
+            timing = {"time/epoch": round(seconds, 3)}
+            if self.compile_seconds:
+                timing["time/compile"] = round(self.compile_seconds, 3)
+            if fault.what[k] >= 0:
+                self.freeze(seed, epoch, self.program.loop.checked[fault.what[k]], int(fault.env_steps[k]))
+                rows.append(row | {"frozen": True} | timing)
+                continue
+            of_seed = jax.tree.map(lambda x, k=k: x[k], found)
+            row |= metrics.known(of_seed) | {"train/episodes": int(of_seed["train/return"].weight)}
+            if returns is not None:
+                row["eval/return"] = float(returns[k])
+            rows.append(row | timing)
+        self.rows += rows
+        if self.folder is not None:
+            self.folder.append_metrics(rows)
+        self.progress.epoch(rows)
+
+    def freeze(self, seed: int, epoch: int, what: str, env_steps: int) -> None:
+        """Say, once, that a seed met a value that is not finite."""
+        if seed not in self.frozen:
+            self.frozen.add(seed)
+            self.warn(f"seed {seed} is frozen: '{what}' was not finite in epoch {epoch}, at step {env_steps}")
+
+    def save(self) -> None:
+        """Write a checkpoint and the picture, if there is a folder."""
+        if self.folder is None:
+            return
+        env_steps = int(self.clock.env_steps)
+        extra = {
+            "env_steps": env_steps,
+            "metrics_offset": self.folder.metrics_offset(),
+            "wall_time": self.wall_time,
+            "frozen": sorted(self.frozen),
+        }
+        started = time.monotonic()
+        checkpoint.save(self.folder.checkpoints, env_steps, self.state, extra)
+        self.event("checkpoint", env_steps=env_steps, seconds=round(time.monotonic() - started, 3))
+        if self.rows:
+            title = f"{self.config.algorithm} on {self.config.env}"
+            curve.draw(self.rows, self.folder.path / "curve.png", title)
+
+    def warn(self, text: str) -> None:
+        """Show a warning and keep it."""
+        self.progress.warn(text)
+        self.event("warning", text=text)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append to events.jsonl, if there is a folder."""
+        if self.folder is not None:
+            self.folder.event(kind, **fields)
+
+
+def _initial(program: Program, hyper: dict[str, Array]) -> LoopState:
+    config = program.config
+    return jax.jit(program.loop.init)(config.seed + jnp.arange(config.seeds), hyper)
+
+
+def _restore(folder: RunFolder, program: Program | None = None) -> tuple[Program, LoopState, checkpoint.Restored]:
+    program = build(parse(folder.read_config())) if program is None else program
+    like = jax.eval_shape(lambda: _initial(program, _hyper({}, program.config)))
+    restored = checkpoint.restore(folder.checkpoints, like)
+    return program, restored.state, restored
+
+
+def _policy(algorithm: Algorithm) -> Callable[..., Policy]:
+    return lambda state, explore=False: algorithm.policy(state, explore)
+
+
+def _hyper(given: Mapping[str, Any], config: RunConfig) -> dict[str, Array]:
+    """Arrays [seeds] of the traced numbers."""
+    known = algorithms.get(config.algorithm).hyper
+    for name in given:
+        if name not in known:
+            raise UserError(f"unknown hyper '{name}' of {config.algorithm}; {closest(name, known)}")
+    try:
+        return {name: jnp.broadcast_to(jnp.asarray(value, float), (config.seeds,)) for name, value in given.items()}
+    except ValueError:
+        raise UserError(f"hyper needs one number or one a seed ({config.seeds}), got {dict(given)!r}") from None
+
+
+def _replaced(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with dotted fields replaced."""
+    for path, value in changes.items():
+        at, *rest = path.split(".", 1)
+        if at not in values or (rest and not isinstance(values[at], dict)):
+            raise UserError(f"unknown field '{path}'; {closest(at, values)}")
+        values[at] = _replaced(values[at], {rest[0]: value}) if rest else value
+    return values
