@@ -135,7 +135,7 @@ def test_auto_reset_at_a_termination():
 
 
 def test_auto_reset_at_a_truncation():
-    (episode, memory), rows = collect(counter(fall=99.0), remembering(), 8)
+    (episode, _), rows = collect(counter(fall=99.0), remembering(), 8)
     np.testing.assert_array_equal(rows.observation[:, 0], [0, 1, 2, 3, 0, 1, 2, 3])
     np.testing.assert_array_equal(rows.next_observation[:, 0], [1, 2, 3, 4, 1, 2, 3, 4])
     np.testing.assert_array_equal(rows.truncated, [0, 0, 0, 1, 0, 0, 0, 1])
@@ -155,7 +155,7 @@ def test_auto_reset_when_every_step_ends_an_episode():
 
 def test_auto_reset_goes_on_across_two_rollouts():
     world, policy = auto_reset(counter(), remembering())
-    state, first = rollout(world, policy, begin(world, policy), jax.random.key(0), 3)
+    state, _ = rollout(world, policy, begin(world, policy), jax.random.key(0), 3)
     assert bool(state[0].fresh)
     _, second = rollout(world, policy, state, jax.random.key(1), 2)
     np.testing.assert_array_equal(second.observation[:, 0], [0, 1])
@@ -179,7 +179,7 @@ def test_each_reset_of_world_and_policy_is_a_new_draw():
     _, rows = collect(world, policy, 40)
     first = np.asarray(rows.observation)[::LIMIT, 0]
     counts = np.asarray(rows.extras["count"])
-    assert len(np.unique(first)) == 10 and (0 <= first).all() and (first < 1).all()
+    assert len(np.unique(first)) == 10 and (first >= 0).all() and (first < 1).all()
     assert len(np.unique(counts[::LIMIT])) == 10
     np.testing.assert_array_equal(counts.reshape(10, LIMIT) - counts[::LIMIT, None], np.tile(range(LIMIT), (10, 1)))
 

@@ -9,6 +9,7 @@ Shape letters: O observation size, A action size, D model output size, E ensembl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -81,7 +82,9 @@ class Box(NamedTuple):
     high: float = float("inf")
 
     def sample(self, key: Key) -> Float[Array, "*shape"]:
-        """A uniform draw; the bounds must be finite."""
+        """A uniform draw. Raises ValueError where a bound is infinite."""
+        if not math.isfinite(self.high - self.low):
+            raise ValueError(f"cannot draw from an unbounded space: {self}")
         return jax.random.uniform(key, self.shape, minval=self.low, maxval=self.high)
 
     def zeros(self) -> Float[Array, "*shape"]:
@@ -101,7 +104,7 @@ class Discrete(NamedTuple):
 
     def sample(self, key: Key) -> Int[Array, ""]:
         """A uniform draw."""
-        return jax.random.randint(key, (), 0, self.n)
+        return jax.random.randint(key, (), 0, self.n, jnp.int32)
 
     def zeros(self) -> Int[Array, ""]:
         """An element of the right shape and dtype, for building buffers."""
