@@ -106,20 +106,20 @@ def restore(folder: Path, like: PyTree) -> Restored:
 
     Raises CheckpointError where no checkpoint is intact, and where one is but has other leaves than `like`.
     """
-    _recover(folder)
     warnings: list[str] = []
-    for step in reversed(steps(folder)):
-        path = folder / f"{step:08}"
-        try:
-            manifest = _verified_manifest(path)
-            _compare(path, manifest["leaves"], like)
-            state = _load(path, manifest["leaves"], like)
-        except _Damaged as problem:
-            warnings.append(f"checkpoint {path} is damaged ({problem}); {_set_aside(path)}")
-            continue
-        except OSError as error:
-            raise CheckpointError(f"checkpoint {path} could not be read ({error.strerror or error})") from error
-        return Restored(step, state, manifest["extra"], path, tuple(warnings))
+    try:
+        _recover(folder)
+        for step in reversed(steps(folder)):
+            path = folder / f"{step:08}"
+            try:
+                manifest = _verified_manifest(path)
+                _compare(path, manifest["leaves"], like)
+                state = _load(path, manifest["leaves"], like)
+                return Restored(step, state, manifest["extra"], path, tuple(warnings))
+            except _Damaged as problem:
+                warnings.append(f"checkpoint {path} is damaged ({problem}); {_set_aside(path)}")
+    except OSError as error:
+        raise CheckpointError(f"{folder} could not be read ({error.strerror or error}); see to the disk") from error
     if warnings:
         raise CheckpointError(f"no intact checkpoint in {folder}: {'; '.join(warnings)}")
     aside = sorted(path.name for path in folder.glob("damaged-*"))
@@ -175,8 +175,7 @@ def _write(
     try:
         partial.mkdir()
         if arrays:
-            with _orbax() as orbax:
-                orbax.save(partial / ARRAYS, arrays)
+            _save_arrays(partial / ARRAYS, arrays)
         files = {str(p.relative_to(partial)): _file_entry(p) for p in sorted(partial.rglob("*")) if p.is_file()}
         body = {"format": FORMAT, "step": step, "extra": extra, "leaves": leaves, "files": files}
         document = {"sha256": _body_digest(body), "manifest": body}
@@ -194,6 +193,17 @@ def _write(
     if replaced.exists():
         _remove(replaced)
     return path
+
+
+def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    try:
+        with _orbax() as orbax:
+            orbax.save(path, arrays)
+    except Exception as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def _file_entry(path: Path) -> dict[str, Any]:
@@ -265,9 +275,7 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise _Damaged(f"{MANIFEST} is not as it was written")
     body: dict[str, Any] = document["manifest"]
     if body["format"] != FORMAT:
-        raise CheckpointError(
-            f"checkpoint {path} has format {body['format']}, this version reads {FORMAT}; use the other one"
-        )
+        raise CheckpointError(f"checkpoint {path} has format {body['format']}, not {FORMAT}; use the version that wrote it")
     if f"{body['step']:08}" != path.name:
         raise _Damaged(f"{MANIFEST} is that of step {body['step']}")
     return body
@@ -353,9 +361,7 @@ def _place(path: Path, array: np.ndarray, entry: dict[str, Any], target: Any) ->
         return keys if sharding is None else jax.device_put(keys, sharding)
     leaf = jax.device_put(array, sharding, may_alias=False)
     if leaf.dtype != array.dtype:
-        raise CheckpointError(
-            f"checkpoint {path} holds {array.dtype} ({entry['path']}); set JAX_ENABLE_X64=1 and resume again"
-        )
+        raise CheckpointError(f"checkpoint {path} holds {array.dtype} ({entry['path']}); set JAX_ENABLE_X64=1 to resume")
     return leaf
 
 
@@ -375,14 +381,14 @@ def _set_aside(path: Path) -> str:
 
 @contextlib.contextmanager
 def _orbax() -> Iterator[Any]:
-    """Orbax, with its progress notes off the console; logging is afterwards as it was before."""
+    """Orbax, with its notes off the console (its faults are raised as well); logging is afterwards as it was before."""
     root = logging.getLogger()
     handlers = list(root.handlers)
     from orbax.checkpoint import v1 as orbax
 
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(max(level, logging.WARNING))
+    logger.setLevel(logging.CRITICAL + 1)
     try:
         yield orbax
     finally:
