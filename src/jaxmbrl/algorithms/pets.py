@@ -97,9 +97,11 @@ def make(config: Config, task: Task) -> Algorithm:
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, fit_key = jax.random.split(state.key)
         buffer = replay.add(state.replay, flatten(transitions))
+        # By the clock and not by `buffer.size`: a count that is batched over seeds would batch the loops of the fit.
+        count = jnp.minimum(clock.env_steps, config.replay_capacity)
         fitted, found = metrics.when(
             clock.env_steps >= config.warmup_steps,
-            lambda model_state: model.fit(model_state, buffer.data, buffer.size, fit_key),
+            lambda model_state: model.fit(model_state, buffer.data, count, fit_key),
             state.model,
         )
         nonfinite = jnp.mean(transitions.extras["nonfinite"])

@@ -1,0 +1,56 @@
+# make demo   install into .venv, then watch a learned model and a planner solve a task
+# make test   install the test extra, then run the tests
+# make lint   install the dev extra, then ruff and mypy
+# make slow   the learning checks, which take many minutes
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test slow lint clean
+.DELETE_ON_ERROR:
+
+demo: .venv/jaxmbrl
+	@n=1; while [ -e runs/demo-$$n ]; do n=$$((n + 1)); done; \
+	echo; \
+	echo "jaxmbrl demo: PETS learns to balance a pole (cartpole-continuous) from nothing, two seeds side by side."; \
+	echo "It fits an ensemble of neural networks to what it saw and plans each step through it. 200 is a perfect trial;"; \
+	echo "random actions, with which it starts, get about 20 to 30. This takes about two minutes on two CPU cores."; \
+	echo; \
+	$(BIN)/jaxmbrl train pets --env cartpole-continuous --preset small --steps 1000 --seeds 2 --out runs/demo-$$n
+
+test: .venv/test
+	$(BIN)/python -m pytest
+
+slow: .venv/test
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv
+
+.venv/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "jaxmbrl needs Python 3.11 or later; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "making .venv"
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/jaxmbrl: .venv/python pyproject.toml constraints.txt
+	@echo "installing jaxmbrl into .venv (some minutes, once)"
+	@$(INSTALL) --editable .
+	@touch $@
+
+.venv/test: .venv/jaxmbrl
+	@echo "installing what the tests need"
+	@$(INSTALL) --editable '.[test]'
+	@touch $@
+
+.venv/dev: .venv/jaxmbrl
+	@echo "installing what development needs"
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@ .venv/test
