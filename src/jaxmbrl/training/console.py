@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -44,10 +44,10 @@ class Progress:
     Writes to `out` (standard output by default). Use it as a context manager: the live part is drawn inside it.
     """
 
-    def __init__(self, total_steps: int, seeds: int, out: TextIO | None = None) -> None:
+    def __init__(self, total_steps: int, seeds: int, out: TextIO | io.TextIOBase | None = None) -> None:
         self.total_steps = total_steps
         self.seeds = seeds
-        self._out = sys.stdout if out is None else out
+        self._out = cast(TextIO, sys.stdout if out is None else out)
         on_terminal = self._out.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
         self._console = Console(file=self._out, force_terminal=True, highlight=False) if on_terminal else None
         self._live: Live | None = None
@@ -60,7 +60,7 @@ class Progress:
     @classmethod
     def silent(cls) -> Progress:
         """A console that prints nothing."""
-        return cls(0, 0, out=_Nowhere())  # type: ignore[arg-type]
+        return cls(0, 0, out=_Nowhere())
 
     def __enter__(self) -> Progress:
         if self._console is not None:

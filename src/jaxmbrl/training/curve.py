@@ -140,9 +140,10 @@ def _number(value: float, decimals: int) -> str:
 def _axis(steps: list[int], columns: int) -> str:
     """First and last step at the ends of the axis, as far as there is room."""
     first, last = f"{steps[0]:,}", f"{steps[-1]:,} steps"
-    if len(steps) == 1 or len(first) + len(last) + 1 > columns:
-        return last.rjust(columns) if len(steps) > 1 else last
-    return first + last.rjust(columns - len(first))
+    if len(steps) > 1 and len(first) + len(last) < columns:
+        return first + last.rjust(columns - len(first))
+    shown = next(text for text in (last, f"{steps[-1]:,}", f"{steps[-1]:.2g}") if len(text) <= columns)
+    return shown.rjust(columns) if len(steps) > 1 else shown
 
 
 def _dots(curve: Curve, columns: int, lines: int) -> np.ndarray:

@@ -91,7 +91,7 @@ class RunFolder(NamedTuple):
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write config.yaml from a nested dict of plain values."""
-        write_file(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+        write_file(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False).encode())
 
     def read_config(self) -> dict[str, Any]:
         """Read config.yaml. Raises UserError where it is not valid."""
