@@ -75,6 +75,34 @@ def sample_ids(buffer):
     return np.asarray(sample_ids_on_device(buffer)).tolist()
 
 
+class Recorder:
+    """Stands for a buffer's leaf and keeps the slots that are written."""
+
+    def __init__(self, capacity):
+        self.shape = (capacity,)
+        self.at = self
+
+    def __getitem__(self, slots):
+        self.slots = np.asarray(slots)
+        return self
+
+    def set(self, rows, mode):
+        assert mode == "drop"
+        return self
+
+
+@pytest.mark.parametrize("capacity", [3, 5])
+def test_no_slot_is_written_twice(capacity):
+    # which of two writes to one slot wins is up to the backend
+    leaf = Recorder(5)
+    state = replay.Replay({"id": leaf}, jnp.int32(1), jnp.int32(3), jnp.int32(capacity))
+    mask = jnp.arange(12) % 4 != 1
+    replay.add(state, {"id": jnp.arange(12)}, mask)
+    written = leaf.slots[leaf.slots < 5]
+    assert sorted(written.tolist()) == list(range(capacity))
+    assert (leaf.slots >= 0).all()
+
+
 def test_add_without_a_mask_adds_all_and_resize_goes_up_to_the_arrays():
     buffer = replay.add(replay.init(PROTOTYPE, 4), rows_of([1, 2, 3]))
     assert held(buffer) == [1, 2, 3]
