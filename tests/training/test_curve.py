@@ -148,3 +148,12 @@ def test_too_small_a_place_is_refused():
     for width, height in ((23, 5), (24, 4)):
         with pytest.raises(ValueError, match="at least 24 by 5"):
             text_curve(rising(), width, height)
+
+
+def test_training_returns_alone_are_drawn_in_the_dark_style(tmp_path):
+    draw(rising(1), tmp_path / "alone.png", "title")
+    draw(rising(1, name="eval/return"), tmp_path / "evaluation.png", "title")
+    alone, evaluation = picture(tmp_path / "alone.png"), picture(tmp_path / "evaluation.png")
+    below_the_legend = np.s_[150:, :]
+    np.testing.assert_array_equal(alone[below_the_legend], evaluation[below_the_legend])
+    assert not np.array_equal(alone, evaluation)

@@ -122,7 +122,7 @@ class Progress:
 
     def _print(self, text: str, style: str = "") -> None:
         if self._console is not None:
-            self._console.print(Text(text, style=style), soft_wrap=True)
+            self._console.print(Text(text, style=style))
             return
         encoding = getattr(self._out, "encoding", None) or "utf-8"
         self._out.write(text.encode(encoding, "replace").decode(encoding) + "\n")

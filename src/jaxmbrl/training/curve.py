@@ -52,8 +52,8 @@ def mean_curve(rows: Rows, name: str) -> Curve:
 def draw(rows: Rows, path: Path, title: str) -> None:
     """Write the learning curve of metrics `rows` to `path` as a PNG: a thin line a seed, their mean in bold.
 
-    Training returns are grey and dashed, evaluation returns dark and solid. Where no episode has finished, the picture
-    says so.
+    Beside evaluation returns, dark and solid, training returns are grey and dashed. Where no episode has finished, the
+    picture says so.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
@@ -84,8 +84,9 @@ def _draw_metric(axes: Any, rows: Rows, name: str) -> bool:
     """Draw one metric; whether there was anything to draw."""
     curves = seed_curves(rows, name)
     mean = mean_curve(rows, name)
-    look = dict(LOOKS[name])
-    label = look.pop("label") + (f", mean of {len(curves)} seeds" if len(curves) > 1 else "")
+    look = dict(LOOKS[name] if seed_curves(rows, EVAL) else LOOKS[EVAL])
+    del look["label"]
+    label = LOOKS[name]["label"] + (f", mean of {len(curves)} seeds" if len(curves) > 1 else "")
     marked = len(mean.steps) <= 30
     for curve in curves.values() if len(curves) > 1 else ():
         lone = len(curve.steps) == 1
