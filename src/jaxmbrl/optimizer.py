@@ -44,7 +44,7 @@ def init(params: PyTree, learning_rate: Any, with_target: bool = False) -> Train
 
 def step(trainable: Trainable, gradient: PyTree) -> tuple[Trainable, Float[Array, ""]]:
     """One Adam step (arXiv 1412.6980) down `gradient`; returns the trainable and the gradient's norm."""
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     is_open = trainable.open & jnp.isfinite(norm)
     updates, moments = _adam.update(gradient, trainable.moments)
     params = jax.tree.map(lambda p, u: p - trainable.learning_rate * u, trainable.params, updates)
@@ -60,9 +60,8 @@ def step(trainable: Trainable, gradient: PyTree) -> tuple[Trainable, Float[Array
 
 def move_target(trainable: Trainable, rate: float) -> Trainable:
     """Move the target copy towards the parameters by the share `rate` (Polyak averaging)."""
-    rate_now = jnp.where(trainable.open, rate, 0.0)
-    target = jax.tree.map(lambda t, p: t + rate_now * (p - t), trainable.target, trainable.params)
-    return trainable._replace(target=target)
+    target = jax.tree.map(lambda t, p: t + rate * (p - t), trainable.target, trainable.params)
+    return trainable._replace(target=_where(trainable.open, target, trainable.target))
 
 
 def _where(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:

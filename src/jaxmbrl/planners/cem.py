@@ -61,7 +61,7 @@ def make(config: CEMConfig, action_size: int) -> Planner:
     shape = (config.horizon, action_size)
 
     def init() -> PlanState:
-        return PlanState(jnp.full(shape, (LOW + HIGH) / 2))
+        return PlanState(jnp.full(shape, (LOW + HIGH) / 2, float))
 
     def plan(objective: Objective, state: PlanState, key: Key) -> tuple[Float[Array, "H A"], PlanState, PyTree]:
         def unfinished(search: tuple[Array, Array, Array, Array]) -> Array:
@@ -77,9 +77,9 @@ def make(config: CEMConfig, action_size: int) -> Planner:
             return i + 1, mean, variance, nonfinite + jnp.sum(~jnp.isfinite(returns))
 
         zero: Int[Array, ""] = jnp.zeros((), jnp.int32)
-        variance = jnp.full(shape, (HIGH - LOW) ** 2 / 16)
+        variance = jnp.full(shape, (HIGH - LOW) ** 2 / 16, float)
         _, mean, _, nonfinite = jax.lax.while_loop(unfinished, iteration, (zero, state.mean, variance, zero))
-        padding = jnp.full((1, action_size), (LOW + HIGH) / 2)
+        padding = jnp.full((1, action_size), (LOW + HIGH) / 2, float)
         return mean, PlanState(jnp.concatenate([mean[1:], padding])), {"nonfinite": nonfinite}
 
     return Planner(init, plan)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ ENVIRONMENT, LEARNER, MEMORY, COLLECT = range(4)
 """Independent streams of randomness below a seed's key."""
 
 
+@runtime_checkable
 class LoopConfig(Protocol):
     """The fields of an algorithm's config that the loop reads."""
 

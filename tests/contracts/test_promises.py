@@ -1,0 +1,262 @@
+"""The promises that hold for every registered algorithm, on one compilation each at a tiny size."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmbrl import algorithms, envs
+from jaxmbrl.optimizer import Trainable
+from jaxmbrl.replay import Replay
+from jaxmbrl.training import checkpoint, loop, runner
+
+CAPACITY = 997
+"""A length that nothing but a replay buffer has."""
+SEEDS = 2
+EPOCH = 100
+TINY: dict[str, dict[str, Any]] = {
+    "sac": {
+        "agent.hidden": (16, 16),
+        "batch_size": 32,
+        "warmup_steps": EPOCH,
+        "epoch_steps": EPOCH,
+        "replay_capacity": CAPACITY,
+    },
+    "pets": {
+        "ensemble.hidden": (16,),
+        "ensemble.max_epochs": 3,
+        "planner.population": 20,
+        "planner.elites": 4,
+        "planner.horizon": 4,
+        "planner.iterations": 2,
+        "particles": 5,
+        "refit_every": 50,
+        "warmup_steps": EPOCH,
+        "epoch_steps": EPOCH,
+        "replay_capacity": CAPACITY,
+    },
+}
+
+
+class Compiled(NamedTuple):
+    """An algorithm's loop on the pendulum, compiled once for two seeds."""
+
+    program: runner.Program
+    jaxpr: str
+    text: str
+    init: Any
+    run: Any
+
+    def start(self, seeds: Any = (0, 1), **hyper: Any) -> tuple[Any, Any]:
+        """Clock and state of the given seeds."""
+        traced = {"learning_rate": jnp.full(SEEDS, 1e-3, float)} | {k: jnp.asarray(v, float) for k, v in hyper.items()}
+        return loop.clock_at(0), self.init(jnp.array(seeds), traced)
+
+    def epochs(self, state: tuple[Any, Any], calls: list[int]) -> tuple[Any, Any]:
+        """Run the compiled program once for each entry of `calls`."""
+        for number in calls:
+            state = self.run(*state, jnp.asarray(number, jnp.int32))
+        return state
+
+    @property
+    def calls(self) -> int:
+        """Calls of `learn` in an epoch."""
+        return EPOCH // self.program.loop.steps_per_call
+
+
+@pytest.fixture(scope="module", params=sorted(algorithms.METHODS))
+def compiled(request: pytest.FixtureRequest) -> Compiled:
+    name = request.param
+    program = runner.build(runner.configure(name, "pendulum", settings=TINY[name], steps=3 * EPOCH, seeds=SEEDS))
+    init = jax.jit(program.loop.init)
+    arguments = (
+        loop.clock_at(0),
+        init(jnp.arange(SEEDS), {"learning_rate": jnp.full(SEEDS, 1e-3, float)}),
+        jnp.ones((), jnp.int32),
+    )
+    traced = jax.jit(program.loop.run, donate_argnums=1).trace(*arguments)
+    run = traced.lower().compile()
+    return Compiled(program, str(traced.jaxpr), run.as_text(), init, run)
+
+
+def leaves(state: Any) -> dict[str, np.ndarray]:
+    """Every leaf by its path, keys as their data."""
+
+    def plain(leaf: Any) -> np.ndarray:
+        return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
+
+    return {jax.tree_util.keystr(path): plain(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    """Bit for bit, NaN equal to NaN."""
+    a, b = leaves(a), leaves(b)
+    assert a.keys() == b.keys()
+    different = [name for name in a if a[name].tobytes() != b[name].tobytes()]
+    assert not different, different
+
+
+def of_seed(state: Any, k: int) -> Any:
+    return jax.tree.map(lambda x: x[k], state)
+
+
+def test_nothing_leaves_the_device_inside_a_chunk(compiled: Compiled) -> None:
+    assert "callback" not in compiled.jaxpr
+    assert "infeed" not in compiled.text and "outfeed" not in compiled.text
+    state = compiled.epochs(compiled.start(), [1])
+    calls = jnp.asarray(compiled.calls, jnp.int32)
+    with jax.transfer_guard("disallow"):
+        clock, _ = compiled.run(*state, calls)
+        clock.env_steps.block_until_ready()
+
+
+def test_the_state_that_comes_out_fits_in_again(compiled: Compiled) -> None:
+    """No recompilation: shapes, dtypes and weak types of the state are a fixed point of the program."""
+    before = compiled.start()
+    after = jax.eval_shape(compiled.program.loop.run, *before, jnp.ones((), jnp.int32))
+
+    def signature(tree: Any) -> list[Any]:
+        return [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in jax.tree.leaves(tree)]
+
+    assert signature(jax.eval_shape(lambda x: x, before)) == signature(after)
+
+
+def test_buffers_are_updated_in_place(compiled: Compiled) -> None:
+    replays = [x for x in jax.tree.leaves(compiled.start(), is_leaf=is_replay) if is_replay(x)]
+    assert replays, "the algorithm keeps no replay buffer: is this test still about something?"
+    names = {"float32": "f32", "bool": "pred", "int32": "s32"}
+    leaves = [leaf for replay in replays for leaf in jax.tree.leaves(replay.data)]
+    shapes = {f"{names[leaf.dtype.name]}[{','.join(map(str, leaf.shape))}]" for leaf in leaves}
+    made = re.findall(r"= (\w+\[[\d,]+\])\S* (copy|copy-start|fusion)\(", compiled.text)
+    assert len(made) > 10, "the compiled program is not written as expected"
+    assert not [shape for shape, operation in made if shape in shapes and operation != "fusion"]
+
+
+def is_replay(x: Any) -> bool:
+    return isinstance(x, Replay)
+
+
+def test_how_a_run_is_cut_into_chunks_changes_no_bit(compiled: Compiled) -> None:
+    whole = compiled.epochs(compiled.start(), [3 * compiled.calls])
+    cut = compiled.epochs(compiled.start(), [1, compiled.calls, 1, 2 * compiled.calls - 2])
+    assert_equal(whole, cut)
+
+
+def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(compiled: Compiled, tmp_path: Any) -> None:
+    straight = compiled.epochs(compiled.start(), [compiled.calls, 2 * compiled.calls])
+    clock, half = compiled.epochs(compiled.start(), [compiled.calls])
+    checkpoint.save(tmp_path, int(clock.env_steps), half, {})
+    like = jax.eval_shape(lambda: compiled.start()[1])
+    restored = checkpoint.restore(tmp_path, like)
+    assert_equal(straight, compiled.epochs((loop.clock_at(restored.step), restored.state), [2 * compiled.calls]))
+
+
+def test_the_same_seeds_give_the_same_run(compiled: Compiled) -> None:
+    assert_equal(
+        compiled.epochs(compiled.start(), [2 * compiled.calls]), compiled.epochs(compiled.start(), [2 * compiled.calls])
+    )
+
+
+def test_seed_k_starts_the_same_whatever_the_other_seeds(compiled: Compiled) -> None:
+    init = jax.jit(compiled.program.loop.init)
+    four = init(jnp.arange(4), {"learning_rate": jnp.full(4, 1e-3, float)})
+    for k in range(4):
+        assert_equal(of_seed(four, k), of_seed(compiled.start((k, 9))[1], 0))
+    keys = jax.random.key_data(four.key)
+    assert len({key.tobytes() for key in np.asarray(keys)}) == 4
+
+
+def test_seeds_do_not_touch_each_other(compiled: Compiled) -> None:
+    _, a = compiled.epochs(compiled.start((0, 1)), [2 * compiled.calls])
+    _, b = compiled.epochs(compiled.start((0, 5)), [2 * compiled.calls])
+    assert_equal(of_seed(a, 0), of_seed(b, 0))
+    assert a.metrics["train/return"].total[1] != b.metrics["train/return"].total[1]
+
+
+@pytest.mark.slow
+def test_two_and_four_seeds_agree_on_seed_0_to_the_bit(compiled: Compiled) -> None:
+    name = compiled.program.config.algorithm
+    program = runner.build(runner.configure(name, "pendulum", settings=TINY[name], seeds=4))
+    state = jax.jit(program.loop.init)(jnp.arange(4), {"learning_rate": jnp.full(4, 1e-3, float)})
+    _, four = jax.jit(program.loop.run)(loop.clock_at(0), state, jnp.asarray(2 * compiled.calls, jnp.int32))
+    _, two = compiled.epochs(compiled.start(), [2 * compiled.calls])
+    assert_equal(of_seed(four, 0), of_seed(two, 0))
+
+
+def test_a_seed_that_goes_non_finite_is_named_and_frozen_and_leaves_the_others(compiled: Compiled) -> None:
+    calls = 3 * compiled.calls
+    _, healthy = compiled.epochs(compiled.start(), [calls])
+    faulty_start = compiled.start(learning_rate=[1e-3, np.nan])
+    _, faulty = compiled.epochs(faulty_start, [calls])
+    assert_equal(of_seed(healthy, 0)._replace(metrics=()), of_seed(faulty, 0)._replace(metrics=()))
+    assert_equal(of_seed(healthy, 0).metrics, of_seed(faulty, 0).metrics)
+    assert int(healthy.fault.what[1]) == int(faulty.fault.what[0]) == -1
+    what = compiled.program.loop.checked[int(faulty.fault.what[1])]
+    assert "gradient" in what or "/" in what
+    seen_at = int(faulty.fault.env_steps[1])
+    assert EPOCH <= seen_at <= 3 * EPOCH
+    # Nothing of it moves any more: two more epochs leave what learns, the data that count and the environments alone.
+    frozen = of_seed(faulty, 1)
+    _, later = compiled.epochs((loop.clock_at(3 * EPOCH), faulty), [2 * compiled.calls])
+    assert_equal(still(frozen), still(of_seed(later, 1)))
+
+
+def still(state: Any) -> Any:
+    """What must not change in a frozen seed: all but rows of the buffers that do not count, and an epoch's metrics."""
+
+    def without_rows(x: Any) -> Any:
+        return (x.position, x.size) if is_replay(x) else x
+
+    return jax.tree.map(without_rows, state._replace(metrics=()), is_leaf=is_replay)
+
+
+def test_no_row_is_a_reset_and_no_time_limit_a_termination(compiled: Compiled) -> None:
+    """Every stored row is a step of the task: its successor is the simulator's, across episode ends too."""
+    _, state = compiled.epochs(compiled.start(), [3 * compiled.calls])
+    buffer = next(x for x in jax.tree.leaves(state.algorithm, is_leaf=is_replay) if is_replay(x))
+    assert buffer.size.tolist() == [3 * EPOCH] * SEEDS
+    env = envs.make("pendulum").env
+    for k in range(SEEDS):
+        rows = jax.tree.map(lambda x, k=k: np.asarray(x[k, : 3 * EPOCH]), buffer.data)
+        angle = np.arctan2(rows.observation[:, 1], rows.observation[:, 0])
+        start = jax.vmap(env.state_at)(jnp.stack([angle, rows.observation[:, 2]], axis=1))
+        successor = jax.vmap(env.step)(start, rows.action)
+        np.testing.assert_allclose(rows.next_observation, successor.obs, atol=2e-5)
+        np.testing.assert_allclose(rows.reward, successor.reward, atol=2e-4, rtol=1e-4)
+        assert not rows.terminated.any()
+        np.testing.assert_array_equal(np.flatnonzero(rows.truncated), [199])
+        # Within an episode one row's successor is the next row's observation; over its end it is not.
+        joined = np.isclose(rows.next_observation[:-1], rows.observation[1:], atol=1e-6).all(axis=1)
+        np.testing.assert_array_equal(np.flatnonzero(~joined), [199])
+
+
+def test_metrics_count_the_episodes(compiled: Compiled) -> None:
+    _, state = compiled.epochs(compiled.start(), [2 * compiled.calls])
+    assert state.metrics["train/return"].weight.tolist() == [1.0] * SEEDS
+    assert state.metrics["train/episode_length"].total.tolist() == [200.0] * SEEDS
+    _, state = compiled.epochs((loop.clock_at(2 * EPOCH), state), [compiled.calls])
+    assert state.metrics["train/return"].weight.tolist() == [0.0] * SEEDS, "an epoch starts its metrics anew"
+
+
+def test_it_learns_something_in_every_part(compiled: Compiled) -> None:
+    """Every set of parameters moves in training, so that no part is wired to nothing."""
+    clock, start = compiled.start()
+    first = [leaves(x.params) for x in jax.tree.leaves(start, is_leaf=is_trainable) if is_trainable(x)]
+    _, end = compiled.epochs((clock, start), [3 * compiled.calls])
+    last = [leaves(x.params) for x in jax.tree.leaves(end, is_leaf=is_trainable) if is_trainable(x)]
+    assert len(first) == len(last) > 0
+    for a, b in zip(first, last, strict=True):
+        assert all((a[name] != b[name]).any() for name in a)
+
+
+def is_trainable(x: Any) -> bool:
+    return isinstance(x, Trainable)
+
+
+def test_every_algorithm_is_here() -> None:
+    assert TINY.keys() == algorithms.METHODS.keys()
