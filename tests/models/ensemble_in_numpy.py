@@ -106,19 +106,18 @@ def moments(rows):
     return mean, np.where(std < 1e-12, 1.0, std)
 
 
-def early_stopping(scores, patience, max_epochs):
-    """Epochs run, best score and its epoch for each member, given scores [epoch][member]."""
-    members = len(scores[0])
-    best, at, barren, epochs = [None] * members, [None] * members, 0, 0
-    while epochs < max_epochs:
+class EarlyStopping:
+    """Best score and its epoch for each member, and the epochs in a row in which none got better by over 1 %."""
+
+    def __init__(self, members, patience):
+        self.best, self.at = [None] * members, [None] * members
+        self.patience, self.barren, self.epochs = patience, 0, 0
+
+    def stops_with(self, scores):
         better = False
-        for e, score in enumerate(scores[epochs]):
-            if not np.isfinite(score):
-                continue
-            if best[e] is None or (best[e] - score) / best[e] > 0.01:
-                best[e], at[e], better = score, epochs, True
-        epochs += 1
-        barren = 0 if better else barren + 1
-        if barren > patience:
-            break
-    return epochs, best, at
+        for e, score in enumerate(scores):
+            if np.isfinite(score) and (self.best[e] is None or (self.best[e] - score) / self.best[e] > 0.01):
+                self.best[e], self.at[e], better = score, self.epochs, True
+        self.epochs += 1
+        self.barren = 0 if better else self.barren + 1
+        return self.barren > self.patience

@@ -24,16 +24,17 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from annotated_types import Ge, Gt, Le
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxmbrl import optimizer
 from jaxmbrl.config import UserError, check
 from jaxmbrl.distributions import soft_clamp
 from jaxmbrl.models import fit as fitting
 from jaxmbrl.models.normalizer import Normalizer, denormalize, identity, measure, normalize
 from jaxmbrl.networks import MLP, pets_kernel_init
+from jaxmbrl.optimizer import Trainable
 from jaxmbrl.types import Average, DynamicsModel, Hyper, Key, Metrics, PyTree, Transition, World
 
 FIRST_HIGH = 0.5
@@ -100,9 +101,8 @@ class Parameters(NamedTuple):
 class EnsembleState(NamedTuple):
     """A fitted ensemble, ready to be fitted further."""
 
-    parameters: Parameters
-    optimizer: PyTree
-    """Adam's, with the learning rate in it."""
+    members: Trainable
+    """`Parameters` with Adam's moments and the learning rate."""
     inputs: Normalizer
     """Of [observation, action], over the last fit's training rows."""
     targets: Normalizer
@@ -210,7 +210,7 @@ def make(
 
     `reward(observation, action, next_observation)` and `terminated(next_observation)` are the task's known functions, on
     rows; without them the ensemble learns a reward (last of the D targets, so D = O + 1) and a probability of termination
-    given (observation, action).
+    given (observation, action), which does not enter the holdout error.
 
     - init(key, hyper): `hyper["learning_rate"]` may be traced; without it the config's holds.
     - fit(state, rows, count, key): the rows [C, ...] must be finite up to `count`; `count` is best the same for all seeds
@@ -239,24 +239,13 @@ def make(
     )
 
 
-def _adam(layout: Layout) -> optax.GradientTransformationExtraArgs:
-    fixed = ("b1", "b2", "eps", "eps_root", "mu_dtype", "nesterov")
-    return optax.inject_hyperparams(optax.adam, static_args=fixed)(learning_rate=layout.config.learning_rate)
-
-
 def _init(layout: Layout, key: Key, hyper: Hyper) -> EnsembleState:
     keys = jax.random.split(key, layout.config.members)
     network = jax.vmap(lambda k: layout.network.init(k, jnp.zeros(layout.input_size)))(keys)
-    parameters = Parameters(
-        network=jax.tree.map(lambda leaf: leaf.astype(float), network),
-        low=jnp.full(layout.target_size, FIRST_LOW),
-        high=jnp.full(layout.target_size, FIRST_HIGH),
-    )
-    optimizer = _adam(layout).init(parameters)
-    rate = jnp.asarray(hyper.get("learning_rate", layout.config.learning_rate), float)
+    low, high = (jnp.full(layout.target_size, bound, float) for bound in (FIRST_LOW, FIRST_HIGH))
+    parameters = Parameters(network, low, high)
     return EnsembleState(
-        parameters=parameters,
-        optimizer=optimizer._replace(hyperparams={"learning_rate": rate}),
+        members=optimizer.init(parameters, hyper.get("learning_rate", layout.config.learning_rate)),
         inputs=identity(layout.input_size),
         targets=identity(layout.target_size),
         elites=jnp.arange(layout.config.elites, dtype=jnp.int32),
@@ -282,7 +271,7 @@ def _targets(layout: Layout, rows: Transition) -> Float[Array, "*n D"]:
 def _fit(
     layout: Layout, state: EnsembleState, rows: Transition, count: Int[Array, ""], key: Key
 ) -> tuple[EnsembleState, Metrics]:
-    config, optimizer = layout.config, _adam(layout)
+    config = layout.config
     capacity = rows.reward.shape[0]
     split_key, bootstrap_key, shuffle_key = jax.random.split(key, 3)
     split = fitting.split_rows(split_key, capacity, count, config.holdout_fraction, config.holdout_cap)
@@ -295,37 +284,34 @@ def _fit(
         x, y = _inputs(taken.observation, taken.action), _targets(layout, taken)
         return normalize(inputs, x), normalize(targets, y), taken.terminated
 
-    def epoch(training: tuple[Parameters, PyTree], number: Int[Array, ""]) -> tuple[Parameters, PyTree]:
+    def epoch(members: Trainable, number: Int[Array, ""]) -> Trainable:
         epoch_key = jax.random.fold_in(shuffle_key, number)
         shuffles = fitting.draw_shuffles(epoch_key, config.members, capacity, split.train)
 
-        def step(i: Int[Array, ""], training: tuple[Parameters, PyTree]) -> tuple[Parameters, PyTree]:
-            parameters, moments = training
+        def step(i: Int[Array, ""], members: Trainable) -> Trainable:
             index, valid = fitting.minibatch(shuffles, own_rows, split.train, i, config.batch_size)
-            gradient = jax.grad(partial(loss, layout))(parameters, Batch(*gather(index)), valid)
-            change, moments = optimizer.update(gradient, moments, parameters)
-            return optax.apply_updates(parameters, change), moments
+            gradient = jax.grad(partial(loss, layout))(members.params, Batch(*gather(index)), valid)
+            return optimizer.step(members, gradient)[0]
 
-        return jax.lax.fori_loop(0, batches, step, training)
+        return jax.lax.fori_loop(0, batches, step, members)
 
     def held_out(parameters: Parameters) -> tuple[Float[Array, "E"], Float[Array, "E"]]:
         return _held_out(layout, parameters, gather, split)
 
     search = fitting.train_until_stale(
         epoch,
-        score=lambda training: held_out(training[0])[0],
-        weights=lambda training: training[0].network,
-        training=(state.parameters, state.optimizer),
+        score=lambda members: held_out(members.params)[0],
+        weights=lambda members: members.params.network,
+        training=state.members,
         members=config.members,
         judged=split.holdout > 0,
         patience=config.patience,
         max_epochs=config.max_epochs,
     )
-    last, moments = search.training
-    parameters = last._replace(network=search.best)
+    members = search.training._replace(params=search.training.params._replace(network=search.best))
     ranked = jnp.argsort(search.score)[: config.elites].astype(jnp.int32)
     elites = jnp.where(split.holdout > 0, ranked, state.elites)
-    error, likelihood = held_out(parameters)
+    error, likelihood = held_out(members.params)
     steps = search.epochs * batches
     metrics = {
         "model/holdout_error": Average.of(jnp.mean(error[elites]), split.holdout > 0),
@@ -333,7 +319,7 @@ def _fit(
         "model/fit_steps": Average.of(steps),
         "model/fit_epochs": Average.of(search.epochs),
     }
-    return EnsembleState(parameters, moments, inputs, targets, elites, state.fits + 1, state.steps + steps), metrics
+    return EnsembleState(members, inputs, targets, elites, state.fits + 1, state.steps + steps), metrics
 
 
 def _measure(layout: Layout, rows: Transition, mask: Bool[Array, "C"]) -> tuple[Normalizer, Normalizer]:
@@ -373,7 +359,7 @@ def _predict(
 ) -> tuple[Float[Array, "E N D"], Float[Array, "E N D"]]:
     with jax.default_matmul_precision("highest"):
         x = normalize(state.inputs, _inputs(observation, action))
-        output = forward(layout, state.parameters, jnp.broadcast_to(x, (layout.config.members, *x.shape)))
+        output = forward(layout, state.members.params, jnp.broadcast_to(x, (layout.config.members, *x.shape)))
     base = jnp.pad(_kept(layout) * observation, ((0, 0), (0, int(layout.learns_reward))))
     return denormalize(state.targets, output.mean) + base, jnp.exp(output.log_variance) * state.targets.std**2
 
@@ -382,7 +368,8 @@ def _world(
     layout: Layout, reward: Callable[..., Any] | None, terminated: Callable[..., Any] | None, state: EnsembleState
 ) -> World:
     config, size = layout.config, layout.observation_size
-    elites = state.parameters._replace(network=jax.tree.map(lambda leaf: leaf[state.elites], state.parameters.network))
+    params = state.members.params
+    elites = params._replace(network=jax.tree.map(lambda leaf: leaf[state.elites], params.network))
     kept = _kept(layout)
 
     def reset(key: Key) -> Float[Array, "N O"]:

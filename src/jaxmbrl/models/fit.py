@@ -78,11 +78,13 @@ def shuffled(table: Int[Array, "rounds side"], position: Int[Array, "B"], count:
             left, right = right, (left + function[right]) % side
         return left * side + right
 
-    def walk(cell: Int[Array, "B"]) -> Int[Array, "B"]:
-        return jnp.where(cell >= count, permute(cell), cell)
+    def walk(place: tuple[Int[Array, "B"], Bool[Array, "B"]]) -> tuple[Int[Array, "B"], Bool[Array, "B"]]:
+        cell = jnp.where(place[1], permute(place[0]), place[0])
+        return cell, cell >= count
 
     # A cell beyond `count` is sent on along its cycle, which leads back: the permutation closes over range(count).
-    return jax.lax.while_loop(lambda cell: jnp.any(cell >= count), walk, permute(position))
+    start = position, jnp.ones(position.shape, bool)
+    return jax.lax.while_loop(lambda place: jnp.any(place[1]), walk, start)[0]
 
 
 def _side(count: Int[Array, ""]) -> Int[Array, ""]:

@@ -1,0 +1,544 @@
+"""The probabilistic ensemble against its transcription in NumPy, and its identities."""
+
+import dataclasses
+import functools
+
+import ensemble_in_numpy as reference
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmbrl.config import UserError, from_dict
+from jaxmbrl.distributions import soft_clamp
+from jaxmbrl.models import EnsembleConfig, ensemble, fit
+from jaxmbrl.models.ensemble import Batch, Layout
+from jaxmbrl.rollout import open_loop, rollout
+from jaxmbrl.types import Transition
+
+TINY = EnsembleConfig(members=3, elites=2, hidden=(6, 5), weight_decay=(0.1, 0.2, 0.3), batch_size=8, max_epochs=3)
+
+
+def alive(next_observation):
+    return jnp.zeros(next_observation.shape[:-1], bool)
+
+
+def nothing(observation, action, next_observation):
+    return jnp.zeros(observation.shape[:-1])
+
+
+def layers_of(parameters):
+    """The parameters as the transcription holds them: (members, low, high)."""
+    dense = parameters.network["params"]
+    names = sorted(dense)
+    count = dense[names[0]]["kernel"].shape[0]
+    members = [[(np.asarray(dense[n]["kernel"][e]), np.asarray(dense[n]["bias"][e])) for n in names] for e in range(count)]
+    return members, np.asarray(parameters.low), np.asarray(parameters.high)
+
+
+def table(rng, rows, observation=2, action=1):
+    before = rng.normal(1.0, 2.0, (rows, observation))
+    act = rng.uniform(-1, 1, (rows, action))
+    after = before + np.tanh(before[:, ::-1]) * 0.3 + 0.2 * act + 0.05 * rng.normal(size=before.shape)
+    return Transition(
+        observation=jnp.asarray(before),
+        action=jnp.asarray(act),
+        reward=jnp.asarray(10 * before[:, 0] * act[:, 0]),
+        next_observation=jnp.asarray(after),
+        terminated=jnp.asarray(after[:, 1] > 2.5),
+        truncated=jnp.zeros(rows, bool),
+    )
+
+
+@jax.jit
+def moved(params, key, scale):
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(
+        tree, [leaf + scale * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+    )
+
+
+def perturbed(state, key, scale=0.3):
+    """The state with every weight, bias and bound moved at random, so that none of them is special."""
+    return state._replace(members=state.members._replace(params=moved(state.members.params, key, scale)))
+
+
+def fresh(config, size=(2, 1), reward=None, terminated=None):
+    """The model and its first state, in the precision that is on."""
+    return ensemble.make(config, *size, reward, terminated), first_state(
+        config, size, reward, terminated, jnp.zeros(()).dtype
+    )
+
+
+@functools.lru_cache
+def first_state(config, size, reward, terminated, dtype):
+    return jax.jit(ensemble.make(config, *size, reward, terminated).init)(jax.random.key(0), {})
+
+
+def ready(config, reward=None, terminated=None):
+    model, state = fresh(config, (2, 1), reward, terminated)
+    return model, perturbed(state, jax.random.key(1))
+
+
+def test_soft_bounds_as_published_and_at_the_start():
+    _, state = fresh(TINY)
+    with jax.enable_x64(True):
+        low, high = (jnp.asarray(np.asarray(x[:1], float)) for x in (state.members.params.low, state.members.params.high))
+        clamped = soft_clamp(jnp.array([[0.0], [5.0], [-20.0]]), low, high)[:, 0]
+        np.testing.assert_allclose(clamped, [-0.47400, 0.48898, -9.99995], atol=6e-6)
+        np.testing.assert_allclose(clamped, reference.clamp(np.array([0.0, 5.0, -20.0]), -10.0, 0.5), rtol=1e-12)
+
+
+@pytest.mark.parametrize("learns_end", [False, True])
+def test_loss_and_gradient_as_transcribed(learns_end):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        _, state = ready(TINY, terminated=None if learns_end else alive)
+        parameters = state.members.params
+        layout = Layout(TINY, 2, 1, True, learns_end)
+        x, y, ended = rng.normal(size=(3, 7, 3)), rng.normal(size=(3, 7, 3)), rng.uniform(size=(3, 7)) < 0.4
+        valid = np.array([1, 1, 0, 1, 1, 0, 1], bool)
+        members, low, high = layers_of(parameters)
+        loss, (by_members, by_low, by_high) = reference.loss_and_gradient(
+            members, low, high, x[:, valid], y[:, valid], ended[:, valid], TINY.weight_decay
+        )
+        x[:, ~valid], y[:, ~valid] = 1e6, -1e6
+        batch = Batch(jnp.asarray(x), jnp.asarray(y), jnp.asarray(ended))
+        value, gradient = jax.jit(jax.value_and_grad(functools.partial(ensemble.loss, layout)))(parameters, batch, valid)
+        assert abs(float(value) - loss) < 1e-10
+        ours = reference.flatten(*layers_of(gradient))
+        for a, b in zip(ours, reference.flatten(by_members, by_low, by_high), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_transcribed_gradient_by_finite_differences():
+    rng = np.random.default_rng(1)
+    members = [
+        [(rng.normal(size=(3, 4)), rng.normal(size=4)), (rng.normal(size=(4, 5)), rng.normal(size=5))] for _ in range(2)
+    ]
+    low, high = np.array([-2.0, -1.5]), np.array([0.5, 0.2])
+    x, y, ended = rng.normal(size=(2, 6, 3)), rng.normal(size=(2, 6, 2)), rng.uniform(size=(2, 6)) < 0.5
+    _, gradient = reference.loss_and_gradient(members, low, high, x, y, ended, (0.1, 0.2))
+    arrays, by = reference.flatten(members, low, high), reference.flatten(*gradient)
+    for i, array in enumerate(arrays):
+        at = tuple(rng.integers(n) for n in array.shape)
+        slope = []
+        for sign in (1, -1):
+            moved = [a.copy() for a in arrays]
+            moved[i][at] += sign * 1e-5
+            slope.append(reference.loss_and_gradient(*reference.unflatten(moved, members), x, y, ended, (0.1, 0.2))[0])
+        assert abs((slope[0] - slope[1]) / 2e-5 - by[i][at]) < 1e-7
+
+
+def test_weight_decay_acts_on_kernels_alone():
+    _, state = ready(TINY)
+    layout = Layout(TINY, 2, 1, True, True)
+    gradient = jax.jit(jax.grad(functools.partial(ensemble.regularizer, layout)))(state.members.params)
+    for i, decay in enumerate(TINY.weight_decay):
+        ours, kernel = (p.network["params"][f"Dense_{i}"]["kernel"] for p in (gradient, state.members.params))
+        np.testing.assert_allclose(ours, decay * kernel, rtol=1e-6)
+        assert not np.asarray(gradient.network["params"][f"Dense_{i}"]["bias"]).any()
+    np.testing.assert_allclose(gradient.low, -0.01)
+    np.testing.assert_allclose(gradient.high, 0.01)
+
+
+def test_fits_as_transcribed():
+    """Two fits in a row, step by step: normalisers, partial batches, Adam, warm start, snapshots, elites, metrics."""
+    config = dataclasses.replace(TINY, absolute=(1,), learning_rate=0.03, max_epochs=6, patience=1)
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(2)
+        rows = table(rng, 60)
+        model, state = ready(config)
+        run = jax.jit(model.fit)
+        arrays = reference.flatten(*layers_of(state.members.params))
+        like = layers_of(state.members.params)[0]
+        adam = reference.Adam(arrays, 0.03)
+        x_all = np.concatenate([rows.observation, rows.action], axis=1)
+        change = np.asarray(rows.next_observation - rows.observation).copy()
+        change[:, 1] = rows.next_observation[:, 1]
+        y_all = np.concatenate([change, np.asarray(rows.reward)[:, None]], axis=1)
+        ended = np.asarray(rows.terminated)
+        for fit_number, count in enumerate((37, 52)):
+            key = jax.random.key(10 + fit_number)
+            hold, train, epoch_rows = indices(config, key, 60, count)
+            x_mean, x_std = reference.moments(x_all[train])
+            y_mean, y_std = reference.moments(y_all[train])
+            x, y = (x_all - x_mean) / x_std, (y_all - y_mean) / y_std
+            stopping, snapshots = reference.EarlyStopping(3, config.patience), []
+            for epoch in range(config.max_epochs):
+                for index in epoch_rows(epoch):
+                    members, low, high = reference.unflatten(arrays, like)
+                    _, gradient = reference.loss_and_gradient(
+                        members, low, high, x[index], y[index], ended[index], config.weight_decay
+                    )
+                    arrays = adam.step(arrays, reference.flatten(*gradient))
+                members, low, high = reference.unflatten(arrays, like)
+                snapshots.append(members)
+                means = [reference.forward(layers, low, high, x[hold])[0] for layers in members]
+                if stopping.stops_with([np.mean((m - y[hold]) ** 2) for m in means]):
+                    break
+            members = [snapshots[stopping.at[e]][e] for e in range(3)]
+            arrays = reference.flatten(members, low, high)
+            state, metrics = run(state, rows, jnp.asarray(count), key)
+            for a, b in zip(reference.flatten(*layers_of(state.members.params)), arrays, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+            np.testing.assert_allclose(state.inputs.mean, x_mean, rtol=1e-12)
+            np.testing.assert_allclose(state.targets.std, y_std, rtol=1e-12)
+            ranked = sorted(range(3), key=lambda e: stopping.best[e])[:2]
+            assert list(state.elites) == ranked
+            predictions = [reference.forward(members[e], low, high, x[hold]) for e in ranked]
+            error = np.mean([(p[0] - y[hold]) ** 2 for p in predictions])
+            log_density = np.mean(
+                [-0.5 * ((p[0] - y[hold]) ** 2 / np.exp(p[1]) + p[1] + np.log(2 * np.pi)) for p in predictions]
+            )
+            assert abs(mean_of(metrics, "model/holdout_error") - error) < 1e-8
+            assert abs(mean_of(metrics, "model/holdout_likelihood") - log_density) < 1e-8
+            assert mean_of(metrics, "model/fit_epochs") == stopping.epochs
+            assert mean_of(metrics, "model/fit_steps") == stopping.epochs * -(-len(train) // config.batch_size)
+        assert int(state.fits) == 2
+        assert run._cache_size() == 1
+
+
+def mean_of(metrics, name):
+    return float(metrics[name].total) / float(metrics[name].weight)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def draw(config, key, capacity, count):
+    split_key, bootstrap_key, shuffle_key = jax.random.split(key, 3)
+    split = fit.split_rows(split_key, capacity, count, config.holdout_fraction, config.holdout_cap)
+    own = fit.bootstrap(bootstrap_key, split, config.members)
+
+    def epoch(number):
+        shuffles = fit.draw_shuffles(jax.random.fold_in(shuffle_key, number), config.members, capacity, split.train)
+        batches = jnp.arange(-(-capacity // config.batch_size))
+        return jax.lax.map(lambda i: fit.minibatch(shuffles, own, split.train, i, config.batch_size), batches)
+
+    return split, jax.lax.map(epoch, jnp.arange(config.max_epochs))
+
+
+def indices(config, key, capacity, count):
+    """The random numbers of a fit as plain lists: holdout rows, training rows, and epoch -> its minibatches [E, B]."""
+    split, (index, valid) = jax.tree.map(np.asarray, draw(config, key, capacity, jnp.asarray(count)))
+    hold, train = np.split(split.order[:count], [split.holdout])
+    return hold, train, lambda epoch: [index[epoch, i][:, v] for i, v in enumerate(valid[epoch]) if v.any()]
+
+
+def constant(config, deltas, elites=None, log_variance=None, reward=nothing, terminated=alive, end=None):
+    """A model whose member e predicts the change deltas[e] everywhere, without noise or with the log-variance given."""
+    deltas = jnp.asarray(deltas, float)
+    members, size = deltas.shape
+    model, state = fresh(config, (size, 1), reward, terminated)
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state.members.params)
+    raw = jnp.zeros((members, size)) if log_variance is None else jnp.broadcast_to(log_variance, (members, size))
+    last = f"Dense_{len(config.hidden)}"
+    rest = [] if end is None else [jnp.full((members, 1), end)]
+    params.network["params"][last]["bias"] = jnp.concatenate([deltas, raw, *rest], axis=1)
+    if log_variance is None:
+        params = params._replace(low=jnp.full(size, -90.0), high=jnp.full(size, -80.0))
+    else:
+        params = params._replace(low=jnp.full(size, -90.0), high=jnp.full(size, 90.0))
+    state = state._replace(members=state.members._replace(params=params))
+    return model, state if elites is None else state._replace(elites=jnp.asarray(elites, jnp.int32))
+
+
+def imagine(model, state, particles, horizon, key):
+    """Observations [particles, O] after `horizon` steps from zeros, without action."""
+    world = model.world(state)
+    size = state.targets.mean.shape[0]
+    policy = open_loop(jnp.zeros((horizon, 1)))
+    start = world.start(jnp.zeros((particles, size)), key), policy.init(key)
+    return rollout(world, policy, start, key, horizon)[0][0]
+
+
+@pytest.mark.parametrize(("rows", "members", "shift"), [(6, 3, 0), (6, 3, 1), (7, 3, 2), (2, 5, 3), (1, 1, 0), (20, 5, 4)])
+def test_row_n_goes_to_member_n_plus_shift(rows, members, shift):
+    numbers = jnp.arange(rows, dtype=float)[:, None]
+    shared = ensemble.share_out(numbers, members, shift)
+    said = shared + 1000.0 * jnp.arange(members)[:, None, None]
+    for n, value in enumerate(np.asarray(ensemble.collect(said, rows, shift))[:, 0]):
+        assert value == n + 1000 * ((n + shift) % members)
+    assert shared.shape == (members, -(-rows // members), 1)
+
+
+def test_only_elites_imagine_and_each_its_rows():
+    config = EnsembleConfig(members=4, elites=2, hidden=(3,), propagation="tsinf")
+    model, state = constant(config, [[0.0], [1.0], [2.0], [3.0]], elites=[3, 1])
+    for steps in (1, 3):
+        reached = imagine(model, state, 5, steps, jax.random.key(0))
+        np.testing.assert_allclose(reached[:, 0], steps * np.array([3.0, 1.0, 3.0, 1.0, 3.0]))
+
+
+def test_ts1_moves_all_rows_on_by_the_same_uniform_shift():
+    config = EnsembleConfig(members=4, elites=4, hidden=(3,), propagation="ts1")
+    model, state = constant(config, [[0.0], [1.0], [2.0], [3.0]])
+    keys = jax.random.split(jax.random.key(0), 2000)
+    reached = jax.jit(jax.vmap(lambda key: imagine(model, state, 6, 1, key)))(keys)[:, :, 0]
+    shifts = np.asarray(jnp.round(reached[:, 0])).astype(int)
+    np.testing.assert_allclose(reached, (shifts[:, None] + np.arange(6)) % 4, atol=1e-6)
+    np.testing.assert_allclose(np.bincount(shifts, minlength=4) / 2000, 0.25, atol=5 * np.sqrt(0.25 * 0.75 / 2000))
+
+
+def test_particle_variance_grows_as_h_squared_under_tsinf_and_as_h_under_ts1():
+    deltas, horizon = np.array([0.3, -1.0, 0.5, 2.0, -0.4]), 4
+    keys = jax.random.split(jax.random.key(0), 4000)
+    ratio = {}
+    for propagation in ("ts1", "tsinf"):
+        model, state = constant(EnsembleConfig(hidden=(3,), propagation=propagation), deltas[:, None])
+        reached = jax.jit(jax.vmap(lambda key, m=model, s=state: imagine(m, s, 20, horizon, key)))(keys)
+        ratio[propagation] = np.asarray(reached[:, :, 0]).var(axis=1) / deltas.var()
+    np.testing.assert_allclose(ratio["tsinf"], horizon**2, rtol=1e-4)
+    error = ratio["ts1"].std() / np.sqrt(4000)
+    assert error < 0.06
+    assert abs(ratio["ts1"].mean() - horizon) < 4 * error
+
+
+def test_one_member_propagates_alike_in_both_modes():
+    reached = []
+    for propagation in ("ts1", "tsinf"):
+        config = dataclasses.replace(TINY, members=1, elites=1, propagation=propagation)
+        model, state = ready(config, reward=nothing, terminated=alive)
+        reached.append(jax.jit(lambda state, m=model: imagine(m, state, 6, 5, jax.random.key(3)))(state))
+    np.testing.assert_array_equal(*reached)
+    assert np.asarray(reached[0]).std(axis=0).min() > 0.01
+
+
+def test_one_certain_member_is_a_deterministic_rollout():
+    config = dataclasses.replace(TINY, members=1, elites=1)
+    with jax.enable_x64(True):
+        model, state = ready(config, reward=nothing, terminated=alive)
+        certain = state.members.params._replace(low=jnp.full(2, -90.0), high=jnp.full(2, -80.0))
+        state = state._replace(members=state.members._replace(params=certain))
+        reached = jax.jit(lambda state: imagine(model, state, 3, 6, jax.random.key(3)))(state)
+        (layers,), low, high = layers_of(certain)
+        x = np.zeros((1, 2))
+        for _ in range(6):
+            x = x + reference.forward(layers, low, high, np.concatenate([x, np.zeros((1, 1))], axis=1))[0]
+        np.testing.assert_allclose(reached, x.repeat(3, axis=0), rtol=1e-12)
+
+
+def fitted_normalisers(state):
+    rng = np.random.default_rng(5)
+    return state._replace(
+        inputs=state.inputs._replace(mean=jnp.asarray(rng.normal(size=3)), std=jnp.asarray(rng.uniform(0.5, 2, 3))),
+        targets=state.targets._replace(mean=jnp.asarray(rng.normal(size=3)), std=jnp.asarray(rng.uniform(0.5, 2, 3))),
+    )
+
+
+def test_predictions_and_imagined_steps_as_transcribed():
+    """Means and variances in the task's units, and the world's draws: its mean, its noise, its reward, its termination."""
+    config = dataclasses.replace(TINY, absolute=(1,), propagation="tsinf")
+    with jax.enable_x64(True):
+        model, state = ready(config)
+        state = fitted_normalisers(state)._replace(elites=jnp.array([2, 0], jnp.int32))
+        rng = np.random.default_rng(6)
+        observation, action = rng.normal(size=(5, 2)), rng.uniform(-1, 1, (5, 1))
+        mean, variance = jax.jit(model.predict)(state, jnp.asarray(observation), jnp.asarray(action))
+        assert mean.shape == variance.shape == (3, 5, 3)
+        members, low, high = layers_of(state.members.params)
+        x = (np.concatenate([observation, action], axis=1) - state.inputs.mean) / state.inputs.std
+        base = np.stack([observation[:, 0], np.zeros(5), np.zeros(5)], axis=1)
+        logits = []
+        for e, layers in enumerate(members):
+            m, log_variance, logit, _ = reference.forward(layers, low, high, np.asarray(x))
+            np.testing.assert_allclose(mean[e], m * state.targets.std + state.targets.mean + base, rtol=1e-10)
+            np.testing.assert_allclose(variance[e], np.exp(log_variance) * state.targets.std**2, rtol=1e-10)
+            logits.append(logit[:, 0])
+
+        world = model.world(state)
+        draws = 4000
+        step = jax.jit(jax.vmap(lambda key: world.step(jnp.asarray(observation), jnp.asarray(action), key)[1]))
+        imagined = step(jax.random.split(jax.random.key(1), draws))
+        drawn = np.concatenate([imagined.next_observation, imagined.reward[..., None]], axis=2)
+        owner = [2, 0, 2, 0, 2]
+        expected = np.stack([mean[e, n] for n, e in enumerate(owner)])
+        spread = np.sqrt(np.stack([variance[e, n] for n, e in enumerate(owner)]))
+        standard = (drawn - expected) / spread
+        assert np.abs(standard.mean(axis=0)).max() < 4.5 / np.sqrt(draws)
+        assert np.abs((standard**2).mean(axis=0) - 1).max() < 4.5 * np.sqrt(2 / draws)
+        between = np.corrcoef(standard.reshape(draws, -1).T) - np.eye(15)
+        assert np.abs(between).max() < 5 / np.sqrt(draws)
+        chance = reference.sigmoid(np.array([logits[e][n] for n, e in enumerate(owner)]))
+        np.testing.assert_allclose(np.asarray(imagined.terminated).mean(axis=0), chance, atol=4.5 * 0.5 / np.sqrt(draws))
+        assert not np.asarray(imagined.truncated).any()
+
+
+def test_known_functions_see_rows_in_the_tasks_units():
+    def reward(observation, action, next_observation):
+        assert (observation.shape, action.shape, next_observation.shape) == ((3, 2), (3, 1), (3, 2))
+        return 100 * observation[:, 0] + 10 * action[:, 0] + next_observation[:, 1]
+
+    def beyond(next_observation):
+        return next_observation[:, 1] > 5.5
+
+    config = EnsembleConfig(members=1, elites=1, hidden=(3,))
+    model, state = constant(config, [[0.0, 1.0]], reward=reward, terminated=beyond)
+    state = state._replace(targets=state.targets._replace(std=jnp.array([1.0, 2.0])))
+    world = model.world(state)
+    carry = world.start(jnp.array([[1.0, 3.0], [2.0, 4.0], [3.0, 5.0]]), jax.random.key(0))
+    np.testing.assert_array_equal(world.observe(carry), carry)
+    carry, transition = world.step(carry, jnp.array([0.5]), jax.random.key(1))
+    np.testing.assert_allclose(world.observe(carry), [[1, 5], [2, 6], [3, 7]])
+    np.testing.assert_allclose(transition.reward, [110, 211, 312])
+    np.testing.assert_array_equal(transition.terminated, [False, True, True])
+    np.testing.assert_array_equal(transition.action, np.full((3, 1), 0.5, np.float32))
+    np.testing.assert_allclose(transition.observation, [[1, 3], [2, 4], [3, 5]])
+
+
+def test_a_learned_world_has_no_first_state():
+    model, state = constant(EnsembleConfig(members=1, elites=1, hidden=(3,)), [[0.0]])
+    with pytest.raises(NotImplementedError, match="call start"):
+        model.world(state).reset(jax.random.key(0))
+
+
+def test_gradients_flow_through_imagined_steps():
+    with jax.enable_x64(True):
+        model, state = ready(TINY, reward=nothing, terminated=alive)
+
+        def reached(actions):
+            world, policy, key = model.world(state), open_loop(actions), jax.random.key(0)
+            return jnp.sum(rollout(world, policy, (jnp.ones((5, 2)), policy.init(key)), key, 3)[0][0])
+
+        actions = jnp.array([[0.1], [0.2], [0.3]])
+        run = jax.jit(reached)
+        slope = jax.jit(jax.grad(reached))(actions)
+        for i in range(3):
+            by_hand = (run(actions.at[i, 0].add(1e-5)) - run(actions.at[i, 0].add(-1e-5))) / 2e-5
+            assert abs(slope[i, 0] - by_hand) < 1e-7
+            assert abs(slope[i, 0]) > 1e-4
+
+
+@pytest.fixture(scope="module")
+def one_epoch():
+    """A jitted fit of one epoch, and the state before it."""
+    model, state = ready(dataclasses.replace(TINY, max_epochs=1))
+    return jax.jit(model.fit), state
+
+
+def test_the_holdout_never_trains_and_rows_beyond_the_count_do_nothing(one_epoch):
+    run, state = one_epoch
+    rows, key, count = table(np.random.default_rng(0), 60), jax.random.key(4), 40
+    hold, train, _ = indices(dataclasses.replace(TINY, max_epochs=1), key, 60, count)
+    before, found = run(state, rows, jnp.asarray(count), key)
+
+    def spoil(at):
+        spoilt = rows.next_observation.at[jnp.asarray(at)].add(7.0)
+        return run(state, rows._replace(next_observation=spoilt), jnp.asarray(count), key)
+
+    for at in (hold, np.arange(40, 60)):
+        after, refound = spoil(at)
+        jax.tree.map(np.testing.assert_array_equal, after.members, before.members)
+        changed = mean_of(refound, "model/holdout_error") != mean_of(found, "model/holdout_error")
+        assert changed == (at is hold)
+    after, _ = spoil(train[:3])
+    assert not np.array_equal(after.members.moments.mu.low, before.members.moments.mu.low)
+    np.testing.assert_array_equal(before.inputs.mean, spoil(hold)[0].inputs.mean)
+
+
+@pytest.mark.parametrize("ruined", [0, 2])
+def test_a_ruined_member_is_no_elite(one_epoch, ruined):
+    run, state = one_epoch
+    params = jax.tree.map(lambda leaf: leaf, state.members.params)
+    params.network["params"]["Dense_2"]["bias"] = params.network["params"]["Dense_2"]["bias"].at[ruined, :3].add(50.0)
+    spoilt = state._replace(members=state.members._replace(params=params, learning_rate=jnp.asarray(1e-6)))
+    after, _ = run(spoilt, table(np.random.default_rng(0), 60), jnp.asarray(60), jax.random.key(0))
+    assert sorted(after.elites.tolist()) == sorted({0, 1, 2} - {ruined})
+
+
+def test_few_rows_and_none_leave_everything_finite(one_epoch):
+    run, state = one_epoch
+    rows = table(np.random.default_rng(0), 60)
+    state = state._replace(elites=jnp.array([2, 1], jnp.int32))
+    compiled = None
+    for count in range(7):
+        after, metrics = run(state, rows, jnp.asarray(count), jax.random.key(count))
+        for leaf in jax.tree.leaves((after, metrics)):
+            assert np.isfinite(np.asarray(leaf)).all()
+        if count < 5:
+            assert after.elites.tolist() == [2, 1]
+            assert float(metrics["model/holdout_error"].weight) == 0
+        assert int(after.steps) == (count > 0)
+        compiled = compiled or run._cache_size()
+    assert run._cache_size() == compiled
+
+
+def test_seeds_side_by_side_fit_as_alone(one_epoch):
+    run, state = one_epoch
+    tables = [table(np.random.default_rng(i), 60) for i in range(2)]
+    states = [perturbed(state, jax.random.key(20 + i), 0.1) for i in range(2)]
+    keys, counts = jax.random.split(jax.random.key(5), 2), jnp.array([60, 33])
+    states_and_tables = (jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees) for trees in (states, tables))
+    together, found = jax.jit(jax.vmap(run))(*states_and_tables, counts, keys)
+    for i in range(2):
+        alone, refound = run(states[i], tables[i], counts[i], keys[i])
+        pairs = zip(jax.tree.leaves((alone, refound)), jax.tree.leaves((together, found)), strict=True)
+        for a, b in pairs:
+            np.testing.assert_allclose(b[i], a, rtol=1e-5, atol=1e-5)
+
+
+def test_without_holdout_every_epoch_is_run_and_every_member_an_elite():
+    config = dataclasses.replace(TINY, elites=3, holdout_fraction=0.0, max_epochs=4, patience=0, normalize_targets=False)
+    model, state = ready(config)
+    after, metrics = jax.jit(model.fit)(state, table(np.random.default_rng(0), 20), jnp.asarray(20), jax.random.key(0))
+    assert mean_of(metrics, "model/fit_epochs") == 4
+    assert mean_of(metrics, "model/fit_steps") == 4 * 3
+    assert float(metrics["model/holdout_error"].weight) == float(metrics["model/holdout_likelihood"].weight) == 0
+    assert after.elites.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(after.targets, [np.zeros(3), np.ones(3)])
+
+
+def test_the_learning_rate_may_be_traced_and_is_the_configs_otherwise():
+    model, state = fresh(TINY)
+    init = jax.jit(jax.vmap(lambda rate: model.init(jax.random.key(0), {"learning_rate": rate})))
+    np.testing.assert_allclose(init(jnp.array([0.1, 0.2])).members.learning_rate, [0.1, 0.2])
+    assert float(state.members.learning_rate) == np.float32(1e-3)
+
+
+def test_a_small_task_is_learned_with_its_noise_and_its_terminations():
+    config = EnsembleConfig(members=4, elites=3, hidden=(32, 32), learning_rate=3e-3, batch_size=32, max_epochs=120)
+    rng, noise = np.random.default_rng(0), np.array([0.1, 0.2])
+    before, action = rng.uniform(-2, 2, (1200, 2)), rng.uniform(-1, 1, (1200, 1))
+    change = np.stack([np.sin(before[:, 0]) + action[:, 0], before[:, 1] * action[:, 0]], axis=1)
+    after = before + change + noise * rng.normal(size=change.shape)
+    ends = before[:, 0] + before[:, 1] > 0.5
+    rows = Transition(*(jnp.asarray(x) for x in (before, action, np.zeros(1200), after, ends, np.zeros(1200, bool))))
+    model, state = fresh(config, reward=nothing)
+    state, metrics = jax.jit(model.fit)(state, rows, jnp.asarray(1000), jax.random.key(1))
+    relative = noise**2 / (after - before).var(axis=0)
+    assert mean_of(metrics, "model/holdout_error") < 1.35 * relative.mean()
+    entropy = 0.5 * np.log(2 * np.pi * np.e * relative).mean()
+    assert -entropy - 0.15 < mean_of(metrics, "model/holdout_likelihood") < -entropy + 0.1
+
+    new = slice(1000, 1200)
+    mean, variance = jax.jit(model.predict)(state, rows.observation[new], rows.action[new])
+    truth = before[new] + change[new]
+    for e in state.elites:
+        assert (np.abs(mean[e] - truth).mean(axis=0) < 0.6 * noise).all()
+        np.testing.assert_allclose(((mean[e] - after[new]) ** 2 / variance[e]).mean(axis=0), 1.0, atol=0.4)
+    world = model.world(state)
+    _, imagined = jax.jit(world.step)(rows.observation[new], rows.action[new], jax.random.key(2))
+    assert (np.asarray(imagined.terminated) == ends[new]).mean() > 0.93
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"elites": 6}, "elites must be at most members"),
+        ({"weight_decay": [0.1]}, "weight_decay must be empty or have one entry a layer"),
+        ({"elites": 4, "holdout_fraction": 0.0}, "holdout_fraction must be above 0"),
+        ({"holdout_fraction": 1.0}, "holdout_fraction must be at most"),
+        ({"members": 0}, "members must be at least 1"),
+        ({"propagation": "ds"}, "propagation must be"),
+    ],
+)
+def test_wrong_configs_are_told(values, told):
+    with pytest.raises(UserError, match=told):
+        from_dict(EnsembleConfig, values)
+
+
+def test_wrong_configs_are_told_by_make_too():
+    with pytest.raises(UserError, match="elites must be at most"):
+        ensemble.make(EnsembleConfig(elites=6), 2, 1)
+    with pytest.raises(UserError, match="absolute must name observation dimensions below 2, got 2"):
+        ensemble.make(EnsembleConfig(absolute=(0, 2)), 2, 1)
