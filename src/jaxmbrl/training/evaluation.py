@@ -36,3 +36,16 @@ def interquartile_mean(values: Sequence[float]) -> float:
     ordered = np.sort(np.asarray(values, float))
     cut = len(ordered) // 4
     return float(np.mean(ordered[cut : len(ordered) - cut]))
+
+
+def bootstrap_interval(values: Sequence[float], confidence: float = 0.95, repetitions: int = 50_000) -> tuple[float, float]:
+    """Percentile bootstrap interval of the interquartile mean over runs (Agarwal et al., arXiv 2108.13264).
+
+    The resampling is seeded, so the same values give the same interval.
+    """
+    data = np.asarray(values, float)
+    drawn = data[np.random.default_rng(0).integers(len(data), size=(repetitions, len(data)))]
+    cut = len(data) // 4
+    means = np.sort(drawn, axis=1)[:, cut : len(data) - cut].mean(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

@@ -1,0 +1,98 @@
+"""Learning results: train several seeds, evaluate the deterministic policy on fixed start states, save mean, interquartile
+mean and 95% bootstrap interval with command, commit, versions and machine.
+
+    python benchmarks/learning.py CASE [--out benchmarks/results] [--runs runs]
+
+CASE is one of those in CASES; `all` runs one after another. A case whose run folder exists is resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jaxmbrl
+from jaxmbrl.training import evaluation
+from jaxmbrl.training.console import Progress
+from jaxmbrl.training.run_folder import environment
+
+
+class Case(NamedTuple):
+    """What to train, and how to judge it."""
+
+    algorithm: str
+    env: str
+    steps: int
+    seeds: int
+    episodes: int
+    goal: float
+    """Mean return that a seed shall reach."""
+    goal_seeds: int
+    """How many seeds shall reach it."""
+    settings: dict[str, Any]
+
+
+CASES = {
+    "pets-cartpole": Case("pets", "cartpole-continuous", 1000, 5, 10, 195.0, 4, {}),
+    "pets-cartpole-learned": Case(
+        "pets", "cartpole-continuous", 1000, 5, 10, 195.0, 3, {"learn_reward": True, "learn_termination": True}
+    ),
+    "pets-pendulum-learned": Case("pets", "pendulum", 2000, 4, 20, -200.0, 3, {"learn_reward": True}),
+    "sac-pendulum": Case("sac", "pendulum", 20_000, 4, 100, -170.0, 4, {}),
+    "sac-hopper": Case("sac", "Hopper-v5", 5000, 4, 10, 0.0, 0, {"warmup_steps": 1000, "eval_every": 0}),
+}
+
+
+def run(name: str, runs: Path, out: Path) -> None:
+    case = CASES[name]
+    folder = runs / name
+    if folder.exists():
+        result = jaxmbrl.resume(folder, progress=Progress(case.steps, case.seeds))
+    else:
+        result = jaxmbrl.train(
+            case.algorithm,
+            case.env,
+            steps=case.steps,
+            seeds=case.seeds,
+            settings=case.settings,
+            out=folder,
+            progress=Progress(case.steps, case.seeds),
+        )
+    found = jaxmbrl.evaluate(folder, case.episodes)
+    low, high = evaluation.bootstrap_interval(found.per_seed)
+    reached = sum(value >= case.goal for value in found.per_seed)
+    summary = {
+        "case": name,
+        **case._asdict(),
+        "per_seed": found.per_seed,
+        "mean": found.mean,
+        "iqm": found.iqm,
+        "interval": [low, high],
+        "seeds_at_goal": reached,
+        "training_seconds": result.rows[-1]["wall_time"],
+        "curve": [[row["env_steps"], row["seed"], row["train/return"]] for row in result.rows if "train/return" in row],
+        "environment": environment(),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n")
+    print(
+        f"{name}: mean {found.mean:.1f}, IQM {found.iqm:.1f} [{low:.1f}, {high:.1f}], per seed "
+        f"{', '.join(f'{x:.1f}' for x in found.per_seed)}; {reached} of {case.seeds} seeds at {case.goal:g} or better",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=[*CASES, "all"])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/learning"))
+    asked = parser.parse_args()
+    for name in CASES if asked.case == "all" else [asked.case]:
+        run(name, asked.runs, asked.out)
+
+
+if __name__ == "__main__":
+    main()
