@@ -180,7 +180,7 @@ def test_vmap_over_seeds_equals_each_seed_alone():
     capacities = jnp.array([5, 3, 2], jnp.int32)
     together = jax.jit(jax.vmap(one))(masks, keys, capacities)
     for i in range(3):
-        alone = one(masks[i], keys[i], capacities[i])
+        alone = jax.jit(one)(masks[i], keys[i], capacities[i])
         jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a[i], b), together, alone)
 
 

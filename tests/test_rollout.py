@@ -281,11 +281,12 @@ def test_vmap_over_environments_equals_each_alone():
         return rollout(world, policy, begin(world, policy, reset_key), run_key, 12)[1]
 
     keys = jax.random.split(jax.random.key(0), 4)
-    together = jax.vmap(one)(keys)
+    together = jax.jit(jax.vmap(one))(keys)
     assert len(np.unique(np.asarray(together.action))) == 48
     assert len({tuple(row) for row in np.asarray(together.terminated)}) > 1
+    alone = jax.jit(one)
     for i in range(4):
-        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6), together, one(keys[i]))
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6), together, alone(keys[i]))
 
 
 def test_float64_stays_float64():
