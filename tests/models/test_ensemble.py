@@ -50,41 +50,38 @@ def table(rng, rows, observation=2, action=1):
     )
 
 
-@jax.jit
-def moved(params, key, scale):
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(
-        tree, [leaf + scale * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
-    )
+def blank(config, size=(2, 1), reward=None, terminated=None):
+    """A model and a state whose weights are all 0: `init` without its random numbers, which take long to compile."""
+    model = ensemble.make(config, *size, reward, terminated)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), {})
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    members = state.members._replace(learning_rate=jnp.asarray(config.learning_rate, float), open=jnp.ones((), bool))
+    one = {
+        name: getattr(state, name)._replace(std=jnp.ones_like(getattr(state, name).std)) for name in ("inputs", "targets")
+    }
+    return model, state._replace(members=members, elites=jnp.arange(config.elites, dtype=jnp.int32), **one)
 
 
-def perturbed(state, key, scale=0.3):
-    """The state with every weight, bias and bound moved at random, so that none of them is special."""
-    return state._replace(members=state.members._replace(params=moved(state.members.params, key, scale)))
+def ready(config, reward=None, terminated=None, seed=0):
+    """A model and a state in which every weight, bias and bound is random, so that none of them is special."""
+    model, state = blank(config, (2, 1), reward, terminated)
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), leaf.dtype), state.members.params)
+    params = params._replace(low=params.low - 10, high=params.high + 0.5)
+    return model, state._replace(members=state.members._replace(params=params))
 
 
-def fresh(config, size=(2, 1), reward=None, terminated=None):
-    """The model and its first state, in the precision that is on."""
-    return ensemble.make(config, *size, reward, terminated), first_state(
-        config, size, reward, terminated, jnp.zeros(()).dtype
-    )
-
-
-@functools.lru_cache
-def first_state(config, size, reward, terminated, dtype):
-    return jax.jit(ensemble.make(config, *size, reward, terminated).init)(jax.random.key(0), {})
-
-
-def ready(config, reward=None, terminated=None):
-    model, state = fresh(config, (2, 1), reward, terminated)
-    return model, perturbed(state, jax.random.key(1))
-
-
-def test_soft_bounds_as_published_and_at_the_start():
-    _, state = fresh(TINY)
+def test_the_first_state_and_its_soft_bounds():
+    model = ensemble.make(TINY, 2, 1)
+    init = jax.jit(jax.vmap(lambda rate: model.init(jax.random.key(0), {"learning_rate": rate})))
+    state = init(jnp.array([0.1, 0.2]))
+    np.testing.assert_allclose(state.members.learning_rate, [0.1, 0.2])
+    for units, layer in ((3, "Dense_0"), (6, "Dense_1"), (5, "Dense_2")):
+        kernel = np.asarray(state.members.params.network["params"][layer]["kernel"][0])
+        assert 0 < np.abs(kernel).max() <= 1 / np.sqrt(units)
+        assert np.unique(kernel).size == kernel.size
     with jax.enable_x64(True):
-        low, high = (jnp.asarray(np.asarray(x[:1], float)) for x in (state.members.params.low, state.members.params.high))
+        low, high = (jnp.asarray(np.asarray(x[0, :1], float)) for x in state.members.params[1:])
         clamped = soft_clamp(jnp.array([[0.0], [5.0], [-20.0]]), low, high)[:, 0]
         np.testing.assert_allclose(clamped, [-0.47400, 0.48898, -9.99995], atol=6e-6)
         np.testing.assert_allclose(clamped, reference.clamp(np.array([0.0, 5.0, -20.0]), -10.0, 0.5), rtol=1e-12)
@@ -229,8 +226,8 @@ def constant(config, deltas, elites=None, log_variance=None, reward=nothing, ter
     """A model whose member e predicts the change deltas[e] everywhere, without noise or with the log-variance given."""
     deltas = jnp.asarray(deltas, float)
     members, size = deltas.shape
-    model, state = fresh(config, (size, 1), reward, terminated)
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state.members.params)
+    model, state = blank(config, (size, 1), reward, terminated)
+    params = state.members.params
     raw = jnp.zeros((members, size)) if log_variance is None else jnp.broadcast_to(log_variance, (members, size))
     last = f"Dense_{len(config.hidden)}"
     rest = [] if end is None else [jnp.full((members, 1), end)]
@@ -441,7 +438,7 @@ def test_a_ruined_member_is_no_elite(one_epoch, ruined):
     run, state = one_epoch
     params = jax.tree.map(lambda leaf: leaf, state.members.params)
     params.network["params"]["Dense_2"]["bias"] = params.network["params"]["Dense_2"]["bias"].at[ruined, :3].add(50.0)
-    spoilt = state._replace(members=state.members._replace(params=params, learning_rate=jnp.asarray(1e-6)))
+    spoilt = state._replace(members=state.members._replace(params=params, learning_rate=jnp.asarray(1e-6, float)))
     after, _ = run(spoilt, table(np.random.default_rng(0), 60), jnp.asarray(60), jax.random.key(0))
     assert sorted(after.elites.tolist()) == sorted({0, 1, 2} - {ruined})
 
@@ -466,7 +463,7 @@ def test_few_rows_and_none_leave_everything_finite(one_epoch):
 def test_seeds_side_by_side_fit_as_alone(one_epoch):
     run, state = one_epoch
     tables = [table(np.random.default_rng(i), 60) for i in range(2)]
-    states = [perturbed(state, jax.random.key(20 + i), 0.1) for i in range(2)]
+    states = [state, ready(dataclasses.replace(TINY, max_epochs=1), seed=1)[1]]
     keys, counts = jax.random.split(jax.random.key(5), 2), jnp.array([60, 33])
     states_and_tables = (jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees) for trees in (states, tables))
     together, found = jax.jit(jax.vmap(run))(*states_and_tables, counts, keys)
@@ -488,13 +485,6 @@ def test_without_holdout_every_epoch_is_run_and_every_member_an_elite():
     np.testing.assert_array_equal(after.targets, [np.zeros(3), np.ones(3)])
 
 
-def test_the_learning_rate_may_be_traced_and_is_the_configs_otherwise():
-    model, state = fresh(TINY)
-    init = jax.jit(jax.vmap(lambda rate: model.init(jax.random.key(0), {"learning_rate": rate})))
-    np.testing.assert_allclose(init(jnp.array([0.1, 0.2])).members.learning_rate, [0.1, 0.2])
-    assert float(state.members.learning_rate) == np.float32(1e-3)
-
-
 def test_a_small_task_is_learned_with_its_noise_and_its_terminations():
     config = EnsembleConfig(members=4, elites=3, hidden=(32, 32), learning_rate=3e-3, batch_size=32, max_epochs=120)
     rng, noise = np.random.default_rng(0), np.array([0.1, 0.2])
@@ -503,7 +493,9 @@ def test_a_small_task_is_learned_with_its_noise_and_its_terminations():
     after = before + change + noise * rng.normal(size=change.shape)
     ends = before[:, 0] + before[:, 1] > 0.5
     rows = Transition(*(jnp.asarray(x) for x in (before, action, np.zeros(1200), after, ends, np.zeros(1200, bool))))
-    model, state = fresh(config, reward=nothing)
+    model = ensemble.make(config, 2, 1, nothing, None)
+    state = jax.jit(model.init)(jax.random.key(0), {})
+    assert float(state.members.learning_rate) == np.float32(3e-3)
     state, metrics = jax.jit(model.fit)(state, rows, jnp.asarray(1000), jax.random.key(1))
     relative = noise**2 / (after - before).var(axis=0)
     assert mean_of(metrics, "model/holdout_error") < 1.35 * relative.mean()

@@ -12,6 +12,10 @@ from jaxmbrl.models import fit
 from jaxmbrl.models.normalizer import denormalize, measure, normalize
 
 
+draw_shuffles = jax.jit(fit.draw_shuffles, static_argnums=(1, 2))
+minibatch = jax.jit(fit.minibatch, static_argnums=4)
+
+
 @pytest.fixture(scope="module")
 def split_of_64():
     return jax.jit(lambda key, count: fit.split_rows(key, 64, count, 0.2, 7))
@@ -56,7 +60,7 @@ def test_a_shuffle_is_a_permutation(count, seed):
 
 @jax.jit
 def _shuffle_300(key, count):
-    (table,) = fit.draw_shuffles(key, 1, 300, count)
+    (table,) = draw_shuffles(key, 1, 300, count)
     return fit.shuffled(table, jnp.minimum(jnp.arange(300), count - 1), count)
 
 
@@ -80,7 +84,7 @@ def test_shuffles_take_each_position_anywhere_and_pairs_apart():
 
 def test_a_shuffle_of_a_large_buffer_is_a_permutation():
     count = 100_003
-    (table,) = fit.draw_shuffles(jax.random.key(3), 1, 200_000, jnp.asarray(count))
+    (table,) = draw_shuffles(jax.random.key(3), 1, 200_000, jnp.asarray(count))
     places = np.asarray(fit.shuffled(table, jnp.arange(count, dtype=jnp.int32), jnp.asarray(count)))
     assert (np.sort(places) == np.arange(count)).all()
     assert abs(np.corrcoef(places, np.arange(count))[0, 1]) < 5 / np.sqrt(count)
@@ -89,10 +93,10 @@ def test_a_shuffle_of_a_large_buffer_is_a_permutation():
 @pytest.mark.parametrize(("count", "size"), [(10, 4), (8, 4), (3, 4), (1, 1)])
 def test_an_epoch_visits_each_bootstrapped_row_once(count, size):
     rows = 100 + jnp.arange(24, dtype=jnp.int32).reshape(2, 12)
-    shuffles = fit.draw_shuffles(jax.random.key(0), 2, 12, jnp.asarray(count))
+    shuffles = draw_shuffles(jax.random.key(0), 2, 12, jnp.asarray(count))
     seen = [[], []]
     for number in range(-(-count // size)):
-        index, valid = fit.minibatch(shuffles, rows, jnp.asarray(count), jnp.asarray(number), size)
+        index, valid = minibatch(shuffles, rows, jnp.asarray(count), jnp.asarray(number), size)
         assert int(valid.sum()) == min(size, count - number * size)
         for e in range(2):
             seen[e] += list(np.asarray(index[e])[np.asarray(valid)])
@@ -101,11 +105,11 @@ def test_an_epoch_visits_each_bootstrapped_row_once(count, size):
 
 
 def test_members_and_epochs_have_orders_of_their_own():
-    first = fit.draw_shuffles(jax.random.key(0), 2, 50, jnp.asarray(50))
-    later = fit.draw_shuffles(jax.random.key(1), 2, 50, jnp.asarray(50))
+    first = draw_shuffles(jax.random.key(0), 2, 50, jnp.asarray(50))
+    later = draw_shuffles(jax.random.key(1), 2, 50, jnp.asarray(50))
     rows = jnp.tile(jnp.arange(50, dtype=jnp.int32), (2, 1))
-    a, _ = fit.minibatch(first, rows, jnp.asarray(50), jnp.asarray(0), 50)
-    b, _ = fit.minibatch(later, rows, jnp.asarray(50), jnp.asarray(0), 50)
+    a, _ = minibatch(first, rows, jnp.asarray(50), jnp.asarray(0), 50)
+    b, _ = minibatch(later, rows, jnp.asarray(50), jnp.asarray(0), 50)
     assert (a[0] != a[1]).mean() > 0.8
     assert (a[0] != b[0]).mean() > 0.8
 
