@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import difflib
+import errno
 import io
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+import types
+import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -20,6 +24,7 @@ import tyro
 from jaxmbrl.config import UserError, check, closest, from_dict
 
 if TYPE_CHECKING:
+    from jaxmbrl.training.console import Progress
     from jaxmbrl.training.runner import Result, RunConfig
 
 USAGE = """usage: jaxmbrl COMMAND ...
@@ -42,15 +47,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _command(words)
     except UserError as error:
-        print(f"jaxmbrl: {error}", file=sys.stderr)
+        _complain(str(error))
         return 2
+    except SystemExit as stop:
+        # How the parsers end after help.
+        return int(stop.code or 0)
     except KeyboardInterrupt:
-        print("jaxmbrl: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
     except BrokenPipeError:
         # The reader has gone (`| head`); give the interpreter nothing to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        _complain(f"{error.filename or 'output'}: {error.strerror or error}")
+        return 2 if error.errno == errno.ENAMETOOLONG else 1
+
+
+def _complain(text: str) -> None:
+    """One line on standard error, whatever a user's words held."""
+    print("jaxmbrl: " + " ".join(text.splitlines()), file=sys.stderr)
 
 
 def _command(words: list[str]) -> int:
@@ -60,7 +76,7 @@ def _command(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0
-    if words[0] == "--version":
+    if words == ["--version"]:
         from jaxmbrl import __version__
 
         print(__version__)
@@ -81,14 +97,27 @@ def _cache_compilations() -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        print(f"jaxmbrl: compiled programs are not kept: {folder} cannot be made ({error.strerror})", file=sys.stderr)
+        _complain(f"compiled programs are not kept: {folder} cannot be made ({error.strerror})")
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        for told, plain in _PLAIN:
+            message = re.sub(told, plain, message)
         raise UserError(f"{message}; see '{self.prog} --help'")
+
+
+_PLAIN = (
+    (r"^argument (\S+): expected one argument$", r"\1 needs a value"),
+    (r"^argument (\S+): invalid int value: (.*)$", r"\1 must be a whole number, got \2"),
+    (r"^argument (\S+): ignored explicit argument (.*)$", r"\1 takes no value, got \2"),
+    (r"^the following arguments are required: (.*)$", r"\1 is missing"),
+    (r"^unrecognized arguments: (-\S*).*$", r"unknown option '\1'"),
+    (r"^unrecognized arguments: (.*)$", r"nothing takes '\1'"),
+)
+"""How argparse says it, and how we do."""
 
 
 def _parser(command: str, **more: Any) -> _Parser:
@@ -101,50 +130,78 @@ def _train(words: list[str]) -> int:
     from jaxmbrl.training.console import Progress
     from jaxmbrl.training.run_folder import RunFolder
 
-    if "--resume" in words:
-        parser = _parser("train --resume", usage="jaxmbrl train --resume RUN [--steps N]")
-        parser.add_argument("--resume", required=True, metavar="RUN")
-        parser.add_argument("--steps", type=int, help="go on to this many environment steps")
-        asked = parser.parse_args(words)
-        config = runner.parse(RunFolder.open(asked.resume).read_config())
-        progress = Progress(_whole_epochs(config, asked.steps), config.seeds)
-        _report(runner.resume(asked.resume, steps=asked.steps, progress=progress), progress)
-        return 0
-    if not words or words[0] in ("-h", "--help"):
+    if any(word.split("=")[0] == "--resume" for word in words):
+        return _resume(words)
+    if words and words[0] in ("-h", "--help"):
         print(USAGE)
         return 0
-    name, *options = words
-    if name.startswith("-"):
+    name = words[0] if words else ""
+    if not name or name.startswith("-"):
         raise UserError(
             f"name the algorithm first, as in 'jaxmbrl train sac --env pendulum'; {closest('', algorithms.METHODS)}"
         )
     algorithms.get(name)
-    config, out = _parse_train(name, options)
+    config, out = _parse_train(name, words[1:])
     program = runner.build(config)
     progress = Progress(program.total_steps, config.seeds)
+    out = RunFolder.create(out or _free_folder(Path("runs"), f"{config.algorithm}-{config.env}")).path
     if program.total_steps != config.steps:
         progress.say(
             f"{config.steps:,} steps are rounded up to {program.total_steps:,}, whole epochs of {program.epoch_steps:,}"
         )
-    fields = {field: getattr(config, field) for field in ("eval_episodes", "checkpoint_every")}
-    out = out or _free_folder(Path("runs"), f"{config.algorithm}-{config.env}")
     progress.say(
         f"training {config.algorithm} ({config.preset} preset) on {config.env}: {program.total_steps:,} environment steps, "
         f"{config.seeds} seed{'s' if config.seeds > 1 else ''}, into {out}"
     )
-    result = runner.train(
-        config.algorithm,
-        config.env,
-        steps=config.steps,
-        seeds=config.seeds,
-        seed=config.seed,
-        preset=config.preset,
-        settings=config.settings,
-        out=out,
-        progress=progress,
-        **fields,
+    fields = {field: getattr(config, field) for field in ("eval_episodes", "checkpoint_every")}
+    return _finish(
+        out,
+        progress,
+        lambda: runner.train(
+            config.algorithm,
+            config.env,
+            steps=config.steps,
+            seeds=config.seeds,
+            seed=config.seed,
+            preset=config.preset,
+            settings=config.settings,
+            out=out,
+            progress=progress,
+            **fields,
+        ),
     )
+
+
+def _resume(words: list[str]) -> int:
+    from jaxmbrl.training import runner
+    from jaxmbrl.training.console import Progress
+    from jaxmbrl.training.run_folder import RunFolder
+
+    parser = _parser("train --resume", usage="jaxmbrl train --resume RUN [--steps N]", add_help=False)
+    parser.add_argument("--resume", required=True, metavar="RUN", help="the folder of the run to go on with")
+    parser.add_argument("--steps", type=int, metavar="N", help="go on to this many environment steps")
+    if "-h" in words or "--help" in words:
+        parser.print_help()
+        return 0
+    asked, stray = parser.parse_known_args(words)
+    if stray:
+        raise UserError(f"--resume takes a run's own settings, and --steps alone beside them: leave out '{stray[0]}'")
+    config = runner.read(RunFolder.open(asked.resume))
+    progress = Progress(_whole_epochs(config, asked.steps), config.seeds)
+    return _finish(Path(asked.resume), progress, lambda: runner.resume(asked.resume, steps=asked.steps, progress=progress))
+
+
+def _finish(out: Path, progress: Progress, work: Callable[[], Result]) -> int:
+    """Do the work of a run and say what came of it; returns the exit code."""
+    try:
+        result = work()
+    except KeyboardInterrupt:
+        _complain(f"interrupted; 'jaxmbrl train --resume {out}' goes on from the last checkpoint")
+        return 130
     _report(result, progress)
+    if all(row.get("frozen", False) for row in result.rows[-result.config.seeds :]):
+        _complain(f"no seed reached the end: each met a value that is not finite; {out / 'events.jsonl'} names them")
+        return 1
     return 0
 
 
@@ -154,10 +211,17 @@ def _whole_epochs(config: RunConfig, steps: int | None) -> int:
 
 
 def _free_folder(parent: Path, stem: str) -> Path:
-    """The first of parent/stem-1, parent/stem-2, ... that is not there."""
+    """The first of parent/stem-1, parent/stem-2, ... that is not there, made at once so that no other run takes it."""
     number = 1
-    while (parent / f"{stem}-{number}").exists():
-        number += 1
+    with contextlib.suppress(OSError):
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                (parent / f"{stem}-{number}").mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                break
     return parent / f"{stem}-{number}"
 
 
@@ -187,22 +251,22 @@ def _mean_of_epoch(rows: list[dict[str, Any]], first: bool) -> float:
 
 def _parse_train(name: str, options: list[str]) -> tuple[RunConfig, Path | None]:
     """The run that the options ask for: a preset or a saved config, with the fields given replaced."""
-    from jaxmbrl import algorithms
+    from jaxmbrl import algorithms, envs
     from jaxmbrl.training import runner
 
     early = _parser(f"train {name}", add_help=False)
     for option in ("--env", "--preset", "--config"):
         early.add_argument(option)
     asked, rest = early.parse_known_args(options)
-    helping = "-h" in rest or "--help" in rest
     if asked.config is not None:
         base = _read_config(name, asked.config, asked.preset)
         if asked.env is not None:
             base = dataclasses.replace(base, env=asked.env)
-    elif asked.env is None and not helping:
-        raise UserError(f"--env TASK is missing; {_tasks()}")
+    elif asked.env is None:
+        # Any task will do for help, and to tell first what else is wrong.
+        base = runner.configure(name, envs.names()[0], asked.preset or next(iter(algorithms.get(name).presets)))
     else:
-        base = runner.configure(name, asked.env or "pendulum", asked.preset)
+        base = runner.configure(name, asked.env, asked.preset)
     method = algorithms.get(name)
     arguments = dataclasses.make_dataclass(
         "arguments",
@@ -213,21 +277,29 @@ def _parse_train(name: str, options: list[str]) -> tuple[RunConfig, Path | None]
             ("eval_episodes", Annotated[int, tyro.conf.arg(help="Episodes of each evaluation.")]),
             ("checkpoint_every", Annotated[int, tyro.conf.arg(help="Epochs between two checkpoints.")]),
             ("settings", Annotated[method.config, tyro.conf.arg(name="")]),
-            (
-                "out",
-                Annotated[str | None, tyro.conf.arg(help="New folder of the run; runs/ALGORITHM-TASK-N if not given.")],
-                None,
-            ),
+            *[(option, Annotated[str, tyro.conf.arg(metavar=metavar, help=text)], "") for option, metavar, text in _TEXTS],
         ],
         frozen=True,
     )
     run_fields = {f: getattr(base, f) for f in ("steps", "seeds", "seed", "eval_episodes", "checkpoint_every", "settings")}
-    description = f"Train {name}: {method.summary}. Needs --env TASK; takes --preset NAME and --config FILE, a config.yaml."
-    parsed = _tyro(arguments, arguments(**run_fields), rest, f"jaxmbrl train {name}", description)
+    parsed = _tyro(arguments, arguments(**run_fields), rest, f"jaxmbrl train {name}", f"Train {name}: {method.summary}.")
+    if "" in _values("--out", rest):
+        raise UserError("--out needs a value: the new folder of the run")
+    if asked.env is None and asked.config is None:
+        raise UserError(f"--env TASK is missing; there is: {', '.join(envs.names())}")
     given = {field: getattr(parsed, field) for field in run_fields}
     given["settings"] = check(given["settings"])
-    out = None if parsed.out is None else Path(parsed.out)
+    out = Path(parsed.out) if parsed.out else None
     return from_dict(runner.RunConfig, {**{f: getattr(base, f) for f in ("algorithm", "env", "preset")}, **given}), out
+
+
+_TEXTS = (
+    ("out", "FOLDER", "New folder of the run; runs/ALGORITHM-TASK-N if not given."),
+    ("env", "TASK", "The task; 'jaxmbrl list' names them."),
+    ("preset", "NAME", "Settings to start from; the task's own if not given. 'jaxmbrl list' names them."),
+    ("config", "FILE", "Settings to start from: the config.yaml of a run."),
+)
+"""Options that are words; but for the first they are read before the others, whose defaults depend on them."""
 
 
 def _read_config(name: str, file: str, preset: str | None) -> RunConfig:
@@ -242,7 +314,9 @@ def _read_config(name: str, file: str, preset: str | None) -> RunConfig:
     except OSError as error:
         raise UserError(f"--config {file} cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {file} is not valid YAML ({' '.join(str(error).split())})") from None
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        told = f"line {mark.line + 1}: {problem}" if mark and problem else " ".join(str(error).split())
+        raise UserError(f"--config {file} is not valid YAML ({told})") from None
     try:
         config = runner.parse(values)
     except UserError as error:
@@ -253,7 +327,7 @@ def _read_config(name: str, file: str, preset: str | None) -> RunConfig:
 
 
 def _tyro(kind: type, default: Any, words: list[str], prog: str, description: str) -> Any:
-    """Parse with tyro; its framed errors are folded into one line."""
+    """Parse with tyro; its framed errors are told in one line."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -261,28 +335,91 @@ def _tyro(kind: type, default: Any, words: list[str], prog: str, description: st
     except SystemExit as stop:
         if not stop.code:
             raise
-    raise UserError(_one_line(printed.getvalue()))
+    told = _reworded(_message(printed.getvalue()), _options(kind), words)
+    raise UserError(f"{told}; see '{prog} --help'" if "did you mean" not in told else told)
 
 
-def _one_line(box: str) -> str:
-    """The message in tyro's framed error, and the nearest option where it names one."""
-    lines = [line.strip(" │|") for line in box.splitlines()]
+def _message(box: str) -> str:
+    """The message in tyro's framed error, below the title; it may be broken into lines."""
     sections: list[list[str]] = [[]]
-    for line in lines:
-        if re.fullmatch(r"[-─╭╮╰╯]{5,}.*", line):
+    for line in box.splitlines()[1:]:
+        text = line.strip(" │|")
+        if re.fullmatch(r"[-─╰╯]{5,}", text):
             sections.append([])
-        elif line:
-            sections[-1].append(line)
-    told = [" ".join(section) for section in sections if section]
-    message = told[1] if len(told) > 1 else " ".join(told)
-    near = re.search(r"Perhaps you meant:\s*(--\S+)", " ".join(told))
-    return message[:1].lower() + message[1:].rstrip(".") + (f"; did you mean {near[1]}?" if near else "")
+        elif text:
+            sections[-1].append(text)
+    return next((" ".join(section) for section in sections if section), "bad options")
 
 
-def _tasks() -> str:
-    from jaxmbrl import envs
+def _reworded(message: str, options: dict[str, str], words: list[str]) -> str:
+    """tyro's message as we say it: the option, what it takes and what it got. `options` says what each takes."""
+    if message.startswith("Unrecognized options:"):
+        first = _first_unknown(message, words)
+        if not first.startswith("-"):
+            return f"nothing takes '{first}'"
+        near = difflib.get_close_matches(first.split("=")[0].replace("_", "-"), options, n=1, cutoff=0.7)
+        return f"unknown option '{first}'" + (f"; did you mean '{near[0]}'?" if near else "")
+    named = re.search(r"(?:Error parsing|argument) '?(--[\w.-]+)", message)
+    if named is None or named[1] not in options:
+        return message[:1].lower() + message[1:].rstrip(".")
+    option, takes = named[1], options[named[1]]
+    got = _values(option, words)
+    if message.startswith("Missing value"):
+        return f"{option} needs a value: {takes}"
+    return f"{option} must be {takes}, got {' '.join(got)!r}"
 
-    return f"there is: {', '.join(envs.names())}"
+
+def _first_unknown(message: str, words: list[str]) -> str:
+    """The first of `words` that the message lists."""
+    listed = message.removeprefix("Unrecognized options:").replace(" ", "")
+    return min(
+        (word for word in words if word and word.replace(" ", "") in listed), key=lambda w: _place(w, listed), default=""
+    )
+
+
+def _place(word: str, listed: str) -> int:
+    return listed.index(word.replace(" ", ""))
+
+
+def _values(option: str, words: list[str]) -> list[str]:
+    """What `words` give to `option`, the last time it comes."""
+    got: list[str] = []
+    taken = False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            taken = name.replace("_", "-") == option
+            got = ([value] if equals else []) if taken else got
+        elif taken:
+            got.append(word)
+    return got
+
+
+def _options(kind: Any, prefix: str = "--") -> dict[str, str]:
+    """Each option of a config, and what it takes, in words."""
+    found: dict[str, str] = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        option = prefix + name.replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            found |= _options(hint, "--" if name == "settings" else f"{option}.")
+            continue
+        found[option] = _taken(hint)
+        if hint is bool:
+            found[f"{prefix}no-{name.replace('_', '-')}"] = _taken(hint)
+    return found
+
+
+def _taken(hint: Any) -> str:
+    """What an option takes, in words."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return " or ".join(f"'{choice}'" for choice in args)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_taken(kind) for kind in args)
+    if origin is tuple:
+        return {int: "whole numbers", float: "numbers"}.get(args[0], "values") + ", each a word of its own"
+    plain = {int: "a whole number", float: "a number", bool: "given without a value", str: "text", type(None): "'None'"}
+    return plain.get(hint, "a value")
 
 
 def _evaluate(words: list[str]) -> int:
@@ -291,12 +428,12 @@ def _evaluate(words: list[str]) -> int:
 
     parser = _parser("evaluate", description="Returns of a run's deterministic policy on fixed start states.")
     parser.add_argument("run", metavar="RUN", help="a run folder")
-    parser.add_argument("--episodes", type=int, default=10, help="episodes of each seed (default: 10)")
+    parser.add_argument("--episodes", type=int, default=10, metavar="N", help="episodes of each seed (default: 10)")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object: per_seed, mean, iqm")
     asked = parser.parse_args(words)
-    config = runner.parse(RunFolder.open(asked.run).read_config())
     if asked.episodes < 1:
         raise UserError(f"--episodes must be at least 1, got {asked.episodes}")
+    config = runner.read(RunFolder.open(asked.run))
     seeds = f"{config.seeds} seed{'s' if config.seeds > 1 else ''}"
     print(f"evaluating {config.algorithm} on {config.env}: {seeds}, {asked.episodes} episodes each ...", flush=True)
     started = time.monotonic()

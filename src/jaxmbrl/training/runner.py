@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,11 +23,13 @@ from jaxmbrl.config import UserError, check, closest, from_dict, to_dict
 from jaxmbrl.training import checkpoint, curve, evaluation, loop
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.loop import Loop, LoopState
-from jaxmbrl.training.run_folder import RunFolder
+from jaxmbrl.training.run_folder import CONFIG, RunFolder
 from jaxmbrl.types import Algorithm, Clock, Policy, PyTree, Task
 
 CHUNK_SECONDS = 3.0
 """Wall clock that one call of the compiled program aims at; between two, progress is shown and signals are seen."""
+WHOLE = 2**31
+"""Where the whole numbers of a compiled program end."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,12 @@ class RunConfig:
     """Episodes of each evaluation."""
     checkpoint_every: Annotated[int, Ge(1)] = 10
     """Epochs between two checkpoints."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """A rule between fields that is broken."""
+        if self.seed + self.seeds > WHOLE:
+            return "seeds", f"must be at most {WHOLE - self.seed} from seed {self.seed} on, got {self.seeds}"
+        return None
 
 
 class Program(NamedTuple):
@@ -120,23 +131,39 @@ def configure(
     name, config = algorithms.preset(algorithm, env, preset)
     if isinstance(settings, Mapping):
         config = from_dict(method.config, _replaced(to_dict(config), settings))
-    elif settings is not None:
+    elif isinstance(settings, method.config):
         config = settings
+    elif settings is not None:
+        raise UserError(
+            f"settings must be the config of {algorithm} or a mapping such as {{'epoch_steps': 500}}, got {settings!r:.60}"
+        )
     steps = method.presets[name].steps if steps is None else steps
     given = dict(algorithm=algorithm, env=env, preset=name, steps=steps, settings=check(config), **fields)
     return from_dict(RunConfig, given)
 
 
-def parse(values: Mapping[str, Any]) -> RunConfig:
+def parse(values: Any) -> RunConfig:
     """The `RunConfig` that a config.yaml holds. Raises UserError naming the field that is wrong."""
     config = from_dict(RunConfig, values)
     method = algorithms.get(config.algorithm)
+    if config.env not in envs.names():
+        raise UserError(f"unknown task '{config.env}'; {closest(config.env, envs.names())}")
     return dataclasses.replace(config, settings=from_dict(method.config, config.settings, "settings."))
 
 
+def read(folder: RunFolder) -> RunConfig:
+    """The config of the run in `folder`. Raises UserError naming the file and the field that is wrong."""
+    values = folder.read_config()
+    try:
+        return parse(values)
+    except UserError as error:
+        raise UserError(f"{folder.path / CONFIG}: {error}") from None
+
+
 def build(config: RunConfig) -> Program:
-    """Put a run's parts together. Raises UserError where they do not fit."""
+    """Put a run's parts together. Raises UserError where they do not fit, each other or the machine."""
     method, settings = algorithms.get(config.algorithm), config.settings
+    _check_whole(to_dict(config))
     task = envs.make(config.env)
     algorithm = method.make(settings, task)
     steps_per_call = algorithm.period * settings.num_envs
@@ -145,7 +172,16 @@ def build(config: RunConfig) -> Program:
             f"epoch_steps must be a multiple of {steps_per_call}, the environment steps between two calls of learn, "
             f"got {settings.epoch_steps}"
         )
-    return Program(config, task, algorithm, loop.make(algorithm, task, settings))
+    program = Program(config, task, algorithm, loop.make(algorithm, task, settings))
+    if program.total_steps >= WHOLE:
+        raise UserError(f"steps must be below {WHOLE} in whole epochs, got {config.steps}")
+    needed, held = _state_bytes(program), _memory_bytes()
+    if needed > held:
+        raise UserError(
+            f"the state of the run takes {needed / 1e9:,.1f} GB, the device has {held / 1e9:,.1f} GB; "
+            "lower seeds, replay_capacity or the networks' sizes"
+        )
+    return program
 
 
 def train(
@@ -188,10 +224,9 @@ def resume(run: str | Path, *, steps: int | None = None, progress: Progress | No
     Raises UserError where `run` is not a run, or holds no checkpoint that is intact.
     """
     folder = RunFolder.open(run)
-    config = parse(folder.read_config())
+    config = read(folder)
     if steps is not None:
         config = check(dataclasses.replace(config, steps=steps))
-        config = dataclasses.replace(config, settings=parse(folder.read_config()).settings)
     program = build(config)
     with folder.lock():
         session = _Session(program, folder, progress or Progress.silent())
@@ -213,8 +248,8 @@ def evaluate(run: str | Path, episodes: int = 10) -> Evaluation:
 
     Start states are fixed by the episode's index, the same for every seed and every run of the task.
     """
-    if episodes < 1:
-        raise UserError(f"episodes must be at least 1, got {episodes}")
+    if not 1 <= episodes < WHOLE:
+        raise UserError(f"episodes must be at least 1 and below {WHOLE}, got {episodes}")
     program, state, _ = _restore(RunFolder.open(run))
     returns = jax.jit(lambda s: evaluation.evaluate(program.algorithm, program.task, s, episodes))(state.algorithm)
     return summarise(returns)
@@ -254,6 +289,11 @@ class _Session:
         """Train on from the newest checkpoint."""
         assert self.folder is not None
         _, self.state, restored = _restore(self.folder, self.program)
+        if steps_changed and self.program.total_steps < restored.extra["env_steps"]:
+            raise UserError(
+                f"the run in {self.folder.path} is at {restored.extra['env_steps']} steps already; "
+                f"steps must not be below, got {self.config.steps}"
+            )
         for warning in restored.warnings:
             self.warn(warning)
         self.folder.truncate_metrics(restored.extra["metrics_offset"])
@@ -264,8 +304,15 @@ class _Session:
         self.clock = loop.clock_at(restored.extra["env_steps"])
         self.frozen = set(restored.extra["frozen"])
         self.event("resume", env_steps=restored.extra["env_steps"])
-        self.progress.say(f"resuming at {restored.extra['env_steps']:,} of {self.program.total_steps:,} steps")
+        at = f"at {restored.extra['env_steps']:,} of {self.program.total_steps:,} steps"
+        self.progress.say(f"resuming {at}" if self.goes_on() else f"the run is finished, {at}: nothing to do")
+        # A kill may have come between the checkpoint and its picture.
+        self.draw()
         return self.train()
+
+    def goes_on(self) -> bool:
+        """Whether steps are left, and a seed to take them."""
+        return int(self.clock.env_steps) < self.program.total_steps and len(self.frozen) < self.config.seeds
 
     def train(self) -> Result:
         """Epochs to the end."""
@@ -273,7 +320,7 @@ class _Session:
         every = self.config.settings.eval_every
         with self.progress:
             self.progress.update(int(self.clock.env_steps))
-            while int(self.clock.env_steps) < program.total_steps:
+            while self.goes_on():
                 epoch = int(self.clock.env_steps) // program.epoch_steps + 1
                 epoch_started = time.monotonic()
                 self.compile_seconds = 0.0
@@ -282,12 +329,10 @@ class _Session:
                 now = time.monotonic()
                 self.wall_time = now - started
                 self.report(epoch, now - epoch_started - self.compile_seconds, returns)
-                last = int(self.clock.env_steps) >= program.total_steps
-                if last or epoch % self.config.checkpoint_every == 0:
+                if not self.goes_on() or epoch % self.config.checkpoint_every == 0:
                     self.save()
                 if len(self.frozen) == self.config.seeds:
                     self.warn("every seed has met a value that is not finite; the run ends here")
-                    break
         self.event("end", env_steps=int(self.clock.env_steps), wall_time=round(self.wall_time, 3))
         path = None if self.folder is None else self.folder.path
         return Result(self.rows, self.state.algorithm, _policy(program.algorithm), program.task, self.config, path)
@@ -351,17 +396,25 @@ class _Session:
             row |= metrics.known(of_seed) | {"train/episodes": int(of_seed["train/return"].weight)}
             if returns is not None:
                 row["eval/return"] = float(returns[k])
-            rows.append(row | timing)
+            rows.append(self.finite(row, seed, epoch) | timing)
         self.rows += rows
         if self.folder is not None:
             self.folder.append_metrics(rows)
         self.progress.epoch(rows)
 
+    def finite(self, row: dict[str, Any], seed: int, epoch: int) -> dict[str, Any]:
+        """The row without the sums that overflowed and returns that are not finite."""
+        for name in [name for name, value in row.items() if not np.isfinite(value)]:
+            text = f"'{name}' of seed {seed} was {row[name]} in epoch {epoch} and is left out of the metrics"
+            self.warn(text, seed=seed, epoch=epoch, metric=name)
+        return {name: value for name, value in row.items() if np.isfinite(value)}
+
     def freeze(self, seed: int, epoch: int, what: str, env_steps: int) -> None:
         """Say, once, that a seed met a value that is not finite."""
         if seed not in self.frozen:
             self.frozen.add(seed)
-            self.warn(f"seed {seed} is frozen: '{what}' was not finite in epoch {epoch}, at step {env_steps}")
+            text = f"seed {seed} is frozen: '{what}' was not finite in epoch {epoch}, at step {env_steps}"
+            self.warn(text, seed=seed, epoch=epoch, metric=what, env_steps=env_steps)
 
     def save(self) -> None:
         """Write a checkpoint and the picture, if there is a folder."""
@@ -377,14 +430,18 @@ class _Session:
         started = time.monotonic()
         checkpoint.save(self.folder.checkpoints, env_steps, self.state, extra)
         self.event("checkpoint", env_steps=env_steps, seconds=round(time.monotonic() - started, 3))
-        if self.rows:
+        self.draw()
+
+    def draw(self) -> None:
+        """Draw the picture, if there is a folder and something to see."""
+        if self.folder is not None and self.rows:
             title = f"{self.config.algorithm} on {self.config.env}"
             curve.draw(self.rows, self.folder.path / "curve.png", title)
 
-    def warn(self, text: str) -> None:
+    def warn(self, text: str, **fields: Any) -> None:
         """Show a warning and keep it."""
         self.progress.warn(text)
-        self.event("warning", text=text)
+        self.event("warning", text=text, **fields)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append to events.jsonl, if there is a folder."""
@@ -398,7 +455,7 @@ def _initial(program: Program, hyper: dict[str, Array]) -> LoopState:
 
 
 def _restore(folder: RunFolder, program: Program | None = None) -> tuple[Program, LoopState, checkpoint.Restored]:
-    program = build(parse(folder.read_config())) if program is None else program
+    program = build(read(folder)) if program is None else program
     like = jax.eval_shape(lambda: _initial(program, _hyper({}, program.config)))
     restored = checkpoint.restore(folder.checkpoints, like)
     return program, restored.state, restored
@@ -408,23 +465,61 @@ def _policy(algorithm: Algorithm) -> Callable[..., Policy]:
     return lambda state, explore=False: algorithm.policy(state, explore)
 
 
+def _state_bytes(program: Program) -> int:
+    """Size of all that the seeds hold."""
+    state = jax.eval_shape(lambda: _initial(program, _hyper({}, program.config)))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+def _memory_bytes() -> int:
+    """Memory of one device."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if limit is None else limit
+
+
+def _check_whole(values: Any, name: str = "") -> None:
+    """Raise UserError for a whole number that a compiled program cannot hold."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            _check_whole(value, f"{name}.{key}".removeprefix(".").removeprefix("settings."))
+    elif isinstance(values, list):
+        for i, value in enumerate(values):
+            _check_whole(value, f"{name}[{i}]")
+    elif isinstance(values, int) and abs(values) >= WHOLE:
+        raise UserError(f"{name} must be below {WHOLE}, got {values}")
+
+
 def _hyper(given: Mapping[str, Any], config: RunConfig) -> dict[str, Array]:
     """Arrays [seeds] of the traced numbers."""
-    known = algorithms.get(config.algorithm).hyper
-    for name in given:
-        if name not in known:
-            raise UserError(f"unknown hyper '{name}' of {config.algorithm}; {closest(name, known)}")
-    try:
-        return {name: jnp.broadcast_to(jnp.asarray(value, float), (config.seeds,)) for name, value in given.items()}
-    except ValueError:
-        raise UserError(f"hyper needs one number or one a seed ({config.seeds}), got {dict(given)!r}") from None
+    method, values = algorithms.get(config.algorithm), to_dict(config.settings)
+    found = {}
+    for name, value in given.items():
+        if name not in method.hyper:
+            raise UserError(f"unknown hyper '{name}' of {config.algorithm}; {closest(name, method.hyper)}")
+        try:
+            found[name] = np.broadcast_to(np.asarray(value, float), (config.seeds,))
+        except (TypeError, ValueError):
+            raise UserError(f"hyper '{name}' must be a number or one a seed ({config.seeds}), got {value!r:.60}") from None
+        for number in found[name]:
+            from_dict(method.config, _replaced(copy.deepcopy(values), {_path(values, name): float(number)}))
+    return {name: jnp.asarray(array, float) for name, array in found.items()}
 
 
-def _replaced(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def _path(values: Mapping[str, Any], name: str) -> str:
+    """Dotted path of the first field called `name`."""
+    if name in values:
+        return name
+    inner = ((key, _path(value, name)) for key, value in values.items() if isinstance(value, Mapping))
+    return next((f"{key}.{path}" for key, path in inner if path), "")
+
+
+def _replaced(values: dict[str, Any], changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`values` with dotted fields replaced."""
     for path, value in changes.items():
-        at, *rest = path.split(".", 1)
-        if at not in values or (rest and not isinstance(values[at], dict)):
-            raise UserError(f"unknown field '{path}'; {closest(at, values)}")
-        values[at] = _replaced(values[at], {rest[0]: value}) if rest else value
+        at, *rest = str(path).split(".", 1)
+        if at not in values:
+            raise UserError(f"unknown field '{prefix}{at}'; {closest(at, values)}")
+        if rest and not isinstance(values[at], dict):
+            raise UserError(f"unknown field '{prefix}{path}': {prefix}{at} has no fields")
+        values[at] = _replaced(values[at], {rest[0]: value}, f"{prefix}{at}.") if rest else value
     return values

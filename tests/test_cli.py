@@ -1,0 +1,391 @@
+"""The command line: what it refuses, in one line and before any work, and what it tells."""
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+import jaxmbrl
+from jaxmbrl import algorithms, cli, envs
+from jaxmbrl.config import to_dict
+from jaxmbrl.training import runner
+
+
+class Began(BaseException):
+    """A run has begun."""
+
+
+def began(*args, **kwargs):
+    raise Began
+
+
+@pytest.fixture(autouse=True)
+def nothing_begins(monkeypatch):
+    """A command that is not refused ends here."""
+    monkeypatch.setattr(runner._Session, "begin", began)
+    monkeypatch.setattr(runner._Session, "compile", began)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def place(tmp_path_factory):
+    """A folder to be in, with things that are not what a command wants."""
+    folder = tmp_path_factory.mktemp("place")
+    before = jax.config.jax_compilation_cache_dir
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    patch.chdir(folder)
+    (folder / "file").write_text("a: [\n")
+    (folder / "bytes.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    (folder / "empty").mkdir()
+    (folder / "full").mkdir()
+    (folder / "full" / "thesis.tex").write_text("years of work")
+    config = to_dict(runner.configure("sac", "pendulum"))
+    texts = {
+        "good": yaml.safe_dump(config),
+        "other-task": yaml.safe_dump(config | {"env": "pendulm"}),
+        "other-field": yaml.safe_dump(config | {"settings": config["settings"] | {"batch": 3}}),
+        "bad-range": yaml.safe_dump(config | {"settings": config["settings"] | {"batch_size": 0}}),
+        "no-steps": yaml.safe_dump({k: v for k, v in config.items() if k != "steps"}),
+        "nothing": "",
+        "torn": yaml.safe_dump(config)[:-40] + ": :\n - {",
+        "list": "[1, 2]",
+    }
+    for name, text in texts.items():
+        (folder / f"{name}.yaml").write_text(text)
+        (folder / f"run-{name}").mkdir()
+        (folder / f"run-{name}" / ".lock").touch()
+        (folder / f"run-{name}" / "config.yaml").write_text(text)
+    yield folder
+    patch.undo()
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def call(words):
+    """Exit code, standard output and standard error of a command line."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main(words)
+    return code, out.getvalue(), err.getvalue()
+
+
+def contents(folder):
+    return {str(path): path.is_dir() or path.read_bytes() for path in sorted(folder.rglob("*"))}
+
+
+SAC = "train sac --env pendulum "
+PETS = "train pets --env cartpole-continuous "
+REFUSED = {
+    # Names.
+    "trian sac": ["unknown command 'trian'", "did you mean 'train'?"],
+    "--version now": ["unknown command"],
+    "train": ["algorithm", "pets, sac"],
+    "train --env pendulum": ["algorithm first", "pets, sac"],
+    "train sca --env pendulum": ["unknown algorithm 'sca'", "did you mean 'sac'?"],
+    "train sac": ["--env TASK is missing", "pendulum"],
+    "train sac --env": ["--env needs a value"],
+    "train sac --env pendulm": ["unknown task 'pendulm'", "did you mean 'pendulum'?"],
+    "train sac --env ''": ["unknown task ''", "pendulum"],
+    "train sac --envv pendulum": ["unknown option '--envv'", "did you mean '--env'?"],
+    SAC + "--preset pendulm": ["unknown preset 'pendulm' of sac", "did you mean 'pendulum'?"],
+    SAC + "--preset": ["--preset needs a value"],
+    SAC + "--agent.learning-rte 1": ["unknown option '--agent.learning-rte'", "did you mean '--agent.learning-rate'?"],
+    SAC + "--agent.learning_rte=1": ["unknown option '--agent.learning_rte=1'", "did you mean '--agent.learning-rate'?"],
+    SAC + "--bogus 3": ["unknown option '--bogus'", "jaxmbrl train sac --help"],
+    SAC + "-x": ["unknown option '-x'"],
+    SAC + "word": ["nothing takes 'word'"],
+    SAC + "--steps 10 more words": ["nothing takes 'more'"],
+    PETS + "--learn-reward yes": ["nothing takes 'yes'"],
+    PETS + "--ensemble 3": ["unknown option '--ensemble'"],
+    # Values of the wrong type.
+    SAC + "--steps abc": ["--steps must be a whole number, got 'abc'"],
+    SAC + "--steps 1.5": ["--steps must be a whole number, got '1.5'"],
+    SAC + "--steps=": ["--steps must be a whole number, got ''"],
+    SAC + "--steps": ["--steps needs a value: a whole number"],
+    SAC + "--seeds two": ["--seeds must be a whole number, got 'two'"],
+    SAC + "--agent.learning-rate fast": ["--agent.learning-rate must be a number, got 'fast'"],
+    SAC + "--agent.learning_rate fast": ["--agent.learning-rate must be a number, got 'fast'"],
+    SAC + "--agent.hidden 16 x": ["--agent.hidden must be whole numbers", "got '16 x'"],
+    SAC + "--agent.target-entropy low": ["--agent.target-entropy must be a number or 'None', got 'low'"],
+    PETS + "--ensemble.propagation ts2": ["--ensemble.propagation must be 'ts1' or 'tsinf', got 'ts2'"],
+    # Values out of range.
+    SAC + "--steps 0": ["steps must be at least 1, got 0"],
+    SAC + "--steps -5": ["steps must be at least 1, got -5"],
+    SAC + "--steps 2147483600": ["steps must be below 2147483648"],
+    SAC + "--steps 99999999999999999999": ["steps must be below 2147483648"],
+    SAC + "--seeds 0": ["seeds must be at least 1, got 0"],
+    SAC + "--seed -1": ["seed must be at least 0, got -1"],
+    SAC + "--seed 2147483648": ["seed must be below 2147483648"],
+    SAC + "--seed 2147483647 --seeds 2": ["seeds must be at most 1 from seed 2147483647 on, got 2"],
+    SAC + "--seeds 1000000": ["the state of the run takes", "lower seeds"],
+    SAC + "--replay-capacity 2000000000 --seeds 100": ["the state of the run takes", "replay_capacity"],
+    SAC + "--replay-capacity 999999999999": ["replay_capacity must be below 2147483648"],
+    SAC + "--eval-episodes 0": ["eval_episodes must be at least 1, got 0"],
+    SAC + "--checkpoint-every 0": ["checkpoint_every must be at least 1, got 0"],
+    SAC + "--agent.learning-rate -1": ["agent.learning_rate must be above 0, got -1.0"],
+    SAC + "--agent.learning-rate nan": ["agent.learning_rate must be a finite number, got nan"],
+    SAC + "--agent.learning-rate inf": ["agent.learning_rate must be a finite number, got inf"],
+    SAC + "--agent.hidden 16 0": ["agent.hidden[1] must be at least 1, got 0"],
+    SAC + "--agent.critic-subset 3": ["agent.critic_subset must be at most critics (2), got 3"],
+    SAC + "--num-envs 7": ["epoch_steps must be a multiple of 7", "got 1000"],
+    PETS + "--ensemble.members 0": ["ensemble.members must be at least 1, got 0"],
+    PETS + "--ensemble.elites 9": ["ensemble.elites must be at most members (5), got 9"],
+    PETS + "--planner.horizon 0": ["planner.horizon must be at least 1, got 0"],
+    PETS + "--planner.elites 101": ["planner.elites must be at most population (100), got 101"],
+    PETS + "--particles 7": ["particles must be a multiple of ensemble.elites (5), got 7"],
+    PETS + "--ensemble.absolute 99": ["absolute must name observation dimensions below 4, got 99"],
+    # Folders.
+    SAC + "--out": ["--out needs a value"],
+    SAC + "--out ''": ["--out needs a value"],
+    SAC + "--out file": ["file is a file", "choose another folder"],
+    SAC + "--out file/run": ["a part of it is a file", "choose another folder"],
+    SAC + "--out full": ["full is not empty (it holds thesis.tex)"],
+    SAC + "--out /proc/run": ["/proc/run cannot be made"],
+    # Configs.
+    SAC + "--config": ["--config needs a value"],
+    "train sac --config nowhere.yaml": ["--config nowhere.yaml cannot be read (No such file or directory)"],
+    "train sac --config full": ["--config full cannot be read (Is a directory)"],
+    "train sac --config file": ["--config file is not valid YAML (line 2: "],
+    "train sac --config bytes.yaml": ["--config bytes.yaml is not valid YAML"],
+    "train sac --config torn.yaml": ["--config torn.yaml is not valid YAML (line "],
+    "train sac --config nothing.yaml": ["--config nothing.yaml: the config must be a mapping"],
+    "train sac --config list.yaml": ["--config list.yaml: the config must be a mapping"],
+    "train sac --config other-task.yaml": ["--config other-task.yaml: unknown task 'pendulm'", "did you mean 'pendulum'?"],
+    "train sac --config other-field.yaml": [
+        "--config other-field.yaml: unknown field 'settings.batch'",
+        "did you mean 'batch_size'?",
+    ],
+    "train sac --config bad-range.yaml": ["--config bad-range.yaml: settings.batch_size must be at least 1, got 0"],
+    "train sac --config no-steps.yaml": ["--config no-steps.yaml: steps is missing"],
+    "train pets --config good.yaml": ["--config good.yaml is of sac, not pets"],
+    "train sac --config good.yaml --preset default": ["--preset or --config"],
+    "train sac --config good.yaml --env pendulm": ["unknown task 'pendulm'"],
+    # Resuming.
+    "train --resume": ["--resume needs a value"],
+    "train --resume nowhere": ["there is no folder nowhere"],
+    "train --resume=nowhere": ["there is no folder nowhere"],
+    "train --resume file": ["there is no folder file"],
+    "train --resume full": ["full is not a run"],
+    "train --resume run-good": ["no checkpoint in run-good/checkpoints", "start the run anew"],
+    "train --resume run-good --steps 0": ["steps must be at least 1, got 0"],
+    "train --resume run-good --steps x": ["--steps must be a whole number, got 'x'"],
+    "train --resume run-good --seeds 3": ["leave out '--seeds'"],
+    "train sac --resume run-good": ["leave out 'sac'"],
+    "train --resume run-torn": ["run-torn/config.yaml is not valid YAML"],
+    "train --resume run-list": ["run-list/config.yaml must hold fields and values"],
+    "train --resume run-other-task": ["run-other-task/config.yaml: unknown task 'pendulm'"],
+    "train --resume run-bad-range": ["run-bad-range/config.yaml: settings.batch_size must be at least 1"],
+    # Evaluating and listing.
+    "evaluate": ["RUN is missing"],
+    "evaluate nowhere": ["there is no folder nowhere"],
+    "evaluate full": ["full is not a run"],
+    "evaluate run-good": ["no checkpoint in run-good/checkpoints"],
+    "evaluate run-nothing": ["run-nothing/config.yaml must hold fields and values"],
+    "evaluate run-no-steps": ["run-no-steps/config.yaml: steps is missing"],
+    "evaluate run-good --episodes 0": ["--episodes must be at least 1, got 0"],
+    "evaluate run-good --episodes 99999999999": ["episodes must be", "below 2147483648"],
+    "evaluate run-good --episodes many": ["--episodes must be a whole number, got 'many'"],
+    "evaluate run-good --json=yes": ["--json takes no value"],
+    "evaluate run-good --jsn": ["unknown option '--jsn'"],
+    "evaluate run-good other": ["nothing takes 'other'"],
+    "list --json": ["unknown option '--json'"],
+    "list everything": ["nothing takes 'everything'"],
+}
+
+
+def split(line):
+    return [word.replace("''", "") for word in line.split()]
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_bad_input_is_refused_in_one_line(line, place):
+    before = contents(place)
+    code, out, err = call(split(line))
+    assert code == 2
+    assert err.startswith("jaxmbrl: ") and err.endswith("\n") and err.count("\n") == 1
+    for part in REFUSED[line]:
+        assert part in err
+    assert "training" not in out, "what is refused must not be announced"
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize("columns", ["20", "60", "500"])
+@pytest.mark.parametrize("encoding", ["utf-8", None])
+def test_messages_do_not_depend_on_the_terminal(columns, encoding, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    for line in [
+        SAC + "--agent.target-entropy low",
+        SAC + "--agent.learning-rte 1",
+        SAC + "--agent.hidden 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 x",
+        PETS + "--ensemble.propagation ts2",
+        SAC + "--steps",
+    ]:
+        out, err = io.TextIOWrapper(io.BytesIO(), encoding or "ascii"), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            assert cli.main(split(line)) == 2
+        monkeypatch.delenv("COLUMNS")
+        assert err.getvalue() == call(split(line))[2]
+        monkeypatch.setenv("COLUMNS", columns)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_refused(place):
+    (place / "shut").mkdir(mode=0o500)
+    code, _, err = call(split(SAC + "--out shut/run"))
+    assert code == 2 and "cannot be made (Permission denied)" in err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        SAC,
+        SAC + "--steps 10_000 --seeds 2 --agent.hidden",
+        "train sac --config good.yaml --seed 3",
+        PETS + "--learn-reward --ensemble.no-normalize-targets --planner.momentum=0.5",
+    ],
+)
+def test_what_is_right_begins(line, place):
+    with pytest.raises(Began):
+        call(split(line + f" --out began-{abs(hash(line))}"))
+
+
+def test_options_reach_the_run(place):
+    with pytest.raises(Began):
+        call(split("train sac --config good.yaml --seed 3 --agent.hidden 8 9 --out chosen"))
+    saved = yaml.safe_load((place / "chosen" / "config.yaml").read_text())
+    expected = yaml.safe_load((place / "good.yaml").read_text())
+    expected["seed"], expected["settings"]["agent"]["hidden"] = 3, [8, 9]
+    assert saved == expected
+
+
+def test_runs_get_folders_of_their_own(place):
+    for number in (1, 2):
+        with pytest.raises(Began):
+            call(split(SAC))
+        assert (place / "runs" / f"sac-pendulum-{number}" / "config.yaml").is_file()
+
+
+words = st.one_of(
+    st.sampled_from(
+        ["--env", "--steps", "--seeds", "--agent.hidden", "--agent.learning-rate", "--num-envs", "--resume", "--config"]
+        + [
+            "--preset",
+            "--out",
+            "--no-x",
+            "-1",
+            "0",
+            "1e9",
+            "nan",
+            "",
+            "--",
+            "=",
+            "-",
+            "--=",
+            "--steps=3",
+            "pendulum",
+            "sac",
+        ]
+        + ["pets", "None", "True", "[1]", "good.yaml", "run-good", "-h"]
+    ),
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8),
+    st.integers().map(str),
+    st.floats().map(str),
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.sampled_from([split(SAC), split(PETS), ["train"], ["train", "--resume", "run-good"], ["evaluate", "run-good"], []]),
+    st.lists(st.tuples(st.integers(0, 8), words), min_size=1, max_size=4),
+)
+@example(split(SAC), [(8, "a\nb")])
+@example(split(SAC), [(8, "--out"), (9, "a\nb"), (10, "\r")])
+@example(["evaluate"], [(1, "x" * 300)])
+def test_no_words_end_in_a_traceback(start, inserted):
+    line = list(start)
+    for at, word in inserted:
+        line.insert(at, word)
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = cli.main(line)
+    except Began:
+        return
+    assert code in (0, 2)
+    assert (err.getvalue().count("\n"), len(err.getvalue().splitlines())) == ((1, 1) if code else (0, 0))
+    assert "Traceback" not in err.getvalue()
+
+
+@pytest.mark.parametrize("line", ["", "-h", "--help", "help", "train --help", "train -h", "--no-compile-cache"])
+def test_usage(line):
+    code, out, err = call(line.split())
+    assert code == 0 and not err
+    for command in ("train ALGORITHM --env TASK", "train --resume RUN", "evaluate RUN", "list"):
+        assert command in out
+
+
+@pytest.mark.parametrize("name", algorithms.METHODS)
+@pytest.mark.parametrize("env", [[], ["--env", "pendulum"]])
+def test_help_of_an_algorithm_tells_every_field(name, env):
+    code, out, err = call(["train", name, *env, "--help"])
+    assert code == 0 and not err
+
+    def options(values, prefix):
+        for field, value in values.items():
+            yield from options(value, f"{prefix}{field}.") if isinstance(value, dict) else [prefix + field]
+
+    settings = to_dict(runner.configure(name, "pendulum").settings)
+    listed = set(re.findall(r"--[\w.-]+", out))
+    for option in options(settings, "--"):
+        assert option.replace("_", "-") in listed
+    assert {"--env", "--preset", "--config", "--out", "--steps", "--seeds", "--seed"} <= listed
+    assert "{None}" not in out.split("options")[1]
+
+
+@pytest.mark.parametrize("line", ["evaluate --help", "list --help", "train --resume --help", "train --resume x -h"])
+def test_help_of_the_other_commands(line):
+    code, out, err = call(line.split())
+    assert code == 0 and not err and out.startswith("usage: jaxmbrl " + line.split()[0])
+
+
+def test_list_names_everything():
+    code, out, err = call(["list"])
+    assert code == 0 and not err
+    for name in envs.names():
+        assert f"  {name}\n" in out
+    for name, method in algorithms.METHODS.items():
+        assert re.search(rf"^  {name} +{re.escape(method.summary)}$", out, re.MULTILINE)
+        for preset, entry in method.presets.items():
+            assert f"{name} --preset {preset}  ({entry.steps:,} steps" in out
+            assert entry.source in out
+
+
+def test_version():
+    assert call(["--version"]) == (0, f"{jaxmbrl.__version__}\n", "")
+
+
+def test_a_reader_that_leaves_is_no_error():
+    code = "import sys; from jaxmbrl.cli import main; sys.exit(main(['list']))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(60) == 141 and err == b""
+
+
+def test_a_cache_that_cannot_be_made_is_told_once(place):
+    code, out, err = call(["list"])
+    assert not err
+    environment = {**os.environ, "XDG_CACHE_HOME": str(Path(place) / "file")}
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxmbrl", "list"], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (code, out)
+    assert done.stderr.startswith("jaxmbrl: compiled programs are not kept") and done.stderr.count("\n") == 1
