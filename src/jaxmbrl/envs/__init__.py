@@ -7,10 +7,14 @@ from collections.abc import Callable
 from jaxmbrl.config import UserError, closest
 from jaxmbrl.envs.base import State, make_task
 from jaxmbrl.envs.cartpole import cartpole_continuous
+from jaxmbrl.envs.hopper import hopper
+from jaxmbrl.envs.inverted_pendulum import inverted_pendulum
 from jaxmbrl.envs.pendulum import pendulum
 from jaxmbrl.types import Task
 
 TASKS: dict[str, Callable[[], Task]] = {
+    "Hopper-v5": hopper,
+    "InvertedPendulum-v5": inverted_pendulum,
     "cartpole-continuous": cartpole_continuous,
     "pendulum": pendulum,
 }

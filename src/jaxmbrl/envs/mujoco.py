@@ -1,0 +1,139 @@
+"""Gymnasium's MuJoCo tasks on MJX: what they share. A task is a subclass with a model file, an observation and an outcome.
+
+A step is C MuJoCo's: one control step from the same positions, velocities and warm start differs from Gymnasium's by
+rounding alone, in float64 by less than 1e-8 (each task's docstring has the figures, and those of float32).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from importlib import resources
+from typing import Any, TypeAlias
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float
+
+from jaxmbrl.envs.base import State, initial_state
+from jaxmbrl.types import Key
+
+Data: TypeAlias = Any
+"""`mujoco.mjx.Data`, or anything with its fields qpos, qvel and qacc_warmstart."""
+
+NO_WARP = (
+    "Failed to import warp: No module named 'warp'",
+    "Failed to import mujoco_warp: No module named 'warp'",
+)
+
+
+class Simulation(struct.PyTreeNode):
+    """What the next step needs of `mjx.Data`, under its names; the simulator computes all the rest anew from it.
+
+    It is a carry of 72 bytes for the hopper in float32, where the whole of `mjx.Data` has 6,596.
+    """
+
+    qpos: jax.Array
+    """[nq] joint positions (m, rad)."""
+    qvel: jax.Array
+    """[nv] joint velocities (m/s, rad/s)."""
+    qacc_warmstart: jax.Array
+    """[nv] joint accelerations, where the constraint solver starts; zero after a reset, as in C MuJoCo."""
+
+
+class MujocoEnv:
+    """A task of Gymnasium's on MJX, in the Brax interface; the simulator's state is a `Simulation`.
+
+    Actions are in [-1, 1] and become actuator units by one linear map onto the actuator's range. Beyond [-1, 1] MuJoCo
+    clamps the control, while a control cost sees the action as it came, as in Gymnasium.
+
+    The model takes JAX's default float at construction: make the task where `jax.enable_x64` is as in its use.
+    """
+
+    xml: str
+    """Name of the model file in `assets`."""
+    frame_skip: int
+    """Simulator steps in a control step."""
+    reset_noise: float
+    """Half-width of the uniform noise on each initial position and velocity."""
+    iterations: int
+    """Newton iterations of the constraint solver, at most."""
+    line_search_iterations: int
+    """Line-search iterations in each of them; batched environments always run them all."""
+    reward_terms: tuple[str, ...]
+    """Names of the terms that the reward sums, in `State.metrics`."""
+
+    def __init__(self) -> None:
+        mujoco, self._mjx = import_mjx()
+        text = (resources.files("jaxmbrl.envs") / "assets" / self.xml).read_text(encoding="utf-8")
+        self.mj_model = mujoco.MjModel.from_xml_string(text)
+        self.mj_model.opt.iterations = self.iterations
+        self.mj_model.opt.ls_iterations = self.line_search_iterations
+        self._model = self._mjx.put_model(self.mj_model, impl="jax")
+        self._data = self._mjx.make_data(self.mj_model, impl="jax")
+        low, high = self.mj_model.actuator_ctrlrange.T
+        self._centre = jnp.asarray((low + high) / 2, float)
+        self._half_range = jnp.asarray((high - low) / 2, float)
+        self.observation_size: int = self.observe(self._data).shape[0]
+        self.action_size: int = self.mj_model.nu
+        self.dt: float = self.mj_model.opt.timestep * self.frame_skip
+
+    def observe(self, data: Data) -> Float[Array, "O"]:
+        """The observation; after a reset only `qpos` and `qvel` of the data are known."""
+        raise NotImplementedError
+
+    def outcome(
+        self, before: Simulation, control: Float[Array, "A"], after: Data
+    ) -> tuple[dict[str, Float[Array, ""]], Bool[Array, ""]]:
+        """(terms that the reward sums, terminated) of a step with `control` in actuator units."""
+        raise NotImplementedError
+
+    def state_at(self, qpos: Float[Array, "nq"], qvel: Float[Array, "nv"]) -> State:
+        """An episode's first state with these positions (m, rad) and velocities (m/s, rad/s)."""
+        chex.assert_shape(qpos, (self.mj_model.nq,))
+        chex.assert_shape(qvel, (self.mj_model.nv,))
+        simulation = Simulation(jnp.asarray(qpos, float), jnp.asarray(qvel, float), jnp.zeros(self.mj_model.nv))
+        return initial_state(simulation, self.observe(simulation), {term: jnp.zeros(()) for term in self.reward_terms})
+
+    def reset(self, rng: Key) -> State:
+        """The model's initial positions and zero velocities, with uniform noise in +-`reset_noise` on each.
+
+        Nothing is simulated: a step computes all it needs from positions and velocities.
+        """
+        position_key, velocity_key = jax.random.split(rng)
+        low, high = -self.reset_noise, self.reset_noise
+        qpos = self._data.qpos + jax.random.uniform(position_key, (self.mj_model.nq,), minval=low, maxval=high)
+        return self.state_at(qpos, jax.random.uniform(velocity_key, (self.mj_model.nv,), minval=low, maxval=high))
+
+    def step(self, state: State, action: Float[Array, "A"]) -> State:
+        """One control step of `dt` seconds, with the same control in each of `frame_skip` simulator steps."""
+        chex.assert_shape(action, (self.action_size,))
+        before = state.pipeline_state
+        control = self._centre + self._half_range * action
+        data = self._data.replace(qpos=before.qpos, qvel=before.qvel, qacc_warmstart=before.qacc_warmstart, ctrl=control)
+        with jax.default_matmul_precision("highest"):
+            data = jax.lax.fori_loop(0, self.frame_skip, lambda i, data: self._mjx.step(self._model, data), data)
+        terms, ended = self.outcome(before, control, data)
+        return state.replace(
+            pipeline_state=Simulation(data.qpos, data.qvel, data.qacc_warmstart),
+            obs=self.observe(data),
+            reward=jnp.sum(jnp.stack([terms[term] for term in self.reward_terms])),
+            done=ended.astype(float),
+            metrics={**state.metrics, **terms},
+        )
+
+
+def import_mjx() -> tuple[Any, Any]:
+    """The modules `mujoco` and `mujoco.mjx`; the import's notice that warp is missing, which we don't use, is dropped."""
+    heard = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(heard):
+            import mujoco
+            from mujoco import mjx
+    finally:
+        lines = heard.getvalue().splitlines(keepends=True)
+        sys.stdout.write("".join(line for line in lines if line.strip() not in NO_WARP))
+    return mujoco, mjx
