@@ -529,6 +529,19 @@ def test_wrong_configs_are_told(values, told):
         from_dict(EnsembleConfig, values)
 
 
+@pytest.mark.parametrize("x64", [False, True])
+def test_a_fit_gives_back_a_state_of_the_same_types(x64):
+    with jax.enable_x64(x64):
+        model = ensemble.make(TINY, 2, 1)
+        state = jax.eval_shape(model.init, jax.random.key(0), {})
+        rows, count = table(np.random.default_rng(0), 20), jnp.asarray(20)
+        after, _ = jax.eval_shape(model.fit, state, rows, count, jax.random.key(0))
+        for before, now in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+            assert (before.shape, before.dtype, before.weak_type) == (now.shape, now.dtype, now.weak_type)
+            assert not now.weak_type
+            assert now.dtype in (jnp.zeros(()).dtype, jnp.int32, jnp.bool_)
+
+
 def test_wrong_configs_are_told_by_make_too():
     with pytest.raises(UserError, match="elites must be at most"):
         ensemble.make(EnsembleConfig(elites=6), 2, 1)

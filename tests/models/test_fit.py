@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from jaxmbrl.models import fit
 from jaxmbrl.models.normalizer import denormalize, measure, normalize
 
-
 draw_shuffles = jax.jit(fit.draw_shuffles, static_argnums=(1, 2))
 minibatch = jax.jit(fit.minibatch, static_argnums=4)
 

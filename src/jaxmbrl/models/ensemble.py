@@ -213,10 +213,10 @@ def make(
     given (observation, action), which does not enter the holdout error.
 
     - init(key, hyper): `hyper["learning_rate"]` may be traced; without it the config's holds.
-    - fit(state, rows, count, key): the rows [C, ...] must be finite up to `count`; `count` is best the same for all seeds
-      (not batched), as each gradient step selects between old and new state otherwise. Weights, bounds and Adam go on from
-      where they stood. Metrics are means over the elites on the holdout, in the space of the fitted targets (the
-      likelihood in nats a dimension); they are unknown in a fit too small to hold out a row, which also keeps its elites.
+    - fit(state, rows, count, key): rows [C, ...], of which the first `count` are data. Weights, bounds and Adam go on from
+      where they stood; each member ends with its best weights, while bounds and Adam are the last epoch's. Metrics are
+      means over the elites on the holdout, in the space of the fitted targets (the likelihood in nats a dimension); they
+      are unknown in a fit too small to hold out a row, which runs all its epochs and keeps the elites as they were.
     - predict(state, observation, action): mean and variance [E, N, D] of [next observation, reward] in the task's units.
     - world(state): the item is a block of N rows. Row n belongs to elite n mod E under `tsinf`; under `ts1` all rows move
       on together by a random number of elites at every step, so that each step has the same share of rows for each elite.
