@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxmbrl import metrics
@@ -107,17 +108,16 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
         environment_keys, memory_keys = (
             jax.random.split(jax.random.fold_in(key, stream), config.num_envs) for stream in (ENVIRONMENT, MEMORY)
         )
-        state = LoopState(
+        return LoopState(
             algorithm=learner,
             carry=jax.vmap(world.reset)(environment_keys),
             memory=jax.vmap(policy.init)(memory_keys),
             key=jax.random.fold_in(key, COLLECT),
             running_return=jnp.zeros(config.num_envs),
             running_length=jnp.zeros(config.num_envs, jnp.int32),
-            metrics={},
+            metrics=unknown,
             fault=Fault(jnp.full((), -1, jnp.int32), jnp.zeros((), jnp.int32)),
         )
-        return state._replace(metrics=metrics.unknown_like(advance, _clock(0), state))
 
     def collect(clock: Clock, state: LoopState, key: Key) -> tuple[Carry, Memory, Transition]:
         world, policy = collectors(state.algorithm, clock)
@@ -169,20 +169,22 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
 
         return jax.lax.fori_loop(0, calls, body, (clock, states))
 
-    def checked() -> tuple[str, ...]:
-        names: list[str] = []
+    checked: list[str] = []
 
-        def trace(key: Key) -> None:
-            state = init(jnp.zeros((), jnp.int32), {})
-            _, _, transitions = collect(_clock(0), state, key)
-            learner, found = algorithm.learn(_clock(steps_per_call), state.algorithm, transitions)
-            _, finished = _episodes((state.running_return, state.running_length), transitions)
-            names.extend(_finite(found | finished, transitions, learner))
+    def metrics_and_names(key: Key) -> Metrics:
+        """The metrics of a call; `checked` learns the names on the way, in the order in which `advance` looks at them."""
+        state = init(jnp.zeros((), jnp.int32), {})
+        _, _, transitions = collect(_clock(0), state, key)
+        learner, found = algorithm.learn(_clock(steps_per_call), state.algorithm, transitions)
+        _, finished = _episodes((state.running_return, state.running_length), transitions)
+        found = found | finished
+        checked.extend(_finite(found, transitions, learner))
+        return found
 
-        jax.eval_shape(trace, jax.random.key(0))
-        return tuple(names)
-
-    return Loop(jax.vmap(init), run, steps_per_call, checked())
+    unknown: Metrics = {}
+    shapes = jax.eval_shape(metrics_and_names, jax.random.key(0))
+    unknown = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    return Loop(jax.vmap(init), run, steps_per_call, tuple(checked))
 
 
 def clock_at(env_steps: int) -> Clock:
