@@ -258,5 +258,13 @@ def is_trainable(x: Any) -> bool:
     return isinstance(x, Trainable)
 
 
+@pytest.mark.gpu
+def test_it_trains_on_a_gpu(compiled: Compiled) -> None:
+    assert jax.default_backend() == "gpu", "this test needs a GPU"
+    _, state = compiled.epochs(compiled.start(), [3 * compiled.calls])
+    assert {device.platform for leaf in jax.tree.leaves(state) for device in leaf.devices()} == {"gpu"}
+    assert state.fault.what.tolist() == [-1] * SEEDS
+
+
 def test_every_algorithm_is_here() -> None:
     assert TINY.keys() == algorithms.METHODS.keys()
