@@ -45,6 +45,14 @@ class Recorded(NamedTuple):
     """Next positions and velocities where C MuJoCo's solver runs to its end, instead of stopping at its tolerance."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_caches():
+    """MJX's tables stay in JAX's caches at the float width of their first use, which another width cannot compile with."""
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
 @functools.cache
 def gym(name: str) -> gymnasium.Env:
     return gymnasium.make(name, disable_env_checker=True)
@@ -210,19 +218,6 @@ def test_a_batch_is_its_members_one_by_one(name):
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-11), vars(one), member)
 
 
-@pytest.mark.parametrize("name", HOPPER_SLOW)
-def test_float32_stays_near(name):
-    rows = recorded(name)
-    state = case(name, x64=False).step(rows)
-    assert state.obs.dtype == state.qacc_warmstart.dtype == np.float32
-    error = np.abs(state.obs - rows.observation).max()
-    print(f"{name}: one step in float32 differs by at most {error:.1e}")
-    assert 0 < error < {"InvertedPendulum-v5": 2e-6, "Hopper-v5": 1e-4}[name]
-    near_threshold = np.abs(np.abs(rows.next_qpos[:, [2 if name == "Hopper-v5" else 1]]) - 0.2).min(axis=1) < 1e-5
-    agree = (state.done > 0) == rows.terminated
-    assert agree[~near_threshold].all()
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_resets_are_gymnasiums(name):
     task, env, noise = case(name).task, gym(name), NOISE[name]
@@ -270,8 +265,49 @@ def test_task_has_gymnasiums_shapes_and_limits(name):
     assert task.env.dt == pytest.approx(env.unwrapped.dt, rel=1e-12)
 
 
+def run_python(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_analytic_tasks_do_not_import_mujoco():
+    code = "import sys; from jaxmbrl import envs; envs.make('pendulum'); print([m for m in sys.modules if 'mujoco' in m])"
+    assert run_python(code).strip() == "['jaxmbrl.envs.mujoco']"
+
+
+def test_import_is_silent_but_for_what_others_print(tmp_path):
+    make = "from jaxmbrl.envs.mujoco import import_mjx; import_mjx(); print('end')"
+    assert run_python(make) == "end\n"
+    (tmp_path / "warp.py").write_text("print('their words')\nraise ImportError('broken')\n")
+    heard = run_python(make, PYTHONPATH=str(tmp_path)).splitlines()
+    assert heard[0] == "their words" and "Failed to import warp: broken" in heard and heard[-1] == "end"
+
+
+@pytest.fixture(scope="module")
+def float32():
+    """The tests above compile in float64; those below come last, so that caches are cleared between the two but once."""
+    jax.clear_caches()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_stays_near(name, float32):
+    rows = recorded(name)
+    state = case(name, x64=False).step(rows)
+    assert state.obs.dtype == state.qacc_warmstart.dtype == np.float32
+    error = np.abs(state.obs - rows.observation).max()
+    print(f"{name}: one step in float32 differs by at most {error:.1e}")
+    assert 0 < error < {"InvertedPendulum-v5": 2e-6, "Hopper-v5": 1e-4}[name]
+    near_threshold = np.abs(np.abs(rows.next_qpos[:, [2 if name == "Hopper-v5" else 1]]) - 0.2).min(axis=1) < 1e-5
+    agree = (state.done > 0) == rows.terminated
+    assert agree[~near_threshold].all()
+
+
 @pytest.mark.parametrize("name", HOPPER_SLOW)
-def test_time_limit_and_falls_end_episodes(name):
+def test_time_limit_and_falls_end_episodes(name, float32):
     """Two steps before its time limit an upright start runs out of time; a falling one terminates at once."""
     task = case(name, x64=False).task
     idle = Policy(lambda key: (), lambda memory, observation, key: (jnp.zeros(task.env.action_size), (), memory))
@@ -292,24 +328,3 @@ def test_time_limit_and_falls_end_episodes(name):
     start = task.env.state_at(qpos[0], jnp.zeros(nv)).obs
     for fresh in (seen.observation[0, 2], seen.observation[1, 1]):
         assert 0 < np.abs(np.asarray(fresh - start)).max() <= NOISE[name] + 1e-6
-
-
-def run_python(code: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, **environment}
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_analytic_tasks_do_not_import_mujoco():
-    code = "import sys; from jaxmbrl import envs; envs.make('pendulum'); print([m for m in sys.modules if 'mujoco' in m])"
-    assert run_python(code).strip() == "['jaxmbrl.envs.mujoco']"
-
-
-def test_import_is_silent_but_for_what_others_print(tmp_path):
-    make = "from jaxmbrl.envs.mujoco import import_mjx; import_mjx(); print('end')"
-    assert run_python(make) == "end\n"
-    (tmp_path / "warp.py").write_text("print('their words')\nraise ImportError('broken')\n")
-    heard = run_python(make, PYTHONPATH=str(tmp_path)).splitlines()
-    assert heard[0] == "their words" and "Failed to import warp: broken" in heard and heard[-1] == "end"

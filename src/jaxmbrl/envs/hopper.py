@@ -1,4 +1,18 @@
-"""Gymnasium's Hopper-v5: a leg of three joints hops forward."""
+"""Gymnasium's Hopper-v5: a leg of three joints hops forward.
+
+The reward is not a function of the observation: it pays for the distance moved over the step, and x is not observed.
+Termination is one as far as robots go: the observation clips velocities at 10, so it does not show one beyond 100, where
+the task ends too. Random and extreme policies stay below 20.
+
+One step from 3,000 states that random policies reach, in float64, differs from the solution of C MuJoCo by 2e-15, and from
+Gymnasium by as much in all but 4 of them: there, by up to 2e-7, C's solver stopped early at its tolerance of 1e-8.
+In float32 it differs by up to 1.5e-5.
+
+Solver iterations: on those states 4 with 8 line-search steps and 6 with 12 are equally exact, and 4 and 8 take 0.51 ms of
+CPU time a step in a batch of 1,024, 6 and 12 take 0.65. On states drawn at random over the joints' ranges, mostly inside
+the floor, 4 and 8 differ in 0.7% more of the states, so a planner that leaves what policies reach would pay; neither is
+right on all of them. The task takes 4 and 8.
+"""
 
 from __future__ import annotations
 

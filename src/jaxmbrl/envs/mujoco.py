@@ -1,7 +1,7 @@
 """Gymnasium's MuJoCo tasks on MJX: what they share. A task is a subclass with a model file, an observation and an outcome.
 
-A step is C MuJoCo's: one control step from the same positions, velocities and warm start differs from Gymnasium's by
-rounding alone, in float64 by less than 1e-8 (each task's docstring has the figures, and those of float32).
+A step is C MuJoCo's: from the same positions, velocities and warm start it differs by rounding, in float64 by less than
+1e-8, but where C's constraint solver stops early at its tolerance. Each file has its task's figures, float32's too.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class MujocoEnv:
     Actions are in [-1, 1] and become actuator units by one linear map onto the actuator's range. Beyond [-1, 1] MuJoCo
     clamps the control, while a control cost sees the action as it came, as in Gymnasium.
 
-    The model takes JAX's default float at construction: make the task where `jax.enable_x64` is as in its use.
+    The model takes JAX's default float at construction: make the task where `jax.enable_x64` is as in its use. A process
+    that uses both widths needs `jax.clear_caches()` in between.
     """
 
     xml: str
