@@ -130,6 +130,7 @@ def _paper(
     hidden: tuple[int, ...],
     weight_decay: tuple[float, ...],
     trial: int,
+    trials: int,
     horizon: int,
     population: int,
     elites: int,
@@ -151,6 +152,7 @@ def _paper(
         planner=CEMConfig(horizon=horizon, population=population, elites=elites, iterations=5, momentum=0.1),
         particles=20,
         refit_every=trial,
+        replay_capacity=trial * trials,
         warmup_steps=trial,
         epoch_steps=trial,
     )
@@ -163,9 +165,11 @@ PRESETS = {
         steps=1000,
         tasks=("cartpole-continuous", "pendulum", "InvertedPendulum-v5"),
     ),
-    "paper-cartpole": Preset(_paper((500, 500, 500), (1e-4, 2.5e-4, 2.5e-4, 5e-4), 200, 25, 400, 40), _PAPER, steps=10_000),
+    "paper-cartpole": Preset(
+        _paper((500, 500, 500), (1e-4, 2.5e-4, 2.5e-4, 5e-4), 200, 50, 25, 400, 40), _PAPER, steps=10_000
+    ),
     "paper-halfcheetah": Preset(
-        _paper((200, 200, 200, 200), (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4), 1000, 30, 500, 50),
+        _paper((200, 200, 200, 200), (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4), 1000, 300, 30, 500, 50),
         _PAPER,
         steps=300_000,
         tasks=("Hopper-v5",),

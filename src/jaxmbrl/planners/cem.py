@@ -74,7 +74,7 @@ def make(config: CEMConfig, action_size: int) -> Planner:
             population = sample(population_key, mean, variance, config.population)
             returns = jax.vmap(objective, in_axes=(0, None))(population, objective_key)
             mean, variance = refit(mean, variance, population, returns, config.elites, config.momentum)
-            return i + 1, mean, variance, nonfinite + jnp.sum(~jnp.isfinite(returns))
+            return i + 1, mean, variance, nonfinite + jnp.sum(~jnp.isfinite(returns), dtype=jnp.int32)
 
         zero: Int[Array, ""] = jnp.zeros((), jnp.int32)
         variance = jnp.full(shape, (HIGH - LOW) ** 2 / 16, float)

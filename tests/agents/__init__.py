@@ -1,0 +1,1 @@
+"""A package, as files of other folders bear the same names."""

@@ -1,0 +1,466 @@
+"""Soft actor-critic against its transcription in float64 NumPy, and its identities."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmbrl import optimizer
+from jaxmbrl.agents import sac
+from jaxmbrl.agents.sac import SACConfig
+from jaxmbrl.config import UserError, check
+from jaxmbrl.distributions import gaussian_log_density
+from jaxmbrl.types import Transition
+
+from . import sac_in_numpy as reference
+
+O, A, B = 3, 2, 16  # noqa: E741
+TINY = SACConfig(hidden=(9, 7), polyak=0.25, discount=0.9, initial_temperature=0.3)
+MANY = dataclasses.replace(TINY, critics=5)
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def batch_of(seed=0, rows=B):
+    rng = np.random.default_rng(seed)
+    return {
+        "observation": rng.normal(size=(rows, O)),
+        "action": rng.uniform(-1, 1, (rows, A)),
+        "reward": rng.normal(size=rows),
+        "next_observation": rng.normal(size=(rows, O)),
+        "terminated": rng.random(rows) < 0.3,
+        "truncated": rng.random(rows) < 0.3,
+    }
+
+
+def on_device(batch):
+    return Transition(**{name: jnp.asarray(x) if x.dtype == bool else jnp.asarray(x, float) for name, x in batch.items()})
+
+
+def layers_of(params):
+    dense = params["params"]
+    return [(np.asarray(dense[n]["kernel"]), np.asarray(dense[n]["bias"])) for n in sorted(dense)]
+
+
+def critics_of(params):
+    count = jax.tree.leaves(params)[0].shape[0]
+    return [layers_of(jax.tree.map(lambda x, i=i: x[i], params)) for i in range(count)]
+
+
+@functools.cache
+def compiled(config, observation_size=O, action_size=A):
+    """The agent with its functions compiled."""
+    agent = sac.make(config, observation_size, action_size)
+    return agent._replace(
+        init=jax.jit(agent.init),
+        critic_target=jax.jit(agent.critic_target),
+        update_critic=jax.jit(agent.update_critic),
+        update_actor=jax.jit(agent.update_actor, static_argnames="loss"),
+        update=jax.jit(agent.update),
+    )
+
+
+def state_of(config, seed=0, observation_size=O, action_size=A):
+    """A state with random networks, whose target critics differ from its critics."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(sac.make(config, observation_size, action_size).init, jax.random.key(0), {})
+
+    def filled(params):
+        return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) / np.sqrt(x.shape[-1]), float), params)
+
+    critic = optimizer.init(filled(shapes.critic.params), config.learning_rate, with_target=True)
+    return sac.SACState(
+        actor=optimizer.init(filled(shapes.actor.params), config.learning_rate),
+        critic=critic._replace(target=filled(shapes.critic.params)),
+        log_temperature=optimizer.init(jnp.log(jnp.asarray(config.initial_temperature, float)), config.learning_rate),
+        discount=jnp.asarray(config.discount, float),
+    )
+
+
+def agent_and_state(config=TINY):
+    return compiled(config), state_of(config)
+
+
+def noise_of(key, rows=B):
+    return np.asarray(jax.random.normal(key, (rows, A)))
+
+
+def assert_gradient(trainable, gradients, rtol=1e-9):
+    """Adam's first moment after one step is a tenth of the gradient that it saw."""
+    for seen, expected in zip(layers_of(trainable.moments.mu), gradients, strict=True):
+        for a, b in zip(seen, expected, strict=True):
+            np.testing.assert_allclose(10 * a, b, rtol=rtol, atol=1e-12)
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_density_number_by_hand():
+    density = reference.log_density(np.array([[0.5]]), np.zeros((1, 1)), np.zeros((1, 1)))
+    assert density[0] == pytest.approx(-0.8037095, abs=1e-7)
+
+
+def test_sample_and_its_density(x64):
+    functions = sac.functions(TINY, A)
+    _, state = agent_and_state()
+    observation, key = on_device(batch_of()).observation, jax.random.key(5)
+    action, density = jax.jit(functions.sample)(state.actor.params, observation, key)
+    expected = reference.sample(layers_of(state.actor.params), np.asarray(observation), noise_of(key))
+    np.testing.assert_allclose(action, expected[0], rtol=1e-10)
+    np.testing.assert_allclose(density, expected[1], rtol=1e-9)
+
+
+def test_q_is_each_critics_value(x64):
+    functions, batch = sac.functions(MANY, A), batch_of()
+    _, state = agent_and_state(MANY)
+    found = jax.jit(functions.q)(state.critic.params, jnp.asarray(batch["observation"]), jnp.asarray(batch["action"]))
+    expected = reference.values(critics_of(state.critic.params), batch["observation"], batch["action"])
+    assert found.shape == (5, B)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    assert len({round(float(v), 9) for v in found[:, 0]}) == 5
+
+
+def expected_target(state, batch, key, subset, alpha=0.3, discount=0.9):
+    action_key, _ = jax.random.split(key)
+    return reference.critic_target(
+        layers_of(state.actor.params), critics_of(state.critic.target), alpha, discount, batch, noise_of(action_key), subset
+    )
+
+
+def test_critic_target(x64):
+    agent, state = agent_and_state()
+    batch, key = batch_of(), jax.random.key(3)
+    assert 0 < batch["terminated"].sum() < B
+    found = agent.critic_target(state, on_device(batch), key)
+    np.testing.assert_allclose(found, expected_target(state, batch, key, (0, 1)), rtol=1e-10)
+
+
+def test_terminated_masks_value_and_entropy_and_truncated_does_not():
+    agent, state = agent_and_state()
+    batch, key = batch_of(), jax.random.key(3)
+    yes, no = np.ones(B, bool), np.zeros(B, bool)
+    # What lies beyond the end of an episode must not matter, not even where it is not a number.
+    ended = batch | {"terminated": yes, "next_observation": np.full((B, O), np.nan)}
+    np.testing.assert_array_equal(agent.critic_target(state, on_device(ended), key), on_device(batch).reward)
+    timed_out = agent.critic_target(state, on_device(batch | {"terminated": no, "truncated": yes}), key)
+    going_on = agent.critic_target(state, on_device(batch | {"terminated": no, "truncated": no}), key)
+    np.testing.assert_array_equal(timed_out, going_on)
+    assert np.all(np.abs(np.asarray(going_on) - batch["reward"]) > 1e-4)
+
+
+def test_two_critics_of_five_are_drawn_for_the_whole_batch(x64):
+    agent, state = agent_and_state(MANY)
+    batch = batch_of() | {"terminated": np.zeros(B, bool)}
+    # Every critic's values around the same level, so that each pair has a minimum of its own.
+    last = state.critic.target["params"]["Dense_2"]
+    table = reference.values(critics_of(state.critic.target), batch["next_observation"], np.zeros((B, A)))
+    level = last | {"bias": last["bias"] - table.mean(axis=1, keepdims=True)}
+    target = {"params": state.critic.target["params"] | {"Dense_2": level}}
+    state = state._replace(critic=state.critic._replace(target=target))
+    pairs, keys = list(itertools.combinations(range(5), 2)), jax.random.split(jax.random.key(9), 300)
+    found = np.asarray(jax.jit(jax.vmap(agent.critic_target, in_axes=(None, None, 0)))(state, on_device(batch), keys))
+    counts = dict.fromkeys(pairs, 0)
+    actor, critics = layers_of(state.actor.params), critics_of(state.critic.target)
+    for key, target in zip(keys, found, strict=True):
+        action, density = reference.sample(actor, batch["next_observation"], noise_of(jax.random.split(key)[0]))
+        table = reference.values(critics, batch["next_observation"], action) - 0.3 * density
+        soft = (target - batch["reward"]) / 0.9
+        matching = [p for p in pairs if np.allclose(table[list(p)].min(axis=0), soft, rtol=1e-8)]
+        assert len(matching) == 1
+        counts[matching[0]] += 1
+    # Ten equally likely pairs: chi squared with 9 degrees of freedom is below 27.9 with probability 0.999.
+    assert sum((n - 30) ** 2 / 30 for n in counts.values()) < 27.9
+
+
+def test_a_subset_of_all_critics_is_the_minimum_over_all(x64):
+    agent, state = agent_and_state(dataclasses.replace(MANY, critic_subset=5))
+    batch, key = batch_of(), jax.random.key(3)
+    found = agent.critic_target(state, on_device(batch), key)
+    np.testing.assert_allclose(found, expected_target(state, batch, key, range(5)), rtol=1e-10)
+
+
+def test_without_entropy_and_noise_it_is_ddpgs_target_with_the_minimum_of_two(x64):
+    agent, state = agent_and_state()
+    last = state.actor.params["params"]["Dense_2"]
+    quiet = last | {"bias": last["bias"].at[A:].set(-1e3), "kernel": last["kernel"].at[:, A:].set(0.0)}
+    actor = state.actor._replace(params={"params": state.actor.params["params"] | {"Dense_2": quiet}})
+    cold = state.log_temperature._replace(params=jnp.asarray(-1e3))
+    state, batch = state._replace(actor=actor, log_temperature=cold), batch_of()
+    found = agent.critic_target(state, on_device(batch), jax.random.key(3))
+    mean = reference.gaussian(layers_of(actor.params), batch["next_observation"])[0]
+    least = reference.values(critics_of(state.critic.target), batch["next_observation"], np.tanh(mean)).min(axis=0)
+    np.testing.assert_allclose(found, batch["reward"] + 0.9 * np.where(batch["terminated"], 0.0, least), rtol=1e-7)
+
+
+def test_critic_update(x64):
+    agent, state = agent_and_state()
+    batch, key = batch_of(), jax.random.key(3)
+    after, metrics = agent.update_critic(state, on_device(batch), key)
+    y = expected_target(state, batch, key, (0, 1))
+    critics = critics_of(state.critic.params)
+    loss, gradients = reference.critic_loss(critics, batch, y, np.ones(B))
+    assert float(metrics["agent/critic_loss"].total) == pytest.approx(loss, rel=1e-10)
+    mean = reference.values(critics, batch["observation"], batch["action"]).mean()
+    assert float(metrics["agent/q"].total) == pytest.approx(mean, rel=1e-10)
+    norm = np.sqrt(sum(np.sum(x**2) for critic in gradients for layer in critic for x in layer))
+    assert float(metrics["agent/critic_gradient_norm"].total) == pytest.approx(norm, rel=1e-10)
+    for i, expected in enumerate(gradients):
+        member = jax.tree.map(lambda x, i=i: x[i] if x.ndim else x, after.critic)
+        assert_gradient(member, expected)
+        for (kernel, bias), (old_kernel, old_bias), (g_kernel, g_bias) in zip(
+            layers_of(member.params), critics[i], expected, strict=True
+        ):
+            # Adam's first step.
+            np.testing.assert_allclose(kernel, old_kernel - 3e-4 * g_kernel / (np.abs(g_kernel) + 1e-8), rtol=1e-7)
+            np.testing.assert_allclose(bias, old_bias - 3e-4 * g_bias / (np.abs(g_bias) + 1e-8), rtol=1e-7, atol=1e-12)
+    # The target critics follow the critics just updated.
+    expected_targets = jax.tree.map(lambda t, p: 0.75 * t + 0.25 * p, state.critic.target, after.critic.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15), after.critic.target, expected_targets
+    )
+    assert_same(after._replace(critic=()), state._replace(critic=()))
+
+
+def test_given_target_and_weight(x64):
+    agent, state = agent_and_state()
+    batch, key = batch_of(), jax.random.key(3)
+    rows = on_device(batch)
+    plain = agent.update_critic(state, rows, key)
+    own = agent.update_critic(state, rows, key, target=agent.critic_target(state, rows, key), weight=jnp.ones(B))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15), plain, own)
+
+    rng = np.random.default_rng(1)
+    y, weight = rng.normal(size=B), rng.choice([0.0, 0.5, 2.0], B)
+    after, metrics = agent.update_critic(state, rows, key, target=jnp.asarray(y), weight=jnp.asarray(weight))
+    loss, gradients = reference.critic_loss(critics_of(state.critic.params), batch, y, weight)
+    assert float(metrics["agent/critic_loss"].total) == pytest.approx(loss, rel=1e-10)
+    for i, expected in enumerate(gradients):
+        assert_gradient(jax.tree.map(lambda x, i=i: x[i] if x.ndim else x, after.critic), expected)
+
+    still, metrics = agent.update_critic(state, rows, key, weight=jnp.zeros(B))
+    assert float(metrics["agent/critic_loss"].total) == 0.0
+    assert_same(still.critic.params, state.critic.params)
+
+
+def test_actor_and_temperature_update(x64):
+    agent, state = agent_and_state(MANY)
+    batch, key = batch_of(), jax.random.key(4)
+    after, metrics = agent.update_actor(state, on_device(batch), key)
+    actor = layers_of(state.actor.params)
+    loss, gradient, density = reference.actor_loss(
+        actor, critics_of(state.critic.params), 0.3, batch["observation"], noise_of(key)
+    )
+    assert float(metrics["agent/actor_loss"].total) == pytest.approx(loss, rel=1e-10)
+    assert float(metrics["agent/entropy"].total) == pytest.approx(-density, rel=1e-10)
+    assert_gradient(after.actor, gradient)
+    # The temperature's loss, -log(alpha) (log pi + target entropy), by a difference quotient.
+    log_alpha, target_entropy, step = np.log(0.3), -float(A), 1e-4
+    by_log_alpha = (-(log_alpha + step) + (log_alpha - step)) * (density + target_entropy) / (2 * step)
+    assert float(after.log_temperature.moments.mu) == pytest.approx(0.1 * by_log_alpha, rel=1e-8)
+    assert float(after.log_temperature.params) == pytest.approx(log_alpha - 3e-4 * np.sign(by_log_alpha), rel=1e-6)
+    assert float(metrics["agent/temperature"].total) == pytest.approx(np.exp(float(after.log_temperature.params)))
+    assert_same(after.critic, state.critic)
+    assert float(after.discount) == float(state.discount)
+
+
+def test_the_clipped_log_deviation_has_no_gradient(x64):
+    agent, state = agent_and_state()
+    last = state.actor.params["params"]["Dense_2"]
+    wide = last | {"bias": last["bias"].at[A:].set(jnp.array([9.0, -90.0]))}
+    state = state._replace(actor=state.actor._replace(params={"params": state.actor.params["params"] | {"Dense_2": wide}}))
+    batch, key = batch_of(), jax.random.key(4)
+    _, log_std = sac.functions(TINY, A).gaussian(state.actor.params, jnp.asarray(batch["observation"]))
+    np.testing.assert_array_equal(log_std, np.tile([2.0, -20.0], (B, 1)))
+    after, _ = agent.update_actor(state, on_device(batch), key)
+    seen = layers_of(after.actor.moments.mu)
+    assert not np.any(seen[-1][1][A:])
+    assert np.any(seen[-1][1][:A])
+
+
+def test_update_is_critic_then_actor(x64):
+    agent, state = agent_and_state()
+    rows, key = on_device(batch_of()), jax.random.key(8)
+    critic_key, actor_key = jax.random.split(key)
+    middle, critic_metrics = agent.update_critic(state, rows, critic_key)
+    last, actor_metrics = agent.update_actor(middle, rows, actor_key)
+    found, metrics = agent.update(state, rows, key)
+    assert_same(found, last)
+    assert_same(metrics, critic_metrics | actor_metrics)
+
+
+def test_another_actor_loss_finds_the_optimum_without_squashing():
+    """With Q = -(a - c)^2 / (2 beta) and no squashing the best policy is the Gaussian N(c, alpha beta)."""
+    alpha, beta, c = 0.3, 0.5, 0.4
+    config = SACConfig(hidden=(8,), learning_rate=0.01)
+    agent, functions = compiled(config, O, 1), sac.functions(config, 1)
+    rows = on_device(batch_of(rows=64) | {"action": np.zeros((64, 1))})
+
+    def loss(params, state, batch, key):
+        mean, log_std = functions.gaussian(params, batch.observation)
+        action = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+        density = gaussian_log_density(action, mean, log_std)
+        return jnp.mean(alpha * density + jnp.sum((action - c) ** 2, -1) / (2 * beta)), jnp.mean(density)
+
+    def step(state, key):
+        return agent.update_actor(state, rows, key, loss=loss)[0], None
+
+    state = state_of(config, 0, O, 1)
+    state, _ = jax.jit(lambda s: jax.lax.scan(step, s, jax.random.split(jax.random.key(1), 1500)))(state)
+    mean, log_std = functions.gaussian(state.actor.params, rows.observation)
+    np.testing.assert_allclose(mean, c, atol=0.1)
+    np.testing.assert_allclose(np.exp(2 * np.asarray(log_std)), alpha * beta, rtol=0.25)
+    np.testing.assert_allclose(np.mean(np.exp(2 * np.asarray(log_std))), alpha * beta, rtol=0.1)
+
+
+def test_without_discount_the_critic_regresses_on_the_reward():
+    config = SACConfig(hidden=(32, 32), learning_rate=3e-3)
+    agent, functions = compiled(config), sac.functions(config, A)
+    state, batch = state_of(dataclasses.replace(config, discount=0.0)), batch_of(rows=6) | {"terminated": np.zeros(6, bool)}
+    rows = on_device(batch)
+
+    def step(state, key):
+        return agent.update_critic(state, rows, key)[0], None
+
+    state, _ = jax.jit(lambda s: jax.lax.scan(step, s, jax.random.split(jax.random.key(1), 1500)))(state)
+    found = functions.q(state.critic.params, rows.observation, rows.action)
+    np.testing.assert_allclose(found, np.tile(batch["reward"], (2, 1)), atol=0.02)
+
+
+def test_two_states_and_one_action_learn_the_solution_of_the_linear_system():
+    """State 0 leads to 1 and 1 to 0, rewards 1 and 3, discount 0.5, no entropy: Q = r + discount P Q."""
+    config = SACConfig(hidden=(16,), learning_rate=3e-3, discount=0.5, polyak=0.05, initial_temperature=1e-12)
+    agent, functions = compiled(config, 2, 1), sac.functions(config, 1)
+    state = state_of(config, 0, 2, 1)
+    # Kernels that do not look at the action: its value is the state's.
+    blind = state.critic.params["params"]["Dense_0"]["kernel"].at[:, 2].set(0.0)
+    first = state.critic.params["params"]["Dense_0"] | {"kernel": blind}
+    params = {"params": state.critic.params["params"] | {"Dense_0": first}}
+    state = state._replace(critic=state.critic._replace(params=params, target=params))
+    rows = Transition(
+        observation=jnp.eye(2),
+        action=jnp.zeros((2, 1)),
+        reward=jnp.array([1.0, 3.0]),
+        next_observation=jnp.eye(2)[::-1],
+        terminated=jnp.zeros(2, bool),
+        truncated=jnp.ones(2, bool),
+    )
+
+    def step(state, key):
+        return agent.update_critic(state, rows, key)[0], None
+
+    state, _ = jax.jit(lambda s: jax.lax.scan(step, s, jax.random.split(jax.random.key(1), 3000)))(state)
+    expected = np.linalg.solve(np.array([[1.0, -0.5], [-0.5, 1.0]]), np.array([1.0, 3.0]))
+    found = functions.q(state.critic.params, rows.observation, rows.action)
+    np.testing.assert_allclose(found, np.tile(expected, (2, 1)), atol=0.03)
+
+
+@pytest.mark.parametrize(("target_entropy", "rises"), [(20.0, True), (-20.0, False)])
+def test_temperature_rises_where_entropy_is_below_its_target(target_entropy, rises):
+    agent, state = agent_and_state(dataclasses.replace(TINY, target_entropy=target_entropy))
+    before = state.log_temperature.params
+    for i in range(3):
+        state, _ = agent.update_actor(state, on_device(batch_of(i)), jax.random.key(i))
+        assert (float(state.log_temperature.params) > float(before)) == rises
+        before = state.log_temperature.params
+
+
+def test_policy():
+    agent, state = agent_and_state()
+    observation, key = jnp.array([0.3, -1.0, 2.0]), jax.random.key(2)
+    calm, bold = agent.policy(state, False), agent.policy(state, True)
+    calm = calm._replace(act=jax.jit(calm.act))
+    action, extras, memory = calm.act(calm.init(key), observation, key)
+    mean = reference.gaussian(layers_of(state.actor.params), np.asarray(observation, np.float64)[None])[0][0]
+    np.testing.assert_allclose(action, np.tanh(mean), rtol=1e-5)
+    assert_same(calm.act((), observation, jax.random.key(99))[0], action)
+    assert extras == memory == ()
+    found, _, _ = jax.jit(bold.act)((), observation, key)
+    expected, _ = reference.sample(layers_of(state.actor.params), np.asarray(observation)[None], noise_of(key, 1))
+    np.testing.assert_allclose(found, expected[0], rtol=1e-5)
+
+
+def test_hyper_is_traced_and_each_seeds_own():
+    agent = compiled(TINY)
+    rows, key = on_device(batch_of()), jax.random.key(3)
+    hyper = {
+        "learning_rate": jnp.array([1e-2, 1e-3]),
+        "discount": jnp.array([0.0, 0.5]),
+        "initial_temperature": jnp.array([2.0, 0.1]),
+    }
+
+    def once(hyper):
+        state = agent.init(jax.random.key(0), hyper)
+        return state, agent.critic_target(state, rows, key), agent.update(state, rows, key)[0]
+
+    seeds = jax.jit(jax.vmap(once))
+    state, target, after = seeds(hyper)
+    again = seeds(jax.tree.map(lambda x: x / 2, hyper))[1]
+    assert seeds._cache_size() == 1
+    np.testing.assert_allclose(np.exp(state.log_temperature.params), [2.0, 0.1], rtol=1e-6)
+    # The same networks: target - reward is discount (value - temperature log-density).
+    np.testing.assert_allclose(target[0], rows.reward, rtol=1e-6)
+    batch = batch_of() | {"terminated": np.asarray(rows.terminated)}
+    for found, discount, alpha in ((target[1], 0.5, 0.1), (again[1], 0.25, 0.05)):
+        second = jax.tree.map(lambda x: x[1], state)
+        np.testing.assert_allclose(
+            found, expected_target(second, batch, key, (0, 1), alpha, discount), rtol=1e-4, atol=1e-5
+        )
+    for part in ("actor", "critic", "log_temperature"):
+        old, new = (jax.tree.leaves(getattr(x, part).params) for x in (state, after))
+        for i in range(2):
+            moved = max(np.abs(np.asarray(b[i]) - np.asarray(a[i])).max() for a, b in zip(old, new, strict=True))
+            # Adam's first step moves a parameter that has a gradient by the learning rate.
+            assert moved == pytest.approx(float(hyper["learning_rate"][i]), rel=1e-2)
+
+
+def test_init():
+    """Defaults come from the config; critics differ from each other; target critics start as copies."""
+    state = jax.jit(sac.make(TINY, O, A).init)(jax.random.key(0), {})
+    assert float(state.discount) == pytest.approx(0.9)
+    assert float(state.log_temperature.params) == pytest.approx(np.log(0.3), rel=1e-6)
+    for part in (state.actor, state.critic, state.log_temperature):
+        assert float(part.learning_rate) == pytest.approx(3e-4)
+    assert_same(state.critic.target, state.critic.params)
+    assert state.actor.target == ()
+    kernels = state.critic.params["params"]["Dense_0"]["kernel"]
+    assert kernels.shape == (2, O + A, 9)
+    assert np.abs(np.asarray(kernels[0] - kernels[1])).min() > 0
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_dtypes_stay(double):
+    with jax.enable_x64(double):
+        agent, state = agent_and_state(MANY)
+        after, metrics = agent.update(state, on_device(batch_of()), jax.random.key(0))
+        expected = jnp.float64 if double else jnp.float32
+        for before, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+            assert before.dtype == leaf.dtype
+            assert before.weak_type == leaf.weak_type
+            assert leaf.dtype in (expected, jnp.bool, jnp.int32)
+        assert {leaf.dtype for leaf in jax.tree.leaves(metrics)} == {jnp.dtype(expected)}
+
+
+def test_a_fault_stops_the_part_that_saw_it():
+    agent, state = agent_and_state()
+    bad = batch_of()
+    bad["reward"][3] = np.nan
+    after, metrics = agent.update(state, on_device(bad), jax.random.key(0))
+    assert not bool(after.critic.open)
+    assert not np.isfinite(float(metrics["agent/critic_loss"].total))
+    assert_same((after.critic.params, after.critic.target), (state.critic.params, state.critic.target))
+    assert_same(after.critic.moments, state.critic.moments)
+    assert bool(after.actor.open)
+
+
+def test_the_subset_is_at_most_all_critics():
+    with pytest.raises(UserError, match=r"critic_subset must be at most critics \(2\), got 3"):
+        check(SACConfig(critic_subset=3))

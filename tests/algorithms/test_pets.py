@@ -1,0 +1,138 @@
+"""PETS as a whole: when it refits and plans, what its model learns, its presets, and that it learns."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmbrl import algorithms, envs, metrics
+from jaxmbrl.algorithms import pets
+from jaxmbrl.config import UserError, check
+from jaxmbrl.models import EnsembleConfig
+from jaxmbrl.planners.cem import CEMConfig
+from jaxmbrl.training import loop
+
+TINY = pets.Config(
+    ensemble=EnsembleConfig(members=2, elites=2, hidden=(8,), batch_size=16, max_epochs=2, holdout_fraction=0.0),
+    planner=CEMConfig(horizon=3, population=10, elites=3, iterations=2),
+    particles=4,
+    refit_every=10,
+    replay_capacity=100,
+    warmup_steps=20,
+    epoch_steps=1000,
+    num_envs=2,
+)
+
+
+def test_refits_and_plans_with_two_environments():
+    """Each call of `learn` is one refit once the warm-up of 20 steps is over; then actions are planned."""
+    task = envs.make("cartpole-continuous")
+    algorithm = pets.make(TINY, task)
+    assert algorithm.period == 5
+    program = loop.make(algorithm, task, TINY)
+    assert program.steps_per_call == 10
+    run, time = jax.jit(program.run), loop.clock_at(0)
+    state = jax.jit(program.init)(jnp.arange(1), {"learning_rate": jnp.array([0.01])})
+    assert float(state.algorithm.model.members.learning_rate[0]) == pytest.approx(0.01)
+    untouched, gradient_steps = state.algorithm.model, 0
+    for call in range(1, 13):
+        before = metrics.known(jax.tree.map(lambda x: x[0], state.metrics))
+        time, state = run(time, state, jnp.asarray(1, jnp.int32))
+        model, buffer = (jax.tree.map(lambda x: x[0], x) for x in (state.algorithm.model, state.algorithm.replay))
+        count = min(10 * call, 100)
+        assert int(time.env_steps) == 10 * call
+        assert int(buffer.size) == count
+        assert int(model.fits) == max(0, call - 1)
+        # Two epochs of all rows in minibatches of 16.
+        gradient_steps += 2 * -(-count // 16) if call > 1 else 0
+        assert int(model.steps) == int(model.members.moments.count) == gradient_steps
+        assert float(state.metrics["model/fit_steps"].weight[0]) == max(0, call - 1)
+        if call == 1:
+            jax.tree.map(np.testing.assert_array_equal, state.algorithm.model, untouched)
+        # A plan is left behind from the third call on, once 20 random steps are over.
+        assert np.any(np.asarray(state.memory.mean)) == (call > 2)
+        assert "model/fit_steps" not in before or call > 2
+    assert run._cache_size() == 1
+    assert not np.any(np.asarray(state.fault.what) >= 0)
+    assert float(state.metrics["plan/nonfinite"].weight[0]) == 12
+
+
+@pytest.mark.parametrize("learn_reward", [False, True])
+@pytest.mark.parametrize("learn_termination", [False, True])
+def test_what_is_learned(learn_reward, learn_termination):
+    config = dataclasses.replace(TINY, learn_reward=learn_reward, learn_termination=learn_termination)
+    algorithm = pets.make(config, envs.make("cartpole-continuous"))
+    model = jax.eval_shape(algorithm.init, jax.random.key(0), {}).model
+    size = 4 + learn_reward
+    assert model.members.params.low.shape == model.targets.mean.shape == (size,)
+    # Means, log-variances, and a logit of termination.
+    outputs = model.members.params.network["params"]["Dense_1"]["kernel"].shape[-1]
+    assert outputs == 2 * size + learn_termination
+
+
+def test_a_task_whose_reward_is_not_known_is_learned():
+    task = envs.make("pendulum")._replace(reward=None, terminated=None)
+    model = jax.eval_shape(pets.make(TINY, task).init, jax.random.key(0), {}).model
+    assert model.members.params.low.shape == (4,)
+    assert model.members.params.network["params"]["Dense_1"]["kernel"].shape[-1] == 9
+
+
+def test_rules_between_fields():
+    with pytest.raises(UserError, match=r"refit_every must be a multiple of num_envs \(3\), got 10"):
+        check(dataclasses.replace(TINY, num_envs=3))
+    with pytest.raises(UserError, match=r"particles must be a multiple of ensemble.elites \(2\), got 5"):
+        check(dataclasses.replace(TINY, particles=5))
+
+
+PUBLISHED = {
+    # hidden, weight decay of each layer, steps of a trial, trials, horizon, population, elites
+    "paper-cartpole": ((500,) * 3, (1e-4, 2.5e-4, 2.5e-4, 5e-4), 200, 50, 25, 400, 40),
+    "paper-halfcheetah": ((200,) * 4, (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4), 1000, 300, 30, 500, 50),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings(name):
+    """Chua et al., arXiv 1805.12114, and its code: dmbrl/config/*.py, dmbrl/modeling/models/BNN.py."""
+    hidden, decay, trial, trials, horizon, population, elites = PUBLISHED[name]
+    preset = pets.PRESETS[name]
+    config = preset.config
+    assert config.planner == CEMConfig(horizon, population, elites, iterations=5, momentum=0.1, min_variance=1e-3)
+    assert (config.ensemble.members, config.ensemble.hidden, config.ensemble.weight_decay) == (5, hidden, decay)
+    assert (config.ensemble.learning_rate, config.ensemble.batch_size, config.ensemble.max_epochs) == (1e-3, 32, 5)
+    assert (config.ensemble.holdout_fraction, config.ensemble.bounds_weight) == (0.0, 0.01)
+    assert (config.ensemble.normalize_targets, config.ensemble.propagation) == (False, "tsinf")
+    assert (config.particles, config.refit_every, config.warmup_steps) == (20, trial, trial)
+    assert (config.num_envs, preset.steps) == (1, trial * trials)
+    # The model is fitted to all data so far.
+    assert config.replay_capacity >= preset.steps
+
+
+@pytest.mark.parametrize("name", pets.PRESETS)
+def test_presets_are_sound(name):
+    preset = pets.PRESETS[name]
+    config = check(preset.config)
+    assert preset.steps > config.warmup_steps
+    assert preset.source
+    for task in {"cartpole-continuous", *preset.tasks} & set(envs.names()):
+        assert task not in preset.tasks or algorithms.preset("pets", task)[0] == name
+        jax.eval_shape(pets.make(config, envs.make(task)).init, jax.random.key(0), {})
+
+
+@pytest.mark.slow
+def test_it_learns_to_balance_a_pole():
+    """The last trial that finished within 1,000 steps."""
+    task, config = envs.make("cartpole-continuous"), pets.PRESETS["small"].config
+    program = loop.make(pets.make(config, task), task, config)
+    run, time, best = jax.jit(program.run), loop.clock_at(0), np.zeros(2)
+    state = jax.jit(program.init)(jnp.arange(2), {})
+    for _ in range(5):
+        time, state = run(time, state, jnp.asarray(200 // program.steps_per_call, jnp.int32))
+        found = state.metrics["train/return"]
+        weight = np.asarray(found.weight)
+        best = np.where(weight > 0, np.maximum(best, np.asarray(found.total) / np.maximum(weight, 1)), best)
+        print("steps", int(time.env_steps), "mean return of finished trials", np.asarray(found.total) / weight)
+    assert not np.any(np.asarray(state.fault.what) >= 0)
+    assert np.all(best >= 195)

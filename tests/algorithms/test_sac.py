@@ -1,0 +1,138 @@
+"""SAC as a whole: when it updates, what it stores, its presets, and that it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmbrl import algorithms, envs, replay
+from jaxmbrl.agents.sac import SACConfig
+from jaxmbrl.algorithms import sac
+from jaxmbrl.config import check
+from jaxmbrl.training import evaluation, loop
+from jaxmbrl.types import Clock, Transition
+
+TINY = sac.Config(
+    agent=SACConfig(hidden=(8,)), batch_size=4, updates_per_step=3, warmup_steps=10, replay_capacity=500, num_envs=2
+)
+
+
+def clock(steps):
+    return Clock(jnp.asarray(steps, jnp.int32))
+
+
+def rows(start, count):
+    """Transitions [1, count] that all differ."""
+    rng = np.random.default_rng(start)
+    return Transition(
+        observation=jnp.asarray(rng.normal(size=(1, count, 3)), float),
+        action=jnp.asarray(rng.uniform(-1, 1, (1, count, 1)), float),
+        reward=jnp.asarray(rng.normal(size=(1, count)), float),
+        next_observation=jnp.asarray(rng.normal(size=(1, count, 3)), float),
+        terminated=jnp.asarray(rng.random((1, count)) < 0.3),
+        truncated=jnp.asarray(rng.random((1, count)) < 0.3),
+    )
+
+
+def test_updates_begin_after_the_warmup_and_the_buffer_holds_what_came():
+    algorithm = sac.make(TINY, envs.make("pendulum"))
+    assert algorithm.period == 1
+    learn, state, given = jax.jit(algorithm.learn), jax.jit(algorithm.init)(jax.random.key(0), {}), []
+    keys = {tuple(np.asarray(jax.random.key_data(state.key)))}
+    for call in range(1, 9):
+        transitions = rows(call, 2)
+        given.append(transitions)
+        before = state
+        state, metrics = learn(clock(2 * call), state, transitions)
+        updates = 0 if 2 * call < 10 else (call - 4) * 3 * 2
+        for part in (state.agent.actor, state.agent.critic, state.agent.log_temperature):
+            assert int(part.moments.count) == updates
+        assert float(metrics["agent/critic_loss"].weight) == (0 if 2 * call < 10 else 6)
+        if 2 * call < 10:
+            jax.tree.map(np.testing.assert_array_equal, before.agent, state.agent)
+        keys.add(tuple(np.asarray(jax.random.key_data(state.key))))
+    assert learn._cache_size() == 1
+    assert len(keys) == 9
+    held = jax.tree.map(lambda x: x[:16], replay.ordered(state.replay))
+    expected = jax.tree.map(lambda *xs: jnp.concatenate([x[0] for x in xs]), *given)
+    jax.tree.map(np.testing.assert_array_equal, held, expected)
+    assert int(state.replay.size) == 16
+
+
+def test_time_limits_are_stored_as_such_with_the_true_successor():
+    """Random actions through the loop: the pendulum's episodes end by the clock alone, after 200 steps."""
+    task = envs.make("pendulum")
+    config = sac.Config(agent=SACConfig(hidden=(4,)), batch_size=1, warmup_steps=450, replay_capacity=450)
+    program = loop.make(sac.make(config, task), task, config)
+    state = jax.jit(program.init)(jnp.arange(1), {})
+    _, state = jax.jit(program.run)(loop.clock_at(0), state, jnp.asarray(420, jnp.int32))
+    held = jax.tree.map(lambda x: np.asarray(x[0]), state.algorithm.replay)
+    assert held.size == 420
+    data = jax.tree.map(lambda x: x[:420], held.data)
+    assert np.flatnonzero(data.truncated).tolist() == [199, 399]
+    assert not data.terminated.any()
+    continued = np.all(data.next_observation[:-1] == data.observation[1:], axis=1)
+    assert np.flatnonzero(~continued).tolist() == [199, 399]
+    # The step from each stored state by each stored action leads to the stored successor.
+    angle = np.arctan2(data.observation[:, 1], data.observation[:, 0])
+    states = jax.vmap(task.env.state_at)(jnp.stack([angle, data.observation[:, 2]], axis=1))
+    after = jax.vmap(task.env.step)(states, data.action)
+    np.testing.assert_allclose(after.obs, data.next_observation, atol=1e-5)
+    np.testing.assert_allclose(after.reward, data.reward, atol=1e-4)
+    # No update before the warm-up is over, and uniform actions until then.
+    assert int(state.algorithm.agent.critic.moments.count[0]) == 0
+    assert abs(np.mean(data.action**2) - 1 / 3) < 0.06
+
+
+def test_the_agents_policy_is_the_algorithms():
+    algorithm = sac.make(TINY, envs.make("pendulum"))
+    state = jax.jit(algorithm.init)(jax.random.key(0), {"discount": jnp.asarray(0.5), "learning_rate": jnp.asarray(0.1)})
+    assert float(state.agent.discount) == 0.5
+    assert float(state.agent.actor.learning_rate) == pytest.approx(0.1)
+    observation = jnp.array([1.0, 0.0, 0.2])
+    calm = [algorithm.policy(state, False).act((), observation, jax.random.key(k))[0] for k in range(2)]
+    bold = [algorithm.policy(state, True).act((), observation, jax.random.key(k))[0] for k in range(2)]
+    np.testing.assert_array_equal(*calm)
+    assert float(bold[0][0]) != float(bold[1][0])
+
+
+def test_published_settings():
+    """Haarnoja et al., arXiv 1812.05905, table 1; random steps at the start as MBPO's code has them."""
+    published = sac.PRESETS["default"].config
+    assert published.agent == SACConfig(
+        hidden=(256, 256),
+        critics=2,
+        critic_subset=2,
+        learning_rate=3e-4,
+        discount=0.99,
+        polyak=0.005,
+        initial_temperature=1.0,
+        target_entropy=None,
+    )
+    assert (published.batch_size, published.updates_per_step, published.replay_capacity) == (256, 1, 1_000_000)
+    assert (published.warmup_steps, published.num_envs) == (5000, 1)
+
+
+@pytest.mark.parametrize("name", sac.PRESETS)
+def test_presets_are_sound(name):
+    preset = sac.PRESETS[name]
+    config = check(preset.config)
+    assert preset.steps > config.warmup_steps
+    assert preset.source
+    for task in preset.tasks or ("pendulum",):
+        assert not preset.tasks or algorithms.preset("sac", task)[0] == name
+        jax.eval_shape(sac.make(config, envs.make(task)).init, jax.random.key(0), {})
+
+
+@pytest.mark.slow
+def test_it_learns_to_swing_up_the_pendulum():
+    task = envs.make("pendulum")
+    config = sac.PRESETS["pendulum"].config
+    algorithm = sac.make(config, task)
+    program = loop.make(algorithm, task, config)
+    state = jax.jit(program.init)(jnp.arange(2), {})
+    _, state = jax.jit(program.run)(loop.clock_at(0), state, jnp.asarray(10_000, jnp.int32))
+    assert not np.any(np.asarray(state.fault.what) >= 0)
+    returns = jax.jit(lambda s: evaluation.evaluate(algorithm, task, s, 20))(state.algorithm)
+    print("mean return of each seed", np.mean(returns, axis=1))
+    assert np.all(np.mean(returns, axis=1) > -200)

@@ -1,0 +1,98 @@
+"""Evaluation by fixed start states and the deterministic policy; the interquartile mean against SciPy's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxmbrl import envs
+from jaxmbrl.training import evaluation
+from jaxmbrl.types import Algorithm, Box, Policy, Task, Transition, World
+
+LENGTH = 6
+
+
+def counting_task(end):
+    """Each step earns the number of the step times ten, plus the action; terminates after step `end` and goes on earning.
+
+    An episode's observation is the number that its start was drawn with.
+    """
+
+    def step(carry, action, key):
+        mark, i = carry
+        ended = i + 1 >= end
+        earned = jnp.where(i >= end, jnp.nan, 10.0 * (i + 1) + action[0])
+        row = Transition(mark[None], action, earned, mark[None], ended, (i + 1 >= LENGTH) & ~ended)
+        return (mark, i + 1), row
+
+    world = World(
+        reset=lambda key: (jax.random.uniform(key), jnp.zeros((), jnp.int32)),
+        start=lambda origin, key: (origin, jnp.zeros((), jnp.int32)),
+        observe=lambda carry: carry[0][None],
+        step=step,
+    )
+    return Task("counting", None, world, Box((1,)), Box((1,), -1.0, 1.0), LENGTH)
+
+
+def algorithm_of(act):
+    """`act(state, explore, memory, observation)` gives the action; memory counts from 0."""
+
+    def policy(state, explore):
+        def step(memory, observation, key):
+            return act(state, explore, memory, observation), (), memory + 1.0
+
+        return Policy(init=lambda key: jnp.zeros(()), act=step)
+
+    return Algorithm(init=None, policy=policy, learn=None, period=1)
+
+
+still = algorithm_of(lambda state, explore, memory, observation: jnp.zeros(1))
+
+
+@pytest.mark.parametrize(("end", "expected"), [(1, 10), (3, 60), (LENGTH, 210), (100, 210)])
+def test_the_last_reward_counts_and_nothing_after_it(end, expected):
+    found = evaluation.evaluate(still, counting_task(end), jnp.zeros(2), 3)
+    np.testing.assert_array_equal(found, np.full((2, 3), expected))
+
+
+def test_the_policy_is_the_one_that_does_not_explore_and_has_a_memory_of_its_own():
+    def act(state, explore, memory, observation):
+        assert explore is False
+        return (state + memory)[None]
+
+    found = evaluation.evaluate(algorithm_of(act), counting_task(100), jnp.array([0.0, 0.5]), 2)
+    # Memory goes 0, 1, ..., 5 within each episode.
+    np.testing.assert_allclose(found, [[225.0, 225.0], [228.0, 228.0]])
+
+
+def test_start_states_follow_from_the_episodes_number():
+    seen = algorithm_of(lambda state, explore, memory, observation: observation)
+    task = counting_task(100)
+    few, many = (evaluation.evaluate(seen, task, jnp.zeros(2), n) for n in (3, 5))
+    np.testing.assert_array_equal(many[:, :3], few)
+    np.testing.assert_array_equal(many[0], many[1])
+    assert len(np.unique(np.asarray(many[0]))) == 5
+    by_index = [evaluation.episode(seen, task, jnp.zeros(()), jnp.int32(i)) for i in range(5)]
+    np.testing.assert_allclose(many[0], by_index, rtol=1e-6)
+
+
+def test_a_falling_pole_earns_the_steps_that_it_stood():
+    """Full force to the right: the return is the number of steps, the one that fell included."""
+    task = envs.make("cartpole-continuous")
+    push = algorithm_of(lambda state, explore, memory, observation: jnp.ones(1))
+    found = jax.jit(lambda: evaluation.evaluate(push, task, jnp.zeros(1), 4))()
+    step = jax.jit(task.env.step)
+    for i in range(4):
+        start_key = jax.random.split(jax.random.fold_in(jax.random.key(evaluation._STREAM), i), 3)[0]
+        state, steps = task.env.reset(start_key), 0
+        while not state.done:
+            state, steps = step(state, jnp.ones(1)), steps + 1
+        assert float(found[0, i]) == steps
+        assert 5 < steps < 20
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 10, 100])
+def test_interquartile_mean(count):
+    values = np.random.default_rng(count).standard_cauchy(count)
+    assert evaluation.interquartile_mean(values.tolist()) == pytest.approx(stats.trim_mean(values, 0.25), rel=1e-12)
