@@ -273,28 +273,12 @@ def test_runs_get_folders_of_their_own(place):
         assert (place / "runs" / f"sac-pendulum-{number}" / "config.yaml").is_file()
 
 
+LIKELY = (
+    "--env --steps --seeds --agent.hidden --agent.learning-rate --num-envs --resume --config --preset --out --no-x "
+    "--steps=3 -h -1 0 1e9 nan '' -- = - --= pendulum sac pets None True [1] good.yaml run-good"
+)
 words = st.one_of(
-    st.sampled_from(
-        ["--env", "--steps", "--seeds", "--agent.hidden", "--agent.learning-rate", "--num-envs", "--resume", "--config"]
-        + [
-            "--preset",
-            "--out",
-            "--no-x",
-            "-1",
-            "0",
-            "1e9",
-            "nan",
-            "",
-            "--",
-            "=",
-            "-",
-            "--=",
-            "--steps=3",
-            "pendulum",
-            "sac",
-        ]
-        + ["pets", "None", "True", "[1]", "good.yaml", "run-good", "-h"]
-    ),
+    st.sampled_from(split(LIKELY)),
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8),
     st.integers().map(str),
     st.floats().map(str),

@@ -9,6 +9,7 @@ import difflib
 import errno
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -439,11 +440,17 @@ def _evaluate(words: list[str]) -> int:
     started = time.monotonic()
     found = runner.evaluate(asked.run, asked.episodes)
     for k, value in enumerate(found.per_seed):
-        print(f"seed {config.seed + k}: {value:.2f}")
+        print(f"seed {config.seed + k}: " + (f"{value:.2f}" if math.isfinite(value) else "not finite"))
     print(f"mean {found.mean:.2f}, interquartile mean {found.iqm:.2f}, in {time.monotonic() - started:.1f} s")
     if asked.json:
-        print(json.dumps({"per_seed": found.per_seed, "mean": found.mean, "iqm": found.iqm}))
+        per_seed = [_finite(value) for value in found.per_seed]
+        print(json.dumps({"per_seed": per_seed, "mean": _finite(found.mean), "iqm": _finite(found.iqm)}, allow_nan=False))
     return 0
+
+
+def _finite(value: float) -> float | None:
+    """The value, or None where JSON has no word for it."""
+    return value if math.isfinite(value) else None
 
 
 def _list(words: list[str]) -> int:

@@ -513,7 +513,7 @@ def _path(values: Mapping[str, Any], name: str) -> str:
     return next((f"{key}.{path}" for key, path in inner if path), "")
 
 
-def _replaced(values: dict[str, Any], changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _replaced(values: dict[str, Any], changes: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """`values` with dotted fields replaced."""
     for path, value in changes.items():
         at, *rest = str(path).split(".", 1)

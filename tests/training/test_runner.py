@@ -1,0 +1,427 @@
+"""Runs: what they write, what they return, evaluation, and seeds that go wrong."""
+
+import contextlib
+import datetime
+import io
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+import yaml
+
+import jaxmbrl
+from jaxmbrl import algorithms, cli
+from jaxmbrl.config import UserError
+from jaxmbrl.rollout import rollout
+from jaxmbrl.training import evaluation, runner
+from jaxmbrl.training.run_folder import RunFolder
+
+SAC = {
+    "agent.hidden": (16, 16),
+    "batch_size": 16,
+    "replay_capacity": 1000,
+    "warmup_steps": 250,
+    "epoch_steps": 200,
+    "eval_every": 2,
+}
+PETS = {
+    "ensemble.members": 2,
+    "ensemble.elites": 2,
+    "ensemble.hidden": (16,),
+    "ensemble.max_epochs": 3,
+    "planner.horizon": 5,
+    "planner.population": 20,
+    "planner.elites": 4,
+    "planner.iterations": 1,
+    "particles": 2,
+    "refit_every": 50,
+    "warmup_steps": 150,
+    "replay_capacity": 1000,
+    "epoch_steps": 100,
+    "eval_every": 0,
+}
+TIMINGS = {"wall_time", "time/epoch", "time/compile"}
+
+
+def options(settings):
+    """Settings as words of a command line."""
+    words = []
+    for name, value in settings.items():
+        words.append("--" + name.replace("_", "-"))
+        words += [str(x) for x in value] if isinstance(value, tuple) else [str(value)]
+    return words
+
+
+def call(*words):
+    """Exit code, standard output and standard error of a command line."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main([str(word) for word in words])
+    return code, out.getvalue(), err.getvalue()
+
+
+def untimed(rows):
+    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]
+
+
+def digests(run):
+    """SHA-256 of every leaf of every checkpoint, by step."""
+    manifests = {path.parent.name: json.loads(path.read_text()) for path in run.glob("checkpoints/*/manifest.json")}
+    return {step: {x["path"]: x["sha256"] for x in found["manifest"]["leaves"]} for step, found in manifests.items()}
+
+
+def same(a, b):
+    """Whether two trees are equal to the bit."""
+
+    def data(x):
+        x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        return (x.shape, np.asarray(x).dtype, np.asarray(x).tobytes())
+
+    return jax.tree.structure(a) == jax.tree.structure(b) and [data(x) for x in jax.tree.leaves(a)] == [
+        data(x) for x in jax.tree.leaves(b)
+    ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """What one test compiles is there for the next."""
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    folder = tmp_path_factory.mktemp("cache")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(folder))
+    jax.config.update("jax_compilation_cache_dir", str(folder / "jaxmbrl" / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield
+    patch.undo()
+    jax.config.update("jax_compilation_cache_dir", before[0])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+
+
+@pytest.fixture(scope="module")
+def sac_run(tmp_path_factory):
+    """A run of SAC by the command line: its folder, and what the console said."""
+    out = tmp_path_factory.mktemp("runs") / "sac"
+    fields = ["--steps", 750, "--seeds", 2, "--seed", 3, "--eval-episodes", 2, "--checkpoint-every", 2, "--out", out]
+    code, said, err = call("train", "sac", "--env", "pendulum", *options(SAC), *fields)
+    assert (code, err) == (0, "")
+    return out, said
+
+
+@pytest.fixture(scope="module")
+def pets_run(tmp_path_factory):
+    """A run of PETS by the command line: its folder, and what the console said."""
+    out = tmp_path_factory.mktemp("runs") / "pets"
+    fields = ["--steps", 300, "--seeds", 2, "--out", out]
+    code, said, err = call("train", "pets", "--env", "cartpole-continuous", *options(PETS), *fields)
+    assert (code, err) == (0, "")
+    return out, said
+
+
+SAME = {"steps": 750, "seeds": 2, "seed": 3, "eval_episodes": 2}
+
+
+@pytest.fixture(scope="module")
+def in_memory(tmp_path_factory):
+    """The run of `sac_run` by the Python interface: its result, what it said, and the folder it was in."""
+    patch = pytest.MonkeyPatch()
+    folder = tmp_path_factory.mktemp("empty")
+    patch.chdir(folder)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        result = jaxmbrl.train("sac", "pendulum", settings=SAC, **SAME)
+    patch.undo()
+    return result, said.getvalue(), folder
+
+
+@pytest.fixture(scope="module")
+def ten_episodes(sac_run):
+    """Evaluation of `sac_run`."""
+    return jaxmbrl.evaluate(sac_run[0], 10)
+
+
+@pytest.mark.parametrize("which", ["sac_run", "pets_run"])
+def test_a_run_folder_holds_what_it_should(which, request):
+    run, _ = request.getfixturevalue(which)
+    names = {path.name for path in run.iterdir()} - {".lock"}
+    assert names == {"config.yaml", "environment.json", "metrics.jsonl", "events.jsonl", "checkpoints", "curve.png"}
+    assert (run / "curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["versions"]["jax"] == jax.__version__
+    assert environment["devices"]
+
+
+def test_config_yaml_holds_what_was_asked(sac_run):
+    config = yaml.safe_load((sac_run[0] / "config.yaml").read_text())
+    assert config["settings"]["agent"]["hidden"] == [16, 16]
+    assert config["settings"]["batch_size"] == 16
+    fields = {name: config[name] for name in ("algorithm", "env", "preset", "steps", "seeds", "seed", "checkpoint_every")}
+    assert list(fields.values()) == ["sac", "pendulum", "pendulum", 750, 2, 3, 2]
+
+
+ALWAYS = {"epoch", "env_steps", "seed", "wall_time", "train/episodes", "time/epoch"}
+MODEL = {"model/holdout_error", "model/holdout_likelihood", "model/fit_steps"}
+
+
+@pytest.mark.parametrize(
+    ("which", "epochs", "epoch_steps", "seeds"), [("sac_run", 4, 200, [3, 4]), ("pets_run", 3, 100, [0, 1])]
+)
+def test_metrics_have_a_row_for_each_epoch_and_seed(which, epochs, epoch_steps, seeds, request):
+    rows = [json.loads(line) for line in (request.getfixturevalue(which)[0] / "metrics.jsonl").read_text().splitlines()]
+    found = [(row["epoch"], row["env_steps"], row["seed"]) for row in rows]
+    assert found == [(e, e * epoch_steps, seed) for e in range(1, epochs + 1) for seed in seeds]
+    walls = [row["wall_time"] for row in rows]
+    assert walls == sorted(walls) and walls[0] > 0
+    for row in rows:
+        assert set(row) >= ALWAYS
+        assert all(math.isfinite(value) for value in row.values())
+        assert ("train/return" in row) == (row["train/episodes"] > 0)
+        assert ("time/compile" in row) == (row["epoch"] == 1) or which == "sac_run"
+
+
+def test_sac_tells_what_it_knows_and_nothing_else(sac_run):
+    rows = RunFolder.open(sac_run[0]).read_metrics()
+    assert [row["train/episodes"] for row in rows] == [1] * 8, "pendulum's episodes have 200 steps, as the epochs have"
+    for row in rows:
+        assert -3300 < row["train/return"] <= 0
+        assert ("eval/return" in row) == (row["epoch"] % 2 == 0)
+        learns = row["env_steps"] >= 250
+        assert any(name.startswith("agent/") for name in row) == learns
+        assert {"agent/critic_loss", "agent/actor_loss", "agent/temperature"} <= set(row) or not learns
+        assert ("time/compile" in row) == (row["epoch"] in (1, 2)), "training, then evaluation"
+
+
+def test_pets_tells_what_it_knows_and_nothing_else(pets_run):
+    for row in RunFolder.open(pets_run[0]).read_metrics():
+        assert "eval/return" not in row
+        assert (set(row) >= MODEL) == (row["env_steps"] >= 150)
+        assert (set(row) & MODEL == set()) == (row["env_steps"] < 150)
+
+
+@pytest.mark.parametrize("which", ["sac_run", "pets_run"])
+def test_events_tell_what_happened_when(which, request):
+    events = RunFolder.open(request.getfixturevalue(which)[0]).read_events()
+    kinds = [event["kind"] for event in events]
+    assert kinds[:3] == ["start", "checkpoint", "compile"] and kinds[-1] == "end"
+    assert kinds.count("compile") == (2 if which == "sac_run" else 1)
+    steps = [event["env_steps"] for event in events if event["kind"] == "checkpoint"]
+    assert steps == ([0, 400, 800] if which == "sac_run" else [0, 300])
+    times = [datetime.datetime.fromisoformat(event["time"]) for event in events]
+    assert times == sorted(times) and all(time.tzinfo is not None for time in times)
+
+
+def test_the_console_says_what_the_rows_say(sac_run):
+    run, said = sac_run
+    assert "750 steps are rounded up to 800, whole epochs of 200" in said
+    assert f"training sac (pendulum preset) on pendulum: 800 environment steps, 2 seeds, into {run}" in said
+    rows = RunFolder.open(run).read_metrics()
+    for epoch in (1, 2, 3, 4):
+        mean = np.mean([row["train/return"] for row in rows if row["epoch"] == epoch])
+        assert f"epoch {epoch}, {200 * epoch} of 800 steps, train return {mean:.1f}" in said
+    assert f"next: jaxmbrl evaluate {run}" in said
+
+
+@pytest.mark.parametrize("which", ["sac_run", "pets_run"])
+def test_a_saved_config_gives_the_same_run_again(which, request, tmp_path):
+    run, _ = request.getfixturevalue(which)
+    algorithm = "sac" if which == "sac_run" else "pets"
+    code, _, err = call("train", algorithm, "--config", run / "config.yaml", "--out", tmp_path / "again")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "again" / "config.yaml").read_bytes() == (run / "config.yaml").read_bytes()
+    first, again = (RunFolder.open(path).read_metrics() for path in (run, tmp_path / "again"))
+    assert untimed(again) == untimed(first)
+    assert digests(tmp_path / "again") == digests(run)
+    assert len(digests(run)) == (3 if which == "sac_run" else 2)
+
+
+def test_evaluate_ends_with_json(sac_run, ten_episodes):
+    code, said, err = call("evaluate", sac_run[0], "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(said.splitlines()[-1])
+    assert found == {"per_seed": ten_episodes.per_seed, "mean": ten_episodes.mean, "iqm": ten_episodes.iqm}
+    assert found["mean"] == pytest.approx(sum(found["per_seed"]) / 2, rel=1e-12)
+    assert f"seed 3: {found['per_seed'][0]:.2f}" in said and f"seed 4: {found['per_seed'][1]:.2f}" in said
+
+
+def test_a_return_that_is_not_finite_is_null_in_json(sac_run, monkeypatch):
+    monkeypatch.setattr(runner, "evaluate", lambda run, episodes: runner.summarise(jnp.asarray([[1.0], [jnp.nan]])))
+    code, said, _ = call("evaluate", sac_run[0], "--json")
+    assert code == 0 and "seed 4: not finite" in said
+    assert json.loads(said.splitlines()[-1]) == {"per_seed": [1.0, None], "mean": None, "iqm": None}
+
+
+def test_fewer_episodes_are_the_first_of_more(sac_run, ten_episodes):
+    few = jaxmbrl.evaluate(str(sac_run[0]), 2)
+    np.testing.assert_allclose(few.returns, ten_episodes.returns[:, :2], rtol=1e-6)
+    assert len(set(np.asarray(ten_episodes.returns[0]).tolist())) == 10, "start states differ"
+    means = np.asarray(ten_episodes.returns, np.float64).mean(axis=1)
+    assert ten_episodes.per_seed == pytest.approx(means.tolist(), rel=1e-12)
+    rows = RunFolder.open(sac_run[0]).read_metrics()
+    np.testing.assert_allclose(few.per_seed, [row["eval/return"] for row in rows if row["epoch"] == 4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", range(1, 14))
+def test_interquartile_mean_is_the_trimmed_mean(n):
+    values = np.random.default_rng(n).normal(size=n).tolist()
+    assert evaluation.interquartile_mean(values) == pytest.approx(scipy.stats.trim_mean(values, 0.25), rel=1e-12)
+    assert runner.summarise(jnp.asarray(values)[:, None]).iqm == pytest.approx(
+        scipy.stats.trim_mean(np.asarray(values, jnp.zeros(()).dtype), 0.25), rel=1e-5
+    )
+
+
+def test_a_loaded_policy_earns_what_evaluation_says(sac_run, ten_episodes):
+    policy, states, task = jaxmbrl.load(sac_run[0])
+    assert task.name == "pendulum"
+
+    def rewards(state, episode):
+        start, memory, step = jax.random.split(jax.random.fold_in(jax.random.key(evaluation._STREAM), episode), 3)
+        acting = policy(state)
+        carry = (task.world.reset(start), acting.init(memory))
+        return rollout(task.world, acting, carry, step, task.episode_length)[1].reward
+
+    both = jax.jit(jax.vmap(jax.vmap(rewards, in_axes=(None, 0)), in_axes=(0, None)))(states, jnp.arange(10))
+    total = np.zeros((2, 10), both.dtype)
+    for t in range(task.episode_length):
+        total = total + np.asarray(both[..., t])
+    np.testing.assert_array_equal(total, ten_episodes.returns)
+
+
+def test_a_loaded_policy_explores_when_asked(sac_run):
+    policy, states, task = jaxmbrl.load(sac_run[0])
+    state = jax.tree.map(lambda x: x[0], states)
+
+    def actions(explore):
+        acting = policy(state, explore)
+        return {float(acting.act((), task.observation.zeros(), jax.random.key(i))[0][0]) for i in range(3)}
+
+    assert (len(actions(False)), len(actions(True))) == (1, 3)
+
+
+def test_train_in_memory_writes_and_says_nothing(in_memory):
+    result, said, folder = in_memory
+    assert list(folder.rglob("*")) == [] and result.path is None
+    assert said == ""
+    assert result.task.name == "pendulum" and result.config.settings.batch_size == 16
+    state = jax.tree.map(lambda x: x[1], result.state)
+    action, _, _ = result.policy(state).act((), jnp.zeros(3), jax.random.key(0))
+    assert action.shape == (1,) and abs(float(action[0])) <= 1
+
+
+def test_train_in_memory_and_into_a_folder_agree(sac_run, in_memory):
+    assert untimed(in_memory[0].rows) == untimed(RunFolder.open(sac_run[0]).read_metrics())
+    assert same(in_memory[0].state, jaxmbrl.load(sac_run[0]).state)
+
+
+def test_hyper_acts_on_its_seed_alone(in_memory):
+    # The settings as an object, which is as good as a mapping.
+    default = in_memory[0]
+    hyper = {"learning_rate": [default.config.settings.agent.learning_rate, 1e-3]}
+    other = jaxmbrl.train("sac", "pendulum", settings=default.config.settings, hyper=hyper, **SAME)
+    seeds = [[row for row in untimed(run.rows) if row["seed"] == seed] for run in (default, other) for seed in (3, 4)]
+    assert seeds[0] == seeds[2]
+    assert seeds[1] != seeds[3]
+    assert other.state.agent.actor.learning_rate.tolist() == pytest.approx([3e-4, 1e-3])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"algorithm": "sca"}, "unknown algorithm 'sca'; did you mean 'sac'"),
+        ({"env": "pendulm"}, "unknown task 'pendulm'; did you mean 'pendulum'"),
+        ({"preset": "pendulm"}, "unknown preset 'pendulm' of sac; did you mean 'pendulum'"),
+        ({"settings": {"batch": 3}}, "unknown field 'batch'; did you mean 'batch_size'"),
+        ({"settings": {"agent.hiden": 3}}, "unknown field 'agent.hiden'; did you mean 'hidden'"),
+        ({"settings": {"batch_size.x": 3}}, "unknown field 'batch_size.x': batch_size has no fields"),
+        ({"settings": {3: 3}}, "unknown field '3'"),
+        ({"settings": {"batch_size": 0}}, "batch_size must be at least 1, got 0"),
+        ({"settings": {"batch_size": "big"}}, "batch_size must be a whole number, got 'big'"),
+        ({"settings": {"agent.hidden": 16}}, "agent.hidden must be a list, got 16"),
+        ({"settings": 3}, "settings must be the config of sac or a mapping"),
+        ({"settings": algorithms.METHODS["pets"].config()}, "settings must be the config of sac or a mapping"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 2**31}, "steps must be below"),
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"eval_episods": 3}, "unknown field 'eval_episods'; did you mean 'eval_episodes'"),
+        ({"hyper": {"learning_rat": 1}}, "unknown hyper 'learning_rat' of sac; did you mean 'learning_rate'"),
+        ({"hyper": {"learning_rate": [1e-3] * 3}}, "hyper 'learning_rate' must be a number or one a seed (1)"),
+        ({"hyper": {"learning_rate": "fast"}}, "hyper 'learning_rate' must be a number or one a seed (1), got 'fast'"),
+        ({"hyper": {"learning_rate": None}}, "agent.learning_rate must be a finite number, got nan"),
+        ({"hyper": {"learning_rate": -1}}, "agent.learning_rate must be above 0, got -1.0"),
+        ({"hyper": {"discount": 1.5}}, "agent.discount must be at most 1, got 1.5"),
+    ],
+)
+def test_errors_of_train(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner._Session, "begin", None)
+    given = {"algorithm": "sac", "env": "pendulum", "out": tmp_path / "out", **arguments}
+    with pytest.raises(UserError) as told:
+        jaxmbrl.train(given.pop("algorithm"), given.pop("env"), **given)
+    assert message in str(told.value) and "\n" not in str(told.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("function", [jaxmbrl.resume, jaxmbrl.load, jaxmbrl.evaluate])
+def test_what_is_not_a_run_is_a_user_error(function, tmp_path):
+    for path in (tmp_path, tmp_path / "nowhere", str(tmp_path)):
+        with pytest.raises(UserError, match="give the folder of a run"):
+            function(path)
+
+
+def test_a_bad_seed_is_named_and_leaves_the_other_alone(in_memory, tmp_path):
+    said = io.StringIO()
+    hyper = {"learning_rate": [in_memory[0].config.settings.agent.learning_rate, 1e30]}
+    fields = {**SAME, "steps": 400, "out": tmp_path / "run", "progress": runner.Progress(400, 2, out=said)}
+    short = jaxmbrl.train("sac", "pendulum", settings=SAC, hyper=hyper, **fields)
+    folder = RunFolder.open(tmp_path / "run")
+    assert folder.read_metrics() == short.rows
+    warnings = [event for event in folder.read_events() if event["kind"] == "warning"]
+    assert len(warnings) == 1 and (warnings[0]["seed"], warnings[0]["epoch"]) == (4, 2)
+    assert 250 <= warnings[0]["env_steps"] <= 400
+    text = warnings[0]["text"]
+    assert "seed 4 is frozen" in text and f"'{warnings[0]['metric']}'" in text and "epoch 2" in text
+    assert f"warning: {text}" in said.getvalue() and said.getvalue().count("warning") == 1
+    assert "frozen: seed 4" in said.getvalue()
+
+    # Resuming remembers it, and the rate given to each seed.
+    run = jaxmbrl.resume(tmp_path / "run", steps=750)
+    rows = folder.read_metrics()
+    assert rows == run.rows
+    assert [event["text"] for event in folder.read_events() if event["kind"] == "warning"] == [text]
+    assert [row.get("frozen", False) for row in rows if row["seed"] == 4] == [False, True, True, True]
+    assert all(row["frozen"] is True for row in rows if "frozen" in row)
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    healthy = [row for row in untimed(in_memory[0].rows) if row["seed"] == 3]
+    assert [row for row in untimed(rows) if row["seed"] == 3] == healthy
+    assert same(jax.tree.map(lambda x: x[0], run.state), jax.tree.map(lambda x: x[0], in_memory[0].state))
+    frozen = jax.tree.map(lambda x: np.asarray(x[1]), run.state.agent)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(frozen)), "what is kept is from before the fault"
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["hyper"]["learning_rate"] == pytest.approx(
+        hyper["learning_rate"]
+    )
+
+
+def test_a_run_whose_seeds_are_all_bad_ends_with_a_warning(tmp_path):
+    words = [*options({**SAC, "agent.learning_rate": 1e30}), "--steps", 2000, "--seeds", 2, "--eval-episodes", 2]
+    words += ["--out", tmp_path / "run"]
+    code, said, err = call("train", "sac", "--env", "pendulum", *words)
+    assert code == 1
+    assert err.startswith("jaxmbrl: no seed reached the end") and err.count("\n") == 1 and "events.jsonl" in err
+    assert "warning: every seed has met a value that is not finite; the run ends here" in said
+    rows = RunFolder.open(tmp_path / "run").read_metrics()
+    assert [row["epoch"] for row in rows] == [1, 1, 2, 2] and all(row["frozen"] for row in rows[2:])
+    before = digests(tmp_path / "run")
+    code, said, err = call("train", "--resume", tmp_path / "run")
+    assert code == 1 and "nothing to do" in said
+    assert RunFolder.open(tmp_path / "run").read_metrics() == rows and digests(tmp_path / "run") == before
+
+
+def test_sums_that_overflow_are_left_out_and_told(tmp_path):
+    folder = RunFolder.create(tmp_path / "run")
+    session = runner._Session(runner.build(runner.configure("sac", "pendulum")), folder, runner.Progress.silent())
+    row = {"epoch": 7, "agent/q": 1.0, "agent/actor_loss": math.inf, "eval/return": math.nan}
+    assert session.finite(row, 5, 7) == {"epoch": 7, "agent/q": 1.0}
+    events = [(e["kind"], e["seed"], e["epoch"], e["metric"]) for e in folder.read_events()]
+    assert events == [("warning", 5, 7, "agent/actor_loss"), ("warning", 5, 7, "eval/return")]
