@@ -113,12 +113,14 @@ def sac_run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pets_run(tmp_path_factory):
-    """A run of PETS by the command line: its folder, and what the console said."""
-    out = tmp_path_factory.mktemp("runs") / "pets"
-    fields = ["--steps", 300, "--seeds", 2, "--out", out]
+    """A run of PETS by the command line, into a relative path: its folder, and what the console said."""
+    patch, place = pytest.MonkeyPatch(), tmp_path_factory.mktemp("runs")
+    patch.chdir(place)
+    fields = ["--steps", 300, "--seeds", 2, "--out", "pets"]
     code, said, err = call("train", "pets", "--env", "cartpole-continuous", *options(PETS), *fields)
+    patch.undo()
     assert (code, err) == (0, "")
-    return out, said
+    return place / "pets", said
 
 
 SAME = {"steps": 750, "seeds": 2, "seed": 3, "eval_episodes": 2}
@@ -237,8 +239,9 @@ def test_a_saved_config_gives_the_same_run_again(which, request, tmp_path):
     assert len(digests(run)) == (3 if which == "sac_run" else 2)
 
 
-def test_evaluate_ends_with_json(sac_run, ten_episodes):
-    code, said, err = call("evaluate", sac_run[0], "--json")
+def test_evaluate_ends_with_json(sac_run, ten_episodes, monkeypatch):
+    monkeypatch.chdir(sac_run[0].parent)
+    code, said, err = call("evaluate", sac_run[0].name, "--json")
     assert (code, err) == (0, "")
     found = json.loads(said.splitlines()[-1])
     assert found == {"per_seed": ten_episodes.per_seed, "mean": ten_episodes.mean, "iqm": ten_episodes.iqm}

@@ -428,7 +428,7 @@ class _Session:
             "frozen": sorted(self.frozen),
         }
         started = time.monotonic()
-        checkpoint.save(self.folder.checkpoints, env_steps, self.state, extra)
+        checkpoint.save(self.folder.checkpoints.absolute(), env_steps, self.state, extra)
         self.event("checkpoint", env_steps=env_steps, seconds=round(time.monotonic() - started, 3))
         self.draw()
 
@@ -457,7 +457,7 @@ def _initial(program: Program, hyper: dict[str, Array]) -> LoopState:
 def _restore(folder: RunFolder, program: Program | None = None) -> tuple[Program, LoopState, checkpoint.Restored]:
     program = build(read(folder)) if program is None else program
     like = jax.eval_shape(lambda: _initial(program, _hyper({}, program.config)))
-    restored = checkpoint.restore(folder.checkpoints, like)
+    restored = checkpoint.restore(folder.checkpoints.absolute(), like)
     return program, restored.state, restored
 
 
