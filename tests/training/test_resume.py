@@ -1,0 +1,254 @@
+"""Runs that are killed, and go on bit for bit as if nothing had happened. Every run here is a process of its own."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import jaxmbrl
+from jaxmbrl.config import UserError
+from jaxmbrl.training import checkpoint
+from jaxmbrl.training.run_folder import RunFolder
+
+TINY = {
+    "sac": "--env pendulum --agent.hidden 16 16 --batch-size 16 --updates-per-step 30 --replay-capacity 1000 "
+    "--warmup-steps 100 --epoch-steps 100 --eval-every 5 --eval-episodes 1",
+    "pets": "--env cartpole-continuous --ensemble.members 2 --ensemble.elites 2 --ensemble.hidden 16 "
+    "--ensemble.max-epochs 2 --planner.horizon 5 --planner.population 100 --planner.elites 4 --planner.iterations 1 "
+    "--particles 2 --refit-every 50 --warmup-steps 100 --replay-capacity 1000 --epoch-steps 100",
+}
+STEPS = 1500
+TIMINGS = {"wall_time", "time/epoch", "time/compile"}
+PATIENCE = 240.0
+"""Seconds that a process may take."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Compiled programs are shared by the processes of this file."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    yield
+    patch.undo()
+
+
+def begin(*words):
+    """A process at work on a command line."""
+    command = [sys.executable, "-m", "jaxmbrl", *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    """Exit code, standard output and standard error."""
+    out, err = process.communicate(timeout=PATIENCE)
+    return process.returncode, out, err
+
+
+def train(algorithm, out, steps=STEPS):
+    words = ["--steps", steps, "--seeds", 2, "--checkpoint-every", 1, "--out", out]
+    return begin("train", algorithm, *TINY[algorithm].split(), *words)
+
+
+def done(process):
+    code, out, err = finish(process)
+    assert (code, err) == (0, "")
+    return out
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Runs that nobody disturbed, by algorithm; made when they are first asked for."""
+    made = {}
+
+    def run(algorithm):
+        if algorithm not in made:
+            made[algorithm] = tmp_path_factory.mktemp("straight") / algorithm
+            done(train(algorithm, made[algorithm]))
+        return made[algorithm]
+
+    return run
+
+
+def rows(run):
+    found = RunFolder.open(run).read_metrics()
+    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in found]
+
+
+def steps(run):
+    return checkpoint.steps(Path(run) / "checkpoints")
+
+
+def leaves(run, step):
+    """What a checkpoint's manifest says of every leaf, its SHA-256 above all."""
+    return json.loads((Path(run) / "checkpoints" / f"{step:08}" / "manifest.json").read_text())["manifest"]["leaves"]
+
+
+def assert_same(run, other, last=STEPS):
+    """Whether two runs are the same to the bit."""
+    assert rows(run) == rows(other)
+    assert steps(run) == steps(other) and steps(run)[-1] == last
+    for step in steps(run):
+        assert leaves(run, step) == leaves(other, step)
+    # The digests are those of the bytes: what is in the manifest restores.
+    digests = {entry["sha256"] for entry in leaves(run, last)}
+    assert len(digests) > 10, "leaves differ from each other"
+    config = (Path(run) / "config.yaml").read_text()
+    assert config == (Path(other) / "config.yaml").read_text()
+
+
+def wait(process, condition):
+    """Poll until `condition()`; whether the process is still running then."""
+    limit = time.monotonic() + PATIENCE
+    while not condition():
+        if process.poll() is not None:
+            return False
+        assert time.monotonic() < limit
+        time.sleep(0.001)
+    return process.poll() is None
+
+
+def partial(run):
+    return any((Path(run) / "checkpoints").glob(".partial-0*"))
+
+
+def kill(process):
+    process.send_signal(signal.SIGKILL)
+    code, _, err = finish(process)
+    assert code == -signal.SIGKILL and "Traceback" not in err
+
+
+def killed_in_a_save(process, run):
+    """Kill the process while it writes a checkpoint; whether it was one."""
+    if not wait(process, lambda: partial(run)):
+        return False
+    kill(process)
+    return partial(run)
+
+
+def killed_in_an_epoch(process, run, delay):
+    """Kill the process some time after a checkpoint; whether it was before the next one was begun."""
+    before = steps(run)
+    if not wait(process, lambda: steps(run) != before and not partial(run)):
+        return False
+    time.sleep(delay)
+    if process.poll() is not None:
+        return False
+    kill(process)
+    return not partial(run) and steps(run)[-1] < STEPS
+
+
+def kill_and_resume(algorithm, run, saves, epochs, chance):
+    """Run to the end, with this many kills of each kind on the way."""
+    process = train(algorithm, run)
+    wait(process, lambda: len(steps(run)) > 1)
+    left = {"save": saves, "epoch": epochs}
+    for _ in range(10 * (saves + epochs)):
+        kind = max(left, key=lambda name: left[name])
+        if not left[kind]:
+            break
+        if kind == "save":
+            hit = killed_in_a_save(process, run)
+        else:
+            hit = killed_in_an_epoch(process, run, chance.uniform(0.0, 0.3))
+        left[kind] -= hit
+        if process.poll() != -signal.SIGKILL:
+            # It came to its end before a kill of this kind: once more from the start.
+            done(process)
+            shutil.rmtree(run)
+            process = train(algorithm, run)
+            wait(process, lambda: len(steps(run)) > 1)
+            continue
+        process = begin("train", "--resume", run)
+    assert left == {"save": 0, "epoch": 0}, "every kind of kill was seen"
+    return done(process)
+
+
+@pytest.mark.parametrize("algorithm", TINY)
+def test_a_killed_run_goes_on_bit_for_bit(algorithm, straight, tmp_path):
+    out = kill_and_resume(algorithm, tmp_path / "run", saves=1, epochs=1, chance=random.Random(0))
+    assert f"of {STEPS:,} steps" in out and "resuming at " in out
+    assert_same(tmp_path / "run", straight(algorithm))
+    kinds = [event["kind"] for event in RunFolder.open(tmp_path / "run").read_events()]
+    assert kinds.count("resume") >= 2 and kinds.count("start") == 1 and kinds[-1] == "end"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", TINY)
+def test_a_run_killed_again_and_again_goes_on_bit_for_bit(algorithm, straight, tmp_path):
+    kill_and_resume(algorithm, tmp_path / "run", saves=5, epochs=8, chance=random.Random(1))
+    assert_same(tmp_path / "run", straight(algorithm))
+
+
+def test_a_run_killed_before_its_first_epoch_goes_on_and_alone(straight, tmp_path):
+    run = tmp_path / "run"
+    process = train("sac", run)
+    assert wait(process, lambda: steps(run) == [0])
+    kill(process)
+    assert steps(run) == [0]
+    process = begin("train", "--resume", run)
+    assert wait(process, lambda: len(steps(run)) > 1)
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        code, _, err = finish(begin("train", "--resume", run))
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    assert code == 2
+    assert err == f"jaxmbrl: another process is writing to {run}; wait for it or stop it\n"
+    assert f"resuming at 0 of {STEPS:,} steps" in done(process)
+    assert_same(run, straight("sac"))
+
+
+def test_more_steps_are_as_a_longer_run_and_no_steps_are_nothing(straight, tmp_path):
+    run = tmp_path / "run"
+    done(train("sac", run, steps=STEPS // 2))
+    assert steps(run)[-1] == -(-(STEPS // 2) // 100) * 100 < STEPS
+    done(begin("train", "--resume", run, "--steps", STEPS))
+    assert_same(run, straight("sac"))
+
+    before = untouched(run)
+    (run / "curve.png").unlink()
+    out = done(begin("train", "--resume", run))
+    assert f"the run is finished, at {STEPS:,} of {STEPS:,} steps: nothing to do" in out
+    assert untouched(run) == before
+    assert (run / "curve.png").is_file(), "a kill may have come before the picture"
+    with pytest.raises(UserError, match=f"the run in {run} is at {STEPS} steps already; steps must not be below, got 200"):
+        jaxmbrl.resume(run, steps=200)
+    assert untouched(run) == before
+
+
+def untouched(run):
+    names = ("config.yaml", "metrics.jsonl", "environment.json")
+    files = [*(Path(run) / name for name in names), *Path(run).glob("checkpoints/*/manifest.json")]
+    return {file: file.read_bytes() for file in files}
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_says_how_to_go_on(tmp_path):
+    run = tmp_path / "run"
+    process = train("sac", run)
+    assert wait(process, lambda: len(steps(run)) > 1)
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert (code, err) == (130, f"jaxmbrl: interrupted; 'jaxmbrl train --resume {run}' goes on from the last checkpoint\n")
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_costs_only_its_epochs(straight, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(straight("sac"), run)
+    newest = run / "checkpoints" / f"{STEPS:08}" / "manifest.json"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    out = done(begin("train", "--resume", run))
+    assert "warning: checkpoint" in out and f"set aside as damaged-{STEPS:08}" in out
+    assert rows(run) == rows(straight("sac"))
+    assert leaves(run, STEPS) == leaves(straight("sac"), STEPS)
+    warnings = [event["text"] for event in RunFolder.open(run).read_events() if event["kind"] == "warning"]
+    assert len(warnings) == 1 and "is damaged" in warnings[0]
