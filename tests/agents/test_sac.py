@@ -170,8 +170,9 @@ def test_two_critics_of_five_are_drawn_for_the_whole_batch(x64):
     found = np.asarray(jax.jit(jax.vmap(agent.critic_target, in_axes=(None, None, 0)))(state, on_device(batch), keys))
     counts = dict.fromkeys(pairs, 0)
     actor, critics = layers_of(state.actor.params), critics_of(state.critic.target)
-    for key, target in zip(keys, found, strict=True):
-        action, density = reference.sample(actor, batch["next_observation"], noise_of(jax.random.split(key)[0]))
+    noises = np.asarray(jax.vmap(lambda key: jax.random.normal(jax.random.split(key)[0], (B, A)))(keys))
+    for noise, target in zip(noises, found, strict=True):
+        action, density = reference.sample(actor, batch["next_observation"], noise)
         table = reference.values(critics, batch["next_observation"], action) - 0.3 * density
         soft = (target - batch["reward"]) / 0.9
         matching = [p for p in pairs if np.allclose(table[list(p)].min(axis=0), soft, rtol=1e-8)]
