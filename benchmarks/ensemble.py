@@ -10,41 +10,23 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from measure import measure, report
 
 from jaxmbrl.models import EnsembleConfig, ensemble
 from jaxmbrl.rollout import Return, open_loop, planned_return, rollout
 from jaxmbrl.types import Key, Transition
-
-SIDE = 2048
 
 
 def flops_per_row(config: EnsembleConfig, inputs: int, outputs: int) -> int:
     """Multiplications and additions of the layers' products for one row of one member."""
     sizes = [inputs, *config.hidden, outputs]
     return sum(2 * a * b for a, b in itertools.pairwise(sizes))
-
-
-def seconds(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - start
-
-
-def peak() -> Callable[[], float]:
-    """A measurement of the peak, in floating-point operations a second."""
-    square = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
-    product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
-    return lambda: 2 * SIDE**3 / min(seconds(lambda: product(square)) for _ in range(3))
 
 
 def population(candidates: int, particles: int, horizon: int) -> tuple[Callable[[], Any], int]:
@@ -103,19 +85,6 @@ def fitting(rows: int, epochs: int) -> tuple[Callable[[], Any], int, int]:
     return lambda: run(state, data, jnp.asarray(rows), jax.random.key(1)), work, steps
 
 
-def measure(run: Callable[[], Any], work: int, repeats: int) -> tuple[float, float]:
-    """(seconds, share of the peak), after a first call that compiles."""
-    run_peak = peak()
-    run_peak()
-    seconds(run)
-    times, shares = [], []
-    for _ in range(repeats):
-        before, duration, after = run_peak(), seconds(run), run_peak()
-        times.append(duration)
-        shares.append(work / duration / ((before + after) / 2))
-    return statistics.median(times), statistics.median(shares)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
@@ -126,22 +95,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the figures here, as JSON")
     options = parser.parse_args()
 
-    run, work = population(options.candidates, options.particles, options.horizon)
-    pass_seconds, pass_share = measure(run, work, options.repeats)
-    run, work, steps = fitting(options.rows, epochs=2)
-    fit_seconds, fit_share = measure(run, work, options.repeats)
-
     shape = f"{options.candidates} x {options.particles} x {options.horizon}"
-    print(f"{'what':44s} {'figure':>22s} {'share of peak':>14s}")
-    print(f"{'population pass, 4 x 200, ' + shape:44s} {pass_seconds * 1e3:>19.1f} ms {pass_share:>14.2f}")
-    print(f"{'fit, 7 x 4 x 200, batch 256':44s} {steps / fit_seconds:>12.1f} updates/s {fit_share:>14.2f}")
-    if options.out is not None:
-        figures = {
-            "population_pass": {"shape": shape, "seconds": pass_seconds, "share_of_peak": pass_share},
-            "fit": {"updates_per_second": steps / fit_seconds, "share_of_peak": fit_share},
-            "machine": {"device": str(jax.devices()[0]), "processor": platform.machine(), "jax": jax.__version__},
-        }
-        options.out.write_text(json.dumps(figures, indent=2) + "\n")
+    run, work = population(options.candidates, options.particles, options.horizon)
+    one_pass = measure(run, work, options.repeats)
+    run, work, steps = fitting(options.rows, epochs=2)
+    fit = measure(run, work, options.repeats)
+    fit["updates a second"] = steps / fit["seconds"]
+    title = f"population pass, 5 of 7 members, 4 x 200, {shape}"
+    report({title: one_pass, "fit, 7 x 4 x 200, batch 256": fit}, options.out)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 from pathlib import Path
 
 import jax
+from ensemble import flops_per_row
 from measure import measure, report
 
 from jaxmbrl.algorithms import pets
@@ -47,9 +47,7 @@ def main() -> None:
     planner = config.planner
     evaluations = planner.population * config.particles * planner.horizon * planner.iterations
     # Inputs: observation and action. Outputs: mean and log-variance of change and reward, and a logit of termination.
-    sizes = [4 + 1, *config.ensemble.hidden, 2 * (4 + 1) + 1]
-    flops = evaluations * sum(2 * a * b for a, b in itertools.pairwise(sizes))
-
+    flops = evaluations * flops_per_row(config.ensemble, 4 + 1, 2 * (4 + 1) + 1)
     key = jax.random.key(2)
     figures = measure(lambda: plan(state, key), flops, asked.repeats)
     figures["model evaluations a second"] = evaluations / figures["seconds"]
