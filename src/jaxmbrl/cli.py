@@ -12,10 +12,12 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import time
 import types
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -228,6 +230,7 @@ def _free_folder(parent: Path, stem: str) -> Path:
 
 def _report(result: Result, progress: Any) -> None:
     """The end of a run: where it lies and what to do next."""
+    from jaxmbrl import algorithms
     from jaxmbrl.training import curve
 
     assert result.path is not None
@@ -238,8 +241,22 @@ def _report(result: Result, progress: Any) -> None:
     if finished:
         first, last = _mean_of_epoch(result.rows, first=True), _mean_of_epoch(result.rows, first=False)
         progress.say(f"return of the first finished trials {first:.1f}, of the last {last:.1f} (mean over seeds)")
-    progress.say(f"run: {result.path}    picture: {result.path / 'curve.png'}")
-    progress.say(f"next: jaxmbrl evaluate {result.path}")
+    progress.say(f"run      {result.path}")
+    progress.say(f"picture  {result.path / 'curve.png'}")
+    command, config = _own_name(), result.config
+    other = next((name for name in algorithms.METHODS if name != config.algorithm), config.algorithm)
+    progress.say("what to try next:")
+    progress.say(f"  {command} evaluate {result.path}")
+    progress.say(f"  {command} train --resume {result.path} --steps {2 * int(result.rows[-1]['env_steps'])}")
+    progress.say(f"  {command} train {other} --env {config.env}")
+    progress.say(f"  {command} list")
+
+
+def _own_name() -> str:
+    """The command as it was called, where the plain name would not find it."""
+    called = sys.argv[0]
+    plain = Path(called).name != "jaxmbrl" or shutil.which("jaxmbrl") == str(Path(called).absolute())
+    return "jaxmbrl" if plain else called
 
 
 def _mean_of_epoch(rows: list[dict[str, Any]], first: bool) -> float:
@@ -438,7 +455,11 @@ def _evaluate(words: list[str]) -> int:
     seeds = f"{config.seeds} seed{'s' if config.seeds > 1 else ''}"
     print(f"evaluating {config.algorithm} on {config.env}: {seeds}, {asked.episodes} episodes each ...", flush=True)
     started = time.monotonic()
-    found = runner.evaluate(asked.run, asked.episodes)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always", runner.RunWarning)
+        found = runner.evaluate(asked.run, asked.episodes)
+    for warning in heard:
+        _complain(f"warning: {warning.message}")
     for k, value in enumerate(found.per_seed):
         print(f"seed {config.seed + k}: " + (f"{value:.2f}" if math.isfinite(value) else "not finite"))
     print(f"mean {found.mean:.2f}, interquartile mean {found.iqm:.2f}, in {time.monotonic() - started:.1f} s")

@@ -170,7 +170,8 @@ class Agent(NamedTuple):
     critic_target: Callable[[Any, Transition, Key], Float[Array, "B"]]
     """The agent's own one-step target."""
     update_critic: Callable[..., tuple[Any, Metrics]]
-    """(state, batch, key, *, target=None, weight=None) -> (state, metrics); target and weight are [B]."""
+    """(state, batch, key, *, target=None, weight=None) -> (state, metrics); target and weight are [B], and the
+    weighted errors are averaged over B."""
     update_actor: Callable[..., tuple[Any, Metrics]]
     """(state, batch, key, *, loss=None) -> (state, metrics); loss(params, state, batch, key) -> ([], mean log-density)."""
     update: Callable[[Any, Transition, Key], tuple[Any, Metrics]]

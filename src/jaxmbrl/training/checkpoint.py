@@ -81,6 +81,8 @@ def save(folder: Path, step: int, state: PyTree, extra: dict[str, Any], keep: in
     except TypeError as error:
         raise ValueError(f"extra must be plain JSON: {error}") from None
     leaves, arrays = _describe(state)
+    # Orbax takes absolute paths only.
+    folder = folder.absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _recover(folder)

@@ -13,7 +13,7 @@ from jaxmbrl.rollout import Return, episode_return, rollout
 from jaxmbrl.types import Algorithm, PyTree, Task
 
 _STREAM = 0x45564131
-"""Start states are drawn below this key, away from every training seed's."""
+"""Start states are drawn below this key, whatever the seed that was trained."""
 
 
 def episode(algorithm: Algorithm, task: Task, state: PyTree, index: Int[Array, ""]) -> Float[Array, ""]:

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,10 @@ CHUNK_SECONDS = 3.0
 """Wall clock that one call of the compiled program aims at; between two, progress is shown and signals are seen."""
 WHOLE = 2**31
 """Where the whole numbers of a compiled program end."""
+
+
+class RunWarning(UserWarning):
+    """Something about a run that its user should know."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +244,7 @@ def load(run: str | Path) -> Loaded:
     >>> policy, state, task = load("runs/x")                              # doctest: +SKIP
     >>> act = policy(jax.tree.map(lambda x: x[0], state)).act             # doctest: +SKIP
     """
-    program, state, _ = _restore(RunFolder.open(run))
+    program, state = _newest(run)
     return Loaded(_policy(program.algorithm), state.algorithm, program.task)
 
 
@@ -250,7 +255,7 @@ def evaluate(run: str | Path, episodes: int = 10) -> Evaluation:
     """
     if not 1 <= episodes < WHOLE:
         raise UserError(f"episodes must be at least 1 and below {WHOLE}, got {episodes}")
-    program, state, _ = _restore(RunFolder.open(run))
+    program, state = _newest(run)
     returns = jax.jit(lambda s: evaluation.evaluate(program.algorithm, program.task, s, episodes))(state.algorithm)
     return summarise(returns)
 
@@ -428,7 +433,7 @@ class _Session:
             "frozen": sorted(self.frozen),
         }
         started = time.monotonic()
-        checkpoint.save(self.folder.checkpoints.absolute(), env_steps, self.state, extra)
+        checkpoint.save(self.folder.checkpoints, env_steps, self.state, extra)
         self.event("checkpoint", env_steps=env_steps, seconds=round(time.monotonic() - started, 3))
         self.draw()
 
@@ -457,8 +462,16 @@ def _initial(program: Program, hyper: dict[str, Array]) -> LoopState:
 def _restore(folder: RunFolder, program: Program | None = None) -> tuple[Program, LoopState, checkpoint.Restored]:
     program = build(read(folder)) if program is None else program
     like = jax.eval_shape(lambda: _initial(program, _hyper({}, program.config)))
-    restored = checkpoint.restore(folder.checkpoints.absolute(), like)
+    restored = checkpoint.restore(folder.checkpoints, like)
     return program, restored.state, restored
+
+
+def _newest(run: str | Path) -> tuple[Program, LoopState]:
+    """The parts and the state of a run, for looking at; what was wrong with newer checkpoints is a `RunWarning`."""
+    program, state, restored = _restore(RunFolder.open(run))
+    for text in restored.warnings:
+        warnings.warn(text, RunWarning, stacklevel=3)
+    return program, state
 
 
 def _policy(algorithm: Algorithm) -> Callable[..., Policy]:
