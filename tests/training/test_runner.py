@@ -5,6 +5,7 @@ import datetime
 import io
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -223,7 +224,22 @@ def test_the_console_says_what_the_rows_say(sac_run):
     for epoch in (1, 2, 3, 4):
         mean = np.mean([row["train/return"] for row in rows if row["epoch"] == epoch])
         assert f"epoch {epoch}, {200 * epoch} of 800 steps, train return {mean:.1f}" in said
-    assert f"next: jaxmbrl evaluate {run}" in said
+    for next_command in (f"evaluate {run}", f"train --resume {run} --steps 1600", "train pets --env pendulum", "list"):
+        assert f"  jaxmbrl {next_command}\n" in said
+
+
+def test_a_damaged_checkpoint_is_told_to_who_looks(sac_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(sac_run[0], run)
+    newest = sorted((run / "checkpoints").glob("0*"))[-1]
+    (newest / "manifest.json").write_text("{}")
+    with pytest.warns(runner.RunWarning, match=f"{newest.name} is damaged"):
+        jaxmbrl.load(run)
+    newest = sorted((run / "checkpoints").glob("0*"))[-1]
+    (newest / "manifest.json").write_text("{}")
+    code, out, err = call("evaluate", run, "--episodes", 1)
+    assert code == 0 and "mean" in out
+    assert err.startswith("jaxmbrl: warning: ") and f"{newest.name} is damaged" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("which", ["sac_run", "pets_run"])

@@ -109,6 +109,7 @@ def restore(folder: Path, like: PyTree) -> Restored:
     Raises CheckpointError where no checkpoint is intact, and where one is but has other leaves than `like`.
     """
     warnings: list[str] = []
+    folder = folder.absolute()
     try:
         _recover(folder)
         for step in reversed(steps(folder)):
