@@ -13,10 +13,11 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from measure import provenance
+
 import jaxmbrl
 from jaxmbrl.training import evaluation
 from jaxmbrl.training.console import Progress
-from jaxmbrl.training.run_folder import environment
 
 
 class Case(NamedTuple):
@@ -73,7 +74,7 @@ def run(name: str, runs: Path, out: Path) -> None:
         "seeds_at_goal": reached,
         "training_seconds": result.rows[-1]["wall_time"],
         "curve": [[row["env_steps"], row["seed"], row["train/return"]] for row in result.rows if "train/return" in row],
-        "environment": environment(),
+        **provenance(name),
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n")

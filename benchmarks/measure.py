@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -61,4 +63,19 @@ def report(tables: Mapping[str, Mapping[str, float]], out: Path | None) -> None:
             print(f"  {name:<32}{value:>16,.3f}")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"results": tables, "environment": environment()}, indent=2) + "\n")
+        out.write_text(json.dumps({"results": tables, **provenance()}, indent=2) + "\n")
+
+
+def provenance(*arguments: str) -> dict[str, Any]:
+    """The script and those `arguments` that determine its result; commit, versions and machine."""
+    where = environment()
+    where["command"] = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
+    where["processor"] = next(
+        (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
+    )
+    return {"environment": where}
+
+
+def _cpuinfo() -> list[str]:
+    file = Path("/proc/cpuinfo")
+    return file.read_text().splitlines() if file.exists() else []
