@@ -44,7 +44,7 @@ HOLDOUT_CHUNK = 512
 
 @dataclass(frozen=True)
 class EnsembleConfig:
-    """Settings of the ensemble; the defaults are MBPO's, but for the batch size, which is PETS's."""
+    """Settings of the ensemble. Members and batch size are PETS's by default, layers, holdout and patience MBPO's."""
 
     members: Annotated[int, Ge(1)] = 5
     """Networks that are fitted."""
@@ -66,6 +66,8 @@ class EnsembleConfig:
     """Share of the data held out in each fit; 0 for none: no early stopping, every member an elite."""
     holdout_cap: Annotated[int, Ge(1)] = 5000
     """Rows held out at most."""
+    termination_hidden: tuple[Annotated[int, Ge(1)], ...] = (64, 64)
+    """Units of each hidden layer (swish) of the networks that learn the termination, where it is not known."""
     normalize_targets: bool = True
     """Whether targets are shifted and scaled like inputs."""
     absolute: tuple[Annotated[int, Ge(0)], ...] = ()
@@ -96,6 +98,8 @@ class Parameters(NamedTuple):
     """Lower bound of the log-variance, shared by the members."""
     high: Float[Array, "D"]
     """Upper bound."""
+    termination: PyTree
+    """Leaves [E, ...]; `()` where the termination is known."""
 
 
 class EnsembleState(NamedTuple):
@@ -107,6 +111,8 @@ class EnsembleState(NamedTuple):
     """Of [observation, action], over the last fit's training rows."""
     targets: Normalizer
     """Of [observation change, reward], likewise."""
+    end_weight: Float[Array, ""]
+    """Rows that went on for each that terminated, in the last fit's training rows; at least 1."""
     elites: Int[Array, "elites"]
     """Numbers of the elite members, the best first."""
     fits: Int[Array, ""]
@@ -120,8 +126,6 @@ class Output(NamedTuple):
 
     mean: Float[Array, "E B D"]
     log_variance: Float[Array, "E B D"]
-    end: Float[Array, "E B L"]
-    """Logit of termination: L is 1 where it is learned, else 0."""
 
 
 class Batch(NamedTuple):
@@ -129,6 +133,8 @@ class Batch(NamedTuple):
 
     inputs: Float[Array, "E B I"]
     targets: Float[Array, "E B D"]
+    following: Float[Array, "E B O"]
+    """The next observation, normalised as the inputs' observation is."""
     terminated: Bool[Array, "E B"]
 
 
@@ -154,28 +160,49 @@ class Layout:
 
     @property
     def network(self) -> nn.Module:
-        """One member: D means, D log-variances and perhaps a logit."""
-        return MLP(self.config.hidden, 2 * self.target_size + self.learns_end, nn.swish, pets_kernel_init)
+        """One member: D means and D log-variances."""
+        return MLP(self.config.hidden, 2 * self.target_size, nn.swish, pets_kernel_init)
+
+    @property
+    def termination(self) -> nn.Module:
+        """One member's logit of termination."""
+        return MLP(self.config.termination_hidden, 1, nn.swish, pets_kernel_init)
 
 
 def forward(layout: Layout, parameters: Parameters, inputs: Float[Array, "E B I"]) -> Output:
     """Every member's prediction for its own rows of normalised inputs."""
     raw = jax.vmap(layout.network.apply)(parameters.network, inputs)
     size = layout.target_size
-    mean, log_variance = raw[..., :size], soft_clamp(raw[..., size : 2 * size], parameters.low, parameters.high)
-    return Output(mean, log_variance, raw[..., 2 * size :])
+    return Output(raw[..., :size], soft_clamp(raw[..., size:], parameters.low, parameters.high))
 
 
-def loss(layout: Layout, parameters: Parameters, batch: Batch, valid: Bool[Array, "B"]) -> Float[Array, ""]:
+def end_logit(layout: Layout, parameters: Parameters, following: Float[Array, "E B O"]) -> Float[Array, "E B"]:
+    """Every member's logit of termination for its own rows of normalised next observations."""
+    return jax.vmap(layout.termination.apply)(parameters.termination, following)[..., 0]
+
+
+def loss(
+    layout: Layout,
+    parameters: Parameters,
+    batch: Batch,
+    valid: Bool[Array, "B"],
+    end_weight: Float[Array, ""] | float = 1.0,
+) -> Float[Array, ""]:
     """The loss of the module's first lines, over the rows that are `valid`.
 
-    Where termination is learned, each member's mean binary cross-entropy is added, with equal weight.
+    Where termination is learned, each member's mean binary cross-entropy is added, in which a terminated row weighs
+    `end_weight` times as much as another: it is rare, and would be learned last. The logit is then that of equally
+    frequent classes; log `end_weight` less, it is that of the data (King and Zeng, Logistic regression in rare events data,
+    2001). It has parameters of its own: on a shared trunk the likelihood of precise dynamics drowns it.
     """
     output = forward(layout, parameters, batch.inputs)
     error = (output.mean - batch.targets) ** 2 * jnp.exp(-output.log_variance) + output.log_variance
-    entropy = jax.nn.softplus(output.end) - jnp.where(batch.terminated[..., None], output.end, 0.0)
-    row = jnp.mean(error, axis=-1) + jnp.sum(entropy, axis=-1)
-    data = jnp.sum(jnp.where(valid, row, 0.0)) / jnp.sum(valid)
+    data = jnp.sum(jnp.where(valid, jnp.mean(error, axis=-1), 0.0)) / jnp.sum(valid)
+    if layout.learns_end:
+        logit = end_logit(layout, parameters, batch.following)
+        entropy = jax.nn.softplus(logit) - jnp.where(batch.terminated, logit, 0.0)
+        weight = jnp.where(batch.terminated, end_weight, 1.0) * valid
+        data += jnp.sum(jnp.sum(weight * entropy, axis=1) / jnp.sum(weight, axis=1))
     return data + regularizer(layout, parameters)
 
 
@@ -210,7 +237,7 @@ def make(
 
     `reward(observation, action, next_observation)` and `terminated(next_observation)` are the task's known functions, on
     rows; without them the ensemble learns a reward (last of the D targets, so D = O + 1) and a probability of termination
-    given (observation, action), which does not enter the holdout error.
+    given the next observation, by a small network of its own for each member, which does not enter the holdout error.
 
     - init(key, hyper): `hyper["learning_rate"]` may be traced; without it the config's holds.
     - fit(state, rows, count, key): rows [C, ...], of which the first `count` are data. Weights, bounds and Adam go on from
@@ -240,14 +267,23 @@ def make(
 
 
 def _init(layout: Layout, key: Key, hyper: Hyper) -> EnsembleState:
-    keys = jax.random.split(key, layout.config.members)
-    network = jax.vmap(lambda k: layout.network.init(k, jnp.zeros(layout.input_size)))(keys)
-    low, high = (jnp.full(layout.target_size, bound, float) for bound in (FIRST_LOW, FIRST_HIGH))
-    parameters = Parameters(network, low, high)
+    network_key, termination_key = jax.random.split(key)
+
+    def members(key: Key, network: nn.Module, inputs: int) -> PyTree:
+        keys = jax.random.split(key, layout.config.members)
+        return jax.vmap(lambda k: network.init(k, jnp.zeros(inputs)))(keys)
+
+    parameters = Parameters(
+        network=members(network_key, layout.network, layout.input_size),
+        low=jnp.full(layout.target_size, FIRST_LOW, float),
+        high=jnp.full(layout.target_size, FIRST_HIGH, float),
+        termination=members(termination_key, layout.termination, layout.observation_size) if layout.learns_end else (),
+    )
     return EnsembleState(
         members=optimizer.init(parameters, hyper.get("learning_rate", layout.config.learning_rate)),
         inputs=identity(layout.input_size),
         targets=identity(layout.target_size),
+        end_weight=jnp.ones(()),
         elites=jnp.arange(layout.config.elites, dtype=jnp.int32),
         fits=jnp.zeros((), jnp.int32),
         steps=jnp.zeros((), jnp.int32),
@@ -257,6 +293,11 @@ def _init(layout: Layout, key: Key, hyper: Hyper) -> EnsembleState:
 def _kept(layout: Layout) -> Float[Array, "O"]:
     """1 where a dimension is predicted as a change of the observation, 0 where it is predicted itself."""
     return jnp.ones(layout.observation_size).at[jnp.array(layout.config.absolute, int)].set(0.0)
+
+
+def _of_observation(layout: Layout, inputs: Normalizer) -> Normalizer:
+    """The part of the inputs' normaliser that is the observation's."""
+    return jax.tree.map(lambda leaf: leaf[: layout.observation_size], inputs)
 
 
 def _inputs(observation: Float[Array, "*n O"], action: Float[Array, "*n A"]) -> Float[Array, "*n I"]:
@@ -277,12 +318,19 @@ def _fit(
     split = fitting.split_rows(split_key, capacity, count, config.holdout_fraction, config.holdout_cap)
     own_rows = fitting.bootstrap(bootstrap_key, split, config.members)
     batches = (split.train + config.batch_size - 1) // config.batch_size
-    inputs, targets = _measure(layout, rows, fitting.training_mask(split))
+    trained = fitting.training_mask(split)
+    inputs, targets = _measure(layout, rows, trained)
+    ends = jnp.sum(trained & rows.terminated)
+    end_weight = jnp.maximum((split.train - ends) / jnp.maximum(ends, 1), 1.0)
 
-    def gather(index: Int[Array, "*n"]) -> tuple[Array, Array, Array]:
+    def gather(index: Int[Array, "*n"]) -> Batch:
         taken = jax.tree.map(lambda leaf: leaf[index], rows._replace(extras=()))
-        x, y = _inputs(taken.observation, taken.action), _targets(layout, taken)
-        return normalize(inputs, x), normalize(targets, y), taken.terminated
+        return Batch(
+            inputs=normalize(inputs, _inputs(taken.observation, taken.action)),
+            targets=normalize(targets, _targets(layout, taken)),
+            following=normalize(_of_observation(layout, inputs), taken.next_observation),
+            terminated=taken.terminated,
+        )
 
     def epoch(members: Trainable, number: Int[Array, ""]) -> Trainable:
         epoch_key = jax.random.fold_in(shuffle_key, number)
@@ -290,7 +338,7 @@ def _fit(
 
         def step(i: Int[Array, ""], members: Trainable) -> Trainable:
             index, valid = fitting.minibatch(shuffles, own_rows, split.train, i, config.batch_size)
-            gradient = jax.grad(partial(loss, layout))(members.params, Batch(*gather(index)), valid)
+            gradient = jax.grad(partial(loss, layout))(members.params, gather(index), valid, end_weight)
             return optimizer.step(members, gradient)[0]
 
         return jax.lax.fori_loop(0, batches, step, members)
@@ -319,7 +367,7 @@ def _fit(
         "model/fit_steps": Average.of(steps),
         "model/fit_epochs": Average.of(search.epochs),
     }
-    return EnsembleState(members, inputs, targets, elites, state.fits + 1, state.steps + steps), metrics
+    return EnsembleState(members, inputs, targets, end_weight, elites, state.fits + 1, state.steps + steps), metrics
 
 
 def _measure(layout: Layout, rows: Transition, mask: Bool[Array, "C"]) -> tuple[Normalizer, Normalizer]:
@@ -331,16 +379,16 @@ def _measure(layout: Layout, rows: Transition, mask: Bool[Array, "C"]) -> tuple[
 
 
 def _held_out(
-    layout: Layout, parameters: Parameters, gather: Callable[..., tuple[Array, Array, Array]], split: fitting.Split
+    layout: Layout, parameters: Parameters, gather: Callable[..., Batch], split: fitting.Split
 ) -> tuple[Float[Array, "E"], Float[Array, "E"]]:
     """Each member's mean squared error and mean log-density a dimension over the holdout; zeros where that is empty."""
     members, place = layout.config.members, jnp.arange(HOLDOUT_CHUNK)
 
     def add(i: Int[Array, ""], sums: tuple[Array, Array]) -> tuple[Array, Array]:
         here = i * HOLDOUT_CHUNK + place
-        x, y, _ = gather(split.order[jnp.minimum(here, split.order.shape[0] - 1)])
-        output = forward(layout, parameters, jnp.broadcast_to(x, (members, *x.shape)))
-        error = (output.mean - y) ** 2
+        rows = gather(split.order[jnp.minimum(here, split.order.shape[0] - 1)])
+        output = forward(layout, parameters, jnp.broadcast_to(rows.inputs, (members, *rows.inputs.shape)))
+        error = (output.mean - rows.targets) ** 2
         log_density = -0.5 * (error * jnp.exp(-output.log_variance) + output.log_variance + math.log(2 * math.pi))
         valid = (here < split.holdout)[:, None]
         return (
@@ -369,7 +417,8 @@ def _world(
 ) -> World:
     config, size = layout.config, layout.observation_size
     params = state.members.params
-    elites = params._replace(network=jax.tree.map(lambda leaf: leaf[state.elites], params.network))
+    chosen = partial(jax.tree.map, lambda leaf: leaf[state.elites])
+    elites = params._replace(network=chosen(params.network), termination=chosen(params.termination))
     kept = _kept(layout)
 
     def reset(key: Key) -> Float[Array, "N O"]:
@@ -378,26 +427,33 @@ def _world(
     def start(origin: Float[Array, "N O"], key: Key) -> Float[Array, "N O"]:
         return origin
 
-    def think(x: Float[Array, "N I"], key: Key) -> tuple[Float[Array, "N D"], Float[Array, "N D"], Float[Array, "N L"]]:
-        """Mean and standard deviation of the targets in the task's units, and the logit of termination."""
-        shift = jax.random.randint(key, (), 0, config.elites) if config.propagation == "ts1" else 0
+    def shared(
+        function: Callable[[Float[Array, "E M I"]], PyTree], x: Float[Array, "N I"], shift: Int[Array, ""] | int
+    ) -> PyTree:
+        """`function` of the rows as they are shared out over the elites."""
         with jax.default_matmul_precision("highest"):
-            output = forward(layout, elites, share_out(normalize(state.inputs, x), config.elites, shift))
-        mean, log_variance, end = (collect(part, x.shape[0], shift) for part in output)
-        return denormalize(state.targets, mean), jnp.exp(0.5 * log_variance) * state.targets.std, end
+            made = function(share_out(x, config.elites, shift))
+        return jax.tree.map(lambda part: collect(part, x.shape[0], shift), made)
+
+    def ends(following: Float[Array, "N O"], shift: Int[Array, ""] | int, key: Key) -> Bool[Array, "N"]:
+        if terminated is not None:
+            return terminated(following)
+        x = normalize(_of_observation(layout, state.inputs), following)
+        logit = shared(lambda x: end_logit(layout, elites, x)[..., None], x, shift)[:, 0]
+        return jax.random.uniform(key, logit.shape) < jax.nn.sigmoid(logit - jnp.log(state.end_weight))
 
     def step(
         observation: Float[Array, "N O"], action: Float[Array, "*n A"], key: Key
     ) -> tuple[Float[Array, "N O"], Transition]:
         shift_key, noise_key, end_key = jax.random.split(key, 3)
+        shift = jax.random.randint(shift_key, (), 0, config.elites) if config.propagation == "ts1" else 0
         action = jnp.broadcast_to(action, (observation.shape[0], layout.action_size))
-        mean, std, end = think(_inputs(observation, action), shift_key)
-        drawn = mean + std * jax.random.normal(noise_key, mean.shape)
+        inputs = normalize(state.inputs, _inputs(observation, action))
+        output = shared(lambda x: forward(layout, elites, x), inputs, shift)
+        std = jnp.exp(0.5 * output.log_variance) * state.targets.std
+        drawn = denormalize(state.targets, output.mean) + std * jax.random.normal(noise_key, std.shape)
         following = kept * observation + drawn[:, :size]
-        if terminated is None:
-            ended = jax.random.uniform(end_key, mean.shape[:1]) < jax.nn.sigmoid(end[:, 0])
-        else:
-            ended = terminated(following)
+        ended = ends(following, shift, end_key)
         return following, Transition(
             observation=observation,
             action=action,
