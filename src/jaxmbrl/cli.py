@@ -95,7 +95,14 @@ def _cache_compilations() -> None:
     """Keep compiled programs in the user's cache folder, so that the next start is fast."""
     import jax
 
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
+        # The user has chosen a folder.
+        return
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        _complain("compiled programs are not kept: there is no home folder; name one in XDG_CACHE_HOME")
+        return
     folder = base / "jaxmbrl" / "compiled"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -199,7 +206,7 @@ def _finish(out: Path, progress: Progress, work: Callable[[], Result]) -> int:
     try:
         result = work()
     except KeyboardInterrupt:
-        _complain(f"interrupted; 'jaxmbrl train --resume {out}' goes on from the last checkpoint")
+        _complain(f"interrupted; '{_own_name()} train --resume {out}' goes on from the last checkpoint")
         return 130
     _report(result, progress)
     if all(row.get("frozen", False) for row in result.rows[-result.config.seeds :]):
@@ -460,12 +467,16 @@ def _evaluate(words: list[str]) -> int:
         found = runner.evaluate(asked.run, asked.episodes)
     for warning in heard:
         _complain(f"warning: {warning.message}")
+    total = _whole_epochs(config, None)
+    print(f"the policy after {found.env_steps:,} of {total:,} environment steps")
     for k, value in enumerate(found.per_seed):
-        print(f"seed {config.seed + k}: " + (f"{value:.2f}" if math.isfinite(value) else "not finite"))
+        frozen = "  (frozen when a value was not finite)" if config.seed + k in found.frozen else ""
+        print(f"seed {config.seed + k}: " + (f"{value:.2f}" if math.isfinite(value) else "not finite") + frozen)
     print(f"mean {found.mean:.2f}, interquartile mean {found.iqm:.2f}, in {time.monotonic() - started:.1f} s")
     if asked.json:
         per_seed = [_finite(value) for value in found.per_seed]
-        print(json.dumps({"per_seed": per_seed, "mean": _finite(found.mean), "iqm": _finite(found.iqm)}, allow_nan=False))
+        told = {"per_seed": per_seed, "mean": _finite(found.mean), "iqm": _finite(found.iqm)}
+        print(json.dumps(told | {"env_steps": found.env_steps, "frozen": list(found.frozen)}, allow_nan=False))
     return 0
 
 

@@ -112,14 +112,17 @@ def _value(hint: Any, value: Any, name: str) -> Any:
 
 
 _REFUSED = object()
+LARGEST = 3.4028234e38
+"""Of float32."""
 
 
 def _number(value: Any) -> Any:
     """`value` if it is a finite number; YAML 1.1 leaves `1e-3` a string."""
     if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value):
         value = float(value)
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else _REFUSED
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return value
+    return value if isinstance(value, numbers.Real) and math.isfinite(value) and not isinstance(value, bool) else _REFUSED
 
 
 def _whole(value: Any) -> Any:
@@ -129,7 +132,8 @@ def _whole(value: Any) -> Any:
 
 def _real(value: Any) -> Any:
     number = _number(value)
-    return number if number is _REFUSED else float(number)
+    # Beyond it, a compiled program would see an infinity.
+    return float(number) if number is not _REFUSED and abs(number) <= LARGEST else _REFUSED
 
 
 def _exactly(kind: type) -> Callable[[Any], Any]:

@@ -7,7 +7,9 @@
         for each step: plan by CEM through the ensemble from the state seen, play the first action, store the transition
 
 Differs from the paper: the model is refitted each `refit_every` steps, which need not be an episode; after a predicted
-termination a particle earns nothing; TS1 redraws members by a cyclic shift shared by all candidates (`models.ensemble`).
+termination a particle earns nothing; the candidates of a CEM iteration share their noise (common random numbers), and TS1
+redraws members by a cyclic shift that they share too (`models.ensemble`); a candidate with a particle that is not finite
+ranks last.
 """
 
 from __future__ import annotations
@@ -104,8 +106,9 @@ def make(config: Config, task: Task) -> Algorithm:
             lambda model_state: model.fit(model_state, buffer.data, count, fit_key),
             state.model,
         )
-        nonfinite = jnp.mean(transitions.extras["nonfinite"])
-        return State(fitted, buffer, key), found | {"plan/nonfinite": Average.of(nonfinite)}
+        planned = clock.env_steps - transitions.reward.size >= config.warmup_steps
+        nonfinite = Average.of(jnp.mean(transitions.extras["nonfinite"]), planned)
+        return State(fitted, buffer, key), found | {"plan/nonfinite": nonfinite}
 
     return Algorithm(init, policy, learn, period=config.refit_every // config.num_envs)
 

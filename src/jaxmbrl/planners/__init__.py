@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxmbrl.rollout import Return, open_loop, planned_return, rollout
-from jaxmbrl.types import Action, Key, Memory, Objective, Observation, Planner, Policy, PyTree, World
+from jaxmbrl.types import Action, Key, Memory, Objective, Observation, Planner, Policy, PyTree, Transition, World
 
 
 def return_of(world: World, origin: Any) -> Objective:
     """Objective of an action sequence: the mean return of playing it open loop in `world` from `origin`.
 
     The mean is over the rows of a learned World; a real one has a single return. Rewards after termination don't count.
-    One row that is not finite makes the objective -inf: a candidate must not win by an average over the others.
+    One row whose return or observation, while it lives, is not finite makes the objective -inf: a candidate must not win
+    by an average over the others, nor by a known reward that does not look.
     """
 
     def objective(actions: Float[Array, "H A"], key: Key) -> Float[Array, ""]:
@@ -26,11 +27,29 @@ def return_of(world: World, origin: Any) -> Objective:
         policy = open_loop(actions)
         step = jax.eval_shape(world.step, carry, actions[0], rollout_key)[1]
         state = (carry, jnp.zeros((), jnp.int32))
-        start = Return.zero(step.reward.shape)
-        total = rollout(world, policy, state, rollout_key, actions.shape[0], planned_return, start)[1].total
-        return jnp.where(jnp.all(jnp.isfinite(total)), jnp.mean(total), -jnp.inf)
+        rows = step.reward.shape
+        start = Plan(Return.zero(rows), jnp.ones(rows, bool))
+        end = rollout(world, policy, state, rollout_key, actions.shape[0], _follow, start)[1]
+        healthy = jnp.all(end.finite & jnp.isfinite(end.earned.total))
+        return jnp.where(healthy, jnp.mean(end.earned.total), -jnp.inf)
 
     return objective
+
+
+class Plan(NamedTuple):
+    """What becomes of an action sequence, row by row."""
+
+    earned: Return
+    finite: Bool[Array, "*n"]
+    """No observation was anything else while the row lived."""
+
+
+def _follow(plan: Plan, transition: Transition, i: Int[Array, ""]) -> Plan:
+    rows = transition.reward.ndim
+    leaves = jax.tree.leaves(transition.next_observation)
+    finite = [jnp.all(jnp.isfinite(leaf), axis=tuple(range(rows, leaf.ndim))) for leaf in leaves]
+    alive = plan.earned.alive
+    return Plan(planned_return(plan.earned, transition, i), plan.finite & (~alive | jnp.all(jnp.stack(finite), axis=0)))
 
 
 def planning_policy(planner: Planner, world: World, origin: Callable[[Observation], Any]) -> Policy:

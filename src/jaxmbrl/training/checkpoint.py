@@ -97,21 +97,23 @@ def save(folder: Path, step: int, state: PyTree, extra: dict[str, Any], keep: in
     return path
 
 
-def restore(folder: Path, like: PyTree) -> Restored:
+def restore(folder: Path, like: PyTree, repair: bool = True) -> Restored:
     """Read the newest checkpoint in `folder` that is intact, bit for bit as it was saved.
 
     `like` is a pytree of arrays or `jax.ShapeDtypeStruct` (as from `jax.eval_shape`) with the structure, shapes and
     dtypes that are expected; leaves go where its shardings say, to NumPy where a leaf of `like` is NumPy, and to the
     default device otherwise. Weak types become strong.
 
-    A damaged checkpoint is renamed to `damaged-<step>`, with a warning line, and the one before is taken.
+    A damaged checkpoint is renamed to `damaged-<step>`, with a warning line, and the one before is taken. With `repair`
+    false nothing is renamed, as befits a reader of a folder that another process may be writing to.
 
     Raises CheckpointError where no checkpoint is intact, and where one is but has other leaves than `like`.
     """
     warnings: list[str] = []
     folder = folder.absolute()
     try:
-        _recover(folder)
+        if repair:
+            _recover(folder)
         for step in reversed(steps(folder)):
             path = folder / f"{step:08}"
             try:
@@ -120,7 +122,8 @@ def restore(folder: Path, like: PyTree) -> Restored:
                 state = _load(path, manifest["leaves"], like)
                 return Restored(step, state, manifest["extra"], path, tuple(warnings))
             except _Damaged as problem:
-                warnings.append(f"checkpoint {path} is damaged ({problem}); {_set_aside(path)}")
+                done = _set_aside(path) if repair else "it is passed over"
+                warnings.append(f"checkpoint {path} is damaged ({problem}); {done}")
     except OSError as error:
         raise CheckpointError(f"{folder} could not be read ({error.strerror or error}); see to the disk") from error
     if warnings:

@@ -1,7 +1,7 @@
 """The folder of a run: what was asked, where it ran, what came of it.
 
-config.yaml          the settings; they alone are enough to start the run again
-environment.json     versions, devices, source commit, command line
+config.yaml          the settings, enough to start the run again but for numbers that were given seed by seed
+environment.json     versions, devices, source commit, command line, and those numbers
 metrics.jsonl        one JSON object a line: one row an epoch and seed
 events.jsonl         one JSON object a line: what happened when
 checkpoints/         see `checkpoint`
@@ -78,7 +78,12 @@ class RunFolder(NamedTuple):
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run for writing; it ends with the process. Raises UserError where another process holds it."""
-        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written to ({error.strerror}); make it writable to go on with it"
+            ) from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -110,6 +115,14 @@ class RunFolder(NamedTuple):
         """Write environment.json: versions, machine, source commit and command line, then `extra`."""
         text = json.dumps({**environment(), **extra}, indent=2, allow_nan=False)
         write_file(self.path / ENVIRONMENT, text.encode() + b"\n")
+
+    def read_environment(self) -> dict[str, Any]:
+        """Read environment.json; {} where it is missing or not valid."""
+        try:
+            found = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def append_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Append rows to metrics.jsonl in one write, on the disk when this returns.

@@ -24,7 +24,7 @@ from jaxmbrl.config import UserError, check, closest, from_dict, to_dict
 from jaxmbrl.training import checkpoint, curve, evaluation, loop
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.loop import Loop, LoopState
-from jaxmbrl.training.run_folder import CONFIG, RunFolder
+from jaxmbrl.training.run_folder import CONFIG, RunFolder, environment
 from jaxmbrl.types import Algorithm, Clock, Policy, PyTree, Task
 
 CHUNK_SECONDS = 3.0
@@ -118,6 +118,10 @@ class Evaluation(NamedTuple):
     mean: float
     iqm: float
     """Interquartile mean of the seeds' means."""
+    env_steps: int
+    """Environment steps that the policies were trained for."""
+    frozen: tuple[int, ...]
+    """Seeds that met a value that was not finite; they count with the policy that they had."""
 
 
 def configure(
@@ -244,7 +248,7 @@ def load(run: str | Path) -> Loaded:
     >>> policy, state, task = load("runs/x")                              # doctest: +SKIP
     >>> act = policy(jax.tree.map(lambda x: x[0], state)).act             # doctest: +SKIP
     """
-    program, state = _newest(run)
+    program, state, _ = _newest(run)
     return Loaded(_policy(program.algorithm), state.algorithm, program.task)
 
 
@@ -255,15 +259,17 @@ def evaluate(run: str | Path, episodes: int = 10) -> Evaluation:
     """
     if not 1 <= episodes < WHOLE:
         raise UserError(f"episodes must be at least 1 and below {WHOLE}, got {episodes}")
-    program, state = _newest(run)
+    program, state, restored = _newest(run)
     returns = jax.jit(lambda s: evaluation.evaluate(program.algorithm, program.task, s, episodes))(state.algorithm)
-    return summarise(returns)
-
-
-def summarise(returns: Float[Array, "seeds episodes"]) -> Evaluation:
-    """Means by seed, and over seeds."""
     per_seed = [float(x) for x in np.mean(np.asarray(returns, np.float64), axis=1)]
-    return Evaluation(returns, per_seed, float(np.mean(per_seed)), evaluation.interquartile_mean(per_seed))
+    return Evaluation(
+        returns=returns,
+        per_seed=per_seed,
+        mean=float(np.mean(per_seed)),
+        iqm=evaluation.interquartile_mean(per_seed),
+        env_steps=restored.extra["env_steps"],
+        frozen=tuple(restored.extra["frozen"]),
+    )
 
 
 class _Session:
@@ -308,7 +314,11 @@ class _Session:
         self.wall_time = restored.extra["wall_time"]
         self.clock = loop.clock_at(restored.extra["env_steps"])
         self.frozen = set(restored.extra["frozen"])
-        self.event("resume", env_steps=restored.extra["env_steps"])
+        now, then = environment(), self.folder.read_environment()
+        for name in ("versions", "devices", "commit"):
+            if now.get(name) != then.get(name):
+                self.warn(f"{name} differ from those that the run started with: the resume need not be exact")
+        self.event("resume", env_steps=restored.extra["env_steps"], versions=now["versions"], commit=now.get("commit"))
         at = f"at {restored.extra['env_steps']:,} of {self.program.total_steps:,} steps"
         self.progress.say(f"resuming {at}" if self.goes_on() else f"the run is finished, {at}: nothing to do")
         # A kill may have come between the checkpoint and its picture.
@@ -459,19 +469,21 @@ def _initial(program: Program, hyper: dict[str, Array]) -> LoopState:
     return jax.jit(program.loop.init)(config.seed + jnp.arange(config.seeds), hyper)
 
 
-def _restore(folder: RunFolder, program: Program | None = None) -> tuple[Program, LoopState, checkpoint.Restored]:
+def _restore(
+    folder: RunFolder, program: Program | None = None, repair: bool = True
+) -> tuple[Program, LoopState, checkpoint.Restored]:
     program = build(read(folder)) if program is None else program
     like = jax.eval_shape(lambda: _initial(program, _hyper({}, program.config)))
-    restored = checkpoint.restore(folder.checkpoints, like)
+    restored = checkpoint.restore(folder.checkpoints, like, repair)
     return program, restored.state, restored
 
 
-def _newest(run: str | Path) -> tuple[Program, LoopState]:
+def _newest(run: str | Path) -> tuple[Program, LoopState, checkpoint.Restored]:
     """The parts and the state of a run, for looking at; what was wrong with newer checkpoints is a `RunWarning`."""
-    program, state, restored = _restore(RunFolder.open(run))
+    program, state, restored = _restore(RunFolder.open(run), repair=False)
     for text in restored.warnings:
         warnings.warn(text, RunWarning, stacklevel=3)
-    return program, state
+    return program, state, restored
 
 
 def _policy(algorithm: Algorithm) -> Callable[..., Policy]:
@@ -534,5 +546,7 @@ def _replaced(values: dict[str, Any], changes: Mapping[Any, Any], prefix: str = 
             raise UserError(f"unknown field '{prefix}{at}'; {closest(at, values)}")
         if rest and not isinstance(values[at], dict):
             raise UserError(f"unknown field '{prefix}{path}': {prefix}{at} has no fields")
-        values[at] = _replaced(values[at], {rest[0]: value}, f"{prefix}{at}.") if rest else value
+        nested = {rest[0]: value} if rest else value
+        merges = isinstance(nested, Mapping) and isinstance(values[at], dict)
+        values[at] = _replaced(values[at], nested, f"{prefix}{at}.") if merges else value
     return values
