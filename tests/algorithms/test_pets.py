@@ -56,7 +56,7 @@ def test_refits_and_plans_with_two_environments():
         assert "model/fit_steps" not in before or call > 2
     assert run._cache_size() == 1
     assert not np.any(np.asarray(state.fault.what) >= 0)
-    assert float(state.metrics["plan/nonfinite"].weight[0]) == 12
+    assert float(state.metrics["plan/nonfinite"].weight[0]) == 10
 
 
 @pytest.mark.parametrize("learn_reward", [False, True])
@@ -67,16 +67,17 @@ def test_what_is_learned(learn_reward, learn_termination):
     model = jax.eval_shape(algorithm.init, jax.random.key(0), {}).model
     size = 4 + learn_reward
     assert model.members.params.low.shape == model.targets.mean.shape == (size,)
-    # Means, log-variances, and a logit of termination.
-    outputs = model.members.params.network["params"]["Dense_1"]["kernel"].shape[-1]
-    assert outputs == 2 * size + learn_termination
+    # Means and log-variances; a logit of termination has a network of its own.
+    assert model.members.params.network["params"]["Dense_1"]["kernel"].shape[-1] == 2 * size
+    assert bool(model.members.params.termination) == learn_termination
 
 
 def test_a_task_whose_reward_is_not_known_is_learned():
     task = envs.make("pendulum")._replace(reward=None, terminated=None)
     model = jax.eval_shape(pets.make(TINY, task).init, jax.random.key(0), {}).model
     assert model.members.params.low.shape == (4,)
-    assert model.members.params.network["params"]["Dense_1"]["kernel"].shape[-1] == 9
+    assert model.members.params.network["params"]["Dense_1"]["kernel"].shape[-1] == 8
+    assert model.members.params.termination["params"]["Dense_0"]["kernel"].shape[1:] == (3, 64)
 
 
 def test_rules_between_fields():

@@ -179,13 +179,14 @@ def test_seeds_do_not_touch_each_other(compiled: Compiled) -> None:
 
 
 @pytest.mark.slow
-def test_two_and_four_seeds_agree_on_seed_0_to_the_bit(compiled: Compiled) -> None:
+@pytest.mark.parametrize("seeds", [4, 8])
+def test_two_four_and_eight_seeds_agree_on_seed_0_to_the_bit(compiled: Compiled, seeds: int) -> None:
     name = compiled.program.config.algorithm
-    program = runner.build(runner.configure(name, "pendulum", settings=TINY[name], seeds=4))
-    state = jax.jit(program.loop.init)(jnp.arange(4), {"learning_rate": jnp.full(4, 1e-3, float)})
-    _, four = jax.jit(program.loop.run)(loop.clock_at(0), state, jnp.asarray(2 * compiled.calls, jnp.int32))
+    program = runner.build(runner.configure(name, "pendulum", settings=TINY[name], seeds=seeds))
+    state = jax.jit(program.loop.init)(jnp.arange(seeds), {"learning_rate": jnp.full(seeds, 1e-3, float)})
+    _, more = jax.jit(program.loop.run)(loop.clock_at(0), state, jnp.asarray(2 * compiled.calls, jnp.int32))
     _, two = compiled.epochs(compiled.start(), [2 * compiled.calls])
-    assert_equal(of_seed(four, 0), of_seed(two, 0))
+    assert_equal(of_seed(more, 0), of_seed(two, 0))
 
 
 def test_a_seed_that_goes_non_finite_is_named_and_frozen_and_leaves_the_others(compiled: Compiled) -> None:
@@ -204,6 +205,21 @@ def test_a_seed_that_goes_non_finite_is_named_and_frozen_and_leaves_the_others(c
     frozen = of_seed(faulty, 1)
     _, later = compiled.epochs((loop.clock_at(3 * EPOCH), faulty), [2 * compiled.calls])
     assert_equal(still(frozen), still(of_seed(later, 1)))
+
+
+def test_a_simulator_that_breaks_is_named_at_once(compiled: Compiled) -> None:
+    _, healthy = compiled.epochs(compiled.start(), [2 * compiled.calls])
+    clock, start = compiled.start()
+
+    def broken(leaf: Any) -> Any:
+        return leaf.at[1].set(jnp.nan) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    clock, faulty = compiled.epochs((clock, start._replace(carry=jax.tree.map(broken, start.carry))), [2 * compiled.calls])
+    assert compiled.program.loop.checked[int(faulty.fault.what[1])] == "transition/observation"
+    assert int(faulty.fault.env_steps[1]) == compiled.program.loop.steps_per_call
+    assert_equal(of_seed(healthy, 0), of_seed(faulty, 0))
+    buffer = next(x for x in jax.tree.leaves(faulty.algorithm, is_leaf=is_replay) if is_replay(x))
+    assert buffer.size.tolist() == [2 * EPOCH, 0], "nothing that is not finite counts as data"
 
 
 def still(state: Any) -> Any:
@@ -233,6 +249,24 @@ def test_no_row_is_a_reset_and_no_time_limit_a_termination(compiled: Compiled) -
         # Within an episode one row's successor is the next row's observation; over its end it is not.
         joined = np.isclose(rows.next_observation[:-1], rows.observation[1:], atol=1e-6).all(axis=1)
         np.testing.assert_array_equal(np.flatnonzero(~joined), [199])
+
+
+def test_a_termination_is_stored_with_what_it_led_to(compiled: Compiled) -> None:
+    """On a task that ends early: the row that ends an episode holds the fallen state, the next one a fresh start."""
+    name = compiled.program.config.algorithm
+    program = runner.build(runner.configure(name, "cartpole-continuous", settings=TINY[name], steps=EPOCH))
+    state = jax.jit(program.loop.init)(jnp.arange(1), {})
+    calls = jnp.asarray(EPOCH // program.loop.steps_per_call, jnp.int32)
+    _, state = jax.jit(program.loop.run)(loop.clock_at(0), state, calls)
+    buffer = next(x for x in jax.tree.leaves(state.algorithm, is_leaf=is_replay) if is_replay(x))
+    rows = jax.tree.map(lambda x: np.asarray(x[0, :EPOCH]), buffer.data)
+    ends = np.flatnonzero(rows.terminated)
+    assert len(ends) >= 2 and not rows.truncated.any()
+    np.testing.assert_array_equal(rows.terminated, program.task.terminated(jnp.asarray(rows.next_observation)))
+    assert not program.task.terminated(jnp.asarray(rows.observation)).any()
+    joined = np.isclose(rows.next_observation[:-1], rows.observation[1:], atol=1e-6).all(axis=1)
+    np.testing.assert_array_equal(np.flatnonzero(~joined), ends[ends < EPOCH - 1])
+    assert np.abs(rows.observation[ends[ends < EPOCH - 1] + 1]).max() <= 0.05
 
 
 def test_metrics_count_the_episodes(compiled: Compiled) -> None:

@@ -1,6 +1,7 @@
 """The probabilistic ensemble written out once more, in float64 NumPy with loops and hand-made gradients.
 
-Parameters: for each member a list of (kernel, bias), and the shared bounds low and high.
+Parameters: (members, low, high, ends), where members has a list of (kernel, bias) for each member, low and high are the
+shared bounds, and ends is like members for the networks of termination, or empty where termination is known.
 """
 
 import numpy as np
@@ -19,55 +20,84 @@ def clamp(raw, low, high):
     return low + softplus(below - low)
 
 
-def forward(layers, low, high, x):
-    """(mean, log-variance, rest of the output, what the backward pass needs) of one member for rows x."""
-    kept, size = [], len(low)
+def network(layers, x):
+    """The output of one multilayer perceptron for rows x, and each layer's (input, pre-activation) for the way back."""
+    kept = []
     for kernel, bias in layers[:-1]:
         z = x @ kernel + bias
         kept.append((x, z))
         x = z * sigmoid(z)
     kernel, bias = layers[-1]
-    out = x @ kernel + bias
     kept.append((x, None))
-    return out[:, :size], clamp(out[:, size : 2 * size], low, high), out[:, 2 * size :], (kept, out)
+    return x @ kernel + bias, kept
 
 
-def loss_and_gradient(members, low, high, x, y, ended, decay=(), bounds_weight=0.01):
-    """x [E, B, I], y [E, B, D], ended [E, B]; `ended` is used where the networks have a logit."""
+def network_gradient(layers, kept, delta):
+    """The gradient of each layer's (kernel, bias), `delta` being the loss's gradient by the output."""
+    backwards = []
+    for i in reversed(range(len(layers))):
+        backwards.append((kept[i][0].T @ delta, delta.sum(axis=0)))
+        if i > 0:
+            z = kept[i - 1][1]
+            delta = (delta @ layers[i][0].T) * (sigmoid(z) * (1 + z * (1 - sigmoid(z))))
+    return backwards[::-1]
+
+
+def forward(layers, low, high, x):
+    """(mean, log-variance) of one member for rows x."""
+    out, _ = network(layers, x)
+    return out[:, : len(low)], clamp(out[:, len(low) :], low, high)
+
+
+def end_logit(layers, following):
+    """One member's logit of termination for rows of next observations, still that of weighted rows."""
+    return network(layers, following)[0][:, 0]
+
+
+def end_weight(ended):
+    """Rows that went on for each that terminated, at least 1."""
+    ends = sum(1 for row in ended if row)
+    return max((len(ended) - ends) / ends, 1.0)
+
+
+def loss_and_gradient(parameters, x, y, following, ended, weight=1.0, decay=(), bounds_weight=0.01):
+    """x [E, B, I], y [E, B, D], following [E, B, O], ended [E, B]; the last two are used where `ends` has networks."""
+    members, low, high, ends = parameters
     size = len(low)
     loss = bounds_weight * (high.sum() - low.sum())
     low_gradient, high_gradient = np.full(size, -bounds_weight), np.full(size, bounds_weight)
-    gradients = []
+    gradients, end_gradients = [], []
     for e, layers in enumerate(members):
-        mean, log_variance, logit, (kept, out) = forward(layers, low, high, x[e])
+        out, kept = network(layers, x[e])
+        mean, raw = out[:, :size], out[:, size:]
+        log_variance = clamp(raw, low, high)
         rows = len(x[e])
         difference = mean - y[e]
         loss += np.sum(difference**2 * np.exp(-log_variance) + log_variance) / (rows * size)
         by_mean = 2 * difference * np.exp(-log_variance) / (rows * size)
         by_log_variance = (1 - difference**2 * np.exp(-log_variance)) / (rows * size)
-        raw = out[:, size : 2 * size]
         below = high - softplus(high - raw)
         through_low = sigmoid(below - low)
         through_high = sigmoid(high - raw)
         low_gradient += np.sum(by_log_variance * (1 - through_low), axis=0)
         high_gradient += np.sum(by_log_variance * through_low * (1 - through_high), axis=0)
-        parts = [by_mean, by_log_variance * through_low * through_high]
-        if logit.shape[1]:
-            p, label = sigmoid(logit[:, 0]), ended[e].astype(float)
-            loss += -np.mean(label * np.log(p) + (1 - label) * np.log(1 - p))
-            parts.append(((p - label) / rows)[:, None])
-        delta = np.concatenate(parts, axis=1)
-        backwards = []
-        for i in reversed(range(len(layers))):
+        delta = np.concatenate([by_mean, by_log_variance * through_low * through_high], axis=1)
+        gradient = network_gradient(layers, kept, delta)
+        for i, wd in enumerate(decay):
             kernel = layers[i][0]
-            wd = decay[i] if decay else 0.0
             loss += 0.5 * wd * np.sum(kernel**2)
-            backwards.append((kept[i][0].T @ delta + wd * kernel, delta.sum(axis=0)))
-            if i > 0:
-                z = kept[i - 1][1]
-                delta = (delta @ kernel.T) * (sigmoid(z) * (1 + z * (1 - sigmoid(z))))
-        gradients.append(backwards[::-1])
-    return loss, (gradients, low_gradient, high_gradient)
+            gradient[i] = (gradient[i][0] + wd * kernel, gradient[i][1])
+        gradients.append(gradient)
+    for e, layers in enumerate(ends):
+        out, kept = network(layers, following[e])
+        p = sigmoid(out[:, 0])
+        total = sum(weight if row else 1.0 for row in ended[e])
+        by_logit = np.zeros(len(p))
+        for n, row in enumerate(ended[e]):
+            loss -= (weight * np.log(p[n]) if row else np.log(1 - p[n])) / total
+            by_logit[n] = (weight * (p[n] - 1) if row else p[n]) / total
+        end_gradients.append(network_gradient(layers, kept, by_logit[:, None]))
+    return loss, (gradients, low_gradient, high_gradient, end_gradients)
 
 
 class Adam:
@@ -89,14 +119,17 @@ class Adam:
         return moved
 
 
-def flatten(members, low, high):
-    return [array.copy() for layers in members for pair in layers for array in pair] + [low.copy(), high.copy()]
+def flatten(parameters):
+    members, low, high, ends = parameters
+    networks = [array.copy() for layers in [*members, *ends] for pair in layers for array in pair]
+    return [*networks, low.copy(), high.copy()]
 
 
 def unflatten(arrays, like):
+    members, _, _, ends = like
     arrays = iter(arrays)
-    members = [[(next(arrays), next(arrays)) for _ in layers] for layers in like]
-    return members, next(arrays), next(arrays)
+    members, ends = ([[(next(arrays), next(arrays)) for _ in layers] for layers in part] for part in (members, ends))
+    return members, next(arrays), next(arrays), ends
 
 
 def moments(rows):

@@ -16,7 +16,15 @@ from jaxmbrl.models.ensemble import Batch, Layout
 from jaxmbrl.rollout import open_loop, rollout
 from jaxmbrl.types import Transition
 
-TINY = EnsembleConfig(members=3, elites=2, hidden=(6, 5), weight_decay=(0.1, 0.2, 0.3), batch_size=8, max_epochs=3)
+TINY = EnsembleConfig(
+    members=3,
+    elites=2,
+    hidden=(6, 5),
+    weight_decay=(0.1, 0.2, 0.3),
+    batch_size=8,
+    max_epochs=3,
+    termination_hidden=(5, 4),
+)
 
 
 def alive(next_observation):
@@ -28,12 +36,18 @@ def nothing(observation, action, next_observation):
 
 
 def layers_of(parameters):
-    """The parameters as the transcription holds them: (members, low, high)."""
-    dense = parameters.network["params"]
-    names = sorted(dense)
-    count = dense[names[0]]["kernel"].shape[0]
-    members = [[(np.asarray(dense[n]["kernel"][e]), np.asarray(dense[n]["bias"][e])) for n in names] for e in range(count)]
-    return members, np.asarray(parameters.low), np.asarray(parameters.high)
+    """The parameters as the transcription holds them: (members, low, high, ends)."""
+
+    def networks(variables):
+        if variables == ():
+            return []
+        dense = variables["params"]
+        names = sorted(dense)
+        count = dense[names[0]]["kernel"].shape[0]
+        return [[(np.asarray(dense[n]["kernel"][e]), np.asarray(dense[n]["bias"][e])) for n in names] for e in range(count)]
+
+    low, high = np.asarray(parameters.low), np.asarray(parameters.high)
+    return networks(parameters.network), low, high, networks(parameters.termination)
 
 
 def table(rng, rows, observation=2, action=1):
@@ -59,7 +73,8 @@ def blank(config, size=(2, 1), reward=None, terminated=None):
     one = {
         name: getattr(state, name)._replace(std=jnp.ones_like(getattr(state, name).std)) for name in ("inputs", "targets")
     }
-    return model, state._replace(members=members, elites=jnp.arange(config.elites, dtype=jnp.int32), **one)
+    first = {"elites": jnp.arange(config.elites, dtype=jnp.int32), "end_weight": jnp.ones(())}
+    return model, state._replace(members=members, **first, **one)
 
 
 def ready(config, reward=None, terminated=None, seed=0):
@@ -76,15 +91,26 @@ def test_the_first_state_and_its_soft_bounds():
     init = jax.jit(jax.vmap(lambda rate: model.init(jax.random.key(0), {"learning_rate": rate})))
     state = init(jnp.array([0.1, 0.2]))
     np.testing.assert_allclose(state.members.learning_rate, [0.1, 0.2])
-    for units, layer in ((3, "Dense_0"), (6, "Dense_1"), (5, "Dense_2")):
-        kernel = np.asarray(state.members.params.network["params"][layer]["kernel"][0])
+    sizes = {"network": (3, 6, 5), "termination": (2, 5, 4)}
+    for name, layer, units in [(name, i, units) for name in sizes for i, units in enumerate(sizes[name])]:
+        kernel = np.asarray(getattr(state.members.params, name)["params"][f"Dense_{layer}"]["kernel"][0])
+        assert kernel.shape[:2] == (3, units)
         assert 0 < np.abs(kernel).max() <= 1 / np.sqrt(units)
         assert np.unique(kernel).size == kernel.size
+    np.testing.assert_array_equal(state.end_weight, [1.0, 1.0])
     with jax.enable_x64(True):
-        low, high = (jnp.asarray(np.asarray(x[0, :1], float)) for x in state.members.params[1:])
+        low, high = (jnp.asarray(np.asarray(x[0, :1], float)) for x in state.members.params[1:3])
         clamped = soft_clamp(jnp.array([[0.0], [5.0], [-20.0]]), low, high)[:, 0]
         np.testing.assert_allclose(clamped, [-0.47400, 0.48898, -9.99995], atol=6e-6)
         np.testing.assert_allclose(clamped, reference.clamp(np.array([0.0, 5.0, -20.0]), -10.0, 0.5), rtol=1e-12)
+
+
+def test_a_known_termination_has_no_parameters():
+    for terminated, count in ((None, 1), (alive, 0)):
+        model = ensemble.make(TINY, 2, 1, nothing, terminated)
+        parameters = jax.eval_shape(model.init, jax.random.key(0), {}).members.params
+        assert (parameters.termination == ()) == (count == 0)
+        assert len(jax.tree.leaves(parameters)) == 6 + 2 + 6 * count
 
 
 @pytest.mark.parametrize("learns_end", [False, True])
@@ -94,37 +120,42 @@ def test_loss_and_gradient_as_transcribed(learns_end):
         _, state = ready(TINY, terminated=None if learns_end else alive)
         parameters = state.members.params
         layout = Layout(TINY, 2, 1, True, learns_end)
-        x, y, ended = rng.normal(size=(3, 7, 3)), rng.normal(size=(3, 7, 3)), rng.uniform(size=(3, 7)) < 0.4
+        x, y, following = (rng.normal(size=(3, 7, size)) for size in (3, 3, 2))
+        ended = rng.uniform(size=(3, 7)) < 0.4
+        ended[1] = False
         valid = np.array([1, 1, 0, 1, 1, 0, 1], bool)
-        members, low, high = layers_of(parameters)
-        loss, (by_members, by_low, by_high) = reference.loss_and_gradient(
-            members, low, high, x[:, valid], y[:, valid], ended[:, valid], TINY.weight_decay
-        )
-        x[:, ~valid], y[:, ~valid] = 1e6, -1e6
-        batch = Batch(jnp.asarray(x), jnp.asarray(y), jnp.asarray(ended))
-        value, gradient = jax.jit(jax.value_and_grad(functools.partial(ensemble.loss, layout)))(parameters, batch, valid)
+        assert ended[:, valid].sum(axis=1).tolist()[1] == 0 < ended[0, valid].sum() < 5
+        rows = (part[:, valid] for part in (x, y, following, ended))
+        loss, by = reference.loss_and_gradient(layers_of(parameters), *rows, 6.5, TINY.weight_decay)
+        x[:, ~valid], y[:, ~valid], following[:, ~valid], ended[:, ~valid] = 1e6, -1e6, 1e6, True
+        batch = Batch(*(jnp.asarray(part) for part in (x, y, following, ended)))
+        function = jax.jit(jax.value_and_grad(functools.partial(ensemble.loss, layout)))
+        value, gradient = function(parameters, batch, jnp.asarray(valid), jnp.asarray(6.5))
         assert abs(float(value) - loss) < 1e-10
-        ours = reference.flatten(*layers_of(gradient))
-        for a, b in zip(ours, reference.flatten(by_members, by_low, by_high), strict=True):
+        for a, b in zip(reference.flatten(layers_of(gradient)), reference.flatten(by), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
 
 
 def test_transcribed_gradient_by_finite_differences():
     rng = np.random.default_rng(1)
-    members = [
-        [(rng.normal(size=(3, 4)), rng.normal(size=4)), (rng.normal(size=(4, 5)), rng.normal(size=5))] for _ in range(2)
-    ]
-    low, high = np.array([-2.0, -1.5]), np.array([0.5, 0.2])
-    x, y, ended = rng.normal(size=(2, 6, 3)), rng.normal(size=(2, 6, 2)), rng.uniform(size=(2, 6)) < 0.5
-    _, gradient = reference.loss_and_gradient(members, low, high, x, y, ended, (0.1, 0.2))
-    arrays, by = reference.flatten(members, low, high), reference.flatten(*gradient)
+
+    def networks(*sizes):
+        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        return [[(rng.normal(size=pair), rng.normal(size=pair[1])) for pair in pairs] for _ in range(2)]
+
+    parameters = networks(3, 4, 4), np.array([-2.0, -1.5]), np.array([0.5, 0.2]), networks(2, 4, 3, 1)
+    x, y, following = (rng.normal(size=(2, 6, size)) for size in (3, 2, 2))
+    ended = np.array([[1, 0, 0, 1, 0, 0], [0, 0, 1, 0, 0, 0]], bool)
+    rest = x, y, following, ended, 4.0, (0.1, 0.2)
+    _, gradient = reference.loss_and_gradient(parameters, *rest)
+    arrays, by = reference.flatten(parameters), reference.flatten(gradient)
     for i, array in enumerate(arrays):
         at = tuple(rng.integers(n) for n in array.shape)
         slope = []
         for sign in (1, -1):
             moved = [a.copy() for a in arrays]
             moved[i][at] += sign * 1e-5
-            slope.append(reference.loss_and_gradient(*reference.unflatten(moved, members), x, y, ended, (0.1, 0.2))[0])
+            slope.append(reference.loss_and_gradient(reference.unflatten(moved, parameters), *rest)[0])
         assert abs((slope[0] - slope[1]) / 2e-5 - by[i][at]) < 1e-7
 
 
@@ -136,20 +167,24 @@ def test_weight_decay_acts_on_kernels_alone():
         ours, kernel = (p.network["params"][f"Dense_{i}"]["kernel"] for p in (gradient, state.members.params))
         np.testing.assert_allclose(ours, decay * kernel, rtol=1e-6)
         assert not np.asarray(gradient.network["params"][f"Dense_{i}"]["bias"]).any()
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient.termination))
     np.testing.assert_allclose(gradient.low, -0.01)
     np.testing.assert_allclose(gradient.high, 0.01)
 
 
 def test_fits_as_transcribed():
-    """Two fits in a row, step by step: normalisers, partial batches, Adam, warm start, snapshots, elites, metrics."""
+    """Two fits in a row, step by step: normalisers, partial batches, Adam, warm start, snapshots, elites, metrics.
+
+    Snapshots are of the members alone: bounds and termination networks stay as the last epoch left them.
+    """
     config = dataclasses.replace(TINY, absolute=(1,), learning_rate=0.03, max_epochs=6, patience=1)
     with jax.enable_x64(True):
         rng = np.random.default_rng(2)
         rows = table(rng, 60)
         model, state = ready(config)
         run = jax.jit(model.fit)
-        arrays = reference.flatten(*layers_of(state.members.params))
-        like = layers_of(state.members.params)[0]
+        like = layers_of(state.members.params)
+        arrays = reference.flatten(like)
         adam = reference.Adam(arrays, 0.03)
         x_all = np.concatenate([rows.observation, rows.action], axis=1)
         change = np.asarray(rows.next_observation - rows.observation).copy()
@@ -162,26 +197,29 @@ def test_fits_as_transcribed():
             x_mean, x_std = reference.moments(x_all[train])
             y_mean, y_std = reference.moments(y_all[train])
             x, y = (x_all - x_mean) / x_std, (y_all - y_mean) / y_std
+            following = (np.asarray(rows.next_observation) - x_mean[:2]) / x_std[:2]
+            weight = reference.end_weight(ended[train])
+            assert weight > 1.5
             stopping, snapshots = reference.EarlyStopping(3, config.patience), []
             for epoch in range(config.max_epochs):
                 for index in epoch_rows(epoch):
-                    members, low, high = reference.unflatten(arrays, like)
-                    _, gradient = reference.loss_and_gradient(
-                        members, low, high, x[index], y[index], ended[index], config.weight_decay
-                    )
-                    arrays = adam.step(arrays, reference.flatten(*gradient))
-                members, low, high = reference.unflatten(arrays, like)
+                    parameters = reference.unflatten(arrays, like)
+                    batch = x[index], y[index], following[index], ended[index]
+                    _, gradient = reference.loss_and_gradient(parameters, *batch, weight, config.weight_decay)
+                    arrays = adam.step(arrays, reference.flatten(gradient))
+                members, low, high, ends = reference.unflatten(arrays, like)
                 snapshots.append(members)
                 means = [reference.forward(layers, low, high, x[hold])[0] for layers in members]
                 if stopping.stops_with([np.mean((m - y[hold]) ** 2) for m in means]):
                     break
             members = [snapshots[stopping.at[e]][e] for e in range(3)]
-            arrays = reference.flatten(members, low, high)
+            arrays = reference.flatten((members, low, high, ends))
             state, metrics = run(state, rows, jnp.asarray(count), key)
-            for a, b in zip(reference.flatten(*layers_of(state.members.params)), arrays, strict=True):
+            for a, b in zip(reference.flatten(layers_of(state.members.params)), arrays, strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
             np.testing.assert_allclose(state.inputs.mean, x_mean, rtol=1e-12)
             np.testing.assert_allclose(state.targets.std, y_std, rtol=1e-12)
+            np.testing.assert_allclose(state.end_weight, weight, rtol=1e-12)
             ranked = sorted(range(3), key=lambda e: stopping.best[e])[:2]
             assert list(state.elites) == ranked
             predictions = [reference.forward(members[e], low, high, x[hold]) for e in ranked]
@@ -222,16 +260,20 @@ def indices(config, key, capacity, count):
     return hold, train, lambda epoch: [index[epoch, i][:, v] for i, v in enumerate(valid[epoch]) if v.any()]
 
 
-def constant(config, deltas, elites=None, log_variance=None, reward=nothing, terminated=alive, end=None):
-    """A model whose member e predicts the change deltas[e] everywhere, without noise or with the log-variance given."""
+def constant(config, deltas, elites=None, log_variance=None, reward=nothing, terminated=alive, ends=None):
+    """A model whose member e predicts the change deltas[e] everywhere, without noise or with the log-variance given.
+
+    Where `terminated` is None, `ends` has every member's logit of termination.
+    """
     deltas = jnp.asarray(deltas, float)
     members, size = deltas.shape
     model, state = blank(config, (size, 1), reward, terminated)
     params = state.members.params
     raw = jnp.zeros((members, size)) if log_variance is None else jnp.broadcast_to(log_variance, (members, size))
     last = f"Dense_{len(config.hidden)}"
-    rest = [] if end is None else [jnp.full((members, 1), end)]
-    params.network["params"][last]["bias"] = jnp.concatenate([deltas, raw, *rest], axis=1)
+    params.network["params"][last]["bias"] = jnp.concatenate([deltas, raw], axis=1)
+    if ends is not None:
+        params.termination["params"][f"Dense_{len(config.termination_hidden)}"]["bias"] = jnp.asarray(ends, float)[:, None]
     if log_variance is None:
         params = params._replace(low=jnp.full(size, -90.0), high=jnp.full(size, -80.0))
     else:
@@ -265,6 +307,22 @@ def test_only_elites_imagine_and_each_its_rows():
     for steps in (1, 3):
         reached = imagine(model, state, 5, steps, jax.random.key(0))
         np.testing.assert_allclose(reached[:, 0], steps * np.array([3.0, 1.0, 3.0, 1.0, 3.0]))
+
+
+@pytest.mark.parametrize("propagation", ["ts1", "tsinf"])
+def test_a_row_ends_by_the_elite_that_moved_it(propagation):
+    """Member e adds e and is certain to end, or not to: the change tells who moved a row, and so whether it ends."""
+    config = EnsembleConfig(members=4, elites=3, hidden=(3,), propagation=propagation)
+    model, state = constant(
+        config, [[0.0], [1.0], [2.0], [3.0]], [3, 0, 2], terminated=None, ends=[60.0, 60.0, -60.0, -60.0]
+    )
+    world = model.world(state._replace(end_weight=jnp.asarray(50.0)))
+    step = jax.jit(jax.vmap(lambda key: world.step(jnp.zeros((7, 1)), jnp.zeros(1), key)[1]))
+    imagined = step(jax.random.split(jax.random.key(0), 50))
+    movers = np.asarray(jnp.round(imagined.next_observation[..., 0])).astype(int)
+    np.testing.assert_array_equal(imagined.terminated, movers == 0)
+    assert len({tuple(row) for row in movers.tolist()}) == (3 if propagation == "ts1" else 1)
+    assert set(movers.ravel().tolist()) == {0, 2, 3}
 
 
 def test_ts1_moves_all_rows_on_by_the_same_uniform_shift():
@@ -308,7 +366,7 @@ def test_one_certain_member_is_a_deterministic_rollout():
         certain = state.members.params._replace(low=jnp.full(2, -90.0), high=jnp.full(2, -80.0))
         state = state._replace(members=state.members._replace(params=certain))
         reached = jax.jit(lambda state: imagine(model, state, 3, 6, jax.random.key(3)))(state)
-        (layers,), low, high = layers_of(certain)
+        (layers,), low, high, _ = layers_of(certain)
         x = np.zeros((1, 2))
         for _ in range(6):
             x = x + reference.forward(layers, low, high, np.concatenate([x, np.zeros((1, 1))], axis=1))[0]
@@ -328,20 +386,18 @@ def test_predictions_and_imagined_steps_as_transcribed():
     config = dataclasses.replace(TINY, absolute=(1,), propagation="tsinf")
     with jax.enable_x64(True):
         model, state = ready(config)
-        state = fitted_normalisers(state)._replace(elites=jnp.array([2, 0], jnp.int32))
+        state = fitted_normalisers(state)._replace(elites=jnp.array([2, 0], jnp.int32), end_weight=jnp.asarray(3.0))
         rng = np.random.default_rng(6)
         observation, action = rng.normal(size=(5, 2)), rng.uniform(-1, 1, (5, 1))
         mean, variance = jax.jit(model.predict)(state, jnp.asarray(observation), jnp.asarray(action))
         assert mean.shape == variance.shape == (3, 5, 3)
-        members, low, high = layers_of(state.members.params)
+        members, low, high, ends = layers_of(state.members.params)
         x = (np.concatenate([observation, action], axis=1) - state.inputs.mean) / state.inputs.std
         base = np.stack([observation[:, 0], np.zeros(5), np.zeros(5)], axis=1)
-        logits = []
         for e, layers in enumerate(members):
-            m, log_variance, logit, _ = reference.forward(layers, low, high, np.asarray(x))
+            m, log_variance = reference.forward(layers, low, high, np.asarray(x))
             np.testing.assert_allclose(mean[e], m * state.targets.std + state.targets.mean + base, rtol=1e-10)
             np.testing.assert_allclose(variance[e], np.exp(log_variance) * state.targets.std**2, rtol=1e-10)
-            logits.append(logit[:, 0])
 
         world = model.world(state)
         draws = 4000
@@ -356,8 +412,14 @@ def test_predictions_and_imagined_steps_as_transcribed():
         assert np.abs((standard**2).mean(axis=0) - 1).max() < 4.5 * np.sqrt(2 / draws)
         between = np.corrcoef(standard.reshape(draws, -1).T) - np.eye(15)
         assert np.abs(between).max() < 5 / np.sqrt(draws)
-        chance = reference.sigmoid(np.array([logits[e][n] for n, e in enumerate(owner)]))
-        np.testing.assert_allclose(np.asarray(imagined.terminated).mean(axis=0), chance, atol=4.5 * 0.5 / np.sqrt(draws))
+        following = (np.asarray(imagined.next_observation) - state.inputs.mean[:2]) / state.inputs.std[:2]
+        odds = [np.exp(reference.end_logit(ends[e], following[:, n])) / 3.0 for n, e in enumerate(owner)]
+        chance = np.stack([o / (1 + o) for o in odds], axis=1)
+        assert (chance.std(axis=0) > 0.03).any()
+        surprise = np.asarray(imagined.terminated) - chance
+        for direction in (np.ones_like(chance), (chance - chance.mean(axis=0)) / chance.std(axis=0)):
+            spread = np.sqrt(np.sum(direction**2 * chance * (1 - chance), axis=0))
+            assert np.abs(np.sum(direction * surprise, axis=0) / spread).max() < 4.5
         assert not np.asarray(imagined.truncated).any()
 
 
@@ -431,6 +493,12 @@ def test_the_holdout_never_trains_and_rows_beyond_the_count_do_nothing(one_epoch
     after, _ = spoil(train[:3])
     assert not np.array_equal(after.members.moments.mu.low, before.members.moments.mu.low)
     np.testing.assert_array_equal(before.inputs.mean, spoil(hold)[0].inputs.mean)
+    for at, same in ((hold, True), (np.arange(40, 60), True), (train, False)):
+        flipped = rows.terminated.at[jnp.asarray(at)].set(~rows.terminated[jnp.asarray(at)])
+        after, _ = run(state, rows._replace(terminated=flipped), jnp.asarray(count), key)
+        assert np.array_equal(after.end_weight, before.end_weight) == same
+        pairs = zip(jax.tree.leaves(after.members), jax.tree.leaves(before.members), strict=True)
+        assert all(np.array_equal(a, b) for a, b in pairs) == same
 
 
 @pytest.mark.parametrize("ruined", [0, 2])
@@ -491,7 +559,7 @@ def test_a_small_task_is_learned_with_its_noise_and_its_terminations():
     before, action = rng.uniform(-2, 2, (1200, 2)), rng.uniform(-1, 1, (1200, 1))
     change = np.stack([np.sin(before[:, 0]) + action[:, 0], before[:, 1] * action[:, 0]], axis=1)
     after = before + change + noise * rng.normal(size=change.shape)
-    ends = before[:, 0] + before[:, 1] > 0.5
+    ends = after.sum(axis=1) > 0.5
     rows = Transition(*(jnp.asarray(x) for x in (before, action, np.zeros(1200), after, ends, np.zeros(1200, bool))))
     model = ensemble.make(config, 2, 1, nothing, None)
     state = jax.jit(model.init)(jax.random.key(0), {})
@@ -510,7 +578,76 @@ def test_a_small_task_is_learned_with_its_noise_and_its_terminations():
         np.testing.assert_allclose(((mean[e] - after[new]) ** 2 / variance[e]).mean(axis=0), 1.0, atol=0.4)
     world = model.world(state)
     _, imagined = jax.jit(world.step)(rows.observation[new], rows.action[new], jax.random.key(2))
-    assert (np.asarray(imagined.terminated) == ends[new]).mean() > 0.93
+    beyond = np.asarray(imagined.next_observation).sum(axis=1) > 0.5
+    assert 0.2 < beyond.mean() < 0.8
+    assert (np.asarray(imagined.terminated) == beyond).mean() > 0.93
+
+
+def cheap_task(seed, rows, noise=1e-3):
+    """A task of precise dynamics and no termination, whose first observation dimension moves by its action."""
+    rng = np.random.default_rng(seed)
+    before, action = rng.uniform(-1, 1, (rows, 2)), rng.uniform(-1, 1, (rows, 1))
+    after = before + np.stack([action[:, 0], -0.5 * before[:, 0]], axis=1) + noise * rng.normal(size=before.shape)
+    none = np.zeros(rows, bool)
+    return Transition(*(jnp.asarray(x) for x in (before, action, np.zeros(rows), after, none, none)))
+
+
+@functools.cache
+def cheap_model():
+    """A small model with its compiled first state, fit and chance of termination [N] over 50 imagined steps."""
+    config = EnsembleConfig(members=2, elites=2, hidden=(24, 24), learning_rate=3e-3, max_epochs=15)
+    model = ensemble.make(config, 2, 1, nothing, None)
+
+    @jax.jit
+    def chance(state, rows):
+        world = model.world(state)
+        step = jax.vmap(lambda key: world.step(rows.observation, rows.action, key)[1].terminated)
+        return jnp.mean(step(jax.random.split(jax.random.key(2), 50)), axis=0)
+
+    return jax.jit(model.init), jax.jit(model.fit), chance
+
+
+def learned_chance(rows, train):
+    """The fitted state, and its chance of termination on the rows after the first `train`."""
+    init, run, chance = cheap_model()
+    state, _ = run(init(jax.random.key(0), {}), rows, jnp.asarray(train), jax.random.key(1))
+    for leaf in jax.tree.leaves(state):
+        assert np.isfinite(np.asarray(leaf)).all()
+    return state, np.asarray(chance(state, jax.tree.map(lambda leaf: leaf[train:], rows)))
+
+
+def test_a_rare_termination_is_learned_beside_precise_dynamics():
+    rows = cheap_task(0, 3000)
+    after = np.asarray(rows.next_observation)[:, 0]
+    edge = np.quantile(after, 0.98)
+    ends = after > edge
+    state, chance = learned_chance(rows._replace(terminated=jnp.asarray(ends)), 2000)
+    assert 35 < float(state.end_weight) < 70
+    new, clear = ends[2000:], np.abs(after[2000:] - edge) > 0.05
+    print(
+        "RARE",
+        chance[new].mean(),
+        chance[~new].mean(),
+        chance[new & clear].min(),
+        chance[~new & clear].max(),
+        (new & clear).sum(),
+        state.end_weight,
+    )
+    assert new.sum() >= 10
+
+
+def test_a_coins_terminations_come_as_often_as_in_the_data():
+    rows = cheap_task(1, 3000)
+    ends = np.random.default_rng(2).uniform(size=3000) < 0.05
+    state, chance = learned_chance(rows._replace(terminated=jnp.asarray(ends)), 2000)
+    print("COIN", chance.mean(), ends[:2000].mean(), state.end_weight)
+    assert 10 < float(state.end_weight) < 30
+
+
+def test_without_any_termination_none_is_imagined():
+    state, chance = learned_chance(cheap_task(1, 3000), 2000)
+    print("NONE", chance.mean(), state.end_weight)
+    assert chance.mean() < 1e-3
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,39 @@ def test_one_row_that_is_not_finite_rules_out_the_candidate(bad):
     assert value(world, origin, [-1.0]) == pytest.approx(1.5)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_observation_that_is_not_finite_rules_out_the_candidate_whatever_its_reward(bad):
+    """A known reward may not look at it: 1 a step, and NaN is beyond no bound."""
+
+    def world(action_from):
+        def step(observation, action, key):
+            following = jnp.where((observation == 2) & (action[0] > action_from), bad, observation + 1)
+            ones = jnp.ones(following.shape[0])
+            return following, Transition(observation, action, ones, following, following[:, 0] == 3, ones > 1)
+
+        return World(reset=None, start=lambda origin, key: origin, observe=lambda carry: carry, step=step)
+
+    origin = jnp.arange(3.0)[:, None]
+    assert value(world(0.0), origin, [1.0, 0.0]) == -np.inf
+    assert value(world(0.0), origin, [-1.0, -1.0]) == pytest.approx((2 + 2 + 1) / 3)
+    # A row that has ended may go wherever it likes.
+    assert value(world(2.0), origin, [1.0, 1.0, 1.0]) == pytest.approx((3 + 2 + 1) / 3)
+
+
+def test_candidates_that_are_not_finite_are_counted():
+    planner = cem.make(CEMConfig(horizon=1, population=50, elites=5, iterations=2, min_variance=0.0), 1)
+
+    def step(observation, action, key):
+        following = jnp.where(action[0] > 0, jnp.nan, observation)
+        return following, Transition(observation, action, jnp.ones(1), following, jnp.zeros(1, bool), jnp.zeros(1, bool))
+
+    world = World(reset=None, start=lambda origin, key: origin, observe=lambda carry: carry, step=step)
+    policy = planning_policy(planner, world, lambda observation: observation[None])
+    action, extras, _ = policy.act(planner.init(), jnp.zeros(1), jax.random.key(0))
+    assert 0 < int(extras["nonfinite"]) < 100
+    assert float(action[0]) < 0, "what is not finite is not among the elites"
+
+
 def test_a_dead_row_does_no_harm():
     """What a row would earn after its end does not count, not even where it is not a number."""
     world = rows_world(lambda x, a: (jnp.where(x[:, 0] > 0, jnp.nan, 1.0), jnp.ones(x.shape[0], bool)))

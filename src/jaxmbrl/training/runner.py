@@ -261,15 +261,14 @@ def evaluate(run: str | Path, episodes: int = 10) -> Evaluation:
         raise UserError(f"episodes must be at least 1 and below {WHOLE}, got {episodes}")
     program, state, restored = _newest(run)
     returns = jax.jit(lambda s: evaluation.evaluate(program.algorithm, program.task, s, episodes))(state.algorithm)
+    return summarise(returns, restored.extra["env_steps"], tuple(restored.extra["frozen"]))
+
+
+def summarise(returns: Float[Array, "seeds episodes"], env_steps: int, frozen: tuple[int, ...] = ()) -> Evaluation:
+    """Means by seed, and over seeds."""
     per_seed = [float(x) for x in np.mean(np.asarray(returns, np.float64), axis=1)]
-    return Evaluation(
-        returns=returns,
-        per_seed=per_seed,
-        mean=float(np.mean(per_seed)),
-        iqm=evaluation.interquartile_mean(per_seed),
-        env_steps=restored.extra["env_steps"],
-        frozen=tuple(restored.extra["frozen"]),
-    )
+    mean, iqm = float(np.mean(per_seed)), evaluation.interquartile_mean(per_seed)
+    return Evaluation(returns, per_seed, mean, iqm, env_steps, frozen)
 
 
 class _Session:
