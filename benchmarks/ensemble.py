@@ -23,9 +23,9 @@ from jaxmbrl.rollout import Return, open_loop, planned_return, rollout
 from jaxmbrl.types import Key, Transition
 
 
-def flops_per_row(config: EnsembleConfig, inputs: int, outputs: int) -> int:
+def flops_per_row(hidden: tuple[int, ...], inputs: int, outputs: int) -> int:
     """Multiplications and additions of the layers' products for one row of one member."""
-    sizes = [inputs, *config.hidden, outputs]
+    sizes = [inputs, *hidden, outputs]
     return sum(2 * a * b for a, b in itertools.pairwise(sizes))
 
 
@@ -51,7 +51,7 @@ def population(candidates: int, particles: int, horizon: int) -> tuple[Callable[
     state = model.init(jax.random.key(0), {})
     actions = jax.random.uniform(jax.random.key(1), (candidates, horizon, action_size), minval=-1.0, maxval=1.0)
     run = jax.jit(score)
-    work = candidates * particles * horizon * flops_per_row(config, size + action_size, 2 * size)
+    work = candidates * particles * horizon * flops_per_row(config.hidden, size + action_size, 2 * size)
     return lambda: run(state, actions, jax.random.key(2)), work
 
 
@@ -80,7 +80,7 @@ def fitting(rows: int, epochs: int) -> tuple[Callable[[], Any], int, int]:
     state = model.init(keys[4], {})
     run = jax.jit(model.fit)
     steps = epochs * -(-rows // config.batch_size)
-    forward = flops_per_row(config, size + action_size, 2 * (size + 1))
+    forward = flops_per_row(config.hidden, size + action_size, 2 * (size + 1))
     work = 3 * forward * config.members * config.batch_size * steps
     return lambda: run(state, data, jnp.asarray(rows), jax.random.key(1)), work, steps
 

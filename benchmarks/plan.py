@@ -46,8 +46,9 @@ def main() -> None:
 
     planner = config.planner
     evaluations = planner.population * config.particles * planner.horizon * planner.iterations
-    # Inputs: observation and action. Outputs: mean and log-variance of change and reward, and a logit of termination.
-    flops = evaluations * flops_per_row(config.ensemble, 4 + 1, 2 * (4 + 1) + 1)
+    # Observation and action in, mean and log-variance of change and reward out; then next observation in, a logit out.
+    dynamics = flops_per_row(config.ensemble.hidden, 4 + 1, 2 * (4 + 1))
+    flops = evaluations * (dynamics + flops_per_row(config.ensemble.termination_hidden, 4, 1))
     key = jax.random.key(2)
     figures = measure(lambda: plan(state, key), flops, asked.repeats)
     figures["model evaluations a second"] = evaluations / figures["seconds"]

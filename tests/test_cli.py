@@ -87,6 +87,8 @@ REFUSED = {
     # Names.
     "trian sac": ["unknown command 'trian'", "did you mean 'train'?"],
     "--version now": ["unknown command"],
+    f"train sac --env pendulum --steps {10**400}": ["steps must be below"],
+    "train sac --env pendulum --agent.learning-rate 1e39": ["agent.learning_rate must be a finite number"],
     "train": ["algorithm", "pets, sac"],
     "train --env pendulum": ["algorithm first", "pets, sac"],
     "train sca --env pendulum": ["unknown algorithm 'sca'", "did you mean 'sac'?"],

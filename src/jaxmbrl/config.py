@@ -112,7 +112,7 @@ def _value(hint: Any, value: Any, name: str) -> Any:
 
 
 _REFUSED = object()
-LARGEST = 3.4028234e38
+LARGEST = 3.4028234663852886e38
 """Of float32."""
 
 

@@ -287,6 +287,26 @@ def test_fewer_episodes_are_the_first_of_more(sac_run, ten_episodes):
     np.testing.assert_allclose(few.per_seed, [row["eval/return"] for row in rows if row["epoch"] == 4], rtol=1e-6)
 
 
+def test_nested_settings_replace_their_own_fields_alone():
+    nested = runner.configure("pets", "cartpole-continuous", settings={"ensemble": {"members": 6}, "particles": 20})
+    dotted = runner.configure("pets", "cartpole-continuous", settings={"ensemble.members": 6, "particles": 20})
+    assert nested == dotted
+    assert (nested.settings.ensemble.members, nested.settings.ensemble.hidden) == (6, (64, 64, 64))
+
+
+def test_another_version_is_told_on_resume(tmp_path):
+    settings = {"agent.hidden": (4,), "warmup_steps": 20, "epoch_steps": 20, "replay_capacity": 50}
+    jaxmbrl.train("sac", "pendulum", settings=settings, steps=20, out=tmp_path / "run")
+    file = tmp_path / "run" / "environment.json"
+    file.write_text(file.read_text().replace(f'"jax": "{jax.__version__}"', '"jax": "0.0.1"'))
+    jaxmbrl.resume(tmp_path / "run", steps=40)
+    events = RunFolder.open(tmp_path / "run").read_events()
+    assert [e["text"] for e in events if e["kind"] == "warning"] == [
+        "versions differ from those that the run started with: the resume need not be exact"
+    ]
+    assert next(e for e in events if e["kind"] == "resume")["versions"]["jax"] == jax.__version__
+
+
 @pytest.mark.parametrize("n", range(1, 14))
 def test_interquartile_mean_is_the_trimmed_mean(n):
     values = np.random.default_rng(n).normal(size=n).tolist()
