@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import ensemble_in_numpy as reference
 import jax
@@ -91,12 +92,12 @@ def test_the_first_state_and_its_soft_bounds():
     init = jax.jit(jax.vmap(lambda rate: model.init(jax.random.key(0), {"learning_rate": rate})))
     state = init(jnp.array([0.1, 0.2]))
     np.testing.assert_allclose(state.members.learning_rate, [0.1, 0.2])
-    sizes = {"network": (3, 6, 5), "termination": (2, 5, 4)}
-    for name, layer, units in [(name, i, units) for name in sizes for i, units in enumerate(sizes[name])]:
-        kernel = np.asarray(getattr(state.members.params, name)["params"][f"Dense_{layer}"]["kernel"][0])
-        assert kernel.shape[:2] == (3, units)
-        assert 0 < np.abs(kernel).max() <= 1 / np.sqrt(units)
-        assert np.unique(kernel).size == kernel.size
+    for name, sizes in (("network", (3, 6, 5)), ("termination", (2, 5, 4))):
+        for layer, units in enumerate(sizes):
+            kernel = np.asarray(getattr(state.members.params, name)["params"][f"Dense_{layer}"]["kernel"][0])
+            assert kernel.shape[:2] == (3, units)
+            assert 0 < np.abs(kernel).max() <= 1 / np.sqrt(units)
+            assert np.unique(kernel).size == kernel.size
     np.testing.assert_array_equal(state.end_weight, [1.0, 1.0])
     with jax.enable_x64(True):
         low, high = (jnp.asarray(np.asarray(x[0, :1], float)) for x in state.members.params[1:3])
@@ -140,7 +141,7 @@ def test_transcribed_gradient_by_finite_differences():
     rng = np.random.default_rng(1)
 
     def networks(*sizes):
-        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        pairs = list(itertools.pairwise(sizes))
         return [[(rng.normal(size=pair), rng.normal(size=pair[1])) for pair in pairs] for _ in range(2)]
 
     parameters = networks(3, 4, 4), np.array([-2.0, -1.5]), np.array([0.5, 0.2]), networks(2, 4, 3, 1)
