@@ -91,7 +91,7 @@ def loss_and_gradient(parameters, x, y, following, ended, weight=1.0, decay=(), 
     for e, layers in enumerate(ends):
         out, kept = network(layers, following[e])
         p = sigmoid(out[:, 0])
-        total = sum(weight if row else 1.0 for row in ended[e])
+        total = 2 * len(ended[e])
         by_logit = np.zeros(len(p))
         for n, row in enumerate(ended[e]):
             loss -= (weight * np.log(p[n]) if row else np.log(1 - p[n])) / total

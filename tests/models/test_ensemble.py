@@ -598,7 +598,7 @@ def cheap_task(seed, rows, noise=1e-3):
 def cheap_model():
     """A small model with its compiled first state, fit and chance of termination [N] over 50 imagined steps."""
     config = EnsembleConfig(
-        members=2, elites=2, hidden=(24, 24), learning_rate=3e-3, batch_size=256, max_epochs=40, patience=40
+        members=2, elites=2, hidden=(24, 24), learning_rate=1e-3, batch_size=64, max_epochs=40, patience=40
     )
     model = ensemble.make(config, 2, 1, nothing, None)
 
@@ -629,16 +629,6 @@ def test_a_rare_termination_is_learned_beside_precise_dynamics():
     state, chance = learned_chance(rows._replace(terminated=jnp.asarray(ends)), 4000)
     assert 40 < float(state.end_weight) < 60
     new, clear = ends[4000:], np.abs(after[4000:] - edge) > 0.05
-    print(
-        "RARE",
-        chance[new].mean(),
-        chance[~new].mean(),
-        chance[new & clear].mean(),
-        chance[new & clear].min(),
-        chance[~new & clear].mean(),
-        chance[~new & clear].max(),
-        (new & clear).sum(),
-    )
     assert (new & clear).sum() >= 20
     assert chance[new & clear].mean() > 0.85
     assert (chance[new & clear] > 0.5).mean() > 0.9
@@ -651,11 +641,12 @@ def test_a_coins_terminations_come_as_often_as_in_the_data():
     ends = np.random.default_rng(2).uniform(size=6000) < 0.05
     state, chance = learned_chance(rows._replace(terminated=jnp.asarray(ends)), 4000)
     assert 15 < float(state.end_weight) < 25
-    assert abs(chance.mean() - 0.05) < 0.0125
+    assert abs(chance.mean() - 0.05) < 0.0125, chance.mean()
 
 
 def test_without_any_termination_none_is_imagined():
-    _, chance = learned_chance(cheap_task(1, 6000), 4000)
+    state, chance = learned_chance(cheap_task(1, 6000), 4000)
+    assert float(state.end_weight) == 1
     assert chance.mean() < 1e-3
 
 

@@ -202,7 +202,9 @@ def loss(
         logit = end_logit(layout, parameters, batch.following)
         entropy = jax.nn.softplus(logit) - jnp.where(batch.terminated, logit, 0.0)
         weight = jnp.where(batch.terminated, end_weight, 1.0) * valid
-        data += jnp.sum(jnp.sum(weight * entropy, axis=1) / jnp.sum(weight, axis=1))
+        # Over twice the rows, the mean weight of the training data, and not over the weights of this minibatch: a rare row
+        # would then count no more than the others together.
+        data += jnp.sum(weight * entropy) / (2 * jnp.sum(valid))
     return data + regularizer(layout, parameters)
 
 
@@ -321,7 +323,7 @@ def _fit(
     trained = fitting.training_mask(split)
     inputs, targets = _measure(layout, rows, trained)
     ends = jnp.sum(trained & rows.terminated)
-    end_weight = jnp.maximum((split.train - ends) / jnp.maximum(ends, 1), 1.0)
+    end_weight = jnp.where(ends > 0, jnp.maximum((split.train - ends) / jnp.maximum(ends, 1), 1.0), 1.0)
 
     def gather(index: Int[Array, "*n"]) -> Batch:
         taken = jax.tree.map(lambda leaf: leaf[index], rows._replace(extras=()))
