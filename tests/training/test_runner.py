@@ -287,6 +287,20 @@ def test_fewer_episodes_are_the_first_of_more(sac_run, ten_episodes):
     np.testing.assert_allclose(few.per_seed, [row["eval/return"] for row in rows if row["epoch"] == 4], rtol=1e-6)
 
 
+def test_a_checkpoint_of_other_settings_is_refused_and_kept(sac_run, tmp_path):
+    shutil.copytree(sac_run[0], tmp_path / "run")
+    folder = RunFolder.open(tmp_path / "run")
+    config = folder.read_config()
+    config["settings"]["agent"]["hidden"] = [7]
+    folder.write_config(config)
+    kept = sorted(path.name for path in folder.checkpoints.iterdir())
+    for words in (("train", "--resume", folder.path), ("evaluate", folder.path)):
+        code, _, err = call(*words)
+        assert code == 2 and err.startswith("jaxmbrl: ") and err.count("\n") == 1
+        assert "agent.actor" in err and "[2, 7]" in err and "[2, 16]" in err
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == kept
+
+
 def test_nested_settings_replace_their_own_fields_alone():
     nested = runner.configure("pets", "cartpole-continuous", settings={"ensemble": {"members": 6}, "particles": 20})
     dotted = runner.configure("pets", "cartpole-continuous", settings={"ensemble.members": 6, "particles": 20})
