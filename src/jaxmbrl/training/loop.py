@@ -104,7 +104,7 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
     def init(seed: Int[Array, ""], hyper: Hyper) -> LoopState:
         key = jax.random.key(seed)
         learner = algorithm.init(jax.random.fold_in(key, LEARNER), hyper)
-        world, policy = collectors(learner, _clock(0))
+        world, policy = collectors(learner, clock_at(0))
         environment_keys, memory_keys = (
             jax.random.split(jax.random.fold_in(key, stream), config.num_envs) for stream in (ENVIRONMENT, MEMORY)
         )
@@ -129,17 +129,13 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
         (carry, memory), transitions = jax.vmap(one, out_axes=(0, 1))(state.carry, state.memory, keys)
         return carry, memory, transitions
 
-    def advance(clock: Clock, state: LoopState) -> tuple[LoopState, Metrics]:
-        """One call of `learn`; `clock` already counts its steps. Metrics are those of this call."""
+    def attempt(clock: Clock, state: LoopState) -> tuple[LoopState, Metrics, dict[str, Bool[Array, ""]]]:
+        """One call of `learn`, whatever comes of it: (state, the call's metrics, what of it is finite, by name)."""
         key, collect_key = jax.random.split(state.key)
-        before = Clock(clock.env_steps - steps_per_call)
-        carry, memory, transitions = collect(before, state, collect_key)
+        carry, memory, transitions = collect(Clock(clock.env_steps - steps_per_call), state, collect_key)
         learner, found = algorithm.learn(clock, state.algorithm, transitions)
         (running_return, running_length), finished = _episodes((state.running_return, state.running_length), transitions)
         found = found | finished
-        finite = _finite(found, transitions, learner)
-        healthy = jnp.all(jnp.stack(list(finite.values()))) & (state.fault.what < 0)
-        first = jnp.argmin(jnp.stack(list(finite.values()))).astype(jnp.int32)
         moved = LoopState(
             algorithm=learner,
             carry=carry,
@@ -150,6 +146,13 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
             metrics=state.metrics,
             fault=state.fault,
         )
+        return moved, found, _finite(found, transitions, learner)
+
+    def advance(clock: Clock, state: LoopState) -> tuple[LoopState, Metrics]:
+        """One call of `learn`, kept where it is healthy; `clock` already counts its steps. Metrics are of this call."""
+        moved, found, finite = attempt(clock, state)
+        healthy = jnp.all(jnp.stack(list(finite.values()))) & (state.fault.what < 0)
+        first = jnp.argmin(jnp.stack(list(finite.values()))).astype(jnp.int32)
         moved = _gate(healthy, moved, state)
         new_fault = ~healthy & (state.fault.what < 0)
         fault = Fault(
@@ -171,28 +174,20 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
 
     checked: list[str] = []
 
-    def metrics_and_names(key: Key) -> Metrics:
+    def metrics_and_names() -> Metrics:
         """The metrics of a call; `checked` learns the names on the way, in the order in which `advance` looks at them."""
-        state = init(jnp.zeros((), jnp.int32), {})
-        _, _, transitions = collect(_clock(0), state, key)
-        learner, found = algorithm.learn(_clock(steps_per_call), state.algorithm, transitions)
-        _, finished = _episodes((state.running_return, state.running_length), transitions)
-        found = found | finished
-        checked.extend(_finite(found, transitions, learner))
+        _, found, finite = attempt(clock_at(steps_per_call), init(jnp.zeros((), jnp.int32), {}))
+        checked.extend(finite)
         return found
 
     unknown: Metrics = {}
-    shapes = jax.eval_shape(metrics_and_names, jax.random.key(0))
+    shapes = jax.eval_shape(metrics_and_names)
     unknown = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     return Loop(jax.vmap(init), run, steps_per_call, tuple(checked))
 
 
 def clock_at(env_steps: int) -> Clock:
     """The clock after `env_steps` steps of each seed's environments."""
-    return _clock(env_steps)
-
-
-def _clock(env_steps: int) -> Clock:
     return Clock(jnp.asarray(env_steps, jnp.int32))
 
 
