@@ -79,7 +79,7 @@ class Recorder:
     """Stands for a buffer's leaf and keeps the slots that are written."""
 
     def __init__(self, capacity):
-        self.shape = (capacity,)
+        self.shape, self.dtype = (capacity,), jnp.int32
         self.at = self
 
     def __getitem__(self, slots):
@@ -133,6 +133,13 @@ def test_ragged_rows_are_refused():
     rows = rows_of([1, 2, 3]) | {"x": jnp.zeros((2, 2))}
     with pytest.raises(AssertionError):
         replay.add(replay.init(PROTOTYPE, 4), rows)
+
+
+def test_a_row_of_another_dtype_is_refused():
+    """A probability of termination, above all, is not a termination."""
+    rows = rows_of([1, 2])
+    with pytest.raises(AssertionError, match="type"):
+        replay.add(replay.init(PROTOTYPE, 4), rows | {"flag": jnp.array([0.2, 0.0])})
 
 
 def test_resizing_and_growing_compile_once():

@@ -216,12 +216,12 @@ def test_open_loop_plays_the_actions_in_turn():
     assert (rows.extras, int(memory), float(carry[0])) == ((), 3, -0.5)
 
 
-def summed(fold, rewards, terminated, truncated):
+def summed(fold, rewards, terminated, truncated, kind=bool):
     """The fold over hand-made steps, [T] or [T, N]."""
     acc = Return.zero(np.shape(rewards)[1:])
     for i, (reward, end, cut) in enumerate(zip(rewards, terminated, truncated, strict=True)):
         blank = jnp.zeros((*np.shape(reward), 1))
-        step = Transition(blank, blank, jnp.asarray(reward, float), blank, jnp.asarray(end, bool), jnp.asarray(cut, bool))
+        step = Transition(blank, blank, jnp.asarray(reward, float), blank, jnp.asarray(end, kind), jnp.asarray(cut, bool))
         acc = fold(acc, step, jnp.asarray(i))
     return acc
 
@@ -253,6 +253,36 @@ def test_a_fault_after_the_end_does_not_count():
     acc = summed(episode_return, [1.0, np.nan], [1, 0], [0, 0])
     assert float(acc.total) == 1.0
     assert np.isnan(summed(episode_return, [1.0, np.nan], [0, 0], [0, 0]).total)
+
+
+def probable(rewards, chances):
+    """`planned_return` over hand-made steps whose terminations are probabilities."""
+    return summed(planned_return, rewards, chances, np.zeros(len(rewards)), float)
+
+
+def test_a_probability_of_termination_weighs_what_follows():
+    # 1 + .75 * 10 + .75 * .5 * 100, and nothing after a certain end
+    acc = probable([1.0, 10.0, 100.0, 1000.0], [0.25, 0.5, 1.0, 0.0])
+    assert (float(acc.total), float(acc.alive)) == (1 + 7.5 + 37.5, 0.0)
+
+
+def test_probabilities_of_0_and_1_are_terminations():
+    rewards, ends = [1.0, 10.0, 100.0, 1000.0], [0, 0, 1, 0]
+    drawn = summed(planned_return, rewards, ends, np.zeros(4))
+    jax.tree.map(np.testing.assert_array_equal, probable(rewards, ends), drawn)
+
+
+def test_probabilities_give_the_mean_over_drawn_terminations():
+    rewards, chances, draws = [1.0, -2.0, 3.0], np.array([0.3, 0.1, 0.7]), 20_000
+    ends = np.random.default_rng(0).uniform(size=(draws, 3)) < chances
+    drawn = np.array(summed(planned_return, np.tile(np.array(rewards)[:, None], draws), ends.T, np.zeros((3, draws))).total)
+    error = drawn.std() / np.sqrt(draws)
+    assert abs(drawn.mean() - float(probable(rewards, chances).total)) < 4 * error < 0.1
+
+
+def test_a_probability_that_is_not_a_number_is_not_lost():
+    assert np.isnan(probable([1.0, 1.0], [np.nan, 0.0]).total)
+    assert float(probable([1.0, 1.0, 1.0], [1.0, np.nan, np.nan]).total) == 1.0
 
 
 def test_return_of_a_rollout():

@@ -39,10 +39,12 @@ def init(prototype: PyTree, capacity: int) -> Replay:
 def add(replay: Replay, rows: PyTree, mask: Bool[Array, "n"] | None = None) -> Replay:
     """Append those `rows` [n, ...] where `mask` is true, oldest rows giving way.
 
-    Of more rows than fit, the last `capacity` stay, as if they had been added one by one.
+    Of more rows than fit, the last `capacity` stay, as if they had been added one by one. Raises AssertionError where a
+    leaf's shape or dtype is not the buffer's: a probability of termination is not a termination.
     """
     n = jax.tree.leaves(rows)[0].shape[0]
     chex.assert_tree_shape_prefix(rows, (n,))
+    jax.tree.map(lambda buffer, x: chex.assert_type(x, buffer.dtype), replay.data, rows)
     mask = jnp.ones(n, bool) if mask is None else mask
     rank = jnp.cumsum(mask, dtype=jnp.int32)
     added = jnp.sum(mask, dtype=jnp.int32)

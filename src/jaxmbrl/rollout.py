@@ -105,20 +105,31 @@ class Return(NamedTuple):
     """Accumulator of an undiscounted return: rewards count while `alive`."""
 
     total: Float[Array, "*n"]
-    alive: Bool[Array, "*n"]
+    alive: Float[Array, "*n"]
+    """1 until the end and 0 after it; the probability of being alive where ends come as probabilities."""
 
     @classmethod
     def zero(cls, shape: tuple[int, ...] = ()) -> Return:
         """Nothing earned yet, everything alive."""
-        return cls(jnp.zeros(shape), jnp.ones(shape, bool))
+        return cls(jnp.zeros(shape), jnp.ones(shape))
 
 
 def episode_return(acc: Return, transition: Transition, i: Int[Array, ""]) -> Return:
     """Fold of an evaluation: the reward of the step that ends the episode counts, later ones do not."""
-    ended = transition.terminated | transition.truncated
-    return Return(acc.total + jnp.where(acc.alive, transition.reward, 0.0), acc.alive & ~ended)
+    return _earn(acc, transition.reward, transition.terminated | transition.truncated)
 
 
 def planned_return(acc: Return, transition: Transition, i: Int[Array, ""]) -> Return:
-    """Fold of a planner's objective: as `episode_return`, but blind to time limits, which a model does not know."""
-    return Return(acc.total + jnp.where(acc.alive, transition.reward, 0.0), acc.alive & ~transition.terminated)
+    """Fold of a planner's objective: as `episode_return`, but blind to time limits, which a model does not know.
+
+    Where the world tells a probability of termination, the reward counts by the probability of being alive still. That is
+    the expectation over drawn terminations, without their noise.
+    """
+    return _earn(acc, transition.reward, transition.terminated)
+
+
+def _earn(acc: Return, reward: Float[Array, "*n"], ended: Bool[Array, "*n"] | Float[Array, "*n"]) -> Return:
+    # What the dead do may be anything, and not finite; a probability that is NaN stays one.
+    lives = acc.alive != 0
+    total = acc.total + jnp.where(lives, acc.alive * reward, 0.0)
+    return Return(total, jnp.where(lives, acc.alive * (1 - ended), 0.0))

@@ -37,8 +37,8 @@ class Transition(NamedTuple):
     reward: Float[Array, "*batch"]
     next_observation: Observation
     """The true successor, recorded before any reset."""
-    terminated: Bool[Array, "*batch"]
-    """The task ended: do not bootstrap."""
+    terminated: Bool[Array, "*batch"] | Float[Array, "*batch"]
+    """The task ended: do not bootstrap. A model that learns it tells its probability: draw before storing."""
     truncated: Bool[Array, "*batch"]
     """Only the clock ran out: bootstrap."""
     extras: PyTree = ()

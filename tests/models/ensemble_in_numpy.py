@@ -133,10 +133,10 @@ def unflatten(arrays, like):
 
 
 def moments(rows):
-    """Mean and standard deviation of the columns, a tiny one replaced by 1."""
+    """Mean and standard deviation of the columns."""
     mean = np.array([sum(column) / len(rows) for column in rows.T])
     std = np.array([np.sqrt(sum((column - m) ** 2) / len(rows)) for column, m in zip(rows.T, mean, strict=True)])
-    return mean, np.where(std < 1e-12, 1.0, std)
+    return mean, np.where(std < 1e-12, 0.0, std)
 
 
 class EarlyStopping:

@@ -321,7 +321,7 @@ def test_a_row_ends_by_the_elite_that_moved_it(propagation):
     step = jax.jit(jax.vmap(lambda key: world.step(jnp.zeros((7, 1)), jnp.zeros(1), key)[1]))
     imagined = step(jax.random.split(jax.random.key(0), 50))
     movers = np.asarray(jnp.round(imagined.next_observation[..., 0])).astype(int)
-    np.testing.assert_array_equal(imagined.terminated, movers == 0)
+    np.testing.assert_allclose(imagined.terminated, movers == 0, atol=1e-20)
     assert len({tuple(row) for row in movers.tolist()}) == (3 if propagation == "ts1" else 1)
     assert set(movers.ravel().tolist()) == {0, 2, 3}
 
@@ -383,7 +383,7 @@ def fitted_normalisers(state):
 
 
 def test_predictions_and_imagined_steps_as_transcribed():
-    """Means and variances in the task's units, and the world's draws: its mean, its noise, its reward, its termination."""
+    """Means and variances in the task's units, and the world's draws: its mean, its noise, its reward, its chance of termination."""
     config = dataclasses.replace(TINY, absolute=(1,), propagation="tsinf")
     with jax.enable_x64(True):
         model, state = ready(config)
@@ -417,10 +417,7 @@ def test_predictions_and_imagined_steps_as_transcribed():
         odds = [np.exp(reference.end_logit(ends[e], following[:, n])) / 3.0 for n, e in enumerate(owner)]
         chance = np.stack([o / (1 + o) for o in odds], axis=1)
         assert (chance.std(axis=0) > 0.03).any()
-        surprise = np.asarray(imagined.terminated) - chance
-        for direction in (np.ones_like(chance), (chance - chance.mean(axis=0)) / chance.std(axis=0)):
-            spread = np.sqrt(np.sum(direction**2 * chance * (1 - chance), axis=0))
-            assert np.abs(np.sum(direction * surprise, axis=0) / spread).max() < 4.5
+        np.testing.assert_allclose(imagined.terminated, chance, rtol=1e-9)
         assert not np.asarray(imagined.truncated).any()
 
 
@@ -582,7 +579,7 @@ def test_a_small_task_is_learned_with_its_noise_and_its_terminations():
     _, imagined = jax.jit(world.step)(rows.observation[new], rows.action[new], jax.random.key(2))
     beyond = np.asarray(imagined.next_observation).sum(axis=1) > 0.5
     assert 0.2 < beyond.mean() < 0.8
-    assert (np.asarray(imagined.terminated) == beyond).mean() > 0.93
+    assert ((np.asarray(imagined.terminated) > 0.5) == beyond).mean() > 0.93
 
 
 def cheap_task(seed, rows, noise=1e-3):
@@ -634,6 +631,22 @@ def test_a_rare_termination_is_learned_beside_precise_dynamics():
     assert (chance[new & clear] > 0.5).mean() > 0.9
     assert chance[~new & clear].mean() < 0.003
     assert chance[~new].mean() < 0.005
+
+
+def test_a_reward_that_never_varied_is_imagined_as_it_was():
+    """An ensemble errs a little about any number; a planner that earns 1 at every step would live on those errors."""
+    rows = cheap_task(1, 300)
+    config = EnsembleConfig(members=2, elites=2, hidden=(8,), max_epochs=2)
+    model = ensemble.make(config, 2, 1, None, alive)
+    rows = rows._replace(reward=jnp.full(300, 0.1))
+    state, _ = jax.jit(model.fit)(model.init(jax.random.key(0), {}), rows, jnp.asarray(300), jax.random.key(1))
+    far = 100 * rows.observation
+    imagined = model.world(state).step(far, rows.action, jax.random.key(2))[1]
+    np.testing.assert_array_equal(imagined.reward, np.float32(0.1))
+    mean, variance = model.predict(state, far, rows.action)
+    np.testing.assert_array_equal(mean[..., 2], np.float32(0.1))
+    np.testing.assert_array_equal(variance[..., 2], 0.0)
+    assert float(variance[..., :2].min()) > 0
 
 
 def test_a_coins_terminations_come_as_often_as_in_the_data():

@@ -250,7 +250,8 @@ def make(
     - world(state): the item is a block of N rows. Row n belongs to elite n mod E under `tsinf`; under `ts1` all rows move
       on together by a random number of elites at every step, so that each step has the same share of rows for each elite.
       The mean over particles of one block is right, and a variance over particles is right on average over keys, but wider
-      from key to key than if rows changed elites independently. Nothing is ever truncated; `reset` raises
+      from key to key than if rows changed elites independently. A learned termination is told as the probability that the
+      row's elite gives it, and not drawn. Nothing is ever truncated; `reset` raises
       NotImplementedError.
 
     Raises UserError where the config is inconsistent, or `absolute` names a dimension that the observation lacks.
@@ -437,17 +438,17 @@ def _world(
             made = function(share_out(x, config.elites, shift))
         return jax.tree.map(lambda part: collect(part, x.shape[0], shift), made)
 
-    def ends(following: Float[Array, "N O"], shift: Int[Array, ""] | int, key: Key) -> Bool[Array, "N"]:
+    def ends(following: Float[Array, "N O"], shift: Int[Array, ""] | int) -> Bool[Array, "N"] | Float[Array, "N"]:
         if terminated is not None:
             return terminated(following)
         x = normalize(_of_observation(layout, state.inputs), following)
         logit = shared(lambda x: end_logit(layout, elites, x)[..., None], x, shift)[:, 0]
-        return jax.random.uniform(key, logit.shape) < jax.nn.sigmoid(logit - jnp.log(state.end_weight))
+        return jax.nn.sigmoid(logit - jnp.log(state.end_weight))
 
     def step(
         observation: Float[Array, "N O"], action: Float[Array, "*n A"], key: Key
     ) -> tuple[Float[Array, "N O"], Transition]:
-        shift_key, noise_key, end_key = jax.random.split(key, 3)
+        shift_key, noise_key = jax.random.split(key)
         shift = jax.random.randint(shift_key, (), 0, config.elites) if config.propagation == "ts1" else 0
         action = jnp.broadcast_to(action, (observation.shape[0], layout.action_size))
         inputs = normalize(state.inputs, _inputs(observation, action))
@@ -455,7 +456,7 @@ def _world(
         std = jnp.exp(0.5 * output.log_variance) * state.targets.std
         drawn = denormalize(state.targets, output.mean) + std * jax.random.normal(noise_key, std.shape)
         following = kept * observation + drawn[:, :size]
-        ended = ends(following, shift, end_key)
+        ended = ends(following, shift)
         return following, Transition(
             observation=observation,
             action=action,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 SMALLEST_STD = 1e-12
-"""A column that varies less is only shifted, as in PETS (arXiv 1805.12114)."""
+"""A column that varies less is only shifted, as in PETS (arXiv 1805.12114), and shifted back to a constant."""
 
 
 class Normalizer(NamedTuple):
@@ -24,25 +24,28 @@ def identity(size: int) -> Normalizer:
 
 
 def measure(rows: Float[Array, "c d"], mask: Bool[Array, "c"]) -> Normalizer:
-    """Mean and population standard deviation of the rows where `mask` is true; a std below 1e-12 becomes 1.
+    """Mean and population standard deviation of the rows where `mask` is true.
 
     The moments are taken about one of the rows, so that a constant column has a std of exactly 0 in any precision.
-    No row at all gives a std of 1.
+    No row at all gives a std of 0, too.
     """
     count = jnp.maximum(jnp.sum(mask), 1)
     origin = rows[jnp.argmax(mask)]
     shifted = jnp.where(mask[:, None], rows - origin, 0.0)
     mean = jnp.sum(shifted, axis=0) / count
     variance = jnp.sum(jnp.where(mask[:, None], shifted - mean, 0.0) ** 2, axis=0) / count
-    std = jnp.sqrt(variance)
-    return Normalizer(origin + mean, jnp.where(std < SMALLEST_STD, 1.0, std))
+    return Normalizer(origin + mean, jnp.sqrt(variance))
 
 
 def normalize(normalizer: Normalizer, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
     """From the rows' units to normalised ones."""
-    return (x - normalizer.mean) / normalizer.std
+    return (x - normalizer.mean) / jnp.where(normalizer.std < SMALLEST_STD, 1.0, normalizer.std)
 
 
 def denormalize(normalizer: Normalizer, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-    """From normalised units to the rows'."""
+    """From normalised units to the rows'.
+
+    A column that did not vary comes back as its constant, whatever x: a planner would otherwise live on a model's small
+    errors about a reward that is always the same.
+    """
     return x * normalizer.std + normalizer.mean

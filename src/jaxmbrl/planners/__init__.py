@@ -49,7 +49,9 @@ def _follow(plan: Plan, transition: Transition, i: Int[Array, ""]) -> Plan:
     leaves = jax.tree.leaves(transition.next_observation)
     finite = [jnp.all(jnp.isfinite(leaf), axis=tuple(range(rows, leaf.ndim))) for leaf in leaves]
     alive = plan.earned.alive
-    return Plan(planned_return(plan.earned, transition, i), plan.finite & (~alive | jnp.all(jnp.stack(finite), axis=0)))
+    return Plan(
+        planned_return(plan.earned, transition, i), plan.finite & ((alive == 0) | jnp.all(jnp.stack(finite), axis=0))
+    )
 
 
 def planning_policy(planner: Planner, world: World, origin: Callable[[Observation], Any]) -> Policy:
