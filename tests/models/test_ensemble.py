@@ -383,7 +383,7 @@ def fitted_normalisers(state):
 
 
 def test_predictions_and_imagined_steps_as_transcribed():
-    """Means and variances in the task's units, and the world's draws: its mean, its noise, its reward, its chance of termination."""
+    """Means and variances in the task's units, and the world's draws, mean and noise, and its chance of termination."""
     config = dataclasses.replace(TINY, absolute=(1,), propagation="tsinf")
     with jax.enable_x64(True):
         model, state = ready(config)
