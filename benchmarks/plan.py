@@ -16,6 +16,7 @@ from measure import measure, report
 from jaxmbrl.algorithms import pets
 from jaxmbrl.envs import make
 from jaxmbrl.models import EnsembleConfig
+from jaxmbrl.planners import PlannerConfig
 from jaxmbrl.planners.cem import CEMConfig
 
 
@@ -28,7 +29,7 @@ def main() -> None:
     config = pets.Config(
         ensemble=EnsembleConfig(members=7, elites=5, hidden=(200, 200, 200, 200)),
         # A variance of 0 is never reached, so that every plan takes all iterations.
-        planner=CEMConfig(horizon=15, population=350, elites=35, iterations=5, min_variance=0.0),
+        planner=PlannerConfig(cem=CEMConfig(horizon=15, population=350, elites=35, iterations=5, min_variance=0.0)),
         particles=20,
         learn_reward=True,
         learn_termination=True,
@@ -44,7 +45,7 @@ def main() -> None:
         policy = algorithm.policy(state, True)
         return policy.act(policy.init(key), observation, key)[0]
 
-    planner = config.planner
+    planner = config.planner.cem
     evaluations = planner.population * config.particles * planner.horizon * planner.iterations
     # Observation and action in, mean and log-variance of change and reward out; then next observation in, a logit out.
     dynamics = flops_per_row(config.ensemble.hidden, 4 + 1, 2 * (4 + 1))

@@ -140,8 +140,8 @@ REFUSED = {
     SAC + "--num-envs 7": ["epoch_steps must be a multiple of 7", "got 1000"],
     PETS + "--ensemble.members 0": ["ensemble.members must be at least 1, got 0"],
     PETS + "--ensemble.elites 9": ["ensemble.elites must be at most members (5), got 9"],
-    PETS + "--planner.horizon 0": ["planner.horizon must be at least 1, got 0"],
-    PETS + "--planner.elites 101": ["planner.elites must be at most population (100), got 101"],
+    PETS + "--planner.cem.horizon 0": ["planner.cem.horizon must be at least 1, got 0"],
+    PETS + "--planner.cem.elites 101": ["planner.cem.elites must be at most population (100), got 101"],
     PETS + "--particles 7": ["particles must be a multiple of ensemble.elites (5), got 7"],
     PETS + "--ensemble.absolute 99": ["absolute must name observation dimensions below 4, got 99"],
     # Folders.
@@ -251,7 +251,7 @@ def test_a_folder_without_permission_is_refused(place):
         SAC,
         SAC + "--steps 10_000 --seeds 2 --agent.hidden",
         "train sac --config good.yaml --seed 3",
-        PETS + "--learn-reward --ensemble.no-normalize-targets --planner.momentum=0.5",
+        PETS + "--learn-reward --ensemble.no-normalize-targets --planner.cem.momentum=0.5",
     ],
 )
 def test_what_is_right_begins(line, place):

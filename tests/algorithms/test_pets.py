@@ -11,12 +11,13 @@ from jaxmbrl import algorithms, envs, metrics
 from jaxmbrl.algorithms import pets
 from jaxmbrl.config import UserError, check
 from jaxmbrl.models import EnsembleConfig
+from jaxmbrl.planners import PlannerConfig
 from jaxmbrl.planners.cem import CEMConfig
 from jaxmbrl.training import loop
 
 TINY = pets.Config(
     ensemble=EnsembleConfig(members=2, elites=2, hidden=(8,), batch_size=16, max_epochs=2, holdout_fraction=0.0),
-    planner=CEMConfig(horizon=3, population=10, elites=3, iterations=2),
+    planner=PlannerConfig(cem=CEMConfig(horizon=3, population=10, elites=3, iterations=2)),
     particles=4,
     refit_every=10,
     replay_capacity=100,
@@ -100,7 +101,7 @@ def test_published_settings(name):
     hidden, decay, trial, trials, horizon, population, elites = PUBLISHED[name]
     preset = pets.PRESETS[name]
     config = preset.config
-    assert config.planner == CEMConfig(horizon, population, elites, iterations=5, momentum=0.1, min_variance=1e-3)
+    assert config.planner.cem == CEMConfig(horizon, population, elites, iterations=5, momentum=0.1, min_variance=1e-3)
     assert (config.ensemble.members, config.ensemble.hidden, config.ensemble.weight_decay) == (5, hidden, decay)
     assert (config.ensemble.learning_rate, config.ensemble.batch_size, config.ensemble.max_epochs) == (1e-3, 32, 5)
     assert (config.ensemble.holdout_fraction, config.ensemble.bounds_weight) == (0.0, 0.01)

@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 from annotated_types import Ge
 
-from jaxmbrl import metrics, replay
+from jaxmbrl import metrics, planners, replay
 from jaxmbrl.models import ensemble
 from jaxmbrl.models.ensemble import EnsembleConfig, EnsembleState
-from jaxmbrl.planners import cem, planning_policy
+from jaxmbrl.planners import PlannerConfig, planning_policy
 from jaxmbrl.planners.cem import CEMConfig
 from jaxmbrl.presets import Preset
 from jaxmbrl.replay import Replay
@@ -37,7 +37,7 @@ class Config:
 
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     """The dynamics model."""
-    planner: CEMConfig = field(default_factory=CEMConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
     """The optimiser of action sequences."""
     particles: Annotated[int, Ge(1)] = 20
     """Imagined trajectories of each action sequence."""
@@ -84,7 +84,7 @@ def make(config: Config, task: Task) -> Algorithm:
         reward=None if config.learn_reward else task.reward,
         terminated=None if config.learn_termination else task.terminated,
     )
-    planner = cem.make(config.planner, task.action.shape[0])
+    planner = planners.make(config.planner, task.action.shape[0])
 
     def init(key: Key, hyper: Hyper) -> State:
         model_key, key = jax.random.split(key)
@@ -117,7 +117,7 @@ _SMALL = Config(
     ensemble=EnsembleConfig(
         members=5, elites=5, hidden=(64, 64, 64), weight_decay=(), learning_rate=1e-3, batch_size=64, max_epochs=40
     ),
-    planner=CEMConfig(horizon=20, population=100, elites=10, iterations=4, momentum=0.1),
+    planner=PlannerConfig(cem=CEMConfig(horizon=20, population=100, elites=10, iterations=4, momentum=0.1)),
     particles=10,
     refit_every=50,
     replay_capacity=10_000,
@@ -151,7 +151,9 @@ def _paper(
             normalize_targets=False,
             propagation="tsinf",
         ),
-        planner=CEMConfig(horizon=horizon, population=population, elites=elites, iterations=5, momentum=0.1),
+        planner=PlannerConfig(
+            cem=CEMConfig(horizon=horizon, population=population, elites=elites, iterations=5, momentum=0.1)
+        ),
         particles=20,
         refit_every=trial,
         replay_capacity=trial * trials,

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxmbrl.planners import cem
+from jaxmbrl.planners.cem import CEMConfig
 from jaxmbrl.rollout import Return, open_loop, planned_return, rollout
 from jaxmbrl.types import Action, Key, Memory, Objective, Observation, Planner, Policy, PyTree, Transition, World
+
+
+@dataclass(frozen=True)
+class PlannerConfig:
+    """Which planner, and the settings of each."""
+
+    method: Literal["cem"] = "cem"
+    """The planner that plans; the settings of the others do nothing."""
+    cem: CEMConfig = field(default_factory=CEMConfig)
+    """The cross-entropy method."""
+
+
+def make(config: PlannerConfig, action_size: int) -> Planner:
+    """The planner that `config` names."""
+    return cem.make(config.cem, action_size)
 
 
 def return_of(world: World, origin: Any) -> Objective:
