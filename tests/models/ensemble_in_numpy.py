@@ -100,6 +100,21 @@ def loss_and_gradient(parameters, x, y, following, ended, weight=1.0, decay=(), 
     return loss, (gradients, low_gradient, high_gradient, end_gradients)
 
 
+def deterministic_loss_and_gradient(members, x, y, decay=()):
+    """The same of members without variances, whose loss is the squared error; the gradient is theirs alone."""
+    loss, gradients = 0.0, []
+    for e, layers in enumerate(members):
+        out, kept = network(layers, x[e])
+        loss += np.sum((out - y[e]) ** 2) / y[e].size
+        gradient = network_gradient(layers, kept, 2 * (out - y[e]) / y[e].size)
+        for i, wd in enumerate(decay):
+            kernel = layers[i][0]
+            loss += 0.5 * wd * np.sum(kernel**2)
+            gradient[i] = (gradient[i][0] + wd * kernel, gradient[i][1])
+        gradients.append(gradient)
+    return loss, gradients
+
+
 class Adam:
     """Kingma and Ba (arXiv 1412.6980), algorithm 1, on a list of arrays."""
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hand_made import TINY, alive, constant, fitted_normalisers, layers_of, nothing, ready, table
 
 from jaxmbrl.config import UserError, from_dict
 from jaxmbrl.distributions import soft_clamp
@@ -16,75 +17,6 @@ from jaxmbrl.models import EnsembleConfig, ensemble, fit
 from jaxmbrl.models.ensemble import Batch, Layout
 from jaxmbrl.rollout import open_loop, rollout
 from jaxmbrl.types import Transition
-
-TINY = EnsembleConfig(
-    members=3,
-    elites=2,
-    hidden=(6, 5),
-    weight_decay=(0.1, 0.2, 0.3),
-    batch_size=8,
-    max_epochs=3,
-    termination_hidden=(5, 4),
-)
-
-
-def alive(next_observation):
-    return jnp.zeros(next_observation.shape[:-1], bool)
-
-
-def nothing(observation, action, next_observation):
-    return jnp.zeros(observation.shape[:-1])
-
-
-def layers_of(parameters):
-    """The parameters as the transcription holds them: (members, low, high, ends)."""
-
-    def networks(variables):
-        if variables == ():
-            return []
-        dense = variables["params"]
-        names = sorted(dense)
-        count = dense[names[0]]["kernel"].shape[0]
-        return [[(np.asarray(dense[n]["kernel"][e]), np.asarray(dense[n]["bias"][e])) for n in names] for e in range(count)]
-
-    low, high = np.asarray(parameters.low), np.asarray(parameters.high)
-    return networks(parameters.network), low, high, networks(parameters.termination)
-
-
-def table(rng, rows, observation=2, action=1):
-    before = rng.normal(1.0, 2.0, (rows, observation))
-    act = rng.uniform(-1, 1, (rows, action))
-    after = before + np.tanh(before[:, ::-1]) * 0.3 + 0.2 * act + 0.05 * rng.normal(size=before.shape)
-    return Transition(
-        observation=jnp.asarray(before),
-        action=jnp.asarray(act),
-        reward=jnp.asarray(10 * before[:, 0] * act[:, 0]),
-        next_observation=jnp.asarray(after),
-        terminated=jnp.asarray(after[:, 1] > 2.5),
-        truncated=jnp.zeros(rows, bool),
-    )
-
-
-def blank(config, size=(2, 1), reward=None, terminated=None):
-    """A model and a state whose weights are all 0: `init` without its random numbers, which take long to compile."""
-    model = ensemble.make(config, *size, reward, terminated)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), {})
-    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    members = state.members._replace(learning_rate=jnp.asarray(config.learning_rate, float), open=jnp.ones((), bool))
-    one = {
-        name: getattr(state, name)._replace(std=jnp.ones_like(getattr(state, name).std)) for name in ("inputs", "targets")
-    }
-    first = {"elites": jnp.arange(config.elites, dtype=jnp.int32), "end_weight": jnp.ones(())}
-    return model, state._replace(members=members, **first, **one)
-
-
-def ready(config, reward=None, terminated=None, seed=0):
-    """A model and a state in which every weight, bias and bound is random, so that none of them is special."""
-    model, state = blank(config, (2, 1), reward, terminated)
-    rng = np.random.default_rng(seed)
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), leaf.dtype), state.members.params)
-    params = params._replace(low=params.low - 10, high=params.high + 0.5)
-    return model, state._replace(members=state.members._replace(params=params))
 
 
 def test_the_first_state_and_its_soft_bounds():
@@ -135,6 +67,53 @@ def test_loss_and_gradient_as_transcribed(learns_end):
         assert abs(float(value) - loss) < 1e-10
         for a, b in zip(reference.flatten(layers_of(gradient)), reference.flatten(by), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
+
+
+DETERMINISTIC = dataclasses.replace(TINY, probabilistic=False)
+
+
+def test_deterministic_loss_and_gradient_as_transcribed():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        _, state = ready(DETERMINISTIC, terminated=alive)
+        parameters = state.members.params
+        x, y = rng.normal(size=(3, 7, 3)), rng.normal(size=(3, 7, 3))
+        valid = np.array([1, 1, 0, 1, 1, 0, 1], bool)
+        members = layers_of(parameters)[0]
+        loss, by = reference.deterministic_loss_and_gradient(members, x[:, valid], y[:, valid], TINY.weight_decay)
+        x[:, ~valid], y[:, ~valid] = 1e6, -1e6
+        batch = Batch(*(jnp.asarray(part) for part in (x, y, np.zeros((3, 7, 2)), np.zeros((3, 7), bool))))
+        function = jax.jit(jax.value_and_grad(functools.partial(ensemble.loss, Layout(DETERMINISTIC, 2, 1, True, False))))
+        value, gradient = function(parameters, batch, jnp.asarray(valid))
+        assert abs(float(value) - loss) < 1e-10
+        for ours, theirs in zip(layers_of(gradient)[0], by, strict=True):
+            for pair, expected in zip(ours, theirs, strict=True):
+                for a, b in zip(pair, expected, strict=True):
+                    np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_deterministic_members_have_no_bounds_and_predict_and_imagine_without_noise():
+    config = dataclasses.replace(DETERMINISTIC, absolute=(1,), propagation="tsinf")
+    with jax.enable_x64(True):
+        model, state = ready(config)
+        parameters = state.members.params
+        assert parameters.low == parameters.high == ()
+        assert parameters.network["params"]["Dense_2"]["bias"].shape == (3, 3)
+        state = fitted_normalisers(state)._replace(elites=jnp.array([2, 0], jnp.int32))
+        rng = np.random.default_rng(6)
+        observation, action = rng.normal(size=(5, 2)), rng.uniform(-1, 1, (5, 1))
+        mean, variance = jax.jit(model.predict)(state, jnp.asarray(observation), jnp.asarray(action))
+        x = (np.concatenate([observation, action], axis=1) - state.inputs.mean) / state.inputs.std
+        base = np.stack([observation[:, 0], np.zeros(5), np.zeros(5)], axis=1)
+        for e, layers in enumerate(layers_of(parameters)[0]):
+            expected = reference.network(layers, np.asarray(x))[0] * state.targets.std + state.targets.mean + base
+            np.testing.assert_allclose(mean[e], expected, rtol=1e-10)
+        np.testing.assert_array_equal(variance, np.zeros((3, 5, 3)))
+        step = jax.jit(model.world(state).step)
+        for seed in range(2):
+            _, imagined = step(jnp.asarray(observation), jnp.asarray(action), jax.random.key(seed))
+            drawn = np.concatenate([imagined.next_observation, imagined.reward[:, None]], axis=1)
+            np.testing.assert_allclose(drawn, [mean[e, n] for n, e in enumerate((2, 0, 2, 0, 2))], rtol=1e-10)
 
 
 def test_transcribed_gradient_by_finite_differences():
@@ -259,127 +238,6 @@ def indices(config, key, capacity, count):
     split, (index, valid) = jax.tree.map(np.asarray, draw(config, key, capacity, jnp.asarray(count)))
     hold, train = np.split(split.order[:count], [split.holdout])
     return hold, train, lambda epoch: [index[epoch, i][:, v] for i, v in enumerate(valid[epoch]) if v.any()]
-
-
-def constant(config, deltas, elites=None, log_variance=None, reward=nothing, terminated=alive, ends=None):
-    """A model whose member e predicts the change deltas[e] everywhere, without noise or with the log-variance given.
-
-    Where `terminated` is None, `ends` has every member's logit of termination.
-    """
-    deltas = jnp.asarray(deltas, float)
-    members, size = deltas.shape
-    model, state = blank(config, (size, 1), reward, terminated)
-    params = state.members.params
-    raw = jnp.zeros((members, size)) if log_variance is None else jnp.broadcast_to(log_variance, (members, size))
-    last = f"Dense_{len(config.hidden)}"
-    params.network["params"][last]["bias"] = jnp.concatenate([deltas, raw], axis=1)
-    if ends is not None:
-        params.termination["params"][f"Dense_{len(config.termination_hidden)}"]["bias"] = jnp.asarray(ends, float)[:, None]
-    if log_variance is None:
-        params = params._replace(low=jnp.full(size, -90.0), high=jnp.full(size, -80.0))
-    else:
-        params = params._replace(low=jnp.full(size, -90.0), high=jnp.full(size, 90.0))
-    state = state._replace(members=state.members._replace(params=params))
-    return model, state if elites is None else state._replace(elites=jnp.asarray(elites, jnp.int32))
-
-
-def imagine(model, state, particles, horizon, key):
-    """Observations [particles, O] after `horizon` steps from zeros, without action."""
-    world = model.world(state)
-    size = state.targets.mean.shape[0]
-    policy = open_loop(jnp.zeros((horizon, 1)))
-    start = world.start(jnp.zeros((particles, size)), key), policy.init(key)
-    return rollout(world, policy, start, key, horizon)[0][0]
-
-
-@pytest.mark.parametrize(("rows", "members", "shift"), [(6, 3, 0), (6, 3, 1), (7, 3, 2), (2, 5, 3), (1, 1, 0), (20, 5, 4)])
-def test_row_n_goes_to_member_n_plus_shift(rows, members, shift):
-    numbers = jnp.arange(rows, dtype=float)[:, None]
-    shared = ensemble.share_out(numbers, members, shift)
-    said = shared + 1000.0 * jnp.arange(members)[:, None, None]
-    for n, value in enumerate(np.asarray(ensemble.collect(said, rows, shift))[:, 0]):
-        assert value == n + 1000 * ((n + shift) % members)
-    assert shared.shape == (members, -(-rows // members), 1)
-
-
-def test_only_elites_imagine_and_each_its_rows():
-    config = EnsembleConfig(members=4, elites=2, hidden=(3,), propagation="tsinf")
-    model, state = constant(config, [[0.0], [1.0], [2.0], [3.0]], elites=[3, 1])
-    for steps in (1, 3):
-        reached = imagine(model, state, 5, steps, jax.random.key(0))
-        np.testing.assert_allclose(reached[:, 0], steps * np.array([3.0, 1.0, 3.0, 1.0, 3.0]))
-
-
-@pytest.mark.parametrize("propagation", ["ts1", "tsinf"])
-def test_a_row_ends_by_the_elite_that_moved_it(propagation):
-    """Member e adds e and is certain to end, or not to: the change tells who moved a row, and so whether it ends."""
-    config = EnsembleConfig(members=4, elites=3, hidden=(3,), propagation=propagation)
-    model, state = constant(
-        config, [[0.0], [1.0], [2.0], [3.0]], [3, 0, 2], terminated=None, ends=[60.0, 60.0, -60.0, -60.0]
-    )
-    world = model.world(state._replace(end_weight=jnp.asarray(50.0)))
-    step = jax.jit(jax.vmap(lambda key: world.step(jnp.zeros((7, 1)), jnp.zeros(1), key)[1]))
-    imagined = step(jax.random.split(jax.random.key(0), 50))
-    movers = np.asarray(jnp.round(imagined.next_observation[..., 0])).astype(int)
-    np.testing.assert_allclose(imagined.terminated, movers == 0, atol=1e-20)
-    assert len({tuple(row) for row in movers.tolist()}) == (3 if propagation == "ts1" else 1)
-    assert set(movers.ravel().tolist()) == {0, 2, 3}
-
-
-def test_ts1_moves_all_rows_on_by_the_same_uniform_shift():
-    config = EnsembleConfig(members=4, elites=4, hidden=(3,), propagation="ts1")
-    model, state = constant(config, [[0.0], [1.0], [2.0], [3.0]])
-    keys = jax.random.split(jax.random.key(0), 2000)
-    reached = jax.jit(jax.vmap(lambda key: imagine(model, state, 6, 1, key)))(keys)[:, :, 0]
-    shifts = np.asarray(jnp.round(reached[:, 0])).astype(int)
-    np.testing.assert_allclose(reached, (shifts[:, None] + np.arange(6)) % 4, atol=1e-6)
-    np.testing.assert_allclose(np.bincount(shifts, minlength=4) / 2000, 0.25, atol=5 * np.sqrt(0.25 * 0.75 / 2000))
-
-
-def test_particle_variance_grows_as_h_squared_under_tsinf_and_as_h_under_ts1():
-    deltas, horizon = np.array([0.3, -1.0, 0.5, 2.0, -0.4]), 4
-    keys = jax.random.split(jax.random.key(0), 4000)
-    ratio = {}
-    for propagation in ("ts1", "tsinf"):
-        model, state = constant(EnsembleConfig(hidden=(3,), propagation=propagation), deltas[:, None])
-        reached = jax.jit(jax.vmap(lambda key, m=model, s=state: imagine(m, s, 20, horizon, key)))(keys)
-        ratio[propagation] = np.asarray(reached[:, :, 0]).var(axis=1) / deltas.var()
-    np.testing.assert_allclose(ratio["tsinf"], horizon**2, rtol=1e-4)
-    error = ratio["ts1"].std() / np.sqrt(4000)
-    assert error < 0.06
-    assert abs(ratio["ts1"].mean() - horizon) < 4 * error
-
-
-def test_one_member_propagates_alike_in_both_modes():
-    reached = []
-    for propagation in ("ts1", "tsinf"):
-        config = dataclasses.replace(TINY, members=1, elites=1, propagation=propagation)
-        model, state = ready(config, reward=nothing, terminated=alive)
-        reached.append(jax.jit(lambda state, m=model: imagine(m, state, 6, 5, jax.random.key(3)))(state))
-    np.testing.assert_array_equal(*reached)
-    assert np.asarray(reached[0]).std(axis=0).min() > 0.01
-
-
-def test_one_certain_member_is_a_deterministic_rollout():
-    config = dataclasses.replace(TINY, members=1, elites=1)
-    with jax.enable_x64(True):
-        model, state = ready(config, reward=nothing, terminated=alive)
-        certain = state.members.params._replace(low=jnp.full(2, -90.0), high=jnp.full(2, -80.0))
-        state = state._replace(members=state.members._replace(params=certain))
-        reached = jax.jit(lambda state: imagine(model, state, 3, 6, jax.random.key(3)))(state)
-        (layers,), low, high, _ = layers_of(certain)
-        x = np.zeros((1, 2))
-        for _ in range(6):
-            x = x + reference.forward(layers, low, high, np.concatenate([x, np.zeros((1, 1))], axis=1))[0]
-        np.testing.assert_allclose(reached, x.repeat(3, axis=0), rtol=1e-12)
-
-
-def fitted_normalisers(state):
-    rng = np.random.default_rng(5)
-    return state._replace(
-        inputs=state.inputs._replace(mean=jnp.asarray(rng.normal(size=3)), std=jnp.asarray(rng.uniform(0.5, 2, 3))),
-        targets=state.targets._replace(mean=jnp.asarray(rng.normal(size=3)), std=jnp.asarray(rng.uniform(0.5, 2, 3))),
-    )
 
 
 def test_predictions_and_imagined_steps_as_transcribed():
@@ -582,6 +440,24 @@ def test_a_small_task_is_learned_with_its_noise_and_its_terminations():
     assert ((np.asarray(imagined.terminated) > 0.5) == beyond).mean() > 0.93
 
 
+def test_a_deterministic_ensemble_learns_a_small_task():
+    config = EnsembleConfig(
+        members=3, elites=2, probabilistic=False, hidden=(24, 24), learning_rate=3e-3, batch_size=32, max_epochs=60
+    )
+    rows = cheap_task(3, 1000, noise=0.05)
+    model = ensemble.make(config, 2, 1, nothing, alive)
+    state = jax.jit(model.init)(jax.random.key(0), {})
+    state, metrics = jax.jit(model.fit)(state, rows, jnp.asarray(800), jax.random.key(1))
+    assert set(metrics) == {"model/holdout_error", "model/fit_steps", "model/fit_epochs"}
+    relative = 0.05**2 / np.asarray(rows.next_observation - rows.observation).var(axis=0)
+    assert 0.7 * relative.mean() < mean_of(metrics, "model/holdout_error") < 1.5 * relative.mean()
+    mean, _ = model.predict(state, rows.observation[800:], rows.action[800:])
+    truth = rows.observation[800:] + jnp.stack([rows.action[800:, 0], -0.5 * rows.observation[800:, 0]], axis=1)
+    for e in state.elites:
+        assert np.abs(mean[e] - truth).mean() < 0.5 * 0.05
+    assert np.abs(mean[0] - mean[1]).max() > 1e-3
+
+
 def cheap_task(seed, rows, noise=1e-3):
     """A task of precise dynamics and no termination, whose first observation dimension moves by its action."""
     rng = np.random.default_rng(seed)
@@ -641,8 +517,10 @@ def test_a_reward_that_never_varied_is_imagined_as_it_was():
     rows = rows._replace(reward=jnp.full(300, 0.1))
     state, _ = jax.jit(model.fit)(model.init(jax.random.key(0), {}), rows, jnp.asarray(300), jax.random.key(1))
     far = 100 * rows.observation
-    imagined = model.world(state).step(far, rows.action, jax.random.key(2))[1]
-    np.testing.assert_array_equal(imagined.reward, np.float32(0.1))
+    for mode in ("ts1", "distribution"):
+        mode_model = ensemble.make(dataclasses.replace(config, propagation=mode), 2, 1, None, alive)
+        imagined = mode_model.world(state).step(far, rows.action, jax.random.key(2))[1]
+        np.testing.assert_array_equal(imagined.reward, np.float32(0.1))
     mean, variance = model.predict(state, far, rows.action)
     np.testing.assert_array_equal(mean[..., 2], np.float32(0.1))
     np.testing.assert_array_equal(variance[..., 2], 0.0)

@@ -2,5 +2,6 @@
 
 from jaxmbrl.models import ensemble
 from jaxmbrl.models.ensemble import EnsembleConfig, EnsembleState
+from jaxmbrl.models.propagation import uncertainty
 
-__all__ = ["EnsembleConfig", "EnsembleState", "ensemble"]
+__all__ = ["EnsembleConfig", "EnsembleState", "ensemble", "uncertainty"]

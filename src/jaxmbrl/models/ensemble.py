@@ -11,7 +11,9 @@ of the data. Source: Chua et al., PETS, arXiv 1805.12114; early stopping, elites
 compares un-normalised ones, so that no dimension rules by its unit; targets are normalised too by default; and the mean
 over a minibatch is over the rows that it has, where an epoch's last one is smaller.
 
-Imagining costs one network evaluation a row: a block's rows are shared out evenly over the elites (see `make`).
+A deterministic ensemble (PETS's DE) has no log-variances: it minimises sum_e mean_{batch, dims} (m - y)^2 and the last sum.
+
+How imagined rows go through the members is written in `models.propagation`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +34,9 @@ from jaxmbrl import optimizer
 from jaxmbrl.config import UserError, check
 from jaxmbrl.distributions import soft_clamp
 from jaxmbrl.models import fit as fitting
+from jaxmbrl.models import propagation
 from jaxmbrl.models.normalizer import Normalizer, denormalize, identity, measure, normalize
+from jaxmbrl.models.propagation import Propagation
 from jaxmbrl.networks import MLP, pets_kernel_init
 from jaxmbrl.optimizer import Trainable
 from jaxmbrl.types import Average, DynamicsModel, Hyper, Key, Metrics, PyTree, Transition, World
@@ -50,6 +54,8 @@ class EnsembleConfig:
     """Networks that are fitted."""
     elites: Annotated[int, Ge(1)] = 5
     """Members with the least holdout error, which alone imagine."""
+    probabilistic: bool = True
+    """Whether members predict a variance too; without, they fit the squared error and imagine no noise of their own."""
     hidden: tuple[Annotated[int, Ge(1)], ...] = (200, 200, 200, 200)
     """Units of each hidden layer (swish)."""
     weight_decay: tuple[Annotated[float, Ge(0)], ...] = ()
@@ -72,8 +78,9 @@ class EnsembleConfig:
     """Whether targets are shifted and scaled like inputs."""
     absolute: tuple[Annotated[int, Ge(0)], ...] = ()
     """Observation dimensions that are predicted themselves and not as changes."""
-    propagation: Literal["ts1", "tsinf"] = "ts1"
-    """Whether an imagined row changes member at every step (ts1) or never (tsinf)."""
+    propagation: Propagation = "ts1"
+    """What an imagined row is drawn from: a member that changes at every step (ts1) or never (tsinf), all members' mean
+    (expectation) or their Gaussian (distribution), refitted to the block's next observations (moment_matching)."""
     bounds_weight: Annotated[float, Ge(0)] = 0.01
     """Weight of the sum of the log-variance bounds' distances in the loss."""
 
@@ -94,10 +101,10 @@ class Parameters(NamedTuple):
 
     network: PyTree
     """Leaves [E, ...]."""
-    low: Float[Array, "D"]
-    """Lower bound of the log-variance, shared by the members."""
-    high: Float[Array, "D"]
-    """Upper bound."""
+    low: PyTree
+    """Lower bound [D] of the log-variance, shared by the members; `()` where they are deterministic."""
+    high: PyTree
+    """Upper bound, likewise."""
     termination: PyTree
     """Leaves [E, ...]; `()` where the termination is known."""
 
@@ -126,6 +133,7 @@ class Output(NamedTuple):
 
     mean: Float[Array, "E B D"]
     log_variance: Float[Array, "E B D"]
+    """Minus infinity where the members are deterministic."""
 
 
 class Batch(NamedTuple):
@@ -160,8 +168,8 @@ class Layout:
 
     @property
     def network(self) -> nn.Module:
-        """One member: D means and D log-variances."""
-        return MLP(self.config.hidden, 2 * self.target_size, nn.swish, pets_kernel_init)
+        """One member: D means and, where it is probabilistic, D log-variances."""
+        return MLP(self.config.hidden, (1 + self.config.probabilistic) * self.target_size, nn.swish, pets_kernel_init)
 
     @property
     def termination(self) -> nn.Module:
@@ -172,6 +180,8 @@ class Layout:
 def forward(layout: Layout, parameters: Parameters, inputs: Float[Array, "E B I"]) -> Output:
     """Every member's prediction for its own rows of normalised inputs."""
     raw = jax.vmap(layout.network.apply)(parameters.network, inputs)
+    if not layout.config.probabilistic:
+        return Output(raw, jnp.full_like(raw, -jnp.inf))
     size = layout.target_size
     return Output(raw[..., :size], soft_clamp(raw[..., size:], parameters.low, parameters.high))
 
@@ -196,7 +206,9 @@ def loss(
     2001). It has parameters of its own: on a shared trunk the likelihood of precise dynamics drowns it.
     """
     output = forward(layout, parameters, batch.inputs)
-    error = (output.mean - batch.targets) ** 2 * jnp.exp(-output.log_variance) + output.log_variance
+    error = (output.mean - batch.targets) ** 2
+    if layout.config.probabilistic:
+        error = error * jnp.exp(-output.log_variance) + output.log_variance
     data = jnp.sum(jnp.where(valid, jnp.mean(error, axis=-1), 0.0)) / jnp.sum(valid)
     if layout.learns_end:
         logit = end_logit(layout, parameters, batch.following)
@@ -210,22 +222,12 @@ def loss(
 
 def regularizer(layout: Layout, parameters: Parameters) -> Float[Array, ""]:
     """The part of the loss that no data enters: bounds apart, and kernels (not biases, not bounds) small."""
-    total = layout.config.bounds_weight * (jnp.sum(parameters.high) - jnp.sum(parameters.low))
+    total = jnp.zeros(())
+    if layout.config.probabilistic:
+        total += layout.config.bounds_weight * (jnp.sum(parameters.high) - jnp.sum(parameters.low))
     for i, decay in enumerate(layout.config.weight_decay):
         total += 0.5 * decay * jnp.sum(parameters.network["params"][f"Dense_{i}"]["kernel"] ** 2)
     return total
-
-
-def share_out(rows: Float[Array, "N I"], members: int, shift: Int[Array, ""] | int) -> Float[Array, "E M I"]:
-    """Give row n to member (n + shift) mod E; where E does not divide N, the last row is repeated at the end."""
-    padded = jnp.pad(rows, ((0, -rows.shape[0] % members), (0, 0)), mode="edge")
-    return jnp.roll(padded.reshape(-1, members, rows.shape[1]), shift, axis=1).swapaxes(0, 1)
-
-
-def collect(shared: Float[Array, "E M D"], rows: int, shift: Int[Array, ""] | int) -> Float[Array, "N D"]:
-    """Put what the members made of `share_out`'s rows back in the order of the N rows."""
-    in_order = jnp.roll(shared.swapaxes(0, 1), -shift, axis=1)
-    return in_order.reshape(math.prod(in_order.shape[:2]), shared.shape[2])[:rows]
 
 
 def make(
@@ -246,13 +248,20 @@ def make(
       where they stood; each member ends with its best weights, while bounds and Adam are the last epoch's. Metrics are
       means over the elites on the holdout, in the space of the fitted targets (the likelihood in nats a dimension); they
       are unknown in a fit too small to hold out a row, which runs all its epochs and keeps the elites as they were.
-    - predict(state, observation, action): mean and variance [E, N, D] of [next observation, reward] in the task's units.
-    - world(state): the item is a block of N rows. Row n belongs to elite n mod E under `tsinf`; under `ts1` all rows move
-      on together by a random number of elites at every step, so that each step has the same share of rows for each elite.
-      The mean over particles of one block is right, and a variance over particles is right on average over keys, but wider
-      from key to key than if rows changed elites independently. A learned termination is told as the probability that the
-      row's elite gives it, and not drawn. Nothing is ever truncated; `reset` raises
-      NotImplementedError.
+    - predict(state, observation, action): mean and variance [E, N, D] of [next observation, reward] in the task's units;
+      `models.uncertainty` parts them into noise and disagreement. The variance of deterministic members is 0.
+    - world(state): the item is a block of N rows, which the elites move as `config.propagation` says. Row n belongs to
+      elite n mod E under `tsinf`; under `ts1` all rows move on together by a random number of elites at every step, so that
+      each step has the same share of rows for each elite. The mean over particles of one block is right, and a variance
+      over particles is right on average over keys, but wider from key to key than if rows changed elites independently.
+      `expectation`, `distribution` and `moment_matching` run every elite on every row: E times the cost. Nothing is ever
+      truncated; `reset` raises NotImplementedError.
+      - Moment matching takes the whole block for one belief: its N rows must be the particles of one start and one action
+        sequence, never several candidates or a batch of states. A learned reward stays as it was drawn with its row, a
+        known one is that of the row's observation and its new next observation. Rows are no trajectories then: one that
+        has ended is refitted with the others.
+      - A learned termination is told as a probability, and not drawn: that of the row's elite under `ts1` and `tsinf`, else
+        the mean of all elites'.
 
     Raises UserError where the config is inconsistent, or `absolute` names a dimension that the observation lacks.
     """
@@ -278,8 +287,8 @@ def _init(layout: Layout, key: Key, hyper: Hyper) -> EnsembleState:
 
     parameters = Parameters(
         network=members(network_key, layout.network, layout.input_size),
-        low=jnp.full(layout.target_size, FIRST_LOW, float),
-        high=jnp.full(layout.target_size, FIRST_HIGH, float),
+        low=jnp.full(layout.target_size, FIRST_LOW, float) if layout.config.probabilistic else (),
+        high=jnp.full(layout.target_size, FIRST_HIGH, float) if layout.config.probabilistic else (),
         termination=members(termination_key, layout.termination, layout.observation_size) if layout.learns_end else (),
     )
     return EnsembleState(
@@ -346,12 +355,12 @@ def _fit(
 
         return jax.lax.fori_loop(0, batches, step, members)
 
-    def held_out(parameters: Parameters) -> tuple[Float[Array, "E"], Float[Array, "E"]]:
+    def held_out(parameters: Parameters) -> dict[str, Float[Array, "E"]]:
         return _held_out(layout, parameters, gather, split)
 
     search = fitting.train_until_stale(
         epoch,
-        score=lambda members: held_out(members.params)[0],
+        score=lambda members: held_out(members.params)["error"],
         weights=lambda members: members.params.network,
         training=state.members,
         members=config.members,
@@ -362,11 +371,10 @@ def _fit(
     members = search.training._replace(params=search.training.params._replace(network=search.best))
     ranked = jnp.argsort(search.score)[: config.elites].astype(jnp.int32)
     elites = jnp.where(split.holdout > 0, ranked, state.elites)
-    error, likelihood = held_out(members.params)
     steps = search.epochs * batches
-    metrics = {
-        "model/holdout_error": Average.of(jnp.mean(error[elites]), split.holdout > 0),
-        "model/holdout_likelihood": Average.of(jnp.mean(likelihood[elites]), split.holdout > 0),
+    found = held_out(members.params)
+    metrics = {f"model/holdout_{name}": Average.of(jnp.mean(of[elites]), split.holdout > 0) for name, of in found.items()}
+    metrics |= {
         "model/fit_steps": Average.of(steps),
         "model/fit_epochs": Average.of(search.epochs),
     }
@@ -383,26 +391,26 @@ def _measure(layout: Layout, rows: Transition, mask: Bool[Array, "C"]) -> tuple[
 
 def _held_out(
     layout: Layout, parameters: Parameters, gather: Callable[..., Batch], split: fitting.Split
-) -> tuple[Float[Array, "E"], Float[Array, "E"]]:
-    """Each member's mean squared error and mean log-density a dimension over the holdout; zeros where that is empty."""
+) -> dict[str, Float[Array, "E"]]:
+    """Each member's mean squared `error` and, where it is probabilistic, mean log-density (`likelihood`) a dimension over
+    the holdout; zeros where that is empty."""
     members, place = layout.config.members, jnp.arange(HOLDOUT_CHUNK)
 
-    def add(i: Int[Array, ""], sums: tuple[Array, Array]) -> tuple[Array, Array]:
+    def add(i: Int[Array, ""], sums: dict[str, Array]) -> dict[str, Array]:
         here = i * HOLDOUT_CHUNK + place
         rows = gather(split.order[jnp.minimum(here, split.order.shape[0] - 1)])
         output = forward(layout, parameters, jnp.broadcast_to(rows.inputs, (members, *rows.inputs.shape)))
-        error = (output.mean - rows.targets) ** 2
-        log_density = -0.5 * (error * jnp.exp(-output.log_variance) + output.log_variance + math.log(2 * math.pi))
+        found = {"error": (output.mean - rows.targets) ** 2}
+        if layout.config.probabilistic:
+            scaled = found["error"] * jnp.exp(-output.log_variance)
+            found["likelihood"] = -0.5 * (scaled + output.log_variance + math.log(2 * math.pi))
         valid = (here < split.holdout)[:, None]
-        return (
-            sums[0] + jnp.sum(jnp.where(valid, error, 0.0), axis=(1, 2)),
-            sums[1] + jnp.sum(jnp.where(valid, log_density, 0.0), axis=(1, 2)),
-        )
+        return {name: sums[name] + jnp.sum(jnp.where(valid, of, 0.0), axis=(1, 2)) for name, of in found.items()}
 
     chunks = (split.holdout + HOLDOUT_CHUNK - 1) // HOLDOUT_CHUNK
-    error, log_density = jax.lax.fori_loop(0, chunks, add, (jnp.zeros(members), jnp.zeros(members)))
-    numbers = jnp.maximum(split.holdout, 1) * layout.target_size
-    return error / numbers, log_density / numbers
+    names = ("error", "likelihood") if layout.config.probabilistic else ("error",)
+    sums = jax.lax.fori_loop(0, chunks, add, {name: jnp.zeros(members) for name in names})
+    return jax.tree.map(lambda total: total / (jnp.maximum(split.holdout, 1) * layout.target_size), sums)
 
 
 def _predict(
@@ -430,32 +438,36 @@ def _world(
     def start(origin: Float[Array, "N O"], key: Key) -> Float[Array, "N O"]:
         return origin
 
-    def shared(
-        function: Callable[[Float[Array, "E M I"]], PyTree], x: Float[Array, "N I"], shift: Int[Array, ""] | int
-    ) -> PyTree:
-        """`function` of the rows as they are shared out over the elites."""
-        with jax.default_matmul_precision("highest"):
-            made = function(share_out(x, config.elites, shift))
-        return jax.tree.map(lambda part: collect(part, x.shape[0], shift), made)
-
     def ends(following: Float[Array, "N O"], shift: Int[Array, ""] | int) -> Bool[Array, "N"] | Float[Array, "N"]:
         if terminated is not None:
             return terminated(following)
+
+        def chances(x: Float[Array, "E M O"]) -> tuple[Float[Array, "E M 1"]]:
+            return (jax.nn.sigmoid(end_logit(layout, elites, x) - jnp.log(state.end_weight))[..., None],)
+
         x = normalize(_of_observation(layout, state.inputs), following)
-        logit = shared(lambda x: end_logit(layout, elites, x)[..., None], x, shift)[:, 0]
-        return jax.nn.sigmoid(logit - jnp.log(state.end_weight))
+        (chance,) = propagation.evaluate(config.propagation, config.elites, shift, chances, x)
+        return jnp.mean(chance, axis=0)[:, 0]
+
+    def moments(x: Float[Array, "E M I"]) -> tuple[Float[Array, "E M D"], Float[Array, "E M D"]]:
+        output = forward(layout, elites, x)
+        return output.mean, jnp.exp(output.log_variance)
 
     def step(
         observation: Float[Array, "N O"], action: Float[Array, "*n A"], key: Key
     ) -> tuple[Float[Array, "N O"], Transition]:
-        shift_key, noise_key = jax.random.split(key)
-        shift = jax.random.randint(shift_key, (), 0, config.elites) if config.propagation == "ts1" else 0
+        # The first key moves rows to other members or matches their moments; the noise is the same under all propagations.
+        other_key, noise_key = jax.random.split(key)
+        shift = jax.random.randint(other_key, (), 0, config.elites) if config.propagation == "ts1" else 0
         action = jnp.broadcast_to(action, (observation.shape[0], layout.action_size))
         inputs = normalize(state.inputs, _inputs(observation, action))
-        output = shared(lambda x: forward(layout, elites, x), inputs, shift)
-        std = jnp.exp(0.5 * output.log_variance) * state.targets.std
-        drawn = denormalize(state.targets, output.mean) + std * jax.random.normal(noise_key, std.shape)
+        opinions = propagation.evaluate(config.propagation, config.elites, shift, moments, inputs)
+        mean, std = propagation.gaussian(config.propagation, *opinions)
+        noise = std * state.targets.std * jax.random.normal(noise_key, std.shape, std.dtype)
+        drawn = denormalize(state.targets, mean) + noise
         following = kept * observation + drawn[:, :size]
+        if config.propagation == "moment_matching":
+            following = propagation.match_moments(following, other_key)
         ended = ends(following, shift)
         return following, Transition(
             observation=observation,

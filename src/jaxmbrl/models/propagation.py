@@ -1,0 +1,91 @@
+"""Propagation: how imagined rows go through the members of an ensemble (Chua et al., PETS, arXiv 1805.12114, section 4).
+
+With mean m_e and variance v_e of member e at the row, a step of a row draws from
+
+    ts1, tsinf          N(m_e, v_e), e being the row's member, drawn anew at every step (ts1) or never (tsinf)
+    distribution        N(mean_e m_e, mean_e v_e + var_e m_e)
+    moment_matching     as distribution; then all rows anew from the diagonal Gaussian of the block's next observations
+    expectation         mean_e m_e itself
+
+The first two cost one network evaluation a row, the others one for each member and row. The difference: moment matching
+refits the next observations, where PETS's code refits their changes, so that there the spread which the rows had before the
+step stays with each row and the distribution of the particles is not Gaussian.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxmbrl.types import Key
+
+Propagation: TypeAlias = Literal["ts1", "tsinf", "expectation", "distribution", "moment_matching"]
+
+
+def share_out(rows: Float[Array, "N I"], members: int, shift: Int[Array, ""] | int) -> Float[Array, "E M I"]:
+    """Give row n to member (n + shift) mod E; where E does not divide N, the last row is repeated at the end."""
+    padded = jnp.pad(rows, ((0, -rows.shape[0] % members), (0, 0)), mode="edge")
+    return jnp.roll(padded.reshape(-1, members, rows.shape[1]), shift, axis=1).swapaxes(0, 1)
+
+
+def collect(shared: Float[Array, "E M D"], rows: int, shift: Int[Array, ""] | int) -> Float[Array, "N D"]:
+    """Put what the members made of `share_out`'s rows back in the order of the N rows."""
+    in_order = jnp.roll(shared.swapaxes(0, 1), -shift, axis=1)
+    return in_order.reshape(math.prod(in_order.shape[:2]), shared.shape[2])[:rows]
+
+
+def evaluate(
+    propagation: Propagation,
+    members: int,
+    shift: Int[Array, ""] | int,
+    function: Callable[[Float[Array, "E M I"]], tuple[Float[Array, "E M D"], ...]],
+    rows: Float[Array, "N I"],
+) -> tuple[Float[Array, "K N D"], ...]:
+    """What the members' `function` makes of the rows: K = 1 opinion of each row's own member, or K = E of all of them."""
+    count = rows.shape[0]
+    with jax.default_matmul_precision("highest"):
+        if propagation not in ("ts1", "tsinf"):
+            return function(jnp.broadcast_to(rows, (members, *rows.shape)))
+        made = function(share_out(rows, members, shift))
+    return tuple(collect(part, count, shift)[None] for part in made)
+
+
+def uncertainty(
+    mean: Float[Array, "E N D"], variance: Float[Array, "E N D"]
+) -> tuple[Float[Array, "N D"], Float[Array, "N D"]]:
+    """(aleatoric, epistemic) variance of the equal mixture of E Gaussians, in the square of the units of `mean`.
+
+    Aleatoric is the mean over members of the variance, the noise that they expect; epistemic is the population variance
+    over members of the mean, what they disagree on. Their sum is the variance of the mixture (law of total variance).
+    """
+    return jnp.mean(variance, axis=0), jnp.var(mean, axis=0)
+
+
+def gaussian(
+    propagation: Propagation, mean: Float[Array, "K N D"], variance: Float[Array, "K N D"]
+) -> tuple[Float[Array, "N D"], Float[Array, "N D"]]:
+    """(mean, standard deviation) that each row is drawn from, given the opinions that `evaluate` gathered."""
+    middle = jnp.mean(mean, axis=0)
+    if propagation == "expectation":
+        return middle, jnp.zeros_like(middle)
+    aleatoric, epistemic = uncertainty(mean, variance)
+    return middle, _sqrt(aleatoric + epistemic)
+
+
+def match_moments(rows: Float[Array, "N O"], key: Key) -> Float[Array, "N O"]:
+    """N rows drawn anew from the diagonal Gaussian with the mean and the population variance of the rows."""
+    # About one of the rows, so that rows that are all the same stay so in any precision.
+    shifted = rows - rows[0]
+    mean = rows[0] + jnp.mean(shifted, axis=0)
+    return mean + _sqrt(jnp.var(shifted, axis=0)) * jax.random.normal(key, rows.shape, rows.dtype)
+
+
+def _sqrt(variance: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
+    # The root's slope at 0 is infinite: where there is no variance, no gradient shall flow through it.
+    none = variance == 0
+    return jnp.where(none, 0.0, jnp.sqrt(jnp.where(none, 1.0, variance)))

@@ -1,0 +1,118 @@
+"""Ensembles whose weights are set by hand, and data for them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmbrl.models import EnsembleConfig, ensemble
+from jaxmbrl.rollout import open_loop, rollout
+from jaxmbrl.types import Transition
+
+TINY = EnsembleConfig(
+    members=3,
+    elites=2,
+    hidden=(6, 5),
+    weight_decay=(0.1, 0.2, 0.3),
+    batch_size=8,
+    max_epochs=3,
+    termination_hidden=(5, 4),
+)
+
+
+def alive(next_observation):
+    return jnp.zeros(next_observation.shape[:-1], bool)
+
+
+def nothing(observation, action, next_observation):
+    return jnp.zeros(observation.shape[:-1])
+
+
+def layers_of(parameters):
+    """The parameters as the transcription holds them: (members, low, high, ends)."""
+
+    def networks(variables):
+        if variables == ():
+            return []
+        dense = variables["params"]
+        names = sorted(dense)
+        count = dense[names[0]]["kernel"].shape[0]
+        return [[(np.asarray(dense[n]["kernel"][e]), np.asarray(dense[n]["bias"][e])) for n in names] for e in range(count)]
+
+    low, high = np.asarray(parameters.low), np.asarray(parameters.high)
+    return networks(parameters.network), low, high, networks(parameters.termination)
+
+
+def table(rng, rows, observation=2, action=1):
+    before = rng.normal(1.0, 2.0, (rows, observation))
+    act = rng.uniform(-1, 1, (rows, action))
+    after = before + np.tanh(before[:, ::-1]) * 0.3 + 0.2 * act + 0.05 * rng.normal(size=before.shape)
+    return Transition(
+        observation=jnp.asarray(before),
+        action=jnp.asarray(act),
+        reward=jnp.asarray(10 * before[:, 0] * act[:, 0]),
+        next_observation=jnp.asarray(after),
+        terminated=jnp.asarray(after[:, 1] > 2.5),
+        truncated=jnp.zeros(rows, bool),
+    )
+
+
+def blank(config, size=(2, 1), reward=None, terminated=None):
+    """A model and a state whose weights are all 0: `init` without its random numbers, which take long to compile."""
+    model = ensemble.make(config, *size, reward, terminated)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), {})
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    members = state.members._replace(learning_rate=jnp.asarray(config.learning_rate, float), open=jnp.ones((), bool))
+    one = {
+        name: getattr(state, name)._replace(std=jnp.ones_like(getattr(state, name).std)) for name in ("inputs", "targets")
+    }
+    first = {"elites": jnp.arange(config.elites, dtype=jnp.int32), "end_weight": jnp.ones(())}
+    return model, state._replace(members=members, **first, **one)
+
+
+def ready(config, reward=None, terminated=None, seed=0):
+    """A model and a state in which every weight, bias and bound is random, so that none of them is special."""
+    model, state = blank(config, (2, 1), reward, terminated)
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), leaf.dtype), state.members.params)
+    if config.probabilistic:
+        params = params._replace(low=params.low - 10, high=params.high + 0.5)
+    return model, state._replace(members=state.members._replace(params=params))
+
+
+def constant(config, deltas, elites=None, log_variance=None, reward=nothing, terminated=alive, ends=None):
+    """A model whose member e predicts the change deltas[e] everywhere, without noise or with the log-variance given.
+
+    Where `terminated` is None, `ends` has every member's logit of termination.
+    """
+    deltas = jnp.asarray(deltas, float)
+    members, size = deltas.shape
+    model, state = blank(config, (size, 1), reward, terminated)
+    params = state.members.params
+    raw = jnp.zeros((members, size)) if log_variance is None else jnp.broadcast_to(log_variance, (members, size))
+    last = f"Dense_{len(config.hidden)}"
+    params.network["params"][last]["bias"] = jnp.concatenate([deltas, raw], axis=1)
+    if ends is not None:
+        params.termination["params"][f"Dense_{len(config.termination_hidden)}"]["bias"] = jnp.asarray(ends, float)[:, None]
+    if log_variance is None:
+        params = params._replace(low=jnp.full(size, -90.0), high=jnp.full(size, -80.0))
+    else:
+        params = params._replace(low=jnp.full(size, -90.0), high=jnp.full(size, 90.0))
+    state = state._replace(members=state.members._replace(params=params))
+    return model, state if elites is None else state._replace(elites=jnp.asarray(elites, jnp.int32))
+
+
+def imagine(model, state, particles, horizon, key):
+    """Observations [particles, O] after `horizon` steps from zeros, without action."""
+    world = model.world(state)
+    size = state.targets.mean.shape[0]
+    policy = open_loop(jnp.zeros((horizon, 1)))
+    start = world.start(jnp.zeros((particles, size)), key), policy.init(key)
+    return rollout(world, policy, start, key, horizon)[0][0]
+
+
+def fitted_normalisers(state):
+    rng = np.random.default_rng(5)
+    return state._replace(
+        inputs=state.inputs._replace(mean=jnp.asarray(rng.normal(size=3)), std=jnp.asarray(rng.uniform(0.5, 2, 3))),
+        targets=state.targets._replace(mean=jnp.asarray(rng.normal(size=3)), std=jnp.asarray(rng.uniform(0.5, 2, 3))),
+    )
