@@ -454,6 +454,9 @@ def _evaluate(words: list[str]) -> int:
     parser = _parser("evaluate", description="Returns of a run's deterministic policy on fixed start states.")
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("--episodes", type=int, default=10, metavar="N", help="episodes of each seed (default: 10)")
+    parser.add_argument(
+        "--model", metavar="MODEL", help="'true': plan in the true simulator; 'learned': in the model learned"
+    )
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object: per_seed, mean, iqm")
     asked = parser.parse_args(words)
     if asked.episodes < 1:
@@ -464,7 +467,7 @@ def _evaluate(words: list[str]) -> int:
     started = time.monotonic()
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always", runner.RunWarning)
-        found = runner.evaluate(asked.run, asked.episodes)
+        found = runner.evaluate(asked.run, asked.episodes, asked.model)
     for warning in heard:
         _complain(f"warning: {warning.message}")
     total = _whole_epochs(config, None)

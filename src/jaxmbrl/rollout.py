@@ -53,6 +53,11 @@ def rollout(
     return jax.lax.fori_loop(0, length, step_and_fold, (state, acc))
 
 
+def reveal(world: World) -> World:
+    """`world` that shows a policy its whole carry, and starts from one: for planning in the true simulator."""
+    return world._replace(observe=lambda carry: carry, start=lambda carry, key: carry)
+
+
 class Episode(NamedTuple):
     """Carry of an auto-resetting world: the inner carry, and whether it is an episode's first."""
 

@@ -188,6 +188,8 @@ class Algorithm(NamedTuple):
     """(clock, state, transitions [period, num_envs]) -> (state, metrics). The clock counts these transitions too."""
     period: int
     """Steps of each environment between two calls of `learn`."""
+    privileged: bool = False
+    """Whether the policy is shown the world's whole carry and not the observation: it plans in the true simulator."""
 
 
 @runtime_checkable

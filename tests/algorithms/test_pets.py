@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmbrl import algorithms, envs, metrics
+from jaxmbrl import algorithms, envs, metrics, planners
 from jaxmbrl.algorithms import pets
 from jaxmbrl.config import UserError, check
-from jaxmbrl.models import EnsembleConfig
+from jaxmbrl.models import EnsembleConfig, ensemble
 from jaxmbrl.planners import PlannerConfig
 from jaxmbrl.planners.cem import CEMConfig
-from jaxmbrl.training import loop
+from jaxmbrl.training import evaluation, loop
 
 TINY = pets.Config(
     ensemble=EnsembleConfig(members=2, elites=2, hidden=(8,), batch_size=16, max_epochs=2, holdout_fraction=0.0),
@@ -79,6 +79,76 @@ def test_a_task_whose_reward_is_not_known_is_learned():
     assert model.members.params.low.shape == (4,)
     assert model.members.params.network["params"]["Dense_1"]["kernel"].shape[-1] == 8
     assert model.members.params.termination["params"]["Dense_0"]["kernel"].shape[1:] == (3, 64)
+
+
+def trained(calls, task="cartpole-continuous", **settings):
+    """(algorithm, state of the loop) after some calls of `learn` with TINY settings, one environment."""
+    config = dataclasses.replace(TINY, num_envs=1, **settings)
+    algorithm = pets.make(config, envs.make(task))
+    program = loop.make(algorithm, envs.make(task), config)
+    state = jax.jit(program.init)(jnp.arange(1), {})
+    _, state = jax.jit(program.run)(loop.clock_at(0), state, jnp.asarray(calls, jnp.int32))
+    assert not np.any(np.asarray(state.fault.what) >= 0)
+    return algorithm, state
+
+
+def test_a_model_is_fitted_once_where_it_is_not_refitted():
+    fits = {refit: int(trained(6, refit=refit)[1].algorithm.model.fits[0]) for refit in (True, False)}
+    # Two calls of random steps; the second ends the warm-up.
+    assert fits == {True: 5, False: 1}
+
+
+def test_the_true_simulator_is_planned_in_and_nothing_fitted():
+    """The plan's value is the true one: the action is that of the planner over the task's own World, from its state."""
+    task, search = envs.make("cartpole-continuous"), PlannerConfig(cem=CEMConfig(horizon=8, population=30, elites=4))
+    config = dataclasses.replace(TINY, model="true", planner=search)
+    algorithm = pets.make(config, task)
+    assert algorithm.privileged and not pets.make(TINY, task).privileged
+    carry, key = task.world.reset(jax.random.key(0)), jax.random.key(1)
+    policy = algorithm.policy(algorithm.init(jax.random.key(2), {}), False)
+    action, _, _ = jax.jit(policy.act)(policy.init(key), carry, key)
+    planner = planners.make(search, 1)
+    objective = planners.return_of(task.world, carry[0])
+    expected = jax.jit(lambda: planner.plan(objective, planner.init(), key)[0][0])()
+    np.testing.assert_allclose(action, expected, rtol=1e-6)
+    _, state = trained(4, model="true")
+    assert int(state.algorithm.model.fits[0]) == 0
+    assert float(state.metrics["model/fit_steps"].weight[0]) == 0
+    assert np.any(np.asarray(state.memory.mean))
+
+
+def test_the_true_simulator_balances_the_pole_at_once():
+    task = envs.make("cartpole-continuous")
+    search = PlannerConfig(cem=CEMConfig(horizon=20, population=100, elites=10, iterations=4))
+    algorithm = pets.make(dataclasses.replace(TINY, model="true", planner=search), task)
+    states = jax.tree.map(lambda x: x[None], algorithm.init(jax.random.key(0), {}))
+    returns = jax.jit(lambda s: evaluation.evaluate(algorithm, task, s, 3))(states)
+    np.testing.assert_array_equal(returns, [[200.0, 200.0, 200.0]])
+
+
+def test_an_open_loop_plan_is_played_to_its_end_and_then_made_anew():
+    """The actions of three steps are those of one plan from the observation at its start; the statistics come with it."""
+    task = envs.make("pendulum")
+    algorithm, state = trained(3, "pendulum", open_loop=True)
+    learned = jax.tree.map(lambda x: x[0], state.algorithm)
+    policy = algorithm.policy(learned, False)
+    planner, world = planners.make(TINY.planner, 1), ensemble_world(TINY, task, learned.model)
+    act, memory = jax.jit(policy.act), policy.init(jax.random.key(0))
+    plan = jax.jit(lambda o, k: planner.plan(planners.return_of(world, jnp.tile(o, (4, 1))), planner.init(), k)[0])
+    for step in range(7):
+        observation, key = jnp.array([np.cos(step), np.sin(step), 0.1 * step]), jax.random.key(10 + step)
+        action, statistics, memory = act(memory, observation, key)
+        if step % 3 == 0:
+            expected = plan(observation, key)
+        np.testing.assert_allclose(action, expected[step % 3], rtol=1e-6)
+        assert int(statistics["nonfinite"]) == 0
+    # An episode's end forgets the plan.
+    assert int(policy.init(jax.random.key(0)).played) == 3
+
+
+def ensemble_world(config, task, state):
+    """The fitted model as a World."""
+    return ensemble.make(config.ensemble, 3, 1, task.reward, task.terminated).world(state)
 
 
 def test_rules_between_fields():

@@ -43,9 +43,45 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "pets, iCEM, moment matching, all learned": (
+        "pets",
+        {
+            "planner.method": "icem",
+            "ensemble.propagation": "moment_matching",
+            "learn_reward": True,
+            "learn_termination": True,
+        },
+    ),
+    "pets, MPPI, expectation of deterministic members, open loop": (
+        "pets",
+        {
+            "planner.method": "mppi",
+            "ensemble.propagation": "expectation",
+            "ensemble.probabilistic": False,
+            "particles": 1,
+            "open_loop": True,
+        },
+    ),
+    "pets, random shooting, distribution, fitted once": (
+        "pets",
+        {"planner.method": "random-shooting", "ensemble.propagation": "distribution", "refit": False},
+    ),
+}
+"""Settings that change what is compiled, tried together; by name, the algorithm and what differs from its TINY settings."""
+CASES = {name: (name, {}) for name in algorithms.METHODS} | VARIANTS
+
+
+def configured(case: str, env: str, **fields: Any) -> runner.RunConfig:
+    """The config of a case at tiny size."""
+    name, changes = CASES[case]
+    return runner.configure(name, env, settings=TINY[name] | changes, **fields)
+
+
 class Compiled(NamedTuple):
     """An algorithm's loop on the pendulum, compiled once for two seeds."""
 
+    case: str
     program: runner.Program
     jaxpr: str
     text: str
@@ -69,10 +105,12 @@ class Compiled(NamedTuple):
         return EPOCH // self.program.loop.steps_per_call
 
 
-@pytest.fixture(scope="module", params=sorted(algorithms.METHODS))
+@pytest.fixture(
+    scope="module",
+    params=[*sorted(algorithms.METHODS), *(pytest.param(case, marks=pytest.mark.slow) for case in VARIANTS)],
+)
 def compiled(request: pytest.FixtureRequest) -> Compiled:
-    name = request.param
-    program = runner.build(runner.configure(name, "pendulum", settings=TINY[name], steps=3 * EPOCH, seeds=SEEDS))
+    program = runner.build(configured(request.param, "pendulum", steps=3 * EPOCH, seeds=SEEDS))
     init = jax.jit(program.loop.init)
     arguments = (
         loop.clock_at(0),
@@ -81,7 +119,7 @@ def compiled(request: pytest.FixtureRequest) -> Compiled:
     )
     traced = jax.jit(program.loop.run, donate_argnums=1).trace(*arguments)
     run = traced.lower().compile()
-    return Compiled(program, str(traced.jaxpr), run.as_text(), init, run)
+    return Compiled(request.param, program, str(traced.jaxpr), run.as_text(), init, run)
 
 
 def leaves(state: Any) -> dict[str, np.ndarray]:
@@ -181,8 +219,7 @@ def test_seeds_do_not_touch_each_other(compiled: Compiled) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [4, 8])
 def test_two_four_and_eight_seeds_agree_on_seed_0_to_the_bit(compiled: Compiled, seeds: int) -> None:
-    name = compiled.program.config.algorithm
-    program = runner.build(runner.configure(name, "pendulum", settings=TINY[name], seeds=seeds))
+    program = runner.build(configured(compiled.case, "pendulum", seeds=seeds))
     state = jax.jit(program.loop.init)(jnp.arange(seeds), {"learning_rate": jnp.full(seeds, 1e-3, float)})
     _, more = jax.jit(program.loop.run)(loop.clock_at(0), state, jnp.asarray(2 * compiled.calls, jnp.int32))
     _, two = compiled.epochs(compiled.start(), [2 * compiled.calls])
@@ -253,8 +290,7 @@ def test_no_row_is_a_reset_and_no_time_limit_a_termination(compiled: Compiled) -
 
 def test_a_termination_is_stored_with_what_it_led_to(compiled: Compiled) -> None:
     """On a task that ends early: the row that ends an episode holds the fallen state, the next one a fresh start."""
-    name = compiled.program.config.algorithm
-    program = runner.build(runner.configure(name, "cartpole-continuous", settings=TINY[name], steps=EPOCH))
+    program = runner.build(configured(compiled.case, "cartpole-continuous", steps=EPOCH))
     state = jax.jit(program.loop.init)(jnp.arange(1), {})
     calls = jnp.asarray(EPOCH // program.loop.steps_per_call, jnp.int32)
     _, state = jax.jit(program.loop.run)(loop.clock_at(0), state, calls)

@@ -21,8 +21,8 @@ TINY = {
     "sac": "--env pendulum --agent.hidden 16 16 --batch-size 16 --updates-per-step 30 --replay-capacity 1000 "
     "--warmup-steps 100 --epoch-steps 100 --eval-every 5 --eval-episodes 1",
     "pets": "--env cartpole-continuous --ensemble.members 2 --ensemble.elites 2 --ensemble.hidden 16 "
-    "--ensemble.max-epochs 2 --planner.cem.horizon 5 --planner.cem.population 100 --planner.cem.elites 4 --planner.cem.iterations 1 "
-    "--particles 2 --refit-every 50 --warmup-steps 100 --replay-capacity 1000 --epoch-steps 100",
+    "--ensemble.max-epochs 2 --planner.cem.horizon 5 --planner.cem.population 100 --planner.cem.elites 4 "
+    "--planner.cem.iterations 1 --particles 2 --refit-every 50 --warmup-steps 100 --replay-capacity 1000 --epoch-steps 100",
 }
 STEPS = 1500
 TIMINGS = {"wall_time", "time/epoch", "time/compile"}

@@ -15,7 +15,7 @@ ranks last.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,10 @@ from jaxmbrl.models import ensemble
 from jaxmbrl.models.ensemble import EnsembleConfig, EnsembleState
 from jaxmbrl.planners import PlannerConfig, planning_policy
 from jaxmbrl.planners.cem import CEMConfig
+from jaxmbrl.planners.committed import open_loop_policy
 from jaxmbrl.presets import Preset
 from jaxmbrl.replay import Replay
+from jaxmbrl.rollout import reveal
 from jaxmbrl.types import Algorithm, Average, Clock, Hyper, Key, Metrics, Policy, Task, Transition, flatten, row_like
 
 
@@ -39,8 +41,14 @@ class Config:
     """The dynamics model."""
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     """The optimiser of action sequences."""
+    model: Literal["learned", "true"] = "learned"
+    """What is planned in: the ensemble, or the true simulator from its own state, to see what the planner can reach."""
+    open_loop: bool = False
+    """Play each plan to its end, blind, instead of planning anew at every step."""
+    refit: bool = True
+    """Refit as data come in; without it the model stays as it was fitted to the random warm-up."""
     particles: Annotated[int, Ge(1)] = 20
-    """Imagined trajectories of each action sequence."""
+    """Imagined trajectories of each action sequence; the true simulator needs a single one."""
     learn_reward: bool = False
     """Learn the reward even where the task's is known."""
     learn_termination: bool = False
@@ -62,7 +70,7 @@ class Config:
         """A rule between fields that is broken."""
         if self.refit_every % self.num_envs:
             return "refit_every", f"must be a multiple of num_envs ({self.num_envs}), got {self.refit_every}"
-        if self.particles % self.ensemble.elites:
+        if self.particles % self.ensemble.elites and self.ensemble.propagation in ("ts1", "tsinf"):
             return "particles", f"must be a multiple of ensemble.elites ({self.ensemble.elites}), got {self.particles}"
         return None
 
@@ -90,19 +98,26 @@ def make(config: Config, task: Task) -> Algorithm:
         model_key, key = jax.random.split(key)
         return State(model.init(model_key, hyper), replay.init(row_like(task), config.replay_capacity), key)
 
+    planning = open_loop_policy if config.open_loop else planning_policy
+
     def policy(state: State, explore: bool) -> Policy:
         def particles(observation: jax.Array) -> jax.Array:
             return jnp.broadcast_to(observation, (config.particles, *observation.shape))
 
-        return planning_policy(planner, model.world(state.model), particles)
+        if config.model == "true":
+            return planning(planner, reveal(task.world), lambda carry: carry)
+        return planning(planner, model.world(state.model), particles)
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, fit_key = jax.random.split(state.key)
         buffer = replay.add(state.replay, flatten(transitions))
         # By the clock and not by `buffer.size`: a count that is batched over seeds would batch the loops of the fit.
         count = jnp.minimum(clock.env_steps, config.replay_capacity)
+        due = (clock.env_steps >= config.warmup_steps) & (config.model == "learned")
+        if not config.refit:
+            due &= clock.env_steps - transitions.reward.size < config.warmup_steps
         fitted, found = metrics.when(
-            clock.env_steps >= config.warmup_steps,
+            due,
             lambda model_state: model.fit(model_state, buffer.data, count, fit_key),
             state.model,
         )
@@ -110,7 +125,7 @@ def make(config: Config, task: Task) -> Algorithm:
         nonfinite = Average.of(jnp.mean(transitions.extras["nonfinite"]), planned)
         return State(fitted, buffer, key), found | {"plan/nonfinite": nonfinite}
 
-    return Algorithm(init, policy, learn, period=config.refit_every // config.num_envs)
+    return Algorithm(init, policy, learn, config.refit_every // config.num_envs, privileged=config.model == "true")
 
 
 _SMALL = Config(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxmbrl.rollout import Return, episode_return, rollout
+from jaxmbrl.rollout import Return, episode_return, reveal, rollout
 from jaxmbrl.types import Algorithm, PyTree, Task
 
 _STREAM = 0x45564131
@@ -21,8 +21,9 @@ def episode(algorithm: Algorithm, task: Task, state: PyTree, index: Int[Array, "
     follow from `index` alone."""
     start_key, memory_key, rollout_key = jax.random.split(jax.random.fold_in(jax.random.key(_STREAM), index), 3)
     policy = algorithm.policy(state, False)
-    start = (task.world.reset(start_key), policy.init(memory_key))
-    return rollout(task.world, policy, start, rollout_key, task.episode_length, episode_return, Return.zero())[1].total
+    world = reveal(task.world) if algorithm.privileged else task.world
+    start = (world.reset(start_key), policy.init(memory_key))
+    return rollout(world, policy, start, rollout_key, task.episode_length, episode_return, Return.zero())[1].total
 
 
 def evaluate(algorithm: Algorithm, task: Task, states: PyTree, episodes: int) -> Float[Array, "K episodes"]:

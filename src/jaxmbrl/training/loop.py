@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxmbrl import metrics
 from jaxmbrl.optimizer import Trainable
 from jaxmbrl.replay import Replay
-from jaxmbrl.rollout import auto_reset, rollout
+from jaxmbrl.rollout import auto_reset, reveal, rollout
 from jaxmbrl.types import (
     Action,
     Algorithm,
@@ -96,10 +96,11 @@ class Loop(NamedTuple):
 def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
     """The loop of `algorithm` on `task`. Seed k has the same randomness whatever the other seeds are."""
     steps_per_call = algorithm.period * config.num_envs
+    shown = reveal(task.world) if algorithm.privileged else task.world
 
     def collectors(state: PyTree, clock: Clock) -> tuple[Any, Policy]:
         warm = clock.env_steps < config.warmup_steps
-        return auto_reset(task.world, _with_warmup(algorithm.policy(state, True), task, warm))
+        return auto_reset(shown, _with_warmup(algorithm.policy(state, True), task, warm))
 
     def init(seed: Int[Array, ""], hyper: Hyper) -> LoopState:
         key = jax.random.key(seed)

@@ -252,16 +252,26 @@ def load(run: str | Path) -> Loaded:
     return Loaded(_policy(program.algorithm), state.algorithm, program.task)
 
 
-def evaluate(run: str | Path, episodes: int = 10) -> Evaluation:
+def evaluate(run: str | Path, episodes: int = 10, model: str | None = None) -> Evaluation:
     """Returns of `episodes` episodes of each seed of the run in folder `run`, under its deterministic policy.
 
-    Start states are fixed by the episode's index, the same for every seed and every run of the task.
+    Start states are fixed by the episode's index, the same for every seed and every run of the task. With `model` "true"
+    the run's planner plans in the true simulator and not in what was learned. Raises UserError where that is no planner.
     """
     if not 1 <= episodes < WHOLE:
         raise UserError(f"episodes must be at least 1 and below {WHOLE}, got {episodes}")
     program, state, restored = _newest(run)
+    if model is not None:
+        program = build(_planning_in(program.config, model))
     returns = jax.jit(lambda s: evaluation.evaluate(program.algorithm, program.task, s, episodes))(state.algorithm)
     return summarise(returns, restored.extra["env_steps"], tuple(restored.extra["frozen"]))
+
+
+def _planning_in(config: RunConfig, model: str) -> RunConfig:
+    """The config of the same run, planning in `model`."""
+    if not hasattr(config.settings, "model"):
+        raise UserError(f"model is a setting of planners, and {config.algorithm} is none: leave it out")
+    return dataclasses.replace(config, settings=check(dataclasses.replace(config.settings, model=model)))
 
 
 def summarise(returns: Float[Array, "seeds episodes"], env_steps: int, frozen: tuple[int, ...] = ()) -> Evaluation:
