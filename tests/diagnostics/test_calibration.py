@@ -1,0 +1,147 @@
+"""Calibration against SciPy's distributions, root finding, and cases whose shares are known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import optimize, stats
+
+from jaxmbrl.diagnostics import calibration
+from jaxmbrl.diagnostics.calibration import calibrate, levels_between
+from jaxmbrl.types import DynamicsModel, Transition
+
+LEVELS = np.arange(1, 20) / 20
+ROWS = 20_000
+
+
+def mixture(seed, rows, members=4, size=2):
+    rng = np.random.default_rng(seed)
+    mean, std = rng.normal(size=(members, rows, size)), rng.uniform(0.2, 1.5, (members, rows, size))
+    owner = rng.integers(members, size=(rows, size))[None]
+    drawn = np.take_along_axis(mean, owner, 0) + np.take_along_axis(std, owner, 0) * rng.normal(size=(1, rows, size))
+    return mean, std**2, drawn[0]
+
+
+def test_shares_as_counted_below_quantiles_that_are_searched_for():
+    """The definition itself: each row's quantiles by bisection of its mixture's distribution function."""
+    mean, variance, observed = mixture(0, 60)
+    observed[:, 1] += 0.5
+
+    def quantile(level, n, d):
+        def above(x):
+            return stats.norm.cdf(x, mean[:, n, d], np.sqrt(variance[:, n, d])).mean() - level
+
+        return optimize.brentq(above, -20, 20, xtol=1e-12)
+
+    shares = [
+        [np.mean([observed[n, d] <= quantile(level, n, d) for n in range(60)]) for d in range(2)] for level in LEVELS[::3]
+    ]
+    with jax.enable_x64(True):
+        arrays = (jnp.asarray(x) for x in (mean, variance, observed, LEVELS[::3]))
+        found = jax.jit(calibrate)(*arrays)
+        np.testing.assert_allclose(found.shares, shares, rtol=1e-12)
+        np.testing.assert_allclose(found.error, np.abs(np.array(shares) - LEVELS[::3, None]).mean(axis=0), rtol=1e-12)
+
+
+def test_the_integral_transform_is_scipys():
+    mean, variance, observed = mixture(1, 50)
+    with jax.enable_x64(True):
+        less, or_less = calibration.distribution_function(*(jnp.asarray(x) for x in (mean, variance, observed)))
+        np.testing.assert_allclose(less, stats.norm.cdf(observed, mean, np.sqrt(variance)).mean(axis=0), rtol=1e-10)
+        np.testing.assert_array_equal(less, or_less)
+
+
+def test_a_perfect_prediction_is_calibrated_to_chance():
+    found = jax.jit(calibrate)(*(jnp.asarray(x) for x in mixture(2, ROWS)))
+    np.testing.assert_allclose(found.levels, LEVELS, rtol=1e-6)
+    error = np.sqrt(LEVELS * (1 - LEVELS) / ROWS)[:, None]
+    assert (np.abs(found.shares - LEVELS[:, None]) < 4 * error).all()
+    assert (np.asarray(found.error) < 1 / np.sqrt(ROWS)).all()
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 2.0), (0.7, 1.0), (-0.3, 0.5)])
+def test_wrong_widths_and_biases_have_the_shares_of_algebra(shift, scale):
+    """Where the truth is N(shift, scale^2) in predicted units, a share of cdf((z_p - shift) / scale) is below the p-quantile.
+
+    Scale 2 is a variance predicted a quarter as large as it is.
+    """
+    rng = np.random.default_rng(3)
+    mean, std = rng.normal(size=(1, ROWS, 1)), rng.uniform(0.5, 3.0, (1, ROWS, 1))
+    observed = (mean + std * (shift + scale * rng.normal(size=mean.shape)))[0]
+    found = calibrate(jnp.asarray(mean), jnp.asarray(std**2), jnp.asarray(observed))
+    expected = stats.norm.cdf((stats.norm.ppf(LEVELS) - shift) / scale)
+    np.testing.assert_allclose(found.shares[:, 0], expected, atol=4 * 0.5 / np.sqrt(ROWS))
+    miss = np.abs(expected - LEVELS).mean()
+    assert miss > 0.05
+    assert abs(float(found.error[0]) - miss) < 4 * 0.5 / np.sqrt(ROWS)
+
+
+def test_predictions_without_variance():
+    """Exact ones are calibrated, ones beside the truth not at all; members that disagree are right half of the time."""
+    value = jnp.full((8, 1), 0.1)
+    nothing = jnp.zeros((2, 8, 1))
+    found = calibrate(nothing + value, nothing, value)
+    np.testing.assert_allclose(found.shares[:, 0], LEVELS, atol=1e-6)
+    np.testing.assert_allclose(found.error, 0.0, atol=1e-6)
+    for side, share in ((1e-3, 0.0), (-1e-3, 1.0)):
+        beside = calibrate(nothing + value, nothing, value + side)
+        np.testing.assert_array_equal(beside.shares, share)
+        np.testing.assert_allclose(beside.error, 0.5, rtol=1e-6)
+    members = jnp.stack([jnp.zeros((8, 1)), jnp.ones((8, 1))])
+    coin = (jnp.arange(8.0) % 2)[:, None]
+    np.testing.assert_allclose(calibrate(members, nothing, coin).shares[:, 0], LEVELS, atol=1e-6)
+    heads = calibrate(members, nothing, jnp.zeros((8, 1)))
+    np.testing.assert_allclose(heads.shares[:, 0], np.minimum(2 * LEVELS, 1), atol=1e-6)
+
+
+def test_one_member_without_variance_beside_one_with():
+    mean, variance = jnp.zeros((2, 1, 1)), jnp.array([0.0, 1.0])[:, None, None]
+    for value, less, or_less in ((0.0, 0.25, 0.75), (1.0, (1 + stats.norm.cdf(1)) / 2, (1 + stats.norm.cdf(1)) / 2)):
+        found = calibration.distribution_function(mean, variance, jnp.full((1, 1), value))
+        np.testing.assert_allclose([float(x[0, 0]) for x in found], [less, or_less], rtol=1e-6)
+
+
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_what_is_not_a_number_stays_so_in_its_dimension(part):
+    parts = [jnp.ones((2, 5, 2)), jnp.ones((2, 5, 2)), jnp.ones((5, 2))]
+    parts[part] = parts[part].at[..., 3, 1].set(jnp.nan)
+    found = calibrate(*parts)
+    assert np.isnan(np.asarray(found.error)).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("learns_reward", [False, True])
+def test_a_models_rows_are_held_against_next_observation_and_reward(learns_reward):
+    """Next observation as predicted, reward beside it; a model of a known reward says nothing about it."""
+    size = 2 + learns_reward
+    rows = Transition(jnp.zeros((6, 2)), jnp.zeros((6, 1)), jnp.ones(6), jnp.zeros((6, 2)), jnp.zeros(6), jnp.zeros(6))
+
+    def predict(state, observation, action):
+        assert (observation.shape, action.shape) == ((6, 2), (6, 1))
+        return jnp.full((3, 6, size), state), jnp.zeros((3, 6, size))
+
+    model = DynamicsModel(init=None, fit=None, predict=predict, world=None)
+    found = calibration.of_model(model, 0.0, rows, levels_between(9))
+    np.testing.assert_allclose(found.error, [0.0, 0.0, 0.5][:size], atol=1e-6)
+    np.testing.assert_allclose(found.levels, np.arange(1, 10) / 10, rtol=1e-6)
+
+
+def test_drawn_with_names_and_errors(tmp_path):
+    from matplotlib.figure import Figure
+
+    good = calibrate(*(jnp.asarray(x) for x in mixture(4, 500)))
+    bad = good._replace(shares=good.shares**3, error=jnp.array([0.2, 0.3]))
+    axes = Figure().add_subplot()
+    calibration.plot(axes, {"in": good, "out": bad})
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["perfect", f"in: error {float(good.error.mean()):.3f}", "out: error 0.250"]
+    # The diagonal, then two dimensions and their mean for each.
+    lines = axes.get_lines()
+    assert len(lines) == 1 + 2 * 3
+    np.testing.assert_allclose(lines[6].get_ydata(), np.asarray(bad.shares).mean(axis=1))
+    assert axes.get_xlabel() and axes.get_ylabel()
+    calibration.draw({"in": good, "out": bad}, tmp_path / "calibration.png", "a title")
+    assert [path.name for path in tmp_path.iterdir()] == ["calibration.png"]
+    with Image.open(tmp_path / "calibration.png") as image:
+        assert image.format == "PNG"
+        assert np.asarray(image.convert("L"), float).std() > 10
