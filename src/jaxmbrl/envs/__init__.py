@@ -1,22 +1,32 @@
-"""Tasks by name: `envs.make("pendulum")`, `envs.names()`."""
+"""Tasks by name: `envs.make("pendulum")`, `envs.names()`. One's own task: `envs.make_task`, `envs.check`, `envs.register`."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from jaxmbrl.config import UserError, closest
 from jaxmbrl.envs.base import State, make_task
 from jaxmbrl.envs.cartpole import cartpole_continuous
+from jaxmbrl.envs.cartpole_swingup import cartpole_swingup
+from jaxmbrl.envs.check import check
+from jaxmbrl.envs.half_cheetah import half_cheetah
 from jaxmbrl.envs.hopper import hopper
 from jaxmbrl.envs.inverted_pendulum import inverted_pendulum
+from jaxmbrl.envs.mountain_car import mountain_car_continuous
 from jaxmbrl.envs.pendulum import pendulum
+from jaxmbrl.envs.reacher_2d import reacher_2d
 from jaxmbrl.types import Task
 
 TASKS: dict[str, Callable[[], Task]] = {
+    "HalfCheetah-v5": half_cheetah,
     "Hopper-v5": hopper,
     "InvertedPendulum-v5": inverted_pendulum,
     "cartpole-continuous": cartpole_continuous,
+    "cartpole-swingup": cartpole_swingup,
+    "mountain-car-continuous": mountain_car_continuous,
     "pendulum": pendulum,
+    "reacher-2d": reacher_2d,
 }
 
 
@@ -29,7 +39,26 @@ def make(name: str) -> Task:
     """The task called `name`. Raises UserError with the nearest name where there is none."""
     if name not in TASKS:
         raise UserError(f"unknown task '{name}'; {closest(name, TASKS)}")
-    return TASKS[name]()
+    task = TASKS[name]()
+    if not isinstance(task, Task):
+        raise UserError(f"the factory of task '{name}' must return a Task, as envs.make_task does, got {type(task).__name__}")
+    return task
 
 
-__all__ = ["TASKS", "State", "Task", "make", "make_task", "names"]
+def register(name: str, factory: Callable[[], Task]) -> None:
+    """Make `factory()` known to `make` and `names` as `name`, in this process.
+
+        envs.register("mine", lambda: envs.make_task("mine", MyEnv(), episode_length=200))
+
+    Raises UserError where the name is taken, or is not made of letters, digits, `-`, `_` and `.` after a first letter.
+    """
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", name):
+        raise UserError(f"a task's name must be a letter, then letters, digits, '-', '_' or '.', got '{name}'")
+    if name in TASKS:
+        raise UserError(f"there is a task '{name}' already: choose another name")
+    if not callable(factory):
+        raise UserError(f"the factory of task '{name}' must be a function that returns a Task, got {type(factory).__name__}")
+    TASKS[name] = factory
+
+
+__all__ = ["TASKS", "State", "Task", "check", "make", "make_task", "names", "register"]

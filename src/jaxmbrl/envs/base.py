@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from jaxmbrl.config import UserError
 from jaxmbrl.types import Action, Box, Env, Key, PyTree, Spec, Task, Transition, World
 
 
@@ -45,13 +48,29 @@ def make_task(
 ) -> Task:
     """A `Task` from an environment. Its World's carry is (State, steps since the start); its origin is a `State`.
 
-    `reward(obs, action, next_obs)` and `terminated(next_obs)` are given where the observation determines them.
+    `reward(obs, action, next_obs)` and `terminated(next_obs)` are given where the observation determines them; `action` is
+    the space of actions where it is not the box [-1, 1] of `env.action_size`. `State.done` means terminated; where
+    `State.info` has Brax's mark `truncation`, a step so marked only ran out of time.
+
+    Raises UserError where a size is not a number, as for environments with several observations, and, when it is first
+    reset, where the environment is one of Brax's that resets by itself.
     """
+    sizes = {"observation_size": env.observation_size} | ({} if action else {"action_size": env.action_size})
+    for what, size in sizes.items():
+        if not isinstance(size, numbers.Integral) or size < 1:
+            raise UserError(f"task '{name}': the environment's {what} must be the length of one vector, got {size!r}")
+
+    def reset(key: Key) -> tuple[Any, Int[Array, ""]]:
+        state = env.reset(key)
+        if "first_obs" in state.info:
+            raise UserError(f"task '{name}': the environment resets by itself: give the one inside its auto-reset wrapper")
+        return jax.tree.map(_typed, state), jnp.zeros((), jnp.int32)
 
     def step(carry: tuple[Any, Int[Array, ""]], action: Action, key: Key) -> tuple[Any, Transition]:
         state, elapsed = carry
-        successor = env.step(state, action)
-        ended = successor.done > 0
+        # A copy of its containers, since Brax's environments update `info` and `metrics` in place.
+        successor = jax.tree.map(_typed, env.step(jax.tree.map(lambda leaf: leaf, state), action))
+        ended = _ended(successor)
         transition = Transition(
             observation=state.obs,
             action=action,
@@ -63,7 +82,7 @@ def make_task(
         return (successor, elapsed + 1), transition
 
     world = World(
-        reset=lambda key: (env.reset(key), jnp.zeros((), jnp.int32)),
+        reset=reset,
         start=lambda origin, key: (origin, jnp.zeros((), jnp.int32)),
         observe=lambda carry: carry[0].obs,
         step=step,
@@ -72,9 +91,20 @@ def make_task(
         name=name,
         env=env,
         world=world,
-        observation=Box((env.observation_size,)),
-        action=action or Box((env.action_size,), -1.0, 1.0),
+        observation=Box((int(env.observation_size),)),
+        action=action or Box((int(env.action_size),), -1.0, 1.0),
         episode_length=episode_length,
         reward=reward,
         terminated=terminated,
     )
+
+
+def _typed(leaf: Any) -> Array:
+    """`leaf` as an array of a type of its own: a Python number in a state would take another type at the first step."""
+    array = jnp.asarray(leaf)
+    return jax.lax.convert_element_type(array, array.dtype) if array.weak_type else array
+
+
+def _ended(state: Any) -> Bool[Array, ""]:
+    ended = state.done > 0
+    return ended & ~(state.info["truncation"] > 0) if "truncation" in state.info else ended

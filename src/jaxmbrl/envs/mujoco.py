@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import warnings
 from importlib import resources
 from typing import Any, TypeAlias
 
@@ -60,6 +61,8 @@ class MujocoEnv:
     """Simulator steps in a control step."""
     reset_noise: float
     """Half-width of the uniform noise on each initial position and velocity."""
+    normal_velocities: bool = False
+    """Whether the noise on velocities is normal instead, with standard deviation `reset_noise`."""
     iterations: int
     """Newton iterations of the constraint solver, at most."""
     line_search_iterations: int
@@ -70,7 +73,10 @@ class MujocoEnv:
     def __init__(self) -> None:
         mujoco, self._mjx = import_mjx()
         text = (resources.files("jaxmbrl.envs") / "assets" / self.xml).read_text(encoding="utf-8")
-        self.mj_model = mujoco.MjModel.from_xml_string(text)
+        with warnings.catch_warnings():
+            # The model files are Gymnasium's; compiled directly, the warning would go to a log file in the working folder.
+            warnings.filterwarnings("ignore", "compiler attribute 'settotalmass' is deprecated")
+            self.mj_model = mujoco.MjSpec.from_string(text).compile()
         self.mj_model.opt.iterations = self.iterations
         self.mj_model.opt.ls_iterations = self.line_search_iterations
         self._model = self._mjx.put_model(self.mj_model, impl="jax")
@@ -100,13 +106,15 @@ class MujocoEnv:
         return initial_state(simulation, self.observe(simulation), {term: jnp.zeros(()) for term in self.reward_terms})
 
     def reset(self, rng: Key) -> State:
-        """The model's initial positions and zero velocities, with uniform noise in +-`reset_noise` on each.
+        """The model's initial positions and zero velocities, with noise on each (see `reset_noise`).
 
         Nothing is simulated: a step computes all it needs from positions and velocities.
         """
         position_key, velocity_key = jax.random.split(rng)
         low, high = -self.reset_noise, self.reset_noise
         qpos = self._data.qpos + jax.random.uniform(position_key, (self.mj_model.nq,), minval=low, maxval=high)
+        if self.normal_velocities:
+            return self.state_at(qpos, self.reset_noise * jax.random.normal(velocity_key, (self.mj_model.nv,)))
         return self.state_at(qpos, jax.random.uniform(velocity_key, (self.mj_model.nv,), minval=low, maxval=high))
 
     def step(self, state: State, action: Float[Array, "A"]) -> State:

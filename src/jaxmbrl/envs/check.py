@@ -1,0 +1,386 @@
+"""A checker of tasks: what algorithms rely on, tried out on a task of one's own before training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from jaxmbrl.config import UserError
+from jaxmbrl.types import Box, Carry, Discrete, Key, PyTree, Spec, Task, Transition
+
+ROWS = 8
+LONGEST = 2000
+HELD = 7  # steps
+POLICIES = ("uniform actions", "actions thrown from bound to bound", "actions at the upper bound", "actions at the lower bound")
+
+T = TypeVar("T")
+
+
+def check(task: Task, seed: int = 0) -> None:
+    """Try `task` out, and raise UserError with all problems found, in one line, or return None.
+
+    Checked are: the spaces of observations and actions; shapes and dtypes of what reset and step return, and that a step
+    keeps those of the carry, so that it can be scanned; that reset and step depend on their arguments alone, leave them
+    unchanged, and give the same under jit, scan and vmap; over rollouts of `episode_length + 1` steps (2,000 at most), with
+    random actions and actions at the bounds: that observations and rewards are finite and within their space, that `done`
+    is 0 or 1 and never for a time limit, that the task truncates at `episode_length`, that nothing resets by itself; and
+    that the task's known `reward` and `terminated` agree with the steps, on a row and on rows [N, ...] and [M, N, ...].
+
+    Whether an environment resets by itself, or ends for a time limit, is told from what it shows. Where that shows in
+    no rollout, as where none of them terminates, it passes.
+    """
+    stages: tuple[tuple[str, Callable[[Task, Key], list[str]]], ...] = (
+        ("reading its spaces", _check_spaces),
+        ("a reset and a step, not compiled,", _check_a_step),
+        ("a compiled reset and step", _check_compiled),
+        ("rollouts, under jit, vmap and scan,", _check_rollouts),
+    )
+    for (what, stage), key in zip(stages, jax.random.split(jax.random.key(seed), len(stages)), strict=True):
+        try:
+            problems = stage(task, key)
+        except UserError:
+            raise
+        except Exception as error:
+            told = (str(error).strip() or "no message").splitlines()[0]
+            raise UserError(f"task '{task.name}': {what} fails with {type(error).__name__}: {told}") from error
+        if problems:
+            raise UserError(f"task '{task.name}': {'; '.join(problems)}")
+
+
+def _check_spaces(task: Task, key: Key) -> list[str]:
+    problems = []
+    bounded = isinstance(task.action, Box) and (task.action.low, task.action.high) == (-1.0, 1.0)
+    if not bounded and not _is_discrete(task.action):
+        problems.append(f"its actions must be Box(shape, -1.0, 1.0) or Discrete(n), got {task.action}: rescale them in step")
+    if not (isinstance(task.observation, Box) and task.observation.low < task.observation.high):
+        if not _is_discrete(task.observation):
+            problems.append(f"its observations must be Box(shape, low, high) or Discrete(n), got {task.observation}")
+    if not isinstance(task.episode_length, int) or task.episode_length < 1:
+        problems.append(f"its episode_length must be a whole number of steps, got {task.episode_length!r}")
+    return problems
+
+
+def _is_discrete(space: Any) -> bool:
+    return isinstance(space, Discrete) and space.n >= 1
+
+
+def _check_a_step(task: Task, key: Key) -> list[str]:
+    """Without jit, where Python's own state would show."""
+    reset_key, action_key, step_key = jax.random.split(key, 3)
+    carry = task.world.reset(reset_key)
+    problems = _differences(
+        carry, task.world.reset(reset_key), 0.0, "reset depends on more than its key: two calls differ at carry{path}"
+    )
+    action = task.action.sample(action_key)
+    before = jax.tree.map(_copied, carry)
+    successor, row = task.world.step(carry, action, step_key)
+    problems += _differences(before, carry, 0.0, "step changes its argument at carry{path}: return a new carry")
+    again = task.world.step(jax.tree.map(jnp.asarray, before), action, step_key)
+    problems += _differences(
+        (successor, row), again, 0.0, "step depends on more than its arguments: two calls differ at {path}"
+    )
+    problems += _changed_kinds(before, successor)
+    problems += _row_kinds(task, row)
+    if not problems:
+        for what, seen, expected in (
+            ("observation", row.observation, task.world.observe(jax.tree.map(jnp.asarray, before))),
+            ("next_observation", row.next_observation, task.world.observe(successor)),
+            ("action", row.action, action),
+        ):
+            whence = "the action given" if what == "action" else "what observe tells of the carry"
+            problems += _differences(expected, seen, 0.0, f"a transition's {what} is not {whence}")
+    return problems
+
+
+def _changed_kinds(carry: Carry, successor: Carry) -> list[str]:
+    """What would stop a scan."""
+    before, after = _kinds(carry), _kinds(successor)
+    problems = [f"step drops carry{path}: keep it, a scan needs it" for path in before if path not in after]
+    problems += [f"step adds carry{path}: let reset return it too" for path in after if path not in before]
+    problems += [
+        f"step changes carry{path} from {before[path]} to {after[path]}: keep its shape and dtype"
+        for path in before
+        if path in after and before[path] != after[path]
+    ]
+    if not problems and jax.tree.structure(carry) != jax.tree.structure(successor):
+        problems.append("step changes the carry's containers: return the same kinds of containers as reset")
+    return problems
+
+
+def _row_kinds(task: Task, row: Transition) -> list[str]:
+    """Shapes and dtypes of one transition, against the task's spaces."""
+    flag = jnp.zeros((), bool)
+    expected = Transition(
+        task.observation.zeros(), task.action.zeros(), jnp.zeros(()), task.observation.zeros(), flag, flag
+    )
+    problems = []
+    for what in ("observation", "action", "reward", "next_observation", "terminated", "truncated"):
+        seen, due = _kinds(getattr(row, what)), _kinds(getattr(expected, what))
+        if {path: kind.removesuffix(WEAK) for path, kind in seen.items()} != due:
+            problems.append(f"a transition's {what} must be {due['']}, got {', '.join(seen.values()) or 'nothing'}")
+    return problems
+
+
+def _check_compiled(task: Task, key: Key) -> list[str]:
+    reset_key, action_key, step_key = jax.random.split(key, 3)
+    carry, action = task.world.reset(reset_key), task.action.sample(action_key)
+    compiled = jax.jit(task.world.reset)(reset_key)
+    problems = _differences(carry, compiled, _tolerance(), "reset gives another carry{path} under jit")
+    stepped, row = task.world.step(carry, action, step_key)
+    compiled, compiled_row = jax.jit(task.world.step)(carry, action, step_key)
+    problems += _differences(stepped, compiled, _tolerance(), "step gives another carry{path} under jit")
+    return problems + _differences(row, compiled_row, _tolerance(), "step gives another transition{path} under jit")
+
+
+class _Rollouts(NamedTuple):
+    """Rollouts [ROWS, T, ...]; row r is played by policy r mod 4, and the second half of the rows is reset at ends."""
+
+    rows: Transition
+    done: Shaped[np.ndarray, "R T"]
+    """The environment's own mark, where it can be seen, else `rows.terminated`."""
+    alive: Bool[np.ndarray, "R T"]
+    """Not after an end that was not followed by a reset."""
+    elapsed: Int[np.ndarray, "R T"]
+    """Steps since the start, this one included."""
+
+
+def _check_rollouts(task: Task, key: Key) -> list[str]:
+    action_key, play_key = jax.random.split(key)
+    length = min(task.episode_length + 1, LONGEST)
+    actions = _actions(task.action, length, action_key)
+    resets = jnp.arange(ROWS) >= ROWS // 2
+    keys = jax.random.split(play_key, ROWS)
+    played = jax.jit(jax.vmap(lambda key, actions, resets: _play(task, key, actions, resets)))(keys, actions, resets)
+    rows, done = jax.tree.map(np.asarray, played)
+    alive, elapsed = _alive(rows.terminated | rows.truncated, np.asarray(resets))
+    rollouts = _Rollouts(rows, done, alive, elapsed)
+    problems = _one_by_one(task, keys, actions, rows)
+    problems += _finite_and_bounded(task, rollouts)
+    problems += _ends(task, rollouts) or _resets(rollouts)
+    return problems or _known(task, jax.tree.map(lambda x: x[alive], rows))
+
+
+def _play(
+    task: Task, key: Key, actions: Shaped[Array, "T ..."], resets: Bool[Array, ""]
+) -> tuple[Transition, Shaped[Array, "T"]]:
+    """(transitions, the environment's done) of a rollout with the given actions, with or without resets at ends."""
+    reset_key, key = jax.random.split(key)
+
+    def step(carry: Carry, turn: tuple[Any, Any]) -> tuple[Carry, tuple[Transition, Array]]:
+        i, action = turn
+        step_key, again_key = jax.random.split(jax.random.fold_in(key, i))
+        carry, row = task.world.step(carry, action, step_key)
+        done = carry[0].done if isinstance(carry, tuple) and hasattr(carry[0], "done") else row.terminated
+        anew = resets & (row.terminated | row.truncated)
+        fresh = task.world.reset(again_key)
+        carry = jax.tree.map(lambda yes, no: jnp.where(anew, yes, no), fresh, carry)
+        return carry, (row._replace(extras=()), done)
+
+    return jax.lax.scan(step, task.world.reset(reset_key), (jnp.arange(len(actions)), actions))[1]
+
+
+def _one_by_one(task: Task, keys: Key, actions: Shaped[Array, "R T ..."], rows: Transition) -> list[str]:
+    """The first two steps of two rows, played alone."""
+    reset, step = jax.jit(task.world.reset), jax.jit(task.world.step)
+    for r in range(2):
+        reset_key, key = jax.random.split(keys[r])
+        carry = reset(reset_key)
+        for i in range(min(2, actions.shape[1])):
+            step_key, _ = jax.random.split(jax.random.fold_in(key, i))
+            carry, row = step(carry, actions[r, i], step_key)
+            batched = jax.tree.map(lambda x, r=r, i=i: x[r, i], rows)
+            problems = _differences(
+                row._replace(extras=()), batched, _tolerance(), "a batch under vmap gives another transition{path} than one alone"
+            )
+            if problems or row.terminated | row.truncated:
+                break
+        if problems:
+            return problems
+    return []
+
+
+def _actions(space: Spec, length: int, key: Key) -> Shaped[Array, "R T ..."]:
+    """Actions of each policy, in turn."""
+    uniform_key, held_key = jax.random.split(key)
+    shape = (ROWS // 4, length, *space.shape)
+    turns = (ROWS // 4, -(-length // HELD), *space.shape)
+    if isinstance(space, Discrete):
+        low, high = jnp.zeros(shape, jnp.int32), jnp.full(shape, space.n - 1, jnp.int32)
+        uniform = jax.random.randint(uniform_key, shape, 0, space.n, jnp.int32)
+    else:
+        low, high = -jnp.ones(shape), jnp.ones(shape)
+        uniform = jax.random.uniform(uniform_key, shape, minval=-1.0, maxval=1.0)
+    ups = jnp.repeat(jax.random.bernoulli(held_key, 0.5, turns), HELD, axis=1)[:, :length]
+    by_policy = jnp.stack([uniform, jnp.where(ups, high, low), high, low], axis=1)
+    return by_policy.reshape(ROWS, length, *space.shape)
+
+
+def _alive(
+    ended: Bool[np.ndarray, "R T"], resets: Bool[np.ndarray, "R"]
+) -> tuple[Bool[np.ndarray, "R T"], Int[np.ndarray, "R T"]]:
+    alive, elapsed = np.ones_like(ended), np.ones(ended.shape, int)
+    for t in range(1, ended.shape[1]):
+        alive[:, t] = resets | (alive[:, t - 1] & ~ended[:, t - 1])
+        elapsed[:, t] = np.where(resets & ended[:, t - 1], 1, elapsed[:, t - 1] + 1)
+    return alive, elapsed
+
+
+def _where(rollouts: _Rollouts, wrong: Bool[np.ndarray, "R T"]) -> str:
+    r, t = np.argwhere(wrong)[0]
+    return f"at step {rollouts.elapsed[r, t]} with {POLICIES[r % 4]}"
+
+
+def _finite_and_bounded(task: Task, rollouts: _Rollouts) -> list[str]:
+    problems = []
+    for what in ("observation", "next_observation", "reward"):
+        value = getattr(rollouts.rows, what)
+        value = value.reshape(*rollouts.alive.shape, -1)
+        wrong = rollouts.alive & ~np.isfinite(value).all(-1)
+        if wrong.any():
+            problems.append(f"{what} is not finite {_where(rollouts, wrong)}")
+        elif what != "reward":
+            space = task.observation
+            low, high = (space.low, space.high) if isinstance(space, Box) else (0, space.n - 1)
+            wrong = rollouts.alive & ((value < low) | (value > high)).any(-1)
+            if wrong.any():
+                problems.append(f"{what} is outside of {space} {_where(rollouts, wrong)}")
+    wrong = rollouts.alive & ~np.isin(rollouts.done, (0, 1))
+    if wrong.any():
+        problems.append(f"done is {rollouts.done[wrong][0]} {_where(rollouts, wrong)}: it must be 0 or 1")
+    return problems
+
+
+def _ends(task: Task, rollouts: _Rollouts) -> list[str]:
+    rows, alive, limit = rollouts.rows, rollouts.alive, task.episode_length
+    first = np.where(rows.terminated.any(1), rows.terminated.argmax(1), -1) + 1
+    if (first == first[0]).all() and first[0] > 1:
+        return [
+            f"every episode terminates at step {first[0]}, whatever its actions, as for a time limit: done must be for "
+            "terminations alone, and the time limit is the task's episode_length"
+        ]
+    truncated = rows.truncated & alive
+    both = truncated & rows.terminated
+    if both.any():
+        return [f"a step is terminated and truncated {_where(rollouts, both)}: a time limit on a termination is none"]
+    early = truncated & (rollouts.elapsed < limit)
+    if early.any():
+        return [f"a step is truncated {_where(rollouts, early)}, before the episode_length of {limit}"]
+    missed = alive & ~rows.truncated & ~rows.terminated & (rollouts.elapsed >= limit)
+    return [f"a step is not truncated {_where(rollouts, missed)}: the episode_length is {limit}"] if missed.any() else []
+
+
+def _resets(rollouts: _Rollouts) -> list[str]:
+    rows, alive = rollouts.rows, rollouts.alive
+    shape = (*alive.shape, -1)
+    observation, successor = rows.observation.reshape(shape), rows.next_observation.reshape(shape)
+    ended = rows.terminated | rows.truncated
+    kept = np.arange(ROWS)[:, None] < ROWS // 2
+    torn = (observation[:, 1:] != successor[:, :-1]).any(-1) & alive[:, :-1] & (kept | ~ended[:, :-1])
+    if torn.any():
+        where = _where(rollouts, np.pad(torn, ((0, 0), (0, 1))))
+        return [f"the world does not go on from the next_observation {where}: it must not reset by itself"]
+    terminated, going = rows.terminated & alive, alive & ~ended
+    if terminated.sum() < 3 or not going.any():
+        return []
+    starts = observation[alive & (rollouts.elapsed == 1)]
+    margin = (starts.max(0) - starts.min(0)) / 2
+    fresh = ((successor >= starts.min(0) - margin) & (successor <= starts.max(0) + margin)).all(-1)
+    moves = np.abs(successor - observation)
+    leaps = (moves > 3 * moves[going].max(0)).any(-1)
+    if not (fresh & leaps)[terminated].all():
+        return []
+    return [
+        f"its next_observation looks like a reset's, {_where(rollouts, terminated)}, where it terminated: the environment "
+        "must not reset by itself; give the one inside its auto-reset wrapper"
+    ]
+
+
+def _known(task: Task, rows: Transition) -> list[str]:
+    """The task's functions of the observation, on one row, on rows [N, ...] and on rows [1, N, ...]."""
+    problems = []
+    for what in ("reward", "terminated"):
+        known = getattr(task, what)
+        if known is None:
+            continue
+        took = (rows.observation, rows.action, rows.next_observation) if what == "reward" else (rows.next_observation,)
+        seen = getattr(rows, what)
+        tolerance = _tolerance() if what == "reward" else 0.0
+        for shape, index in (("", 0), ("N", slice(None)), ("1, N", None)):
+            told, due = known(*(jnp.asarray(x[index]) for x in took)), seen[index]
+            kind = "bool" if what == "terminated" else str(jnp.zeros(()).dtype)
+            if jnp.shape(told) != due.shape or jnp.asarray(told).dtype != kind:
+                got = _kinds(told).get("", type(told).__name__)
+                problems.append(f"the known {what} of rows [{shape}] must be {kind}[{shape}], got {got}")
+                break
+            error = np.abs(np.asarray(told, np.float64) - due)
+            wrong = ~(error <= tolerance * (1 + np.abs(due)))
+            if wrong.any():
+                worst = np.nanargmax(np.where(wrong, error, -1.0))
+                problems.append(
+                    f"the known {what} differs from the steps': {np.ravel(told)[worst]} where a step gave "
+                    f"{np.ravel(due)[worst]}, after observation {_short(took[0][index], worst, due.ndim)}"
+                    if what == "reward"
+                    else f"the known {what} differs from the steps': {np.ravel(told)[worst]} where a step gave "
+                    f"{np.ravel(due)[worst]}, at next_observation {_short(took[0][index], worst, due.ndim)}"
+                )
+                break
+    return problems
+
+
+def _short(rows: Any, index: Any, leading: int) -> str:
+    row = np.asarray(rows).reshape(-1, *np.shape(rows)[leading:])[index]
+    return np.array2string(np.asarray(row), precision=4, separator=", ", threshold=8, max_line_width=1000).replace("\n", "")
+
+
+WEAK = ", of a Python number's type"
+
+
+def _kinds(tree: PyTree) -> dict[str, str]:
+    """Shape and dtype of each leaf, by its path."""
+
+    def kind(leaf: Any) -> str:
+        array = jnp.asarray(leaf)
+        return f"{array.dtype}[{', '.join(map(str, array.shape))}]" + WEAK * bool(array.weak_type)
+
+    return {jax.tree_util.keystr(path): kind(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _copied(leaf: Any) -> Any:
+    # Of an array that NumPy could write to, a copy; JAX's own don't change.
+    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+
+
+def _numbers(leaf: Any) -> Shaped[np.ndarray, "..."]:
+    array = jnp.asarray(leaf)
+    keys = jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(array) if keys else array)
+
+
+def _tolerance() -> float:
+    return 1e-4 if jnp.zeros(()).dtype == jnp.float32 else 1e-8
+
+
+def _differences(expected: PyTree, seen: PyTree, tolerance: float, problem: str) -> list[str]:
+    """`problem` with the first path at which two trees differ by more than `tolerance` of the leaf's largest number."""
+    first, second = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (expected, seen))
+    if list(first) != list(second):
+        return [problem.format(path="") + ": they hold different things"]
+    for path, leaf in first.items():
+        a, b = _numbers(leaf), _numbers(second[path])
+        if a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
+            continue
+        told = problem.format(path=jax.tree_util.keystr(path))
+        if a.shape != b.shape or a.dtype.kind not in "fiu" or not tolerance:
+            return [told]
+        error = np.abs(np.asarray(a, np.float64) - b).max()
+        if not error <= tolerance * (1 + np.abs(a).max()):
+            return [f"{told}, by {error:.1e}"]
+    return []
+
+
+__all__ = ["check"]
