@@ -24,7 +24,7 @@ def open_loop_policy(planner: Planner, world: World, origin: Callable[[Observati
     """Plan from the observation seen, play all H actions whatever happens, then plan anew, from scratch.
 
     `world` and `origin` are as for `planning_policy`; the statistics of a plan come with its first action, the others have
-    zeros. Batched over environments or seeds, the search costs its time at every step: `lax.cond` then runs both branches.
+    zeros. Batched over environments and seeds, nothing is searched in the steps in which none of them needs a plan.
     """
 
     def search(objective: Any, key: Key) -> tuple[Float[Array, "H A"], PyTree]:
@@ -41,8 +41,11 @@ def open_loop_policy(planner: Planner, world: World, origin: Callable[[Observati
 
     def act(memory: Playing, observation: Observation, key: Key) -> tuple[Action, PyTree, Playing]:
         over = memory.played >= memory.actions.shape[0]
-        actions, statistics = jax.lax.cond(
-            over, lambda: search(return_of(world, origin(observation)), key), lambda: (memory.actions, blank()[1])
+        # A loop of no or one turn: where batched, a `lax.cond` would search always.
+        _, actions, statistics = jax.lax.while_loop(
+            lambda loop: loop[0],
+            lambda loop: (jnp.zeros((), bool), *search(return_of(world, origin(observation)), key)),
+            (over, memory.actions, blank()[1]),
         )
         step = jnp.where(over, 0, memory.played)
         return actions[step], statistics, Playing(actions, step + 1)
