@@ -1,4 +1,4 @@
-"""The `jaxmbrl` command: train, evaluate, list. A user's mistake ends with exit code 2 and one line."""
+"""The `jaxmbrl` command. A user's mistake ends with exit code 2 and one line."""
 
 from __future__ import annotations
 
@@ -35,8 +35,12 @@ USAGE = """usage: jaxmbrl COMMAND ...
   train ALGORITHM --env TASK [--steps N] [--seeds K] [--seed S] [--out FOLDER] [--preset NAME] [--config FILE]
                              [--FIELD VALUE ...]  train; any field of the algorithm's config is an option by its path
   train --resume RUN         go on with a run where it stopped
-  evaluate RUN               returns of a run's deterministic policy
+  train ALGORITHM --env TASK --data FILE                 learn from transitions in a file, without collecting
+  evaluate RUN [--model true]                            returns of a run's deterministic policy
+  collect --policy random|RUN --env TASK --out FILE.npz  write transitions to a file
+  fit --data FILE.npz        fit a dynamics model to transitions and judge it
   list                       algorithms, tasks and presets
+  doctor                     whether this machine is ready
 
 `jaxmbrl train ALGORITHM --help` tells all fields of an algorithm.
 `--no-compile-cache` before or after any of these compiles afresh instead of reusing what earlier runs compiled."""
@@ -75,7 +79,14 @@ def _complain(text: str) -> None:
 def _command(words: list[str]) -> int:
     cached = CACHE_SWITCH not in words
     words = [word for word in words if word != CACHE_SWITCH]
-    commands = {"train": _train, "evaluate": _evaluate, "list": _list}
+    commands = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "collect": _collect,
+        "fit": _fit,
+        "list": _list,
+        "doctor": _doctor,
+    }
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0
@@ -157,10 +168,12 @@ def _train(words: list[str]) -> int:
     out = RunFolder.create(out or _free_folder(Path("runs"), f"{config.algorithm}-{config.env}")).path
     if program.total_steps != config.steps:
         progress.say(
-            f"{config.steps:,} steps are rounded up to {program.total_steps:,}, whole epochs of {program.epoch_steps:,}"
+            f"{config.steps:,} steps are rounded {'down' if config.data else 'up'} to {program.total_steps:,}, "
+            f"whole epochs of {program.epoch_steps:,}"
         )
     progress.say(
-        f"training {config.algorithm} ({config.preset} preset) on {config.env}: {program.total_steps:,} environment steps, "
+        f"training {config.algorithm} ({config.preset} preset) on {config.env}: {program.total_steps:,} "
+        f"{'transitions of ' + config.data if config.data else 'environment steps'}, "
         f"{config.seeds} seed{'s' if config.seeds > 1 else ''}, into {out}"
     )
     fields = {field: getattr(config, field) for field in ("eval_episodes", "checkpoint_every")}
@@ -175,6 +188,7 @@ def _train(words: list[str]) -> int:
             seed=config.seed,
             preset=config.preset,
             settings=config.settings,
+            data=config.data,
             out=out,
             progress=progress,
             **fields,
@@ -241,9 +255,9 @@ def _report(result: Result, progress: Any) -> None:
     from jaxmbrl.training import curve
 
     assert result.path is not None
-    drawn = curve.text_curve(result.rows, width=min(progress.width, 80), height=12)
-    if drawn:
-        progress.say(drawn)
+    # Data end no episode of the policy's own; what it earns is seen where it is evaluated.
+    if result.config.data is None or any("eval/return" in row for row in result.rows):
+        progress.say(curve.text_curve(result.rows, width=min(progress.width, 80), height=12))
     finished = [row["train/return"] for row in result.rows if "train/return" in row]
     if finished:
         first, last = _mean_of_epoch(result.rows, first=True), _mean_of_epoch(result.rows, first=False)
@@ -254,8 +268,9 @@ def _report(result: Result, progress: Any) -> None:
     other = next((name for name in algorithms.METHODS if name != config.algorithm), config.algorithm)
     progress.say("what to try next:")
     progress.say(f"  {command} evaluate {result.path}")
-    progress.say(f"  {command} train --resume {result.path} --steps {2 * int(result.rows[-1]['env_steps'])}")
-    progress.say(f"  {command} train {other} --env {config.env}")
+    if config.data is None:
+        progress.say(f"  {command} train --resume {result.path} --steps {2 * int(result.rows[-1]['env_steps'])}")
+    progress.say(f"  {command} train {other} --env {config.env}" + (f" --data {config.data}" if config.data else ""))
     progress.say(f"  {command} list")
 
 
@@ -280,7 +295,7 @@ def _parse_train(name: str, options: list[str]) -> tuple[RunConfig, Path | None]
     from jaxmbrl.training import runner
 
     early = _parser(f"train {name}", add_help=False)
-    for option in ("--env", "--preset", "--config"):
+    for option in ("--env", "--preset", "--config", "--data"):
         early.add_argument(option)
     asked, rest = early.parse_known_args(options)
     if asked.config is not None:
@@ -306,6 +321,10 @@ def _parse_train(name: str, options: list[str]) -> tuple[RunConfig, Path | None]
         ],
         frozen=True,
     )
+    if asked.data is not None:
+        learned = runner.configure(name, base.env, base.preset, base.settings, data=asked.data)
+        fields = {field: getattr(learned, field) for field in ("steps", "data", "data_digest")}
+        base = dataclasses.replace(base, **fields)
     run_fields = {f: getattr(base, f) for f in ("steps", "seeds", "seed", "eval_episodes", "checkpoint_every", "settings")}
     parsed = _tyro(arguments, arguments(**run_fields), rest, f"jaxmbrl train {name}", f"Train {name}: {method.summary}.")
     if "" in _values("--out", rest):
@@ -315,7 +334,11 @@ def _parse_train(name: str, options: list[str]) -> tuple[RunConfig, Path | None]
     given = {field: getattr(parsed, field) for field in run_fields}
     given["settings"] = check(given["settings"])
     out = Path(parsed.out) if parsed.out else None
-    return from_dict(runner.RunConfig, {**{f: getattr(base, f) for f in ("algorithm", "env", "preset")}, **given}), out
+    return from_dict(runner.RunConfig, {**{f: getattr(base, f) for f in _KEPT}, **given}), out
+
+
+_KEPT = ("algorithm", "env", "preset", "data", "data_digest")
+"""Fields of a run that are no options of tyro's."""
 
 
 _TEXTS = (
@@ -323,6 +346,7 @@ _TEXTS = (
     ("env", "TASK", "The task; 'jaxmbrl list' names them."),
     ("preset", "NAME", "Settings to start from; the task's own if not given. 'jaxmbrl list' names them."),
     ("config", "FILE", "Settings to start from: the config.yaml of a run."),
+    ("data", "FILE", "Transitions to learn from instead of collecting, as 'jaxmbrl collect' writes them."),
 )
 """Options that are words; but for the first they are read before the others, whose defaults depend on them."""
 
@@ -486,6 +510,109 @@ def _evaluate(words: list[str]) -> int:
 def _finite(value: float) -> float | None:
     """The value, or None where JSON has no word for it."""
     return value if math.isfinite(value) else None
+
+
+def _collect(words: list[str]) -> int:
+    from jaxmbrl import dataset
+    from jaxmbrl.training import collecting
+
+    parser = _parser("collect", description="Write transitions of a policy, episode after episode, to an npz file.")
+    parser.add_argument("--policy", required=True, metavar="POLICY", help="'random', or the folder of a run")
+    parser.add_argument("--env", metavar="TASK", help="the task; a run knows its own")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the new file, FILE.npz")
+    parser.add_argument("--steps", type=int, default=10_000, metavar="N", help="transitions (default: 10000)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all randomness (default: 0)")
+    parser.add_argument("--explore", action="store_true", help="act as in training and not deterministically")
+    asked = parser.parse_args(words)
+    out = Path(asked.out).with_suffix(".npz")
+    dataset.check_writable(out)
+    started = time.monotonic()
+    rows, task = collecting.collect_by(asked.env, asked.policy, asked.steps, asked.seed, asked.explore)
+    dataset.save(out, rows, task.name)
+    ended = rows.terminated | rows.truncated
+    print(f"{asked.steps:,} transitions of {task.name} in {out}, {int(ended.sum())} finished episodes")
+    print(f"reward a step {float(rows.reward.mean()):.3f} on average, in {time.monotonic() - started:.1f} s")
+    print("what to try next:")
+    print(f"  {_own_name()} fit --data {out}")
+    print(f"  {_own_name()} train pets --env {task.name} --data {out}")
+    return 0
+
+
+def _fit(words: list[str]) -> int:
+    from jaxmbrl import dataset, envs
+    from jaxmbrl.diagnostics import calibration, judging
+
+    early = _parser("fit", add_help=False)
+    for option in ("--data", "--env", "--out"):
+        early.add_argument(option)
+    asked, rest = early.parse_known_args(words)
+    texts = [
+        (option, Annotated[str, tyro.conf.arg(metavar=metavar, help=text)], "") for option, metavar, text in _FIT_TEXTS
+    ]
+    kind = dataclasses.make_dataclass(
+        "arguments", [("settings", Annotated[judging.FitConfig, tyro.conf.arg(name="")]), *texts], frozen=True
+    )
+    default = kind(judging.FitConfig())
+    config = check(_tyro(kind, default, rest, "jaxmbrl fit", "Fit a dynamics model to transitions and judge it.").settings)
+    if not asked.data:
+        raise UserError("--data FILE is missing: an npz of transitions, as 'jaxmbrl collect' writes it")
+    data = dataset.load(asked.data)
+    name = asked.env or data.env
+    task = None if name is None or (asked.env is None and name not in envs.names()) else envs.make(name)
+    if task is not None:
+        dataset.check_fits(data, task)
+    if asked.out:
+        dataset.check_writable(Path(asked.out).with_suffix(".png"))
+    started = time.monotonic()
+    print(
+        f"fitting to {asked.data}: {len(data.rows.reward):,} transitions" + (f" of {name}" if name else "") + " ...",
+        flush=True,
+    )
+    judged = judging.fit_and_judge(config, data.rows, task)
+    seconds = time.monotonic() - started
+    print(f"fitted to {judged.trained_on:,} rows, judged on the last {judged.tested_on:,}, in {seconds:.1f} s")
+    for metric, value in judged.found.items():
+        print(f"{metric:<26}{value:.5g}")
+    print(f"\n{'':<18}{'error':>10}{'unexplained':>13}{'aleatoric':>11}{'epistemic':>11}{'miscalibration':>16}")
+    size = data.rows.observation.shape[1]
+    for d, error in enumerate(judged.error):
+        what = f"observation {d}" if d < size else "reward"
+        share = judged.unexplained[d]
+        told = f"{share:>13.4f}" if math.isfinite(share) else f"{'constant':>13}"
+        print(
+            f"{what:<18}{error:>10.4g}{told}{judged.aleatoric[d]:>11.4g}{judged.epistemic[d]:>11.4g}"
+            f"{float(judged.calibration.error[d]):>16.3f}"
+        )
+    print("error, aleatoric, epistemic: root mean square in the task's units; unexplained: share of the change's variance")
+    if asked.out:
+        picture = Path(asked.out).with_suffix(".png")
+        calibration.draw({"unseen rows": judged.calibration}, picture, "Calibration")
+        print(f"picture  {picture}")
+    return 0
+
+
+_FIT_TEXTS = (
+    ("data", "FILE", "Transitions, as 'jaxmbrl collect' writes them."),
+    ("env", "TASK", "The task whose known reward and termination to use; the file's own if not given."),
+    ("out", "FILE", "Where to draw the calibration, FILE.png."),
+)
+
+
+def _doctor(words: list[str]) -> int:
+    import jax
+
+    from jaxmbrl.diagnostics import doctor
+
+    _parser(
+        "doctor", description="What is installed, what it computes on, how exactly, and where it may write."
+    ).parse_args(words)
+    bad = 0
+    cache = getattr(jax.config, "jax_compilation_cache_dir", None)
+    for finding in doctor.examine(Path("runs"), cache):
+        print(f"{finding.state:<6}{finding.what:<15}{finding.told}", flush=True)
+        bad += finding.state == "bad"
+    print("this machine is ready" if not bad else f"{bad} thing{'s' if bad > 1 else ''} to mend")
+    return 1 if bad else 0
 
 
 def _list(words: list[str]) -> int:

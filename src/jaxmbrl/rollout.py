@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmbrl.types import Action, Carry, Key, Memory, Policy, PyTree, Transition, World
+from jaxmbrl.types import Action, Carry, Key, Memory, Observation, Policy, PyTree, Transition, World
 
 
 def rollout(
@@ -56,6 +56,27 @@ def rollout(
 def reveal(world: World) -> World:
     """`world` that shows a policy its whole carry, and starts from one: for planning in the true simulator."""
     return world._replace(observe=lambda carry: carry, start=lambda carry, key: carry)
+
+
+def playback(rows: Transition, policy: Policy) -> tuple[World, Policy]:
+    """A world that plays back rows [N, ...] in turn, from the first, and a policy that does not look: `learn` is then given
+    data without collecting.
+
+    The world takes any action for the recorded one and begins again after the last row. The policy keeps the memory of
+    `policy` as it is and leaves its extras, all zero.
+    """
+
+    def step(place: Int[Array, ""], action: Action, key: Key) -> tuple[Int[Array, ""], Transition]:
+        return (place + 1) % rows.reward.shape[0], jax.tree.map(lambda leaf: jnp.asarray(leaf)[place], rows)
+
+    def act(memory: Memory, place: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
+        seen = jax.tree.map(lambda leaf: leaf[0], rows.observation)
+        extras = jax.eval_shape(policy.act, memory, seen, key)[1]
+        return rows.action[0], jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), extras), memory
+
+    first = jnp.zeros((), jnp.int32)
+    world = World(reset=lambda key: first, start=lambda place, key: place, observe=lambda place: place, step=step)
+    return world, Policy(policy.init, act)
 
 
 class Episode(NamedTuple):

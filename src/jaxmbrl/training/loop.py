@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxmbrl import metrics
 from jaxmbrl.optimizer import Trainable
 from jaxmbrl.replay import Replay
-from jaxmbrl.rollout import auto_reset, reveal, rollout
+from jaxmbrl.rollout import auto_reset, playback, reveal, rollout
 from jaxmbrl.types import (
     Action,
     Algorithm,
@@ -93,12 +93,18 @@ class Loop(NamedTuple):
     """Names of what is checked to be finite at each call."""
 
 
-def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
-    """The loop of `algorithm` on `task`. Seed k has the same randomness whatever the other seeds are."""
+def make(algorithm: Algorithm, task: Task, config: LoopConfig, data: Transition | None = None) -> Loop:
+    """The loop of `algorithm` on `task`. Seed k has the same randomness whatever the other seeds are.
+
+    With `data` [N, ...] nothing is collected: its rows are what each seed's single environment seems to yield, in turn, and
+    what their episodes earned goes by the names `data/...` where the metrics of collecting are `train/...`.
+    """
     steps_per_call = algorithm.period * config.num_envs
     shown = reveal(task.world) if algorithm.privileged else task.world
 
     def collectors(state: PyTree, clock: Clock) -> tuple[Any, Policy]:
+        if data is not None:
+            return playback(data, algorithm.policy(state, True))
         warm = clock.env_steps < config.warmup_steps
         return auto_reset(shown, _with_warmup(algorithm.policy(state, True), task, warm))
 
@@ -136,7 +142,7 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
         carry, memory, transitions = collect(Clock(clock.env_steps - steps_per_call), state, collect_key)
         learner, found = algorithm.learn(clock, state.algorithm, transitions)
         (running_return, running_length), finished = _episodes((state.running_return, state.running_length), transitions)
-        found = found | finished
+        found = found | (finished if data is None else {f"data/{name[6:]}": x for name, x in finished.items()})
         moved = LoopState(
             algorithm=learner,
             carry=carry,

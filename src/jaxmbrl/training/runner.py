@@ -19,13 +19,13 @@ import numpy as np
 from annotated_types import Ge, Lt
 from jaxtyping import Array, Float
 
-from jaxmbrl import algorithms, envs, metrics
+from jaxmbrl import algorithms, dataset, envs, metrics
 from jaxmbrl.config import UserError, check, closest, from_dict, to_dict
 from jaxmbrl.training import checkpoint, curve, evaluation, loop
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.loop import Loop, LoopState
 from jaxmbrl.training.run_folder import CONFIG, RunFolder, environment
-from jaxmbrl.types import Algorithm, Clock, Policy, PyTree, Task
+from jaxmbrl.types import Algorithm, Clock, Policy, PyTree, Task, Transition
 
 CHUNK_SECONDS = 3.0
 """Wall clock that one call of the compiled program aims at; between two, progress is shown and signals are seen."""
@@ -57,6 +57,10 @@ class RunConfig:
     """Episodes of each evaluation."""
     checkpoint_every: Annotated[int, Ge(1)] = 10
     """Epochs between two checkpoints."""
+    data: str | None = None
+    """File of transitions to learn from instead of collecting (`dataset`); each seed learns from them in their order."""
+    data_digest: str | None = None
+    """SHA-256 of that file."""
 
     def problem(self) -> tuple[str, str] | None:
         """A rule between fields that is broken."""
@@ -80,8 +84,9 @@ class Program(NamedTuple):
 
     @property
     def total_steps(self) -> int:
-        """Environment steps of the run, in whole epochs."""
-        return -(-self.config.steps // self.epoch_steps) * self.epoch_steps
+        """Environment steps of the run, in whole epochs: rounded up, or down where data end."""
+        whole = self.config.steps // self.epoch_steps
+        return (whole if self.config.data else -(-self.config.steps // self.epoch_steps)) * self.epoch_steps
 
 
 class Result(NamedTuple):
@@ -130,10 +135,12 @@ def configure(
     preset: str | None = None,
     settings: Any = None,
     steps: int | None = None,
+    data: str | Path | None = None,
     **fields: Any,
 ) -> RunConfig:
     """A checked `RunConfig`. `settings` is the algorithm's config, or a mapping from dotted field names to values that
-    replace the preset's. Raises UserError, in one line, for whatever is unknown or out of range."""
+    replace the preset's. With a file of `data` the steps are all its rows unless told otherwise. Raises UserError, in one
+    line, for whatever is unknown or out of range."""
     method = algorithms.get(algorithm)
     if env not in envs.names():
         raise UserError(f"unknown task '{env}'; {closest(env, envs.names())}")
@@ -146,6 +153,10 @@ def configure(
         raise UserError(
             f"settings must be the config of {algorithm} or a mapping such as {{'epoch_steps': 500}}, got {settings!r:.60}"
         )
+    if data is not None:
+        held = dataset.load(data)
+        steps = len(held.rows.reward) if steps is None else steps
+        fields |= {"data": str(Path(data).resolve()), "data_digest": held.digest}
     steps = method.presets[name].steps if steps is None else steps
     given = dict(algorithm=algorithm, env=env, preset=name, steps=steps, settings=check(config), **fields)
     return from_dict(RunConfig, given)
@@ -181,7 +192,8 @@ def build(config: RunConfig) -> Program:
             f"epoch_steps must be a multiple of {steps_per_call}, the environment steps between two calls of learn, "
             f"got {settings.epoch_steps}"
         )
-    program = Program(config, task, algorithm, loop.make(algorithm, task, settings))
+    data = None if config.data is None else _data(config, task)
+    program = Program(config, task, algorithm, loop.make(algorithm, task, settings, data))
     if program.total_steps >= WHOLE:
         raise UserError(f"steps must be below {WHOLE} in whole epochs, got {config.steps}")
     needed, held = _state_bytes(program), _memory_bytes()
@@ -191,6 +203,27 @@ def build(config: RunConfig) -> Program:
             "lower seeds, replay_capacity or the networks' sizes"
         )
     return program
+
+
+def _data(config: RunConfig, task: Task) -> Transition:
+    """The rows that a run learns from. Raises UserError where they are not, or no longer, what it needs."""
+    assert config.data is not None
+    data = dataset.load(config.data)
+    if config.data_digest not in (None, data.digest):
+        raise UserError(f"{config.data} is not the file that the run started with; bring that one back")
+    if data.env not in (None, task.name):
+        raise UserError(f"{config.data} holds transitions of {data.env}, not of {task.name}")
+    dataset.check_fits(data, task)
+    held, settings = len(data.rows.reward), config.settings
+    if settings.num_envs != 1:
+        raise UserError(f"num_envs must be 1 with data, got {settings.num_envs}")
+    if not settings.epoch_steps <= config.steps <= held:
+        raise UserError(
+            f"steps must be between an epoch ({settings.epoch_steps}) and the data's {held} rows, got {config.steps}"
+        )
+    if getattr(settings, "model", "learned") != "learned":
+        raise UserError("model must be 'learned' with data: in the true simulator there is nothing to learn")
+    return jax.tree.map(jnp.asarray, data.rows)
 
 
 def train(
@@ -203,6 +236,7 @@ def train(
     preset: str | None = None,
     settings: Any = None,
     hyper: Mapping[str, Any] | None = None,
+    data: str | Path | None = None,
     out: str | Path | None = None,
     progress: Progress | None = None,
     **fields: Any,
@@ -210,11 +244,13 @@ def train(
     """Train `algorithm` on the task `env` and return what was learned; nothing is written unless `out` names a folder.
 
     `settings` is the algorithm's config, or a mapping such as `{"ensemble.members": 7}` over the preset's. `hyper` gives
-    traced numbers (`{"learning_rate": [1e-3, 3e-4]}`), one value or one a seed. `fields` are those of `RunConfig`.
+    traced numbers (`{"learning_rate": [1e-3, 3e-4]}`), one value or one a seed. With `data`, a file of transitions, nothing
+    is collected: the algorithm learns from its rows in turn (`dataset` says what it holds). `fields` are those of
+    `RunConfig`.
 
     Raises UserError, before compiling, for whatever is unknown, out of range or not writable.
     """
-    config = configure(algorithm, env, preset, settings, steps, seeds=seeds, seed=seed, **fields)
+    config = configure(algorithm, env, preset, settings, steps, data, seeds=seeds, seed=seed, **fields)
     program = build(config)
     traced = _hyper(hyper or {}, config)
     folder = None if out is None else RunFolder.create(out)
@@ -248,7 +284,7 @@ def load(run: str | Path) -> Loaded:
     >>> policy, state, task = load("runs/x")                              # doctest: +SKIP
     >>> act = policy(jax.tree.map(lambda x: x[0], state)).act             # doctest: +SKIP
     """
-    program, state, _ = _newest(run)
+    program, state, _ = newest(run)
     return Loaded(_policy(program.algorithm), state.algorithm, program.task)
 
 
@@ -260,7 +296,7 @@ def evaluate(run: str | Path, episodes: int = 10, model: str | None = None) -> E
     """
     if not 1 <= episodes < WHOLE:
         raise UserError(f"episodes must be at least 1 and below {WHOLE}, got {episodes}")
-    program, state, restored = _newest(run)
+    program, state, restored = newest(run)
     if model is not None:
         program = build(_planning_in(program.config, model))
     returns = jax.jit(lambda s: evaluation.evaluate(program.algorithm, program.task, s, episodes))(state.algorithm)
@@ -417,7 +453,9 @@ class _Session:
                 rows.append(row | {"frozen": True} | timing)
                 continue
             of_seed = jax.tree.map(lambda x, k=k: x[k], found)
-            row |= metrics.known(of_seed) | {"train/episodes": int(of_seed["train/return"].weight)}
+            row |= metrics.known(of_seed)
+            if "train/return" in of_seed:
+                row["train/episodes"] = int(of_seed["train/return"].weight)
             if returns is not None:
                 row["eval/return"] = float(returns[k])
             rows.append(self.finite(row, seed, epoch) | timing)
@@ -487,7 +525,7 @@ def _restore(
     return program, restored.state, restored
 
 
-def _newest(run: str | Path) -> tuple[Program, LoopState, checkpoint.Restored]:
+def newest(run: str | Path) -> tuple[Program, LoopState, checkpoint.Restored]:
     """The parts and the state of a run, for looking at; what was wrong with newer checkpoints is a `RunWarning`."""
     program, state, restored = _restore(RunFolder.open(run), repair=False)
     for text in restored.warnings:

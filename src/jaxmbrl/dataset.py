@@ -1,0 +1,128 @@
+"""Transitions as a file: an npz with named arrays, one row a step, in the order in which they came.
+
+observation       [N, O]
+action            [N, A], in [-1, 1]
+reward            [N]
+next_observation  [N, O], the true successor and not the first observation of the next episode
+terminated        [N] true where the task ended
+truncated         [N] true where only the clock ran out; may be left out where it never did
+env               name of the task; may be left out
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxmbrl.config import UserError
+from jaxmbrl.types import Task, Transition
+
+REQUIRED = ("observation", "action", "reward", "next_observation", "terminated")
+FLAGS = ("terminated", "truncated")
+
+
+class Dataset(NamedTuple):
+    """What a file of transitions holds."""
+
+    rows: Transition
+    """[N, ...], NumPy arrays: numbers float32, flags bool."""
+    env: str | None
+    """Name of the task, where the file tells it."""
+    digest: str
+    """SHA-256 of the file."""
+
+
+def save(path: str | Path, rows: Transition, env: str) -> None:
+    """Write transitions [N, ...] of the task `env` to the file `path`. Raises UserError where that cannot be made."""
+    path = Path(path)
+    arrays: dict[str, Any] = {name: np.asarray(getattr(rows, name)) for name in (*REQUIRED, "truncated")}
+    check_writable(path)
+    with open(path, "xb") as file:
+        np.savez(file, env=np.array(env), **arrays)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise UserError where `path` cannot become a new file, before the work whose result it shall hold."""
+    path = Path(path)
+    if path.exists():
+        raise UserError(f"{path} exists; choose another file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(exist_ok=False)
+        path.unlink()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); choose another file") from None
+
+
+def load(path: str | Path) -> Dataset:
+    """Read and check a file of transitions. Raises UserError naming the array that is missing or wrong."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, zipfile.BadZipFile, EOFError, AttributeError, OSError):
+        raise UserError(f"{path} is not an npz file of plain arrays, as numpy.savez writes it") from None
+    try:
+        rows = _rows(arrays)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    env = str(arrays["env"]) if "env" in arrays else None
+    return Dataset(rows, env, hashlib.sha256(content).hexdigest())
+
+
+def check_fits(data: Dataset, task: Task) -> None:
+    """Raise UserError where the arrays are not of `task`'s sizes."""
+    for name, spec in (("observation", task.observation), ("action", task.action)):
+        shape = getattr(data.rows, name).shape[1:]
+        if shape != spec.shape:
+            raise UserError(f"the data's '{name}' has rows of shape {shape}, {task.name} has {spec.shape}")
+
+
+def _rows(arrays: dict[str, Any]) -> Transition:
+    for name in REQUIRED:
+        if name not in arrays:
+            raise UserError(f"the array '{name}' is missing; there is: {', '.join(sorted(arrays)) or 'nothing'}")
+    known = {*REQUIRED, "truncated", "env"}
+    unknown = sorted(set(arrays) - known)
+    if unknown:
+        raise UserError(f"unknown array '{unknown[0]}'; known are: {', '.join(sorted(known))}")
+    count = len(arrays["reward"]) if arrays["reward"].ndim == 1 else -1
+    if count < 1:
+        raise UserError(f"'reward' must be [N] with N at least 1, got shape {arrays['reward'].shape}")
+    given = {"truncated": np.zeros(count, bool)} | {name: arrays[name] for name in known - {"env"} if name in arrays}
+    columns: dict[str, Any] = {name: _column(name, value, count) for name, value in given.items()}
+    rows = Transition(**columns)
+    if rows.next_observation.shape != rows.observation.shape:
+        raise UserError(
+            f"'next_observation' must be like 'observation' {rows.observation.shape}, got {rows.next_observation.shape}"
+        )
+    return rows
+
+
+def _column(name: str, value: np.ndarray, count: int) -> np.ndarray:
+    """One array in its dtype, checked."""
+    rank = 2 if name in ("observation", "action", "next_observation") else 1
+    if value.ndim != rank or len(value) != count:
+        raise UserError(f"'{name}' must be [{', '.join(['N', 'size'][:rank])}] with N = {count}, got shape {value.shape}")
+    if name in FLAGS:
+        if not np.isin(value, (0, 1)).all():
+            raise UserError(f"'{name}' must be true or false in every row")
+        return value.astype(bool)
+    if not np.issubdtype(value.dtype, np.number) or np.iscomplexobj(value):
+        raise UserError(f"'{name}' must hold numbers, got {value.dtype}")
+    with np.errstate(over="ignore"):
+        value = value.astype(np.float32)
+    wrong = np.flatnonzero(~np.isfinite(value).reshape(count, -1).all(axis=1))
+    if len(wrong):
+        raise UserError(f"'{name}' is not finite in {len(wrong)} rows, the first of them row {wrong[0]}")
+    if name == "action" and np.abs(value).max(initial=0.0) > 1:
+        beyond = value.flat[np.abs(value).argmax()]
+        raise UserError(f"'action' must be in [-1, 1], got {beyond:g}: divide by the actuator's range")
+    return value

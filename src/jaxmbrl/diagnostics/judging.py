@@ -1,0 +1,113 @@
+"""A dynamics model alone: fitted to transitions, and judged on rows that it has not seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from annotated_types import Ge, Gt, Lt
+from jaxtyping import Float
+
+from jaxmbrl import metrics
+from jaxmbrl.config import UserError
+from jaxmbrl.diagnostics import calibration
+from jaxmbrl.diagnostics.calibration import Calibration
+from jaxmbrl.models import EnsembleConfig, EnsembleState, ensemble, uncertainty
+from jaxmbrl.types import DynamicsModel, Task, Transition
+
+ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How a model is fitted and judged."""
+
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    """The dynamics model."""
+    learn_reward: bool = False
+    """Learn the reward even where the task's is known."""
+    learn_termination: bool = False
+    """Learn the termination even where the task's is known."""
+    test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.2
+    """Share of the rows, the last of them, that the model is judged on and never sees."""
+    seed: Annotated[int, Ge(0), Lt(2**31)] = 0
+    """Of the first weights and of the fit."""
+
+
+class Judged(NamedTuple):
+    """A fitted model, and what it is worth on the rows that it has not seen. D: [next observation, reward], the reward
+    only where it is learned."""
+
+    model: DynamicsModel
+    state: EnsembleState
+    found: dict[str, float]
+    """Metrics of the fit, by the names of a run's."""
+    error: Float[np.ndarray, "D"]
+    """Root mean squared error of the mean over members, in the task's units."""
+    unexplained: Float[np.ndarray, "D"]
+    """That error squared, as a share of the variance of [observation change, reward]; NaN where that did not vary."""
+    aleatoric: Float[np.ndarray, "D"]
+    """Root mean variance that the members predict as noise."""
+    epistemic: Float[np.ndarray, "D"]
+    """Root mean variance between the members."""
+    calibration: Calibration
+    trained_on: int
+    tested_on: int
+
+
+def fit_and_judge(config: FitConfig, rows: Transition, task: Task | None = None) -> Judged:
+    """Fit an ensemble to the first of `rows` [N, ...] and judge it on the others.
+
+    With a `task` its known reward and termination are used and not learned, unless the config says so. Raises UserError
+    where the rows are too few to part.
+    """
+    count = rows.reward.shape[0]
+    tested = round(config.test_fraction * count)
+    trained = count - tested
+    if tested < 1 or trained < 2:
+        raise UserError(
+            f"test_fraction {config.test_fraction:g} of {count} rows leaves {trained} to fit and {tested} to test"
+        )
+    model = ensemble.make(
+        config.ensemble,
+        rows.observation.shape[1],
+        rows.action.shape[1],
+        reward=None if task is None or config.learn_reward else task.reward,
+        terminated=None if task is None or config.learn_termination else task.terminated,
+    )
+    init_key, fit_key = jax.random.split(jax.random.key(config.seed))
+    known = jax.tree.map(lambda leaf: jnp.asarray(leaf[:trained]), rows)
+    state, found = jax.jit(model.fit)(model.init(init_key, {}), known, jnp.asarray(trained), fit_key)
+    unseen = jax.tree.map(lambda leaf: jnp.asarray(leaf[trained:]), rows)
+    mean, variance = _predict(model, state, unseen)
+    aleatoric, epistemic = uncertainty(mean, variance)
+    target = jnp.concatenate([unseen.next_observation, unseen.reward[:, None]], axis=1)[:, : mean.shape[2]]
+    squared = jnp.mean((jnp.mean(mean, axis=0) - target) ** 2, axis=0)
+    change = target.at[:, : unseen.observation.shape[1]].add(-unseen.observation)
+    variation = jnp.var(change, axis=0)
+    return Judged(
+        model=model,
+        state=state,
+        found=metrics.known(found),
+        error=np.asarray(jnp.sqrt(squared)),
+        unexplained=np.asarray(jnp.where(variation > 0, squared / jnp.where(variation > 0, variation, 1.0), jnp.nan)),
+        aleatoric=np.asarray(jnp.sqrt(jnp.mean(aleatoric, axis=0))),
+        epistemic=np.asarray(jnp.sqrt(jnp.mean(epistemic, axis=0))),
+        calibration=calibration.calibrate(mean, variance, target),
+        trained_on=trained,
+        tested_on=tested,
+    )
+
+
+def _predict(model: DynamicsModel, state: EnsembleState, rows: Transition) -> Any:
+    """`model.predict` of many rows, some at a time: every member's activations for all of them need not fit."""
+    predict = jax.jit(model.predict)
+    count = rows.reward.shape[0]
+    parts = [
+        predict(state, rows.observation[at : at + ROWS_AT_ONCE], rows.action[at : at + ROWS_AT_ONCE])
+        for at in range(0, count, ROWS_AT_ONCE)
+    ]
+    return tuple(jnp.concatenate(part, axis=1) for part in zip(*parts, strict=True))

@@ -1,0 +1,54 @@
+"""Collecting transitions apart from any training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from jaxmbrl import envs
+from jaxmbrl.config import UserError
+from jaxmbrl.rollout import auto_reset, reveal, rollout
+from jaxmbrl.training import runner
+from jaxmbrl.types import Key, Memory, Observation, Policy, Task, Transition, World
+
+
+def random_policy(task: Task) -> Policy:
+    """Actions drawn uniformly, whatever is observed."""
+
+    def act(memory: Memory, observation: Observation, key: Key) -> Any:
+        return task.action.sample(key), (), memory
+
+    return Policy(init=lambda key: (), act=act)
+
+
+def collect(task: Task, policy: Policy, steps: int, seed: int = 0, world: World | None = None) -> Transition:
+    """`steps` transitions [steps, ...] of `policy` on `task`, episode after episode, without the policy's extras.
+
+    `world` is the task's own unless given (`rollout.reveal` of it, for a policy that plans in the true simulator).
+    """
+    world, policy = auto_reset(task.world if world is None else world, policy)
+    world_key, memory_key, key = jax.random.split(jax.random.key(seed), 3)
+
+    def run() -> Transition:
+        return rollout(world, policy, (world.reset(world_key), policy.init(memory_key)), key, steps)[1]
+
+    return jax.jit(run)()._replace(extras=())
+
+
+def collect_by(task: str | None, policy: str, steps: int, seed: int = 0, explore: bool = False) -> tuple[Transition, Task]:
+    """(transitions, task) of `collect` by the policy called `policy`: `random`, or the folder of a run, of which the first
+    seed acts. Raises UserError where the task is missing or not the run's."""
+    if not 1 <= steps < runner.WHOLE:
+        raise UserError(f"steps must be at least 1 and below {runner.WHOLE}, got {steps}")
+    if policy == "random":
+        if task is None:
+            raise UserError(f"--env TASK is missing; there is: {', '.join(envs.names())}")
+        made = envs.make(task)
+        return collect(made, random_policy(made), steps, seed), made
+    program, state, _ = runner.newest(policy)
+    if task not in (None, program.task.name):
+        raise UserError(f"the run in {policy} is of {program.task.name}, not of {task}")
+    acting = program.algorithm.policy(jax.tree.map(lambda leaf: leaf[0], state.algorithm), explore)
+    world = reveal(program.task.world) if program.algorithm.privileged else None
+    return collect(program.task, acting, steps, seed, world), program.task
