@@ -62,7 +62,7 @@ def test_a_perfect_prediction_is_calibrated_to_chance():
 
 @pytest.mark.parametrize(("shift", "scale"), [(0.0, 2.0), (0.7, 1.0), (-0.3, 0.5)])
 def test_wrong_widths_and_biases_have_the_shares_of_algebra(shift, scale):
-    """Where the truth is N(shift, scale^2) in predicted units, a share of cdf((z_p - shift) / scale) is below the p-quantile.
+    """For truth N(shift, scale^2) in predicted units, the share below the p-quantile is cdf((z_p - shift) / scale).
 
     Scale 2 is a variance predicted a quarter as large as it is.
     """

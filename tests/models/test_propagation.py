@@ -15,7 +15,6 @@ from jaxmbrl.models import EnsembleConfig, propagation, uncertainty
 from jaxmbrl.rollout import open_loop, rollout
 
 MODES = ("ts1", "tsinf", "expectation", "distribution", "moment_matching")
-SAMPLED = ("ts1", "tsinf", "distribution", "moment_matching")
 POOLED = ("expectation", "distribution", "moment_matching")
 
 
@@ -51,13 +50,6 @@ def test_only_elites_imagine_and_each_its_rows():
         np.testing.assert_allclose(reached[:, 0], steps * np.array([3.0, 1.0, 3.0, 1.0, 3.0]))
 
 
-def test_the_elites_alone_make_the_mean():
-    config = EnsembleConfig(members=4, elites=2, hidden=(3,), propagation="expectation")
-    model, state = constant(config, [[0.0], [1.0], [2.0], [6.0]], elites=[3, 1])
-    reached = imagine(model, state, 5, 3, jax.random.key(0))
-    np.testing.assert_allclose(reached[:, 0], 3 * 3.5)
-
-
 @pytest.mark.parametrize("mode", ["ts1", "tsinf"])
 def test_a_row_ends_by_the_elite_that_moved_it(mode):
     """Member e adds e and is certain to end, or not to: the change tells who moved a row, and so whether it ends."""
@@ -72,18 +64,6 @@ def test_a_row_ends_by_the_elite_that_moved_it(mode):
     np.testing.assert_allclose(imagined.terminated, movers == 0, atol=1e-20)
     assert len({tuple(row) for row in movers.tolist()}) == (3 if mode == "ts1" else 1)
     assert set(movers.ravel().tolist()) == {0, 2, 3}
-
-
-@pytest.mark.parametrize("mode", POOLED)
-def test_a_pooled_row_ends_by_the_mean_of_the_elites_probabilities(mode):
-    """And not by the probability of their mean logit, which here is one half."""
-    config = EnsembleConfig(members=4, elites=3, hidden=(3,), propagation=mode)
-    ends = np.array([-1.0, 60.0, 4.0, -3.0])
-    model, state = constant(config, [[0.0], [1.0], [2.0], [3.0]], [3, 0, 2], terminated=None, ends=ends)
-    _, imagined = model.world(state).step(jnp.zeros((7, 1)), jnp.zeros(1), jax.random.key(0))
-    expected = np.mean([1 / (1 + np.exp(-ends[e])) for e in (3, 0, 2)])
-    assert abs(expected - 0.5) > 0.05
-    np.testing.assert_allclose(imagined.terminated, np.full(7, expected), rtol=1e-6)
 
 
 def test_ts1_moves_all_rows_on_by_the_same_uniform_shift():
@@ -314,7 +294,7 @@ def test_pooled_draws_have_the_moments_of_their_formula(mode):
         assert np.abs(between).max() < 5 / np.sqrt(draws)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["tsinf", "moment_matching"])
 def test_a_known_reward_is_that_of_the_transition_told(mode):
     config = dataclasses.replace(TINY, propagation=mode)
     model, state = ready(
@@ -325,13 +305,12 @@ def test_a_known_reward_is_that_of_the_transition_told(mode):
     np.testing.assert_array_equal(step.terminated, step.next_observation[:, 0] > 0)
 
 
-@pytest.mark.parametrize("mode", ["distribution", "moment_matching"])
 @pytest.mark.parametrize("probabilistic", [True, False])
-def test_gradients_flow_through_pooled_steps(mode, probabilistic):
+def test_gradients_flow_through_pooled_steps(probabilistic):
     """Against central differences, and also where one deterministic member leaves no variance to take the root of."""
     members = 3 if probabilistic else 1
-    config = dataclasses.replace(TINY, members=members, elites=1 if members == 1 else 2, propagation=mode)
-    config = dataclasses.replace(config, probabilistic=probabilistic)
+    config = dataclasses.replace(TINY, members=members, elites=1 if members == 1 else 2)
+    config = dataclasses.replace(config, probabilistic=probabilistic, propagation="moment_matching")
     with jax.enable_x64(True):
         model, state = ready(config, reward=nothing, terminated=alive)
 
