@@ -233,7 +233,12 @@ def test_resets_are_distributed_as_told():
     coordinates = resets("reacher-2d")
     np.testing.assert_array_equal(coordinates[:, 2:4], 0.0)
     x, y = coordinates[:, 4:].T
-    uniform = [coordinates[:, 0] / np.pi, coordinates[:, 1] / np.pi, np.arctan2(y, x) / np.pi, 2 * np.hypot(x, y) ** 2 / 0.95**2 - 1]
+    uniform = [
+        coordinates[:, 0] / np.pi,
+        coordinates[:, 1] / np.pi,
+        np.arctan2(y, x) / np.pi,
+        2 * np.hypot(x, y) ** 2 / 0.95**2 - 1,
+    ]
     for column in uniform:
         assert stats.kstest(column, stats.uniform(-1, 2).cdf).pvalue > 1e-3
     assert np.abs(np.corrcoef(np.array(uniform)) - np.eye(4)).max() < 0.07
@@ -286,7 +291,9 @@ def test_a_car_step_is_gymnasiums(monkeypatch):
     np.testing.assert_array_equal(after, rows.next_observation)
     np.testing.assert_allclose(rows.reward, rewards, rtol=0, atol=1e-12)
     np.testing.assert_array_equal(rows.terminated, ends)
-    np.testing.assert_allclose(task.reward(rows.observation, rows.action, rows.next_observation), rewards, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        task.reward(rows.observation, rows.action, rows.next_observation), rewards, rtol=0, atol=1e-12
+    )
     np.testing.assert_array_equal(task.terminated(rows.next_observation), ends)
 
 

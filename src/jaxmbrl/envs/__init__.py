@@ -1,4 +1,4 @@
-"""Tasks by name: `envs.make("pendulum")`, `envs.names()`. One's own task: `envs.make_task`, `envs.check`, `envs.register`."""
+"""Tasks by name: `envs.make("pendulum")`, `envs.names()`. Your own: `envs.make_task`, `envs.check`, `envs.register`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def make(name: str) -> Task:
         raise UserError(f"unknown task '{name}'; {closest(name, TASKS)}")
     task = TASKS[name]()
     if not isinstance(task, Task):
-        raise UserError(f"the factory of task '{name}' must return a Task, as envs.make_task does, got {type(task).__name__}")
+        raise UserError(
+            f"the factory of task '{name}' must return a Task, as envs.make_task does, got {type(task).__name__}"
+        )
     return task
 
 
@@ -57,7 +59,9 @@ def register(name: str, factory: Callable[[], Task]) -> None:
     if name in TASKS:
         raise UserError(f"there is a task '{name}' already: choose another name")
     if not callable(factory):
-        raise UserError(f"the factory of task '{name}' must be a function that returns a Task, got {type(factory).__name__}")
+        raise UserError(
+            f"the factory of task '{name}' must be a function that returns a Task, got {type(factory).__name__}"
+        )
     TASKS[name] = factory
 
 

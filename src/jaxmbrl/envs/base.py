@@ -62,7 +62,7 @@ def make_task(
 
     def reset(key: Key) -> tuple[Any, Int[Array, ""]]:
         state = env.reset(key)
-        if "first_obs" in state.info:
+        if "first_obs" in _info(state):
             raise UserError(f"task '{name}': the environment resets by itself: give the one inside its auto-reset wrapper")
         return jax.tree.map(_typed, state), jnp.zeros((), jnp.int32)
 
@@ -102,9 +102,14 @@ def make_task(
 def _typed(leaf: Any) -> Array:
     """`leaf` as an array of a type of its own: a Python number in a state would take another type at the first step."""
     array = jnp.asarray(leaf)
-    return jax.lax.convert_element_type(array, array.dtype) if array.weak_type else array
+    # Arrays of keys have no such mark.
+    return jax.lax.convert_element_type(array, array.dtype) if getattr(array, "weak_type", False) else array
 
 
 def _ended(state: Any) -> Bool[Array, ""]:
-    ended = state.done > 0
-    return ended & ~(state.info["truncation"] > 0) if "truncation" in state.info else ended
+    ended, info = state.done > 0, _info(state)
+    return ended & ~(info["truncation"] > 0) if "truncation" in info else ended
+
+
+def _info(state: Any) -> Any:
+    return getattr(state, "info", None) or {}

@@ -14,7 +14,8 @@ What differs: the reward is 1 - cost, in [0, 1], of the state after the step, so
 the observation is exact, where the toolbox adds noise of standard deviation 0.01 to each coordinate; the force is clipped
 to 10 N, where the toolbox's policies squash.
 
-One step from 2,000 states with speeds up to 5 m/s and 15 rad/s differs from the exact solution by at most ACCURACY.
+One step from 2,000 states with speeds up to 5 m/s and 15 rad/s differs from the exact solution by at most 1.1e-5 in any
+coordinate (float64).
 """
 
 from __future__ import annotations

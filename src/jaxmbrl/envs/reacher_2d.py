@@ -3,7 +3,8 @@
 The task is our own, in the manner of Gymnasium's Reacher but analytic. The links are uniform rods; the equations of motion
 are those of Spong, Hutchinson and Vidyasagar, Robot Modeling and Control (2006), section 7.4, with friction at the joints.
 
-One step from 2,000 states with speeds up to 10 rad/s differs from the exact solution by at most ACCURACY.
+One step from 2,000 states with speeds up to 10 rad/s differs from the exact solution by at most 1.4e-5 in any coordinate
+(float64).
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ def _derivative(motion: Float[Array, "4"], torque: Float[Array, "2"]) -> Float[A
 
 
 class Reacher2D:
-    """State [shoulder, elbow angle (rad, 0 stretched along x), their velocities (rad/s), target x, y (m)]; observation [cos,
-    sin of the shoulder, cos, sin of the elbow, velocities, target minus tip x, y (m)]; action [shoulder torque / 2 N m, elbow
-    torque / 1 N m]."""
+    """State [shoulder, elbow angle (rad, 0 stretched along x), their velocities (rad/s), target x, y (m)]; observation
+    [cos, sin of the shoulder, cos, sin of the elbow, velocities, target minus tip x, y (m)]; action [shoulder's torque
+    / 2 N m, elbow's torque / 1 N m]."""
 
     observation_size = 8
     action_size = 2
@@ -68,7 +69,9 @@ class Reacher2D:
 
     def _observe(self, coordinates: Float[Array, "6"]) -> Float[Array, "8"]:
         shoulder, elbow = coordinates[:2]
-        tip = LENGTH * jnp.stack([jnp.cos(shoulder) + jnp.cos(shoulder + elbow), jnp.sin(shoulder) + jnp.sin(shoulder + elbow)])
+        tip = LENGTH * jnp.stack(
+            [jnp.cos(shoulder) + jnp.cos(shoulder + elbow), jnp.sin(shoulder) + jnp.sin(shoulder + elbow)]
+        )
         joints = jnp.stack([jnp.cos(shoulder), jnp.sin(shoulder), jnp.cos(elbow), jnp.sin(elbow)])
         return jnp.concatenate([joints, coordinates[2:4], coordinates[4:] - tip])
 
