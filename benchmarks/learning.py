@@ -13,10 +13,13 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from measure import provenance
 
 import jaxmbrl
-from jaxmbrl.training import evaluation
+from jaxmbrl.training import evaluation, runner
+from jaxmbrl.training.collecting import random_policy
 from jaxmbrl.training.console import Progress
 
 
@@ -28,11 +31,17 @@ class Case(NamedTuple):
     steps: int
     seeds: int
     episodes: int
-    goal: float
-    """Mean return that a seed shall reach."""
+    goal: float | None
+    """Mean return that a seed shall reach; None: all but a tenth of what the planner in the true simulator earns above a
+    random policy, on the same start states."""
     goal_seeds: int
     """How many seeds shall reach it."""
     settings: dict[str, Any]
+
+
+ICEM = {"planner.method": "icem"}
+SWINGUP = {"planner.cem.horizon": 15, "refit_every": 40}
+GAP = 0.1
 
 
 CASES = {
@@ -41,6 +50,11 @@ CASES = {
         "pets", "cartpole-continuous", 1000, 5, 10, 195.0, 3, {"learn_reward": True, "learn_termination": True}
     ),
     "pets-pendulum-learned": Case("pets", "pendulum", 2000, 4, 20, -200.0, 3, {"learn_reward": True}),
+    "pets-pendulum": Case("pets", "pendulum", 2000, 4, 100, None, 4, {}),
+    "pets-swingup": Case("pets", "cartpole-swingup", 1000, 4, 100, None, 4, SWINGUP),
+    "pets-inverted-pendulum": Case("pets", "InvertedPendulum-v5", 1000, 4, 20, None, 4, {}),
+    "icem-cartpole": Case("pets", "cartpole-continuous", 1000, 5, 10, 195.0, 4, ICEM),
+    "icem-pendulum": Case("pets", "pendulum", 2000, 4, 100, None, 4, ICEM),
     "sac-pendulum": Case("sac", "pendulum", 20_000, 4, 100, -170.0, 4, {}),
     "sac-hopper": Case("sac", "Hopper-v5", 5000, 4, 10, 0.0, 0, {"warmup_steps": 1000, "eval_every": 0}),
 }
@@ -63,10 +77,14 @@ def run(name: str, runs: Path, out: Path) -> None:
         )
     found = jaxmbrl.evaluate(folder, case.episodes)
     low, high = evaluation.bootstrap_interval(found.per_seed)
-    reached = sum(value >= case.goal for value in found.per_seed)
+    bounds = limits(case) if case.goal is None else {}
+    goal = bounds["oracle"] - GAP * (bounds["oracle"] - bounds["random"]) if case.goal is None else case.goal
+    reached = sum(value >= goal for value in found.per_seed)
     summary = {
         "case": name,
         **case._asdict(),
+        **bounds,
+        "goal": goal,
         "per_seed": found.per_seed,
         "mean": found.mean,
         "iqm": found.iqm,
@@ -80,9 +98,23 @@ def run(name: str, runs: Path, out: Path) -> None:
     (out / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(
         f"{name}: mean {found.mean:.1f}, IQM {found.iqm:.1f} [{low:.1f}, {high:.1f}], per seed "
-        f"{', '.join(f'{x:.1f}' for x in found.per_seed)}; {reached} of {case.seeds} seeds at {case.goal:g} or better",
+        f"{', '.join(f'{x:.1f}' for x in found.per_seed)}; {reached} of {case.seeds} seeds at {goal:.1f} or better"
+        + "".join(f"; {name} {value:.1f}" for name, value in bounds.items()),
         flush=True,
     )
+
+
+def limits(case: Case) -> dict[str, float]:
+    """Mean returns of the same planner in the true simulator and of a random policy, on the case's start states."""
+    program = runner.build(runner.configure(case.algorithm, case.env, settings={**case.settings, "model": "true"}))
+    random = random_policy(program.task)
+    blind = program.algorithm._replace(policy=lambda state, explore: random, privileged=False)
+    found = {}
+    for name, algorithm in (("oracle", program.algorithm), ("random", blind)):
+        state = jax.tree.map(lambda leaf: leaf[None], program.algorithm.init(jax.random.key(0), {}))
+        returns = jax.jit(lambda s, a=algorithm: evaluation.evaluate(a, program.task, s, case.episodes))(state)
+        found[name] = float(np.mean(np.asarray(returns, np.float64)))
+    return found
 
 
 def main() -> None:
