@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmbrl import envs
-from jaxmbrl.planners import cem, planning_policy, return_of
+from jaxmbrl import envs, planners
+from jaxmbrl.planners import PlannerConfig, cem, planning_policy, return_of
 from jaxmbrl.planners.cem import CEMConfig
+from jaxmbrl.planners.icem import ICEMConfig
+from jaxmbrl.planners.mppi import MPPIConfig
+from jaxmbrl.planners.random_shooting import RandomShootingConfig
 from jaxmbrl.rollout import Return, auto_reset, episode_return, open_loop, rollout
 from jaxmbrl.types import Planner, Transition, World
 
@@ -164,6 +167,22 @@ def test_planning_in_the_true_cart_and_pole_balances_it():
     # The marks of termination keep the objective right where the collector's wrapper resets inside.
     wrapped = auto_reset(task.world, open_loop(jnp.zeros((1, 1))))[0]
     found = planned_episodes(task, planner, wrapped, starts, jax.random.key(2))
+    np.testing.assert_array_equal(found, np.full(4, 200.0))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PlannerConfig("icem", icem=ICEMConfig(horizon=25, noise_beta=0.25)),
+        PlannerConfig("mppi", mppi=MPPIConfig(horizon=25, population=100, iterations=2)),
+        PlannerConfig("random-shooting", random_shooting=RandomShootingConfig(horizon=25, population=400)),
+    ],
+    ids=lambda config: config.method,
+)
+def test_the_other_planners_balance_it_too(config):
+    task = envs.make("cartpole-continuous")
+    starts = jax.vmap(task.env.reset)(jax.random.split(jax.random.key(1), 4))
+    found = planned_episodes(task, planners.make(config, 1), task.world, starts, jax.random.key(2))
     np.testing.assert_array_equal(found, np.full(4, 200.0))
 
 

@@ -10,25 +10,52 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmbrl.planners import cem
+from jaxmbrl.planners import cem, icem, mppi, random_shooting
 from jaxmbrl.planners.cem import CEMConfig
+from jaxmbrl.planners.icem import ICEMConfig
+from jaxmbrl.planners.mppi import MPPIConfig
+from jaxmbrl.planners.random_shooting import RandomShootingConfig
 from jaxmbrl.rollout import Return, open_loop, planned_return, rollout
 from jaxmbrl.types import Action, Key, Memory, Objective, Observation, Planner, Policy, PyTree, Transition, World
+
+PLANNERS: dict[str, Callable[[Any, int], Planner]] = {
+    "cem": cem.make,
+    "icem": icem.make,
+    "mppi": mppi.make,
+    "random-shooting": random_shooting.make,
+}
+"""What makes each planner of its config and the size of the action."""
 
 
 @dataclass(frozen=True)
 class PlannerConfig:
     """Which planner, and the settings of each."""
 
-    method: Literal["cem"] = "cem"
+    method: Literal["cem", "icem", "mppi", "random-shooting"] = "cem"
     """The planner that plans; the settings of the others do nothing."""
     cem: CEMConfig = field(default_factory=CEMConfig)
     """The cross-entropy method."""
+    icem: ICEMConfig = field(default_factory=ICEMConfig)
+    """The cross-entropy method with coloured noise, kept elites and fewer samples."""
+    mppi: MPPIConfig = field(default_factory=MPPIConfig)
+    """Model predictive path integral control."""
+    random_shooting: RandomShootingConfig = field(default_factory=RandomShootingConfig)
+    """The best of many random action sequences."""
+
+    @property
+    def chosen(self) -> CEMConfig | ICEMConfig | MPPIConfig | RandomShootingConfig:
+        """The settings of `method`."""
+        return getattr(self, self.method.replace("-", "_"))
+
+    @property
+    def horizon(self) -> int:
+        """Steps that `method` plans ahead."""
+        return self.chosen.horizon
 
 
 def make(config: PlannerConfig, action_size: int) -> Planner:
     """The planner that `config` names."""
-    return cem.make(config.cem, action_size)
+    return PLANNERS[config.method](config.chosen, action_size)
 
 
 def return_of(world: World, origin: Any) -> Objective:

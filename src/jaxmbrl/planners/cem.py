@@ -21,9 +21,9 @@ import jax.numpy as jnp
 from annotated_types import Ge, Le, Lt
 from jaxtyping import Array, Float, Int
 
+from jaxmbrl.planners import search
+from jaxmbrl.planners.search import HIGH, LOW
 from jaxmbrl.types import Key, Objective, Planner, PyTree
-
-LOW, HIGH = -1.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -61,26 +61,26 @@ def make(config: CEMConfig, action_size: int) -> Planner:
     shape = (config.horizon, action_size)
 
     def init() -> PlanState:
-        return PlanState(jnp.full(shape, (LOW + HIGH) / 2, float))
+        return PlanState(search.resting(*shape))
 
     def plan(objective: Objective, state: PlanState, key: Key) -> tuple[Float[Array, "H A"], PlanState, PyTree]:
-        def unfinished(search: tuple[Array, Array, Array, Array]) -> Array:
-            i, _, variance, _ = search
+        def unfinished(found: tuple[Array, Array, Array, Array]) -> Array:
+            i, _, variance, _ = found
             return (i < config.iterations) & (jnp.max(variance) > config.min_variance)
 
-        def iteration(search: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-            i, mean, variance, nonfinite = search
+        def iteration(found: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+            i, mean, variance, nonfinite = found
             population_key, objective_key = jax.random.split(jax.random.fold_in(key, i))
             population = sample(population_key, mean, variance, config.population)
-            returns = jax.vmap(objective, in_axes=(0, None))(population, objective_key)
+            returns, bad = search.evaluate(objective, population, objective_key)
             mean, variance = refit(mean, variance, population, returns, config.elites, config.momentum)
-            return i + 1, mean, variance, nonfinite + jnp.sum(~jnp.isfinite(returns), dtype=jnp.int32)
+            return i + 1, mean, variance, nonfinite + bad
 
         zero: Int[Array, ""] = jnp.zeros((), jnp.int32)
         variance = jnp.full(shape, (HIGH - LOW) ** 2 / 16, float)
         _, mean, _, nonfinite = jax.lax.while_loop(unfinished, iteration, (zero, state.mean, variance, zero))
-        padding = jnp.full((1, action_size), (LOW + HIGH) / 2, float)
-        return mean, PlanState(jnp.concatenate([mean[1:], padding])), {"nonfinite": nonfinite}
+        rest = jnp.full_like(mean[0], search.MIDDLE)
+        return mean, PlanState(search.shift(mean, rest)), {"nonfinite": nonfinite}
 
     return Planner(init, plan)
 
@@ -91,7 +91,7 @@ def sample(key: Key, mean: Float[Array, "H A"], variance: Float[Array, "H A"], p
     deviation = jnp.sqrt(jnp.minimum(variance, room**2))
     noise = jax.random.truncated_normal(key, -2.0, 2.0, (population, *mean.shape), mean.dtype)
     # Within the bounds but for rounding.
-    return jnp.clip(mean + deviation * noise, LOW, HIGH)
+    return search.clip(mean + deviation * noise)
 
 
 def refit(
@@ -102,10 +102,6 @@ def refit(
     elites: int,
     momentum: float,
 ) -> tuple[Float[Array, "H A"], Float[Array, "H A"]]:
-    """Mean and variance after one iteration. Returns that are not finite rank worst."""
-    returns = jnp.where(jnp.isfinite(returns), returns, -jnp.inf)
-    best = population[jax.lax.top_k(returns, elites)[1]]
-    return (
-        momentum * mean + (1 - momentum) * jnp.mean(best, axis=0),
-        momentum * variance + (1 - momentum) * jnp.var(best, axis=0),
-    )
+    """Mean and variance after one iteration. Elites whose return is not finite have no weight."""
+    middle, spread = search.moments(mean, variance, *search.best(population, returns, elites))
+    return momentum * mean + (1 - momentum) * middle, momentum * variance + (1 - momentum) * spread
