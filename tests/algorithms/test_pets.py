@@ -156,6 +156,11 @@ def test_rules_between_fields():
         check(dataclasses.replace(TINY, num_envs=3))
     with pytest.raises(UserError, match=r"particles must be a multiple of ensemble.elites \(2\), got 5"):
         check(dataclasses.replace(TINY, particles=5))
+    pooled = {p: dataclasses.replace(TINY.ensemble, propagation=p) for p in ("distribution", "expectation")}
+    check(dataclasses.replace(TINY, particles=5, ensemble=pooled["distribution"]))
+    check(dataclasses.replace(TINY, particles=1, ensemble=pooled["expectation"]))
+    with pytest.raises(UserError, match="particles must be 1 under ensemble.propagation 'expectation'"):
+        check(dataclasses.replace(TINY, ensemble=pooled["expectation"]))
 
 
 PUBLISHED = {
