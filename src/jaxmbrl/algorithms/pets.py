@@ -71,7 +71,7 @@ class Config:
         if self.refit_every % self.num_envs:
             return "refit_every", f"must be a multiple of num_envs ({self.num_envs}), got {self.refit_every}"
         if self.ensemble.propagation == "expectation" and self.particles > 1:
-            return "particles", f"must be 1 under ensemble.propagation 'expectation': all are the same; got {self.particles}"
+            return "particles", f"must be 1 under propagation 'expectation', where all are the same, got {self.particles}"
         if self.particles % self.ensemble.elites and self.ensemble.propagation in ("ts1", "tsinf"):
             return "particles", f"must be a multiple of ensemble.elites ({self.ensemble.elites}), got {self.particles}"
         return None
