@@ -14,6 +14,7 @@ from jaxmbrl.types import Box, Discrete, Env
 
 N = 3000
 NAMES = ["cartpole-continuous", "pendulum"]
+ANALYTIC = [*NAMES, "cartpole-swingup", "mountain-car-continuous", "reacher-2d"]
 
 
 @pytest.fixture
@@ -124,6 +125,25 @@ def test_known_reward_and_termination_agree_with_steps(x64, name, cases):
     assert stacked.shape == task.terminated(rows.next_observation[None]).shape == (1, N)
 
 
+@pytest.mark.parametrize("name", ANALYTIC)
+def test_known_reward_and_termination_agree_with_rollouts(x64, name):
+    """32 rollouts of random actions, some of them beyond [-1, 1]."""
+    task = envs.make(name)
+
+    def play(key):
+        reset_key, action_key = jax.random.split(key)
+        actions = jax.random.uniform(action_key, (120, *task.action.shape), minval=-1.3, maxval=1.3)
+        step = lambda carry, action: task.world.step(carry, action, action_key)  # noqa: E731
+        return jax.lax.scan(step, task.world.reset(reset_key), actions)[1]
+
+    rows = jax.jit(jax.vmap(play))(jax.random.split(jax.random.key(0), 32))
+    known = task.reward(rows.observation, rows.action, rows.next_observation)
+    np.testing.assert_allclose(known, rows.reward, rtol=0, atol=1e-10)
+    np.testing.assert_array_equal(task.terminated(rows.next_observation), rows.terminated)
+    assert known.shape == (32, 120) and (np.std(known) > 1e-3 or name == "cartpole-continuous")
+    assert (np.asarray(rows.terminated).any()) == (name == "cartpole-continuous")
+
+
 def test_pendulum_reward_of_an_observation_off_the_circle(x64):
     task = envs.make("pendulum")
     on = jnp.array([jnp.cos(2.0), jnp.sin(2.0), 3.0])
@@ -202,7 +222,7 @@ def test_resets_are_gymnasiums_in_distribution():
     assert np.abs(np.corrcoef(coordinates.T) - np.eye(4)).max() < 0.07
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ANALYTIC)
 @pytest.mark.parametrize("double", [False, True])
 def test_states_have_the_fields_and_dtypes_of_the_interface(name, double):
     with jax.enable_x64(double):

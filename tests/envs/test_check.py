@@ -107,7 +107,9 @@ def test_spaces():
     assert told(POINT._replace(action=Box((1,), -2.0, 2.0))).startswith("its actions must be Box(shape, -1.0, 1.0)")
     assert "its actions must be" in told(POINT._replace(action=Discrete(0)))
     assert "its observations must be Box" in told(POINT._replace(observation=Box((1,), 1.0, -1.0)))
-    assert "its episode_length must be a whole number of steps, got 0" in told(POINT._replace(episode_length=0))
+    for length in (0, 2.5):
+        problem = f"its episode_length must be a whole number of steps, got {length}"
+        assert problem in told(POINT._replace(episode_length=length))
     several = told(POINT._replace(episode_length=0, action=Box((1,), 0.0, 1.0)))
     assert "its actions must be" in several and "; its episode_length must be" in several
 
