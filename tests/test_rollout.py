@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmbrl import envs
-from jaxmbrl.rollout import Return, auto_reset, episode_return, open_loop, planned_return, rollout
+from jaxmbrl.rollout import Return, auto_reset, episode_return, open_loop, planned_return, playback, rollout
 from jaxmbrl.types import Policy, Transition, World
 
 LIMIT = 4
@@ -328,3 +328,52 @@ def test_float64_stays_float64():
         assert jax.tree.map(lambda x: x.dtype, end) == jax.tree.map(lambda x: x.dtype, state)
         acc = rollout(world, policy, state, jax.random.key(0), 5, episode_return, Return.zero())[1]
         assert acc.total.dtype == jnp.float64
+
+
+def recorded(rows=3):
+    """Transitions that tell their own number, and could come from no world."""
+    number = jnp.arange(rows, dtype=jnp.float32)
+    return Transition(
+        observation=jnp.stack([number, number + 0.5], axis=1),
+        action=-number[:, None] / rows,
+        reward=100 * number,
+        next_observation=jnp.stack([number + 0.25, number], axis=1),
+        terminated=jnp.arange(rows) == 1,
+        truncated=jnp.arange(rows) == 2,
+    )
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(3, 8), (1, 2), (5, 3)])
+def test_recorded_rows_come_in_turn_whatever_the_policy_does(rows, steps):
+    data = recorded(rows)
+
+    def act(memory, observation, key):
+        assert observation.shape == (2,), "the policy's extras are those for one observation"
+        return (
+            jax.random.normal(key, (1,)),
+            {"count": memory, "seen": observation, "drawn": jax.random.key_data(key)},
+            memory,
+        )
+
+    world, policy = playback(data, Policy(init=lambda key: jnp.asarray(41, jnp.int32), act=act))
+    state = begin(world, policy)
+    (place, memory), found = jax.jit(lambda: rollout(world, policy, state, jax.random.key(3), steps))()
+    expected = np.arange(steps) % rows
+    for name in Transition._fields[:-1]:
+        np.testing.assert_array_equal(getattr(found, name), np.asarray(getattr(data, name))[expected], strict=True)
+    assert (int(place), int(memory)) == (steps % rows, 41)
+    shapes = {name: (x.shape, x.dtype) for name, x in found.extras.items()}
+    assert shapes == {
+        "count": ((steps,), jnp.int32),
+        "seen": ((steps, 2), jnp.float32),
+        "drawn": ((steps, 2), jnp.uint32),
+    }
+    assert not any(np.asarray(x).any() for x in found.extras.values())
+
+
+def test_a_playback_goes_on_where_it_stood():
+    data = recorded(5)
+    world, policy = playback(data, remembering())
+    halfway, first = rollout(world, policy, begin(world, policy), jax.random.key(0), 3)
+    _, second = rollout(world, policy, halfway, jax.random.key(1), 4)
+    assert [*first.reward.tolist(), *second.reward.tolist()] == [0, 100, 200, 300, 400, 0, 100]

@@ -18,7 +18,7 @@ import time
 import types
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -230,8 +230,9 @@ def _finish(out: Path, progress: Progress, work: Callable[[], Result]) -> int:
 
 
 def _whole_epochs(config: RunConfig, steps: int | None) -> int:
-    epoch = config.settings.epoch_steps
-    return -(-(steps or config.steps) // epoch) * epoch
+    """The steps of a run in whole epochs: rounded up, or down where data end."""
+    epoch, steps = config.settings.epoch_steps, steps or config.steps
+    return (steps // epoch if config.data else -(-steps // epoch)) * epoch
 
 
 def _free_folder(parent: Path, stem: str) -> Path:
@@ -321,6 +322,8 @@ def _parse_train(name: str, options: list[str]) -> tuple[RunConfig, Path | None]
         ],
         frozen=True,
     )
+    if asked.data == "":
+        raise UserError("--data needs a value: an npz of transitions, as 'jaxmbrl collect' writes it")
     if asked.data is not None:
         learned = runner.configure(name, base.env, base.preset, base.settings, data=asked.data)
         fields = {field: getattr(learned, field) for field in ("steps", "data", "data_digest")}
@@ -489,11 +492,8 @@ def _evaluate(words: list[str]) -> int:
     seeds = f"{config.seeds} seed{'s' if config.seeds > 1 else ''}"
     print(f"evaluating {config.algorithm} on {config.env}: {seeds}, {asked.episodes} episodes each ...", flush=True)
     started = time.monotonic()
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always", runner.RunWarning)
+    with _warnings_in_a_line():
         found = runner.evaluate(asked.run, asked.episodes, asked.model)
-    for warning in heard:
-        _complain(f"warning: {warning.message}")
     total = _whole_epochs(config, None)
     print(f"the policy after {found.env_steps:,} of {total:,} environment steps")
     for k, value in enumerate(found.per_seed):
@@ -505,6 +505,30 @@ def _evaluate(words: list[str]) -> int:
         told = {"per_seed": per_seed, "mean": _finite(found.mean), "iqm": _finite(found.iqm)}
         print(json.dumps(told | {"env_steps": found.env_steps, "frozen": list(found.frozen)}, allow_nan=False))
     return 0
+
+
+@contextlib.contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Tell what is wrong with a run as our errors are told, and not as Python does."""
+    from jaxmbrl.training import runner
+
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always", runner.RunWarning)
+        yield
+    for warning in heard:
+        _complain(f"warning: {warning.message}")
+
+
+def _new_file(option: str, text: str, suffix: str) -> Path:
+    """The new file that an option names, with its suffix. Raises UserError where it cannot be made."""
+    from jaxmbrl import dataset
+
+    path = Path(text)
+    if not path.name or path.name == "..":
+        raise UserError(f"{option} must be the name of a new file, FILE{suffix}, got '{text}'")
+    path = path if path.suffix == suffix else path.with_name(path.name + suffix)
+    dataset.check_writable(path)
+    return path
 
 
 def _finite(value: float) -> float | None:
@@ -524,10 +548,10 @@ def _collect(words: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all randomness (default: 0)")
     parser.add_argument("--explore", action="store_true", help="act as in training and not deterministically")
     asked = parser.parse_args(words)
-    out = Path(asked.out).with_suffix(".npz")
-    dataset.check_writable(out)
+    out = _new_file("--out", asked.out, ".npz")
     started = time.monotonic()
-    rows, task = collecting.collect_by(asked.env, asked.policy, asked.steps, asked.seed, asked.explore)
+    with _warnings_in_a_line():
+        rows, task = collecting.collect_by(asked.env, asked.policy, asked.steps, asked.seed, asked.explore)
     dataset.save(out, rows, task.name)
     ended = rows.terminated | rows.truncated
     print(f"{asked.steps:,} transitions of {task.name} in {out}, {int(ended.sum())} finished episodes")
@@ -559,10 +583,11 @@ def _fit(words: list[str]) -> int:
     data = dataset.load(asked.data)
     name = asked.env or data.env
     task = None if name is None or (asked.env is None and name not in envs.names()) else envs.make(name)
+    if asked.env is not None and data.env not in (None, asked.env):
+        raise UserError(f"{asked.data} holds transitions of {data.env}, not of {asked.env}")
     if task is not None:
         dataset.check_fits(data, task)
-    if asked.out:
-        dataset.check_writable(Path(asked.out).with_suffix(".png"))
+    picture = None if asked.out is None else _new_file("--out", asked.out, ".png")
     started = time.monotonic()
     print(
         f"fitting to {asked.data}: {len(data.rows.reward):,} transitions" + (f" of {name}" if name else "") + " ...",
@@ -578,14 +603,14 @@ def _fit(words: list[str]) -> int:
     for d, error in enumerate(judged.error):
         what = f"observation {d}" if d < size else "reward"
         share = judged.unexplained[d]
-        told = f"{share:>13.4f}" if math.isfinite(share) else f"{'constant':>13}"
+        told = f"{'constant':>13}" if math.isnan(share) and math.isfinite(error) else f"{share:>13.4f}"
         print(
             f"{what:<18}{error:>10.4g}{told}{judged.aleatoric[d]:>11.4g}{judged.epistemic[d]:>11.4g}"
             f"{float(judged.calibration.error[d]):>16.3f}"
         )
     print("error, aleatoric, epistemic: root mean square in the task's units; unexplained: share of the change's variance")
-    if asked.out:
-        picture = Path(asked.out).with_suffix(".png")
+    if picture is not None:
+        picture.parent.mkdir(parents=True, exist_ok=True)
         calibration.draw({"unseen rows": judged.calibration}, picture, "Calibration")
         print(f"picture  {picture}")
     return 0

@@ -7,15 +7,19 @@ next_observation  [N, O], the true successor and not the first observation of th
 terminated        [N] true where the task ended
 truncated         [N] true where only the clock ran out; may be left out where it never did
 env               name of the task; may be left out
+
+A row that is both terminated and truncated, as Gymnasium may give one, counts as terminated alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-import zipfile
+import io
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmbrl.config import UserError
@@ -29,7 +33,7 @@ class Dataset(NamedTuple):
     """What a file of transitions holds."""
 
     rows: Transition
-    """[N, ...], NumPy arrays: numbers float32, flags bool."""
+    """[N, ...], NumPy arrays: numbers in JAX's default float, flags bool."""
     env: str | None
     """Name of the task, where the file tells it."""
     digest: str
@@ -37,25 +41,37 @@ class Dataset(NamedTuple):
 
 
 def save(path: str | Path, rows: Transition, env: str) -> None:
-    """Write transitions [N, ...] of the task `env` to the file `path`. Raises UserError where that cannot be made."""
+    """Write transitions [N, ...] of the task `env` to the file `path`.
+
+    Raises UserError where that cannot be made, or the transitions are not what `load` takes.
+    """
     path = Path(path)
     arrays: dict[str, Any] = {name: np.asarray(getattr(rows, name)) for name in (*REQUIRED, "truncated")}
+    _rows(arrays)
     check_writable(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "xb") as file:
         np.savez(file, env=np.array(env), **arrays)
 
 
 def check_writable(path: str | Path) -> None:
-    """Raise UserError where `path` cannot become a new file, before the work whose result it shall hold."""
+    """Raise UserError where `path` cannot become a new file, before the work whose result it shall hold. Nothing is left
+    behind."""
     path = Path(path)
-    if path.exists():
-        raise UserError(f"{path} exists; choose another file")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(exist_ok=False)
-        path.unlink()
+        taken = path.is_symlink() or path.exists()
+        try_writing(path.parent)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); choose another file") from None
+    if taken:
+        raise UserError(f"{path} exists; choose another file")
+
+
+def try_writing(folder: Path) -> None:
+    """Raise OSError where no file can be written to `folder`, or to the nearest one above it where it is still to make."""
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    with tempfile.TemporaryFile(dir=place) as file:
+        file.write(b"jaxmbrl")
 
 
 def load(path: str | Path) -> Dataset:
@@ -65,16 +81,17 @@ def load(path: str | Path) -> Dataset:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, zipfile.BadZipFile, EOFError, AttributeError, OSError):
+        file = np.load(io.BytesIO(content), allow_pickle=False)
+        arrays = {name: file[name] for name in file.files}
+    except MemoryError:
+        raise UserError(f"{path} does not fit into this machine's memory; part it") from None
+    except Exception:
+        # Every layer of a zip file has its own ways to be torn, and none of them lists its errors.
         raise UserError(f"{path} is not an npz file of plain arrays, as numpy.savez writes it") from None
     try:
-        rows = _rows(arrays)
+        return Dataset(_rows(arrays), _env(arrays), hashlib.sha256(content).hexdigest())
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    env = str(arrays["env"]) if "env" in arrays else None
-    return Dataset(rows, env, hashlib.sha256(content).hexdigest())
 
 
 def check_fits(data: Dataset, task: Task) -> None:
@@ -85,7 +102,19 @@ def check_fits(data: Dataset, task: Task) -> None:
             raise UserError(f"the data's '{name}' has rows of shape {shape}, {task.name} has {spec.shape}")
 
 
+def _env(arrays: dict[str, Any]) -> str | None:
+    if "env" not in arrays:
+        return None
+    name = arrays["env"]
+    if not isinstance(name, np.ndarray) or name.dtype.kind != "U" or name.size != 1 or not name.item():
+        raise UserError("'env' must be the name of one task")
+    return str(name.item())
+
+
 def _rows(arrays: dict[str, Any]) -> Transition:
+    for name, value in arrays.items():
+        if not isinstance(value, np.ndarray):
+            raise UserError(f"'{name}' is not an array")
     for name in REQUIRED:
         if name not in arrays:
             raise UserError(f"the array '{name}' is missing; there is: {', '.join(sorted(arrays)) or 'nothing'}")
@@ -96,14 +125,16 @@ def _rows(arrays: dict[str, Any]) -> Transition:
     count = len(arrays["reward"]) if arrays["reward"].ndim == 1 else -1
     if count < 1:
         raise UserError(f"'reward' must be [N] with N at least 1, got shape {arrays['reward'].shape}")
-    given = {"truncated": np.zeros(count, bool)} | {name: arrays[name] for name in known - {"env"} if name in arrays}
-    columns: dict[str, Any] = {name: _column(name, value, count) for name, value in given.items()}
+    given = {"truncated": np.zeros(count, bool)} | {name: arrays[name] for name in Transition._fields if name in arrays}
+    columns: dict[str, Any] = {name: _column(name, given[name], count) for name in (*REQUIRED, "truncated")}
     rows = Transition(**columns)
     if rows.next_observation.shape != rows.observation.shape:
         raise UserError(
             f"'next_observation' must be like 'observation' {rows.observation.shape}, got {rows.next_observation.shape}"
         )
-    return rows
+    if not rows.observation.shape[1]:
+        raise UserError("'observation' must have at least one number a row")
+    return rows._replace(truncated=rows.truncated & ~rows.terminated)
 
 
 def _column(name: str, value: np.ndarray, count: int) -> np.ndarray:
@@ -112,13 +143,13 @@ def _column(name: str, value: np.ndarray, count: int) -> np.ndarray:
     if value.ndim != rank or len(value) != count:
         raise UserError(f"'{name}' must be [{', '.join(['N', 'size'][:rank])}] with N = {count}, got shape {value.shape}")
     if name in FLAGS:
-        if not np.isin(value, (0, 1)).all():
+        if value.dtype.kind not in "biuf" or not np.isin(value, (0, 1)).all():
             raise UserError(f"'{name}' must be true or false in every row")
         return value.astype(bool)
-    if not np.issubdtype(value.dtype, np.number) or np.iscomplexobj(value):
+    if value.dtype.kind not in "iuf":
         raise UserError(f"'{name}' must hold numbers, got {value.dtype}")
     with np.errstate(over="ignore"):
-        value = value.astype(np.float32)
+        value = value.astype(jnp.result_type(float))
     wrong = np.flatnonzero(~np.isfinite(value).reshape(count, -1).all(axis=1))
     if len(wrong):
         raise UserError(f"'{name}' is not finite in {len(wrong)} rows, the first of them row {wrong[0]}")

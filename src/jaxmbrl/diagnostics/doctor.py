@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmbrl.training.run_folder import environment
+from jaxmbrl.dataset import try_writing
+from jaxmbrl.training.run_folder import versions
 
 RENDERERS = ("egl", "osmesa", "glfw")
 RENDER_SECONDS = 60
@@ -38,21 +39,38 @@ class Finding(NamedTuple):
 
 def examine(folder: Path, cache: str | None) -> Iterator[Finding]:
     """Findings about this process's machine, one by one: `folder` is where runs shall go, `cache` the compile cache."""
-    here = environment()
+    installed = versions()
     yield Finding("python", "ok", f"{sys.version.split()[0]} on {sys.platform}")
-    yield Finding("versions", "ok", ", ".join(f"{name} {version}" for name, version in here["versions"].items()))
-    yield _paired(here["versions"])
-    yield Finding("devices", "ok", ", ".join(f"{d.device_kind} ({d.platform} {d.id})" for d in jax.devices()))
-    yield precision()
+    packages = (f"{name} {version}" for name, version in installed.items() if name != "python")
+    yield Finding("versions", "ok", ", ".join(packages))
+    yield paired(installed)
+    found = devices()
+    yield found
+    if found.state != "bad":
+        yield precision()
     yield rendering()
     yield writing("runs", folder)
     if cache is None:
         yield Finding("compile cache", "note", "off: every start compiles afresh")
+    elif "://" in cache:
+        yield Finding("compile cache", "note", f"{cache} is not on this machine and was not looked at")
     else:
         yield writing("compile cache", Path(cache))
 
 
-def _paired(versions: dict[str, str]) -> Finding:
+def devices() -> Finding:
+    """What JAX computes on."""
+    try:
+        found = jax.devices()
+    except RuntimeError as error:
+        return Finding("devices", "bad", " ".join(str(error).split()))
+    told = ", ".join(f"{device.device_kind} ({device.platform} {device.id})" for device in found)
+    if found[0].platform == "cpu" and shutil.which("nvidia-smi") and not os.environ.get("JAX_PLATFORMS"):
+        return Finding("devices", "note", f"{told}; for the NVIDIA GPU install 'jaxmbrl[cuda]'")
+    return Finding("devices", "ok", told)
+
+
+def paired(versions: dict[str, str]) -> Finding:
     """MuJoCo and MJX of different versions differ in their models' fields."""
     simulators = [versions.get(name, "missing") for name in ("mujoco", "mujoco-mjx")]
     same = simulators[0] == simulators[1] != "missing"
@@ -92,10 +110,8 @@ def rendering() -> Finding:
 
 def writing(what: str, folder: Path) -> Finding:
     """Whether a file can be written to `folder`, or to the nearest folder above it that exists."""
-    place = next((path for path in (folder, *folder.absolute().parents) if path.is_dir()), Path("/"))
     try:
-        with tempfile.TemporaryFile(dir=place) as file:
-            file.write(b"jaxmbrl")
+        try_writing(folder)
     except OSError as error:
         return Finding(what, "bad", f"{folder} cannot be written to ({error.strerror})")
     return Finding(what, "ok", f"{folder} can be written to")

@@ -12,10 +12,11 @@ from annotated_types import Ge, Gt, Lt
 from jaxtyping import Float
 
 from jaxmbrl import metrics
-from jaxmbrl.config import UserError
+from jaxmbrl.config import UserError, to_dict
 from jaxmbrl.diagnostics import calibration
 from jaxmbrl.diagnostics.calibration import Calibration
 from jaxmbrl.models import EnsembleConfig, EnsembleState, ensemble, uncertainty
+from jaxmbrl.training import runner
 from jaxmbrl.types import DynamicsModel, Task, Transition
 
 ROWS_AT_ONCE = 4096
@@ -62,8 +63,9 @@ def fit_and_judge(config: FitConfig, rows: Transition, task: Task | None = None)
     """Fit an ensemble to the first of `rows` [N, ...] and judge it on the others.
 
     With a `task` its known reward and termination are used and not learned, unless the config says so. Raises UserError
-    where the rows are too few to part.
+    where the rows are too few to part, or the model is too large for the machine.
     """
+    runner.check_whole(to_dict(config))
     count = rows.reward.shape[0]
     tested = round(config.test_fraction * count)
     trained = count - tested
@@ -79,21 +81,25 @@ def fit_and_judge(config: FitConfig, rows: Transition, task: Task | None = None)
         terminated=None if task is None or config.learn_termination else task.terminated,
     )
     init_key, fit_key = jax.random.split(jax.random.key(config.seed))
+    shapes = jax.eval_shape(lambda: model.init(init_key, {}))
+    runner.check_memory(shapes, "the model", "lower ensemble.members or ensemble.hidden")
     known = jax.tree.map(lambda leaf: jnp.asarray(leaf[:trained]), rows)
     state, found = jax.jit(model.fit)(model.init(init_key, {}), known, jnp.asarray(trained), fit_key)
     unseen = jax.tree.map(lambda leaf: jnp.asarray(leaf[trained:]), rows)
     mean, variance = _predict(model, state, unseen)
     aleatoric, epistemic = uncertainty(mean, variance)
     target = jnp.concatenate([unseen.next_observation, unseen.reward[:, None]], axis=1)[:, : mean.shape[2]]
-    squared = jnp.mean((jnp.mean(mean, axis=0) - target) ** 2, axis=0)
-    change = target.at[:, : unseen.observation.shape[1]].add(-unseen.observation)
-    variation = jnp.var(change, axis=0)
+    squared = np.asarray(jnp.mean((jnp.mean(mean, axis=0) - target) ** 2, axis=0))
+    change = np.asarray(target, np.float64)
+    change[:, : unseen.observation.shape[1]] -= np.asarray(unseen.observation, np.float64)
+    # About one of the rows, so that what never varied has a variance of exactly 0.
+    variation = np.var(change - change[0], axis=0)
     return Judged(
         model=model,
         state=state,
         found=metrics.known(found),
-        error=np.asarray(jnp.sqrt(squared)),
-        unexplained=np.asarray(jnp.where(variation > 0, squared / jnp.where(variation > 0, variation, 1.0), jnp.nan)),
+        error=np.sqrt(squared),
+        unexplained=np.where(variation > 0, squared / np.where(variation > 0, variation, 1.0), np.nan),
         aleatoric=np.asarray(jnp.sqrt(jnp.mean(aleatoric, axis=0))),
         epistemic=np.asarray(jnp.sqrt(jnp.mean(epistemic, axis=0))),
         calibration=calibration.calibrate(mean, variance, target),

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxmbrl import envs
 from jaxmbrl.config import UserError
 from jaxmbrl.rollout import auto_reset, reveal, rollout
 from jaxmbrl.training import runner
-from jaxmbrl.types import Key, Memory, Observation, Policy, Task, Transition, World
+from jaxmbrl.training.run_folder import RunFolder
+from jaxmbrl.types import Key, Memory, Observation, Policy, Task, Transition, World, row_like
 
 
 def random_policy(task: Task) -> Policy:
@@ -38,17 +40,27 @@ def collect(task: Task, policy: Policy, steps: int, seed: int = 0, world: World 
 
 def collect_by(task: str | None, policy: str, steps: int, seed: int = 0, explore: bool = False) -> tuple[Transition, Task]:
     """(transitions, task) of `collect` by the policy called `policy`: `random`, or the folder of a run, of which the first
-    seed acts. Raises UserError where the task is missing or not the run's."""
+    seed acts. Raises UserError where the task is missing or not the run's, or a number is out of range."""
     if not 1 <= steps < runner.WHOLE:
         raise UserError(f"steps must be at least 1 and below {runner.WHOLE}, got {steps}")
+    if not 0 <= seed < runner.WHOLE:
+        raise UserError(f"seed must be at least 0 and below {runner.WHOLE}, got {seed}")
     if policy == "random":
         if task is None:
             raise UserError(f"--env TASK is missing; there is: {', '.join(envs.names())}")
         made = envs.make(task)
+        _check_room(made, steps)
         return collect(made, random_policy(made), steps, seed), made
+    of = runner.read(RunFolder.open(policy)).env
+    if task not in (None, of):
+        raise UserError(f"the run in {policy} is of {of}, not of {task}")
     program, state, _ = runner.newest(policy)
-    if task not in (None, program.task.name):
-        raise UserError(f"the run in {policy} is of {program.task.name}, not of {task}")
+    _check_room(program.task, steps)
     acting = program.algorithm.policy(jax.tree.map(lambda leaf: leaf[0], state.algorithm), explore)
     world = reveal(program.task.world) if program.algorithm.privileged else None
     return collect(program.task, acting, steps, seed, world), program.task
+
+
+def _check_room(task: Task, steps: int) -> None:
+    rows = jax.eval_shape(lambda: jax.tree.map(lambda leaf: jnp.zeros((steps, *leaf.shape), leaf.dtype), row_like(task)))
+    runner.check_memory(rows, "what is collected", "lower steps")

@@ -186,14 +186,19 @@ def write_file(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
-def environment() -> dict[str, Any]:
-    """Versions, machine, source commit and command line of this process; what is not known is absent."""
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter; one that is not installed is absent."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine, source commit and command line of this process; what is not known is absent."""
     return {
-        "versions": versions,
+        "versions": versions(),
         "platform": platform.platform(),
         "backend": jax.default_backend(),
         "devices": [{"id": d.id, "kind": d.device_kind, "platform": d.platform} for d in jax.devices()],

@@ -25,7 +25,7 @@ from jaxmbrl.training import checkpoint, curve, evaluation, loop
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.loop import Loop, LoopState
 from jaxmbrl.training.run_folder import CONFIG, RunFolder, environment
-from jaxmbrl.types import Algorithm, Clock, Policy, PyTree, Task, Transition
+from jaxmbrl.types import Algorithm, Clock, Policy, PyTree, Task, Transition, row_like
 
 CHUNK_SECONDS = 3.0
 """Wall clock that one call of the compiled program aims at; between two, progress is shown and signals are seen."""
@@ -180,10 +180,13 @@ def read(folder: RunFolder) -> RunConfig:
         raise UserError(f"{folder.path / CONFIG}: {error}") from None
 
 
-def build(config: RunConfig) -> Program:
-    """Put a run's parts together. Raises UserError where they do not fit, each other or the machine."""
+def build(config: RunConfig, learns: bool = True) -> Program:
+    """Put a run's parts together. Raises UserError where they do not fit, each other or the machine.
+
+    The parts of a run that does not go on learning (`learns` false) need no file of data.
+    """
     method, settings = algorithms.get(config.algorithm), config.settings
-    _check_whole(to_dict(config))
+    check_whole(to_dict(config))
     task = envs.make(config.env)
     algorithm = method.make(settings, task)
     steps_per_call = algorithm.period * settings.num_envs
@@ -192,16 +195,14 @@ def build(config: RunConfig) -> Program:
             f"epoch_steps must be a multiple of {steps_per_call}, the environment steps between two calls of learn, "
             f"got {settings.epoch_steps}"
         )
-    data = None if config.data is None else _data(config, task)
+    data = None
+    if config.data is not None:
+        data = _data(config, task) if learns else jax.tree.map(lambda leaf: leaf[None], row_like(task))
     program = Program(config, task, algorithm, loop.make(algorithm, task, settings, data))
     if program.total_steps >= WHOLE:
         raise UserError(f"steps must be below {WHOLE} in whole epochs, got {config.steps}")
-    needed, held = _state_bytes(program), _memory_bytes()
-    if needed > held:
-        raise UserError(
-            f"the state of the run takes {needed / 1e9:,.1f} GB, the device has {held / 1e9:,.1f} GB; "
-            "lower seeds, replay_capacity or the networks' sizes"
-        )
+    state = jax.eval_shape(lambda: _initial(program, _hyper({}, program.config)))
+    check_memory(state, "the state of the run", "lower seeds, replay_capacity or the networks' sizes")
     return program
 
 
@@ -217,6 +218,8 @@ def _data(config: RunConfig, task: Task) -> Transition:
     held, settings = len(data.rows.reward), config.settings
     if settings.num_envs != 1:
         raise UserError(f"num_envs must be 1 with data, got {settings.num_envs}")
+    if settings.epoch_steps > held:
+        raise UserError(f"epoch_steps must be at most the data's {held} rows, got {settings.epoch_steps}")
     if not settings.epoch_steps <= config.steps <= held:
         raise UserError(
             f"steps must be between an epoch ({settings.epoch_steps}) and the data's {held} rows, got {config.steps}"
@@ -298,7 +301,7 @@ def evaluate(run: str | Path, episodes: int = 10, model: str | None = None) -> E
         raise UserError(f"episodes must be at least 1 and below {WHOLE}, got {episodes}")
     program, state, restored = newest(run)
     if model is not None:
-        program = build(_planning_in(program.config, model))
+        program = build(_planning_in(program.config, model), learns=False)
     returns = jax.jit(lambda s: evaluation.evaluate(program.algorithm, program.task, s, episodes))(state.algorithm)
     return summarise(returns, restored.extra["env_steps"], tuple(restored.extra["frozen"]))
 
@@ -307,7 +310,10 @@ def _planning_in(config: RunConfig, model: str) -> RunConfig:
     """The config of the same run, planning in `model`."""
     if not hasattr(config.settings, "model"):
         raise UserError(f"model is a setting of planners, and {config.algorithm} is none: leave it out")
-    return dataclasses.replace(config, settings=check(dataclasses.replace(config.settings, model=model)))
+    if config.settings.model == "true" and model == "learned":
+        raise UserError("the run planned in the true simulator and has learned no model: leave model out")
+    settings = from_dict(type(config.settings), to_dict(config.settings) | {"model": model})
+    return dataclasses.replace(config, settings=settings)
 
 
 def summarise(returns: Float[Array, "seeds episodes"], env_steps: int, frozen: tuple[int, ...] = ()) -> Evaluation:
@@ -519,7 +525,7 @@ def _initial(program: Program, hyper: dict[str, Array]) -> LoopState:
 def _restore(
     folder: RunFolder, program: Program | None = None, repair: bool = True
 ) -> tuple[Program, LoopState, checkpoint.Restored]:
-    program = build(read(folder)) if program is None else program
+    program = build(read(folder), learns=False) if program is None else program
     like = jax.eval_shape(lambda: _initial(program, _hyper({}, program.config)))
     restored = checkpoint.restore(folder.checkpoints, like, repair)
     return program, restored.state, restored
@@ -537,10 +543,12 @@ def _policy(algorithm: Algorithm) -> Callable[..., Policy]:
     return lambda state, explore=False: algorithm.policy(state, explore)
 
 
-def _state_bytes(program: Program) -> int:
-    """Size of all that the seeds hold."""
-    state = jax.eval_shape(lambda: _initial(program, _hyper({}, program.config)))
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+def check_memory(arrays: PyTree, what: str, advice: str) -> None:
+    """Raise UserError, with `advice`, where `what` is `arrays` (or their shapes) and does not fit into the device."""
+    needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays))
+    held = _memory_bytes()
+    if needed > held:
+        raise UserError(f"{what} takes {needed / 1e9:,.1f} GB, the device has {held / 1e9:,.1f} GB; {advice}")
 
 
 def _memory_bytes() -> int:
@@ -549,14 +557,14 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if limit is None else limit
 
 
-def _check_whole(values: Any, name: str = "") -> None:
+def check_whole(values: Any, name: str = "") -> None:
     """Raise UserError for a whole number that a compiled program cannot hold."""
     if isinstance(values, dict):
         for key, value in values.items():
-            _check_whole(value, f"{name}.{key}".removeprefix(".").removeprefix("settings."))
+            check_whole(value, f"{name}.{key}".removeprefix(".").removeprefix("settings."))
     elif isinstance(values, list):
         for i, value in enumerate(values):
-            _check_whole(value, f"{name}[{i}]")
+            check_whole(value, f"{name}[{i}]")
     elif isinstance(values, int) and abs(values) >= WHOLE:
         raise UserError(f"{name} must be below {WHOLE}, got {values}")
 

@@ -1,0 +1,272 @@
+"""Collecting: the rows are the task's, in order, and the actions are the policy's that was asked for."""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import jaxmbrl
+from jaxmbrl import cli, dataset, envs, planners
+from jaxmbrl.config import UserError
+from jaxmbrl.rollout import reveal
+from jaxmbrl.training import collecting, runner
+
+SAC = {"agent.hidden": (8,), "replay_capacity": 100, "epoch_steps": 100}
+PETS = {
+    "ensemble.members": 2,
+    "ensemble.elites": 2,
+    "ensemble.hidden": (8,),
+    "planner.cem.horizon": 5,
+    "planner.cem.population": 20,
+    "planner.cem.elites": 4,
+    "planner.cem.iterations": 2,
+    "particles": 2,
+    "refit_every": 50,
+    "replay_capacity": 100,
+    "epoch_steps": 100,
+}
+
+
+class Began(BaseException):
+    """A run has begun."""
+
+
+def began(session):
+    raise Began
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """What one test compiles is there for the next."""
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before[0])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs that have just begun: their checkpoint of step 0 holds what they were born with."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner._Session, "train", began)
+        for name, settings in (("sac", SAC), ("pets", PETS), ("true", PETS | {"model": "true"})):
+            with pytest.raises(Began):
+                method = "sac" if name == "sac" else "pets"
+                jaxmbrl.train(method, "pendulum", settings=settings, out=folder / name, seeds=2, seed=7)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def falls():
+    """Random actions on the cart-pole, which falls long before its time is up."""
+    return jax.tree.map(np.asarray, collecting.collect_by("cartpole-continuous", "random", 500, seed=3)[0])
+
+
+@pytest.fixture(scope="module")
+def swings():
+    """Random actions on the pendulum, which never ends but by the clock."""
+    return jax.tree.map(np.asarray, collecting.collect_by("pendulum", "random", 450, seed=4)[0])
+
+
+def pendulum_after(observation, action):
+    """Gymnasium's Pendulum-v1, one step in float64: (next observation, reward)."""
+    cos, sin, speed = np.asarray(observation, np.float64).T
+    torque = 2 * np.asarray(action, np.float64)[:, 0]
+    angle = np.arctan2(sin, cos)
+    reward = -(angle**2 + 0.1 * speed**2 + 0.001 * torque**2)
+    after = np.clip(speed + (15 * sin + 3 * torque) * 0.05, -8, 8)
+    angle = angle + after * 0.05
+    return np.stack([np.cos(angle), np.sin(angle), after], axis=1), reward
+
+
+def check_pendulum(rows):
+    following, reward = pendulum_after(rows.observation, rows.action)
+    np.testing.assert_allclose(rows.next_observation, following, atol=2e-5)
+    np.testing.assert_allclose(rows.reward, reward, atol=2e-4)
+
+
+def check_order(rows):
+    """Within an episode a row's successor is the next row's observation; after an end another episode begins."""
+    ended = rows.terminated | rows.truncated
+    np.testing.assert_array_equal(rows.next_observation[:-1][~ended[:-1]], rows.observation[1:][~ended[:-1]])
+    assert (rows.next_observation[:-1][ended[:-1]] != rows.observation[1:][ended[:-1]]).any(axis=1).all()
+    return ended
+
+
+def test_the_pendulums_rows_are_the_simulators_and_end_by_the_clock(swings):
+    check_pendulum(swings)
+    ended = check_order(swings)
+    assert np.flatnonzero(ended).tolist() == [199, 399]
+    assert swings.truncated[ended].all() and not swings.terminated.any() and swings.extras == ()
+    first = swings.observation[[0, 200, 400]]
+    assert (np.abs(first[:, 2]) <= 1).all() and len(np.unique(first, axis=0)) == 3
+
+
+def test_the_cart_poles_rows_end_where_it_falls(falls):
+    ended = check_order(falls)
+    position, angle = np.abs(falls.next_observation[:, 0]), np.abs(falls.next_observation[:, 2])
+    np.testing.assert_array_equal(falls.terminated, (position > 2.4) | (angle > np.deg2rad(12)))
+    assert ended.sum() > 10 and not falls.truncated.any() and (falls.reward == 1).all()
+    starts = np.flatnonzero(ended[:-1]) + 1
+    assert (np.abs(falls.observation[starts]) <= 0.05).all()
+
+
+def test_random_actions_are_uniform(swings):
+    assert swings.action.shape == (450, 1)
+    assert stats.kstest(swings.action[:, 0], stats.uniform(-1, 2).cdf).pvalue > 0.01
+    assert abs(np.corrcoef(swings.action[:-1, 0], swings.action[1:, 0])[0, 1]) < 0.15
+
+
+def act_of(run, explore=False):
+    """The policy of the first seed of a run."""
+    policy, states, _ = jaxmbrl.load(run)
+    return policy(jax.tree.map(lambda x: x[0], states), explore)
+
+
+def test_the_deterministic_policy_of_a_run_acts(runs):
+    rows, task = collecting.collect_by(None, str(runs / "sac"), 30, seed=1)
+    assert task.name == "pendulum"
+    check_pendulum(rows)
+    acting = act_of(runs / "sac")
+    actions = jax.vmap(lambda seen: acting.act((), seen, jax.random.key(9))[0])(rows.observation)
+    np.testing.assert_allclose(rows.action, actions, atol=1e-6)
+
+
+def test_exploring_draws_about_it(runs):
+    plain, _ = collecting.collect_by("pendulum", str(runs / "sac"), 30, seed=1)
+    rows, _ = collecting.collect_by("pendulum", str(runs / "sac"), 30, seed=1, explore=True)
+    check_pendulum(rows)
+    np.testing.assert_array_equal(rows.observation[0], plain.observation[0])
+    acting = act_of(runs / "sac")
+    means = jax.vmap(lambda seen: acting.act((), seen, jax.random.key(9))[0])(rows.observation)
+    assert (np.abs(np.asarray(rows.action - means)) > 1e-3).mean() > 0.9
+
+
+@pytest.mark.parametrize("name", ["pets", "true"])
+def test_a_planner_acts_as_it_does_on_what_it_sees(name, runs):
+    """Its first action is that of planning in its own world from the first state, with the key that `rollout` gives it."""
+    rows, task = collecting.collect_by(None, str(runs / name), 12, seed=6)
+    check_pendulum(rows)
+    world_key, _, key = jax.random.split(jax.random.key(6), 3)
+    act_key = jax.random.split(jax.random.split(jax.random.fold_in(key, 0))[0])[1]
+    settings = runner.configure("pets", "pendulum", settings=PETS).settings
+    planner = planners.make(settings.planner, 1)
+    carry = task.world.reset(world_key)
+    if name == "true":
+        objective = planners.return_of(reveal(task.world), carry)
+    else:
+        (state,) = (jax.tree.map(lambda x: x[0], jaxmbrl.load(runs / name).state.model),)
+        model = jaxmbrl.models.ensemble.make(settings.ensemble, 3, 1, task.reward, task.terminated)
+        objective = planners.return_of(model.world(state), jnp.tile(task.world.observe(carry), (2, 1)))
+    plan = jax.jit(lambda: planner.plan(objective, planner.init(), act_key)[0])()
+    np.testing.assert_allclose(rows.observation[0], task.world.observe(carry), atol=1e-6)
+    np.testing.assert_allclose(rows.action[0], plan[0], atol=1e-5)
+
+
+def test_a_seed_makes_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("a", 2), ("b.npz", 2), ("v1.2", 3)):
+        words = ["--policy", "random", "--env", "pendulum", "--steps", "20", "--seed", str(seed), "--out", name]
+        assert cli.main(["collect", *words]) == 0
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()}
+    assert set(digests) == {"a.npz", "b.npz", "v1.2.npz"}
+    assert digests["a.npz"] == digests["b.npz"] != digests["v1.2.npz"]
+    found = dataset.load("a.npz")
+    rows, _ = collecting.collect_by("pendulum", "random", 20, seed=2)
+    for name in rows._fields[:-1]:
+        np.testing.assert_array_equal(getattr(found.rows, name), getattr(rows, name), strict=True)
+    assert found.env == "pendulum"
+
+
+def test_a_run_is_collected_from_by_the_command_line(runs, tmp_path, capsys):
+    out = tmp_path / "new" / "folder" / "rows.npz"
+    assert cli.main(["collect", "--policy", str(runs / "sac"), "--steps", "10", "--explore", "--out", str(out)]) == 0
+    said, err = capsys.readouterr()
+    assert not err and f"10 transitions of pendulum in {out}, 0 finished episodes" in said
+    rows = dataset.load(out).rows
+    assert f"reward a step {rows.reward.mean():.3f} on average" in said
+    assert f"jaxmbrl fit --data {out}\n" in said and f"train pets --env pendulum --data {out}\n" in said
+    np.testing.assert_array_equal(rows.action, collecting.collect_by(None, str(runs / "sac"), 10, explore=True)[0].action)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task": None}, "--env TASK is missing; there is: "),
+        ({"task": "pendulm"}, "unknown task 'pendulm'; did you mean 'pendulum'?"),
+        ({"steps": 0}, "steps must be at least 1 and below 2147483648, got 0"),
+        ({"steps": 2**31}, "steps must be at least 1 and below 2147483648, got 2147483648"),
+        ({"seed": -1}, "seed must be at least 0 and below 2147483648, got -1"),
+        ({"seed": 2**31}, "seed must be at least 0 and below 2147483648, got 2147483648"),
+        ({"policy": "nowhere"}, "there is no folder nowhere; give the folder of a run"),
+    ],
+)
+def test_mistakes_are_told(arguments, message):
+    given = {"task": "pendulum", "policy": "random", "steps": 5} | arguments
+    with pytest.raises(UserError) as told:
+        collecting.collect_by(**given)
+    assert message in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_run_of_another_task_is_told(runs):
+    with pytest.raises(UserError, match=r"the run in .*sac is of pendulum, not of cartpole-continuous"):
+        collecting.collect_by("cartpole-continuous", str(runs / "sac"), 5)
+
+
+def test_more_than_the_machine_holds_is_told(monkeypatch, runs):
+    # 5 rows of 3 + 1 + 1 + 3 numbers and two flags.
+    monkeypatch.setattr(runner, "_memory_bytes", lambda: 5 * 34 - 1)
+    with pytest.raises(UserError, match=r"what is collected takes 0.0 GB, the device has 0.0 GB; lower steps"):
+        collecting.collect_by("pendulum", "random", 5)
+    monkeypatch.setattr(runner, "_memory_bytes", lambda: 5 * 34)
+    assert collecting.collect_by("pendulum", "random", 5)[0].reward.shape == (5,)
+
+
+def test_tasks_are_collected_from_in_shapes_that_fit():
+    for name in envs.names():
+        if name.endswith("-v5"):
+            # Their simulator is long to trace.
+            continue
+        task = envs.make(name)
+        rows = jax.eval_shape(lambda task=task: collecting.collect(task, collecting.random_policy(task), 3))
+        assert rows.observation.shape == (3, *task.observation.shape) and rows.action.shape == (3, *task.action.shape)
+
+
+def test_evaluation_plans_in_the_true_simulator_when_asked(runs, capsys):
+    """A run that learned elsewhere then does exactly what one does that always planned there."""
+    assert cli.main(["evaluate", str(runs / "pets"), "--episodes", "2", "--model", "true"]) == 0
+    said, err = capsys.readouterr()
+    truly = jaxmbrl.evaluate(runs / "pets", 2, "true")
+    assert not err and f"seed 7: {truly.per_seed[0]:.2f}\n" in said and f"seed 8: {truly.per_seed[1]:.2f}\n" in said
+    np.testing.assert_array_equal(truly.returns, jaxmbrl.evaluate(runs / "true", 2).returns)
+    plainly = jaxmbrl.evaluate(runs / "pets", 2)
+    assert (np.asarray(truly.returns) != np.asarray(plainly.returns)).all()
+
+
+@pytest.mark.parametrize(
+    ("run", "model", "message"),
+    [
+        ("sac", "true", "model is a setting of planners, and sac is none: leave it out"),
+        ("pets", "nonsense", "model must be 'learned' or 'true', got 'nonsense'"),
+        ("true", "learned", "the run planned in the true simulator and has learned no model: leave model out"),
+    ],
+)
+def test_a_model_that_cannot_be_is_told(run, model, message, runs, capsys):
+    assert cli.main(["evaluate", str(runs / run), "--model", model]) == 2
+    assert capsys.readouterr().err == f"jaxmbrl: {message}\n"
+
+
+def test_training_in_the_true_simulator_by_the_command_line(tmp_path, capsys):
+    words = [word for name, value in PETS.items() for word in (f"--{name.replace('_', '-')}", value)]
+    words = [str(x) for word in words for x in (word if isinstance(word, tuple) else (word,))]
+    words += ["--model", "true", "--warmup-steps", "50", "--steps", "100", "--out", str(tmp_path / "run")]
+    assert cli.main(["train", "pets", "--env", "pendulum", *words]) == 0
+    said, err = capsys.readouterr()
+    assert not err and "training pets" in said
+    assert jaxmbrl.load(tmp_path / "run").state.model.fits.tolist() == [0], "there is nothing to fit"
