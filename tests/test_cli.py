@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
@@ -26,6 +27,18 @@ class Began(BaseException):
 
 def began(*args, **kwargs):
     raise Began
+
+
+def write_data(folder):
+    """Files of transitions: good ones of two tasks and of none, and one that is none."""
+    for name, size, env in (("good", 3, "pendulum"), ("cart", 4, "cartpole-continuous"), ("mine", 3, "my-own-task")):
+        seen, flags = np.zeros((2000, size)), np.zeros(2000, bool)
+        held = {"observation": seen, "action": seen[:, :1], "reward": seen[:, 0], "next_observation": seen}
+        np.savez(folder / f"{name}.npz", **held, terminated=flags, env=env)
+    np.savez(folder / "torques.npz", **(held | {"action": seen[:, :1] + 2}), terminated=flags)
+    np.savez(folder / "one-row.npz", **{name: value[:1] for name, value in held.items()}, terminated=flags[:1])
+    np.savez(folder / "part.npz", **held)
+    (folder / "text.npz").write_text("observation,action")
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +61,7 @@ def place(tmp_path_factory):
     (folder / "empty").mkdir()
     (folder / "full").mkdir()
     (folder / "full" / "thesis.tex").write_text("years of work")
+    write_data(folder)
     config = to_dict(runner.configure("sac", "pendulum"))
     texts = {
         "good": yaml.safe_dump(config),
@@ -83,6 +97,8 @@ def contents(folder):
 
 SAC = "train sac --env pendulum "
 PETS = "train pets --env cartpole-continuous "
+COLLECT = "collect --policy random --env pendulum "
+FIT = "fit --data good.npz "
 REFUSED = {
     # Names.
     "trian sac": ["unknown command 'trian'", "did you mean 'train'?"],
@@ -117,7 +133,7 @@ REFUSED = {
     SAC + "--agent.learning_rate fast": ["--agent.learning-rate must be a number, got 'fast'"],
     SAC + "--agent.hidden 16 x": ["--agent.hidden must be whole numbers", "got '16 x'"],
     SAC + "--agent.target-entropy low": ["--agent.target-entropy must be a number or 'None', got 'low'"],
-    PETS + "--ensemble.propagation ts2": ["--ensemble.propagation must be 'ts1' or 'tsinf', got 'ts2'"],
+    PETS + "--ensemble.propagation ts2": ["--ensemble.propagation must be 'ts1' or 'tsinf' or ", "got 'ts2'"],
     # Values out of range.
     SAC + "--steps 0": ["steps must be at least 1, got 0"],
     SAC + "--steps -5": ["steps must be at least 1, got -5"],
@@ -198,6 +214,77 @@ REFUSED = {
     "evaluate run-good --json=yes": ["--json takes no value"],
     "evaluate run-good --jsn": ["unknown option '--jsn'"],
     "evaluate run-good other": ["nothing takes 'other'"],
+    "evaluate run-good --model": ["--model needs a value"],
+    # Learning from data.
+    SAC + "--data": ["--data needs a value"],
+    SAC + "--data=": ["--data needs a value: an npz of transitions"],
+    SAC + "--data nowhere.npz": ["nowhere.npz cannot be read (No such file or directory)"],
+    SAC + "--data full": ["full cannot be read (Is a directory)"],
+    SAC + "--data text.npz": ["text.npz is not an npz file of plain arrays"],
+    SAC + "--data part.npz": ["part.npz: the array 'terminated' is missing; there is: action"],
+    SAC + "--data torques.npz": ["torques.npz: 'action' must be in [-1, 1], got 2: divide by the actuator's range"],
+    SAC + "--data cart.npz": ["cart.npz holds transitions of cartpole-continuous, not of pendulum"],
+    SAC + "--data mine.npz": ["mine.npz holds transitions of my-own-task, not of pendulum"],
+    SAC + "--data good.npz --steps 2001": ["steps must be between an epoch (1000) and the data's 2000 rows, got 2001"],
+    SAC + "--data good.npz --epoch-steps 3000": ["epoch_steps must be at most the data's 2000 rows, got 3000"],
+    SAC + "--data good.npz --num-envs 2": ["num_envs must be 1 with data, got 2"],
+    "train sac --data good.npz": ["--env TASK is missing"],
+    "train sac --config good.yaml --data nowhere.npz": ["nowhere.npz cannot be read"],
+    PETS + "--data cart.npz --model true --steps 2000": ["model must be 'learned' with data"],
+    PETS + "--data cart.npz --dta x": ["unknown option '--dta'"],
+    # Collecting.
+    "collect": ["--policy, --out is missing"],
+    COLLECT: ["--out is missing"],
+    COLLECT + "--out": ["--out needs a value"],
+    COLLECT + "--out=": ["--out must be the name of a new file, FILE.npz, got ''"],
+    COLLECT + "--out .": ["--out must be the name of a new file, FILE.npz, got '.'"],
+    COLLECT + "--out ..": ["--out must be the name of a new file, FILE.npz, got '..'"],
+    COLLECT + "--out /": ["--out must be the name of a new file, FILE.npz, got '/'"],
+    COLLECT + "--out good.npz": ["good.npz exists; choose another file"],
+    COLLECT + "--out good": ["good.npz exists; choose another file"],
+    COLLECT + "--out file/x.npz": ["file/x.npz cannot be written (Not a directory)"],
+    COLLECT + "--out /proc/x.npz": ["/proc/x.npz cannot be written (No such file or directory)"],
+    COLLECT + "--out " + "x" * 300: ["cannot be written (File name too long)"],
+    COLLECT + "--out new/x --steps 0": ["steps must be at least 1 and below 2147483648, got 0"],
+    COLLECT + "--out new/x --steps 2147483647": ["what is collected takes", "lower steps"],
+    COLLECT + "--out new/x --steps many": ["--steps must be a whole number, got 'many'"],
+    COLLECT + "--out new/x --seed -1": ["seed must be at least 0"],
+    COLLECT + "--out new/x --seed 2147483648": ["seed must be at least 0 and below 2147483648"],
+    COLLECT + "--out new/x --explore=yes": ["--explore takes no value"],
+    COLLECT + "--out new/x more": ["nothing takes 'more'"],
+    "collect --policy random --out new/x": ["--env TASK is missing", "pendulum"],
+    "collect --policy random --env pendulm --out new/x": ["unknown task 'pendulm'", "did you mean 'pendulum'?"],
+    "collect --policy nowhere --out new/x": ["there is no folder nowhere"],
+    "collect --policy full --out new/x": ["full is not a run"],
+    "collect --policy run-good --out new/x": ["no checkpoint in ", "run-good/checkpoints"],
+    "collect --policy run-good --env reacher-2d --out new/x": ["the run in run-good is of pendulum, not of reacher-2d"],
+    # Fitting.
+    "fit": ["--data FILE is missing"],
+    "fit --data": ["--data needs a value"],
+    "fit --data=": ["--data FILE is missing"],
+    "fit --data nowhere.npz": ["nowhere.npz cannot be read (No such file or directory)"],
+    "fit --data text.npz": ["text.npz is not an npz file of plain arrays"],
+    "fit --data one-row.npz": ["test_fraction 0.2 of 1 rows leaves 1 to fit and 0 to test"],
+    FIT + "--env cartpole-continuous": ["good.npz holds transitions of pendulum, not of cartpole-continuous"],
+    FIT + "--env pendulm": ["unknown task 'pendulm'"],
+    "fit --data one-row.npz --env cartpole-continuous": ["the data's 'observation' has rows of shape (3,)"],
+    FIT + "--out": ["--out needs a value"],
+    FIT + "--out=": ["--out must be the name of a new file, FILE.png, got ''"],
+    FIT + "--out file/x": ["file/x.png cannot be written (Not a directory)"],
+    FIT + "--test-fraction 1": ["test_fraction must be below 1, got 1.0"],
+    FIT + "--test-fraction some": ["--test-fraction must be a number, got 'some'"],
+    FIT + "--seed -1": ["seed must be at least 0, got -1"],
+    FIT + "--ensemble.members 0": ["ensemble.members must be at least 1, got 0"],
+    FIT + "--ensemble.elites 9": ["ensemble.elites must be at most members (5), got 9"],
+    FIT + "--ensemble.absolute 7": ["absolute must name observation dimensions below 3, got 7"],
+    FIT + "--ensemble.max-epochs 99999999999": ["ensemble.max_epochs must be below 2147483648, got 99999999999"],
+    FIT + "--ensemble.hidden 1000000 1000000": ["the model takes", "lower ensemble.members or ensemble.hidden"],
+    FIT + "--ensemble.propagation ts2": ["--ensemble.propagation must be 'ts1' or 'tsinf' or 'expectation'"],
+    FIT + "--ensemble.memebrs 3": ["unknown option '--ensemble.memebrs'", "did you mean '--ensemble.members'?"],
+    FIT + "--members 3": ["unknown option '--members'"],
+    FIT + "word": ["nothing takes 'word'"],
+    "doctor --json": ["unknown option '--json'"],
+    "doctor now": ["nothing takes 'now'"],
     "list --json": ["unknown option '--json'"],
     "list everything": ["nothing takes 'everything'"],
 }
@@ -252,6 +339,10 @@ def test_a_folder_without_permission_is_refused(place):
         SAC + "--steps 10_000 --seeds 2 --agent.hidden",
         "train sac --config good.yaml --seed 3",
         PETS + "--learn-reward --ensemble.no-normalize-targets --planner.cem.momentum=0.5",
+        PETS + "--model true",
+        SAC + "--data good.npz",
+        SAC + "--data=good.npz --steps 1500",
+        "train sac --config good.yaml --data good.npz",
     ],
 )
 def test_what_is_right_begins(line, place):
@@ -287,9 +378,18 @@ words = st.one_of(
 )
 
 
+RESUME, EVALUATE = ["train", "--resume", "run-good"], ["evaluate", "run-good"]
+DATA = [
+    ["fit", "--data", "one-row.npz"],
+    ["collect", "--policy", "run-good", "--out", "new"],
+    split(SAC + "--data good.npz"),
+]
+STARTS = [split(SAC), split(PETS), ["train"], RESUME, EVALUATE, [], *DATA]
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    st.sampled_from([split(SAC), split(PETS), ["train"], ["train", "--resume", "run-good"], ["evaluate", "run-good"], []]),
+    st.sampled_from(STARTS),
     st.lists(st.tuples(st.integers(0, 8), words), min_size=1, max_size=4),
 )
 @example(split(SAC), [(8, "a\nb")])
@@ -314,7 +414,8 @@ def test_no_words_end_in_a_traceback(start, inserted):
 def test_usage(line):
     code, out, err = call(line.split())
     assert code == 0 and not err
-    for command in ("train ALGORITHM --env TASK", "train --resume RUN", "evaluate RUN", "list"):
+    commands = ("train ALGORITHM --env TASK", "train --resume RUN", "evaluate RUN", "collect", "fit", "list", "doctor")
+    for command in commands:
         assert command in out
 
 
@@ -336,7 +437,10 @@ def test_help_of_an_algorithm_tells_every_field(name, env):
     assert "{None}" not in out.split("options")[1]
 
 
-@pytest.mark.parametrize("line", ["evaluate --help", "list --help", "train --resume --help", "train --resume x -h"])
+HELPED = ["evaluate --help", "list --help", "collect --help", "fit --help", "doctor -h"]
+
+
+@pytest.mark.parametrize("line", [*HELPED, "train --resume --help", "train --resume x -h"])
 def test_help_of_the_other_commands(line):
     code, out, err = call(line.split())
     assert code == 0 and not err and out.startswith("usage: jaxmbrl " + line.split()[0])

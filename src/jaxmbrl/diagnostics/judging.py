@@ -90,7 +90,7 @@ def fit_and_judge(config: FitConfig, rows: Transition, task: Task | None = None)
     aleatoric, epistemic = uncertainty(mean, variance)
     target = jnp.concatenate([unseen.next_observation, unseen.reward[:, None]], axis=1)[:, : mean.shape[2]]
     squared = np.asarray(jnp.mean((jnp.mean(mean, axis=0) - target) ** 2, axis=0))
-    change = np.asarray(target, np.float64)
+    change = np.array(target, np.float64)
     change[:, : unseen.observation.shape[1]] -= np.asarray(unseen.observation, np.float64)
     # About one of the rows, so that what never varied has a variance of exactly 0.
     variation = np.var(change - change[0], axis=0)
