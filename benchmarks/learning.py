@@ -37,10 +37,10 @@ class Case(NamedTuple):
     goal_seeds: int
     """How many seeds shall reach it."""
     settings: dict[str, Any]
+    preset: str | None = None
+    """The task's own unless named."""
 
 
-ICEM = {"planner.method": "icem"}
-SWINGUP = {"planner.cem.horizon": 15, "refit_every": 40}
 GAP = 0.1
 
 
@@ -51,10 +51,10 @@ CASES = {
     ),
     "pets-pendulum-learned": Case("pets", "pendulum", 2000, 4, 20, -200.0, 3, {"learn_reward": True}),
     "pets-pendulum": Case("pets", "pendulum", 2000, 4, 100, None, 4, {}),
-    "pets-swingup": Case("pets", "cartpole-swingup", 1000, 4, 100, None, 4, SWINGUP),
-    "pets-inverted-pendulum": Case("pets", "InvertedPendulum-v5", 1000, 4, 20, None, 4, {}),
-    "icem-cartpole": Case("pets", "cartpole-continuous", 1000, 5, 10, 195.0, 4, ICEM),
-    "icem-pendulum": Case("pets", "pendulum", 2000, 4, 100, None, 4, ICEM),
+    "pets-swingup": Case("pets", "cartpole-swingup", 1000, 4, 100, None, 4, {}),
+    "icem-cartpole": Case("pets", "cartpole-continuous", 1000, 5, 10, 195.0, 4, {}, "small-icem"),
+    "icem-pendulum": Case("pets", "pendulum", 2000, 4, 100, None, 4, {}, "small-icem"),
+    "icem-inverted-pendulum": Case("pets", "InvertedPendulum-v5", 1000, 4, 20, None, 4, {}, "small-icem"),
     "sac-pendulum": Case("sac", "pendulum", 20_000, 4, 100, -170.0, 4, {}),
     "sac-hopper": Case("sac", "Hopper-v5", 5000, 4, 10, 0.0, 0, {"warmup_steps": 1000, "eval_every": 0}),
 }
@@ -71,6 +71,7 @@ def run(name: str, runs: Path, out: Path) -> None:
             case.env,
             steps=case.steps,
             seeds=case.seeds,
+            preset=case.preset,
             settings=case.settings,
             out=folder,
             progress=Progress(case.steps, case.seeds),
@@ -106,7 +107,7 @@ def run(name: str, runs: Path, out: Path) -> None:
 
 def limits(case: Case) -> dict[str, float]:
     """Mean returns of the same planner in the true simulator and of a random policy, on the case's start states."""
-    program = runner.build(runner.configure(case.algorithm, case.env, settings={**case.settings, "model": "true"}))
+    program = runner.build(runner.configure(case.algorithm, case.env, case.preset, {**case.settings, "model": "true"}))
     random = random_policy(program.task)
     blind = program.algorithm._replace(policy=lambda state, explore: random, privileged=False)
     found = {}

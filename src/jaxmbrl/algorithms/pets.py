@@ -14,7 +14,7 @@ ranks last.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, NamedTuple
 
 import jax
@@ -27,6 +27,7 @@ from jaxmbrl.models.ensemble import EnsembleConfig, EnsembleState
 from jaxmbrl.planners import PlannerConfig, planning_policy
 from jaxmbrl.planners.cem import CEMConfig
 from jaxmbrl.planners.committed import open_loop_policy
+from jaxmbrl.planners.icem import ICEMConfig
 from jaxmbrl.presets import Preset
 from jaxmbrl.replay import Replay
 from jaxmbrl.rollout import reveal
@@ -141,6 +142,7 @@ _SMALL = Config(
     warmup_steps=200,
     epoch_steps=200,
 )
+_ICEM = ICEMConfig(horizon=20, population=60, elites=20, iterations=2, deviation=0.7)
 _PAPER = (
     "kchua/handful-of-trials: dmbrl/config, dmbrl/modeling/models/BNN.py (5 members, batch 32, 5 epochs, no holdout, TSinf)"
 )
@@ -186,6 +188,21 @@ PRESETS = {
         steps=1000,
         tasks=("cartpole-continuous", "pendulum", "InvertedPendulum-v5"),
     ),
+    "small-icem": Preset(
+        replace(_SMALL, planner=replace(_SMALL.planner, method="icem", icem=_ICEM)),
+        "our own: small, planned by iCEM with less than a third of its candidates",
+        steps=1000,
+    ),
+    "small-swingup": Preset(
+        replace(
+            _SMALL,
+            planner=PlannerConfig(cem=replace(_SMALL.planner.cem, horizon=12), icem=replace(_ICEM, horizon=12)),
+            refit_every=40,
+        ),
+        "our own: small, refit after each episode of 40 steps; a longer horizon is worse, in the true simulator too",
+        steps=1000,
+        tasks=("cartpole-swingup",),
+    ),
     "paper-cartpole": Preset(
         _paper((500, 500, 500), (1e-4, 2.5e-4, 2.5e-4, 5e-4), 200, 50, 25, 400, 40),
         f"{_PAPER}; the paper's cart-pole, a swing-up of another length, is not among our tasks",
@@ -193,8 +210,8 @@ PRESETS = {
     ),
     "paper-halfcheetah": Preset(
         _paper((200, 200, 200, 200), (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4), 1000, 300, 30, 500, 50),
-        f"{_PAPER}; without the paper's treatment of x-velocity and pitch; Hopper's default by our own choice",
+        f"{_PAPER}; without the paper's treatment of x-velocity and pitch; the default of Hopper by our own choice",
         steps=300_000,
-        tasks=("Hopper-v5",),
+        tasks=("Hopper-v5", "HalfCheetah-v5"),
     ),
 }
