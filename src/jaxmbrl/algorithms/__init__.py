@@ -24,7 +24,7 @@ class Method(NamedTuple):
 
 METHODS: dict[str, Method] = {
     "pets": Method(
-        pets.make, pets.Config, pets.PRESETS, ("learning_rate",), "plan by CEM through a probabilistic ensemble"
+        pets.make, pets.Config, pets.PRESETS, ("learning_rate",), "plan through a probabilistic ensemble, by CEM or another planner"
     ),
     "sac": Method(
         sac.make,
