@@ -148,7 +148,7 @@ def test_exploring_draws_about_it(runs):
     assert (np.abs(np.asarray(rows.action - means)) > 1e-3).mean() > 0.9
 
 
-@pytest.mark.parametrize("name", ["pets", "true"])
+@pytest.mark.parametrize("name", [pytest.param("pets", marks=pytest.mark.slow), "true"])
 def test_a_planner_acts_as_it_does_on_what_it_sees(name, runs):
     """Its first action is that of planning in its own world from the first state, with the key that `rollout` gives it."""
     rows, task = collecting.collect_by(None, str(runs / name), 12, seed=6)
@@ -238,6 +238,7 @@ def test_tasks_are_collected_from_in_shapes_that_fit():
         assert rows.observation.shape == (3, *task.observation.shape) and rows.action.shape == (3, *task.action.shape)
 
 
+@pytest.mark.slow
 def test_evaluation_plans_in_the_true_simulator_when_asked(runs, capsys):
     """A run that learned elsewhere then does exactly what one does that always planned there."""
     assert cli.main(["evaluate", str(runs / "pets"), "--episodes", "2", "--model", "true"]) == 0
@@ -262,6 +263,7 @@ def test_a_model_that_cannot_be_is_told(run, model, message, runs, capsys):
     assert capsys.readouterr().err == f"jaxmbrl: {message}\n"
 
 
+@pytest.mark.slow
 def test_training_in_the_true_simulator_by_the_command_line(tmp_path, capsys):
     words = [word for name, value in PETS.items() for word in (f"--{name.replace('_', '-')}", value)]
     words = [str(x) for word in words for x in (word if isinstance(word, tuple) else (word,))]

@@ -149,7 +149,8 @@ def test_the_buffer_holds_the_files_rows_in_order(name, runs):
         assert not held[:, STEPS:].any()
 
 
-@pytest.mark.parametrize("name", ["pets", pytest.param("sac", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
 def test_a_run_is_learn_called_by_hand(name, runs):
     """To the bit: the loop gives `learn` the same arrays with the same seeds side by side, which is all that it depends on.
 
