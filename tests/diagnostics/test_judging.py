@@ -180,15 +180,27 @@ def test_a_model_too_large_is_told(monkeypatch):
 
 @pytest.mark.slow
 def test_noise_is_told_from_ignorance():
-    """Of 3,000 rows: what is left unexplained is the noise, and the members predict it as theirs."""
-    config = EnsembleConfig(members=3, elites=3, hidden=(32, 32), batch_size=64, max_epochs=200, patience=20)
-    found = fit_and_judge(FitConfig(ensemble=config), made_up(3000))
-    np.testing.assert_allclose(found.error[:2], [0.1, 0.3], rtol=0.12)
-    np.testing.assert_allclose(found.aleatoric[:2], [0.1, 0.3], rtol=0.12)
-    assert (found.epistemic < 0.35 * np.array([0.1, 0.3, 0.1])).all() and found.error[2] < 0.05
-    assert (np.asarray(found.calibration.error[:2]) < 0.04).all()
-    # The changes' own variances are 1 + 1/3 and 1 + 1/12, each with its noise.
-    np.testing.assert_allclose(found.unexplained[:2], [0.01 / (4 / 3 + 0.01), 0.09 / (13 / 12 + 0.09)], rtol=0.25)
+    """The error is the noise and what the mean misses of the truth; the members predict the noise as theirs."""
+    config = EnsembleConfig(
+        members=3, elites=3, hidden=(32,), batch_size=64, max_epochs=60, learning_rate=3e-3, holdout_fraction=0.0
+    )
+    rows = made_up(3000)
+    # An exact reward would draw the fit to itself.
+    noise = 0.2 * np.random.default_rng(1).normal(size=3000)
+    found = fit_and_judge(FitConfig(ensemble=config), rows._replace(reward=rows.reward + noise.astype(np.float32)))
+    seen, push = rows.observation[2400:], rows.action[2400:, 0]
+    truth = np.stack([seen[:, 0] + seen[:, 1] + push, seen[:, 1] - seen[:, 0] + 0.5 * push, seen[:, 0] - push], axis=1)
+    mean, _ = found.model.predict(found.state, jnp.asarray(seen), jnp.asarray(rows.action[2400:]))
+    missed = ((np.asarray(mean).mean(axis=0) - truth) ** 2).mean(axis=0)
+    deviation = np.array([0.1, 0.3, 0.2])
+    assert (missed < 0.3 * deviation**2).all()
+    # The root mean square of 600 rows has an error of 3 %.
+    np.testing.assert_allclose(found.error, np.sqrt(deviation**2 + missed), rtol=0.1)
+    np.testing.assert_allclose(found.aleatoric, deviation, rtol=0.2)
+    assert (found.epistemic < 0.5 * deviation).all() and (np.asarray(found.calibration.error) < 0.05).all()
+    # The changes' own variances are 1 + 1/3, 1 + 1/12 and 1 + 1/3, each with its noise.
+    own = np.array([4 / 3, 13 / 12, 4 / 3])
+    np.testing.assert_allclose(found.unexplained, (deviation**2 + missed) / (own + deviation**2), rtol=0.25)
 
 
 def call(*words):
