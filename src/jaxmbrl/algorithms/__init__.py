@@ -24,7 +24,11 @@ class Method(NamedTuple):
 
 METHODS: dict[str, Method] = {
     "pets": Method(
-        pets.make, pets.Config, pets.PRESETS, ("learning_rate",), "plan through a probabilistic ensemble, by CEM or another planner"
+        pets.make,
+        pets.Config,
+        pets.PRESETS,
+        ("learning_rate",),
+        "plan through a probabilistic ensemble, by CEM or another planner",
     ),
     "sac": Method(
         sac.make,
