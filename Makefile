@@ -19,8 +19,11 @@ demo: .venv/jaxmbrl
 	echo; \
 	$(BIN)/jaxmbrl train pets --env cartpole-continuous --preset small --steps 1000 --seeds 2 --out runs/demo-$$n
 
+# Most of a test's time is compiling, which keeps one core busy; whole files, which share what they compile, go to one worker.
+WORKERS ?= 2
+
 test: .venv/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 slow: .venv/test
 	$(BIN)/python -m pytest -m "slow and not gpu"

@@ -97,7 +97,8 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig, data: Transition 
     """The loop of `algorithm` on `task`. Seed k has the same randomness whatever the other seeds are.
 
     With `data` [N, ...] nothing is collected: its rows are what each seed's single environment seems to yield, in turn, and
-    what their episodes earned goes by the names `data/...` where the metrics of collecting are `train/...`.
+    what their episodes earned goes by the names `data/...` where the metrics of collecting are `train/...`. Nothing is
+    planned, so metrics `plan/...` are left out.
     """
     steps_per_call = algorithm.period * config.num_envs
     shown = reveal(task.world) if algorithm.privileged else task.world
@@ -142,7 +143,11 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig, data: Transition 
         carry, memory, transitions = collect(Clock(clock.env_steps - steps_per_call), state, collect_key)
         learner, found = algorithm.learn(clock, state.algorithm, transitions)
         (running_return, running_length), finished = _episodes((state.running_return, state.running_length), transitions)
-        found = found | (finished if data is None else {f"data/{name[6:]}": x for name, x in finished.items()})
+        if data is None:
+            found = found | finished
+        else:
+            found = {name: x for name, x in found.items() if not name.startswith("plan/")}
+            found |= {name.replace("train/", "data/"): x for name, x in finished.items()}
         moved = LoopState(
             algorithm=learner,
             carry=carry,
