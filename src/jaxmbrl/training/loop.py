@@ -143,11 +143,7 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig, data: Transition 
         carry, memory, transitions = collect(Clock(clock.env_steps - steps_per_call), state, collect_key)
         learner, found = algorithm.learn(clock, state.algorithm, transitions)
         (running_return, running_length), finished = _episodes((state.running_return, state.running_length), transitions)
-        if data is None:
-            found = found | finished
-        else:
-            found = {name: x for name, x in found.items() if not name.startswith("plan/")}
-            found |= {name.replace("train/", "data/"): x for name, x in finished.items()}
+        found = found | finished if data is None else _of_data(found, finished)
         moved = LoopState(
             algorithm=learner,
             carry=carry,
@@ -196,6 +192,12 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig, data: Transition 
     shapes = jax.eval_shape(metrics_and_names)
     unknown = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     return Loop(jax.vmap(init), run, steps_per_call, tuple(checked))
+
+
+def _of_data(found: Metrics, finished: Metrics) -> Metrics:
+    """The metrics of a call that did not collect: nothing was planned, and the episodes are the data's."""
+    learned = {name: x for name, x in found.items() if not name.startswith("plan/")}
+    return learned | {name.replace("train/", "data/"): x for name, x in finished.items()}
 
 
 def clock_at(env_steps: int) -> Clock:
