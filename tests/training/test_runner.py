@@ -269,7 +269,7 @@ def test_evaluate_ends_with_json(sac_run, ten_episodes, monkeypatch):
 
 def test_a_return_that_is_not_finite_is_null_in_json(sac_run, monkeypatch):
     monkeypatch.setattr(
-        runner, "evaluate", lambda run, episodes: runner.summarise(jnp.asarray([[1.0], [jnp.nan]]), 9, (4,))
+        runner, "evaluate", lambda run, episodes, model: runner.summarise(jnp.asarray([[1.0], [jnp.nan]]), 9, (4,))
     )
     code, said, _ = call("evaluate", sac_run[0], "--json")
     assert code == 0 and "seed 4: not finite  (frozen when a value was not finite)" in said
