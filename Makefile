@@ -23,7 +23,7 @@ demo: .venv/jaxmbrl
 WORKERS ?= 2
 
 test: .venv/test
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 slow: .venv/test
 	$(BIN)/python -m pytest -m "slow and not gpu"

@@ -10,4 +10,12 @@ os.environ["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen=false {os.environ.get('
 
 import jaxtyping
 
+LONGEST = ("test_resume.py", "test_promises.py", "test_mujoco.py", "test_ensemble.py", "test_runner.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 _hook = jaxtyping.install_import_hook("jaxmbrl", "beartype.beartype")

@@ -93,9 +93,8 @@ def trained(calls, task="cartpole-continuous", **settings):
 
 
 def test_a_model_is_fitted_once_where_it_is_not_refitted():
-    fits = {refit: int(trained(6, refit=refit)[1].algorithm.model.fits[0]) for refit in (True, False)}
-    # Two calls of random steps; the second ends the warm-up.
-    assert fits == {True: 5, False: 1}
+    _, state = trained(6, refit=False)
+    assert int(state.algorithm.model.fits[0]) == 1
 
 
 def test_the_true_simulator_is_planned_in_and_nothing_fitted():
@@ -129,8 +128,8 @@ def test_the_true_simulator_balances_the_pole_at_once():
 def test_an_open_loop_plan_is_played_to_its_end_and_then_made_anew():
     """The actions of three steps are those of one plan from the observation at its start; the statistics come with it."""
     task = envs.make("pendulum")
-    algorithm, state = trained(3, "pendulum", open_loop=True)
-    learned = jax.tree.map(lambda x: x[0], state.algorithm)
+    algorithm = pets.make(dataclasses.replace(TINY, open_loop=True), task)
+    learned = algorithm.init(jax.random.key(5), {})
     policy = algorithm.policy(learned, False)
     planner, world = planners.make(TINY.planner, 1), ensemble_world(TINY, task, learned.model)
     act, memory = jax.jit(policy.act), policy.init(jax.random.key(0))

@@ -329,7 +329,8 @@ def test_float32_stays_near(name, float32):
     assert agree[~near_threshold].all()
 
 
-@pytest.mark.parametrize("name", SLOW[:2])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FALLS)
 def test_time_limit_and_falls_end_episodes(name, float32):
     """Two steps before its time limit an upright start runs out of time; a falling one terminates at once."""
     task = case(name, x64=False).task

@@ -18,6 +18,7 @@ def script():
     return module
 
 
+@pytest.mark.slow
 def test_the_quick_study_prints_its_numbers_and_leaves_a_picture(script, tmp_path, capsys):
     out = tmp_path / "some" / "folder"
     found = script.main(["--quick", "--out", str(out)])
