@@ -92,6 +92,7 @@ def trained(calls, task="cartpole-continuous", **settings):
     return algorithm, state
 
 
+@pytest.mark.slow
 def test_a_model_is_fitted_once_where_it_is_not_refitted():
     _, state = trained(6, refit=False)
     assert int(state.algorithm.model.fits[0]) == 1

@@ -230,6 +230,7 @@ def test_steps_are_pure_and_keep_what_others_store(name):
     np.testing.assert_array_equal(state.metrics["theirs"], rows.qvel[:, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_a_batch_is_its_members_one_by_one(name):
     rows, state = recorded(name), stepped(name)

@@ -385,6 +385,7 @@ def test_few_rows_and_none_leave_everything_finite(one_epoch):
     assert run._cache_size() == compiled
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_fit_as_alone(one_epoch):
     run, state = one_epoch
     tables = [table(np.random.default_rng(i), 60) for i in range(2)]
@@ -410,6 +411,7 @@ def test_without_holdout_every_epoch_is_run_and_every_member_an_elite():
     np.testing.assert_array_equal(after.targets, [np.zeros(3), np.ones(3)])
 
 
+@pytest.mark.slow
 def test_a_small_task_is_learned_with_its_noise_and_its_terminations():
     config = EnsembleConfig(members=4, elites=3, hidden=(32, 32), learning_rate=3e-3, batch_size=32, max_epochs=120)
     rng, noise = np.random.default_rng(0), np.array([0.1, 0.2])
@@ -440,6 +442,7 @@ def test_a_small_task_is_learned_with_its_noise_and_its_terminations():
     assert ((np.asarray(imagined.terminated) > 0.5) == beyond).mean() > 0.93
 
 
+@pytest.mark.slow
 def test_a_deterministic_ensemble_learns_a_small_task():
     config = EnsembleConfig(
         members=3, elites=2, probabilistic=False, hidden=(24, 24), learning_rate=3e-3, batch_size=32, max_epochs=60

@@ -187,6 +187,7 @@ def test_a_run_killed_again_and_again_goes_on_bit_for_bit(algorithm, straight, t
     assert_same(tmp_path / "run", straight(algorithm))
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_epoch_goes_on_and_alone(straight, tmp_path):
     run = tmp_path / "run"
     process = train("sac", run)
@@ -206,6 +207,7 @@ def test_a_run_killed_before_its_first_epoch_goes_on_and_alone(straight, tmp_pat
     assert_same(run, straight("sac"))
 
 
+@pytest.mark.slow
 def test_more_steps_are_as_a_longer_run_and_no_steps_are_nothing(straight, tmp_path):
     run = tmp_path / "run"
     done(train("sac", run, steps=STEPS // 2))

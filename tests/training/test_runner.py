@@ -308,6 +308,7 @@ def test_nested_settings_replace_their_own_fields_alone():
     assert (nested.settings.ensemble.members, nested.settings.ensemble.hidden) == (6, (64, 64, 64))
 
 
+@pytest.mark.slow
 def test_another_version_is_told_on_resume(tmp_path):
     settings = {"agent.hidden": (4,), "warmup_steps": 20, "epoch_steps": 20, "replay_capacity": 50}
     jaxmbrl.train("sac", "pendulum", settings=settings, steps=20, out=tmp_path / "run")
@@ -373,6 +374,7 @@ def test_train_in_memory_and_into_a_folder_agree(sac_run, in_memory):
     assert same(in_memory[0].state, jaxmbrl.load(sac_run[0]).state)
 
 
+@pytest.mark.slow
 def test_hyper_acts_on_its_seed_alone(in_memory):
     # The settings as an object, which is as good as a mapping.
     default = in_memory[0]
