@@ -1,17 +1,7 @@
-"""What holds for all tests: types and shapes in annotations are checked, and XLA computes on one thread.
-
-On a CPU, XLA's pool of threads now and then never returns from a batched program (seen with jaxlib 0.10.2 on batches of
-MJX's steps). Tests run side by side on several workers, so that a thread each is also no slower. Most of their time is
-compiling, which goes faster without LLVM's expensive passes.
-"""
-
-import os
-
-os.environ["XLA_FLAGS"] = (
-    f"--xla_cpu_multi_thread_eigen=false --xla_llvm_disable_expensive_passes=true {os.environ.get('XLA_FLAGS', '')}"
-)
+"""What holds for all tests: types and shapes in annotations are checked, and the longest files come first."""
 
 import jaxtyping
+import pytest
 
 LONGEST = ("test_resume.py", "test_promises.py", "test_mujoco.py", "test_ensemble.py", "test_runner.py")
 
@@ -22,3 +12,16 @@ def pytest_collection_modifyitems(items):
 
 
 _hook = jaxtyping.install_import_hook("jaxmbrl", "beartype.beartype")
+
+
+@pytest.fixture(scope="module")
+def compile_cache(tmp_path_factory):
+    """What one test of a file compiles is there for the next."""
+    import jax
+
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before[0])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])

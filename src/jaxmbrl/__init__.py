@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,6 +10,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "evaluate", "load", "resume", "train"]
+
+_THREADS = 8
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+if _CORES < _THREADS:
+    # XLA's pool on a CPU has as many threads as the machine has cores. Before jaxlib 0.11.2 a batched Cholesky factorization
+    # holds one of them while it waits for others of the same pool: as many at once as there are threads never return, and
+    # MJX's steps have several. This is read when JAX first computes.
+    os.environ.setdefault("PJRT_NPROC", str(_THREADS))
 
 
 def __getattr__(name: str) -> Any:

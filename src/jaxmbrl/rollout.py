@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmbrl.types import Action, Carry, Key, Memory, Observation, Policy, PyTree, Transition, World
+from jaxmbrl.types import Action, Algorithm, Carry, Key, Memory, Observation, Policy, PyTree, Task, Transition, World
 
 
 def rollout(
@@ -77,6 +77,11 @@ def playback(rows: Transition, policy: Policy) -> tuple[World, Policy]:
     first = jnp.zeros((), jnp.int32)
     world = World(reset=lambda key: first, start=lambda place, key: place, observe=lambda place: place, step=step)
     return world, Policy(policy.init, act)
+
+
+def world_of(task: Task, algorithm: Algorithm) -> World:
+    """The World of `task` as the policies of `algorithm` are shown it."""
+    return reveal(task.world) if algorithm.privileged else task.world
 
 
 class Episode(NamedTuple):

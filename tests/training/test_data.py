@@ -1,7 +1,5 @@
 """Learning from a file of transitions: its rows and nothing else, in their order; mistakes are told before compiling."""
 
-import contextlib
-import io
 import json
 import shutil
 
@@ -10,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
+from command_line import call, options, untimed
 
 import jaxmbrl
-from jaxmbrl import algorithms, cli, dataset, envs
+from jaxmbrl import algorithms, dataset, envs
 from jaxmbrl.config import UserError
 from jaxmbrl.training import loop, runner
 from jaxmbrl.training.run_folder import RunFolder
@@ -46,29 +45,7 @@ SETTINGS = {
         "eval_every": 0,
     },
 }
-TIMINGS = {"wall_time", "time/epoch", "time/compile"}
 NUMBERS = ("observation", "action", "reward", "next_observation")
-
-
-def options(settings):
-    """Settings as words of a command line."""
-    words = []
-    for name, value in settings.items():
-        words.append("--" + name.replace("_", "-"))
-        words += [str(x) for x in value] if isinstance(value, tuple) else [str(value)]
-    return words
-
-
-def call(*words):
-    """Exit code, standard output and standard error of a command line."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main([str(word) for word in words])
-    return code, out.getvalue(), err.getvalue()
-
-
-def untimed(rows):
-    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]
 
 
 def same(a, b):

@@ -1,5 +1,6 @@
 """Runs that are killed, and go on bit for bit as if nothing had happened. Every run here is a process of its own."""
 
+import functools
 import json
 import os
 import random
@@ -24,7 +25,9 @@ TINY = {
     "--ensemble.max-epochs 2 --planner.cem.horizon 5 --planner.cem.population 100 --planner.cem.elites 4 "
     "--planner.cem.iterations 1 --particles 2 --refit-every 50 --warmup-steps 100 --replay-capacity 1000 --epoch-steps 100",
 }
-STEPS = 1500
+STEPS = 800
+LONG = 1500
+"""Steps of a run that is killed many times."""
 TIMINGS = {"wall_time", "time/epoch", "time/compile"}
 PATIENCE = 240.0
 """Seconds that a process may take."""
@@ -65,14 +68,13 @@ def done(process):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """Runs that nobody disturbed, by algorithm; made when they are first asked for."""
-    made = {}
+    """Runs that nobody disturbed, by algorithm and steps."""
 
-    def run(algorithm):
-        if algorithm not in made:
-            made[algorithm] = tmp_path_factory.mktemp("straight") / algorithm
-            done(train(algorithm, made[algorithm]))
-        return made[algorithm]
+    @functools.cache
+    def run(algorithm, steps=STEPS):
+        out = tmp_path_factory.mktemp("straight") / algorithm
+        done(train(algorithm, out, steps))
+        return out
 
     return run
 
@@ -133,7 +135,7 @@ def killed_in_a_save(process, run):
     return partial(run)
 
 
-def killed_in_an_epoch(process, run, delay):
+def killed_in_an_epoch(process, run, delay, last):
     """Kill the process some time after a checkpoint; whether it was before the next one was begun."""
     before = steps(run)
     if not wait(process, lambda: steps(run) != before and not partial(run)):
@@ -142,12 +144,12 @@ def killed_in_an_epoch(process, run, delay):
     if process.poll() is not None:
         return False
     kill(process)
-    return not partial(run) and steps(run)[-1] < STEPS
+    return not partial(run) and steps(run)[-1] < last
 
 
-def kill_and_resume(algorithm, run, saves, epochs, chance):
+def kill_and_resume(algorithm, run, saves, epochs, chance, last=STEPS):
     """Run to the end, with this many kills of each kind on the way."""
-    process = train(algorithm, run)
+    process = train(algorithm, run, last)
     wait(process, lambda: len(steps(run)) > 1)
     left = {"save": saves, "epoch": epochs}
     for _ in range(10 * (saves + epochs)):
@@ -157,13 +159,13 @@ def kill_and_resume(algorithm, run, saves, epochs, chance):
         if kind == "save":
             hit = killed_in_a_save(process, run)
         else:
-            hit = killed_in_an_epoch(process, run, chance.uniform(0.0, 0.3))
+            hit = killed_in_an_epoch(process, run, chance.uniform(0.0, 0.3), last)
         left[kind] -= hit
         if process.poll() != -signal.SIGKILL:
             # It came to its end before a kill of this kind: once more from the start.
             done(process)
             shutil.rmtree(run)
-            process = train(algorithm, run)
+            process = train(algorithm, run, last)
             wait(process, lambda: len(steps(run)) > 1)
             continue
         process = begin("train", "--resume", run)
@@ -183,8 +185,8 @@ def test_a_killed_run_goes_on_bit_for_bit(algorithm, straight, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", TINY)
 def test_a_run_killed_again_and_again_goes_on_bit_for_bit(algorithm, straight, tmp_path):
-    kill_and_resume(algorithm, tmp_path / "run", saves=5, epochs=8, chance=random.Random(1))
-    assert_same(tmp_path / "run", straight(algorithm))
+    kill_and_resume(algorithm, tmp_path / "run", saves=5, epochs=8, chance=random.Random(1), last=LONG)
+    assert_same(tmp_path / "run", straight(algorithm, LONG), LONG)
 
 
 @pytest.mark.slow

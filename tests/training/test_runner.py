@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import scipy.stats
 import yaml
+from command_line import call, options, untimed
 
 import jaxmbrl
-from jaxmbrl import algorithms, cli
+from jaxmbrl import algorithms
 from jaxmbrl.config import UserError
 from jaxmbrl.rollout import rollout
 from jaxmbrl.training import evaluation, runner
@@ -45,28 +46,6 @@ PETS = {
     "epoch_steps": 100,
     "eval_every": 0,
 }
-TIMINGS = {"wall_time", "time/epoch", "time/compile"}
-
-
-def options(settings):
-    """Settings as words of a command line."""
-    words = []
-    for name, value in settings.items():
-        words.append("--" + name.replace("_", "-"))
-        words += [str(x) for x in value] if isinstance(value, tuple) else [str(value)]
-    return words
-
-
-def call(*words):
-    """Exit code, standard output and standard error of a command line."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main([str(word) for word in words])
-    return code, out.getvalue(), err.getvalue()
-
-
-def untimed(rows):
-    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]
 
 
 def digests(run):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxmbrl import envs
 from jaxmbrl.config import UserError
-from jaxmbrl.rollout import auto_reset, reveal, rollout
+from jaxmbrl.rollout import auto_reset, rollout, world_of
 from jaxmbrl.training import runner
 from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.types import Key, Memory, Observation, Policy, Task, Transition, World, row_like
@@ -27,7 +27,7 @@ def random_policy(task: Task) -> Policy:
 def collect(task: Task, policy: Policy, steps: int, seed: int = 0, world: World | None = None) -> Transition:
     """`steps` transitions [steps, ...] of `policy` on `task`, episode after episode, without the policy's extras.
 
-    `world` is the task's own unless given (`rollout.reveal` of it, for a policy that plans in the true simulator).
+    `world` is the task's own unless given (`rollout.world_of`, for a policy that plans in the true simulator).
     """
     world, policy = auto_reset(task.world if world is None else world, policy)
     world_key, memory_key, key = jax.random.split(jax.random.key(seed), 3)
@@ -57,8 +57,7 @@ def collect_by(task: str | None, policy: str, steps: int, seed: int = 0, explore
     program, state, _ = runner.newest(policy)
     _check_room(program.task, steps)
     acting = program.algorithm.policy(jax.tree.map(lambda leaf: leaf[0], state.algorithm), explore)
-    world = reveal(program.task.world) if program.algorithm.privileged else None
-    return collect(program.task, acting, steps, seed, world), program.task
+    return collect(program.task, acting, steps, seed, world_of(program.task, program.algorithm)), program.task
 
 
 def _check_room(task: Task, steps: int) -> None:

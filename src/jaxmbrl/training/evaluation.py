@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxmbrl.rollout import Return, episode_return, reveal, rollout
+from jaxmbrl.rollout import Return, episode_return, rollout, world_of
 from jaxmbrl.types import Algorithm, PyTree, Task
 
 _STREAM = 0x45564131
@@ -21,7 +21,7 @@ def episode(algorithm: Algorithm, task: Task, state: PyTree, index: Int[Array, "
     follow from `index` alone."""
     start_key, memory_key, rollout_key = jax.random.split(jax.random.fold_in(jax.random.key(_STREAM), index), 3)
     policy = algorithm.policy(state, False)
-    world = reveal(task.world) if algorithm.privileged else task.world
+    world = world_of(task, algorithm)
     start = (world.reset(start_key), policy.init(memory_key))
     return rollout(world, policy, start, rollout_key, task.episode_length, episode_return, Return.zero())[1].total
 

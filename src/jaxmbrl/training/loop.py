@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxmbrl import metrics
 from jaxmbrl.optimizer import Trainable
 from jaxmbrl.replay import Replay
-from jaxmbrl.rollout import auto_reset, playback, reveal, rollout
+from jaxmbrl.rollout import auto_reset, playback, rollout, world_of
 from jaxmbrl.types import (
     Action,
     Algorithm,
@@ -101,7 +101,7 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig, data: Transition 
     planned, so metrics `plan/...` are left out.
     """
     steps_per_call = algorithm.period * config.num_envs
-    shown = reveal(task.world) if algorithm.privileged else task.world
+    shown = world_of(task, algorithm)
 
     def collectors(state: PyTree, clock: Clock) -> tuple[Any, Policy]:
         if data is not None:
