@@ -546,7 +546,8 @@ def _collect(words: list[str]) -> int:
     parser.add_argument("--out", required=True, metavar="FILE", help="the new file, FILE.npz")
     parser.add_argument("--steps", type=int, default=10_000, metavar="N", help="transitions (default: 10000)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all randomness (default: 0)")
-    parser.add_argument("--explore", action="store_true", help="act as in training and not deterministically")
+    alike = "act as in training and not deterministically (a planner acts alike in both)"
+    parser.add_argument("--explore", action="store_true", help=alike)
     asked = parser.parse_args(words)
     out = _new_file("--out", asked.out, ".npz")
     started = time.monotonic()

@@ -19,7 +19,7 @@ LOOKS = {
     TRAIN: {"color": "0.55", "linestyle": "--", "marker": "o", "label": "training episodes"},
     EVAL: {"color": "#0b3d91", "linestyle": "-", "marker": "s", "label": "evaluation"},
 }
-NOTHING = "no finished episode yet"
+NOTHING = "no finished episode and no evaluation yet"
 
 
 class Curve(NamedTuple):
