@@ -16,12 +16,16 @@ _hook = jaxtyping.install_import_hook("jaxmbrl", "beartype.beartype")
 
 @pytest.fixture(scope="module")
 def compile_cache(tmp_path_factory):
-    """What one test of a file compiles is there for the next."""
+    """What one test of a file compiles is there for the next, also through the command line."""
     import jax
 
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", before[0])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        jax.config.update(names[0], str(folder / "jaxmbrl" / "compiled"))
+        jax.config.update(names[1], 0.0)
+        yield
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
