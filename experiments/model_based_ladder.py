@@ -6,17 +6,19 @@
     PETS the same, but with a probabilistic ensemble and trajectory sampling: plan under what is not known
 
 0.5 should fail because the plan leaves the states of the random data (distribution mismatch), 1.0 because a plan's small
-errors grow unseen over an episode, 1.5 because a plan exploits a single model's errors. The rungs are settings of one
-algorithm, `pets`; the planner is CEM in all of them. Lectures on deep reinforcement learning call the rungs by these
-numbers; PETS: Chua et al., arXiv 1805.12114.
+errors grow unseen over an episode, 1.5 because a plan exploits a single model's errors. The first two do; 1.5 and PETS both
+reach the planner in the true simulator, for on this smooth task without noise a single model is soon good enough.
+
+The rungs are settings of one algorithm, `pets`; the planner is CEM in all of them. Lectures on deep reinforcement learning
+call the rungs by these numbers; PETS: Chua et al., arXiv 1805.12114.
 
     python experiments/model_based_ladder.py [--out FOLDER] [--seeds 4] [--steps 1000] [--quick]
 
 An episode lasts 40 steps. Blind plans must be as long; they are searched with more candidates, since one search serves an
 episode. The others look 12 steps ahead, in the true simulator about the best. The black lines are the same planners in the
 true simulator: the blind one's tells how much of a failure is not the model's but the task's, which is to hold an unstable
-pole without looking. It takes about half an hour on two CPU cores; `--quick` checks in a minute that it runs. A run that is
-there already is not run again.
+pole without looking. It takes about twenty minutes on two CPU cores; `--quick` checks in a minute that it runs. A run that
+is there already is not run again.
 """
 
 from __future__ import annotations
