@@ -173,7 +173,7 @@ def kill_and_resume(algorithm, run, saves, epochs, chance, last=STEPS):
     return done(process)
 
 
-@pytest.mark.parametrize("algorithm", TINY)
+@pytest.mark.parametrize("algorithm", ["sac", pytest.param("pets", marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_bit_for_bit(algorithm, straight, tmp_path):
     out = kill_and_resume(algorithm, tmp_path / "run", saves=1, epochs=1, chance=random.Random(0))
     assert f"of {STEPS:,} steps" in out and "resuming at " in out
