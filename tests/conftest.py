@@ -29,3 +29,12 @@ def compile_cache(tmp_path_factory):
         yield
     for name, value in zip(names, before, strict=True):
         jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """What a file compiled is let go after it: the heap of a whole run takes seconds to search for garbage."""
+    yield
+    import jax
+
+    jax.clear_caches()
