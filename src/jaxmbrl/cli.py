@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
-import difflib
 import errno
-import io
 import json
 import math
 import os
-import re
 import shutil
 import sys
 import time
-import types
-import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from jaxmbrl import options
 from jaxmbrl.config import UserError, check, closest, from_dict
 
 if TYPE_CHECKING:
@@ -123,28 +118,6 @@ def _cache_compilations() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        for told, plain in _PLAIN:
-            message = re.sub(told, plain, message)
-        raise UserError(f"{message}; see '{self.prog} --help'")
-
-
-_PLAIN = (
-    (r"^argument (\S+): expected one argument$", r"\1 needs a value"),
-    (r"^argument (\S+): invalid int value: (.*)$", r"\1 must be a whole number, got \2"),
-    (r"^argument (\S+): ignored explicit argument (.*)$", r"\1 takes no value, got \2"),
-    (r"^the following arguments are required: (.*)$", r"\1 is missing"),
-    (r"^unrecognized arguments: (-\S*).*$", r"unknown option '\1'"),
-    (r"^unrecognized arguments: (.*)$", r"nothing takes '\1'"),
-)
-"""How argparse says it, and how we do."""
-
-
-def _parser(command: str, **more: Any) -> _Parser:
-    return _Parser(prog=f"jaxmbrl {command}", allow_abbrev=False, **more)
-
-
 def _train(words: list[str]) -> int:
     from jaxmbrl import algorithms
     from jaxmbrl.training import runner
@@ -201,7 +174,7 @@ def _resume(words: list[str]) -> int:
     from jaxmbrl.training.console import Progress
     from jaxmbrl.training.run_folder import RunFolder
 
-    parser = _parser("train --resume", usage="jaxmbrl train --resume RUN [--steps N]", add_help=False)
+    parser = options.parser("train --resume", usage="jaxmbrl train --resume RUN [--steps N]", add_help=False)
     parser.add_argument("--resume", required=True, metavar="RUN", help="the folder of the run to go on with")
     parser.add_argument("--steps", type=int, metavar="N", help="go on to this many environment steps")
     if "-h" in words or "--help" in words:
@@ -290,15 +263,15 @@ def _mean_of_epoch(rows: list[dict[str, Any]], first: bool) -> float:
     return float(sum(values) / len(values))
 
 
-def _parse_train(name: str, options: list[str]) -> tuple[RunConfig, Path | None]:
-    """The run that the options ask for: a preset or a saved config, with the fields given replaced."""
+def _parse_train(name: str, words: list[str]) -> tuple[RunConfig, Path | None]:
+    """The run that the words ask for: a preset or a saved config, with the fields given replaced."""
     from jaxmbrl import algorithms, envs
     from jaxmbrl.training import runner
 
-    early = _parser(f"train {name}", add_help=False)
+    early = options.parser(f"train {name}", add_help=False)
     for option in ("--env", "--preset", "--config", "--data"):
         early.add_argument(option)
-    asked, rest = early.parse_known_args(options)
+    asked, rest = early.parse_known_args(words)
     if asked.config is not None:
         base = _read_config(name, asked.config, asked.preset)
         if asked.env is not None:
@@ -329,8 +302,8 @@ def _parse_train(name: str, options: list[str]) -> tuple[RunConfig, Path | None]
         fields = {field: getattr(learned, field) for field in ("steps", "data", "data_digest")}
         base = dataclasses.replace(base, **fields)
     run_fields = {f: getattr(base, f) for f in ("steps", "seeds", "seed", "eval_episodes", "checkpoint_every", "settings")}
-    parsed = _tyro(arguments, arguments(**run_fields), rest, f"jaxmbrl train {name}", f"Train {name}: {method.summary}.")
-    if "" in _values("--out", rest):
+    parsed = options.parse(arguments, arguments(**run_fields), rest, f"train {name}", f"Train {name}: {method.summary}.")
+    if "" in options.values("--out", rest):
         raise UserError("--out needs a value: the new folder of the run")
     if asked.env is None and asked.config is None:
         raise UserError(f"--env TASK is missing; there is: {', '.join(envs.names())}")
@@ -378,107 +351,11 @@ def _read_config(name: str, file: str, preset: str | None) -> RunConfig:
     return config
 
 
-def _tyro(kind: type, default: Any, words: list[str], prog: str, description: str) -> Any:
-    """Parse with tyro; its framed errors are told in one line."""
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            return tyro.cli(kind, default=default, args=words, prog=prog, description=description)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-    told = _reworded(_message(printed.getvalue()), _options(kind), words)
-    raise UserError(f"{told}; see '{prog} --help'" if "did you mean" not in told else told)
-
-
-def _message(box: str) -> str:
-    """The message in tyro's framed error, below the title; it may be broken into lines."""
-    sections: list[list[str]] = [[]]
-    for line in box.splitlines()[1:]:
-        text = line.strip(" │|")
-        if re.fullmatch(r"[-─╰╯]{5,}", text):
-            sections.append([])
-        elif text:
-            sections[-1].append(text)
-    return next((" ".join(section) for section in sections if section), "bad options")
-
-
-def _reworded(message: str, options: dict[str, str], words: list[str]) -> str:
-    """tyro's message as we say it: the option, what it takes and what it got. `options` says what each takes."""
-    if message.startswith("Unrecognized options:"):
-        first = _first_unknown(message, words)
-        if not first.startswith("-"):
-            return f"nothing takes '{first}'"
-        near = difflib.get_close_matches(first.split("=")[0].replace("_", "-"), options, n=1, cutoff=0.7)
-        return f"unknown option '{first}'" + (f"; did you mean '{near[0]}'?" if near else "")
-    named = re.search(r"(?:Error parsing|argument) '?(--[\w.-]+)", message)
-    if named is None or named[1] not in options:
-        return message[:1].lower() + message[1:].rstrip(".")
-    option, takes = named[1], options[named[1]]
-    got = _values(option, words)
-    if message.startswith("Missing value"):
-        return f"{option} needs a value: {takes}"
-    return f"{option} must be {takes}, got {' '.join(got)!r}"
-
-
-def _first_unknown(message: str, words: list[str]) -> str:
-    """The first of `words` that the message lists."""
-    listed = message.removeprefix("Unrecognized options:").replace(" ", "")
-    return min(
-        (word for word in words if word and word.replace(" ", "") in listed), key=lambda w: _place(w, listed), default=""
-    )
-
-
-def _place(word: str, listed: str) -> int:
-    return listed.index(word.replace(" ", ""))
-
-
-def _values(option: str, words: list[str]) -> list[str]:
-    """What `words` give to `option`, the last time it comes."""
-    got: list[str] = []
-    taken = False
-    for word in words:
-        name, equals, value = word.partition("=")
-        if word.startswith("--"):
-            taken = name.replace("_", "-") == option
-            got = ([value] if equals else []) if taken else got
-        elif taken:
-            got.append(word)
-    return got
-
-
-def _options(kind: Any, prefix: str = "--") -> dict[str, str]:
-    """Each option of a config, and what it takes, in words."""
-    found: dict[str, str] = {}
-    for name, hint in typing.get_type_hints(kind).items():
-        option = prefix + name.replace("_", "-")
-        if dataclasses.is_dataclass(hint):
-            found |= _options(hint, "--" if name == "settings" else f"{option}.")
-            continue
-        found[option] = _taken(hint)
-        if hint is bool:
-            found[f"{prefix}no-{name.replace('_', '-')}"] = _taken(hint)
-    return found
-
-
-def _taken(hint: Any) -> str:
-    """What an option takes, in words."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return " or ".join(f"'{choice}'" for choice in args)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_taken(kind) for kind in args)
-    if origin is tuple:
-        return {int: "whole numbers", float: "numbers"}.get(args[0], "values") + ", each a word of its own"
-    plain = {int: "a whole number", float: "a number", bool: "given without a value", str: "text", type(None): "'None'"}
-    return plain.get(hint, "a value")
-
-
 def _evaluate(words: list[str]) -> int:
     from jaxmbrl.training import runner
     from jaxmbrl.training.run_folder import RunFolder
 
-    parser = _parser("evaluate", description="Returns of a run's deterministic policy on fixed start states.")
+    parser = options.parser("evaluate", description="Returns of a run's deterministic policy on fixed start states.")
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("--episodes", type=int, default=10, metavar="N", help="episodes of each seed (default: 10)")
     parser.add_argument(
@@ -540,7 +417,7 @@ def _collect(words: list[str]) -> int:
     from jaxmbrl import dataset
     from jaxmbrl.training import collecting
 
-    parser = _parser("collect", description="Write transitions of a policy, episode after episode, to an npz file.")
+    parser = options.parser("collect", description="Write transitions of a policy, episode after episode, to an npz file.")
     parser.add_argument("--policy", required=True, metavar="POLICY", help="'random', or the folder of a run")
     parser.add_argument("--env", metavar="TASK", help="the task; a run knows its own")
     parser.add_argument("--out", required=True, metavar="FILE", help="the new file, FILE.npz")
@@ -567,7 +444,7 @@ def _fit(words: list[str]) -> int:
     from jaxmbrl import dataset, envs
     from jaxmbrl.diagnostics import calibration, judging
 
-    early = _parser("fit", add_help=False)
+    early = options.parser("fit", add_help=False)
     for option in ("--data", "--env", "--out"):
         early.add_argument(option)
     asked, rest = early.parse_known_args(words)
@@ -578,7 +455,7 @@ def _fit(words: list[str]) -> int:
         "arguments", [("settings", Annotated[judging.FitConfig, tyro.conf.arg(name="")]), *texts], frozen=True
     )
     default = kind(judging.FitConfig())
-    config = check(_tyro(kind, default, rest, "jaxmbrl fit", "Fit a dynamics model to transitions and judge it.").settings)
+    config = check(options.parse(kind, default, rest, "fit", "Fit a dynamics model to transitions and judge it.").settings)
     if not asked.data:
         raise UserError("--data FILE is missing: an npz of transitions, as 'jaxmbrl collect' writes it")
     data = dataset.load(asked.data)
@@ -629,7 +506,7 @@ def _doctor(words: list[str]) -> int:
 
     from jaxmbrl.diagnostics import doctor
 
-    _parser(
+    options.parser(
         "doctor", description="What is installed, what it computes on, how exactly, and where it may write."
     ).parse_args(words)
     bad = 0
@@ -644,7 +521,7 @@ def _doctor(words: list[str]) -> int:
 def _list(words: list[str]) -> int:
     from jaxmbrl import algorithms, envs
 
-    _parser("list", description="Algorithms, tasks and presets.").parse_args(words)
+    options.parser("list", description="Algorithms, tasks and presets.").parse_args(words)
     print("algorithms")
     for name, method in algorithms.METHODS.items():
         print(f"  {name:<24}{method.summary}")

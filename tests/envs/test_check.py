@@ -29,8 +29,7 @@ def test_analytic_tasks_pass(name):
 
 @pytest.fixture
 def own_caches():
-    jax.clear_caches()
-    yield
+    """Tables of MJX that another float width left behind do not compile with this one."""
     jax.clear_caches()
 
 

@@ -56,8 +56,6 @@ class Recorded(NamedTuple):
 def own_caches():
     """MJX's tables stay in JAX's caches at the float width of their first use, which another width cannot compile with."""
     jax.clear_caches()
-    yield
-    jax.clear_caches()
 
 
 @functools.cache

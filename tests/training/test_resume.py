@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from command_line import untimed
 
 import jaxmbrl
 from jaxmbrl.config import UserError
@@ -28,7 +29,6 @@ TINY = {
 STEPS = 800
 LONG = 1500
 """Steps of a run that is killed many times."""
-TIMINGS = {"wall_time", "time/epoch", "time/compile"}
 PATIENCE = 240.0
 """Seconds that a process may take."""
 
@@ -80,8 +80,7 @@ def straight(tmp_path_factory):
 
 
 def rows(run):
-    found = RunFolder.open(run).read_metrics()
-    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in found]
+    return untimed(RunFolder.open(run).read_metrics())
 
 
 def steps(run):
