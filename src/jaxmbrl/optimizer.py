@@ -42,12 +42,14 @@ def init(params: PyTree, learning_rate: Any, with_target: bool = False) -> Train
     )
 
 
-def step(trainable: Trainable, gradient: PyTree) -> tuple[Trainable, Float[Array, ""]]:
-    """One Adam step (arXiv 1412.6980) down `gradient`; returns the trainable and the gradient's norm."""
+def step(
+    trainable: Trainable, gradient: PyTree, scale: Float[Array, ""] | float = 1.0
+) -> tuple[Trainable, Float[Array, ""]]:
+    """One Adam step (arXiv 1412.6980) down `gradient`, `scale` times the learning rate; returns the gradient's norm too."""
     norm = optax.tree.norm(gradient)
     is_open = trainable.open & jnp.isfinite(norm)
     updates, moments = _adam.update(gradient, trainable.moments)
-    params = jax.tree.map(lambda p, u: p - trainable.learning_rate * u, trainable.params, updates)
+    params = jax.tree.map(lambda p, u: p - scale * trainable.learning_rate * u, trainable.params, updates)
     return (
         trainable._replace(
             params=_where(is_open, params, trainable.params),

@@ -60,8 +60,11 @@ def end_weight(ended):
     return max((len(ended) - ends) / ends, 1.0)
 
 
-def loss_and_gradient(parameters, x, y, following, ended, weight=1.0, decay=(), bounds_weight=0.01):
-    """x [E, B, I], y [E, B, D], following [E, B, O], ended [E, B]; the last two are used where `ends` has networks."""
+def loss_and_gradient(parameters, x, y, following, ended, weight=1.0, decay=(), bounds_weight=0.01, beta=0.0):
+    """x [E, B, I], y [E, B, D], following [E, B, O], ended [E, B]; the last two are used where `ends` has networks.
+
+    With `beta` the gradient is that of rows whose weights, which depend on the variance, are held.
+    """
     members, low, high, ends = parameters
     size = len(low)
     loss = bounds_weight * (high.sum() - low.sum())
@@ -73,9 +76,10 @@ def loss_and_gradient(parameters, x, y, following, ended, weight=1.0, decay=(), 
         log_variance = clamp(raw, low, high)
         rows = len(x[e])
         difference = mean - y[e]
-        loss += np.sum(difference**2 * np.exp(-log_variance) + log_variance) / (rows * size)
-        by_mean = 2 * difference * np.exp(-log_variance) / (rows * size)
-        by_log_variance = (1 - difference**2 * np.exp(-log_variance)) / (rows * size)
+        share = np.exp(beta * log_variance) / (rows * size)
+        loss += np.sum(share * (difference**2 * np.exp(-log_variance) + log_variance))
+        by_mean = share * 2 * difference * np.exp(-log_variance)
+        by_log_variance = share * (1 - difference**2 * np.exp(-log_variance))
         below = high - softplus(high - raw)
         through_low = sigmoid(below - low)
         through_high = sigmoid(high - raw)

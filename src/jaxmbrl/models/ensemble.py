@@ -11,6 +11,10 @@ of the data. Source: Chua et al., PETS, arXiv 1805.12114; early stopping, elites
 compares un-normalised ones, so that no dimension rules by its unit; targets are normalised too by default; and the mean
 over a minibatch is over the rows that it has, where an epoch's last one is smaller.
 
+Under this likelihood a few rows that are hard to predict, as those of a rare contact, may get a large variance early and
+then weigh too little to be learned. With `beta_nll` = b each row and dimension weighs exp(b l), through which no gradient flows
+(beta-NLL, Seitzer et al., arXiv 2203.09168, who advise 0.5).
+
 A deterministic ensemble (PETS's DE) has no log-variances: it minimises sum_e mean_{batch, dims} (m - y)^2 and the last sum.
 
 How imagined rows go through the members is written in `models.propagation`.
@@ -62,6 +66,9 @@ class EnsembleConfig:
     """Weight of half the squared kernel of each layer, hidden and last, in the loss; empty for none."""
     learning_rate: Annotated[float, Gt(0)] = 1e-3
     """Step size of Adam."""
+    annealing: bool = False
+    """Whether the step size falls along half a cosine, from `learning_rate` at a fit's first epoch to 0 after `max_epochs`
+    (Loshchilov and Hutter, SGDR, arXiv 1608.03983, equation 5, by epochs); each fit starts anew."""
     batch_size: Annotated[int, Ge(1)] = 32
     """Rows a gradient step for each member."""
     max_epochs: Annotated[int, Ge(1)] = 200
@@ -81,6 +88,8 @@ class EnsembleConfig:
     propagation: Propagation = "ts1"
     """What an imagined row is drawn from: a member that changes at every step (ts1) or never (tsinf), all members' mean
     (expectation) or their Gaussian (distribution), refitted to the block's next observations (moment_matching)."""
+    beta_nll: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Exponent of the variance that weighs each row's likelihood: 0 none, 1 the squared error's gradient for the mean."""
     bounds_weight: Annotated[float, Ge(0)] = 0.01
     """Weight of the sum of the log-variance bounds' distances in the loss."""
 
@@ -209,6 +218,7 @@ def loss(
     error = (output.mean - batch.targets) ** 2
     if layout.config.probabilistic:
         error = error * jnp.exp(-output.log_variance) + output.log_variance
+        error *= jax.lax.stop_gradient(jnp.exp(layout.config.beta_nll * output.log_variance))
     data = jnp.sum(jnp.where(valid, jnp.mean(error, axis=-1), 0.0)) / jnp.sum(valid)
     if layout.learns_end:
         logit = end_logit(layout, parameters, batch.following)
@@ -347,11 +357,12 @@ def _fit(
     def epoch(members: Trainable, number: Int[Array, ""]) -> Trainable:
         epoch_key = jax.random.fold_in(shuffle_key, number)
         shuffles = fitting.draw_shuffles(epoch_key, config.members, capacity, split.train)
+        scale = (1 + jnp.cos(jnp.pi * number / config.max_epochs)) / 2 if config.annealing else 1.0
 
         def step(i: Int[Array, ""], members: Trainable) -> Trainable:
             index, valid = fitting.minibatch(shuffles, own_rows, split.train, i, config.batch_size)
             gradient = jax.grad(partial(loss, layout))(members.params, gather(index), valid, end_weight)
-            return optimizer.step(members, gradient)[0]
+            return optimizer.step(members, gradient, scale)[0]
 
         return jax.lax.fori_loop(0, batches, step, members)
 
