@@ -12,8 +12,8 @@ compares un-normalised ones, so that no dimension rules by its unit; targets are
 over a minibatch is over the rows that it has, where an epoch's last one is smaller.
 
 Under this likelihood a few rows that are hard to predict, as those of a rare contact, may get a large variance early and
-then weigh too little to be learned. With `beta_nll` = b each row and dimension weighs exp(b l), through which no gradient flows
-(beta-NLL, Seitzer et al., arXiv 2203.09168, who advise 0.5).
+then weigh too little to be learned. With `beta_nll` = b each row and dimension weighs exp(b l), through which no gradient
+flows (beta-NLL, Seitzer et al., arXiv 2203.09168, who advise 0.5).
 
 A deterministic ensemble (PETS's DE) has no log-variances: it minimises sum_e mean_{batch, dims} (m - y)^2 and the last sum.
 
