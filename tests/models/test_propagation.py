@@ -42,6 +42,22 @@ def test_uncertainty_is_parted_by_the_law_of_total_variance():
         np.testing.assert_array_equal(alone[1], 0.0)
 
 
+@pytest.mark.parametrize(("mode", "deviation"), [("expectation", 0.5), ("distribution", 0.5), ("tsinf", 0.4)])
+def test_rows_end_where_the_predicted_deviation_is_above_the_threshold(mode, deviation):
+    """Noise of variance 0.16 and members 0.6 apart, of variance 0.09; under tsinf a row hears its own member alone."""
+    for threshold, ends in ((0.98 * deviation, True), (1.02 * deviation, False), (None, False)):
+        config = EnsembleConfig(members=2, elites=2, hidden=(3,), propagation=mode, halt_above=threshold)
+        told = []
+        for terminated, ends_of in ((alive, None), (None, [-2.0, -2.0])):
+            noise = np.log([0.16, 0.01])
+            model, state = constant(config, [[0.0, 0.0], [0.6, 0.0]], None, noise, terminated=terminated, ends=ends_of)
+            state = state._replace(targets=state.targets._replace(std=jnp.array([5.0, 1.0])))
+            told.append(model.world(state).step(jnp.zeros((4, 2)), jnp.zeros(1), jax.random.key(0))[1])
+        np.testing.assert_array_equal(told[0].terminated, np.full(4, ends))
+        np.testing.assert_allclose(told[1].terminated, np.full(4, 1.0 if ends else 1 / (1 + np.exp(2.0))), rtol=1e-6)
+        assert np.abs(np.asarray(told[0].next_observation)).max() < 20
+
+
 def test_only_elites_imagine_and_each_its_rows():
     config = EnsembleConfig(members=4, elites=2, hidden=(3,), propagation="tsinf")
     model, state = constant(config, [[0.0], [1.0], [2.0], [3.0]], elites=[3, 1])

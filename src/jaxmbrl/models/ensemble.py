@@ -17,6 +17,11 @@ flows (beta-NLL, Seitzer et al., arXiv 2203.09168, who advise 0.5).
 
 A deterministic ensemble (PETS's DE) has no log-variances: it minimises sum_e mean_{batch, dims} (m - y)^2 and the last sum.
 
+With `halt_above` imagined rows end where the model cannot tell what follows, so that what is planned in it keeps away from
+there (the pessimistic process of Kidambi et al., MOReL, arXiv 2005.05951, definition 3; the difference: unsure is whoever
+predicts a large standard deviation, of noise and disagreement together, and the end costs nothing but what would follow).
+It suits a reward for staying alive: where rewards are negative an early end is a gain.
+
 How imagined rows go through the members is written in `models.propagation`.
 """
 
@@ -90,6 +95,9 @@ class EnsembleConfig:
     (expectation) or their Gaussian (distribution), refitted to the block's next observations (moment_matching)."""
     beta_nll: Annotated[float, Ge(0), Le(1)] = 0.0
     """Exponent of the variance that weighs each row's likelihood: 0 none, 1 the squared error's gradient for the mean."""
+    halt_above: Annotated[float, Gt(0)] | None = None
+    """An imagined row ends where the standard deviation predicted for any dimension, in units of the normalised targets,
+    is above this; None for never."""
     bounds_weight: Annotated[float, Ge(0)] = 0.01
     """Weight of the sum of the log-variance bounds' distances in the loss."""
 
@@ -449,16 +457,18 @@ def _world(
     def start(origin: Float[Array, "N O"], key: Key) -> Float[Array, "N O"]:
         return origin
 
-    def ends(following: Float[Array, "N O"], shift: Int[Array, ""] | int) -> Bool[Array, "N"] | Float[Array, "N"]:
+    def ends(
+        following: Float[Array, "N O"], shift: Int[Array, ""] | int, unsure: Bool[Array, "N"]
+    ) -> Bool[Array, "N"] | Float[Array, "N"]:
         if terminated is not None:
-            return terminated(following)
+            return terminated(following) | unsure
 
         def chances(x: Float[Array, "E M O"]) -> tuple[Float[Array, "E M 1"]]:
             return (jax.nn.sigmoid(end_logit(layout, elites, x) - jnp.log(state.end_weight))[..., None],)
 
         x = normalize(_of_observation(layout, state.inputs), following)
         (chance,) = propagation.evaluate(config.propagation, config.elites, shift, chances, x)
-        return jnp.mean(chance, axis=0)[:, 0]
+        return jnp.where(unsure, 1.0, jnp.mean(chance, axis=0)[:, 0])
 
     def moments(x: Float[Array, "E M I"]) -> tuple[Float[Array, "E M D"], Float[Array, "E M D"]]:
         output = forward(layout, elites, x)
@@ -472,14 +482,14 @@ def _world(
         shift = jax.random.randint(other_key, (), 0, config.elites) if config.propagation == "ts1" else 0
         action = jnp.broadcast_to(action, (observation.shape[0], layout.action_size))
         inputs = normalize(state.inputs, _inputs(observation, action))
-        opinions = propagation.evaluate(config.propagation, config.elites, shift, moments, inputs)
-        mean, std = propagation.gaussian(config.propagation, *opinions)
+        means, variances = propagation.evaluate(config.propagation, config.elites, shift, moments, inputs)
+        mean, std = propagation.gaussian(config.propagation, means, variances)
         noise = std * state.targets.std * jax.random.normal(noise_key, std.shape, std.dtype)
         drawn = denormalize(state.targets, mean) + noise
         following = kept * observation + drawn[:, :size]
         if config.propagation == "moment_matching":
             following = propagation.match_moments(following, other_key)
-        ended = ends(following, shift)
+        ended = ends(following, shift, propagation.unsure(means, variances, config.halt_above))
         return following, Transition(
             observation=observation,
             action=action,

@@ -20,7 +20,7 @@ from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxmbrl.types import Key
 
@@ -75,6 +75,16 @@ def gaussian(
         return middle, jnp.zeros_like(middle)
     aleatoric, epistemic = uncertainty(mean, variance)
     return middle, _sqrt(aleatoric + epistemic)
+
+
+def unsure(mean: Float[Array, "K N D"], variance: Float[Array, "K N D"], threshold: float | None) -> Bool[Array, "N"]:
+    """Rows that some dimension's standard deviation, aleatoric and epistemic, is above `threshold` for; None: no row.
+
+    Of K = 1 opinion, as under ts1 and tsinf, there is no epistemic one.
+    """
+    if threshold is None:
+        return jnp.zeros(mean.shape[1], bool)
+    return jnp.any(sum(uncertainty(mean, variance)) > threshold**2, axis=-1)
 
 
 def match_moments(rows: Float[Array, "N O"], key: Key) -> Float[Array, "N O"]:
