@@ -222,7 +222,7 @@ PRESETS = {
             ),
             planner=PlannerConfig(
                 method="icem",
-                icem=ICEMConfig(horizon=40, population=40, elites=10, iterations=10, decay=1.0, deviation=0.7),
+                icem=ICEMConfig(horizon=40, population=60, elites=10, iterations=10, decay=1.0, deviation=0.7),
             ),
             particles=1,
         ),
