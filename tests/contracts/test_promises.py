@@ -70,13 +70,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "open_loop": True,
         },
     ),
-    "pets, random shooting, distribution, fitted once": (
+    "pets, random shooting, distribution that halts, fitted once, annealed": (
         "pets",
         {
             "planner.method": "random-shooting",
             "planner.random_shooting.population": 20,
             "planner.random_shooting.horizon": 4,
             "ensemble.propagation": "distribution",
+            "ensemble.halt_above": 0.5,
+            "ensemble.beta_nll": 0.5,
+            "ensemble.annealing": True,
             "refit": False,
         },
     ),

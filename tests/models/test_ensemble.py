@@ -614,6 +614,8 @@ def test_without_any_termination_none_is_imagined():
         ({"holdout_fraction": 1.0}, "holdout_fraction must be at most"),
         ({"members": 0}, "members must be at least 1"),
         ({"propagation": "ds"}, "propagation must be"),
+        ({"beta_nll": 0.5, "probabilistic": False}, "beta_nll must be 0 for deterministic members"),
+        ({"halt_above": 0.1, "probabilistic": False}, "halt_above must be None for deterministic members under ts1"),
     ],
 )
 def test_wrong_configs_are_told(values, told):
@@ -624,7 +626,7 @@ def test_wrong_configs_are_told(values, told):
 @pytest.mark.parametrize("x64", [False, True])
 def test_a_fit_gives_back_a_state_of_the_same_types(x64):
     with jax.enable_x64(x64):
-        model = ensemble.make(TINY, 2, 1)
+        model = ensemble.make(dataclasses.replace(TINY, annealing=True, beta_nll=0.5), 2, 1)
         state = jax.eval_shape(model.init, jax.random.key(0), {})
         rows, count = table(np.random.default_rng(0), 20), jnp.asarray(20)
         after, _ = jax.eval_shape(model.fit, state, rows, count, jax.random.key(0))

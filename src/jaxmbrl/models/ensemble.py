@@ -17,10 +17,10 @@ flows (beta-NLL, Seitzer et al., arXiv 2203.09168, who advise 0.5).
 
 A deterministic ensemble (PETS's DE) has no log-variances: it minimises sum_e mean_{batch, dims} (m - y)^2 and the last sum.
 
-With `halt_above` imagined rows end where the model cannot tell what follows, so that what is planned in it keeps away from
-there (the pessimistic process of Kidambi et al., MOReL, arXiv 2005.05951, definition 3; the difference: unsure is whoever
-predicts a large standard deviation, of noise and disagreement together, and the end costs nothing but what would follow).
-It suits a reward for staying alive: where rewards are negative an early end is a gain.
+With `halt_above` imagined rows end where the model cannot tell what follows, so that plans keep away from there (after the
+pessimistic MDP of Kidambi et al., MOReL, arXiv 2005.05951; the differences: the measure is the standard deviation of noise
+and disagreement together, and the end costs nothing but what would follow). It suits a reward for staying alive: where
+rewards are negative, an early end is a gain.
 
 How imagined rows go through the members is written in `models.propagation`.
 """
@@ -110,6 +110,10 @@ class EnsembleConfig:
             return "weight_decay", f"must be empty or have one entry a layer ({layers}), got {len(self.weight_decay)}"
         if self.elites < self.members and self.holdout_fraction == 0:
             return "holdout_fraction", f"must be above 0 to rank {self.elites} elites of {self.members} members"
+        if self.beta_nll > 0 and not self.probabilistic:
+            return "beta_nll", f"must be 0 for deterministic members, which have no likelihood, got {self.beta_nll}"
+        if self.halt_above is not None and not self.probabilistic and self.propagation in ("ts1", "tsinf"):
+            return "halt_above", f"must be None for deterministic members under {self.propagation}, which are never unsure"
         return None
 
 
