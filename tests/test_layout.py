@@ -18,7 +18,7 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 
 LAYERS = [
     {"config", "types"},
-    {"dataset", "distributions", "metrics", "networks", "optimizer", "presets", "replay", "returns", "rollout"},
+    {"dataset", "distributions", "metrics", "networks", "optimizer", "options", "presets", "replay", "returns", "rollout"},
     {"agents", "envs", "models", "planners"},
     {"algorithms"},
     {"diagnostics", "training"},
