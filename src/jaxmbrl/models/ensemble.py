@@ -230,7 +230,8 @@ def loss(
     error = (output.mean - batch.targets) ** 2
     if layout.config.probabilistic:
         error = error * jnp.exp(-output.log_variance) + output.log_variance
-        error *= jax.lax.stop_gradient(jnp.exp(layout.config.beta_nll * output.log_variance))
+        if layout.config.beta_nll > 0:
+            error *= jax.lax.stop_gradient(jnp.exp(layout.config.beta_nll * output.log_variance))
     data = jnp.sum(jnp.where(valid, jnp.mean(error, axis=-1), 0.0)) / jnp.sum(valid)
     if layout.learns_end:
         logit = end_logit(layout, parameters, batch.following)
