@@ -29,22 +29,34 @@ TASKS: dict[str, Callable[[], Task]] = {
     "reacher-2d": reacher_2d,
 }
 
+FAMILIES: dict[str, Callable[[str], Task]] = {}
+"""Tasks of other packages: `make("family/name")` calls the family's maker with the name."""
+
 
 def names() -> list[str]:
-    """The names that `make` knows."""
+    """The names that `make` knows, but for those of families."""
     return sorted(TASKS)
+
+
+def check_name(name: str) -> None:
+    """Raise UserError, with the nearest name, where `name` is neither a task's nor begins with a family's."""
+    if name not in TASKS and _family(name) not in FAMILIES:
+        raise UserError(f"unknown task '{name}'; {closest(name, [*TASKS, *FAMILIES])}")
 
 
 def make(name: str) -> Task:
     """The task called `name`. Raises UserError with the nearest name where there is none."""
-    if name not in TASKS:
-        raise UserError(f"unknown task '{name}'; {closest(name, TASKS)}")
-    task = TASKS[name]()
+    check_name(name)
+    task = TASKS[name]() if name in TASKS else FAMILIES[_family(name)](name.partition("/")[2])
     if not isinstance(task, Task):
         raise UserError(
             f"the factory of task '{name}' must return a Task, as envs.make_task does, got {type(task).__name__}"
         )
     return task
+
+
+def _family(name: str) -> str:
+    return name.partition("/")[0] if "/" in name else ""
 
 
 def register(name: str, factory: Callable[[], Task]) -> None:
@@ -65,4 +77,4 @@ def register(name: str, factory: Callable[[], Task]) -> None:
     TASKS[name] = factory
 
 
-__all__ = ["TASKS", "State", "Task", "check", "make", "make_task", "names", "register"]
+__all__ = ["FAMILIES", "TASKS", "State", "Task", "check", "check_name", "make", "make_task", "names", "register"]

@@ -142,8 +142,7 @@ def configure(
     replace the preset's. With a file of `data` the steps are all its rows unless told otherwise. Raises UserError, in one
     line, for whatever is unknown or out of range."""
     method = algorithms.get(algorithm)
-    if env not in envs.names():
-        raise UserError(f"unknown task '{env}'; {closest(env, envs.names())}")
+    envs.check_name(env)
     name, config = algorithms.preset(algorithm, env, preset)
     if isinstance(settings, Mapping):
         config = from_dict(method.config, _replaced(to_dict(config), settings))
@@ -166,8 +165,7 @@ def parse(values: Any) -> RunConfig:
     """The `RunConfig` that a config.yaml holds. Raises UserError naming the field that is wrong."""
     config = from_dict(RunConfig, values)
     method = algorithms.get(config.algorithm)
-    if config.env not in envs.names():
-        raise UserError(f"unknown task '{config.env}'; {closest(config.env, envs.names())}")
+    envs.check_name(config.env)
     return dataclasses.replace(config, settings=from_dict(method.config, config.settings, "settings."))
 
 
