@@ -6,22 +6,40 @@ import re
 from collections.abc import Callable
 
 from jaxmbrl.config import UserError, closest
+from jaxmbrl.envs.ant import ant, ant_truncated
 from jaxmbrl.envs.base import State, make_task
 from jaxmbrl.envs.cartpole import cartpole_continuous
 from jaxmbrl.envs.cartpole_swingup import cartpole_swingup
 from jaxmbrl.envs.check import check
 from jaxmbrl.envs.half_cheetah import half_cheetah
 from jaxmbrl.envs.hopper import hopper
+from jaxmbrl.envs.humanoid import humanoid, humanoid_truncated
+from jaxmbrl.envs.humanoid_standup import humanoid_standup
+from jaxmbrl.envs.inverted_double_pendulum import inverted_double_pendulum
 from jaxmbrl.envs.inverted_pendulum import inverted_pendulum
 from jaxmbrl.envs.mountain_car import mountain_car_continuous
 from jaxmbrl.envs.pendulum import pendulum
+from jaxmbrl.envs.pusher import pusher
+from jaxmbrl.envs.reacher import reacher
 from jaxmbrl.envs.reacher_2d import reacher_2d
+from jaxmbrl.envs.swimmer import swimmer
+from jaxmbrl.envs.walker2d import walker2d
 from jaxmbrl.types import Task
 
 TASKS: dict[str, Callable[[], Task]] = {
+    "Ant-v5": ant,
+    "Ant-v5/truncated": ant_truncated,
     "HalfCheetah-v5": half_cheetah,
     "Hopper-v5": hopper,
+    "Humanoid-v5": humanoid,
+    "Humanoid-v5/truncated": humanoid_truncated,
+    "HumanoidStandup-v5": humanoid_standup,
+    "InvertedDoublePendulum-v5": inverted_double_pendulum,
     "InvertedPendulum-v5": inverted_pendulum,
+    "Pusher-v5": pusher,
+    "Reacher-v5": reacher,
+    "Swimmer-v5": swimmer,
+    "Walker2d-v5": walker2d,
     "cartpole-continuous": cartpole_continuous,
     "cartpole-swingup": cartpole_swingup,
     "mountain-car-continuous": mountain_car_continuous,

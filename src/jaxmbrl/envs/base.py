@@ -99,6 +99,11 @@ def make_task(
     )
 
 
+def never(next_observation: Float[Array, "*n O"]) -> Bool[Array, "*n"]:
+    """The known termination of a task that nothing terminates."""
+    return jnp.zeros(next_observation.shape[:-1], bool)
+
+
 def _typed(leaf: Any) -> Array:
     """`leaf` as an array of a type of its own: a Python number in a state would take another type at the first step."""
     array = jnp.asarray(leaf)

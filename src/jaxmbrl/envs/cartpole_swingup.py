@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from jaxmbrl.envs.base import State, initial_state, make_task
+from jaxmbrl.envs.base import State, initial_state, make_task, never
 from jaxmbrl.envs.integration import runge_kutta
 from jaxmbrl.types import Key, Task
 
@@ -86,11 +86,6 @@ def reward(
     return jnp.exp(-squared / (2 * COST_WIDTH**2))
 
 
-def terminated(next_observation: Float[Array, "*n 5"]) -> Bool[Array, "*n"]:
-    """Never."""
-    return jnp.zeros(next_observation.shape[:-1], bool)
-
-
 def cartpole_swingup() -> Task:
     """`cartpole-swingup`: 40 steps, so at most 40."""
-    return make_task("cartpole-swingup", CartPoleSwingUp(), 40, reward, terminated)
+    return make_task("cartpole-swingup", CartPoleSwingUp(), 40, reward, never)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxmbrl.envs.base import make_task
+from jaxmbrl.envs.base import make_task, never
 from jaxmbrl.envs.mujoco import Data, MujocoEnv, Simulation
 from jaxmbrl.types import Task
 
@@ -29,6 +29,7 @@ class HalfCheetah(MujocoEnv):
     the velocities of x, height and the seven angles (m/s, rad/s)]; action [torque / (120, 90, 60, 120, 60, 30 N m) of the
     back thigh, shin and foot, front thigh, shin and foot]."""
 
+    gymnasium_id = "HalfCheetah-v5"
     xml = "half_cheetah.xml"
     frame_skip = 5
     reset_noise = 0.1
@@ -52,11 +53,6 @@ class HalfCheetah(MujocoEnv):
         return terms, jnp.zeros((), bool)
 
 
-def terminated(next_observation: Float[Array, "*n 17"]) -> Bool[Array, "*n"]:
-    """Never."""
-    return jnp.zeros(next_observation.shape[:-1], bool)
-
-
 def half_cheetah() -> Task:
     """`HalfCheetah-v5`: 1,000 steps."""
-    return make_task("HalfCheetah-v5", HalfCheetah(), 1000, terminated=terminated)
+    return make_task("HalfCheetah-v5", HalfCheetah(), 1000, terminated=never)

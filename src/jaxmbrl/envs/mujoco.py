@@ -10,7 +10,9 @@ import contextlib
 import io
 import sys
 import warnings
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import chex
@@ -19,11 +21,12 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
+from jaxmbrl.envs import capsule_cylinder
 from jaxmbrl.envs.base import State, initial_state
-from jaxmbrl.types import Key
+from jaxmbrl.types import Key, PyTree
 
 Data: TypeAlias = Any
-"""`mujoco.mjx.Data`, or anything with its fields qpos, qvel and qacc_warmstart."""
+"""`mujoco.mjx.Data`."""
 
 NO_WARP = (
     "Failed to import warp: No module named 'warp'",
@@ -43,6 +46,8 @@ class Simulation(struct.PyTreeNode):
     """[nv] joint velocities (m/s, rad/s)."""
     qacc_warmstart: jax.Array
     """[nv] joint accelerations, where the constraint solver starts; zero after a reset, as in C MuJoCo."""
+    mark: PyTree = ()
+    """What the outcome of the next step compares with the same after it (see `MujocoEnv.mark`)."""
 
 
 class MujocoEnv:
@@ -55,6 +60,10 @@ class MujocoEnv:
     that uses both widths needs `jax.clear_caches()` in between.
     """
 
+    gymnasium_id: str
+    """Name of the task that this one equals, for `gymnasium.make`."""
+    gymnasium_options: Mapping[str, Any] = MappingProxyType({})
+    """Options of `gymnasium.make` with which it does."""
     xml: str
     """Name of the model file in `assets`."""
     frame_skip: int
@@ -67,6 +76,8 @@ class MujocoEnv:
     """Newton iterations of the constraint solver, at most."""
     line_search_iterations: int
     """Line-search iterations in each of them; batched environments always run them all."""
+    deep: bool = False
+    """Whether bodies hang on bodies so deep that XLA takes minutes to compile them as one piece."""
     reward_terms: tuple[str, ...]
     """Names of the terms that the reward sums, in `State.metrics`."""
 
@@ -77,20 +88,48 @@ class MujocoEnv:
             # The model files are Gymnasium's; compiled directly, the warning would go to a log file in the working folder.
             warnings.filterwarnings("ignore", "compiler attribute 'settotalmass' is deprecated")
             self.mj_model = mujoco.MjSpec.from_string(text).compile()
+        # MJX has no PGS, for which the humanoids' model files ask.
+        self.mj_model.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON
         self.mj_model.opt.iterations = self.iterations
         self.mj_model.opt.ls_iterations = self.line_search_iterations
-        self._model = self._mjx.put_model(self.mj_model, impl="jax")
-        self._data = self._mjx.make_data(self.mj_model, impl="jax")
+        self._put_model()
         low, high = self.mj_model.actuator_ctrlrange.T
         self._centre = jnp.asarray((low + high) / 2, float)
         self._half_range = jnp.asarray((high - low) / 2, float)
-        self.observation_size: int = self.observe(self._data).shape[0]
+        self.observation_size: int = jax.eval_shape(self.observe, self._data).shape[0]
         self.action_size: int = self.mj_model.nu
         self.dt: float = self.mj_model.opt.timestep * self.frame_skip
 
+    def _put_model(self) -> None:
+        with self._as_ours():
+            self._model = self._mjx.put_model(self.mj_model, impl="jax")
+            self._data = self._mjx.make_data(self.mj_model, impl="jax")
+
+    @contextlib.contextmanager
+    def _as_ours(self) -> Iterator[None]:
+        """What MJX makes and traces meanwhile is as this task needs it."""
+        with contextlib.ExitStack() as changes:
+            changes.enter_context(capsule_cylinder.in_mjx())
+            if self.deep:
+                changes.enter_context(_levels_apart())
+            yield
+
     def observe(self, data: Data) -> Float[Array, "O"]:
-        """The observation; after a reset only `qpos` and `qvel` of the data are known."""
+        """The observation. After a step all of the data is known, as C MuJoCo leaves it: what is computed from positions is
+        of the last evaluation of the dynamics within the step. After a reset `qpos`, `qvel` and what `settle` adds are."""
         raise NotImplementedError
+
+    def settle(self, data: Data) -> Data:
+        """`data` after a reset, with what `observe` and `mark` read besides `qpos` and `qvel`."""
+        return data
+
+    def finish(self, data: Data) -> Data:
+        """`data` after a step, with what `observe`, `outcome` and `mark` read and a simulator step does not compute."""
+        return data
+
+    def mark(self, data: Data) -> PyTree:
+        """What `outcome` compares with the same of the step before, where `qpos` and `qvel` do not tell it."""
+        return ()
 
     def outcome(
         self, before: Simulation, control: Float[Array, "A"], after: Data
@@ -102,20 +141,28 @@ class MujocoEnv:
         """An episode's first state with these positions (m, rad) and velocities (m/s, rad/s)."""
         chex.assert_shape(qpos, (self.mj_model.nq,))
         chex.assert_shape(qvel, (self.mj_model.nv,))
-        simulation = Simulation(jnp.asarray(qpos, float), jnp.asarray(qvel, float), jnp.zeros(self.mj_model.nv))
-        return initial_state(simulation, self.observe(simulation), {term: jnp.zeros(()) for term in self.reward_terms})
+        qpos, qvel = jnp.asarray(qpos, float), jnp.asarray(qvel, float)
+        with jax.default_matmul_precision("highest"), self._as_ours():
+            data = self.settle(self._data.replace(qpos=qpos, qvel=qvel))
+        simulation = Simulation(qpos, qvel, jnp.zeros(self.mj_model.nv), self.mark(data))
+        return initial_state(simulation, self.observe(data), {term: jnp.zeros(()) for term in self.reward_terms})
 
-    def reset(self, rng: Key) -> State:
-        """The model's initial positions and zero velocities, with noise on each (see `reset_noise`).
-
-        Nothing is simulated: a step computes all it needs from positions and velocities.
-        """
+    def initial(self, rng: Key) -> tuple[Float[Array, "nq"], Float[Array, "nv"]]:
+        """(positions, velocities) of a reset: the model's, with noise on each (see `reset_noise`)."""
         position_key, velocity_key = jax.random.split(rng)
         low, high = -self.reset_noise, self.reset_noise
         qpos = self._data.qpos + jax.random.uniform(position_key, (self.mj_model.nq,), minval=low, maxval=high)
         if self.normal_velocities:
-            return self.state_at(qpos, self.reset_noise * jax.random.normal(velocity_key, (self.mj_model.nv,)))
-        return self.state_at(qpos, jax.random.uniform(velocity_key, (self.mj_model.nv,), minval=low, maxval=high))
+            return qpos, self.reset_noise * jax.random.normal(velocity_key, (self.mj_model.nv,))
+        return qpos, jax.random.uniform(velocity_key, (self.mj_model.nv,), minval=low, maxval=high)
+
+    def reset(self, rng: Key) -> State:
+        """The state at `initial` positions and velocities."""
+        return self.state_at(*self.initial(rng))
+
+    def _simulate(self, data: Data) -> Data:
+        """One simulator step, which keeps the types of all that the data hold (MJX widens its tables in float64)."""
+        return jax.tree.map(lambda new, old: new.astype(old.dtype), self._mjx.step(self._model, data), data)
 
     def step(self, state: State, action: Float[Array, "A"]) -> State:
         """One control step of `dt` seconds, with the same control in each of `frame_skip` simulator steps."""
@@ -123,16 +170,35 @@ class MujocoEnv:
         before = state.pipeline_state
         control = self._centre + self._half_range * action
         data = self._data.replace(qpos=before.qpos, qvel=before.qvel, qacc_warmstart=before.qacc_warmstart, ctrl=control)
-        with jax.default_matmul_precision("highest"):
-            data = jax.lax.fori_loop(0, self.frame_skip, lambda i, data: self._mjx.step(self._model, data), data)
+        with jax.default_matmul_precision("highest"), self._as_ours():
+            data = jax.lax.fori_loop(0, self.frame_skip, lambda i, data: self._simulate(data), data)
+            data = self.finish(data)
         terms, ended = self.outcome(before, control, data)
         return state.replace(
-            pipeline_state=Simulation(data.qpos, data.qvel, data.qacc_warmstart),
+            pipeline_state=Simulation(data.qpos, data.qvel, data.qacc_warmstart, self.mark(data)),
             obs=self.observe(data),
             reward=jnp.sum(jnp.stack([terms[term] for term in self.reward_terms])),
             done=ended.astype(float),
             metrics={**state.metrics, **terms},
         )
+
+
+@contextlib.contextmanager
+def _levels_apart() -> Iterator[None]:
+    """What MJX computes down or up the tree of bodies is compiled level by level. XLA fuses the levels else, and computes
+    a body anew for each that hangs on it, so that a program's size grows exponentially with the tree's depth."""
+    from mujoco.mjx._src import scan
+
+    theirs = scan.body_tree
+
+    def body_tree(model: Any, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        return theirs(model, lambda *x: jax.lax.optimization_barrier(function(*x)), *args, **options)
+
+    scan.body_tree = body_tree
+    try:
+        yield
+    finally:
+        scan.body_tree = theirs
 
 
 def import_mjx() -> tuple[Any, Any]:

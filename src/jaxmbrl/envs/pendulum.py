@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxmbrl.envs.base import State, initial_state, make_task
+from jaxmbrl.envs.base import State, initial_state, make_task, never
 from jaxmbrl.types import Key, Task
 
 MAX_TORQUE = 2.0  # N m
@@ -65,11 +65,6 @@ def reward(
     return -_cost(angle, observation[..., 2], _torque(action))
 
 
-def terminated(next_observation: Float[Array, "*n 3"]) -> Array:
-    """Never."""
-    return jnp.zeros(next_observation.shape[:-1], bool)
-
-
 def pendulum() -> Task:
     """`pendulum`: 200 steps, as Gymnasium's."""
-    return make_task("pendulum", Pendulum(), 200, reward, terminated)
+    return make_task("pendulum", Pendulum(), 200, reward, never)

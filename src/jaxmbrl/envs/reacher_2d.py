@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from jaxmbrl.envs.base import State, initial_state, make_task
+from jaxmbrl.envs.base import State, initial_state, make_task, never
 from jaxmbrl.envs.integration import runge_kutta
 from jaxmbrl.types import Key, Task
 
@@ -84,11 +84,6 @@ def reward(
     return -distance - CONTROL_COST * jnp.sum(jnp.clip(action, -1.0, 1.0) ** 2, axis=-1)
 
 
-def terminated(next_observation: Float[Array, "*n 8"]) -> Bool[Array, "*n"]:
-    """Never."""
-    return jnp.zeros(next_observation.shape[:-1], bool)
-
-
 def reacher_2d() -> Task:
     """`reacher-2d`: 100 steps."""
-    return make_task("reacher-2d", Reacher2D(), 100, reward, terminated)
+    return make_task("reacher-2d", Reacher2D(), 100, reward, never)
