@@ -31,7 +31,7 @@ USAGE = """usage: jaxmbrl COMMAND ...
                              [--FIELD VALUE ...]  train; any field of the algorithm's config is an option by its path
   train --resume RUN         go on with a run where it stopped
   train ALGORITHM --env TASK --data FILE                 learn from transitions in a file, without collecting
-  evaluate RUN [--model true]                            returns of a run's deterministic policy
+  evaluate RUN [--model true] [--video [FILE]]           returns of a run's deterministic policy, and a video
   collect --policy random|RUN --env TASK --out FILE.npz  write transitions to a file
   fit --data FILE.npz        fit a dynamics model to transitions and judge it
   list                       algorithms, tasks and presets
@@ -362,10 +362,13 @@ def _evaluate(words: list[str]) -> int:
         "--model", metavar="MODEL", help="'true': plan in the true simulator; 'learned': in the model learned"
     )
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object: per_seed, mean, iqm")
+    film = "film the first seed's first episode, as a GIF of at most 300 frames (default: RUN/video.gif)"
+    parser.add_argument("--video", nargs="?", const="", metavar="FILE", help=film)
     asked = parser.parse_args(words)
     if asked.episodes < 1:
         raise UserError(f"--episodes must be at least 1, got {asked.episodes}")
     config = runner.read(RunFolder.open(asked.run))
+    file = _new_file("--video", asked.video, ".gif") if asked.video else Path(asked.run) / "video.gif"
     seeds = f"{config.seeds} seed{'s' if config.seeds > 1 else ''}"
     print(f"evaluating {config.algorithm} on {config.env}: {seeds}, {asked.episodes} episodes each ...", flush=True)
     started = time.monotonic()
@@ -377,11 +380,28 @@ def _evaluate(words: list[str]) -> int:
         frozen = "  (frozen when a value was not finite)" if config.seed + k in found.frozen else ""
         print(f"seed {config.seed + k}: " + (f"{value:.2f}" if math.isfinite(value) else "not finite") + frozen)
     print(f"mean {found.mean:.2f}, interquartile mean {found.iqm:.2f}, in {time.monotonic() - started:.1f} s")
+    if asked.video is not None:
+        _film(asked.run, asked.model, file)
     if asked.json:
         per_seed = [_finite(value) for value in found.per_seed]
         told = {"per_seed": per_seed, "mean": _finite(found.mean), "iqm": _finite(found.iqm)}
         print(json.dumps(told | {"env_steps": found.env_steps, "frozen": list(found.frozen)}, allow_nan=False))
     return 0
+
+
+def _film(run: str, model: str | None, file: Path) -> None:
+    """Film an episode; where nothing can be drawn, say so."""
+    from jaxmbrl.diagnostics import video
+    from jaxmbrl.envs.rendering import NoPicture
+    from jaxmbrl.training import runner
+
+    with warnings.catch_warnings():
+        # The evaluation has told them.
+        warnings.simplefilter("ignore", runner.RunWarning)
+        try:
+            print(f"video    {file}: {video.film(run, file, model)}")
+        except NoPicture as error:
+            _complain(str(error))
 
 
 @contextlib.contextmanager

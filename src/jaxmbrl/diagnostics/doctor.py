@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmbrl.dataset import try_writing
+from jaxmbrl.envs.rendering import RENDERERS
 from jaxmbrl.training.run_folder import versions
 
-RENDERERS = ("egl", "osmesa", "glfw")
 RENDER_SECONDS = 60
 EXACT = 1e-5
 """Relative error of a float32 product that physics and planning can live with."""

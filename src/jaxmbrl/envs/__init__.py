@@ -1,4 +1,5 @@
-"""Tasks by name: `envs.make("pendulum")`, `envs.names()`. Your own: `envs.make_task`, `envs.check`, `envs.register`."""
+"""Tasks by name: `envs.make("pendulum")`, `envs.names()`. Your own: `envs.make_task`, `envs.check`, `envs.register`. For
+learners of other packages: `envs.as_gymnasium`, `envs.as_gymnasium_vector`."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Callable
 
 from jaxmbrl.config import UserError, closest
 from jaxmbrl.envs.ant import ant, ant_truncated
+from jaxmbrl.envs.as_gymnasium import as_gymnasium, as_gymnasium_vector
 from jaxmbrl.envs.base import State, make_task
 from jaxmbrl.envs.cartpole import cartpole_continuous
 from jaxmbrl.envs.cartpole_swingup import cartpole_swingup
@@ -95,4 +97,17 @@ def register(name: str, factory: Callable[[], Task]) -> None:
     TASKS[name] = factory
 
 
-__all__ = ["FAMILIES", "TASKS", "State", "Task", "check", "check_name", "make", "make_task", "names", "register"]
+__all__ = [
+    "FAMILIES",
+    "TASKS",
+    "State",
+    "Task",
+    "as_gymnasium",
+    "as_gymnasium_vector",
+    "check",
+    "check_name",
+    "make",
+    "make_task",
+    "names",
+    "register",
+]

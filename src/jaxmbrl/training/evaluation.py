@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxmbrl.rollout import Return, episode_return, rollout, world_of
-from jaxmbrl.types import Algorithm, PyTree, Task
+from jaxmbrl.types import Algorithm, Carry, Key, Memory, Policy, PyTree, Task, World
 
 _STREAM = 0x45564131
 """Start states are drawn below this key, whatever the seed that was trained."""
@@ -19,11 +19,18 @@ _STREAM = 0x45564131
 def episode(algorithm: Algorithm, task: Task, state: PyTree, index: Int[Array, ""]) -> Float[Array, ""]:
     """Undiscounted return of one episode under the policy of `state` (of one seed). The start state and all randomness
     follow from `index` alone."""
+    world, policy, start, key = begin(algorithm, task, state, index)
+    return rollout(world, policy, start, key, task.episode_length, episode_return, Return.zero())[1].total
+
+
+def begin(
+    algorithm: Algorithm, task: Task, state: PyTree, index: Int[Array, ""]
+) -> tuple[World, Policy, tuple[Carry, Memory], Key]:
+    """(world, policy, start, key): what `episode` rolls out."""
     start_key, memory_key, rollout_key = jax.random.split(jax.random.fold_in(jax.random.key(_STREAM), index), 3)
     policy = algorithm.policy(state, False)
     world = world_of(task, algorithm)
-    start = (world.reset(start_key), policy.init(memory_key))
-    return rollout(world, policy, start, rollout_key, task.episode_length, episode_return, Return.zero())[1].total
+    return world, policy, (world.reset(start_key), policy.init(memory_key)), rollout_key
 
 
 def evaluate(algorithm: Algorithm, task: Task, states: PyTree, episodes: int) -> Float[Array, "K episodes"]:

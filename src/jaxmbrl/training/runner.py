@@ -297,11 +297,17 @@ def evaluate(run: str | Path, episodes: int = 10, model: str | None = None) -> E
     """
     if not 1 <= episodes < WHOLE:
         raise UserError(f"episodes must be at least 1 and below {WHOLE}, got {episodes}")
+    program, state, restored = trained(run, model)
+    returns = jax.jit(lambda s: evaluation.evaluate(program.algorithm, program.task, s, episodes))(state.algorithm)
+    return summarise(returns, restored.extra["env_steps"], tuple(restored.extra["frozen"]))
+
+
+def trained(run: str | Path, model: str | None = None) -> tuple[Program, LoopState, checkpoint.Restored]:
+    """As `newest`, with the run's planner planning in `model` where that is given."""
     program, state, restored = newest(run)
     if model is not None:
         program = build(_planning_in(program.config, model), learns=False)
-    returns = jax.jit(lambda s: evaluation.evaluate(program.algorithm, program.task, s, episodes))(state.algorithm)
-    return summarise(returns, restored.extra["env_steps"], tuple(restored.extra["frozen"]))
+    return program, state, restored
 
 
 def _planning_in(config: RunConfig, model: str) -> RunConfig:

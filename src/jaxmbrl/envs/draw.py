@@ -1,0 +1,61 @@
+"""The process that `rendering.Drawer` starts: frames of a MuJoCo model at positions that it is told.
+
+It reads nq float64 numbers from standard input and writes a frame of height x width x 3 bytes to standard output, again and
+again, until the input ends. It is run as a file, so that nothing but MuJoCo is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+ELEVATION = -15.0  # degrees
+
+
+def camera(mujoco: Any, model: Any) -> Any:
+    """The camera to look through (`mujoco.MjvCamera`).
+
+    It is the model's first camera that follows a body. Where there is none, it is one from the side, 1.5 times the model's
+    extent away, that follows the body of the first joint where that slides or floats in the world, else looks at the
+    model's centre.
+    """
+    # MuJoCo's members are not equal to NumPy's numbers.
+    following = (int(mujoco.mjtCamLight.mjCAMLIGHT_TRACK), int(mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM))
+    found = mujoco.MjvCamera()
+    for index in range(model.ncam):
+        if model.cam_mode[index] in following:
+            found.type, found.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, index
+            return found
+    mujoco.mjv_defaultFreeCamera(model, found)
+    found.azimuth, found.elevation = 90.0, ELEVATION
+    moving = (int(mujoco.mjtJoint.mjJNT_FREE), int(mujoco.mjtJoint.mjJNT_SLIDE))
+    if model.njnt and model.jnt_type[0] in moving and model.body_parentid[model.jnt_bodyid[0]] == 0:
+        found.type, found.trackbodyid = mujoco.mjtCamera.mjCAMERA_TRACKING, model.jnt_bodyid[0]
+    return found
+
+
+def main(file: str, width: int, height: int) -> None:
+    """Draw frames of the model in `file`, a binary of MuJoCo's, until the input ends."""
+    # Whatever a library prints would be taken for a picture.
+    frames = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+
+    import mujoco
+    import numpy as np
+
+    model = mujoco.MjModel.from_binary_path(file)
+    data = mujoco.MjData(model)
+    with mujoco.Renderer(model, height, width) as renderer:
+        seen = camera(mujoco, model)
+        size = 8 * model.nq
+        while len(told := sys.stdin.buffer.read(size)) == size:
+            data.qpos[:] = np.frombuffer(told)
+            mujoco.mj_forward(model, data)
+            renderer.update_scene(data, seen)
+            frames.write(renderer.render().tobytes())
+            frames.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
