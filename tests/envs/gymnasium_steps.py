@@ -94,6 +94,15 @@ def actions(kind: int, size: int, reach: float, rng: np.random.Generator):
         )[kind]
 
 
+def reaching(model: mujoco.MjModel, data: mujoco.MjData, rng: np.random.Generator) -> np.ndarray:
+    """Of the pusher: torques that pull the fingertip through the cylinder, with noise."""
+    slope = np.zeros((3, model.nv))
+    mujoco.mj_jacBody(model, data, slope, None, model.body("tips_arm").id)
+    way = data.body("object").xpos - data.body("tips_arm").xpos
+    torque = slope[:, :7].T @ (10.0 * way) - 0.5 * data.qvel[:7]
+    return np.clip(torque / 2 + rng.normal(0.0, 0.2, 7), -1.0, 1.0)
+
+
 @functools.cache
 def recorded(name: str, reach: float = 1.0, cone: int | None = None) -> Recorded:
     """Steps of random and of scripted policies, an episode each in turn."""
@@ -107,7 +116,7 @@ def recorded(name: str, reach: float = 1.0, cone: int | None = None) -> Recorded
     observation = running.reset(seed=0)[0]
     policy = actions(0, model.nu, reach, rng)
     while len(rows) < STEPS:
-        action = next(policy)
+        action = reaching(model, data, rng) if name == "Pusher-v5" and episode % 4 > 1 else next(policy)
         control = action * model.actuator_ctrlrange[:, 1]
         mark = mark_of(name, data, model)
         before = (data.qpos.copy(), data.qvel.copy(), data.qacc_warmstart.copy(), mark, action, observation)

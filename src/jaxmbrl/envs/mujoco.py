@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from jaxmbrl.envs import capsule_cylinder
+from jaxmbrl.envs import contacts
 from jaxmbrl.envs.base import State, initial_state
 from jaxmbrl.types import Key, PyTree
 
@@ -109,7 +109,7 @@ class MujocoEnv:
     def _as_ours(self) -> Iterator[None]:
         """What MJX makes and traces meanwhile is as this task needs it."""
         with contextlib.ExitStack() as changes:
-            changes.enter_context(capsule_cylinder.in_mjx())
+            changes.enter_context(contacts.in_mjx())
             if self.deep:
                 changes.enter_context(_levels_apart())
             yield

@@ -1,0 +1,123 @@
+"""Contacts as C MuJoCo has them, where MJX has others.
+
+- A capsule on a plane: C turns the contact's tangents with the capsule's axis however it stands, MJX not within 30 degrees
+  of upright, which turns the friction pyramid (https://github.com/google-deepmind/mujoco/issues/2774).
+- A capsule and a cylinder: MJX descends to a contact in ten steps of a gradient and tells two; C finds one to its
+  tolerance (of 1e-6 by default). Ours is that one, in closed form but for a bisection: the signed distance to a cylinder is
+  convex, so its least value along the capsule's axis is where its slope changes sign. It holds while the axis stays
+  outside of the cylinder, which is to say until they overlap by the capsule's radius; deeper, the depth of the axis'
+  deepest point stands for the overlap, and C tells another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def capsule_cylinder(
+    place: Float[Array, "3"],
+    turn: Float[Array, "3 3"],
+    size: Float[Array, "2"],
+    to_place: Float[Array, "3"],
+    to_turn: Float[Array, "3 3"],
+    to_size: Float[Array, "2"],
+) -> tuple[Float[Array, ""], Float[Array, "3"], Float[Array, "3"]]:
+    """(distance, midpoint, normal from the capsule to the cylinder) of the capsule at `place` with axis `turn[:, 2]` and
+    `size` [radius, half of the axis' length], and the cylinder of `to_size` [radius, half of the height] (m)."""
+    start, along = to_turn.T @ (place - to_place), to_turn.T @ turn[:, 2]
+    low, high = -size[1], size[1]
+
+    def halve(i: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = (low + high) / 2
+        rises = _signed_distance(start + middle * along, to_size)[1] @ along > 0
+        return jnp.where(rises, low, middle), jnp.where(rises, middle, high)
+
+    low, high = jax.lax.fori_loop(0, jnp.finfo(start.dtype).nmant + 2, halve, (low, high))
+    nearest = start + jax.lax.stop_gradient((low + high) / 2) * along
+    distance, outward = _signed_distance(nearest, to_size)
+    middle = nearest - outward * (distance + size[0]) / 2
+    return distance - size[0], to_turn @ middle + to_place, -(to_turn @ outward)
+
+
+def _signed_distance(point: Float[Array, "3"], size: Float[Array, "2"]) -> tuple[Float[Array, ""], Float[Array, "3"]]:
+    """(signed distance, its gradient) of a point to an upright cylinder in the origin."""
+    from_axis = jnp.sqrt(point[0] ** 2 + point[1] ** 2)
+    sideways = jnp.stack([point[0], point[1], jnp.zeros_like(from_axis)]) / jnp.where(from_axis == 0, 1.0, from_axis)
+    upwards = jnp.stack([jnp.zeros_like(from_axis), jnp.zeros_like(from_axis), jnp.where(point[2] < 0, -1.0, 1.0)])
+    side, top = from_axis - size[0], jnp.abs(point[2]) - size[1]
+    past_side, past_top = jnp.maximum(side, 0.0), jnp.maximum(top, 0.0)
+    outside = jnp.sqrt(past_side**2 + past_top**2)
+    inside = outside == 0
+    gradient = (past_side * sideways + past_top * upwards) / jnp.where(inside, 1.0, outside)
+    return (
+        jnp.where(inside, jnp.maximum(side, top), outside),
+        jnp.where(inside, jnp.where(side > top, sideways, upwards), gradient),
+    )
+
+
+def plane_capsule_tangents(
+    normal: Float[Array, "3"], axis: Float[Array, "3"], otherwise: Float[Array, "2 3"]
+) -> Float[Array, "2 3"]:
+    """The tangents of a plane with a capsule along `axis`: the first is the axis seen along the normal; `otherwise` those of
+    a capsule that is upright to the last digits."""
+    seen = axis - normal * (normal @ axis)
+    length = jnp.linalg.norm(seen)
+    upright = length < jnp.finfo(seen.dtype).eps
+    first = seen / jnp.where(upright, 1.0, length)
+    return jnp.where(upright, otherwise, jnp.stack([first, jnp.cross(normal, first)]))
+
+
+Collider = Callable[[Any, Any, Any, Any], tuple[Array, Array, Array]]
+"""As MJX calls it: (model, data, key, pairs [n, 2] of geoms) -> (distances [m], places [m, 3], frames [m, 3, 3])."""
+
+
+def _of_plane_and_capsule(theirs: Collider) -> Collider:
+    def collide(model: Any, data: Any, key: Any, geoms: Any) -> tuple[Array, Array, Array]:
+        distance, place, frame = theirs(model, data, key, geoms)
+        axis = jnp.repeat(data.geom_xmat[geoms[:, 1], :, 2], 2, axis=0)
+        tangents = jax.vmap(plane_capsule_tangents)(frame[:, 0], axis, frame[:, 1:])
+        return distance, place, jnp.concatenate([frame[:, :1], tangents], axis=1)
+
+    return _with_contacts(collide, 2)
+
+
+def _of_capsule_and_cylinder(theirs: Collider) -> Collider:
+    from mujoco.mjx._src.math import make_frame
+
+    def collide(model: Any, data: Any, key: Any, geoms: Any) -> tuple[Array, Array, Array]:
+        first, second = ((data.geom_xpos[g], data.geom_xmat[g], model.geom_size[g][:, :2]) for g in geoms.T)
+        distance, place, normal = jax.vmap(capsule_cylinder)(*first, *second)
+        return distance, place, jax.vmap(make_frame)(normal)
+
+    return _with_contacts(collide, 1)
+
+
+def _with_contacts(collider: Any, number: int) -> Collider:
+    collider.ncon = number
+    return collider
+
+
+@contextlib.contextmanager
+def in_mjx() -> Iterator[None]:
+    """Let models made and steps traced meanwhile use these contacts and not MJX's."""
+    from mujoco.mjx._src import collision_driver
+    from mujoco.mjx._src.types import GeomType
+
+    table = collision_driver._COLLISION_FUNC
+    kept = dict(table)
+    for kinds, ours in (
+        ((GeomType.PLANE, GeomType.CAPSULE), _of_plane_and_capsule),
+        ((GeomType.CAPSULE, GeomType.CYLINDER), _of_capsule_and_cylinder),
+    ):
+        table[kinds] = ours(kept[kinds])
+    try:
+        yield
+    finally:
+        table.update(kept)
