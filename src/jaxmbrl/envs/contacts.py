@@ -65,8 +65,8 @@ def _signed_distance(point: Float[Array, "3"], size: Float[Array, "2"]) -> tuple
 def plane_capsule_tangents(
     normal: Float[Array, "3"], axis: Float[Array, "3"], otherwise: Float[Array, "2 3"]
 ) -> Float[Array, "2 3"]:
-    """The tangents of a plane with a capsule along `axis`: the first is the axis seen along the normal; `otherwise` those of
-    a capsule that is upright to the last digits."""
+    """The tangents of a plane with a capsule along `axis`: the first is the axis seen along the normal; `otherwise` those
+    of a capsule that is upright to the last digits."""
     seen = axis - normal * (normal @ axis)
     length = jnp.linalg.norm(seen)
     upright = length < jnp.finfo(seen.dtype).eps
