@@ -10,6 +10,7 @@ import contextlib
 import io
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 from importlib import resources
 from typing import Any, TypeAlias
 
@@ -123,7 +124,7 @@ class MujocoEnv:
         before = state.pipeline_state
         control = self._centre + self._half_range * action
         data = self._data.replace(qpos=before.qpos, qvel=before.qvel, qacc_warmstart=before.qacc_warmstart, ctrl=control)
-        with jax.default_matmul_precision("highest"):
+        with jax.default_matmul_precision("highest"), levels_apart():
             data = jax.lax.fori_loop(0, self.frame_skip, lambda i, data: self._mjx.step(self._model, data), data)
         terms, ended = self.outcome(before, control, data)
         return state.replace(
@@ -133,6 +134,31 @@ class MujocoEnv:
             done=ended.astype(float),
             metrics={**state.metrics, **terms},
         )
+
+
+@contextlib.contextmanager
+def levels_apart() -> Iterator[None]:
+    """While MJX is traced inside, its passes over the tree of bodies have a barrier after each level.
+
+    XLA fuses the levels otherwise, and computes each body's pose anew from the root for each of its uses: on a CPU one
+    evaluation of the dynamics of an arm of seven joints takes 4.2 ms in a batch of 64 then, and 0.011 with the barriers.
+    """
+    import_mjx()
+    from mujoco.mjx._src import scan
+
+    over_bodies = scan.body_tree
+
+    def body_tree(model: Any, function: Callable[..., Any], *types_and_arguments: Any, **options: Any) -> Any:
+        def level(*arguments: Any) -> Any:
+            return jax.lax.optimization_barrier(function(*arguments))
+
+        return over_bodies(model, level, *types_and_arguments, **options)
+
+    scan.body_tree = body_tree
+    try:
+        yield
+    finally:
+        scan.body_tree = over_bodies
 
 
 def import_mjx() -> tuple[Any, Any]:
