@@ -10,7 +10,7 @@ import pytest
 from hand_made import TINY, alive, blank, layers_of, nothing, table
 
 from jaxmbrl.config import UserError
-from jaxmbrl.envs import pets_half_cheetah
+from jaxmbrl.envs.pets_half_cheetah import encode as cheetahs_features
 from jaxmbrl.models import EnsembleConfig, ensemble
 from jaxmbrl.types import Features, Transition
 
@@ -188,7 +188,7 @@ def test_wrong_features_are_told(config, features, told):
 def test_the_cheetahs_features():
     observation = np.random.default_rng(0).normal(0, 2, (2, 5, 18))
     with jax.enable_x64(True):
-        seen = np.asarray(pets_half_cheetah.encode(jnp.asarray(observation)))
+        seen = np.asarray(cheetahs_features(jnp.asarray(observation)))
     height, pitch = observation[..., 1], observation[..., 2]
     np.testing.assert_allclose(seen[..., :3], np.stack([height, np.sin(pitch), np.cos(pitch)], axis=-1), rtol=1e-15)
     np.testing.assert_array_equal(seen[..., 3:], observation[..., 3:])
