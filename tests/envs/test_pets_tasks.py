@@ -20,6 +20,8 @@ from jaxmbrl.envs.pets_pusher import REACH as PUSHERS_REACH
 from jaxmbrl.envs.pets_reacher_3d import BASE, REACH
 
 NAMES = ["pets/HalfCheetah", "pets/Pusher", "pets/Reacher3D"]
+COMPILED = [*NAMES[:2], pytest.param(NAMES[2], marks=pytest.mark.slow)]
+"""The arm in free space is integrated by Runge and Kutta's method, which compiles in a minute."""
 STEPS = 1000
 TORQUE = {"pets/HalfCheetah": 1.0, "pets/Pusher": 2.0, "pets/Reacher3D": 20.0}
 SKIP = {"pets/HalfCheetah": 5, "pets/Pusher": 4, "pets/Reacher3D": 2}
@@ -93,10 +95,13 @@ def start(name: str, episode: int, rng: np.random.Generator) -> tuple[np.ndarray
     if name == "pets/Reacher3D":
         return np.concatenate([np.zeros(7), rng.normal([0, 0.25, 0], 0.1)]), qvel
     qpos[7:9] = rng.normal([-0.25, 0.15], 0.025)
-    if episode % 2:  # the hand low and beside the cylinder
-        qpos[1] = rng.uniform(0.27, 0.33)
-        qpos[7:9] = rng.uniform(-0.15, 0.05), 0.45 + rng.uniform(-0.1, 0.1)
-        qpos[0] = np.arctan2(qpos[7] + 0.55, 0.45 + qpos[8]) + rng.choice([-0.15, 0.15])
+    if episode % 2:  # the hand low, and the cylinder between its prongs
+        qpos[:2] = rng.uniform(-0.5, 0.5), rng.uniform(0.27, 0.31)
+        data = mujoco.MjData(model(name))
+        data.qpos[:] = qpos
+        mujoco.mj_fwdPosition(model(name), data)
+        x, y, _ = data.body("tips_arm").subtree_com + rng.uniform(-0.02, 0.02, 3)
+        qpos[7:9] = y + 0.05, x - 0.45
     return qpos, qvel
 
 
@@ -168,7 +173,7 @@ def transcribed(name: str, rows: Recorded, after: np.ndarray) -> tuple[np.ndarra
     return np.array(observations), np.array(rewards)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COMPILED)
 def test_a_step_is_c_mujocos(name):
     rows, state = recorded(name), stepped(name)
     ours = np.concatenate([state.qpos, state.qvel], axis=1)
@@ -177,9 +182,9 @@ def test_a_step_is_c_mujocos(name):
     assert not state.done.any()
     # Where a capsule touches the cylinder MJX is off by what its gradient descent leaves.
     free = ~rows.rolled
-    assert (name == "pets/Pusher") == rows.rolled.any() == (rows.rolled.sum() > 30)
+    assert rows.rolled.sum() > 50 if name == "pets/Pusher" else not rows.rolled.any()
     np.testing.assert_allclose(ours[free], rows.solved[free], rtol=0, atol=1e-9)
-    np.testing.assert_allclose(ours, rows.solved, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(ours, rows.solved, rtol=0, atol=1e-4)
     finished = np.abs(rows.after - rows.solved).max(axis=1) < 1e-9
     assert finished.mean() > 0.99
     observation, reward = transcribed(name, rows, rows.after)
@@ -192,6 +197,15 @@ def test_a_step_is_c_mujocos(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_known_rewards_as_transcribed(name):
+    task, rows = case(name).task, recorded(name)
+    observation, reward = transcribed(name, rows, rows.after)
+    with jax.enable_x64(True):
+        known = task.reward(jnp.zeros_like(observation), jnp.asarray(rows.action), jnp.asarray(observation))
+    np.testing.assert_allclose(known, reward, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", COMPILED)
 def test_known_functions_agree_with_the_steps(name):
     task, rows, state = case(name).task, recorded(name), stepped(name)
     with jax.enable_x64(True):
@@ -207,6 +221,7 @@ def test_known_functions_agree_with_the_steps(name):
     np.testing.assert_allclose(terms, state.reward, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_goal_never_moves_and_is_called_constant():
     task, rows, state = case("pets/Reacher3D").task, recorded("pets/Reacher3D"), stepped("pets/Reacher3D")
     np.testing.assert_array_equal(state.obs[:, 7:10], rows.qpos[:, 7:])

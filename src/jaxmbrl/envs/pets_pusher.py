@@ -7,6 +7,13 @@ What differs: reward and observation are of the state after the step. PETS's cod
 cost that its planner minimises, and the places that it observes are those of one simulator step (0.01 s) before.
 The tip is the middle between the two prongs, as in PETS's code, where a body's place is its centre of mass; under today's
 Gymnasium the same code takes the wrist.
+
+One step from 3,000 states with the hand at the cylinder's height, in float64, differs from the solution of C MuJoCo by 4e-5
+where the hand touches the cylinder (177 states): MJX finds that contact by ten steps of gradient descent. From 1,000 states
+of random policies it differs by 5e-14 where nothing touches the cylinder.
+
+Solver iterations: 4 with 8 line-search steps and 6 with 12 are equally exact on all of those states, and as fast. The task
+takes 4 and 8.
 """
 
 from __future__ import annotations

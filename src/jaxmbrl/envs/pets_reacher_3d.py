@@ -7,6 +7,9 @@ part of the body that they are fixed to. It collides with nothing.
 What differs: the hand's place is that of the arm as it is. In PETS's code it is where the joints are within their limits,
 but beyond 0 of the elbow or the wrist, where they get by the softness of the limit, the links after them are mirrored, and
 at 0 the roll before it is lost.
+
+One step from 1,000 states that random policies reach, in float64, differs from C MuJoCo by 5e-13, with 4 solver iterations
+and 8 line-search steps as with 6 and 12. The task takes 4 and 8.
 """
 
 from __future__ import annotations
