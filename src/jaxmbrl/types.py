@@ -212,6 +212,22 @@ class Env(Protocol):
         """The state one control step later."""
 
 
+def unchanged(observation: Float[Array, "*n O"]) -> Float[Array, "*n O"]:
+    """The observation itself."""
+    return observation
+
+
+class Features(NamedTuple):
+    """How a task's observation is best shown to a dynamics model, and what the model predicts of it."""
+
+    encode: Callable[[Float[Array, "*n O"]], Float[Array, "*n F"]] = unchanged
+    """What stands for the observation in the model's input: sine and cosine of an angle, say. It may leave entries out."""
+    absolute: tuple[int, ...] = ()
+    """Entries of the observation that are predicted themselves and not as changes."""
+    constant: tuple[int, ...] = ()
+    """Entries that no step changes, as an episode's goal: they are not predicted, and stay."""
+
+
 class Task(NamedTuple):
     """What our code sees of an environment."""
 
@@ -226,6 +242,8 @@ class Task(NamedTuple):
     """(observation, action, next observation) -> reward, where the observation determines it."""
     terminated: Callable[[Float[Array, "*n O"]], Bool[Array, "*n"]] | None = None
     """next observation -> terminated, where the observation determines it."""
+    features: Features | None = None
+    """How a dynamics model shall see the observation, where not as it is."""
 
 
 def row_like(task: Task) -> Transition:

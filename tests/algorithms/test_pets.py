@@ -167,6 +167,8 @@ PUBLISHED = {
     # hidden, weight decay of each layer, steps of a trial, trials, horizon, population, elites
     "paper-cartpole": ((500,) * 3, (1e-4, 2.5e-4, 2.5e-4, 5e-4), 200, 50, 25, 400, 40),
     "paper-halfcheetah": ((200,) * 4, (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4), 1000, 300, 30, 500, 50),
+    "paper-reacher3d": ((200,) * 4, (2.5e-4, 5e-4, 5e-4, 5e-4, 7.5e-4), 150, 100, 25, 400, 40),
+    "paper-pusher": ((200,) * 3, (2.5e-4, 5e-4, 5e-4, 7.5e-4), 150, 100, 25, 500, 50),
 }
 
 
@@ -178,7 +180,8 @@ def test_published_settings(name):
     config = preset.config
     assert config.planner.cem == CEMConfig(horizon, population, elites, iterations=5, momentum=0.1, min_variance=1e-3)
     assert (config.ensemble.members, config.ensemble.hidden, config.ensemble.weight_decay) == (5, hidden, decay)
-    assert (config.ensemble.learning_rate, config.ensemble.batch_size, config.ensemble.max_epochs) == (1e-3, 32, 5)
+    assert config.ensemble.learning_rate == (7.5e-4 if name == "paper-reacher3d" else 1e-3)
+    assert (config.ensemble.batch_size, config.ensemble.max_epochs) == (32, 5)
     assert (config.ensemble.holdout_fraction, config.ensemble.bounds_weight) == (0.0, 0.01)
     assert (config.ensemble.normalize_targets, config.ensemble.propagation) == (False, "tsinf")
     assert (config.particles, config.refit_every, config.warmup_steps) == (20, trial, trial)
@@ -196,6 +199,19 @@ def test_presets_are_sound(name):
     for task in {"cartpole-continuous", *preset.tasks} & set(envs.names()):
         assert task not in preset.tasks or algorithms.preset("pets", task)[0] == name
         jax.eval_shape(pets.make(config, envs.make(task)).init, jax.random.key(0), {})
+
+
+def test_paper_presets_are_the_defaults_of_the_papers_tasks_with_its_inputs():
+    """MODEL_IN of dmbrl/config: 24 = 18 + 6 for the cheetah, whose speed gives way to a second number of its angle."""
+    for task, name, inputs in (
+        ("pets/HalfCheetah", "paper-halfcheetah", 24),
+        ("pets/Reacher3D", "paper-reacher3d", 24),
+        ("pets/Pusher", "paper-pusher", 27),
+    ):
+        found, config = algorithms.preset("pets", task)
+        state = jax.eval_shape(pets.make(config, envs.make(task)).init, jax.random.key(0), {})
+        kernel = state.model.members.params.network["params"]["Dense_0"]["kernel"]
+        assert (found, kernel.shape) == (name, (5, inputs, config.ensemble.hidden[0]))
 
 
 @pytest.mark.slow

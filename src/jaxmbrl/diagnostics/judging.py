@@ -79,6 +79,7 @@ def fit_and_judge(config: FitConfig, rows: Transition, task: Task | None = None)
         rows.action.shape[1],
         reward=None if task is None or config.learn_reward else task.reward,
         terminated=None if task is None or config.learn_termination else task.terminated,
+        features=None if task is None else task.features,
     )
     init_key, fit_key = jax.random.split(jax.random.key(config.seed))
     shapes = jax.eval_shape(lambda: model.init(init_key, {}))

@@ -21,6 +21,9 @@ from jaxmbrl.envs.inverted_double_pendulum import inverted_double_pendulum
 from jaxmbrl.envs.inverted_pendulum import inverted_pendulum
 from jaxmbrl.envs.mountain_car import mountain_car_continuous
 from jaxmbrl.envs.pendulum import pendulum
+from jaxmbrl.envs.pets_half_cheetah import pets_half_cheetah
+from jaxmbrl.envs.pets_pusher import pets_pusher
+from jaxmbrl.envs.pets_reacher_3d import pets_reacher_3d
 from jaxmbrl.envs.pusher import pusher
 from jaxmbrl.envs.reacher import reacher
 from jaxmbrl.envs.reacher_2d import reacher_2d
@@ -46,6 +49,9 @@ TASKS: dict[str, Callable[[], Task]] = {
     "cartpole-swingup": cartpole_swingup,
     "mountain-car-continuous": mountain_car_continuous,
     "pendulum": pendulum,
+    "pets/HalfCheetah": pets_half_cheetah,
+    "pets/Pusher": pets_pusher,
+    "pets/Reacher3D": pets_reacher_3d,
     "reacher-2d": reacher_2d,
 }
 

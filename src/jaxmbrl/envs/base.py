@@ -12,7 +12,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxmbrl.config import UserError
-from jaxmbrl.types import Action, Box, Env, Key, PyTree, Spec, Task, Transition, World
+from jaxmbrl.types import Action, Box, Env, Features, Key, PyTree, Spec, Task, Transition, World
 
 
 class State(struct.PyTreeNode):
@@ -45,12 +45,14 @@ def make_task(
     reward: Callable[..., Any] | None = None,
     terminated: Callable[..., Any] | None = None,
     action: Spec | None = None,
+    features: Features | None = None,
 ) -> Task:
     """A `Task` from an environment. Its World's carry is (State, steps since the start); its origin is a `State`.
 
     `reward(obs, action, next_obs)` and `terminated(next_obs)` are given where the observation determines them; `action` is
-    the space of actions where it is not the box [-1, 1] of `env.action_size`. `State.done` means terminated; where
-    `State.info` has Brax's mark `truncation`, a step so marked only ran out of time.
+    the space of actions where it is not the box [-1, 1] of `env.action_size`; `features` says how a dynamics model shall
+    see the observation, where not as it is. `State.done` means terminated; where `State.info` has Brax's mark `truncation`,
+    a step so marked only ran out of time.
 
     Raises UserError where a size is not a number, as for environments with several observations, and, when it is first
     reset, where the environment is one of Brax's that resets by itself.
@@ -96,6 +98,7 @@ def make_task(
         episode_length=episode_length,
         reward=reward,
         terminated=terminated,
+        features=features,
     )
 
 

@@ -22,6 +22,9 @@ pessimistic MDP of Kidambi et al., MOReL, arXiv 2005.05951; the differences: the
 and disagreement together, and the end costs nothing but what would follow). It suits a reward for staying alive: where
 rewards are negative, an early end is a gain.
 
+Where the task says so (`Task.features`), the networks see the observation's features for the observation, and some entries
+are predicted themselves, as PETS feeds sine and cosine of an angle and predicts a velocity as such.
+
 How imagined rows go through the members is written in `models.propagation`.
 """
 
@@ -48,11 +51,13 @@ from jaxmbrl.models.normalizer import Normalizer, denormalize, identity, measure
 from jaxmbrl.models.propagation import Propagation
 from jaxmbrl.networks import MLP, pets_kernel_init
 from jaxmbrl.optimizer import Trainable
-from jaxmbrl.types import Average, DynamicsModel, Hyper, Key, Metrics, PyTree, Transition, World
+from jaxmbrl.types import Average, DynamicsModel, Features, Hyper, Key, Metrics, PyTree, Transition, World
 
 FIRST_HIGH = 0.5
 FIRST_LOW = -10.0
 HOLDOUT_CHUNK = 512
+PLAIN = Features()
+"""Of a task that says nothing: the observation itself."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,10 @@ class EnsembleConfig:
     normalize_targets: bool = True
     """Whether targets are shifted and scaled like inputs."""
     absolute: tuple[Annotated[int, Ge(0)], ...] = ()
-    """Observation dimensions that are predicted themselves and not as changes."""
+    """Observation dimensions that are predicted themselves and not as changes, besides those that the task names."""
+    features: bool = True
+    """Whether the networks see the observation as the task says (`Task.features`), where it says so: angles by sine and
+    cosine, say; without, as it is, and no entry is absolute or constant by the task's word."""
     propagation: Propagation = "ts1"
     """What an imagined row is drawn from: a member that changes at every step (ts1) or never (tsinf), all members' mean
     (expectation) or their Gaussian (distribution), refitted to the block's next observations (moment_matching)."""
@@ -136,7 +144,7 @@ class EnsembleState(NamedTuple):
     members: Trainable
     """`Parameters` with Adam's moments and the learning rate."""
     inputs: Normalizer
-    """Of [observation, action], over the last fit's training rows."""
+    """Of [the observation's features, action], over the last fit's training rows."""
     targets: Normalizer
     """Of [observation change, reward], likewise."""
     end_weight: Float[Array, ""]
@@ -162,8 +170,8 @@ class Batch(NamedTuple):
 
     inputs: Float[Array, "E B I"]
     targets: Float[Array, "E B D"]
-    following: Float[Array, "E B O"]
-    """The next observation, normalised as the inputs' observation is."""
+    following: Float[Array, "E B F"]
+    """The next observation's features, normalised as the inputs' are."""
     terminated: Bool[Array, "E B"]
 
 
@@ -176,11 +184,22 @@ class Layout:
     action_size: int
     learns_reward: bool
     learns_end: bool
+    features: Features = PLAIN
+
+    @property
+    def feature_size(self) -> int:
+        """F: the observation's features."""
+        return jax.eval_shape(lambda: self.features.encode(jnp.zeros(self.observation_size))).shape[0]
 
     @property
     def input_size(self) -> int:
-        """Observation and action."""
-        return self.observation_size + self.action_size
+        """The observation's features and the action."""
+        return self.feature_size + self.action_size
+
+    @property
+    def absolute(self) -> tuple[int, ...]:
+        """Observation dimensions that are predicted themselves."""
+        return self.config.absolute + self.features.absolute
 
     @property
     def target_size(self) -> int:
@@ -207,8 +226,8 @@ def forward(layout: Layout, parameters: Parameters, inputs: Float[Array, "E B I"
     return Output(raw[..., :size], soft_clamp(raw[..., size:], parameters.low, parameters.high))
 
 
-def end_logit(layout: Layout, parameters: Parameters, following: Float[Array, "E B O"]) -> Float[Array, "E B"]:
-    """Every member's logit of termination for its own rows of normalised next observations."""
+def end_logit(layout: Layout, parameters: Parameters, following: Float[Array, "E B F"]) -> Float[Array, "E B"]:
+    """Every member's logit of termination for its own rows of normalised features of next observations."""
     return jax.vmap(layout.termination.apply)(parameters.termination, following)[..., 0]
 
 
@@ -259,12 +278,15 @@ def make(
     action_size: int,
     reward: Callable[..., Any] | None = None,
     terminated: Callable[..., Any] | None = None,
+    features: Features | None = None,
 ) -> DynamicsModel:
     """A probabilistic ensemble as a `DynamicsModel` whose state is an `EnsembleState`.
 
     `reward(observation, action, next_observation)` and `terminated(next_observation)` are the task's known functions, on
     rows; without them the ensemble learns a reward (last of the D targets, so D = O + 1) and a probability of termination
     given the next observation, by a small network of its own for each member, which does not enter the holdout error.
+    `features` are the task's, and used unless the config says not: all networks then see the observation encoded, its
+    absolute entries are predicted themselves, and its constant ones stay as they are, with a variance of 0.
 
     - init(key, hyper): `hyper["learning_rate"]` may be traced; without it the config's holds.
     - fit(state, rows, count, key): rows [C, ...], of which the first `count` are data. Weights, bounds and Adam go on from
@@ -286,19 +308,33 @@ def make(
       - A learned termination is told as a probability, and not drawn: that of the row's elite under `ts1` and `tsinf`, else
         the mean of all elites'.
 
-    Raises UserError where the config is inconsistent, or `absolute` names a dimension that the observation lacks.
+    Raises UserError where the config is inconsistent, `absolute` names a dimension that the observation lacks or that is
+    constant, or the features name such a dimension or are no vector.
     """
     config = check(config)
-    beyond = [i for i in config.absolute if i >= observation_size]
-    if beyond:
-        raise UserError(f"absolute must name observation dimensions below {observation_size}, got {beyond[0]}")
-    layout = Layout(config, observation_size, action_size, reward is None, terminated is None)
+    features = (features if config.features else None) or PLAIN
+    for name, of in (("absolute", config.absolute), *features._asdict().items()):
+        if name != "encode":
+            _check_dimensions(name, of, observation_size)
+    layout = Layout(config, observation_size, action_size, reward is None, terminated is None, features)
+    both = sorted(set(layout.absolute) & set(features.constant))
+    if both:
+        raise UserError(f"absolute must name no dimension that the task's features call constant, got {both[0]}")
+    shape = jax.eval_shape(lambda: features.encode(jnp.zeros((3, observation_size)))).shape
+    if len(shape) != 2 or shape[0] != 3:
+        raise UserError(f"features: encode must make [N, F] of observations [N, O], got {shape} of (3, {observation_size})")
     return DynamicsModel(
         init=partial(_init, layout),
         fit=partial(_fit, layout),
         predict=partial(_predict, layout),
         world=partial(_world, layout, reward, terminated),
     )
+
+
+def _check_dimensions(name: str, dimensions: tuple[int, ...], size: int) -> None:
+    beyond = [i for i in dimensions if not 0 <= i < size]
+    if beyond:
+        raise UserError(f"{name} must name observation dimensions below {size}, got {beyond[0]}")
 
 
 def _init(layout: Layout, key: Key, hyper: Hyper) -> EnsembleState:
@@ -312,7 +348,7 @@ def _init(layout: Layout, key: Key, hyper: Hyper) -> EnsembleState:
         network=members(network_key, layout.network, layout.input_size),
         low=jnp.full(layout.target_size, FIRST_LOW, float) if layout.config.probabilistic else (),
         high=jnp.full(layout.target_size, FIRST_HIGH, float) if layout.config.probabilistic else (),
-        termination=members(termination_key, layout.termination, layout.observation_size) if layout.learns_end else (),
+        termination=members(termination_key, layout.termination, layout.feature_size) if layout.learns_end else (),
     )
     return EnsembleState(
         members=optimizer.init(parameters, hyper.get("learning_rate", layout.config.learning_rate)),
@@ -327,16 +363,24 @@ def _init(layout: Layout, key: Key, hyper: Hyper) -> EnsembleState:
 
 def _kept(layout: Layout) -> Float[Array, "O"]:
     """1 where a dimension is predicted as a change of the observation, 0 where it is predicted itself."""
-    return jnp.ones(layout.observation_size).at[jnp.array(layout.config.absolute, int)].set(0.0)
+    return jnp.ones(layout.observation_size).at[jnp.array(layout.absolute, int)].set(0.0)
 
 
-def _of_observation(layout: Layout, inputs: Normalizer) -> Normalizer:
-    """The part of the inputs' normaliser that is the observation's."""
-    return jax.tree.map(lambda leaf: leaf[: layout.observation_size], inputs)
+def _predicted(layout: Layout, of: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
+    """`of` with 0 for the observation's constant dimensions."""
+    if not layout.features.constant:
+        return of
+    return of.at[..., jnp.array(layout.features.constant, int)].set(0.0)
 
 
-def _inputs(observation: Float[Array, "*n O"], action: Float[Array, "*n A"]) -> Float[Array, "*n I"]:
-    return jnp.concatenate([observation, action], axis=-1)
+def _following(layout: Layout, inputs: Normalizer, observation: Float[Array, "*n O"]) -> Float[Array, "*n F"]:
+    """The features of next observations, normalised by the part of the inputs' normaliser that is the features'."""
+    of_features = jax.tree.map(lambda leaf: leaf[: layout.feature_size], inputs)
+    return normalize(of_features, layout.features.encode(observation))
+
+
+def _inputs(layout: Layout, observation: Float[Array, "*n O"], action: Float[Array, "*n A"]) -> Float[Array, "*n I"]:
+    return jnp.concatenate([layout.features.encode(observation), action], axis=-1)
 
 
 def _targets(layout: Layout, rows: Transition) -> Float[Array, "*n D"]:
@@ -361,9 +405,9 @@ def _fit(
     def gather(index: Int[Array, "*n"]) -> Batch:
         taken = jax.tree.map(lambda leaf: leaf[index], rows._replace(extras=()))
         return Batch(
-            inputs=normalize(inputs, _inputs(taken.observation, taken.action)),
+            inputs=normalize(inputs, _inputs(layout, taken.observation, taken.action)),
             targets=normalize(targets, _targets(layout, taken)),
-            following=normalize(_of_observation(layout, inputs), taken.next_observation),
+            following=_following(layout, inputs, taken.next_observation),
             terminated=taken.terminated,
         )
 
@@ -407,7 +451,7 @@ def _fit(
 
 def _measure(layout: Layout, rows: Transition, mask: Bool[Array, "C"]) -> tuple[Normalizer, Normalizer]:
     """The normalisers of inputs and targets over the rows where `mask` is true."""
-    inputs = measure(_inputs(rows.observation, rows.action), mask)
+    inputs = measure(_inputs(layout, rows.observation, rows.action), mask)
     if not layout.config.normalize_targets:
         return inputs, identity(layout.target_size)
     return inputs, measure(_targets(layout, rows), mask)
@@ -441,10 +485,11 @@ def _predict(
     layout: Layout, state: EnsembleState, observation: Float[Array, "N O"], action: Float[Array, "N A"]
 ) -> tuple[Float[Array, "E N D"], Float[Array, "E N D"]]:
     with jax.default_matmul_precision("highest"):
-        x = normalize(state.inputs, _inputs(observation, action))
+        x = normalize(state.inputs, _inputs(layout, observation, action))
         output = forward(layout, state.members.params, jnp.broadcast_to(x, (layout.config.members, *x.shape)))
     base = jnp.pad(_kept(layout) * observation, ((0, 0), (0, int(layout.learns_reward))))
-    return denormalize(state.targets, output.mean) + base, jnp.exp(output.log_variance) * state.targets.std**2
+    mean = _predicted(layout, denormalize(state.targets, output.mean)) + base
+    return mean, _predicted(layout, jnp.exp(output.log_variance) * state.targets.std**2)
 
 
 def _world(
@@ -468,16 +513,16 @@ def _world(
         if terminated is not None:
             return terminated(following) | unsure
 
-        def chances(x: Float[Array, "E M O"]) -> tuple[Float[Array, "E M 1"]]:
+        def chances(x: Float[Array, "E M F"]) -> tuple[Float[Array, "E M 1"]]:
             return (jax.nn.sigmoid(end_logit(layout, elites, x) - jnp.log(state.end_weight))[..., None],)
 
-        x = normalize(_of_observation(layout, state.inputs), following)
+        x = _following(layout, state.inputs, following)
         (chance,) = propagation.evaluate(config.propagation, config.elites, shift, chances, x)
         return jnp.where(unsure, 1.0, jnp.mean(chance, axis=0)[:, 0])
 
     def moments(x: Float[Array, "E M I"]) -> tuple[Float[Array, "E M D"], Float[Array, "E M D"]]:
         output = forward(layout, elites, x)
-        return output.mean, jnp.exp(output.log_variance)
+        return _predicted(layout, output.mean), _predicted(layout, jnp.exp(output.log_variance))
 
     def step(
         observation: Float[Array, "N O"], action: Float[Array, "*n A"], key: Key
@@ -486,11 +531,11 @@ def _world(
         other_key, noise_key = jax.random.split(key)
         shift = jax.random.randint(other_key, (), 0, config.elites) if config.propagation == "ts1" else 0
         action = jnp.broadcast_to(action, (observation.shape[0], layout.action_size))
-        inputs = normalize(state.inputs, _inputs(observation, action))
+        inputs = normalize(state.inputs, _inputs(layout, observation, action))
         means, variances = propagation.evaluate(config.propagation, config.elites, shift, moments, inputs)
         mean, std = propagation.gaussian(config.propagation, means, variances)
         noise = std * state.targets.std * jax.random.normal(noise_key, std.shape, std.dtype)
-        drawn = denormalize(state.targets, mean) + noise
+        drawn = _predicted(layout, denormalize(state.targets, mean) + noise)
         following = kept * observation + drawn[:, :size]
         if config.propagation == "moment_matching":
             following = propagation.match_moments(following, other_key)

@@ -1,0 +1,194 @@
+"""What a task says about its observation, in the ensemble: angles as sine and cosine, absolute and constant entries."""
+
+import dataclasses
+
+import ensemble_in_numpy as reference
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hand_made import TINY, alive, blank, layers_of, nothing, table
+
+from jaxmbrl.config import UserError
+from jaxmbrl.envs.pets_half_cheetah import encode as cheetahs_features
+from jaxmbrl.models import EnsembleConfig, ensemble
+from jaxmbrl.types import Features, Transition
+
+
+def encode(observation):
+    """[speed, angle, place] without the speed, and the angle by sine and cosine."""
+    angle = observation[..., 1:2]
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle), observation[..., 2:]], axis=-1)
+
+
+SWING = Features(encode, absolute=(0,), constant=(2,))
+
+
+def random_state(model, seed=0):
+    """Every weight, bias, bound, mean and scale random, so that none of them is special."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), {})
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), leaf.dtype), state.members.params)
+    params = params._replace(low=params.low - 10, high=params.high + 0.5)
+
+    def normaliser(of):
+        return of._replace(
+            mean=jnp.asarray(rng.normal(size=of.mean.shape)), std=jnp.asarray(rng.uniform(0.5, 2, of.std.shape))
+        )
+
+    return state._replace(
+        members=state.members._replace(params=params),
+        inputs=normaliser(state.inputs),
+        targets=normaliser(state.targets),
+        end_weight=jnp.asarray(3.0),
+        elites=jnp.array([2, 0], jnp.int32),
+    )
+
+
+def rows(seed, count):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.normal(0, 2, (count, 3))), jnp.asarray(rng.uniform(-1, 1, (count, 1)))
+
+
+def test_predictions_and_imagined_steps_as_transcribed():
+    with jax.enable_x64(True):
+        model = ensemble.make(dataclasses.replace(TINY, propagation="tsinf"), 3, 1, features=SWING)
+        state = random_state(model)
+        assert state.inputs.mean.shape == (4,) and state.targets.mean.shape == (4,)
+        observation, action = rows(1, 5)
+        mean, variance = model.predict(state, observation, action)
+        members, low, high, ends = layers_of(state.members.params)
+        _, angle, place = np.asarray(observation).T
+        shown = np.stack([np.sin(angle), np.cos(angle), place, np.asarray(action)[:, 0]], axis=1)
+        x = (shown - np.asarray(state.inputs.mean)) / np.asarray(state.inputs.std)
+        still = np.zeros(5)
+        for e, layers in enumerate(members):
+            out, log_variance = reference.forward(layers, low, high, x)
+            out = out * np.asarray(state.targets.std) + np.asarray(state.targets.mean)
+            expected = np.stack([out[:, 0], angle + out[:, 1], place, out[:, 3]], axis=1)
+            np.testing.assert_allclose(mean[e], expected, rtol=1e-10)
+            spread = np.exp(log_variance) * np.asarray(state.targets.std) ** 2
+            np.testing.assert_allclose(variance[e], np.stack([*spread[:, :2].T, still, spread[:, 3]], axis=1), rtol=1e-10)
+
+        step = jax.jit(jax.vmap(lambda key: model.world(state).step(observation, action, key)[1]))
+        drawn = step(jax.random.split(jax.random.key(1), 2000))
+        np.testing.assert_array_equal(drawn.next_observation[..., 2], np.broadcast_to(place, (2000, 5)))
+        owner = [2, 0, 2, 0, 2]
+        for n, e in enumerate(owner):
+            seen = np.concatenate([drawn.next_observation[:, n, :2], drawn.reward[:, n, None]], axis=1)
+            due, noise = np.delete(mean[e, n], 2), np.sqrt(np.delete(variance[e, n], 2))
+            assert np.abs((seen - due) / noise).max() < 6
+            assert np.abs(((seen - due) / noise).mean(axis=0)).max() < 4.5 / np.sqrt(2000)
+            after = np.asarray(drawn.next_observation[:, n])
+            following = np.stack([np.sin(after[:, 1]), np.cos(after[:, 1]), after[:, 2]], axis=1)
+            following = (following - np.asarray(state.inputs.mean)[:3]) / np.asarray(state.inputs.std)[:3]
+            odds = np.exp(reference.end_logit(ends[e], following)) / 3
+            np.testing.assert_allclose(drawn.terminated[:, n], odds / (1 + odds), rtol=1e-9)
+
+
+def test_a_dropped_entry_is_not_seen_and_full_turns_change_nothing():
+    with jax.enable_x64(True):
+        model = ensemble.make(TINY, 3, 1, features=SWING)
+        state = random_state(model)
+        observation, action = rows(2, 6)
+        mean, variance = model.predict(state, observation, action)
+        other = observation.at[:, 0].set(jnp.arange(6.0) * 100)
+        for seen, expected in zip(model.predict(state, other, action), (mean, variance), strict=True):
+            np.testing.assert_array_equal(seen, expected)
+        turned = model.predict(state, observation.at[:, 1].add(2 * np.pi), action)
+        np.testing.assert_allclose(turned[0] - jnp.array([0, 2 * np.pi, 0, 0]), mean, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(turned[1], variance, rtol=1e-12)
+        # Which is not so of half a turn, and of the angle as it is.
+        half = model.predict(state, observation.at[:, 1].add(np.pi), action)
+        assert np.abs(half[0] - jnp.array([0, np.pi, 0, 0]) - mean).max() > 0.01
+        plain = ensemble.make(TINY, 3, 1)
+        known = random_state(plain)
+        apart = [plain.predict(known, at, action)[0] for at in (observation, observation.at[:, 1].add(2 * np.pi))]
+        assert np.abs(apart[1] - apart[0] - jnp.array([0, 2 * np.pi, 0, 0])).max() > 0.01
+
+
+@pytest.mark.parametrize("propagation", ["ts1", "expectation", "distribution", "moment_matching"])
+def test_constant_entries_stay_under_every_propagation(propagation):
+    model = ensemble.make(dataclasses.replace(TINY, propagation=propagation), 3, 1, nothing, alive, SWING)
+    state = jax.tree.map(lambda leaf: leaf, random_state(model))
+    observation, action = rows(3, 4)
+    same = jnp.broadcast_to(observation[0], observation.shape)
+    after = model.world(state).step(same, action, jax.random.key(0))[1].next_observation
+    np.testing.assert_array_equal(after[:, 2], same[:, 2])
+    assert np.abs(after[:, :2] - same[:, :2]).min() > 1e-4
+
+
+def test_no_doubt_about_a_constant_entry_halts_a_row():
+    config = dataclasses.replace(TINY, propagation="expectation", halt_above=0.5)
+    told = {}
+    for name, features in (("constant", Features(constant=(2,))), ("unknown", None)):
+        model, state = blank(config, (3, 1), nothing, alive)
+        model = ensemble.make(config, 3, 1, nothing, alive, features)
+        bias = jnp.zeros((3, 6)).at[:, 2].set(jnp.array([-3.0, 0.0, 3.0])).at[:, 3:].set(-20.0)
+        state.members.params.network["params"]["Dense_2"]["bias"] = bias
+        params = state.members.params._replace(low=jnp.full(3, -90.0), high=jnp.full(3, 90.0))
+        state = state._replace(members=state.members._replace(params=params))
+        told[name] = model.world(state).step(jnp.ones((2, 3)), jnp.zeros((2, 1)), jax.random.key(0))[1].terminated
+    np.testing.assert_array_equal(told["constant"], [False, False])
+    np.testing.assert_array_equal(told["unknown"], [True, True])
+
+
+def fitted(config, features, data, count):
+    model = ensemble.make(config, data.observation.shape[1], data.action.shape[1], features=features)
+    fit = jax.jit(lambda key, data: model.fit(model.init(key, {}), data, jnp.asarray(count), key))
+    return model, *fit(jax.random.key(0), data)
+
+
+def test_without_features_the_model_is_the_same_bit_for_bit():
+    data = table(np.random.default_rng(0), 24)
+    _, plain, plain_metrics = fitted(TINY, None, data, 20)
+    unused = Features(lambda observation: observation[..., :1], absolute=(1,), constant=(0,))
+    for config, features in ((TINY, Features()), (dataclasses.replace(TINY, features=False), unused)):
+        _, state, metrics = fitted(config, features, data, 20)
+        jax.tree.map(np.testing.assert_array_equal, (state, metrics), (plain, plain_metrics))
+
+
+def test_a_linear_system_is_learned_with_its_speed_absolute():
+    """place' = place + speed', speed' = 0.8 push: the old speed enters nothing, and is not shown."""
+    rng = np.random.default_rng(0)
+    before, push = rng.normal(0, 1, (600, 2)) * [3.0, 1.0], rng.uniform(-1, 1, (600, 1))
+    speed = 0.8 * push[:, 0]
+    after = np.stack([speed, before[:, 1] + speed], axis=1)
+    none = jnp.zeros(600, bool)
+    data = Transition(*(jnp.asarray(x, float) for x in (before, push, speed, after)), none, none)
+    config = EnsembleConfig(
+        members=2, elites=2, hidden=(16,), learning_rate=1e-2, batch_size=64, max_epochs=60, holdout_fraction=0.0
+    )
+    model, state, _ = fitted(config, Features(lambda x: x[..., 1:], absolute=(0,)), data, 500)
+    observed = after[500:]
+    mean = np.asarray(model.predict(state, data.observation[500:], data.action[500:])[0])[..., :2]
+    assert np.abs(mean - observed).max() < 0.1
+    # The target is the speed itself: by its change, the old speed would have to be seen.
+    np.testing.assert_allclose(state.targets.mean[:2], [speed[:500].mean(), speed[:500].mean()], atol=1e-5)
+    np.testing.assert_allclose(state.targets.std[:2], [speed[:500].std(), speed[:500].std()], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "features", "told"),
+    [
+        ({}, Features(absolute=(3,)), "absolute must name observation dimensions below 3, got 3"),
+        ({}, Features(constant=(-1,)), "constant must name observation dimensions below 3, got -1"),
+        ({"absolute": (2,)}, Features(constant=(1, 2)), "absolute must name no dimension that .* constant, got 2"),
+        ({}, Features(absolute=(1,), constant=(1,)), "absolute must name no dimension that .* constant, got 1"),
+        ({}, Features(lambda x: x[..., 0]), r"encode must make \[N, F\] of observations \[N, O\], got \(3,\)"),
+    ],
+)
+def test_wrong_features_are_told(config, features, told):
+    with pytest.raises(UserError, match=told):
+        ensemble.make(EnsembleConfig(**config), 3, 1, features=features)
+    ensemble.make(EnsembleConfig(**config, features=False), 3, 1, features=features)
+
+
+def test_the_cheetahs_features():
+    observation = np.random.default_rng(0).normal(0, 2, (2, 5, 18))
+    with jax.enable_x64(True):
+        seen = np.asarray(cheetahs_features(jnp.asarray(observation)))
+    height, pitch = observation[..., 1], observation[..., 2]
+    np.testing.assert_allclose(seen[..., :3], np.stack([height, np.sin(pitch), np.cos(pitch)], axis=-1), rtol=1e-15)
+    np.testing.assert_array_equal(seen[..., 3:], observation[..., 3:])
