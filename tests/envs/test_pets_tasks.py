@@ -244,7 +244,7 @@ def laws(name: str) -> dict[int, scipy.stats.rv_continuous]:
 def test_resets_are_petss(name):
     env = case(name).env
     with jax.enable_x64(True):
-        state = as_numpy(jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 2000)))
+        state = as_numpy(jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 20_000)))
     drawn = np.concatenate([state.qpos, state.qvel], axis=1)
     default, law = np.concatenate([model(name).qpos0, np.zeros(env.mj_model.nv)]), laws(name)
     for i, coordinate in enumerate(drawn.T):
@@ -253,11 +253,11 @@ def test_resets_are_petss(name):
         else:
             np.testing.assert_array_equal(coordinate, default[i])
     free = drawn[:, list(law)]
-    assert np.abs(np.corrcoef(free.T) - np.eye(len(law))).max() < 0.1
+    assert np.abs(np.corrcoef(free.T) - np.eye(len(law))).max() < 0.05
     assert not state.reward.any() and not state.done.any() and not state.qacc_warmstart.any()
     # As if nothing had moved in a step that ends there.
-    still = Recorded(*[state.qpos] * 3, np.zeros((2000, env.action_size)), *[drawn] * 4)
-    np.testing.assert_allclose(state.obs, transcribed(name, still, drawn)[0], rtol=0, atol=1e-12)
+    still = Recorded(*[state.qpos[:200]] * 3, np.zeros((200, env.action_size)), *[drawn[:200]] * 4)
+    np.testing.assert_allclose(state.obs[:200], transcribed(name, still, drawn[:200])[0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -330,10 +330,3 @@ def test_levels_are_apart_only_inside():
     with jax.enable_x64(True):
         traced = jax.make_jaxpr(env.step)(env.reset(jax.random.key(0)), jnp.zeros(7))
     assert str(traced).count("optimization_barrier") >= 7
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_the_checker_finds_nothing(name):
-    with jax.enable_x64(True):
-        envs.check(case(name).task)

@@ -222,7 +222,7 @@ def test_more_than_the_machine_holds_is_told(monkeypatch, runs):
 
 def test_tasks_are_collected_from_in_shapes_that_fit():
     for name in envs.names():
-        if name.endswith("-v5"):
+        if name.endswith("-v5") or name.startswith("pets/"):
             # Their simulator is long to trace.
             continue
         task = envs.make(name)
