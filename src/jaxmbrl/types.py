@@ -226,6 +226,8 @@ class Task(NamedTuple):
     """(observation, action, next observation) -> reward, where the observation determines it."""
     terminated: Callable[[Float[Array, "*n O"]], Bool[Array, "*n"]] | None = None
     """next observation -> terminated, where the observation determines it."""
+    action_repeat: int = 1
+    """Times that the environment applies each action; a step here is all of them."""
 
 
 def row_like(task: Task) -> Transition:

@@ -16,6 +16,7 @@ from jaxmbrl.envs.inverted_pendulum import inverted_pendulum
 from jaxmbrl.envs.mountain_car import mountain_car_continuous
 from jaxmbrl.envs.pendulum import pendulum
 from jaxmbrl.envs.reacher_2d import reacher_2d
+from jaxmbrl.envs.repeat import repeat
 from jaxmbrl.types import Task
 
 TASKS: dict[str, Callable[[], Task]] = {
@@ -44,15 +45,16 @@ def check_name(name: str) -> None:
         raise UserError(f"unknown task '{name}'; {closest(name, [*TASKS, *FAMILIES])}")
 
 
-def make(name: str) -> Task:
-    """The task called `name`. Raises UserError with the nearest name where there is none."""
+def make(name: str, action_repeat: int = 1) -> Task:
+    """The task called `name`, each action applied `action_repeat` times (`envs.repeat` says how episodes and rewards then
+    count). Raises UserError with the nearest name where there is none, and for a repeat that no episode holds."""
     check_name(name)
     task = TASKS[name]() if name in TASKS else FAMILIES[_family(name)](name.partition("/")[2])
     if not isinstance(task, Task):
         raise UserError(
             f"the factory of task '{name}' must return a Task, as envs.make_task does, got {type(task).__name__}"
         )
-    return task
+    return repeat(task, action_repeat)
 
 
 def _family(name: str) -> str:
@@ -77,4 +79,4 @@ def register(name: str, factory: Callable[[], Task]) -> None:
     TASKS[name] = factory
 
 
-__all__ = ["FAMILIES", "TASKS", "State", "Task", "check", "check_name", "make", "make_task", "names", "register"]
+__all__ = ["FAMILIES", "TASKS", "State", "Task", "check", "check_name", "make", "make_task", "names", "register", "repeat"]
