@@ -545,6 +545,8 @@ def _list(words: list[str]) -> int:
     print("\ntasks")
     for name in envs.names():
         print(f"  {name}")
+    for family in envs.FAMILIES:
+        print(f"  {family}/NAME")
     print("\npresets")
     for name, method in algorithms.METHODS.items():
         for preset, (_, source, steps, tasks) in method.presets.items():

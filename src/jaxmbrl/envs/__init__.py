@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 from jaxmbrl.config import UserError, closest
+from jaxmbrl.envs.adapters import brax_task, playground_task
 from jaxmbrl.envs.base import State, make_task
 from jaxmbrl.envs.cartpole import cartpole_continuous
 from jaxmbrl.envs.cartpole_swingup import cartpole_swingup
@@ -30,7 +31,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "reacher-2d": reacher_2d,
 }
 
-FAMILIES: dict[str, Callable[[str], Task]] = {}
+FAMILIES: dict[str, Callable[[str], Task]] = {"brax": brax_task, "playground": playground_task}
 """Tasks of other packages: `make("family/name")` calls the family's maker with the name."""
 
 
@@ -42,7 +43,7 @@ def names() -> list[str]:
 def check_name(name: str) -> None:
     """Raise UserError, with the nearest name, where `name` is neither a task's nor begins with a family's."""
     if name not in TASKS and _family(name) not in FAMILIES:
-        raise UserError(f"unknown task '{name}'; {closest(name, [*TASKS, *FAMILIES])}")
+        raise UserError(f"unknown task '{name}'; {closest(name, [*TASKS, *(f'{family}/NAME' for family in FAMILIES)])}")
 
 
 def make(name: str, action_repeat: int = 1) -> Task:
