@@ -55,7 +55,23 @@ def test_what_is_saved_is_loaded(tmp_path_factory, rows, observation, action, se
     assert (found.env, found.rows.extras) == ("pendulum", ())
     assert found.digest == hashlib.sha256(path.read_bytes()).hexdigest()
     with np.load(path) as file:
-        assert set(file.files) == {*given, "env"} and str(file["env"]) == "pendulum"
+        assert set(file.files) == {*given, "env", "action_repeat"} and str(file["env"]) == "pendulum"
+
+
+def test_how_often_each_action_was_applied_is_kept(tmp_path):
+    """A file that does not tell it is of actions applied once."""
+    dataset.save(tmp_path / "thrice.npz", Transition(**arrays()), "pendulum", 3)
+    assert dataset.load(tmp_path / "thrice.npz").action_repeat == 3
+    dataset.save(tmp_path / "once.npz", Transition(**arrays()), "pendulum")
+    assert dataset.load(tmp_path / "once.npz").action_repeat == 1
+    assert dataset.load(write(tmp_path)).action_repeat == 1
+
+
+def test_rows_of_another_repeat_do_not_fit(tmp_path):
+    data = dataset.load(write(tmp_path, {"action_repeat": np.array(3)}))
+    dataset.check_fits(data, envs.make("pendulum", 3))
+    with pytest.raises(UserError, match="action_repeat must be 3, as of the data, got 1"):
+        dataset.check_fits(data, envs.make("pendulum"))
 
 
 @pytest.mark.parametrize("way", [np.savez, np.savez_compressed])
@@ -97,7 +113,10 @@ def test_a_termination_is_no_time_limit(tmp_path):
 
 
 WRONG = {
-    "an array of its own": ({"extra": np.zeros(4)}, "unknown array 'extra'; known are: action, env, next_observation"),
+    "an array of its own": (
+        {"extra": np.zeros(4)},
+        "unknown array 'extra'; known are: action, action_repeat, env, next_observation",
+    ),
     "no rows": ({"reward": np.zeros(0)}, "'reward' must be [N] with N at least 1, got shape (0,)"),
     "a column of rewards": ({"reward": np.zeros((4, 1))}, "'reward' must be [N] with N at least 1, got shape (4, 1)"),
     "a lone reward": ({"reward": np.float64(3)}, "'reward' must be [N] with N at least 1, got shape ()"),
@@ -134,6 +153,9 @@ WRONG = {
     "no name": ({"env": np.array("")}, "'env' must be the name of one task"),
     "two names": ({"env": np.array(["a", "b"])}, "'env' must be the name of one task"),
     "a number": ({"env": np.array(3)}, "'env' must be the name of one task"),
+    "no repeat": ({"action_repeat": np.array(0)}, "'action_repeat' must be one whole number of at least 1"),
+    "half a repeat": ({"action_repeat": np.array(1.5)}, "'action_repeat' must be one whole number of at least 1"),
+    "two repeats": ({"action_repeat": np.array([2, 2])}, "'action_repeat' must be one whole number of at least 1"),
 }
 
 
@@ -229,7 +251,7 @@ def test_a_torn_file_is_refused_or_whole(good, data):
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.dictionaries(
-        st.sampled_from([*arrays(), "env", "other"]),
+        st.sampled_from([*arrays(), "env", "action_repeat", "other"]),
         st.one_of(
             st.sampled_from(["f8", "i4", "u1", "?", "U3", "S2", "c8", "M8[s]", "f2"]).flatmap(
                 lambda kind: st.sampled_from([(), (4,), (4, 1), (4, 3), (0,), (2, 4, 3)]).map(
@@ -246,7 +268,7 @@ def test_a_torn_file_is_refused_or_whole(good, data):
 def test_whatever_the_arrays_are_rows_are_good_or_refused(tmp_path_factory, changes):
     path = write(tmp_path_factory.mktemp("any"), changes)
     try:
-        rows, env, _ = dataset.load(path)
+        rows, env, _, times = dataset.load(path)
     except UserError as error:
         assert str(path) in str(error) and "\n" not in str(error)
         return
@@ -259,6 +281,7 @@ def test_whatever_the_arrays_are_rows_are_good_or_refused(tmp_path_factory, chan
     assert rows.terminated.shape == rows.truncated.shape == (count,)
     assert rows.terminated.dtype == rows.truncated.dtype == bool and not (rows.terminated & rows.truncated).any()
     assert env is None or env == "pendulum"
+    assert times >= 1
 
 
 def test_what_would_be_refused_is_not_written(tmp_path):

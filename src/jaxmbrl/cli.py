@@ -8,6 +8,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -24,6 +25,7 @@ from jaxmbrl.config import UserError, check, closest, from_dict
 if TYPE_CHECKING:
     from jaxmbrl.training.console import Progress
     from jaxmbrl.training.runner import Result, RunConfig
+    from jaxmbrl.types import Task
 
 USAGE = """usage: jaxmbrl COMMAND ...
 
@@ -138,18 +140,19 @@ def _train(words: list[str]) -> int:
     config, out = _parse_train(name, words[1:])
     program = runner.build(config)
     progress = Progress(program.total_steps, config.seeds)
-    out = RunFolder.create(out or _free_folder(Path("runs"), f"{config.algorithm}-{config.env}")).path
+    out = RunFolder.create(out or _free_folder(Path("runs"), f"{config.algorithm}-{re.sub('[/:]', '-', config.env)}")).path
     if program.total_steps != config.steps:
         progress.say(
             f"{config.steps:,} steps are rounded {'down' if config.data else 'up'} to {program.total_steps:,}, "
             f"whole epochs of {program.epoch_steps:,}"
         )
     progress.say(
-        f"training {config.algorithm} ({config.preset} preset) on {config.env}: {program.total_steps:,} "
+        f"training {config.algorithm} ({config.preset} preset) on {config.env}"
+        f"{f', each action {config.action_repeat} times' if config.action_repeat > 1 else ''}: {program.total_steps:,} "
         f"{'transitions of ' + config.data if config.data else 'environment steps'}, "
         f"{config.seeds} seed{'s' if config.seeds > 1 else ''}, into {out}"
     )
-    fields = {field: getattr(config, field) for field in ("eval_episodes", "checkpoint_every")}
+    fields = {field: getattr(config, field) for field in ("eval_episodes", "checkpoint_every", "action_repeat")}
     return _finish(
         out,
         progress,
@@ -244,8 +247,14 @@ def _report(result: Result, progress: Any) -> None:
     progress.say(f"  {command} evaluate {result.path}")
     if config.data is None:
         progress.say(f"  {command} train --resume {result.path} --steps {2 * int(result.rows[-1]['env_steps'])}")
-    progress.say(f"  {command} train {other} --env {config.env}" + (f" --data {config.data}" if config.data else ""))
+    again = _task_words(result.task) + (f" --data {config.data}" if config.data else "")
+    progress.say(f"  {command} train {other} {again}")
     progress.say(f"  {command} list")
+
+
+def _task_words(task: Task) -> str:
+    """The options that ask for `task`."""
+    return f"--env {task.name}" + (f" --action-repeat {task.action_repeat}" if task.action_repeat > 1 else "")
 
 
 def _own_name() -> str:
@@ -290,6 +299,7 @@ def _parse_train(name: str, words: list[str]) -> tuple[RunConfig, Path | None]:
             ("seed", Annotated[int, tyro.conf.arg(help="The first seed; the others follow it.")]),
             ("eval_episodes", Annotated[int, tyro.conf.arg(help="Episodes of each evaluation.")]),
             ("checkpoint_every", Annotated[int, tyro.conf.arg(help="Epochs between two checkpoints.")]),
+            ("action_repeat", Annotated[int, tyro.conf.arg(help="Times each action is applied; steps count actions.")]),
             ("settings", Annotated[method.config, tyro.conf.arg(name="")]),
             *[(option, Annotated[str, tyro.conf.arg(metavar=metavar, help=text)], "") for option, metavar, text in _TEXTS],
         ],
@@ -301,7 +311,7 @@ def _parse_train(name: str, words: list[str]) -> tuple[RunConfig, Path | None]:
         learned = runner.configure(name, base.env, base.preset, base.settings, data=asked.data)
         fields = {field: getattr(learned, field) for field in ("steps", "data", "data_digest")}
         base = dataclasses.replace(base, **fields)
-    run_fields = {f: getattr(base, f) for f in ("steps", "seeds", "seed", "eval_episodes", "checkpoint_every", "settings")}
+    run_fields = {f: getattr(base, f) for f in _OPTIONS}
     parsed = options.parse(arguments, arguments(**run_fields), rest, f"train {name}", f"Train {name}: {method.summary}.")
     if "" in options.values("--out", rest):
         raise UserError("--out needs a value: the new folder of the run")
@@ -313,8 +323,11 @@ def _parse_train(name: str, words: list[str]) -> tuple[RunConfig, Path | None]:
     return from_dict(runner.RunConfig, {**{f: getattr(base, f) for f in _KEPT}, **given}), out
 
 
+_OPTIONS = ("steps", "seeds", "seed", "eval_episodes", "checkpoint_every", "action_repeat", "settings")
+"""Fields of a run that are options of tyro's."""
+
 _KEPT = ("algorithm", "env", "preset", "data", "data_digest")
-"""Fields of a run that are no options of tyro's."""
+"""Those that are not."""
 
 
 _TEXTS = (
@@ -445,18 +458,22 @@ def _collect(words: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all randomness (default: 0)")
     alike = "act as in training and not deterministically (a planner acts alike in both)"
     parser.add_argument("--explore", action="store_true", help=alike)
+    times = "times that each action is applied (default: 1; a run knows its own)"
+    parser.add_argument("--action-repeat", type=int, metavar="N", help=times)
     asked = parser.parse_args(words)
     out = _new_file("--out", asked.out, ".npz")
     started = time.monotonic()
     with _warnings_in_a_line():
-        rows, task = collecting.collect_by(asked.env, asked.policy, asked.steps, asked.seed, asked.explore)
-    dataset.save(out, rows, task.name)
+        rows, task = collecting.collect_by(
+            asked.env, asked.policy, asked.steps, asked.seed, asked.explore, asked.action_repeat
+        )
+    dataset.save(out, rows, task.name, task.action_repeat)
     ended = rows.terminated | rows.truncated
     print(f"{asked.steps:,} transitions of {task.name} in {out}, {int(ended.sum())} finished episodes")
     print(f"reward a step {float(rows.reward.mean()):.3f} on average, in {time.monotonic() - started:.1f} s")
     print("what to try next:")
     print(f"  {_own_name()} fit --data {out}")
-    print(f"  {_own_name()} train pets --env {task.name} --data {out}")
+    print(f"  {_own_name()} train pets {_task_words(task)} --data {out}")
     return 0
 
 
@@ -480,7 +497,7 @@ def _fit(words: list[str]) -> int:
         raise UserError("--data FILE is missing: an npz of transitions, as 'jaxmbrl collect' writes it")
     data = dataset.load(asked.data)
     name = asked.env or data.env
-    task = None if name is None or (asked.env is None and name not in envs.names()) else envs.make(name)
+    task = None if name is None or (asked.env is None and name not in envs.names()) else envs.make(name, data.action_repeat)
     if asked.env is not None and data.env not in (None, asked.env):
         raise UserError(f"{asked.data} holds transitions of {data.env}, not of {asked.env}")
     if task is not None:
@@ -548,6 +565,8 @@ def _list(words: list[str]) -> int:
     print("\ntasks")
     for name in envs.names():
         print(f"  {name}")
+    for family in envs.FAMILIES:
+        print(f"  {family}/NAME")
     print("\npresets")
     for name, method in algorithms.METHODS.items():
         for preset, (_, source, steps, tasks) in method.presets.items():

@@ -7,6 +7,7 @@ next_observation  [N, O], the true successor and not the first observation of th
 terminated        [N] true where the task ended
 truncated         [N] true where only the clock ran out; may be left out where it never did
 env               name of the task; may be left out
+action_repeat     times that each action was applied; may be left out where once
 
 A row that is both terminated and truncated, as Gymnasium may give one, counts as terminated alone.
 """
@@ -38,10 +39,12 @@ class Dataset(NamedTuple):
     """Name of the task, where the file tells it."""
     digest: str
     """SHA-256 of the file."""
+    action_repeat: int
+    """Times that each action was applied in a row."""
 
 
-def save(path: str | Path, rows: Transition, env: str) -> None:
-    """Write transitions [N, ...] of the task `env` to the file `path`.
+def save(path: str | Path, rows: Transition, env: str, action_repeat: int = 1) -> None:
+    """Write transitions [N, ...] of the task `env`, each action applied `action_repeat` times, to the file `path`.
 
     Raises UserError where that cannot be made, or the transitions are not what `load` takes.
     """
@@ -51,7 +54,7 @@ def save(path: str | Path, rows: Transition, env: str) -> None:
     check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "xb") as file:
-        np.savez(file, env=np.array(env), **arrays)
+        np.savez(file, env=np.array(env), action_repeat=np.array(action_repeat), **arrays)
 
 
 def check_writable(path: str | Path) -> None:
@@ -89,13 +92,15 @@ def load(path: str | Path) -> Dataset:
         # Every layer of a zip file has its own ways to be torn, and none of them lists its errors.
         raise UserError(f"{path} is not an npz file of plain arrays, as numpy.savez writes it") from None
     try:
-        return Dataset(_rows(arrays), _env(arrays), hashlib.sha256(content).hexdigest())
+        return Dataset(_rows(arrays), _env(arrays), hashlib.sha256(content).hexdigest(), _action_repeat(arrays))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
 def check_fits(data: Dataset, task: Task) -> None:
-    """Raise UserError where the arrays are not of `task`'s sizes."""
+    """Raise UserError where the arrays are not of `task`'s sizes, or each action was applied another number of times."""
+    if data.action_repeat != task.action_repeat:
+        raise UserError(f"action_repeat must be {data.action_repeat}, as of the data, got {task.action_repeat}")
     for name, spec in (("observation", task.observation), ("action", task.action)):
         shape = getattr(data.rows, name).shape[1:]
         if shape != spec.shape:
@@ -111,6 +116,13 @@ def _env(arrays: dict[str, Any]) -> str | None:
     return str(name.item())
 
 
+def _action_repeat(arrays: dict[str, Any]) -> int:
+    times = arrays.get("action_repeat", np.array(1))
+    if not isinstance(times, np.ndarray) or times.dtype.kind not in "iu" or times.size != 1 or times.item() < 1:
+        raise UserError("'action_repeat' must be one whole number of at least 1")
+    return int(times.item())
+
+
 def _rows(arrays: dict[str, Any]) -> Transition:
     for name, value in arrays.items():
         if not isinstance(value, np.ndarray):
@@ -118,7 +130,7 @@ def _rows(arrays: dict[str, Any]) -> Transition:
     for name in REQUIRED:
         if name not in arrays:
             raise UserError(f"the array '{name}' is missing; there is: {', '.join(sorted(arrays)) or 'nothing'}")
-    known = {*REQUIRED, "truncated", "env"}
+    known = {*REQUIRED, "truncated", "env", "action_repeat"}
     unknown = sorted(set(arrays) - known)
     if unknown:
         raise UserError(f"unknown array '{unknown[0]}'; known are: {', '.join(sorted(known))}")

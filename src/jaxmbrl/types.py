@@ -244,6 +244,8 @@ class Task(NamedTuple):
     """next observation -> terminated, where the observation determines it."""
     features: Features | None = None
     """How a dynamics model shall see the observation, where not as it is."""
+    action_repeat: int = 1
+    """Times that the environment applies each action; a step here is all of them."""
 
 
 def row_like(task: Task) -> Transition:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 
 from jaxmbrl.config import UserError, closest
+from jaxmbrl.envs.adapters import brax_task, playground_task
 from jaxmbrl.envs.ant import ant, ant_truncated
 from jaxmbrl.envs.as_gymnasium import as_gymnasium, as_gymnasium_vector
 from jaxmbrl.envs.base import State, make_task
@@ -27,6 +28,7 @@ from jaxmbrl.envs.pets_reacher_3d import pets_reacher_3d
 from jaxmbrl.envs.pusher import pusher
 from jaxmbrl.envs.reacher import reacher
 from jaxmbrl.envs.reacher_2d import reacher_2d
+from jaxmbrl.envs.repeat import repeat
 from jaxmbrl.envs.swimmer import swimmer
 from jaxmbrl.envs.walker2d import walker2d
 from jaxmbrl.types import Task
@@ -55,7 +57,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "reacher-2d": reacher_2d,
 }
 
-FAMILIES: dict[str, Callable[[str], Task]] = {}
+FAMILIES: dict[str, Callable[[str], Task]] = {"brax": brax_task, "playground": playground_task}
 """Tasks of other packages: `make("family/name")` calls the family's maker with the name."""
 
 
@@ -67,18 +69,19 @@ def names() -> list[str]:
 def check_name(name: str) -> None:
     """Raise UserError, with the nearest name, where `name` is neither a task's nor begins with a family's."""
     if name not in TASKS and _family(name) not in FAMILIES:
-        raise UserError(f"unknown task '{name}'; {closest(name, [*TASKS, *FAMILIES])}")
+        raise UserError(f"unknown task '{name}'; {closest(name, [*TASKS, *(f'{family}/NAME' for family in FAMILIES)])}")
 
 
-def make(name: str) -> Task:
-    """The task called `name`. Raises UserError with the nearest name where there is none."""
+def make(name: str, action_repeat: int = 1) -> Task:
+    """The task called `name`, each action applied `action_repeat` times (`envs.repeat` says how episodes and rewards then
+    count). Raises UserError with the nearest name where there is none, and for a repeat that no episode holds."""
     check_name(name)
     task = TASKS[name]() if name in TASKS else FAMILIES[_family(name)](name.partition("/")[2])
     if not isinstance(task, Task):
         raise UserError(
             f"the factory of task '{name}' must return a Task, as envs.make_task does, got {type(task).__name__}"
         )
-    return task
+    return repeat(task, action_repeat)
 
 
 def _family(name: str) -> str:
@@ -116,4 +119,5 @@ __all__ = [
     "make_task",
     "names",
     "register",
+    "repeat",
 ]

@@ -66,12 +66,12 @@ def make_task(
         state = env.reset(key)
         if "first_obs" in _info(state):
             raise UserError(f"task '{name}': the environment resets by itself: give the one inside its auto-reset wrapper")
-        return jax.tree.map(_typed, state), jnp.zeros((), jnp.int32)
+        return jax.tree.map(typed, state), jnp.zeros((), jnp.int32)
 
     def step(carry: tuple[Any, Int[Array, ""]], action: Action, key: Key) -> tuple[Any, Transition]:
         state, elapsed = carry
         # A copy of its containers, since Brax's environments update `info` and `metrics` in place.
-        successor = jax.tree.map(_typed, env.step(jax.tree.map(lambda leaf: leaf, state), action))
+        successor = jax.tree.map(typed, env.step(jax.tree.map(lambda leaf: leaf, state), action))
         ended = _ended(successor)
         transition = Transition(
             observation=state.obs,
@@ -107,7 +107,7 @@ def never(next_observation: Float[Array, "*n O"]) -> Bool[Array, "*n"]:
     return jnp.zeros(next_observation.shape[:-1], bool)
 
 
-def _typed(leaf: Any) -> Array:
+def typed(leaf: Any) -> Array:
     """`leaf` as an array of a type of its own: a Python number in a state would take another type at the first step."""
     array = jnp.asarray(leaf)
     # Arrays of keys have no such mark.

@@ -38,9 +38,19 @@ def collect(task: Task, policy: Policy, steps: int, seed: int = 0, world: World 
     return jax.jit(run)()._replace(extras=())
 
 
-def collect_by(task: str | None, policy: str, steps: int, seed: int = 0, explore: bool = False) -> tuple[Transition, Task]:
-    """(transitions, task) of `collect` by the policy called `policy`: `random`, or the folder of a run, of which the first
-    seed acts. Raises UserError where the task is missing or not the run's, or a number is out of range."""
+def collect_by(
+    task: str | None,
+    policy: str,
+    steps: int,
+    seed: int = 0,
+    explore: bool = False,
+    action_repeat: int | None = None,
+) -> tuple[Transition, Task]:
+    """(transitions, task) of `collect` by the policy called `policy`: `random`, or the folder of a run, of
+    which the first seed acts. The task and the action repeat are a run's own; a random policy's is 1 if not given.
+
+    Raises UserError where the task is missing, or it or the action repeat is not the run's, or a number is out of range.
+    """
     if not 1 <= steps < runner.WHOLE:
         raise UserError(f"steps must be at least 1 and below {runner.WHOLE}, got {steps}")
     if not 0 <= seed < runner.WHOLE:
@@ -48,12 +58,14 @@ def collect_by(task: str | None, policy: str, steps: int, seed: int = 0, explore
     if policy == "random":
         if task is None:
             raise UserError(f"--env TASK is missing; there is: {', '.join(envs.names())}")
-        made = envs.make(task)
+        made = envs.make(task, 1 if action_repeat is None else action_repeat)
         _check_room(made, steps)
         return collect(made, random_policy(made), steps, seed), made
-    of = runner.read(RunFolder.open(policy)).env
-    if task not in (None, of):
-        raise UserError(f"the run in {policy} is of {of}, not of {task}")
+    of = runner.read(RunFolder.open(policy))
+    if task not in (None, of.env):
+        raise UserError(f"the run in {policy} is of {of.env}, not of {task}")
+    if action_repeat not in (None, of.action_repeat):
+        raise UserError(f"action_repeat must be {of.action_repeat}, that of the run in {policy}, got {action_repeat}")
     program, state, _ = runner.newest(policy)
     _check_room(program.task, steps)
     acting = program.algorithm.policy(jax.tree.map(lambda leaf: leaf[0], state.algorithm), explore)

@@ -57,6 +57,8 @@ class RunConfig:
     """Episodes of each evaluation."""
     checkpoint_every: Annotated[int, Ge(1)] = 10
     """Epochs between two checkpoints."""
+    action_repeat: Annotated[int, Ge(1)] = 1
+    """Times that each action is applied; steps and episodes count the agent's actions (`envs.repeat`)."""
     data: str | None = None
     """File of transitions to learn from instead of collecting (`dataset`); each seed learns from them in their order."""
     data_digest: str | None = None
@@ -185,7 +187,7 @@ def build(config: RunConfig, learns: bool = True) -> Program:
     """
     method, settings = algorithms.get(config.algorithm), config.settings
     check_whole(to_dict(config))
-    task = envs.make(config.env)
+    task = envs.make(config.env, config.action_repeat)
     algorithm = method.make(settings, task)
     steps_per_call = algorithm.period * settings.num_envs
     if settings.epoch_steps % steps_per_call:

@@ -1,0 +1,127 @@
+"""Action repeat: a task whose steps each apply one action several times."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxmbrl.config import UserError
+from jaxmbrl.envs.base import typed
+from jaxmbrl.types import Action, Carry, Env, Key, PyTree, Task, Transition, World
+
+
+def repeat(task: Task, times: int) -> Task:
+    """`task` with each action applied `times` times in a row; with 1, `task` itself.
+
+    A step's reward is the sum of those of its inner steps. It ends early where the task terminates, with the terminal state
+    as successor, and at the time limit, which stays at the same inner step: an episode has ceil(episode_length / times)
+    steps, the last of them shorter where that does not divide. All that counts steps counts the agent's.
+
+    The known `reward` is dropped for more than one: the sum is over states that no row holds, and over as many steps as
+    came before a termination. `terminated` stays: an episode that ended stays at its terminal state, which is the successor
+    seen.
+
+    `Task.env` repeats too, in full, since an environment knows no time limit.
+
+    Raises UserError where `times` is not a whole number between 1 and the episode's length.
+    """
+    whole = isinstance(times, numbers.Integral) and not isinstance(times, bool)
+    if not whole or not 1 <= times <= task.episode_length:
+        raise UserError(
+            f"action_repeat must be a whole number between 1 and the {task.episode_length} steps of an episode of "
+            f"{task.name}, got {times!r}"
+        )
+    if times == 1:
+        return task
+    times = int(times)
+    inner, steps = task.world, -(-task.episode_length // times)
+
+    def step(state: tuple[Carry, Int[Array, ""]], action: Action, key: Key) -> tuple[Any, Transition]:
+        carry, elapsed = state
+
+        def once(carry: Carry, i: Int[Array, ""]) -> tuple[Carry, Float[Array, ""], Bool[Array, ""]]:
+            carry, row = inner.step(carry, action, jax.random.fold_in(key, i))
+            return carry, row.reward, row.terminated
+
+        left = task.episode_length - times * elapsed
+        # Beyond the time limit, where plans may look, steps are whole again.
+        after, reward, terminated = _fold(once, carry, times, jnp.where(left > 0, left, times))
+        transition = Transition(
+            observation=inner.observe(carry),
+            action=action,
+            reward=reward,
+            next_observation=inner.observe(after),
+            terminated=terminated,
+            truncated=(elapsed + 1 >= steps) & ~terminated,
+        )
+        return (after, elapsed + 1), transition
+
+    world = World(
+        reset=lambda key: (inner.reset(key), jnp.zeros((), jnp.int32)),
+        start=lambda origin, key: (inner.start(origin, key), jnp.zeros((), jnp.int32)),
+        observe=lambda state: inner.observe(state[0]),
+        step=step,
+    )
+    return task._replace(
+        env=RepeatedEnv(task.env, times),
+        world=world,
+        episode_length=steps,
+        reward=None,
+        action_repeat=times * task.action_repeat,
+    )
+
+
+class RepeatedEnv:
+    """`env` with each action applied `times` times, or until it is done; rewards are summed, and the rest of the state is
+    that after the last inner step."""
+
+    def __init__(self, env: Env, times: int) -> None:
+        self.env, self.times = env, times
+
+    @property
+    def observation_size(self) -> int:
+        """Length of `State.obs`."""
+        return self.env.observation_size
+
+    @property
+    def action_size(self) -> int:
+        """Length of the action."""
+        return self.env.action_size
+
+    def reset(self, rng: Key) -> Any:
+        """A first state."""
+        return self.env.reset(rng)
+
+    def step(self, state: Any, action: Action) -> Any:
+        """The state `times` control steps later."""
+
+        def once(state: Any, i: Int[Array, ""]) -> tuple[Any, Float[Array, ""], Bool[Array, ""]]:
+            state = jax.tree.map(typed, self.env.step(state, action))
+            return state, state.reward, state.done > 0
+
+        after, reward, _ = _fold(once, jax.tree.map(typed, state), self.times, jnp.asarray(self.times))
+        return after.replace(reward=reward)
+
+
+def _fold(
+    once: Callable[[PyTree, Int[Array, ""]], tuple[PyTree, Float[Array, ""], Bool[Array, ""]]],
+    state: PyTree,
+    times: int,
+    limit: Int[Array, ""],
+) -> tuple[PyTree, Float[Array, ""], Bool[Array, ""]]:
+    """(state, sum of rewards, whether it ended) of `once` up to `times` times, until it ends or `limit` is reached."""
+
+    def body(i: Int[Array, ""], loop: tuple[PyTree, Array, Array]) -> tuple[PyTree, Array, Array]:
+        state, total, ended = loop
+        goes_on = ~ended & (i < limit)
+        after, reward, over = once(state, i)
+        state = jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), after, state)
+        return state, jnp.where(goes_on, total + reward, total), ended | (goes_on & over)
+
+    # A loop of fixed length can be differentiated, unlike one that stops.
+    return jax.lax.fori_loop(0, times, body, (state, jnp.zeros(()), jnp.zeros((), bool)))

@@ -1,0 +1,198 @@
+"""Action repeat: a task repeated is the task stepped by hand, also where an episode ends in the middle of a repeat."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmbrl import envs
+from jaxmbrl.config import UserError
+from jaxmbrl.envs.repeat import RepeatedEnv
+from jaxmbrl.rollout import open_loop, rollout
+from jaxmbrl.types import Discrete
+
+KEY = jax.random.key(5)
+
+
+def played(task, actions, key=KEY):
+    """Transitions of `actions` [T, A] from a reset, by the rollout that everything uses."""
+    policy = open_loop(jnp.asarray(actions, float))
+    start = (task.world.reset(key), policy.init(key))
+    rows = jax.jit(lambda: rollout(task.world, policy, start, key, len(actions))[1])()
+    return jax.tree.map(np.asarray, rows)
+
+
+def by_hand(task, actions, times, limit, key=KEY):
+    """(observations, rewards, terminated, truncated) of the plain environment stepped in a Python loop."""
+    step, state = jax.jit(task.env.step), task.env.reset(key)
+    found, taken = [], 0
+    for action in actions:
+        total, over = np.float32(0), False
+        for _ in range(times):
+            if over or taken == limit:
+                break
+            state = step(state, jnp.asarray(action, float))
+            total, taken, over = total + np.asarray(state.reward), taken + 1, bool(state.done)
+        found.append((np.asarray(state.obs), total, over, taken == limit and not over))
+        if over or taken == limit:
+            break
+    return [np.stack(column) for column in zip(*found, strict=True)]
+
+
+def compare(rows, found):
+    successor, reward, terminated, truncated = found
+    n = len(reward)
+    np.testing.assert_allclose(rows.next_observation[:n], successor, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(rows.reward[:n], reward, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(rows.terminated[:n], terminated)
+    np.testing.assert_array_equal(rows.truncated[:n], truncated)
+    np.testing.assert_array_equal(rows.observation[1:n], rows.next_observation[: n - 1])
+    return n
+
+
+def uniform(task, steps, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (steps, task.action.shape[0])).astype(np.float32)
+
+
+def test_once_is_the_very_task():
+    base = envs.make("pendulum")
+    assert envs.repeat(base, 1) is base
+    again = envs.make("pendulum", action_repeat=1)
+    assert (again.episode_length, again.action_repeat, again.reward) == (200, 1, base.reward)
+    actions = uniform(base, 30)
+    for a, b in zip(jax.tree.leaves(played(base, actions)), jax.tree.leaves(played(again, actions)), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("times", [2, 3, 7, 200])
+def test_a_repeat_is_a_loop_by_hand_to_the_time_limit(times):
+    """Of 3 and 7 the limit of 200 is no multiple: the last step is shorter."""
+    base, task = envs.make("pendulum"), envs.make("pendulum", action_repeat=times)
+    steps = {2: 100, 3: 67, 7: 29, 200: 1}[times]
+    assert (task.episode_length, task.action_repeat, task.name) == (steps, times, "pendulum")
+    actions = uniform(base, steps)
+    found = by_hand(base, actions, times, 200)
+    assert compare(played(task, actions), found) == steps
+    assert found[3].tolist() == [False] * (steps - 1) + [True]
+
+
+def test_the_reward_of_a_short_last_step_is_of_its_steps_alone():
+    """A limit of 5 and a repeat of 2: 2, 2 and 1 for a task that pays 1 a step; beyond the limit steps are whole again."""
+    base = envs.make("cartpole-continuous")
+    task = envs.repeat(envs.make_task("short", base.env, 5), 2)
+    rows = played(task, np.zeros((5, 1)))
+    assert rows.reward.tolist() == [2, 2, 1, 2, 2]
+    assert rows.truncated.tolist() == [False, False, True, True, True] and not rows.terminated.any()
+
+
+def test_an_episode_ends_in_the_middle_of_a_repeat():
+    """A cart-pole that is pushed falls at a step that is no multiple of the repeat; what follows earns nothing."""
+    base, task = envs.make("cartpole-continuous"), envs.make("cartpole-continuous", action_repeat=4)
+    alone = by_hand(base, np.ones((50, 1)), 1, 200)
+    fell = len(alone[1])
+    assert fell % 4, "choose another key"
+    rows = played(task, np.ones((13, 1)))
+    n = compare(rows, by_hand(base, np.ones((13, 1)), 4, 200))
+    assert n == -(-fell // 4) and rows.terminated[:n].tolist() == [False] * (n - 1) + [True]
+    assert rows.reward[:n].tolist() == [4] * (n - 1) + [fell % 4]
+    np.testing.assert_allclose(rows.next_observation[n - 1], alone[0][-1], atol=1e-6)
+
+
+def test_a_termination_at_the_time_limit_is_a_termination():
+    base = envs.make("cartpole-continuous")
+    fell = len(by_hand(base, np.ones((50, 1)), 1, 200)[1])
+    task = envs.repeat(envs.make_task("short", base.env, fell), 3)
+    rows = played(task, np.ones((task.episode_length, 1)))
+    assert rows.terminated[-1] and not rows.truncated.any()
+
+
+def test_what_is_known_of_a_repeat():
+    """Termination is told by the state that is seen; the reward is a sum over states that are not."""
+    task = envs.make("cartpole-continuous", action_repeat=3)
+    assert task.reward is None and task.terminated is envs.make("cartpole-continuous").terminated
+    rows = played(task, np.ones((10, 1)))
+    np.testing.assert_array_equal(task.terminated(jnp.asarray(rows.next_observation)), rows.terminated)
+
+
+@pytest.mark.parametrize("name", ["cartpole-continuous", "pendulum"])
+def test_a_repeated_task_is_sound(name):
+    assert envs.check(envs.make(name, action_repeat=3)) is None
+
+
+def test_the_environment_repeats_as_its_world_does():
+    base, task = envs.make("cartpole-continuous"), envs.make("cartpole-continuous", action_repeat=4)
+    assert (task.env.observation_size, task.env.action_size) == (4, 1) and task.env.env.__class__ is base.env.__class__
+    rows = played(task, np.ones((10, 1)))
+    step, state = jax.jit(task.env.step), task.env.reset(KEY)
+    for i in range(int(rows.terminated.argmax()) + 1):
+        before = state
+        state = step(state, jnp.ones(1))
+        np.testing.assert_allclose(state.obs, rows.next_observation[i], atol=1e-6)
+        assert (float(state.reward), bool(state.done)) == (rows.reward[i], rows.terminated[i])
+        assert jax.tree.structure(state) == jax.tree.structure(before)
+    assert bool(state.done)
+
+
+class Counter:
+    """In Brax's manner: Python numbers in a state, and dictionaries that a step writes to."""
+
+    observation_size, action_size = 1, 1
+
+    def reset(self, rng):
+        return envs.State((), jnp.zeros(1), 0.0, 0.0, {"last": 0.0}, {"count": 0})
+
+    def step(self, state, action):
+        state.info["count"] += 1
+        state.metrics["last"] = action[0]
+        return state.replace(
+            obs=state.obs + action, reward=1.0 * state.info["count"], done=jnp.where(state.obs[0] > 2, 1.0, 0.0)
+        )
+
+
+def test_environments_that_write_to_their_dictionaries():
+    env = RepeatedEnv(Counter(), 3)
+    first = env.reset(KEY)
+    second = env.step(first, jnp.ones(1))
+    assert (first.info, first.metrics) == ({"count": 0}, {"last": 0.0})
+    assert (float(second.reward), int(second.info["count"]), second.obs.tolist()) == (1 + 2 + 3, 3, [3.0])
+    assert (float(env.step(second, jnp.ones(1)).reward), float(env.step(second, jnp.ones(1)).done)) == (4, 1)
+
+
+def test_rewards_can_be_differentiated_through_a_repeat():
+    """Against finite differences of the loop by hand in float64."""
+    with jax.enable_x64(True):
+        base = envs.make("pendulum")
+        task = envs.repeat(base, 3)
+        carry = task.world.reset(KEY)
+        gradient = jax.grad(lambda a: task.world.step(carry, jnp.array([a]), KEY)[1].reward)(0.3)
+
+        def earned(action):
+            state, total = base.env.reset(KEY), 0.0
+            for _ in range(3):
+                state = base.env.step(state, jnp.array([action]))
+                total += float(state.reward)
+            return total
+
+        assert float(gradient) == pytest.approx((earned(0.3 + 1e-5) - earned(0.3 - 1e-5)) / 2e-5, rel=1e-6)
+
+
+def test_discrete_actions_repeat():
+    base = envs.make("cartpole-continuous")
+
+    class Pushed:
+        observation_size, action_size, reset = 4, 1, base.env.reset
+
+        def step(self, state, action):
+            return base.env.step(state, action[None] - 1.0)
+
+    task = envs.repeat(envs.make_task("pushed", Pushed(), 20, action=Discrete(3)), 4)
+    assert envs.check(task) is None and task.action == Discrete(3)
+
+
+@pytest.mark.parametrize("times", [0, -1, True, 201])
+def test_what_is_no_repeat(times):
+    with pytest.raises(UserError) as told:
+        envs.make("pendulum", action_repeat=times)
+    assert str(told.value) == (
+        "action_repeat must be a whole number between 1 and the 200 steps of an episode of pendulum, got " + repr(times)
+    )
