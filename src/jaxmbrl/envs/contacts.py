@@ -2,6 +2,8 @@
 
 - A capsule on a plane: C turns the contact's tangents with the capsule's axis however it stands, MJX not within 30 degrees
   of upright, which turns the friction pyramid (https://github.com/google-deepmind/mujoco/issues/2774).
+- Capsules and spheres with capsules: MJX adds 1e-6 to denominators, which moves the nearest points by up to 1e-5 of a
+  capsule's length.
 - A capsule and a cylinder: MJX descends to a contact in ten steps of a gradient and tells two; C finds one to its
   tolerance (of 1e-6 by default). Ours is that one, in closed form but for a bisection: the signed distance to a cylinder is
   convex, so its least value along the capsule's axis is where its slope changes sign. It holds while the axis stays
@@ -74,6 +76,27 @@ def plane_capsule_tangents(
     return jnp.where(upright, otherwise, jnp.stack([first, jnp.cross(normal, first)]))
 
 
+def nearest_on_segment(start: Float[Array, "3"], end: Float[Array, "3"], point: Float[Array, "3"]) -> Float[Array, "3"]:
+    """The point of a segment of some length that is nearest to `point`."""
+    along = end - start
+    return start + jnp.clip((point - start) @ along / (along @ along), 0.0, 1.0) * along
+
+
+def nearest_of_segments(
+    start: Float[Array, "3"], end: Float[Array, "3"], other_start: Float[Array, "3"], other_end: Float[Array, "3"]
+) -> tuple[Float[Array, "3"], Float[Array, "3"]]:
+    """The points of two segments of some length that are nearest to each other; of parallel ones, some that are."""
+    along, other_along = end - start, other_end - other_start
+    between = start - other_start
+    normal = jnp.cross(along, other_along)
+    lengths = (along @ along) * (other_along @ other_along)
+    parallel = normal @ normal <= jnp.finfo(start.dtype).eps ** 2 * lengths
+    # Where the lines are nearest, then the nearest of one to what of the other is on its segment, and back.
+    share = jnp.where(parallel, 0.5, normal @ jnp.cross(other_along, between) / jnp.where(parallel, 1.0, normal @ normal))
+    other = nearest_on_segment(other_start, other_end, start + jnp.clip(share, 0.0, 1.0) * along)
+    return nearest_on_segment(start, end, other), other
+
+
 Collider = Callable[[Any, Any, Any, Any], tuple[Array, Array, Array]]
 """As MJX calls it: (model, data, key, pairs [n, 2] of geoms) -> (distances [m], places [m, 3], frames [m, 3, 3])."""
 
@@ -107,17 +130,20 @@ def _with_contacts(collider: Any, number: int) -> Collider:
 @contextlib.contextmanager
 def in_mjx() -> Iterator[None]:
     """Let models made and steps traced meanwhile use these contacts and not MJX's."""
-    from mujoco.mjx._src import collision_driver
+    from mujoco.mjx._src import collision_driver, math
     from mujoco.mjx._src.types import GeomType
 
     table = collision_driver._COLLISION_FUNC
     kept = dict(table)
+    kept_points = math.closest_segment_point, math.closest_segment_to_segment_points
     for kinds, ours in (
         ((GeomType.PLANE, GeomType.CAPSULE), _of_plane_and_capsule),
         ((GeomType.CAPSULE, GeomType.CYLINDER), _of_capsule_and_cylinder),
     ):
         table[kinds] = ours(kept[kinds])
+    math.closest_segment_point, math.closest_segment_to_segment_points = nearest_on_segment, nearest_of_segments
     try:
         yield
     finally:
         table.update(kept)
+        math.closest_segment_point, math.closest_segment_to_segment_points = kept_points
