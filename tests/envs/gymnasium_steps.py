@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
+import scipy.stats
 
 from jaxmbrl import envs
 
@@ -48,14 +49,14 @@ class Recorded(NamedTuple):
 
 
 @functools.cache
-def ours(name: str):
+def ours_env(name: str):
     """The environment of the task, for what it is named by."""
     return envs.make(name).env
 
 
 def make_gymnasium(name: str, cone: int | None = None) -> gymnasium.Env:
     """Gymnasium's task under Newton's solver, with another friction cone if given."""
-    env = ours(name)
+    env = ours_env(name)
     heard = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(lambda message: None)  # else it goes to a log file in the working folder
     try:
@@ -69,7 +70,7 @@ def make_gymnasium(name: str, cone: int | None = None) -> gymnasium.Env:
 
 
 def terms_of(name: str, info: dict) -> list[float]:
-    return [info[term] for term in ours(name).reward_terms if term in info]
+    return [info[term] for term in ours_env(name).reward_terms if term in info]
 
 
 def mark_of(name: str, data: mujoco.MjData, model: mujoco.MjModel) -> float:
@@ -177,3 +178,154 @@ def as_numpy(state) -> SimpleNamespace:
     fields = {name: getattr(state, name) for name in ("obs", "reward", "done", "metrics", "info")}
     fields |= {name: getattr(state.pipeline_state, name) for name in ("qpos", "qvel", "qacc_warmstart")}
     return SimpleNamespace(**jax.tree.map(np.asarray, fields))
+
+
+@functools.cache
+def case(name: str, x64: bool = True) -> Case:
+    return Case(name, x64)
+
+
+@functools.cache
+def stepped(name: str, reach: float = 1.0) -> SimpleNamespace:
+    return case(name).step(recorded(name, reach))
+
+
+@functools.cache
+def plain(name: str):
+    return make_gymnasium(name)
+
+
+UNFINISHED = {"Pusher-v5": 60}
+"""States of 1,000 where C MuJoCo is off its own solution by more than 1e-9, at most; 3 where none is said. Pusher's: C
+seeks the contact of hand and cylinder to a tolerance of 1e-6."""
+OFF = {"Pusher-v5": 1e-4, "HumanoidStandup-v5": 1e-4, "Reacher-v5": 1e-5, "HalfCheetah-v5": 1e-5}
+"""How far it then is, at most; 1e-6 where nothing is said."""
+
+
+def assert_near(mine, reference, tolerance: float, what: str) -> None:
+    """Within `tolerance`, of numbers beyond 1 relative."""
+    np.testing.assert_allclose(mine, reference, rtol=tolerance, atol=tolerance, err_msg=what)
+
+
+def check_equal(name: str, state: SimpleNamespace, rows: Recorded) -> None:
+    """To 1e-8 the same as C MuJoCo with its solver run to its end, and as Gymnasium wherever that is; elsewhere near."""
+    theirs, solved = rows.theirs, rows.solved
+    np.testing.assert_array_equal(state.done, theirs.terminated.astype(float))
+    far = np.abs(np.concatenate([theirs.qpos - solved.qpos, theirs.qvel - solved.qvel], axis=1)).max(axis=1)
+    finished = far < 1e-9
+    assert (~finished).sum() <= UNFINISHED.get(name, 3) * len(far) / 1000
+    ours = [state.obs, state.reward, state.qpos, state.qvel]
+    ours += [state.metrics[term] for term in ours_env(name).reward_terms if term in state.metrics][: solved.terms.shape[1]]
+    for what, mine, due, plainly in zip(
+        ("observation", "reward", "qpos", "qvel", *(f"term {i}" for i in range(9))),
+        ours,
+        [solved.observation, solved.reward, solved.qpos, solved.qvel, *solved.terms.T],
+        [theirs.observation, theirs.reward, theirs.qpos, theirs.qvel, *theirs.terms.T],
+        strict=False,
+    ):
+        assert mine.dtype == np.float64
+        assert_near(mine, due, 1e-8, f"{name}: {what}, to C MuJoCo's own solution")
+        assert_near(mine[finished], plainly[finished], 1e-8, f"{name}: {what}")
+        assert_near(mine, plainly, OFF.get(name, 1e-6), f"{name}: {what}, where C stopped early")
+
+
+def check_step(name: str) -> None:
+    rows = recorded(name)
+    assert len(rows.action) == STEPS
+    check_equal(name, stepped(name), rows)
+
+
+def check_step_without_warm_start(name: str) -> None:
+    rows = recorded(name)
+    check_equal(name, case(name).step(rows._replace(warmstart=np.zeros_like(rows.warmstart))), rows)
+
+
+def check_actions_out_of_range(name: str) -> None:
+    rows, state = recorded(name, 3.0), stepped(name, 3.0)
+    assert np.abs(rows.action).max() > 2.5
+    check_equal(name, state, rows)
+    clamped = case(name).step(rows._replace(action=rows.action.clip(-1, 1)))
+    assert_near(clamped.qpos, state.qpos, 1e-12, "clamped")
+    outside = (np.abs(rows.action) > 1).any(axis=1)
+    if "Inverted" in name:
+        np.testing.assert_array_equal(clamped.reward, state.reward)
+    else:
+        assert (clamped.reward[outside] > state.reward[outside]).all()
+
+
+def check_known_functions(name: str) -> None:
+    task, rows, state = case(name).task, recorded(name), stepped(name)
+    known = {
+        "reward": {"InvertedPendulum-v5", "Reacher-v5", "Pusher-v5", "HumanoidStandup-v5"},
+        "terminated": set(envs.TASKS) - {"InvertedDoublePendulum-v5"},
+    }
+    assert {what for what in known if getattr(task, what) is not None} == {what for what in known if name in known[what]}
+    with jax.enable_x64(True):
+        if task.terminated is not None:
+            np.testing.assert_array_equal(task.terminated(jnp.asarray(state.obs)), rows.theirs.terminated)
+        if task.reward is not None:
+            known = task.reward(jnp.asarray(rows.observation), jnp.asarray(rows.action), jnp.asarray(state.obs))
+            assert_near(known, rows.solved.reward, 1e-8, "the known reward")
+
+
+def check_batch_of_one(name: str) -> None:
+    rows, state = recorded(name), stepped(name)
+    for i in range(0, STEPS, 100):
+        one = case(name).step(jax.tree.map(lambda column, i=i: column[i], rows), batch=False)
+        member = jax.tree.map(lambda x, i=i: x[i], vars(state))
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), vars(one), member)
+
+
+RESETS = 2000
+
+
+def check_resets(name: str) -> None:
+    """Each coordinate is distributed as Gymnasium's (Kolmogorov-Smirnov at 0.01 over their number), and no two of ours
+    depend on each other that do not in Gymnasium; observations at those states are Gymnasium's to the last digits."""
+    task, env = case(name).task, plain(name)
+    data = env.unwrapped.data
+    with jax.enable_x64(True):
+        state = as_numpy(jax.jit(jax.vmap(task.env.reset))(jax.random.split(jax.random.key(0), RESETS)))
+    theirs = []
+    for seed in range(RESETS):
+        env.reset(seed=seed)
+        theirs.append(np.concatenate([data.qpos, data.qvel]))
+    theirs, ours = np.array(theirs), np.concatenate([state.qpos, state.qvel], axis=1)
+    assert theirs.shape == ours.shape
+    moving = theirs.std(axis=0) > 0
+    np.testing.assert_array_equal(ours[:, ~moving], theirs[:, ~moving])
+    for mine, reference in zip(ours[:, moving].T, theirs[:, moving].T, strict=True):
+        assert scipy.stats.ks_2samp(mine, reference).pvalue > 0.01 / moving.sum()
+    apart = np.corrcoef(ours[:, moving].T) - np.corrcoef(theirs[:, moving].T)
+    assert np.abs(apart).max() < 0.15
+    assert not state.qacc_warmstart.any() and not state.reward.any() and not state.done.any()
+    assert set(state.metrics) == set(task.env.reward_terms)
+    env.reset(seed=0)
+    assert not data.qacc_warmstart.any()
+    for i in range(5):
+        env.reset(seed=i)
+        env.unwrapped.set_state(state.qpos[i], state.qvel[i])
+        assert_near(state.obs[i], env.unwrapped._get_obs(), 1e-12, "observation after a reset")
+
+
+def check_state_at(name: str) -> None:
+    env = case(name).env
+    nq, nv = env.mj_model.nq, env.mj_model.nv
+    with jax.enable_x64(True):
+        qpos, qvel = jnp.linspace(0.1, 0.9, nq), jnp.linspace(-20.0, 20.0, nv)
+        state = jax.jit(env.state_at)(qpos, qvel)
+        np.testing.assert_array_equal(state.pipeline_state.qpos, qpos)
+        np.testing.assert_array_equal(state.pipeline_state.qvel, qvel)
+        assert state.obs.shape == (env.observation_size,)
+        for wrong in (lambda: env.state_at(qpos[:-1], qvel), lambda: env.state_at(qpos, qvel[:-1])):
+            np.testing.assert_raises(AssertionError, wrong)
+        np.testing.assert_raises(AssertionError, env.step, state, jnp.zeros(env.action_size + 1))
+
+
+def check_task(name: str) -> None:
+    task, env = case(name).task, plain(name)
+    assert task.episode_length == env.spec.max_episode_steps
+    assert task.observation.shape == env.observation_space.shape
+    assert task.action.shape == env.action_space.shape
+    assert (task.action.low, task.action.high) == (-1.0, 1.0)
+    np.testing.assert_allclose(task.env.dt, env.unwrapped.dt, rtol=1e-12)

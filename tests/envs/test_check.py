@@ -15,11 +15,7 @@ from jaxmbrl.types import Box, Discrete, Policy
 
 checker = import_module("jaxmbrl.envs.check")
 ANALYTIC = ["cartpole-continuous", "cartpole-swingup", "mountain-car-continuous", "pendulum", "reacher-2d"]
-SIMULATED = ["HalfCheetah-v5", "Hopper-v5", "InvertedPendulum-v5", "pets/HalfCheetah", "pets/Pusher", "pets/Reacher3D"]
-
-
-def test_every_task_is_checked_below():
-    assert sorted(ANALYTIC + SIMULATED) == envs.names()
+SIMULATED = [name for name in envs.names() if name not in ANALYTIC]
 
 
 @pytest.mark.parametrize("name", ANALYTIC)

@@ -34,8 +34,8 @@ class Ant(MujocoEnv):
     frame_skip = 5
     reset_noise = 0.1
     normal_velocities = True
-    iterations = 4
-    line_search_iterations = 8
+    iterations = 6
+    line_search_iterations = 12
     reward_terms = ("reward_forward", "reward_ctrl", "reward_contact", "reward_survive")
 
     def finish(self, data: Data) -> Data:

@@ -27,8 +27,8 @@ class Walker2d(MujocoEnv):
     xml = "walker2d_v5.xml"
     frame_skip = 4
     reset_noise = 5e-3
-    iterations = 4
-    line_search_iterations = 8
+    iterations = 6
+    line_search_iterations = 12
     reward_terms = ("reward_forward", "reward_ctrl", "reward_survive")
 
     def observe(self, data: Data) -> Float[Array, "17"]:
