@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 PyTree: TypeAlias = Any
@@ -212,6 +213,32 @@ class Env(Protocol):
         """The state one control step later."""
 
 
+class HostStep(NamedTuple):
+    """What one step of a `HostEnv` told."""
+
+    observation: PyTree
+    """The true successor; of a plain environment [O]."""
+    reward: float
+    terminated: bool
+    truncated: bool
+    """Only the clock ran out; False where the step terminated."""
+
+
+@runtime_checkable
+class HostEnv(Protocol):
+    """One environment that lives outside of any compiled program: another's simulator, or a robot. It never resets by
+    itself, and after an end it is not stepped before the next reset."""
+
+    def reset(self, seed: int) -> PyTree:
+        """Begin an episode and tell its first observation; all its randomness follows from `seed` in [0, 2**31)."""
+
+    def step(self, action: Shaped[np.ndarray, "..."]) -> HostStep:
+        """Take a step, with an action [A] in [-1, 1] or an int32."""
+
+    def close(self) -> None:
+        """Let go what it holds."""
+
+
 class Task(NamedTuple):
     """What our code sees of an environment."""
 
@@ -226,6 +253,9 @@ class Task(NamedTuple):
     """(observation, action, next observation) -> reward, where the observation determines it."""
     terminated: Callable[[Float[Array, "*n O"]], Bool[Array, "*n"]] | None = None
     """next observation -> terminated, where the observation determines it."""
+    host: Callable[[], HostEnv] | None = None
+    """Makes one more environment, where the task lives outside of any compiled program. Of its `world` only `observe` can
+    then be called, which hands through an observation; `env` tells its sizes alone."""
 
 
 def row_like(task: Task) -> Transition:

@@ -1,4 +1,5 @@
-"""Tasks by name: `envs.make("pendulum")`, `envs.names()`. Your own: `envs.make_task`, `envs.check`, `envs.register`."""
+"""Tasks by name: `envs.make("pendulum")`, `envs.names()`. Your own: `envs.make_task`, `envs.check`, `envs.register`;
+`envs.from_gymnasium` for what a compiled program cannot step."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Callable
 
 from jaxmbrl.config import UserError, closest
 from jaxmbrl.envs.base import State, make_task
+from jaxmbrl.envs.bridge import from_gymnasium, registered
 from jaxmbrl.envs.cartpole import cartpole_continuous
 from jaxmbrl.envs.cartpole_swingup import cartpole_swingup
 from jaxmbrl.envs.check import check
@@ -29,7 +31,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "reacher-2d": reacher_2d,
 }
 
-FAMILIES: dict[str, Callable[[str], Task]] = {}
+FAMILIES: dict[str, Callable[[str], Task]] = {"gymnasium": registered}
 """Tasks of other packages: `make("family/name")` calls the family's maker with the name."""
 
 
@@ -77,4 +79,16 @@ def register(name: str, factory: Callable[[], Task]) -> None:
     TASKS[name] = factory
 
 
-__all__ = ["FAMILIES", "TASKS", "State", "Task", "check", "check_name", "make", "make_task", "names", "register"]
+__all__ = [
+    "FAMILIES",
+    "TASKS",
+    "State",
+    "Task",
+    "check",
+    "check_name",
+    "from_gymnasium",
+    "make",
+    "make_task",
+    "names",
+    "register",
+]

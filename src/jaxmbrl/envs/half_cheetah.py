@@ -29,6 +29,7 @@ class HalfCheetah(MujocoEnv):
     the velocities of x, height and the seven angles (m/s, rad/s)]; action [torque / (120, 90, 60, 120, 60, 30 N m) of the
     back thigh, shin and foot, front thigh, shin and foot]."""
 
+    gymnasium_id = "HalfCheetah-v5"
     xml = "half_cheetah.xml"
     frame_skip = 5
     reset_noise = 0.1

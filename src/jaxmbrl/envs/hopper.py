@@ -34,6 +34,7 @@ class Hopper(MujocoEnv):
     """Observation [height (m), torso angle, thigh, leg and foot joint (rad), then the velocities of x, height and the four
     angles (m/s, rad/s), clipped to +-10]; action [thigh, leg, foot torque / 200 N m]."""
 
+    gymnasium_id = "Hopper-v5"
     xml = "hopper.xml"
     frame_skip = 4
     reset_noise = 5e-3

@@ -21,6 +21,7 @@ class InvertedPendulum(MujocoEnv):
     """Observation [position (m), angle (rad, 0 upright), velocity (m/s), angular velocity (rad/s)];
     action [force / 300 N]."""
 
+    gymnasium_id = "InvertedPendulum-v5"
     xml = "inverted_pendulum.xml"
     frame_skip = 2
     reset_noise = 0.01

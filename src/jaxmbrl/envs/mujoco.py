@@ -10,7 +10,9 @@ import contextlib
 import io
 import sys
 import warnings
+from collections.abc import Mapping
 from importlib import resources
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import chex
@@ -69,6 +71,10 @@ class MujocoEnv:
     """Line-search iterations in each of them; batched environments always run them all."""
     reward_terms: tuple[str, ...]
     """Names of the terms that the reward sums, in `State.metrics`."""
+    gymnasium_id: str
+    """Name of the same task in Gymnasium."""
+    gymnasium_options: Mapping[str, Any] = MappingProxyType({})
+    """What `gymnasium.make` is given beside that name."""
 
     def __init__(self) -> None:
         mujoco, self._mjx = import_mjx()
