@@ -40,8 +40,8 @@ def from_gymnasium(make_env: Callable[[], gymnasium.Env], name: str, episode_len
         env = make_env()
     try:
         observation, action = _observation(name, env), _action(name, env)
-        spec = getattr(env, "spec", None)
-        length = episode_length or getattr(spec, "max_episode_steps", None) or DEFAULT_LENGTH
+        limit = getattr(getattr(env, "spec", None), "max_episode_steps", None) or DEFAULT_LENGTH
+        length = limit if episode_length is None else episode_length
     finally:
         with named_errors(name, "close"):
             getattr(env, "close", lambda: None)()

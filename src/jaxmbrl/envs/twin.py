@@ -73,9 +73,10 @@ def carry_of(task: Task) -> Callable[[Seen], Carry]:
     """What turns what is seen of the task's twin into the carry of its own World."""
 
     def carry(seen: Seen) -> Carry:
-        state = task.env.state_at(seen.qpos, seen.qvel)  # type: ignore[attr-defined]
-        simulation = state.pipeline_state.replace(qacc_warmstart=seen.qacc_warmstart)
-        return state.replace(pipeline_state=simulation, obs=seen.observation), jnp.asarray(seen.elapsed)
+        observation, qpos, qvel, warmstart, elapsed = map(jnp.asarray, seen)
+        state = task.env.state_at(qpos, qvel)  # type: ignore[attr-defined]
+        simulation = state.pipeline_state.replace(qacc_warmstart=warmstart)
+        return state.replace(pipeline_state=simulation, obs=observation), elapsed
 
     return carry
 

@@ -60,6 +60,7 @@ def evaluator(
     if task.host is None and not in_gymnasium:
         return compile("evaluation", jax.jit(lambda s: evaluate(algorithm, task, s, episodes)), states)
     if task.host is None:
+        twin.check_twin(task)
         starts = jax.jit(jax.vmap(lambda i: task.world.reset(keys_of(i)[0])[0].pipeline_state))(jnp.arange(episodes))
         stage = _twin_stage(algorithm, task, np.asarray(starts.qpos), np.asarray(starts.qvel))
     else:

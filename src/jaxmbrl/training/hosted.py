@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
 from jaxmbrl.config import UserError
 from jaxmbrl.envs.bridge import float_dtype, named_errors
+from jaxmbrl.envs.twin import Twin
 from jaxmbrl.rollout import auto_reset, reset_keys, step_keys
 from jaxmbrl.types import Action, Algorithm, HostEnv, HostStep, Key, Memory, Policy, PyTree, Task, Transition
 
@@ -72,7 +73,7 @@ class Environments:
         reward = np.zeros(count, self._dtype)
         terminated, truncated = np.zeros(count, bool), np.zeros(count, bool)
         for n in map(int, np.flatnonzero(active)):
-            told = step(self._task, self._envs[n], action[n])
+            told = step(self._task, self._envs[n], np.asarray(action[n]))
             after[n], reward[n] = told.observation, told.reward
             terminated[n], truncated[n] = told.terminated, told.truncated
             self.observation[n], self.fresh[n] = told.observation, False
@@ -91,13 +92,13 @@ class Environments:
         self._closing.close()
 
 
-def step(task: Task, env: HostEnv, action: Shaped[np.ndarray, "..."]) -> HostStep:
+def step(task: Task, env: HostEnv | Twin, action: Shaped[np.ndarray, "..."]) -> HostStep:
     """A step of one environment; what it raises names the task."""
     with named_errors(task.name, "step"):
         return env.step(action)
 
 
-def close(task: Task, env: HostEnv) -> None:
+def close(task: Task, env: HostEnv | Twin) -> None:
     """Let one environment go; what it raises names the task."""
     with named_errors(task.name, "close"):
         env.close()
@@ -134,8 +135,8 @@ def collect(task: Task, policy: Policy, steps: int, seed: int = 0) -> Transition
 class Stage(NamedTuple):
     """Where episodes are evaluated on the host."""
 
-    make: Callable[[], Any]
-    """Makes one more environment, with `step` and `close` of `HostEnv`."""
+    make: Callable[[], HostEnv | Twin]
+    """Makes one more environment."""
     start: Callable[[Any, int], PyTree]
     """(environment, index of the episode) -> what is seen first."""
     show: Callable[[PyTree], PyTree]
@@ -157,7 +158,7 @@ class Evaluator:
         """`keys(index)` gives (start key, memory key, rollout key) of an episode."""
         self._task, self._stage, self._episodes, self._compile = task, stage, episodes, compile
         self._closing = contextlib.ExitStack()
-        self._envs: list[Any] = []
+        self._envs: list[HostEnv | Twin] = []
         self._acting: Callable[..., Any] | None = None
 
         def init(state: PyTree, index: Int[Array, ""]) -> Memory:
@@ -206,7 +207,7 @@ class Evaluator:
             lost = alive & ~finite_rows(action)
             total[lost], alive = np.nan, alive & ~lost
             for n in np.flatnonzero(alive):
-                told = step(self._task, self._envs[n], action[n])
+                told = step(self._task, self._envs[n], np.asarray(action[n]))
                 seen[n], alive[n] = told.observation, not (told.terminated or told.truncated)
                 total[n] += told.reward
         return total.reshape(seeds, -1)
