@@ -22,7 +22,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from jaxmbrl.envs.base import State, initial_state
-from jaxmbrl.types import Key
+from jaxmbrl.types import Key, PyTree
 
 Data: TypeAlias = Any
 """`mujoco.mjx.Data`, or anything with its fields qpos, qvel and qacc_warmstart."""
@@ -37,13 +37,14 @@ class Simulation(struct.PyTreeNode):
     """What the next step needs of `mjx.Data`, under its names; the simulator computes all the rest anew from it.
 
     It is a carry of 72 bytes for the hopper in float32, where the whole of `mjx.Data` has 6,596.
+    Leaves are arrays, or what stands for them in tree functions.
     """
 
-    qpos: jax.Array
+    qpos: PyTree
     """[nq] joint positions (m, rad)."""
-    qvel: jax.Array
+    qvel: PyTree
     """[nv] joint velocities (m/s, rad/s)."""
-    qacc_warmstart: jax.Array
+    qacc_warmstart: PyTree
     """[nv] joint accelerations, where the constraint solver starts; zero after a reset, as in C MuJoCo."""
 
 
