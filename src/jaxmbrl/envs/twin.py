@@ -37,10 +37,9 @@ class Twin:
         self._elapsed, self._length = 0, task.episode_length
 
     def start(self, qpos: Float[np.ndarray, "nq"], qvel: Float[np.ndarray, "nv"]) -> Seen:
-        """Begin an episode with these positions and velocities; the solver's warm start is zero."""
+        """Begin an episode with these positions and velocities, and the warm start of a reset: zero."""
         self._env.reset(seed=0)
         self._inner.set_state(np.asarray(qpos, np.float64), np.asarray(qvel, np.float64))
-        self._inner.data.qacc_warmstart[:] = 0.0
         self._elapsed = 0
         return self._seen(self._inner._get_obs())
 
