@@ -33,7 +33,8 @@ USAGE = """usage: jaxmbrl COMMAND ...
                              [--FIELD VALUE ...]  train; any field of the algorithm's config is an option by its path
   train --resume RUN         go on with a run where it stopped
   train ALGORITHM --env TASK --data FILE                 learn from transitions in a file, without collecting
-  evaluate RUN [--model true] [--video [FILE]]           returns of a run's deterministic policy, and a video
+  evaluate RUN [--model true] [--backend gymnasium] [--video [FILE]]
+                             returns of a run's deterministic policy, and a video
   collect --policy random|RUN --env TASK --out FILE.npz  write transitions to a file
   fit --data FILE.npz        fit a dynamics model to transitions and judge it
   list                       algorithms, tasks and presets
@@ -365,6 +366,7 @@ def _read_config(name: str, file: str, preset: str | None) -> RunConfig:
 
 
 def _evaluate(words: list[str]) -> int:
+    from jaxmbrl.envs import twin
     from jaxmbrl.training import runner
     from jaxmbrl.training.run_folder import RunFolder
 
@@ -374,6 +376,8 @@ def _evaluate(words: list[str]) -> int:
     parser.add_argument(
         "--model", metavar="MODEL", help="'true': plan in the true simulator; 'learned': in the model learned"
     )
+    backends = "'gymnasium': the same episodes in real Gymnasium, with C MuJoCo; 'jax': in the compiled program"
+    parser.add_argument("--backend", metavar="BACKEND", help=backends)
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object: per_seed, mean, iqm")
     film = "film the first seed's first episode, as a GIF of at most 300 frames (default: RUN/video.gif)"
     parser.add_argument("--video", nargs="?", const="", metavar="FILE", help=film)
@@ -386,18 +390,20 @@ def _evaluate(words: list[str]) -> int:
     print(f"evaluating {config.algorithm} on {config.env}: {seeds}, {asked.episodes} episodes each ...", flush=True)
     started = time.monotonic()
     with _warnings_in_a_line():
-        found = runner.evaluate(asked.run, asked.episodes, asked.model)
+        found = runner.evaluate(asked.run, asked.episodes, asked.model, asked.backend)
     total = _whole_epochs(config, None)
     print(f"the policy after {found.env_steps:,} of {total:,} environment steps")
     for k, value in enumerate(found.per_seed):
         frozen = "  (frozen when a value was not finite)" if config.seed + k in found.frozen else ""
         print(f"seed {config.seed + k}: " + (f"{value:.2f}" if math.isfinite(value) else "not finite") + frozen)
+    if found.backend == "gymnasium":
+        print(f"played in {twin.versions(physics=not config.env.startswith('gymnasium/'))}")
     print(f"mean {found.mean:.2f}, interquartile mean {found.iqm:.2f}, in {time.monotonic() - started:.1f} s")
     if asked.video is not None:
         _film(asked.run, asked.model, file)
     if asked.json:
         per_seed = [_finite(value) for value in found.per_seed]
-        told = {"per_seed": per_seed, "mean": _finite(found.mean), "iqm": _finite(found.iqm)}
+        told = {"per_seed": per_seed, "mean": _finite(found.mean), "iqm": _finite(found.iqm), "backend": found.backend}
         print(json.dumps(told | {"env_steps": found.env_steps, "frozen": list(found.frozen)}, allow_nan=False))
     return 0
 

@@ -35,7 +35,7 @@ def rollout(
 
     def step(state: tuple[Carry, Memory], i: Int[Array, ""]) -> tuple[tuple[Carry, Memory], Transition]:
         carry, memory = state
-        act_key, step_key = jax.random.split(jax.random.fold_in(key, i))
+        act_key, step_key = step_keys(key, i)
         action, extras, memory = policy.act(memory, world.observe(carry), act_key)
         carry, transition = world.step(carry, action, step_key)
         return (carry, memory), transition._replace(extras=extras)
@@ -51,6 +51,12 @@ def rollout(
     if isinstance(length, int):
         return jax.lax.scan(lambda loop, i: (step_and_fold(i, loop), None), (state, acc), jnp.arange(length))[0]
     return jax.lax.fori_loop(0, length, step_and_fold, (state, acc))
+
+
+def step_keys(key: Key, i: int | Int[Array, ""]) -> tuple[Key, Key]:
+    """(key of the action, key of the world's step) at step `i` of a rollout with `key`."""
+    act_key, step_key = jax.random.split(jax.random.fold_in(key, i))
+    return act_key, step_key
 
 
 def reveal(world: World) -> World:
@@ -102,10 +108,10 @@ def auto_reset(world: World, policy: Policy) -> tuple[World, Policy]:
         return Episode(world.reset(key), jnp.ones((), bool))
 
     def step(episode: Episode, action: Action, key: Key) -> tuple[Episode, Transition]:
-        step_key, reset_key = jax.random.split(key)
+        step_key, again_key = reset_keys(key)
         carry, transition = world.step(episode.carry, action, step_key)
         done = transition.terminated | transition.truncated
-        return Episode(_where(done, world.reset(reset_key), carry), done), transition
+        return Episode(_where(done, world.reset(again_key), carry), done), transition
 
     def act(memory: Memory, observed: tuple[PyTree, Bool[Array, ""]], key: Key) -> tuple[Action, PyTree, Memory]:
         observation, fresh = observed
@@ -121,6 +127,12 @@ def auto_reset(world: World, policy: Policy) -> tuple[World, Policy]:
         ),
         Policy(policy.init, act),
     )
+
+
+def reset_keys(key: Key) -> tuple[Key, Key]:
+    """(key of the step, key of a reset after it) of one step of an auto-resetting world."""
+    step_key, again_key = jax.random.split(key)
+    return step_key, again_key
 
 
 def _where(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:

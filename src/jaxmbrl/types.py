@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 PyTree: TypeAlias = Any
@@ -228,6 +229,32 @@ class Features(NamedTuple):
     """Entries that no step changes, as an episode's goal: they are not predicted, and stay."""
 
 
+class HostStep(NamedTuple):
+    """What one step of a `HostEnv` told."""
+
+    observation: PyTree
+    """The true successor; of a plain environment [O]."""
+    reward: float
+    terminated: bool
+    truncated: bool
+    """Only the clock ran out; False where the step terminated."""
+
+
+@runtime_checkable
+class HostEnv(Protocol):
+    """One environment that lives outside of any compiled program: another's simulator, or a robot. It never resets by
+    itself, and after an end it is not stepped before the next reset."""
+
+    def reset(self, seed: int) -> PyTree:
+        """Begin an episode and tell its first observation; all its randomness follows from `seed` in [0, 2**31)."""
+
+    def step(self, action: Shaped[np.ndarray, "..."]) -> HostStep:
+        """Take a step, with an action [A] in [-1, 1] or an int32."""
+
+    def close(self) -> None:
+        """Let go what it holds."""
+
+
 class Task(NamedTuple):
     """What our code sees of an environment."""
 
@@ -246,6 +273,9 @@ class Task(NamedTuple):
     """How a dynamics model shall see the observation, where not as it is."""
     action_repeat: int = 1
     """Times that the environment applies each action; a step here is all of them."""
+    host: Callable[[], HostEnv] | None = None
+    """Makes one more environment, where the task lives outside of any compiled program. Of its `world` only `observe` can
+    then be called, which hands through an observation; `env` tells its sizes alone."""
 
 
 def row_like(task: Task) -> Transition:

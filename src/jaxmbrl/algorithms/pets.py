@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from annotated_types import Ge
 
 from jaxmbrl import metrics, planners, replay
+from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.models import ensemble
 from jaxmbrl.models.ensemble import EnsembleConfig, EnsembleState
 from jaxmbrl.planners import PlannerConfig, planning_policy
@@ -88,15 +89,16 @@ class State(NamedTuple):
 
 def make(config: Config, task: Task) -> Algorithm:
     """PETS on `task`. Reward and termination are the task's where it knows them, unless they shall be learned."""
+    observation_size, action_size = vector_sizes(task, "pets")
     model = ensemble.make(
         config.ensemble,
-        task.observation.shape[0],
-        task.action.shape[0],
+        observation_size,
+        action_size,
         reward=None if config.learn_reward else task.reward,
         terminated=None if config.learn_termination else task.terminated,
         features=task.features,
     )
-    planner = planners.make(config.planner, task.action.shape[0])
+    planner = planners.make(config.planner, action_size)
 
     def init(key: Key, hyper: Hyper) -> State:
         model_key, key = jax.random.split(key)

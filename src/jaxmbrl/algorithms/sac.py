@@ -16,6 +16,7 @@ from annotated_types import Ge
 from jaxmbrl import metrics, replay
 from jaxmbrl.agents import sac
 from jaxmbrl.agents.sac import SACConfig, SACState
+from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.presets import Preset
 from jaxmbrl.replay import Replay
 from jaxmbrl.types import Algorithm, Clock, Hyper, Key, Metrics, Policy, Task, Transition, flatten, row_like
@@ -53,7 +54,7 @@ class State(NamedTuple):
 
 def make(config: Config, task: Task) -> Algorithm:
     """SAC on `task`."""
-    agent = sac.make(config.agent, task.observation.shape[0], task.action.shape[0])
+    agent = sac.make(config.agent, *vector_sizes(task, "sac"))
 
     def init(key: Key, hyper: Hyper) -> State:
         agent_key, key = jax.random.split(key)

@@ -1,5 +1,6 @@
-"""Tasks by name: `envs.make("pendulum")`, `envs.names()`. Your own: `envs.make_task`, `envs.check`, `envs.register`. For
-learners of other packages: `envs.as_gymnasium`, `envs.as_gymnasium_vector`."""
+"""Tasks by name: `envs.make("pendulum")`, `envs.names()`. Your own: `envs.make_task`, `envs.check`, `envs.register`;
+`envs.from_gymnasium` for what a compiled program cannot step. For learners of other packages: `envs.as_gymnasium`,
+`envs.as_gymnasium_vector`."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from jaxmbrl.envs.adapters import brax_task, playground_task
 from jaxmbrl.envs.ant import ant, ant_truncated
 from jaxmbrl.envs.as_gymnasium import as_gymnasium, as_gymnasium_vector
 from jaxmbrl.envs.base import State, make_task
+from jaxmbrl.envs.bridge import from_gymnasium, registered
 from jaxmbrl.envs.cartpole import cartpole_continuous
 from jaxmbrl.envs.cartpole_swingup import cartpole_swingup
 from jaxmbrl.envs.check import check
@@ -57,7 +59,11 @@ TASKS: dict[str, Callable[[], Task]] = {
     "reacher-2d": reacher_2d,
 }
 
-FAMILIES: dict[str, Callable[[str], Task]] = {"brax": brax_task, "playground": playground_task}
+FAMILIES: dict[str, Callable[[str], Task]] = {
+    "brax": brax_task,
+    "gymnasium": registered,
+    "playground": playground_task,
+}
 """Tasks of other packages: `make("family/name")` calls the family's maker with the name."""
 
 
@@ -115,6 +121,7 @@ __all__ = [
     "as_gymnasium_vector",
     "check",
     "check_name",
+    "from_gymnasium",
     "make",
     "make_task",
     "names",

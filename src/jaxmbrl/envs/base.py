@@ -107,6 +107,15 @@ def never(next_observation: Float[Array, "*n O"]) -> Bool[Array, "*n"]:
     return jnp.zeros(next_observation.shape[:-1], bool)
 
 
+def vector_sizes(task: Task, method: str) -> tuple[int, int]:
+    """(length of an observation, length of an action) for a method that takes vectors of both. Raises UserError where the
+    task has another space."""
+    for what, space in (("observations", task.observation), ("actions", task.action)):
+        if not isinstance(space, Box) or len(space.shape) != 1:
+            raise UserError(f"{method} takes vectors, and the {what} of task '{task.name}' are {space}: take another task")
+    return task.observation.shape[0], task.action.shape[0]
+
+
 def typed(leaf: Any) -> Array:
     """`leaf` as an array of a type of its own: a Python number in a state would take another type at the first step."""
     array = jnp.asarray(leaf)

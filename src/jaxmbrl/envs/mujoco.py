@@ -38,13 +38,14 @@ class Simulation(struct.PyTreeNode):
     """What the next step needs of `mjx.Data`, under its names; the simulator computes all the rest anew from it.
 
     It is a carry of 72 bytes for the hopper in float32, where the whole of `mjx.Data` has 6,596.
+    Leaves are arrays, or what stands for them in tree functions.
     """
 
-    qpos: jax.Array
+    qpos: PyTree
     """[nq] joint positions (m, rad)."""
-    qvel: jax.Array
+    qvel: PyTree
     """[nv] joint velocities (m/s, rad/s)."""
-    qacc_warmstart: jax.Array
+    qacc_warmstart: PyTree
     """[nv] joint accelerations, where the constraint solver starts; zero after a reset, as in C MuJoCo."""
     mark: PyTree = ()
     """What the outcome of the next step compares with the same after it (see `MujocoEnv.mark`)."""

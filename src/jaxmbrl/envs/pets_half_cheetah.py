@@ -22,6 +22,8 @@ START_DEVIATION = 1e-3  # m, rad, m/s, rad/s
 class PetsHalfCheetah(HalfCheetah):
     """Observation [x's mean velocity over the last step (m/s), 0 at the start, then HalfCheetah-v5's]; action as there."""
 
+    gymnasium_id = ""
+
     def observe(self, data: Data) -> Float[Array, "18"]:
         """As at the start, where nothing has moved yet: `step` fills in the speed."""
         return jnp.concatenate([jnp.zeros(1), data.qpos[1:], data.qvel])

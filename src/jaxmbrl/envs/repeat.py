@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxmbrl.config import UserError
 from jaxmbrl.envs.base import typed
-from jaxmbrl.types import Action, Carry, Env, Key, PyTree, Task, Transition, World
+from jaxmbrl.types import Action, Carry, Env, HostEnv, HostStep, Key, PyTree, Task, Transition, World
 
 
 def repeat(task: Task, times: int) -> Task:
@@ -69,11 +71,41 @@ def repeat(task: Task, times: int) -> Task:
     )
     return task._replace(
         env=RepeatedEnv(task.env, times),
-        world=world,
+        world=world if task.host is None else task.world,
         episode_length=steps,
         reward=None,
         action_repeat=times * task.action_repeat,
+        host=None if task.host is None else partial(_repeated_host, task.host, times),
     )
+
+
+def _repeated_host(make: Callable[[], HostEnv], times: int) -> HostEnv:
+    return RepeatedHost(make(), times)
+
+
+class RepeatedHost:
+    """`host` with each action applied `times` times, or until the episode ends; rewards are summed."""
+
+    def __init__(self, host: HostEnv, times: int) -> None:
+        self._host, self._times = host, times
+
+    def reset(self, seed: int) -> PyTree:
+        """Begin an episode."""
+        return self._host.reset(seed)
+
+    def step(self, action: Shaped[np.ndarray, "..."]) -> HostStep:
+        """Take the steps."""
+        total = 0.0
+        for _ in range(self._times):
+            told = self._host.step(action)
+            total += told.reward
+            if told.terminated or told.truncated:
+                break
+        return told._replace(reward=total)
+
+    def close(self) -> None:
+        """Let the environment go."""
+        self._host.close()
 
 
 class RepeatedEnv:

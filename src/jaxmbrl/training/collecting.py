@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from jaxmbrl import envs
 from jaxmbrl.config import UserError
+from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.rollout import auto_reset, rollout, world_of
-from jaxmbrl.training import runner
+from jaxmbrl.training import hosted, runner
 from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.types import Key, Memory, Observation, Policy, Task, Transition, World, row_like
 
@@ -29,6 +30,8 @@ def collect(task: Task, policy: Policy, steps: int, seed: int = 0, world: World 
 
     `world` is the task's own unless given (`rollout.world_of`, for a policy that plans in the true simulator).
     """
+    if task.host is not None:
+        return hosted.collect(task, policy, steps, seed)
     world, policy = auto_reset(task.world if world is None else world, policy)
     world_key, memory_key, key = jax.random.split(jax.random.key(seed), 3)
 
@@ -59,6 +62,7 @@ def collect_by(
         if task is None:
             raise UserError(f"--env TASK is missing; there is: {', '.join(envs.names())}")
         made = envs.make(task, 1 if action_repeat is None else action_repeat)
+        vector_sizes(made, "collect")
         _check_room(made, steps)
         return collect(made, random_policy(made), steps, seed), made
     of = runner.read(RunFolder.open(policy))

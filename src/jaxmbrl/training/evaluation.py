@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxmbrl.envs import twin
 from jaxmbrl.rollout import Return, episode_return, rollout, world_of
-from jaxmbrl.types import Algorithm, Carry, Key, Memory, Policy, PyTree, Task, World
+from jaxmbrl.training import hosted
+from jaxmbrl.training.loop import Compile
+from jaxmbrl.types import Algorithm, Carry, HostEnv, Key, Memory, Policy, PyTree, Task, World
 
 _STREAM = 0x45564131
 """Start states are drawn below this key, whatever the seed that was trained."""
+
+
+def keys_of(index: int | Int[Array, ""]) -> tuple[Key, Key, Key]:
+    """(start key, memory key, rollout key) of the episode with this index."""
+    start_key, memory_key, rollout_key = jax.random.split(jax.random.fold_in(jax.random.key(_STREAM), index), 3)
+    return start_key, memory_key, rollout_key
 
 
 def episode(algorithm: Algorithm, task: Task, state: PyTree, index: Int[Array, ""]) -> Float[Array, ""]:
@@ -27,7 +38,7 @@ def begin(
     algorithm: Algorithm, task: Task, state: PyTree, index: Int[Array, ""]
 ) -> tuple[World, Policy, tuple[Carry, Memory], Key]:
     """(world, policy, start, key): what `episode` rolls out."""
-    start_key, memory_key, rollout_key = jax.random.split(jax.random.fold_in(jax.random.key(_STREAM), index), 3)
+    start_key, memory_key, rollout_key = keys_of(index)
     policy = algorithm.policy(state, False)
     world = world_of(task, algorithm)
     return world, policy, (world.reset(start_key), policy.init(memory_key)), rollout_key
@@ -37,6 +48,50 @@ def evaluate(algorithm: Algorithm, task: Task, states: PyTree, episodes: int) ->
     """Returns of `episodes` episodes for each seed of `states` [K, ...]: the same start states for every seed."""
     by_episode = jax.vmap(lambda state, i: episode(algorithm, task, state, i), in_axes=(None, 0))
     return jax.vmap(by_episode, in_axes=(0, None))(states, jnp.arange(episodes))
+
+
+def evaluator(
+    algorithm: Algorithm,
+    task: Task,
+    episodes: int,
+    compile: Compile,
+    closing: contextlib.ExitStack,
+    states: PyTree,
+    in_gymnasium: bool = False,
+) -> Callable[[PyTree], Float[Array, "K episodes"]]:
+    """`evaluate` of `states` [K, ...] and states like them, compiled; on the host where the task lives there, or where it
+    shall be a task's twin in Gymnasium. What it holds open is closed with `closing`.
+
+    Raises UserError where the task has no such twin.
+    """
+    if task.host is None and not in_gymnasium:
+        return compile("evaluation", jax.jit(lambda s: evaluate(algorithm, task, s, episodes)), states)
+    if task.host is None:
+        twin.check_twin(task)
+        starts = jax.jit(jax.vmap(lambda i: task.env.reset(keys_of(i)[0]).pipeline_state))(jnp.arange(episodes))
+        stage = _twin_stage(algorithm, task, np.asarray(starts.qpos), np.asarray(starts.qvel))
+    else:
+        stage = hosted.Stage(task.host, _start, lambda seen: seen)
+    found = hosted.Evaluator(algorithm, task, stage, keys_of, episodes, compile)
+    closing.callback(found.close)
+    return found
+
+
+def _start(env: HostEnv, index: int) -> PyTree:
+    return env.reset(int(hosted.host_seed(keys_of(index)[0])))
+
+
+def _twin_stage(
+    algorithm: Algorithm, task: Task, qpos: Float[np.ndarray, "N nq"], qvel: Float[np.ndarray, "N nv"]
+) -> hosted.Stage:
+    """Gymnasium's environment of the same task; an episode begins where the task's own does."""
+
+    def start(env: Any, index: int) -> PyTree:
+        at = min(index, len(qpos) - 1)
+        return env.start(qpos[at], qvel[at])
+
+    show = twin.carry_of(task) if algorithm.privileged else lambda seen: seen.observation
+    return hosted.Stage(lambda: twin.Twin(task), start, show)
 
 
 def interquartile_mean(values: Sequence[float]) -> float:

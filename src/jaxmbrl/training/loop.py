@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -80,46 +82,80 @@ class LoopState(NamedTuple):
     fault: Fault
 
 
+@runtime_checkable
+class Compile(Protocol):
+    """Compiles a jitted function for its arguments, ahead of time; `what` is its name to the user."""
+
+    def __call__(self, what: str, function: Any, *arguments: Any) -> Callable[..., Any]:
+        """What takes the same arguments."""
+
+
 class Loop(NamedTuple):
     """An algorithm on a task, for all seeds."""
 
     init: Any
     """(seeds [K], hyper of arrays [K]) -> LoopState [K]."""
     run: Any
-    """(clock, LoopState [K], calls of `learn`) -> (clock, LoopState [K])."""
+    """(clock, LoopState [K], calls of `learn`) -> (clock, LoopState [K]); None for a task that lives on the host."""
     steps_per_call: int
     """Environment steps of each seed in one call of `learn`."""
     checked: tuple[str, ...]
     """Names of what is checked to be finite at each call."""
+    compiled: Callable[[Compile, contextlib.ExitStack, Clock, LoopState], Any]
+    """(compile, closing, clock, LoopState [K]) -> what `run` does, compiled; it may use up the states it is given. What it
+    holds open is closed with `closing`."""
 
 
-def make(algorithm: Algorithm, task: Task, config: LoopConfig, data: Transition | None = None) -> Loop:
-    """The loop of `algorithm` on `task`. Seed k has the same randomness whatever the other seeds are.
+class Collected(NamedTuple):
+    """What a seed collected for one call of `learn`, and where that left it."""
 
-    With `data` [N, ...] nothing is collected: its rows are what each seed's single environment seems to yield, in turn, and
-    what their episodes earned goes by the names `data/...` where the metrics of collecting are `train/...`. Nothing is
-    planned, so metrics `plan/...` are left out.
+    carry: Carry
+    """Of the environments, [num_envs]."""
+    memory: Memory
+    """Of the policy, [num_envs]."""
+    transitions: Transition
+    """[period, num_envs]."""
+
+
+class Learning(NamedTuple):
+    """What is the same however transitions are collected."""
+
+    init: Callable[[Int[Array, ""], Hyper], LoopState]
+    """(seed, hyper) -> LoopState of one seed."""
+    call: Callable[[Clock, LoopState, Collected], tuple[Clock, LoopState]]
+    """(clock before the call, LoopState [K], Collected [K]) -> (clock, LoopState [K]): one call of `learn`, counted."""
+    steps_per_call: int
+    checked: tuple[str, ...]
+
+
+def collecting_key(state: LoopState) -> Key:
+    """The key of what a seed collects for its next call of `learn`."""
+    return jax.random.split(state.key)[1]
+
+
+def learning(
+    algorithm: Algorithm,
+    config: LoopConfig,
+    start: Callable[[PyTree, Key, Key], tuple[Carry, Memory]],
+    collect: Callable[[Clock, LoopState], Collected],
+    of_data: bool = False,
+) -> Learning:
+    """The part of a loop that both kinds share. `start(learner, environment keys [num_envs], memory keys [num_envs])` gives
+    a seed's first carry and memory. Of `collect(clock, state)`, which collects for one call, the shapes alone matter here.
     """
     steps_per_call = algorithm.period * config.num_envs
-    shown = world_of(task, algorithm)
-
-    def collectors(state: PyTree, clock: Clock) -> tuple[Any, Policy]:
-        if data is not None:
-            return playback(data, algorithm.policy(state, True))
-        warm = clock.env_steps < config.warmup_steps
-        return auto_reset(shown, _with_warmup(algorithm.policy(state, True), task, warm))
 
     def init(seed: Int[Array, ""], hyper: Hyper) -> LoopState:
         key = jax.random.key(seed)
         learner = algorithm.init(jax.random.fold_in(key, LEARNER), hyper)
-        world, policy = collectors(learner, clock_at(0))
         environment_keys, memory_keys = (
             jax.random.split(jax.random.fold_in(key, stream), config.num_envs) for stream in (ENVIRONMENT, MEMORY)
         )
+        carry, memory = start(learner, environment_keys, memory_keys)
         return LoopState(
             algorithm=learner,
-            carry=jax.vmap(world.reset)(environment_keys),
-            memory=jax.vmap(policy.init)(memory_keys),
+            carry=carry,
+            memory=memory,
             key=jax.random.fold_in(key, COLLECT),
             running_return=jnp.zeros(config.num_envs),
             running_length=jnp.zeros(config.num_envs, jnp.int32),
@@ -127,28 +163,19 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig, data: Transition 
             fault=Fault(jnp.full((), -1, jnp.int32), jnp.zeros((), jnp.int32)),
         )
 
-    def collect(clock: Clock, state: LoopState, key: Key) -> tuple[Carry, Memory, Transition]:
-        world, policy = collectors(state.algorithm, clock)
-
-        def one(carry: Carry, memory: Memory, key: Key) -> Any:
-            return rollout(world, policy, (carry, memory), key, algorithm.period)
-
-        keys = jax.random.split(key, config.num_envs)
-        (carry, memory), transitions = jax.vmap(one, out_axes=(0, 1))(state.carry, state.memory, keys)
-        return carry, memory, transitions
-
-    def attempt(clock: Clock, state: LoopState) -> tuple[LoopState, Metrics, dict[str, Bool[Array, ""]]]:
+    def attempt(
+        clock: Clock, state: LoopState, collected: Collected
+    ) -> tuple[LoopState, Metrics, dict[str, Bool[Array, ""]]]:
         """One call of `learn`, whatever comes of it: (state, the call's metrics, what of it is finite, by name)."""
-        key, collect_key = jax.random.split(state.key)
-        carry, memory, transitions = collect(Clock(clock.env_steps - steps_per_call), state, collect_key)
+        transitions = collected.transitions
         learner, found = algorithm.learn(clock, state.algorithm, transitions)
         (running_return, running_length), finished = _episodes((state.running_return, state.running_length), transitions)
-        found = found | finished if data is None else _of_data(found, finished)
+        found = _of_data(found, finished) if of_data else found | finished
         moved = LoopState(
             algorithm=learner,
-            carry=carry,
-            memory=memory,
-            key=key,
+            carry=collected.carry,
+            memory=collected.memory,
+            key=jax.random.split(state.key)[0],
             running_return=running_return,
             running_length=running_length,
             metrics=state.metrics,
@@ -156,9 +183,9 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig, data: Transition 
         )
         return moved, found, _finite(found, transitions, learner)
 
-    def advance(clock: Clock, state: LoopState) -> tuple[LoopState, Metrics]:
+    def advance(clock: Clock, state: LoopState, collected: Collected) -> tuple[LoopState, Metrics]:
         """One call of `learn`, kept where it is healthy; `clock` already counts its steps. Metrics are of this call."""
-        moved, found, finite = attempt(clock, state)
+        moved, found, finite = attempt(clock, state, collected)
         healthy = jnp.all(jnp.stack(list(finite.values()))) & (state.fault.what < 0)
         first = jnp.argmin(jnp.stack(list(finite.values()))).astype(jnp.int32)
         moved = _gate(healthy, moved, state)
@@ -169,29 +196,74 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig, data: Transition 
         found = jax.tree.map(lambda x: jnp.where(healthy, x, 0.0), found)
         return moved._replace(fault=fault), found
 
-    def run(clock: Clock, states: LoopState, calls: Int[Array, ""]) -> tuple[Clock, LoopState]:
-        def body(i: Int[Array, ""], loop: tuple[Clock, LoopState]) -> tuple[Clock, LoopState]:
-            clock, states = loop
-            fresh = clock.env_steps % config.epoch_steps == 0
-            so_far = jax.tree.map(lambda x: jnp.where(fresh, 0.0, x), states.metrics)
-            clock = Clock(clock.env_steps + steps_per_call)
-            states, found = jax.vmap(advance, in_axes=(None, 0))(clock, states)
-            return clock, states._replace(metrics=metrics.add(so_far, found))
-
-        return jax.lax.fori_loop(0, calls, body, (clock, states))
+    def call(clock: Clock, states: LoopState, collected: Collected) -> tuple[Clock, LoopState]:
+        fresh = clock.env_steps % config.epoch_steps == 0
+        so_far = jax.tree.map(lambda x: jnp.where(fresh, 0.0, x), states.metrics)
+        clock = Clock(clock.env_steps + steps_per_call)
+        states, found = jax.vmap(advance, in_axes=(None, 0, 0))(clock, states, collected)
+        return clock, states._replace(metrics=metrics.add(so_far, found))
 
     checked: list[str] = []
 
     def metrics_and_names() -> Metrics:
         """The metrics of a call; `checked` learns the names on the way, in the order in which `advance` looks at them."""
-        _, found, finite = attempt(clock_at(steps_per_call), init(jnp.zeros((), jnp.int32), {}))
+        state = init(jnp.zeros((), jnp.int32), {})
+        _, found, finite = attempt(clock_at(steps_per_call), state, collect(clock_at(0), state))
         checked.extend(finite)
         return found
 
     unknown: Metrics = {}
     shapes = jax.eval_shape(metrics_and_names)
     unknown = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    return Loop(jax.vmap(init), run, steps_per_call, tuple(checked))
+    return Learning(init, call, steps_per_call, tuple(checked))
+
+
+def make(algorithm: Algorithm, task: Task, config: LoopConfig, data: Transition | None = None) -> Loop:
+    """The loop of `algorithm` on `task`, in one program. Seed k has the same randomness whatever the other seeds are.
+
+    With `data` [N, ...] nothing is collected: its rows are what each seed's single environment seems to yield, in turn, and
+    what their episodes earned goes by the names `data/...` where the metrics of collecting are `train/...`. Nothing is
+    planned, so metrics `plan/...` are left out.
+    """
+    shown = world_of(task, algorithm)
+
+    def collectors(learner: PyTree, clock: Clock) -> tuple[Any, Policy]:
+        if data is not None:
+            return playback(data, algorithm.policy(learner, True))
+        return auto_reset(shown, exploring(algorithm, task, config, learner, clock))
+
+    def start(learner: PyTree, environment_keys: Key, memory_keys: Key) -> tuple[Carry, Memory]:
+        world, policy = collectors(learner, clock_at(0))
+        return jax.vmap(world.reset)(environment_keys), jax.vmap(policy.init)(memory_keys)
+
+    def collect(clock: Clock, state: LoopState) -> Collected:
+        world, policy = collectors(state.algorithm, clock)
+
+        def one(carry: Carry, memory: Memory, key: Key) -> Any:
+            return rollout(world, policy, (carry, memory), key, algorithm.period)
+
+        keys = jax.random.split(collecting_key(state), config.num_envs)
+        (carry, memory), transitions = jax.vmap(one, out_axes=(0, 1))(state.carry, state.memory, keys)
+        return Collected(carry, memory, transitions)
+
+    parts = learning(algorithm, config, start, collect, of_data=data is not None)
+
+    def run(clock: Clock, states: LoopState, calls: Int[Array, ""]) -> tuple[Clock, LoopState]:
+        def body(i: Int[Array, ""], loop: tuple[Clock, LoopState]) -> tuple[Clock, LoopState]:
+            clock, states = loop
+            return parts.call(clock, states, jax.vmap(collect, in_axes=(None, 0))(clock, states))
+
+        return jax.lax.fori_loop(0, calls, body, (clock, states))
+
+    def compiled(compile: Compile, closing: contextlib.ExitStack, clock: Clock, states: LoopState) -> Any:
+        return compile("training", jax.jit(run, donate_argnums=1), clock, states, jnp.ones((), jnp.int32))
+
+    return Loop(jax.vmap(parts.init), run, parts.steps_per_call, parts.checked, compiled)
+
+
+def exploring(algorithm: Algorithm, task: Task, config: LoopConfig, learner: PyTree, clock: Clock) -> Policy:
+    """The policy that collects: of the learner's state, but random in the first `warmup_steps`, which all seeds share."""
+    return _with_warmup(algorithm.policy(learner, True), task, clock.env_steps < config.warmup_steps)
 
 
 def _of_data(found: Metrics, finished: Metrics) -> Metrics:

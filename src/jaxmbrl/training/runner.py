@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -21,7 +22,7 @@ from jaxtyping import Array, Float
 
 from jaxmbrl import algorithms, dataset, envs, metrics
 from jaxmbrl.config import UserError, check, closest, from_dict, to_dict
-from jaxmbrl.training import checkpoint, curve, evaluation, loop
+from jaxmbrl.training import bridged, checkpoint, curve, evaluation, loop
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.loop import Loop, LoopState
 from jaxmbrl.training.run_folder import CONFIG, RunFolder, environment
@@ -29,6 +30,8 @@ from jaxmbrl.types import Algorithm, Clock, Policy, PyTree, Task, Transition, ro
 
 CHUNK_SECONDS = 3.0
 """Wall clock that one call of the compiled program aims at; between two, progress is shown and signals are seen."""
+BACKENDS = ("jax", "gymnasium")
+"""Where a policy can be evaluated."""
 WHOLE = 2**31
 """Where the whole numbers of a compiled program end."""
 
@@ -129,6 +132,8 @@ class Evaluation(NamedTuple):
     """Environment steps that the policies were trained for."""
     frozen: tuple[int, ...]
     """Seeds that met a value that was not finite; they count with the policy that they had."""
+    backend: str
+    """Where the episodes ran: `jax`, in the compiled program, or `gymnasium`."""
 
 
 def configure(
@@ -198,7 +203,11 @@ def build(config: RunConfig, learns: bool = True) -> Program:
     data = None
     if config.data is not None:
         data = _data(config, task) if learns else jax.tree.map(lambda leaf: leaf[None], row_like(task))
-    program = Program(config, task, algorithm, loop.make(algorithm, task, settings, data))
+    if task.host is None or data is not None:
+        made = loop.make(algorithm, task, settings, data)
+    else:
+        made = bridged.make(algorithm, task, settings)
+    program = Program(config, task, algorithm, made)
     if program.total_steps >= WHOLE:
         raise UserError(f"steps must be below {WHOLE} in whole epochs, got {config.steps}")
     state = jax.eval_shape(lambda: _initial(program, _hyper({}, program.config)))
@@ -291,17 +300,31 @@ def load(run: str | Path) -> Loaded:
     return Loaded(_policy(program.algorithm), state.algorithm, program.task)
 
 
-def evaluate(run: str | Path, episodes: int = 10, model: str | None = None) -> Evaluation:
+def evaluate(run: str | Path, episodes: int = 10, model: str | None = None, backend: str | None = None) -> Evaluation:
     """Returns of `episodes` episodes of each seed of the run in folder `run`, under its deterministic policy.
 
     Start states are fixed by the episode's index, the same for every seed and every run of the task. With `model` "true"
     the run's planner plans in the true simulator and not in what was learned. Raises UserError where that is no planner.
+
+    The `backend` "gymnasium" plays the same episodes in the task's twin in Gymnasium, with C MuJoCo; it is where tasks
+    `gymnasium/...` live anyway. Raises UserError where there is no twin, or Gymnasium is missing.
     """
+    if backend not in (None, *BACKENDS):
+        raise UserError(f"backend must be {' or '.join(repr(name) for name in BACKENDS)}, got {backend!r}")
     if not 1 <= episodes < WHOLE:
         raise UserError(f"episodes must be at least 1 and below {WHOLE}, got {episodes}")
     program, state, restored = trained(run, model)
-    returns = jax.jit(lambda s: evaluation.evaluate(program.algorithm, program.task, s, episodes))(state.algorithm)
-    return summarise(returns, restored.extra["env_steps"], tuple(restored.extra["frozen"]))
+    algorithm, task = program.algorithm, program.task
+    own = "jax" if task.host is None else "gymnasium"
+    if backend == "jax" and own != backend:
+        raise UserError(f"task '{task.name}' lives outside of the compiled program: leave the backend out")
+    chosen = backend or own
+    with contextlib.ExitStack() as closing:
+        function = evaluation.evaluator(
+            algorithm, task, episodes, _as_it_is, closing, state.algorithm, in_gymnasium=chosen == "gymnasium"
+        )
+        returns = function(state.algorithm)
+    return summarise(returns, restored.extra["env_steps"], tuple(restored.extra["frozen"]), chosen)
 
 
 def trained(run: str | Path, model: str | None = None) -> tuple[Program, LoopState, checkpoint.Restored]:
@@ -310,6 +333,11 @@ def trained(run: str | Path, model: str | None = None) -> tuple[Program, LoopSta
     if model is not None:
         program = build(_planning_in(program.config, model), learns=False)
     return program, state, restored
+
+
+def _as_it_is(what: str, function: Any, *arguments: Any) -> Any:
+    """Compiled when it is first called."""
+    return function
 
 
 def _planning_in(config: RunConfig, model: str) -> RunConfig:
@@ -322,11 +350,13 @@ def _planning_in(config: RunConfig, model: str) -> RunConfig:
     return dataclasses.replace(config, settings=settings)
 
 
-def summarise(returns: Float[Array, "seeds episodes"], env_steps: int, frozen: tuple[int, ...] = ()) -> Evaluation:
+def summarise(
+    returns: Float[Array, "seeds episodes"], env_steps: int, frozen: tuple[int, ...] = (), backend: str = "jax"
+) -> Evaluation:
     """Means by seed, and over seeds."""
     per_seed = [float(x) for x in np.mean(np.asarray(returns, np.float64), axis=1)]
     mean, iqm = float(np.mean(per_seed)), evaluation.interquartile_mean(per_seed)
-    return Evaluation(returns, per_seed, mean, iqm, env_steps, frozen)
+    return Evaluation(returns, per_seed, mean, iqm, env_steps, frozen, backend)
 
 
 class _Session:
@@ -344,6 +374,7 @@ class _Session:
         self.frozen: set[int] = set()
         self.run_compiled: Any = None
         self.evaluate_compiled: Any = None
+        self.closing = contextlib.ExitStack()
 
     def begin(self, hyper: dict[str, Array]) -> Result:
         """Train from the start."""
@@ -375,6 +406,10 @@ class _Session:
         for name in ("versions", "devices", "commit"):
             if now.get(name) != then.get(name):
                 self.warn(f"{name} differ from those that the run started with: the resume need not be exact")
+        if self.program.task.host is not None and self.config.data is None and self.goes_on() and self.clock.env_steps > 0:
+            self.warn(
+                f"the resume is not exact: the checkpoint cannot hold the state of {self.config.env}, so new episodes begin"
+            )
         self.event("resume", env_steps=restored.extra["env_steps"], versions=now["versions"], commit=now.get("commit"))
         at = f"at {restored.extra['env_steps']:,} of {self.program.total_steps:,} steps"
         self.progress.say(f"resuming {at}" if self.goes_on() else f"the run is finished, {at}: nothing to do")
@@ -390,7 +425,12 @@ class _Session:
         """Epochs to the end."""
         program, started = self.program, time.monotonic() - self.wall_time
         every = self.config.settings.eval_every
-        with self.progress:
+        with self.progress, self.closing:
+            if program.task.host is not None and program.config.data is None and self.goes_on():
+                self.progress.say(
+                    f"{program.task.name} is stepped outside of the compiled program, with a trip to Python and back at "
+                    f"each step: slower than a task in JAX; episodes of at most {program.task.episode_length:,} steps"
+                )
             self.progress.update(int(self.clock.env_steps))
             while self.goes_on():
                 epoch = int(self.clock.env_steps) // program.epoch_steps + 1
@@ -413,8 +453,7 @@ class _Session:
         """Run the compiled program to the epoch's end, in chunks of about `CHUNK_SECONDS`."""
         program = self.program
         if self.run_compiled is None:
-            donated = jax.jit(program.loop.run, donate_argnums=1)
-            self.run_compiled = self.compile("training", donated, self.clock, self.state, jnp.ones((), jnp.int32))
+            self.run_compiled = program.loop.compiled(self.compile, self.closing, self.clock, self.state)
         end = (int(self.clock.env_steps) // program.epoch_steps + 1) * program.epoch_steps
         while int(self.clock.env_steps) < end:
             left = (end - int(self.clock.env_steps)) // program.loop.steps_per_call
@@ -430,8 +469,9 @@ class _Session:
         """Mean return of each seed's deterministic policy."""
         program, episodes = self.program, self.config.eval_episodes
         if self.evaluate_compiled is None:
-            function = jax.jit(lambda s: evaluation.evaluate(program.algorithm, program.task, s, episodes))
-            self.evaluate_compiled = self.compile("evaluation", function, self.state.algorithm)
+            self.evaluate_compiled = evaluation.evaluator(
+                program.algorithm, program.task, episodes, self.compile, self.closing, self.state.algorithm
+            )
         return np.asarray(self.evaluate_compiled(self.state.algorithm), np.float64).mean(axis=1)
 
     def compile(self, what: str, function: Any, *args: Any) -> Any:

@@ -1,0 +1,218 @@
+"""Stepping tasks that live on the host: environments side by side, one compiled action for all of them at each step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
+
+from jaxmbrl.config import UserError
+from jaxmbrl.envs.bridge import float_dtype, named_errors
+from jaxmbrl.envs.twin import Twin
+from jaxmbrl.rollout import auto_reset, reset_keys, step_keys
+from jaxmbrl.types import Action, Algorithm, HostEnv, HostStep, Key, Memory, Policy, PyTree, Task, Transition
+
+SIDE_BY_SIDE = 64
+"""Environments that an evaluation steps at a time, over all seeds; more episodes wait for their turn."""
+
+
+def host_seed(key: Key) -> UInt32[Array, ""]:
+    """The seed of a host environment's reset that a `World` would do with `key`; below 2**31."""
+    return jax.random.bits(key, (), jnp.uint32) >> 1
+
+
+def act(
+    policy: Policy,
+    memory: Memory,
+    observation: PyTree,
+    fresh: Bool[Array, ""],
+    key: Key,
+    i: Int[Array, ""],
+) -> tuple[Action, PyTree, Memory, UInt32[Array, ""]]:
+    """Step `i` of what `rollout` would do with `key` in an auto-resetting world: (action, extras, memory, the host seed of
+    a reset after the step). `policy` is the one that `auto_reset` wrapped; it forgets where `fresh`."""
+    act_key, step_key = step_keys(key, i)
+    action, extras, memory = policy.act(memory, (observation, fresh), act_key)
+    return action, extras, memory, host_seed(reset_keys(step_key)[1])
+
+
+class Environments:
+    """Environments of a task on the host, n of them. An episode that ended is followed by another."""
+
+    def __init__(self, task: Task, count: int) -> None:
+        assert task.host is not None
+        self._task, self._dtype = task, float_dtype()
+        self._envs: list[HostEnv] = []
+        with contextlib.ExitStack() as closing:
+            for _ in range(count):
+                with named_errors(task.name, "being made"):
+                    env = task.host()
+                closing.callback(close, task, env)
+                self._envs.append(env)
+            self._closing = closing.pop_all()
+        self.observation: Float[np.ndarray, "n O"] = np.zeros((count, *task.observation.shape), self._dtype)
+        self.fresh: Bool[np.ndarray, "n"] = np.ones(count, bool)
+
+    def begin(self, seeds: UInt32[np.ndarray, "n"]) -> None:
+        """Begin an episode in each."""
+        for n, seed in enumerate(seeds):
+            self._reset(n, int(seed))
+
+    def step(
+        self, action: Shaped[np.ndarray, "n ..."], seeds: UInt32[np.ndarray, "n"], active: Bool[np.ndarray, "n"]
+    ) -> Transition:
+        """Transitions [n, ...] of one step in each environment that is `active`, without extras. The others stay as they
+        are. An episode that ends is followed by one that begins with the seed given."""
+        count = len(self._envs)
+        before, after = self.observation.copy(), self.observation.copy()
+        reward = np.zeros(count, self._dtype)
+        terminated, truncated = np.zeros(count, bool), np.zeros(count, bool)
+        for n in map(int, np.flatnonzero(active)):
+            told = step(self._task, self._envs[n], np.asarray(action[n]))
+            after[n], reward[n] = told.observation, told.reward
+            terminated[n], truncated[n] = told.terminated, told.truncated
+            self.observation[n], self.fresh[n] = told.observation, False
+            if told.terminated or told.truncated:
+                self._reset(n, int(seeds[n]))
+        rows: tuple[Any, ...] = (before, action, reward, after, terminated, truncated)
+        return Transition(*rows)
+
+    def _reset(self, n: int, seed: int) -> None:
+        with named_errors(self._task.name, "reset"):
+            self.observation[n] = self._envs[n].reset(seed)
+        self.fresh[n] = True
+
+    def close(self) -> None:
+        """Let all of them go."""
+        self._closing.close()
+
+
+def step(task: Task, env: HostEnv | Twin, action: Shaped[np.ndarray, "..."]) -> HostStep:
+    """A step of one environment; what it raises names the task."""
+    with named_errors(task.name, "step"):
+        return env.step(action)
+
+
+def close(task: Task, env: HostEnv | Twin) -> None:
+    """Let one environment go; what it raises names the task."""
+    with named_errors(task.name, "close"):
+        env.close()
+
+
+def finite_rows(tree: PyTree) -> Bool[np.ndarray, "n"]:
+    """Which rows of arrays [n, ...] hold finite numbers alone."""
+    leaves = [np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in jax.tree.leaves(tree)]
+    return np.logical_and.reduce(leaves)
+
+
+def collect(task: Task, policy: Policy, steps: int, seed: int = 0) -> Transition:
+    """`steps` transitions [steps, ...] of `policy` in one environment, episode after episode, without the policy's extras.
+
+    Raises UserError where an action is not finite.
+    """
+    _, policy = auto_reset(task.world, policy)
+    start_key, memory_key, key = jax.random.split(jax.random.key(seed), 3)
+    environments = Environments(task, 1)
+    with contextlib.closing(environments):
+        environments.begin(np.asarray(host_seed(start_key))[None])
+        acting = jax.jit(lambda memory, seen, fresh, i: act(policy, memory, seen, fresh, key, i))
+        memory, rows = policy.init(memory_key), []
+        for i in range(steps):
+            seen, fresh = environments.observation[0], environments.fresh[0]
+            action, _, memory, again = acting(memory, seen, fresh, np.int32(i))
+            told, again = jax.device_get((action, again))
+            if not np.isfinite(told).all():
+                raise UserError(f"task '{task.name}': the policy's action is not finite at step {i + 1}; train it anew")
+            rows.append(environments.step(np.asarray(told)[None], np.asarray(again)[None], np.ones(1, bool)))
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *rows)
+
+
+class Stage(NamedTuple):
+    """Where episodes are evaluated on the host."""
+
+    make: Callable[[], HostEnv | Twin]
+    """Makes one more environment."""
+    start: Callable[[Any, int], PyTree]
+    """(environment, index of the episode) -> what is seen first."""
+    show: Callable[[PyTree], PyTree]
+    """What is seen of one environment -> what the policy is shown, inside a compiled program."""
+
+
+class Evaluator:
+    """Episodes of the deterministic policy on the host, with the keys of `evaluation.episode`."""
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        task: Task,
+        stage: Stage,
+        keys: Callable[[Int[Array, ""]], tuple[Key, Key, Key]],
+        episodes: int,
+        compile: Callable[..., Any],
+    ) -> None:
+        """`keys(index)` gives (start key, memory key, rollout key) of an episode."""
+        self._task, self._stage, self._episodes, self._compile = task, stage, episodes, compile
+        self._closing = contextlib.ExitStack()
+        self._envs: list[HostEnv | Twin] = []
+        self._acting: Callable[..., Any] | None = None
+
+        def init(state: PyTree, index: Int[Array, ""]) -> Memory:
+            return algorithm.policy(state, False).init(keys(index)[1])
+
+        def one(state: PyTree, memory: Memory, seen: PyTree, index: Int[Array, ""], i: Int[Array, ""]) -> Any:
+            act_key, _ = step_keys(keys(index)[2], i)
+            action, _, memory = algorithm.policy(state, False).act(memory, stage.show(seen), act_key)
+            return action, memory
+
+        self._init = jax.jit(jax.vmap(jax.vmap(init, in_axes=(None, 0)), in_axes=(0, None)))
+        by_episode = jax.vmap(one, in_axes=(None, 0, 0, 0, None))
+        self._one = jax.jit(jax.vmap(by_episode, in_axes=(0, 0, 0, None, None)))
+
+    def __call__(self, states: PyTree) -> Float[Array, "K episodes"]:
+        """Returns of each seed of `states` [K, ...]; NaN where the policy's action was not finite."""
+        seeds = jax.tree.leaves(states)[0].shape[0]
+        wave = min(self._episodes, max(1, SIDE_BY_SIDE // seeds))
+        while len(self._envs) < seeds * wave:
+            with named_errors(self._task.name, "being made"):
+                env = self._stage.make()
+            self._closing.callback(close, self._task, env)
+            self._envs.append(env)
+        returns = [self._play(states, seeds, np.arange(first, first + wave)) for first in range(0, self._episodes, wave)]
+        return jnp.asarray(np.concatenate(returns, axis=1)[:, : self._episodes], float)
+
+    def _play(self, states: PyTree, seeds: int, indices: Int[np.ndarray, "wave"]) -> Float[np.ndarray, "K wave"]:
+        """Returns of one episode of each seed and index; an index beyond the last episode is not played."""
+        rows = [(k, int(index)) for k in range(seeds) for index in indices]
+        seen: list[PyTree] = []
+        with named_errors(self._task.name, "reset"):
+            seen.extend(self._stage.start(env, index) for env, (_, index) in zip(self._envs, rows, strict=True))
+        alive = np.array([index < self._episodes for _, index in rows])
+        total = np.zeros(len(rows))
+        at = jnp.asarray(indices, jnp.int32)
+        memory = self._init(states, at)
+        for i in range(self._task.episode_length):
+            if not alive.any():
+                break
+            shown = jax.tree.map(lambda *x: np.stack(x).reshape(seeds, len(indices), *np.shape(x[0])), *seen)
+            arguments = (states, memory, shown, at, jnp.asarray(i, jnp.int32))
+            if self._acting is None:
+                self._acting = self._compile("evaluation", self._one, *arguments)
+            action, memory = self._acting(*arguments)
+            action = np.asarray(action).reshape(len(rows), *action.shape[2:])
+            lost = alive & ~finite_rows(action)
+            total[lost], alive = np.nan, alive & ~lost
+            for n in np.flatnonzero(alive):
+                told = step(self._task, self._envs[n], np.asarray(action[n]))
+                seen[n], alive[n] = told.observation, not (told.terminated or told.truncated)
+                total[n] += told.reward
+        return total.reshape(seeds, -1)
+
+    def close(self) -> None:
+        """Let the environments go."""
+        self._closing.close()
+        self._envs.clear()

@@ -1,0 +1,186 @@
+"""Gymnasium's environments as tasks: spaces, bounds, limits, and rows against Gymnasium stepped by hand."""
+
+import sys
+from types import SimpleNamespace
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmbrl import envs
+from jaxmbrl.config import UserError
+from jaxmbrl.envs import bridge
+from jaxmbrl.training.collecting import collect, random_policy
+from jaxmbrl.training.hosted import host_seed
+from jaxmbrl.types import Box, Discrete, HostEnv
+
+Space = gymnasium.spaces.Box
+
+
+class Toy(gymnasium.Env):
+    """Observes [2, 3] numbers, all the last action's sum; ends as it is told."""
+
+    def __init__(self, action=None, observation=None, ends=lambda step: (False, False)):
+        self.action_space = action or Space(np.array([[-1.0, 0.0]], "f"), np.array([[3.0, 0.1]], "f"))
+        self.observation_space = observation or Space(-np.inf, np.inf, (2, 3))
+        self.ends, self.given, self.count = ends, [], 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return np.zeros((2, 3), "f"), {}
+
+    def step(self, action):
+        self.given.append(action)
+        self.count += 1
+        return np.full((2, 3), np.sum(action), "f"), 1.0, *self.ends(self.count), {}
+
+
+def host(env, **fields):
+    """The environment behind the host's interface, and its task."""
+    task = envs.from_gymnasium(lambda: env, "toy", **fields)
+    return task, task.host()
+
+
+def test_boxes_are_flattened_and_actions_mapped_onto_the_bounds():
+    env = Toy()
+    task, outside = host(env)
+    assert isinstance(outside, HostEnv)
+    assert (task.observation, task.action) == (Box((6,)), Box((2,), -1.0, 1.0))
+    assert (task.env.observation_size, task.env.action_size) == (6, 2)
+    assert outside.reset(3).shape == (6,)
+    for action in ([-1.0, 1.0], [1.0, -1.0], [0.5, 0.0], [1.5, 0.0]):
+        outside.step(np.array(action, np.float32))
+    # -1 + 4 (a + 1) / 2 and 0.1 (a + 1) / 2; beyond the bounds as it came.
+    expected = [[[-1.0, 0.1]], [[3.0, 0.0]], [[2.0, 0.05]], [[4.0, 0.05]]]
+    np.testing.assert_allclose(env.given, np.array(expected, "f"), rtol=1e-6)
+    assert all(action.dtype == np.float32 and action.shape == (1, 2) for action in env.given)
+    assert all(env.action_space.contains(action) for action in env.given[:3])
+
+
+def test_bounds_are_met_to_the_bit():
+    low, high = np.array([-0.1, 1e-3, -7.3]), np.array([0.3, 1e3, 0.7])
+    np.testing.assert_array_equal(bridge.rescale(-np.ones(3), low, high), low)
+    np.testing.assert_array_equal(bridge.rescale(np.ones(3), low, high), high)
+
+
+def test_choices_are_numbered_as_the_space_does():
+    env = Toy(gymnasium.spaces.Discrete(3, start=-1))
+    task, outside = host(env)
+    assert task.action == Discrete(3)
+    outside.reset(0)
+    for action in range(3):
+        outside.step(np.asarray(action, np.int32))
+    assert env.given == [-1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("ends", "told"),
+    [((False, False), (False, False)), ((True, False), (True, False)), ((False, True), (False, True)),
+     ((True, True), (True, False))],
+)  # fmt: skip
+def test_a_time_limit_on_a_termination_is_none(ends, told):
+    _, outside = host(Toy(ends=lambda step: ends), episode_length=2)
+    outside.reset(0)
+    step = outside.step(np.zeros(2))
+    assert (step.terminated, step.truncated) == told
+    assert outside.step(np.zeros(2))[2:] == ((True, False) if told[0] else (False, True))
+    outside.reset(0)
+    assert outside.step(np.zeros(2))[2:] == told
+
+
+def test_the_limit_is_the_callers_or_the_specs_or_a_thousand():
+    assert host(Toy(), episode_length=7)[0].episode_length == 7
+    assert envs.make("gymnasium/Pendulum-v1").episode_length == 200
+    assert host(Toy())[0].episode_length == 1000
+    for wrong in (0, -1):
+        with pytest.raises(UserError, match="episode_length must be a whole number"):
+            host(Toy(), episode_length=wrong)
+
+
+def test_rows_are_gymnasiums():
+    """Two episodes of the cart-pole and more, with the same seeds and actions by Gymnasium itself."""
+    task = envs.make("gymnasium/CartPole-v1")
+    assert (task.name, task.action, task.episode_length) == ("gymnasium/CartPole-v1", Discrete(2), 500)
+    rows = jax.tree.map(np.asarray, collect(task, random_policy(task), 60, seed=4))
+    assert rows.terminated.sum() >= 2 and not rows.truncated.any()
+    assert rows.action.dtype == np.int32 and rows.observation.dtype == np.float32
+    assert set(rows.action) == {0, 1}
+    theirs = gymnasium.make("CartPole-v1")
+    start_key, _, key = jax.random.split(jax.random.key(4), 3)
+    seen, _ = theirs.reset(seed=int(host_seed(start_key)))
+    for i in range(60):
+        np.testing.assert_array_equal(rows.observation[i], seen)
+        seen, reward, terminated, _, _ = theirs.step(rows.action[i])
+        np.testing.assert_array_equal(rows.next_observation[i], seen)
+        assert (rows.reward[i], rows.terminated[i]) == (reward, terminated)
+        if terminated:
+            step_key = jax.random.split(jax.random.fold_in(key, i))[1]
+            seen, _ = theirs.reset(seed=int(host_seed(jax.random.split(step_key)[1])))
+    again = collect(task, random_policy(task), 60, seed=4)
+    jax.tree.map(np.testing.assert_array_equal, rows, again)
+    assert not np.array_equal(collect(task, random_policy(task), 3, seed=5).observation, rows.observation[:3])
+
+
+def test_a_compiled_program_cannot_step_it_and_says_so():
+    task = host(Toy())[0]
+    key, action = jax.random.key(0), jnp.zeros(2)
+    for what, call in {
+        "reset": lambda: task.world.reset(key),
+        "started": lambda: task.world.start(None, key),
+        "stepped": lambda: jax.jit(task.world.step)(None, action, key),
+        "be stepped": lambda: task.env.step(None, action),
+        "be reset": lambda: task.env.reset(key),
+    }.items():
+        with pytest.raises(UserError, match=f"'toy' lives outside of the compiled program and cannot .*{what} inside one"):
+            call()
+    np.testing.assert_array_equal(task.world.observe(jnp.arange(6.0)), jnp.arange(6.0))
+    with pytest.raises(UserError, match="lives outside"):
+        envs.check(task)
+
+
+@pytest.mark.parametrize(
+    ("env", "told"),
+    [
+        (Toy(Space(-np.inf, 1.0, (2,))), "its actions must have finite bounds"),
+        (Toy(Space(0.0, 0.0, (2,))), "its actions must have finite bounds"),
+        (Toy(gymnasium.spaces.MultiDiscrete([2, 3])), "its actions must be a Box or Discrete, got MultiDiscrete"),
+        (Toy(observation=gymnasium.spaces.Discrete(4)), r"its observations must be a Box, got Discrete\(4\)"),
+        (SimpleNamespace(), "its observations must be a Box, got None"),
+        (SimpleNamespace(observation_space=Toy().observation_space, num_envs=2), "give a single environment"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_a_line(env, told):
+    with pytest.raises(UserError, match=f"^task 'toy': {told}") as error:
+        envs.from_gymnasium(lambda: env, "toy")
+    assert "\n" not in str(error.value)
+
+
+def test_what_an_environment_raises_names_it():
+    def broken():
+        raise OSError("no such\nport")
+
+    with pytest.raises(UserError, match=r"^task 'arm': its environment fails in being made with OSError: no such port$"):
+        envs.from_gymnasium(broken, "arm")
+    _, outside = host(Toy())
+    outside._env.step = lambda action: (np.zeros(5), 0.0, False, False, {})
+    with pytest.raises(UserError, match="'toy': an observation must be 6 numbers, as its space says, got 5"):
+        outside.step(np.zeros(2))
+
+
+def test_names_that_gymnasium_does_not_know_and_a_missing_gymnasium(monkeypatch):
+    with pytest.raises(UserError, match=r"Gymnasium cannot make 'Pendulum-v9': .*v9"):
+        envs.make("gymnasium/Pendulum-v9")
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    with pytest.raises(UserError, match=r"^Gymnasium is missing: pip install 'jaxmbrl\[gym\]'$"):
+        envs.make("gymnasium/Pendulum-v1")
+    assert envs.from_gymnasium(Toy, "toy").observation == Box((6,))
+
+
+def test_making_one_writes_no_log_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task = envs.make("gymnasium/HalfCheetah-v5")
+    assert (task.observation, task.action, task.episode_length) == (Box((17,)), Box((6,), -1.0, 1.0), 1000)
+    assert list(tmp_path.iterdir()) == []
