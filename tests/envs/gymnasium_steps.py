@@ -195,6 +195,22 @@ def plain(name: str):
     return make_gymnasium(name)
 
 
+def error_with_iterations(name: str, iterations: tuple[int, int]) -> np.ndarray:
+    """How far C MuJoCo with so many solver iterations and line-search steps ends up from its own solution, each step."""
+    rows, inner = recorded(name), make_gymnasium(name).unwrapped
+    inner.model.opt.iterations, inner.model.opt.ls_iterations, inner.model.opt.tolerance = *iterations, 0.0
+    inner.model.opt.ccd_tolerance, inner.model.opt.ccd_iterations = 1e-14, 500
+    data, errors = inner.data, []
+    for i, action in enumerate(rows.action):
+        mujoco.mj_resetData(inner.model, data)
+        data.qpos[:], data.qvel[:], data.qacc_warmstart[:] = rows.qpos[i], rows.qvel[i], rows.warmstart[i]
+        data.ctrl[:] = action * inner.model.actuator_ctrlrange[:, 1]
+        mujoco.mj_step(inner.model, data, nstep=inner.frame_skip)
+        far = np.concatenate([data.qpos - rows.solved.qpos[i], data.qvel - rows.solved.qvel[i]])
+        errors.append(np.abs(far).max())
+    return np.array(errors)
+
+
 UNFINISHED = {"Pusher-v5": 60}
 """States of 1,000 where C MuJoCo is off its own solution by more than 1e-9, at most; 3 where none is said. Pusher's: C
 seeks the contact of hand and cylinder to a tolerance of 1e-6."""

@@ -1,6 +1,9 @@
 """Gymnasium's HumanoidStandup-v5: a body of 17 joints gets up from lying on its back.
 
 Nothing terminates the task. The observation shows the torso's height and the contact forces, and so determines the reward.
+
+Solver as of `Humanoid`, but lying on the ground takes more iterations: of 1,000 states that random and scripted policies
+reach, 6 with 12 line-search steps are wrong in 14, by up to 0.011, 8 with 16 in none. The task takes 8 and 16.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ class HumanoidStandup(Humanoid):
 
     gymnasium_id = "HumanoidStandup-v5"
     xml = "humanoidstandup.xml"
+    iterations = 8
+    line_search_iterations = 16
     reward_terms = ("reward_linup", "reward_quadctrl", "reward_impact", "reward_survive")
 
     def mark(self, data: Data) -> PyTree:
