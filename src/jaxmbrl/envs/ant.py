@@ -9,8 +9,8 @@ One step from 1,000 states that random and scripted policies reach differs in fl
 contact forces included, and from Gymnasium by as much in all but 2 of them, where C's solver stopped early. In float32
 coordinates differ by up to 4.7e-4, and the clipped contact forces by more than 1e-3 in 7 states, by up to 0.05.
 
-Solver iterations: on those states 4 with 8 line-search steps are wrong in 79, by up to 0.44, 6 with 12 in none; a step in a
-batch of 1,000 takes 1.7 and 2.8 ms of CPU time in float32. The task takes 6 and 12.
+Solver iterations: on those states 4 with 8 line-search steps are wrong in 79, by up to 0.44, 6 with 12 in none; a step in
+a batch of 1,000 takes 1.7 and 2.8 ms of CPU time in float32. The task takes 6 and 12.
 """
 
 from __future__ import annotations

@@ -5,13 +5,13 @@ its successors report (Janner et al., arXiv 1906.08253, appendix).
 
 The reward is not a function of the observation: it pays for the distance that the centre of mass moved over the step.
 
-Gymnasium's model asks for the solver PGS, which MJX does not have: this task takes Newton's, and is compared with C MuJoCo
-under Newton's. One step from 1,000 states that random and scripted policies reach, limbs touching each other and the ground,
-then differs by 4e-13 in float64, and by 2e-12 of what is observed where that is large. In float32 coordinates differ by up to
-1.8e-4, contact forces by up to 1.5e-3 of their size.
+Gymnasium's model asks for the solver PGS, which MJX does not have: this task takes Newton's, and is compared with C
+MuJoCo under Newton's. One step from 1,000 states that random and scripted policies reach, limbs touching each other and
+the ground, then differs by 4e-13 in float64, and by 2e-12 of what is observed where that is large. In float32 coordinates
+differ by up to 1.8e-4, contact forces by up to 1.5e-3 of their size.
 
-Solver iterations: on those states 4 with 8 line-search steps are wrong in 7, by up to 0.028, 6 with 12 in none; a step in a
-batch of 1,000 takes 8.4 and 10.6 ms of CPU time in float64. The task takes 6 and 12.
+Solver iterations: on those states 4 with 8 line-search steps are wrong in 7, by up to 0.028, 6 with 12 in none; a step in
+a batch of 1,000 takes 8.4 and 10.6 ms of CPU time in float64. The task takes 6 and 12.
 """
 
 from __future__ import annotations

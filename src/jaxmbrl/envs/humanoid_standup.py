@@ -1,6 +1,7 @@
 """Gymnasium's HumanoidStandup-v5: a body of 17 joints gets up from lying on its back.
 
-Nothing terminates the task. The observation shows the torso's height and the contact forces, and so determines the reward.
+Nothing terminates the task. The observation shows the torso's height and the contact forces, and so determines the
+reward.
 
 Solver as of `Humanoid`, but lying on the ground takes more iterations: of 1,000 states that random and scripted policies
 reach, 6 with 12 line-search steps are wrong in 14, by up to 0.011, 8 with 16 in none. The task takes 8 and 16.

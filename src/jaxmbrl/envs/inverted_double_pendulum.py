@@ -3,8 +3,9 @@
 Neither reward nor termination are functions of the observation: both look at the place of the tip as the simulator's last
 evaluation of the dynamics had it, shortly before the step's end, and the reward at velocities that the observation clips.
 
-Only the rail's ends constrain this model, for which 4 solver iterations of 8 line-search steps are enough. One step from 1,000
-states that random and scripted policies reach differs from Gymnasium's by 6e-15 in float64, by up to 3.1e-6 in float32.
+Only the rail's ends constrain this model, for which 4 solver iterations of 8 line-search steps are enough. One step from
+1,000 states that random and scripted policies reach differs from Gymnasium's by 6e-15 in float64, by up to 3.1e-6 in
+float32.
 """
 
 from __future__ import annotations

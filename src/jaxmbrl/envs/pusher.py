@@ -1,11 +1,12 @@
 """Gymnasium's Pusher-v5: an arm of seven joints pushes a cylinder over a table to a goal.
 
-Nothing terminates the task. The observation shows the places of fingertip, cylinder and goal, and so determines the reward.
+Nothing terminates the task. The observation shows the places of fingertip, cylinder and goal, and so determines the
+reward.
 
-A contact of hand and cylinder is C MuJoCo's while they overlap by less than 2 cm (`contacts`). One step from 1,000 states that
-random policies and one that pushes reach differs in float64 from C MuJoCo's solution by 1e-13; Gymnasium is off that by
-up to 3e-5 in the 27 of them in which C's search for that contact stopped at its tolerance of 1e-6. 4 solver iterations of 8
-line-search steps are enough.
+A contact of hand and cylinder is C MuJoCo's while they overlap by less than 2 cm (`contacts`). One step from 1,000 states
+that random policies and one that pushes reach differs in float64 from C MuJoCo's solution by 1e-13; Gymnasium is off that
+by up to 3e-5 in the 27 of them in which C's search for that contact stopped at its tolerance of 1e-6. 4 solver iterations
+of 8 line-search steps are enough.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ Nothing terminates the task. The observation shows the way from target to finger
 determines the reward.
 
 Only a joint's limit constrains this model, for which 4 solver iterations of 8 line-search steps are enough. One step from
-1,000 states that random and scripted policies reach differs from C MuJoCo's solution by 4e-14 in float64, and from Gymnasium
-by as much in all but 1: there, by 4.6e-7, C's solver stopped early. In float32 it differs by up to 3.7e-3, of velocities up to
-126 rad/s.
+1,000 states that random and scripted policies reach differs from C MuJoCo's solution by 4e-14 in float64, and from
+Gymnasium by as much in all but 1: there, by 4.6e-7, C's solver stopped early. In float32 it differs by up to 3.7e-3, of
+velocities up to 126 rad/s.
 """
 
 from __future__ import annotations

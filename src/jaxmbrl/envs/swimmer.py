@@ -3,8 +3,9 @@
 The reward is not a function of the observation: it pays for the distance moved over the step, and x is not observed.
 Nothing terminates the task.
 
-Only joint limits constrain this model, for which 4 solver iterations of 8 line-search steps are enough. One step from 1,000
-states that random and scripted policies reach differs from Gymnasium's by 7e-11 in float64, by up to 4.3e-5 in float32.
+Only joint limits constrain this model, for which 4 solver iterations of 8 line-search steps are enough. One step from
+1,000 states that random and scripted policies reach differs from Gymnasium's by 7e-11 in float64, by up to 4.3e-5 in
+float32.
 """
 
 from __future__ import annotations

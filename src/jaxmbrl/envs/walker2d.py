@@ -2,9 +2,9 @@
 
 The reward is not a function of the observation: it pays for the distance moved over the step, and x is not observed.
 
-Solver iterations: of 1,000 states that random and scripted policies reach, 4 with 8 line-search steps are wrong in 3, by up
-to 3.8e-3, 6 with 12 in none; a step in a batch of 1,000 takes 0.97 and 1.27 ms of CPU time in float64. The task takes 6 and
-12. One step then differs from Gymnasium's by 2e-13 in float64, by up to 3.2e-4 in float32.
+Solver iterations: of 1,000 states that random and scripted policies reach, 4 with 8 line-search steps are wrong in 3, by
+up to 3.8e-3, 6 with 12 in none; a step in a batch of 1,000 takes 0.97 and 1.27 ms of CPU time in float64. The task takes
+6 and 12. One step then differs from Gymnasium's by 2e-13 in float64, by up to 3.2e-4 in float32.
 """
 
 from __future__ import annotations
