@@ -145,6 +145,8 @@ class MujocoEnv:
         qpos, qvel = jnp.asarray(qpos, float), jnp.asarray(qvel, float)
         with jax.default_matmul_precision("highest"), self._as_ours():
             data = self.settle(self._data.replace(qpos=qpos, qvel=qvel))
+        # MJX has made the quaternions of unit length on the way; C MuJoCo shows them as they were set.
+        data = data.replace(qpos=qpos)
         simulation = Simulation(qpos, qvel, jnp.zeros(self.mj_model.nv), self.mark(data))
         return initial_state(simulation, self.observe(data), {term: jnp.zeros(()) for term in self.reward_terms})
 
