@@ -184,3 +184,36 @@ def test_making_one_writes_no_log_file(tmp_path, monkeypatch):
     task = envs.make("gymnasium/HalfCheetah-v5")
     assert (task.observation, task.action, task.episode_length) == (Box((17,)), Box((6,), -1.0, 1.0), 1000)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_action_is_repeated_on_the_host():
+    plain, repeated = (envs.make("gymnasium/MountainCarContinuous-v0", action_repeat=times) for times in (1, 4))
+    assert repeated.episode_length == -(-plain.episode_length // 4) and repeated.reward is None
+    ones, fours = plain.host(), repeated.host()
+    np.testing.assert_array_equal(ones.reset(3), fours.reset(3))
+    rng = np.random.default_rng(0)
+    for turn in range(repeated.episode_length):
+        action = rng.uniform(-0.2, 0.2, 1)
+        single = [ones.step(action) for _ in range(min(4, plain.episode_length - 4 * turn))]
+        together = fours.step(action)
+        np.testing.assert_array_equal(together.observation, single[-1].observation)
+        assert together.reward == sum(step.reward for step in single)
+        assert together.truncated == single[-1].truncated == (turn == repeated.episode_length - 1)
+    ones.close()
+    fours.close()
+
+
+def test_a_repeat_on_the_host_ends_with_the_episode():
+    task = envs.repeat(envs.make("gymnasium/CartPole-v1"), 7)
+    once, sevens = envs.make("gymnasium/CartPole-v1").host(), task.host()
+    once.reset(0), sevens.reset(0)
+    steps, told = 0, None
+    while told is None or not told.terminated:
+        told, steps = once.step(np.asarray(1, np.int32)), steps + 1
+    rewards, ended = [], False
+    while not ended:
+        step = sevens.step(np.asarray(1, np.int32))
+        rewards.append(step.reward)
+        ended = step.terminated
+    assert steps % 7 and sum(rewards) == steps and len(rewards) == -(-steps // 7)
+    np.testing.assert_array_equal(step.observation, told.observation)

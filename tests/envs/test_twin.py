@@ -174,3 +174,30 @@ def test_a_planner_in_the_true_simulator_plans_from_the_twins_state(pole):
     found = [returns(algorithm, task, states, 2, in_gymnasium) for in_gymnasium in (False, True)]
     np.testing.assert_array_equal(found[0], found[1])
     assert (found[0] == 25).all(), found[0]
+
+
+def test_a_repeated_task_has_a_twin_that_repeats():
+    once, thrice = envs.make("InvertedPendulum-v5"), envs.make("InvertedPendulum-v5", action_repeat=3)
+    assert check_twin(thrice) == "InvertedPendulum-v5"
+    ones, threes = Twin(once), Twin(thrice)
+    start = (np.array([0.1, 0.02]), np.array([0.3, 0.4]))
+    for twin in (ones, threes):
+        twin.start(*start)
+    action, told, earned = np.array([0.2]), None, []
+    for _ in range(12):
+        told = ones.step(action)
+        earned.append(told.reward)
+        if told.terminated:
+            break
+    assert told.terminated and len(earned) % 3, "the pole must fall in the middle of a repeat"
+    together = [threes.step(action) for _ in range(-(-len(earned) // 3))]
+    assert [step.terminated for step in together] == [False] * (len(together) - 1) + [True]
+    np.testing.assert_array_equal(
+        [step.reward for step in together], [sum(earned[i : i + 3]) for i in range(0, len(earned), 3)]
+    )
+    np.testing.assert_array_equal(together[-1].observation.observation, told.observation.observation)
+    carry, own = carry_of(thrice)(together[0].observation), jax.eval_shape(thrice.world.reset, jax.random.key(0))
+    assert jax.tree.structure(carry) == jax.tree.structure(own)
+    assert (int(carry[0][1]), int(carry[1])) == (3, 1)
+    for twin in (ones, threes):
+        twin.close()
