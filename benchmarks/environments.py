@@ -5,7 +5,7 @@ rollout, all on the same device's host.
 
 Ours is the collector's own program: random actions, every episode's end reset, one compiled loop. Its compile time, of the
 largest batch and without any cache, is told apart. Gymnasium's are `SyncVectorEnv` of 64 and `AsyncVectorEnv` of twice the
-cores, with random actions. C MuJoCo's is `mujoco.rollout` of 64 on all cores, random controls, from resets on and without
+cores, with random actions. Cores are those that the process may use (`taskset` chooses). C MuJoCo's is `mujoco.rollout` of 64 on all cores, random controls, from resets on and without
 any more, with neither observations nor rewards: what bare physics costs. The four stand side by side in one run.
 """
 
@@ -31,7 +31,7 @@ from jaxmbrl.rollout import auto_reset, rollout
 from jaxmbrl.training.collecting import random_policy
 
 TASKS = [name for name in envs.names() if name.endswith("-v5")]
-CORES = os.cpu_count() or 1
+CORES = len(os.sched_getaffinity(0))
 GYMNASIUM_BATCH = 64
 
 
