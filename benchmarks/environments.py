@@ -3,10 +3,11 @@ rollout, all on the same device's host.
 
     python benchmarks/environments.py [--tasks Hopper-v5 ...] [--batches 1 64 1024] [--seconds 2] [--out results.json]
 
-Ours is the collector's own program: random actions, every episode's end reset, one compiled loop. Its compile time, of the
-largest batch and without any cache, is told apart. Gymnasium's are `SyncVectorEnv` of 64 and `AsyncVectorEnv` of twice the
-cores, with random actions. Cores are those that the process may use (`taskset` chooses). C MuJoCo's is `mujoco.rollout` of 64 on all cores, random controls, from resets on and without
-any more, with neither observations nor rewards: what bare physics costs. The four stand side by side in one run.
+Ours is the collector's own program: random actions, every episode's end reset, one compiled loop. Its compile time,
+of the largest batch and without any cache, is told apart. Gymnasium's are `SyncVectorEnv` of 64 and `AsyncVectorEnv`
+of twice the cores, with random actions. Cores are those that the process may use (`taskset` chooses). C MuJoCo's is
+`mujoco.rollout` of 64 on all cores, random controls, from resets on and without any more, with neither observations
+nor rewards: what bare physics costs. The four stand side by side in one run.
 """
 
 from __future__ import annotations
