@@ -228,7 +228,7 @@ def test_evaluate_ends_with_json(sac_run, ten_episodes, monkeypatch):
     assert (code, err) == (0, "")
     found = json.loads(said.splitlines()[-1])
     summary = {"per_seed": ten_episodes.per_seed, "mean": ten_episodes.mean, "iqm": ten_episodes.iqm}
-    assert found == summary | {"env_steps": 800, "frozen": []}
+    assert found == summary | {"backend": "jax", "env_steps": 800, "frozen": []}
     assert "the policy after 800 of 800 environment steps\n" in said and "frozen" not in said.replace('"frozen"', "")
     assert found["mean"] == pytest.approx(sum(found["per_seed"]) / 2, rel=1e-12)
     assert f"seed 3: {found['per_seed'][0]:.2f}" in said and f"seed 4: {found['per_seed'][1]:.2f}" in said
@@ -236,12 +236,12 @@ def test_evaluate_ends_with_json(sac_run, ten_episodes, monkeypatch):
 
 def test_a_return_that_is_not_finite_is_null_in_json(sac_run, monkeypatch):
     monkeypatch.setattr(
-        runner, "evaluate", lambda run, episodes, model: runner.summarise(jnp.asarray([[1.0], [jnp.nan]]), 9, (4,))
+        runner, "evaluate", lambda run, episodes, *given: runner.summarise(jnp.asarray([[1.0], [jnp.nan]]), 9, (4,))
     )
     code, said, _ = call("evaluate", sac_run[0], "--json")
     assert code == 0 and "seed 4: not finite  (frozen when a value was not finite)" in said
     found = json.loads(said.splitlines()[-1])
-    assert found == {"per_seed": [1.0, None], "mean": None, "iqm": None, "env_steps": 9, "frozen": [4]}
+    assert found == {"per_seed": [1.0, None], "mean": None, "iqm": None, "backend": "jax", "env_steps": 9, "frozen": [4]}
 
 
 def test_fewer_episodes_are_the_first_of_more(sac_run, ten_episodes):
