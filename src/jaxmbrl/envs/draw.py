@@ -10,15 +10,15 @@ import os
 import sys
 from typing import Any
 
-ELEVATION = -15.0  # degrees
+ELEVATION, DOWN = -15.0, -45.0  # degrees
 
 
 def camera(mujoco: Any, model: Any) -> Any:
     """The camera to look through (`mujoco.MjvCamera`).
 
     It is the model's first camera that follows a body. Where there is none, it is one from the side, 1.5 times the model's
-    extent away, that follows the body of the first joint where that slides or floats in the world, else looks at the
-    model's centre.
+    extent away, that follows the body of the first joint where that slides or floats in the world. Where that does not, it
+    looks down on all that is no plane.
     """
     # MuJoCo's members are not equal to NumPy's numbers.
     following = (int(mujoco.mjtCamLight.mjCAMLIGHT_TRACK), int(mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM))
@@ -32,6 +32,15 @@ def camera(mujoco: Any, model: Any) -> Any:
     moving = (int(mujoco.mjtJoint.mjJNT_FREE), int(mujoco.mjtJoint.mjJNT_SLIDE))
     if model.njnt and model.jnt_type[0] in moving and model.body_parentid[model.jnt_bodyid[0]] == 0:
         found.type, found.trackbodyid = mujoco.mjtCamera.mjCAMERA_TRACKING, model.jnt_bodyid[0]
+        return found
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    solid = model.geom_type != int(mujoco.mjtGeom.mjGEOM_PLANE)
+    if solid.any():
+        places, radii = data.geom_xpos[solid], model.geom_rbound[solid][:, None]
+        low, high = (places - radii).min(axis=0), (places + radii).max(axis=0)
+        found.lookat[:], found.distance = (low + high) / 2, max(high - low)
+        found.elevation = DOWN
     return found
 
 

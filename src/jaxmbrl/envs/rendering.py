@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, UInt8
 
 from jaxmbrl.config import UserError
 from jaxmbrl.envs import draw
+from jaxmbrl.envs.repeat import unrepeated
 from jaxmbrl.types import Carry, Task
 
 RENDERERS = ("egl", "osmesa", "glfw")
@@ -44,8 +45,8 @@ class Scene(NamedTuple):
 
 def scene(task: Task) -> Scene:
     """What there is to draw of `task`: its `env.mj_model` at the positions `State.pipeline_state.qpos`, every `env.dt`
-    seconds. Raises NoPicture where one of the three is missing."""
-    model, dt = (getattr(task.env, name, None) for name in ("mj_model", "dt"))
+    seconds, with action repeat or without. Raises NoPicture where one of the three is missing."""
+    model, dt = (getattr(unrepeated(task.env), name, None) for name in ("mj_model", "dt"))
     if model is None or dt is None:
         raise NoPicture(f"no picture of {task.name}: it has no MuJoCo model")
     try:
@@ -54,12 +55,15 @@ def scene(task: Task) -> Scene:
         shape = None
     if shape != (model.nq,):
         raise NoPicture(f"no picture of {task.name}: its states do not hold the model's positions, pipeline_state.qpos")
-    return Scene(model, float(dt))
+    return Scene(model, float(dt) * task.action_repeat)
 
 
 def positions(carry: Carry) -> Float[Array, "nq"]:
     """The positions (m, rad) in the carry of a task's World."""
-    return carry[0].pipeline_state.qpos
+    # (State, steps), in as many more tuples as actions are repeated in one another.
+    while isinstance(carry, tuple):
+        carry = carry[0]
+    return carry.pipeline_state.qpos
 
 
 class Drawer:

@@ -140,6 +140,13 @@ class RepeatedEnv:
         return after.replace(reward=reward)
 
 
+def unrepeated(env: Any) -> Any:
+    """The environment whose actions are repeated, or `env` itself."""
+    while isinstance(env, RepeatedEnv):
+        env = env.env
+    return env
+
+
 def _fold(
     once: Callable[[PyTree, Int[Array, ""]], tuple[PyTree, Float[Array, ""], Bool[Array, ""]]],
     state: PyTree,

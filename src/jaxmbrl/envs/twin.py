@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmbrl.config import UserError
 from jaxmbrl.envs.bridge import float_dtype, make_registered, rescale
-from jaxmbrl.envs.repeat import RepeatedEnv
+from jaxmbrl.envs.repeat import unrepeated
 from jaxmbrl.types import Carry, HostStep, Task
 
 
@@ -31,7 +31,7 @@ class Twin:
     """Gymnasium's environment of a task that has one. Raises UserError where it has none, or Gymnasium is missing."""
 
     def __init__(self, task: Task) -> None:
-        env: Any = make_registered(check_twin(task), **_inner(task).gymnasium_options)
+        env: Any = make_registered(check_twin(task), **unrepeated(task.env).gymnasium_options)
         self._env, self._inner = env, env.unwrapped
         self._low, self._high = np.asarray(env.unwrapped.model.actuator_ctrlrange, np.float64).T
         self._dtype = float_dtype()
@@ -68,15 +68,10 @@ class Twin:
 
 def check_twin(task: Task) -> str:
     """The name of the task's environment in Gymnasium. Raises UserError where it has none."""
-    name = getattr(_inner(task), "gymnasium_id", "")
+    name = getattr(unrepeated(task.env), "gymnasium_id", "")
     if not name:
         raise UserError(f"task '{task.name}' has no twin in Gymnasium: only MuJoCo tasks such as Hopper-v5 have one")
     return str(name)
-
-
-def _inner(task: Task) -> Any:
-    """The task's environment, inside of a repeat."""
-    return task.env.env if isinstance(task.env, RepeatedEnv) else task.env
 
 
 def carry_of(task: Task) -> Callable[[Seen], Carry]:
@@ -88,7 +83,7 @@ def carry_of(task: Task) -> Callable[[Seen], Carry]:
 
     def carry(seen: Seen) -> Carry:
         observation, qpos, qvel, warmstart, elapsed = map(jnp.asarray, seen)
-        state = _inner(task).state_at(qpos, qvel)
+        state = unrepeated(task.env).state_at(qpos, qvel)
         simulation = state.pipeline_state.replace(qacc_warmstart=warmstart)
         state = state.replace(pipeline_state=simulation, obs=observation)
         return (state, elapsed) if task.action_repeat == 1 else ((state, elapsed * task.action_repeat), elapsed)
