@@ -42,7 +42,6 @@ class Humanoid(MujocoEnv):
     reset_noise = 0.01
     iterations = 6
     line_search_iterations = 12
-    deep = True
     reward_terms = ("reward_survive", "reward_forward", "reward_ctrl", "reward_contact")
 
     def settle(self, data: Data) -> Data:

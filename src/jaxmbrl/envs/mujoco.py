@@ -77,8 +77,6 @@ class MujocoEnv:
     """Newton iterations of the constraint solver, at most."""
     line_search_iterations: int
     """Line-search iterations in each of them; batched environments always run them all."""
-    deep: bool = False
-    """Whether bodies hang on bodies so deep that XLA takes minutes to compile them as one piece."""
     reward_terms: tuple[str, ...]
     """Names of the terms that the reward sums, in `State.metrics`."""
 
@@ -102,18 +100,9 @@ class MujocoEnv:
         self.dt: float = self.mj_model.opt.timestep * self.frame_skip
 
     def _put_model(self) -> None:
-        with self._as_ours():
+        with as_ours():
             self._model = self._mjx.put_model(self.mj_model, impl="jax")
             self._data = self._mjx.make_data(self.mj_model, impl="jax")
-
-    @contextlib.contextmanager
-    def _as_ours(self) -> Iterator[None]:
-        """What MJX makes and traces meanwhile is as this task needs it."""
-        with contextlib.ExitStack() as changes:
-            changes.enter_context(contacts.in_mjx())
-            if self.deep:
-                changes.enter_context(levels_apart())
-            yield
 
     def observe(self, data: Data) -> Float[Array, "O"]:
         """The observation. After a step all of the data is known, as C MuJoCo leaves it: what is computed from positions is
@@ -143,7 +132,7 @@ class MujocoEnv:
         chex.assert_shape(qpos, (self.mj_model.nq,))
         chex.assert_shape(qvel, (self.mj_model.nv,))
         qpos, qvel = jnp.asarray(qpos, float), jnp.asarray(qvel, float)
-        with jax.default_matmul_precision("highest"), self._as_ours():
+        with jax.default_matmul_precision("highest"), as_ours():
             data = self.settle(self._data.replace(qpos=qpos, qvel=qvel))
         # MJX has made the quaternions of unit length on the way; C MuJoCo shows them as they were set.
         data = data.replace(qpos=qpos)
@@ -173,7 +162,7 @@ class MujocoEnv:
         before = state.pipeline_state
         control = self._centre + self._half_range * action
         data = self._data.replace(qpos=before.qpos, qvel=before.qvel, qacc_warmstart=before.qacc_warmstart, ctrl=control)
-        with jax.default_matmul_precision("highest"), self._as_ours():
+        with jax.default_matmul_precision("highest"), as_ours():
             data = jax.lax.fori_loop(0, self.frame_skip, lambda i, data: self._simulate(data), data)
             data = self.finish(data)
         terms, ended = self.outcome(before, control, data)
@@ -184,6 +173,13 @@ class MujocoEnv:
             done=ended.astype(float),
             metrics={**state.metrics, **terms},
         )
+
+
+@contextlib.contextmanager
+def as_ours() -> Iterator[None]:
+    """What MJX makes and traces meanwhile has C MuJoCo's contacts and compiles fast."""
+    with contacts.in_mjx(), levels_apart():
+        yield
 
 
 @contextlib.contextmanager

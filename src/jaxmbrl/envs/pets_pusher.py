@@ -46,7 +46,6 @@ class PetsPusher(MujocoEnv):
     frame_skip = 4
     iterations = 4
     line_search_iterations = 8
-    deep = True
     reward_terms = ("reward_near", "reward_dist", "reward_ctrl")
 
     def observe(self, data: Data) -> Float[Array, "20"]:

@@ -38,7 +38,6 @@ class PetsReacher3D(MujocoEnv):
     frame_skip = 2
     iterations = 4
     line_search_iterations = 8
-    deep = True
     reward_terms = ("reward_dist", "reward_ctrl")
 
     def observe(self, data: Data) -> Float[Array, "17"]:

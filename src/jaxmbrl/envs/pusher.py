@@ -34,7 +34,6 @@ class Pusher(MujocoEnv):
     frame_skip = 5
     iterations = 4
     line_search_iterations = 8
-    deep = True
     reward_terms = ("reward_dist", "reward_ctrl", "reward_near")
 
     def initial(self, rng: Key) -> tuple[Float[Array, "11"], Float[Array, "11"]]:
