@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gymnasium_steps import recorded, stepped
+from gymnasium_steps import recorded
 
 from jaxmbrl import envs
 

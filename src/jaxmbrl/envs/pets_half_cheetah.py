@@ -28,11 +28,11 @@ class PetsHalfCheetah(HalfCheetah):
         """As at the start, where nothing has moved yet: `step` fills in the speed."""
         return jnp.concatenate([jnp.zeros(1), data.qpos[1:], data.qvel])
 
-    def reset(self, rng: Key) -> State:
+    def initial(self, rng: Key) -> tuple[Float[Array, "9"], Float[Array, "9"]]:
         """The model's initial positions and zero velocities, with normal noise on each."""
         position_key, velocity_key = jax.random.split(rng)
         qpos = self._data.qpos + START_DEVIATION * jax.random.normal(position_key, (self.mj_model.nq,))
-        return self.state_at(qpos, START_DEVIATION * jax.random.normal(velocity_key, (self.mj_model.nv,)))
+        return qpos, START_DEVIATION * jax.random.normal(velocity_key, (self.mj_model.nv,))
 
     def step(self, state: State, action: Float[Array, "6"]) -> State:
         """One control step of 0.05 s."""

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxmbrl.envs.base import State, make_task, never
+from jaxmbrl.envs.base import make_task, never
 from jaxmbrl.envs.mujoco import Data, MujocoEnv, Simulation
 from jaxmbrl.envs.pets_arm import hand
 from jaxmbrl.types import Features, Key, Task
@@ -44,10 +44,10 @@ class PetsReacher3D(MujocoEnv):
         """All coordinates, and the velocities but the goal's, which never moves."""
         return jnp.concatenate([data.qpos, data.qvel[:7]])
 
-    def reset(self, rng: Key) -> State:
+    def initial(self, rng: Key) -> tuple[Float[Array, "10"], Float[Array, "10"]]:
         """The stretched arm at rest, and a goal that is normal around (0, 0.25, 0) m with a standard deviation of 0.1 m."""
         goal = self._data.qpos[7:] + GOAL_DEVIATION * jax.random.normal(rng, (3,))
-        return self.state_at(self._data.qpos.at[7:].set(goal), jnp.zeros(self.mj_model.nv))
+        return self._data.qpos.at[7:].set(goal), jnp.zeros(self.mj_model.nv)
 
     def outcome(
         self, before: Simulation, control: Float[Array, "7"], after: Data
