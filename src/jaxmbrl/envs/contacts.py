@@ -8,7 +8,7 @@
   tolerance (of 1e-6 by default). Ours is that one, in closed form but for a bisection: the signed distance to a cylinder is
   convex, so its least value along the capsule's axis is where its slope changes sign. It holds while the axis stays
   outside of the cylinder, which is to say until they overlap by the capsule's radius; deeper, the depth of the axis'
-  deepest point stands for the overlap, and C tells another.
+  deepest point stands for the overlap, and C tells another. Of a capsule that lies along a face C tells two contacts.
 """
 
 from __future__ import annotations
