@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from jaxmbrl import envs
 from jaxmbrl.rollout import Return, episode_return, rollout
@@ -61,4 +62,5 @@ def test_a_stochastic_policy_earns_the_same(name):
         f"({theirs.std(ddof=1):.2f}), apart by {abs(mine.mean() - theirs.mean()) / error:.2f} standard errors"
     )
     assert abs(mine.mean() - theirs.mean()) < 2 * error
-    assert 0.5 < mine.std() / theirs.std() < 2
+    # Spreads of 50 returns with a long tail differ by chance alone (the ant's by more than 2); whole distributions do not.
+    assert scipy.stats.ks_2samp(mine, theirs).pvalue > 0.01
