@@ -3,7 +3,16 @@
 import jaxtyping
 import pytest
 
-LONGEST = ("test_resume.py", "test_promises.py", "test_mujoco.py", "test_ensemble.py", "test_runner.py")
+LONGEST = (
+    "test_resume.py",
+    "test_mujoco.py",
+    "test_promises.py",
+    "test_mujoco_bodies.py",
+    "test_runner.py",
+    "test_pets_tasks.py",
+    "test_ensemble.py",
+    "test_bridged.py",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -128,8 +128,8 @@ class Made(BaseException):
 def test_what_the_task_knows_is_not_learned(fields, knows, monkeypatch):
     pendulum = envs.make("pendulum")
 
-    def make(config, observation_size, action_size, reward, terminated):
-        assert (config, observation_size, action_size) == (TINY, 2, 1)
+    def make(config, observation_size, action_size, reward, terminated, features):
+        assert (config, observation_size, action_size, features) == (TINY, 2, 1, pendulum.features)
         given = (reward is pendulum.reward, terminated is pendulum.terminated)
         assert given == (reward is not None, terminated is not None) == knows
         raise Made

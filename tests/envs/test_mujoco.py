@@ -19,7 +19,7 @@ NAMES = [
     "InvertedPendulum-v5",
     "InvertedDoublePendulum-v5",
     "Reacher-v5",
-    "Swimmer-v5",
+    pytest.param("Swimmer-v5", marks=pytest.mark.slow),
     "Hopper-v5",
     "HalfCheetah-v5",
 ]
