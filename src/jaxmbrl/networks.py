@@ -21,7 +21,8 @@ def pets_kernel_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = float)
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron: `hidden` layers with `activation`, then a linear layer of `out` units.
+    """A multilayer perceptron: `hidden` layers with `activation`, before it layer norm (Ba et al., arXiv 1607.06450) where
+    `layer_norm` says so, then a linear layer of `out` units.
 
     Weights are of JAX's default float.
     """
@@ -30,11 +31,15 @@ class MLP(nn.Module):
     out: int
     activation: Callable[[jax.Array], jax.Array] = nn.relu
     kernel_init: Initializer = nn.initializers.lecun_normal()
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
         """Apply the network to the last axis."""
         dense = partial(nn.Dense, kernel_init=self.kernel_init, param_dtype=jnp.result_type(float))
         for units in self.hidden:
-            x = self.activation(dense(units)(x))
+            x = dense(units)(x)
+            if self.layer_norm:
+                x = nn.LayerNorm(param_dtype=jnp.result_type(float))(x)
+            x = self.activation(x)
         return dense(self.out)(x)

@@ -63,6 +63,18 @@ def sample(replay: Replay, key: Key, n: int) -> PyTree:
     return _take(replay, jax.random.randint(key, (n,), 0, jnp.maximum(replay.size, 1)))
 
 
+def mixture(first: Replay, second: Replay, key: Key, n: int, share: Float[Array, ""] | float) -> PyTree:
+    """`n` rows [n, ...] of which floor(share * n), and all while `second` is empty, are drawn as by `sample` from `first`,
+    the others from `second`. `share` may be traced."""
+    first_key, second_key = jax.random.split(key)
+    of_first = jnp.where(second.size == 0, n, jnp.floor(share * n))
+
+    def choose(a: Array, b: Array) -> Array:
+        return jnp.where((jnp.arange(n) < of_first).reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, sample(first, first_key, n), sample(second, second_key, n))
+
+
 def ordered(replay: Replay) -> PyTree:
     """All C rows, the valid ones first, oldest to newest."""
     return _take(replay, _slot(replay, jnp.arange(_physical(replay))))

@@ -36,6 +36,8 @@ class SACConfig:
 
     hidden: tuple[Annotated[int, Ge(1)], ...] = (256, 256)
     """Units of each hidden layer of actor and critics."""
+    layer_norm: bool = False
+    """Whether the critics' hidden layers are normalised (layer norm) before their activation."""
     critics: Annotated[int, Ge(1)] = 2
     """Number of critics N."""
     critic_subset: Annotated[int, Ge(1)] = 2
@@ -83,7 +85,7 @@ class SACFunctions(NamedTuple):
 
 
 def _networks(config: SACConfig, action_size: int) -> tuple[MLP, MLP]:
-    return MLP(config.hidden, 2 * action_size), MLP(config.hidden, 1)
+    return MLP(config.hidden, 2 * action_size), MLP(config.hidden, 1, layer_norm=config.layer_norm)
 
 
 def functions(config: SACConfig, action_size: int) -> SACFunctions:

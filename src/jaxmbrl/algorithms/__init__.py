@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxmbrl.algorithms import pets, sac
+from jaxmbrl.algorithms import mbpo, pets, sac
 from jaxmbrl.config import UserError, closest
 from jaxmbrl.presets import Preset, default_for
 from jaxmbrl.types import Algorithm, Task
@@ -23,6 +23,13 @@ class Method(NamedTuple):
 
 
 METHODS: dict[str, Method] = {
+    "mbpo": Method(
+        mbpo.make,
+        mbpo.Config,
+        mbpo.PRESETS,
+        ("learning_rate", "discount", "initial_temperature", "real_ratio"),
+        "soft actor-critic on short branches imagined by a probabilistic ensemble",
+    ),
     "pets": Method(
         pets.make,
         pets.Config,

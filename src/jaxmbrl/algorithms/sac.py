@@ -16,6 +16,7 @@ from annotated_types import Ge
 from jaxmbrl import metrics, replay
 from jaxmbrl.agents import sac
 from jaxmbrl.agents.sac import SACConfig, SACState
+from jaxmbrl.agents.updates import updates
 from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.presets import Preset
 from jaxmbrl.replay import Replay
@@ -67,16 +68,14 @@ def make(config: Config, task: Task) -> Algorithm:
         key, update_key = jax.random.split(state.key)
         buffer = replay.add(state.replay, flatten(transitions))
 
-        def update(agent_state: SACState, key: Key) -> tuple[SACState, Metrics]:
-            sample_key, agent_key = jax.random.split(key)
-            return agent.update(agent_state, replay.sample(buffer, sample_key, config.batch_size), agent_key)
+        def draw(key: Key) -> Transition:
+            return replay.sample(buffer, key, config.batch_size)
 
-        def updates(agent_state: SACState) -> tuple[SACState, Metrics]:
-            keys = jax.random.split(update_key, config.updates_per_step * config.num_envs)
-            agent_state, found = jax.lax.scan(update, agent_state, keys)
-            return agent_state, metrics.total(found)
-
-        agent_state, found = metrics.when(clock.env_steps >= config.warmup_steps, updates, state.agent)
+        agent_state, found = metrics.when(
+            clock.env_steps >= config.warmup_steps,
+            lambda agent_state: updates(agent, agent_state, draw, update_key, config.updates_per_step * config.num_envs),
+            state.agent,
+        )
         return State(agent_state, buffer, key), found
 
     return Algorithm(init, policy, learn, period=1)

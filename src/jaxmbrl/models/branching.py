@@ -1,0 +1,121 @@
+"""Branched rollouts: short imagined trajectories from many real states, stored in a buffer (Janner et al., MBPO,
+arXiv 1906.08253, algorithm 2)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxmbrl import replay
+from jaxmbrl.models.trust import Thresholds, Trust, threshold
+from jaxmbrl.replay import Replay
+from jaxmbrl.rollout import rollout
+from jaxmbrl.types import (
+    Action,
+    Average,
+    DynamicsModel,
+    Key,
+    Memory,
+    Metrics,
+    Observation,
+    Policy,
+    PyTree,
+    Transition,
+    World,
+)
+
+
+class Branches(NamedTuple):
+    """Branches under way, from N start rows."""
+
+    buffer: Replay
+    thresholds: Thresholds
+    alive: Bool[Array, "N"]
+    lived: Float[Array, ""]
+    """Steps of all branches that counted."""
+    kept: Float[Array, ""]
+    """Rows stored."""
+    doubt: Float[Array, ""]
+    """Sum of the disagreement over the steps lived."""
+    broken: Float[Array, ""]
+    """Rows left out because a number in them was not finite."""
+
+
+def branch(
+    world: World,
+    policy: Policy,
+    trust: Trust,
+    thresholds: Thresholds,
+    buffer: Replay,
+    origin: Float[Array, "N O"],
+    key: Key,
+    length: int | Int[Array, ""],
+) -> tuple[Replay, Thresholds, Metrics]:
+    """Step a learned `world` under `policy` from rows `origin`, at most `length` steps, and store what `trust` keeps.
+
+    A branch ends after the step that terminates, which is stored as such, or where the rule ends it, or where a number
+    is not finite: that row is left out and counted as `imagine/broken`. A probability of termination is drawn. The length
+    may be traced. Where the rule asks for disagreement, the policy leaves it (`doubting`).
+    """
+    rows = origin.shape[0]
+    start_key, rollout_key, end_key = jax.random.split(key, 3)
+
+    def fold(acc: Branches, row: Transition, i: Int[Array, ""]) -> Branches:
+        doubt = row.extras if trust.disagreement else jnp.zeros(rows)
+        ended = _drawn(row.terminated, jax.random.fold_in(end_key, i))
+        verdict = trust.judge(acc.thresholds, doubt, acc.alive, i, length)
+        finite = _finite(row)
+        kept = verdict.kept & finite
+        stored = row._replace(reward=row.reward - verdict.penalty, terminated=ended, extras=())
+        return Branches(
+            buffer=replay.add(acc.buffer, stored, kept),
+            thresholds=verdict.thresholds,
+            alive=verdict.going_on & finite & ~ended,
+            lived=acc.lived + jnp.sum(acc.alive),
+            kept=acc.kept + jnp.sum(kept),
+            doubt=acc.doubt + jnp.sum(jnp.where(acc.alive & finite, doubt, 0.0)),
+            broken=acc.broken + jnp.sum(verdict.kept & ~finite),
+        )
+
+    zero = jnp.zeros(())
+    begun = Branches(buffer, thresholds, jnp.ones(rows, bool), zero, zero, zero, zero)
+    state = world.start(origin, start_key), ()
+    _, made = rollout(world, policy, state, rollout_key, length, fold, begun)
+    metrics = {
+        "imagine/rollout_length": Average.of(jnp.asarray(length)),
+        "imagine/branch_length": Average.of(made.lived / rows),
+        "imagine/rows": Average.of(made.kept),
+        "imagine/broken": Average.of(made.broken),
+    }
+    if trust.disagreement:
+        metrics["imagine/disagreement"] = Average.of(made.doubt / made.lived)
+        metrics["imagine/threshold"] = Average.of(threshold(made.thresholds), made.thresholds.refits > 0)
+    return made.buffer, made.thresholds, metrics
+
+
+def doubting(policy: Policy, trust: Trust, model: DynamicsModel, state: PyTree) -> Policy:
+    """`policy`, which has no memory, leaving as its extras [N] how much the members of `model` disagree on what its actions
+    lead to; unchanged where the rule does not ask."""
+    measure = trust.disagreement
+    if measure is None:
+        return policy
+
+    def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, Any, Memory]:
+        action, _, memory = policy.act(memory, observation, key)
+        return action, measure(*model.predict(state, observation, action)), memory
+
+    return Policy(policy.init, act)
+
+
+def _drawn(terminated: Bool[Array, "N"] | Float[Array, "N"], key: Key) -> Bool[Array, "N"]:
+    if terminated.dtype == bool:
+        return terminated
+    return jax.random.uniform(key, terminated.shape, terminated.dtype) < terminated
+
+
+def _finite(row: Transition) -> Bool[Array, "N"]:
+    numbers = [row.observation, row.action, row.reward[:, None], row.next_observation]
+    return jnp.all(jnp.isfinite(jnp.concatenate(numbers, axis=-1)), axis=-1)

@@ -1,0 +1,162 @@
+"""Where to trust a model: how much its members disagree about a step, and which imagined rows are kept for it.
+
+- `always`: all living rows are kept, as in MBPO.
+- `macura`: a branch ends at the first step whose disagreement is not below a threshold, and that step is not kept
+  (Frauenknecht et al., Trust the model where it trusts itself, arXiv 2405.19014). The disagreement is the mean over pairs
+  of members of the geometric Jensen-Shannon divergence of their Gaussians, the threshold `scale` times the `percentile`
+  of the first step's disagreement over the start rows, averaged over the last `rounds` refits.
+- `m2ac`: at step h of K, of the living rows the (K - h) / (2 (K + 1)) that disagree least are kept, half of them where K
+  is 1, and each pays `penalty` times its disagreement; no branch ends for it (Pan et al., arXiv 2010.04893). The
+  disagreement is the Kullback-Leibler divergence of a member's Gaussian from the one with the moments of all others'
+  mixture.
+
+The differences: MACURA's code averages thresholds over 2,000 rounds of 250 start rows, which are five of its refits; here
+a round is a refit with all its rows. M2AC takes the divergence of the one member that the row was drawn from; here it is
+the mean over all members, each of which may be drawn; and only living rows are ranked, where in its code dead ones take
+up places. Both measures are the same in any units of the predicted numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Annotated, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from annotated_types import Ge, Le
+from jaxtyping import Array, Bool, Float, Int
+
+
+@dataclass(frozen=True)
+class TrustConfig:
+    """Which imagined rows are kept."""
+
+    rule: Literal["always", "macura", "m2ac"] = "always"
+    """All rows (always), those before the members first disagree too much (macura), or those that they disagree on
+    least (m2ac)."""
+    scale: Annotated[float, Ge(0)] = 1.0
+    """MACURA's xi: the threshold's share of the percentile."""
+    percentile: Annotated[float, Ge(0), Le(100)] = 95.0
+    """MACURA's zeta: the percentile of the first step's disagreement, in percent."""
+    rounds: Annotated[int, Ge(1)] = 5
+    """Refits that MACURA's threshold is averaged over, the present one included."""
+    penalty: Annotated[float, Ge(0)] = 1e-3
+    """What M2AC subtracts from a reward for each nat of disagreement."""
+
+
+class Thresholds(NamedTuple):
+    """MACURA's thresholds of the last refits."""
+
+    latest: Float[Array, "rounds"]
+    refits: Int[Array, ""]
+    """Refits so far."""
+
+
+class Verdict(NamedTuple):
+    """What a rule says about the rows of one imagined step."""
+
+    kept: Bool[Array, "N"]
+    going_on: Bool[Array, "N"]
+    """Whose branch may go on."""
+    penalty: Float[Array, "N"] | float
+    """What is taken from the reward."""
+    thresholds: Thresholds
+
+
+class Trust(NamedTuple):
+    """A rule."""
+
+    disagreement: Callable[[Float[Array, "E N D"], Float[Array, "E N D"]], Float[Array, "N"]] | None
+    """(means, variances) of the members -> nats; None where the rule asks for none."""
+    judge: Callable[[Thresholds, Float[Array, "N"], Bool[Array, "N"], Int[Array, ""], Int[Array, ""] | int], Verdict]
+    """(thresholds, disagreement, alive, number of the step, steps in all) -> Verdict."""
+
+
+def init(config: TrustConfig) -> Thresholds:
+    """No threshold yet."""
+    return Thresholds(jnp.zeros(config.rounds), jnp.zeros((), jnp.int32))
+
+
+def make(config: TrustConfig) -> Trust:
+    """The rule that `config` names."""
+
+    def always(thresholds: Thresholds, doubt: Array, alive: Array, i: Array, length: Array | int) -> Verdict:
+        return Verdict(alive, alive, 0.0, thresholds)
+
+    def macura(thresholds: Thresholds, doubt: Array, alive: Array, i: Array, length: Array | int) -> Verdict:
+        thresholds = jax.lax.cond(i == 0, lambda: _observe(config, thresholds, doubt), lambda: thresholds)
+        certain = alive & (doubt < threshold(thresholds))
+        return Verdict(certain, certain, 0.0, thresholds)
+
+    def m2ac(thresholds: Thresholds, doubt: Array, alive: Array, i: Array, length: Array | int) -> Verdict:
+        share = jnp.where(length == 1, 0.5, (length - i) / (2 * (length + 1)))
+        rank = jnp.argsort(jnp.argsort(jnp.where(alive, doubt, jnp.inf)))
+        certain = alive & (rank < jnp.floor(share * jnp.sum(alive)))
+        return Verdict(certain, alive, config.penalty * doubt, thresholds)
+
+    rules = {"always": Trust(None, always), "macura": Trust(pairwise, macura), "m2ac": Trust(one_against_rest, m2ac)}
+    return rules[config.rule]
+
+
+def threshold(thresholds: Thresholds) -> Float[Array, ""]:
+    """The mean of the refits' thresholds; 0 before the first."""
+    held = jnp.arange(thresholds.latest.size) < thresholds.refits
+    return jnp.sum(jnp.where(held, thresholds.latest, 0.0)) / jnp.maximum(jnp.sum(held), 1)
+
+
+def _observe(config: TrustConfig, thresholds: Thresholds, doubt: Float[Array, "N"]) -> Thresholds:
+    now = config.scale * jnp.percentile(doubt, config.percentile)
+    place = thresholds.refits % config.rounds
+    return Thresholds(thresholds.latest.at[place].set(now), thresholds.refits + 1)
+
+
+def pairwise(mean: Float[Array, "E N D"], variance: Float[Array, "E N D"]) -> Float[Array, "N"]:
+    """The mean over unordered pairs of the members' `geometric_jensen_shannon` divergences, in nats."""
+    pairs = jnp.array(list(combinations(range(mean.shape[0]), 2)))
+
+    # One pair at a time: all at once would hold 21 numbers for each of seven members' 7.
+    def add(i: Int[Array, ""], total: Float[Array, "N"]) -> Float[Array, "N"]:
+        a, b = pairs[i]
+        return total + geometric_jensen_shannon(mean[a], variance[a], mean[b], variance[b])
+
+    return jax.lax.fori_loop(0, len(pairs), add, jnp.zeros(mean.shape[1])) / len(pairs)
+
+
+def geometric_jensen_shannon(
+    mean: Float[Array, "*n D"],
+    variance: Float[Array, "*n D"],
+    other_mean: Float[Array, "*n D"],
+    other: Float[Array, "*n D"],
+) -> Float[Array, "*n"]:
+    """The geometric Jensen-Shannon divergence of two diagonal Gaussians, in nats (MACURA, arXiv 2405.19014, equation 8).
+
+    The mean of both's Kullback-Leibler divergences from their normalised geometric mean, N(m, s) with
+    1/s = (1/v + 1/w) / 2, is written without its cancelling terms: half the sum over dimensions of
+
+        (difference of means)^2 / (2 (v + w)) + log((v + w) / (2 sqrt(v w)))
+
+    A dimension in which neither varies counts nothing.
+    """
+    still = (variance == 0) & (other == 0)
+    v, w = jnp.where(still, 1.0, variance), jnp.where(still, 1.0, other)
+    apart = (mean - other_mean) ** 2 / (2 * (v + w)) + jnp.log((v + w) / (2 * jnp.sqrt(v) * jnp.sqrt(w)))
+    return 0.5 * jnp.sum(jnp.where(still, 0.0, apart), axis=-1)
+
+
+def one_against_rest(mean: Float[Array, "E N D"], variance: Float[Array, "E N D"]) -> Float[Array, "N"]:
+    """The mean over members of the Kullback-Leibler divergence of the member's Gaussian from the one that has the mean and
+    the variance of all others' mixture, in nats (M2AC, arXiv 2010.04893, section 4.2)."""
+    others = mean.shape[0] - 1
+
+    def divergence(e: Int[Array, ""]) -> Float[Array, "N"]:
+        # About the member's own mean, so that what members agree on cancels exactly.
+        apart = mean - mean[e]
+        rest = jnp.sum(apart, axis=0) / others
+        spread = (jnp.sum(variance, axis=0) - variance[e] + jnp.sum((apart - rest) ** 2, axis=0) - rest**2) / others
+        still = (variance[e] == 0) & (spread == 0)
+        v, w = jnp.where(still, 1.0, variance[e]), jnp.where(still, 1.0, spread)
+        return 0.5 * jnp.sum(jnp.where(still, 0.0, jnp.log(w / v) - 1 + v / w + rest**2 / w), axis=-1)
+
+    return jnp.mean(jax.lax.map(divergence, jnp.arange(mean.shape[0])), axis=0)
