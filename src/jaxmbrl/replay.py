@@ -16,7 +16,7 @@ from jaxmbrl.types import Key, PyTree
 
 
 class Replay(NamedTuple):
-    """The last `size` rows added, in a ring of `capacity` rows inside arrays of C >= capacity rows."""
+    """The last `size` rows added, in a ring of C rows of which at most `capacity` <= C are held."""
 
     data: PyTree
     """Leaves [C, ...]."""
@@ -25,7 +25,7 @@ class Replay(NamedTuple):
     size: Int[Array, ""]
     """Rows that are valid."""
     capacity: Int[Array, ""]
-    """Rows in use at most; traced, so that it can change without recompiling (`resize`)."""
+    """Rows held at most; traced, so that it can change without recompiling (`resize`)."""
 
 
 def init(prototype: PyTree, capacity: int) -> Replay:
@@ -49,10 +49,11 @@ def add(replay: Replay, rows: PyTree, mask: Bool[Array, "n"] | None = None) -> R
     rank = jnp.cumsum(mask, dtype=jnp.int32)
     added = jnp.sum(mask, dtype=jnp.int32)
     stays = mask & (rank > added - replay.capacity)
-    slot = jnp.where(stays, (replay.position + rank - 1) % replay.capacity, _physical(replay))
+    rows_in_all = _physical(replay)
+    slot = jnp.where(stays, (replay.position + rank - 1) % rows_in_all, rows_in_all)
     return Replay(
         data=jax.tree.map(lambda buffer, x: buffer.at[slot].set(x, mode="drop"), replay.data, rows),
-        position=(replay.position + added) % replay.capacity,
+        position=(replay.position + added) % rows_in_all,
         size=jnp.minimum(replay.size + added, replay.capacity),
         capacity=replay.capacity,
     )
@@ -60,7 +61,7 @@ def add(replay: Replay, rows: PyTree, mask: Bool[Array, "n"] | None = None) -> R
 
 def sample(replay: Replay, key: Key, n: int) -> PyTree:
     """`n` rows drawn uniformly with replacement, [n, ...]. An empty buffer gives rows of zeros: add first."""
-    return _take(replay, jax.random.randint(key, (n,), 0, jnp.maximum(replay.size, 1)))
+    return _take(replay, _slot(replay, jax.random.randint(key, (n,), 0, jnp.maximum(replay.size, 1))))
 
 
 def mixture(first: Replay, second: Replay, key: Key, n: int, share: Float[Array, ""] | float) -> PyTree:
@@ -101,11 +102,9 @@ def sample_sequences(
 
 
 def resize(replay: Replay, capacity: Int[Array, ""]) -> Replay:
-    """Change the logical capacity to `capacity` (at most C), keeping the newest rows that fit."""
+    """Change how many rows are held at most to `capacity` (at most C), keeping the newest that fit. It moves no row."""
     capacity = jnp.clip(capacity, 1, _physical(replay)).astype(jnp.int32)
-    kept = jnp.minimum(replay.size, capacity)
-    data = _take(replay, _slot(replay, jnp.arange(_physical(replay)) + replay.size - kept))
-    return Replay(data, kept % capacity, kept, capacity)
+    return replay._replace(size=jnp.minimum(replay.size, capacity), capacity=capacity)
 
 
 def fill(replay: Replay) -> Float[Array, ""]:
@@ -119,7 +118,7 @@ def _physical(replay: Replay) -> int:
 
 def _slot(replay: Replay, age: Int[Array, "*n"]) -> Int[Array, "*n"]:
     """Where the row is that was added `age` rows after the oldest."""
-    return (replay.position - replay.size + age) % replay.capacity
+    return (replay.position - replay.size + age) % _physical(replay)
 
 
 def _take(replay: Replay, slots: Any) -> PyTree:

@@ -20,6 +20,24 @@ CAPACITY = 997
 SEEDS = 2
 EPOCH = 100
 TINY: dict[str, dict[str, Any]] = {
+    "mbpo": {
+        "agent.hidden": (16, 16),
+        "ensemble.members": 3,
+        "ensemble.elites": 2,
+        "ensemble.hidden": (16,),
+        "ensemble.max_epochs": 3,
+        "rollout_length.last": 3,
+        "rollout_length.begins": 0,
+        "rollout_length.ends": EPOCH,
+        "rollout_rows": 83,
+        "retain_steps": 100,
+        "refit_every": 50,
+        "batch_size": 32,
+        "updates_per_step": 2,
+        "warmup_steps": EPOCH,
+        "epoch_steps": EPOCH,
+        "replay_capacity": CAPACITY,
+    },
     "sac": {
         "agent.hidden": (16, 16),
         "batch_size": 32,
@@ -44,6 +62,11 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mbpo, MACURA, known reward": (
+        "mbpo",
+        {"trust.rule": "macura", "learn_reward": False, "ensemble.elites": 3},
+    ),
+    "mbpo, M2AC, learned termination": ("mbpo", {"trust.rule": "m2ac", "learn_termination": True}),
     "pets, iCEM, moment matching, all learned": (
         "pets",
         {

@@ -182,7 +182,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
             agent=agent.init(agent_key, hyper),
             model=model.init(model_key, {}),
             replay=replay.init(row, config.replay_capacity),
-            imagined=replay.resize(replay.init(row, config.imagined_capacity), _rows(0)),
+            imagined=replay.init(row, config.imagined_capacity),
             thresholds=trust.init(config.trust),
             real_ratio=jnp.asarray(hyper.get("real_ratio", config.real_ratio), float),
             key=key,
@@ -206,17 +206,12 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
             model_state, imagined, thresholds = learned
             fit_key, start_key, branch_key = jax.random.split(refit_key, 3)
             model_state, fitted = model.fit(model_state, real.data, count, fit_key)
-            rows = _rows(steps)
-            grown = rows != _rows(steps - config.refit_every)
-            imagined = jax.lax.cond(
-                grown, lambda imagined: replay.resize(imagined, rows), lambda imagined: imagined, imagined
-            )
             imagined, thresholds, branched = branch(
                 model.world(model_state),
                 doubting(policy(state, explore=True), rule, model, model_state),
                 rule,
                 thresholds,
-                imagined,
+                replay.resize(imagined, _rows(steps)),
                 replay.sample(real, start_key, config.rollout_rows).observation,
                 branch_key,
                 config.rollout_length.at(steps),

@@ -130,10 +130,10 @@ def geometric_jensen_shannon(
     other_mean: Float[Array, "*n D"],
     other: Float[Array, "*n D"],
 ) -> Float[Array, "*n"]:
-    """The geometric Jensen-Shannon divergence of two diagonal Gaussians, in nats (MACURA, arXiv 2405.19014, equation 8).
+    """The geometric Jensen-Shannon divergence of two diagonal Gaussians, in nats (MACURA, arXiv 2405.19014).
 
-    The mean of both's Kullback-Leibler divergences from their normalised geometric mean, N(m, s) with
-    1/s = (1/v + 1/w) / 2, is written without its cancelling terms: half the sum over dimensions of
+    It is the mean Kullback-Leibler divergence of their normalised geometric mean from each, the dual form of Deasy et al.
+    (arXiv 2006.10599), written without terms that cancel: half the sum over dimensions of
 
         (difference of means)^2 / (2 (v + w)) + log((v + w) / (2 sqrt(v w)))
 

@@ -1,0 +1,167 @@
+"""Branched rollouts, through worlds simple enough to know every row."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hand_made import TINY, alive, ready
+
+from jaxmbrl import metrics, replay
+from jaxmbrl.models import trust
+from jaxmbrl.models.branching import branch, doubting
+from jaxmbrl.models.trust import TrustConfig
+from jaxmbrl.types import Policy, Transition, World
+
+ROWS, CAPACITY = 6, 40
+ORIGIN = jnp.arange(1.0, ROWS + 1)[:, None]
+ROW = Transition(jnp.zeros(1), jnp.zeros(1), jnp.zeros(()), jnp.zeros(1), jnp.zeros((), bool), jnp.zeros((), bool))
+
+
+def counting(ends_above=jnp.inf, chance=None, spoiled=None):
+    """A world in which each row grows by its action: reward is ten times the number of the step."""
+
+    def step(carry, action, key):
+        observation, i = carry
+        following = observation + action
+        ended = following[:, 0] > ends_above
+        reward = jnp.full(len(observation), 10.0 * i)
+        if spoiled is not None:
+            reward = jnp.where(observation[:, 0] == spoiled, jnp.nan, reward)
+        row = Transition(
+            observation,
+            action,
+            reward,
+            following,
+            ended if chance is None else jnp.full(len(observation), chance),
+            jnp.zeros(len(observation), bool),
+        )
+        return (following, i + 1), row
+
+    return World(reset=lambda key: None, start=lambda origin, key: (origin, 0), observe=lambda carry: carry[0], step=step)
+
+
+def policy(doubt=None):
+    """Adds 100 to a row; leaves `doubt(observation)`."""
+
+    def act(memory, observation, key):
+        return jnp.full(observation.shape, 100.0), () if doubt is None else doubt(observation[:, 0]), memory
+
+    return Policy(lambda key: (), act)
+
+
+def run(world, length, config=TrustConfig(), doubt=None, key=0):
+    rows, size, found = compiled(world, length, config, doubt)(jax.random.key(key))
+    return jax.tree.map(lambda x: np.asarray(x)[: int(size)], rows), metrics.known(found)
+
+
+def compiled(world, length, config=TrustConfig(), doubt=None):
+    """key -> (rows stored, oldest first; how many; metrics)."""
+
+    @jax.jit
+    def go(key):
+        empty = replay.init(ROW, CAPACITY)
+        made = branch(world, policy(doubt), trust.make(config), trust.init(config), empty, ORIGIN, key, length)
+        return replay.ordered(made[0]), made[0].size, made[2]
+
+    return go
+
+
+def test_every_step_of_every_branch_is_stored_in_turn():
+    rows, found = run(counting(), 3)
+    expected = np.concatenate([np.arange(1.0, 7) + 100 * h for h in range(3)])
+    np.testing.assert_array_equal(rows.observation[:, 0], expected)
+    np.testing.assert_array_equal(rows.next_observation[:, 0], expected + 100)
+    np.testing.assert_array_equal(rows.reward, np.repeat([0.0, 10.0, 20.0], ROWS))
+    assert not rows.terminated.any() and not rows.truncated.any()
+    assert found == {
+        "imagine/rollout_length": 3,
+        "imagine/branch_length": 3,
+        "imagine/rows": 3 * ROWS,
+        "imagine/broken": 0,
+    }
+
+
+def test_a_termination_is_stored_and_ends_its_branch():
+    rows, found = run(counting(ends_above=104.5), 4)
+    # Rows 5 and 6 end at their first step, the others at their second.
+    np.testing.assert_array_equal(rows.observation[:, 0], [1, 2, 3, 4, 5, 6, 101, 102, 103, 104])
+    assert rows.terminated.tolist() == [False] * 4 + [True] * 6
+    assert found["imagine/rows"] == 10
+    assert found["imagine/branch_length"] == pytest.approx(10 / 6)
+
+
+def test_a_chance_of_termination_is_drawn_once_and_stored_as_what_came():
+    sure, _ = run(counting(chance=1.0), 3)
+    assert sure.terminated.all() and len(sure.reward) == ROWS
+    never, _ = run(counting(chance=0.0), 3)
+    assert not never.terminated.any() and len(never.reward) == 3 * ROWS
+    ends, go = [], compiled(counting(chance=0.4), 3)
+    for key in range(30):
+        rows, size, _ = go(jax.random.key(key))
+        rows = jax.tree.map(lambda x, size=size: np.asarray(x)[: int(size)], rows)
+        assert rows.terminated.dtype == bool
+        for start in range(1, ROWS + 1):
+            own = rows.terminated[rows.observation[:, 0] % 100 == start]
+            assert not own[:-1].any() and (own[-1] or len(own) == 3)
+        ends.append(rows.terminated[:ROWS].mean())
+    # 180 draws at 0.4: five standard deviations are 0.18.
+    assert abs(np.mean(ends) - 0.4) < 0.18
+
+
+def test_a_row_that_is_not_finite_is_left_out_counted_and_ends_its_branch():
+    rows, found = run(counting(spoiled=103.0), 3)
+    assert np.isfinite(rows.reward).all()
+    assert [x for x in rows.observation[:, 0] if x % 100 == 3] == [3.0]
+    assert found["imagine/broken"] == 1
+    assert found["imagine/rows"] == 3 * ROWS - 2
+
+
+def test_a_shorter_length_is_a_prefix_without_compiling_again():
+    world, rule = counting(), TrustConfig()
+    go = jax.jit(
+        lambda length: branch(
+            world, policy(), trust.make(rule), trust.init(rule), replay.init(ROW, 50), ORIGIN, jax.random.key(0), length
+        )[0]
+    )
+    short, long = go(2), go(5)
+    assert go._cache_size() == 1
+    assert (int(short.size), int(long.size)) == (12, 30)
+    np.testing.assert_array_equal(short.data.observation[:12], long.data.observation[:12])
+
+
+def test_macura_cuts_a_branch_for_good():
+    config = TrustConfig("macura", percentile=100.0)
+    # The first step's doubt is 1 for all but row 6 (2, the threshold); row 2 is doubtful at its second step alone.
+    doubt = lambda x: jnp.where(x == 6, 2.0, jnp.where(x == 102, 2.0, 1.0))  # noqa: E731
+    rows, found = run(counting(), 3, config, doubt)
+    np.testing.assert_array_equal(rows.observation[:, 0], [1, 2, 3, 4, 5, 101, 103, 104, 105, 201, 203, 204, 205])
+    assert found["imagine/threshold"] == 2.0
+    # Lived: 6 + 5 + 4 steps, of which two with doubt 2.
+    assert found["imagine/disagreement"] == pytest.approx(17 / 15)
+    assert found["imagine/branch_length"] == pytest.approx(15 / 6)
+
+
+def test_m2ac_stores_the_surest_rows_at_a_price_and_goes_on():
+    config = TrustConfig("m2ac", penalty=0.5)
+    rows, _ = run(counting(), 2, config, lambda x: x % 100)
+    # K = 2: 2/6 of six rows at the first step, 1/6 at the second.
+    np.testing.assert_array_equal(rows.observation[:, 0], [1, 2, 101])
+    np.testing.assert_allclose(rows.reward, [-0.5, -1.0, 10 - 0.5])
+    everything, _ = run(counting(), 2)
+    free, _ = run(counting(), 2, dataclasses.replace(config, penalty=0.0), lambda x: x % 100)
+    places = [list(everything.observation[:, 0]).index(x) for x in free.observation[:, 0]]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[places]), free, everything)
+
+
+def test_disagreement_is_of_what_the_policys_own_actions_lead_to():
+    model, state = ready(dataclasses.replace(TINY, elites=3), terminated=alive)
+    observation = jnp.asarray(np.random.default_rng(1).normal(size=(5, 2)))
+    bare = Policy(lambda key: (), lambda memory, x, key: (jax.random.uniform(key, (len(x), 1)), (), memory))
+    rule = trust.make(TrustConfig("macura"))
+    action, doubt, _ = doubting(bare, rule, model, state).act((), observation, jax.random.key(3))
+    np.testing.assert_array_equal(action, bare.act((), observation, jax.random.key(3))[0])
+    np.testing.assert_array_equal(doubt, trust.pairwise(*model.predict(state, observation, action)))
+    assert doubt.shape == (5,) and float(doubt.min()) > 0
+    assert doubting(bare, trust.make(TrustConfig()), model, state) is bare
