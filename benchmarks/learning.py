@@ -58,6 +58,11 @@ CASES = {
     # 1000: the planner in the true simulator cannot earn more, and would take hours.
     "pets-inverted-pendulum": Case("pets", "InvertedPendulum-v5", 2000, 4, 20, 901.0, 4, {}),
     "sac-pendulum": Case("sac", "pendulum", 20_000, 4, 100, -170.0, 4, {}),
+    "mbpo-inverted-pendulum": Case("mbpo", "InvertedPendulum-v5", 4000, 4, 10, 1000.0, 4, {}),
+    # The paper's settings: within these steps neither buffer is ever full, and branches have one step.
+    "mbpo-hopper": Case(
+        "mbpo", "Hopper-v5", 15_000, 4, 10, 300.0, 4, {"rollout_length.last": 1, "replay_capacity": 25_000}
+    ),
     "sac-hopper": Case("sac", "Hopper-v5", 5000, 4, 10, 0.0, 0, {"warmup_steps": 1000, "eval_every": 0}),
 }
 

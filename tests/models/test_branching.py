@@ -15,6 +15,7 @@ from jaxmbrl.models.trust import TrustConfig
 from jaxmbrl.types import Policy, Transition, World
 
 ROWS, CAPACITY = 6, 40
+ALWAYS = TrustConfig()
 ORIGIN = jnp.arange(1.0, ROWS + 1)[:, None]
 ROW = Transition(jnp.zeros(1), jnp.zeros(1), jnp.zeros(()), jnp.zeros(1), jnp.zeros((), bool), jnp.zeros((), bool))
 
@@ -51,12 +52,12 @@ def policy(doubt=None):
     return Policy(lambda key: (), act)
 
 
-def run(world, length, config=TrustConfig(), doubt=None, key=0):
+def run(world, length, config=ALWAYS, doubt=None, key=0):
     rows, size, found = compiled(world, length, config, doubt)(jax.random.key(key))
     return jax.tree.map(lambda x: np.asarray(x)[: int(size)], rows), metrics.known(found)
 
 
-def compiled(world, length, config=TrustConfig(), doubt=None):
+def compiled(world, length, config=ALWAYS, doubt=None):
     """key -> (rows stored, oldest first; how many; metrics)."""
 
     @jax.jit
