@@ -25,6 +25,10 @@ TINY = {
     "pets": "--env cartpole-continuous --ensemble.members 2 --ensemble.elites 2 --ensemble.hidden 16 "
     "--ensemble.max-epochs 2 --planner.cem.horizon 5 --planner.cem.population 100 --planner.cem.elites 4 "
     "--planner.cem.iterations 1 --particles 2 --refit-every 50 --warmup-steps 100 --replay-capacity 1000 --epoch-steps 100",
+    "mbpo": "--env pendulum --agent.hidden 16 16 --batch-size 16 --updates-per-step 10 --ensemble.members 3 "
+    "--ensemble.elites 2 --ensemble.hidden 16 --ensemble.max-epochs 3 --rollout-length.last 3 --rollout-length.begins 0 "
+    "--rollout-length.ends 600 --rollout-rows 200 --retain-steps 200 --refit-every 50 --warmup-steps 100 "
+    "--replay-capacity 1000 --epoch-steps 100 --eval-every 5 --eval-episodes 1",
 }
 STEPS = 800
 LONG = 1500
@@ -172,7 +176,7 @@ def kill_and_resume(algorithm, run, saves, epochs, chance, last=STEPS):
     return done(process)
 
 
-@pytest.mark.parametrize("algorithm", ["sac", pytest.param("pets", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("algorithm", ["sac", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pets", "mbpo"))])
 def test_a_killed_run_goes_on_bit_for_bit(algorithm, straight, tmp_path):
     out = kill_and_resume(algorithm, tmp_path / "run", saves=1, epochs=1, chance=random.Random(0))
     assert f"of {STEPS:,} steps" in out and "resuming at " in out
