@@ -127,7 +127,7 @@ def test_branches_start_from_real_states_and_follow_the_stochastic_policy():
     learn, state = started(algorithm)
     for steps in range(2, WARM + 2, 2):
         state, _ = learn(clock(steps), state, rows(steps))
-    real, imagined = held(state.replay), held(state.imagined)
+    real, imagined = held(state.replay), held(state.imagined.buffer)
     assert len(real.reward) == WARM and len(imagined.reward) == 12
     first, second = (jax.tree.map(lambda x, part=part: x[part], imagined) for part in (slice(6), slice(6, 12)))
     for start in first.observation:
@@ -146,7 +146,7 @@ def test_imagined_rows_are_kept_for_so_many_steps_and_no_longer():
     kept = []
     for steps in range(2, 30, 2):
         state, _ = learn(clock(steps), state, rows(steps))
-        kept.append(sorted(set(held(state.imagined).reward)))
+        kept.append(sorted(set(held(state.imagined.buffer).reward)))
     # Fits come at 10, 14, 18, 22 and 26 steps, and two fits' rows are kept.
     assert kept[:4] == [[]] * 4
     assert kept[4::2] == [[1.0], [1.0, 2.0], [2.0, 3.0], [3.0, 4.0], [4.0, 5.0]]
@@ -161,9 +161,9 @@ def test_branches_grow_and_the_buffer_with_them_in_one_program():
         known = metrics.known(found)
         if "imagine/rollout_length" in known:
             assert known["imagine/rows"] == 6 * known["imagine/rollout_length"]
-            rewards, counts = np.unique(held(state.imagined).reward, return_counts=True)
+            rewards, counts = np.unique(held(state.imagined.buffer).reward, return_counts=True)
             fits = dict(zip(rewards.astype(int).tolist(), counts.tolist(), strict=True))
-            seen.append((known["imagine/rollout_length"], int(state.imagined.capacity), fits))
+            seen.append((known["imagine/rollout_length"], int(state.imagined.buffer.capacity), fits))
     assert learn._cache_size() == 1
     # Six branches a fit; room for twice the present length of each, the oldest rows giving way.
     assert seen == [
@@ -231,7 +231,7 @@ def test_with_real_rows_alone_it_is_sac_bit_for_bit(monkeypatch):
         sac_state, _ = sac_learn(clock(steps), sac_state, rows(steps))
         assert_same(state.agent, sac_state.agent)
     assert int(state.agent.critic.moments.count) == 42
-    assert int(state.imagined.size) == 12, "it imagined all the same"
+    assert int(state.imagined.buffer.size) == 12, "it imagined all the same"
 
 
 def test_a_table_of_logged_rows_as_the_model_makes_it_its_model_free_learner():
@@ -252,7 +252,7 @@ def test_a_table_of_logged_rows_as_the_model_makes_it_its_model_free_learner():
     for steps in range(2, WARM + 2, 2):
         before = state
         state, _ = learn(clock(steps), state, rows(steps))
-    real, imagined = held(state.replay), held(state.imagined)
+    real, imagined = held(state.replay), held(state.imagined.buffer)
     numbers = [int(np.flatnonzero((real.observation == start).all(axis=1))[0]) for start in imagined.observation]
     assert len(numbers) == 6
     assert_same(imagined, jax.tree.map(lambda x: x[numbers], real))
@@ -268,7 +268,7 @@ def test_where_every_start_is_drawn_once_what_is_imagined_is_the_data(monkeypatc
     learn, state = started(mbpo.make(config, PENDULUM, lookup()))
     for steps in range(2, WARM + 2, 2):
         state, _ = learn(clock(steps), state, rows(steps))
-    assert_same(held(state.imagined), held(state.replay))
+    assert_same(held(state.imagined.buffer), held(state.replay))
 
 
 def test_without_disagreement_nothing_is_dropped_and_without_bound_neither():
@@ -284,7 +284,7 @@ def test_without_disagreement_nothing_is_dropped_and_without_bound_neither():
         learn, state = started(mbpo.make(dataclasses.replace(config, trust=rule), PENDULUM))
         for steps in range(2, WARM + 2, 2):
             state, _ = learn(clock(steps), state, rows(steps))
-        stored[name] = held(state.imagined)
+        stored[name] = held(state.imagined.buffer)
     assert_same(stored["free"], stored["mbpo"])
     assert len(stored["mbpo"].reward) == 18
     assert len(stored["shut"].reward) == 0
@@ -300,7 +300,7 @@ def test_imagined_terminations_are_the_tasks_known_ones():
     program = loop.make(mbpo.make(config, task), task, config)
     state = jax.jit(program.init)(jnp.arange(1), {})
     _, state = jax.jit(program.run)(loop.clock_at(0), state, jnp.asarray(WARM, jnp.int32))
-    imagined = jax.tree.map(lambda x: np.asarray(x[0]), state.algorithm.imagined)
+    imagined = jax.tree.map(lambda x: np.asarray(x[0]), state.algorithm.imagined.buffer)
     data = jax.tree.map(lambda x: x[: imagined.size], imagined.data)
     assert imagined.size == 50
     np.testing.assert_array_equal(data.terminated, task.terminated(jnp.asarray(data.next_observation)))
@@ -355,6 +355,37 @@ def test_published_settings(name):
     assert config.warmup_steps == (500 if "pendulum" in name else 5000)
     steady = mbpo.PRESETS[name.replace("paper", "steady")].config
     assert steady.ensemble.normalize_targets and steady.agent.layer_norm
+
+
+MACURA = {
+    # xi, zeta, updates, units of the agent, its step size, target entropy, batch, units of the model, retained epochs:
+    # Data-Science-in-Mechanical-Engineering/macura, mbrl/examples/conf/overrides.
+    "macura-hopper": (30, 90, 30, 1024, 3e-4, 0, 256, 200, 1),
+    "macura-halfcheetah": (2, 95, 10, 1024, 3e-4, -4, 256, 200, 1),
+    "macura-walker2d": (0.3, 95, 30, 1024, 7e-5, -1, 512, 400, 3),
+    "macura-ant": (5, 95, 20, 1024, 1e-4, -1, 512, 200, 1),
+    "macura-humanoid": (5, 95, 20, 2048, 1e-4, -10, 512, 400, 5),
+}
+
+
+@pytest.mark.parametrize("name", MACURA)
+def test_macuras_published_settings(name):
+    config = mbpo.PRESETS[name].config
+    members, agent = config.ensemble, config.agent
+    assert MACURA[name] == (
+        config.trust.scale,
+        config.trust.percentile,
+        config.updates_per_step,
+        agent.hidden[0],
+        agent.learning_rate,
+        agent.target_entropy,
+        config.batch_size,
+        members.hidden[0],
+        config.retain_steps / 1000,
+    )
+    assert (config.trust.rule, config.trust.rounds, config.real_ratio) == ("macura", 2000, 0.05)
+    assert members.members == members.elites == 7, "all members vote and are drawn"
+    assert (config.rollout_length.first, config.rollout_length.last) == (10, 10)
 
 
 @pytest.mark.parametrize("name", mbpo.PRESETS)

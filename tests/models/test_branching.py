@@ -10,12 +10,13 @@ from hand_made import TINY, alive, ready
 
 from jaxmbrl import metrics, replay
 from jaxmbrl.models import trust
-from jaxmbrl.models.branching import branch, doubting
+from jaxmbrl.models.branching import branch, doubting, init
 from jaxmbrl.models.trust import TrustConfig
 from jaxmbrl.types import Policy, Transition, World
 
 ROWS, CAPACITY = 6, 40
 ALWAYS = TrustConfig()
+RULE = trust.make(ALWAYS)
 ORIGIN = jnp.arange(1.0, ROWS + 1)[:, None]
 ROW = Transition(jnp.zeros(1), jnp.zeros(1), jnp.zeros(()), jnp.zeros(1), jnp.zeros((), bool), jnp.zeros((), bool))
 
@@ -62,9 +63,8 @@ def compiled(world, length, config=ALWAYS, doubt=None):
 
     @jax.jit
     def go(key):
-        empty = replay.init(ROW, CAPACITY)
-        made = branch(world, policy(doubt), trust.make(config), trust.init(config), empty, ORIGIN, key, length)
-        return replay.ordered(made[0]), made[0].size, made[2]
+        made, found = branch(world, policy(doubt), trust.make(config), init(ROW, CAPACITY, 2, config), ORIGIN, key, length)
+        return replay.ordered(made.buffer), made.buffer.size, found
 
     return go
 
@@ -120,12 +120,8 @@ def test_a_row_that_is_not_finite_is_left_out_counted_and_ends_its_branch():
 
 
 def test_a_shorter_length_is_a_prefix_without_compiling_again():
-    world, rule = counting(), TrustConfig()
-    go = jax.jit(
-        lambda length: branch(
-            world, policy(), trust.make(rule), trust.init(rule), replay.init(ROW, 50), ORIGIN, jax.random.key(0), length
-        )[0]
-    )
+    empty = init(ROW, 50, 1, ALWAYS)
+    go = jax.jit(lambda length: branch(counting(), policy(), RULE, empty, ORIGIN, jax.random.key(0), length)[0].buffer)
     short, long = go(2), go(5)
     assert go._cache_size() == 1
     assert (int(short.size), int(long.size)) == (12, 30)
@@ -142,6 +138,23 @@ def test_macura_cuts_a_branch_for_good():
     # Lived: 6 + 5 + 4 steps, of which two with doubt 2.
     assert found["imagine/disagreement"] == pytest.approx(17 / 15)
     assert found["imagine/branch_length"] == pytest.approx(15 / 6)
+
+
+@pytest.mark.parametrize(("rule", "sizes"), [("macura", [6, 12, 12, 12]), ("always", [6, 12, 18, 20])])
+def test_what_macura_keeps_expires_and_mbpos_rows_go_when_there_is_no_room(rule, sizes):
+    config = TrustConfig(rule, scale=1e30)
+    imagined = init(ROW, 20, 2, config)
+    go = jax.jit(
+        lambda imagined, key: branch(
+            counting(), policy(lambda x: x), trust.make(config), imagined, ORIGIN + 10 * key, jax.random.key(key), 1
+        )[0]
+    )
+    for round, size in enumerate(sizes):
+        imagined = go(imagined, round)
+        assert int(imagined.buffer.size) == size
+        held = np.asarray(replay.ordered(imagined.buffer).observation)[:size, 0]
+        # The newest rows stay: six from 10 times the number of the round on.
+        assert held.tolist() == [10 * r + x for r in range(round + 1) for x in range(1, 7)][-size:]
 
 
 def test_m2ac_stores_the_surest_rows_at_a_price_and_goes_on():

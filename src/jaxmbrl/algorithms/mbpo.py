@@ -35,10 +35,10 @@ from jaxmbrl.agents import sac
 from jaxmbrl.agents.sac import SACConfig, SACState
 from jaxmbrl.agents.updates import updates
 from jaxmbrl.envs.base import vector_sizes
-from jaxmbrl.models import ensemble, trust
-from jaxmbrl.models.branching import branch, doubting
+from jaxmbrl.models import branching, ensemble, trust
+from jaxmbrl.models.branching import Imagined
 from jaxmbrl.models.ensemble import EnsembleConfig
-from jaxmbrl.models.trust import Thresholds, TrustConfig
+from jaxmbrl.models.trust import TrustConfig
 from jaxmbrl.presets import Preset
 from jaxmbrl.replay import Replay
 from jaxmbrl.types import (
@@ -142,7 +142,12 @@ class Config:
     @property
     def rows_kept(self) -> int:
         """Rows that the imagined buffer holds for each step of a branch."""
-        return self.rollout_rows * max(1, self.retain_steps // self.refit_every)
+        return self.rollout_rows * self.rounds_kept
+
+    @property
+    def rounds_kept(self) -> int:
+        """Fits whose imagined rows are kept."""
+        return max(1, self.retain_steps // self.refit_every)
 
 
 class State(NamedTuple):
@@ -153,9 +158,8 @@ class State(NamedTuple):
     """The `EnsembleState`, or another model's state."""
     replay: Replay
     """Real transitions."""
-    imagined: Replay
-    """Imagined ones."""
-    thresholds: Thresholds
+    imagined: Imagined
+    """Imagined ones, and what the rule of trust remembers."""
     real_ratio: Float[Array, ""]
     key: Key
 
@@ -182,17 +186,13 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
             agent=agent.init(agent_key, hyper),
             model=model.init(model_key, {}),
             replay=replay.init(row, config.replay_capacity),
-            imagined=replay.init(row, config.imagined_capacity),
-            thresholds=trust.init(config.trust),
+            imagined=branching.init(row, config.imagined_capacity, config.rounds_kept, config.trust),
             real_ratio=jnp.asarray(hyper.get("real_ratio", config.real_ratio), float),
             key=key,
         )
 
     def policy(state: State, explore: bool) -> Policy:
         return agent.policy(state.agent, explore)
-
-    def _rows(steps: Int[Array, ""] | int) -> Int[Array, ""]:
-        return config.rows_kept * config.rollout_length.at(steps)
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, update_key, refit_key = jax.random.split(state.key, 3)
@@ -202,35 +202,35 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
         steps = clock.env_steps - config.warmup_steps
         ready = steps >= 0
 
-        def refit(learned: tuple[PyTree, Replay, Thresholds]) -> tuple[tuple[PyTree, Replay, Thresholds], Metrics]:
-            model_state, imagined, thresholds = learned
+        def refit(learned: tuple[PyTree, Imagined]) -> tuple[tuple[PyTree, Imagined], Metrics]:
+            model_state, imagined = learned
             fit_key, start_key, branch_key = jax.random.split(refit_key, 3)
             model_state, fitted = model.fit(model_state, real.data, count, fit_key)
-            imagined, thresholds, branched = branch(
+            length = config.rollout_length.at(steps)
+            imagined, branched = branching.branch(
                 model.world(model_state),
-                doubting(policy(state, explore=True), rule, model, model_state),
+                branching.doubting(policy(state, explore=True), rule, model, model_state),
                 rule,
-                thresholds,
-                replay.resize(imagined, _rows(steps)),
+                imagined._replace(buffer=replay.resize(imagined.buffer, config.rows_kept * length)),
                 replay.sample(real, start_key, config.rollout_rows).observation,
                 branch_key,
-                config.rollout_length.at(steps),
+                length,
             )
-            return (model_state, imagined, thresholds), fitted | branched
+            return (model_state, imagined), fitted | branched
 
-        (model_state, imagined, thresholds), found = metrics.when(
-            ready & (steps % config.refit_every == 0), refit, (state.model, state.imagined, state.thresholds)
+        (model_state, imagined), found = metrics.when(
+            ready & (steps % config.refit_every == 0), refit, (state.model, state.imagined)
         )
 
         def draw(key: Key) -> Transition:
-            return replay.mixture(real, imagined, key, config.batch_size, state.real_ratio)
+            return replay.mixture(real, imagined.buffer, key, config.batch_size, state.real_ratio)
 
         agent_state, updated = metrics.when(
             ready,
             lambda agent_state: updates(agent, agent_state, draw, update_key, config.updates_per_step * config.num_envs),
             state.agent,
         )
-        return State(agent_state, model_state, real, imagined, thresholds, state.real_ratio, key), found | updated
+        return State(agent_state, model_state, real, imagined, state.real_ratio, key), found | updated
 
     return Algorithm(init, policy, learn, period=1)
 
@@ -311,6 +311,30 @@ def _steady(preset: Preset) -> Preset:
     )
 
 
+def _macura(
+    name: str, scale: float, percentile: float, updates: int, entropy: float, retain: int = 1, **agent: Any
+) -> tuple[str, Preset]:
+    """MACURA's settings for a task, `agent`'s where they differ from Hopper's; all seven members judge and imagine."""
+    width = 400 if name in ("walker2d", "humanoid") else 200
+    config = Config(
+        agent=replace(SACConfig(hidden=(1024, 1024), target_entropy=entropy), **agent),
+        ensemble=replace(
+            _ENSEMBLE, elites=7, hidden=(width,) * 4, weight_decay=(5e-5,) * 5, learning_rate=3e-4, bounds_weight=0.0
+        ),
+        rollout_length=RolloutLength(10, 10),
+        trust=TrustConfig("macura", scale, percentile),
+        rollout_rows=50_000 if name == "halfcheetah" else 100_000,
+        retain_steps=1000 * retain,
+        batch_size=512 if name in ("walker2d", "ant", "humanoid") else 256,
+        updates_per_step=updates,
+    )
+    source = (
+        "Data-Science-in-Mechanical-Engineering/macura: mbrl/examples/conf/overrides; but white noise, bounds of the "
+        "log-variance that learn, target critics that move at every update, and always the same number of updates"
+    )
+    return f"macura-{name}", Preset(config, source, PAPER[name].steps)
+
+
 PRESETS = {
     "small": Preset(
         Config(
@@ -332,4 +356,13 @@ PRESETS = {
     ),
     **{f"paper-{name}": preset for name, preset in PAPER.items()},
     **{f"steady-{name}": _steady(preset) for name, preset in PAPER.items()},
+    **dict(
+        [
+            _macura("hopper", 30.0, 90.0, updates=30, entropy=0.0),
+            _macura("halfcheetah", 2.0, 95.0, updates=10, entropy=-4.0),
+            _macura("walker2d", 0.3, 95.0, updates=30, entropy=-1.0, retain=3, learning_rate=7e-5),
+            _macura("ant", 5.0, 95.0, updates=20, entropy=-1.0, learning_rate=1e-4),
+            _macura("humanoid", 5.0, 95.0, 20, -10.0, retain=5, learning_rate=1e-4, hidden=(2048, 2048)),
+        ]
+    ),
 }

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxmbrl import replay
-from jaxmbrl.models.trust import Thresholds, Trust, threshold
+from jaxmbrl.models import trust
+from jaxmbrl.models.trust import Thresholds, Trust, TrustConfig
 from jaxmbrl.replay import Replay
 from jaxmbrl.rollout import rollout
 from jaxmbrl.types import (
@@ -26,6 +27,15 @@ from jaxmbrl.types import (
     Transition,
     World,
 )
+
+
+class Imagined(NamedTuple):
+    """What branches have left."""
+
+    buffer: Replay
+    thresholds: Thresholds
+    stored: Int[Array, "rounds"]
+    """Rows that each of the last rounds of branches stored, the latest first."""
 
 
 class Branches(NamedTuple):
@@ -44,17 +54,21 @@ class Branches(NamedTuple):
     """Rows left out because a number in them was not finite."""
 
 
+def init(row: Transition, capacity: int, lifetime: int, config: TrustConfig) -> Imagined:
+    """Nothing imagined yet, and room for `capacity` rows like `row`; where rows expire, it is after `lifetime` rounds."""
+    return Imagined(replay.init(row, capacity), trust.init(config), jnp.zeros(lifetime, jnp.int32))
+
+
 def branch(
     world: World,
     policy: Policy,
-    trust: Trust,
-    thresholds: Thresholds,
-    buffer: Replay,
+    rule: Trust,
+    imagined: Imagined,
     origin: Float[Array, "N O"],
     key: Key,
     length: int | Int[Array, ""],
-) -> tuple[Replay, Thresholds, Metrics]:
-    """Step a learned `world` under `policy` from rows `origin`, at most `length` steps, and store what `trust` keeps.
+) -> tuple[Imagined, Metrics]:
+    """Step a learned `world` under `policy` from rows `origin`, at most `length` steps, and store what `rule` keeps.
 
     A branch ends after the step that terminates, which is stored as such, or where the rule ends it, or where a number
     is not finite: that row is left out and counted as `imagine/broken`. A probability of termination is drawn. The length
@@ -64,9 +78,9 @@ def branch(
     start_key, rollout_key, end_key = jax.random.split(key, 3)
 
     def fold(acc: Branches, row: Transition, i: Int[Array, ""]) -> Branches:
-        doubt = row.extras if trust.disagreement else jnp.zeros(rows)
+        doubt = row.extras if rule.disagreement else jnp.zeros(rows)
         ended = _drawn(row.terminated, jax.random.fold_in(end_key, i))
-        verdict = trust.judge(acc.thresholds, doubt, acc.alive, i, length)
+        verdict = rule.judge(acc.thresholds, doubt, acc.alive, i, length)
         finite = _finite(row)
         kept = verdict.kept & finite
         stored = row._replace(reward=row.reward - verdict.penalty, terminated=ended, extras=())
@@ -81,7 +95,7 @@ def branch(
         )
 
     zero = jnp.zeros(())
-    begun = Branches(buffer, thresholds, jnp.ones(rows, bool), zero, zero, zero, zero)
+    begun = Branches(imagined.buffer, imagined.thresholds, jnp.ones(rows, bool), zero, zero, zero, zero)
     state = world.start(origin, start_key), ()
     _, made = rollout(world, policy, state, rollout_key, length, fold, begun)
     metrics = {
@@ -90,16 +104,20 @@ def branch(
         "imagine/rows": Average.of(made.kept),
         "imagine/broken": Average.of(made.broken),
     }
-    if trust.disagreement:
+    if rule.disagreement:
         metrics["imagine/disagreement"] = Average.of(made.doubt / made.lived)
-        metrics["imagine/threshold"] = Average.of(threshold(made.thresholds), made.thresholds.refits > 0)
-    return made.buffer, made.thresholds, metrics
+        metrics["imagine/threshold"] = Average.of(trust.threshold(made.thresholds), made.thresholds.refits > 0)
+    stored = jnp.roll(imagined.stored, 1).at[0].set(made.kept.astype(jnp.int32))
+    buffer = made.buffer
+    if rule.expires:
+        buffer = buffer._replace(size=jnp.minimum(buffer.size, jnp.sum(stored)))
+    return Imagined(buffer, made.thresholds, stored), metrics
 
 
-def doubting(policy: Policy, trust: Trust, model: DynamicsModel, state: PyTree) -> Policy:
+def doubting(policy: Policy, rule: Trust, model: DynamicsModel, state: PyTree) -> Policy:
     """`policy`, which has no memory, leaving as its extras [N] how much the members of `model` disagree on what its actions
     lead to; unchanged where the rule does not ask."""
-    measure = trust.disagreement
+    measure = rule.disagreement
     if measure is None:
         return policy
 

@@ -4,16 +4,16 @@
 - `macura`: a branch ends at the first step whose disagreement is not below a threshold, and that step is not kept
   (Frauenknecht et al., Trust the model where it trusts itself, arXiv 2405.19014). The disagreement is the mean over pairs
   of members of the geometric Jensen-Shannon divergence of their Gaussians, the threshold `scale` times the `percentile`
-  of the first step's disagreement over the start rows, averaged over the last `rounds` refits.
+  of the first step's disagreement over the start rows, averaged over the last `rounds` refits, the present one included.
+  As it may keep few rows, old ones expire with time.
 - `m2ac`: at step h of K, of the living rows the (K - h) / (2 (K + 1)) that disagree least are kept, half of them where K
   is 1, and each pays `penalty` times its disagreement; no branch ends for it (Pan et al., arXiv 2010.04893). The
   disagreement is the Kullback-Leibler divergence of a member's Gaussian from the one with the moments of all others'
   mixture.
 
-The differences: MACURA's code averages thresholds over 2,000 rounds of 250 start rows, which are five of its refits; here
-a round is a refit with all its rows. M2AC takes the divergence of the one member that the row was drawn from; here it is
-the mean over all members, each of which may be drawn; and only living rows are ranked, where in its code dead ones take
-up places. Both measures are the same in any units of the predicted numbers.
+The differences: M2AC takes the divergence of the one member that the row was drawn from; here it is the mean over all
+members, each of which may be drawn; and only living rows are ranked, where in its code dead ones take up places.
+Both measures are the same in any units of the predicted numbers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TrustConfig:
     """MACURA's xi: the threshold's share of the percentile."""
     percentile: Annotated[float, Ge(0), Le(100)] = 95.0
     """MACURA's zeta: the percentile of the first step's disagreement, in percent."""
-    rounds: Annotated[int, Ge(1)] = 5
+    rounds: Annotated[int, Ge(1)] = 2000
     """Refits that MACURA's threshold is averaged over, the present one included."""
     penalty: Annotated[float, Ge(0)] = 1e-3
     """What M2AC subtracts from a reward for each nat of disagreement."""
@@ -72,6 +72,8 @@ class Trust(NamedTuple):
     """(means, variances) of the members -> nats; None where the rule asks for none."""
     judge: Callable[[Thresholds, Float[Array, "N"], Bool[Array, "N"], Int[Array, ""], Int[Array, ""] | int], Verdict]
     """(thresholds, disagreement, alive, number of the step, steps in all) -> Verdict."""
+    expires: bool = False
+    """Whether rows are dropped with time, even where there is room."""
 
 
 def init(config: TrustConfig) -> Thresholds:
@@ -96,7 +98,7 @@ def make(config: TrustConfig) -> Trust:
         certain = alive & (rank < jnp.floor(share * jnp.sum(alive)))
         return Verdict(certain, alive, config.penalty * doubt, thresholds)
 
-    rules = {"always": Trust(None, always), "macura": Trust(pairwise, macura), "m2ac": Trust(one_against_rest, m2ac)}
+    rules = {"always": Trust(None, always), "macura": Trust(pairwise, macura, True), "m2ac": Trust(one_against_rest, m2ac)}
     return rules[config.rule]
 
 
