@@ -195,7 +195,9 @@ def _draw_ours(axes: Any, rows: Rows, label: str) -> tuple[list[Any], int]:
     look = {"linewidth": 2.6, "marker": "o" if len(steps) <= 30 else "", "markersize": 4, "zorder": 5}
     shown = axes.plot(steps, means, color=OURS, label=label if steps else "no evaluation yet", **look)
     if max(map(len, values.values()), default=0) > 1:
-        filled = axes.fill_between(steps, *zip(*bands, strict=True), color=OURS, alpha=0.18, linewidth=0)
+        # The band of a single step has no width of its own.
+        edge = 0 if len(steps) > 1 else 8
+        filled = axes.fill_between(steps, *zip(*bands, strict=True), color=OURS, alpha=0.18, linewidth=edge)
         filled.set_label("95% bootstrap interval\nof the mean")
         shown.append(filled)
     return shown, max(steps, default=0)
