@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import sys
 import time
@@ -70,12 +69,4 @@ def provenance(*arguments: str) -> dict[str, Any]:
     """The script and those `arguments` that determine its result; commit, versions and machine."""
     where = environment()
     where["command"] = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
-    where["processor"] = next(
-        (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
-    )
     return {"environment": where}
-
-
-def _cpuinfo() -> list[str]:
-    file = Path("/proc/cpuinfo")
-    return file.read_text().splitlines() if file.exists() else []

@@ -138,7 +138,7 @@ def _train(words: list[str]) -> int:
             f"name the algorithm first, as in 'jaxmbrl train sac --env pendulum'; {closest('', algorithms.METHODS)}"
         )
     algorithms.get(name)
-    config, out = _parse_train(name, words[1:])
+    config, out = parse_train(name, words[1:])
     program = runner.build(config)
     progress = Progress(program.total_steps, config.seeds)
     out = RunFolder.create(out or _free_folder(Path("runs"), f"{config.algorithm}-{re.sub('[/:]', '-', config.env)}")).path
@@ -273,7 +273,7 @@ def _mean_of_epoch(rows: list[dict[str, Any]], first: bool) -> float:
     return float(sum(values) / len(values))
 
 
-def _parse_train(name: str, words: list[str]) -> tuple[RunConfig, Path | None]:
+def parse_train(name: str, words: list[str]) -> tuple[RunConfig, Path | None]:
     """The run that the words ask for: a preset or a saved config, with the fields given replaced."""
     from jaxmbrl import algorithms, envs
     from jaxmbrl.training import runner

@@ -96,3 +96,30 @@ def test_a_falling_pole_earns_the_steps_that_it_stood():
 def test_interquartile_mean(count):
     values = np.random.default_rng(count).standard_cauchy(count)
     assert evaluation.interquartile_mean(values.tolist()) == pytest.approx(stats.trim_mean(values, 0.25), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("trim", "statistic"), [(0.25, lambda x: np.sort(x)[:, 1:3].mean(axis=1)), (0.0, lambda x: x.mean(axis=1))]
+)
+def test_the_bootstrap_interval_is_that_of_all_resamplings(trim, statistic):
+    """Of four values there are 256 resamplings; each quantile of 50,000 drawn ones lies among those just around it."""
+    values = np.array([1.0, 2.0, 4.0, 16.0])
+    every = np.sort(statistic(values[np.indices((4,) * 4).reshape(4, -1).T]))
+    found = evaluation.bootstrap_interval(values.tolist(), trim=trim)
+    for value, level in zip(found, (0.025, 0.975), strict=True):
+        low, high = np.quantile(every, [level - 0.003, level + 0.003], method="nearest")
+        assert low <= value <= high
+
+
+def test_the_bootstrap_interval_by_hand():
+    # Means of two drawn from 0 and 1: 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4.
+    assert evaluation.bootstrap_interval([0.0, 1.0]) == (0.0, 1.0)
+    assert evaluation.bootstrap_interval([0.0, 1.0], confidence=0.4) == (0.5, 0.5)
+    assert evaluation.bootstrap_interval([3.0]) == (3.0, 3.0)
+
+
+def test_strata_are_resampled_within_themselves():
+    assert evaluation.bootstrap_interval([0.0, 0.0], [1.0, 1.0]) == (0.5, 0.5)
+    low, high = evaluation.bootstrap_interval([0.0, 0.0, 1.0, 1.0])
+    assert low == 0.0 and high == 1.0
+    assert evaluation.bootstrap_interval([0.0, 1.0, 2.0], [7.0], trim=0.0) == (7 / 4, 13 / 4)

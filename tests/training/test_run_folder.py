@@ -199,6 +199,7 @@ def test_the_environment_says_where_it_ran(run, monkeypatch):
     assert found["versions"]["numpy"] == np.__version__
     assert set(run_folder.PACKAGES) <= set(found["versions"])
     assert found["devices"][0]["platform"] == found["backend"] and found["cpu_count"] == os.cpu_count()
+    assert found["processor"]
     assert found["command"] == ["jaxmbrl", "train", "pets"] and found["hyper"] == {"rate": [1.0]}
 
 

@@ -96,19 +96,25 @@ def _twin_stage(
 
 def interquartile_mean(values: Sequence[float]) -> float:
     """Mean without the lowest and highest quarter, rounded down to whole values (Agarwal et al., arXiv 2108.13264)."""
-    ordered = np.sort(np.asarray(values, float))
-    cut = len(ordered) // 4
-    return float(np.mean(ordered[cut : len(ordered) - cut]))
+    return float(_trimmed_mean(np.asarray([values], float), 0.25)[0])
 
 
-def bootstrap_interval(values: Sequence[float], confidence: float = 0.95, repetitions: int = 50_000) -> tuple[float, float]:
-    """Percentile bootstrap interval of the interquartile mean over runs (Agarwal et al., arXiv 2108.13264).
+def bootstrap_interval(
+    *strata: Sequence[float], trim: float = 0.25, confidence: float = 0.95, repetitions: int = 50_000
+) -> tuple[float, float]:
+    """Percentile bootstrap interval over runs of the mean without a share `trim` at either end: of the interquartile mean
+    unless told otherwise, of the mean where it is 0 (Agarwal et al., arXiv 2108.13264).
 
-    The resampling is seeded, so the same values give the same interval.
+    Each stratum, such as the runs of one task, is resampled within itself. The resampling is seeded, so the same values
+    give the same interval.
     """
-    data = np.asarray(values, float)
-    drawn = data[np.random.default_rng(0).integers(len(data), size=(repetitions, len(data)))]
-    cut = len(data) // 4
-    means = np.sort(drawn, axis=1)[:, cut : len(data) - cut].mean(axis=1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    random = np.random.default_rng(0)
+    data = [np.asarray(values, float) for values in strata]
+    drawn = np.concatenate([runs[random.integers(len(runs), size=(repetitions, len(runs)))] for runs in data], axis=1)
+    low, high = np.quantile(_trimmed_mean(drawn, trim), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def _trimmed_mean(values: Float[np.ndarray, "N runs"], trim: float) -> Float[np.ndarray, "N"]:
+    cut = int(trim * values.shape[1])
+    return np.sort(values, axis=1)[:, cut : values.shape[1] - cut].mean(axis=1)

@@ -203,9 +203,16 @@ def environment() -> dict[str, Any]:
         "backend": jax.default_backend(),
         "devices": [{"id": d.id, "kind": d.device_kind, "platform": d.platform} for d in jax.devices()],
         "cpu_count": os.cpu_count(),
+        "processor": _processor(),
         **_source(Path(__file__).parents[1]),
         "command": sys.argv,
     }
+
+
+def _processor() -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _source(package: Path) -> dict[str, Any]:
