@@ -307,6 +307,19 @@ def test_imagined_terminations_are_the_tasks_known_ones():
     assert data.terminated.any()
 
 
+def test_imagined_hoppers_end_at_numbers_beyond_100_on_either_side():
+    """The paper's code takes the absolute value of a comparison, and so lets numbers below -100 live."""
+    healthy = jnp.zeros(11).at[0].set(1.25)
+    ended = envs.make("Hopper-v5").terminated
+    rows = jnp.stack([healthy, *(healthy.at[i].set(x) for i in (2, 7) for x in (99.0, -99.0, 101.0, -101.0, jnp.nan))])
+    assert ended(rows).tolist() == [False, *2 * [False, False, True, True, True]]
+    assert ended(jnp.stack([healthy.at[0].set(0.7), healthy.at[0].set(0.71), healthy.at[1].set(-0.2)])).tolist() == [
+        True,
+        False,
+        True,
+    ]
+
+
 def test_what_is_wrong_is_told():
     with pytest.raises(UserError, match="refit_every must be a multiple of num_envs"):
         check(dataclasses.replace(TINY, refit_every=5))
