@@ -129,7 +129,7 @@ def _small(config: Config, critics: int) -> Config:
         agent=agent,
         batch_size=128,
         updates_per_step=10,
-        actor_delay=1,
+        actor_delay=10,
         replay_capacity=20_000,
         warmup_steps=200,
         epoch_steps=200,
@@ -160,7 +160,7 @@ REDQ_PRESETS = {
     "default": Preset(REDQ, f"{_REDQ_SOURCE}; target entropy -A", steps=100_000),
     "pendulum": Preset(
         _small(REDQ, critics=5),
-        "our own, sized for a CPU: 5 critics of 2 x 64, 10 updates a step, each of the actor too",
+        "our own, sized for a CPU: 5 critics of 2 x 64, 10 updates a step",
         steps=3000,
         tasks=_SMALL,
     ),
@@ -175,7 +175,7 @@ DROQ_PRESETS = {
     "default": Preset(DROQ, f"{_DROQ_SOURCE}; dropout of its KUCodebase, target entropy -A", steps=100_000),
     "pendulum": Preset(
         _small(DROQ, critics=2),
-        "our own, sized for a CPU: critics of 2 x 64, 10 updates a step, each of the actor too",
+        "our own, sized for a CPU: critics of 2 x 64, 10 updates a step",
         steps=3000,
         tasks=_SMALL,
     ),
