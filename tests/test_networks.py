@@ -24,6 +24,58 @@ def test_mlp_is_affine_activation_affine_by_hand():
     assert [kernel.shape for kernel, _ in layers] == [(6, 3), (3, 4), (4, 2)]
 
 
+def test_dropout_then_layer_norm_then_activation_by_hand():
+    """A hidden layer drops units before it normalises the rest: in float64 NumPy, with the masks of the same key."""
+    mlp = networks.MLP((6, 4), 2, layer_norm=True, dropout=0.4)
+    x, key = jax.random.normal(jax.random.key(1), (5, 3)), jax.random.key(7)
+    params = mlp.init(jax.random.key(0), x)
+    shifted = jax.tree_util.tree_map_with_path(lambda path, p: p + 0.1 if path[-1].key != "kernel" else p, params)
+    named = jax.tree.map(lambda p: np.asarray(p, np.float64), shifted["params"])
+
+    def expected(masks):
+        y = np.asarray(x, np.float64)
+        for i in range(2):
+            y = y @ named[f"Dense_{i}"]["kernel"] + named[f"Dense_{i}"]["bias"]
+            y = y * masks[i]
+            spread = np.sqrt(((y - y.mean(1, keepdims=True)) ** 2).mean(1, keepdims=True) + 1e-6)
+            y = (y - y.mean(1, keepdims=True)) / spread * named[f"LayerNorm_{i}"]["scale"] + named[f"LayerNorm_{i}"]["bias"]
+            y = np.maximum(y, 0)
+        return y @ named["Dense_2"]["kernel"] + named["Dense_2"]["bias"]
+
+    masks = [
+        np.asarray(jax.random.bernoulli(jax.random.fold_in(key, i), 0.6, (5, units))) / 0.6
+        for i, units in enumerate((6, 4))
+    ]
+    assert all(len(np.unique(mask, axis=0)) > 1 for mask in masks), "rows drop units of their own"
+    np.testing.assert_allclose(mlp.apply(shifted, x, key), expected(masks), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(mlp.apply(shifted, x), expected([1, 1]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_dropped_layer_keeps_its_mean():
+    """Of a linear layer's units a quarter is dropped, and the others are a third larger."""
+    mlp = networks.MLP((20_000,), 1, lambda x: x, dropout=0.25)
+    params = {
+        "params": {
+            "Dense_0": {"kernel": jnp.ones((1, 20_000)), "bias": jnp.zeros(20_000)},
+            "Dense_1": {"kernel": jnp.ones((20_000, 1)), "bias": jnp.zeros(1)},
+        }
+    }
+    found = mlp.apply(params, jnp.array([[3.0]]), jax.random.key(0))[0, 0] / 20_000
+    # The share that is kept has a deviation of 0.003.
+    np.testing.assert_allclose(found, 3.0, rtol=0.0125)
+    assert found != 3.0
+
+
+def test_dropout_and_layer_norm_leave_the_initial_numbers_as_they_are():
+    plain, both = networks.MLP((6, 4), 2), networks.MLP((6, 4), 2, layer_norm=True, dropout=0.4)
+    a, b = (mlp.init(jax.random.key(0), jnp.zeros(3))["params"] for mlp in (plain, both))
+    assert set(b) - set(a) == {"LayerNorm_0", "LayerNorm_1"}
+    jax.tree.map(np.testing.assert_array_equal, a, {name: b[name] for name in a})
+    np.testing.assert_array_equal(
+        plain.apply({"params": a}, jnp.ones(3), jax.random.key(1)), plain.apply({"params": a}, jnp.ones(3))
+    )
+
+
 def test_mlp_without_hidden_layers_is_linear():
     mlp = networks.MLP((), 2)
     params = mlp.init(jax.random.key(0), jnp.zeros(3))

@@ -21,10 +21,10 @@ def pets_kernel_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = float)
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron: `hidden` layers with `activation`, before it layer norm (Ba et al., arXiv 1607.06450) where
-    `layer_norm` says so, then a linear layer of `out` units.
+    """A multilayer perceptron: `hidden` layers with `activation`, then a linear layer of `out` units.
 
-    Weights are of JAX's default float.
+    A hidden layer is linear, then drops the share `dropout` of its units, then has layer norm (Ba et al., arXiv 1607.06450)
+    where `layer_norm` says so, then the activation: DroQ's order (arXiv 2110.02034). Weights are of JAX's default float.
     """
 
     hidden: tuple[int, ...]
@@ -32,13 +32,17 @@ class MLP(nn.Module):
     activation: Callable[[jax.Array], jax.Array] = nn.relu
     kernel_init: Initializer = nn.initializers.lecun_normal()
     layer_norm: bool = False
+    dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
-        """Apply the network to the last axis."""
+    def __call__(self, x: Float[Array, "*n i"], key: jax.Array | None = None) -> Float[Array, "*n o"]:
+        """Apply the network to the last axis; units are dropped, for each row others, only where a key is given."""
         dense = partial(nn.Dense, kernel_init=self.kernel_init, param_dtype=jnp.result_type(float))
-        for units in self.hidden:
+        for i, units in enumerate(self.hidden):
             x = dense(units)(x)
+            if self.dropout and key is not None:
+                kept = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - self.dropout, x.shape)
+                x = jnp.where(kept, x / (1 - self.dropout), 0)
             if self.layer_norm:
                 x = nn.LayerNorm(param_dtype=jnp.result_type(float))(x)
             x = self.activation(x)

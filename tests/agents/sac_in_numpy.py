@@ -72,8 +72,18 @@ def critic_loss(critics, batch, y, weight):
     return loss, gradients
 
 
-def actor_loss(actor, critics, alpha, observation, noise):
-    """The loss, its gradient, and the mean log-density.
+def least(critics, pair):
+    """The critics' least value, and its gradient by the pair of observation and action."""
+    outputs = [forward(critic, pair) for critic in critics]
+    table = np.stack([output[:, 0] for output, _ in outputs])
+    by_pair = np.zeros_like(pair)
+    for i, (critic, (_, inputs)) in enumerate(zip(critics, outputs, strict=True)):
+        by_pair += backward(critic, inputs, np.where(table.argmin(axis=0) == i, 1.0, 0.0)[:, None])[1]
+    return table.min(axis=0), by_pair
+
+
+def actor_loss(actor, critics, alpha, observation, noise, value_of=least):
+    """The loss, its gradient, and the mean log-density. The actor maximises `value_of(critics, pair)`, given with slope.
 
     With a = tanh(u), u = m + exp(l) noise: log pi = sum(-noise^2 / 2 - l - log(2 pi) / 2 - log(1 - a^2)), whose derivative
     by u is 2 a and by l, apart from u, is -1.
@@ -83,13 +93,9 @@ def actor_loss(actor, critics, alpha, observation, noise):
     pre_tanh = mean + np.exp(log_std) * noise
     action, density = np.tanh(pre_tanh), log_density(pre_tanh, mean, log_std)
     pair = np.concatenate([observation, action], axis=1)
-    outputs = [forward(critic, pair) for critic in critics]
-    table = np.stack([output[:, 0] for output, _ in outputs])
-    least, by_action = table.argmin(axis=0), np.zeros_like(action)
-    for i, (critic, (_, critic_inputs)) in enumerate(zip(critics, outputs, strict=True)):
-        by_pair = backward(critic, critic_inputs, np.where(least == i, 1.0, 0.0)[:, None])[1]
-        by_action += by_pair[:, observation.shape[1] :]
+    value, by_pair = value_of(critics, pair)
+    by_action = by_pair[:, observation.shape[1] :]
     by_pre_tanh = (alpha * 2 * action - by_action * (1 - action**2)) / rows
     by_log_std = (by_pre_tanh * np.exp(log_std) * noise - alpha / rows) * unclipped
     gradient = backward(actor, inputs, np.concatenate([by_pre_tanh, by_log_std], axis=1))[0]
-    return np.mean(alpha * density - table.min(axis=0)), gradient, np.mean(density)
+    return np.mean(alpha * density - value), gradient, np.mean(density)

@@ -23,12 +23,6 @@ TINY = SACConfig(hidden=(9, 7), polyak=0.25, discount=0.9, initial_temperature=0
 MANY = dataclasses.replace(TINY, critics=5)
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def batch_of(seed=0, rows=B):
     rng = np.random.default_rng(seed)
     return {

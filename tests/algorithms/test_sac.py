@@ -1,4 +1,6 @@
-"""SAC as a whole: when it updates, what it stores, its presets, and that it learns."""
+"""SAC, REDQ and DroQ as a whole: when they update, what they store, their presets, and that they learn."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import pytest
 from jaxmbrl import algorithms, envs, replay
 from jaxmbrl.agents.sac import SACConfig
 from jaxmbrl.algorithms import sac
-from jaxmbrl.config import check
+from jaxmbrl.config import UserError, check
 from jaxmbrl.training import evaluation, loop
 from jaxmbrl.types import Clock, Transition
 
@@ -57,6 +59,33 @@ def test_updates_begin_after_the_warmup_and_the_buffer_holds_what_came():
     expected = jax.tree.map(lambda *xs: jnp.concatenate([x[0] for x in xs]), *given)
     jax.tree.map(np.testing.assert_array_equal, held, expected)
     assert int(state.replay.size) == 16
+
+
+def test_the_actor_and_the_temperature_move_once_while_critics_and_targets_move_each_time():
+    """Three updates for each of two environments, by two calls of `learn`; the actor's delay is three."""
+    config = dataclasses.replace(TINY, actor_delay=3, warmup_steps=0)
+    algorithm = sac.make(config, envs.make("pendulum"))
+    learn, state = jax.jit(algorithm.learn), jax.jit(algorithm.init)(jax.random.key(0), {})
+    for call in (1, 2):
+        before = state.agent
+        state, metrics = learn(clock(2 * call), state, rows(call, 2))
+        counts = [int(part.moments.count) for part in (state.agent.critic, state.agent.actor, state.agent.log_temperature)]
+        assert counts == [6 * call, 2 * call, 2 * call]
+        assert float(metrics["agent/actor_loss"].weight) == 2
+        # Adam moves a number by little more than the learning rate an update, so the temperature was moved twice only.
+        moved = abs(float(state.agent.log_temperature.params - before.log_temperature.params))
+        assert 1.5 * 3e-4 < moved < 2.5 * 3e-4
+    # Critics that stay where they are, and targets that begin at zero, count the moves of the targets.
+    critic = state.agent.critic
+    critic = critic._replace(learning_rate=jnp.zeros(()), target=jax.tree.map(jnp.zeros_like, critic.params))
+    state, _ = learn(clock(6), state._replace(agent=state.agent._replace(critic=critic)), rows(3, 2))
+    expected = jax.tree.map(lambda p: (1 - 0.995**6) * p, critic.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), state.agent.critic.target, expected)
+
+
+def test_the_actors_delay_divides_the_updates_of_a_step():
+    with pytest.raises(UserError, match=r"actor_delay must divide updates_per_step \(20\), got 3"):
+        check(sac.Config(updates_per_step=20, actor_delay=3))
 
 
 def test_time_limits_are_stored_as_such_with_the_true_successor():
@@ -113,25 +142,67 @@ def test_published_settings():
     assert (published.warmup_steps, published.num_envs) == (5000, 1)
 
 
-@pytest.mark.parametrize("name", sac.PRESETS)
-def test_presets_are_sound(name):
-    preset = sac.PRESETS[name]
+def test_redq_and_droq_differ_from_sac_in_their_papers_settings_only():
+    """REDQ with two of two critics, one update and the actor on the minimum is SAC; DroQ without dropout and layer norm is
+    SAC with 20 updates a step and an actor that takes the mean."""
+    plain = sac.PRESETS["default"].config
+    redq, droq = sac.REDQ_PRESETS["default"].config, sac.DROQ_PRESETS["default"].config
+    agent = dataclasses.replace(redq.agent, critics=2, actor_value="min")
+    assert dataclasses.replace(redq, agent=agent, updates_per_step=1, actor_delay=1) == plain
+    agent = dataclasses.replace(droq.agent, dropout=0.0, layer_norm=False)
+    mean = dataclasses.replace(plain.agent, actor_value="mean")
+    assert dataclasses.replace(droq, agent=agent) == dataclasses.replace(
+        plain, agent=mean, updates_per_step=20, actor_delay=20
+    )
+    assert (redq.agent.critics, redq.agent.critic_subset, redq.updates_per_step, redq.actor_delay) == (10, 2, 20, 20)
+    assert (droq.agent.critics, droq.agent.critic_subset, droq.agent.actor_value) == (2, 2, "mean")
+
+
+@pytest.mark.parametrize(
+    ("name", "entropy", "dropout", "steps"),
+    [
+        ("Hopper-v5", -1, 0.0001, 125_000),
+        ("HalfCheetah-v5", -3, 0.01, 400_000),
+        ("Walker2d-v5", -3, 0.005, 300_000),
+        ("Ant-v5", -4, 0.01, 300_000),
+        ("Humanoid-v5", -2, 0.1, 300_000),
+    ],
+)
+def test_published_settings_of_redq_and_droq(name, entropy, dropout, steps):
+    """watchernyu/REDQ: redq/algos/core.py; the table in the README of DroQ's code, for its variant of REDQ's."""
+    for method in ("redq", "droq"):
+        preset, config = algorithms.preset(method, name)
+        assert algorithms.get(method).presets[preset].steps == steps
+        assert (config.agent.target_entropy, config.warmup_steps, config.updates_per_step) == (entropy, 5000, 20)
+        assert config.agent.initial_temperature == 1.0
+        assert config.agent.dropout == (dropout if method == "droq" else 0.0)
+        assert config.agent.layer_norm == (method == "droq")
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [(m, name) for m in ("sac", "redq", "droq") for name in algorithms.get(m).presets]
+)
+def test_presets_are_sound(method, name):
+    preset = algorithms.get(method).presets[name]
     config = check(preset.config)
     assert preset.steps > config.warmup_steps
     assert preset.source
-    for task in preset.tasks or ("pendulum",):
-        assert not preset.tasks or algorithms.preset("sac", task)[0] == name
-        jax.eval_shape(sac.make(config, envs.make(task)).init, jax.random.key(0), {})
+    for task in preset.tasks:
+        envs.check_name(task)
+        assert algorithms.preset(method, task)[0] == name
+    jax.eval_shape(sac.make(config, envs.make("pendulum")).init, jax.random.key(0), {})
 
 
 @pytest.mark.slow
-def test_it_learns_to_swing_up_the_pendulum():
+@pytest.mark.parametrize(("method", "steps"), [("sac", 10_000), ("redq", 1500), ("droq", 1500)])
+def test_it_learns_to_swing_up_the_pendulum(method, steps):
+    """REDQ and DroQ in fewer steps than SAC, which at 3,000 still fails."""
     task = envs.make("pendulum")
-    config = sac.PRESETS["pendulum"].config
+    config = algorithms.get(method).presets["pendulum"].config
     algorithm = sac.make(config, task)
     program = loop.make(algorithm, task, config)
     state = jax.jit(program.init)(jnp.arange(2), {})
-    _, state = jax.jit(program.run)(loop.clock_at(0), state, jnp.asarray(10_000, jnp.int32))
+    _, state = jax.jit(program.run)(loop.clock_at(0), state, jnp.asarray(steps, jnp.int32))
     assert not np.any(np.asarray(state.fault.what) >= 0)
     returns = jax.jit(lambda s: evaluation.evaluate(algorithm, task, s, 20))(state.algorithm)
     print("mean return of each seed", np.mean(returns, axis=1))

@@ -19,6 +19,13 @@ CAPACITY = 997
 """A length that nothing but a replay buffer has."""
 SEEDS = 2
 EPOCH = 100
+_SAC: dict[str, Any] = {
+    "agent.hidden": (16, 16),
+    "batch_size": 32,
+    "warmup_steps": EPOCH,
+    "epoch_steps": EPOCH,
+    "replay_capacity": CAPACITY,
+}
 TINY: dict[str, dict[str, Any]] = {
     "mbpo": {
         "agent.hidden": (16, 16),
@@ -38,13 +45,9 @@ TINY: dict[str, dict[str, Any]] = {
         "epoch_steps": EPOCH,
         "replay_capacity": CAPACITY,
     },
-    "sac": {
-        "agent.hidden": (16, 16),
-        "batch_size": 32,
-        "warmup_steps": EPOCH,
-        "epoch_steps": EPOCH,
-        "replay_capacity": CAPACITY,
-    },
+    "sac": _SAC,
+    "redq": _SAC | {"agent.critics": 3, "updates_per_step": 4, "actor_delay": 2},
+    "droq": _SAC | {"agent.dropout": 0.1, "updates_per_step": 4, "actor_delay": 4},
     "pets": {
         "ensemble.hidden": (16,),
         "ensemble.max_epochs": 3,

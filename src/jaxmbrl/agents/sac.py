@@ -5,20 +5,23 @@ Critic loss     sum over critics of mean (Q(s, a) - y)^2
 Actor loss      mean (alpha log pi(a|s) - min Q(s, a)), a ~ pi reparameterised
 Temperature     minimise -log alpha (log pi + target entropy)
 
-Differs from the paper: as REDQ does it (arXiv 2101.05982), the target's minimum is over a random subset of the critics, the
-same for the whole batch; with two of two critics it is the paper's. Losses carry no factor 1/2. Updates are sequential:
-the actor sees the critic just updated. The log standard deviation is clipped to [-20, 2].
+REDQ (Chen et al., arXiv 2101.05982): the target's minimum is over a random subset of the critics, the same for the whole
+batch, and the actor maximises the mean of all. DroQ (Hiraoka et al., arXiv 2110.02034): two critics with dropout and layer
+norm instead of many; units are dropped wherever a loss is computed, in the targets and in the actor's loss too.
+
+Differs from the papers: losses carry no factor 1/2. Updates are sequential: the actor sees the critic just updated, as in
+REDQ's algorithm 1; its code takes the critic before that. The log standard deviation is clipped to [-20, 2].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Array, Float
 
 from jaxmbrl import optimizer
@@ -38,10 +41,14 @@ class SACConfig:
     """Units of each hidden layer of actor and critics."""
     layer_norm: bool = False
     """Whether the critics' hidden layers are normalised (layer norm) before their activation."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of the critics' hidden units that is dropped in every loss and target."""
     critics: Annotated[int, Ge(1)] = 2
     """Number of critics N."""
     critic_subset: Annotated[int, Ge(1)] = 2
     """Critics drawn for each target's minimum."""
+    actor_value: Literal["min", "mean"] = "min"
+    """What the actor maximises: the critics' minimum (SAC), or their mean (REDQ, DroQ)."""
     learning_rate: Annotated[float, Gt(0)] = 3e-4
     """Adam's, for actor, critics and temperature."""
     discount: Annotated[float, Ge(0), Le(1)] = 0.99
@@ -80,12 +87,14 @@ class SACFunctions(NamedTuple):
     """(actor parameters, observation) -> (mean, log standard deviation) of the action before tanh."""
     sample: Callable[[PyTree, Observation, Key], tuple[Float[Array, "*n A"], Float[Array, "*n"]]]
     """(actor parameters, observation, key) -> (action, log-density), reparameterised."""
-    q: Callable[[PyTree, Observation, Action], Float[Array, "N *n"]]
-    """(critic parameters, observation, action) -> each critic's value."""
+    q: Callable[..., Float[Array, "N *n"]]
+    """(critic parameters, observation, action, key=None) -> each critic's value. With a key each critic drops units of its
+    own, as losses and targets want it; without one none."""
 
 
 def _networks(config: SACConfig, action_size: int) -> tuple[MLP, MLP]:
-    return MLP(config.hidden, 2 * action_size), MLP(config.hidden, 1, layer_norm=config.layer_norm)
+    critic = MLP(config.hidden, 1, layer_norm=config.layer_norm, dropout=config.dropout)
+    return MLP(config.hidden, 2 * action_size), critic
 
 
 def functions(config: SACConfig, action_size: int) -> SACFunctions:
@@ -99,9 +108,12 @@ def functions(config: SACConfig, action_size: int) -> SACFunctions:
     def sample(params: PyTree, observation: Observation, key: Key) -> tuple[Array, Array]:
         return sample_squashed(key, *gaussian(params, observation))
 
-    def q(params: PyTree, observation: Observation, action: Action) -> Array:
+    def q(params: PyTree, observation: Observation, action: Action, key: Key | None = None) -> Array:
         x = jnp.concatenate([observation, action], axis=-1)
-        return jax.vmap(lambda member: critic.apply(member, x)[..., 0])(params)
+        if key is None:
+            return jax.vmap(lambda member: critic.apply(member, x)[..., 0])(params)
+        keys = jax.random.split(key, jax.tree.leaves(params)[0].shape[0])
+        return jax.vmap(lambda member, key: critic.apply(member, x, key)[..., 0])(params, keys)
 
     return SACFunctions(gaussian, sample, q)
 
@@ -138,11 +150,16 @@ def make(config: SACConfig, observation_size: int, action_size: int) -> Agent:
         return Policy(init=lambda key: (), act=act)
 
     def critic_target(state: SACState, batch: Transition, key: Key) -> Float[Array, "B"]:
-        action_key, subset_key = jax.random.split(key)
+        return target_by(state, batch, jax.random.split(key, 3))
+
+    def target_by(state: SACState, batch: Transition, keys: Key) -> Float[Array, "B"]:
+        action_key, subset_key, unit_key = keys
         action, log_density = sample(state.actor.params, batch.next_observation, action_key)
-        values = q(state.critic.target, batch.next_observation, action)
+        critics = state.critic.target
         if config.critic_subset < config.critics:
-            values = values[jax.random.choice(subset_key, config.critics, (config.critic_subset,), replace=False)]
+            drawn = jax.random.choice(subset_key, config.critics, (config.critic_subset,), replace=False)
+            critics = jax.tree.map(lambda p: p[drawn], critics)
+        values = q(critics, batch.next_observation, action, unit_key)
         soft_value = values.min(axis=0) - jnp.exp(state.log_temperature.params) * log_density
         return batch.reward + state.discount * jnp.where(batch.terminated, 0.0, soft_value)
 
@@ -154,10 +171,11 @@ def make(config: SACConfig, observation_size: int, action_size: int) -> Agent:
         target: Float[Array, "B"] | None = None,
         weight: Float[Array, "B"] | None = None,
     ) -> tuple[SACState, Metrics]:
-        y = jax.lax.stop_gradient(critic_target(state, batch, key) if target is None else target)
+        keys = jax.random.split(key, 4)
+        y = jax.lax.stop_gradient(target_by(state, batch, keys[:3]) if target is None else target)
 
         def loss(params: PyTree) -> tuple[Array, Array]:
-            values = q(params, batch.observation, batch.action)
+            values = q(params, batch.observation, batch.action, keys[3])
             error = (values - y) ** 2
             return jnp.sum(jnp.mean(error if weight is None else weight * error, axis=-1)), jnp.mean(values)
 
@@ -171,8 +189,10 @@ def make(config: SACConfig, observation_size: int, action_size: int) -> Agent:
         }
 
     def actor_loss(params: PyTree, state: SACState, batch: Transition, key: Key) -> tuple[Array, Array]:
-        action, log_density = sample(params, batch.observation, key)
-        value = q(state.critic.params, batch.observation, action).min(axis=0)
+        action_key, unit_key = jax.random.split(key) if config.dropout else (key, None)
+        action, log_density = sample(params, batch.observation, action_key)
+        values = q(state.critic.params, batch.observation, action, unit_key)
+        value = values.min(axis=0) if config.actor_value == "min" else values.mean(axis=0)
         temperature = jnp.exp(state.log_temperature.params)
         return jnp.mean(temperature * log_density - value), jnp.mean(log_density)
 

@@ -22,7 +22,16 @@ class Method(NamedTuple):
     summary: str
 
 
+_SAC_HYPER = ("learning_rate", "discount", "initial_temperature")
+
 METHODS: dict[str, Method] = {
+    "droq": Method(
+        sac.make,
+        sac.Config,
+        sac.DROQ_PRESETS,
+        _SAC_HYPER,
+        "soft actor-critic with many updates a step, of critics with dropout and layer norm",
+    ),
     "mbpo": Method(
         mbpo.make,
         mbpo.Config,
@@ -37,11 +46,18 @@ METHODS: dict[str, Method] = {
         ("learning_rate",),
         "plan through a probabilistic ensemble, by CEM or another planner",
     ),
+    "redq": Method(
+        sac.make,
+        sac.Config,
+        sac.REDQ_PRESETS,
+        _SAC_HYPER,
+        "soft actor-critic with many updates a step, of an ensemble of critics",
+    ),
     "sac": Method(
         sac.make,
         sac.Config,
         sac.PRESETS,
-        ("learning_rate", "discount", "initial_temperature"),
+        _SAC_HYPER,
         "soft actor-critic, the model-free baseline",
     ),
 }
