@@ -379,6 +379,9 @@ class _Session:
     def begin(self, hyper: dict[str, Array]) -> Result:
         """Train from the start."""
         self.event("start", algorithm=self.config.algorithm, env=self.config.env, seeds=self.config.seeds)
+        size = _bytes(jax.eval_shape(lambda: _initial(self.program, hyper)))
+        if size >= WORTH_SAYING:
+            self.progress.say(f"its state takes {size / 1e9:,.1f} GB of memory, and each checkpoint about as much of the disk")
         self.state = _initial(self.program, hyper)
         # Before the long compilation, so that a run is resumable from its first moment.
         self.save()
@@ -591,10 +594,14 @@ def _policy(algorithm: Algorithm) -> Callable[..., Policy]:
 
 def check_memory(arrays: PyTree, what: str, advice: str) -> None:
     """Raise UserError, with `advice`, where `what` is `arrays` (or their shapes) and does not fit into the device."""
-    needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays))
+    needed = _bytes(arrays)
     held = _memory_bytes()
     if needed > held:
         raise UserError(f"{what} takes {needed / 1e9:,.1f} GB, the device has {held / 1e9:,.1f} GB; {advice}")
+
+
+def _bytes(arrays: PyTree) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays))
 
 
 def _memory_bytes() -> int:
@@ -651,3 +658,5 @@ def _replaced(values: dict[str, Any], changes: Mapping[Any, Any], prefix: str = 
         merges = isinstance(nested, Mapping) and isinstance(values[at], dict)
         values[at] = _replaced(values[at], nested, f"{prefix}{at}.") if merges else value
     return values
+WORTH_SAYING = 100_000_000
+"""Bytes from which on a run tells the size of its state."""
