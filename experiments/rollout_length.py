@@ -9,7 +9,7 @@ two choices on the Hopper in 125,000 steps; there branches of some steps beat si
 beat real data alone. On the pendulum expect less: its state has two numbers and an episode visits all that matters, so
 real states are good places to begin even with k = 1, and what long branches cost is seen early, while the model is poor.
 
-    python experiments/rollout_length.py [--out FOLDER] [--seeds 4] [--steps 1600] [--quick]
+    python experiments/rollout_length.py [--out FOLDER] [--seeds 4] [--steps 800] [--quick]
 
 Writes `rollout-length.png`, the interquartile mean over seeds of the evaluated return with its 95 % bootstrap interval at
 each evaluation, and `rollout-length.json`: for each case mean, interquartile mean and interval of the return at the end
@@ -34,8 +34,14 @@ from jaxmbrl.training.curve import EVAL, seed_curves
 from jaxmbrl.training.evaluation import bootstrap_interval, interquartile_mean
 from jaxmbrl.training.run_folder import environment
 
-TASK = "pendulum"
-COMMON: dict[str, Any] = {"eval_every": 1}
+TASK = "cartpole-continuous"
+COMMON: dict[str, Any] = {
+    "eval_every": 1,
+    "epoch_steps": 100,
+    "agent.hidden": [64, 64],
+    "agent.learning_rate": 1e-3,
+    "ensemble.max_epochs": 40,
+}
 LONGEST = 15
 RATIOS = (0.05, 0.5, 1.0)
 QUICK = {
@@ -159,10 +165,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/rollout_length"))
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and 600 steps: does it run?")
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and 400 steps: does it run?")
     asked = parser.parse_args(arguments)
-    steps, seeds, changes = (600, 2, QUICK) if asked.quick else (asked.steps, asked.seeds, {})
+    steps, seeds, changes = (400, 2, QUICK) if asked.quick else (asked.steps, asked.seeds, {})
     by_length, by_share = sweep(steps, seeds, changes, asked.out)
     picture, numbers = asked.out / "rollout-length.png", asked.out / "rollout-length.json"
     draw({"branch length, 5 % real data": by_length, "real share of a batch": by_share}, picture)

@@ -58,7 +58,7 @@ def test_it_runs_and_draws_and_does_not_run_again(script, tmp_path, capsys):
     assert (tmp_path / "rollout-length.png").stat().st_size > 10_000
     assert [len(numbers[kind]) for kind in ("branch length", "real share")] == [4, 3]
     assert numbers["branch length"]["k = 1"] == numbers["real share"]["5% real, k = 1"]
-    assert all(np.shape(case["returns"]) == (2, 3) for case in numbers["branch length"].values())
+    assert all(np.shape(case["returns"]) == (2, 4) for case in numbers["branch length"].values())
     assert any(line.startswith("  k from 1 to 15") for line in lines)
     script.main(["--quick", "--out", str(tmp_path)])
     again = json.loads((tmp_path / "rollout-length.json").read_text())
