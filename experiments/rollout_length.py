@@ -3,19 +3,25 @@
     branch length   k = 1, 5, 15 throughout, and k growing from 1 to 15 over the first half of the run; 5 % real data
     real share      5 %, 50 % and 100 % of a batch, with k = 1; at 100 % nothing imagined is learned from: SAC
 
-The task is the pendulum, the settings are the preset `small`: all runs do the same updates on the same number of real
-steps, so the last case is SAC with as many updates a step. MBPO's paper (Janner et al., arXiv 1906.08253) ablates the same
-two choices on the Hopper in 125,000 steps; there branches of some steps beat single ones and very long ones, and model data
-beat real data alone. On the pendulum expect less: its state has two numbers and an episode visits all that matters, so
-real states are good places to begin even with k = 1, and what long branches cost is seen early, while the model is poor.
+The task is `cartpole-continuous`, the settings are the preset `small` with smaller networks and larger steps of the agent:
+all runs do ten updates a step, so the last case is SAC with as many. MBPO's paper (Janner et al., arXiv 1906.08253) ablates
+the same two choices on the Hopper in 125,000 steps; there branches of some steps beat single ones and very long ones, and
+model data beat real data alone.
+
+Here nothing of that is seen: with four seeds all intervals overlap, at the end and over the run. All cases go from random to
+between 100 and 200, which is the most, in the 200 steps after the warm-up, then falter; seeds end between 100 and 200, but
+for one of SAC's at 20. SAC learns as fast: with ten updates a step this task's few real data seem enough. The model, which
+explains 98 % of the held-out variance at once and 99.9 % in the end, does no harm in branches of 15. The paper's question
+needs a harder task.
 
     python experiments/rollout_length.py [--out FOLDER] [--seeds 4] [--steps 800] [--quick]
 
 Writes `rollout-length.png`, the interquartile mean over seeds of the evaluated return with its 95 % bootstrap interval at
 each evaluation, and `rollout-length.json`: for each case mean, interquartile mean and interval of the return at the end
 (last two evaluations) and over the run (all evaluations: who learns early), with command, commit, versions and machine. It
-takes about ten minutes of one CPU core; `--quick` checks in two that it runs. The real shares run side by side in one
-program, since the share is a traced number. A run that is there already is not run again.
+takes about four minutes of one CPU core, a third of it compiling; `--quick` checks in two that it runs. The real shares run
+side by side in one program, since the share is a traced number, and each has seeds of its own. A run that is there already
+is not run again.
 """
 
 from __future__ import annotations
@@ -143,7 +149,7 @@ def draw(panels: dict[str, dict[str, Curves]], path: Path) -> None:
         axes.set_xlabel("environment steps of each seed (the first 200 are random)")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.92", linewidth=0.6)
-        axes.legend(frameon=False, fontsize=9, loc="lower right")
+        axes.legend(frameon=False, fontsize=9, loc="upper left")
     figure.axes[0].set_ylabel("return of an evaluation episode")
     figure.savefig(path)
 
