@@ -481,12 +481,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, default=Path("runs/when_to_trust_the_model"))
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="tiny networks, 800 steps and few episodes: does it run?")
+    parser.add_argument("--quick", action="store_true", help="tiny networks, 1000 steps and few episodes: does it run?")
     asked = parser.parse_args(arguments)
-    if not asked.quick and asked.steps < 4 * EVERY:
-        parser.error(f"--steps must be at least {4 * EVERY}, so that there are later policies")
+    if not asked.quick and asked.steps < 5 * EVERY:
+        parser.error(f"--steps must be at least {5 * EVERY}, so that there are later policies")
     asked.out.mkdir(parents=True, exist_ok=True)
-    steps, sizes, changes = (800, SMALL, QUICK) if asked.quick else (asked.steps, Sizes(), {})
+    steps, sizes, changes = (1000, SMALL, QUICK) if asked.quick else (asked.steps, Sizes(), {})
     program, kept = learn(steps, asked.seed, changes)
     found = Study(program, kept, sizes, asked.seed).run()
     print(f"model fitted to {found['rows_of_the_bound']} rows of the policy after {found['old_policy_steps']} steps; total")

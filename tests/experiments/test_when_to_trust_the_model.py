@@ -128,7 +128,7 @@ def test_the_quick_study_leaves_numbers_and_a_picture(script, tmp_path, capsys):
     assert (tmp_path / "when-to-trust.png").stat().st_size > 10_000
     found = json.loads((tmp_path / "when-to-trust.json").read_text())
     assert len(capsys.readouterr().out.splitlines()) == 5 + len(found["under_later_policies"])
-    assert list(found["along_branches"]) == ["400", "600", "800"]
+    assert list(found["along_branches"]) == ["400", "800", "1000"]
     first, *later = found["under_later_policies"]
     # The first of the later policies is the old one.
     assert first["policy_shift"] == {"max": 0.0, "mean": 0.0}
@@ -143,5 +143,5 @@ def test_the_quick_study_leaves_numbers_and_a_picture(script, tmp_path, capsys):
 
 def test_too_few_steps_are_told(script, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        script.main(["--steps", "400", "--out", str(tmp_path)])
-    assert end.value.code == 2 and "at least 800" in capsys.readouterr().err
+        script.main(["--steps", "800", "--out", str(tmp_path)])
+    assert end.value.code == 2 and "at least 1000" in capsys.readouterr().err
