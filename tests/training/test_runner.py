@@ -20,6 +20,7 @@ from jaxmbrl import algorithms
 from jaxmbrl.config import UserError
 from jaxmbrl.rollout import rollout
 from jaxmbrl.training import evaluation, runner
+from jaxmbrl.training.console import Progress
 from jaxmbrl.training.run_folder import RunFolder
 
 SAC = {
@@ -339,6 +340,18 @@ def test_train_in_memory_writes_and_says_nothing(in_memory):
 def test_train_in_memory_and_into_a_folder_agree(sac_run, in_memory):
     assert untimed(in_memory[0].rows) == untimed(RunFolder.open(sac_run[0]).read_metrics())
     assert same(in_memory[0].state, jaxmbrl.load(sac_run[0]).state)
+
+
+def test_the_size_of_a_large_state_is_said(monkeypatch):
+    said, progress = [], Progress.silent()
+    monkeypatch.setattr(progress, "say", said.append)
+    monkeypatch.setattr(runner._Session, "train", lambda session: None)
+    jaxmbrl.train("sac", "pendulum", settings=SAC, progress=progress)
+    assert said == []
+    monkeypatch.setattr(runner, "WORTH_SAYING", 1000)
+    monkeypatch.setattr(runner, "_initial", lambda program, hyper: {"rows": jnp.zeros((1_000_000, 38), bool)})
+    jaxmbrl.train("sac", "pendulum", settings=SAC, progress=progress)
+    assert said == ["its state takes 0.04 GB of memory, and each checkpoint about as much of the disk"]
 
 
 @pytest.mark.slow

@@ -381,7 +381,9 @@ class _Session:
         self.event("start", algorithm=self.config.algorithm, env=self.config.env, seeds=self.config.seeds)
         size = _bytes(jax.eval_shape(lambda: _initial(self.program, hyper)))
         if size >= WORTH_SAYING:
-            self.progress.say(f"its state takes {size / 1e9:,.1f} GB of memory, and each checkpoint about as much of the disk")
+            self.progress.say(
+                f"its state takes {size / 1e9:,.2f} GB of memory, and each checkpoint about as much of the disk"
+            )
         self.state = _initial(self.program, hyper)
         # Before the long compilation, so that a run is resumable from its first moment.
         self.save()
@@ -658,5 +660,7 @@ def _replaced(values: dict[str, Any], changes: Mapping[Any, Any], prefix: str = 
         merges = isinstance(nested, Mapping) and isinstance(values[at], dict)
         values[at] = _replaced(values[at], nested, f"{prefix}{at}.") if merges else value
     return values
+
+
 WORTH_SAYING = 100_000_000
 """Bytes from which on a run tells the size of its state."""
