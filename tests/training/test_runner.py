@@ -342,16 +342,21 @@ def test_train_in_memory_and_into_a_folder_agree(sac_run, in_memory):
     assert same(in_memory[0].state, jaxmbrl.load(sac_run[0]).state)
 
 
-def test_the_size_of_a_large_state_is_said(monkeypatch):
+def test_the_size_of_a_large_state_is_said_before_it_is_made(monkeypatch):
     said, progress = [], Progress.silent()
     monkeypatch.setattr(progress, "say", said.append)
-    monkeypatch.setattr(runner._Session, "train", lambda session: None)
-    jaxmbrl.train("sac", "pendulum", settings=SAC, progress=progress)
-    assert said == []
-    monkeypatch.setattr(runner, "WORTH_SAYING", 1000)
-    monkeypatch.setattr(runner, "_initial", lambda program, hyper: {"rows": jnp.zeros((1_000_000, 38), bool)})
-    jaxmbrl.train("sac", "pendulum", settings=SAC, progress=progress)
-    assert said == ["its state takes 0.04 GB of memory, and each checkpoint about as much of the disk"]
+
+    def made(program, hyper):
+        if not isinstance(jnp.zeros(()), jax.core.Tracer):
+            raise InterruptedError("here it is made")
+        return {"rows": jnp.zeros((1_000_000, 38), bool)}
+
+    monkeypatch.setattr(runner, "_initial", made)
+    for least, told in [(38_000_001, 0), (38_000_000, 1)]:
+        monkeypatch.setattr(runner, "WORTH_SAYING", least)
+        with pytest.raises(InterruptedError):
+            jaxmbrl.train("sac", "pendulum", settings=SAC, progress=progress)
+        assert said == ["its state takes 0.04 GB of memory, and each checkpoint about as much of the disk"] * told
 
 
 @pytest.mark.slow
