@@ -243,7 +243,7 @@ def _report(result: Result, progress: Any) -> None:
     progress.say(f"run      {result.path}")
     progress.say(f"picture  {result.path / 'curve.png'}")
     command, config = _own_name(), result.config
-    other = next((name for name in algorithms.METHODS if name != config.algorithm), config.algorithm)
+    other = "sac" if config.algorithm == "pets" else "pets"
     progress.say("what to try next:")
     progress.say(f"  {command} evaluate {result.path}")
     if config.data is None:

@@ -111,7 +111,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Settings that change what is compiled, tried together; by name, the algorithm and what differs from its TINY settings."""
-CASES = {name: (name, {}) for name in algorithms.METHODS} | VARIANTS
+CASES = {name: (name, {}) for name in sorted(algorithms.METHODS)} | VARIANTS
+ALIKE = {"redq", *VARIANTS}
+"""Cases whose code another one compiles for the most part."""
 
 
 def configured(case: str, env: str, **fields: Any) -> runner.RunConfig:
@@ -149,7 +151,7 @@ class Compiled(NamedTuple):
 
 @pytest.fixture(
     scope="module",
-    params=[*sorted(algorithms.METHODS), *(pytest.param(case, marks=pytest.mark.slow) for case in VARIANTS)],
+    params=[pytest.param(case, marks=[pytest.mark.slow] if case in ALIKE else []) for case in CASES],
 )
 def compiled(request: pytest.FixtureRequest) -> Compiled:
     program = runner.build(configured(request.param, "pendulum", steps=3 * EPOCH, seeds=SEEDS))
