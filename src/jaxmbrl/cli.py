@@ -229,7 +229,6 @@ def _free_folder(parent: Path, stem: str) -> Path:
 
 def _report(result: Result, progress: Any) -> None:
     """The end of a run: where it lies and what to do next."""
-    from jaxmbrl import algorithms
     from jaxmbrl.training import curve
 
     assert result.path is not None
