@@ -14,7 +14,7 @@ but for one of SAC's at 20. SAC learns as fast: with ten updates a step this tas
 which explains 98 % of the held-out variance at once and 99.9 % in the end, does no harm in branches of 15. The paper's
 question needs a harder task.
 
-    python experiments/rollout_length.py [--out FOLDER] [--seeds 4] [--steps 800] [--quick]
+    python experiments/rollout_length.py [--out FOLDER] [--seeds 4] [--steps 2000] [--quick]
 
 Writes `rollout-length.png`, the interquartile mean over seeds of the evaluated return with its 95 % bootstrap interval at
 each evaluation, and `rollout-length.json`: for each case mean, interquartile mean and interval of the return at the end
@@ -40,14 +40,8 @@ from jaxmbrl.training.curve import EVAL, seed_curves
 from jaxmbrl.training.evaluation import bootstrap_interval, interquartile_mean
 from jaxmbrl.training.run_folder import environment
 
-TASK = "cartpole-continuous"
-COMMON: dict[str, Any] = {
-    "eval_every": 1,
-    "epoch_steps": 100,
-    "agent.hidden": [64, 64],
-    "agent.learning_rate": 1e-3,
-    "ensemble.max_epochs": 40,
-}
+TASK = "pendulum"
+COMMON: dict[str, Any] = {"eval_every": 1}
 LONGEST = 15
 RATIOS = (0.05, 0.5, 1.0)
 QUICK = {
@@ -149,7 +143,7 @@ def draw(panels: dict[str, dict[str, Curves]], path: Path) -> None:
         axes.set_xlabel("environment steps of each seed (the first 200 are random)")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.92", linewidth=0.6)
-        axes.legend(frameon=False, fontsize=9, loc="upper left")
+        axes.legend(frameon=False, fontsize=9, loc="lower right")
     figure.axes[0].set_ylabel("return of an evaluation episode")
     figure.savefig(path)
 
@@ -171,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/rollout_length"))
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and 400 steps: does it run?")
     asked = parser.parse_args(arguments)
     steps, seeds, changes = (400, 2, QUICK) if asked.quick else (asked.steps, asked.seeds, {})

@@ -428,7 +428,7 @@ def test_it_learns_to_swing_up_the_pendulum():
     algorithm = mbpo.make(config, task)
     program = loop.make(algorithm, task, config)
     state = jax.jit(program.init)(jnp.arange(2), {})
-    _, state = jax.jit(program.run)(loop.clock_at(0), state, jnp.asarray(3000, jnp.int32))
+    _, state = jax.jit(program.run)(loop.clock_at(0), state, jnp.asarray(2000, jnp.int32))
     assert not np.any(np.asarray(state.fault.what) >= 0)
     returns = jax.jit(lambda s: evaluation.evaluate(algorithm, task, s, 20))(state.algorithm)
     print("mean return of each seed", np.mean(returns, axis=1))

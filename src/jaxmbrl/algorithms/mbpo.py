@@ -338,7 +338,7 @@ def _macura(
 PRESETS = {
     "small": Preset(
         Config(
-            agent=SACConfig(hidden=(128, 128)),
+            agent=SACConfig(hidden=(128, 128), learning_rate=1e-3),
             ensemble=EnsembleConfig(members=5, elites=3, hidden=(64, 64), batch_size=128, max_epochs=100),
             rollout_length=RolloutLength(last=1),
             rollout_rows=2000,
@@ -351,7 +351,7 @@ PRESETS = {
             epoch_steps=200,
         ),
         "our own, sized for a CPU: 2 x 64 networks in the model, 10 updates a step",
-        steps=3000,
+        steps=2000,
         tasks=("pendulum", "cartpole-continuous"),
     ),
     **{f"paper-{name}": preset for name, preset in PAPER.items()},
