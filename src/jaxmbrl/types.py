@@ -163,13 +163,20 @@ class Planner(NamedTuple):
 
 class Agent(NamedTuple):
     """A policy learner with a critic. MVE and STEVE give `update_critic` another target; SVG and MAAC give `update_actor`
-    another loss."""
+    another loss. Both are put together from `actor`, `target_value` and `value`."""
 
     init: Callable[[Key, Hyper], Any]
     policy: Callable[[Any, bool], Policy]
     """(state, explore) -> policy; without exploration the action is deterministic."""
+    actor: Callable[[Any], Policy]
+    """state -> the policy that the critics judge, differentiable in the actor's parameters. Its extras [N] are what an
+    action earns besides its reward: the entropy bonus -alpha log pi(a|s) of a soft agent, 0 of another."""
+    target_value: Callable[[Any, Observation, Key], Float[Array, "N"]]
+    """(state, observation [N, O], key) -> the value that `critic_target` takes of a next observation."""
+    value: Callable[[Any, Observation, Key], Float[Array, "N"]]
+    """(state, observation [N, O], key) -> the value that the actor maximises, differentiable in its parameters."""
     critic_target: Callable[[Any, Transition, Key], Float[Array, "B"]]
-    """The agent's own one-step target."""
+    """The agent's own one-step target: reward + discount (1 - terminated) target_value(next observation)."""
     update_critic: Callable[..., tuple[Any, Metrics]]
     """(state, batch, key, *, target=None, weight=None) -> (state, metrics); target and weight are [B], and the
     weighted errors are averaged over B."""

@@ -267,6 +267,41 @@ def test_actor_and_temperature_update(x64):
     assert float(after.discount) == float(state.discount)
 
 
+@pytest.mark.parametrize("config", [TINY, MANY, dataclasses.replace(MANY, dropout=0.1)])
+def test_the_one_step_target_is_put_together_from_the_target_value(x64, config):
+    agent, state = agent_and_state(config)
+    batch, key = batch_of(), jax.random.key(3)
+    value = np.asarray(agent.target_value(state, jnp.asarray(batch["next_observation"]), key))
+    expected = batch["reward"] + 0.9 * np.where(batch["terminated"], 0.0, value)
+    np.testing.assert_allclose(agent.critic_target(state, on_device(batch), key), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "config", [TINY, dataclasses.replace(MANY, actor_value="mean"), dataclasses.replace(TINY, dropout=0.1)]
+)
+def test_the_actor_descends_the_value_that_the_agent_tells(x64, config):
+    agent, state = agent_and_state(config)
+    batch, key = batch_of(), jax.random.key(4)
+    observation = jnp.asarray(batch["observation"])
+
+    def loss(params):
+        return -jnp.mean(agent.value(state._replace(actor=state.actor._replace(params=params)), observation, key))
+
+    after, metrics = agent.update_actor(state, on_device(batch), key)
+    value, gradient = jax.value_and_grad(loss)(state.actor.params)
+    assert float(metrics["agent/actor_loss"].total) == pytest.approx(float(value), rel=1e-12)
+    assert_gradient(after.actor, layers_of(gradient))
+
+
+def test_the_actors_bonus_is_its_entropy_and_its_action_is_the_exploring_policys(x64):
+    agent, state = agent_and_state()
+    observation, key = jnp.asarray(batch_of()["observation"]), jax.random.key(5)
+    action, bonus, _ = agent.actor(state).act((), observation, key)
+    np.testing.assert_array_equal(action, agent.policy(state, True).act((), observation, key)[0])
+    _, density = reference.sample(layers_of(state.actor.params), np.asarray(observation), noise_of(key))
+    np.testing.assert_allclose(bonus, -0.3 * density, rtol=1e-8)  # the reference takes log(1 - tanh^2) plainly
+
+
 def test_the_clipped_log_deviation_has_no_gradient(x64):
     agent, state = agent_and_state()
     last = state.actor.params["params"]["Dense_2"]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import jax
@@ -118,13 +119,31 @@ def functions(config: SACConfig, action_size: int) -> SACFunctions:
     return SACFunctions(gaussian, sample, q)
 
 
+def _policy(parts: SACFunctions, state: SACState, explore: bool) -> Policy:
+    def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
+        if explore:
+            return parts.sample(state.actor.params, observation, key)[0], (), memory
+        mean, _ = parts.gaussian(state.actor.params, observation)
+        return jnp.tanh(mean), (), memory
+
+    return Policy(init=lambda key: (), act=act)
+
+
+def _judged_policy(parts: SACFunctions, state: SACState) -> Policy:
+    def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
+        action, log_density = parts.sample(state.actor.params, observation, key)
+        return action, -jnp.exp(state.log_temperature.params) * log_density, memory
+
+    return Policy(init=lambda key: (), act=act)
+
+
 def make(config: SACConfig, observation_size: int, action_size: int) -> Agent:
     """The agent for flat observations [O] and actions [A] in [-1, 1].
 
     `hyper` may hold `learning_rate`, `discount` and `initial_temperature`, traced.
     """
     actor, critic = _networks(config, action_size)
-    gaussian, sample, q = functions(config, action_size)
+    _, sample, q = parts = functions(config, action_size)
     target_entropy = -float(action_size) if config.target_entropy is None else config.target_entropy
 
     def init(key: Key, hyper: Hyper) -> SACState:
@@ -140,27 +159,24 @@ def make(config: SACConfig, observation_size: int, action_size: int) -> Agent:
             discount=jnp.asarray(hyper.get("discount", config.discount), float),
         )
 
-    def policy(state: SACState, explore: bool) -> Policy:
-        def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
-            if explore:
-                return sample(state.actor.params, observation, key)[0], (), memory
-            mean, _ = gaussian(state.actor.params, observation)
-            return jnp.tanh(mean), (), memory
+    def target_value(state: SACState, observation: Observation, key: Key) -> Float[Array, "N"]:
+        return value_by(state, observation, jax.random.split(key, 3))
 
-        return Policy(init=lambda key: (), act=act)
+    def value_by(state: SACState, observation: Observation, keys: Key) -> Float[Array, "N"]:
+        action_key, subset_key, unit_key = keys
+        action, log_density = sample(state.actor.params, observation, action_key)
+        critics = state.critic.target
+        if config.critic_subset < config.critics:
+            drawn = jax.random.choice(subset_key, config.critics, (config.critic_subset,), replace=False)
+            critics = jax.tree.map(lambda p: p[drawn], critics)
+        values = q(critics, observation, action, unit_key)
+        return values.min(axis=0) - jnp.exp(state.log_temperature.params) * log_density
 
     def critic_target(state: SACState, batch: Transition, key: Key) -> Float[Array, "B"]:
         return target_by(state, batch, jax.random.split(key, 3))
 
     def target_by(state: SACState, batch: Transition, keys: Key) -> Float[Array, "B"]:
-        action_key, subset_key, unit_key = keys
-        action, log_density = sample(state.actor.params, batch.next_observation, action_key)
-        critics = state.critic.target
-        if config.critic_subset < config.critics:
-            drawn = jax.random.choice(subset_key, config.critics, (config.critic_subset,), replace=False)
-            critics = jax.tree.map(lambda p: p[drawn], critics)
-        values = q(critics, batch.next_observation, action, unit_key)
-        soft_value = values.min(axis=0) - jnp.exp(state.log_temperature.params) * log_density
+        soft_value = value_by(state, batch.next_observation, keys)
         return batch.reward + state.discount * jnp.where(batch.terminated, 0.0, soft_value)
 
     def update_critic(
@@ -188,13 +204,22 @@ def make(config: SACConfig, observation_size: int, action_size: int) -> Agent:
             "agent/critic_gradient_norm": Average.of(norm),
         }
 
-    def actor_loss(params: PyTree, state: SACState, batch: Transition, key: Key) -> tuple[Array, Array]:
+    def judged(
+        params: PyTree, state: SACState, observation: Observation, key: Key
+    ) -> tuple[Float[Array, "N"], Float[Array, "N"]]:
+        """What the actor maximises, and the log-density of the actions that it drew."""
         action_key, unit_key = jax.random.split(key) if config.dropout else (key, None)
-        action, log_density = sample(params, batch.observation, action_key)
-        values = q(state.critic.params, batch.observation, action, unit_key)
+        action, log_density = sample(params, observation, action_key)
+        values = q(state.critic.params, observation, action, unit_key)
         value = values.min(axis=0) if config.actor_value == "min" else values.mean(axis=0)
-        temperature = jnp.exp(state.log_temperature.params)
-        return jnp.mean(temperature * log_density - value), jnp.mean(log_density)
+        return value - jnp.exp(state.log_temperature.params) * log_density, log_density
+
+    def value(state: SACState, observation: Observation, key: Key) -> Float[Array, "N"]:
+        return judged(state.actor.params, state, observation, key)[0]
+
+    def actor_loss(params: PyTree, state: SACState, batch: Transition, key: Key) -> tuple[Array, Array]:
+        values, log_density = judged(params, state, batch.observation, key)
+        return -jnp.mean(values), jnp.mean(log_density)
 
     def update_actor(
         state: SACState, batch: Transition, key: Key, *, loss: ActorLoss | None = None
@@ -217,4 +242,14 @@ def make(config: SACConfig, observation_size: int, action_size: int) -> Agent:
         state, actor_metrics = update_actor(state, batch, actor_key)
         return state, critic_metrics | actor_metrics
 
-    return Agent(init, policy, critic_target, update_critic, update_actor, update)
+    return Agent(
+        init=init,
+        policy=partial(_policy, parts),
+        actor=partial(_judged_policy, parts),
+        target_value=target_value,
+        value=value,
+        critic_target=critic_target,
+        update_critic=update_critic,
+        update_actor=update_actor,
+        update=update,
+    )

@@ -1,0 +1,85 @@
+"""Targets of critics and actors from a stretch of rewards and the values along it. All functions are for one trajectory:
+batch them with `jax.vmap`.
+
+Of a stretch of n + 1 steps, step j earns rewards[j], ends the episode with probability terminated[j] (or does: 0 or 1), and
+leads to a state of values[j]. What follows an end counts for nothing, whatever it is: it may not be finite.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+Ends = Bool[Array, "T"] | Float[Array, "T"]
+Discount = Float[Array, ""] | float
+
+
+def alive_before(terminated: Ends) -> Float[Array, "T"]:
+    """The probability that no earlier step ended the episode: m_0 = 1, m_{j+1} = m_j (1 - terminated_j)."""
+    going_on = jnp.cumprod(1.0 - terminated)
+    return jnp.concatenate([jnp.ones(1), going_on[:-1]])
+
+
+def expansions(
+    rewards: Float[Array, "T"], terminated: Ends, values: Float[Array, "T"], discount: Discount
+) -> Float[Array, "T"]:
+    """The targets of every horizon i = 0 .. T - 1 from the first state on (Feinberg et al., model-based value expansion,
+    arXiv 1803.00101, equation 3),
+
+        T_i = sum_{j <= i} discount^j m_j r_j + discount^{i+1} m_{i+1} v_i
+
+    T_0 is the one-step target; with an exact model and the values of the policy all are equal.
+    """
+    alive = alive_before(terminated)
+    powers = jnp.asarray(discount) ** jnp.arange(rewards.shape[0])
+    earned = jnp.cumsum(powers * _weighed(alive, rewards))
+    return earned + powers * discount * _weighed(alive * (1.0 - terminated), values)
+
+
+def suffixes(
+    rewards: Float[Array, "T"], terminated: Ends, last: Float[Array, ""], discount: Discount
+) -> Float[Array, "T+1"]:
+    """The target of each state along the stretch on its own remaining horizon, the rewards from it on and the `last` value:
+    y_t = r_t + discount (1 - terminated_t) y_{t+1} with y_T = last (the TD-k trick, arXiv 1803.00101, section 3.1).
+
+    The first of them is the longest of `expansions`, and an actor's objective over the stretch; of no steps it is `last`.
+    """
+
+    def back(following: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
+        reward, ended = step
+        target = reward + discount * _weighed(1.0 - ended, following)
+        return target, target
+
+    last = jnp.asarray(last, rewards.dtype)
+    _, targets = jax.lax.scan(back, last, (rewards, terminated), reverse=True)
+    return jnp.concatenate([targets, last[None]])
+
+
+def lambda_return(
+    rewards: Float[Array, "T"], terminated: Ends, values: Float[Array, "T"], discount: Discount, mix: Discount
+) -> Float[Array, ""]:
+    """The expansions mixed by geometric weights, (1 - mix) sum_{i < T-1} mix^i T_i + mix^{T-1} T_{T-1} (Sutton and Barto,
+    Reinforcement Learning, 2nd edition, equation 12.3): mix 0 gives the one-step target, 1 the longest."""
+    targets = expansions(rewards, terminated, values, discount)
+    powers = jnp.asarray(mix, targets.dtype) ** jnp.arange(targets.shape[0])
+    weights = jnp.concatenate([(1 - mix) * powers[:-1], powers[-1:]])
+    return jnp.sum(weights * targets)
+
+
+def steve(samples: Float[Array, "S T"], epsilon: float = 1e-8) -> tuple[Float[Array, ""], Float[Array, "T"]]:
+    """STEVE's mixture over horizons (Buckman et al., arXiv 1807.01675, equation 5) and its weights [T], which sum to 1.
+
+    `samples` are the targets of each horizon by S combinations of dynamics, reward and value functions. A horizon weighs
+    1 / (population variance over them + epsilon), as a constant: no gradient flows through the weights.
+    """
+    precision = 1.0 / (jnp.var(samples, axis=0) + epsilon)
+    weights = jax.lax.stop_gradient(precision / jnp.sum(precision))
+    return jnp.sum(weights * jnp.mean(samples, axis=0)), weights
+
+
+def _weighed(weight: Any, value: Any) -> Any:
+    # What follows a certain end does not count, even where it is not finite.
+    return weight * jnp.where(weight == 0, 0.0, value)
