@@ -20,6 +20,7 @@ LAYERS = [
     {"config", "types"},
     {"dataset", "distributions", "metrics", "networks", "optimizer", "options", "presets", "replay", "returns", "rollout"},
     {"agents", "envs", "models", "planners"},
+    {"model_based"},
     {"algorithms"},
     {"diagnostics", "training"},
     {"cli"},

@@ -26,25 +26,19 @@ _SAC: dict[str, Any] = {
     "epoch_steps": EPOCH,
     "replay_capacity": CAPACITY,
 }
+_ENSEMBLE = {"ensemble.members": 3, "ensemble.elites": 2, "ensemble.hidden": (16,), "ensemble.max_epochs": 3}
+_MODEL_BASED: dict[str, Any] = _SAC | _ENSEMBLE | {"refit_every": 50}
 TINY: dict[str, dict[str, Any]] = {
-    "mbpo": {
-        "agent.hidden": (16, 16),
-        "ensemble.members": 3,
-        "ensemble.elites": 2,
-        "ensemble.hidden": (16,),
-        "ensemble.max_epochs": 3,
+    "mbpo": _MODEL_BASED
+    | {
         "rollout_length.last": 3,
         "rollout_length.begins": 0,
         "rollout_length.ends": EPOCH,
         "rollout_rows": 83,
         "retain_steps": 100,
-        "refit_every": 50,
-        "batch_size": 32,
         "updates_per_step": 2,
-        "warmup_steps": EPOCH,
-        "epoch_steps": EPOCH,
-        "replay_capacity": CAPACITY,
     },
+    "mve": _MODEL_BASED | {"horizon": 2, "learn_termination": True},
     "sac": _SAC,
     "redq": _SAC | {"agent.critics": 3, "updates_per_step": 4, "actor_delay": 2},
     "droq": _SAC | {"agent.dropout": 0.1, "updates_per_step": 4, "actor_delay": 4},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxmbrl.algorithms import mbpo, pets, sac
+from jaxmbrl.algorithms import mbpo, mve, pets, sac
 from jaxmbrl.config import UserError, closest
 from jaxmbrl.presets import Preset, default_for
 from jaxmbrl.types import Algorithm, Task
@@ -38,6 +38,13 @@ METHODS: dict[str, Method] = {
         mbpo.PRESETS,
         ("learning_rate", "discount", "initial_temperature", "real_ratio"),
         "soft actor-critic on short branches imagined by a probabilistic ensemble",
+    ),
+    "mve": Method(
+        mve.make,
+        mve.Config,
+        mve.PRESETS,
+        _SAC_HYPER,
+        "soft actor-critic whose critics' targets look some steps ahead through a probabilistic ensemble",
     ),
     "pets": Method(
         pets.make,

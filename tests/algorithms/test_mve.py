@@ -1,0 +1,187 @@
+"""MVE: its targets by a transcription and in closed form, where imagined rows may teach, and that it learns."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import linear_quadratic as lq
+import numpy as np
+import pytest
+
+from jaxmbrl import envs
+from jaxmbrl.agents import sac
+from jaxmbrl.agents.sac import SACConfig
+from jaxmbrl.algorithms import mve
+from jaxmbrl.training import evaluation, loop
+
+SAC = SACConfig(hidden=(7,), polyak=0.25)
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def expanded(horizon, batch, world=None, agent=None, seed=0):
+    agent = lq.agent() if agent is None else agent
+    world = lq.world() if world is None else world
+    expand = jax.jit(functools.partial(mve.expand, agent, world, horizon=horizon))
+    return expand(lq.state_of(), batch, jax.random.key(seed))
+
+
+def transcribed(batch, horizon, bonus, value_of, ends=lambda s: False):
+    """The target of every step of every row, with loops, for the noise-free loop."""
+    found = np.zeros((horizon + 1, len(batch.reward)))
+    for b in range(len(batch.reward)):
+        rewards, over, s = [float(batch.reward[b])], [bool(batch.terminated[b])], float(batch.next_observation[b, 0])
+        for _ in range(horizon):
+            u = lq.GAIN * s
+            rewards.append(-(s**2 + lq.COST * u**2) / 2)
+            s = lq.A * s + lq.B * u
+            over.append(ends(s))
+        for t in range(horizon + 1):
+            total, alive = 0.0, 1.0
+            for j in range(t, horizon + 1):
+                total += lq.DISCOUNT ** (j - t) * alive * (rewards[j] + (bonus if j > t else 0.0))
+                alive *= 1.0 - over[j]
+            found[t, b] = total + lq.DISCOUNT ** (horizon + 1 - t) * alive * value_of(s)
+    return found
+
+
+@pytest.mark.parametrize("horizon", [0, 1, 4])
+def test_targets_are_the_sums_with_the_bonus_of_every_later_action(horizon):
+    batch = lq.rows(ends=True)
+    found = expanded(horizon, batch, agent=lq.agent(bonus=0.3, value=lambda s: 3 * s + 1))[1]
+    assert 0 < batch.terminated.sum() < len(batch.terminated)
+    np.testing.assert_allclose(found, transcribed(batch, horizon, 0.3, lambda s: 3 * s + 1), rtol=1e-12)
+
+
+def test_with_an_exact_model_and_the_policys_values_every_horizon_has_the_same_target():
+    batch = lq.rows()
+    one_step = np.asarray(batch.reward + lq.DISCOUNT * lq.value(batch.next_observation[:, 0]))
+    for horizon in (0, 1, 5):
+        np.testing.assert_allclose(expanded(horizon, batch)[1][0], one_step, rtol=1e-12)
+
+
+def test_along_the_stretch_every_state_has_its_own_value():
+    stretch, targets = expanded(4, lq.rows())
+    np.testing.assert_allclose(targets[1:], lq.value(stretch.observation[1:, :, 0]), rtol=1e-12)
+    np.testing.assert_array_equal(stretch.observation[2:], stretch.following[1:-1])
+
+
+def test_imagined_ends_cut_what_follows():
+    batch, wide = lq.rows(seed=3, count=40), 0.3
+    found = expanded(3, batch, world=lq.world(ends=lambda s: jnp.abs(s[:, 0]) < wide))
+    expected = transcribed(batch, 3, 0.0, lq.value, ends=lambda s: abs(s) < wide)
+    np.testing.assert_allclose(found[1], expected, rtol=1e-12)
+    alive = found[0].alive
+    assert alive[0].all() and 0 < alive[2].sum() < 40
+
+
+def test_without_discount_the_target_is_the_reward():
+    batch = lq.rows()
+    state = lq.state_of()._replace(discount=jnp.zeros(()))
+    targets = mve.expand(lq.agent(), lq.world(), state, batch, jax.random.key(0), 3)[1]
+    np.testing.assert_array_equal(targets[0], batch.reward)
+
+
+@functools.cache
+def sac_agent():
+    agent = sac.make(SAC, 1, 1)
+    return agent, jax.jit(agent.init)(jax.random.key(1), {})
+
+
+def sac_and_rows(ends=True):
+    return *sac_agent(), lq.rows(count=6, ends=ends)
+
+
+def test_with_no_model_step_it_is_the_agents_own_target():
+    agent, state, batch = sac_and_rows()
+    key = jax.random.key(4)
+    _, targets = mve.expand(agent, lq.world(), state, batch, key, 0)
+    np.testing.assert_allclose(targets[0], agent.critic_target(state, batch, jax.random.split(key)[0]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("td_k", [True, False])
+def test_with_no_model_step_its_update_is_the_agents_own(td_k):
+    agent, state, batch = sac_and_rows()
+    key = jax.random.key(5)
+    found, _ = jax.jit(mve.expanding(agent, lq.world(), 0, td_k).update)(state, batch, key)
+    critic_key, actor_key = jax.random.split(key)
+    target_key, fit_key = jax.random.split(critic_key)
+
+    @jax.jit
+    def own(state):
+        target = agent.critic_target(state, batch, jax.random.split(target_key)[0])
+        state, _ = agent.update_critic(state, batch, fit_key, target=target)
+        return agent.update_actor(state, batch, actor_key)[0]
+
+    expected = own(state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, expected)
+
+
+def test_the_critics_learn_on_imagined_states_by_their_reach():
+    """The critic's gradient is that of the mean over all steps of all rows, each squared error times its weight."""
+    agent, state, batch = sac_and_rows()
+    world = lq.world(ends=lambda s: 1 / (1 + s[:, 0] ** 2))
+    key = jax.random.key(6)
+    after, metrics = jax.jit(mve.expanding(agent, world, 2, True).update_critic)(state, batch, key)
+    stretch, targets = mve.expand(agent, world, state, batch, jax.random.split(key)[0], 2)
+    q = sac.functions(SAC, 1).q
+    ended = np.asarray(stretch.terminated, float)
+    reach = np.stack([np.ones(6), 1 - ended[0], (1 - ended[0]) * (1 - ended[1])])
+    assert ((reach > 0) & (reach < 1)).any() and (reach == 0).any()
+
+    def loss(params):
+        values = q(params, stretch.observation, stretch.action)
+        return jnp.sum(jnp.mean(reach * (values - targets) ** 2, axis=(1, 2)))
+
+    value, gradient = jax.value_and_grad(loss)(state.critic.params)
+    assert float(metrics["agent/critic_loss"].total) == pytest.approx(float(value), rel=1e-10)
+    assert float(metrics["expand/alive"].total) == pytest.approx(reach[2].mean(), rel=1e-12)
+    jax.tree.map(
+        lambda m, g: np.testing.assert_allclose(10 * m, g, rtol=1e-9, atol=1e-12), after.critic.moments.mu, gradient
+    )
+
+
+def test_what_a_model_says_after_an_end_reaches_nothing():
+    """From terminal states the model speaks nonsense: neither targets nor critics see it."""
+    agent, state, batch = sac_and_rows()
+    sane = lq.world()
+
+    def step(broken, observation, action, key):
+        following, row = sane.step(observation, action, key)
+        dead = jnp.isin(observation[:, 0], batch.next_observation[batch.terminated, 0]) | ~jnp.isfinite(observation[:, 0])
+        nonsense = jnp.where(dead[:, None], broken, following)
+        return nonsense, row._replace(reward=jnp.where(dead, broken, row.reward), next_observation=nonsense)
+
+    @jax.jit
+    def updated(broken):
+        world = sane._replace(step=functools.partial(step, broken))
+        return mve.expanding(agent, world, 3, True).update(state, batch, jax.random.key(7))
+
+    for broken in (np.nan, np.inf):
+        jax.tree.map(np.testing.assert_array_equal, updated(broken), updated(0.0))
+
+
+def test_a_living_row_that_is_not_finite_is_not_hidden():
+    agent, state, batch = sac_and_rows(ends=False)
+    batch = batch._replace(next_observation=batch.next_observation.at[2].set(jnp.nan))
+    _, metrics = mve.expanding(agent, lq.world(), 2, True).update_critic(state, batch, jax.random.key(8))
+    assert not np.isfinite(float(metrics["agent/critic_loss"].total))
+
+
+@pytest.mark.slow
+def test_it_learns_to_swing_up_the_pendulum():
+    with jax.enable_x64(False):
+        task = envs.make("pendulum")
+        config = dataclasses.replace(mve.PRESETS["small"].config, eval_every=0)
+        algorithm = mve.make(config, task)
+        program = loop.make(algorithm, task, config)
+        state = jax.jit(program.init)(jnp.arange(2), {})
+        _, state = jax.jit(program.run)(loop.clock_at(0), state, jnp.asarray(5000, jnp.int32))
+        returns = jax.jit(lambda s: evaluation.evaluate(algorithm, task, s, 20))(state.algorithm)
+        print("mean return of each seed", np.mean(returns, axis=1))
+        assert np.all(np.mean(returns, axis=1) > -200)
