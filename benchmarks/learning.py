@@ -67,6 +67,8 @@ CASES = {
     "mve-pendulum": Case("mve", "pendulum", 5000, 4, 100, -200.0, 4, {}),
     "redq-pendulum": Case("redq", "pendulum", 1600, 4, 100, -170.0, 4, {}),
     "droq-pendulum": Case("droq", "pendulum", 1600, 4, 100, -170.0, 4, {}),
+    "td3-pendulum": Case("td3", "pendulum", 5000, 4, 100, -170.0, 4, {}),
+    "ddpg-pendulum": Case("ddpg", "pendulum", 5000, 4, 100, -170.0, 4, {}),
     "sac-hopper": Case("sac", "Hopper-v5", 5000, 4, 10, 0.0, 0, {"warmup_steps": 1000, "eval_every": 0}),
 }
 

@@ -3,7 +3,7 @@
     for each step of the environment:
         act by the stochastic policy (uniformly at random for the first `warmup_steps`), store the transition
         each `refit_every` steps: fit the model to all real data
-        `updates_per_step` times: update the agent, improved by the fitted model, on a batch of real transitions
+        update the agent, improved by the fitted model, on batches of real transitions (`agents.off_policy`)
 
 What is improved is an agent's `update`; the rest of it stays as it is (`types.Agent`).
 """
@@ -19,10 +19,9 @@ import jax.numpy as jnp
 from annotated_types import Ge
 from jaxtyping import Array, Bool, Float
 
-from jaxmbrl import metrics, replay, returns
-from jaxmbrl.agents import sac
-from jaxmbrl.agents.sac import SACConfig
-from jaxmbrl.agents.updates import updates
+from jaxmbrl import agents, metrics, replay, returns
+from jaxmbrl.agents import AgentConfig, off_policy
+from jaxmbrl.agents.off_policy import OffPolicyConfig
 from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.models import ensemble
 from jaxmbrl.models.ensemble import EnsembleConfig
@@ -47,10 +46,10 @@ from jaxmbrl.types import (
 
 
 @dataclass(frozen=True)
-class ModelBasedConfig:
+class ModelBasedConfig(OffPolicyConfig):
     """Settings that these methods share."""
 
-    agent: SACConfig = field(default_factory=SACConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
     """The policy learner."""
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     """The dynamics model."""
@@ -60,18 +59,10 @@ class ModelBasedConfig:
     """Learn the reward even where the task's is known."""
     learn_termination: bool = False
     """Learn the termination even where the task's is known."""
-    batch_size: Annotated[int, Ge(1)] = 256
-    """Transitions in each update."""
-    updates_per_step: Annotated[int, Ge(1)] = 1
-    """Updates of the agent for each environment step."""
     replay_capacity: Annotated[int, Ge(2)] = 1_000_000
     """Transitions kept, the oldest giving way."""
     warmup_steps: Annotated[int, Ge(2)] = 1000
     """Environment steps of uniformly random actions, without updates, at the start."""
-    num_envs: Annotated[int, Ge(1)] = 1
-    """Environments that each seed steps side by side."""
-    epoch_steps: Annotated[int, Ge(1)] = 1000
-    """Environment steps between two rows of metrics."""
     eval_every: Annotated[int, Ge(0)] = 5
     """Epochs between two evaluations; 0 for none."""
 
@@ -104,7 +95,7 @@ def learner(
 ) -> Algorithm:
     """The algorithm of the module's first lines; `model` stands for the ensemble where it is given."""
     sizes = vector_sizes(task, name)
-    agent = sac.make(config.agent, *sizes)
+    agent = agents.make(config.agent, *sizes)
     model = ensemble_of(config, task) if model is None else model
 
     def init(key: Key, hyper: Hyper) -> State:
@@ -127,17 +118,7 @@ def learner(
             state.model,
         )
         improved = improve(agent, model, model_state)
-        agent_state, updated = metrics.when(
-            steps >= 0,
-            lambda agent_state: updates(
-                improved,
-                agent_state,
-                lambda key: replay.sample(real, key, config.batch_size),
-                update_key,
-                config.updates_per_step * config.num_envs,
-            ),
-            state.agent,
-        )
+        agent_state, updated = off_policy.improve(config, improved, clock, state.agent, real, update_key)
         return State(agent_state, model_state, real, key), fitted | updated
 
     return Algorithm(init, policy, learn, period=1)

@@ -181,7 +181,8 @@ class Agent(NamedTuple):
     """(state, batch, key, *, target=None, weight=None) -> (state, metrics); target and weight are [B], and the
     weighted errors are averaged over B."""
     update_actor: Callable[..., tuple[Any, Metrics]]
-    """(state, batch, key, *, loss=None) -> (state, metrics); loss(params, state, batch, key) -> ([], mean log-density)."""
+    """(state, batch, key, *, loss=None) -> (state, metrics); loss(params, state, batch, key) -> ([], mean log-density), of
+    which a soft agent's temperature learns."""
     update: Callable[[Any, Transition, Key], tuple[Any, Metrics]]
     """Critic, then actor, with the same batch."""
 

@@ -52,15 +52,15 @@ def empty_log():
     return log, log
 
 
-def expected(key, delay):
-    """The logs of critic and actor, in plain Python."""
+def expected(key, delay, before=0):
+    """The logs of critic and actor, in plain Python, after `before` updates that are not in them."""
     critic, actor = [], []
     for i, own in enumerate(jax.random.split(key, NUMBER)):
         sample_key, agent_key = jax.random.split(own)
         critic_key, actor_key = jax.random.split(agent_key)
         batch = int(number_of(sample_key))
         critic.append((batch, int(number_of(critic_key)), len(actor)))
-        if i % delay == delay - 1:
+        if (before + i + 1) % delay == 0:
             actor.append((batch, int(number_of(actor_key)), len(critic)))
     return critic, actor
 
@@ -82,6 +82,15 @@ def test_the_actor_moves_at_every_so_manieth_update_on_the_critics_batch_and_aft
 def test_a_rest_that_fills_no_delay_moves_the_critic_only():
     logs, _ = updates(AGENT, empty_log(), draw, jax.random.key(5), 5, 2)
     assert [int(count) for _, count in logs] == [5, 2]
+
+
+@pytest.mark.parametrize("before", [1, 4, 5])
+def test_the_delay_counts_the_updates_that_were_before(before):
+    """As after four, where the next but one is the actor's: the third of each three."""
+    key = jax.random.key(5)
+    logs, _ = jax.jit(lambda key, before: updates(AGENT, empty_log(), draw, key, NUMBER, 3, before))(key, before)
+    for (rows, count), wanted in zip(logs, expected(key, 3, before), strict=True):
+        assert [tuple(row) for row in np.asarray(rows[: int(count)]).tolist()] == wanted
 
 
 def test_only_one_side_runs_whatever_the_number_of_seeds():

@@ -10,7 +10,7 @@ import pytest
 from jaxmbrl import algorithms, envs, replay
 from jaxmbrl.agents.sac import SACConfig
 from jaxmbrl.algorithms import sac
-from jaxmbrl.config import UserError, check
+from jaxmbrl.config import check
 from jaxmbrl.training import evaluation, loop
 from jaxmbrl.types import Clock, Transition
 
@@ -81,11 +81,6 @@ def test_the_actor_and_the_temperature_move_once_while_critics_and_targets_move_
     state, _ = learn(clock(6), state._replace(agent=state.agent._replace(critic=critic)), rows(3, 2))
     expected = jax.tree.map(lambda p: (1 - 0.995**6) * p, critic.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), state.agent.critic.target, expected)
-
-
-def test_the_actors_delay_divides_the_updates_of_a_step():
-    with pytest.raises(UserError, match=r"actor_delay must divide updates_per_step \(20\), got 3"):
-        check(sac.Config(updates_per_step=20, actor_delay=3))
 
 
 def test_time_limits_are_stored_as_such_with_the_true_successor():

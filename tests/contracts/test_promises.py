@@ -19,7 +19,7 @@ CAPACITY = 997
 """A length that nothing but a replay buffer has."""
 SEEDS = 2
 EPOCH = 100
-_SAC: dict[str, Any] = {
+_OFF_POLICY: dict[str, Any] = {
     "agent.hidden": (16, 16),
     "batch_size": 32,
     "warmup_steps": EPOCH,
@@ -27,7 +27,9 @@ _SAC: dict[str, Any] = {
     "replay_capacity": CAPACITY,
 }
 _ENSEMBLE = {"ensemble.members": 3, "ensemble.elites": 2, "ensemble.hidden": (16,), "ensemble.max_epochs": 3}
-_MODEL_BASED: dict[str, Any] = _SAC | _ENSEMBLE | {"refit_every": 50}
+_MODEL_BASED: dict[str, Any] = _OFF_POLICY | _ENSEMBLE | {"refit_every": 50}
+_UNDER = {name.replace("agent.", "agent.sac."): value for name, value in _MODEL_BASED.items()}
+"""Of methods that can sit on either agent."""
 TINY: dict[str, dict[str, Any]] = {
     "mbpo": _MODEL_BASED
     | {
@@ -38,10 +40,12 @@ TINY: dict[str, dict[str, Any]] = {
         "retain_steps": 100,
         "updates_per_step": 2,
     },
-    "mve": _MODEL_BASED | {"horizon": 2, "learn_termination": True},
-    "sac": _SAC,
-    "redq": _SAC | {"agent.critics": 3, "updates_per_step": 4, "actor_delay": 2},
-    "droq": _SAC | {"agent.dropout": 0.1, "updates_per_step": 4, "actor_delay": 4},
+    "mve": _UNDER | {"horizon": 2, "learn_termination": True},
+    "sac": _OFF_POLICY,
+    "redq": _OFF_POLICY | {"agent.critics": 3, "updates_per_step": 4, "actor_delay": 2},
+    "droq": _OFF_POLICY | {"agent.dropout": 0.1, "updates_per_step": 4, "actor_delay": 4},
+    "td3": _OFF_POLICY,
+    "ddpg": _OFF_POLICY | {"updates_per_step": 2},
     "pets": {
         "ensemble.hidden": (16,),
         "ensemble.max_epochs": 3,
@@ -106,7 +110,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Settings that change what is compiled, tried together; by name, the algorithm and what differs from its TINY settings."""
 CASES = {name: (name, {}) for name in sorted(algorithms.METHODS)} | VARIANTS
-ALIKE = {"redq", *VARIANTS}
+ALIKE = {"ddpg", "redq", *VARIANTS}
 """Cases whose code another one compiles for the most part."""
 
 

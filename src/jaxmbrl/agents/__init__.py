@@ -1,1 +1,37 @@
-"""Policy learners: SAC. Each is an `Agent` whose critic target and actor loss can be replaced."""
+"""Policy learners: SAC and TD3. Each is an `Agent` whose critic target and actor loss can be replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jaxmbrl.agents import sac, td3
+from jaxmbrl.agents.sac import SACConfig
+from jaxmbrl.agents.td3 import TD3Config
+from jaxmbrl.types import Agent
+
+AGENTS: dict[str, Callable[[Any, int, int], Agent]] = {"sac": sac.make, "td3": td3.make}
+"""What makes each agent of its config and the lengths of observation and action."""
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Which agent, and the settings of each: for methods that can sit on either."""
+
+    method: Literal["sac", "td3"] = "sac"
+    """The agent that learns; the settings of the other do nothing."""
+    sac: SACConfig = field(default_factory=SACConfig)
+    """Soft Actor-Critic."""
+    td3: TD3Config = field(default_factory=TD3Config)
+    """Twin delayed deep deterministic policy gradient, or DDPG."""
+
+    @property
+    def chosen(self) -> SACConfig | TD3Config:
+        """The settings of `method`."""
+        return getattr(self, self.method)
+
+
+def make(config: AgentConfig, observation_size: int, action_size: int) -> Agent:
+    """The agent that `config` names."""
+    return AGENTS[config.method](config.chosen, observation_size, action_size)

@@ -26,6 +26,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Array, Float
 
 from jaxmbrl import optimizer
+from jaxmbrl.agents.critics import regress
 from jaxmbrl.distributions import sample_squashed
 from jaxmbrl.networks import MLP
 from jaxmbrl.optimizer import Trainable
@@ -188,21 +189,11 @@ def make(config: SACConfig, observation_size: int, action_size: int) -> Agent:
         weight: Float[Array, "B"] | None = None,
     ) -> tuple[SACState, Metrics]:
         keys = jax.random.split(key, 4)
-        y = jax.lax.stop_gradient(target_by(state, batch, keys[:3]) if target is None else target)
-
-        def loss(params: PyTree) -> tuple[Array, Array]:
-            values = q(params, batch.observation, batch.action, keys[3])
-            error = (values - y) ** 2
-            return jnp.sum(jnp.mean(error if weight is None else weight * error, axis=-1)), jnp.mean(values)
-
-        (value, q_mean), gradient = jax.value_and_grad(loss, has_aux=True)(state.critic.params)
-        trained, norm = optimizer.step(state.critic, gradient)
-        trained = optimizer.move_target(trained, config.polyak)
-        return state._replace(critic=trained), {
-            "agent/critic_loss": Average.of(value),
-            "agent/q": Average.of(q_mean),
-            "agent/critic_gradient_norm": Average.of(norm),
-        }
+        y = target_by(state, batch, keys[:3]) if target is None else target
+        trained, found = regress(
+            state.critic, lambda params: q(params, batch.observation, batch.action, keys[3]), y, weight
+        )
+        return state._replace(critic=optimizer.move_target(trained, config.polyak)), found
 
     def judged(
         params: PyTree, state: SACState, observation: Observation, key: Key

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxmbrl.algorithms import mbpo, mve, pets, sac
+from jaxmbrl.algorithms import mbpo, mve, pets, sac, td3
 from jaxmbrl.config import UserError, closest
 from jaxmbrl.presets import Preset, default_for
 from jaxmbrl.types import Algorithm, Task
@@ -23,8 +23,16 @@ class Method(NamedTuple):
 
 
 _SAC_HYPER = ("learning_rate", "discount", "initial_temperature")
+_TD3_HYPER = ("learning_rate", "discount")
 
 METHODS: dict[str, Method] = {
+    "ddpg": Method(
+        td3.make,
+        td3.Config,
+        td3.DDPG_PRESETS,
+        _TD3_HYPER,
+        "deep deterministic policy gradient: one critic and a deterministic actor",
+    ),
     "droq": Method(
         sac.make,
         sac.Config,
@@ -43,8 +51,8 @@ METHODS: dict[str, Method] = {
         mve.make,
         mve.Config,
         mve.PRESETS,
-        _SAC_HYPER,
-        "soft actor-critic whose critics' targets look some steps ahead through a probabilistic ensemble",
+        ("learning_rate", "discount"),
+        "soft actor-critic or TD3 whose critics' targets look some steps ahead through a probabilistic ensemble",
     ),
     "pets": Method(
         pets.make,
@@ -66,6 +74,13 @@ METHODS: dict[str, Method] = {
         sac.PRESETS,
         _SAC_HYPER,
         "soft actor-critic, the model-free baseline",
+    ),
+    "td3": Method(
+        td3.make,
+        td3.Config,
+        td3.PRESETS,
+        _TD3_HYPER,
+        "deterministic policy gradient with twin critics, a delayed actor and smoothed targets",
     ),
 }
 

@@ -17,7 +17,7 @@ each; an agent with an entropy bonus expands its soft value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import jax
@@ -25,7 +25,9 @@ import jax.numpy as jnp
 from annotated_types import Ge
 from jaxtyping import Array, Float
 
+from jaxmbrl.agents import AgentConfig
 from jaxmbrl.agents.sac import SACConfig
+from jaxmbrl.agents.td3 import TD3Config
 from jaxmbrl.model_based import ModelBasedConfig, Stretch, after, imagine, learner
 from jaxmbrl.models.ensemble import EnsembleConfig
 from jaxmbrl.presets import Preset
@@ -101,20 +103,27 @@ def everywhere(
     return rows, jnp.where(reached, targets, 0.0).reshape(-1), alive.reshape(-1)
 
 
+_SMALL = Config(
+    agent=AgentConfig(
+        sac=SACConfig(hidden=(128, 128), learning_rate=1e-3), td3=TD3Config(hidden=(128, 128), learning_rate=1e-3)
+    ),
+    ensemble=EnsembleConfig(members=5, elites=3, hidden=(64, 64), batch_size=128, max_epochs=100),
+    refit_every=100,
+    batch_size=128,
+    updates_per_step=5,
+    replay_capacity=50_000,
+    warmup_steps=200,
+    epoch_steps=200,
+)
+
 PRESETS = {
     "small": Preset(
-        Config(
-            agent=SACConfig(hidden=(128, 128), learning_rate=1e-3),
-            ensemble=EnsembleConfig(members=5, elites=3, hidden=(64, 64), batch_size=128, max_epochs=100),
-            refit_every=100,
-            batch_size=128,
-            updates_per_step=5,
-            replay_capacity=50_000,
-            warmup_steps=200,
-            epoch_steps=200,
-        ),
+        _SMALL,
         "our own, sized for a CPU: 2 x 64 networks in the model, 5 updates a step",
         steps=5000,
         tasks=("pendulum", "cartpole-continuous"),
+    ),
+    "small-td3": Preset(
+        replace(_SMALL, agent=replace(_SMALL.agent, method="td3"), actor_delay=2), "as small, on TD3", steps=5000
     ),
 }

@@ -1,5 +1,5 @@
 """Soft Actor-Critic (Haarnoja et al., arXiv 1812.05905), the model-free baseline, and REDQ and DroQ, settings of it that
-learn from fewer environment steps. The agent is `agents.sac`, which states the objectives.
+learn from fewer environment steps. The agent is `agents.sac`, which states the objectives; the loop `agents.off_policy`.
 
 for each environment step:
     act by the stochastic policy (uniformly at random for the first `warmup_steps`), store the transition
@@ -16,85 +16,27 @@ Differs from the papers: of several environments side by side each adds its own 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-import jax
-from annotated_types import Ge
-
-from jaxmbrl import metrics, replay
-from jaxmbrl.agents import sac
-from jaxmbrl.agents.sac import SACConfig, SACState
-from jaxmbrl.agents.updates import updates
+from jaxmbrl.agents import off_policy, sac
+from jaxmbrl.agents.off_policy import OffPolicyConfig
+from jaxmbrl.agents.sac import SACConfig
 from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.presets import Preset
-from jaxmbrl.replay import Replay
-from jaxmbrl.types import Algorithm, Clock, Hyper, Key, Metrics, Policy, Task, Transition, flatten, row_like
+from jaxmbrl.types import Algorithm, Task
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(OffPolicyConfig):
     """Settings of a run of SAC, REDQ or DroQ."""
 
     agent: SACConfig = field(default_factory=SACConfig)
     """The policy learner."""
-    batch_size: Annotated[int, Ge(1)] = 256
-    """Transitions in each update."""
-    updates_per_step: Annotated[int, Ge(1)] = 1
-    """Updates for each environment step."""
-    actor_delay: Annotated[int, Ge(1)] = 1
-    """Updates of the critics for each of the actor and the temperature."""
-    replay_capacity: Annotated[int, Ge(1)] = 1_000_000
-    """Transitions kept, the oldest giving way."""
-    warmup_steps: Annotated[int, Ge(0)] = 5000
-    """Environment steps of uniformly random actions, without updates, at the start."""
-    num_envs: Annotated[int, Ge(1)] = 1
-    """Environments that each seed steps side by side."""
-    epoch_steps: Annotated[int, Ge(1)] = 1000
-    """Environment steps between two rows of metrics."""
-    eval_every: Annotated[int, Ge(0)] = 10
-    """Epochs between two evaluations; 0 for none."""
-
-    def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
-        if self.updates_per_step % self.actor_delay:
-            return "actor_delay", f"must divide updates_per_step ({self.updates_per_step}), got {self.actor_delay}"
-        return None
-
-
-class State(NamedTuple):
-    """Everything that a run holds."""
-
-    agent: SACState
-    replay: Replay
-    key: Key
 
 
 def make(config: Config, task: Task) -> Algorithm:
     """SAC, REDQ or DroQ on `task`, as the settings say."""
-    agent = sac.make(config.agent, *vector_sizes(task, "sac"))
-
-    def init(key: Key, hyper: Hyper) -> State:
-        agent_key, key = jax.random.split(key)
-        return State(agent.init(agent_key, hyper), replay.init(row_like(task), config.replay_capacity), key)
-
-    def policy(state: State, explore: bool) -> Policy:
-        return agent.policy(state.agent, explore)
-
-    def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
-        key, update_key = jax.random.split(state.key)
-        buffer = replay.add(state.replay, flatten(transitions))
-
-        def draw(key: Key) -> Transition:
-            return replay.sample(buffer, key, config.batch_size)
-
-        def update(agent_state: SACState) -> tuple[SACState, Metrics]:
-            number = config.updates_per_step * config.num_envs
-            return updates(agent, agent_state, draw, update_key, number, config.actor_delay)
-
-        agent_state, found = metrics.when(clock.env_steps >= config.warmup_steps, update, state.agent)
-        return State(agent_state, buffer, key), found
-
-    return Algorithm(init, policy, learn, period=1)
+    return off_policy.learner(config, sac.make(config.agent, *vector_sizes(task, "sac")), task)
 
 
 _SMALL = ("pendulum", "cartpole-continuous")

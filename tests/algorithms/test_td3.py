@@ -1,0 +1,78 @@
+"""TD3 and DDPG as a whole: when the actor and the targets move, their presets, and that they learn."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmbrl import algorithms, envs
+from jaxmbrl.agents.td3 import TD3Config
+from jaxmbrl.algorithms import td3
+from jaxmbrl.config import check
+from jaxmbrl.training import evaluation, loop
+
+from .test_sac import clock, rows
+
+TINY = td3.Config(agent=TD3Config(hidden=(8,)), batch_size=4, warmup_steps=10, replay_capacity=500)
+
+
+def test_the_actor_and_all_targets_move_at_every_second_step():
+    algorithm = td3.make(TINY, envs.make("pendulum"))
+    learn, state = jax.jit(algorithm.learn), jax.jit(algorithm.init)(jax.random.key(0), {})
+    for call in range(4):
+        before = state.agent
+        state, _ = learn(clock(10 + call), state, rows(call, 1))
+        counts = [int(part.moments.count) for part in (state.agent.critic, state.agent.actor)]
+        assert counts == [call + 1, (call + 1) // 2]
+        for part, old in ((state.agent.actor, before.actor), (state.agent.critic, before.critic)):
+            changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), part.target, old.target)
+            assert set(jax.tree.leaves(changed)) == {call % 2 == 1}
+
+
+def test_published_settings():
+    """sfujim/TD3: main.py, TD3.py and OurDDPG.py. DDPG differs by its critic, its target's noise and its delay alone."""
+    published = td3.PRESETS["default"].config
+    assert published.agent == TD3Config(
+        hidden=(256, 256),
+        critics=2,
+        learning_rate=3e-4,
+        discount=0.99,
+        polyak=0.005,
+        exploration_noise=0.1,
+        target_noise=0.2,
+        target_noise_clip=0.5,
+    )
+    assert (published.batch_size, published.updates_per_step, published.actor_delay) == (256, 1, 2)
+    assert (published.warmup_steps, published.replay_capacity, published.num_envs) == (25_000, 1_000_000, 1)
+    ddpg = td3.DDPG_PRESETS["default"].config
+    agent = dataclasses.replace(published.agent, critics=1, target_noise=0.0)
+    assert ddpg == dataclasses.replace(published, agent=agent, actor_delay=1)
+
+
+@pytest.mark.parametrize(("method", "name"), [(m, name) for m in ("td3", "ddpg") for name in algorithms.get(m).presets])
+def test_presets_are_sound(method, name):
+    preset = algorithms.get(method).presets[name]
+    config = check(preset.config)
+    assert preset.steps > config.warmup_steps
+    assert preset.source
+    for task in preset.tasks:
+        envs.check_name(task)
+        assert algorithms.preset(method, task)[0] == name
+    jax.eval_shape(td3.make(config, envs.make("pendulum")).init, jax.random.key(0), {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["td3", "ddpg"])
+def test_it_learns_to_swing_up_the_pendulum(method):
+    task = envs.make("pendulum")
+    config = algorithms.get(method).presets["pendulum"].config
+    algorithm = td3.make(config, task)
+    program = loop.make(algorithm, task, config)
+    state = jax.jit(program.init)(jnp.arange(2), {})
+    _, state = jax.jit(program.run)(loop.clock_at(0), state, jnp.asarray(5000, jnp.int32))
+    assert not np.any(np.asarray(state.fault.what) >= 0)
+    returns = jax.jit(lambda s: evaluation.evaluate(algorithm, task, s, 20))(state.algorithm)
+    print("mean return of each seed", np.mean(returns, axis=1))
+    assert np.all(np.mean(returns, axis=1) > -200)
