@@ -64,6 +64,9 @@ CASES = {
         "mbpo", "Hopper-v5", 15_000, 4, 10, 300.0, 4, {"rollout_length.last": 1, "replay_capacity": 25_000}
     ),
     "mbpo-pendulum": Case("mbpo", "pendulum", 2000, 4, 100, -170.0, 4, {}),
+    "dhmbpo-pendulum": Case("dhmbpo", "pendulum", 2000, 4, 100, -200.0, 4, {}),
+    "dhmbpo-inverted-pendulum": Case("dhmbpo", "InvertedPendulum-v5", 5000, 4, 10, 1000.0, 4, {}),
+    "dhmbpo-hopper": Case("dhmbpo", "Hopper-v5", 25_000, 4, 10, 1000.0, 4, {"replay_capacity": 30_000}),
     "mve-pendulum": Case("mve", "pendulum", 5000, 4, 100, -200.0, 4, {}),
     "redq-pendulum": Case("redq", "pendulum", 1600, 4, 100, -170.0, 4, {}),
     "droq-pendulum": Case("droq", "pendulum", 1600, 4, 100, -170.0, 4, {}),

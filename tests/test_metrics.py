@@ -61,3 +61,17 @@ def test_when(double):
 def test_when_runs_one_branch_only_for_a_batch_of_seeds():
     batched = jax.vmap(lambda p, s: metrics.when(p, update, s), in_axes=(None, 0))
     assert " cond[" in str(jax.make_jaxpr(batched)(jnp.array(True), jnp.arange(3.0)))
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_repeat_adds_up_what_a_traced_number_of_updates_tell(number):
+    def update(state, key):
+        drawn = jax.random.uniform(key)
+        return state + drawn, {"drawn": Average.of(drawn)}
+
+    repeated = jax.jit(lambda number: metrics.repeat(number, update, jnp.zeros(()), jax.random.key(1)))
+    state, found = repeated(jnp.asarray(number))
+    draws = [float(jax.random.uniform(jax.random.fold_in(jax.random.key(1), i))) for i in range(number)]
+    assert float(state) == pytest.approx(sum(draws), rel=1e-6)
+    assert float(found["drawn"].weight) == number
+    assert metrics.known(found) == pytest.approx({"drawn": np.mean(draws)} if number else {}, rel=1e-6)

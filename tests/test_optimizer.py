@@ -130,3 +130,14 @@ def test_target():
     for name in PARAMS:
         np.testing.assert_allclose(whole.target[name], moved.params[name], rtol=1e-6)
     assert optimizer.init(default(PARAMS), LEARNING_RATE).target == ()
+
+
+def test_what_forgot_its_moments_steps_as_at_the_start():
+    first, second = gradients(2)
+    moved, _ = optimizer.step(optimizer.init(PARAMS, LEARNING_RATE, with_target=True), first)
+    again, _ = optimizer.step(optimizer.forget(moved), second)
+    fresh, _ = optimizer.step(optimizer.init(moved.params, LEARNING_RATE), second)
+    jax.tree.map(np.testing.assert_array_equal, again.params, fresh.params)
+    jax.tree.map(np.testing.assert_array_equal, again.target, moved.target)
+    closed = moved._replace(open=jnp.zeros((), bool))
+    jax.tree.map(np.testing.assert_array_equal, optimizer.forget(closed), closed)

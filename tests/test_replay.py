@@ -327,3 +327,10 @@ def test_the_search_for_copies_finds_one():
         return buffer, replay.sample(before, key, 8)["x"].sum() + replay.sample(buffer, key, 8)["x"].sum()
 
     assert copies(partial(scan_of, body), rows_of([1, 2, 3, 4]), replay.init(PROTOTYPE, 4096))
+
+
+def test_an_emptied_buffer_fills_anew():
+    emptied = replay.empty(replay.add(replay.init(jnp.zeros(()), 4), jnp.arange(1.0, 4.0)))
+    assert int(emptied.size) == 0 and int(emptied.capacity) == 4
+    again = replay.add(emptied, jnp.array([7.0, 8.0]))
+    assert set(np.asarray(replay.sample(again, jax.random.key(0), 50)).tolist()) == {7.0, 8.0}

@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
-from jaxmbrl.types import Average, Metrics, PyTree
+from jaxmbrl.types import Average, Key, Metrics, PyTree
 
 
 def add(a: Metrics, b: Metrics) -> Metrics:
@@ -35,6 +35,22 @@ def when(
     Give it only the state that `update` changes, or buffers are copied. The predicate must not be batched over seeds.
     """
     return jax.lax.cond(predicate, update, lambda state: (state, unknown_like(update, state)), state)
+
+
+def repeat(
+    number: Int[Array, ""], update: Callable[[PyTree, Key], tuple[PyTree, Metrics]], state: PyTree, key: Key
+) -> tuple[PyTree, Metrics]:
+    """`update(state, key)` a `number` of times that is traced, each with a key of its own, and the averages over all.
+
+    The number must not be batched over seeds.
+    """
+
+    def body(i: Int[Array, ""], loop: tuple[PyTree, Metrics]) -> tuple[PyTree, Metrics]:
+        state, found = loop
+        state, more = update(state, jax.random.fold_in(key, i))
+        return state, add(found, more)
+
+    return jax.lax.fori_loop(0, number, body, (state, unknown_like(update, state, key)))
 
 
 def known(metrics: Mapping[str, Average]) -> dict[str, float]:

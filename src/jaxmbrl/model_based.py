@@ -25,16 +25,20 @@ from jaxmbrl.agents.off_policy import OffPolicyConfig
 from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.models import ensemble
 from jaxmbrl.models.ensemble import EnsembleConfig
+from jaxmbrl.models.normalizer import Normalizer, normalize
 from jaxmbrl.replay import Replay
 from jaxmbrl.rollout import rollout
 from jaxmbrl.types import (
+    Action,
     Agent,
     Algorithm,
     Clock,
     DynamicsModel,
     Hyper,
     Key,
+    Memory,
     Metrics,
+    Observation,
     Policy,
     PyTree,
     Task,
@@ -96,7 +100,8 @@ def learner(
     """The algorithm of the module's first lines; `model` stands for the ensemble where it is given."""
     sizes = vector_sizes(task, name)
     agent = agents.make(config.agent, *sizes)
-    model = ensemble_of(config, task) if model is None else model
+    if model is None:
+        model = ensemble_of(config.ensemble, task, config.learn_reward, config.learn_termination)
 
     def init(key: Key, hyper: Hyper) -> State:
         agent_key, key, model_key = jax.random.split(key, 3)
@@ -124,13 +129,13 @@ def learner(
     return Algorithm(init, policy, learn, period=1)
 
 
-def ensemble_of(config: ModelBasedConfig, task: Task) -> DynamicsModel:
-    """The ensemble for `task`, which learns what the task does not tell, or what the settings want learned."""
+def ensemble_of(config: EnsembleConfig, task: Task, learn_reward: bool, learn_termination: bool) -> DynamicsModel:
+    """The ensemble for `task`, which learns what the task does not tell, or what is wanted learned."""
     return ensemble.make(
-        config.ensemble,
+        config,
         *vector_sizes(task, "a dynamics model"),
-        reward=None if config.learn_reward else task.reward,
-        terminated=None if config.learn_termination else task.terminated,
+        reward=None if learn_reward else task.reward,
+        terminated=None if learn_termination else task.terminated,
         features=task.features,
     )
 
@@ -173,3 +178,33 @@ def after(batch: Transition, imagined: Stretch) -> Stretch:
     first = (batch.observation, batch.action, batch.reward, jnp.zeros_like(batch.reward), batch.terminated)
     real = Stretch(*first, batch.next_observation)
     return jax.tree.map(lambda step, steps: jnp.concatenate([step[None], steps]), real, imagined)
+
+
+def seen_through(agent: Agent, by: Normalizer) -> Agent:
+    """`agent` that sees observations normalised; what is given to it is in the task's units."""
+
+    def shown(policy: Policy) -> Policy:
+        def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
+            return policy.act(memory, normalize(by, observation), key)
+
+        return Policy(policy.init, act)
+
+    def batch_of(batch: Transition) -> Transition:
+        following = normalize(by, batch.next_observation)
+        return batch._replace(observation=normalize(by, batch.observation), next_observation=following)
+
+    def update_actor(state: PyTree, batch: Transition, key: Key, *, loss: Any = None) -> tuple[PyTree, Metrics]:
+        # A loss of another's is given what its maker sees.
+        return agent.update_actor(state, batch_of(batch) if loss is None else batch, key, loss=loss)
+
+    return Agent(
+        init=agent.init,
+        policy=lambda state, explore: shown(agent.policy(state, explore)),
+        actor=lambda state: shown(agent.actor(state)),
+        target_value=lambda state, observation, key: agent.target_value(state, normalize(by, observation), key),
+        value=lambda state, observation, key: agent.value(state, normalize(by, observation), key),
+        critic_target=lambda state, batch, key: agent.critic_target(state, batch_of(batch), key),
+        update_critic=lambda state, batch, key, **more: agent.update_critic(state, batch_of(batch), key, **more),
+        update_actor=update_actor,
+        update=lambda state, batch, key: agent.update(state, batch_of(batch), key),
+    )

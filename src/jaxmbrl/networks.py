@@ -24,7 +24,9 @@ class MLP(nn.Module):
     """A multilayer perceptron: `hidden` layers with `activation`, then a linear layer of `out` units.
 
     A hidden layer is linear, then drops the share `dropout` of its units, then has layer norm (Ba et al., arXiv 1607.06450)
-    where `layer_norm` says so, then the activation: DroQ's order (arXiv 2110.02034). Weights are of JAX's default float.
+    where `layer_norm` says so, then the activation: DroQ's order (arXiv 2110.02034). Where there are `norms`, each hidden
+    layer's activations are normalised too, without learned scale and shift: these are the epsilons. Weights are of JAX's
+    default float.
     """
 
     hidden: tuple[int, ...]
@@ -33,6 +35,8 @@ class MLP(nn.Module):
     kernel_init: Initializer = nn.initializers.lecun_normal()
     layer_norm: bool = False
     dropout: float = 0.0
+    norms: tuple[float, ...] = ()
+    last_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n i"], key: jax.Array | None = None) -> Float[Array, "*n o"]:
@@ -46,4 +50,6 @@ class MLP(nn.Module):
             if self.layer_norm:
                 x = nn.LayerNorm(param_dtype=jnp.result_type(float))(x)
             x = self.activation(x)
-        return dense(self.out)(x)
+            if self.norms:
+                x = nn.LayerNorm(epsilon=self.norms[i], use_bias=False, use_scale=False)(x)
+        return dense(self.out, kernel_init=self.last_init or self.kernel_init)(x)

@@ -60,6 +60,11 @@ def step(
     )
 
 
+def forget(trainable: Trainable) -> Trainable:
+    """The same parameters with Adam's moments as at the start."""
+    return trainable._replace(moments=_where(trainable.open, _adam.init(trainable.params), trainable.moments))
+
+
 def move_target(trainable: Trainable, rate: float) -> Trainable:
     """Move the target copy towards the parameters by the share `rate` (Polyak averaging)."""
     target = jax.tree.map(lambda t, p: t + rate * (p - t), trainable.target, trainable.params)

@@ -107,6 +107,11 @@ def resize(replay: Replay, capacity: Int[Array, ""]) -> Replay:
     return replay._replace(size=jnp.minimum(replay.size, capacity), capacity=capacity)
 
 
+def empty(replay: Replay) -> Replay:
+    """The same buffer without rows. It moves none."""
+    return replay._replace(position=jnp.zeros_like(replay.position), size=jnp.zeros_like(replay.size))
+
+
 def fill(replay: Replay) -> Float[Array, ""]:
     """The share of the logical capacity in use."""
     return replay.size / replay.capacity

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxmbrl import algorithms, envs
+from jaxmbrl.envs.pendulum import Pendulum, reward
 from jaxmbrl.optimizer import Trainable
 from jaxmbrl.replay import Replay
 from jaxmbrl.training import checkpoint, loop, runner
@@ -39,6 +40,18 @@ TINY: dict[str, dict[str, Any]] = {
         "rollout_rows": 83,
         "retain_steps": 100,
         "updates_per_step": 2,
+    },
+    "dhmbpo": _OFF_POLICY
+    | _ENSEMBLE
+    | {
+        "agent.critics": 3,
+        "horizon": 2,
+        "distribution_horizon": 3,
+        "distribution_rows": 20,
+        "distribution_every": 10,
+        "distribution_capacity": 307,
+        "iteration_steps": 50,
+        "first_updates": 2,
     },
     "mve": _UNDER | {"horizon": 2, "learn_termination": True},
     "sac": _OFF_POLICY,
@@ -120,8 +133,30 @@ def configured(case: str, env: str, **fields: Any) -> runner.RunConfig:
     return runner.configure(name, env, settings=TINY[name] | changes, **fields)
 
 
+TASK, LIMIT, FAST = "spinning-pendulum", 60, 5.0
+
+
+def too_fast(next_observation: Any) -> Any:
+    return jnp.abs(next_observation[..., 2]) > FAST
+
+
+class Spinning(Pendulum):
+    """The pendulum, whose episodes end where it is too fast, too."""
+
+    def step(self, state: Any, action: Any) -> Any:
+        after = super().step(state, action)
+        return after.replace(done=too_fast(after.obs).astype(after.done.dtype))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def spinning() -> Any:
+    envs.register(TASK, lambda: envs.make_task(TASK, Spinning(), LIMIT, reward, too_fast))
+    yield
+    del envs.TASKS[TASK]
+
+
 class Compiled(NamedTuple):
-    """An algorithm's loop on the pendulum, compiled once for two seeds."""
+    """An algorithm's loop on a pendulum whose episodes end by time and before it, compiled once for two seeds."""
 
     case: str
     program: runner.Program
@@ -151,8 +186,8 @@ class Compiled(NamedTuple):
     scope="module",
     params=[pytest.param(case, marks=[pytest.mark.slow] if case in ALIKE else []) for case in CASES],
 )
-def compiled(request: pytest.FixtureRequest) -> Compiled:
-    program = runner.build(configured(request.param, "pendulum", steps=3 * EPOCH, seeds=SEEDS))
+def compiled(request: pytest.FixtureRequest, spinning: None) -> Compiled:
+    program = runner.build(configured(request.param, TASK, steps=3 * EPOCH, seeds=SEEDS))
     init = jax.jit(program.loop.init)
     arguments = (
         loop.clock_at(0),
@@ -263,7 +298,7 @@ def test_seeds_do_not_touch_each_other(compiled: Compiled) -> None:
 def test_two_four_and_eight_seeds_agree_on_seed_0_to_the_bit(compiled: Compiled, seeds: int) -> None:
     if compiled.case in VARIANTS:
         pytest.skip("how XLA sums depends on the shapes: a fact about each algorithm's own settings, not a promise")
-    program = runner.build(configured(compiled.case, "pendulum", seeds=seeds))
+    program = runner.build(configured(compiled.case, TASK, seeds=seeds))
     state = jax.jit(program.loop.init)(jnp.arange(seeds), {"learning_rate": jnp.full(seeds, 1e-3, float)})
     _, more = jax.jit(program.loop.run)(loop.clock_at(0), state, jnp.asarray(2 * compiled.calls, jnp.int32))
     _, two = compiled.epochs(compiled.start(), [2 * compiled.calls])
@@ -312,49 +347,55 @@ def still(state: Any) -> Any:
     return jax.tree.map(without_rows, state._replace(metrics=()), is_leaf=is_replay)
 
 
+def rows_of(state: Any, k: int) -> Any:
+    """What seed k stored in three epochs, in order."""
+    buffer = next(x for x in jax.tree.leaves(state.algorithm, is_leaf=is_replay) if is_replay(x))
+    assert buffer.size.tolist() == [3 * EPOCH] * SEEDS
+    return jax.tree.map(lambda x: np.asarray(x[k, : 3 * EPOCH]), buffer.data)
+
+
 def test_no_row_is_a_reset_and_no_time_limit_a_termination(compiled: Compiled) -> None:
     """Every stored row is a step of the task: its successor is the simulator's, across episode ends too."""
     _, state = compiled.epochs(compiled.start(), [3 * compiled.calls])
-    buffer = next(x for x in jax.tree.leaves(state.algorithm, is_leaf=is_replay) if is_replay(x))
-    assert buffer.size.tolist() == [3 * EPOCH] * SEEDS
-    env = envs.make("pendulum").env
+    step = jax.jit(jax.vmap(lambda coordinates, action: Spinning().step(Spinning().state_at(coordinates), action)))
+    counts = np.zeros(2, int)
     for k in range(SEEDS):
-        rows = jax.tree.map(lambda x, k=k: np.asarray(x[k, : 3 * EPOCH]), buffer.data)
+        rows = rows_of(state, k)
         angle = np.arctan2(rows.observation[:, 1], rows.observation[:, 0])
-        start = jax.vmap(env.state_at)(jnp.stack([angle, rows.observation[:, 2]], axis=1))
-        successor = jax.vmap(env.step)(start, rows.action)
+        successor = step(jnp.stack([angle, rows.observation[:, 2]], axis=1), rows.action)
         np.testing.assert_allclose(rows.next_observation, successor.obs, atol=2e-5)
         np.testing.assert_allclose(rows.reward, successor.reward, atol=2e-4, rtol=1e-4)
-        assert not rows.terminated.any()
-        np.testing.assert_array_equal(np.flatnonzero(rows.truncated), [199])
-        # Within an episode one row's successor is the next row's observation; over its end it is not.
+        np.testing.assert_array_equal(rows.terminated, np.abs(rows.next_observation[:, 2]) > FAST)
+        timed_out, elapsed = np.zeros(3 * EPOCH, bool), 0
+        for i, ended in enumerate(rows.terminated):
+            elapsed += 1
+            timed_out[i] = elapsed == LIMIT and not ended
+            elapsed = 0 if ended or timed_out[i] else elapsed
+        np.testing.assert_array_equal(rows.truncated, timed_out)
+        # Within an episode one row's successor is the next row's observation; over its end it is a fresh start.
+        ends = np.flatnonzero(rows.terminated | rows.truncated)
         joined = np.isclose(rows.next_observation[:-1], rows.observation[1:], atol=1e-6).all(axis=1)
-        np.testing.assert_array_equal(np.flatnonzero(~joined), [199])
-
-
-def test_a_termination_is_stored_with_what_it_led_to(compiled: Compiled) -> None:
-    """On a task that ends early: the row that ends an episode holds the fallen state, the next one a fresh start."""
-    program = runner.build(configured(compiled.case, "cartpole-continuous", steps=EPOCH))
-    state = jax.jit(program.loop.init)(jnp.arange(1), {})
-    calls = jnp.asarray(EPOCH // program.loop.steps_per_call, jnp.int32)
-    _, state = jax.jit(program.loop.run)(loop.clock_at(0), state, calls)
-    buffer = next(x for x in jax.tree.leaves(state.algorithm, is_leaf=is_replay) if is_replay(x))
-    rows = jax.tree.map(lambda x: np.asarray(x[0, :EPOCH]), buffer.data)
-    ends = np.flatnonzero(rows.terminated)
-    assert len(ends) >= 2 and not rows.truncated.any()
-    np.testing.assert_array_equal(rows.terminated, program.task.terminated(jnp.asarray(rows.next_observation)))
-    assert not program.task.terminated(jnp.asarray(rows.observation)).any()
-    joined = np.isclose(rows.next_observation[:-1], rows.observation[1:], atol=1e-6).all(axis=1)
-    np.testing.assert_array_equal(np.flatnonzero(~joined), ends[ends < EPOCH - 1])
-    assert np.abs(rows.observation[ends[ends < EPOCH - 1] + 1]).max() <= 0.05
+        np.testing.assert_array_equal(np.flatnonzero(~joined), ends[ends < 3 * EPOCH - 1])
+        assert np.abs(rows.observation[ends[ends < 3 * EPOCH - 1] + 1, 2]).max() <= 1
+        counts += [rows.terminated.sum(), rows.truncated.sum()]
+    assert np.all(counts >= 2), f"ends by the task, by the clock: {counts}"
 
 
 def test_metrics_count_the_episodes(compiled: Compiled) -> None:
-    _, state = compiled.epochs(compiled.start(), [2 * compiled.calls])
-    assert state.metrics["train/return"].weight.tolist() == [1.0] * SEEDS
-    assert state.metrics["train/episode_length"].total.tolist() == [200.0] * SEEDS
-    _, state = compiled.epochs((loop.clock_at(2 * EPOCH), state), [compiled.calls])
-    assert state.metrics["train/return"].weight.tolist() == [0.0] * SEEDS, "an epoch starts its metrics anew"
+    clock, two = compiled.epochs(compiled.start(), [2 * compiled.calls])
+    told = [jax.tree.map(np.array, two.metrics)]  # a copy, since the state is donated
+    _, state = compiled.epochs((clock, two), [compiled.calls])
+    told.append(jax.tree.map(np.array, state.metrics))
+    for k in range(SEEDS):
+        rows = rows_of(state, k)
+        ends = np.flatnonzero(rows.terminated | rows.truncated)
+        lengths = np.diff(ends, prepend=-1)
+        returns = np.array([part.sum() for part in np.split(rows.reward, ends + 1)[: len(ends)]])
+        # An epoch starts its metrics anew.
+        for found, which in zip(told, (ends < 2 * EPOCH, ends >= 2 * EPOCH), strict=True):
+            assert found["train/episode_length"].weight[k] == found["train/return"].weight[k] == which.sum()
+            assert found["train/episode_length"].total[k] == lengths[which].sum()
+            np.testing.assert_allclose(found["train/return"].total[k], returns[which].sum(), rtol=1e-4)
 
 
 def test_it_learns_something_in_every_part(compiled: Compiled) -> None:

@@ -19,6 +19,12 @@ from jaxmbrl.rollout import open_loop, rollout
 from jaxmbrl.types import Transition
 
 
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
 def test_the_first_state_and_its_soft_bounds():
     model = ensemble.make(TINY, 2, 1)
     init = jax.jit(jax.vmap(lambda rate: model.init(jax.random.key(0), {"learning_rate": rate})))
@@ -610,6 +616,7 @@ def test_without_any_termination_none_is_imagined():
     [
         ({"elites": 6}, "elites must be at most members"),
         ({"weight_decay": [0.1]}, "weight_decay must be empty or have one entry a layer"),
+        ({"norms": [0.1]}, "norms must be empty or have one entry a hidden layer"),
         ({"elites": 4, "holdout_fraction": 0.0}, "holdout_fraction must be above 0"),
         ({"holdout_fraction": 1.0}, "holdout_fraction must be at most"),
         ({"members": 0}, "members must be at least 1"),
@@ -641,3 +648,70 @@ def test_wrong_configs_are_told_by_make_too():
         ensemble.make(EnsembleConfig(elites=6), 2, 1)
     with pytest.raises(UserError, match="absolute must name observation dimensions below 2, got 2"):
         ensemble.make(EnsembleConfig(absolute=(0, 2)), 2, 1)
+
+
+def test_constant_noise_is_each_members_own_number_whatever_the_input(x64):
+    """Predicted variances are the learned constants, pressed between the bounds, and the network has means alone."""
+    config = dataclasses.replace(TINY, noise="constant", norms=(1.0, 0.1))
+    model = ensemble.make(config, 2, 1, terminated=alive)
+    state = model.init(jax.random.key(0), {})
+    network = state.members.params.network
+    assert network["params"]["Dense_2"]["kernel"].shape == (3, 5, 3)
+    log_variance = jnp.log(jnp.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [0.7, 0.8, 0.9]]))
+    network = network | {"log_variance": log_variance}
+    state = state._replace(members=state.members._replace(params=state.members.params._replace(network=network)))
+    rows = table(np.random.default_rng(0), 7)
+    _, variance = model.predict(state, rows.observation, rows.action)
+    pressed = 0.5 - np.log1p(np.exp(0.5 - np.asarray(log_variance)))
+    pressed = -10 + np.log1p(np.exp(pressed + 10))
+    np.testing.assert_allclose(variance, np.broadcast_to(np.exp(pressed)[:, None], (3, 7, 3)), rtol=1e-10)
+
+
+def test_hidden_layers_are_normalised_without_scale_and_shift(x64):
+    config = dataclasses.replace(TINY, members=1, elites=1, probabilistic=False, norms=(1.0, 0.1))
+    model = ensemble.make(config, 2, 1, terminated=alive)
+    state = model.init(jax.random.key(0), {})
+    layers = state.members.params.network["params"]
+    assert sorted(layers) == ["Dense_0", "Dense_1", "Dense_2"], "the norms learn nothing"
+    rows = table(np.random.default_rng(0), 7)
+    x = np.concatenate([rows.observation, rows.action], axis=1)
+    for name, epsilon in (("Dense_0", 1.0), ("Dense_1", 0.1)):
+        x = x @ np.asarray(layers[name]["kernel"][0]) + np.asarray(layers[name]["bias"][0])
+        x = x / (1 + np.exp(-x))
+        x = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + epsilon)
+    x = x @ np.asarray(layers["Dense_2"]["kernel"][0]) + np.asarray(layers["Dense_2"]["bias"][0])
+    mean, _ = model.predict(state, rows.observation, rows.action)
+    x[:, :2] += np.asarray(rows.observation)
+    np.testing.assert_allclose(mean[0], x, rtol=1e-9)
+
+
+def test_constant_noise_is_learned():
+    """Of data with noise of one size everywhere the variance is found."""
+    config = dataclasses.replace(
+        TINY, noise="constant", weight_decay=(), max_epochs=60, patience=60, batch_size=64, learning_rate=0.01
+    )
+    rng = np.random.default_rng(1)
+    rows = table(rng, 400)
+    noise = 0.5 * rng.normal(size=(400, 2))
+    rows = rows._replace(next_observation=rows.observation + jnp.asarray(noise, jnp.float32), reward=jnp.zeros(400))
+    rows = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.float32), rows)
+    model = ensemble.make(config, 2, 1, reward=nothing, terminated=alive)
+    state, _ = jax.jit(model.fit)(model.init(jax.random.key(0), {}), rows, jnp.asarray(400, jnp.int32), jax.random.key(1))
+    _, variance = model.predict(state, rows.observation[:5], rows.action[:5])
+    np.testing.assert_allclose(np.sqrt(variance), np.full((3, 5, 2), 0.5), rtol=0.15)
+
+
+def test_a_learned_reward_may_be_the_mean_while_states_are_drawn(x64):
+    rows = table(np.random.default_rng(0), 12)
+    quiet, noisy = (
+        ensemble.make(dataclasses.replace(TINY, reward_noise=drawn), 2, 1, terminated=alive) for drawn in (False, True)
+    )
+    state = noisy.init(jax.random.key(0), {})
+    key = jax.random.key(2)
+    _, drawn = noisy.world(state).step(rows.observation, rows.action, key)
+    _, found = quiet.world(state).step(rows.observation, rows.action, key)
+    np.testing.assert_array_equal(found.next_observation, drawn.next_observation)
+    assert np.all(found.reward != drawn.reward)
+    mean, _ = quiet.predict(state, rows.observation, rows.action)
+    of_elites = np.asarray(mean)[np.asarray(state.elites), :, 2]
+    assert np.all(np.isclose(found.reward, of_elites, rtol=1e-9).any(axis=0))

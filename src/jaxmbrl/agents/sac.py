@@ -83,8 +83,12 @@ ActorLoss = Callable[[PyTree, SACState, Transition, Key], tuple[Float[Array, ""]
 
 
 class SACFunctions(NamedTuple):
-    """The agent's own functions, for methods that put other targets or losses together from them."""
+    """The agent's own functions: what `assemble` makes an agent of, and what other targets and losses are made from."""
 
+    init_actor: Callable[[Key, Observation], PyTree]
+    """(key, observation like one) -> parameters of the actor."""
+    init_critic: Callable[[Key, Float[Array, "O+A"]], PyTree]
+    """(key, observation and action like ones) -> parameters of one critic."""
     gaussian: Callable[[PyTree, Observation], tuple[Float[Array, "*n A"], Float[Array, "*n A"]]]
     """(actor parameters, observation) -> (mean, log standard deviation) of the action before tanh."""
     sample: Callable[[PyTree, Observation, Key], tuple[Float[Array, "*n A"], Float[Array, "*n"]]]
@@ -92,16 +96,14 @@ class SACFunctions(NamedTuple):
     q: Callable[..., Float[Array, "N *n"]]
     """(critic parameters, observation, action, key=None) -> each critic's value. With a key each critic drops units of its
     own, as losses and targets want it; without one none."""
-
-
-def _networks(config: SACConfig, action_size: int) -> tuple[MLP, MLP]:
-    critic = MLP(config.hidden, 1, layer_norm=config.layer_norm, dropout=config.dropout)
-    return MLP(config.hidden, 2 * action_size), critic
+    target_q: Callable[..., Float[Array, "N *n"]]
+    """The same, for the value of a target."""
 
 
 def functions(config: SACConfig, action_size: int) -> SACFunctions:
     """The agent's functions, pure in their parameters."""
-    actor, critic = _networks(config, action_size)
+    actor = MLP(config.hidden, 2 * action_size)
+    critic = MLP(config.hidden, 1, layer_norm=config.layer_norm, dropout=config.dropout)
 
     def gaussian(params: PyTree, observation: Observation) -> tuple[Array, Array]:
         mean, log_std = jnp.split(actor.apply(params, observation), 2, axis=-1)
@@ -110,6 +112,13 @@ def functions(config: SACConfig, action_size: int) -> SACFunctions:
     def sample(params: PyTree, observation: Observation, key: Key) -> tuple[Array, Array]:
         return sample_squashed(key, *gaussian(params, observation))
 
+    q = each_critic(critic)
+    return SACFunctions(actor.init, critic.init, gaussian, sample, q, target_q=q)
+
+
+def each_critic(critic: MLP) -> Callable[..., Float[Array, "N *n"]]:
+    """`SACFunctions.q` of critics that are such networks."""
+
     def q(params: PyTree, observation: Observation, action: Action, key: Key | None = None) -> Array:
         x = jnp.concatenate([observation, action], axis=-1)
         if key is None:
@@ -117,7 +126,7 @@ def functions(config: SACConfig, action_size: int) -> SACFunctions:
         keys = jax.random.split(key, jax.tree.leaves(params)[0].shape[0])
         return jax.vmap(lambda member, key: critic.apply(member, x, key)[..., 0])(params, keys)
 
-    return SACFunctions(gaussian, sample, q)
+    return q
 
 
 def _policy(parts: SACFunctions, state: SACState, explore: bool) -> Policy:
@@ -143,18 +152,22 @@ def make(config: SACConfig, observation_size: int, action_size: int) -> Agent:
 
     `hyper` may hold `learning_rate`, `discount` and `initial_temperature`, traced.
     """
-    actor, critic = _networks(config, action_size)
-    _, sample, q = parts = functions(config, action_size)
+    return assemble(config, functions(config, action_size), observation_size, action_size)
+
+
+def assemble(config: SACConfig, parts: SACFunctions, observation_size: int, action_size: int) -> Agent:
+    """The agent of other functions, with the settings of `config` but those of the networks."""
+    sample, q = parts.sample, parts.q
     target_entropy = -float(action_size) if config.target_entropy is None else config.target_entropy
 
     def init(key: Key, hyper: Hyper) -> SACState:
         actor_key, critic_key = jax.random.split(key)
         observation, pair = jnp.zeros(observation_size), jnp.zeros(observation_size + action_size)
-        critic_params = jax.vmap(lambda k: critic.init(k, pair))(jax.random.split(critic_key, config.critics))
+        critic_params = jax.vmap(lambda k: parts.init_critic(k, pair))(jax.random.split(critic_key, config.critics))
         learning_rate = hyper.get("learning_rate", config.learning_rate)
         log_temperature = jnp.log(jnp.asarray(hyper.get("initial_temperature", config.initial_temperature), float))
         return SACState(
-            actor=optimizer.init(actor.init(actor_key, observation), learning_rate),
+            actor=optimizer.init(parts.init_actor(actor_key, observation), learning_rate),
             critic=optimizer.init(critic_params, learning_rate, with_target=True),
             log_temperature=optimizer.init(log_temperature, learning_rate),
             discount=jnp.asarray(hyper.get("discount", config.discount), float),
@@ -170,7 +183,7 @@ def make(config: SACConfig, observation_size: int, action_size: int) -> Agent:
         if config.critic_subset < config.critics:
             drawn = jax.random.choice(subset_key, config.critics, (config.critic_subset,), replace=False)
             critics = jax.tree.map(lambda p: p[drawn], critics)
-        values = q(critics, observation, action, unit_key)
+        values = parts.target_q(critics, observation, action, unit_key)
         return values.min(axis=0) - jnp.exp(state.log_temperature.params) * log_density
 
     def critic_target(state: SACState, batch: Transition, key: Key) -> Float[Array, "B"]:

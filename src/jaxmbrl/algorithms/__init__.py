@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxmbrl.algorithms import mbpo, mve, pets, sac, td3
+from jaxmbrl.algorithms import dhmbpo, mbpo, mve, pets, sac, td3
 from jaxmbrl.config import UserError, closest
 from jaxmbrl.presets import Preset, default_for
 from jaxmbrl.types import Algorithm, Task
@@ -32,6 +32,13 @@ METHODS: dict[str, Method] = {
         td3.DDPG_PRESETS,
         _TD3_HYPER,
         "deep deterministic policy gradient: one critic and a deterministic actor",
+    ),
+    "dhmbpo": Method(
+        dhmbpo.make,
+        dhmbpo.Config,
+        dhmbpo.PRESETS,
+        _SAC_HYPER,
+        "soft actor-critic by short differentiated rollouts from the states of long imagined ones",
     ),
     "droq": Method(
         sac.make,

@@ -15,6 +15,9 @@ Under this likelihood a few rows that are hard to predict, as those of a rare co
 then weigh too little to be learned. With `beta_nll` = b each row and dimension weighs exp(b l), through which no gradient
 flows (beta-NLL, Seitzer et al., arXiv 2203.09168, who advise 0.5).
 
+With `noise = "constant"` l is a number for each member and dimension that is learned, whatever the input, and not an output
+of its network (as in DHMBPO): no region can be given up for noise.
+
 A deterministic ensemble (PETS's DE) has no log-variances: it minimises sum_e mean_{batch, dims} (m - y)^2 and the last sum.
 
 With `halt_above` imagined rows end where the model cannot tell what follows, so that plans keep away from there (after the
@@ -34,7 +37,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,8 +73,14 @@ class EnsembleConfig:
     """Members with the least holdout error, which alone imagine."""
     probabilistic: bool = True
     """Whether members predict a variance too; without, they fit the squared error and imagine no noise of their own."""
+    noise: Literal["input", "constant"] = "input"
+    """What a member's variance depends on: the input, or nothing."""
+    reward_noise: bool = True
+    """Whether an imagined reward that is learned is drawn, or the mean."""
     hidden: tuple[Annotated[int, Ge(1)], ...] = (200, 200, 200, 200)
     """Units of each hidden layer (swish)."""
+    norms: tuple[Annotated[float, Gt(0)], ...] = ()
+    """Epsilon of a layer norm without learned scale and shift after each hidden layer's swish; empty for none."""
     weight_decay: tuple[Annotated[float, Ge(0)], ...] = ()
     """Weight of half the squared kernel of each layer, hidden and last, in the loss; empty for none."""
     learning_rate: Annotated[float, Gt(0)] = 1e-3
@@ -116,6 +125,8 @@ class EnsembleConfig:
             return "elites", f"must be at most members ({self.members}), got {self.elites}"
         if self.weight_decay and len(self.weight_decay) != layers:
             return "weight_decay", f"must be empty or have one entry a layer ({layers}), got {len(self.weight_decay)}"
+        if self.norms and len(self.norms) != layers - 1:
+            return "norms", f"must be empty or have one entry a hidden layer ({layers - 1}), got {len(self.norms)}"
         if self.elites < self.members and self.holdout_fraction == 0:
             return "holdout_fraction", f"must be above 0 to rank {self.elites} elites of {self.members} members"
         if self.beta_nll > 0 and not self.probabilistic:
@@ -129,7 +140,7 @@ class Parameters(NamedTuple):
     """What the fit learns."""
 
     network: PyTree
-    """Leaves [E, ...]."""
+    """Leaves [E, ...]; "log_variance" [E, D] among them where the noise is constant."""
     low: PyTree
     """Lower bound [D] of the log-variance, shared by the members; `()` where they are deterministic."""
     high: PyTree
@@ -208,8 +219,14 @@ class Layout:
 
     @property
     def network(self) -> nn.Module:
-        """One member: D means and, where it is probabilistic, D log-variances."""
-        return MLP(self.config.hidden, (1 + self.config.probabilistic) * self.target_size, nn.swish, pets_kernel_init)
+        """One member: D means and, where a variance depends on the input, D log-variances."""
+        size = (1 + (self.config.probabilistic and not self.constant_noise)) * self.target_size
+        return MLP(self.config.hidden, size, nn.swish, pets_kernel_init, norms=self.config.norms)
+
+    @property
+    def constant_noise(self) -> bool:
+        """Whether each member has log-variances of its own that no input changes."""
+        return self.config.probabilistic and self.config.noise == "constant"
 
     @property
     def termination(self) -> nn.Module:
@@ -219,11 +236,13 @@ class Layout:
 
 def forward(layout: Layout, parameters: Parameters, inputs: Float[Array, "E B I"]) -> Output:
     """Every member's prediction for its own rows of normalised inputs."""
-    raw = jax.vmap(layout.network.apply)(parameters.network, inputs)
+    raw = jax.vmap(layout.network.apply)({"params": parameters.network["params"]}, inputs)
     if not layout.config.probabilistic:
         return Output(raw, jnp.full_like(raw, -jnp.inf))
     size = layout.target_size
-    return Output(raw[..., :size], soft_clamp(raw[..., size:], parameters.low, parameters.high))
+    mean = raw[..., :size]
+    log_variance = parameters.network["log_variance"][:, None] if layout.constant_noise else raw[..., size:]
+    return Output(mean, jnp.broadcast_to(soft_clamp(log_variance, parameters.low, parameters.high), mean.shape))
 
 
 def end_logit(layout: Layout, parameters: Parameters, following: Float[Array, "E B F"]) -> Float[Array, "E B"]:
@@ -344,8 +363,11 @@ def _init(layout: Layout, key: Key, hyper: Hyper) -> EnsembleState:
         keys = jax.random.split(key, layout.config.members)
         return jax.vmap(lambda k: network.init(k, jnp.zeros(inputs)))(keys)
 
+    network = members(network_key, layout.network, layout.input_size)
+    if layout.constant_noise:
+        network |= {"log_variance": jnp.zeros((layout.config.members, layout.target_size))}
     parameters = Parameters(
-        network=members(network_key, layout.network, layout.input_size),
+        network=network,
         low=jnp.full(layout.target_size, FIRST_LOW, float) if layout.config.probabilistic else (),
         high=jnp.full(layout.target_size, FIRST_HIGH, float) if layout.config.probabilistic else (),
         termination=members(termination_key, layout.termination, layout.feature_size) if layout.learns_end else (),
@@ -535,6 +557,8 @@ def _world(
         means, variances = propagation.evaluate(config.propagation, config.elites, shift, moments, inputs)
         mean, std = propagation.gaussian(config.propagation, means, variances)
         noise = std * state.targets.std * jax.random.normal(noise_key, std.shape, std.dtype)
+        if not config.reward_noise:
+            noise = noise.at[:, size:].set(0.0)
         drawn = _predicted(layout, denormalize(state.targets, mean) + noise)
         following = kept * observation + drawn[:, :size]
         if config.propagation == "moment_matching":

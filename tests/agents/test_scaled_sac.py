@@ -1,0 +1,152 @@
+"""DHMBPO's agent: its networks against a transcription, its scale, and how the scale follows what is earned."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmbrl.agents import scaled_sac
+from jaxmbrl.agents.scaled_sac import ScaledSACConfig
+from jaxmbrl.config import UserError, check
+from jaxmbrl.types import Transition
+
+O, A, B = 3, 2, 16  # noqa: E741
+TINY = ScaledSACConfig(hidden=(7, 6), critics=3, critic_subset=3, dropout=0.0, discount=0.9, polyak=0.25)
+KEY = jax.random.key(3)
+
+
+@functools.cache
+def agent_and_state(config=TINY):
+    """The agent, with its functions compiled, and a state whose last layers are not zero."""
+    agent = scaled_sac.make(config, O, A)
+    state = jax.jit(agent.init)(jax.random.key(0), {})
+    network = state.critic.params["network"]["params"]
+    last = f"Dense_{len(config.hidden)}"
+    moved = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(9), x.shape, x.dtype), network[last])
+    params = {"network": {"params": {**network, last: moved}}, "bounds": jnp.tile(jnp.array([-2.0, 6.0]), (3, 1))}
+    target = jax.tree.map(lambda x: x * 1.1, params) | {"bounds": params["bounds"]}
+    state = state._replace(critic=state.critic._replace(params=params, target=target))
+    return agent._replace(
+        target_value=jax.jit(agent.target_value),
+        update_critic=jax.jit(agent.update_critic),
+        update=jax.jit(agent.update),
+    ), state
+
+
+def rows(seed=0):
+    rng = np.random.default_rng(seed)
+    none = jnp.zeros(B, bool)
+    return Transition(
+        jnp.asarray(rng.normal(size=(B, O))),
+        jnp.asarray(rng.uniform(-1, 1, (B, A))),
+        jnp.asarray(rng.normal(size=B)),
+        jnp.asarray(rng.normal(size=(B, O))),
+        none,
+        none,
+    )
+
+
+def transcribed(network, x, norm):
+    """One network's output, with loops over layers: linear, swish, then layer norm without scale and shift."""
+    layers = [network["params"][name] for name in sorted(network["params"])]
+    for layer in layers[:-1]:
+        x = x @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
+        x = x / (1 + np.exp(-x))
+        if norm:
+            x = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
+    return x @ np.asarray(layers[-1]["kernel"]) + np.asarray(layers[-1]["bias"])
+
+
+def critics_of(params, pair):
+    return np.stack([transcribed(jax.tree.map(lambda x, i=i: x[i], params["network"]), pair, True)[:, 0] for i in range(3)])
+
+
+def test_a_critic_is_its_network_between_the_bounds(x64):
+    _, state = agent_and_state()
+    batch = rows()
+    found = scaled_sac.functions(TINY, A).q(state.critic.params, batch.observation, batch.action)
+    pair = np.concatenate([batch.observation, batch.action], axis=1)
+    np.testing.assert_allclose(found, 4 * critics_of(state.critic.params, pair) + 2, rtol=1e-10)
+
+
+def test_at_first_all_critics_are_the_middle_of_the_bounds():
+    agent = scaled_sac.make(TINY, O, A)
+    state = jax.jit(agent.init)(jax.random.key(0), {})
+    state = scaled_sac.follow(TINY, state, jnp.linspace(-1.0, 3.0, 101))
+    low, high = state.critic.params["bounds"][0]
+    found = scaled_sac.functions(TINY, A).q(state.critic.params, *map(jnp.asarray, (np.ones((4, O)), np.ones((4, A)))))
+    np.testing.assert_allclose(found, np.full((3, 4), (low + high) / 2), rtol=1e-6)
+
+
+def test_the_targets_value_is_the_least_critic_within_the_bounds_and_the_entropy(x64):
+    agent, state = agent_and_state()
+    batch = rows()
+    observation = np.asarray(batch.observation)
+    output = transcribed(state.actor.params, observation, False)
+    mean, std = output[:, :A], np.log1p(np.exp(output[:, A:])) + 1e-5
+    action_key, _, _ = jax.random.split(KEY, 3)
+    noise = np.asarray(jax.random.normal(action_key, (B, A)))
+    raw = mean + std * noise
+    density = np.sum(-0.5 * noise**2 - np.log(std) - 0.5 * np.log(2 * np.pi) - np.log(1 - np.tanh(raw) ** 2), axis=1)
+    narrow = jax.tree.map(lambda x: x, state.critic.target) | {"bounds": jnp.tile(jnp.array([1.0, 1.8]), (3, 1))}
+    pair = np.concatenate([observation, np.tanh(raw)], axis=1)
+    values = (0.4 * critics_of(narrow, pair) + 1.4).min(axis=0)
+    assert (values < 1.0).any() and (values > 1.0).any()
+    clipped = np.clip(values, 1.0, 1.8)
+    found = agent.target_value(state._replace(critic=state.critic._replace(target=narrow)), batch.observation, KEY)
+    np.testing.assert_allclose(found, clipped - 0.1 * density, rtol=1e-7)
+
+
+def test_targets_drop_no_units_and_losses_do(x64):
+    dropping = dataclasses.replace(TINY, dropout=0.5)
+    _, state = agent_and_state()
+    batch = rows()
+    plain, dropped = scaled_sac.functions(TINY, A), scaled_sac.functions(dropping, A)
+    pair = batch.observation, batch.action
+    np.testing.assert_array_equal(
+        dropped.target_q(state.critic.target, *pair, KEY), jnp.clip(plain.q(state.critic.target, *pair), -2.0, 6.0)
+    )
+    assert np.all(dropped.q(state.critic.params, *pair, KEY) != plain.q(state.critic.params, *pair))
+
+
+def test_the_bounds_begin_at_the_quantiles_and_then_follow_them(x64):
+    agent = scaled_sac.make(TINY, O, A)
+    state = jax.jit(agent.init)(jax.random.key(0), {})
+    earned = jnp.asarray(np.random.default_rng(1).permutation(np.arange(101.0)))
+    first = scaled_sac.follow(TINY, state, earned)
+    np.testing.assert_allclose(first.critic.params["bounds"], np.tile([10.0, 990.0], (3, 1)), rtol=1e-12)
+    second = scaled_sac.follow(TINY, first, earned - 50)
+    expected = np.array([10.0, 990.0]) + 3e-4 * (np.array([-490.0, 490.0]) - np.array([10.0, 990.0]))
+    np.testing.assert_allclose(second.critic.params["bounds"], np.tile(expected, (3, 1)), rtol=1e-12)
+    jax.tree.map(np.testing.assert_array_equal, second.critic.params["bounds"], second.critic.target["bounds"])
+
+
+def test_what_the_dead_earn_does_not_count(x64):
+    agent = scaled_sac.make(TINY, O, A)
+    state = jax.jit(agent.init)(jax.random.key(0), {})
+    earned = jnp.concatenate([jnp.arange(101.0), jnp.full(30, jnp.nan)])
+    np.testing.assert_allclose(scaled_sac.follow(TINY, state, earned).critic.params["bounds"][0], [10.0, 990.0])
+
+
+def test_nothing_follows_in_a_seed_that_is_closed(x64):
+    _, state = agent_and_state()
+    closed = state._replace(critic=state.critic._replace(open=jnp.zeros((), bool)))
+    after = scaled_sac.follow(TINY, closed, jnp.arange(5.0))
+    jax.tree.map(np.testing.assert_array_equal, after, closed)
+
+
+def test_learning_does_not_move_the_bounds(x64):
+    agent, state = agent_and_state()
+    after = agent.update(state, rows(), KEY)[0]
+    for part in (after.critic.params, after.critic.target):
+        np.testing.assert_array_equal(part["bounds"], np.tile([-2.0, 6.0], (3, 1)))
+    before, moved = state.critic.params["network"], after.critic.params["network"]
+    assert all(np.any(a != b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(moved), strict=True))
+
+
+def test_settings_are_checked():
+    with pytest.raises(UserError, match="critic_subset must be at most critics"):
+        check(dataclasses.replace(TINY, critics=2))

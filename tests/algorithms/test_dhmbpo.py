@@ -1,0 +1,240 @@
+"""DHMBPO: its target and objective in closed form, what it learns on, its rounds, and that it learns."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import linear_quadratic as lq
+import numpy as np
+import pytest
+
+from jaxmbrl import algorithms, envs
+from jaxmbrl.agents import scaled_sac
+from jaxmbrl.agents.scaled_sac import ScaledSACConfig
+from jaxmbrl.algorithms import dhmbpo
+from jaxmbrl.config import UserError, check
+from jaxmbrl.models.normalizer import Normalizer
+from jaxmbrl.training import evaluation, loop
+from jaxmbrl.types import Average, Clock, DynamicsModel, Transition, World
+
+STEPS = 8
+TINY = dhmbpo.Config(
+    agent=ScaledSACConfig(hidden=(6,), critics=2, dropout=0.0),
+    horizon=2,
+    distribution_horizon=3,
+    distribution_rows=5,
+    distribution_every=4,
+    distribution_capacity=100,
+    iteration_steps=STEPS,
+    first_updates=3,
+    batch_size=7,
+    replay_capacity=60,
+    warmup_steps=2 * STEPS,
+)
+PENDULUM = envs.make("pendulum")
+
+
+def telling():
+    """A model that says how often it was fitted, and whose world adds 1 to the first entry at each step."""
+
+    def world(fits):
+        def step(observation, action, key):
+            following = observation + jnp.array([1.0, 0.0, 0.0])
+            none = jnp.zeros(observation.shape[0], bool)
+            return following, Transition(observation, action, jnp.ones(none.shape), following, none, none)
+
+        return World(reset=None, start=lambda origin, key: origin, observe=lambda rows: rows, step=step)
+
+    def fit(fits, data, count, key):
+        return fits + 1, {"model/rows": Average.of(count)}
+
+    return DynamicsModel(init=lambda key, hyper: jnp.zeros((), jnp.int32), fit=fit, predict=None, world=world)
+
+
+@functools.cache
+def learning(config=TINY):
+    algorithm = dhmbpo.make(config, PENDULUM, telling())
+    return jax.jit(algorithm.init), jax.jit(algorithm.learn), algorithm
+
+
+def collected(seed):
+    """Transitions [STEPS, 1] whose first entry is a multiple of 1000, so that imagined states tell their origin."""
+    rng = np.random.default_rng(seed)
+    observation = jnp.asarray(rng.normal(size=(STEPS, 1, 3)), float).at[..., 0].set(1000.0 * (seed + 1))
+    none = jnp.zeros((STEPS, 1), bool)
+    action = jnp.asarray(rng.uniform(-1, 1, (STEPS, 1, 1)), float)
+    return Transition(observation, action, jnp.zeros((STEPS, 1)), observation, none, none)
+
+
+def after(rounds):
+    init, learn, algorithm = learning()
+    assert algorithm.period == STEPS
+    state, found = init(jax.random.key(0), {}), []
+    for i in range(rounds):
+        state, told = learn(Clock(jnp.asarray((i + 1) * STEPS, jnp.int32)), state, collected(i))
+        found.append(told)
+    return state, found
+
+
+def test_nothing_is_learned_before_the_warm_up_is_over():
+    state, found = after(1)
+    assert int(state.model) == 0 and int(state.imagined.buffer.size) == 0 and int(state.replay.size) == STEPS
+    assert all(float(x.weight) == 0 for x in found[0].values())
+    np.testing.assert_array_equal(state.seen.std, np.ones(3))
+
+
+def test_the_first_round_has_more_updates_and_each_fits_once():
+    state, found = after(3)
+    assert int(state.model) == 2
+    assert [float(told["agent/critic_loss"].weight) for told in found] == [0, 3 * STEPS, STEPS]
+    assert [float(told["imagine/rows"].weight) for told in found] == [0, 3 * STEPS / 4, STEPS / 4]
+    assert float(found[2]["model/rows"].total) == 3 * STEPS
+
+
+def test_states_of_long_rollouts_are_stored_from_the_first_to_the_last_and_forgotten_at_each_fit():
+    state, _ = after(3)
+    buffer = state.imagined.buffer
+    # One rollout for the critics alone and one before every fourth of the updates: of 5 rows, over 3 steps, 4 states each.
+    assert int(buffer.size) == (1 + STEPS // 4) * 5 * 4
+    first = np.asarray(buffer.data.observation)[: int(buffer.size), 0]
+    np.testing.assert_array_equal(np.unique(first % 1000), [0, 1, 2, 3])
+    assert set(np.unique(first // 1000)) <= {1, 2, 3}
+
+
+def test_the_agent_sees_what_the_real_data_say():
+    state, _ = after(3)
+    seen = np.concatenate([collected(i).observation[:, 0] for i in range(3)])
+    np.testing.assert_allclose(state.seen.mean, seen.mean(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(state.seen.std, seen.std(axis=0), rtol=1e-5)
+    algorithm = learning()[2]
+    observation = jnp.array([[1500.0, 0.3, -0.2]])
+    action, _, _ = algorithm.policy(state, False).act((), observation, jax.random.key(1))
+    bare = scaled_sac.make(TINY.agent, 3, 1).policy(state.agent, False)
+    plain, _, _ = bare.act((), (observation - state.seen.mean) / state.seen.std, jax.random.key(1))
+    np.testing.assert_array_equal(action, plain)
+
+
+def test_adam_forgets_what_it_knew_of_actor_and_critics_at_each_fit():
+    config = dataclasses.replace(TINY, critic_share=0.0)
+    init, learn, _ = learning(config)
+    state = init(jax.random.key(0), {})
+    for i in range(3):
+        state, _ = learn(Clock(jnp.asarray((i + 1) * STEPS, jnp.int32)), state, collected(i))
+    assert int(state.agent.actor.moments.count) == int(state.agent.critic.moments.count) == STEPS
+    assert int(state.agent.log_temperature.moments.count) == 4 * STEPS
+
+
+def lq_agent(**more):
+    """An agent that takes what its critics and its actor are given for what they learn."""
+
+    def update_critic(state, batch, key, *, target=None):
+        return state, {"target": target, "rows": batch}
+
+    return lq.agent(**more)._replace(update_critic=update_critic)
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 5])
+def test_with_an_exact_model_the_target_is_the_policys_value_at_every_horizon(x64, horizon):
+    agent, state = lq_agent(), lq.state_of()
+    batch = lq.rows()
+    stretch = dhmbpo.imagine(lq.world(), agent.actor(state), batch.observation, jax.random.key(0), horizon)
+    found = dhmbpo.target_of(agent, state, stretch, jax.random.key(1))
+    s = np.asarray(batch.observation[:, 0])
+    np.testing.assert_allclose(found, lq.action_value(s, lq.GAIN * s), rtol=1e-12)
+
+
+def test_the_first_actions_bonus_is_in_the_actors_objective_and_not_in_the_target(x64):
+    agent, state = lq_agent(bonus=0.7), lq.state_of()
+    batch = lq.rows()
+    stretch = dhmbpo.imagine(lq.world(), agent.actor(state), batch.observation, jax.random.key(0), 3)
+    s = np.asarray(batch.observation[:, 0])
+    later = 0.7 * (lq.DISCOUNT + lq.DISCOUNT**2)
+    found = dhmbpo.target_of(agent, state, stretch, jax.random.key(1))
+    np.testing.assert_allclose(found, lq.action_value(s, lq.GAIN * s) + later, rtol=1e-12)
+
+
+def test_of_one_step_it_is_sacs_target_on_the_policys_actions(x64):
+    config = dataclasses.replace(TINY, horizon=1)
+    agent = scaled_sac.make(config.agent, 1, 1)
+    state = jax.jit(agent.init)(jax.random.key(0), {})
+    state = scaled_sac.follow(config.agent, state, jnp.linspace(-3.0, 3.0, 50))
+    ends = lq.world(ends=lambda s: s[:, 0] > 0.2)
+    stretch = dhmbpo.imagine(ends, agent.actor(state), lq.rows(count=20).observation, jax.random.key(3), 1)
+    step = jax.tree.map(lambda x: x[0], stretch)
+    assert 0 < step.terminated.sum() < 20
+    rows = Transition(step.observation, step.action, step.reward, step.following, step.terminated, step.terminated)
+    key = jax.random.key(4)
+    np.testing.assert_allclose(
+        dhmbpo.target_of(agent, state, stretch, key), agent.critic_target(state, rows, key), rtol=1e-12
+    )
+
+
+def test_no_real_action_teaches_the_critics(x64):
+    """What they regress on are the batch's states with the policy's own actions."""
+    config = dataclasses.replace(TINY, horizon=2)
+    agent = scaled_sac.make(config.agent, 1, 1)
+    state = jax.jit(agent.init)(jax.random.key(0), {})
+    learner = dhmbpo.short_horizon(config, agent, lq.world())
+    batch = lq.rows()
+    other = batch._replace(action=-batch.action, reward=batch.reward + 9, next_observation=batch.next_observation + 1)
+    update = jax.jit(learner.update)
+    jax.tree.map(np.testing.assert_array_equal, *(update(state, b, jax.random.key(1))[0] for b in (batch, other)))
+
+
+def test_seen_through_a_normaliser_an_agent_acts_and_learns_as_on_normalised_rows(x64):
+    bare = scaled_sac.make(TINY.agent, 1, 1)
+    state = jax.jit(bare.init)(jax.random.key(0), {})
+    state = scaled_sac.follow(TINY.agent, state, jnp.linspace(-3.0, 3.0, 50))
+    by = Normalizer(jnp.array([0.4]), jnp.array([2.5]))
+    agent = dhmbpo.seen_through(bare, by)
+    batch, key = lq.rows(), jax.random.key(2)
+    plain = batch._replace(
+        observation=(batch.observation - 0.4) / 2.5, next_observation=(batch.next_observation - 0.4) / 2.5
+    )
+    for name in ("critic_target", "update_critic", "update_actor", "update"):
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-12),
+            getattr(agent, name)(state, batch, key),
+            getattr(bare, name)(state, plain, key),
+        )
+    np.testing.assert_array_equal(
+        agent.actor(state).act((), batch.observation, key)[0], bare.actor(state).act((), plain.observation, key)[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_envs": 3}, "iteration_steps must be a multiple of num_envs"),
+        ({"warmup_steps": 12}, "warmup_steps must be a multiple of iteration_steps"),
+        ({"distribution_every": 3}, "distribution_every must divide a round's updates"),
+    ],
+)
+def test_settings_are_checked(changes, told):
+    with pytest.raises(UserError, match=told):
+        check(dataclasses.replace(TINY, **changes))
+
+
+def test_every_preset_is_sound():
+    for preset in algorithms.get("dhmbpo").presets.values():
+        check(preset.config)
+
+
+@pytest.mark.slow
+def test_it_learns_to_swing_up_the_pendulum():
+    config = dhmbpo.PRESETS["small"].config
+    algorithm = dhmbpo.make(config, PENDULUM)
+    program = loop.make(algorithm, PENDULUM, config)
+    state = jax.jit(program.init)(jnp.arange(2), {})
+    calls = 2000 // program.steps_per_call
+    _, state = jax.jit(program.run)(loop.clock_at(0), state, jnp.asarray(calls, jnp.int32))
+    returns = jax.jit(lambda s: evaluation.evaluate(algorithm, PENDULUM, s, 20))(state.algorithm)
+    print("mean return of each seed", np.mean(returns, axis=1))
+    assert np.all(np.mean(returns, axis=1) > -200)
