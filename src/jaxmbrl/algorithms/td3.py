@@ -50,8 +50,8 @@ DDPG = Config(agent=td3.DDPG, actor_delay=1)
 _SHARED = "2 x 256, Adam 3e-4, batch 256, polyak 0.005, noise 0.1, 25,000 random steps"
 
 
-def _small(config: Config) -> Preset:
-    agent = replace(config.agent, hidden=(64, 64), learning_rate=1e-3)
+def _small(config: Config, learning_rate: float) -> Preset:
+    agent = replace(config.agent, hidden=(64, 64), learning_rate=learning_rate)
     small = replace(
         config,
         agent=agent,
@@ -61,15 +61,15 @@ def _small(config: Config) -> Preset:
         warmup_steps=500,
         epoch_steps=500,
     )
-    source = "our own, sized for a CPU: 2 x 64, Adam 1e-3, 4 updates a step"
+    source = f"our own, sized for a CPU: 2 x 64, Adam {learning_rate:g}, 4 updates a step"
     return Preset(small, source, steps=5000, tasks=("pendulum", "cartpole-continuous"))
 
 
 PRESETS = {
     "default": Preset(Config(), f"{_SHARED}, delay 2: sfujim/TD3: main.py, TD3.py", steps=1_000_000),
-    "pendulum": _small(Config()),
+    "pendulum": _small(Config(), 5e-4),
 }
 DDPG_PRESETS = {
     "default": Preset(DDPG, f"{_SHARED}: sfujim/TD3: main.py, OurDDPG.py", steps=1_000_000),
-    "pendulum": _small(DDPG),
+    "pendulum": _small(DDPG, 1e-3),
 }
