@@ -8,10 +8,10 @@ many. MBPO's paper (Janner et al., arXiv 1906.08253) ablates the same two choice
 branches of some steps beat single ones and very long ones, and model data beat real data alone.
 
 Here four seeds do not tell the cases apart: all intervals overlap, at the end and over the run. All cases solve the task
-(about -150) on most seeds within the 2,000 steps; every seed is there in the end with k = 15 and with k growing to 15, while
-single steps, five and real data alone each had one that faltered. So the model, which explains 99 % of the held-out variance,
-does no harm in branches of 15. SAC learns as fast: with ten updates a step, few real data are enough for so small a task.
-The paper's question needs a harder one.
+(about -150) on most seeds within the 2,000 steps; every seed is there in the end with k = 15 and with k growing to 15,
+while single steps, five and real data alone each had one that faltered. So the model, which explains 99 % of the held-out
+variance, does no harm in branches of 15. SAC learns as fast: with ten updates a step, few real data are enough for so small
+a task. The paper's question needs a harder one.
 
     python experiments/rollout_length.py [--out FOLDER] [--seeds 4] [--steps 2000] [--quick]
 

@@ -651,20 +651,20 @@ def test_wrong_configs_are_told_by_make_too():
 
 
 def test_constant_noise_is_each_members_own_number_whatever_the_input(x64):
-    """Predicted variances are the learned constants, pressed between the bounds, and the network has means alone."""
+    """Predicted variances are the learned constants, down to a least one, and the network has means alone."""
     config = dataclasses.replace(TINY, noise="constant", norms=(1.0, 0.1))
     model = ensemble.make(config, 2, 1, terminated=alive)
     state = model.init(jax.random.key(0), {})
     network = state.members.params.network
     assert network["params"]["Dense_2"]["kernel"].shape == (3, 5, 3)
-    log_variance = jnp.log(jnp.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [0.7, 0.8, 0.9]]))
+    log_variance = jnp.log(jnp.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [0.7, 0.8, 1e-9]]))
     network = network | {"log_variance": log_variance}
     state = state._replace(members=state.members._replace(params=state.members.params._replace(network=network)))
     rows = table(np.random.default_rng(0), 7)
     _, variance = model.predict(state, rows.observation, rows.action)
-    pressed = 0.5 - np.log1p(np.exp(0.5 - np.asarray(log_variance)))
-    pressed = -10 + np.log1p(np.exp(pressed + 10))
-    np.testing.assert_allclose(variance, np.broadcast_to(np.exp(pressed)[:, None], (3, 7, 3)), rtol=1e-10)
+    expected = np.maximum(np.exp(log_variance), 1e-6)
+    np.testing.assert_allclose(variance, np.broadcast_to(expected[:, None], (3, 7, 3)), rtol=1e-10)
+    assert state.members.params.low == state.members.params.high == ()
 
 
 def test_hidden_layers_are_normalised_without_scale_and_shift(x64):
@@ -688,17 +688,17 @@ def test_hidden_layers_are_normalised_without_scale_and_shift(x64):
 def test_constant_noise_is_learned():
     """Of data with noise of one size everywhere the variance is found."""
     config = dataclasses.replace(
-        TINY, noise="constant", weight_decay=(), max_epochs=60, patience=60, batch_size=64, learning_rate=0.01
+        TINY, noise="constant", weight_decay=(), max_epochs=30, patience=30, batch_size=64, learning_rate=0.01
     )
     rng = np.random.default_rng(1)
-    rows = table(rng, 400)
-    noise = 0.5 * rng.normal(size=(400, 2))
-    rows = rows._replace(next_observation=rows.observation + jnp.asarray(noise, jnp.float32), reward=jnp.zeros(400))
+    rows = table(rng, 2000)
+    noise = 0.5 * rng.normal(size=(2000, 2))
+    rows = rows._replace(next_observation=rows.observation + jnp.asarray(noise, jnp.float32), reward=jnp.zeros(2000))
     rows = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.float32), rows)
     model = ensemble.make(config, 2, 1, reward=nothing, terminated=alive)
-    state, _ = jax.jit(model.fit)(model.init(jax.random.key(0), {}), rows, jnp.asarray(400, jnp.int32), jax.random.key(1))
+    state, _ = jax.jit(model.fit)(model.init(jax.random.key(0), {}), rows, jnp.asarray(2000, jnp.int32), jax.random.key(1))
     _, variance = model.predict(state, rows.observation[:5], rows.action[:5])
-    np.testing.assert_allclose(np.sqrt(variance), np.full((3, 5, 2), 0.5), rtol=0.15)
+    np.testing.assert_allclose(np.sqrt(variance), np.full((3, 5, 2), 0.5), rtol=0.1)
 
 
 def test_a_learned_reward_may_be_the_mean_while_states_are_drawn(x64):

@@ -16,7 +16,7 @@ then weigh too little to be learned. With `beta_nll` = b each row and dimension 
 flows (beta-NLL, Seitzer et al., arXiv 2203.09168, who advise 0.5).
 
 With `noise = "constant"` l is a number for each member and dimension that is learned, whatever the input, and not an output
-of its network (as in DHMBPO): no region can be given up for noise.
+of its network (as in DHMBPO): no region can be given up for noise. It needs no bounds but a least value.
 
 A deterministic ensemble (PETS's DE) has no log-variances: it minimises sum_e mean_{batch, dims} (m - y)^2 and the last sum.
 
@@ -58,6 +58,8 @@ from jaxmbrl.types import Average, DynamicsModel, Features, Hyper, Key, Metrics,
 
 FIRST_HIGH = 0.5
 FIRST_LOW = -10.0
+LEAST_LOG_VARIANCE = 2 * math.log(1e-3)
+"""Of constant noise: a standard deviation of 0.001 in units of the fitted targets (4kubo/erl_lib)."""
 HOLDOUT_CHUNK = 512
 PLAIN = Features()
 """Of a task that says nothing: the observation itself."""
@@ -142,7 +144,7 @@ class Parameters(NamedTuple):
     network: PyTree
     """Leaves [E, ...]; "log_variance" [E, D] among them where the noise is constant."""
     low: PyTree
-    """Lower bound [D] of the log-variance, shared by the members; `()` where they are deterministic."""
+    """Lower bound [D] of the log-variance, shared by the members; `()` where the input does not change it."""
     high: PyTree
     """Upper bound, likewise."""
     termination: PyTree
@@ -220,8 +222,13 @@ class Layout:
     @property
     def network(self) -> nn.Module:
         """One member: D means and, where a variance depends on the input, D log-variances."""
-        size = (1 + (self.config.probabilistic and not self.constant_noise)) * self.target_size
+        size = (1 + self.bounded) * self.target_size
         return MLP(self.config.hidden, size, nn.swish, pets_kernel_init, norms=self.config.norms)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the networks tell log-variances, which bounds then press."""
+        return self.config.probabilistic and self.config.noise == "input"
 
     @property
     def constant_noise(self) -> bool:
@@ -241,8 +248,10 @@ def forward(layout: Layout, parameters: Parameters, inputs: Float[Array, "E B I"
         return Output(raw, jnp.full_like(raw, -jnp.inf))
     size = layout.target_size
     mean = raw[..., :size]
-    log_variance = parameters.network["log_variance"][:, None] if layout.constant_noise else raw[..., size:]
-    return Output(mean, jnp.broadcast_to(soft_clamp(log_variance, parameters.low, parameters.high), mean.shape))
+    if layout.constant_noise:
+        log_variance = jnp.maximum(parameters.network["log_variance"], LEAST_LOG_VARIANCE)
+        return Output(mean, jnp.broadcast_to(log_variance[:, None], mean.shape))
+    return Output(mean, soft_clamp(raw[..., size:], parameters.low, parameters.high))
 
 
 def end_logit(layout: Layout, parameters: Parameters, following: Float[Array, "E B F"]) -> Float[Array, "E B"]:
@@ -284,7 +293,7 @@ def loss(
 def regularizer(layout: Layout, parameters: Parameters) -> Float[Array, ""]:
     """The part of the loss that no data enters: bounds apart, and kernels (not biases, not bounds) small."""
     total = jnp.zeros(())
-    if layout.config.probabilistic:
+    if layout.bounded:
         total += layout.config.bounds_weight * (jnp.sum(parameters.high) - jnp.sum(parameters.low))
     for i, decay in enumerate(layout.config.weight_decay):
         total += 0.5 * decay * jnp.sum(parameters.network["params"][f"Dense_{i}"]["kernel"] ** 2)
@@ -368,8 +377,8 @@ def _init(layout: Layout, key: Key, hyper: Hyper) -> EnsembleState:
         network |= {"log_variance": jnp.zeros((layout.config.members, layout.target_size))}
     parameters = Parameters(
         network=network,
-        low=jnp.full(layout.target_size, FIRST_LOW, float) if layout.config.probabilistic else (),
-        high=jnp.full(layout.target_size, FIRST_HIGH, float) if layout.config.probabilistic else (),
+        low=jnp.full(layout.target_size, FIRST_LOW, float) if layout.bounded else (),
+        high=jnp.full(layout.target_size, FIRST_HIGH, float) if layout.bounded else (),
         termination=members(termination_key, layout.termination, layout.feature_size) if layout.learns_end else (),
     )
     return EnsembleState(
