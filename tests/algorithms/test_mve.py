@@ -104,7 +104,7 @@ def test_with_no_model_step_it_is_the_agents_own_target():
     np.testing.assert_allclose(targets[0], agent.critic_target(state, batch, jax.random.split(key)[0]), rtol=1e-12)
 
 
-@pytest.mark.parametrize("td_k", [True, False])
+@pytest.mark.parametrize("td_k", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_with_no_model_step_its_update_is_the_agents_own(td_k):
     agent, state, batch = sac_and_rows()
     key = jax.random.key(5)

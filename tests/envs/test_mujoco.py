@@ -17,11 +17,9 @@ from jaxmbrl.types import Policy
 
 NAMES = [
     "InvertedPendulum-v5",
-    "InvertedDoublePendulum-v5",
-    "Reacher-v5",
-    pytest.param("Swimmer-v5", marks=pytest.mark.slow),
     "Hopper-v5",
     "HalfCheetah-v5",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("InvertedDoublePendulum-v5", "Reacher-v5", "Swimmer-v5")),
 ]
 FALLS = ["InvertedPendulum-v5", "Hopper-v5"]
 
