@@ -65,6 +65,7 @@ CASES = {
     ),
     "mbpo-pendulum": Case("mbpo", "pendulum", 2000, 4, 100, -170.0, 4, {}),
     "mve-pendulum": Case("mve", "pendulum", 5000, 4, 100, -200.0, 4, {}),
+    "steve-pendulum": Case("steve", "pendulum", 5000, 4, 100, -200.0, 4, {}),
     "redq-pendulum": Case("redq", "pendulum", 1600, 4, 100, -170.0, 4, {}),
     "droq-pendulum": Case("droq", "pendulum", 1600, 4, 100, -170.0, 4, {}),
     "sac-hopper": Case("sac", "Hopper-v5", 5000, 4, 10, 0.0, 0, {"warmup_steps": 1000, "eval_every": 0}),

@@ -143,6 +143,18 @@ def learner(
     return Algorithm(init, policy, learn, period=1)
 
 
+def with_critic(agent: Agent, update_critic: Callable[[PyTree, Transition, Key], tuple[PyTree, Metrics]]) -> Agent:
+    """`agent` whose critics are updated by `update_critic(state, batch, key)`, and whose actor as before."""
+
+    def update(state: PyTree, batch: Transition, key: Key) -> tuple[PyTree, Metrics]:
+        critic_key, actor_key = jax.random.split(key)
+        state, of_critic = update_critic(state, batch, critic_key)
+        state, of_actor = agent.update_actor(state, batch, actor_key)
+        return state, of_critic | of_actor
+
+    return agent._replace(update_critic=update_critic, update=update)
+
+
 def ensemble_of(config: ModelBasedConfig, task: Task) -> DynamicsModel:
     """The ensemble for `task`, which learns what the task does not tell, or what the settings want learned."""
     return ensemble.make(

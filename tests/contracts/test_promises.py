@@ -40,6 +40,7 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "mve": _MODEL_BASED | {"horizon": 2, "learn_termination": True},
     "sac": _SAC,
+    "steve": _MODEL_BASED | {"ensemble.elites": 3, "agent.critics": 3, "horizon": 2, "learn_termination": True},
     "redq": _SAC | {"agent.critics": 3, "updates_per_step": 4, "actor_delay": 2},
     "droq": _SAC | {"agent.dropout": 0.1, "updates_per_step": 4, "actor_delay": 4},
     "pets": {
@@ -106,7 +107,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Settings that change what is compiled, tried together; by name, the algorithm and what differs from its TINY settings."""
 CASES = {name: (name, {}) for name in sorted(algorithms.METHODS)} | VARIANTS
-ALIKE = {"redq", *VARIANTS}
+ALIKE = {"redq", "steve", *VARIANTS}
 """Cases whose code another one compiles for the most part."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxmbrl.algorithms import mbpo, mve, pets, sac
+from jaxmbrl.algorithms import mbpo, mve, pets, sac, steve
 from jaxmbrl.config import UserError, closest
 from jaxmbrl.presets import Preset, default_for
 from jaxmbrl.types import Algorithm, Task
@@ -66,6 +66,13 @@ METHODS: dict[str, Method] = {
         sac.PRESETS,
         _SAC_HYPER,
         "soft actor-critic, the model-free baseline",
+    ),
+    "steve": Method(
+        steve.make,
+        steve.Config,
+        steve.PRESETS,
+        _SAC_HYPER,
+        "soft actor-critic whose critics' targets look through an ensemble as far as its members agree",
     ),
 }
 
