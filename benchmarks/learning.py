@@ -68,6 +68,7 @@ CASES = {
     "dhmbpo-inverted-pendulum": Case("dhmbpo", "InvertedPendulum-v5", 5000, 4, 10, 1000.0, 4, {}),
     "dhmbpo-hopper": Case("dhmbpo", "Hopper-v5", 25_000, 4, 10, 1000.0, 4, {"replay_capacity": 30_000}),
     "mve-pendulum": Case("mve", "pendulum", 5000, 4, 100, -200.0, 4, {}),
+    "steve-pendulum": Case("steve", "pendulum", 5000, 4, 100, -200.0, 4, {}),
     "redq-pendulum": Case("redq", "pendulum", 1600, 4, 100, -170.0, 4, {}),
     "droq-pendulum": Case("droq", "pendulum", 1600, 4, 100, -170.0, 4, {}),
     "td3-pendulum": Case("td3", "pendulum", 5000, 4, 100, -170.0, 4, {}),

@@ -34,6 +34,8 @@ def compiled(program: runner.Program, arguments: Any, cache: str) -> tuple[Any, 
         begun = time.perf_counter()
         run = jax.jit(program.loop.run, donate_argnums=1).lower(*arguments).compile()
         times[name] = time.perf_counter() - begun
+    # The folder is about to go.
+    jax.config.update("jax_compilation_cache_dir", None)
     return run, times
 
 

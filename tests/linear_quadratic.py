@@ -91,6 +91,7 @@ def agent(*, noise=0.0, bonus=0.0, value=value):
         policy=None,
         actor=actor,
         target_value=frozen_value,
+        target_values=lambda state, observation, key: frozen_value(state, observation, key)[None],
         value=q_of_the_action,
         critic_target=None,
         update_critic=None,

@@ -58,8 +58,19 @@ def test_what_follows_an_end_counts_for_nothing_and_may_not_be_finite(broken):
     np.testing.assert_array_equal(returns.expansions(rewards, ended, values, 0.9), [1.5, 1.5, 1.5])
     assert float(returns.suffixes(rewards, ended, jnp.asarray(broken), 0.9)[0]) == 1.5
     assert float(returns.lambda_return(rewards, ended, values, 0.9, 0.5)) == pytest.approx(1.5, rel=1e-12)
+    # Nor may a later probability of ending be.
+    unsure = jnp.array([1.0, broken, 0.5])
+    np.testing.assert_array_equal(returns.alive_before(unsure), [1, 0, 0])
+    np.testing.assert_array_equal(returns.expansions(rewards, unsure, values, 0.9), [1.5, 1.5, 1.5])
     by_value = jax.grad(lambda v: returns.expansions(rewards, ended, v, 0.9)[-1])(values)
     np.testing.assert_array_equal(by_value, np.zeros(3))
+
+
+def test_a_probability_of_ending_that_is_not_finite_is_not_hidden_from_the_living():
+    ended = jnp.array([0.5, np.nan, 1.0])
+    np.testing.assert_array_equal(returns.alive_before(ended), [1.0, 0.5, np.nan])
+    found = np.asarray(returns.expansions(jnp.array(REWARDS), ended, jnp.array(VALUES), 0.9))
+    np.testing.assert_array_equal(np.isfinite(found), [True, False, False])
 
 
 def test_a_living_value_that_is_not_finite_is_not_hidden():

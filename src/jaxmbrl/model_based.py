@@ -129,6 +129,18 @@ def learner(
     return Algorithm(init, policy, learn, period=1)
 
 
+def with_critic(agent: Agent, update_critic: Callable[[PyTree, Transition, Key], tuple[PyTree, Metrics]]) -> Agent:
+    """`agent` whose critics are updated by `update_critic(state, batch, key)`, and whose actor as before."""
+
+    def update(state: PyTree, batch: Transition, key: Key) -> tuple[PyTree, Metrics]:
+        critic_key, actor_key = jax.random.split(key)
+        state, of_critic = update_critic(state, batch, critic_key)
+        state, of_actor = agent.update_actor(state, batch, actor_key)
+        return state, of_critic | of_actor
+
+    return agent._replace(update_critic=update_critic, update=update)
+
+
 def ensemble_of(config: EnsembleConfig, task: Task, learn_reward: bool, learn_termination: bool) -> DynamicsModel:
     """The ensemble for `task`, which learns what the task does not tell, or what is wanted learned."""
     return ensemble.make(
@@ -202,6 +214,7 @@ def seen_through(agent: Agent, by: Normalizer) -> Agent:
         policy=lambda state, explore: shown(agent.policy(state, explore)),
         actor=lambda state: shown(agent.actor(state)),
         target_value=lambda state, observation, key: agent.target_value(state, normalize(by, observation), key),
+        target_values=lambda state, observation, key: agent.target_values(state, normalize(by, observation), key),
         value=lambda state, observation, key: agent.value(state, normalize(by, observation), key),
         critic_target=lambda state, batch, key: agent.critic_target(state, batch_of(batch), key),
         update_critic=lambda state, batch, key, **more: agent.update_critic(state, batch_of(batch), key, **more),

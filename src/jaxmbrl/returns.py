@@ -19,7 +19,9 @@ Discount = Float[Array, ""] | float
 
 def alive_before(terminated: Ends) -> Float[Array, "T"]:
     """The probability that no earlier step ended the episode: m_0 = 1, m_{j+1} = m_j (1 - terminated_j)."""
-    going_on = jnp.cumprod(1.0 - terminated)
+    certain = terminated == 1
+    over = jnp.cumsum(certain) > certain
+    going_on = jnp.cumprod(jnp.where(over, 0.0, 1.0 - terminated))
     return jnp.concatenate([jnp.ones(1), going_on[:-1]])
 
 
@@ -36,7 +38,7 @@ def expansions(
     alive = alive_before(terminated)
     powers = jnp.asarray(discount) ** jnp.arange(rewards.shape[0])
     earned = jnp.cumsum(powers * _weighed(alive, rewards))
-    return earned + powers * discount * _weighed(alive * (1.0 - terminated), values)
+    return earned + powers * discount * _weighed(_weighed(alive, 1.0 - terminated), values)
 
 
 def suffixes(

@@ -173,6 +173,8 @@ class Agent(NamedTuple):
     action earns besides its reward: the entropy bonus -alpha log pi(a|s) of a soft agent, 0 of another."""
     target_value: Callable[[Any, Observation, Key], Float[Array, "N"]]
     """(state, observation [N, O], key) -> the value that `critic_target` takes of a next observation."""
+    target_values: Callable[[Any, Observation, Key], Float[Array, "L N"]]
+    """The same by each of the L target critics alone, of one action a row: `target_value` is made of these."""
     value: Callable[[Any, Observation, Key], Float[Array, "N"]]
     """(state, observation [N, O], key) -> the value that the actor maximises, differentiable in its parameters."""
     critic_target: Callable[[Any, Transition, Key], Float[Array, "B"]]

@@ -276,6 +276,25 @@ def test_the_one_step_target_is_put_together_from_the_target_value(x64, config):
     np.testing.assert_allclose(agent.critic_target(state, on_device(batch), key), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("config", [TINY, dataclasses.replace(TINY, dropout=0.1)])
+def test_the_target_value_is_the_least_of_the_target_critics_own(x64, config):
+    agent, state = agent_and_state(config)
+    batch, key = batch_of(), jax.random.key(3)
+    each = np.asarray(agent.target_values(state, jnp.asarray(batch["next_observation"]), key))
+    assert each.shape == (2, B) and len(set(each.argmin(axis=0))) == 2
+    np.testing.assert_array_equal(each.min(axis=0), agent.target_value(state, jnp.asarray(batch["next_observation"]), key))
+
+
+def test_every_target_critic_tells_a_value_of_its_own_and_none_is_left_out(x64):
+    agent, state = agent_and_state(MANY)
+    batch, key = batch_of(), jax.random.key(3)
+    found = agent.target_values(state, jnp.asarray(batch["next_observation"]), key)
+    noise = noise_of(jax.random.split(key, 3)[0])
+    action, density = reference.sample(layers_of(state.actor.params), batch["next_observation"], noise)
+    each = reference.values(critics_of(state.critic.target), batch["next_observation"], action)
+    np.testing.assert_allclose(found, each - 0.3 * density, rtol=1e-9)
+
+
 @pytest.mark.parametrize(
     "config", [TINY, dataclasses.replace(MANY, actor_value="mean"), dataclasses.replace(TINY, dropout=0.1)]
 )

@@ -43,7 +43,7 @@ def update(state, batch, key):
     return state, of_critic | of_actor
 
 
-AGENT = Agent(*[None] * 6, update_critic, update_actor, update)
+AGENT = Agent(*[None] * 7, update_critic, update_actor, update)
 """Writes down, for each update of a part: batch, key, and how often the other part was updated before."""
 
 

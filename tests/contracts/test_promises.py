@@ -57,6 +57,7 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "mve": _UNDER | {"horizon": 2, "learn_termination": True},
     "sac": _OFF_POLICY,
+    "steve": _UNDER | {"ensemble.elites": 3, "agent.sac.critics": 3, "horizon": 2, "learn_termination": True},
     "redq": _OFF_POLICY | {"agent.critics": 3, "updates_per_step": 4, "actor_delay": 2},
     "droq": _OFF_POLICY | {"agent.dropout": 0.1, "updates_per_step": 4, "actor_delay": 4},
     "td3": _OFF_POLICY,
@@ -125,7 +126,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Settings that change what is compiled, tried together; by name, the algorithm and what differs from its TINY settings."""
 CASES = {name: (name, {}) for name in sorted(algorithms.METHODS)} | VARIANTS
-ALIKE = {"ddpg", "redq", *VARIANTS}
+ALIKE = {"ddpg", "redq", "steve", *VARIANTS}
 """Cases whose code another one compiles for the most part."""
 
 

@@ -177,14 +177,19 @@ def assemble(config: SACConfig, parts: SACFunctions, observation_size: int, acti
         return value_by(state, observation, jax.random.split(key, 3))
 
     def value_by(state: SACState, observation: Observation, keys: Key) -> Float[Array, "N"]:
-        action_key, subset_key, unit_key = keys
-        action, log_density = sample(state.actor.params, observation, action_key)
-        critics = state.critic.target
+        critics, subset_key = state.critic.target, keys[1]
         if config.critic_subset < config.critics:
             drawn = jax.random.choice(subset_key, config.critics, (config.critic_subset,), replace=False)
             critics = jax.tree.map(lambda p: p[drawn], critics)
-        values = parts.target_q(critics, observation, action, unit_key)
-        return values.min(axis=0) - jnp.exp(state.log_temperature.params) * log_density
+        return values_by(critics, state, observation, keys).min(axis=0)
+
+    def target_values(state: SACState, observation: Observation, key: Key) -> Float[Array, "L N"]:
+        return values_by(state.critic.target, state, observation, jax.random.split(key, 3))
+
+    def values_by(critics: PyTree, state: SACState, observation: Observation, keys: Key) -> Float[Array, "L N"]:
+        action_key, _, unit_key = keys
+        action, log_density = sample(state.actor.params, observation, action_key)
+        return parts.target_q(critics, observation, action, unit_key) - jnp.exp(state.log_temperature.params) * log_density
 
     def critic_target(state: SACState, batch: Transition, key: Key) -> Float[Array, "B"]:
         return target_by(state, batch, jax.random.split(key, 3))
@@ -251,6 +256,7 @@ def assemble(config: SACConfig, parts: SACFunctions, observation_size: int, acti
         policy=partial(_policy, parts),
         actor=partial(_judged_policy, parts),
         target_value=target_value,
+        target_values=target_values,
         value=value,
         critic_target=critic_target,
         update_critic=update_critic,

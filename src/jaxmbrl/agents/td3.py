@@ -116,10 +116,13 @@ def make(config: TD3Config, observation_size: int, action_size: int) -> Agent:
         return Policy(init=lambda key: (), act=act)
 
     def target_value(state: TD3State, observation: Observation, key: Key) -> Float[Array, "N"]:
+        return target_values(state, observation, key).min(axis=0)
+
+    def target_values(state: TD3State, observation: Observation, key: Key) -> Float[Array, "L N"]:
         action = action_of(state.actor.target, observation)
         noise = config.target_noise * jax.random.normal(key, action.shape, action.dtype)
         noise = jnp.clip(noise, -config.target_noise_clip, config.target_noise_clip)
-        return every_q(state.critic.target, observation, jnp.clip(action + noise, -1.0, 1.0)).min(axis=0)
+        return every_q(state.critic.target, observation, jnp.clip(action + noise, -1.0, 1.0))
 
     def critic_target(state: TD3State, batch: Transition, key: Key) -> Float[Array, "B"]:
         following = target_value(state, batch.next_observation, key)
@@ -172,6 +175,7 @@ def make(config: TD3Config, observation_size: int, action_size: int) -> Agent:
         policy=policy,
         actor=judged_policy,
         target_value=target_value,
+        target_values=target_values,
         value=value,
         critic_target=critic_target,
         update_critic=update_critic,

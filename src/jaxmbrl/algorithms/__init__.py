@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxmbrl.algorithms import dhmbpo, mbpo, mve, pets, sac, td3
+from jaxmbrl.algorithms import dhmbpo, mbpo, mve, pets, sac, steve, td3
 from jaxmbrl.config import UserError, closest
 from jaxmbrl.presets import Preset, default_for
 from jaxmbrl.types import Algorithm, Task
@@ -58,7 +58,7 @@ METHODS: dict[str, Method] = {
         mve.make,
         mve.Config,
         mve.PRESETS,
-        ("learning_rate", "discount"),
+        _TD3_HYPER,
         "soft actor-critic or TD3 whose critics' targets look some steps ahead through a probabilistic ensemble",
     ),
     "pets": Method(
@@ -81,6 +81,13 @@ METHODS: dict[str, Method] = {
         sac.PRESETS,
         _SAC_HYPER,
         "soft actor-critic, the model-free baseline",
+    ),
+    "steve": Method(
+        steve.make,
+        steve.Config,
+        steve.PRESETS,
+        _TD3_HYPER,
+        "soft actor-critic or TD3 whose critics' targets look through an ensemble as far as its members agree",
     ),
     "td3": Method(
         td3.make,

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 from jaxmbrl.agents import AgentConfig
 from jaxmbrl.agents.sac import SACConfig
 from jaxmbrl.agents.td3 import TD3Config
-from jaxmbrl.model_based import ModelBasedConfig, Stretch, after, imagine, learner
+from jaxmbrl.model_based import ModelBasedConfig, Stretch, after, imagine, learner, with_critic
 from jaxmbrl.models.ensemble import EnsembleConfig
 from jaxmbrl.presets import Preset
 from jaxmbrl.types import Agent, Algorithm, Average, DynamicsModel, Key, Metrics, PyTree, Task, Transition, World
@@ -65,13 +65,7 @@ def expanding(agent: Agent, world: World, horizon: int, td_k: bool) -> Agent:
         state, found = agent.update_critic(state, rows, critic_key, target=target, weight=weight)
         return state, found | {"expand/alive": Average.of(jnp.mean(stretch.alive[-1]))}
 
-    def update(state: PyTree, batch: Transition, key: Key) -> tuple[PyTree, Metrics]:
-        critic_key, actor_key = jax.random.split(key)
-        state, of_critic = update_critic(state, batch, critic_key)
-        state, of_actor = agent.update_actor(state, batch, actor_key)
-        return state, of_critic | of_actor
-
-    return agent._replace(update_critic=update_critic, update=update)
+    return with_critic(agent, update_critic)
 
 
 def expand(

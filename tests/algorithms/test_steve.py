@@ -1,0 +1,368 @@
+"""STEVE: its samples and mixture by a transcription, its limits, the paper's chain, and that it learns."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import linear_quadratic as lq
+import numpy as np
+import pytest
+
+from jaxmbrl import envs, returns
+from jaxmbrl.agents import sac
+from jaxmbrl.agents.sac import SACConfig
+from jaxmbrl.algorithms import steve
+from jaxmbrl.config import UserError, check
+from jaxmbrl.models import ensemble
+from jaxmbrl.models.ensemble import EnsembleConfig
+from jaxmbrl.training import evaluation, loop
+from jaxmbrl.types import DynamicsModel, Transition
+
+SLOPES, WEIGHTS = (0.9, 0.7, 1.2), (1.0, 1.3, 0.6)
+CRITICS = ((3.0, 1.0), (-2.0, 0.5))
+"""Slope and height of each critic's values of states."""
+BONUS = 0.3
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def perhaps(following):
+    """Ends with a probability, and near 0 for sure."""
+    return jnp.where(jnp.abs(following) < 0.1, 1.0, 0.25)
+
+
+def never(following):
+    return jnp.zeros(following.shape)
+
+
+def fake(slopes=SLOPES, weights=WEIGHTS, ends=never, rewarded=True):
+    """A model whose member e moves by s' = slopes[e] s + 0.5 u and rewards weights[e] times what the linear task does."""
+    slope, weight = jnp.array(slopes), jnp.array(weights)
+
+    def cost(observation, action):
+        return (observation[:, 0] ** 2 + lq.COST * action[:, 0] ** 2) / 2
+
+    def predict(state, observation, action):
+        mean = slope[:, None, None] * observation + lq.B * action
+        if rewarded:
+            mean = jnp.concatenate([mean, -weight[:, None, None] * cost(observation, action)[:, None]], axis=-1)
+        return mean, jnp.zeros_like(mean)
+
+    def step(observation, action, key):
+        member = jnp.arange(observation.shape[0]) % len(slopes)
+        following = slope[member][:, None] * observation + lq.B * action
+        ended = ends(following[:, 0])
+        none = jnp.zeros(ended.shape, bool)
+        return following, Transition(observation, action, -cost(observation, action), following, ended, none)
+
+    return DynamicsModel(init=None, fit=None, predict=predict, world=lambda state: lq.world()._replace(step=step))
+
+
+def agent(critics=CRITICS, **changes):
+    """The linear task's agent with `critics`; its update hands back its target."""
+
+    def target_values(state, observation, key):
+        return jnp.stack([slope * observation[:, 0] + height for slope, height in critics])
+
+    def told(state, batch, key, *, target):
+        return target, {}
+
+    return lq.agent(**changes)._replace(target_values=target_values, update_critic=told)
+
+
+def samples_of(batch, horizon, model, agent, members, seed=0, fitted=None):
+    expand = jax.jit(functools.partial(steve.expand, agent, model, horizon=horizon, members=members))
+    return np.asarray(expand(fitted, lq.state_of(), batch, jax.random.key(seed)))
+
+
+def target_of(batch, horizon, model, agent, members, seed=0):
+    update = jax.jit(steve.mixing(agent, model, None, horizon, members).update_critic)
+    target, metrics = update(lq.state_of(), batch, jax.random.key(seed))
+    return np.asarray(target), [float(metrics[f"steve/weight_{i}"].total) for i in range(horizon + 1)]
+
+
+def transcribed(batch, horizon, moves, rewards, ends, values):
+    """Every sample T_i [B, M R L, T], with loops. `moves` holds a function of (s, u) for each member; `rewards` and
+    `values` tell what all functions say."""
+    found = []
+    for b in range(len(batch.reward)):
+        of_row = []
+        for move in moves:
+            s, alive, earned = float(batch.next_observation[b, 0]), 1.0 - float(batch.terminated[b]), []
+            table = [np.full((1, 1), float(batch.reward[b])) + lq.DISCOUNT * alive * np.array([values(s)])]
+            for t in range(1, horizon + 1):
+                u = lq.GAIN * s
+                earned.append(lq.DISCOUNT**t * alive * (np.array(rewards(s, u)) + BONUS))
+                s = move(s, u)
+                alive *= 1.0 - ends(s)
+                total = float(batch.reward[b]) + sum(earned)
+                table.append(total[:, None] + lq.DISCOUNT ** (t + 1) * alive * np.array([values(s)]))
+            of_row.append(np.stack(np.broadcast_arrays(*table), axis=-1))
+        # A horizon that looks at no reward has the same targets by all reward functions.
+        found.append(np.stack(of_row).reshape(-1, horizon + 1))
+    return np.stack(found)
+
+
+def mixed(samples, epsilon=1e-8):
+    """Equation 5 for every row, with loops."""
+    target, weights = [], []
+    for of_row in samples:
+        precision = [1.0 / (np.mean((column - column.mean()) ** 2) + epsilon) for column in of_row.T]
+        weights.append(np.array(precision) / sum(precision))
+        target.append(sum(w * column.mean() for w, column in zip(weights[-1], of_row.T, strict=True)))
+    return np.array(target), np.array(weights)
+
+
+def of_the_fakes(batch, horizon, ends, rewarded):
+    moves = [lambda s, u, a=a: a * s + lq.B * u for a in SLOPES]
+    weights = WEIGHTS if rewarded else (1.0,)
+
+    def rewards(s, u):
+        return [-w * (s**2 + lq.COST * u**2) / 2 for w in weights]
+
+    return transcribed(batch, horizon, moves, rewards, ends, lambda s: [a * s + b for a, b in CRITICS])
+
+
+@pytest.mark.parametrize(("rewarded", "combinations"), [(True, 18), (False, 6)])
+def test_samples_and_mixture_are_the_transcriptions(rewarded, combinations):
+    batch, critics = lq.rows(seed=2, count=7, ends=True), agent(bonus=BONUS)
+    assert 0 < batch.terminated.sum() < 7
+    model = fake(ends=perhaps, rewarded=rewarded)
+    expected = of_the_fakes(batch, 2, lambda s: 1.0 if abs(s) < 0.1 else 0.25, rewarded)
+    found = samples_of(batch, 2, model, critics, 3)
+    assert found.shape == (7, combinations, 3)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    target, trust = target_of(batch, 2, model, critics, 3)
+    expected_target, weights = mixed(expected)
+    np.testing.assert_allclose(target, expected_target, rtol=1e-9)
+    np.testing.assert_allclose(trust, weights.mean(axis=0), rtol=1e-9)
+    assert max(trust) - min(trust) > 0.05
+
+
+def test_members_of_a_real_ensemble_each_keep_their_rollout():
+    config = EnsembleConfig(members=3, elites=3, hidden=(5,), probabilistic=False, propagation="tsinf", halt_above=None)
+    model = ensemble.make(config, 1, 1, terminated=lambda following: jnp.abs(following[..., 0]) < 0.1)
+    fitted = jax.jit(model.init)(jax.random.key(3), {})._replace(elites=jnp.array([2, 0, 1], jnp.int32))
+    predict = jax.jit(model.predict)
+
+    def told(s, u):
+        return np.asarray(predict(fitted, jnp.array([[s]]), jnp.array([[u]]))[0])[:, 0]
+
+    moves = [lambda s, u, e=e: float(told(s, u)[e, 0]) for e in (2, 0, 1)]
+    batch = lq.rows(seed=4, count=3)
+    expected = transcribed(
+        batch,
+        2,
+        moves,
+        rewards=lambda s, u: told(s, u)[:, 1],
+        ends=lambda s: float(abs(s) < 0.1),
+        values=lambda s: [a * s + b for a, b in CRITICS],
+    )
+    found = samples_of(batch, 2, model, agent(bonus=BONUS), 3, fitted=fitted)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert found[..., 2].std(axis=1).min() > 1e-3
+
+
+def test_the_shortest_horizon_looks_through_no_model():
+    found = samples_of(lq.rows(), 2, fake(), agent(), 3)
+    for of_row in found:
+        # Each of two critics' targets, by three members and as many rewards.
+        numbers, counts = np.unique(of_row[:, 0], return_counts=True)
+        assert len(numbers) == 2 and counts.tolist() == [9, 9]
+        assert len(np.unique(of_row[:, 2])) == 18
+
+
+def test_the_noise_of_an_action_is_no_disagreement():
+    """Members that agree in everything have the same samples under a policy with noise, and other rows have others."""
+    batch = jax.tree.map(lambda x: jnp.repeat(x[:1], 3, axis=0), lq.rows())
+    judge = agent(critics=CRITICS[:1], noise=lq.ACTION_NOISE)
+    found = samples_of(batch, 3, fake((0.9, 0.9), (1.0, 1.0)), judge, 2)
+    assert found.shape == (3, 4, 4)
+    np.testing.assert_allclose(found - found[:, :1], 0.0, atol=1e-12)
+    assert np.ptp(found[:, 0, 1:], axis=0).min() > 1e-3
+
+
+def test_members_and_critics_that_are_single_leave_the_plain_mean_over_horizons():
+    batch, one = lq.rows(seed=2, count=7, ends=True), agent(critics=CRITICS[:1])
+    model = fake(SLOPES[1:2], WEIGHTS[1:2])
+    target, trust = target_of(batch, 3, model, one, 1, seed=5)
+    samples = samples_of(batch, 3, model, one, 1)
+    assert samples.shape == (7, 1, 4) and np.ptp(samples, axis=2).max() > 0.1
+    np.testing.assert_allclose(target, samples.mean(axis=(1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(trust, np.full(4, 0.25), rtol=1e-12)
+
+
+def test_equal_variances_leave_the_plain_mean_over_horizons():
+    """Without discount, critics that differ by a constant disagree as much at every horizon of members that agree."""
+    batch, same = lq.rows(), agent(critics=((1.0, 0.0), (1.0, 2.0)))
+    state = lq.state_of()._replace(discount=jnp.ones(()))
+    model = fake((0.9, 0.9), (1.0, 1.0))
+    update = jax.jit(steve.mixing(same, model, None, 2, 2).update_critic)
+    target, _ = update(state, batch, jax.random.key(0))
+    samples = np.asarray(steve.expand(same, model, None, state, batch, jax.random.key(0), 2, 2))
+    np.testing.assert_allclose(samples.var(axis=1), 1.0, rtol=1e-12)
+    assert np.ptp(samples.mean(axis=1), axis=1).max() > 0.1
+    np.testing.assert_allclose(target, samples.mean(axis=(1, 2)), rtol=1e-9)
+
+
+def test_with_no_model_step_it_is_the_mean_of_all_critics_one_step_targets():
+    config = SACConfig(hidden=(7,), critics=3)
+    learner = sac.make(config, 1, 1)
+    state, batch, key = jax.jit(learner.init)(jax.random.key(1), {}), lq.rows(count=6, ends=True), jax.random.key(4)
+    told = learner._replace(update_critic=agent().update_critic)
+    found, metrics = jax.jit(steve.mixing(told, fake(), None, 0, 3).update_critic)(state, batch, key)
+    target_key, _ = jax.random.split(key)
+    value_key = jax.random.split(jax.random.split(target_key)[0], 1)[0]
+    values = np.asarray(learner.target_values(state, batch.next_observation, value_key))
+    assert values.shape == (3, 6) and values.std(axis=0).min() > 1e-3
+    one_step = batch.reward + 0.99 * np.where(batch.terminated, 0.0, values.mean(axis=0))
+    np.testing.assert_allclose(found, one_step, rtol=1e-12)
+    assert {name: float(x.total) for name, x in metrics.items()} == {"steve/weight_0": 1.0}
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_after_a_real_end_the_reward_alone_is_every_horizons_target(broken):
+    batch, sane = lq.rows(seed=2, count=7, ends=True), fake()
+    batch = batch._replace(next_observation=jnp.where(batch.terminated[:, None], broken, batch.next_observation))
+
+    def predict(state, observation, action):
+        mean, variance = sane.predict(state, observation, action)
+        return jnp.where(jnp.isfinite(observation), mean, broken), variance
+
+    def ends(following):
+        return jnp.where(jnp.isfinite(following), 0.25, broken)
+
+    model = fake(ends=ends)._replace(predict=predict)
+    samples = samples_of(batch, 3, model, agent(), 3)
+    target, trust = target_of(batch, 3, model, agent(), 3)
+    over = np.asarray(batch.terminated)
+    np.testing.assert_array_equal(samples[over], np.broadcast_to(batch.reward[over][:, None, None], samples[over].shape))
+    np.testing.assert_allclose(target[over], batch.reward[over], rtol=1e-12)
+    assert np.isfinite(target).all() and np.isfinite(trust).all()
+
+
+def test_a_living_row_that_is_not_finite_is_not_hidden():
+    batch = lq.rows()
+    batch = batch._replace(next_observation=batch.next_observation.at[2].set(jnp.nan))
+    target, _ = target_of(batch, 2, fake(), agent(), 3)
+    np.testing.assert_array_equal(np.isfinite(target), [True, True, False, True, True])
+
+
+def test_members_that_would_not_have_a_rollout_each_are_refused():
+    for field, value in (("propagation", "ts1"), ("elites", 3)):
+        config = steve.Config()
+        with pytest.raises(UserError, match=f"^ensemble.{field} must be .*; got {value}$"):
+            check(dataclasses.replace(config, ensemble=dataclasses.replace(config.ensemble, **{field: value})))
+
+
+GOAL, MEMBERS, AHEAD = 101, 8, 5
+
+
+def chain_rollout(s, key, noise):
+    """Rewards and ends of the steps from state s on, the true one and `AHEAD` of the model, and the states after each.
+
+    A step moves one up, costs 1 and earns 100 where it enters the goal, so V(s) = s. The model moves to any state instead
+    with probability `noise`.
+    """
+
+    def step(s, key):
+        jump_key, where_key = jax.random.split(key)
+        jumps = jax.random.uniform(jump_key) < noise
+        following = jnp.where(jumps, jax.random.randint(where_key, (), 0, GOAL), jnp.minimum(s + 1, GOAL))
+        return following, following
+
+    _, later = jax.lax.scan(step, s + 1, jax.random.split(key, AHEAD))
+    states = jnp.concatenate([s[None] + 1, later])
+    return jnp.where(states == GOAL, 100.0, -1.0), states == GOAL, states
+
+
+@functools.partial(jax.jit, static_argnames=("mix", "steps", "trials"))
+def chain_error(mix, noise, steps, trials):
+    """Mean squared error of the mean of 8 tables after `steps` of learning with the targets that `mix` makes of samples."""
+
+    def target(tables, s, key):
+        rewards, ended, states = jax.vmap(chain_rollout, (None, 0, None))(s, jax.random.split(key, MEMBERS), noise)
+        by_table = jax.vmap(returns.expansions, (None, None, 0, None))
+        samples = jax.vmap(by_table, (0, 0, 1, None))(rewards, ended, tables[:, states], 1.0)
+        return mix(samples.reshape(-1, AHEAD + 1))
+
+    def step(tables, key):
+        state_key, model_key = jax.random.split(key)
+        states = jax.random.randint(state_key, (MEMBERS,), 0, GOAL)
+        found = jax.vmap(target, (None, 0, 0))(tables, states, jax.random.split(model_key, MEMBERS))
+        return tables.at[jnp.arange(MEMBERS), states].set(found), None
+
+    def trial(key):
+        start_key, key = jax.random.split(key)
+        tables = jax.random.randint(start_key, (MEMBERS, GOAL + 1), 0, GOAL).astype(float).at[:, GOAL].set(0.0)
+        tables, _ = jax.lax.scan(step, tables, jax.random.split(key, steps))
+        return jnp.mean((tables.mean(axis=0) - jnp.arange(GOAL + 1.0))[:GOAL] ** 2)
+
+    return jnp.mean(jax.vmap(trial)(jax.random.split(jax.random.key(0), trials)))
+
+
+def longest(samples):
+    """MVE's target."""
+    return jnp.mean(samples[:, -1])
+
+
+def one_step(samples):
+    return jnp.mean(samples[:, 0])
+
+
+def mixture(samples):
+    return returns.steve(samples)[0]
+
+
+def chain_error_of_mve(noise):
+    """The squared error that MVE's targets leave for good: of the solution of their linear equations for the values."""
+    moves, reward = np.zeros((GOAL + 1, GOAL + 1)), np.zeros(GOAL + 1)
+    moves[GOAL, GOAL] = 1
+    true_moves, true_reward = moves.copy(), reward.copy()
+    for s in range(GOAL):
+        entered = 100.0 if s + 1 == GOAL else -1.0
+        true_moves[s, s + 1], true_reward[s] = 1, entered
+        moves[s, s + 1] += 1 - noise
+        moves[s, :GOAL] += noise / GOAL
+        reward[s] = (1 - noise) * entered - noise
+    earned, reached = true_reward, true_moves
+    for _ in range(AHEAD):
+        earned, reached = earned + reached @ reward, reached @ moves
+    values = np.linalg.solve(np.eye(GOAL) - reached[:GOAL, :GOAL], earned[:GOAL])
+    return np.mean((values - np.arange(GOAL)) ** 2)
+
+
+def test_on_the_chain_a_model_that_jumps_misleads_mve_and_not_steve():
+    """The paper's section 4.1: the model's jumps cost MVE 2647, and STEVE nothing."""
+    assert chain_error_of_mve(0.0) < 1e-20 and chain_error_of_mve(0.1) == pytest.approx(2647, abs=1)
+    assert float(chain_error(longest, 0.1, 3000, 1)) > 1500
+    assert float(chain_error(mixture, 0.1, 10_000, 1)) < 0.1
+
+
+@pytest.mark.slow
+def test_the_chains_errors_over_ten_trials():
+    assert float(chain_error(longest, 0.1, 10_000, 10)) == pytest.approx(chain_error_of_mve(0.1), rel=0.05)
+    assert float(chain_error(mixture, 0.1, 10_000, 10)) < 0.01
+    # One step at a time the values are far from learned yet; through an exact model they were long ago.
+    assert float(chain_error(one_step, 0.1, 10_000, 10)) > 10
+    assert float(chain_error(longest, 0.0, 3000, 10)) < 0.01
+    assert float(chain_error(mixture, 0.0, 3000, 10)) < 0.01
+
+
+@pytest.mark.slow
+def test_it_learns_to_swing_up_the_pendulum():
+    with jax.enable_x64(False):
+        task = envs.make("pendulum")
+        config = dataclasses.replace(steve.PRESETS["small"].config, eval_every=0)
+        algorithm = steve.make(config, task)
+        program = loop.make(algorithm, task, config)
+        state = jax.jit(program.init)(jnp.arange(2), {})
+        _, state = jax.jit(program.run)(loop.clock_at(0), state, jnp.asarray(5000, jnp.int32))
+        returns = jax.jit(lambda s: evaluation.evaluate(algorithm, task, s, 20))(state.algorithm)
+        print("mean return of each seed", np.mean(returns, axis=1))
+        assert np.all(np.mean(returns, axis=1) > -200)
