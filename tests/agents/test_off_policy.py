@@ -28,7 +28,7 @@ def zeros(key, hyper):
     return {"critic": jnp.zeros((), jnp.int32), "actor": jnp.zeros((), jnp.int32)}
 
 
-COUNTING = Agent(zeros, *[None] * 5, update_critic, update_actor, update)
+COUNTING = Agent(zeros, *[None] * 6, update_critic, update_actor, update)
 """Its state is how often each part was updated."""
 
 
