@@ -222,7 +222,7 @@ def test_settings_are_checked(changes, told):
 
 def test_every_preset_is_sound():
     for preset in algorithms.get("dhmbpo").presets.values():
-        check(preset.config)
+        assert check(preset.config) == preset.config
 
 
 @pytest.mark.slow
