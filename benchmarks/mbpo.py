@@ -90,7 +90,10 @@ def main() -> None:
     parser.add_argument("--whole-buffers", action="store_true")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    tables = {f"MBPO on {asked.env}, seeds: {seeds}": slice_of(asked, seeds) for seeds in asked.seeds}
+    tables = {}
+    for seeds in asked.seeds:
+        print(f"timing {seeds} seeds ...", flush=True)
+        tables[f"MBPO on {asked.env}, seeds: {seeds}"] = slice_of(asked, seeds)
     report(tables, asked.out)
 
 
