@@ -221,12 +221,12 @@ def test_with_real_rows_alone_it_is_sac_bit_for_bit(monkeypatch):
     )
     # SAC draws its batch by the key that MBPO splits in two: the same rows for both.
     sample = replay.sample
-    monkeypatch.setattr(sac.replay, "sample", lambda buffer, key, n: sample(buffer, jax.random.split(key)[0], n))
+    monkeypatch.setattr(replay, "sample", lambda buffer, key, n: sample(buffer, jax.random.split(key)[0], n))
     sac_learn, sac_state = started(sac.make(plain, PENDULUM))
     assert_same(state.agent, sac_state.agent)
     for steps in range(2, 24, 2):
         with monkeypatch.context() as alone:
-            alone.setattr(sac.replay, "sample", sample)
+            alone.setattr(replay, "sample", sample)
             state, _ = learn(clock(steps), state, rows(steps))
         sac_state, _ = sac_learn(clock(steps), sac_state, rows(steps))
         assert_same(state.agent, sac_state.agent)
@@ -271,6 +271,7 @@ def test_where_every_start_is_drawn_once_what_is_imagined_is_the_data(monkeypatc
     assert_same(held(state.imagined.buffer), held(state.replay))
 
 
+@pytest.mark.slow
 def test_without_disagreement_nothing_is_dropped_and_without_bound_neither():
     """Through the real ensemble: MACURA with an infinite threshold imagines MBPO's rows, with 0 none."""
     members = EnsembleConfig(members=3, elites=3, hidden=(8,), batch_size=4, max_epochs=2)

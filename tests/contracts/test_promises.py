@@ -126,7 +126,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Settings that change what is compiled, tried together; by name, the algorithm and what differs from its TINY settings."""
 CASES = {name: (name, {}) for name in sorted(algorithms.METHODS)} | VARIANTS
-ALIKE = {"ddpg", "redq", "steve", *VARIANTS}
+ALIKE = {"ddpg", "redq", "steve", "td3", *VARIANTS}
 """Cases whose code another one compiles for the most part."""
 
 
