@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 from measure import report, seconds
 
 from jaxmbrl.training import loop, runner
@@ -26,6 +27,7 @@ from jaxmbrl.training import loop, runner
 
 def compiled(program: runner.Program, arguments: Any, cache: str) -> tuple[Any, dict[str, float]]:
     """The training program compiled, and what that took: without a cache, and then from the one that the first left."""
+    compilation_cache.reset_cache()
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     times = {}
@@ -36,6 +38,7 @@ def compiled(program: runner.Program, arguments: Any, cache: str) -> tuple[Any, 
         times[name] = time.perf_counter() - begun
     # The folder is about to go.
     jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
     return run, times
 
 
