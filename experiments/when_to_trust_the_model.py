@@ -68,6 +68,7 @@ from jaxmbrl.agents import sac
 from jaxmbrl.algorithms import mbpo
 from jaxmbrl.distributions import gaussian_log_density
 from jaxmbrl.envs.pendulum import MAX_SPEED, MAX_TORQUE
+from jaxmbrl.model_based import State
 from jaxmbrl.models import EnsembleState, ensemble
 from jaxmbrl.rollout import rollout
 from jaxmbrl.training import loop, runner
@@ -111,7 +112,7 @@ class Kept(NamedTuple):
     """A moment of the run."""
 
     steps: int
-    state: mbpo.State
+    state: State
 
 
 # --- what is measured ---
@@ -254,7 +255,7 @@ class Study:
         task, scale, length = self.task, self.scale, self.sizes.branch
 
         @jax.jit
-        def errors(state: mbpo.State, key: Key) -> Float[Array, "H N"]:
+        def errors(state: State, key: Key) -> Float[Array, "H N"]:
             start_key, key = jax.random.split(key)
             origin = replay.sample(state.replay, start_key, self.sizes.starts).observation
             world, policy = self.model.world(state.model), self.algorithm.policy(state, True)
@@ -265,7 +266,7 @@ class Study:
             steps: np.quantile(errors(state, next(self.keys)), (0.05, 0.5, 0.95), axis=1) for steps, state in chosen.items()
         }
 
-    def fitted(self, old: mbpo.State, rows: int) -> EnsembleState:
+    def fitted(self, old: State, rows: int) -> EnsembleState:
         """A new model, fitted to that many rows that the policy `old` collects, in episodes of the task's length."""
         length = self.task.episode_length
         episodes = -(-max(self.sizes.rows) // length)
@@ -274,7 +275,7 @@ class Study:
         data = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:]), data)
         return self.fit(self.model.init(next(self.keys), {}), data, jnp.asarray(rows), next(self.keys))[0]
 
-    def between(self, old: mbpo.State, new: mbpo.State, visited: Transition) -> dict[str, float]:
+    def between(self, old: State, new: State, visited: Transition) -> dict[str, float]:
         """epsilon_pi: the largest and the mean total variation between two policies at states visited by the old one."""
         states = visited.observation.reshape(-1, 3)
         found = self.shift(old.agent.actor.params, new.agent.actor.params, states, next(self.keys))
@@ -316,7 +317,7 @@ class Study:
             "under_later_policies": under_later,
         }
 
-    def returns(self, new: mbpo.State, model: EnsembleState, visited: Transition, rows: Transition) -> dict[str, Any]:
+    def returns(self, new: State, model: EnsembleState, visited: Transition, rows: Transition) -> dict[str, Any]:
         """eta, eta-hat and eta-branch(k), and their differences to eta: means over episodes with the half width of the 95 %
         interval of the mean. All have the same first states. `visited` is the old policy's, `rows` the new one's."""
         discounts = self.discount ** np.arange(self.sizes.horizon)
@@ -355,7 +356,7 @@ class Study:
 
 
 def _play(
-    task: Task, algorithm: Algorithm, state: mbpo.State, start_key: Key, key: Key, episodes: int, length: int
+    task: Task, algorithm: Algorithm, state: State, start_key: Key, key: Key, episodes: int, length: int
 ) -> Transition:
     """Rows [length, episodes] of the true simulator under the stochastic policy; no time limit is heeded."""
     carry = jax.vmap(task.world.reset)(jax.random.split(start_key, episodes))
@@ -365,7 +366,7 @@ def _play(
 
 
 def _branch(
-    task: Task, algorithm: Algorithm, model: DynamicsModel, new: mbpo.State, fitted: EnsembleState,
+    task: Task, algorithm: Algorithm, model: DynamicsModel, new: State, fitted: EnsembleState,
     origin: Float[Array, "N O"], key: Key, length: int,
 ) -> Float[Array, "length N"]:  # fmt: skip
     """Rewards of the model's branches from `origin` under the stochastic policy of `new`."""

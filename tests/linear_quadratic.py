@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmbrl.types import Agent, DynamicsModel, Policy, Transition, World
+from jaxmbrl.types import Agent, Average, DynamicsModel, Policy, Transition, World
 
 A, B, COST, DISCOUNT, GAIN = 0.9, 0.5, 0.1, 0.95, -0.4
 STATE_NOISE, ACTION_NOISE = 0.1, 0.2
@@ -65,11 +65,18 @@ def world(noise=0.0, ends=lambda following: jnp.zeros(following.shape[0], bool))
 
 def model(*, noise=0.0):
     """The task as a model that needs no fit."""
-    return DynamicsModel(init=None, fit=None, predict=None, world=lambda state: world(noise))
+
+    def predict(state, observation, action):
+        reward = -(observation[:, 0] ** 2 + COST * action[:, 0] ** 2) / 2
+        mean = jnp.stack([(A * observation + B * action)[:, 0], reward], axis=1)
+        return mean[None], jnp.broadcast_to(jnp.array([noise**2, 0.0]), mean.shape)[None]
+
+    return DynamicsModel(init=None, fit=None, predict=predict, world=lambda state: world(noise))
 
 
-def agent(*, noise=0.0, bonus=0.0, value=value):
-    """An agent whose critics are exact: `value` tells the value of states, and does not follow the gain that learns."""
+def agent(*, noise=0.0, bonus=0.0, value=value, by_action=action_value):
+    """An agent whose critics are exact: `value` and `by_action` tell the values of states and of actions, and do not follow
+    the gain that learns. Its actor's update tells the loss and its slope, and moves nothing."""
 
     def actor(state):
         def act(memory, observation, key):
@@ -82,9 +89,13 @@ def agent(*, noise=0.0, bonus=0.0, value=value):
     def frozen_value(state, observation, key):
         return value(observation[:, 0])
 
-    def q_of_the_action(state, observation, key):
-        action, _, _ = actor(state).act((), observation, key)
-        return action_value(observation[:, 0], action[:, 0])
+    def exact(state, observation, action, key):
+        return by_action(observation[:, 0], action[:, 0])
+
+    def update_actor(state, batch, key, *, loss=None):
+        (told, bonus), slope = jax.value_and_grad(loss, has_aux=True)(state.actor.params, state, batch, key)
+        told = {"agent/actor_loss": told, "agent/bonus": bonus, "agent/slope": slope}
+        return state, {name: Average.of(value) for name, value in told.items()}
 
     return Agent(
         init=None,
@@ -92,10 +103,10 @@ def agent(*, noise=0.0, bonus=0.0, value=value):
         actor=actor,
         target_value=frozen_value,
         target_values=lambda state, observation, key: frozen_value(state, observation, key)[None],
-        value=q_of_the_action,
+        action_value=exact,
         critic_target=None,
-        update_critic=None,
-        update_actor=None,
+        update_critic=lambda state, batch, key, **more: (state, {}),
+        update_actor=update_actor,
         update=None,
     )
 

@@ -1,9 +1,10 @@
-"""What methods share whose model improves the policy learner itself: its critic's target, or its actor's gradient.
+"""What methods share that put a fitted model beside a policy learner: its batches are imagined, or the model improves the
+learner itself, its critic's target or its actor's gradient.
 
     for each step of the environment:
         act by the stochastic policy (uniformly at random for the first `warmup_steps`), store the transition
-        each `refit_every` steps: fit the model to all real data
-        update the agent, improved by the fitted model, on batches of real transitions (`agents.off_policy`)
+        each `refit_every` steps: fit the model to all real data; then let the `Supply` imagine, where it does
+        update the agent, improved by the fitted model, on batches of the `Supply` (`agents.off_policy`)
 
 What is improved is an agent's `update`; the rest of it stays as it is (`types.Agent`).
 """
@@ -17,17 +18,16 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Int
 
-from jaxmbrl import agents, metrics, replay, returns
-from jaxmbrl.agents import AgentConfig, off_policy
+from jaxmbrl import agents, metrics, replay
+from jaxmbrl.agents import off_policy
 from jaxmbrl.agents.off_policy import OffPolicyConfig
 from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.models import ensemble
 from jaxmbrl.models.ensemble import EnsembleConfig
 from jaxmbrl.models.normalizer import Normalizer, normalize
 from jaxmbrl.replay import Replay
-from jaxmbrl.rollout import rollout
 from jaxmbrl.types import (
     Action,
     Agent,
@@ -43,7 +43,6 @@ from jaxmbrl.types import (
     PyTree,
     Task,
     Transition,
-    World,
     flatten,
     row_like,
 )
@@ -53,8 +52,6 @@ from jaxmbrl.types import (
 class ModelBasedConfig(OffPolicyConfig):
     """Settings that these methods share."""
 
-    agent: AgentConfig = field(default_factory=AgentConfig)
-    """The policy learner."""
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     """The dynamics model."""
     refit_every: Annotated[int, Ge(1)] = 250
@@ -87,6 +84,9 @@ class State(NamedTuple):
     model: PyTree
     """The `EnsembleState`, or another model's state."""
     replay: Replay
+    """Real transitions."""
+    supply: PyTree
+    """What the `Supply` holds; () where batches are drawn from the replay alone."""
     key: Key
 
 
@@ -94,51 +94,100 @@ Improve = Callable[[Agent, DynamicsModel, PyTree], Agent]
 """(agent, model, the model's state) -> the agent with other updates."""
 
 
+class Supply(NamedTuple):
+    """Where batches come from."""
+
+    init: Callable[[Hyper], PyTree]
+    """What is held at the start."""
+    refresh: Callable[[PyTree, DynamicsModel, PyTree, Policy, Replay, Int[Array, ""], Key], tuple[PyTree, Metrics]]
+    """(held, model, the model's state, policy that explores, real transitions, environment steps after the warm-up, key) ->
+    (held, metrics), after each fit."""
+    draw: Callable[[PyTree, Replay, Key], Any]
+    """(held, real transitions, key) -> the batch of one update."""
+
+
+class Recall(NamedTuple):
+    """How a method acts and stores that recalls how its real transitions were acted."""
+
+    policy: Callable[[Any], Policy]
+    """The agent's state -> the policy that explores."""
+    extras: Callable[[Transition], PyTree]
+    """(rows [R], their extras what the policy left) -> what is stored as their extras, leaves [R, ...]."""
+    blank: PyTree
+    """One row of it, of zeros."""
+
+
+def from_replay(draw: Callable[[Replay, Key], Any]) -> Supply:
+    """Batches drawn from the real transitions alone, by `draw(real transitions, key)`."""
+    return Supply(lambda hyper: (), lambda held, *_: (held, {}), lambda held, real, key: draw(real, key))
+
+
 def learner(
-    config: ModelBasedConfig, task: Task, name: str, improve: Improve, model: DynamicsModel | None = None
+    config: ModelBasedConfig,
+    task: Task,
+    name: str,
+    improve: Improve,
+    model: DynamicsModel | None = None,
+    supply: Supply | None = None,
+    recall: Recall | None = None,
 ) -> Algorithm:
-    """The algorithm of the module's first lines; `model` stands for the ensemble where it is given."""
-    sizes = vector_sizes(task, name)
-    agent = agents.make(config.agent, *sizes)
+    """The algorithm of the module's first lines; `model` stands for the ensemble where it is given. Without `supply`
+    batches are single real transitions; without `recall` the agent explores by itself, and nothing of that is stored."""
+    agent = agents.make(config.agent, *vector_sizes(task, name))
     if model is None:
         model = ensemble_of(config.ensemble, task, config.learn_reward, config.learn_termination)
+    if supply is None:
+        supply = from_replay(lambda real, key: replay.sample(real, key, config.batch_size))
 
     def init(key: Key, hyper: Hyper) -> State:
         agent_key, key, model_key = jax.random.split(key, 3)
-        buffer = replay.init(row_like(task), config.replay_capacity)
-        return State(agent.init(agent_key, hyper), model.init(model_key, {}), buffer, key)
+        row = row_like(task)._replace(extras=() if recall is None else recall.blank)
+        return State(
+            agent=agent.init(agent_key, hyper),
+            model=model.init(model_key, {}),
+            replay=replay.init(row, config.replay_capacity),
+            supply=supply.init(hyper),
+            key=key,
+        )
 
     def policy(state: State, explore: bool) -> Policy:
-        return agent.policy(state.agent, explore)
+        return agent.policy(state.agent, explore) if recall is None or not explore else recall.policy(state.agent)
+
+    def rows_of(transitions: Transition) -> Transition:
+        rows = flatten(transitions)
+        if recall is None:
+            return rows
+        left = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transitions.extras)
+        return rows._replace(extras=recall.extras(rows._replace(extras=left)))
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
-        key, update_key, fit_key = jax.random.split(state.key, 3)
-        real = replay.add(state.replay, flatten(transitions))
+        key, update_key, refit_key = jax.random.split(state.key, 3)
+        real = replay.add(state.replay, rows_of(transitions))
         # By the clock and not by `real.size`: a count that is batched over seeds would batch the loops of the fit.
         count = jnp.minimum(clock.env_steps, config.replay_capacity)
         steps = clock.env_steps - config.warmup_steps
-        model_state, fitted = metrics.when(
-            (steps >= 0) & (steps % config.refit_every == 0),
-            lambda model_state: model.fit(model_state, real.data, count, fit_key),
-            state.model,
+
+        def refit(learned: tuple[PyTree, PyTree]) -> tuple[tuple[PyTree, PyTree], Metrics]:
+            model_state, held = learned
+            fit_key, supply_key = jax.random.split(refit_key)
+            model_state, fitted = model.fit(model_state, real.data, count, fit_key)
+            held, made = supply.refresh(held, model, model_state, policy(state, True), real, steps, supply_key)
+            return (model_state, held), fitted | made
+
+        (model_state, held), fitted = metrics.when(
+            (steps >= 0) & (steps % config.refit_every == 0), refit, (state.model, state.supply)
         )
-        improved = improve(agent, model, model_state)
-        agent_state, updated = off_policy.improve(config, improved, clock, state.agent, real, update_key)
-        return State(agent_state, model_state, real, key), fitted | updated
+        agent_state, updated = off_policy.improve(
+            config,
+            improve(agent, model, model_state),
+            clock,
+            state.agent,
+            lambda key: supply.draw(held, real, key),
+            update_key,
+        )
+        return State(agent_state, model_state, real, held, key), fitted | updated
 
     return Algorithm(init, policy, learn, period=1)
-
-
-def with_critic(agent: Agent, update_critic: Callable[[PyTree, Transition, Key], tuple[PyTree, Metrics]]) -> Agent:
-    """`agent` whose critics are updated by `update_critic(state, batch, key)`, and whose actor as before."""
-
-    def update(state: PyTree, batch: Transition, key: Key) -> tuple[PyTree, Metrics]:
-        critic_key, actor_key = jax.random.split(key)
-        state, of_critic = update_critic(state, batch, critic_key)
-        state, of_actor = agent.update_actor(state, batch, actor_key)
-        return state, of_critic | of_actor
-
-    return agent._replace(update_critic=update_critic, update=update)
 
 
 def ensemble_of(config: EnsembleConfig, task: Task, learn_reward: bool, learn_termination: bool) -> DynamicsModel:
@@ -150,46 +199,6 @@ def ensemble_of(config: EnsembleConfig, task: Task, learn_reward: bool, learn_te
         terminated=None if learn_termination else task.terminated,
         features=task.features,
     )
-
-
-class Stretch(NamedTuple):
-    """T successive steps of each of B rows."""
-
-    observation: Float[Array, "T B O"]
-    action: Float[Array, "T B A"]
-    reward: Float[Array, "T B"]
-    bonus: Float[Array, "T B"]
-    """What the action earned besides the reward: an entropy bonus."""
-    terminated: Bool[Array, "T B"] | Float[Array, "T B"]
-    following: Float[Array, "T B O"]
-    """Next observations."""
-
-    @property
-    def alive(self) -> Float[Array, "T B"]:
-        """The probability that no step before ended the episode."""
-        return jax.vmap(returns.alive_before, in_axes=1, out_axes=1)(self.terminated)
-
-    def suffixes(self, last: Float[Array, "B"], discount: Float[Array, ""]) -> Float[Array, "S B"]:
-        """`returns.suffixes` of the rewards with their bonus, S = T + 1."""
-        by_row = jax.vmap(returns.suffixes, in_axes=(1, 1, 0, None), out_axes=1)
-        return by_row(self.reward + self.bonus, self.terminated, last, discount)
-
-
-def imagine(world: World, policy: Policy, origin: Float[Array, "B O"], key: Key, length: int) -> Stretch:
-    """`length` steps of a learned `world` from rows `origin`, under a policy whose extras are the bonus (`Agent.actor`).
-
-    Noise and actions are reparameterised: it can be differentiated in the policy's parameters and in `origin`.
-    """
-    start_key, rollout_key = jax.random.split(key)
-    _, rows = rollout(world, policy, (world.start(origin, start_key), ()), rollout_key, length)
-    return Stretch(rows.observation, rows.action, rows.reward, rows.extras, rows.terminated, rows.next_observation)
-
-
-def after(batch: Transition, imagined: Stretch) -> Stretch:
-    """The real steps of a `batch` [B], which earn no bonus, and the `imagined` ones that go on from them."""
-    first = (batch.observation, batch.action, batch.reward, jnp.zeros_like(batch.reward), batch.terminated)
-    real = Stretch(*first, batch.next_observation)
-    return jax.tree.map(lambda step, steps: jnp.concatenate([step[None], steps]), real, imagined)
 
 
 def seen_through(agent: Agent, by: Normalizer) -> Agent:
@@ -215,7 +224,9 @@ def seen_through(agent: Agent, by: Normalizer) -> Agent:
         actor=lambda state: shown(agent.actor(state)),
         target_value=lambda state, observation, key: agent.target_value(state, normalize(by, observation), key),
         target_values=lambda state, observation, key: agent.target_values(state, normalize(by, observation), key),
-        value=lambda state, observation, key: agent.value(state, normalize(by, observation), key),
+        action_value=lambda state, observation, action, key: agent.action_value(
+            state, normalize(by, observation), action, key
+        ),
         critic_target=lambda state, batch, key: agent.critic_target(state, batch_of(batch), key),
         update_critic=lambda state, batch, key, **more: agent.update_critic(state, batch_of(batch), key, **more),
         update_actor=update_actor,

@@ -163,7 +163,7 @@ class Planner(NamedTuple):
 
 class Agent(NamedTuple):
     """A policy learner with a critic. MVE and STEVE give `update_critic` another target; SVG and MAAC give `update_actor`
-    another loss. Both are put together from `actor`, `target_value` and `value`."""
+    another loss. Both are put together from `actor`, `target_value` and `action_value`."""
 
     init: Callable[[Key, Hyper], Any]
     policy: Callable[[Any, bool], Policy]
@@ -175,16 +175,17 @@ class Agent(NamedTuple):
     """(state, observation [N, O], key) -> the value that `critic_target` takes of a next observation."""
     target_values: Callable[[Any, Observation, Key], Float[Array, "L N"]]
     """The same by each of the L target critics alone, of one action a row: `target_value` is made of these."""
-    value: Callable[[Any, Observation, Key], Float[Array, "N"]]
-    """(state, observation [N, O], key) -> the value that the actor maximises, differentiable in its parameters."""
+    action_value: Callable[[Any, Observation, Action, Key], Float[Array, "N"]]
+    """(state, observation [N, O], action [N, A], key) -> the value of the actions that the actor maximises, their own bonus
+    not counted, differentiable in observation and action."""
     critic_target: Callable[[Any, Transition, Key], Float[Array, "B"]]
     """The agent's own one-step target: reward + discount (1 - terminated) target_value(next observation)."""
     update_critic: Callable[..., tuple[Any, Metrics]]
     """(state, batch, key, *, target=None, weight=None) -> (state, metrics); target and weight are [B], and the
     weighted errors are averaged over B."""
     update_actor: Callable[..., tuple[Any, Metrics]]
-    """(state, batch, key, *, loss=None) -> (state, metrics); loss(params, state, batch, key) -> ([], mean log-density), of
-    which a soft agent's temperature learns."""
+    """(state, batch, key, *, loss=None) -> (state, metrics); loss(params, state, batch, key) -> ([], mean bonus of actions
+    drawn by the policy, from which a soft agent learns its temperature)."""
     update: Callable[[Any, Transition, Key], tuple[Any, Metrics]]
     """Critic, then actor, with the same batch."""
 

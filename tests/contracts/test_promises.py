@@ -56,6 +56,9 @@ TINY: dict[str, dict[str, Any]] = {
         "first_updates": 2,
     },
     "mve": _UNDER | {"horizon": 2, "learn_termination": True},
+    "maac": _MODEL_BASED
+    | {"horizon": 2, "rollout_rows": 83, "retain_steps": 100, "updates_per_step": 2, "rematerialize": True},
+    "svg": _MODEL_BASED | {"horizon": 2, "learn_termination": True},
     "sac": _OFF_POLICY,
     "steve": _UNDER | {"ensemble.elites": 3, "agent.sac.critics": 3, "horizon": 2, "learn_termination": True},
     "redq": _OFF_POLICY | {"agent.critics": 3, "updates_per_step": 4, "actor_delay": 2},
@@ -84,6 +87,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"trust.rule": "macura", "learn_reward": False, "ensemble.elites": 3},
     ),
     "mbpo, M2AC, learned termination": ("mbpo", {"trust.rule": "m2ac", "learn_termination": True}),
+    "svg, noise inferred, known reward": ("svg", {"horizon": 1, "noise": "inferred", "learn_reward": False}),
     "pets, iCEM, moment matching, all learned": (
         "pets",
         {
@@ -126,7 +130,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Settings that change what is compiled, tried together; by name, the algorithm and what differs from its TINY settings."""
 CASES = {name: (name, {}) for name in sorted(algorithms.METHODS)} | VARIANTS
-ALIKE = {"ddpg", "redq", "steve", "td3", *VARIANTS}
+ALIKE = {"ddpg", "maac", "redq", "steve", "td3", *VARIANTS}
 """Cases whose code another one compiles for the most part."""
 
 

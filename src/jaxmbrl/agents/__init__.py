@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from jaxmbrl.agents import sac, td3
 from jaxmbrl.agents.sac import SACConfig
 from jaxmbrl.agents.td3 import TD3Config
 from jaxmbrl.types import Agent
-
-AGENTS: dict[str, Callable[[Any, int, int], Agent]] = {"sac": sac.make, "td3": td3.make}
-"""What makes each agent of its config and the lengths of observation and action."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +28,9 @@ class AgentConfig:
         return getattr(self, self.method)
 
 
-def make(config: AgentConfig, observation_size: int, action_size: int) -> Agent:
-    """The agent that `config` names."""
-    return AGENTS[config.method](config.chosen, observation_size, action_size)
+def make(config: AgentConfig | SACConfig | TD3Config, observation_size: int, action_size: int) -> Agent:
+    """The agent of that `config`, or the one that it chooses."""
+    chosen = config.chosen if isinstance(config, AgentConfig) else config
+    if isinstance(chosen, SACConfig):
+        return sac.make(chosen, observation_size, action_size)
+    return td3.make(chosen, observation_size, action_size)

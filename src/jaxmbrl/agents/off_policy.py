@@ -8,6 +8,7 @@ for each environment step:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -65,22 +66,22 @@ def learner(config: OffPolicyConfig, agent: Agent, task: Task) -> Algorithm:
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, update_key = jax.random.split(state.key)
         buffer = replay.add(state.replay, flatten(transitions))
-        agent_state, found = improve(config, agent, clock, state.agent, buffer, update_key)
+        agent_state, found = improve(config, agent, clock, state.agent, draw_from(buffer), update_key)
         return State(agent_state, buffer, key), found
+
+    def draw_from(buffer: Replay) -> Callable[[Key], Transition]:
+        return lambda key: replay.sample(buffer, key, config.batch_size)
 
     return Algorithm(init, policy, learn, period=1)
 
 
 def improve(
-    config: OffPolicyConfig, agent: Agent, clock: Clock, state: PyTree, buffer: Replay, key: Key
+    config: OffPolicyConfig, agent: Agent, clock: Clock, state: PyTree, draw: Callable[[Key], Any], key: Key
 ) -> tuple[PyTree, Metrics]:
-    """The updates of one call of `learn`, none before the warm-up is over."""
+    """The updates of one call of `learn`, on batches that `draw(key)` makes; none before the warm-up is over."""
     number = config.updates_per_step * config.num_envs
     # Environment steps when updates begin; the call that reaches them is the first to update.
     first = max(config.warmup_steps, config.num_envs)
-
-    def draw(key: Key) -> Transition:
-        return replay.sample(buffer, key, config.batch_size)
 
     def update(state: PyTree) -> tuple[PyTree, Metrics]:
         # By the clock, which all seeds share: a count of the agent's own would be batched over them.

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 
 from jaxmbrl import optimizer
 from jaxmbrl.agents.critics import regress
+from jaxmbrl.agents.updates import in_turn
 from jaxmbrl.distributions import sample_squashed
 from jaxmbrl.networks import MLP
 from jaxmbrl.optimizer import Trainable
@@ -80,6 +81,7 @@ class SACState(NamedTuple):
 
 
 ActorLoss = Callable[[PyTree, SACState, Transition, Key], tuple[Float[Array, ""], Float[Array, ""]]]
+"""(actor parameters, state, batch, key) -> (what the actor descends, mean entropy bonus of actions that it drew)."""
 
 
 class SACFunctions(NamedTuple):
@@ -217,14 +219,14 @@ def assemble(config: SACConfig, parts: SACFunctions, observation_size: int, acti
         params: PyTree, state: SACState, observation: Observation, key: Key
     ) -> tuple[Float[Array, "N"], Float[Array, "N"]]:
         """What the actor maximises, and the log-density of the actions that it drew."""
-        action_key, unit_key = jax.random.split(key) if config.dropout else (key, None)
+        action_key, value_key = jax.random.split(key) if config.dropout else (key, key)
         action, log_density = sample(params, observation, action_key)
-        values = q(state.critic.params, observation, action, unit_key)
-        value = values.min(axis=0) if config.actor_value == "min" else values.mean(axis=0)
+        value = action_value(state, observation, action, value_key)
         return value - jnp.exp(state.log_temperature.params) * log_density, log_density
 
-    def value(state: SACState, observation: Observation, key: Key) -> Float[Array, "N"]:
-        return judged(state.actor.params, state, observation, key)[0]
+    def action_value(state: SACState, observation: Observation, action: Action, key: Key) -> Float[Array, "N"]:
+        values = q(state.critic.params, observation, action, key if config.dropout else None)
+        return values.min(axis=0) if config.actor_value == "min" else values.mean(axis=0)
 
     def actor_loss(params: PyTree, state: SACState, batch: Transition, key: Key) -> tuple[Array, Array]:
         values, log_density = judged(params, state, batch.observation, key)
@@ -234,7 +236,8 @@ def assemble(config: SACConfig, parts: SACFunctions, observation_size: int, acti
         state: SACState, batch: Transition, key: Key, *, loss: ActorLoss | None = None
     ) -> tuple[SACState, Metrics]:
         gradient_of = jax.value_and_grad(actor_loss if loss is None else loss, has_aux=True)
-        (value, log_density), gradient = gradient_of(state.actor.params, state, batch, key)
+        (value, told), gradient = gradient_of(state.actor.params, state, batch, key)
+        log_density = told if loss is None else -told / jnp.exp(state.log_temperature.params)
         trained, norm = optimizer.step(state.actor, gradient)
         # The gradient of -log alpha (log pi + target entropy) with respect to log alpha.
         temperature, _ = optimizer.step(state.log_temperature, -(log_density + target_entropy))
@@ -245,21 +248,15 @@ def assemble(config: SACConfig, parts: SACFunctions, observation_size: int, acti
             "agent/actor_gradient_norm": Average.of(norm),
         }
 
-    def update(state: SACState, batch: Transition, key: Key) -> tuple[SACState, Metrics]:
-        critic_key, actor_key = jax.random.split(key)
-        state, critic_metrics = update_critic(state, batch, critic_key)
-        state, actor_metrics = update_actor(state, batch, actor_key)
-        return state, critic_metrics | actor_metrics
-
     return Agent(
         init=init,
         policy=partial(_policy, parts),
         actor=partial(_judged_policy, parts),
         target_value=target_value,
         target_values=target_values,
-        value=value,
+        action_value=action_value,
         critic_target=critic_target,
         update_critic=update_critic,
         update_actor=update_actor,
-        update=update,
+        update=in_turn(update_critic, update_actor),
     )

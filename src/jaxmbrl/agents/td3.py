@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 
 from jaxmbrl import optimizer
 from jaxmbrl.agents.critics import regress
+from jaxmbrl.agents.updates import in_turn
 from jaxmbrl.networks import MLP
 from jaxmbrl.optimizer import Trainable
 from jaxmbrl.types import Action, Agent, Average, Hyper, Key, Memory, Metrics, Observation, Policy, PyTree, Transition
@@ -140,17 +141,14 @@ def make(config: TD3Config, observation_size: int, action_size: int) -> Agent:
         trained, found = regress(state.critic, lambda params: every_q(params, batch.observation, batch.action), y, weight)
         return state._replace(critic=trained), found
 
-    def judged(params: PyTree, state: TD3State, observation: Observation) -> Float[Array, "N"]:
-        """What the actor maximises."""
+    def action_value(state: TD3State, observation: Observation, action: Action, key: Key) -> Float[Array, "N"]:
         first = jax.tree.map(lambda leaf: leaf[0], state.critic.params)
-        return q(first, observation, action_of(params, observation))
-
-    def value(state: TD3State, observation: Observation, key: Key) -> Float[Array, "N"]:
-        return judged(state.actor.params, state, observation)
+        return q(first, observation, action)
 
     def actor_loss(params: PyTree, state: TD3State, batch: Transition, key: Key) -> tuple[Array, Array]:
-        # A deterministic actor has no density; nothing here looks at it.
-        return -jnp.mean(judged(params, state, batch.observation)), jnp.zeros(())
+        action = action_of(params, batch.observation)
+        # A deterministic actor earns no bonus; nothing here looks at it.
+        return -jnp.mean(action_value(state, batch.observation, action, key)), jnp.zeros(())
 
     def update_actor(
         state: TD3State, batch: Transition, key: Key, *, loss: ActorLoss | None = None
@@ -164,21 +162,15 @@ def make(config: TD3Config, observation_size: int, action_size: int) -> Agent:
             "agent/actor_gradient_norm": Average.of(norm),
         }
 
-    def update(state: TD3State, batch: Transition, key: Key) -> tuple[TD3State, Metrics]:
-        critic_key, actor_key = jax.random.split(key)
-        state, critic_metrics = update_critic(state, batch, critic_key)
-        state, actor_metrics = update_actor(state, batch, actor_key)
-        return state, critic_metrics | actor_metrics
-
     return Agent(
         init=init,
         policy=policy,
         actor=judged_policy,
         target_value=target_value,
         target_values=target_values,
-        value=value,
+        action_value=action_value,
         critic_target=critic_target,
         update_critic=update_critic,
         update_actor=update_actor,
-        update=update,
+        update=in_turn(update_critic, update_actor),
     )

@@ -1,4 +1,4 @@
-"""Several updates of an agent in a row, each on a batch of its own."""
+"""An agent's updates: critics and actor in turn, either by other means, and many in a row."""
 
 from __future__ import annotations
 
@@ -44,3 +44,26 @@ def updates(
 
     state, found = jax.lax.scan(update, state, (jnp.arange(number), jax.random.split(key, number)))
     return state, metrics.total(found)
+
+
+Update = Callable[[Any, Any, Key], tuple[Any, Metrics]]
+"""(state, batch, key) -> (state, metrics)."""
+
+
+def in_turn(update_critic: Update, update_actor: Update) -> Update:
+    """The critics' update, then the actor's, on the same batch."""
+
+    def update(state: Any, batch: Any, key: Key) -> tuple[Any, Metrics]:
+        critic_key, actor_key = jax.random.split(key)
+        state, of_critic = update_critic(state, batch, critic_key)
+        state, of_actor = update_actor(state, batch, actor_key)
+        return state, of_critic | of_actor
+
+    return update
+
+
+def with_updates(agent: Agent, *, critic: Update | None = None, actor: Update | None = None) -> Agent:
+    """`agent` whose critics, or actor, or both are updated by what is given."""
+    critic = agent.update_critic if critic is None else critic
+    actor = agent.update_actor if actor is None else actor
+    return agent._replace(update_critic=critic, update_actor=actor, update=in_turn(critic, actor))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxmbrl.algorithms import dhmbpo, mbpo, mve, pets, sac, steve, td3
+from jaxmbrl.algorithms import dhmbpo, maac, mbpo, mve, pets, sac, steve, svg, td3
 from jaxmbrl.config import UserError, closest
 from jaxmbrl.presets import Preset, default_for
 from jaxmbrl.types import Algorithm, Task
@@ -24,6 +24,7 @@ class Method(NamedTuple):
 
 _SAC_HYPER = ("learning_rate", "discount", "initial_temperature")
 _TD3_HYPER = ("learning_rate", "discount")
+_BRANCHED_HYPER = (*_SAC_HYPER, "real_ratio")
 
 METHODS: dict[str, Method] = {
     "ddpg": Method(
@@ -47,11 +48,18 @@ METHODS: dict[str, Method] = {
         _SAC_HYPER,
         "soft actor-critic with many updates a step, of critics with dropout and layer norm",
     ),
+    "maac": Method(
+        maac.make,
+        maac.Config,
+        maac.PRESETS,
+        _BRANCHED_HYPER,
+        "soft actor-critic whose actor climbs what some imagined steps earn, through the ensemble's derivatives",
+    ),
     "mbpo": Method(
         mbpo.make,
         mbpo.Config,
         mbpo.PRESETS,
-        ("learning_rate", "discount", "initial_temperature", "real_ratio"),
+        _BRANCHED_HYPER,
         "soft actor-critic on short branches imagined by a probabilistic ensemble",
     ),
     "mve": Method(
@@ -88,6 +96,13 @@ METHODS: dict[str, Method] = {
         steve.PRESETS,
         _TD3_HYPER,
         "soft actor-critic or TD3 whose critics' targets look through an ensemble as far as its members agree",
+    ),
+    "svg": Method(
+        svg.make,
+        svg.Config,
+        svg.PRESETS,
+        _SAC_HYPER,
+        "soft actor-critic whose actor follows stochastic value gradients: through imagined steps, or real ones re-created",
     ),
     "td3": Method(
         td3.make,

@@ -13,12 +13,12 @@ and actor.
                         through model and policy
 
 m_t is the probability that no step before t ended the episode; V' and V are the agent's values for targets and for the
-actor (`agents.scaled_sac`), which also says what a return can be. Both use the same steps. No real action teaches the
-critics.
+actor (`agents.scaled_sac`), which also says what a return can be. No real action teaches the critics.
 
 Differs from the published code: imagined states are stored as they are, not normalised by what may be old statistics, and
 are forgotten at each fit, as that code means to; members are drawn by one random shift a step (`models.ensemble`), and
-fitted by our ensemble's bootstrap and early stopping, without dropout, for as many epochs at the first fit as later.
+fitted by our ensemble's bootstrap and early stopping, without dropout, for as many epochs at the first fit as later; the
+short rollouts of critics and actor are drawn apart.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ from jaxmbrl import metrics, optimizer, replay
 from jaxmbrl.agents import scaled_sac
 from jaxmbrl.agents.sac import SACState
 from jaxmbrl.agents.scaled_sac import ScaledSACConfig
-from jaxmbrl.agents.updates import updates
+from jaxmbrl.agents.updates import updates, with_updates
 from jaxmbrl.envs.base import vector_sizes
-from jaxmbrl.model_based import Stretch, ensemble_of, imagine, seen_through
+from jaxmbrl.imagination import Stretch, imagine
+from jaxmbrl.model_based import ensemble_of, seen_through
 from jaxmbrl.models import branching, normalizer, trust
 from jaxmbrl.models.branching import Imagined
 from jaxmbrl.models.ensemble import EnsembleConfig
@@ -62,6 +63,7 @@ from jaxmbrl.types import (
     flatten,
     row_like,
 )
+from jaxmbrl.value_gradients import Ascent, climbing
 
 ALWAYS = TrustConfig()
 
@@ -88,6 +90,8 @@ class Config:
     """The dynamics model."""
     horizon: Annotated[int, Ge(1)] = 5
     """Model steps n of the short rollout, through which the actor is differentiated."""
+    rematerialize: bool = False
+    """Whether the actor's backward pass computes each model step again, and so holds the n states alone."""
     distribution_horizon: Annotated[int, Ge(0)] = 20
     """Model steps of the long rollout, whose states are learned on; 0 for real states."""
     distribution_rows: Annotated[int, Ge(1)] = 256
@@ -258,11 +262,9 @@ def target_of(agent: Agent, state: PyTree, stretch: Stretch, key: Key) -> Float[
 def short_horizon(config: Config, agent: Agent, world: World) -> Agent:
     """`agent` whose critics and actor learn by following it from a batch's states for some model steps."""
 
-    def follow(state: SACState, batch: Transition, key: Key) -> Stretch:
-        return imagine(world, agent.actor(state), batch.observation, key, config.horizon)
-
-    def learn_critic(state: SACState, stretch: Stretch, key: Key) -> tuple[SACState, Metrics]:
-        value_key, critic_key = jax.random.split(key)
+    def update_critic(state: SACState, batch: Transition, key: Key) -> tuple[SACState, Metrics]:
+        follow_key, value_key, critic_key = jax.random.split(key, 3)
+        stretch = imagine(world, agent.actor(state), batch.observation, follow_key, config.horizon)
         earned = jnp.where(stretch.alive > 0, stretch.reward + stretch.bonus, jnp.nan)
         state = scaled_sac.follow(config.agent, state, earned)
         target = target_of(agent, state, stretch, value_key)
@@ -274,26 +276,8 @@ def short_horizon(config: Config, agent: Agent, world: World) -> Agent:
         low, high = state.critic.params["bounds"][0]
         return state, found | {"agent/return_low": Average.of(low), "agent/return_high": Average.of(high)}
 
-    def update_critic(state: SACState, batch: Transition, key: Key) -> tuple[SACState, Metrics]:
-        follow_key, critic_key = jax.random.split(key)
-        return learn_critic(state, follow(state, batch, follow_key), critic_key)
-
-    def update(state: SACState, batch: Transition, key: Key) -> tuple[SACState, Metrics]:
-        follow_key, critic_key, actor_key = jax.random.split(key, 3)
-        state, of_critic = learn_critic(state, follow(state, batch, follow_key), critic_key)
-
-        def loss(params: PyTree, state: SACState, batch: Transition, key: Key) -> tuple[Array, Array]:
-            state = state._replace(actor=state.actor._replace(params=params))
-            # The steps that the critics learned from.
-            stretch = follow(state, batch, follow_key)
-            objective = stretch.suffixes(agent.value(state, stretch.following[-1], key), state.discount)[0]
-            log_density = -jnp.mean(stretch.bonus[0]) / jnp.exp(state.log_temperature.params)
-            return -jnp.mean(objective), log_density
-
-        state, of_actor = agent.update_actor(state, batch, actor_key, loss=loss)
-        return state, of_critic | of_actor
-
-    return agent._replace(update_critic=update_critic, update=update)
+    ascent = Ascent(config.horizon, bonus_later=True, rematerialize=config.rematerialize)
+    return climbing(with_updates(agent, critic=update_critic), world, ascent)
 
 
 PRESETS = {

@@ -22,217 +22,35 @@ real. MACURA's pink noise and its number of updates by the buffer's fill are lef
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
-import jax
-import jax.numpy as jnp
-from annotated_types import Ge, Le
-from jaxtyping import Array, Float, Int
+from annotated_types import Ge
 
-from jaxmbrl import metrics, replay
-from jaxmbrl.agents import sac
-from jaxmbrl.agents.sac import SACConfig, SACState
-from jaxmbrl.agents.updates import updates
-from jaxmbrl.envs.base import vector_sizes
-from jaxmbrl.models import branching, ensemble, trust
-from jaxmbrl.models.branching import Imagined
+from jaxmbrl import branched
+from jaxmbrl.agents.sac import SACConfig
+from jaxmbrl.branched import BranchedConfig, RolloutLength
+from jaxmbrl.model_based import learner
 from jaxmbrl.models.ensemble import EnsembleConfig
 from jaxmbrl.models.trust import TrustConfig
 from jaxmbrl.presets import Preset
-from jaxmbrl.replay import Replay
-from jaxmbrl.types import (
-    Algorithm,
-    Clock,
-    DynamicsModel,
-    Hyper,
-    Key,
-    Metrics,
-    Policy,
-    PyTree,
-    Task,
-    Transition,
-    flatten,
-    row_like,
-)
+from jaxmbrl.types import Algorithm, DynamicsModel, Task
 
 
 @dataclass(frozen=True)
-class RolloutLength:
-    """Steps k of a branch: `first`, then growing linearly between two environment steps, then `last`; rounded down."""
-
-    first: Annotated[int, Ge(1)] = 1
-    """Length at the start."""
-    last: Annotated[int, Ge(1)] = 1
-    """Length at the end, at least `first`."""
-    begins: Annotated[int, Ge(0)] = 20_000
-    """Environment steps after the warm-up at which it begins to grow."""
-    ends: Annotated[int, Ge(1)] = 150_000
-    """Environment steps after the warm-up at which it is `last`."""
-
-    def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
-        if self.last < self.first:
-            return "last", f"must be at least first ({self.first}), got {self.last}"
-        if self.ends <= self.begins:
-            return "ends", f"must be above begins ({self.begins}), got {self.ends}"
-        return None
-
-    def at(self, steps: Int[Array, ""] | int) -> Int[Array, ""]:
-        """k after `steps` environment steps, the warm-up not counted (arXiv 1906.08253, appendix C)."""
-        grown = jnp.clip(steps - self.begins, 0, self.ends - self.begins)
-        return self.first + (grown * (self.last - self.first)) // (self.ends - self.begins)
-
-
-@dataclass(frozen=True)
-class Config:
+class Config(BranchedConfig):
     """Settings of a run of MBPO."""
 
-    agent: SACConfig = field(default_factory=SACConfig)
-    """The policy learner."""
-    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
-    """The dynamics model."""
-    rollout_length: RolloutLength = field(default_factory=RolloutLength)
-    """Steps of an imagined branch."""
-    trust: TrustConfig = field(default_factory=TrustConfig)
-    """Which imagined rows are kept."""
-    rollout_rows: Annotated[int, Ge(1)] = 100_000
-    """Real states from which branches begin after each fit."""
-    retain_steps: Annotated[int, Ge(1)] = 1000
-    """Environment steps for which imagined rows are kept, at least those of the last fit."""
-    refit_every: Annotated[int, Ge(1)] = 250
-    """Environment steps between two fits of the model."""
-    real_ratio: Annotated[float, Ge(0), Le(1)] = 0.05
-    """Share of real transitions in a batch, rounded down to whole rows."""
-    learn_reward: bool = True
-    """Learn the reward even where the task's is known, as the paper does."""
-    learn_termination: bool = False
-    """Learn the termination even where the task's is known."""
-    batch_size: Annotated[int, Ge(1)] = 256
-    """Transitions in each update."""
     updates_per_step: Annotated[int, Ge(1)] = 20
     """Updates of the agent for each environment step."""
-    replay_capacity: Annotated[int, Ge(2)] = 1_000_000
-    """Real transitions kept, the oldest giving way."""
     warmup_steps: Annotated[int, Ge(2)] = 5000
     """Environment steps of uniformly random actions, without updates, at the start."""
-    num_envs: Annotated[int, Ge(1)] = 1
-    """Environments that each seed steps side by side."""
-    epoch_steps: Annotated[int, Ge(1)] = 1000
-    """Environment steps between two rows of metrics."""
-    eval_every: Annotated[int, Ge(0)] = 5
-    """Epochs between two evaluations; 0 for none."""
-
-    def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
-        for name in ("refit_every", "warmup_steps"):
-            if getattr(self, name) % self.num_envs:
-                return name, f"must be a multiple of num_envs ({self.num_envs}), got {getattr(self, name)}"
-        if self.ensemble.propagation == "moment_matching":
-            return "ensemble.propagation", "must not be moment_matching: start rows are not one belief"
-        if self.trust.rule != "always" and not (self.ensemble.probabilistic and self.ensemble.members > 1):
-            return "trust.rule", f"must be always unless several probabilistic members disagree, got {self.trust.rule}"
-        return None
-
-    @property
-    def imagined_capacity(self) -> int:
-        """Rows that the imagined buffer can hold when k is at its largest."""
-        return self.rows_kept * self.rollout_length.last
-
-    @property
-    def rows_kept(self) -> int:
-        """Rows that the imagined buffer holds for each step of a branch."""
-        return self.rollout_rows * self.rounds_kept
-
-    @property
-    def rounds_kept(self) -> int:
-        """Fits whose imagined rows are kept."""
-        return max(1, self.retain_steps // self.refit_every)
-
-
-class State(NamedTuple):
-    """Everything that a run of MBPO holds."""
-
-    agent: SACState
-    model: PyTree
-    """The `EnsembleState`, or another model's state."""
-    replay: Replay
-    """Real transitions."""
-    imagined: Imagined
-    """Imagined ones, and what the rule of trust remembers."""
-    real_ratio: Float[Array, ""]
-    key: Key
 
 
 def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
-    """MBPO on `task`; `model` stands for the ensemble where it is given."""
-    observation_size, action_size = vector_sizes(task, "mbpo")
-    agent = sac.make(config.agent, observation_size, action_size)
-    rule = trust.make(config.trust)
-    if model is None:
-        model = ensemble.make(
-            config.ensemble,
-            observation_size,
-            action_size,
-            reward=None if config.learn_reward else task.reward,
-            terminated=None if config.learn_termination else task.terminated,
-            features=task.features,
-        )
-
-    def init(key: Key, hyper: Hyper) -> State:
-        agent_key, key, model_key = jax.random.split(key, 3)
-        row = row_like(task)
-        return State(
-            agent=agent.init(agent_key, hyper),
-            model=model.init(model_key, {}),
-            replay=replay.init(row, config.replay_capacity),
-            imagined=branching.init(row, config.imagined_capacity, config.rounds_kept, config.trust),
-            real_ratio=jnp.asarray(hyper.get("real_ratio", config.real_ratio), float),
-            key=key,
-        )
-
-    def policy(state: State, explore: bool) -> Policy:
-        return agent.policy(state.agent, explore)
-
-    def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
-        key, update_key, refit_key = jax.random.split(state.key, 3)
-        real = replay.add(state.replay, flatten(transitions))
-        # By the clock and not by `real.size`: a count that is batched over seeds would batch the loops of the fit.
-        count = jnp.minimum(clock.env_steps, config.replay_capacity)
-        steps = clock.env_steps - config.warmup_steps
-        ready = steps >= 0
-
-        def refit(learned: tuple[PyTree, Imagined]) -> tuple[tuple[PyTree, Imagined], Metrics]:
-            model_state, imagined = learned
-            fit_key, start_key, branch_key = jax.random.split(refit_key, 3)
-            model_state, fitted = model.fit(model_state, real.data, count, fit_key)
-            length = config.rollout_length.at(steps)
-            imagined, branched = branching.branch(
-                model.world(model_state),
-                branching.doubting(policy(state, explore=True), rule, model, model_state),
-                rule,
-                imagined._replace(buffer=replay.resize(imagined.buffer, config.rows_kept * length)),
-                replay.sample(real, start_key, config.rollout_rows).observation,
-                branch_key,
-                length,
-            )
-            return (model_state, imagined), fitted | branched
-
-        (model_state, imagined), found = metrics.when(
-            ready & (steps % config.refit_every == 0), refit, (state.model, state.imagined)
-        )
-
-        def draw(key: Key) -> Transition:
-            return replay.mixture(real, imagined.buffer, key, config.batch_size, state.real_ratio)
-
-        agent_state, updated = metrics.when(
-            ready,
-            lambda agent_state: updates(agent, agent_state, draw, update_key, config.updates_per_step * config.num_envs),
-            state.agent,
-        )
-        return State(agent_state, model_state, real, imagined, state.real_ratio, key), found | updated
-
-    return Algorithm(init, policy, learn, period=1)
+    """MBPO on `task`; `model` stands for the ensemble where it is given. The agent learns as it does by itself: the model
+    supplies its batches and does no more."""
+    return learner(config, task, "mbpo", lambda agent, model, state: agent, model, branched.supply(config, task))
 
 
 _PAPER = "jannerm/mbpo: examples/config, mbpo/models/constructor.py, mbpo/algorithms/mbpo.py; arXiv 1906.08253, table 1"

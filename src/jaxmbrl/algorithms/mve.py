@@ -17,7 +17,7 @@ each; an agent with an entropy bonus expands its soft value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import jax
@@ -28,7 +28,9 @@ from jaxtyping import Array, Float
 from jaxmbrl.agents import AgentConfig
 from jaxmbrl.agents.sac import SACConfig
 from jaxmbrl.agents.td3 import TD3Config
-from jaxmbrl.model_based import ModelBasedConfig, Stretch, after, imagine, learner, with_critic
+from jaxmbrl.agents.updates import with_updates
+from jaxmbrl.imagination import Stretch, after, imagine
+from jaxmbrl.model_based import ModelBasedConfig, learner
 from jaxmbrl.models.ensemble import EnsembleConfig
 from jaxmbrl.presets import Preset
 from jaxmbrl.types import Agent, Algorithm, Average, DynamicsModel, Key, Metrics, PyTree, Task, Transition, World
@@ -38,6 +40,8 @@ from jaxmbrl.types import Agent, Algorithm, Average, DynamicsModel, Key, Metrics
 class Config(ModelBasedConfig):
     """Settings of a run of MVE."""
 
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    """The policy learner."""
     horizon: Annotated[int, Ge(0)] = 3
     """Model steps n after the real one."""
     td_k: bool = True
@@ -65,7 +69,7 @@ def expanding(agent: Agent, world: World, horizon: int, td_k: bool) -> Agent:
         state, found = agent.update_critic(state, rows, critic_key, target=target, weight=weight)
         return state, found | {"expand/alive": Average.of(jnp.mean(stretch.alive[-1]))}
 
-    return with_critic(agent, update_critic)
+    return with_updates(agent, critic=update_critic)
 
 
 def expand(

@@ -37,7 +37,9 @@ from jaxmbrl import returns
 from jaxmbrl.agents import AgentConfig
 from jaxmbrl.agents.sac import SACConfig
 from jaxmbrl.agents.td3 import TD3Config
-from jaxmbrl.model_based import ModelBasedConfig, Stretch, after, imagine, learner, with_critic
+from jaxmbrl.agents.updates import with_updates
+from jaxmbrl.imagination import Stretch, after, imagine
+from jaxmbrl.model_based import ModelBasedConfig, learner
 from jaxmbrl.models.ensemble import EnsembleConfig
 from jaxmbrl.presets import Preset
 from jaxmbrl.types import (
@@ -100,7 +102,7 @@ def mixing(agent: Agent, model: DynamicsModel, fitted: PyTree, horizon: int, mem
         trust = {f"steve/weight_{i}": Average.of(weight) for i, weight in enumerate(jnp.mean(weights, axis=0))}
         return state, found | trust
 
-    return with_critic(agent, update_critic)
+    return with_updates(agent, critic=update_critic)
 
 
 def expand(

@@ -1,0 +1,113 @@
+"""Value gradients: what an actor earns along imagined steps, differentiated through the model.
+
+    J = sum_{t<n} discount^t m_t (r_t + bonus_t) + discount^n m_n (Q(s_n, a_n) + bonus_n),    m_t the probability that no
+        step before t ended the episode,    a_t = pi(s_t, noise),    s_{t+1} = f(s_t, a_t, noise)
+
+(Heess et al., Learning continuous control policies by stochastic value gradients, arXiv 1510.09142; Clavera et al.,
+Model-augmented actor-critic, arXiv 2005.08068.) Of n = 0 steps it is what a model-free actor maximises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxmbrl.agents.updates import with_updates
+from jaxmbrl.imagination import imagine
+from jaxmbrl.types import Action, Agent, Average, Key, Metrics, PyTree, Transition, World
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """How an actor climbs what it earns through the model."""
+
+    horizon: int
+    """Model steps n; of none the objective is the agent's own."""
+    bonus_later: bool
+    """Whether the actions after the first earn their bonus too."""
+    rematerialize: bool
+    """Whether the backward pass computes each step again (`imagine`)."""
+
+
+def outlook(
+    ascent: Ascent,
+    agent: Agent,
+    world: World,
+    state: PyTree,
+    origin: Float[Array, "B O"],
+    nudges: Float[Array, "S B O"],
+    key: Key,
+) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+    """J of the module's first lines over n = `ascent.horizon` steps from s_0 = `origin`, and the first actions' bonus.
+
+    `nudges`, S = n + 1, are added to the states s_0 .. s_n. Where they are 0, the derivative of J by them is how much all
+    that is earned from each state on changes with it, what the step to it earns left out.
+
+    Rows that a step has surely ended go on from where they started: no one counts what they meet, and what a model makes of
+    the dead may not be finite, nor its derivative.
+    """
+    imagine_key, act_key, value_key = jax.random.split(key, 3)
+    policy = agent.actor(state)
+    stretch = imagine(_nudged(world, origin, nudges), policy, origin, imagine_key, ascent.horizon, ascent.rematerialize)
+    last = jnp.concatenate([(origin + nudges[0])[None], stretch.following])[-1]
+    action, bonus, _ = policy.act((), last, act_key)
+    value = agent.action_value(state, last, action, value_key)
+    bonuses = jnp.concatenate([stretch.bonus, bonus[None]])
+    counted = bonuses if ascent.bonus_later else bonuses.at[1:].set(0.0)
+    earned = stretch._replace(bonus=counted[:-1]).suffixes(value + counted[-1], state.discount)
+    return earned[0], bonuses[0]
+
+
+def _nudged(world: World, origin: Float[Array, "B O"], nudges: Float[Array, "S B O"]) -> World:
+    """A learned `world`, whose carry `start` makes of observations, for `outlook`."""
+
+    def start(rows: Float[Array, "B O"], key: Key) -> tuple[Any, Int[Array, ""]]:
+        return world.start(rows + nudges[0], key), jnp.zeros((), jnp.int32)
+
+    def step(carry: tuple[Any, Int[Array, ""]], action: Action, key: Key) -> tuple[Any, Transition]:
+        rows, i = carry
+        step_key, start_key = jax.random.split(key)
+        _, made = world.step(rows, action, step_key)
+        dead = (made.terminated == 1)[:, None]
+        following = jnp.where(dead, origin, made.next_observation) + nudges[i + 1]
+        return (world.start(following, start_key), i + 1), made._replace(next_observation=following)
+
+    return World(world.reset, start, lambda carry: world.observe(carry[0]), step)
+
+
+def climbing(agent: Agent, world: World, ascent: Ascent) -> Agent:
+    """`agent` whose actor climbs the `outlook` through `world` from the batch's states, and tells by the metrics
+    `gradient/state_t` the mean over rows of the norm of dJ/ds_t, t = 0 .. n: whether gradients explode along the way, or
+    die."""
+    if ascent.horizon == 0:
+        return agent
+
+    def update_actor(state: PyTree, batch: Transition, key: Key) -> tuple[PyTree, Metrics]:
+        def loss(params: PyTree, nudges: Float[Array, "S B O"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+            moved = state._replace(actor=state.actor._replace(params=params))
+            earned, bonus = outlook(ascent, agent, world, moved, batch.observation, nudges, key)
+            return -jnp.mean(earned), jnp.mean(bonus)
+
+        nudges = jnp.zeros((ascent.horizon + 1, *batch.observation.shape))
+        (value, bonus), (slope, by_state) = jax.value_and_grad(loss, (0, 1), has_aux=True)(state.actor.params, nudges)
+        state, found = agent.update_actor(state, batch, key, loss=sloping(value, slope, bonus))
+        # A row's share of the mean is 1 / B of it, so the sum over rows of norms is the mean of the rows' own.
+        norms = jnp.sum(jnp.linalg.norm(by_state, axis=-1), axis=-1)
+        return state, found | {f"gradient/state_{t}": Average.of(norm) for t, norm in enumerate(norms)}
+
+    return with_updates(agent, actor=update_actor)
+
+
+def sloping(value: Float[Array, ""], slope: PyTree, bonus: Float[Array, ""]) -> Callable[..., Any]:
+    """An actor's loss (`Agent.update_actor`) of that `value` and that `slope`, known already: a plane."""
+
+    def loss(params: PyTree, *_: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        rises = jax.tree.map(lambda g, p: jnp.sum(g * (p - jax.lax.stop_gradient(p))), slope, params)
+        return value + sum(jax.tree.leaves(rises)), bonus
+
+    return loss

@@ -1,0 +1,377 @@
+"""SVG: re-created steps on the linear-quadratic problem and against the backward recursion, weights, and that it learns."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import linear_quadratic as lq
+import numpy as np
+import pytest
+
+from jaxmbrl import algorithms, envs, replay, value_gradients
+from jaxmbrl.agents import sac
+from jaxmbrl.agents.sac import SACConfig
+from jaxmbrl.algorithms import svg
+from jaxmbrl.config import UserError, check
+from jaxmbrl.imagination import imagine
+from jaxmbrl.training import evaluation, loop
+from jaxmbrl.types import Transition
+from jaxmbrl.value_gradients import Ascent
+
+SAC = SACConfig(hidden=(7,), initial_temperature=0.3)
+TINY = svg.Config(
+    agent=SACConfig(hidden=(8,)),
+    batch_size=4,
+    warmup_steps=6,
+    refit_every=50,
+    replay_capacity=60,
+    horizon=1,
+    noise="inferred",
+)
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def rows_of(s, u, reward, following, terminated=None, extras=()):
+    """Transitions [T, B] of arrays [T, B]."""
+    none = np.zeros(s.shape, bool)
+    numbers = (s[..., None], u[..., None], reward, following[..., None])
+    return Transition(*map(jnp.asarray, numbers), none if terminated is None else terminated, none, extras)
+
+
+def played(start, action_noise, state_noise):
+    """Trajectories of the task by noise [T, B], in NumPy."""
+    s, found = np.array(start), []
+    for eta, xi in zip(action_noise, state_noise, strict=True):
+        u = lq.GAIN * s + lq.ACTION_NOISE * eta
+        following = lq.A * s + lq.B * u + lq.STATE_NOISE * xi
+        found.append((s, u, -(s**2 + lq.COST * u**2) / 2, following))
+        s = following
+    return rows_of(*(np.stack(x) for x in zip(*found, strict=True)))
+
+
+def again(gain, std, observation, row):
+    """`svg.Again` of the linear policy."""
+    return svg.as_it_was(row.action, gain * observation, std * jnp.ones_like(observation)), jnp.zeros(len(observation))
+
+
+def whole(gain, rows, noise=lq.STATE_NOISE):
+    """SVG(infinity)'s objective [B]: rewards of re-created trajectories, and nothing after them."""
+    predict = functools.partial(lq.model(noise=noise).predict, ())
+    stretch = svg.recreate(functools.partial(again, gain, lq.ACTION_NOISE), predict, None, rows)
+    return stretch.suffixes(jnp.zeros(rows.reward.shape[1]), jnp.asarray(lq.DISCOUNT))[0], stretch
+
+
+def gradient(rows):
+    return float(jax.jit(jax.grad(lambda gain: jnp.mean(whole(gain, rows)[0])))(lq.GAIN))
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(10, -1.100617), (60, -1.107633)])
+def test_without_noise_svg_infinity_is_the_closed_forms_gradient(steps, expected):
+    none = np.zeros((steps, 1))
+    assert gradient(played([1.0], none, none)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_with_noise_svg_infinity_is_on_average_the_closed_forms_gradient():
+    """What is earned is quadratic in the noise, so the mean over the points +-sqrt(2T) along each axis of the noise is the
+    expectation itself."""
+    steps = 330
+    axes = np.eye(2 * steps) * np.sqrt(2 * steps)
+    noise = np.concatenate([axes, -axes]).T.reshape(2, steps, -1)
+    rows = played(np.ones(noise.shape[2]), *noise)
+    earned, _ = jax.jit(whole)(lq.GAIN, rows)
+    assert float(jnp.mean(earned)) == pytest.approx(-1.351581, abs=1e-6)
+    assert gradient(rows) == pytest.approx(-1.528534, abs=1e-6)
+
+
+def test_what_is_recreated_is_what_was():
+    """Also by another policy and a model that is wrong."""
+    rng = np.random.default_rng(0)
+    rows = played(rng.normal(size=5), *rng.normal(size=(2, 8, 5)))
+    for noise in (0.7, 0.0):
+        _, stretch = whole(0.9, rows, noise)
+        for found, real in zip(stretch, (*rows[:3], None, rows.terminated, rows.next_observation), strict=True):
+            if real is not None:
+                np.testing.assert_allclose(found, real, rtol=1e-12, atol=1e-14)
+
+
+def test_svg_infinity_is_the_backward_recursion():
+    """v_s and v_theta from the end to the beginning (arXiv 1510.09142, equations 9 and 10), where policy and model have
+    deviations that depend on the state, for theta = (gain, log deviation)."""
+    rng = np.random.default_rng(1)
+    steps, theta, discount = 7, np.array([-0.4, -1.0]), lq.DISCOUNT
+    s, u, following = (rng.normal(size=(steps, 1)) for _ in range(3))
+    s[1:] = following[:-1]
+    rows = rows_of(s, u, rng.normal(size=s.shape), following)
+
+    def model_std(s, u):
+        return 0.3 * np.exp(0.2 * s - 0.3 * u)
+
+    def policy_std(s, log_std):
+        return np.exp(log_std + 0.1 * s)
+
+    v_s, v_theta = 0.0, np.zeros(2)
+    for t in reversed(range(steps)):
+        s_t, u_t = s[t, 0], u[t, 0]
+        by_eta, by_xi = policy_std(s_t, theta[1]), model_std(s_t, u_t)
+        eta = (u_t - theta[0] * s_t) / by_eta
+        xi = (following[t, 0] - lq.A * s_t - lq.B * u_t) / by_xi
+        pi_s, pi_theta = theta[0] + 0.1 * by_eta * eta, np.array([s_t, by_eta * eta])
+        f_s, f_u = lq.A + 0.2 * by_xi * xi, lq.B - 0.3 * by_xi * xi
+        r_s, r_u = -s_t, -lq.COST * u_t
+        v_theta = r_u * pi_theta + discount * (v_s * f_u * pi_theta + v_theta)
+        v_s = r_s + r_u * pi_s + discount * v_s * (f_s + f_u * pi_s)
+
+    def act(theta, observation, row):
+        std = jnp.exp(theta[1] + 0.1 * observation)
+        return svg.as_it_was(row.action, theta[0] * observation, std), jnp.zeros(1)
+
+    def predict(observation, action):
+        mean, variance = lq.model().predict((), observation, action)
+        return mean, variance.at[0, :, 0].set((0.3 * jnp.exp(0.2 * observation - 0.3 * action))[:, 0] ** 2)
+
+    def earned(theta):
+        stretch = svg.recreate(functools.partial(act, theta), predict, None, rows)
+        return stretch.suffixes(jnp.zeros(1), jnp.asarray(discount))[0, 0]
+
+    value, slope = jax.jit(jax.value_and_grad(earned))(theta)
+    assert float(value) == pytest.approx(float(np.sum(discount ** np.arange(steps) * rows.reward[:, 0])), rel=1e-12)
+    np.testing.assert_allclose(slope, v_theta, rtol=1e-10)
+
+
+def test_in_the_true_simulator_it_is_backpropagation_through_time():
+    rng = np.random.default_rng(2)
+    eta, xi = rng.normal(size=(2, 9, 1))
+    rows = played([0.8], eta, xi)
+
+    def earned(gain):
+        s, total = 0.8, 0.0
+        for t in range(9):
+            u = gain * s + lq.ACTION_NOISE * eta[t, 0]
+            total += lq.DISCOUNT**t * -(s**2 + lq.COST * u**2) / 2
+            s = lq.A * s + lq.B * u + lq.STATE_NOISE * xi[t, 0]
+        return total
+
+    assert gradient(rows) == pytest.approx(float(jax.grad(earned)(lq.GAIN)), rel=1e-12)
+
+
+def test_a_known_reward_keeps_its_real_value_and_its_own_slope():
+    rows = lq.rows(count=4)
+    steps = jax.tree.map(lambda x: x[None], rows)
+
+    def predict(observation, action):
+        mean, variance = lq.model(noise=0.1).predict((), observation, action)
+        return mean[..., :1], variance[..., :1]
+
+    def known(observation, action, following):
+        return 3 * action[:, 0] + following[:, 0] + 100
+
+    def earned(gain):
+        return svg.recreate(functools.partial(again, gain, 0.2), predict, known, steps).reward[0]
+
+    np.testing.assert_allclose(earned(0.3), rows.reward, rtol=1e-12)
+    # The action moves by s, and the next state by B times that.
+    np.testing.assert_allclose(jax.jacobian(earned)(0.3), (3 + lq.B) * rows.observation[:, 0], rtol=1e-12)
+
+
+@functools.cache
+def sac_agent():
+    agent = sac.make(SAC, 1, 1)
+    return agent, sac.functions(SAC, 1), jax.jit(agent.init)(jax.random.key(1), {})
+
+
+def drawn(count=6, seed=0):
+    """Real steps of SAC's own policy on the noisy task, with how they were drawn."""
+    _, parts, state = sac_agent()
+    rng = np.random.default_rng(seed)
+    origin = jnp.asarray(rng.normal(size=(count, 1)))
+    action, extras, _ = svg.explorer(parts, state).act((), origin, jax.random.key(seed))
+    _, made = lq.world(lq.STATE_NOISE).step(origin, action, jax.random.key(seed + 1))
+    return made._replace(extras=extras)
+
+
+def alone(rows):
+    """Windows of one step."""
+    count = len(rows.reward)
+    return svg.Windows(jax.tree.map(lambda x: x[None], rows), jnp.ones((1, count)), jnp.ones(count))
+
+
+def replaying(cap=5.0, noise=lq.STATE_NOISE):
+    agent, parts, _ = sac_agent()
+    return svg.replaying(agent, parts, functools.partial(lq.model(noise=noise).predict, ()), None, cap)
+
+
+def test_on_its_own_actions_every_weight_is_1_and_replayed_steps_are_imagined_ones():
+    """Where the noise is inferred from a step that the model made, SVG(1) is one imagined step."""
+    agent, parts, state = sac_agent()
+    key, how = jax.random.key(2), Ascent(1, bonus_later=True, rematerialize=False)
+    origin, nudges = lq.rows().observation, jnp.zeros((2, 5, 1))
+    world = lq.world(lq.STATE_NOISE)
+    start = imagine(
+        value_gradients._nudged(world, origin, nudges), agent.actor(state), origin, jax.random.split(key, 3)[0], 1
+    )
+    action, following = start.action[0], start.following[0]
+    pre_tanh = jnp.arctanh(action)
+    extras = svg.Drawn(pre_tanh, -start.bonus[0] / 0.3)
+    batch = lq.rows()._replace(
+        action=action, reward=start.reward[0], next_observation=following, terminated=start.terminated[0], extras=extras
+    )
+    np.testing.assert_allclose(svg.importance(parts, state, alone(batch), 5.0), 1.0, rtol=1e-9)
+    replayed, found = jax.jit(replaying().update_actor)(state, alone(batch), key)
+    imagined, told = jax.jit(value_gradients.climbing(agent, world, how).update_actor)(state, batch, key)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-12)
+    jax.tree.map(close, replayed.actor.moments, imagined.actor.moments)
+    close(found["agent/actor_loss"].total, told["agent/actor_loss"].total)
+    close(found["svg/weight"].total, 1.0)
+
+
+def test_weights_are_the_ratio_of_densities_up_to_their_cap():
+    _, parts, state = sac_agent()
+    rows = drawn()
+    shift = np.log([1.0, 0.5, 0.1, 2.0, 40.0, 0.25])  # the past density was so many times the present one
+    rows = rows._replace(extras=rows.extras._replace(log_density=rows.extras.log_density + shift))
+    np.testing.assert_allclose(svg.importance(parts, state, alone(rows), 5.0), [1.0, 2.0, 5.0, 0.5, 1 / 40, 4.0], rtol=1e-9)
+
+
+def test_the_update_descends_the_weighed_mean_and_the_weight_is_a_constant():
+    state, key = sac_agent()[2], jax.random.key(3)
+    ratio = np.array([0.25, 1.0, 2.0, 0.5, 4.0, 6.0])
+    weight = np.minimum(ratio, 5.0)
+    update = jax.jit(replaying().update_actor)
+    # After an end the fresh action, which differs from row to row, does not count.
+    rows = drawn()._replace(terminated=jnp.ones(6, bool))
+
+    def slope(rows):
+        return update(state, alone(rows), key)[0].actor.moments.mu
+
+    each = [slope(jax.tree.map(lambda x, i=i: jnp.repeat(x[i : i + 1], 6, axis=0), rows)) for i in range(6)]
+    expected = jax.tree.map(lambda *g: sum(w * x for w, x in zip(weight, g, strict=True)) / 6, *each)
+    past = rows._replace(extras=rows.extras._replace(log_density=rows.extras.log_density - np.log(ratio)))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-12)
+    jax.tree.map(close, slope(past), expected)
+    _, found = update(state, alone(past), key)
+    close(found["svg/weight"].total, weight.mean())
+    close(found["svg/weights_capped"].total, 1 / 6)
+
+
+def test_windows_end_with_the_episode_and_do_not_count_where_the_clock_cut_them():
+    """Two environments side by side: of the first the fourth step ends the episode, of the second the clock does."""
+    steps = np.repeat(np.arange(8), 2)
+    second = np.tile([False, True], 8)
+    terminated, truncated = (steps == 3) & ~second, (steps == 3) & second
+    s = (steps + 100.0 * second)[:, None]
+    extras = svg.Drawn(jnp.asarray(s), jnp.asarray(s[:, 0]))
+    rows = Transition(*map(jnp.asarray, (s, s, s[:, 0], s + 1, terminated, truncated)), extras)
+    buffer = replay.add(replay.init(jax.tree.map(lambda x: x[0], rows), 40), rows)
+    config = dataclasses.replace(TINY, horizon=3, num_envs=2, batch_size=200)
+    found = jax.jit(functools.partial(svg.windows, config))(buffer, jax.random.key(0))
+    first = np.asarray(found.rows.observation[0, :, 0])
+    begun, other = first % 100, first >= 100
+    assert set(begun) == set(range(6)) and 0 < other.sum() < 200
+    np.testing.assert_array_equal(found.rows.observation[:, :, 0], first + np.arange(3)[:, None])
+    # Windows from 4 on do not meet the end at 3, and those from 1 meet it in their last row.
+    np.testing.assert_array_equal(found.whole, np.where(other & np.isin(begun, [2, 3]), 0.0, 1.0))
+    counts = np.ones((3, 200))
+    counts[2, ~other & (begun == 2)] = 0.0
+    counts[1:, ~other & (begun == 3)] = 0.0
+    np.testing.assert_array_equal(found.counts, counts)
+
+
+def test_a_windows_weight_is_the_product_and_what_does_not_count_moves_nothing():
+    _, parts, state = sac_agent()
+    rows = jax.tree.map(lambda x: x.reshape(3, 2, *x.shape[1:]), drawn())
+    times = np.array([[2.0, 0.5], [3.0, 0.25], [0.5, 7.0]])
+    rows = rows._replace(
+        extras=rows.extras._replace(log_density=rows.extras.log_density - np.log(times)),
+        terminated=jnp.array([[False, False], [False, True], [False, False]]),
+    )
+    batch = svg.Windows(rows, jnp.array([[1.0, 1.0], [1.0, 1.0], [1.0, 0.0]]), jnp.ones(2))
+    np.testing.assert_allclose(svg.importance(parts, state, batch, 5.0), [3.0, 0.125], rtol=1e-9)
+    update, key = jax.jit(replaying().update_actor), jax.random.key(5)
+    one = batch._replace(whole=jnp.array([0.0, 1.0]))
+    other = drawn(seed=9)
+    changed = jax.tree.map(lambda x, y: x.at[:, 0].set(y[:3]).at[2, 1].set(y[5]), rows, other)
+    a, b = (update(state, one._replace(rows=x), key)[0].actor.moments.mu for x in (rows, changed))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-14), a, b)
+    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(a)) > 1e-4
+
+
+def test_how_actions_were_drawn_is_kept_and_random_ones_count_as_uniform():
+    rows = drawn()
+    warm = jnp.array([True, False, False, True, False, True])
+    uniform = jnp.linspace(-1.0, 1.0, 6)[:, None]
+    rows = rows._replace(
+        action=jnp.where(warm[:, None], uniform, rows.action),
+        extras=jax.tree.map(lambda x: jnp.where(warm.reshape(-1, *[1] * (x.ndim - 1)), 0.0, x), rows.extras),
+    )
+    kept = svg.behaviour(rows)
+    np.testing.assert_allclose(jnp.tanh(kept.pre_tanh), rows.action, atol=2e-6)
+    np.testing.assert_array_equal(kept.pre_tanh[~warm], rows.extras.pre_tanh[~warm])
+    np.testing.assert_array_equal(kept.log_density[~warm], rows.extras.log_density[~warm])
+    np.testing.assert_allclose(kept.log_density[warm], np.log(0.5), rtol=1e-12)
+    assert np.all(np.isfinite(kept.pre_tanh))
+
+
+def test_the_explorer_acts_as_sac_does():
+    agent, parts, state = sac_agent()
+    origin, key = lq.rows().observation, jax.random.key(4)
+    action, extras, _ = svg.explorer(parts, state).act((), origin, key)
+    judged, bonus, _ = agent.actor(state).act((), origin, key)
+    np.testing.assert_allclose(action, judged, rtol=1e-12)
+    np.testing.assert_allclose(-0.3 * extras.log_density, bonus, rtol=1e-12)
+
+
+def test_what_is_stored_tells_how_it_was_drawn():
+    """Through the loop, first at random and then by the policy."""
+    with jax.enable_x64(False):
+        task = envs.make("pendulum")
+        config = dataclasses.replace(TINY, warmup_steps=12)
+        fixed = lq.model()._replace(
+            init=lambda key, hyper: jnp.zeros(()),
+            fit=lambda state, rows, count, key: (state, {}),
+            predict=lambda state, observation, action: 2 * [jnp.ones((1, len(action), 4))],
+        )
+        algorithm = svg.make(config, task, fixed)
+        program = loop.make(algorithm, task, config)
+        state = jax.jit(program.init)(jnp.arange(1), {})
+        _, state = jax.jit(program.run)(loop.clock_at(0), state, jnp.asarray(20, jnp.int32))
+        rows = jax.tree.map(lambda x: x[0, :20], state.algorithm.replay.data)
+        np.testing.assert_allclose(jnp.tanh(rows.extras.pre_tanh), rows.action, atol=1e-5)
+        uniform = np.isclose(rows.extras.log_density, -np.log(2), atol=1e-6)
+        assert uniform[:12].all() and not uniform[12:].any()
+        assert int(state.algorithm.agent.actor.moments.count[0]) == 9
+        assert int(state.fault.what[0]) == -1
+
+
+def test_what_is_wrong_is_told():
+    with pytest.raises(UserError, match="horizon must be at least 1 where noise is inferred"):
+        check(dataclasses.replace(TINY, horizon=0))
+    with pytest.raises(UserError, match="refit_every must be a multiple of num_envs"):
+        check(dataclasses.replace(TINY, num_envs=3))
+
+
+def test_presets_are_sound():
+    for name, preset in svg.PRESETS.items():
+        check(preset.config)
+        for task in preset.tasks:
+            assert algorithms.preset("svg", task)[0] == name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", [{"horizon": 3}, {"horizon": 1, "noise": "inferred"}])
+def test_it_learns_to_swing_up_the_pendulum(fields):
+    with jax.enable_x64(False):
+        task = envs.make("pendulum")
+        config = dataclasses.replace(svg.PRESETS["small"].config, eval_every=0, **fields)
+        algorithm = svg.make(config, task)
+        program = loop.make(algorithm, task, config)
+        state = jax.jit(program.init)(jnp.arange(2), {})
+        _, state = jax.jit(program.run)(loop.clock_at(0), state, jnp.asarray(5000, jnp.int32))
+        returns = jax.jit(lambda s: evaluation.evaluate(algorithm, task, s, 20))(state.algorithm)
+        print("mean return of each seed", np.mean(returns, axis=1))
+        assert np.all(np.mean(returns, axis=1) > -200)
