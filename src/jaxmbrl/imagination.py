@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxmbrl import returns
 from jaxmbrl.rollout import rollout
-from jaxmbrl.types import Key, Policy, Transition, World
+from jaxmbrl.types import Key, Policy, PyTree, Transition, World
 
 
 class Stretch(NamedTuple):
@@ -36,10 +36,9 @@ class Stretch(NamedTuple):
         return by_row(self.reward + self.bonus, self.terminated, last, discount)
 
 
-def imagine(
-    world: World, policy: Policy, origin: Float[Array, "B O"], key: Key, length: int, rematerialize: bool = False
-) -> Stretch:
-    """`length` steps of a learned `world` from rows `origin`, under a policy whose extras are the bonus (`Agent.actor`).
+def imagine(world: World, policy: Policy, origin: PyTree, key: Key, length: int, rematerialize: bool = False) -> Stretch:
+    """`length` steps of a learned `world` from rows `origin` [B, O], or whatever B rows it starts from, under a policy
+    whose extras are the bonus (`Agent.actor`).
 
     Noise and actions are reparameterised: it can be differentiated in the policy's parameters and in `origin`. With
     `rematerialize` the backward pass computes each step again and holds of the forward one the states alone.

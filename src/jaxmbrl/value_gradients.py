@@ -53,7 +53,7 @@ def outlook(
     """
     imagine_key, act_key, value_key = jax.random.split(key, 3)
     policy = agent.actor(state)
-    stretch = imagine(_nudged(world, origin, nudges), policy, origin, imagine_key, ascent.horizon, ascent.rematerialize)
+    stretch = imagine(nudged(world, origin, nudges), policy, origin, imagine_key, ascent.horizon, ascent.rematerialize)
     last = jnp.concatenate([(origin + nudges[0])[None], stretch.following])[-1]
     action, bonus, _ = policy.act((), last, act_key)
     value = agent.action_value(state, last, action, value_key)
@@ -63,8 +63,8 @@ def outlook(
     return earned[0], bonuses[0]
 
 
-def _nudged(world: World, origin: Float[Array, "B O"], nudges: Float[Array, "S B O"]) -> World:
-    """A learned `world`, whose carry `start` makes of observations, for `outlook`."""
+def nudged(world: World, origin: Float[Array, "B O"], nudges: Float[Array, "S B O"]) -> World:
+    """A learned `world`, whose carry `start` makes of observations, for `outlook`: with `nudges`, and without the dead."""
 
     def start(rows: Float[Array, "B O"], key: Key) -> tuple[Any, Int[Array, ""]]:
         return world.start(rows + nudges[0], key), jnp.zeros((), jnp.int32)

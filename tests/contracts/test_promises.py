@@ -32,6 +32,17 @@ _MODEL_BASED: dict[str, Any] = _OFF_POLICY | _ENSEMBLE | {"refit_every": 50}
 _UNDER = {name.replace("agent.", "agent.sac."): value for name, value in _MODEL_BASED.items()}
 """Of methods that can sit on either agent."""
 TINY: dict[str, dict[str, Any]] = {
+    "bptt": _ENSEMBLE
+    | {
+        "hidden": (16, 16),
+        "horizon": 6,
+        "batch_size": 32,
+        "updates": 3,
+        "refit_every": 50,
+        "warmup_steps": EPOCH,
+        "epoch_steps": EPOCH,
+        "replay_capacity": CAPACITY,
+    },
     "mbpo": _MODEL_BASED
     | {
         "rollout_length.last": 3,
@@ -87,6 +98,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"trust.rule": "macura", "learn_reward": False, "ensemble.elites": 3},
     ),
     "mbpo, M2AC, learned termination": ("mbpo", {"trust.rule": "m2ac", "learn_termination": True}),
+    "bptt, through the true simulator": ("bptt", {"model": "true", "rematerialize": False}),
     "svg, noise inferred, known reward": ("svg", {"horizon": 1, "noise": "inferred", "learn_reward": False}),
     "pets, iCEM, moment matching, all learned": (
         "pets",
@@ -130,7 +142,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Settings that change what is compiled, tried together; by name, the algorithm and what differs from its TINY settings."""
 CASES = {name: (name, {}) for name in sorted(algorithms.METHODS)} | VARIANTS
-ALIKE = {"ddpg", "maac", "redq", "steve", "td3", *VARIANTS}
+ALIKE = {"bptt", "ddpg", "maac", "redq", "steve", "td3", *VARIANTS}
 """Cases whose code another one compiles for the most part."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxmbrl.algorithms import dhmbpo, maac, mbpo, mve, pets, sac, steve, svg, td3
+from jaxmbrl.algorithms import bptt, dhmbpo, maac, mbpo, mve, pets, sac, steve, svg, td3
 from jaxmbrl.config import UserError, closest
 from jaxmbrl.presets import Preset, default_for
 from jaxmbrl.types import Algorithm, Task
@@ -27,6 +27,13 @@ _TD3_HYPER = ("learning_rate", "discount")
 _BRANCHED_HYPER = (*_SAC_HYPER, "real_ratio")
 
 METHODS: dict[str, Method] = {
+    "bptt": Method(
+        bptt.make,
+        bptt.Config,
+        bptt.PRESETS,
+        ("learning_rate", "discount"),
+        "policy by back-propagation through time, through a probabilistic ensemble or the true simulator, without a critic",
+    ),
     "ddpg": Method(
         td3.make,
         td3.Config,

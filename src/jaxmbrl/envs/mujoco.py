@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from jaxmbrl.envs import contacts
+from jaxmbrl.envs import constraints, contacts
 from jaxmbrl.envs.base import State, initial_state
 from jaxmbrl.types import Key, PyTree
 
@@ -177,8 +177,8 @@ class MujocoEnv:
 
 @contextlib.contextmanager
 def as_ours() -> Iterator[None]:
-    """What MJX makes and traces meanwhile has C MuJoCo's contacts and compiles fast."""
-    with contacts.in_mjx(), levels_apart():
+    """What MJX makes and traces meanwhile has C MuJoCo's contacts, can be differentiated, and compiles fast."""
+    with contacts.in_mjx(), constraints.differentiable(), levels_apart():
         yield
 
 
