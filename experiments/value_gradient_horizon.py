@@ -1,0 +1,166 @@
+"""How far a value gradient may reach through a learned model: its norm, and what the policy earns, against the horizon n.
+
+    SVG(n)   the actor climbs n imagined steps and the critics' value after them (`algorithms/svg.py`); n = 0 is SAC
+    BPTT     it climbs H imagined steps and nothing after them (`algorithms/bptt.py`)
+
+It is taught that gradients through many steps get very large and ill-behaved, so that a medium number works best. Measured
+are the return of the deterministic policy on fixed start states, the norm of the gradient by the actor's parameters, and
+the norm of the gradient by each state along the way: one that grows with the distance from the end explodes backwards, one
+that shrinks dies.
+
+    python experiments/value_gradient_horizon.py [--env pendulum] [--out FOLDER] [--seeds 4] [--steps 3000] [--quick]
+
+Writes `value-gradient-horizon.png` and `value-gradient-horizon.json`, with command, commit, versions and machine; the
+gradient norms are means over the last fifth of the run. A run that is there already is not run again, and one that was cut
+off goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import jaxmbrl
+from jaxmbrl.training.console import Progress
+from jaxmbrl.training.evaluation import bootstrap_interval, interquartile_mean
+from jaxmbrl.training.run_folder import environment
+
+HORIZONS = {"svg": (0, 1, 3, 5, 10, 20), "bptt": (5, 10, 20, 50, 100)}
+SETTINGS: dict[str, dict[str, Any]] = {"svg": {"updates_per_step": 2}, "bptt": {}}
+QUICK: dict[str, dict[str, Any]] = {
+    "svg": {"agent.hidden": [8, 8], "updates_per_step": 1, "batch_size": 16},
+    "bptt": {"hidden": [8, 8], "updates": 2, "batch_size": 16},
+}
+QUICK_MODEL: dict[str, Any] = {"ensemble.hidden": [8, 8], "ensemble.max_epochs": 1}
+QUICK_HORIZONS = {"svg": (0, 2), "bptt": (3,)}
+NAMES = {"svg": "SVG(n): critics after n steps", "bptt": "BPTT: nothing after n steps"}
+COLORS = {"svg": "#0b3d91", "bptt": "#c1440e"}
+NORM = "agent/actor_gradient_norm"
+STATE = "gradient/state_"
+
+
+def train(
+    method: str, env: str, horizon: int, steps: int, seeds: int, changes: dict[str, Any], out: Path
+) -> list[dict[str, Any]]:
+    """The metrics of one run, trained into a folder of its own unless it is there."""
+    progress = Progress(steps, seeds)
+    progress.say(f"{method}, n = {horizon}")
+    folder = out / f"{method}-{horizon}"
+    if folder.exists():
+        return jaxmbrl.resume(folder, progress=progress).rows
+    settings = {"eval_every": 0, "horizon": horizon, **SETTINGS[method], **changes}
+    asked = {"steps": steps, "seeds": seeds, "preset": "small", "settings": settings}
+    return jaxmbrl.train(method, env, **asked, out=folder, progress=progress).rows
+
+
+def of_run(rows: list[dict[str, Any]], per_seed: list[float]) -> dict[str, Any]:
+    """What is told of a run: returns at the end and while training, and gradient norms, by seed."""
+    seeds = sorted({row["seed"] for row in rows})
+    late = [row for row in rows if row["env_steps"] > 0.8 * rows[-1]["env_steps"]]
+
+    def mean(name: str) -> list[float]:
+        return [float(np.mean([row[name] for row in late if row["seed"] == seed and name in row])) for seed in seeds]
+
+    states = sorted(int(name.removeprefix(STATE)) for name in late[-1] if name.startswith(STATE))
+    return {
+        "returns": per_seed,
+        "iqm": interquartile_mean(per_seed),
+        "interval": bootstrap_interval(per_seed),
+        "norms": mean(NORM),
+        "state_norms": [mean(f"{STATE}{t}") for t in states],
+        "curve": [[row["env_steps"], row["seed"], row["train/return"]] for row in rows if "train/return" in row],
+    }
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """Returns and gradient norms as text, a line for each method and horizon."""
+    lines = [f"  {'':<12}{'return':>26}{'gradient norm':>28}{'by first, last state':>24}"]
+    for method, cases in found.items():
+        for horizon, case in cases.items():
+            low, high = case["interval"]
+            norms, ends = case["norms"], [np.mean(x) for x in case["state_norms"]]
+            line = f"  {method + ', ' + horizon:<12}{case['iqm']:>9.1f} [{low:>7.1f}, {high:>6.1f}]"
+            line += f"{np.mean(norms):>12.3g} [{min(norms):>6.3g}, {max(norms):>6.3g}]"
+            lines.append(line + (f"{ends[0]:>12.3g}, {ends[-1]:>8.3g}" if ends else ""))
+    return "\n".join(lines)
+
+
+def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
+    """Write the picture: returns and gradient norms against the horizon, and the gradient by each state along the way."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 4.8), dpi=120, layout="constrained")
+    earned, norms, along = figure.subplots(1, 3)
+    for method, cases in found.items():
+        # Both axes tell of 0 too.
+        at = [int(horizon) for horizon in cases]
+        color, label = COLORS[method], NAMES[method]
+        earned.fill_between(at, *np.array([c["interval"] for c in cases.values()]).T, color=color, alpha=0.15, linewidth=0)
+        earned.plot(at, [c["iqm"] for c in cases.values()], color=color, linewidth=2.2, marker="o", label=label)
+        for x, case in zip(at, cases.values(), strict=True):
+            earned.plot([x] * len(case["returns"]), case["returns"], ".", color=color, alpha=0.5, markersize=5)
+            norms.plot([x] * len(case["norms"]), case["norms"], ".", color=color, alpha=0.5, markersize=5)
+        norms.plot(at, [np.mean(c["norms"]) for c in cases.values()], color=color, linewidth=2.2, marker="o", label=label)
+    told = [(h, c["state_norms"]) for h, c in found["svg"].items() if c["state_norms"]]
+    for (horizon, values), shade in zip(told, np.linspace(0.15, 0.85, len(told)), strict=True):
+        mean = [np.mean(x) for x in values]
+        along.plot(
+            range(len(mean)), mean, color=colormaps["viridis"](shade), linewidth=2, marker=".", label=f"n = {horizon}"
+        )
+    for axes, title, x, y in (
+        (earned, "what the policy earns", "horizon n", "return of an evaluation episode"),
+        (norms, "gradient of the objective by the actor's parameters", "horizon n", "norm, mean over updates"),
+        (along, "gradient by each state along the way, SVG(n)", "step t of n", "norm, mean over rows"),
+    ):
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set(xlabel=x, ylabel=y)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="0.92", linewidth=0.6)
+        axes.legend(frameon=False, fontsize=9)
+    for axes in (earned, norms):
+        axes.set_xscale("symlog", linthresh=1)
+        ticks = sorted({int(h) for cases in found.values() for h in cases})
+        axes.set_xticks(ticks, [str(t) for t in ticks])
+    norms.set_yscale("log")
+    along.set_yscale("log")
+    figure.savefig(path)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Run what is missing, print the table, write picture and numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="pendulum")
+    parser.add_argument("--out", type=Path, default=Path("runs/value_gradient_horizon"))
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--episodes", type=int, default=50, help="of an evaluation")
+    parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and 400 steps: does it run?")
+    asked = parser.parse_args(arguments)
+    steps, seeds, episodes = (400, 2, 2) if asked.quick else (asked.steps, asked.seeds, asked.episodes)
+    found: dict[str, dict[str, Any]] = {}
+    for method, horizons in (QUICK_HORIZONS if asked.quick else HORIZONS).items():
+        changes = QUICK[method] | QUICK_MODEL if asked.quick else {}
+        found[method] = {}
+        for horizon in horizons:
+            rows = train(method, asked.env, horizon, steps, seeds, changes, asked.out)
+            judged = jaxmbrl.evaluate(asked.out / f"{method}-{horizon}", episodes)
+            found[method][str(horizon)] = of_run(rows, judged.per_seed)
+    print(f"\n{asked.env}, {seeds} seeds: IQM of the return [95% interval], mean gradient norm [least, largest seed]")
+    print(table(found))
+    picture, numbers = asked.out / "value-gradient-horizon.png", asked.out / "value-gradient-horizon.json"
+    draw(found, picture)
+    command = f"python experiments/value_gradient_horizon.py --env {asked.env} --seeds {seeds} --steps {steps}"
+    where = environment() | {"command": command}
+    written = {"task": asked.env, "steps": steps, "seeds": seeds, "episodes": episodes, **found, "environment": where}
+    numbers.write_text(json.dumps(written, indent=1) + "\n")
+    print(f"picture  {picture}\nnumbers  {numbers}")
+    return written
+
+
+if __name__ == "__main__":
+    main()
