@@ -267,6 +267,7 @@ def draw(found: dict[str, Any], updates: int, path: Path) -> None:
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.92", linewidth=0.6)
+        axes.set_axisbelow(True)
     figure.savefig(path)
 
 
