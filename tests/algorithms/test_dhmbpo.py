@@ -174,6 +174,16 @@ def test_of_one_step_it_is_sacs_target_on_the_policys_actions(x64):
     )
 
 
+@pytest.mark.parametrize(("horizon", "slope"), [(1, -0.867620), (2, -0.995907)])
+def test_its_actor_climbs_what_the_short_rollout_earns(x64, horizon, slope):
+    """The closed form's gradient; with the exact value of actions n steps are those of n + 1 with that of states."""
+    config, state, batch = dataclasses.replace(TINY, horizon=horizon), lq.state_of(), lq.rows()
+    ones = batch._replace(observation=jnp.ones_like(batch.observation))
+    learner = dhmbpo.short_horizon(config, lq_agent(), lq.world())
+    _, found = jax.jit(learner.update_actor)(state, ones, jax.random.key(0))
+    assert float(-found["agent/slope"].total) == pytest.approx(slope, abs=1e-6)
+
+
 def test_no_real_action_teaches_the_critics(x64):
     """What they regress on are the batch's states with the policy's own actions."""
     config = dataclasses.replace(TINY, horizon=2)
