@@ -8,7 +8,7 @@ are the return of the deterministic policy on fixed start states, the norm of th
 the norm of the gradient by each state along the way: one that grows with the distance from the end explodes backwards, one
 that shrinks dies.
 
-    python experiments/value_gradient_horizon.py [--env pendulum] [--out FOLDER] [--seeds 4] [--steps 3000] [--quick]
+    python experiments/value_gradient_horizon.py [--env pendulum] [--out FOLDER] [--seeds 4] [--steps 2000] [--quick]
 
 Writes `value-gradient-horizon.png` and `value-gradient-horizon.json`, with command, commit, versions and machine; the
 gradient norms are means over the last fifth of the run. A run that is there already is not run again, and one that was cut
@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--env", default="pendulum")
     parser.add_argument("--out", type=Path, default=Path("runs/value_gradient_horizon"))
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--episodes", type=int, default=50, help="of an evaluation")
     parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and 400 steps: does it run?")
     asked = parser.parse_args(arguments)
