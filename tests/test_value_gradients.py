@@ -35,7 +35,9 @@ def ascent(horizon, bonus_later=True, rematerialize=False):
 def outlook(how, agent, world, state, origin, key=0):
     origin = jnp.asarray(origin, float)
     nudges = jnp.zeros((how.horizon + 1, *origin.shape))
-    return value_gradients.outlook(how, agent, world, state, origin, nudges, jax.random.key(key))
+    follow_key, *keys = jax.random.split(jax.random.key(key), 3)
+    stretch = value_gradients.follow(how, agent, world, state, origin, nudges, follow_key)
+    return value_gradients.outlook(how, agent, state, origin, stretch, jnp.stack(keys))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

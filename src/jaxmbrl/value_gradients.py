@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxmbrl.agents.updates import with_updates
-from jaxmbrl.imagination import imagine
+from jaxmbrl.imagination import Stretch, imagine
 from jaxmbrl.types import Action, Agent, Average, Key, Metrics, PyTree, Transition, World
 
 
@@ -34,7 +34,12 @@ class Ascent:
     """Whether the backward pass computes each step again (`imagine`)."""
 
 
-def outlook(
+Back = Callable[[Stretch], tuple[PyTree, Float[Array, "S B O"]]]
+"""What a change of imagined steps means for the actor's parameters, and for the states s_0 .. s_n, S = n + 1: cotangents of
+the steps -> those of both."""
+
+
+def follow(
     ascent: Ascent,
     agent: Agent,
     world: World,
@@ -42,8 +47,8 @@ def outlook(
     origin: Float[Array, "B O"],
     nudges: Float[Array, "S B O"],
     key: Key,
-) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
-    """J of the module's first lines over n = `ascent.horizon` steps from s_0 = `origin`, and the first actions' bonus.
+) -> Stretch:
+    """n = `ascent.horizon` steps from s_0 = `origin` under the actor.
 
     `nudges`, S = n + 1, are added to the states s_0 .. s_n. Where they are 0, the derivative of J by them is how much all
     that is earned from each state on changes with it, what the step to it earns left out.
@@ -51,20 +56,42 @@ def outlook(
     Rows that a step has surely ended go on from where they started: no one counts what they meet, and what a model makes of
     the dead may not be finite, nor its derivative.
     """
-    imagine_key, act_key, value_key = jax.random.split(key, 3)
     policy = agent.actor(state)
-    stretch = imagine(nudged(world, origin, nudges), policy, origin, imagine_key, ascent.horizon, ascent.rematerialize)
-    last = jnp.concatenate([(origin + nudges[0])[None], stretch.following])[-1]
-    action, bonus, _ = policy.act((), last, act_key)
-    value = agent.action_value(state, last, action, value_key)
+    return imagine(nudged(world, origin, nudges), policy, origin, key, ascent.horizon, ascent.rematerialize)
+
+
+def differentiable(
+    ascent: Ascent, agent: Agent, world: World, state: PyTree, origin: Float[Array, "B O"], key: Key
+) -> tuple[Stretch, Back]:
+    """`follow`, and the way back through it."""
+
+    def ahead(params: PyTree, nudges: Float[Array, "S B O"]) -> Stretch:
+        return follow(ascent, agent, world, with_actor(state, params), origin, nudges, key)
+
+    return jax.vjp(ahead, state.actor.params, jnp.zeros((ascent.horizon + 1, *origin.shape)))
+
+
+def outlook(
+    ascent: Ascent, agent: Agent, state: PyTree, origin: Float[Array, "B O"], stretch: Stretch, keys: Key
+) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+    """J of the module's first lines along the steps of `stretch` from `origin`, and the first actions' bonus. Two `keys`:
+    the last action's and the critics'."""
+    last = jnp.concatenate([origin[None], stretch.following])[-1]
+    action, bonus, _ = agent.actor(state).act((), last, keys[0])
+    value = agent.action_value(state, last, action, keys[1])
     bonuses = jnp.concatenate([stretch.bonus, bonus[None]])
     counted = bonuses if ascent.bonus_later else bonuses.at[1:].set(0.0)
     earned = stretch._replace(bonus=counted[:-1]).suffixes(value + counted[-1], state.discount)
     return earned[0], bonuses[0]
 
 
+def with_actor(state: PyTree, params: PyTree) -> PyTree:
+    """An agent's `state` with other parameters of the actor."""
+    return state._replace(actor=state.actor._replace(params=params))
+
+
 def nudged(world: World, origin: Float[Array, "B O"], nudges: Float[Array, "S B O"]) -> World:
-    """A learned `world`, whose carry `start` makes of observations, for `outlook`: with `nudges`, and without the dead."""
+    """A learned `world`, whose carry `start` makes of observations, for `follow`: with `nudges`, and without the dead."""
 
     def start(rows: Float[Array, "B O"], key: Key) -> tuple[Any, Int[Array, ""]]:
         return world.start(rows + nudges[0], key), jnp.zeros((), jnp.int32)
@@ -81,26 +108,38 @@ def nudged(world: World, origin: Float[Array, "B O"], nudges: Float[Array, "S B 
 
 
 def climbing(agent: Agent, world: World, ascent: Ascent) -> Agent:
-    """`agent` whose actor climbs the `outlook` through `world` from the batch's states, and tells by the metrics
-    `gradient/state_t` the mean over rows of the norm of dJ/ds_t, t = 0 .. n: whether gradients explode along the way, or
-    die."""
+    """`agent` whose actor climbs the `outlook` through `world` from the batch's states."""
     if ascent.horizon == 0:
         return agent
 
     def update_actor(state: PyTree, batch: Transition, key: Key) -> tuple[PyTree, Metrics]:
-        def loss(params: PyTree, nudges: Float[Array, "S B O"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-            moved = state._replace(actor=state.actor._replace(params=params))
-            earned, bonus = outlook(ascent, agent, world, moved, batch.observation, nudges, key)
-            return -jnp.mean(earned), jnp.mean(bonus)
-
-        nudges = jnp.zeros((ascent.horizon + 1, *batch.observation.shape))
-        (value, bonus), (slope, by_state) = jax.value_and_grad(loss, (0, 1), has_aux=True)(state.actor.params, nudges)
-        state, found = agent.update_actor(state, batch, key, loss=sloping(value, slope, bonus))
-        # A row's share of the mean is 1 / B of it, so the sum over rows of norms is the mean of the rows' own.
-        norms = jnp.sum(jnp.linalg.norm(by_state, axis=-1), axis=-1)
-        return state, found | {f"gradient/state_{t}": Average.of(norm) for t, norm in enumerate(norms)}
+        follow_key, *keys = jax.random.split(key, 3)
+        stretch, back = differentiable(ascent, agent, world, state, batch.observation, follow_key)
+        return climb(ascent, agent, state, batch, stretch, back, jnp.stack(keys))
 
     return with_updates(agent, actor=update_actor)
+
+
+def climb(
+    ascent: Ascent, agent: Agent, state: PyTree, batch: Transition, stretch: Stretch, back: Back, keys: Key
+) -> tuple[PyTree, Metrics]:
+    """One update of the actor up the mean `outlook` along the `stretch` (`differentiable`) from the batch's states. The
+    metrics `gradient/state_t`, t = 0 .. n, are the mean over rows of the norm of dJ/ds_t: whether gradients explode along
+    the way, or die."""
+
+    def cost(params: PyTree, stretch: Stretch) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        earned, bonus = outlook(ascent, agent, with_actor(state, params), batch.observation, stretch, keys)
+        return -jnp.mean(earned), jnp.mean(bonus)
+
+    # Integers allowed: whether a step ended the episode has no derivative.
+    slopes = jax.value_and_grad(cost, (0, 1), has_aux=True, allow_int=True)
+    (value, bonus), (direct, by_step) = slopes(state.actor.params, stretch)
+    through, by_state = back(by_step)
+    slope = jax.tree.map(jnp.add, direct, through)
+    state, found = agent.update_actor(state, batch, keys[0], loss=sloping(value, slope, bonus))
+    # A row's share of the mean is 1 / B of it, so the sum over rows of norms is the mean of the rows' own.
+    norms = jnp.sum(jnp.linalg.norm(by_state, axis=-1), axis=-1)
+    return state, found | {f"gradient/state_{t}": Average.of(norm) for t, norm in enumerate(norms)}
 
 
 def sloping(value: Float[Array, ""], slope: PyTree, bonus: Float[Array, ""]) -> Callable[..., Any]:

@@ -213,7 +213,7 @@ def test_on_its_own_actions_every_weight_is_1_and_replayed_steps_are_imagined_on
     origin, nudges = lq.rows().observation, jnp.zeros((2, 5, 1))
     world = lq.world(lq.STATE_NOISE)
     start = imagine(
-        value_gradients._nudged(world, origin, nudges), agent.actor(state), origin, jax.random.split(key, 3)[0], 1
+        value_gradients.nudged(world, origin, nudges), agent.actor(state), origin, jax.random.split(key, 3)[0], 1
     )
     action, following = start.action[0], start.following[0]
     pre_tanh = jnp.arctanh(action)

@@ -13,12 +13,12 @@ and actor.
                         through model and policy
 
 m_t is the probability that no step before t ended the episode; V' and V are the agent's values for targets and for the
-actor (`agents.scaled_sac`), which also says what a return can be. No real action teaches the critics.
+actor (`agents.scaled_sac`), which also says what a return can be. Both use the same steps. No real action teaches the
+critics.
 
 Differs from the published code: imagined states are stored as they are, not normalised by what may be old statistics, and
 are forgotten at each fit, as that code means to; members are drawn by one random shift a step (`models.ensemble`), and
-fitted by our ensemble's bootstrap and early stopping, without dropout, for as many epochs at the first fit as later; the
-short rollouts of critics and actor are drawn apart.
+fitted by our ensemble's bootstrap and early stopping, without dropout, for as many epochs at the first fit as later.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from jaxmbrl import metrics, optimizer, replay
 from jaxmbrl.agents import scaled_sac
 from jaxmbrl.agents.sac import SACState
 from jaxmbrl.agents.scaled_sac import ScaledSACConfig
-from jaxmbrl.agents.updates import updates, with_updates
+from jaxmbrl.agents.updates import updates
 from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.imagination import Stretch, imagine
 from jaxmbrl.model_based import ensemble_of, seen_through
@@ -63,7 +63,7 @@ from jaxmbrl.types import (
     flatten,
     row_like,
 )
-from jaxmbrl.value_gradients import Ascent, climbing
+from jaxmbrl.value_gradients import Ascent, climb, climbing, differentiable
 
 ALWAYS = TrustConfig()
 
@@ -261,10 +261,10 @@ def target_of(agent: Agent, state: PyTree, stretch: Stretch, key: Key) -> Float[
 
 def short_horizon(config: Config, agent: Agent, world: World) -> Agent:
     """`agent` whose critics and actor learn by following it from a batch's states for some model steps."""
+    ascent = Ascent(config.horizon, bonus_later=True, rematerialize=config.rematerialize)
 
-    def update_critic(state: SACState, batch: Transition, key: Key) -> tuple[SACState, Metrics]:
-        follow_key, value_key, critic_key = jax.random.split(key, 3)
-        stretch = imagine(world, agent.actor(state), batch.observation, follow_key, config.horizon)
+    def learn_critic(state: SACState, stretch: Stretch, key: Key) -> tuple[SACState, Metrics]:
+        value_key, critic_key = jax.random.split(key)
         earned = jnp.where(stretch.alive > 0, stretch.reward + stretch.bonus, jnp.nan)
         state = scaled_sac.follow(config.agent, state, earned)
         target = target_of(agent, state, stretch, value_key)
@@ -276,8 +276,19 @@ def short_horizon(config: Config, agent: Agent, world: World) -> Agent:
         low, high = state.critic.params["bounds"][0]
         return state, found | {"agent/return_low": Average.of(low), "agent/return_high": Average.of(high)}
 
-    ascent = Ascent(config.horizon, bonus_later=True, rematerialize=config.rematerialize)
-    return climbing(with_updates(agent, critic=update_critic), world, ascent)
+    def update_critic(state: SACState, batch: Transition, key: Key) -> tuple[SACState, Metrics]:
+        follow_key, critic_key = jax.random.split(key)
+        stretch = imagine(world, agent.actor(state), batch.observation, follow_key, config.horizon)
+        return learn_critic(state, stretch, critic_key)
+
+    def update(state: SACState, batch: Transition, key: Key) -> tuple[SACState, Metrics]:
+        follow_key, critic_key, *actor_keys = jax.random.split(key, 4)
+        stretch, back = differentiable(ascent, agent, world, state, batch.observation, follow_key)
+        state, of_critic = learn_critic(state, stretch, critic_key)
+        state, of_actor = climb(ascent, agent, state, batch, stretch, back, jnp.stack(actor_keys))
+        return state, of_critic | of_actor
+
+    return climbing(agent, world, ascent)._replace(update_critic=update_critic, update=update)
 
 
 PRESETS = {
