@@ -69,7 +69,7 @@ CASES = {
     "dhmbpo-hopper": Case("dhmbpo", "Hopper-v5", 25_000, 4, 10, 1000.0, 4, {"replay_capacity": 30_000}),
     "mve-pendulum": Case("mve", "pendulum", 5000, 4, 100, -200.0, 4, {}),
     "steve-pendulum": Case("steve", "pendulum", 5000, 4, 100, -200.0, 4, {}),
-    "bptt-pendulum": Case("bptt", "pendulum", 2000, 4, 100, -200.0, 4, {}),
+    "bptt-pendulum": Case("bptt", "pendulum", 5000, 4, 100, -200.0, 4, {}),
     "bptt-true-pendulum": Case("bptt", "pendulum", 1000, 4, 100, -200.0, 4, {"model": "true"}),
     "maac-pendulum": Case("maac", "pendulum", 5000, 4, 100, -200.0, 4, {}),
     "svg1-pendulum": Case("svg", "pendulum", 5000, 4, 100, -200.0, 4, {"horizon": 1, "noise": "inferred"}),
