@@ -116,7 +116,7 @@ class State(NamedTuple):
     actor: Trainable
     discount: Float[Array, ""]
     model: PyTree
-    """The `EnsembleState`, or another model's state; as it was made where the true simulator is differentiated."""
+    """The `EnsembleState`, or another model's state; () where the true simulator is differentiated."""
     replay: Replay
     key: Key
 
@@ -124,7 +124,7 @@ class State(NamedTuple):
 def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
     """BPTT on `task`; `model` stands for the ensemble where it is given."""
     observation_size, action_size = vector_sizes(task, "bptt")
-    network = MLP(config.hidden, action_size)
+    network, learned = MLP(config.hidden, action_size), config.model == "learned"
     if model is None:
         model = ensemble_of(config.ensemble, task, config.learn_reward, config.learn_termination)
 
@@ -134,7 +134,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
         return State(
             actor=optimizer.init(params, hyper.get("learning_rate", config.learning_rate)),
             discount=jnp.asarray(hyper.get("discount", config.discount), float),
-            model=model.init(model_key, {}),
+            model=model.init(model_key, {}) if learned else (),
             replay=replay.init(row_like(task), config.replay_capacity),
             key=key,
         )
@@ -157,10 +157,10 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
         # By the clock and not by `real.size`: a count that is batched over seeds would batch the loops of the fit.
         count = jnp.minimum(clock.env_steps, config.replay_capacity)
 
-        def improve(learned: tuple[Trainable, PyTree]) -> tuple[tuple[Trainable, PyTree], Metrics]:
-            actor, model_state = learned
+        def improve(held: tuple[Trainable, PyTree]) -> tuple[tuple[Trainable, PyTree], Metrics]:
+            actor, model_state = held
             fitted: Metrics = {}
-            if config.model == "learned":
+            if learned:
                 model_state, fitted = model.fit(model_state, real.data, count, fit_key)
 
             def update(actor: Trainable, key: Key) -> tuple[Trainable, Metrics]:
@@ -182,7 +182,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
 
     def departures(model_state: PyTree, real: Replay, key: Key) -> tuple[World, PyTree]:
         """What is followed, and the rows that it starts from."""
-        if config.model == "true":
+        if not learned:
             return simulated(task.world), jax.vmap(task.world.reset)(jax.random.split(key, config.batch_size))
         origin = replay.sample(real, key, config.batch_size).observation
         return nudged(model.world(model_state), origin, jnp.zeros((config.horizon + 1, *origin.shape))), origin
