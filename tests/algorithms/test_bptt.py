@@ -208,6 +208,13 @@ def test_settings_are_checked(changes, told):
         check(dataclasses.replace(TINY, **changes))
 
 
+def test_a_simulator_outside_of_jax_is_not_differentiated():
+    outside = PENDULUM._replace(name="robot", host=lambda: None)
+    with pytest.raises(UserError, match="model must be 'learned' on 'robot', which is stepped outside of JAX"):
+        bptt.make(dataclasses.replace(TINY, model="true"), outside)
+    bptt.make(TINY, outside)
+
+
 def test_every_preset_is_sound():
     for preset in algorithms.get("bptt").presets.values():
         assert check(preset.config) == preset.config

@@ -28,6 +28,7 @@ from annotated_types import Ge, Gt, Lt
 from jaxtyping import Array, Float
 
 from jaxmbrl import metrics, optimizer, replay
+from jaxmbrl.config import UserError
 from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.imagination import imagine
 from jaxmbrl.model_based import ensemble_of
@@ -122,9 +123,12 @@ class State(NamedTuple):
 
 
 def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
-    """BPTT on `task`; `model` stands for the ensemble where it is given."""
+    """BPTT on `task`; `model` stands for the ensemble where it is given. Raises UserError where the true simulator shall be
+    differentiated and is not in JAX."""
     observation_size, action_size = vector_sizes(task, "bptt")
     network, learned = MLP(config.hidden, action_size), config.model == "learned"
+    if not learned and task.host is not None:
+        raise UserError(f"model must be 'learned' on '{task.name}', which is stepped outside of JAX, got 'true'")
     if model is None:
         model = ensemble_of(config.ensemble, task, config.learn_reward, config.learn_termination)
 
