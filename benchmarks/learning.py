@@ -65,7 +65,7 @@ CASES = {
     ),
     "mbpo-pendulum": Case("mbpo", "pendulum", 2000, 4, 100, -170.0, 4, {}),
     "dhmbpo-pendulum": Case("dhmbpo", "pendulum", 5000, 4, 100, -200.0, 4, {}),
-    "dhmbpo-inverted-pendulum": Case("dhmbpo", "InvertedPendulum-v5", 5000, 4, 10, 1000.0, 4, {}, "small"),
+    "dhmbpo-inverted-pendulum": Case("dhmbpo", "InvertedPendulum-v5", 5000, 4, 10, 1000.0, 4, {}),
     "dhmbpo-hopper": Case("dhmbpo", "Hopper-v5", 25_000, 4, 10, 1000.0, 4, {"replay_capacity": 30_000}),
     "mve-pendulum": Case("mve", "pendulum", 5000, 4, 100, -200.0, 4, {}),
     "steve-pendulum": Case("steve", "pendulum", 5000, 4, 100, -200.0, 4, {}),

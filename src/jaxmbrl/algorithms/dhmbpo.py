@@ -23,7 +23,7 @@ fitted by our ensemble's bootstrap and early stopping, without dropout, for as m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, NamedTuple
 
 import jax
@@ -291,6 +291,28 @@ def short_horizon(config: Config, agent: Agent, world: World) -> Agent:
     return climbing(agent, world, ascent)._replace(update_critic=update_critic, update=update)
 
 
+_SMALL = Config(
+    agent=ScaledSACConfig(hidden=(64, 64), critics=3, learning_rate=1e-3, discount=0.99),
+    ensemble=EnsembleConfig(
+        members=5,
+        elites=5,
+        hidden=(64, 64),
+        noise="constant",
+        reward_noise=False,
+        batch_size=128,
+        max_epochs=100,
+    ),
+    distribution_rows=64,
+    distribution_horizon=10,
+    distribution_capacity=10_000,
+    iteration_steps=200,
+    updates_per_step=2,
+    batch_size=128,
+    replay_capacity=50_000,
+    warmup_steps=200,
+    epoch_steps=200,
+)
+
 PRESETS = {
     "default": Preset(
         Config(),
@@ -299,29 +321,16 @@ PRESETS = {
         steps=100_000,
     ),
     "small": Preset(
-        Config(
-            agent=ScaledSACConfig(hidden=(64, 64), critics=3, learning_rate=1e-3, discount=0.99),
-            ensemble=EnsembleConfig(
-                members=5,
-                elites=5,
-                hidden=(64, 64),
-                noise="constant",
-                reward_noise=False,
-                batch_size=128,
-                max_epochs=100,
-            ),
-            distribution_rows=64,
-            distribution_horizon=10,
-            distribution_capacity=10_000,
-            iteration_steps=200,
-            updates_per_step=2,
-            batch_size=128,
-            replay_capacity=50_000,
-            warmup_steps=200,
-            epoch_steps=200,
-        ),
+        _SMALL,
         "our own, sized for a CPU: networks of 2 x 64, 2 updates a step",
         steps=5000,
         tasks=("pendulum", "cartpole-continuous"),
+    ),
+    "small-long": Preset(
+        replace(_SMALL, iteration_steps=500, warmup_steps=500, epoch_steps=500),
+        "our own: small with rounds of 500 steps; in shorter ones Adam, which forgets at each fit, unsettles a policy that "
+        "balances",
+        steps=5000,
+        tasks=("InvertedPendulum-v5",),
     ),
 }
