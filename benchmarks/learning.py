@@ -66,7 +66,9 @@ CASES = {
     "mbpo-pendulum": Case("mbpo", "pendulum", 2000, 4, 100, -170.0, 4, {}),
     "dhmbpo-pendulum": Case("dhmbpo", "pendulum", 5000, 4, 100, -200.0, 4, {}),
     "dhmbpo-inverted-pendulum": Case("dhmbpo", "InvertedPendulum-v5", 5000, 4, 10, 1000.0, 4, {}),
-    "dhmbpo-hopper": Case("dhmbpo", "Hopper-v5", 25_000, 4, 10, 1000.0, 4, {"replay_capacity": 30_000}),
+    "dhmbpo-hopper": Case(
+        "dhmbpo", "Hopper-v5", 25_000, 4, 10, 1000.0, 4, {"replay_capacity": 30_000, "ensemble.max_epochs": 40}
+    ),
     "mve-pendulum": Case("mve", "pendulum", 5000, 4, 100, -200.0, 4, {}),
     "steve-pendulum": Case("steve", "pendulum", 5000, 4, 100, -200.0, 4, {}),
     "bptt-pendulum": Case("bptt", "pendulum", 5000, 4, 100, -200.0, 4, {}),
@@ -75,7 +77,7 @@ CASES = {
     "svg1-pendulum": Case("svg", "pendulum", 5000, 4, 100, -200.0, 4, {"horizon": 1, "noise": "inferred"}),
     "svg3-pendulum": Case("svg", "pendulum", 5000, 4, 100, -200.0, 4, {"horizon": 3}),
     "sac-pendulum-5000": Case("sac", "pendulum", 5000, 4, 100, -200.0, 0, {}),
-    "maac-inverted-pendulum": Case("maac", "InvertedPendulum-v5", 5000, 4, 10, 1000.0, 4, {}, "small"),
+    "maac-inverted-pendulum": Case("maac", "InvertedPendulum-v5", 5000, 4, 10, 1000.0, 4, {}),
     "redq-pendulum": Case("redq", "pendulum", 1600, 4, 100, -170.0, 4, {}),
     "droq-pendulum": Case("droq", "pendulum", 1600, 4, 100, -170.0, 4, {}),
     "td3-pendulum": Case("td3", "pendulum", 5000, 4, 100, -170.0, 4, {}),

@@ -15,7 +15,7 @@ ends is the running product of all, and the critics' minimum is taken of their v
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from annotated_types import Ge
@@ -54,22 +54,30 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
     return learner(config, task, "maac", improve, model, branched.supply(config, task))
 
 
+_SMALL = Config(
+    agent=SACConfig(hidden=(128, 128), learning_rate=1e-3),
+    ensemble=EnsembleConfig(members=5, elites=3, hidden=(64, 64), batch_size=128, max_epochs=100),
+    horizon=3,
+    rollout_rows=2000,
+    refit_every=100,
+    batch_size=128,
+    updates_per_step=5,
+    replay_capacity=50_000,
+    warmup_steps=200,
+    epoch_steps=200,
+)
+
 PRESETS = {
     "small": Preset(
-        Config(
-            agent=SACConfig(hidden=(128, 128), learning_rate=1e-3),
-            ensemble=EnsembleConfig(members=5, elites=3, hidden=(64, 64), batch_size=128, max_epochs=100),
-            horizon=3,
-            rollout_rows=2000,
-            refit_every=100,
-            batch_size=128,
-            updates_per_step=5,
-            replay_capacity=50_000,
-            warmup_steps=200,
-            epoch_steps=200,
-        ),
+        _SMALL,
         "our own, sized for a CPU: 2 x 64 networks in the model, 3 model steps, 5 updates a step",
         steps=5000,
         tasks=("pendulum", "cartpole-continuous"),
+    ),
+    "small-fast-targets": Preset(
+        replace(_SMALL, agent=replace(_SMALL.agent, polyak=0.02)),
+        "our own: small, with target critics that follow four times as fast, for returns of many steps",
+        steps=5000,
+        tasks=("InvertedPendulum-v5",),
     ),
 }
