@@ -19,10 +19,11 @@ demo: .venv/jaxmbrl
 	echo; \
 	$(BIN)/jaxmbrl train pets --env cartpole-continuous --preset small --steps 1000 --seeds 2 --out runs/demo-$$n
 
-# Most of a test's time is compiling, which keeps one core busy: so there are two workers of a thread each, which compile
-# without optimizing. Whole files, which share what they compile, go to one worker.
+# Most of a test's time is compiling, which keeps one core busy: so there are two workers, which compile without optimizing.
+# A second thread each is for callbacks: what they are given is copied by another thread than the one that waits for it.
+# Whole files, which share what they compile, go to one worker.
 WORKERS ?= 2
-COMPILING := PJRT_NPROC=1 XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 $$XLA_FLAGS"
+COMPILING := PJRT_NPROC=2 XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 $$XLA_FLAGS"
 
 test: .venv/test
 	$(COMPILING) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
