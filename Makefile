@@ -20,13 +20,13 @@ demo: .venv/jaxmbrl
 	$(BIN)/jaxmbrl train pets --env cartpole-continuous --preset small --steps 1000 --seeds 2 --out runs/demo-$$n
 
 # Most of a test's time is compiling, which keeps one core busy: so there are two workers, which compile without optimizing.
-# A second thread each is for callbacks: what they are given is copied by another thread than the one that waits for it.
-# Whole files, which share what they compile, go to one worker.
+# Whole files, which share what they compile, go to one worker. A test that takes ten minutes hangs: it ends, with its stack.
 WORKERS ?= 2
-COMPILING := PJRT_NPROC=2 XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 $$XLA_FLAGS"
+COMPILING := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 $$XLA_FLAGS"
+HANGING := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 
 test: .venv/test
-	$(COMPILING) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(COMPILING) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(HANGING)
 
 slow: .venv/test
 	$(BIN)/python -m pytest -m "slow and not gpu"

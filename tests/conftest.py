@@ -4,7 +4,8 @@ import jaxtyping
 import pytest
 
 LONGEST = (
-    "test_resume.py",
+    "test_kills.py",
+    "test_stops.py",
     "test_mujoco.py",
     "test_promises.py",
     "test_mujoco_bodies.py",
@@ -21,6 +22,7 @@ def pytest_collection_modifyitems(items):
 
 
 _hook = jaxtyping.install_import_hook("jaxmbrl", "beartype.beartype")
+import jaxmbrl  # noqa: E402, F401 (XLA gets its threads before any test computes: with few, some programs never return)
 
 
 @pytest.fixture(scope="module")
