@@ -18,7 +18,7 @@ import numpy as np
 from measure import provenance
 
 import jaxmbrl
-from jaxmbrl.training import evaluation, runner
+from jaxmbrl.training import evaluation, programs
 from jaxmbrl.training.collecting import random_policy
 from jaxmbrl.training.console import Progress
 
@@ -133,7 +133,7 @@ def run(name: str, runs: Path, out: Path) -> None:
 
 def limits(case: Case) -> dict[str, float]:
     """Mean returns of the same planner in the true simulator and of a random policy, on the case's start states."""
-    program = runner.build(runner.configure(case.algorithm, case.env, case.preset, {**case.settings, "model": "true"}))
+    program = programs.build(programs.configure(case.algorithm, case.env, case.preset, {**case.settings, "model": "true"}))
     random = random_policy(program.task)
     blind = program.algorithm._replace(policy=lambda state, explore: random, privileged=False)
     found = {}

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 from measure import report, seconds
 
-from jaxmbrl.training import loop, runner
+from jaxmbrl.training import loop, programs
 
 
-def compiled(program: runner.Program, arguments: Any, cache: str) -> tuple[Any, dict[str, float]]:
+def compiled(program: programs.Program, arguments: Any, cache: str) -> tuple[Any, dict[str, float]]:
     """The training program compiled, and what that took: without a cache, and then from the one that the first left."""
     compilation_cache.reset_cache()
     jax.config.update("jax_compilation_cache_dir", cache)
@@ -47,7 +47,7 @@ def slice_of(asked: argparse.Namespace, seeds: int) -> dict[str, float]:
     settings = {"warmup_steps": asked.warmup, "eval_every": 0}
     if not asked.whole_buffers:
         settings |= {"replay_capacity": 50_000, "rollout_length.last": 1}
-    program = runner.build(runner.configure("mbpo", asked.env, asked.preset, settings=settings, seeds=seeds))
+    program = programs.build(programs.configure("mbpo", asked.env, asked.preset, settings=settings, seeds=seeds))
     config = program.config.settings
     init = jax.jit(program.loop.init)
     clock, state = loop.clock_at(0), init(jnp.arange(seeds), {})

@@ -16,7 +16,6 @@ step that the run has reached. MBPO: Janner et al., arXiv 1906.08253. At the pap
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import re
 import shlex
@@ -26,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxmbrl import cli
+from jaxmbrl.commands import training
 from jaxmbrl.config import UserError, to_dict
 from jaxmbrl.diagnostics import published
-from jaxmbrl.training import checkpoint, runner
+from jaxmbrl.training import checkpoint, programs
 from jaxmbrl.training.curve import EVAL, seed_curves
 from jaxmbrl.training.run_folder import CONFIG, RunFolder, environment, write_file
 
@@ -51,10 +51,10 @@ def words_of(asked: argparse.Namespace, task: str, extra: Sequence[str]) -> list
 
 def train(method: str, words: list[str], steps: int | None) -> int:
     """Begin the run that the words ask for, or go on with it; the exit code of `jaxmbrl`."""
-    config, folder = cli.parse_train(method, words)
+    config, folder = training.parse_train(method, words)
     if not (folder / CONFIG).exists():
         return cli.main(["train", method, *words])
-    held = runner.read(RunFolder.open(folder))
+    held = programs.read(RunFolder.open(folder))
     check_same(held, config, folder)
     done = max(checkpoint.steps(folder / "checkpoints"), default=0)
     aim = held.steps if steps is None else steps
@@ -64,27 +64,15 @@ def train(method: str, words: list[str], steps: int | None) -> int:
     return cli.main(["train", "--resume", str(folder), "--steps", str(aim)])
 
 
-def check_same(held: runner.RunConfig, asked: runner.RunConfig, folder: Path) -> None:
+def check_same(held: programs.RunConfig, asked: programs.RunConfig, folder: Path) -> None:
     """Raise UserError where a run that goes on would be another than was asked for, its length aside."""
-    wanted = flat(to_dict(dataclasses.replace(asked, steps=held.steps)))
-    for name, value in flat(to_dict(held)).items():
-        if wanted.get(name) != value:
-            what = name.removeprefix("settings.")
-            raise UserError(
-                f"{folder} was begun with {what} {value}, not {wanted.get(name)}: ask for the same, or another --out"
-            )
-
-
-def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted names."""
-    if not isinstance(values, dict):
-        return {prefix: values}
-    return {key: leaf for name, value in values.items() for key, leaf in flat(value, f"{prefix}.{name}".strip(".")).items()}
+    for name, then, now in programs.drift(to_dict(held), to_dict(asked)):
+        raise UserError(f"{folder} was begun with {name} {then}, not {now}: ask for the same, or another --out")
 
 
 def describe(folder: RunFolder, points: Sequence[published.Point], picture: Path) -> tuple[dict[str, Any], Any]:
     """Draw a run; what the JSON says of it, and the comparisons with the published points."""
-    config, rows = runner.read(folder), folder.read_metrics()
+    config, rows = programs.read(folder), folder.read_metrics()
     known = published.of_task(points, config.env)
     comparisons = published.compare(rows, known)
     frozen = sorted({row["seed"] for row in rows if row.get("frozen", False)})
@@ -166,7 +154,7 @@ def study(asked: argparse.Namespace, extra: Sequence[str]) -> int:
     commands = [words_of(asked, task, extra) for task in asked.tasks]
     for words in commands:
         # All mistakes are told before the first hours of training.
-        cli.parse_train(asked.method, words)
+        training.parse_train(asked.method, words)
     worst = 0
     for words in commands:
         code = train(asked.method, words, asked.steps)

@@ -40,7 +40,7 @@ from jaxmbrl.agents.updates import updates
 from jaxmbrl.algorithms import mve, steve
 from jaxmbrl.model_based import State, ensemble_of
 from jaxmbrl.rollout import Return, planned_return, rollout
-from jaxmbrl.training import loop, runner
+from jaxmbrl.training import loop, programs
 from jaxmbrl.training.evaluation import bootstrap_interval, interquartile_mean
 from jaxmbrl.training.run_folder import environment
 from jaxmbrl.types import Action, Agent, Carry, DynamicsModel, Key, Metrics, PyTree, Task, Transition, World
@@ -139,7 +139,7 @@ class Study:
     def __init__(self, steps: int, seeds: int, updates: int, sizes: Sizes, changes: dict[str, Any]) -> None:
         # With no model step STEVE is SAC on the mean of its critics, whose model is fitted and not used.
         settings = {"eval_every": 0, "horizon": 0, **changes}
-        program = runner.build(runner.configure("steve", TASK, "small", settings, steps, seeds=seeds))
+        program = programs.build(programs.configure("steve", TASK, "small", settings, steps, seeds=seeds))
         self.task, self.config = program.task, program.config.settings
         self.model = ensemble_of(self.config.ensemble, self.task, self.config.learn_reward, self.config.learn_termination)
         agent = sac.make(self.config.agent.sac, *self.sizes_of_task())

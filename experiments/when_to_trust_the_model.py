@@ -71,7 +71,7 @@ from jaxmbrl.envs.pendulum import MAX_SPEED, MAX_TORQUE
 from jaxmbrl.model_based import State
 from jaxmbrl.models import EnsembleState, ensemble
 from jaxmbrl.rollout import rollout
-from jaxmbrl.training import loop, runner
+from jaxmbrl.training import loop, programs
 from jaxmbrl.training.run_folder import environment
 from jaxmbrl.types import Algorithm, DynamicsModel, Key, Policy, PyTree, Task, Transition, World
 
@@ -217,10 +217,10 @@ def best_length(shift: float, error: float, discount: float) -> int:
 # --- the study ---
 
 
-def learn(steps: int, seed: int, changes: dict[str, Any]) -> tuple[runner.Program, list[Kept]]:
+def learn(steps: int, seed: int, changes: dict[str, Any]) -> tuple[programs.Program, list[Kept]]:
     """A run of MBPO, kept every `EVERY` steps from the second time on."""
     settings = {"learn_reward": False, "replay_capacity": steps, **changes}
-    program = runner.build(runner.configure("mbpo", TASK, "small", settings, steps))
+    program = programs.build(programs.configure("mbpo", TASK, "small", settings, steps))
     run = jax.jit(program.loop.run)
     clock, states = loop.clock_at(0), jax.jit(program.loop.init)(jnp.array([seed]), {})
     kept = []
@@ -233,7 +233,7 @@ def learn(steps: int, seed: int, changes: dict[str, Any]) -> tuple[runner.Progra
 class Study:
     """What is measured of one run. Functions that compile take the states as arguments, so each compiles once."""
 
-    def __init__(self, program: runner.Program, kept: list[Kept], sizes: Sizes, seed: int) -> None:
+    def __init__(self, program: programs.Program, kept: list[Kept], sizes: Sizes, seed: int) -> None:
         self.task, self.algorithm, self.kept, self.sizes = program.task, program.algorithm, kept, sizes
         self.config: mbpo.Config = program.config.settings
         self.discount = self.config.agent.discount

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 import jaxmbrl
 from jaxmbrl import algorithms, cli, envs
 from jaxmbrl.config import to_dict
-from jaxmbrl.training import runner
+from jaxmbrl.training import programs
+from jaxmbrl.training.session import Session
 
 
 class Began(BaseException):
@@ -44,8 +45,8 @@ def write_data(folder):
 @pytest.fixture(autouse=True)
 def nothing_begins(monkeypatch):
     """A command that is not refused ends here."""
-    monkeypatch.setattr(runner._Session, "begin", began)
-    monkeypatch.setattr(runner._Session, "compile", began)
+    monkeypatch.setattr(Session, "begin", began)
+    monkeypatch.setattr(Session, "compile", began)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,7 +63,7 @@ def place(tmp_path_factory):
     (folder / "full").mkdir()
     (folder / "full" / "thesis.tex").write_text("years of work")
     write_data(folder)
-    config = to_dict(runner.configure("sac", "pendulum"))
+    config = to_dict(programs.configure("sac", "pendulum"))
     texts = {
         "good": yaml.safe_dump(config),
         "other-task": yaml.safe_dump(config | {"env": "pendulm"}),
@@ -147,7 +148,7 @@ REFUSED = {
     SAC + "--replay-capacity 2000000000 --seeds 100": ["the state of the run takes", "replay_capacity"],
     SAC + "--replay-capacity 999999999999": ["replay_capacity must be below 2147483648"],
     SAC + "--eval-episodes 0": ["eval_episodes must be at least 1, got 0"],
-    SAC + "--checkpoint-every 0": ["checkpoint_every must be at least 1, got 0"],
+    SAC + "--checkpoint.every 0": ["checkpoint.every must be at least 1, got 0"],
     SAC + "--agent.learning-rate -1": ["agent.learning_rate must be above 0, got -1.0"],
     SAC + "--agent.learning-rate nan": ["agent.learning_rate must be a finite number, got nan"],
     SAC + "--agent.learning-rate inf": ["agent.learning_rate must be a finite number, got inf"],
@@ -186,6 +187,13 @@ REFUSED = {
     "train pets --config good.yaml": ["--config good.yaml is of sac, not pets"],
     "train sac --config good.yaml --preset default": ["--preset or --config"],
     "train sac --config good.yaml --env pendulm": ["unknown task 'pendulm'"],
+    # Hosts.
+    SAC + "--hosts 2": ["give --coordinator, --hosts and --host together, or --hosts auto alone"],
+    SAC + "--hosts auto --host 1": ["--hosts must be a whole number, or 'auto' alone, got 'auto'"],
+    SAC + "--hosts some --host 1 --coordinator here:1": ["--hosts must be a whole number, or 'auto' alone, got 'some'"],
+    SAC + "--hosts 2 --host x": ["--host must be a whole number, got 'x'"],
+    SAC + "--hosts 2 --host 2 --coordinator here:1": ["--host must be at least 0 and below --hosts (2), got 2"],
+    SAC + "--host 0": ["give --coordinator, --hosts and --host together"],
     # Resuming.
     "train --resume": ["--resume needs a value"],
     "train --resume nowhere": ["there is no folder nowhere"],
@@ -195,8 +203,16 @@ REFUSED = {
     "train --resume run-good": ["no checkpoint in ", "run-good/checkpoints; start the run anew"],
     "train --resume run-good --steps 0": ["steps must be at least 1, got 0"],
     "train --resume run-good --steps x": ["--steps must be a whole number, got 'x'"],
-    "train --resume run-good --seeds 3": ["leave out '--seeds'"],
-    "train sac --resume run-good": ["leave out 'sac'"],
+    "train --resume run-good --seeds 3": ["cannot go on with other settings (seeds was 1 and is 3); give those back"],
+    "train --resume run-good --agent.hidden 8 9 --seed 1": ["(agent.hidden was [", "] and is [8, 9]; seed was 0 and is 1)"],
+    "train --resume run-good --env cartpole-continuous": ["(env was 'pendulum' and is 'cartpole-continuous')"],
+    "train --resume run-good --preset small": ["cannot go on with other settings (preset was "],
+    "train --resume run-good --checkpoint.keep 0": ["checkpoint.keep must be at least 1, got 0"],
+    "train --resume run-good --out elsewhere": ["in the run's own folder with its own config: leave --out out"],
+    "train --resume run-good --config good.yaml": ["leave --config out"],
+    "train --resume run-good --step 3": ["unknown option '--step'"],
+    "train pets --resume run-good": ["run-good is of sac, not pets"],
+    "train sac --resume run-good": ["no checkpoint in "],
     "train --resume run-torn": ["run-torn/config.yaml is not valid YAML"],
     "train --resume run-list": ["run-list/config.yaml must hold fields and values"],
     "train --resume run-other-task": ["run-other-task/config.yaml: unknown task 'pendulm'"],
@@ -215,6 +231,15 @@ REFUSED = {
     "evaluate run-good --jsn": ["unknown option '--jsn'"],
     "evaluate run-good other": ["nothing takes 'other'"],
     "evaluate run-good --model": ["--model needs a value"],
+    # Debugging.
+    "debug": ["RUN is missing"],
+    "debug nowhere": ["there is no folder nowhere"],
+    "debug full": ["full is not a run"],
+    "debug run-good": ["no checkpoint in ", "run-good/checkpoints"],
+    "debug run-good --seed 1": ["the run in run-good has seeds 0 to 0, not 1"],
+    "debug run-good --seed x": ["--seed must be a whole number, got 'x'"],
+    "debug run-good --sed 1": ["unknown option '--sed'"],
+    "debug run-bad-range": ["run-bad-range/config.yaml: settings.batch_size must be at least 1"],
     # Learning from data.
     SAC + "--data": ["--data needs a value"],
     SAC + "--data=": ["--data needs a value: an npz of transitions"],
@@ -414,7 +439,18 @@ def test_no_words_end_in_a_traceback(start, inserted):
 def test_usage(line):
     code, out, err = call(line.split())
     assert code == 0 and not err
-    commands = ("train ALGORITHM --env TASK", "train --resume RUN", "evaluate RUN", "collect", "fit", "list", "doctor")
+    commands = (
+        "train ALGORITHM --env TASK",
+        "train --resume RUN",
+        "evaluate RUN",
+        "debug RUN",
+        "collect",
+        "fit",
+        "sweep",
+        "status",
+        "list",
+        "doctor",
+    )
     for command in commands:
         assert command in out
 
@@ -429,7 +465,7 @@ def test_help_of_an_algorithm_tells_every_field(name, env):
         for field, value in values.items():
             yield from options(value, f"{prefix}{field}.") if isinstance(value, dict) else [prefix + field]
 
-    settings = to_dict(runner.configure(name, "pendulum").settings)
+    settings = to_dict(programs.configure(name, "pendulum").settings)
     listed = set(re.findall(r"--[\w.-]+", out))
     for option in options(settings, "--"):
         assert option.replace("_", "-") in listed
@@ -437,7 +473,16 @@ def test_help_of_an_algorithm_tells_every_field(name, env):
     assert "{None}" not in out.split("options")[1]
 
 
-HELPED = ["evaluate --help", "list --help", "collect --help", "fit --help", "doctor -h"]
+HELPED = [
+    "evaluate --help",
+    "debug --help",
+    "list --help",
+    "collect --help",
+    "fit --help",
+    "doctor -h",
+    "sweep -h",
+    "status --help",
+]
 
 
 @pytest.mark.parametrize("line", [*HELPED, "train --resume --help", "train --resume x -h"])

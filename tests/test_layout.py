@@ -24,6 +24,8 @@ LAYERS = [
     {"branched", "value_gradients"},
     {"algorithms"},
     {"diagnostics", "training"},
+    {"sweeping"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]

@@ -15,9 +15,11 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import annotated_types
+import yaml
 
 C = TypeVar("C")
 
@@ -31,6 +33,20 @@ def closest(name: str, names: Iterable[str]) -> str:
     names = sorted(names)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean '{near[0]}'?" if near else f"there is: {', '.join(names)}"
+
+
+def read_yaml(file: str | Path, called: str | None = None) -> Any:
+    """The plain values in a YAML file. Raises UserError, in which the file is `called` so, where it cannot be read or is no
+    YAML."""
+    called = str(file) if called is None else called
+    try:
+        return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{called} cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        told = f"line {mark.line + 1}: {problem}" if mark and problem else " ".join(str(error).split())
+        raise UserError(f"{called} is not valid YAML ({told})") from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:

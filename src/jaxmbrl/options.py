@@ -8,13 +8,21 @@ import dataclasses
 import difflib
 import io
 import re
+import shutil
+import sys
 import types
 import typing
+from pathlib import Path
 from typing import Any, NoReturn
 
 import tyro
 
 from jaxmbrl.config import UserError
+
+
+def complain(text: str) -> None:
+    """One line on standard error, whatever a user's words held."""
+    print("jaxmbrl: " + " ".join(text.splitlines()), file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,6 +35,7 @@ class _Parser(argparse.ArgumentParser):
 _PLAIN = (
     (r"^argument (\S+): expected one argument$", r"\1 needs a value"),
     (r"^argument (\S+): invalid int value: (.*)$", r"\1 must be a whole number, got \2"),
+    (r"^argument (\S+): invalid float value: (.*)$", r"\1 must be a number, got \2"),
     (r"^argument (\S+): ignored explicit argument (.*)$", r"\1 takes no value, got \2"),
     (r"^the following arguments are required: (.*)$", r"\1 is missing"),
     (r"^unrecognized arguments: (-\S*).*$", r"unknown option '\1'"),
@@ -134,3 +143,10 @@ def _taken(hint: Any) -> str:
         return {int: "whole numbers", float: "numbers"}.get(args[0], "values") + ", each a word of its own"
     plain = {int: "a whole number", float: "a number", bool: "given without a value", str: "text", type(None): "'None'"}
     return plain.get(hint, "a value")
+
+
+def own_name() -> str:
+    """The command as it was called, where the plain name would not find it."""
+    called = sys.argv[0]
+    plain = Path(called).name != "jaxmbrl" or shutil.which("jaxmbrl") == str(Path(called).absolute())
+    return "jaxmbrl" if plain else called

@@ -14,7 +14,7 @@ from jaxmbrl import algorithms, envs
 from jaxmbrl.envs.pendulum import Pendulum, reward
 from jaxmbrl.optimizer import Trainable
 from jaxmbrl.replay import Replay
-from jaxmbrl.training import checkpoint, loop, runner
+from jaxmbrl.training import checkpoint, loop, programs
 
 CAPACITY = 997
 """A length that nothing but a replay buffer has."""
@@ -146,10 +146,10 @@ ALIKE = {"bptt", "ddpg", "maac", "mve", "redq", "steve", "svg", "td3", *VARIANTS
 """Cases whose code another one compiles for the most part."""
 
 
-def configured(case: str, env: str, **fields: Any) -> runner.RunConfig:
+def configured(case: str, env: str, **fields: Any) -> programs.RunConfig:
     """The config of a case at tiny size."""
     name, changes = CASES[case]
-    return runner.configure(name, env, settings=TINY[name] | changes, **fields)
+    return programs.configure(name, env, settings=TINY[name] | changes, **fields)
 
 
 TASK, LIMIT, FAST = "spinning-pendulum", 60, 5.0
@@ -178,7 +178,7 @@ class Compiled(NamedTuple):
     """An algorithm's loop on a pendulum whose episodes end by time and before it, compiled once for two seeds."""
 
     case: str
-    program: runner.Program
+    program: programs.Program
     jaxpr: str
     text: str
     init: Any
@@ -206,7 +206,7 @@ class Compiled(NamedTuple):
     params=[pytest.param(case, marks=[pytest.mark.slow] if case in ALIKE else []) for case in CASES],
 )
 def compiled(request: pytest.FixtureRequest, spinning: None) -> Compiled:
-    program = runner.build(configured(request.param, TASK, steps=3 * EPOCH, seeds=SEEDS))
+    program = programs.build(configured(request.param, TASK, steps=3 * EPOCH, seeds=SEEDS))
     init = jax.jit(program.loop.init)
     arguments = (
         loop.clock_at(0),
@@ -317,7 +317,7 @@ def test_seeds_do_not_touch_each_other(compiled: Compiled) -> None:
 def test_two_four_and_eight_seeds_agree_on_seed_0_to_the_bit(compiled: Compiled, seeds: int) -> None:
     if compiled.case in {"bptt", "ddpg", "maac", "steve", "svg", "td3", *VARIANTS}:
         pytest.skip("how XLA sums depends on the shapes: a fact about each algorithm's own settings, not a promise")
-    program = runner.build(configured(compiled.case, TASK, seeds=seeds))
+    program = programs.build(configured(compiled.case, TASK, seeds=seeds))
     state = jax.jit(program.loop.init)(jnp.arange(seeds), {"learning_rate": jnp.full(seeds, 1e-3, float)})
     _, more = jax.jit(program.loop.run)(loop.clock_at(0), state, jnp.asarray(2 * compiled.calls, jnp.int32))
     _, two = compiled.epochs(compiled.start(), [2 * compiled.calls])

@@ -15,7 +15,7 @@ from jaxmbrl.config import UserError
 from jaxmbrl.diagnostics import judging
 from jaxmbrl.diagnostics.judging import FitConfig, fit_and_judge
 from jaxmbrl.models import EnsembleConfig
-from jaxmbrl.training import runner
+from jaxmbrl.training import memory
 from jaxmbrl.types import Transition
 
 TINY = EnsembleConfig(members=3, elites=2, hidden=(8,), max_epochs=3, batch_size=16)
@@ -163,7 +163,7 @@ def test_three_rows_will_do():
 
 
 def test_a_model_too_large_is_told(monkeypatch):
-    monkeypatch.setattr(runner, "_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(memory, "available", lambda: 1000)
     with pytest.raises(
         UserError, match=r"the model takes .* GB, the device has .* GB; lower ensemble.members or ensemble.h"
     ):

@@ -13,9 +13,10 @@ from slider import centre, slider
 from jaxmbrl import cli, envs
 from jaxmbrl.config import to_dict
 from jaxmbrl.diagnostics import doctor, video
-from jaxmbrl.training import evaluation, runner
+from jaxmbrl.training import evaluation, programs, runner
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.run_folder import RunFolder
+from jaxmbrl.training.session import Session
 from jaxmbrl.types import Algorithm, Policy
 
 
@@ -110,11 +111,11 @@ def run(tmp_path_factory):
 
 
 def begun(task, path):
-    config = runner.configure("sac", task, settings={"agent.hidden": (4,), "replay_capacity": 1000}, seeds=2, seed=3)
+    config = programs.configure("sac", task, settings={"agent.hidden": (4,), "replay_capacity": 1000}, seeds=2, seed=3)
     folder = RunFolder.create(path)
     folder.write_config(to_dict(config))
-    session = runner._Session(runner.build(config), folder, Progress.silent())
-    session.state = runner._initial(session.program, {})
+    session = Session(programs.build(config), folder, Progress.silent())
+    session.state = programs.initial(session.program, {})
     session.save()
     return path
 

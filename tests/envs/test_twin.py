@@ -11,7 +11,7 @@ from jaxmbrl import envs
 from jaxmbrl.algorithms import pets
 from jaxmbrl.config import UserError, from_dict
 from jaxmbrl.envs.twin import Twin, carry_of, check_twin, versions
-from jaxmbrl.training import evaluation
+from jaxmbrl.training import devices, evaluation
 from jaxmbrl.types import Algorithm, Policy
 
 GAINS = jnp.array([0.3, 6.0, 0.5, 1.2])
@@ -44,7 +44,7 @@ def plain(what, function, *arguments):
 
 def returns(algorithm, task, states, episodes, in_gymnasium):
     with contextlib.ExitStack() as closing:
-        made = evaluation.evaluator(algorithm, task, episodes, plain, closing, states, in_gymnasium)
+        made = evaluation.evaluator(algorithm, task, episodes, plain, closing, states, devices.alone(1), in_gymnasium)
         return np.asarray(made(states))
 
 

@@ -15,7 +15,7 @@ from jaxmbrl.training.run_folder import RunFolder
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "mbpo_gym.py"
 TINY = ["--agent.hidden", "4", "4", "--epoch-steps", "100", "--eval-every", "1", "--warmup-steps", "100"]
-TINY += ["--batch-size", "4", "--replay-capacity", "500", "--eval-episodes", "1", "--checkpoint-every", "2"]
+TINY += ["--batch-size", "4", "--replay-capacity", "500", "--eval-episodes", "1", "--checkpoint.every", "2"]
 STUDY = ["--method", "sac", "--tasks", "pendulum", "--seeds", "2"]
 
 
@@ -137,7 +137,7 @@ def test_another_run_than_the_one_that_is_there_is_refused(script, begun, capsys
 
 def test_what_the_study_decides_holds_against_what_is_behind_the_dashes(script):
     asked, extra = script.parse(["--tasks", "Ant-v5/truncated", "--seeds", "3", "--", "--seeds", "9", "--out", "x"])
-    config, out = script.cli.parse_train("mbpo", script.words_of(asked, "Ant-v5/truncated", extra))
+    config, out = script.training.parse_train("mbpo", script.words_of(asked, "Ant-v5/truncated", extra))
     assert (config.seeds, config.env, config.preset) == (3, "Ant-v5/truncated", "paper-ant")
     assert out == Path("runs/mbpo_gym/Ant-v5-truncated-mbpo")
 
@@ -145,7 +145,7 @@ def test_what_the_study_decides_holds_against_what_is_behind_the_dashes(script):
 def test_without_options_it_is_mbpo_on_the_published_tasks(script):
     asked, extra = script.parse([])
     points = script.published.read(script.PUBLISHED)
-    configs = [script.cli.parse_train(asked.method, script.words_of(asked, task, extra))[0] for task in asked.tasks]
+    configs = [script.training.parse_train(asked.method, script.words_of(asked, task, extra))[0] for task in asked.tasks]
     assert [script.published.of_task(points, task) != [] for task in asked.tasks] == [True] * 5
     assert all((c.algorithm, c.seeds) == ("mbpo", 4) and c.settings.eval_every > 0 for c in configs)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxmbrl.training import runner
+from jaxmbrl.training import programs
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "model_based_ladder.py"
 
@@ -23,7 +23,7 @@ def ladder():
 
 def test_each_rung_adds_what_it_says(ladder):
     rungs = [
-        runner.configure("pets", ladder.TASK, settings={**ladder.COMMON, **changes}).settings
+        programs.configure("pets", ladder.TASK, settings={**ladder.COMMON, **changes}).settings
         for changes in (*ladder.RUNGS.values(), *ladder.TRUE.values())
     ]
     assert [(c.refit, c.open_loop, c.ensemble.members, c.ensemble.probabilistic, c.model) for c in rungs] == [

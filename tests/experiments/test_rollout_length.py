@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxmbrl.training import runner
+from jaxmbrl.training import programs
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "rollout_length.py"
 
@@ -22,7 +22,7 @@ def script():
 
 def test_the_cases_differ_in_their_branches_alone(script):
     settings = [
-        runner.configure("mbpo", script.TASK, "small", {**script.COMMON, **changes}).settings
+        programs.configure("mbpo", script.TASK, "small", {**script.COMMON, **changes}).settings
         for changes in script.lengths(1600).values()
     ]
     # At the start, halfway through what the fourth grows over, and after it.

@@ -13,7 +13,7 @@ from command_line import call, options, untimed
 import jaxmbrl
 from jaxmbrl import dataset, envs
 from jaxmbrl.config import UserError
-from jaxmbrl.training import collecting, runner
+from jaxmbrl.training import collecting, programs
 from jaxmbrl.training.run_folder import RunFolder
 
 SETTINGS = {
@@ -24,7 +24,7 @@ SETTINGS = {
     "epoch_steps": 67,
     "eval_every": 0,
 }
-WORDS = [*options(SETTINGS), "--steps", 134, "--checkpoint-every", 1]
+WORDS = [*options(SETTINGS), "--steps", 134, "--checkpoint.every", 1]
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
 
@@ -56,7 +56,7 @@ def test_the_config_and_the_console_tell_it(run):
 
 
 def test_the_interface_and_the_command_line_agree(run):
-    result = jaxmbrl.train("sac", "pendulum", settings=SETTINGS, steps=134, action_repeat=3, checkpoint_every=1)
+    result = jaxmbrl.train("sac", "pendulum", settings=SETTINGS, steps=134, action_repeat=3, checkpoint={"every": 1})
     assert untimed(result.rows) == untimed(RunFolder.open(run[0]).read_metrics())
     assert (result.task.action_repeat, result.task.episode_length) == (3, 67)
 
@@ -96,16 +96,16 @@ def test_evaluation_is_of_the_repeated_task(run):
 
 def test_a_config_without_it_is_of_actions_applied_once(run):
     values = yaml.safe_load((run[0] / "config.yaml").read_text())
-    assert runner.parse(values).action_repeat == 3
+    assert programs.parse(values).action_repeat == 3
     del values["action_repeat"]
-    assert runner.parse(values).action_repeat == 1
-    assert runner.build(runner.parse(values)).task.episode_length == 200
+    assert programs.parse(values).action_repeat == 1
+    assert programs.build(programs.parse(values)).task.episode_length == 200
 
 
 def test_a_config_of_a_run_begins_one_alike(run, tmp_path):
     code, _, err = call("train", "sac", "--config", run[0] / "config.yaml", "--steps", 67, "--out", tmp_path / "again")
     assert (code, err) == (0, "")
-    assert runner.read(RunFolder.open(tmp_path / "again")).action_repeat == 3
+    assert programs.read(RunFolder.open(tmp_path / "again")).action_repeat == 3
 
 
 def test_collecting_by_a_run_is_with_its_own(run, tmp_path):

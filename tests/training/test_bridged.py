@@ -16,7 +16,7 @@ import jaxmbrl
 from jaxmbrl import envs
 from jaxmbrl.algorithms import pets, sac
 from jaxmbrl.config import from_dict
-from jaxmbrl.training import bridged, loop, runner
+from jaxmbrl.training import bridged, devices, loop, runner
 from jaxmbrl.training.hosted import host_seed
 from jaxmbrl.types import Algorithm, HostStep, Policy
 
@@ -94,7 +94,7 @@ def test_both_loops_train_alike(method, settings, calls):
     states, theirs = jax.jit(fused.init)(seeds, {}), jax.jit(hosts.init)(seeds, {})
     clock, run = loop.clock_at(0), jax.jit(fused.run)
     with contextlib.ExitStack() as closing:
-        run_hosts = hosts.compiled(plain, closing, clock, theirs)
+        run_hosts = hosts.compiled(plain, closing, clock, theirs, devices.alone(2))
         their_clock = clock
         for _ in range(2):
             half = jnp.asarray(calls // 2, jnp.int32)
@@ -195,7 +195,7 @@ def begun(mass, seeds, calls=20):
     made = bridged.make(drawing(task), task, config)
     state = jax.jit(made.init)(jnp.asarray(seeds), {})
     with contextlib.ExitStack() as closing:
-        run = made.compiled(plain, closing, loop.clock_at(0), state)
+        run = made.compiled(plain, closing, loop.clock_at(0), state, devices.alone(2))
         run(loop.clock_at(0), state, jnp.asarray(calls, jnp.int32))
     assert all(env.steps == 5 * calls for env in mass.made)
     return [env.seeds for env in mass.made]
@@ -225,7 +225,7 @@ def test_a_seed_whose_environment_breaks_is_frozen_and_the_others_go_on_as_witho
 def test_an_environment_that_raises_is_named_and_the_run_can_go_on(mass, tmp_path):
     out = tmp_path / "run"
     small = {**TRAINED, "eval_every": 0}
-    train(out=out, settings=small, steps=100, checkpoint_every=1)
+    train(out=out, settings=small, steps=100, checkpoint={"every": 1})
     mass.made.clear()
     mass.failing = {1}
     code, _, err = call("train", "--resume", out, "--steps", 200)

@@ -12,7 +12,8 @@ import jaxmbrl
 from jaxmbrl import cli, dataset, envs, planners
 from jaxmbrl.config import UserError
 from jaxmbrl.rollout import reveal
-from jaxmbrl.training import collecting, runner
+from jaxmbrl.training import collecting, memory, programs
+from jaxmbrl.training.session import Session
 
 SAC = {"agent.hidden": (8,), "replay_capacity": 100, "epoch_steps": 100}
 PETS = {
@@ -46,7 +47,7 @@ def runs(tmp_path_factory):
     """Runs that have just begun: their checkpoint of step 0 holds what they were born with."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner._Session, "train", began)
+        patch.setattr(Session, "train", began)
         for name, settings in (("sac", SAC), ("pets", PETS), ("true", PETS | {"model": "true"})):
             with pytest.raises(Began):
                 method = "sac" if name == "sac" else "pets"
@@ -147,7 +148,7 @@ def test_a_planner_acts_as_it_does_on_what_it_sees(name, runs):
     check_pendulum(rows)
     world_key, _, key = jax.random.split(jax.random.key(6), 3)
     act_key = jax.random.split(jax.random.split(jax.random.fold_in(key, 0))[0])[1]
-    settings = runner.configure("pets", "pendulum", settings=PETS).settings
+    settings = programs.configure("pets", "pendulum", settings=PETS).settings
     planner = planners.make(settings.planner, 1)
     carry = task.world.reset(world_key)
     if name == "true":
@@ -213,10 +214,10 @@ def test_a_run_of_another_task_is_told(runs):
 
 def test_more_than_the_machine_holds_is_told(monkeypatch, runs):
     # 5 rows of 3 + 1 + 1 + 3 numbers and two flags.
-    monkeypatch.setattr(runner, "_memory_bytes", lambda: 5 * 34 - 1)
+    monkeypatch.setattr(memory, "available", lambda: 5 * 34 - 1)
     with pytest.raises(UserError, match=r"what is collected takes 0.0 GB, the device has 0.0 GB; lower steps"):
         collecting.collect_by("pendulum", "random", 5)
-    monkeypatch.setattr(runner, "_memory_bytes", lambda: 5 * 34)
+    monkeypatch.setattr(memory, "available", lambda: 5 * 34)
     assert collecting.collect_by("pendulum", "random", 5)[0].reward.shape == (5,)
 
 

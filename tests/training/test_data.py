@@ -13,8 +13,9 @@ from command_line import call, options, untimed
 import jaxmbrl
 from jaxmbrl import algorithms, dataset, envs
 from jaxmbrl.config import UserError
-from jaxmbrl.training import loop, runner
+from jaxmbrl.training import loop, programs
 from jaxmbrl.training.run_folder import RunFolder
+from jaxmbrl.training.session import Session
 from jaxmbrl.types import Clock, Transition
 
 ROWS = 130
@@ -93,7 +94,7 @@ def runs(file, tmp_path_factory):
     patch.chdir(file.parent)
     for name, settings in SETTINGS.items():
         out = tmp_path_factory.mktemp("runs") / name
-        words = [*options(settings), "--seeds", 2, "--seed", 5, "--checkpoint-every", 1, "--out", out]
+        words = [*options(settings), "--seeds", 2, "--seed", 5, "--checkpoint.every", 1, "--out", out]
         code, said, err = call("train", name, "--env", "pendulum", "--data", "rows.npz", *words)
         assert (code, err) == (0, "")
         found[name] = out, said
@@ -122,7 +123,7 @@ def test_a_run_is_learn_called_by_hand(name, runs):
     The extras of a policy that did not act are zeros.
     """
     task = envs.make("pendulum")
-    config = runner.configure(name, "pendulum", settings=SETTINGS[name]).settings
+    config = programs.configure(name, "pendulum", settings=SETTINGS[name]).settings
     algorithm = algorithms.get(name).make(config, task)
     rows = made_up()
     keys = [jax.random.fold_in(jax.random.key(seed), loop.LEARNER) for seed in (5, 6)]
@@ -246,7 +247,7 @@ def nothing_begins(monkeypatch):
     def began(*args):
         raise Began
 
-    monkeypatch.setattr(runner._Session, "begin", began)
+    monkeypatch.setattr(Session, "begin", began)
 
 
 def test_a_config_of_a_run_from_data_begins_the_same_run(runs, file, tmp_path, nothing_begins):
@@ -299,15 +300,15 @@ def test_mistakes_are_told_before_anything_begins(case, file, tmp_path, monkeypa
 
 def test_a_file_that_tells_no_task_is_taken_for_any_that_it_fits(tmp_path):
     path = write(tmp_path / "rows.npz", made_up())
-    config = runner.configure("sac", "pendulum", settings=SETTINGS["sac"], data=path)
-    assert runner.build(config).total_steps == STEPS
+    config = programs.configure("sac", "pendulum", settings=SETTINGS["sac"], data=path)
+    assert programs.build(config).total_steps == STEPS
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_data_fit_a_run_in_float64(name, file):
     with jax.enable_x64(True):
-        program = runner.build(runner.configure(name, "pendulum", settings=SETTINGS[name], data=file))
-        states = jax.eval_shape(lambda: runner._initial(program, {}))
+        program = programs.build(programs.configure(name, "pendulum", settings=SETTINGS[name], data=file))
+        states = jax.eval_shape(lambda: programs.initial(program, {}))
         _, after = jax.eval_shape(program.loop.run, loop.clock_at(0), states, jnp.ones((), jnp.int32))
         assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), states)
         assert after.algorithm.replay.data.reward.dtype == jnp.float64

@@ -12,7 +12,8 @@ from command_line import call
 import jaxmbrl
 from jaxmbrl import envs
 from jaxmbrl.config import UserError
-from jaxmbrl.training import collecting, runner
+from jaxmbrl.training import collecting
+from jaxmbrl.training.session import Session
 from jaxmbrl.types import Policy
 
 PAGE = Path(__file__).parents[2] / "docs" / "own_simulator.md"
@@ -67,7 +68,7 @@ def begun(tmp_path_factory):
         raise Began
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner._Session, "train", began)
+        patch.setattr(Session, "train", began)
         for env in ("InvertedPendulum-v5", "pendulum"):
             with pytest.raises(Began):
                 jaxmbrl.train("sac", env, settings=SETTINGS, seeds=2, out=folder / env)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import jaxmbrl
 from jaxmbrl.config import UserError
 from jaxmbrl.training import run_folder
-from jaxmbrl.training.run_folder import RunFolder, environment, write_file
+from jaxmbrl.training.run_folder import RunFolder, environment, event_of, write_file
 
 ROW = {"epoch": 1, "env_steps": 200, "seed": 0, "train/return": 57.1}
 
@@ -180,9 +180,9 @@ def test_any_other_bad_line_is_named(run):
 def test_events_carry_their_time(run):
     before = datetime.datetime.now(datetime.UTC)
     for kind in ("start", "compile", "checkpoint", "resume", "warning", "end"):
-        run.event(kind, seconds=1.5)
+        run.append_events([event_of(kind, seconds=1.5)])
     with pytest.raises(ValueError, match="kind is one of start, compile"):
-        run.event("pause")
+        event_of("pause")
     events = run.read_events()
     assert [event["kind"] for event in events] == ["start", "compile", "checkpoint", "resume", "warning", "end"]
     for event in events:

@@ -19,9 +19,10 @@ import jaxmbrl
 from jaxmbrl import algorithms
 from jaxmbrl.config import UserError
 from jaxmbrl.rollout import rollout
-from jaxmbrl.training import evaluation, runner
+from jaxmbrl.training import evaluation, programs, runner, session
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.run_folder import RunFolder
+from jaxmbrl.training.session import Session
 
 SAC = {
     "agent.hidden": (16, 16),
@@ -74,7 +75,7 @@ pytestmark = pytest.mark.usefixtures("compile_cache")
 def sac_run(tmp_path_factory):
     """A run of SAC by the command line: its folder, and what the console said."""
     out = tmp_path_factory.mktemp("runs") / "sac"
-    fields = ["--steps", 750, "--seeds", 2, "--seed", 3, "--eval-episodes", 2, "--checkpoint-every", 2, "--out", out]
+    fields = ["--steps", 750, "--seeds", 2, "--seed", 3, "--eval-episodes", 2, "--checkpoint.every", 2, "--out", out]
     code, said, err = call("train", "sac", "--env", "pendulum", *options(SAC), *fields)
     assert (code, err) == (0, "")
     return out, said
@@ -85,7 +86,7 @@ def pets_run(tmp_path_factory):
     """A run of PETS by the command line, into a relative path: its folder, and what the console said."""
     patch, place = pytest.MonkeyPatch(), tmp_path_factory.mktemp("runs")
     patch.chdir(place)
-    fields = ["--steps", 300, "--seeds", 2, "--out", "pets"]
+    fields = ["--steps", 300, "--seeds", 2, "--checkpoint.every", 10, "--out", "pets"]
     code, said, err = call("train", "pets", "--env", "cartpole-continuous", *options(PETS), *fields)
     patch.undo()
     assert (code, err) == (0, "")
@@ -129,8 +130,9 @@ def test_config_yaml_holds_what_was_asked(sac_run):
     config = yaml.safe_load((sac_run[0] / "config.yaml").read_text())
     assert config["settings"]["agent"]["hidden"] == [16, 16]
     assert config["settings"]["batch_size"] == 16
-    fields = {name: config[name] for name in ("algorithm", "env", "preset", "steps", "seeds", "seed", "checkpoint_every")}
-    assert list(fields.values()) == ["sac", "pendulum", "pendulum", 750, 2, 3, 2]
+    fields = {name: config[name] for name in ("algorithm", "env", "preset", "steps", "seeds", "seed", "checkpoint")}
+    kept = {"every": 2, "keep": 3, "model_buffer": True, "grace": 10.0}
+    assert list(fields.values()) == ["sac", "pendulum", "pendulum", 750, 2, 3, kept]
 
 
 ALWAYS = {"epoch", "env_steps", "seed", "wall_time", "train/episodes", "time/epoch"}
@@ -201,7 +203,7 @@ def test_a_damaged_checkpoint_is_told_to_who_looks(sac_run, tmp_path):
     shutil.copytree(sac_run[0], run)
     newest = sorted((run / "checkpoints").glob("0*"))[-1]
     (newest / "manifest.json").write_text("{}")
-    with pytest.warns(runner.RunWarning, match=f"{newest.name} is damaged"):
+    with pytest.warns(session.RunWarning, match=f"{newest.name} is damaged"):
         jaxmbrl.load(run)
     newest = sorted((run / "checkpoints").glob("0*"))[-1]
     (newest / "manifest.json").write_text("{}")
@@ -262,16 +264,80 @@ def test_a_checkpoint_of_other_settings_is_refused_and_kept(sac_run, tmp_path):
     config["settings"]["agent"]["hidden"] = [7]
     folder.write_config(config)
     kept = sorted(path.name for path in folder.checkpoints.iterdir())
-    for words in (("train", "--resume", folder.path), ("evaluate", folder.path)):
-        code, _, err = call(*words)
-        assert code == 2 and err.startswith("jaxmbrl: ") and err.count("\n") == 1
-        assert "agent.actor" in err and "[2, 7]" in err and "[2, 16]" in err
+    code, _, err = call("train", "--resume", folder.path)
+    assert (code, err) == (
+        2,
+        f"jaxmbrl: the run in {folder.path} cannot go on with other settings (agent.hidden was [16, 16] and is [7]); "
+        "give those back, or start another run\n",
+    )
+    code, _, err = call("evaluate", folder.path)
+    assert code == 2 and err.startswith("jaxmbrl: ") and err.count("\n") == 1
+    assert "agent.actor" in err and "[2, 7]" in err and "[2, 16]" in err
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == kept
 
 
+def test_every_field_that_differs_is_listed_and_what_may_change_is_taken(sac_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(sac_run[0], run)
+    with pytest.raises(UserError, match="cannot go on with other settings") as caught:
+        jaxmbrl.resume(
+            run, settings={"batch_size": 32, "agent.hidden": (8,), "eval_every": 1}, seeds=3, env="cartpole-continuous"
+        )
+    told = str(caught.value).partition("(")[2].partition(")")[0].split("; ")
+    assert sorted(told) == [
+        "agent.hidden was [16, 16] and is [8]",
+        "batch_size was 16 and is 32",
+        "env was 'pendulum' and is 'cartpole-continuous'",
+        "seeds was 2 and is 3",
+    ]
+    before = RunFolder.open(run).read_config()
+    new = {"eval_episodes": 1, "checkpoint": {"every": 1, "keep": 2, "grace": 3}}
+    rows = jaxmbrl.resume(run, steps=1000, settings={"eval_every": 1}, **new).rows
+    assert ["eval/return" in row for row in rows if row["epoch"] == 5] == [True, True]
+    after = RunFolder.open(run).read_config()
+    assert after["settings"].pop("eval_every") == 1 and before["settings"].pop("eval_every") == 2
+    assert after["checkpoint"] == {"every": 1, "keep": 2, "model_buffer": True, "grace": 3.0}
+    same_fields = set(before) - {"checkpoint", "steps", "eval_episodes"}
+    assert {name: after[name] for name in same_fields} == {name: before[name] for name in same_fields}
+    with pytest.raises(UserError, match="unknown field 'setings'"):
+        jaxmbrl.resume(run, setings={})
+
+
+@pytest.mark.slow
+def test_without_imagined_transitions_checkpoints_are_small_and_a_resume_says_so(tmp_path):
+    settings = {
+        "agent.hidden": (8,),
+        "batch_size": 8,
+        "ensemble.members": 2,
+        "ensemble.elites": 2,
+        "ensemble.hidden": (8,),
+        "ensemble.max_epochs": 2,
+        "rollout_rows": 2000,
+        "refit_every": 50,
+        "warmup_steps": 50,
+        "replay_capacity": 200,
+        "epoch_steps": 50,
+    }
+    fields = {"steps": 150, "settings": settings, "eval_episodes": 1}
+    jaxmbrl.train("mbpo", "pendulum", out=tmp_path / "whole", **fields)
+    jaxmbrl.train("mbpo", "pendulum", out=tmp_path / "small", checkpoint={"model_buffer": False}, **fields)
+    sizes = [
+        sum(p.stat().st_size for p in (tmp_path / n).glob("checkpoints/00000150/arrays/**/*")) for n in ("whole", "small")
+    ]
+    assert sizes[1] < sizes[0] / 2
+    a, b = (untimed(RunFolder.open(tmp_path / n).read_metrics()) for n in ("whole", "small"))
+    assert a == b, "only what is kept differs"
+    result = jaxmbrl.resume(tmp_path / "small", steps=250)
+    assert len(result.rows) == 5 and all("agent/critic_loss" in row for row in result.rows[1:])
+    told = [event["text"] for event in RunFolder.open(tmp_path / "small").read_events() if event["kind"] == "warning"]
+    assert told == [
+        "the resume need not be exact: the checkpoint is without imagined transitions (checkpoint.model_buffer)"
+    ]
+
+
 def test_nested_settings_replace_their_own_fields_alone():
-    nested = runner.configure("pets", "cartpole-continuous", settings={"ensemble": {"members": 6}, "particles": 20})
-    dotted = runner.configure("pets", "cartpole-continuous", settings={"ensemble.members": 6, "particles": 20})
+    nested = programs.configure("pets", "cartpole-continuous", settings={"ensemble": {"members": 6}, "particles": 20})
+    dotted = programs.configure("pets", "cartpole-continuous", settings={"ensemble.members": 6, "particles": 20})
     assert nested == dotted
     assert (nested.settings.ensemble.members, nested.settings.ensemble.hidden) == (6, (64, 64, 64))
 
@@ -351,9 +417,9 @@ def test_the_size_of_a_large_state_is_said_before_it_is_made(monkeypatch):
             raise InterruptedError("here it is made")
         return {"rows": jnp.zeros((1_000_000, 38), bool)}
 
-    monkeypatch.setattr(runner, "_initial", made)
+    monkeypatch.setattr(session, "initial", made)
     for least, told in [(38_000_001, 0), (38_000_000, 1)]:
-        monkeypatch.setattr(runner, "WORTH_SAYING", least)
+        monkeypatch.setattr(session, "WORTH_SAYING", least)
         with pytest.raises(InterruptedError):
             jaxmbrl.train("sac", "pendulum", settings=SAC, progress=progress)
         assert said == ["its state takes 0.04 GB of memory, and each checkpoint about as much of the disk"] * told
@@ -400,7 +466,7 @@ def test_hyper_acts_on_its_seed_alone(in_memory):
     ],
 )
 def test_errors_of_train(arguments, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner._Session, "begin", None)
+    monkeypatch.setattr(Session, "begin", None)
     given = {"algorithm": "sac", "env": "pendulum", "out": tmp_path / "out", **arguments}
     with pytest.raises(UserError) as told:
         jaxmbrl.train(given.pop("algorithm"), given.pop("env"), **given)
@@ -465,7 +531,7 @@ def test_a_run_whose_seeds_are_all_bad_ends_with_a_warning(tmp_path):
 
 def test_sums_that_overflow_are_left_out_and_told(tmp_path):
     folder = RunFolder.create(tmp_path / "run")
-    session = runner._Session(runner.build(runner.configure("sac", "pendulum")), folder, runner.Progress.silent())
+    session = Session(programs.build(programs.configure("sac", "pendulum")), folder, runner.Progress.silent())
     row = {"epoch": 7, "agent/q": 1.0, "agent/actor_loss": math.inf, "eval/return": math.nan}
     assert session.finite(row, 5, 7) == {"epoch": 7, "agent/q": 1.0}
     events = [(e["kind"], e["seed"], e["epoch"], e["metric"]) for e in folder.read_events()]

@@ -16,7 +16,7 @@ from jaxmbrl.config import UserError, to_dict
 from jaxmbrl.diagnostics import calibration
 from jaxmbrl.diagnostics.calibration import Calibration
 from jaxmbrl.models import EnsembleConfig, EnsembleState, ensemble, uncertainty
-from jaxmbrl.training import runner
+from jaxmbrl.training import memory, programs
 from jaxmbrl.types import DynamicsModel, Task, Transition
 
 ROWS_AT_ONCE = 4096
@@ -65,7 +65,7 @@ def fit_and_judge(config: FitConfig, rows: Transition, task: Task | None = None)
     With a `task` its known reward and termination are used and not learned, unless the config says so. Raises UserError
     where the rows are too few to part, or the model is too large for the machine.
     """
-    runner.check_whole(to_dict(config))
+    programs.check_whole(to_dict(config))
     count = rows.reward.shape[0]
     tested = round(config.test_fraction * count)
     trained = count - tested
@@ -83,7 +83,7 @@ def fit_and_judge(config: FitConfig, rows: Transition, task: Task | None = None)
     )
     init_key, fit_key = jax.random.split(jax.random.key(config.seed))
     shapes = jax.eval_shape(lambda: model.init(init_key, {}))
-    runner.check_memory(shapes, "the model", "lower ensemble.members or ensemble.hidden")
+    memory.check(shapes, "the model", "lower ensemble.members or ensemble.hidden")
     known = jax.tree.map(lambda leaf: jnp.asarray(leaf[:trained]), rows)
     state, found = jax.jit(model.fit)(model.init(init_key, {}), known, jnp.asarray(trained), fit_key)
     unseen = jax.tree.map(lambda leaf: jnp.asarray(leaf[trained:]), rows)

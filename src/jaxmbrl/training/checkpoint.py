@@ -5,7 +5,7 @@ dtype, both without a word; so each checkpoint carries a manifest with a digest 
 and whatever is loaded is checked against it.
 
     00000123/            one checkpoint, complete: it gets this name in one rename, after everything is on the disk
-      arrays/            Orbax's files: the leaves, numbered in tree order
+      arrays/            Orbax's files: the leaves, numbered in tree order; on several hosts NUMBER.bytes, their bytes alone
       manifest.json      format, step, extra, leaves (path, shape, dtype, sha256), files (size, sha256)
     damaged-00000100/    set aside by `restore`
     .partial-*           being written or removed; a killed process leaves it, the next save removes it
@@ -23,7 +23,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ from jaxmbrl.types import PyTree
 FORMAT = 1
 MANIFEST = "manifest.json"
 ARRAYS = "arrays"
+PLAIN = ".bytes"
 
 
 class CheckpointError(UserError):
@@ -52,6 +53,17 @@ class Restored(NamedTuple):
     path: Path
     warnings: tuple[str, ...]
     """One line for each checkpoint that was set aside."""
+    left_out: bool = False
+    """Whether leaves were left out when it was saved."""
+
+
+class Taken(NamedTuple):
+    """A state as it was when it was taken; what becomes of the state later changes nothing of it."""
+
+    leaves: list[dict[str, Any]]
+    """What the manifest says of each leaf, but for its digest."""
+    arrays: list[np.ndarray | None]
+    """The leaves' bytes in this process's memory; of keys, their data; None of those left out."""
 
 
 class _Damaged(Exception):
@@ -65,11 +77,56 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if re.fullmatch(r"\d{8,}", path.name) and path.is_dir())
 
 
-def save(folder: Path, step: int, state: PyTree, extra: dict[str, Any], keep: int = 3) -> Path:
+def extras(folder: Path) -> dict[int, dict[str, Any]]:
+    """What was saved beside the state in each checkpoint whose manifest is whole, by step. No digest is checked."""
+    found = {}
+    for step in steps(folder):
+        with contextlib.suppress(_Damaged, CheckpointError, OSError):
+            found[step] = _manifest(folder / f"{step:08}")["extra"]
+    return found
+
+
+def take(state: PyTree, left_out: Collection[str] = ()) -> Taken:
+    """Copy `state`, a pytree of JAX and NumPy arrays, typed keys included, all of them held by this process; but for the
+    leaves whose paths (`jax.tree_util.keystr`) are `left_out`.
+
+    Raises ValueError for a leaf that is not such an array.
+    """
+    leaves: list[dict[str, Any]] = []
+    arrays: list[np.ndarray | None] = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        name = jax.tree_util.keystr(path)
+        if not isinstance(leaf, jax.Array | np.ndarray):
+            raise ValueError(f"leaf {name} must be an array, got {type(leaf).__name__}")
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            raise ValueError(f"leaf {name} is spread over several processes; gather it before saving")
+        entry = {"path": name, **_spec(leaf)}
+        if name in left_out:
+            leaves.append(entry | {"left_out": True})
+            arrays.append(None)
+            continue
+        data: Any = leaf
+        if _is_key(leaf):
+            entry["implementation"] = str(jax.random.key_impl(leaf))
+            data = jax.random.key_data(leaf)
+        leaves.append(entry)
+        # On a CPU a view would show what a compiled program later writes into the same memory.
+        arrays.append(np.array(data))
+    return Taken(leaves, arrays)
+
+
+def save(
+    folder: Path,
+    step: int,
+    state: PyTree | Taken,
+    extra: dict[str, Any],
+    keep: int = 3,
+    precious: Collection[int] = (),
+) -> Path:
     """Write `state` as the checkpoint of `step` and return its folder; it is on the disk when this returns.
 
-    `state` is a pytree of JAX and NumPy arrays, typed keys included, all of them held by this process; `extra` is plain
-    JSON without NaN. Of the checkpoints that are complete the newest `keep` stay; damaged ones are left alone.
+    `state` is what `take` takes or has taken; `extra` is plain JSON without NaN. Of the checkpoints that are complete the
+    newest `keep` and those of the steps in `precious` stay; damaged ones are left alone.
 
     Raises CheckpointError where the disk refuses, ValueError for a negative step, a `keep` below 1, an `extra` that is
     not JSON, or a leaf that is not an array.
@@ -80,7 +137,10 @@ def save(folder: Path, step: int, state: PyTree, extra: dict[str, Any], keep: in
         json.dumps(extra, allow_nan=False)
     except TypeError as error:
         raise ValueError(f"extra must be plain JSON: {error}") from None
-    leaves, arrays = _describe(state)
+    taken = state if isinstance(state, Taken) else take(state)
+    both = list(zip(taken.leaves, taken.arrays, strict=True))
+    leaves = [entry if array is None else entry | {"sha256": _digest(array)} for entry, array in both]
+    arrays = {_array_name(i): array for i, (_, array) in enumerate(both) if array is not None and array.size}
     # Orbax takes absolute paths only.
     folder = folder.absolute()
     try:
@@ -89,7 +149,7 @@ def save(folder: Path, step: int, state: PyTree, extra: dict[str, Any], keep: in
         for left in folder.glob(".partial-*"):
             shutil.rmtree(left)
         path = _write(folder, step, leaves, arrays, extra)
-        _prune(folder, keep, path)
+        _prune(folder, keep, path, {folder / f"{step:08}" for step in precious})
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {step} could not be written to {folder} ({error.strerror or error}); see to the disk and resume"
@@ -97,15 +157,22 @@ def save(folder: Path, step: int, state: PyTree, extra: dict[str, Any], keep: in
     return path
 
 
-def restore(folder: Path, like: PyTree, repair: bool = True) -> Restored:
+def restore(
+    folder: Path,
+    like: PyTree,
+    repair: bool = True,
+    before: int | None = None,
+    fresh: Callable[[], PyTree] | None = None,
+) -> Restored:
     """Read the newest checkpoint in `folder` that is intact, bit for bit as it was saved.
 
     `like` is a pytree of arrays or `jax.ShapeDtypeStruct` (as from `jax.eval_shape`) with the structure, shapes and
     dtypes that are expected; leaves go where its shardings say, to NumPy where a leaf of `like` is NumPy, and to the
-    default device otherwise. Weak types become strong.
+    default device otherwise. Weak types become strong. Leaves that were left out are those of `fresh()`.
 
     A damaged checkpoint is renamed to `damaged-<step>`, with a warning line, and the one before is taken. With `repair`
-    false nothing is renamed, as befits a reader of a folder that another process may be writing to.
+    false nothing is renamed, as befits a reader of a folder that another process may be writing to. With `before` only
+    checkpoints of steps below it count.
 
     Raises CheckpointError where no checkpoint is intact, and where one is but has other leaves than `like`.
     """
@@ -114,13 +181,13 @@ def restore(folder: Path, like: PyTree, repair: bool = True) -> Restored:
     try:
         if repair:
             _recover(folder)
-        for step in reversed(steps(folder)):
+        for step in (x for x in reversed(steps(folder)) if before is None or x < before):
             path = folder / f"{step:08}"
             try:
                 manifest = _verified_manifest(path)
                 _compare(path, manifest["leaves"], like)
-                state = _load(path, manifest["leaves"], like)
-                return Restored(step, state, manifest["extra"], path, tuple(warnings))
+                state, left_out = _load(path, manifest["leaves"], like, fresh)
+                return Restored(step, state, manifest["extra"], path, tuple(warnings), left_out)
             except _Damaged as problem:
                 done = _set_aside(path) if repair else "it is passed over"
                 warnings.append(f"checkpoint {path} is damaged ({problem}); {done}")
@@ -131,28 +198,6 @@ def restore(folder: Path, like: PyTree, repair: bool = True) -> Restored:
     aside = sorted(path.name for path in folder.glob("damaged-*"))
     note = f" but {', '.join(aside)}" if aside else ""
     raise CheckpointError(f"no checkpoint in {folder}{note}; start the run anew in another folder")
-
-
-def _describe(state: PyTree) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """What the manifest says of each leaf, and the arrays that Orbax stores."""
-    leaves, arrays = [], {}
-    for i, (path, leaf) in enumerate(jax.tree_util.tree_flatten_with_path(state)[0]):
-        name = jax.tree_util.keystr(path)
-        if not isinstance(leaf, jax.Array | np.ndarray):
-            raise ValueError(f"leaf {name} must be an array, got {type(leaf).__name__}")
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            raise ValueError(f"leaf {name} is spread over several processes; gather it before saving")
-        entry = {"path": name, **_spec(leaf)}
-        data: Any = leaf
-        if _is_key(leaf):
-            entry["implementation"] = str(jax.random.key_impl(leaf))
-            data = jax.random.key_data(leaf)
-        array = np.asarray(data)
-        entry["sha256"] = _digest(array)
-        leaves.append(entry)
-        if array.size:
-            arrays[_array_name(i)] = array
-    return leaves, arrays
 
 
 def _array_name(i: int) -> str:
@@ -202,6 +247,12 @@ def _write(
 
 
 def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    if jax.process_count() > 1:
+        # Orbax saves what all processes have in common; here each keeps what it has by itself.
+        path.mkdir()
+        for name, array in arrays.items():
+            array.tofile(path / f"{name}{PLAIN}")
+        return
     try:
         with _orbax() as orbax:
             orbax.save(path, arrays)
@@ -251,12 +302,13 @@ def _remove(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _prune(folder: Path, keep: int, newest: Path) -> None:
-    """Remove complete checkpoints older than the newest `keep`."""
+def _prune(folder: Path, keep: int, newest: Path, precious: Collection[Path]) -> None:
+    """Remove complete checkpoints older than the newest `keep`, but for the precious ones."""
     others = [folder / f"{step:08}" for step in steps(folder)]
     complete = [path for path in others if path != newest and _looks_complete(path)]
     for path in complete[: max(len(complete) - (keep - 1), 0)]:
-        _remove(path)
+        if path not in precious:
+            _remove(path)
 
 
 def _looks_complete(path: Path) -> bool:
@@ -321,30 +373,40 @@ def _text(spec: dict[str, Any] | None) -> str:
     return "nothing" if spec is None else f"{spec['dtype']}{spec['shape']}"
 
 
-def _load(path: Path, leaves: list[dict[str, Any]], like: PyTree) -> PyTree:
-    """The state, every leaf checked after loading; `like` has the same leaves."""
+def _load(
+    path: Path, leaves: list[dict[str, Any]], like: PyTree, fresh: Callable[[], PyTree] | None
+) -> tuple[PyTree, bool]:
+    """The state, every leaf checked after loading, and whether some were left out; `like` has the same leaves."""
     targets, treedef = jax.tree.flatten(like)
     order = {jax.tree_util.keystr(keys): i for i, (keys, _) in enumerate(jax.tree_util.tree_flatten_with_path(like)[0])}
-    wanted = {}
+    wanted, left_out = {}, [entry["path"] for entry in leaves if entry.get("left_out", False)]
     for i, entry in enumerate(leaves):
+        if entry["path"] in left_out:
+            continue
         target = targets[order[entry["path"]]]
         data = jax.eval_shape(jax.random.key_data, target) if _is_key(target) else target
         wanted[_array_name(i)] = np.zeros(data.shape, data.dtype)
     loaded = _load_arrays(path, {name: array for name, array in wanted.items() if array.size})
-    state: list[Any] = [None] * len(targets)
+    if left_out and fresh is None:
+        raise CheckpointError(f"checkpoint {path} was saved without leaf {left_out[0]}")
+    state: list[Any] = jax.tree.leaves(fresh()) if left_out and fresh is not None else [None] * len(targets)
     for i, entry in enumerate(leaves):
         name = _array_name(i)
+        if name not in wanted:
+            continue
         array = loaded.get(name, wanted[name])
         if array.shape != wanted[name].shape or array.dtype != wanted[name].dtype or _digest(array) != entry["sha256"]:
             raise _Damaged(f"leaf {entry['path']} is not as it was saved")
         at = order[entry["path"]]
         state[at] = _place(path, array, entry, targets[at])
-    return jax.tree.unflatten(treedef, state)
+    return jax.tree.unflatten(treedef, state), bool(left_out)
 
 
 def _load_arrays(path: Path, wanted: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if not wanted:
         return {}
+    if any((path / ARRAYS).glob(f"*{PLAIN}")):
+        return {name: _plain(path / ARRAYS / f"{name}{PLAIN}", array) for name, array in wanted.items()}
     try:
         with _orbax() as orbax:
             return orbax.load(path / ARRAYS, wanted)
@@ -354,6 +416,12 @@ def _load_arrays(path: Path, wanted: dict[str, np.ndarray]) -> dict[str, np.ndar
         raise CheckpointError(
             f"checkpoint {path} is intact but orbax-checkpoint {version} cannot read it ({type(error).__name__}: {reason})"
         ) from error
+
+
+def _plain(file: Path, like: np.ndarray) -> np.ndarray:
+    """The array in a file of its bytes alone."""
+    data = file.read_bytes()
+    return np.frombuffer(data, like.dtype).reshape(like.shape) if len(data) == like.nbytes else np.zeros(0)
 
 
 def _place(path: Path, array: np.ndarray, entry: dict[str, Any], target: Any) -> Any:
@@ -395,8 +463,16 @@ def _orbax() -> Iterator[Any]:
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
+    context: Any = contextlib.nullcontext()
+    if jax.process_count() > 1:
+        own = jax.process_index()
+        alone = orbax.options.MultiprocessingOptions(
+            primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"host-{own}"
+        )
+        context = orbax.Context(multiprocessing_options=alone)
     try:
-        yield orbax
+        with context:
+            yield orbax
     finally:
         logger.setLevel(level)
         for handler in [h for h in root.handlers if h not in handlers]:

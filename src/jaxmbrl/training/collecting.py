@@ -11,7 +11,7 @@ from jaxmbrl import envs
 from jaxmbrl.config import UserError
 from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.rollout import auto_reset, rollout, world_of
-from jaxmbrl.training import hosted, runner
+from jaxmbrl.training import hosted, memory, programs, session
 from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.types import Key, Memory, Observation, Policy, Task, Transition, World, row_like
 
@@ -54,10 +54,10 @@ def collect_by(
 
     Raises UserError where the task is missing, or it or the action repeat is not the run's, or a number is out of range.
     """
-    if not 1 <= steps < runner.WHOLE:
-        raise UserError(f"steps must be at least 1 and below {runner.WHOLE}, got {steps}")
-    if not 0 <= seed < runner.WHOLE:
-        raise UserError(f"seed must be at least 0 and below {runner.WHOLE}, got {seed}")
+    if not 1 <= steps < programs.WHOLE:
+        raise UserError(f"steps must be at least 1 and below {programs.WHOLE}, got {steps}")
+    if not 0 <= seed < programs.WHOLE:
+        raise UserError(f"seed must be at least 0 and below {programs.WHOLE}, got {seed}")
     if policy == "random":
         if task is None:
             raise UserError(f"--env TASK is missing; there is: {', '.join(envs.names())}")
@@ -65,12 +65,12 @@ def collect_by(
         vector_sizes(made, "collect")
         _check_room(made, steps)
         return collect(made, random_policy(made), steps, seed), made
-    of = runner.read(RunFolder.open(policy))
+    of = programs.read(RunFolder.open(policy))
     if task not in (None, of.env):
         raise UserError(f"the run in {policy} is of {of.env}, not of {task}")
     if action_repeat not in (None, of.action_repeat):
         raise UserError(f"action_repeat must be {of.action_repeat}, that of the run in {policy}, got {action_repeat}")
-    program, state, _ = runner.newest(policy)
+    program, state, _ = session.newest(policy)
     _check_room(program.task, steps)
     acting = program.algorithm.policy(jax.tree.map(lambda leaf: leaf[0], state.algorithm), explore)
     return collect(program.task, acting, steps, seed, world_of(program.task, program.algorithm)), program.task
@@ -78,4 +78,4 @@ def collect_by(
 
 def _check_room(task: Task, steps: int) -> None:
     rows = jax.eval_shape(lambda: jax.tree.map(lambda leaf: jnp.zeros((steps, *leaf.shape), leaf.dtype), row_like(task)))
-    runner.check_memory(rows, "what is collected", "lower steps")
+    memory.check(rows, "what is collected", "lower steps")

@@ -71,6 +71,10 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Leave the live part; what is said from then on are plain lines."""
         self._compiling = None
         if self._live is not None:
             self._live.stop()

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from jaxmbrl.envs import twin
 from jaxmbrl.rollout import Return, episode_return, rollout, world_of
 from jaxmbrl.training import hosted
+from jaxmbrl.training.devices import OF_SEEDS, Spread
 from jaxmbrl.training.loop import Compile
 from jaxmbrl.types import Algorithm, Carry, HostEnv, Key, Memory, Policy, PyTree, Task, World
 
@@ -57,15 +58,17 @@ def evaluator(
     compile: Compile,
     closing: contextlib.ExitStack,
     states: PyTree,
+    spread: Spread,
     in_gymnasium: bool = False,
 ) -> Callable[[PyTree], Float[Array, "K episodes"]]:
     """`evaluate` of `states` [K, ...] and states like them, compiled; on the host where the task lives there, or where it
-    shall be a task's twin in Gymnasium. What it holds open is closed with `closing`.
+    shall be a task's twin in Gymnasium. The states lie as `spread` says. What it holds open is closed with `closing`.
 
     Raises UserError where the task has no such twin.
     """
     if task.host is None and not in_gymnasium:
-        return compile("evaluation", jax.jit(lambda s: evaluate(algorithm, task, s, episodes)), states)
+        everywhere = spread.over(lambda s: evaluate(algorithm, task, s, episodes), OF_SEEDS, result=OF_SEEDS)
+        return compile("evaluation", jax.jit(everywhere), states)
     if task.host is None:
         twin.check_twin(task)
         starts = jax.jit(jax.vmap(lambda i: task.env.reset(keys_of(i)[0]).pipeline_state))(jnp.arange(episodes))

@@ -18,6 +18,7 @@ from jaxmbrl import metrics
 from jaxmbrl.optimizer import Trainable
 from jaxmbrl.replay import Replay
 from jaxmbrl.rollout import auto_reset, playback, rollout, world_of
+from jaxmbrl.training.devices import OF_ALL, OF_SEEDS, Spread
 from jaxmbrl.types import (
     Action,
     Algorithm,
@@ -101,9 +102,12 @@ class Loop(NamedTuple):
     """Environment steps of each seed in one call of `learn`."""
     checked: tuple[str, ...]
     """Names of what is checked to be finite at each call."""
-    compiled: Callable[[Compile, contextlib.ExitStack, Clock, LoopState], Any]
-    """(compile, closing, clock, LoopState [K]) -> what `run` does, compiled; it may use up the states it is given. What it
-    holds open is closed with `closing`."""
+    compiled: Callable[[Compile, contextlib.ExitStack, Clock, LoopState, Spread], Any]
+    """(compile, closing, clock, LoopState [K], spread) -> what `run` does, compiled for states that lie as `spread` says;
+    it may use up the states it is given. What it holds open is closed with `closing`."""
+    attempt: Callable[[Clock, LoopState], dict[str, Bool[Array, "K"]]] | None
+    """(clock, LoopState [K]) -> what of the next call of `learn` is finite, by the names in `checked`, kept or not;
+    None for a task that lives on the host."""
 
 
 class Collected(NamedTuple):
@@ -124,6 +128,8 @@ class Learning(NamedTuple):
     """(seed, hyper) -> LoopState of one seed."""
     call: Callable[[Clock, LoopState, Collected], tuple[Clock, LoopState]]
     """(clock before the call, LoopState [K], Collected [K]) -> (clock, LoopState [K]): one call of `learn`, counted."""
+    attempt: Callable[[Clock, LoopState, Collected], dict[str, Bool[Array, "K"]]]
+    """Of the same, what is finite of what the call computes, by name, kept or not."""
     steps_per_call: int
     checked: tuple[str, ...]
 
@@ -203,6 +209,10 @@ def learning(
         states, found = jax.vmap(advance, in_axes=(None, 0, 0))(clock, states, collected)
         return clock, states._replace(metrics=metrics.add(so_far, found))
 
+    def attempts(clock: Clock, states: LoopState, collected: Collected) -> dict[str, Bool[Array, "K"]]:
+        clock = Clock(clock.env_steps + steps_per_call)
+        return jax.vmap(lambda state, collected: attempt(clock, state, collected)[2])(states, collected)
+
     checked: list[str] = []
 
     def metrics_and_names() -> Metrics:
@@ -215,7 +225,7 @@ def learning(
     unknown: Metrics = {}
     shapes = jax.eval_shape(metrics_and_names)
     unknown = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    return Learning(init, call, steps_per_call, tuple(checked))
+    return Learning(init, call, attempts, steps_per_call, tuple(checked))
 
 
 def make(algorithm: Algorithm, task: Task, config: LoopConfig, data: Transition | None = None) -> Loop:
@@ -247,18 +257,23 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig, data: Transition 
         return Collected(carry, memory, transitions)
 
     parts = learning(algorithm, config, start, collect, of_data=data is not None)
+    collect_all = jax.vmap(collect, in_axes=(None, 0))
 
     def run(clock: Clock, states: LoopState, calls: Int[Array, ""]) -> tuple[Clock, LoopState]:
         def body(i: Int[Array, ""], loop: tuple[Clock, LoopState]) -> tuple[Clock, LoopState]:
             clock, states = loop
-            return parts.call(clock, states, jax.vmap(collect, in_axes=(None, 0))(clock, states))
+            return parts.call(clock, states, collect_all(clock, states))
 
         return jax.lax.fori_loop(0, calls, body, (clock, states))
 
-    def compiled(compile: Compile, closing: contextlib.ExitStack, clock: Clock, states: LoopState) -> Any:
-        return compile("training", jax.jit(run, donate_argnums=1), clock, states, jnp.ones((), jnp.int32))
+    def attempt(clock: Clock, states: LoopState) -> dict[str, Bool[Array, "K"]]:
+        return parts.attempt(clock, states, collect_all(clock, states))
 
-    return Loop(jax.vmap(parts.init), run, parts.steps_per_call, parts.checked, compiled)
+    def compiled(compile: Compile, closing: contextlib.ExitStack, clock: Clock, states: LoopState, spread: Spread) -> Any:
+        everywhere = spread.over(run, OF_ALL, OF_SEEDS, OF_ALL, result=(OF_ALL, OF_SEEDS))
+        return compile("training", jax.jit(everywhere, donate_argnums=1), clock, states, jnp.ones((), jnp.int32))
+
+    return Loop(jax.vmap(parts.init), run, parts.steps_per_call, parts.checked, compiled, attempt)
 
 
 def exploring(algorithm: Algorithm, task: Task, config: LoopConfig, learner: PyTree, clock: Clock) -> Policy:

@@ -4,7 +4,7 @@ config.yaml          the settings, enough to start the run again but for numbers
 environment.json     versions, devices, source commit, command line, and those numbers
 metrics.jsonl        one JSON object a line: one row an epoch and seed
 events.jsonl         one JSON object a line: what happened when
-checkpoints/         see `checkpoint`
+checkpoints/         see `checkpoint`; of a run on several hosts, a folder host-I-of-N each
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from typing import Any, BinaryIO, NamedTuple
 import jax
 import yaml
 
-from jaxmbrl.config import UserError
+from jaxmbrl.config import UserError, read_yaml
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
-KINDS = ("start", "compile", "checkpoint", "resume", "warning", "end")
+KINDS = ("start", "compile", "checkpoint", "resume", "warning", "stop", "end")
 PACKAGES = ("jaxmbrl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mujoco", "mujoco-mjx", "numpy")
 
 
@@ -94,6 +94,20 @@ class RunFolder(NamedTuple):
         finally:
             os.close(handle)
 
+    def is_locked(self) -> bool:
+        """Whether a process holds the run for writing. Nothing is written, and the lock is not kept."""
+        try:
+            handle = os.open(self.path / ".lock", os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+        return False
+
     def write_config(self, config: dict[str, Any]) -> None:
         """Write config.yaml from a nested dict of plain values."""
         write_file(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False).encode())
@@ -101,12 +115,7 @@ class RunFolder(NamedTuple):
     def read_config(self) -> dict[str, Any]:
         """Read config.yaml. Raises UserError where it is not valid."""
         file = self.path / CONFIG
-        try:
-            config = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{file} cannot be read ({error.strerror})") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{file} is not valid YAML ({' '.join(str(error).split())}); mend it") from None
+        config = read_yaml(file)
         if not isinstance(config, dict):
             raise UserError(f"{file} must hold fields and values, it holds {'nothing' if config is None else repr(config)}")
         return config
@@ -155,16 +164,20 @@ class RunFolder(NamedTuple):
         """The rows of metrics.jsonl; a torn last line is left out, any other bad line is a UserError."""
         return _read_lines(self.path / METRICS)
 
-    def event(self, kind: str, **fields: Any) -> None:
-        """Append a line to events.jsonl: time (ISO 8601, UTC), kind (one of KINDS), `fields`."""
-        if kind not in KINDS:
-            raise ValueError(f"an event's kind is one of {', '.join(KINDS)}, got {kind!r}")
-        time = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        _append(self.path / EVENTS, [{"time": time, "kind": kind, **fields}])
+    def append_events(self, events: list[dict[str, Any]], host: int = 0) -> None:
+        """Append lines to events.jsonl, as `event_of` makes them; other hosts than the first have files of their own."""
+        _append(self.path / (EVENTS if host == 0 else f"events.host-{host}.jsonl"), events)
 
     def read_events(self) -> list[dict[str, Any]]:
         """The lines of events.jsonl, read as `read_metrics` does."""
         return _read_lines(self.path / EVENTS)
+
+
+def event_of(kind: str, **fields: Any) -> dict[str, Any]:
+    """An event that happens now: time (ISO 8601, UTC), kind (one of KINDS), `fields`."""
+    if kind not in KINDS:
+        raise ValueError(f"an event's kind is one of {', '.join(KINDS)}, got {kind!r}")
+    return {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"), "kind": kind, **fields}
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -255,10 +268,16 @@ def _append(file: Path, rows: list[dict[str, Any]]) -> None:
     """Append whole lines, dropping a torn last one."""
     data = "".join(json.dumps(row, allow_nan=False, default=lambda x: x.item()) + "\n" for row in rows).encode()
     with file.open("a+b", buffering=0) as opened:
-        opened.truncate(_whole_lines(opened))
-        if opened.write(data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
-        os.fsync(opened.fileno())
+        size = _whole_lines(opened)
+        opened.truncate(size)
+        try:
+            if opened.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+            os.fsync(opened.fileno())
+        except OSError:
+            # All of the rows or none, so that they can be given again.
+            opened.truncate(size)
+            raise
 
 
 def _whole_lines(opened: BinaryIO) -> int:

@@ -1,0 +1,1 @@
+"""What the `jaxmbrl` command does."""

@@ -1,0 +1,303 @@
+"""The command `jaxmbrl train`: a run from its start, or on from where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from jaxmbrl import options
+from jaxmbrl.config import UserError, check, closest, from_dict, read_yaml
+from jaxmbrl.options import complain, own_name
+
+if TYPE_CHECKING:
+    from jaxmbrl.training.console import Progress
+    from jaxmbrl.training.hosts import Hosts
+    from jaxmbrl.training.programs import RunConfig
+    from jaxmbrl.training.session import Result
+    from jaxmbrl.training.stopping import Stopping
+    from jaxmbrl.types import Task
+
+
+def train(words: list[str]) -> int:
+    """`jaxmbrl train`; returns the exit code. Raises UserError for a mistake in the words, before anything is compiled."""
+    from jaxmbrl import algorithms
+    from jaxmbrl.training import programs, runner
+    from jaxmbrl.training.console import Progress
+    from jaxmbrl.training.run_folder import RunFolder
+
+    hosts, words = _hosts(words)
+    if any(word.split("=")[0] == "--resume" for word in words):
+        return _resume(words, hosts)
+    name = words[0] if words else ""
+    if not name or name.startswith("-"):
+        raise UserError(
+            f"name the algorithm first, as in 'jaxmbrl train sac --env pendulum'; {closest('', algorithms.METHODS)}"
+        )
+    algorithms.get(name)
+    config, out = parse_train(name, words[1:])
+    program = programs.build(config)
+    progress = Progress(program.total_steps, config.seeds) if hosts.first else Progress.silent()
+    if hosts.first:
+        stem = f"{config.algorithm}-{re.sub('[/:]', '-', config.env)}"
+        out = RunFolder.create(out or _free_folder(Path("runs"), stem)).path
+    out = Path(hosts.gather(str(out))[0])
+    if program.total_steps != config.steps:
+        progress.say(
+            f"{config.steps:,} steps are rounded {'down' if config.data else 'up'} to {program.total_steps:,}, "
+            f"whole epochs of {program.epoch_steps:,}"
+        )
+    progress.say(
+        f"training {config.algorithm} ({config.preset} preset) on {config.env}"
+        f"{f', each action {config.action_repeat} times' if config.action_repeat > 1 else ''}: {program.total_steps:,} "
+        f"{'transitions of ' + config.data if config.data else 'environment steps'}, "
+        f"{config.seeds} seed{'s' if config.seeds > 1 else ''}, into {out}"
+    )
+    fields = {field: getattr(config, field) for field in ("eval_episodes", "checkpoint", "action_repeat")}
+    return finish(
+        out,
+        progress,
+        lambda stopping: runner.train(
+            config.algorithm,
+            config.env,
+            steps=config.steps,
+            seeds=config.seeds,
+            seed=config.seed,
+            preset=config.preset,
+            settings=config.settings,
+            data=config.data,
+            out=out,
+            progress=progress,
+            stopping=stopping,
+            hosts=hosts,
+            **fields,
+        ),
+        hosts.first,
+    )
+
+
+def _hosts(words: list[str]) -> tuple[Hosts, list[str]]:
+    """The processes that train together, once they have found each other, and the words that do not name them."""
+    from jaxmbrl.training import hosts
+
+    parser = options.parser("train", add_help=False)
+    parser.add_argument("--coordinator")
+    parser.add_argument("--hosts")
+    parser.add_argument("--host", type=int)
+    asked, rest = parser.parse_known_args(words)
+    if asked.hosts is asked.host is asked.coordinator is None:
+        return hosts.ALONE, words
+    if asked.hosts == "auto" and asked.host is asked.coordinator is None:
+        return hosts.join(None, None, None), rest
+    if asked.hosts is not None and not asked.hosts.isdecimal():
+        raise UserError(f"--hosts must be a whole number, or 'auto' alone, got '{asked.hosts}'")
+    return hosts.join(asked.coordinator, asked.hosts and int(asked.hosts), asked.host), rest
+
+
+def _resume(words: list[str], hosts: Hosts) -> int:
+    from jaxmbrl.training import programs, runner
+    from jaxmbrl.training.console import Progress
+    from jaxmbrl.training.run_folder import RunFolder
+
+    usage = "jaxmbrl train --resume RUN [--steps N] [--FIELD VALUE ...]"
+    about = f"Go on with a run where it stopped. These fields may change: {', '.join(programs.MAY_CHANGE)}."
+    parser = options.parser("train --resume", usage=usage, description=about, add_help=False)
+    parser.add_argument("--resume", required=True, metavar="RUN", help="the folder of the run to go on with")
+    parser.add_argument("--steps", metavar="N", help="go on to this many environment steps")
+    if "-h" in words or "--help" in words:
+        parser.print_help()
+        return 0
+    early = options.parser("train --resume", add_help=False)
+    early.add_argument("--resume", required=True)
+    asked, rest = early.parse_known_args(words)
+    folder = RunFolder.open(asked.resume)
+    config = programs.read(folder)
+    if rest and not rest[0].startswith("-"):
+        name = rest.pop(0)
+        if name != config.algorithm:
+            raise UserError(f"the run in {folder.path} is of {config.algorithm}, not {name}")
+    for option in ("--out", "--config"):
+        if options.values(option, rest):
+            raise UserError(f"--resume goes on in the run's own folder with its own config: leave {option} out")
+    if rest:
+        config, _ = parse_train(config.algorithm, rest, config)
+    progress = Progress(whole_epochs(config), config.seeds) if hosts.first else Progress.silent()
+    return finish(
+        folder.path, progress, lambda stopping: runner.go_on(folder, config, progress, stopping, hosts), hosts.first
+    )
+
+
+def finish(out: Path, progress: Progress, work: Callable[[Stopping], Result], first: bool = True) -> int:
+    """Do the work of a run and say what came of it; returns the exit code."""
+    from jaxmbrl.training.keeping import Lost
+    from jaxmbrl.training.stopping import ASKED_TO_STOP, Stopped, Stopping
+
+    def farewell(stopped: Stopped) -> None:
+        progress.say(f"{stopped}; '{own_name()} train --resume {out}' goes on")
+
+    try:
+        with Stopping(progress.say, farewell) as stopping:
+            result = work(stopping)
+    except Stopped as stopped:
+        farewell(stopped)
+        return ASKED_TO_STOP
+    except Lost as lost:
+        complain(str(lost))
+        return 1
+    if not first:
+        return 0
+    _report(result, progress)
+    if all(row.get("frozen", False) for row in result.rows[-result.config.seeds :]):
+        complain(f"no seed reached the end: each met a value that is not finite; {out / 'events.jsonl'} names them")
+        return 1
+    return 0
+
+
+def whole_epochs(config: RunConfig) -> int:
+    """The steps of a run in whole epochs: rounded up, or down where data end."""
+    epoch, steps = config.settings.epoch_steps, config.steps
+    return (steps // epoch if config.data else -(-steps // epoch)) * epoch
+
+
+def _free_folder(parent: Path, stem: str) -> Path:
+    """The first of parent/stem-1, parent/stem-2, ... that is not there, made at once so that no other run takes it."""
+    number = 1
+    with contextlib.suppress(OSError):
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                (parent / f"{stem}-{number}").mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                break
+    return parent / f"{stem}-{number}"
+
+
+def _report(result: Result, progress: Any) -> None:
+    """The end of a run: where it lies and what to do next."""
+    from jaxmbrl.training import curve
+
+    assert result.path is not None
+    # Data end no episode of the policy's own; what it earns is seen where it is evaluated.
+    if result.config.data is None or any("eval/return" in row for row in result.rows):
+        progress.say(curve.text_curve(result.rows, width=min(progress.width, 80), height=12))
+    finished = [row["train/return"] for row in result.rows if "train/return" in row]
+    if finished:
+        first, last = _mean_of_epoch(result.rows, first=True), _mean_of_epoch(result.rows, first=False)
+        progress.say(f"return of the first finished trials {first:.1f}, of the last {last:.1f} (mean over seeds)")
+    progress.say(f"run      {result.path}")
+    progress.say(f"picture  {result.path / 'curve.png'}")
+    command, config = own_name(), result.config
+    other = "sac" if config.algorithm == "pets" else "pets"
+    progress.say("what to try next:")
+    progress.say(f"  {command} evaluate {result.path}")
+    if config.data is None:
+        progress.say(f"  {command} train --resume {result.path} --steps {2 * int(result.rows[-1]['env_steps'])}")
+    again = task_words(result.task) + (f" --data {config.data}" if config.data else "")
+    progress.say(f"  {command} train {other} {again}")
+    progress.say(f"  {command} list")
+
+
+def task_words(task: Task) -> str:
+    """The options that ask for `task`."""
+    return f"--env {task.name}" + (f" --action-repeat {task.action_repeat}" if task.action_repeat > 1 else "")
+
+
+def _mean_of_epoch(rows: list[dict[str, Any]], first: bool) -> float:
+    """Mean over seeds of train/return in the first or last epoch that has one."""
+    epochs = [row["epoch"] for row in rows if "train/return" in row]
+    epoch = min(epochs) if first else max(epochs)
+    values = [row["train/return"] for row in rows if row["epoch"] == epoch and "train/return" in row]
+    return float(sum(values) / len(values))
+
+
+def parse_train(name: str, words: list[str], started: RunConfig | None = None) -> tuple[RunConfig, Path | None]:
+    """The run that the words ask for: a preset, a saved config or the one `started`, with the fields given replaced."""
+    from jaxmbrl import algorithms, envs
+    from jaxmbrl.training import programs
+
+    early = options.parser(f"train {name}", add_help=False)
+    for option in ("--env", "--preset", "--config", "--data"):
+        early.add_argument(option)
+    asked, rest = early.parse_known_args(words)
+    if started is not None:
+        words_of_run = {field: getattr(asked, field) for field in ("env", "preset") if getattr(asked, field) is not None}
+        base = dataclasses.replace(started, **words_of_run)
+    elif asked.config is not None:
+        base = _read_config(name, asked.config, asked.preset)
+        if asked.env is not None:
+            base = dataclasses.replace(base, env=asked.env)
+    elif asked.env is None:
+        # Any task will do for help, and to tell first what else is wrong.
+        base = programs.configure(name, envs.names()[0], asked.preset or next(iter(algorithms.get(name).presets)))
+    else:
+        base = programs.configure(name, asked.env, asked.preset)
+    method = algorithms.get(name)
+    arguments = dataclasses.make_dataclass(
+        "arguments",
+        [
+            ("steps", Annotated[int, tyro.conf.arg(help="Environment steps of each seed, rounded up to whole epochs.")]),
+            ("seeds", Annotated[int, tyro.conf.arg(help="Seeds, trained side by side in one program.")]),
+            ("seed", Annotated[int, tyro.conf.arg(help="The first seed; the others follow it.")]),
+            ("eval_episodes", Annotated[int, tyro.conf.arg(help="Episodes of each evaluation.")]),
+            ("checkpoint", programs.CheckpointConfig),
+            ("action_repeat", Annotated[int, tyro.conf.arg(help="Times each action is applied; steps count actions.")]),
+            ("settings", Annotated[method.config, tyro.conf.arg(name="")]),
+            *[(option, Annotated[str, tyro.conf.arg(metavar=metavar, help=text)], "") for option, metavar, text in _TEXTS],
+        ],
+        frozen=True,
+    )
+    if asked.data == "":
+        raise UserError("--data needs a value: an npz of transitions, as 'jaxmbrl collect' writes it")
+    if asked.data is not None:
+        learned = programs.configure(name, base.env, base.preset, base.settings, data=asked.data)
+        fields = {field: getattr(learned, field) for field in ("steps", "data", "data_digest")}
+        base = dataclasses.replace(base, **fields)
+    run_fields = {f: getattr(base, f) for f in _OPTIONS}
+    parsed = options.parse(arguments, arguments(**run_fields), rest, f"train {name}", f"Train {name}: {method.summary}.")
+    if "" in options.values("--out", rest):
+        raise UserError("--out needs a value: the new folder of the run")
+    if asked.env is None and asked.config is None and started is None:
+        raise UserError(f"--env TASK is missing; there is: {', '.join(envs.names())}")
+    given = {field: getattr(parsed, field) for field in run_fields}
+    given["settings"] = check(given["settings"])
+    out = Path(parsed.out) if parsed.out else None
+    return from_dict(programs.RunConfig, {**{f: getattr(base, f) for f in _KEPT}, **given}), out
+
+
+_OPTIONS = ("steps", "seeds", "seed", "eval_episodes", "checkpoint", "action_repeat", "settings")
+"""Fields of a run that are options of tyro's."""
+
+_KEPT = ("algorithm", "env", "preset", "data", "data_digest")
+"""Those that are not."""
+
+
+_TEXTS = (
+    ("out", "FOLDER", "New folder of the run; runs/ALGORITHM-TASK-N if not given."),
+    ("env", "TASK", "The task; 'jaxmbrl list' names them."),
+    ("preset", "NAME", "Settings to start from; the task's own if not given. 'jaxmbrl list' names them."),
+    ("config", "FILE", "Settings to start from: the config.yaml of a run."),
+    ("data", "FILE", "Transitions to learn from instead of collecting, as 'jaxmbrl collect' writes them."),
+)
+"""Options that are words; but for the first they are read before the others, whose defaults depend on them."""
+
+
+def _read_config(name: str, file: str, preset: str | None) -> RunConfig:
+    from jaxmbrl.training import programs
+
+    if preset is not None:
+        raise UserError("give --preset or --config, not both")
+    values = read_yaml(file, f"--config {file}")
+    try:
+        config = programs.parse(values)
+    except UserError as error:
+        raise UserError(f"--config {file}: {error}") from None
+    if config.algorithm != name:
+        raise UserError(f"--config {file} is of {config.algorithm}, not {name}")
+    return config

@@ -1,0 +1,71 @@
+"""Runs on several hosts: each process trains a share of the seeds, all of them in step, and the first keeps the metrics.
+
+Between two calls of the compiled program, and nowhere else, the processes tell each other a few words.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmbrl.config import UserError
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """The processes of a run, and which of them this one is."""
+
+    count: int = 1
+    index: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that keeps the metrics."""
+        return self.index == 0
+
+    def share(self, seeds: int) -> tuple[int, int]:
+        """(first, number) of this process's seeds among `seeds`; shares differ by one at most."""
+        least, more = divmod(seeds, self.count)
+        return self.index * least + min(self.index, more), least + (self.index < more)
+
+    def gather(self, told: Any) -> list[Any]:
+        """What every process tells, in order: plain JSON. All of them must call this alike."""
+        if self.count == 1:
+            return [told]
+        from jax.experimental import multihost_utils
+
+        words = np.frombuffer(json.dumps(told).encode(), np.uint8)
+        lengths = np.asarray(multihost_utils.process_allgather(np.array([len(words)]))).reshape(-1)
+        padded = np.zeros(int(lengths.max()), np.uint8)
+        padded[: len(words)] = words
+        texts = np.asarray(multihost_utils.process_allgather(padded)).reshape(self.count, -1)
+        return [json.loads(text[:length].tobytes()) for text, length in zip(texts, lengths, strict=True)]
+
+
+ALONE = Hosts()
+
+
+def join(coordinator: str | None, count: int | None, index: int | None) -> Hosts:
+    """Join the other processes; what is not given is found out from the scheduler, as `jax.distributed.initialize` can.
+
+    Must come before any computation. Raises UserError where they do not find each other.
+    """
+    if (count is None) != (index is None) or (count is None) != (coordinator is None):
+        raise UserError("give --coordinator, --hosts and --host together, or --hosts auto alone")
+    if count is not None and index is not None and not 0 <= index < count:
+        raise UserError(f"--host must be at least 0 and below --hosts ({count}), got {index}")
+    try:
+        jax.distributed.initialize(coordinator, count, index, initialization_timeout=_patience())
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the hosts did not find each other ({' '.join(str(error).split())[:300]})") from None
+    return Hosts(jax.process_count(), jax.process_index())
+
+
+def _patience() -> int:
+    """Seconds to wait for the others."""
+    return int(os.environ.get("JAXMBRL_JOIN_SECONDS", "300"))

@@ -1,0 +1,285 @@
+"""Programs: from settings to a run's parts, built and checked before anything is compiled."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from annotated_types import Ge, Lt
+from jaxtyping import Array
+
+from jaxmbrl import algorithms, dataset, envs
+from jaxmbrl.config import UserError, check, closest, from_dict, to_dict
+from jaxmbrl.training import bridged, devices, loop, memory
+from jaxmbrl.training.devices import OF_SEEDS, Spread
+from jaxmbrl.training.loop import Loop, LoopState
+from jaxmbrl.training.run_folder import CONFIG, RunFolder
+from jaxmbrl.types import Algorithm, Task, Transition, row_like
+
+WHOLE = 2**31
+"""Where the whole numbers of a compiled program end."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What of a run is kept, and when."""
+
+    every: Annotated[int, Ge(1)] | None = None
+    """Epochs between two checkpoints; if not given, as often as costs at most a twentieth of the time."""
+    keep: Annotated[int, Ge(1)] = 3
+    """Checkpoints that are kept, the newest; the one with the best evaluation stays as well."""
+    model_buffer: bool = True
+    """Keep imagined transitions too. Without them checkpoints are smaller, and a resume need not be exact."""
+    grace: Annotated[float, Ge(0)] = 10.0
+    """Minutes for which training goes on while the run's folder cannot be written to."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that determines a run."""
+
+    algorithm: str
+    env: str
+    preset: str
+    """Name of the preset that `settings` started from."""
+    settings: Any
+    """The algorithm's config."""
+    steps: Annotated[int, Ge(1)]
+    """Environment steps of each seed, rounded up to whole epochs."""
+    seeds: Annotated[int, Ge(1)] = 1
+    """Number of seeds, trained side by side in one program."""
+    seed: Annotated[int, Ge(0), Lt(2**31)] = 0
+    """The first seed; the others follow it."""
+    eval_episodes: Annotated[int, Ge(1)] = 10
+    """Episodes of each evaluation."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """What is kept, and when."""
+    action_repeat: Annotated[int, Ge(1)] = 1
+    """Times that each action is applied; steps and episodes count the agent's actions (`envs.repeat`)."""
+    data: str | None = None
+    """File of transitions to learn from instead of collecting (`dataset`); each seed learns from them in their order."""
+    data_digest: str | None = None
+    """SHA-256 of that file."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """A rule between fields that is broken."""
+        if self.seed + self.seeds > WHOLE:
+            return "seeds", f"must be at most {WHOLE - self.seed} from seed {self.seed} on, got {self.seeds}"
+        return None
+
+
+class Program(NamedTuple):
+    """A run's parts, built from its config and checked."""
+
+    config: RunConfig
+    task: Task
+    algorithm: Algorithm
+    loop: Loop
+
+    @property
+    def epoch_steps(self) -> int:
+        """Environment steps of an epoch."""
+        return self.config.settings.epoch_steps
+
+    @property
+    def total_steps(self) -> int:
+        """Environment steps of the run, in whole epochs: rounded up, or down where data end."""
+        whole = self.config.steps // self.epoch_steps
+        return (whole if self.config.data else -(-self.config.steps // self.epoch_steps)) * self.epoch_steps
+
+
+def configure(
+    algorithm: str,
+    env: str,
+    preset: str | None = None,
+    settings: Any = None,
+    steps: int | None = None,
+    data: str | Path | None = None,
+    **fields: Any,
+) -> RunConfig:
+    """A checked `RunConfig`. `settings` is the algorithm's config, or a mapping from dotted field names to values that
+    replace the preset's. With a file of `data` the steps are all its rows unless told otherwise. Raises UserError, in one
+    line, for whatever is unknown or out of range."""
+    method = algorithms.get(algorithm)
+    envs.check_name(env)
+    name, config = algorithms.preset(algorithm, env, preset)
+    if isinstance(settings, Mapping):
+        config = from_dict(method.config, _replaced(to_dict(config), settings))
+    elif isinstance(settings, method.config):
+        config = settings
+    elif settings is not None:
+        raise UserError(
+            f"settings must be the config of {algorithm} or a mapping such as {{'epoch_steps': 500}}, got {settings!r:.60}"
+        )
+    if data is not None:
+        held = dataset.load(data)
+        steps = len(held.rows.reward) if steps is None else steps
+        fields |= {"data": str(Path(data).resolve()), "data_digest": held.digest}
+    steps = method.presets[name].steps if steps is None else steps
+    given = dict(algorithm=algorithm, env=env, preset=name, steps=steps, settings=check(config), **fields)
+    return from_dict(RunConfig, given)
+
+
+MAY_CHANGE = ("steps", "eval_episodes", "checkpoint", "data", "settings.eval_every")
+"""Fields of a run that may change while it rests: nothing of what is learned depends on them."""
+
+
+def changed(config: RunConfig, settings: Mapping[str, Any], fields: Mapping[str, Any]) -> RunConfig:
+    """`config` with other `settings` and `fields`, named as in `configure`. Raises UserError for whatever is unknown or out
+    of range."""
+    values = _replaced(to_dict(config), fields)
+    return parse(values | {"settings": _replaced(values["settings"], settings)})
+
+
+def drift(started: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(field, then, now) of the fields of two configs, as `to_dict` makes them, that differ and must not."""
+    found = []
+    then, now = leaves(started), leaves(asked)
+    for name in [*then, *(name for name in now if name not in then)]:
+        free = any(name == field or name.startswith(f"{field}.") for field in MAY_CHANGE)
+        if not free and then.get(name) != now.get(name):
+            found.append((name.removeprefix("settings."), then.get(name), now.get(name)))
+    return found
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields by dotted path."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        nested = isinstance(value, Mapping) and value
+        found |= leaves(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return found
+
+
+def parse(values: Any) -> RunConfig:
+    """The `RunConfig` that a config.yaml holds. Raises UserError naming the field that is wrong."""
+    config = from_dict(RunConfig, values)
+    method = algorithms.get(config.algorithm)
+    envs.check_name(config.env)
+    return dataclasses.replace(config, settings=from_dict(method.config, config.settings, "settings."))
+
+
+def read(folder: RunFolder) -> RunConfig:
+    """The config of the run in `folder`. Raises UserError naming the file and the field that is wrong."""
+    values = folder.read_config()
+    try:
+        return parse(values)
+    except UserError as error:
+        raise UserError(f"{folder.path / CONFIG}: {error}") from None
+
+
+def build(config: RunConfig, learns: bool = True) -> Program:
+    """Put a run's parts together. Raises UserError where they do not fit, each other or the machine.
+
+    The parts of a run that does not go on learning (`learns` false) need no file of data.
+    """
+    method, settings = algorithms.get(config.algorithm), config.settings
+    check_whole(to_dict(config))
+    task = envs.make(config.env, config.action_repeat)
+    algorithm = method.make(settings, task)
+    steps_per_call = algorithm.period * settings.num_envs
+    if settings.epoch_steps % steps_per_call:
+        raise UserError(
+            f"epoch_steps must be a multiple of {steps_per_call}, the environment steps between two calls of learn, "
+            f"got {settings.epoch_steps}"
+        )
+    data = None
+    if config.data is not None:
+        data = _data(config, task) if learns else jax.tree.map(lambda leaf: leaf[None], row_like(task))
+    if task.host is None or data is not None:
+        made = loop.make(algorithm, task, settings, data)
+    else:
+        made = bridged.make(algorithm, task, settings)
+    program = Program(config, task, algorithm, made)
+    if program.total_steps >= WHOLE:
+        raise UserError(f"steps must be below {WHOLE} in whole epochs, got {config.steps}")
+    state = jax.eval_shape(lambda: initial(program, hyper_of({}, program.config)))
+    memory.check(state, "the state of the run", "lower seeds, replay_capacity or the networks' sizes")
+    return program
+
+
+def _data(config: RunConfig, task: Task) -> Transition:
+    """The rows that a run learns from. Raises UserError where they are not, or no longer, what it needs."""
+    assert config.data is not None
+    data = dataset.load(config.data)
+    if config.data_digest not in (None, data.digest):
+        raise UserError(f"{config.data} is not the file that the run started with; bring that one back")
+    if data.env not in (None, task.name):
+        raise UserError(f"{config.data} holds transitions of {data.env}, not of {task.name}")
+    dataset.check_fits(data, task)
+    held, settings = len(data.rows.reward), config.settings
+    if settings.num_envs != 1:
+        raise UserError(f"num_envs must be 1 with data, got {settings.num_envs}")
+    if settings.epoch_steps > held:
+        raise UserError(f"epoch_steps must be at most the data's {held} rows, got {settings.epoch_steps}")
+    if not settings.epoch_steps <= config.steps <= held:
+        raise UserError(
+            f"steps must be between an epoch ({settings.epoch_steps}) and the data's {held} rows, got {config.steps}"
+        )
+    if getattr(settings, "model", "learned") != "learned":
+        raise UserError("model must be 'learned' with data: in the true simulator there is nothing to learn")
+    return jax.tree.map(jnp.asarray, data.rows)
+
+
+def initial(program: Program, hyper: dict[str, Array], spread: Spread | None = None) -> LoopState:
+    """The state at the start, of all seeds; `hyper` as `hyper_of` makes it. It lies as `spread` says."""
+    spread = spread or devices.alone(program.config.seeds)
+    init = spread.over(program.loop.init, OF_SEEDS, OF_SEEDS, result=OF_SEEDS)
+    return jax.jit(init)(devices.rows_of(spread, program.config.seed), spread.place(hyper))
+
+
+def check_whole(values: Any, name: str = "") -> None:
+    """Raise UserError for a whole number that a compiled program cannot hold."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            check_whole(value, f"{name}.{key}".removeprefix(".").removeprefix("settings."))
+    elif isinstance(values, list):
+        for i, value in enumerate(values):
+            check_whole(value, f"{name}[{i}]")
+    elif isinstance(values, int) and abs(values) >= WHOLE:
+        raise UserError(f"{name} must be below {WHOLE}, got {values}")
+
+
+def hyper_of(given: Mapping[str, Any], config: RunConfig) -> dict[str, Array]:
+    """Arrays [seeds] of the traced numbers."""
+    method, values = algorithms.get(config.algorithm), to_dict(config.settings)
+    found = {}
+    for name, value in given.items():
+        if name not in method.hyper:
+            raise UserError(f"unknown hyper '{name}' of {config.algorithm}; {closest(name, method.hyper)}")
+        try:
+            found[name] = np.broadcast_to(np.asarray(value, float), (config.seeds,))
+        except (TypeError, ValueError):
+            raise UserError(f"hyper '{name}' must be a number or one a seed ({config.seeds}), got {value!r:.60}") from None
+        for number in found[name]:
+            from_dict(method.config, _replaced(copy.deepcopy(values), {_path(values, name): float(number)}))
+    return {name: jnp.asarray(array, float) for name, array in found.items()}
+
+
+def _path(values: Mapping[str, Any], name: str) -> str:
+    """Dotted path of the first field called `name`."""
+    if name in values:
+        return name
+    inner = ((key, _path(value, name)) for key, value in values.items() if isinstance(value, Mapping))
+    return next((f"{key}.{path}" for key, path in inner if path), "")
+
+
+def _replaced(values: dict[str, Any], changes: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """`values` with dotted fields replaced."""
+    for path, value in changes.items():
+        at, *rest = str(path).split(".", 1)
+        if at not in values:
+            raise UserError(f"unknown field '{prefix}{at}'; {closest(at, values)}")
+        if rest and not isinstance(values[at], dict):
+            raise UserError(f"unknown field '{prefix}{path}': {prefix}{at} has no fields")
+        nested = {rest[0]: value} if rest else value
+        merges = isinstance(nested, Mapping) and isinstance(values[at], dict)
+        values[at] = _replaced(values[at], nested, f"{prefix}{at}.") if merges else value
+    return values

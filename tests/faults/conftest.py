@@ -1,0 +1,29 @@
+"""Runs that nobody disturbed, to compare with those that were."""
+
+import functools
+
+import pytest
+from processes import STEPS, done, train
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Compiled programs are shared by the processes of this file."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Runs that nobody disturbed, by algorithm and steps."""
+
+    @functools.cache
+    def run(algorithm, steps=STEPS):
+        out = tmp_path_factory.mktemp("straight") / algorithm
+        done(train(algorithm, out, steps))
+        return out
+
+    return run

@@ -1,0 +1,151 @@
+"""Runs that are asked to stop, at whatever moment: all is saved, the exit code says so, and they go on bit for bit."""
+
+import random
+import re
+import signal
+import threading
+import time
+
+import pytest
+from processes import LONG, STEPS, TINY, assert_same_end, begin, done, finish, rows, steps, train, wait
+
+from jaxmbrl.training.run_folder import RunFolder
+from jaxmbrl.training.stopping import ASKED_TO_STOP, Stopped, Stopping
+
+
+def ask(process, number=signal.SIGTERM):
+    process.send_signal(number)
+    return finish(process)
+
+
+def stopped_at(out, run):
+    """The step at which a run says that it stopped, after checking that it is saved there."""
+    found = re.search(rf"stopped at ([\d,]+) of [\d,]+ steps; 'jaxmbrl train --resume {run}' goes on", out)
+    assert found, out
+    at = int(found[1].replace(",", ""))
+    assert steps(run)[-1] == at
+    events = RunFolder.open(run).read_events()
+    assert [event["env_steps"] for event in events if event["kind"] == "stop"][-1] == at
+    return at
+
+
+def seen(run, kind):
+    """Whether an event of this kind has happened."""
+    return (run / "events.jsonl").is_file() and f'"{kind}"' in (run / "events.jsonl").read_text()
+
+
+@pytest.mark.parametrize("algorithm", ["sac", pytest.param("mbpo", marks=pytest.mark.slow)])
+def test_a_run_asked_to_stop_saves_and_goes_on_bit_for_bit(algorithm, straight, tmp_path):
+    run, chance, stops = tmp_path / "run", random.Random(2), []
+    process = train(algorithm, run)
+    # Within an epoch, or at its end: wherever a chunk ends.
+    while wait(process, lambda: len(steps(run)) > 1 and steps(run)[-1] > (stops or [0])[-1]):
+        time.sleep(chance.uniform(0.0, 0.3))
+        code, out, err = ask(process, (signal.SIGTERM, signal.SIGINT)[len(stops) % 2])
+        if code == 0:
+            break
+        assert (code, err) == (ASKED_TO_STOP, "")
+        stops.append(stopped_at(out, run))
+        process = begin("train", "--resume", run)
+        if len(stops) == 3:
+            break
+    assert stops == sorted(stops) and len(stops) >= 1
+    if process.poll() is None:
+        done(process)
+    assert_same_end(run, straight(algorithm))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", TINY)
+def test_twenty_random_moments(algorithm, straight, tmp_path):
+    run, chance, asked, early = tmp_path / "run", random.Random(3), 0, 0
+    process = train(algorithm, run, LONG)
+    while asked < 7:
+        wait(process, (run / "checkpoints" / "00000000").is_dir)
+        # From before anything is compiled to many epochs later.
+        time.sleep(chance.choice([0.0, 1.0, 3.0, 6.0]) * chance.random())
+        code, out, err = ask(process)
+        if code == 0:
+            assert steps(run)[-1] == LONG
+            break
+        if code == -signal.SIGTERM:
+            # Python itself had not begun to listen: as a kill, and nothing is lost.
+            early += 1
+        else:
+            assert (code, err) == (ASKED_TO_STOP, "")
+            stopped_at(out, run)
+            asked += 1
+        process = begin("train", "--resume", run)
+    done(process) if process.poll() is None else None
+    assert asked >= 5 or steps(run)[-1] == LONG
+    assert_same_end(run, straight(algorithm, LONG), LONG)
+
+
+@pytest.mark.parametrize("moment", ["compiling training", "compiling evaluation"])
+def test_asked_while_compiling_it_stops_at_once_and_loses_nothing(moment, straight, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    # Nothing of it may come out of a cache, so that compiling lasts.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    process = train("sac", run)
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith(moment):
+            break
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=240)
+    assert (process.returncode, err) == (ASKED_TO_STOP, ""), "".join(said) + out
+    at = stopped_at(out, run)
+    assert at == (0 if moment == "compiling training" else 500)
+    monkeypatch.undo()
+    # The epoch that was being evaluated has no row yet; the resume evaluates first.
+    assert len(rows(run)) == (0 if at == 0 else 2 * 4)
+    done(begin("train", "--resume", run))
+    assert_same_end(run, straight("sac"))
+
+
+def test_asked_twice_it_ends_at_once(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    process = train("sac", run)
+    wait(process, lambda: seen(run, "checkpoint"))
+    process.send_signal(signal.SIGSTOP)
+    # Both wait for it when it goes on.
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    code, _, _ = finish(process)
+    assert code in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+    assert steps(run)[0] == 0
+
+
+def test_while_the_main_thread_waits_another_one_answers():
+    said, done_there = [], []
+
+    def last_will():
+        done_there.append(threading.current_thread().name)
+        raise Stopped("stopped here")
+
+    stopping = Stopping(said.append)
+    with stopping.meanwhile(last_will):
+        assert stopping._last_will is last_will
+        with stopping.meanwhile(print):
+            assert stopping._last_will is print
+        assert stopping._last_will is last_will, "what was true outside is true again"
+    assert stopping._last_will is None
+    stopping.asked = True
+    with pytest.raises(Stopped, match="stopped here"), stopping.meanwhile(last_will):
+        raise AssertionError("what was asked before is answered before")
+    assert done_there == [threading.main_thread().name] and said == []
+
+
+def test_without_a_folder_or_a_command_line_signals_are_left_alone():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with Stopping(print):
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] != before
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_all_saved_is_what_the_exit_code_says(straight):
+    assert ASKED_TO_STOP == 75
+    assert steps(straight("sac"))[-1] == STEPS
