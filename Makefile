@@ -28,7 +28,7 @@ HANGING := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 test: .venv/test
 	$(COMPILING) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(HANGING)
 
-slow: .venv/test
+slow: .venv/slow
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 lint: .venv/dev
@@ -54,6 +54,11 @@ clean:
 .venv/test: .venv/jaxmbrl
 	@echo "installing what the tests need"
 	@$(INSTALL) --editable '.[test]'
+	@touch $@
+
+.venv/slow: .venv/test
+	@echo "installing what the slow tests need besides"
+	@$(INSTALL) --editable '.[test,ray]'
 	@touch $@
 
 .venv/dev: .venv/jaxmbrl

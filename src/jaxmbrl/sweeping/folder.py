@@ -1,0 +1,93 @@
+"""The folder of a sweep: a run folder for each of its runs, and what was said beside them.
+
+NAME/            the folder of a run, see `training.run_folder`
+.logs/NAME.log   what the processes that worked on it printed, and how each of them ended
+.sweep.json      the names of the runs, so that those that wait can be told
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxmbrl.config import UserError
+from jaxmbrl.training.run_folder import CONFIG, write_file
+
+INDEX = ".sweep.json"
+LOGS = ".logs"
+KINDS = ("begins", "died", "failed", "finished", "stopped")
+"""What can be noted in a log."""
+TAIL = 1 << 16
+"""Bytes at a log's end in which the last note is looked for."""
+
+
+class SweepFolder(NamedTuple):
+    """A sweep's folder. Nothing is written before `create`."""
+
+    path: Path
+
+    def run(self, name: str) -> Path:
+        """The run folder called `name`."""
+        return self.path / name
+
+    def log(self, name: str) -> Path:
+        """The log of the run called `name`."""
+        return self.path / LOGS / f"{name}.log"
+
+    def create(self) -> None:
+        """Make the folder, if it is not there. Raises UserError where it cannot be made, or is a run's."""
+        if (self.path / CONFIG).exists():
+            raise UserError(f"{self.path} is the folder of a run; choose another folder for the sweep")
+        try:
+            (self.path / LOGS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be made ({error.strerror}); choose another folder for the sweep") from None
+
+    def write_index(self, names: list[str], invalid: dict[str, str]) -> None:
+        """Keep the names of all runs, and what is wrong with those that are not valid. Raises UserError if it cannot."""
+        text = json.dumps({"runs": names, "invalid": invalid}, indent=1)
+        try:
+            write_file(self.path / INDEX, text.encode() + b"\n")
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written to ({error.strerror}); choose another folder for the sweep"
+            ) from None
+
+    def read_index(self) -> tuple[list[str], dict[str, str]]:
+        """What `write_index` kept; nothing where it is missing or not valid."""
+        try:
+            found: Any = json.loads((self.path / INDEX).read_text(encoding="utf-8"))
+            return [str(name) for name in found["runs"]], {str(k): str(v) for k, v in found["invalid"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return [], {}
+
+    def note(self, name: str, kind: str, text: str = "") -> None:
+        """Append to a run's log what is known of the process that works on it; `kind` is one of KINDS."""
+        if kind not in KINDS:
+            raise ValueError(f"a note's kind is one of {', '.join(KINDS)}, got {kind!r}")
+        time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        log = self.log(name)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        # On a line of its own, whatever a process that died left unfinished.
+        before = "" if not log.exists() or _tail(log, 1) in ("", "\n") else "\n"
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"{before}[sweep {time}] {kind}: {' '.join(text.split())}".rstrip() + "\n")
+
+    def last_note(self, name: str) -> tuple[str, str]:
+        """(kind, text) of the last note of a run's log; ("", "") where there is none."""
+        try:
+            text = _tail(self.log(name), TAIL)
+        except OSError:
+            return "", ""
+        notes = re.findall(rf"^\[sweep [^\]\s]+\] ({'|'.join(KINDS)}): ?(.*)$", text, re.MULTILINE)
+        return notes[-1] if notes else ("", "")
+
+
+def _tail(file: Path, size: int) -> str:
+    """The last `size` bytes of a file, as text."""
+    with file.open("rb") as opened:
+        opened.seek(max(opened.seek(0, 2) - size, 0))
+        return opened.read().decode("utf-8", errors="replace")

@@ -1,0 +1,169 @@
+"""Runs of a sweep brought to work, as many at once as may be, each a process of its own; those that die are begun again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxmbrl.sweeping import status
+from jaxmbrl.sweeping.folder import SweepFolder
+from jaxmbrl.training.stopping import ASKED_TO_STOP
+
+USER_ERROR = 2
+"""Exit code of a process that refused what it was told: again would be no better."""
+POLL_SECONDS = 0.2
+
+
+class Job(NamedTuple):
+    """A run to work on."""
+
+    name: str
+    words: tuple[str, ...]
+    """Of the `jaxmbrl` command that works on it, from its start or on from where it stopped."""
+    log: Path
+    """The file that what it prints is appended to."""
+
+
+class Launcher(NamedTuple):
+    """Where runs are worked on."""
+
+    start: Callable[[Job], Any]
+    """Brings a job to work; returns its handle."""
+    ended: Callable[[Any], int | str | None]
+    """(handle) -> exit code, negative for a signal; or what became of the job in words; None while it is at work."""
+    stop: Callable[[Any], None]
+    """Asks the job of a handle to save and end; asked again, to end at once."""
+
+
+def processes() -> Launcher:
+    """Processes on this machine."""
+
+    def stop(process: subprocess.Popen[bytes]) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+
+    return Launcher(lambda job: begin(job.words, job.log), lambda process: process.poll(), stop)
+
+
+def begin(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """A process at work on a `jaxmbrl` command line; it is asked to stop when this process is no more.
+
+    It has a session of its own: Ctrl-C reaches this process alone, which passes it on once.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "jaxmbrl", *words, "--with", str(os.getpid())]
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+class Signals:
+    """SIGINT and SIGTERM, counted and not obeyed while inside."""
+
+    def __init__(self) -> None:
+        self.heard = 0
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[Signals]:
+        """Count what comes while inside; a thread that is not the main one hears nothing."""
+
+        def hear(*_: object) -> None:
+            self.heard += 1
+
+        with contextlib.ExitStack() as stack:
+            # Python lets the main thread alone have handlers.
+            with contextlib.suppress(ValueError):
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    stack.callback(signal.signal, number, signal.signal(number, hear))
+            yield self
+
+
+def launch(
+    jobs: Sequence[Job],
+    folder: SweepFolder,
+    launcher: Launcher,
+    at_once: int,
+    retries: int,
+    say: Callable[[str], None],
+    signals: Signals,
+    poll: float = POLL_SECONDS,
+) -> dict[str, str]:
+    """Work on all jobs, `at_once` at a time; returns the state of each: finished, failed, stopped or waiting.
+
+    A job whose process dies is begun again, `retries` times, and goes on where its run stopped. Once a signal is heard no
+    job begins, those at work are asked to save and end, and are waited for.
+    """
+    waiting = deque(jobs)
+    states = {job.name: "waiting" for job in jobs}
+    tries = dict.fromkeys(states, 0)
+    active: dict[str, tuple[Job, Any, float]] = {}
+    told = 0
+    while active or (waiting and not signals.heard):
+        if told < signals.heard:
+            if told == 0 and active:
+                say(f"asked to stop: {len(active)} at work save and end; asked again, they end at once")
+            told = signals.heard
+            for _, handle, _ in active.values():
+                launcher.stop(handle)
+        while waiting and len(active) < at_once and not signals.heard:
+            job = waiting.popleft()
+            tries[job.name] += 1
+            steps = status.look(folder.run(job.name)).env_steps
+            say(f"starts    {job.name}" + (f" at {steps:,} steps" if steps else ""))
+            active[job.name] = (job, launcher.start(job), time.monotonic())
+        ended = {name: code for name, (_, handle, _) in active.items() if (code := launcher.ended(handle)) is not None}
+        for name, code in ended.items():
+            job, _, began = active.pop(name)
+            state, why = judge(folder, name, code, stopping=bool(signals.heard))
+            seconds = f"in {time.monotonic() - began:.0f} s"
+            if state == "died" and tries[name] <= retries:
+                folder.note(name, "died", why)
+                say(f"died      {name} {seconds}: {why}; it begins again")
+                waiting.appendleft(job)
+                continue
+            state = "failed" if state == "died" else state
+            states[name] = state
+            if folder.last_note(name)[0] != state:
+                folder.note(name, state, why)
+            say(f"{state:<9} {name} {seconds}" + (f": {why}" if why else ""))
+        if not ended:
+            time.sleep(poll)
+    return states
+
+
+def judge(folder: SweepFolder, name: str, code: int | str, stopping: bool) -> tuple[str, str]:
+    """(state, why) of a run whose process ended with `code`: finished, stopped, failed, or died, which is worth a retry."""
+    noted = folder.last_note(name)
+    found = status.look(folder.run(name), noted)
+    if found.ended:
+        return found.state, found.error or ""
+    if code == ASKED_TO_STOP or (stopping and code != USER_ERROR):
+        return "stopped", ""
+    why = noted[1] if noted[0] == "failed" else ""
+    if code == USER_ERROR:
+        return "failed", why or "it refused its options"
+    return "died", why or _in_words(code)
+
+
+def _in_words(code: int | str) -> str:
+    """What became of a process."""
+    if isinstance(code, str):
+        return code
+    if code == 0:
+        return "it ended before all steps were done"
+    if code > 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"killed by {name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
