@@ -165,7 +165,7 @@ def test_three_rows_will_do():
 def test_a_model_too_large_is_told(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 1000)
     with pytest.raises(
-        UserError, match=r"the model takes .* GB, the device has .* GB; lower ensemble.members or ensemble.h"
+        UserError, match=r"the model takes .* MB, the device has .* MB; lower ensemble.members or ensemble.h"
     ):
         fit_and_judge(FitConfig(ensemble=TINY), made_up())
 

@@ -103,6 +103,25 @@ def test_a_step_of_a_while_loop():
     assert find(lambda x: jax.lax.while_loop(lambda x: x < 1e3, lambda x: x * 2, x), 1.0) is None
 
 
+def test_a_while_loop_whose_rows_end_apart():
+    """A row that has ended is left as it is, whatever the loop does for the others."""
+
+    def function(x, limits):
+        def halve(x, limit):
+            return jax.lax.while_loop(lambda x: x > limit, lambda x: jnp.sqrt(x - 1.0), x)
+
+        return jax.vmap(halve)(x, limits)
+
+    # 5 -> 2 -> 1 -> 0 -> nan; 5 -> 2 ends; 10 -> 3 -> 1.41 -> 0.64 -> nan.
+    x, limits = jnp.array([5.0, 5.0, 10.0]), jnp.array([-1.0, 2.0, 0.0])
+    assert np.isnan(function(x, limits)).tolist() == [True, False, True]
+    for row, step, at in ((0, 3, 0.0 - 1.0), (2, 3, 0.643595 - 1.0)):
+        found = find(function, x, limits, element=row)
+        assert (found.operation, found.path, found.element) == ("sqrt", f"while step {step} / sqrt", (row,))
+        assert found.operands[0].at == pytest.approx(at, rel=1e-4)
+    assert find(function, x, limits, element=1) is None
+
+
 def test_a_loop_within_a_loop():
     def function(x):
         def inner(x, _):

@@ -116,7 +116,7 @@ def begun(task, path):
     folder.write_config(to_dict(config))
     session = Session(programs.build(config), folder, Progress.silent())
     session.state = programs.initial(session.program, {})
-    session.save()
+    session.save(wait=True)
     return path
 
 

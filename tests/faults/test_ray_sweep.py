@@ -109,3 +109,31 @@ def test_a_sweep_survives_its_workers(tmp_path):
     again = jaxmbrl("sweep", "six.yaml", "--launcher", "ray", "--keep-going", cwd=tmp_path, env=environment)
     said, _ = again.communicate(timeout=PATIENCE)
     assert again.returncode == 1 and "6 runs into runs/six: 0 to do, 1 invalid, 5 finished" in said
+
+
+@pytest.mark.slow
+def test_a_sweep_asked_to_stop_saves_its_runs_and_goes_on(tmp_path):
+    two = {**SWEEP, "steps": 3000, "grid": {"seed": [0, 2]}, "runs": []}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(two))
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment.pop("RAY_ADDRESS", None)
+    out = tmp_path / "runs" / "two"
+    words = ("sweep", "two.yaml", "--launcher", "ray", "--jobs", 1)
+    sweep = jaxmbrl(*words, cwd=tmp_path, env=environment)
+    wait_for(lambda: at_work(out, NAMES[0]), sweep)
+    sweep.send_signal(signal.SIGTERM)
+    said, complained = sweep.communicate(timeout=PATIENCE)
+    assert (sweep.returncode, complained) == (75, ""), said + complained
+    assert "asked to stop: 1 at work save and end" in said and f"stopped   {NAMES[0]}" in said
+    stopped_at = checkpoint.steps(out / NAMES[0] / "checkpoints")[-1]
+    assert 100 <= stopped_at < two["steps"] and not (out / NAMES[1]).exists()
+    assert trainer_of(NAMES[0]) is None
+    again = jaxmbrl(*words, cwd=tmp_path, env=environment)
+    said, complained = again.communicate(timeout=PATIENCE)
+    assert (again.returncode, complained) == (0, ""), said + complained
+    assert f"starts    {NAMES[0]} at {stopped_at:,} steps" in said
+    for seed, name in zip(two["grid"]["seed"], NAMES[:2], strict=False):
+        rows = [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()]
+        assert [(row["env_steps"], row["seed"]) for row in rows] == [
+            (steps, seed + k) for steps in range(100, 3100, 100) for k in range(2)
+        ]

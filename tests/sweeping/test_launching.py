@@ -165,7 +165,7 @@ def test_processes_log_what_they_print_and_tell_how_they_end(stand_in, tmp_path)
 def test_a_process_ends_with_the_one_that_began_it():
     code = (
         "import subprocess, sys\n"
-        "child = 'import os, threading; from jaxmbrl.sweeping.commands import _end_with; print(os.getpid(), flush=True); '"
+        "child = 'import os, threading; from jaxmbrl.commands.sweeping import _end_with; print(os.getpid(), flush=True); '"
         "'_end_with(int(__import__(\"sys\").argv[1]))'\n"
         "subprocess.Popen([sys.executable, '-c', child, str(__import__('os').getpid())])\n"
         "__import__('time').sleep(3)\n"

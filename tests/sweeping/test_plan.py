@@ -274,7 +274,7 @@ class Calls:
     def __init__(self, monkeypatch):
         self.made = []
         monkeypatch.setattr(plan.runner, "train", lambda *args, **more: self.called("train", args, more))
-        monkeypatch.setattr(plan.runner, "resume", lambda path, progress: self.called("resume", path))
+        monkeypatch.setattr(plan.runner, "resume", lambda path, progress, stopping: self.called("resume", path))
 
     def called(self, *what):
         self.made.append(what)

@@ -11,7 +11,7 @@ from jaxmbrl.config import UserError, to_dict
 from jaxmbrl.sweeping import status
 from jaxmbrl.sweeping.folder import SweepFolder
 from jaxmbrl.training import programs
-from jaxmbrl.training.run_folder import RunFolder
+from jaxmbrl.training.run_folder import RunFolder, event_of
 
 
 def make(path, epochs=3, total=10, checkpoints=(0, 2), ended=False, frozen=(), **metrics):
@@ -21,7 +21,7 @@ def make(path, epochs=3, total=10, checkpoints=(0, 2), ended=False, frozen=(), *
     folder.write_config(to_dict(programs.configure("sac", "pendulum", steps=1000 * total - 7, seeds=2, seed=3)))
     for epoch in checkpoints:
         (folder.checkpoints / f"{1000 * epoch:08}").mkdir(parents=True)
-    folder.event("start")
+    folder.append_events([event_of("start")])
     for epoch in range(1, epochs + 1):
         found = {name: values[epoch] for name, values in metrics.items() if epoch in values}
         rows = []
@@ -30,9 +30,10 @@ def make(path, epochs=3, total=10, checkpoints=(0, 2), ended=False, frozen=(), *
             rows.append({"epoch": epoch, "env_steps": 1000 * epoch, "seed": 3 + k, **told})
         folder.append_metrics(rows)
     if frozen:
-        folder.event("warning", text="seed 4 is frozen: 'critic/loss' was not finite in epoch 1, at step 40")
+        text = "seed 4 is frozen: 'critic/loss' was not finite in epoch 1, at step 40"
+        folder.append_events([event_of("warning", text=text)])
     if ended:
-        folder.event("end", env_steps=1000 * epochs)
+        folder.append_events([event_of("end", env_steps=1000 * epochs)])
     return folder
 
 

@@ -215,7 +215,7 @@ def test_a_run_of_another_task_is_told(runs):
 def test_more_than_the_machine_holds_is_told(monkeypatch, runs):
     # 5 rows of 3 + 1 + 1 + 3 numbers and two flags.
     monkeypatch.setattr(memory, "available", lambda: 5 * 34 - 1)
-    with pytest.raises(UserError, match=r"what is collected takes 0.0 GB, the device has 0.0 GB; lower steps"):
+    with pytest.raises(UserError, match=r"what is collected takes 0.0 MB, the device has 0.0 MB; lower steps"):
         collecting.collect_by("pendulum", "random", 5)
     monkeypatch.setattr(memory, "available", lambda: 5 * 34)
     assert collecting.collect_by("pendulum", "random", 5)[0].reward.shape == (5,)

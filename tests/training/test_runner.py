@@ -412,7 +412,7 @@ def test_the_size_of_a_large_state_is_said_before_it_is_made(monkeypatch):
     said, progress = [], Progress.silent()
     monkeypatch.setattr(progress, "say", said.append)
 
-    def made(program, hyper):
+    def made(program, hyper, spread=None):
         if not isinstance(jnp.zeros(()), jax.core.Tracer):
             raise InterruptedError("here it is made")
         return {"rows": jnp.zeros((1_000_000, 38), bool)}
@@ -534,5 +534,6 @@ def test_sums_that_overflow_are_left_out_and_told(tmp_path):
     session = Session(programs.build(programs.configure("sac", "pendulum")), folder, runner.Progress.silent())
     row = {"epoch": 7, "agent/q": 1.0, "agent/actor_loss": math.inf, "eval/return": math.nan}
     assert session.finite(row, 5, 7) == {"epoch": 7, "agent/q": 1.0}
+    session.keeper.flush()
     events = [(e["kind"], e["seed"], e["epoch"], e["metric"]) for e in folder.read_events()]
     assert events == [("warning", 5, 7, "agent/actor_loss"), ("warning", 5, 7, "eval/return")]

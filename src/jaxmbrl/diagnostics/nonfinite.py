@@ -113,7 +113,8 @@ class _Loop(NamedTuple):
     length: int | None
     """None for a `while`, which ends where `goes_on` of the carry is false."""
     reverse: bool
-    goes_on: Callable[[list[Any]], bool]
+    goes_on: Callable[[list[Any]], Any]
+    """Under `vmap` there may be a truth value for each row: the loop ends with the last of them, and a row as it says."""
 
     def row(self, step: int) -> int:
         """Where in its rows a step reads and writes."""
@@ -246,8 +247,8 @@ class _Walk:
             test = self.level(equation.params["cond_jaxpr"])
             carry = tuple(range(of_test + of_body, count))
 
-            def goes_on(held: list[Any]) -> bool:
-                return bool(self.values(test, [*operands[:of_test], *held], test.outputs)[0])
+            def goes_on(held: list[Any]) -> Any:
+                return self.values(test, [*operands[:of_test], *held], test.outputs)[0]
 
             constants = tuple(range(of_test, of_test + of_body))
             return _Loop(equation.params["body_jaxpr"], constants, carry, (), None, False, goes_on)
@@ -266,7 +267,7 @@ class _Walk:
             tuple(range(count - rows, count)),
             equation.params["length"],
             equation.params["reverse"],
-            lambda held: True,
+            lambda held: np.True_,
         )
 
     def steps(self, loop: _Loop, operands: list[Any], place: _Place, path: tuple[str, ...]) -> Origin | _Place | None:
@@ -316,11 +317,12 @@ class _Walk:
     ) -> Iterator[tuple[int, list[Any]]]:
         """(number, carry) before each step that is below `last`, and after them all."""
         carry, number = [operands[x] for x in loop.carry], 0
-        while loop.goes_on(carry) if last is None else number < last:
+        while np.any(on := loop.goes_on(carry)) and (last is None or number < last):
             yield number, carry
             if and_end or last is None or number + 1 < last:
                 given = self.given(loop, operands, carry, number)
-                carry = self.values(level, given, level.outputs[: len(loop.carry)])
+                after = self.values(level, given, level.outputs[: len(loop.carry)])
+                carry = [_where(on, new, old) for new, old in zip(after, carry, strict=True)] if np.ndim(on) else after
             number += 1
         if and_end:
             yield number, carry
@@ -329,6 +331,11 @@ class _Walk:
         """What a step of a loop is given."""
         rows = [_row(operands[x], loop.row(number)) for x in loop.rows]
         return [*(operands[x] for x in loop.constants), *carry, *rows]
+
+
+def _where(on: Any, new: Any, old: Any) -> Any:
+    """A step of a loop that goes on in some rows alone: what `vmap` makes of a loop whose rows end apart."""
+    return jnp.where(on.reshape(on.shape + (1,) * (np.ndim(new) - on.ndim)), new, old)
 
 
 def _flattened(closed: Any) -> _Level:
