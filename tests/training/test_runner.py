@@ -17,7 +17,7 @@ from command_line import call, options, untimed
 
 import jaxmbrl
 from jaxmbrl import algorithms
-from jaxmbrl.config import UserError
+from jaxmbrl.config import UserError, to_dict
 from jaxmbrl.rollout import rollout
 from jaxmbrl.training import evaluation, programs, runner, session
 from jaxmbrl.training.console import Progress
@@ -530,10 +530,10 @@ def test_a_run_whose_seeds_are_all_bad_ends_with_a_warning(tmp_path):
 
 
 def test_sums_that_overflow_are_left_out_and_told(tmp_path):
-    folder = RunFolder.create(tmp_path / "run")
-    session = Session(programs.build(programs.configure("sac", "pendulum")), folder, runner.Progress.silent())
+    folder, program = RunFolder.create(tmp_path / "run"), programs.build(programs.configure("sac", "pendulum"))
+    folder.write_config(to_dict(program.config))
+    session = Session(program, folder, runner.Progress.silent())
     row = {"epoch": 7, "agent/q": 1.0, "agent/actor_loss": math.inf, "eval/return": math.nan}
     assert session.finite(row, 5, 7) == {"epoch": 7, "agent/q": 1.0}
-    session.keeper.flush()
     events = [(e["kind"], e["seed"], e["epoch"], e["metric"]) for e in folder.read_events()]
     assert events == [("warning", 5, 7, "agent/actor_loss"), ("warning", 5, 7, "eval/return")]
