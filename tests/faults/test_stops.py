@@ -9,6 +9,7 @@ import time
 import pytest
 from processes import LONG, STEPS, TINY, assert_same_end, begin, done, finish, rows, steps, train, wait
 
+from jaxmbrl.training import stopping as stopping_module
 from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.training.stopping import ASKED_TO_STOP, Stopped, Stopping
 
@@ -128,15 +129,34 @@ def test_while_the_main_thread_waits_another_one_answers():
 
     stopping = Stopping(said.append)
     with stopping.meanwhile(last_will):
-        assert stopping._last_will is last_will
+        assert stopping._waiting.last_will is last_will
         with stopping.meanwhile(print):
-            assert stopping._last_will is print
-        assert stopping._last_will is last_will, "what was true outside is true again"
-    assert stopping._last_will is None
+            assert stopping._waiting.last_will is print
+        assert stopping._waiting.last_will is last_will, "what was true outside is true again"
+    assert stopping._waiting is None
     stopping.asked = True
     with pytest.raises(Stopped, match="stopped here"), stopping.meanwhile(last_will):
         raise AssertionError("what was asked before is answered before")
     assert done_there == [threading.main_thread().name] and said == []
+
+
+def test_one_of_several_hosts_has_patience(monkeypatch):
+    codes, said = [], []
+    monkeypatch.setattr(stopping_module.os, "_exit", codes.append)
+
+    def last_will():
+        raise Stopped("stopped here")
+
+    stopping = Stopping(said.append)
+    with stopping.meanwhile(last_will, patience=0.05):
+        stopping._hear(signal.SIGTERM)
+        assert codes == []
+    time.sleep(0.2)
+    assert codes == [] and len(said) == 1, "it came out of its waiting, and the main thread sees to it"
+    with stopping.meanwhile(last_will, patience=0.05):
+        assert codes == [], "what was asked before does not end it at once either: the others are to be told"
+        time.sleep(0.2)
+        assert codes == [ASKED_TO_STOP] and said[1:] == ["stopped here"]
 
 
 def test_without_a_folder_or_a_command_line_signals_are_left_alone():

@@ -62,7 +62,8 @@ def look(path: Path, log: tuple[str, str] = ("", "")) -> RunStatus:
     frozen = tuple(sorted({row["seed"] for row in rows if row.get("frozen") and row.get("env_steps") == steps}))
     metric, value = _value(rows)
     last = events[-1] if events else {}
-    done = total is not None and max([*checkpoint.steps(folder.checkpoints), _ended_at(last)]) >= total
+    saved = max([*checkpoint.steps(folder.checkpoints), _ended_at(last)])
+    done = total is not None and saved >= total
     dead = last.get("kind") == "end" and bool(seeds) and len(frozen) == seeds
     state, error = "stopped", None
     if held:
@@ -78,7 +79,7 @@ def look(path: Path, log: tuple[str, str] = ("", "")) -> RunStatus:
         state, error = "failed", log[1]
     times = [file.stat().st_mtime for name in (CONFIG, METRICS, EVENTS) if (file := path / name).exists()]
     active = max(times, default=None)
-    return RunStatus(path.name, state, steps, total, seeds, frozen, metric, value, active, error, done or dead)
+    return RunStatus(path.name, state, max(steps, saved), total, seeds, frozen, metric, value, active, error, done or dead)
 
 
 def of_folder(path: str | Path) -> list[RunStatus]:

@@ -30,6 +30,9 @@ from jaxmbrl.types import Algorithm, Clock, Policy, PyTree, Task
 CHUNK_SECONDS = 3.0
 """Wall clock that one call of the compiled program aims at; between two, progress is shown and signals are seen."""
 
+PATIENCE_SECONDS = 20.0
+"""For which one of several hosts that was asked to stop waits to tell the others, before it stops alone."""
+
 WORTH_SAYING = 100_000_000
 """Bytes from which on a run tells the size of its state."""
 
@@ -69,6 +72,7 @@ class Session:
         self.whole, self.program = program, share_of(program, hosts)
         self.keeper = None if folder is None else Keeper(folder, self.config.checkpoint, progress.say, self.warn, hosts)
         self.stopping = stopping or Stopping(progress.say)
+        self.patience = 0.0 if hosts.count == 1 else PATIENCE_SECONDS
         self.rows: list[dict[str, Any]] = []
         self.clock: Clock = loop.clock_at(0)
         self.state: LoopState
@@ -239,7 +243,7 @@ class Session:
 
     def gathered(self, over: Callable[[Iterable[Any]], Any], told: Any) -> Any:
         """`over` what all hosts tell; while it waits for them, its own state is whole."""
-        with self.stopping.meanwhile(self.stop):
+        with self.stopping.meanwhile(self.stop, self.patience):
             return over(self.hosts.gather(told))
 
     def count_time(self) -> None:
@@ -256,14 +260,14 @@ class Session:
             self.evaluate_compiled = evaluation.evaluator(
                 program.algorithm, program.task, episodes, self.compile, self.closing, self.state.algorithm, self.spread
             )
-        with self.stopping.meanwhile(self.stop), memory.told("evaluation", self.compiled.get("evaluation")):
+        with self.stopping.meanwhile(self.stop, self.patience), memory.told("evaluation", self.compiled.get("evaluation")):
             return np.asarray(self.evaluate_compiled(self.state.algorithm), np.float64).mean(axis=1)
 
     def compile(self, what: str, function: Any, *args: Any) -> Any:
         """Compile ahead of time, so that compile time is seen as such."""
         self.progress.compiling(what)
         started = time.monotonic()
-        with self.stopping.meanwhile(self.stop), memory.told(f"compiling {what}"):
+        with self.stopping.meanwhile(self.stop, self.patience), memory.told(f"compiling {what}"):
             compiled = function.lower(*args).compile()
         memory.check_compiled(what, compiled, self.spread.devices)
         self.compiled[what] = compiled

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 ASKED_TO_STOP = 75
 """Exit code of a process that was asked to stop and saved all that it had: EX_TEMPFAIL, try again."""
@@ -19,13 +20,21 @@ class Stopped(Exception):
     """A run has stopped because it was asked to; its state is saved."""
 
 
+class _Waiting(NamedTuple):
+    """What the main thread waits for."""
+
+    last_will: Callable[[], None]
+    patience: float
+
+
 class Stopping:
     """Whether the process was asked to stop, from when it is entered on.
 
     Python calls a signal's handler between two of its own instructions: not while a compiled program runs. So a thread
     watches for signals as well. While the main thread waits for something that may take long and leaves the run's state
     as it is (`meanwhile`), the thread does what is to be done and ends the process; otherwise the main thread looks at
-    `asked` itself, at the next moment at which its state is whole. A second signal ends the process at once.
+    `asked` itself, at the next moment at which its state is whole. Where the others of several hosts would have to be told,
+    the thread has patience first. A second signal ends the process at once.
 
     What it says goes to `say`, a run's end to `farewell`.
     """
@@ -35,7 +44,7 @@ class Stopping:
         self._say = say
         self._farewell = farewell or (lambda stopped: say(str(stopped)))
         self._lock = threading.Lock()
-        self._last_will: Callable[[], None] | None = None
+        self._waiting: _Waiting | None = None
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Stopping:
@@ -71,8 +80,21 @@ class Stopping:
         self.asked = True
         self._say("asked to stop: saving; asked again, it ends at once")
         with self._lock:
-            if self._last_will is not None:
-                os._exit(self._end(self._last_will))
+            if self._waiting is not None:
+                self._hurry(self._waiting)
+
+    def _hurry(self, waiting: _Waiting) -> None:
+        """End the process, now or once its patience is over; the lock is held."""
+        if not waiting.patience:
+            os._exit(self._end(waiting.last_will))
+        timer = threading.Timer(waiting.patience, self._give_up, (waiting,))
+        timer.daemon = True
+        timer.start()
+
+    def _give_up(self, waiting: _Waiting) -> None:
+        with self._lock:
+            if self._waiting is waiting:
+                os._exit(self._end(waiting.last_will))
 
     def _end(self, last_will: Callable[[], None]) -> int:
         """Do what is to be done; the exit code."""
@@ -89,17 +111,21 @@ class Stopping:
         return ASKED_TO_STOP
 
     @contextlib.contextmanager
-    def meanwhile(self, last_will: Callable[[], None]) -> Iterator[None]:
+    def meanwhile(self, last_will: Callable[[], None], patience: float = 0.0) -> Iterator[None]:
         """While the main thread waits inside, being asked to stop means `last_will`, which raises Stopped when it is done,
-        and then the process ends. What has been asked before is answered first, here."""
+        and then the process ends; with `patience`, in seconds, only if the waiting takes longer. What has been asked before
+        is answered first, here."""
+        waiting = _Waiting(last_will, patience)
         with self._lock:
-            before, late = self._last_will, self.asked
-            if not late:
-                self._last_will = last_will
-        if late:
+            before, late = self._waiting, self.asked
+            if patience or not late:
+                self._waiting = waiting
+            if patience and late:
+                self._hurry(waiting)
+        if late and not patience:
             last_will()
         try:
             yield
         finally:
             with self._lock:
-                self._last_will = before
+                self._waiting = before
