@@ -2,12 +2,13 @@
 # make test   install the test extra, then run the tests
 # make lint   install the dev extra, then ruff and mypy
 # make slow   the learning checks, which take many minutes
+# make bench-peers   mbrl-lib into .venv-peers, then its speed and Brax's beside ours, in about ten minutes
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow lint bench-peers clean
 .DELETE_ON_ERROR:
 
 demo: .venv/jaxmbrl
@@ -36,8 +37,14 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+PEERS ?=
+
+# PEERS are arguments of the script, as in: make bench-peers PEERS="--full --out benchmarks/results/peers-cpu.json"
+bench-peers: .venv/test .venv-peers/mbrl
+	$(BIN)/python benchmarks/peers.py $(PEERS)
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-peers
 
 .venv/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -65,3 +72,12 @@ clean:
 	@echo "installing what development needs"
 	@$(INSTALL) --editable '.[dev]'
 	@touch $@ .venv/test
+
+.venv-peers/mbrl: benchmarks/peers/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+	{ echo "mbrl-lib needs Python 3.11 or 3.12 here; name one with: make PYTHON=python3.12 bench-peers"; exit 1; }
+	@echo "installing mbrl-lib and PyTorch into .venv-peers (some minutes, once)"
+	@$(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install -qq --disable-pip-version-check --requirement $<
+	@.venv-peers/bin/python -m pip install -qq --disable-pip-version-check --no-deps mbrl==0.2.0
+	@touch $@

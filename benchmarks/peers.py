@@ -1,0 +1,439 @@
+"""Speed and accuracy beside other packages' own code: mbrl-lib (PyTorch), in an environment of its own, and Brax's SAC.
+
+    make bench-peers [PEERS="--full --out benchmarks/results/peers-cpu.json"]
+    python benchmarks/peers.py [--cases plan-cartpole ...] [--full] [--tiny] [--python .venv-peers/bin/python]
+                               [--out results.json]
+
+Ours and theirs are two processes on the CPU, each set up once and then asked in turn for one measurement, so that a noisy
+machine disturbs both alike; while one measures the other waits, so that each has all cores. The first call of each, in
+which ours compiles, is told apart. Figures are medians; how many times as fast ours is, is the median over the pairs.
+`--full` takes more calls, and takes PETS to its goal, which takes mbrl-lib some 20 minutes. `--tiny` only tries whether all
+runs: its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from measure import provenance
+
+from jaxmbrl import envs
+from jaxmbrl.training.collecting import collect, random_policy
+
+HERE = Path(__file__).parent / "peers"
+PAUSE = 0.5
+"""Seconds between two measurements, in which the threads of the one before come to rest."""
+
+Figures = dict[str, Any]
+
+
+class Case(NamedTuple):
+    """What is measured on both sides."""
+
+    about: str
+    kind: str
+    """The workers' name for it."""
+    settings: dict[str, Any]
+    tiny: dict[str, Any]
+    """Settings under `--tiny`, where they differ."""
+    calls: int
+    full_calls: int
+    differs: tuple[str, ...] = ()
+    """What is not the same on both sides."""
+    peer: str = "mbrl-lib"
+    figure: str = "seconds"
+    """What is compared within each pair."""
+    first_apart: bool = True
+    """Whether the first call warms up; where it does not, `calls` are the stages of one run."""
+    only_full: bool = False
+
+
+NETWORK = {"members": 7, "elites": 5, "layers": 4, "units": 200}
+PLAN_DIFFERS = (
+    "members: mbrl-lib permutes all rows over the elites at each step and back, ours shifts them cyclically",
+    "a candidate that is not finite: mbrl-lib gives it a return of nearly 0, ours ranks it last",
+    "noise: mbrl-lib draws it for each candidate, ours once for all candidates of an iteration",
+)
+FIT_DIFFERS = (
+    "bounds of the log-variance: mbrl-lib's are fixed at -10 and 0.5 (its preset), ours learn from there at weight 0.01",
+    "weight decay: mbrl-lib's is on biases too, ours on kernels alone",
+    "inputs are normalised on both sides, by mbrl-lib in float64; the buffer's rows are float64 there, float32 here",
+    "mbrl-lib without its evaluation on all training data after each epoch, which its presets ask for",
+)
+FIT = NETWORK | {
+    "rows": 10_000,
+    "test_rows": 2_000,
+    "batch_size": 256,
+    "epochs": 25,
+    "learning_rate": 2.8e-4,
+    "weight_decay": 1e-4,
+    "normalize_targets": False,
+}
+TINY_FIT = {"units": 16, "rows": 1_000, "test_rows": 200, "epochs": 2}
+CASES = {
+    "plan-cartpole": Case(
+        "one plan at mbrl-lib's preset of cartpole: 350 candidates x 20 particles x 15 steps x 5 iterations, "
+        "5 of 7 members, 4 x 200, reward and termination known",
+        "plan",
+        NETWORK
+        | {
+            "task": "cartpole-continuous",
+            "preset": "pets_cartpole",
+            "observation": 4,
+            "action": 1,
+            "reward": "cartpole",
+            "termination": "cartpole",
+            "population": 350,
+            "particles": 20,
+            "horizon": 15,
+            "iterations": 5,
+            "best": 35,
+            "momentum": 0.1,
+        },
+        {"population": 50, "best": 5, "units": 16},
+        calls=9,
+        full_calls=25,
+        differs=PLAN_DIFFERS,
+    ),
+    "plan-halfcheetah": Case(
+        "one plan at mbrl-lib's preset of PETS's half-cheetah: 400 x 20 x 30 x 5, 5 of 7 members, 4 x 200, reward known",
+        "plan",
+        NETWORK
+        | {
+            "task": "pets/HalfCheetah",
+            "preset": "pets_halfcheetah",
+            "observation": 18,
+            "action": 6,
+            "reward": "halfcheetah",
+            "termination": "no_termination",
+            "population": 400,
+            "particles": 20,
+            "horizon": 30,
+            "iterations": 5,
+            "best": 64,
+            "momentum": 0.12,
+        },
+        {"population": 50, "best": 8, "units": 16},
+        calls=7,
+        full_calls=15,
+        differs=PLAN_DIFFERS,
+    ),
+    "fit": Case(
+        "a fit of 7 members, 4 x 200, batch 256, to 10,000 rows of HalfCheetah-v5 under random actions, 25 epochs, judged "
+        "on 2,000 rows in the targets' own units; targets as they are on both sides",
+        "fit",
+        FIT,
+        TINY_FIT,
+        calls=3,
+        full_calls=5,
+        differs=FIT_DIFFERS,
+    ),
+    "fit-normalised": Case(
+        "the same, with ours as it is by default: targets normalised too",
+        "fit",
+        FIT | {"normalize_targets": True},
+        TINY_FIT,
+        calls=1,
+        full_calls=5,
+        differs=(*FIT_DIFFERS, "targets: mbrl-lib fits them as they are, ours shifted and scaled"),
+    ),
+    "sac": Case(
+        "500 updates of SAC: 17 observations, 6 actions, 2 x 256, batch 256 from 100,000 rows",
+        "sac",
+        {
+            "observation": 17,
+            "action": 6,
+            "units": 256,
+            "batch_size": 256,
+            "rows": 100_000,
+            "updates": 500,
+            "learning_rate": 3e-4,
+        },
+        {"units": 16, "rows": 1_000, "updates": 20},
+        calls=7,
+        full_calls=15,
+        differs=("ours is one compiled scan over the updates, sampling included; mbrl-lib samples with NumPy",),
+    ),
+    "mbpo": Case(
+        "MBPO on InvertedPendulum at mbrl-lib's preset, by rounds of a fit, 100,000 imagined rows and 250 steps with 10 "
+        "updates each, after 5,000 random steps",
+        "mbpo",
+        NETWORK
+        | {
+            "warmup": 5_000,
+            "refit_every": 250,
+            "capacity": 20_000,
+            "learning_rate": 1e-3,
+            "weight_decay": 1e-5,
+            "batch_size": 256,
+            "holdout": 0.2,
+            "patience": 5,
+            "rollouts_per_step": 400,
+            "updates_per_step": 10,
+            "agent_units": 256,
+            "agent_learning_rate": 3e-4,
+            "agent_batch_size": 256,
+            "target_entropy": -1.0,
+        },
+        {"warmup": 500, "units": 16, "agent_units": 16, "updates_per_step": 1, "rollouts_per_step": 10},
+        calls=4,
+        full_calls=20,
+        differs=(
+            "a fit's epochs follow from its own holdout error: see the updates of the model",
+            "physics: mbrl-lib's is C MuJoCo, ours MJX in the compiled program",
+            "mbrl-lib acts by the mean of its policy, ours by samples of it",
+            "without mbrl-lib's evaluation after each round; with its saving of model and data after each fit",
+            "mbrl-lib keeps the weights of all members at the best epoch of any, ours each member's own best",
+            "random steps where mbrl-lib's preset has those of an untrained policy",
+        ),
+        first_apart=False,
+    ),
+    "brax-sac": Case(
+        "the training loop of Brax's SAC and of ours on Brax's inverted_pendulum (spring), 16 environments, an update a "
+        "step, 2 x 256, batch 256",
+        "brax-sac",
+        {
+            "task": "inverted_pendulum",
+            "backend": "spring",
+            "num_envs": 16,
+            "updates_per_step": 1,
+            "units": 256,
+            "batch_size": 256,
+            "learning_rate": 3e-4,
+            "warmup": 1_600,
+            "capacity": 100_000,
+            "calls": 50,
+        },
+        {"units": 16, "warmup": 160, "calls": 2},
+        calls=5,
+        full_calls=15,
+        differs=(
+            "Brax draws the batches of all updates of a step at once, ours one after another",
+            "Brax's actor and temperature are updated from the critics before their update, ours from those after it",
+            "Brax resets to states drawn at the start, ours to new ones; ours also counts episodes and checks for what is "
+            "not finite, Brax's keeps the observations' moments; its evaluation is not counted",
+        ),
+        peer="brax",
+    ),
+    "pets": Case(
+        "PETS on cartpole-continuous from nothing to the first training trial that returns 195, each at its own preset: "
+        "mbrl-lib's with one seed, ours `small` with several in one program",
+        "pets",
+        NETWORK | {"goal": 195.0, "steps": 5_000, "seeds": 5, "seed": 0},
+        {
+            "goal": 10.0,
+            "steps": 400,
+            "seeds": 2,
+            "units": 16,
+            "ours": {"planner.cem.population": 20, "planner.cem.elites": 5, "ensemble.max_epochs": 2},
+            "theirs": {"cem_population_size": 50, "num_epochs_train_model": 2},
+        },
+        calls=1,
+        full_calls=1,
+        differs=(
+            "the presets: mbrl-lib's plans 350 x 20 x 15 x 5 with 5 of 7 members of 4 x 200, ours 100 x 10 x 20 x 4 with 5 "
+            "members of 3 x 64",
+            "seconds a seed are ours of all seeds, until the slowest is there, over their number",
+        ),
+        figure="seconds a seed",
+        first_apart=False,
+        only_full=True,
+    ),
+}
+
+
+class Worker:
+    """One side of a case, in a process of its own."""
+
+    def __init__(self, who: str, command: list[str], errors: Path) -> None:
+        self.who, self.errors = who, errors
+        paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
+        if who == "mbrl-lib":
+            del environment["PYTHONPATH"]
+        try:
+            with open(errors, "w") as file:
+                self.process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True, env=environment
+                )
+        except OSError as error:
+            raise SystemExit(f"{command[0]} cannot be run ({error.strerror}); make bench-peers makes it") from None
+        self.begun = self._answer()
+
+    def ask(self) -> Figures:
+        """The figures of one more call."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            self._fail()
+        return self._answer()
+
+    def _answer(self) -> Figures:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self._fail()
+        return json.loads(line)
+
+    def _fail(self) -> None:
+        code = self.process.wait()
+        told = self.errors.read_text()[-4000:].strip()
+        raise SystemExit(f"{self.who} ended with {code} and without an answer; it wrote:\n{told}")
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for file in (self.process.stdin, self.process.stdout):
+            if file is not None:
+                file.close()
+
+
+def make_data(settings: dict[str, Any], folder: Path) -> Path:
+    """The data of a fit: rows of HalfCheetah-v5 under random actions, shuffled, some of them to judge by."""
+    task = envs.make("gymnasium/HalfCheetah-v5")
+    rows, held = settings["rows"], settings["test_rows"]
+    found = collect(task, random_policy(task), rows + held)
+    order = np.random.default_rng(0).permutation(rows + held)
+    arrays = {}
+    for name in ("observation", "action", "reward", "next_observation"):
+        values = np.asarray(getattr(found, name))[order]
+        arrays |= {name: values[:rows], f"test_{name}": values[rows:]}
+    path = folder / "data.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def judge(predictions: Path, data: Path) -> Figures:
+    """How well the members' Gaussians [E, N, D] of change and reward fit the test rows, in the targets' own units.
+
+    Likelihoods are in nats a dimension. What is unexplained is the mean over dimensions of the squared error over the
+    target's variance.
+    """
+    rows, told = np.load(data), np.load(predictions)
+    change = rows["test_next_observation"] - rows["test_observation"]
+    target = np.concatenate([change, rows["test_reward"][:, None]], axis=1).astype(np.float64)
+    mean, log_variance = told["mean"], told["log_variance"]
+    if mean.shape[1:] != target.shape:
+        raise SystemExit(f"predictions of {mean.shape[1:]} for targets of {target.shape}")
+    error = (mean.mean(axis=0) - target) ** 2
+    log_density = -0.5 * ((mean - target) ** 2 * np.exp(-log_variance) + log_variance + np.log(2 * np.pi))
+    of_rows = log_density.sum(axis=2)
+    mixture = np.logaddexp.reduce(of_rows, axis=0) - np.log(len(mean))
+    return {
+        "RMSE of the mean": float(np.sqrt(error.mean())),
+        "variance unexplained": float(np.mean(error.mean(axis=0) / target.var(axis=0))),
+        "NLL of a member": float(-log_density.mean()),
+        "NLL of the mixture": float(-mixture.mean() / target.shape[1]),
+    }
+
+
+def compare(case: Case, asked: argparse.Namespace) -> dict[str, Any]:
+    """All that is measured of a case."""
+    settings = case.settings | (case.tiny if asked.tiny else {})
+    calls = (2 if case.calls > 1 else 1) if asked.tiny else case.full_calls if asked.full else case.calls
+    settings["most_calls"] = calls + 1
+    script, python = ("brax_sac.py", sys.executable) if case.peer == "brax" else ("theirs.py", str(asked.python))
+    workers: list[Worker] = []
+    with tempfile.TemporaryDirectory() as name:
+        predictions = Path(name) / "predictions.npz"
+        if case.kind == "fit":
+            data = make_data(settings, Path(name))
+            files = {"data": str(data), "predictions": str(predictions)}
+
+        def figures(worker: Worker) -> Figures:
+            time.sleep(0 if asked.tiny else PAUSE)
+            found = worker.ask()
+            return found | judge(predictions, data) if case.kind == "fit" else found
+
+        told = json.dumps(settings | (files if case.kind == "fit" else {}))
+        commands = {
+            "jaxmbrl": [sys.executable, str(HERE / "ours.py"), case.kind, told],
+            case.peer: [python, str(HERE / script), case.kind, told],
+        }
+        try:
+            for who, command in commands.items():
+                workers.append(Worker(who, command, Path(name) / f"{who}.txt"))
+            first = [figures(worker) for worker in workers] if case.first_apart else []
+            pairs = [[figures(worker) for worker in workers] for _ in range(calls)]
+        finally:
+            for worker in workers:
+                worker.close()
+    ratios = [theirs[case.figure] / ours[case.figure] for ours, theirs in pairs]
+    ours, theirs = (worker.begun | medians(pair[i] for pair in pairs) for i, worker in enumerate(workers))
+    return {
+        "about": case.about,
+        "peer": {"name": case.peer, **{name: theirs.pop(name) for name in ("versions", "threads") if name in theirs}},
+        "settings": settings,
+        "differs": case.differs,
+        "jaxmbrl": ours | ({"seconds of the first call": first[0]["seconds"]} if first else {}),
+        case.peer: theirs | ({"seconds of the first call": first[1]["seconds"]} if first else {}),
+        "times as fast": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
+        "pairs": pairs,
+    }
+
+
+def medians(found: Iterable[Figures]) -> Figures:
+    """The median of each figure."""
+    rows = list(found)
+    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+
+
+def show(name: str, found: dict[str, Any], case: Case) -> None:
+    """Print what was found."""
+    ours, theirs = found["jaxmbrl"], found[case.peer]
+    print(f"\n{name}: {case.about}\n  {'':<34}{'jaxmbrl':>14}{case.peer:>14}")
+    for figure in [*ours, *(figure for figure in theirs if figure not in ours)]:
+        cells = (f"{side[figure]:>14,.3f}" if figure in side else f"{'-':>14}" for side in (ours, theirs))
+        print(f"  {figure:<34}{''.join(cells)}")
+    ratio, number = found["times as fast"], len(found["pairs"])
+    print(
+        f"  times as fast, by {case.figure}: {ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f}, {number})"
+    )
+    if not case.first_apart and number > 1:
+        print(f"  {case.figure}, stage by stage:")
+        for i in (0, 1):
+            stages = " ".join(f"{pair[i][case.figure]:.2f}" for pair in found["pairs"])
+            print(f"    {(case.peer if i else 'jaxmbrl'):<10} {stages}")
+    for difference in case.differs:
+        print(f"  * {difference}")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=[*CASES], metavar="CASE", help=", ".join(CASES))
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"), help="of mbrl-lib's environment")
+    parser.add_argument("--out", type=Path, help="write the figures here, as JSON")
+    asked = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    names = asked.cases or [name for name, case in CASES.items() if asked.full or asked.tiny or not case.only_full]
+    results = {}
+    for name in names:
+        print(f"measuring {name} ...", flush=True)
+        results[name] = compare(CASES[name], asked)
+        show(name, results[name], CASES[name])
+    if asked.out is not None:
+        sizes = [f"--{size}" for size in ("full", "tiny") if getattr(asked, size)]
+        chosen = ["--cases", *asked.cases] if asked.cases else []
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        asked.out.write_text(json.dumps({"results": results, **provenance(*chosen, *sizes)}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""The worker of `benchmarks/peers.py` that measures jaxmbrl."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from conversation import Answer, converse
+from ensemble import flops_per_row
+from measure import peak, seconds
+
+from jaxmbrl import replay
+from jaxmbrl.agents import sac as sac_agent
+from jaxmbrl.agents.sac import SACConfig
+from jaxmbrl.agents.updates import updates
+from jaxmbrl.algorithms import pets as pets_algorithm
+from jaxmbrl.envs import make
+from jaxmbrl.models import EnsembleConfig
+from jaxmbrl.models import ensemble as dynamics
+from jaxmbrl.planners import PlannerConfig
+from jaxmbrl.planners.cem import CEMConfig
+from jaxmbrl.training import loop, programs
+from jaxmbrl.types import Transition
+
+
+def beside_the_peak(run: Callable[[], Any], work: int) -> Callable[[], dict[str, float]]:
+    """A measurement of `run`, of `work` floating-point operations, between two readings of the machine's peak."""
+    reading = peak()
+
+    def measured() -> dict[str, float]:
+        before, duration, after = reading(), seconds(run), reading()
+        highest = (before + after) / 2
+        return {"seconds": duration, "peak GFLOP/s": highest / 1e9, "share of peak": work / duration / highest}
+
+    return measured
+
+
+def plan(settings: dict[str, Any], answer: Answer) -> None:
+    hidden = (settings["units"],) * settings["layers"]
+    config = pets_algorithm.Config(
+        ensemble=EnsembleConfig(members=settings["members"], elites=settings["elites"], hidden=hidden),
+        planner=PlannerConfig(
+            cem=CEMConfig(
+                horizon=settings["horizon"],
+                population=settings["population"],
+                elites=settings["best"],
+                iterations=settings["iterations"],
+                momentum=settings["momentum"],
+                # Never reached, so that every plan takes all iterations.
+                min_variance=0.0,
+            )
+        ),
+        particles=settings["particles"],
+        replay_capacity=1000,
+    )
+    algorithm = pets_algorithm.make(config, make(settings["task"]))
+    state = jax.jit(lambda key: algorithm.init(key, {}))(jax.random.key(0))
+    size = settings["observation"]
+    observation = jnp.zeros(size)
+
+    @jax.jit
+    def act(state: pets_algorithm.State, key: jax.Array) -> jax.Array:
+        policy = algorithm.policy(state, True)
+        return policy.act(policy.init(key), observation, key)[0]
+
+    key = jax.random.key(2)
+    evaluations = settings["population"] * settings["particles"] * settings["horizon"] * settings["iterations"]
+    measured = beside_the_peak(
+        lambda: act(state, key), evaluations * flops_per_row(hidden, size + settings["action"], 2 * size)
+    )
+    answer({})
+    while True:
+        figures = measured()
+        answer(figures | {"model evaluations a second": evaluations / figures["seconds"]})
+
+
+def fit(settings: dict[str, Any], answer: Answer) -> None:
+    layers = settings["layers"]
+    config = EnsembleConfig(
+        members=settings["members"],
+        elites=settings["members"],
+        hidden=(settings["units"],) * layers,
+        weight_decay=(settings["weight_decay"],) * (layers + 1),
+        learning_rate=settings["learning_rate"],
+        batch_size=settings["batch_size"],
+        max_epochs=settings["epochs"],
+        holdout_fraction=0.0,
+        normalize_targets=settings["normalize_targets"],
+    )
+    data = np.load(settings["data"])
+    rows = len(data["reward"])
+    size, action_size = data["observation"].shape[1], data["action"].shape[1]
+    never = np.zeros(rows, bool)
+    train = Transition(
+        **{name: jnp.asarray(data[name]) for name in ("observation", "action", "reward", "next_observation")},
+        terminated=never,
+        truncated=never,
+    )
+    model = dynamics.make(config, size, action_size, None, lambda n: jnp.zeros(n.shape[:-1], bool))
+    init, run, predict = jax.jit(lambda key: model.init(key, {})), jax.jit(model.fit), jax.jit(model.predict)
+    steps = config.max_epochs * -(-rows // config.batch_size)
+    forward = flops_per_row(config.hidden, size + action_size, 2 * (size + 1))
+    number, fitted = 0, None
+
+    def once() -> Any:
+        nonlocal fitted
+        fitted = run(state, train, jnp.asarray(rows), jax.random.key(number))[0]
+        return fitted
+
+    state = init(jax.random.key(0))
+    measured = beside_the_peak(once, 3 * forward * config.members * config.batch_size * steps)
+    answer({})
+    while True:
+        number += 1
+        state = jax.block_until_ready(init(jax.random.key(number)))
+        figures = measured()
+        mean, variance = predict(fitted, data["test_observation"], data["test_action"])
+        change = np.asarray(mean, np.float64)
+        change[..., :size] -= data["test_observation"]
+        np.savez(settings["predictions"], mean=change, log_variance=np.log(np.asarray(variance, np.float64)))
+        answer(figures | {"updates a second": steps / figures["seconds"]})
+
+
+def sac(settings: dict[str, Any], answer: Answer) -> None:
+    size, action_size, rows = settings["observation"], settings["action"], settings["rows"]
+    config = SACConfig(hidden=(settings["units"],) * 2, learning_rate=settings["learning_rate"])
+    agent = sac_agent.make(config, size, action_size)
+    keys = jax.random.split(jax.random.key(0), 5)
+    data = Transition(
+        observation=jax.random.normal(keys[0], (rows, size)),
+        action=jax.random.uniform(keys[1], (rows, action_size), minval=-1.0, maxval=1.0),
+        reward=jax.random.normal(keys[2], (rows,)),
+        next_observation=jax.random.normal(keys[3], (rows, size)),
+        terminated=jnp.zeros(rows, bool),
+        truncated=jnp.zeros(rows, bool),
+    )
+    buffer = replay.add(replay.init(jax.tree.map(lambda leaf: leaf[0], data), rows), data)
+    number = settings["updates"]
+
+    @jax.jit
+    def run(state: Any, buffer: replay.Replay, key: jax.Array) -> Any:
+        return updates(agent, state, lambda key: replay.sample(buffer, key, settings["batch_size"]), key, number)
+
+    state, i = agent.init(keys[4], {}), 0
+    answer({})
+    while True:
+        key, i = jax.random.key(i), i + 1
+        begun = time.perf_counter()
+        state, _ = jax.block_until_ready(run(state, buffer, key))
+        duration = time.perf_counter() - begun
+        answer({"seconds": duration, "updates a second": number / duration})
+
+
+class Running:
+    """A training program, compiled, and where it stands."""
+
+    def __init__(self, program: programs.Program) -> None:
+        self.program = program
+        self.clock = loop.clock_at(0)
+        self.state = jax.jit(program.loop.init)(jnp.arange(program.config.seeds), {})
+        begun = time.perf_counter()
+        arguments = (self.clock, self.state, jnp.asarray(1, jnp.int32))
+        self.run = jax.jit(program.loop.run, donate_argnums=1).lower(*arguments).compile()
+        self.compiling = time.perf_counter() - begun
+
+    def advance(self, steps: int) -> float:
+        """Seconds that `steps` environment steps of each seed took."""
+        calls = jnp.asarray(steps // self.program.loop.steps_per_call, jnp.int32)
+        begun = time.perf_counter()
+        self.clock, self.state = jax.block_until_ready(self.run(self.clock, self.state, calls))
+        duration = time.perf_counter() - begun
+        if bool(jnp.any(self.state.fault.what >= 0)):
+            raise SystemExit("a seed has met a value that is not finite: its speed means nothing")
+        return duration
+
+
+def mbpo(settings: dict[str, Any], answer: Answer) -> None:
+    every = settings["refit_every"]
+    layers = settings["layers"]
+    changes = {
+        "agent.hidden": [settings["agent_units"]] * 2,
+        "agent.learning_rate": settings["agent_learning_rate"],
+        "agent.target_entropy": settings["target_entropy"],
+        "ensemble.members": settings["members"],
+        "ensemble.elites": settings["elites"],
+        "ensemble.hidden": [settings["units"]] * layers,
+        "ensemble.weight_decay": [settings["weight_decay"]] * (layers + 1),
+        "ensemble.learning_rate": settings["learning_rate"],
+        "ensemble.batch_size": settings["batch_size"],
+        "ensemble.holdout_fraction": settings["holdout"],
+        # Ours bears that many barren epochs and ends at the next, theirs ends at the last of them.
+        "ensemble.patience": settings["patience"] - 1,
+        "rollout_length": {"first": 1, "last": 1},
+        "rollout_rows": settings["rollouts_per_step"] * every,
+        "retain_steps": every,
+        "real_ratio": 0.0,
+        "refit_every": every,
+        "updates_per_step": settings["updates_per_step"],
+        "batch_size": settings["agent_batch_size"],
+        "warmup_steps": settings["warmup"],
+        "replay_capacity": settings["capacity"],
+        "epoch_steps": every,
+        "eval_every": 0,
+    }
+    program = programs.build(programs.configure("mbpo", "InvertedPendulum-v5", "paper-inverted-pendulum", settings=changes))
+    running = Running(program)
+    running.advance(settings["warmup"] - 1)
+    answer({"seconds to compile": running.compiling})
+    steps = settings["warmup"] - 1
+    fitted = 0
+    while True:
+        duration = running.advance(every)
+        steps += every
+        so_far = int(running.state.algorithm.model.steps[0])
+        answer(
+            {
+                "seconds": duration,
+                "environment steps a second": every / duration,
+                "updates of the model": so_far - fitted,
+                "environment steps so far": steps,
+            }
+        )
+        fitted = so_far
+
+
+def pets(settings: dict[str, Any], answer: Answer) -> None:
+    seeds, chunk = settings["seeds"], 50
+    program = programs.build(
+        programs.configure(
+            "pets",
+            "cartpole-continuous",
+            "small",
+            settings={"epoch_steps": chunk, **settings.get("ours", {})},
+            seeds=seeds,
+        )
+    )
+    running = Running(program)
+    answer({"seconds to compile": running.compiling})
+    taken, reached, duration = 0, np.zeros(seeds, int), 0.0
+    while taken < settings["steps"] and not reached.all():
+        duration += running.advance(chunk)
+        taken += chunk
+        found = running.state.metrics["train/return"]
+        # The mean of the trials that ended in these steps: where there were two, a good one may be missed.
+        good = np.asarray(found.total) >= settings["goal"] * np.maximum(np.asarray(found.weight), 1)
+        trained = taken > program.config.settings.warmup_steps
+        reached = np.where(good & (reached == 0) & trained, taken, reached)
+    answer(
+        {
+            "seconds a seed": duration / seeds,
+            "seconds a seed, compiling too": (duration + running.compiling) / seeds,
+            "seconds, all seeds": duration,
+            "seconds to compile": running.compiling,
+            "seeds": seeds,
+            "seeds at the goal": int((reached > 0).sum()),
+            "environment steps, median seed": float(np.median(reached[reached > 0])) if reached.any() else 0.0,
+            "environment steps, slowest seed": float(reached.max()),
+        }
+    )
+
+
+def brax_sac(settings: dict[str, Any], answer: Answer) -> None:
+    chunk = settings["calls"] * settings["num_envs"]
+    changes = {
+        "agent.hidden": [settings["units"]] * 2,
+        "agent.learning_rate": settings["learning_rate"],
+        "batch_size": settings["batch_size"],
+        "num_envs": settings["num_envs"],
+        "updates_per_step": settings["updates_per_step"],
+        "warmup_steps": settings["warmup"],
+        "replay_capacity": settings["capacity"],
+        "epoch_steps": chunk,
+        "eval_every": 0,
+    }
+    name = f"brax/{settings['task']}:{settings['backend']}"
+    running = Running(programs.build(programs.configure("sac", name, "default", settings=changes)))
+    running.advance(settings["warmup"])
+    answer({"seconds to compile": running.compiling})
+    while True:
+        duration = running.advance(chunk)
+        made = chunk * settings["updates_per_step"]
+        answer(
+            {
+                "seconds": duration,
+                "updates a second": made / duration,
+                "environment steps a second": chunk / duration,
+            }
+        )
+
+
+if __name__ == "__main__":
+    converse({"plan": plan, "fit": fit, "sac": sac, "mbpo": mbpo, "pets": pets, "brax-sac": brax_sac})
