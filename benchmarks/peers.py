@@ -7,8 +7,8 @@
 Ours and theirs are two processes on the CPU, each set up once and then asked in turn for one measurement, so that a noisy
 machine disturbs both alike; while one measures the other waits, so that each has all cores. The first call of each, in
 which ours compiles, is told apart. Figures are medians; how many times as fast ours is, is the median over the pairs.
-`--full` takes more calls, and takes PETS to its goal, which takes mbrl-lib some 20 minutes. `--tiny` only tries whether all
-runs: its figures mean nothing.
+By default ten minutes on two idle cores. `--full` takes more cases and calls, and PETS to its goal: about an hour.
+`--tiny` only tries whether all runs: its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ from jaxmbrl.training.collecting import collect, random_policy
 HERE = Path(__file__).parent / "peers"
 PAUSE = 0.5
 """Seconds between two measurements, in which the threads of the one before come to rest."""
+
+BUSY = 0.5
+"""Load average above which other work disturbs what is measured."""
 
 Figures = dict[str, Any]
 
@@ -67,7 +70,8 @@ PLAN_DIFFERS = (
     "noise: mbrl-lib draws it for each candidate, ours once for all candidates of an iteration",
 )
 FIT_DIFFERS = (
-    "bounds of the log-variance: mbrl-lib's are fixed at -10 and 0.5 (its preset), ours learn from there at weight 0.01",
+    "bounds of the log-variance: mbrl-lib's are fixed at -10 and 0.5 (its preset), ours learn from there at weight 0.01; "
+    "so mbrl-lib cannot tell a deviation above 1.3, and fits targets that vary more by their squares",
     "weight decay: mbrl-lib's is on biases too, ours on kernels alone",
     "inputs are normalised on both sides, by mbrl-lib in float64; the buffer's rows are float64 there, float32 here",
     "mbrl-lib without its evaluation on all training data after each epoch, which its presets ask for",
@@ -82,6 +86,32 @@ FIT = NETWORK | {
     "normalize_targets": False,
 }
 TINY_FIT = {"units": 16, "rows": 1_000, "test_rows": 200, "epochs": 2}
+MBPO = NETWORK | {
+    "warmup": 5_000,
+    "refit_every": 250,
+    "capacity": 20_000,
+    "learning_rate": 1e-3,
+    "weight_decay": 1e-5,
+    "batch_size": 256,
+    "holdout": 0.2,
+    "patience": 5,
+    "epochs": None,
+    "rollouts_per_step": 400,
+    "updates_per_step": 10,
+    "agent_units": 256,
+    "agent_learning_rate": 3e-4,
+    "agent_batch_size": 256,
+    "target_entropy": -1.0,
+}
+TINY_MBPO = {"warmup": 500, "units": 16, "agent_units": 16, "updates_per_step": 1, "rollouts_per_step": 10}
+MBPO_DIFFERS = (
+    "bounds of the log-variance and weight decay as in fit",
+    "physics: mbrl-lib's is C MuJoCo, ours MJX in the compiled program",
+    "mbrl-lib acts by the mean of its policy, ours by samples of it",
+    "without mbrl-lib's evaluation after each round; with its saving of model and data after each fit",
+    "mbrl-lib keeps the weights of all members at the best epoch of any, ours each member's own best",
+    "random steps where mbrl-lib's preset has those of an untrained policy",
+)
 CASES = {
     "plan-cartpole": Case(
         "one plan at mbrl-lib's preset of cartpole: 350 candidates x 20 particles x 15 steps x 5 iterations, "
@@ -148,6 +178,7 @@ CASES = {
         calls=1,
         full_calls=5,
         differs=(*FIT_DIFFERS, "targets: mbrl-lib fits them as they are, ours shifted and scaled"),
+        only_full=True,
     ),
     "sac": Case(
         "500 updates of SAC: 17 observations, 6 actions, 2 x 256, batch 256 from 100,000 rows",
@@ -170,35 +201,23 @@ CASES = {
         "MBPO on InvertedPendulum at mbrl-lib's preset, by rounds of a fit, 100,000 imagined rows and 250 steps with 10 "
         "updates each, after 5,000 random steps",
         "mbpo",
-        NETWORK
-        | {
-            "warmup": 5_000,
-            "refit_every": 250,
-            "capacity": 20_000,
-            "learning_rate": 1e-3,
-            "weight_decay": 1e-5,
-            "batch_size": 256,
-            "holdout": 0.2,
-            "patience": 5,
-            "rollouts_per_step": 400,
-            "updates_per_step": 10,
-            "agent_units": 256,
-            "agent_learning_rate": 3e-4,
-            "agent_batch_size": 256,
-            "target_entropy": -1.0,
-        },
-        {"warmup": 500, "units": 16, "agent_units": 16, "updates_per_step": 1, "rollouts_per_step": 10},
-        calls=4,
+        MBPO,
+        TINY_MBPO,
+        calls=3,
         full_calls=20,
-        differs=(
-            "a fit's epochs follow from its own holdout error: see the updates of the model",
-            "physics: mbrl-lib's is C MuJoCo, ours MJX in the compiled program",
-            "mbrl-lib acts by the mean of its policy, ours by samples of it",
-            "without mbrl-lib's evaluation after each round; with its saving of model and data after each fit",
-            "mbrl-lib keeps the weights of all members at the best epoch of any, ours each member's own best",
-            "random steps where mbrl-lib's preset has those of an untrained policy",
-        ),
+        differs=("each fit ends by its own holdout error: see the updates of the model, and mbpo-fixed", *MBPO_DIFFERS),
         first_apart=False,
+    ),
+    "mbpo-fixed": Case(
+        "the same with 20 epochs in each fit on both sides, so that the work is equal",
+        "mbpo",
+        MBPO | {"epochs": 20},
+        TINY_MBPO | {"epochs": 2},
+        calls=3,
+        full_calls=10,
+        differs=MBPO_DIFFERS,
+        first_apart=False,
+        only_full=True,
     ),
     "brax-sac": Case(
         "the training loop of Brax's SAC and of ours on Brax's inverted_pendulum (spring), 16 environments, an update a "
@@ -345,7 +364,6 @@ def compare(case: Case, asked: argparse.Namespace) -> dict[str, Any]:
     """All that is measured of a case."""
     settings = case.settings | (case.tiny if asked.tiny else {})
     calls = (2 if case.calls > 1 else 1) if asked.tiny else case.full_calls if asked.full else case.calls
-    settings["most_calls"] = calls + 1
     script, python = ("brax_sac.py", sys.executable) if case.peer == "brax" else ("theirs.py", str(asked.python))
     workers: list[Worker] = []
     with tempfile.TemporaryDirectory() as name:
@@ -359,7 +377,7 @@ def compare(case: Case, asked: argparse.Namespace) -> dict[str, Any]:
             found = worker.ask()
             return found | judge(predictions, data) if case.kind == "fit" else found
 
-        told = json.dumps(settings | (files if case.kind == "fit" else {}))
+        told = json.dumps(settings | {"most_calls": calls + 1} | (files if case.kind == "fit" else {}))
         commands = {
             "jaxmbrl": [sys.executable, str(HERE / "ours.py"), case.kind, told],
             case.peer: [python, str(HERE / script), case.kind, told],
@@ -422,6 +440,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the figures here, as JSON")
     asked = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
+    load = os.getloadavg()[0]
+    if load > BUSY:
+        print(
+            f"the machine is busy (load {load:.1f}): PyTorch's threads, which meet at every operation, suffer most from it"
+        )
     names = asked.cases or [name for name, case in CASES.items() if asked.full or asked.tiny or not case.only_full]
     results = {}
     for name in names:
@@ -432,7 +455,9 @@ def main() -> None:
         sizes = [f"--{size}" for size in ("full", "tiny") if getattr(asked, size)]
         chosen = ["--cases", *asked.cases] if asked.cases else []
         asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(json.dumps({"results": results, **provenance(*chosen, *sizes)}, indent=1) + "\n")
+        asked.out.write_text(
+            json.dumps({"results": results, "load before": load, **provenance(*chosen, *sizes)}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

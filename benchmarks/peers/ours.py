@@ -193,7 +193,8 @@ def mbpo(settings: dict[str, Any], answer: Answer) -> None:
         "ensemble.batch_size": settings["batch_size"],
         "ensemble.holdout_fraction": settings["holdout"],
         # Ours bears that many barren epochs and ends at the next, theirs ends at the last of them.
-        "ensemble.patience": settings["patience"] - 1,
+        "ensemble.patience": settings["epochs"] or settings["patience"] - 1,
+        "ensemble.max_epochs": settings["epochs"] or 1000,
         "rollout_length": {"first": 1, "last": 1},
         "rollout_rows": settings["rollouts_per_step"] * every,
         "retain_steps": every,
