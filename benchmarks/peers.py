@@ -7,6 +7,8 @@
 Ours and theirs are two processes on the CPU, each set up once and then asked in turn for one measurement, so that a noisy
 machine disturbs both alike; while one measures the other waits, so that each has all cores. The first call of each, in
 which ours compiles, is told apart. Figures are medians; how many times as fast ours is, is the median over the pairs.
+PyTorch has as many threads as there are cores, or OMP_NUM_THREADS; they meet at every operation and so stand still where
+other work holds a core: then its figures are far too slow, unless both sides have a single core (`taskset -c 0`).
 By default ten minutes on two idle cores. `--full` takes more cases and calls, and PETS to its goal: about an hour.
 `--tiny` only tries whether all runs: its figures mean nothing.
 """
@@ -442,9 +444,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     load = os.getloadavg()[0]
     if load > BUSY:
-        print(
-            f"the machine is busy (load {load:.1f}): PyTorch's threads, which meet at every operation, suffer most from it"
-        )
+        print(f"the machine is busy (load {load:.1f}): with several threads mbrl-lib's figures will be far too slow")
     names = asked.cases or [name for name, case in CASES.items() if asked.full or asked.tiny or not case.only_full]
     results = {}
     for name in names:

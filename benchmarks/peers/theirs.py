@@ -34,7 +34,7 @@ from mbrl.third_party.pytorch_sac_pranz24 import SAC
 from mbrl.util import ReplayBuffer
 
 PACKAGES = ("mbrl", "torch", "numpy", "gymnasium", "mujoco", "hydra-core")
-THREADS = len(os.sched_getaffinity(0))
+THREADS = int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
 CEM = {
     "_target_": "mbrl.planning.CEMOptimizer",
     "num_iterations": "${overrides.cem_num_iters}",
