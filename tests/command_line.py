@@ -5,7 +5,7 @@ import io
 
 from jaxmbrl import cli
 
-TIMINGS = {"wall_time", "time/epoch", "time/compile"}
+TIMINGS = {"wall_time", "time/epoch", "time/compile", "time/train", "time/evaluate"}
 
 
 def options(settings):

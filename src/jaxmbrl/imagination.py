@@ -36,6 +36,7 @@ class Stretch(NamedTuple):
         return by_row(self.reward + self.bonus, self.terminated, last, discount)
 
 
+@jax.named_scope("imagine")
 def imagine(world: World, policy: Policy, origin: PyTree, key: Key, length: int, rematerialize: bool = False) -> Stretch:
     """`length` steps of a learned `world` from rows `origin` [B, O], or whatever B rows it starts from, under a policy
     whose extras are the bonus (`Agent.actor`).

@@ -135,7 +135,7 @@ def test_config_yaml_holds_what_was_asked(sac_run):
     assert list(fields.values()) == ["sac", "pendulum", "pendulum", 750, 2, 3, kept]
 
 
-ALWAYS = {"epoch", "env_steps", "seed", "wall_time", "train/episodes", "time/epoch"}
+ALWAYS = {"epoch", "env_steps", "seed", "wall_time", "train/episodes", "time/epoch", "time/train"}
 MODEL = {"model/holdout_error", "model/holdout_likelihood", "model/fit_steps"}
 
 
@@ -160,7 +160,8 @@ def test_sac_tells_what_it_knows_and_nothing_else(sac_run):
     assert [row["train/episodes"] for row in rows] == [1] * 8, "pendulum's episodes have 200 steps, as the epochs have"
     for row in rows:
         assert -3300 < row["train/return"] <= 0
-        assert ("eval/return" in row) == (row["epoch"] % 2 == 0)
+        assert ("eval/return" in row) == ("time/evaluate" in row) == (row["epoch"] % 2 == 0)
+        assert row["time/train"] + row.get("time/evaluate", 0.0) <= row["time/epoch"] + 0.002, "to rounding"
         learns = row["env_steps"] >= 250
         assert any(name.startswith("agent/") for name in row) == learns
         assert {"agent/critic_loss", "agent/actor_loss", "agent/temperature"} <= set(row) or not learns

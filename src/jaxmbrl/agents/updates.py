@@ -13,6 +13,7 @@ from jaxmbrl import metrics
 from jaxmbrl.types import Agent, Key, Metrics, Transition
 
 
+@jax.named_scope("update")
 def updates(
     agent: Agent,
     state: Any,

@@ -167,6 +167,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
             if learned:
                 model_state, fitted = model.fit(model_state, real.data, count, fit_key)
 
+            @jax.named_scope("update")
             def update(actor: Trainable, key: Key) -> tuple[Trainable, Metrics]:
                 origin_key, key = jax.random.split(key)
                 world, origin = departures(model_state, real, origin_key)

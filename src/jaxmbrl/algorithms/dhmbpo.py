@@ -241,6 +241,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
         (agent_state, imagined), found = metrics.repeat(number, block, (agent_state, imagined), update_key)
         return (agent_state, model_state, imagined, seen), fitted | found
 
+    @jax.named_scope("update")
     def critics_alone(learner: Agent, state: SACState, buffer: Replay, key: Key) -> SACState:
         def update(state: SACState, key: Key) -> tuple[SACState, None]:
             draw_key, critic_key = jax.random.split(key)

@@ -59,6 +59,7 @@ def init(row: Transition, capacity: int, lifetime: int, config: TrustConfig) -> 
     return Imagined(replay.init(row, capacity), trust.init(config), jnp.zeros(lifetime, jnp.int32))
 
 
+@jax.named_scope("imagine")
 def branch(
     world: World,
     policy: Policy,

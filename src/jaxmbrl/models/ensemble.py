@@ -419,6 +419,7 @@ def _targets(layout: Layout, rows: Transition) -> Float[Array, "*n D"]:
     return jnp.concatenate([change, rows.reward[..., None]], axis=-1) if layout.learns_reward else change
 
 
+@jax.named_scope("fit")
 def _fit(
     layout: Layout, state: EnsembleState, rows: Transition, count: Int[Array, ""], key: Key
 ) -> tuple[EnsembleState, Metrics]:

@@ -106,6 +106,7 @@ def planning_policy(planner: Planner, world: World, origin: Callable[[Observatio
     All candidates of an iteration see the same noise and the same draw of members (common random numbers).
     """
 
+    @jax.named_scope("plan")
     def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
         actions, memory, statistics = planner.plan(return_of(world, origin(observation)), memory, key)
         return actions[0], statistics, memory

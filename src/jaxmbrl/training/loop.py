@@ -246,6 +246,7 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig, data: Transition 
         world, policy = collectors(learner, clock_at(0))
         return jax.vmap(world.reset)(environment_keys), jax.vmap(policy.init)(memory_keys)
 
+    @jax.named_scope("collect")
     def collect(clock: Clock, state: LoopState) -> Collected:
         world, policy = collectors(state.algorithm, clock)
 

@@ -78,7 +78,8 @@ class Session:
         self.state: LoopState
         self.wall_time = 0.0
         self.epoch_seconds = 0.0
-        self.compile_seconds = 0.0
+        self.spent = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
+        """Seconds of the epoch in progress; of training and evaluation, those that the compiled program ran."""
         self.calls = 1
         self.frozen: set[int] = set()
         self.compiled: dict[str, Any] = {}
@@ -133,6 +134,7 @@ class Session:
         self.hosts.gather(None)
         self.rows = folder.read_metrics()
         self.wall_time, self.epoch_seconds = restored.extra["wall_time"], restored.extra["epoch_seconds"]
+        self.spent |= restored.extra["spent"]
         self.clock = loop.clock_at(restored.extra["env_steps"])
         self.frozen = {row["seed"] for row in self.rows if row.get("frozen", False)}
         self.keeper.goes_on_from(self.env_steps)
@@ -217,6 +219,7 @@ class Session:
             with memory.told("training", self.compiled.get("training")):
                 self.clock, self.state = self.run_compiled(self.clock, self.state, jnp.asarray(calls, jnp.int32))
                 jax.block_until_ready(self.state)
+            self.spent["train"] += time.monotonic() - started
             seconds = max(self.gathered(max, time.monotonic() - started), 1e-6)
             self.calls = max(1, min(int(calls * CHUNK_SECONDS / seconds), 4 * calls))
             self.progress.update(self.env_steps)
@@ -260,8 +263,11 @@ class Session:
             self.evaluate_compiled = evaluation.evaluator(
                 program.algorithm, program.task, episodes, self.compile, self.closing, self.state.algorithm, self.spread
             )
+        started = time.monotonic()
         with self.stopping.meanwhile(self.stop, self.patience), memory.told("evaluation", self.compiled.get("evaluation")):
-            return np.asarray(self.evaluate_compiled(self.state.algorithm), np.float64).mean(axis=1)
+            returns = np.asarray(self.evaluate_compiled(self.state.algorithm), np.float64).mean(axis=1)
+        self.spent["evaluate"] += time.monotonic() - started
+        return returns
 
     def compile(self, what: str, function: Any, *args: Any) -> Any:
         """Compile ahead of time, so that compile time is seen as such."""
@@ -272,7 +278,7 @@ class Session:
         memory.check_compiled(what, compiled, self.spread.devices)
         self.compiled[what] = compiled
         seconds = time.monotonic() - started
-        self.compile_seconds += seconds
+        self.spent["compile"] += seconds
         self.epoch_seconds -= seconds
         self.progress.compiled(what, seconds)
         self.event("compile", what=what, seconds=round(seconds, 3))
@@ -291,8 +297,7 @@ class Session:
                 "wall_time": round(self.wall_time, 3),
             }
             timing = {"time/epoch": round(self.epoch_seconds, 3)}
-            if self.compile_seconds:
-                timing["time/compile"] = round(self.compile_seconds, 3)
+            timing |= {f"time/{name}": round(seconds, 3) for name, seconds in self.spent.items() if seconds}
             if fault.what[k] >= 0:
                 self.freeze(seed, epoch, self.program.loop.checked[fault.what[k]], int(fault.env_steps[k]))
                 rows.append(row | {"frozen": True} | timing)
@@ -307,7 +312,7 @@ class Session:
         rows = self.gathered(lambda all_rows: [row for rows in all_rows for row in rows], rows)
         self.frozen |= {row["seed"] for row in rows if row.get("frozen", False)}
         self.rows += rows
-        self.epoch_seconds = self.compile_seconds = 0.0
+        self.epoch_seconds, self.spent = 0.0, dict.fromkeys(self.spent, 0.0)
         if self.keeper is not None:
             self.keeper.rows(rows)
         self.progress.epoch(rows)
@@ -335,6 +340,7 @@ class Session:
             "env_steps": self.env_steps,
             "wall_time": self.wall_time,
             "epoch_seconds": self.epoch_seconds,
+            "spent": self.spent | {"compile": 0.0},
             "frozen": [self.program.config.seed + int(k) for k in np.flatnonzero(self.faults() >= 0)],
             "score": self.score(),
             "config": to_dict(self.config),

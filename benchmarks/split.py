@@ -1,0 +1,149 @@
+"""Where an epoch's time goes: collecting, planning, fitting, imagining, updating, evaluating, and the host.
+
+    python benchmarks/split.py [--cases pets sac mbpo dhmbpo] [--out results.json]
+
+The first table is of a run as users start it, in a folder, with checkpoints and evaluations: of the seconds of its later
+epochs, those that the compiled programs ran; the rest is the host's. The second is of the training program alone: the
+operations that ran in one round after the first fit, by XLA's profiler, summed over threads and shared out by the part of
+the algorithm that each belongs to (the innermost, where parts contain parts). Operations too small for the clock weigh
+more under the profiler: what it slows the round by is told as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from measure import report, seconds
+
+from jaxmbrl.training import loop, programs
+from jaxmbrl.training.console import Progress
+from jaxmbrl.training.run_folder import RunFolder
+
+PARTS = ("collect", "plan", "fit", "imagine", "update")
+CONTROL = re.compile(r"^(while|conditional|cond|call|ThunkExecutor|thread|end:|\$|Threadpool|wrapped_call|region)")
+
+
+class Case(NamedTuple):
+    """An algorithm as it is measured."""
+
+    algorithm: str
+    env: str
+    preset: str | None
+    settings: dict[str, Any]
+    round: int
+    """Environment steps of the round that is profiled: from one fit to the next."""
+    steps: int
+    """Environment steps of the run."""
+
+
+CASES = {
+    "pets": Case("pets", "cartpole-continuous", "small", {}, 50, 400),
+    "sac": Case("sac", "pendulum", None, {}, 200, 5000),
+    "mbpo": Case("mbpo", "InvertedPendulum-v5", None, {}, 250, 1500),
+    "dhmbpo": Case("dhmbpo", "pendulum", None, {}, 1000, 3000),
+}
+
+
+def whole_run(case: Case) -> dict[str, float]:
+    """Shares of the wall clock of a run's epochs after the first that learned."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = programs.configure(case.algorithm, case.env, case.preset, settings=case.settings, steps=case.steps)
+        from jaxmbrl.training import runner
+
+        result = runner.train(
+            case.algorithm,
+            case.env,
+            preset=case.preset,
+            settings=case.settings,
+            steps=case.steps,
+            out=Path(folder) / "run",
+            progress=Progress.silent(),
+        )
+        saved = [event for event in RunFolder.open(Path(folder) / "run").read_events() if event["kind"] == "checkpoint"]
+    rows = [row for row in result.rows if row["env_steps"] > config.settings.warmup_steps][1:]
+    spent = {name: sum(row.get(f"time/{name}", 0.0) for row in rows) for name in ("epoch", "train", "evaluate")}
+    host = spent["epoch"] - spent["train"] - spent["evaluate"]
+    return {
+        "seconds": spent["epoch"],
+        "train": spent["train"] / spent["epoch"],
+        "evaluate": spent["evaluate"] / spent["epoch"],
+        "host": host / spent["epoch"],
+        "checkpoints": float(len(saved)),
+    }
+
+
+def profiled(case: Case) -> dict[str, float]:
+    """Shares of a round of the training program by part."""
+    config = programs.configure(case.algorithm, case.env, case.preset, settings=case.settings)
+    program = programs.build(config)
+    clock, state = loop.clock_at(0), jax.jit(program.loop.init)(jnp.arange(1), {})
+    run = jax.jit(program.loop.run, donate_argnums=1).lower(clock, state, jnp.asarray(1, jnp.int32)).compile()
+    per_call = program.loop.steps_per_call
+
+    def advance(steps: int) -> float:
+        nonlocal clock, state
+
+        def go() -> Any:
+            nonlocal clock, state
+            clock, state = run(clock, state, jnp.asarray(steps // per_call, jnp.int32))
+            return clock, state
+
+        return seconds(go)
+
+    warmup = -(-config.settings.warmup_steps // case.round) * case.round
+    advance(warmup)
+    advance(case.round)
+    plain = min(advance(case.round), advance(case.round))
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            traced = advance(case.round)
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        found = by_part(str(file), run.as_text())
+    whole = sum(found.values())
+    shares = {name: found.get(name, 0.0) / whole for name in (*PARTS, "other") if found.get(name)}
+    return {"seconds": plain, "seconds of work, all threads": whole, **shares, "slowed by the profiler": traced / plain}
+
+
+def by_part(file: str, program: str) -> dict[str, float]:
+    """Seconds of the operations in a profile by the part that they belong to in a compiled `program`'s text."""
+    names = re.findall(r'%?([\w.\-]+) = [^\n]*?metadata=\{[^}]*?op_name="([^"]*)"', program)
+    of = {name: part_of(path) for name, path in names}
+    found: dict[str, float] = collections.Counter()
+    for plane in jax.profiler.ProfileData.from_file(file).planes:
+        for line in plane.lines:
+            for event in line.events:
+                if not CONTROL.match(event.name) and event.name in of:
+                    found[of[event.name]] += event.duration_ns / 1e9
+    return found
+
+
+def part_of(path: str) -> str:
+    """The innermost part of the algorithm on an operation's path."""
+    words = re.findall(r"\w+", path)
+    return next((word for word in reversed(words) if word in PARTS), "other")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    tables = {}
+    for name in asked.cases:
+        case = CASES[name]
+        title = f"{case.algorithm} on {case.env}"
+        print(f"measuring {title} ...", flush=True)
+        tables[f"{title}: a run of {case.steps:,} steps"] = whole_run(case)
+        tables[f"{title}: {case.round:,} steps of the training program"] = profiled(case)
+    report(tables, asked.out)
+
+
+if __name__ == "__main__":
+    main()
