@@ -55,11 +55,11 @@ def population(candidates: int, particles: int, horizon: int) -> tuple[Callable[
     return lambda: run(state, actions, jax.random.key(2)), work
 
 
-def fitting(rows: int, epochs: int) -> tuple[Callable[[], Any], int, int]:
-    """A fit of 7 members at batch 256 on a task of HalfCheetah's size, with its operations and its gradient steps."""
+def fitting(rows: int, epochs: int, members: int = 7) -> tuple[Callable[[], Any], int, int]:
+    """A fit of all members at batch 256 on a task of HalfCheetah's size, with its operations and its gradient steps."""
     config = EnsembleConfig(
-        members=7,
-        elites=7,
+        members=members,
+        elites=members,
         batch_size=256,
         holdout_fraction=0.0,
         max_epochs=epochs,

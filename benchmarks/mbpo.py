@@ -12,34 +12,11 @@ and branches of one step unless there is `--whole-buffers`.
 from __future__ import annotations
 
 import argparse
-import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax.experimental.compilation_cache import compilation_cache
-from measure import report, seconds
+from measure import compiled_twice, report
 
-from jaxmbrl.training import loop, programs
-
-
-def compiled(program: programs.Program, arguments: Any, cache: str) -> tuple[Any, dict[str, float]]:
-    """The training program compiled, and what that took: without a cache, and then from the one that the first left."""
-    compilation_cache.reset_cache()
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    times = {}
-    for name in ("seconds to compile, cold", "seconds to compile, cached"):
-        jax.clear_caches()
-        begun = time.perf_counter()
-        run = jax.jit(program.loop.run, donate_argnums=1).lower(*arguments).compile()
-        times[name] = time.perf_counter() - begun
-    # The folder is about to go.
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
-    return run, times
+from jaxmbrl.training import programs
 
 
 def slice_of(asked: argparse.Namespace, seeds: int) -> dict[str, float]:
@@ -49,33 +26,16 @@ def slice_of(asked: argparse.Namespace, seeds: int) -> dict[str, float]:
         settings |= {"replay_capacity": 50_000, "rollout_length.last": 1}
     program = programs.build(programs.configure("mbpo", asked.env, asked.preset, settings=settings, seeds=seeds))
     config = program.config.settings
-    init = jax.jit(program.loop.init)
-    clock, state = loop.clock_at(0), init(jnp.arange(seeds), {})
-    with tempfile.TemporaryDirectory() as cache:
-        run, figures = compiled(program, (clock, state, jnp.asarray(1, jnp.int32)), cache)
-    memory = run.memory_analysis()
-    figures["GB of state"] = memory.argument_size_in_bytes / 1e9
-    figures["GB besides, while running"] = memory.temp_size_in_bytes / 1e9
-
-    def advance(steps: int) -> float:
-        nonlocal clock, state
-
-        def go() -> Any:
-            nonlocal clock, state
-            clock, state = run(clock, state, jnp.asarray(steps // config.num_envs, jnp.int32))
-            return clock
-
-        return seconds(go)
-
-    advance(asked.warmup - config.num_envs)
-    figures["seconds of the first fit and step"] = advance(config.num_envs)
-    advance(config.refit_every)
+    training, figures = compiled_twice(program)
+    for name, megabytes in training.megabytes().items():
+        figures[f"MB, {name}"] = megabytes
+    training.advance(asked.warmup - config.num_envs)
+    figures["seconds of the first fit and step"] = training.advance(config.num_envs)
+    training.advance(config.refit_every)
     taken, spent = 0, 0.0
     while spent < asked.seconds:
-        spent += advance(config.refit_every)
+        spent += training.advance(config.refit_every)
         taken += config.refit_every
-    if bool(jnp.any(state.fault.what >= 0)):
-        raise SystemExit("a seed has met a value that is not finite: its speed means nothing")
     figures["environment steps"] = float(taken)
     figures["environment steps a second, each seed"] = taken / spent
     figures["environment steps a second, all seeds"] = seeds * taken / spent

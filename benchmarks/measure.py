@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
+from jaxmbrl.training import loop
+from jaxmbrl.training.programs import Program
 from jaxmbrl.training.run_folder import environment
 
 SIDE = 2048
@@ -52,6 +58,60 @@ def measure(run: Callable[[], Any], work: int, repeats: int) -> dict[str, float]
         "peak GFLOP/s": statistics.median(peaks) / 1e9,
         "share of peak": statistics.median(shares),
     }
+
+
+class Training:
+    """The training program of a run, compiled, and its state."""
+
+    def __init__(self, program: Program) -> None:
+        seeds = program.config.seeds
+        self.program = program
+        self.clock, self.state = loop.clock_at(0), jax.jit(program.loop.init)(jnp.arange(seeds), {})
+        arguments = (self.clock, self.state, jnp.asarray(1, jnp.int32))
+        begun = time.perf_counter()
+        self.compiled = jax.jit(program.loop.run, donate_argnums=1).lower(*arguments).compile()
+        self.compile_seconds = time.perf_counter() - begun
+
+    def advance(self, steps: int) -> float:
+        """Take so many environment steps, rounded up to whole calls of `learn`; returns the seconds."""
+        calls = -(-steps // self.program.loop.steps_per_call)
+
+        def go() -> Any:
+            self.clock, self.state = self.compiled(self.clock, self.state, jnp.asarray(calls, jnp.int32))
+            return self.clock, self.state
+
+        found = seconds(go)
+        if bool(jnp.any(self.state.fault.what >= 0)):
+            raise SystemExit("a seed has met a value that is not finite: its speed means nothing")
+        return found
+
+    def megabytes(self) -> dict[str, float]:
+        """Memory of the state, and what the program takes besides while it runs."""
+        memory = self.compiled.memory_analysis()
+        return {"state": memory.argument_size_in_bytes / 1e6, "besides": memory.temp_size_in_bytes / 1e6}
+
+
+def compiled_twice(program: Program) -> tuple[Training, dict[str, float]]:
+    """The training program, and what compiling took: without a cache, and then from the one that the first left."""
+    times = {}
+    with tempfile.TemporaryDirectory() as cache:
+        compilation_cache.reset_cache()
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        for name in ("seconds to compile, cold", "seconds to compile, cached"):
+            jax.clear_caches()
+            training = Training(program)
+            times[name] = training.compile_seconds
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
+    return training, times
+
+
+def slope(sizes: list[float], values: list[float]) -> float:
+    """The exponent with which `values` grow with `sizes` over their upper half: 0 is constant, 1 linear."""
+    half = len(sizes) // 2
+    logs = [math.log(x) for x in sizes[half:]], [math.log(y) for y in values[half:]]
+    return float(np.polyfit(*logs, 1)[0])
 
 
 def report(tables: Mapping[str, Mapping[str, float]], out: Path | None) -> None:

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from measure import report, seconds
+from measure import Training, report
 
-from jaxmbrl.training import loop, programs
+from jaxmbrl.training import programs, runner
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.run_folder import RunFolder
 
@@ -44,7 +43,7 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "pets": Case("pets", "cartpole-continuous", "small", {}, 50, 400),
+    "pets": Case("pets", "cartpole-continuous", "small", {}, 50, 800),
     "sac": Case("sac", "pendulum", None, {}, 200, 5000),
     "mbpo": Case("mbpo", "InvertedPendulum-v5", None, {}, 250, 1500),
     "dhmbpo": Case("dhmbpo", "pendulum", None, {}, 1000, 3000),
@@ -55,8 +54,6 @@ def whole_run(case: Case) -> dict[str, float]:
     """Shares of the wall clock of a run's epochs after the first that learned."""
     with tempfile.TemporaryDirectory() as folder:
         config = programs.configure(case.algorithm, case.env, case.preset, settings=case.settings, steps=case.steps)
-        from jaxmbrl.training import runner
-
         result = runner.train(
             case.algorithm,
             case.env,
@@ -82,30 +79,16 @@ def whole_run(case: Case) -> dict[str, float]:
 def profiled(case: Case) -> dict[str, float]:
     """Shares of a round of the training program by part."""
     config = programs.configure(case.algorithm, case.env, case.preset, settings=case.settings)
-    program = programs.build(config)
-    clock, state = loop.clock_at(0), jax.jit(program.loop.init)(jnp.arange(1), {})
-    run = jax.jit(program.loop.run, donate_argnums=1).lower(clock, state, jnp.asarray(1, jnp.int32)).compile()
-    per_call = program.loop.steps_per_call
-
-    def advance(steps: int) -> float:
-        nonlocal clock, state
-
-        def go() -> Any:
-            nonlocal clock, state
-            clock, state = run(clock, state, jnp.asarray(steps // per_call, jnp.int32))
-            return clock, state
-
-        return seconds(go)
-
+    training = Training(programs.build(config))
     warmup = -(-config.settings.warmup_steps // case.round) * case.round
-    advance(warmup)
-    advance(case.round)
-    plain = min(advance(case.round), advance(case.round))
+    training.advance(warmup)
+    training.advance(case.round)
+    plain = min(training.advance(case.round), training.advance(case.round))
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            traced = advance(case.round)
+            traced = training.advance(case.round)
         (file,) = Path(folder).rglob("*.xplane.pb")
-        found = by_part(str(file), run.as_text())
+        found = by_part(str(file), training.compiled.as_text())
     whole = sum(found.values())
     shares = {name: found.get(name, 0.0) / whole for name in (*PARTS, "other") if found.get(name)}
     return {"seconds": plain, "seconds of work, all threads": whole, **shares, "slowed by the profiler": traced / plain}
@@ -113,14 +96,26 @@ def profiled(case: Case) -> dict[str, float]:
 
 def by_part(file: str, program: str) -> dict[str, float]:
     """Seconds of the operations in a profile by the part that they belong to in a compiled `program`'s text."""
-    names = re.findall(r'%?([\w.\-]+) = [^\n]*?metadata=\{[^}]*?op_name="([^"]*)"', program)
-    of = {name: part_of(path) for name, path in names}
+    of = parts_of(program)
     found: dict[str, float] = collections.Counter()
     for plane in jax.profiler.ProfileData.from_file(file).planes:
         for line in plane.lines:
             for event in line.events:
                 if not CONTROL.match(event.name) and event.name in of:
                     found[of[event.name]] += event.duration_ns / 1e9
+    return found
+
+
+def parts_of(program: str) -> dict[str, str]:
+    """The part of each operation, by its name. One that XLA left without a path is of the part of most others in its
+    computation; one in a computation without any path is of no part."""
+    found: dict[str, str] = {}
+    for block in re.split(r"\n(?=%|ENTRY)", program):
+        told = dict(re.findall(r'%([\w.\-]+) = [^\n]*?metadata=\{[^}]*?op_name="([^"]*)"', block))
+        own = {name: part_of(path) for name, path in told.items()}
+        most = collections.Counter(part for part in own.values() if part != "other").most_common(1)
+        names = re.findall(r"%([\w.\-]+) = ", block)
+        found |= {name: own.get(name, most[0][0] if most else "other") for name in names}
     return found
 
 

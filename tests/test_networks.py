@@ -43,7 +43,7 @@ def test_dropout_then_layer_norm_then_activation_by_hand():
         return y @ named["Dense_2"]["kernel"] + named["Dense_2"]["bias"]
 
     masks = [
-        np.asarray(jax.random.bernoulli(jax.random.fold_in(key, i), 0.6, (5, units))) / 0.6
+        ~np.asarray(jax.random.bernoulli(jax.random.fold_in(key, i), 0.4, (5, units))) / 0.6
         for i, units in enumerate((6, 4))
     ]
     assert all(len(np.unique(mask, axis=0)) > 1 for mask in masks), "rows drop units of their own"

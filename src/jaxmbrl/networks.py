@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from jaxmbrl.distributions import bernoulli
+
 Initializer = Callable[..., jax.Array]
 
 
@@ -45,8 +47,8 @@ class MLP(nn.Module):
         for i, units in enumerate(self.hidden):
             x = dense(units)(x)
             if self.dropout and key is not None:
-                kept = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - self.dropout, x.shape)
-                x = jnp.where(kept, x / (1 - self.dropout), 0)
+                dropped = bernoulli(jax.random.fold_in(key, i), self.dropout, x.shape)
+                x = jnp.where(dropped, 0, x / (1 - self.dropout))
             if self.layer_norm:
                 x = nn.LayerNorm(param_dtype=jnp.result_type(float))(x)
             x = self.activation(x)

@@ -59,7 +59,7 @@ def masks_of(key):
     """[critic][layer] -> what the units [B, units] are multiplied by."""
     return [
         [
-            np.asarray(jax.random.bernoulli(jax.random.fold_in(own, j), 1 - RATE, (B, units))) / (1 - RATE)
+            ~np.asarray(jax.random.bernoulli(jax.random.fold_in(own, j), RATE, (B, units))) / (1 - RATE)
             for j, units in enumerate(DROQ.hidden)
         ]
         for own in jax.random.split(key, 2)
