@@ -4,7 +4,6 @@ import contextlib
 import errno
 import io
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -47,6 +46,14 @@ def undisturbed(tmp_path_factory):
 
 def full(path):
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def wait_for(condition):
+    """Poll for a minute until `condition()`; whether it came true."""
+    end = time.monotonic() + 60
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.001)
+    return condition()
 
 
 def warnings(run):
@@ -118,10 +125,11 @@ def test_a_folder_that_has_gone_is_not_made_again(tmp_path, monkeypatch):
             self.path.rename(moved)
 
     def say(self, text):
-        # While it is gone for longer, it comes back.
-        if "cannot be written to" in text and not run.exists():
+        # While it is gone for longer, it comes back. A thread may have been writing, which takes away what it made.
+        if "cannot be written to" in text and moved.exists():
+            assert wait_for(lambda: not run.exists())
             seen.append("gone")
-            shutil.move(moved, run)
+            moved.rename(run)
 
     monkeypatch.setattr(run_folder.RunFolder, "append_metrics", append)
     monkeypatch.setattr(Progress, "warn", say)
@@ -241,6 +249,29 @@ def test_what_is_saved_is_the_state_as_it_was(folder, monkeypatch):
     np.testing.assert_array_equal(checkpoint.restore(folder.checkpoints, state).state["x"], np.arange(5.0))
     events = folder.read_events()
     assert events[0]["env_steps"] == 1 and events[0]["seconds"] >= 0.2 > events[0]["waited"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_writing_made_where_the_folder_had_gone_is_taken_away(fails, folder, monkeypatch):
+    """It goes between the look whether it is there and the writing, which makes folders as it needs them."""
+    kept, said = keeper(folder)
+    kept.save(1, {"x": np.ones(3)}, {"frozen": []}, wait=True)
+    moved, real = folder.path.with_name("moved"), checkpoint.save
+
+    def save(*arguments):
+        folder.path.rename(moved)
+        real(*arguments)
+        if fails:
+            raise full(folder.path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save)
+        kept.save(2, {"x": np.ones(3)}, {"frozen": []}, wait=True)
+    assert not folder.path.exists() and not kept.holds(2)
+    assert len(said) == 1 and ("No space left" if fails else "the folder is gone") in said[0]
+    moved.rename(folder.path)
+    kept.save(2, {"x": np.ones(3)}, {"frozen": []}, wait=True)
+    assert checkpoint.steps(folder.checkpoints) == [1, 2] and kept.holds(2)
 
 
 def test_rows_wait_for_the_disk_and_a_checkpoint_for_its_rows(folder, monkeypatch):

@@ -6,6 +6,8 @@ read-only), rows and events wait in memory and everything is tried again, for as
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -244,13 +246,24 @@ class _Writing:
                 keeper.config.keep,
                 keeper.precious(self.extra),
             )
+            _check_there(keeper.folder)
         except OSError as error:
             self.error = CheckpointError(str(error))
             self.error.__cause__ = error
         except Exception as error:
             self.error = error
+        if self.error is not None:
+            _take_away(keeper.folder)
         self.seconds = time.monotonic() - began
         del self._taken
+
+
+def _take_away(folder: RunFolder) -> None:
+    """Remove a folder that writing made where the run's own had gone: nothing but a checkpoint is in it."""
+    with contextlib.suppress(OSError):
+        if [path.name for path in folder.path.iterdir()] == [folder.checkpoints.name]:
+            shutil.rmtree(folder.checkpoints)
+            folder.path.rmdir()
 
 
 def _check_there(folder: RunFolder) -> None:
