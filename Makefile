@@ -24,7 +24,7 @@ demo: .venv/jaxmbrl
 # Whole files, which share what they compile, go to one worker. A test that takes ten minutes hangs: it ends, with its stack.
 WORKERS ?= 2
 COMPILING := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 $$XLA_FLAGS"
-HANGING := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
+HANGING := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true --max-worker-restart 0
 
 test: .venv/test
 	$(COMPILING) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(HANGING)

@@ -1,7 +1,5 @@
 """Densities against scipy and closed forms in float64, also where tanh saturates."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,38 +136,3 @@ def test_soft_clamp_is_increasing_near_its_bounds_and_trains_them(x64):
     assert float(grads[0][0, 0]) == pytest.approx(1 / (1 + np.exp(2.5)), rel=1e-3)
     assert 0 < float(grads[1][0]) < 1e-3
     assert float(grads[2][0]) == pytest.approx(1 - 1 / (1 + np.exp(2.5)), rel=1e-3)
-
-
-@pytest.mark.parametrize("rate", [0.001, 0.01, 0.049])
-def test_rare_ones_are_where_the_gaps_put_them(rate):
-    shape = (40, 50)
-    found = np.asarray(d.bernoulli(jax.random.key(3), rate, shape)).reshape(-1)
-    uniform = np.asarray(jax.random.uniform(jax.random.key(3), (math.ceil(2000 * rate + 8 * math.sqrt(2000 * rate) + 16),)))
-    expected, at = np.zeros(2000, bool), -1
-    for u in uniform.astype(np.float64):
-        at += 1 + math.floor(math.log1p(-u) / math.log1p(-rate))
-        if at < 2000:
-            expected[at] = True
-    np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize("rate", [0.001, 0.03, 0.2])
-def test_each_place_is_true_at_the_rate_and_by_itself(rate):
-    masks = np.asarray(jax.vmap(lambda key: d.bernoulli(key, rate, (5, 20)))(jax.random.split(jax.random.key(0), 40_000)))
-    flat = masks.reshape(-1, 100)
-    # The number in a mask is binomial; so is, over the masks, the number at each place, the first and last ones too.
-    for counts, trials in ((flat.sum(axis=1), 100), (flat.sum(axis=0), 40_000)):
-        most = stats.binom(trials, rate).ppf(0.9999) + 1
-        observed = np.bincount(np.minimum(counts, most).astype(int), minlength=int(most) + 1)
-        assert abs(counts.mean() - trials * rate) < 4 * math.sqrt(trials * rate * (1 - rate) / counts.size)
-        assert abs(counts.var() / (trials * rate * (1 - rate)) - 1) < 6 * math.sqrt(2 / counts.size) + 5 / math.sqrt(
-            observed.sum()
-        )
-    # Neighbours are both true as often as chance has it.
-    both = (flat[:, 1:] & flat[:, :-1]).sum()
-    expected = 99 * 40_000 * rate**2
-    assert abs(both - expected) < 5 * math.sqrt(expected) + 1
-
-
-def test_none_is_true_at_rate_zero():
-    assert not d.bernoulli(jax.random.key(0), 0.0, (1000,)).any()

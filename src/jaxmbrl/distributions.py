@@ -6,29 +6,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jaxmbrl.types import Key
-
-RARE = 0.05
-"""Below this rate, `bernoulli` draws where the true ones are, and not a number for each."""
-
-
-def bernoulli(key: Key, rate: float, shape: tuple[int, ...]) -> Bool[Array, "*shape"]:
-    """Independent truth values, true at `rate`, 0 <= rate < 1.
-
-    Rare ones are found by the geometric gaps between them, of which a few more are drawn than are ever needed (fewer than
-    one mask in 10^12 would want more): the cost is that of the true ones, where a random number for each is dear.
-    """
-    if not 0 < rate < RARE:
-        return jax.random.bernoulli(key, rate, shape)
-    size = math.prod(shape)
-    mean = size * rate
-    number = min(size, math.ceil(mean + 8 * math.sqrt(mean) + 16))
-    uniform = jax.random.uniform(key, (number,))
-    gaps = jnp.minimum(jnp.floor(jnp.log1p(-uniform) / math.log1p(-rate)), size).astype(jnp.int32)
-    positions = jnp.cumsum(gaps + 1) - 1
-    return jnp.zeros(size, bool).at[positions].set(True, mode="drop").reshape(shape)
 
 
 def gaussian_log_density(

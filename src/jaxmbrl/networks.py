@@ -10,9 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
-
-from jaxmbrl.distributions import bernoulli
+from jaxtyping import Array, Bool, Float
 
 Initializer = Callable[..., jax.Array]
 
@@ -20,6 +18,27 @@ Initializer = Callable[..., jax.Array]
 def pets_kernel_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = float) -> jax.Array:
     """Normal of standard deviation 1 / (2 sqrt(fan in)), cut off at two of them: PETS's initialisation."""
     return jax.nn.initializers.truncated_normal(1 / (2 * math.sqrt(shape[-2])))(key, shape, dtype)
+
+
+RARE = 0.05
+"""Below this rate, `bernoulli` draws where the true ones are, and not a number for each."""
+
+
+def bernoulli(key: jax.Array, rate: float, shape: tuple[int, ...]) -> Bool[Array, "*shape"]:
+    """Independent truth values, true at `rate`, 0 <= rate < 1.
+
+    Rare ones are found by the geometric gaps between them, of which a few more are drawn than are ever needed (fewer than
+    one mask in 10^12 would want more): the cost is that of the true ones, where a random number for each is dear.
+    """
+    if not 0 < rate < RARE:
+        return jax.random.bernoulli(key, rate, shape)
+    size = math.prod(shape)
+    mean = size * rate
+    number = min(size, math.ceil(mean + 8 * math.sqrt(mean) + 16))
+    uniform = jax.random.uniform(key, (number,))
+    gaps = jnp.minimum(jnp.floor(jnp.log1p(-uniform) / math.log1p(-rate)), size).astype(jnp.int32)
+    positions = jnp.cumsum(gaps + 1) - 1
+    return jnp.zeros(size, bool).at[positions].set(True, mode="drop").reshape(shape)
 
 
 class MLP(nn.Module):
