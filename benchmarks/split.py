@@ -53,7 +53,6 @@ CASES = {
 def whole_run(case: Case) -> dict[str, float]:
     """Shares of the wall clock of a run's epochs after the first that learned."""
     with tempfile.TemporaryDirectory() as folder:
-        config = programs.configure(case.algorithm, case.env, case.preset, settings=case.settings, steps=case.steps)
         result = runner.train(
             case.algorithm,
             case.env,
@@ -64,7 +63,7 @@ def whole_run(case: Case) -> dict[str, float]:
             progress=Progress.silent(),
         )
         saved = [event for event in RunFolder.open(Path(folder) / "run").read_events() if event["kind"] == "checkpoint"]
-    rows = [row for row in result.rows if row["env_steps"] > config.settings.warmup_steps][1:]
+    rows = [row for row in result.rows if row["env_steps"] > result.config.settings.warmup_steps][1:]
     spent = {name: sum(row.get(f"time/{name}", 0.0) for row in rows) for name in ("epoch", "train", "evaluate")}
     host = spent["epoch"] - spent["train"] - spent["evaluate"]
     return {

@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 
 from jaxmbrl import options
-from jaxmbrl.commands.training import task_words, whole_epochs
+from jaxmbrl.commands.training import task_words
 from jaxmbrl.config import UserError, check
 from jaxmbrl.options import complain, own_name
 
@@ -47,8 +47,7 @@ def evaluate(words: list[str]) -> int:
     started = time.monotonic()
     with _warnings_in_a_line():
         found = runner.evaluate(asked.run, asked.episodes, asked.model, asked.backend)
-    total = whole_epochs(config)
-    print(f"the policy after {found.env_steps:,} of {total:,} environment steps")
+    print(f"the policy after {found.env_steps:,} of {config.total_steps:,} environment steps")
     for k, value in enumerate(found.per_seed):
         frozen = "  (frozen when a value was not finite)" if config.seed + k in found.frozen else ""
         print(f"seed {config.seed + k}: " + (f"{value:.2f}" if math.isfinite(value) else "not finite") + frozen)

@@ -126,7 +126,7 @@ def _resume(words: list[str], hosts: Hosts) -> int:
             raise UserError(f"--resume goes on in the run's own folder with its own config: leave {option} out")
     if rest:
         config, _ = parse_train(config.algorithm, rest, config)
-    progress = Progress(whole_epochs(config), config.seeds) if hosts.first else Progress.silent()
+    progress = Progress(config.total_steps, config.seeds) if hosts.first else Progress.silent()
     return finish(
         folder.path, progress, lambda stopping: runner.go_on(folder, config, progress, stopping, hosts), hosts.first
     )
@@ -156,12 +156,6 @@ def finish(out: Path, progress: Progress, work: Callable[[Stopping], Result], fi
         complain(f"no seed reached the end: each met a value that is not finite; {out / 'events.jsonl'} names them")
         return 1
     return 0
-
-
-def whole_epochs(config: RunConfig) -> int:
-    """The steps of a run in whole epochs: rounded up, or down where data end."""
-    epoch, steps = config.settings.epoch_steps, config.steps
-    return (steps // epoch if config.data else -(-steps // epoch)) * epoch
 
 
 def _free_folder(parent: Path, stem: str) -> Path:

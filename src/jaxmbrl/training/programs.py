@@ -68,6 +68,12 @@ class RunConfig:
     data_digest: str | None = None
     """SHA-256 of that file."""
 
+    @property
+    def total_steps(self) -> int:
+        """The steps in whole epochs: rounded up, or down where data end."""
+        epoch = self.settings.epoch_steps
+        return (self.steps // epoch if self.data else -(-self.steps // epoch)) * epoch
+
     def problem(self) -> tuple[str, str] | None:
         """A rule between fields that is broken."""
         if self.seed + self.seeds > WHOLE:
@@ -90,9 +96,8 @@ class Program(NamedTuple):
 
     @property
     def total_steps(self) -> int:
-        """Environment steps of the run, in whole epochs: rounded up, or down where data end."""
-        whole = self.config.steps // self.epoch_steps
-        return (whole if self.config.data else -(-self.config.steps // self.epoch_steps)) * self.epoch_steps
+        """Environment steps of the run, in whole epochs."""
+        return self.config.total_steps
 
 
 def configure(

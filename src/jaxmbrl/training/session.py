@@ -288,6 +288,8 @@ class Session:
         """Write and show the epoch's rows."""
         found, fault = jax.device_get((self.state.metrics, self.state.fault))
         own, rows = self.program.config, []
+        timing = {"time/epoch": round(self.epoch_seconds, 3)}
+        timing |= {f"time/{name}": round(seconds, 3) for name, seconds in self.spent.items() if seconds}
         for k in range(own.seeds):
             seed = own.seed + k
             row = {
@@ -296,8 +298,6 @@ class Session:
                 "seed": seed,
                 "wall_time": round(self.wall_time, 3),
             }
-            timing = {"time/epoch": round(self.epoch_seconds, 3)}
-            timing |= {f"time/{name}": round(seconds, 3) for name, seconds in self.spent.items() if seconds}
             if fault.what[k] >= 0:
                 self.freeze(seed, epoch, self.program.loop.checked[fault.what[k]], int(fault.env_steps[k]))
                 rows.append(row | {"frozen": True} | timing)
