@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxmbrl.config import UserError, closest
 from jaxmbrl.envs.base import make_task
+from jaxmbrl.envs.cholesky import one_by_one
 from jaxmbrl.envs.mujoco import import_mjx
 from jaxmbrl.types import Key, Task
 
@@ -84,17 +85,19 @@ class _Sized:
     def __init__(self, env: Any) -> None:
         self._env = env
         self.action_size: int = env.action_size
-        first = jax.eval_shape(env.reset, jax.random.key(0))
+        first = jax.eval_shape(self.reset, jax.random.key(0))
         # So that what cannot be stepped is known at once.
-        jax.eval_shape(env.step, first, jnp.zeros(self.action_size))
+        jax.eval_shape(self.step, first, jnp.zeros(self.action_size))
         shapes = jax.tree.map(lambda x: x.shape, first.obs)
         self.observation_size: Any = shapes[0] if isinstance(shapes, tuple) and len(shapes) == 1 else shapes
 
     def reset(self, rng: Key) -> Any:
-        return self._env.reset(rng)
+        with one_by_one():
+            return self._env.reset(rng)
 
     def step(self, state: Any, action: Any) -> Any:
-        return self._env.step(state, action)
+        with one_by_one():
+            return self._env.step(state, action)
 
 
 def _task(name: str, package: str, make: Callable[[], Any], length: int) -> Task:

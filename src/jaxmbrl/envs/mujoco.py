@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from jaxmbrl.envs import constraints, contacts
+from jaxmbrl.envs import cholesky, constraints, contacts
 from jaxmbrl.envs.base import State, initial_state
 from jaxmbrl.types import Key, PyTree
 
@@ -177,8 +177,9 @@ class MujocoEnv:
 
 @contextlib.contextmanager
 def as_ours() -> Iterator[None]:
-    """What MJX makes and traces meanwhile has C MuJoCo's contacts, can be differentiated, and compiles fast."""
-    with contacts.in_mjx(), constraints.differentiable(), levels_apart():
+    """What MJX makes and traces meanwhile has C MuJoCo's contacts, can be differentiated, compiles fast, and comes to an
+    end on a CPU of few cores."""
+    with contacts.in_mjx(), constraints.differentiable(), levels_apart(), cholesky.one_by_one():
         yield
 
 

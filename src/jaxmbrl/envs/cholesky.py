@@ -1,0 +1,68 @@
+"""Cholesky decompositions of small matrices on a CPU, one after another.
+
+Before jaxlib 0.11.1 XLA shares the matrices of a batch out over its pool of threads, and the thread that does so waits for
+the others: as many decompositions at once as there are threads never return. A matrix alone needs no other thread. MJX's
+are so small that the batch takes no longer one by one: 0.9 ms for 1,000 of 9 x 9, both ways, on two cores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+POOL_IS_HELD = tuple(int(number) for number in re.findall(r"\d+", version("jaxlib"))[:3]) < (0, 11, 1)
+"""Whether this jaxlib's decompositions wait for threads of the pool whose thread they hold."""
+
+
+@jax.custom_jvp
+def cholesky(matrix: Float[Array, "N N"]) -> Float[Array, "N N"]:
+    """The lower triangular L with L L^T = matrix, of which the lower triangle is read; not finite where there is none."""
+    return jax.lax.platform_dependent(matrix, cpu=_alone, default=_decompose)
+
+
+@cholesky.defjvp
+def _derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """dL = L F(L^-1 dA L^-T), F(x) the lower triangle of x with half its diagonal (Murray, 2016, equation 8)."""
+    lower = cholesky(*primals)
+    left = jax.scipy.linalg.solve_triangular(lower, *tangents, lower=True)
+    both = jax.scipy.linalg.solve_triangular(lower, left.mT, lower=True).mT
+    return lower, lower @ (jnp.tril(both) - jnp.diag(jnp.diag(both)) / 2)
+
+
+def _decompose(matrix: Float[Array, "N N"]) -> Float[Array, "N N"]:
+    return jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
+
+
+_alone = jax.custom_batching.sequential_vmap(_decompose)
+
+
+@contextlib.contextmanager
+def one_by_one() -> Iterator[None]:
+    """Let what is traced meanwhile decompose by `cholesky` where it asks `jax.scipy.linalg` for single matrices' factors
+    or for solutions with positive definite ones, as MJX and Brax do. Numbers stay the same."""
+    if not POOL_IS_HELD:
+        yield
+        return
+    linalg = jax.scipy.linalg
+    factor, solve = linalg.cho_factor, linalg.solve
+
+    def our_factor(a: Array, lower: bool = False, **options: Any) -> tuple[Array, bool]:
+        return (cholesky(a) if lower else cholesky(a.mT).mT), lower
+
+    def our_solve(a: Array, b: Array, lower: bool = False, assume_a: str = "gen", **options: Any) -> Array:
+        if assume_a != "pos":
+            return solve(a, b, lower=lower, assume_a=assume_a, **options)
+        return linalg.cho_solve(our_factor(a, lower), b)
+
+    linalg.cho_factor, linalg.solve = our_factor, our_solve
+    try:
+        yield
+    finally:
+        linalg.cho_factor, linalg.solve = factor, solve
