@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from measure import measure, report
 
+from jaxmbrl import xla
 from jaxmbrl.models import EnsembleConfig, ensemble
 from jaxmbrl.rollout import Return, open_loop, planned_return, rollout
 from jaxmbrl.types import Key, Transition
@@ -50,7 +51,7 @@ def population(candidates: int, particles: int, horizon: int) -> tuple[Callable[
 
     state = model.init(jax.random.key(0), {})
     actions = jax.random.uniform(jax.random.key(1), (candidates, horizon, action_size), minval=-1.0, maxval=1.0)
-    run = jax.jit(score)
+    run = jax.jit(score, compiler_options=dict(xla.for_ensembles()))
     work = candidates * particles * horizon * flops_per_row(config.hidden, size + action_size, 2 * size)
     return lambda: run(state, actions, jax.random.key(2)), work
 
@@ -78,7 +79,7 @@ def fitting(rows: int, epochs: int, members: int = 7) -> tuple[Callable[[], Any]
         truncated=jnp.zeros(rows, bool),
     )
     state = model.init(keys[4], {})
-    run = jax.jit(model.fit)
+    run = jax.jit(model.fit, compiler_options=dict(xla.for_ensembles()))
     steps = epochs * -(-rows // config.batch_size)
     forward = flops_per_row(config.hidden, size + action_size, 2 * (size + 1))
     work = 3 * forward * config.members * config.batch_size * steps

@@ -22,6 +22,8 @@ from jaxmbrl.training.programs import Program
 from jaxmbrl.training.run_folder import environment
 
 SIDE = 2048
+COPIED = 256_000_000
+"""Bytes."""
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -44,19 +46,38 @@ def measure(run: Callable[[], Any], work: int, repeats: int) -> dict[str, float]
 
     `work` is the number of floating-point operations of one call.
     """
-    run_peak = peak()
+    return _beside(peak(), "GFLOP/s", "peak", run, work, repeats)
+
+
+def bandwidth(run: Callable[[], Any], moved: int, repeats: int) -> dict[str, float]:
+    """The same for `moved` bytes that a call reads and writes, beside reading and writing 256 MB in place."""
+    long = jnp.zeros(COPIED // 4, jnp.float32)
+    change = jax.jit(lambda x: x + 1.0, donate_argnums=0)
+
+    def go() -> jax.Array:
+        nonlocal long
+        long = change(long)
+        return long
+
+    seconds(go)
+    return _beside(lambda: 2 * COPIED / min(seconds(go) for _ in range(3)), "GB/s", "memory's", run, moved, repeats)
+
+
+def _beside(
+    limit: Callable[[], float], unit: str, name: str, run: Callable[[], Any], work: int, repeats: int
+) -> dict[str, float]:
     seconds(run)
-    times, shares, peaks = [], [], []
+    times, shares, limits = [], [], []
     for _ in range(repeats):
-        before, duration, after = run_peak(), seconds(run), run_peak()
+        before, duration, after = limit(), seconds(run), limit()
         times.append(duration)
-        peaks.append((before + after) / 2)
-        shares.append(work / duration / peaks[-1])
+        limits.append((before + after) / 2)
+        shares.append(work / duration / limits[-1])
     return {
         "seconds": statistics.median(times),
-        "GFLOP/s": work / statistics.median(times) / 1e9,
-        "peak GFLOP/s": statistics.median(peaks) / 1e9,
-        "share of peak": statistics.median(shares),
+        unit: work / statistics.median(times) / 1e9,
+        f"{name} {unit}": statistics.median(limits) / 1e9,
+        f"share of {name}": statistics.median(shares),
     }
 
 
@@ -69,7 +90,7 @@ class Training:
         self.clock, self.state = loop.clock_at(0), jax.jit(program.loop.init)(jnp.arange(seeds), {})
         arguments = (self.clock, self.state, jnp.asarray(1, jnp.int32))
         begun = time.perf_counter()
-        self.compiled = jax.jit(program.loop.run, donate_argnums=1).lower(*arguments).compile()
+        self.compiled = program.compile("training", jax.jit(program.loop.run, donate_argnums=1), *arguments)
         self.compile_seconds = time.perf_counter() - begun
 
     def advance(self, steps: int) -> float:

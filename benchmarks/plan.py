@@ -7,7 +7,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 from ensemble import flops_per_row
@@ -20,12 +23,8 @@ from jaxmbrl.planners import PlannerConfig
 from jaxmbrl.planners.cem import CEMConfig
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
-
+def planning() -> tuple[Callable[[], Any], int, int]:
+    """A plan, its floating-point operations, and how often it asks the model for a step."""
     config = pets.Config(
         ensemble=EnsembleConfig(members=7, elites=5, hidden=(200, 200, 200, 200)),
         # A variance of 0 is never reached, so that every plan takes all iterations.
@@ -40,7 +39,7 @@ def main() -> None:
     state = jax.jit(lambda key: algorithm.init(key, {}))(jax.random.key(0))
     observation = task.env.reset(jax.random.key(1)).obs
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=dict(algorithm.compiler_options))
     def plan(state: pets.State, key: jax.Array) -> jax.Array:
         policy = algorithm.policy(state, True)
         return policy.act(policy.init(key), observation, key)[0]
@@ -51,7 +50,16 @@ def main() -> None:
     dynamics = flops_per_row(config.ensemble.hidden, 4 + 1, 2 * (4 + 1))
     flops = evaluations * (dynamics + flops_per_row(config.ensemble.termination_hidden, 4, 1))
     key = jax.random.key(2)
-    figures = measure(lambda: plan(state, key), flops, asked.repeats)
+    return lambda: plan(state, key), flops, evaluations
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    run, flops, evaluations = planning()
+    figures = measure(run, flops, asked.repeats)
     figures["model evaluations a second"] = evaluations / figures["seconds"]
     report({"one plan of PETS, 350 x 20 x 15 x 5, 5 of 7 members, 4 x 200": figures}, asked.out)
 

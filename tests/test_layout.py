@@ -18,7 +18,19 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 
 LAYERS = [
     {"config", "types"},
-    {"dataset", "distributions", "metrics", "networks", "optimizer", "options", "presets", "replay", "returns", "rollout"},
+    {
+        "dataset",
+        "distributions",
+        "metrics",
+        "networks",
+        "optimizer",
+        "options",
+        "presets",
+        "replay",
+        "returns",
+        "rollout",
+        "xla",
+    },
     {"agents", "envs", "models", "planners"},
     {"imagination", "model_based"},
     {"branched", "value_gradients"},

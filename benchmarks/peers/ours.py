@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from conversation import Answer, converse
 from ensemble import flops_per_row
-from measure import peak, seconds
+from measure import Training, peak, seconds
 
-from jaxmbrl import replay
+from jaxmbrl import replay, xla
 from jaxmbrl.agents import sac as sac_agent
 from jaxmbrl.agents.sac import SACConfig
 from jaxmbrl.agents.updates import updates
@@ -23,7 +24,7 @@ from jaxmbrl.models import EnsembleConfig
 from jaxmbrl.models import ensemble as dynamics
 from jaxmbrl.planners import PlannerConfig
 from jaxmbrl.planners.cem import CEMConfig
-from jaxmbrl.training import loop, programs
+from jaxmbrl.training import programs
 from jaxmbrl.types import Transition
 
 
@@ -62,7 +63,7 @@ def plan(settings: dict[str, Any], answer: Answer) -> None:
     size = settings["observation"]
     observation = jnp.zeros(size)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=dict(algorithm.compiler_options))
     def act(state: pets_algorithm.State, key: jax.Array) -> jax.Array:
         policy = algorithm.policy(state, True)
         return policy.act(policy.init(key), observation, key)[0]
@@ -101,7 +102,8 @@ def fit(settings: dict[str, Any], answer: Answer) -> None:
         truncated=never,
     )
     model = dynamics.make(config, size, action_size, None, lambda n: jnp.zeros(n.shape[:-1], bool))
-    init, run, predict = jax.jit(lambda key: model.init(key, {})), jax.jit(model.fit), jax.jit(model.predict)
+    init, predict = jax.jit(lambda key: model.init(key, {})), jax.jit(model.predict)
+    run = jax.jit(model.fit, compiler_options=dict(xla.for_ensembles()))
     steps = config.max_epochs * -(-rows // config.batch_size)
     forward = flops_per_row(config.hidden, size + action_size, 2 * (size + 1))
     number, fitted = 0, None
@@ -155,29 +157,6 @@ def sac(settings: dict[str, Any], answer: Answer) -> None:
         answer({"seconds": duration, "updates a second": number / duration})
 
 
-class Running:
-    """A training program, compiled, and where it stands."""
-
-    def __init__(self, program: programs.Program) -> None:
-        self.program = program
-        self.clock = loop.clock_at(0)
-        self.state = jax.jit(program.loop.init)(jnp.arange(program.config.seeds), {})
-        begun = time.perf_counter()
-        arguments = (self.clock, self.state, jnp.asarray(1, jnp.int32))
-        self.run = jax.jit(program.loop.run, donate_argnums=1).lower(*arguments).compile()
-        self.compiling = time.perf_counter() - begun
-
-    def advance(self, steps: int) -> float:
-        """Seconds that `steps` environment steps of each seed took."""
-        calls = jnp.asarray(steps // self.program.loop.steps_per_call, jnp.int32)
-        begun = time.perf_counter()
-        self.clock, self.state = jax.block_until_ready(self.run(self.clock, self.state, calls))
-        duration = time.perf_counter() - begun
-        if bool(jnp.any(self.state.fault.what >= 0)):
-            raise SystemExit("a seed has met a value that is not finite: its speed means nothing")
-        return duration
-
-
 def mbpo(settings: dict[str, Any], answer: Answer) -> None:
     every = settings["refit_every"]
     layers = settings["layers"]
@@ -208,9 +187,9 @@ def mbpo(settings: dict[str, Any], answer: Answer) -> None:
         "eval_every": 0,
     }
     program = programs.build(programs.configure("mbpo", "InvertedPendulum-v5", "paper-inverted-pendulum", settings=changes))
-    running = Running(program)
+    running = Training(program)
     running.advance(settings["warmup"] - 1)
-    answer({"seconds to compile": running.compiling})
+    answer({"seconds to compile": running.compile_seconds})
     steps = settings["warmup"] - 1
     fitted = 0
     while True:
@@ -239,8 +218,8 @@ def pets(settings: dict[str, Any], answer: Answer) -> None:
             seeds=seeds,
         )
     )
-    running = Running(program)
-    answer({"seconds to compile": running.compiling})
+    running = Training(program)
+    answer({"seconds to compile": running.compile_seconds})
     taken, reached, duration = 0, np.zeros(seeds, int), 0.0
     while taken < settings["steps"] and not reached.all():
         duration += running.advance(chunk)
@@ -253,9 +232,9 @@ def pets(settings: dict[str, Any], answer: Answer) -> None:
     answer(
         {
             "seconds a seed": duration / seeds,
-            "seconds a seed, compiling too": (duration + running.compiling) / seeds,
+            "seconds a seed, compiling too": (duration + running.compile_seconds) / seeds,
             "seconds, all seeds": duration,
-            "seconds to compile": running.compiling,
+            "seconds to compile": running.compile_seconds,
             "seeds": seeds,
             "seeds at the goal": int((reached > 0).sum()),
             "environment steps, median seed": float(np.median(reached[reached > 0])) if reached.any() else 0.0,
@@ -278,9 +257,9 @@ def brax_sac(settings: dict[str, Any], answer: Answer) -> None:
         "eval_every": 0,
     }
     name = f"brax/{settings['task']}:{settings['backend']}"
-    running = Running(programs.build(programs.configure("sac", name, "default", settings=changes)))
+    running = Training(programs.build(programs.configure("sac", name, "default", settings=changes)))
     running.advance(settings["warmup"])
-    answer({"seconds to compile": running.compiling})
+    answer({"seconds to compile": running.compile_seconds})
     while True:
         duration = running.advance(chunk)
         made = chunk * settings["updates_per_step"]

@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float
 
 from jaxmbrl.types import PyTree
 
-_adam = optax.scale_by_adam()
+_FIRST, _SECOND, _EPSILON = 0.9, 0.999, 1e-8
+_adam = optax.scale_by_adam(_FIRST, _SECOND, _EPSILON)
 
 
 class Trainable(NamedTuple):
@@ -48,16 +49,15 @@ def step(
     """One Adam step (arXiv 1412.6980) down `gradient`, `scale` times the learning rate; returns the gradient's norm too."""
     norm = optax.tree.norm(gradient)
     is_open = trainable.open & jnp.isfinite(norm)
-    updates, moments = _adam.update(gradient, trainable.moments)
-    params = jax.tree.map(lambda p, u: p - scale * trainable.learning_rate * u, trainable.params, updates)
-    return (
-        trainable._replace(
-            params=_where(is_open, params, trainable.params),
-            moments=_where(is_open, moments, trainable.moments),
-            open=is_open,
-        ),
-        norm,
-    )
+    moments = _where(is_open, _adam.update(gradient, trainable.moments)[1], trainable.moments)
+    # The parameters are computed from these, behind a barrier: from the gradient and the old moments, as Optax would, XLA
+    # keeps copies of those while the new ones are written over them, and a step takes up to twice as long.
+    moments = jax.lax.optimization_barrier(moments)
+    mean = optax.tree.bias_correction(moments.mu, _FIRST, moments.count)
+    square = optax.tree.bias_correction(moments.nu, _SECOND, moments.count)
+    rate = scale * trainable.learning_rate
+    params = jax.tree.map(lambda p, m, v: p - rate * m / (jnp.sqrt(v) + _EPSILON), trainable.params, mean, square)
+    return trainable._replace(params=_where(is_open, params, trainable.params), moments=moments, open=is_open), norm
 
 
 def forget(trainable: Trainable) -> Trainable:

@@ -10,7 +10,8 @@ Shape letters: O observation size, A action size, D model output size, E ensembl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
@@ -202,6 +203,8 @@ class Algorithm(NamedTuple):
     """Steps of each environment between two calls of `learn`."""
     privileged: bool = False
     """Whether the policy is shown the world's whole carry and not the observation: it plans in the true simulator."""
+    compiler_options: Mapping[str, str] = MappingProxyType({})
+    """XLA's, for the programs of a run."""
 
 
 @runtime_checkable

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from annotated_types import Ge
 
-from jaxmbrl import metrics, planners, replay
+from jaxmbrl import metrics, planners, replay, xla
 from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.models import ensemble
 from jaxmbrl.models.ensemble import EnsembleConfig, EnsembleState
@@ -131,7 +131,14 @@ def make(config: Config, task: Task) -> Algorithm:
         nonfinite = Average.of(jnp.mean(transitions.extras["nonfinite"]), planned)
         return State(fitted, buffer, key), found | {"plan/nonfinite": nonfinite}
 
-    return Algorithm(init, policy, learn, config.refit_every // config.num_envs, privileged=config.model == "true")
+    return Algorithm(
+        init,
+        policy,
+        learn,
+        period=config.refit_every // config.num_envs,
+        privileged=config.model == "true",
+        compiler_options=xla.for_ensembles(),
+    )
 
 
 _SMALL = Config(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,10 +102,11 @@ def _replayed(program: Program, state: LoopState, begins: int, fault: Fault) -> 
     assert attempt is not None
     clock = loop.clock_at(begins)
     calls = (fault.env_steps - begins) // made.steps_per_call - 1
+
     if calls:
         with contextlib.ExitStack() as closing:
             # The very program of the run, which a cache of compiled programs may hold.
-            run = made.compiled(_compile, closing, clock, state, devices.alone(program.config.seeds))
+            run = made.compiled(program.compile, closing, clock, state, devices.alone(program.config.seeds))
             clock, state = run(clock, state, jnp.asarray(calls, jnp.int32))
     early = int(state.fault.what[k])
     if early >= 0:
@@ -115,10 +116,6 @@ def _replayed(program: Program, state: LoopState, begins: int, fault: Fault) -> 
         return origin, ""
     bad = [f"'{name}'" for name, x in jax.device_get(jax.jit(attempt)(clock, state)).items() if not x[k]]
     return None, f"it was finite, and {', '.join(bad)} was not" if bad else "all was finite"
-
-
-def _compile(what: str, function: Any, *arguments: Any) -> Any:
-    return function.lower(*arguments).compile()
 
 
 def told(report: Report) -> list[str]:

@@ -50,7 +50,7 @@ def one_by_one() -> Iterator[None]:
     if not POOL_IS_HELD:
         yield
         return
-    linalg = jax.scipy.linalg
+    linalg: Any = jax.scipy.linalg
     factor, solve = linalg.cho_factor, linalg.solve
 
     def our_factor(a: Array, lower: bool = False, **options: Any) -> tuple[Array, bool]:

@@ -99,6 +99,10 @@ class Program(NamedTuple):
         """Environment steps of the run, in whole epochs."""
         return self.config.total_steps
 
+    def compile(self, what: str, function: Any, *arguments: Any) -> Any:
+        """A `Compile`, with the options of this run's algorithm."""
+        return function.lower(*arguments).compile(compiler_options=dict(self.algorithm.compiler_options))
+
 
 def configure(
     algorithm: str,

@@ -187,7 +187,7 @@ def evaluate(run: str | Path, episodes: int = 10, model: str | None = None, back
             algorithm,
             task,
             episodes,
-            _as_it_is,
+            program.compile,
             closing,
             state.algorithm,
             devices.alone(program.config.seeds),
@@ -203,11 +203,6 @@ def trained(run: str | Path, model: str | None = None) -> tuple[Program, LoopSta
     if model is not None:
         program = build(_planning_in(program.config, model), learns=False)
     return program, state, restored
-
-
-def _as_it_is(what: str, function: Any, *arguments: Any) -> Any:
-    """Compiled when it is first called."""
-    return function
 
 
 def _planning_in(config: RunConfig, model: str) -> RunConfig:

@@ -274,7 +274,7 @@ class Session:
         self.progress.compiling(what)
         started = time.monotonic()
         with self.stopping.meanwhile(self.stop, self.patience), memory.told(f"compiling {what}"):
-            compiled = function.lower(*args).compile()
+            compiled = self.program.compile(what, function, *args)
         memory.check_compiled(what, compiled, self.spread.devices)
         self.compiled[what] = compiled
         seconds = time.monotonic() - started

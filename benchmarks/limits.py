@@ -1,0 +1,165 @@
+"""How near the machine's limits: floating-point operations beside its matmul peak, and bytes beside its bandwidth.
+
+    python benchmarks/limits.py [--repeats 9] [--out results.json]
+
+Operations are those of the layers' products, forward and backward, so that activations, noise, Adam and sorting are time
+and not work; for SAC XLA's own count of one update is told beside them. Each call stands between two readings of the peak,
+of a matrix product of 2048 cubed or of a change of 256 MB in place. Bytes are those that must be read and written at least.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ensemble import fitting, flops_per_row
+from measure import bandwidth, measure, report
+from plan import planning
+
+from jaxmbrl import optimizer, replay
+from jaxmbrl.agents import sac as soft
+from jaxmbrl.agents.updates import updates
+from jaxmbrl.models import EnsembleConfig, ensemble
+from jaxmbrl.types import Transition
+from jaxmbrl.value_gradients import Ascent, climbing
+
+OBSERVATION, ACTION = 17, 6
+BATCH = 256
+UPDATES = 100
+HORIZON = 10
+ROWS = 1_000_000
+
+
+def rows_of(number: int) -> Transition:
+    """Transitions of HalfCheetah's size, drawn at random."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    observation = jax.random.normal(keys[0], (number, OBSERVATION))
+    return Transition(
+        observation=observation,
+        action=jax.random.uniform(keys[1], (number, ACTION), minval=-1.0, maxval=1.0),
+        reward=jax.random.normal(keys[2], (number,)),
+        next_observation=observation + 0.1 * jax.random.normal(keys[3], (number, OBSERVATION)),
+        terminated=jnp.zeros(number, bool),
+        truncated=jnp.zeros(number, bool),
+    )
+
+
+def agent_flops(hidden: tuple[int, ...]) -> tuple[int, int]:
+    """Operations of one row forward through the actor, and through one critic."""
+    return flops_per_row(hidden, OBSERVATION, 2 * ACTION), flops_per_row(hidden, OBSERVATION + ACTION, 1)
+
+
+def policy_update(repeats: int) -> dict[str, float]:
+    """SAC's updates with one batch."""
+    config = soft.SACConfig()
+    agent, batch = soft.make(config, OBSERVATION, ACTION), rows_of(BATCH)
+    state = agent.init(jax.random.key(1), {})
+    run = jax.jit(lambda state, key: updates(agent, state, lambda _: batch, key, UPDATES)[0])
+    actor, critic = agent_flops(config.hidden)
+    # Each critic: target; loss, both gradients; the actor's loss, its input's gradient. The actor: next action; loss,
+    # both gradients.
+    flops = BATCH * (config.critics * (1 + 3 + 2) * critic + (1 + 3) * actor)
+    found = measure(lambda: run(state, jax.random.key(2)), flops * UPDATES, repeats)
+    counted = jax.jit(agent.update).lower(state, batch, jax.random.key(2)).cost_analysis()["flops"]
+    return found | {"updates a second": UPDATES / found["seconds"], "XLA's count over ours": counted / flops}
+
+
+def value_gradient(repeats: int) -> dict[str, float]:
+    """Updates of SAC's actor through imagined steps of an ensemble: the sum of rewards, and the critics at the end."""
+    settings, config = soft.SACConfig(), EnsembleConfig(members=7, elites=5)
+    agent = soft.make(settings, OBSERVATION, ACTION)
+    model = ensemble.make(config, OBSERVATION, ACTION, None, lambda rows: jnp.zeros(rows.shape[:-1], bool))
+    batch, fitted = rows_of(BATCH), model.init(jax.random.key(1), {})
+    state = agent.init(jax.random.key(2), {})
+
+    @jax.jit
+    def run(state: Any, key: jax.Array) -> Any:
+        through = climbing(agent, model.world(fitted), Ascent(HORIZON, bonus_later=True, rematerialize=False))
+        return jax.lax.scan(
+            lambda state, key: (through.update_actor(state, batch, key)[0], ()), state, jax.random.split(key, UPDATES // 10)
+        )[0]
+
+    actor, critic = agent_flops(settings.hidden)
+    member = flops_per_row(config.hidden, OBSERVATION + ACTION, 2 * (OBSERVATION + 1))
+    # Forward, and back to the inputs: the model's and the critics' weights get no gradient.
+    flops = BATCH * (HORIZON * (2 * member + 3 * actor) + 3 * actor + 2 * settings.critics * critic)
+    number = UPDATES // 10
+    found = measure(lambda: run(state, jax.random.key(3)), flops * number, repeats)
+    return found | {"updates a second": number / found["seconds"]}
+
+
+def sampling(repeats: int) -> dict[str, float]:
+    """Batches from a buffer far larger than the caches."""
+    buffer = jax.block_until_ready(replay.add(replay.init(jax.tree.map(lambda x: x[0], rows_of(1)), ROWS), rows_of(ROWS)))
+
+    @jax.jit
+    def run(buffer: replay.Replay, key: jax.Array) -> Transition:
+        return jax.vmap(lambda key: replay.sample(buffer, key, BATCH))(jax.random.split(key, UPDATES))
+
+    moved = 2 * UPDATES * BATCH * sum(leaf.nbytes for leaf in jax.tree.leaves(rows_of(1)))
+    found = bandwidth(lambda: run(buffer, jax.random.key(0)), moved, repeats)
+    return found | {"batches a second": UPDATES / found["seconds"]}
+
+
+def adding(repeats: int) -> dict[str, float]:
+    """One row into the same buffer, as in each environment step, by a program that is given the buffer for good."""
+    buffer = replay.init(jax.tree.map(lambda x: x[0], rows_of(1)), ROWS)
+    row, number = rows_of(1), 1000
+    run = jax.jit(
+        lambda buffer: jax.lax.fori_loop(0, number, lambda i, buffer: replay.add(buffer, row), buffer), donate_argnums=0
+    )
+
+    def go() -> replay.Replay:
+        nonlocal buffer
+        buffer = run(buffer)
+        return buffer
+
+    found = bandwidth(go, 2 * number * sum(leaf.nbytes for leaf in jax.tree.leaves(row)), repeats)
+    return found | {"rows a second": number / found["seconds"]}
+
+
+def stepping(repeats: int) -> dict[str, float]:
+    """Adam and the target copy of ten million parameters: all five arrays but the gradient are read and written."""
+    params = {"kernel": jnp.zeros((10, 1000, 1000))}
+    trained, gradient = optimizer.init(params, 1e-3, with_target=True), {"kernel": jnp.full((10, 1000, 1000), 1e-3)}
+    run = jax.jit(lambda trained: optimizer.move_target(optimizer.step(trained, gradient)[0], 0.005), donate_argnums=0)
+
+    def go() -> optimizer.Trainable:
+        nonlocal trained
+        trained = run(trained)
+        return trained
+
+    return bandwidth(go, 9 * params["kernel"].nbytes, repeats)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--out", type=Path, help="write the figures here, as JSON")
+    asked = parser.parse_args()
+    run_plan, flops, evaluations = planning()
+    plan = measure(run_plan, flops, asked.repeats)
+    run_fit, work, steps = fitting(10_000, epochs=2)
+    fit = measure(run_fit, work, asked.repeats)
+    cases: dict[str, Callable[[int], dict[str, float]]] = {
+        f"SAC update, 2 x 256, batch {BATCH}": policy_update,
+        f"value gradient, {HORIZON} steps of a 4 x 200 model, batch {BATCH}": value_gradient,
+        f"replay: batches of {BATCH} from {ROWS:,} rows": sampling,
+        "replay: a row added": adding,
+        "Adam and target of 10 million parameters": stepping,
+    }
+    tables = {
+        "plan, 350 x 20 x 15 x 5, 5 of 7 members, 4 x 200": plan
+        | {"model evaluations a second": evaluations / plan["seconds"]},
+        "fit, 7 x 4 x 200, batch 256": fit | {"updates a second": steps / fit["seconds"]},
+        **{title: case(asked.repeats) for title, case in cases.items()},
+    }
+    report(tables, asked.out)
+
+
+if __name__ == "__main__":
+    main()
