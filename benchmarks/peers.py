@@ -439,25 +439,27 @@ def main() -> None:
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"), help="of mbrl-lib's environment")
-    parser.add_argument("--out", type=Path, help="write the figures here, as JSON")
+    parser.add_argument("--out", type=Path, help="write the figures here, as JSON; other cases that it tells of stay")
     asked = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     load = os.getloadavg()[0]
     if load > BUSY:
         print(f"the machine is busy (load {load:.1f}): with several threads mbrl-lib's figures will be far too slow")
     names = asked.cases or [name for name, case in CASES.items() if asked.full or asked.tiny or not case.only_full]
-    results = {}
+    sizes = [f"--{size}" for size in ("full", "tiny") if getattr(asked, size)]
     for name in names:
         print(f"measuring {name} ...", flush=True)
-        results[name] = compare(CASES[name], asked)
-        show(name, results[name], CASES[name])
-    if asked.out is not None:
-        sizes = [f"--{size}" for size in ("full", "tiny") if getattr(asked, size)]
-        chosen = ["--cases", *asked.cases] if asked.cases else []
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(
-            json.dumps({"results": results, "load before": load, **provenance(*chosen, *sizes)}, indent=1) + "\n"
-        )
+        found = compare(CASES[name], asked)
+        show(name, found, CASES[name])
+        if asked.out is not None:
+            keep(asked.out, {name: found | {"load before": load, **provenance("--cases", name, *sizes)}})
+
+
+def keep(path: Path, results: dict[str, Any]) -> None:
+    """Write what was measured; what the file tells of other cases stays."""
+    before = json.loads(path.read_text())["results"] if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"results": before | results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Runs that are asked to stop, at whatever moment: all is saved, the exit code says so, and they go on bit for bit."""
 
+import os
+import queue
 import random
 import re
 import signal
@@ -116,8 +118,27 @@ def test_asked_twice_it_ends_at_once(tmp_path, monkeypatch):
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)
     code, _, _ = finish(process)
-    assert code in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+    # Where the second comes late, what the first asked for is done: of a run that compiles there is nothing to save.
+    assert code in (128 + signal.SIGTERM, 128 + signal.SIGINT, 75)
     assert steps(run)[0] == 0
+
+
+def test_asked_again_it_does_not_wait_for_what_it_saves(monkeypatch):
+    codes, saving, saved = queue.Queue(), threading.Event(), threading.Event()
+    monkeypatch.setattr(os, "_exit", codes.put)
+
+    def last_will():
+        saving.set()
+        assert saved.wait(60)
+        raise Stopped("stopped here")
+
+    with Stopping(lambda said: None) as stopping, stopping.meanwhile(last_will):
+        signal.raise_signal(signal.SIGTERM)
+        assert saving.wait(60)
+        signal.raise_signal(signal.SIGINT)
+        assert codes.get(timeout=60) == 128 + signal.SIGINT
+        saved.set()
+        assert codes.get(timeout=60) == 75
 
 
 def test_while_the_main_thread_waits_another_one_answers():

@@ -84,9 +84,7 @@ class Stopping:
                 self._hurry(self._waiting)
 
     def _hurry(self, waiting: _Waiting) -> None:
-        """End the process, now or once its patience is over; the lock is held."""
-        if not waiting.patience:
-            os._exit(self._end(waiting.last_will))
+        """End the process once the patience of `waiting` is over: by a thread, so that a second signal is still heard."""
         timer = threading.Timer(waiting.patience, self._give_up, (waiting,))
         timer.daemon = True
         timer.start()
