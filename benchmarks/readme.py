@@ -44,7 +44,7 @@ def table(head: Row, rows: Iterable[Row]) -> list[str]:
 
 def number(value: float) -> str:
     """Three significant digits, or whole."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def beside_peers() -> list[str]:
@@ -55,13 +55,13 @@ def beside_peers() -> list[str]:
             continue
         case = found[name]
         peer, ratio = case["peer"]["name"], case["times as fast"]
-        span = f" ({ratio['least']:.2f} to {ratio['most']:.2f})" if len(case["pairs"]) > 1 else ""
+        span = f" ({number(ratio['least'])} to {number(ratio['most'])})" if len(case["pairs"]) > 1 else ""
         rows.append(
             (
                 about,
                 f"{number(case['jaxmbrl'][figure])} {unit}",
                 f"{peer}: {number(case[peer][figure])} {unit}",
-                f"{ratio['median']:.2f}{span}",
+                f"{number(ratio['median'])}{span}",
             )
         )
     return table(("on two CPU cores", "jaxmbrl", "the other", "times as fast"), rows)
@@ -74,7 +74,7 @@ def beside_limits() -> list[str]:
         unit = "GFLOP/s" if "GFLOP/s" in figures else "GB/s"
         limit = "peak" if unit == "GFLOP/s" else "memory's"
         cells = (number(figures[unit]), number(figures[f"{limit} {unit}"]))
-        rows.append((about, *(f"{cell} {unit}" for cell in cells), f"{figures[f'share of {limit}']:.2g}"))
+        rows.append((about, *(f"{cell} {unit}" for cell in cells), f"{figures[f'share of {limit}']:#.2g}"))
     return table(("beside the machine's limit, measured in turn", "reached", "limit", "share"), rows)
 
 
