@@ -131,6 +131,8 @@ def draw(found: dict[str, dict[int, Measured]], path: Path) -> None:
             plot.loglog(sizes, memory, "s--", label=f"MB, slope {slope(sizes, memory):.2f}")
         plot.loglog(sizes, [times[-1] * size / sizes[-1] for size in sizes], ":", color="gray", label="linear")
         plot.set(title=AXES[name].unit, xlabel=name, ylabel="seconds; MB")
+        plot.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        plot.set_xticks([], minor=True)
         plot.legend()
     for plot in axes.flat[len(found) :]:
         plot.set_visible(False)
