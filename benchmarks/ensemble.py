@@ -23,11 +23,28 @@ from jaxmbrl.models import EnsembleConfig, ensemble
 from jaxmbrl.rollout import Return, open_loop, planned_return, rollout
 from jaxmbrl.types import Key, Transition
 
+OBSERVATION, ACTION = 17, 6
+"""HalfCheetah's sizes."""
+
 
 def flops_per_row(hidden: tuple[int, ...], inputs: int, outputs: int) -> int:
     """Multiplications and additions of the layers' products for one row of one member."""
     sizes = [inputs, *hidden, outputs]
     return sum(2 * a * b for a, b in itertools.pairwise(sizes))
+
+
+def rows_of(number: int) -> Transition:
+    """Transitions of HalfCheetah's size, drawn at random."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    observation = jax.random.normal(keys[0], (number, OBSERVATION))
+    return Transition(
+        observation=observation,
+        action=jax.random.uniform(keys[1], (number, ACTION), minval=-1.0, maxval=1.0),
+        reward=jax.random.normal(keys[2], (number,)),
+        next_observation=observation + 0.1 * jax.random.normal(keys[3], (number, OBSERVATION)),
+        terminated=jnp.zeros(number, bool),
+        truncated=jnp.zeros(number, bool),
+    )
 
 
 def population(candidates: int, particles: int, horizon: int) -> tuple[Callable[[], Any], int]:
@@ -66,22 +83,11 @@ def fitting(rows: int, epochs: int, members: int = 7) -> tuple[Callable[[], Any]
         max_epochs=epochs,
         weight_decay=(2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4),
     )
-    size, action_size = 17, 6
-    model = ensemble.make(config, size, action_size, None, lambda n: jnp.zeros(n.shape[:-1], bool))
-    keys = jax.random.split(jax.random.key(0), 5)
-    observation = jax.random.normal(keys[0], (rows, size))
-    data = Transition(
-        observation=observation,
-        action=jax.random.uniform(keys[1], (rows, action_size), minval=-1.0, maxval=1.0),
-        reward=jax.random.normal(keys[2], (rows,)),
-        next_observation=observation + 0.1 * jax.random.normal(keys[3], (rows, size)),
-        terminated=jnp.zeros(rows, bool),
-        truncated=jnp.zeros(rows, bool),
-    )
-    state = model.init(keys[4], {})
+    model = ensemble.make(config, OBSERVATION, ACTION, None, lambda n: jnp.zeros(n.shape[:-1], bool))
+    data, state = rows_of(rows), model.init(jax.random.key(2), {})
     run = jax.jit(model.fit, compiler_options=dict(xla.for_ensembles()))
     steps = epochs * -(-rows // config.batch_size)
-    forward = flops_per_row(config.hidden, size + action_size, 2 * (size + 1))
+    forward = flops_per_row(config.hidden, OBSERVATION + ACTION, 2 * (OBSERVATION + 1))
     work = 3 * forward * config.members * config.batch_size * steps
     return lambda: run(state, data, jnp.asarray(rows), jax.random.key(1)), work, steps
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ensemble import fitting, flops_per_row
-from measure import bandwidth, measure, report
+from ensemble import ACTION, OBSERVATION, fitting, flops_per_row, rows_of
+from measure import bandwidth, measure, onward, report
 from plan import planning
 
 from jaxmbrl import optimizer, replay
@@ -27,25 +27,10 @@ from jaxmbrl.models import EnsembleConfig, ensemble
 from jaxmbrl.types import Transition
 from jaxmbrl.value_gradients import Ascent, climbing
 
-OBSERVATION, ACTION = 17, 6
 BATCH = 256
 UPDATES = 100
 HORIZON = 10
 ROWS = 1_000_000
-
-
-def rows_of(number: int) -> Transition:
-    """Transitions of HalfCheetah's size, drawn at random."""
-    keys = jax.random.split(jax.random.key(0), 4)
-    observation = jax.random.normal(keys[0], (number, OBSERVATION))
-    return Transition(
-        observation=observation,
-        action=jax.random.uniform(keys[1], (number, ACTION), minval=-1.0, maxval=1.0),
-        reward=jax.random.normal(keys[2], (number,)),
-        next_observation=observation + 0.1 * jax.random.normal(keys[3], (number, OBSERVATION)),
-        terminated=jnp.zeros(number, bool),
-        truncated=jnp.zeros(number, bool),
-    )
 
 
 def agent_flops(hidden: tuple[int, ...]) -> tuple[int, int]:
@@ -74,20 +59,19 @@ def value_gradient(repeats: int) -> dict[str, float]:
     agent = soft.make(settings, OBSERVATION, ACTION)
     model = ensemble.make(config, OBSERVATION, ACTION, None, lambda rows: jnp.zeros(rows.shape[:-1], bool))
     batch, fitted = rows_of(BATCH), model.init(jax.random.key(1), {})
-    state = agent.init(jax.random.key(2), {})
+    state, number = agent.init(jax.random.key(2), {}), UPDATES // 10
 
     @jax.jit
     def run(state: Any, key: jax.Array) -> Any:
         through = climbing(agent, model.world(fitted), Ascent(HORIZON, bonus_later=True, rematerialize=False))
         return jax.lax.scan(
-            lambda state, key: (through.update_actor(state, batch, key)[0], ()), state, jax.random.split(key, UPDATES // 10)
+            lambda state, key: (through.update_actor(state, batch, key)[0], ()), state, jax.random.split(key, number)
         )[0]
 
     actor, critic = agent_flops(settings.hidden)
     member = flops_per_row(config.hidden, OBSERVATION + ACTION, 2 * (OBSERVATION + 1))
     # Forward, and back to the inputs: the model's and the critics' weights get no gradient.
     flops = BATCH * (HORIZON * (2 * member + 3 * actor) + 3 * actor + 2 * settings.critics * critic)
-    number = UPDATES // 10
     found = measure(lambda: run(state, jax.random.key(3)), flops * number, repeats)
     return found | {"updates a second": number / found["seconds"]}
 
@@ -112,13 +96,7 @@ def adding(repeats: int) -> dict[str, float]:
     run = jax.jit(
         lambda buffer: jax.lax.fori_loop(0, number, lambda i, buffer: replay.add(buffer, row), buffer), donate_argnums=0
     )
-
-    def go() -> replay.Replay:
-        nonlocal buffer
-        buffer = run(buffer)
-        return buffer
-
-    found = bandwidth(go, 2 * number * sum(leaf.nbytes for leaf in jax.tree.leaves(row)), repeats)
+    found = bandwidth(onward(run, buffer), 2 * number * sum(leaf.nbytes for leaf in jax.tree.leaves(row)), repeats)
     return found | {"rows a second": number / found["seconds"]}
 
 
@@ -127,13 +105,7 @@ def stepping(repeats: int) -> dict[str, float]:
     params = {"kernel": jnp.zeros((10, 1000, 1000))}
     trained, gradient = optimizer.init(params, 1e-3, with_target=True), {"kernel": jnp.full((10, 1000, 1000), 1e-3)}
     run = jax.jit(lambda trained: optimizer.move_target(optimizer.step(trained, gradient)[0], 0.005), donate_argnums=0)
-
-    def go() -> optimizer.Trainable:
-        nonlocal trained
-        trained = run(trained)
-        return trained
-
-    return bandwidth(go, 9 * params["kernel"].nbytes, repeats)
+    return bandwidth(onward(run, trained), 9 * params["kernel"].nbytes, repeats)
 
 
 def main() -> None:

@@ -33,6 +33,17 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def onward(run: Callable[[Any], Any], state: Any) -> Callable[[], Any]:
+    """`run`, which may use up the state that it is given, on what it returned the time before."""
+
+    def go() -> Any:
+        nonlocal state
+        state = run(state)
+        return state
+
+    return go
+
+
 def peak() -> Callable[[], float]:
     """A measurement of the peak of a float32 matrix product of 2048 cubed, in floating-point operations a second."""
     square = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
@@ -54,11 +65,7 @@ def bandwidth(run: Callable[[], Any], moved: int, repeats: int) -> dict[str, flo
     long = jnp.zeros(COPIED // 4, jnp.float32)
     change = jax.jit(lambda x: x + 1.0, donate_argnums=0)
 
-    def go() -> jax.Array:
-        nonlocal long
-        long = change(long)
-        return long
-
+    go = onward(change, long)
     seconds(go)
     return _beside(lambda: 2 * COPIED / min(seconds(go) for _ in range(3)), "GB/s", "memory's", run, moved, repeats)
 

@@ -102,7 +102,6 @@ def _replayed(program: Program, state: LoopState, begins: int, fault: Fault) -> 
     assert attempt is not None
     clock = loop.clock_at(begins)
     calls = (fault.env_steps - begins) // made.steps_per_call - 1
-
     if calls:
         with contextlib.ExitStack() as closing:
             # The very program of the run, which a cache of compiled programs may hold.
