@@ -65,7 +65,7 @@ class Case(NamedTuple):
     only_full: bool = False
 
 
-NETWORK = {"members": 7, "elites": 5, "layers": 4, "units": 200}
+NETWORK = {"members": 7, "elites": 5, "layers": 4, "units": 200, "precision": "default"}
 PLAN_DIFFERS = (
     "members: mbrl-lib permutes all rows over the elites at each step and back, ours shifts them cyclically",
     "a candidate that is not finite: mbrl-lib gives it a return of nearly 0, ours ranks it last",
@@ -190,6 +190,7 @@ CASES = {
             "action": 6,
             "units": 256,
             "batch_size": 256,
+            "precision": "default",
             "rows": 100_000,
             "updates": 500,
             "learning_rate": 3e-4,
@@ -273,6 +274,19 @@ CASES = {
         only_full=True,
     ),
 }
+
+
+def in_bfloat16(case: Case) -> Case:
+    """The case with our factors of products between hidden layers rounded to bfloat16, and mbrl-lib's in float32."""
+    return case._replace(
+        about=f"{case.about}; ours with products between hidden layers in bfloat16",
+        settings=case.settings | {"precision": "bfloat16"},
+        differs=(*case.differs, "products between hidden layers: mbrl-lib's in float32, ours of factors in bfloat16"),
+        only_full=True,
+    )
+
+
+CASES |= {f"{name}-bfloat16": in_bfloat16(CASES[name]) for name in ("plan-cartpole", "fit", "sac", "mbpo-fixed")}
 
 
 class Worker:

@@ -25,6 +25,15 @@ _hook = jaxtyping.install_import_hook("jaxmbrl", "beartype.beartype")
 import jaxmbrl  # noqa: E402, F401 (XLA gets its threads before any test computes: with few, some programs never return)
 
 
+@pytest.fixture
+def x64():
+    """In float64."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture(scope="module")
 def compile_cache(tmp_path_factory):
     """What one test of a file compiles is there for the next, also through the command line."""

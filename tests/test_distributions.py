@@ -15,12 +15,6 @@ def exact_tanh_log_det(u):
     return np.log(4.0) - 2 * u - 2 * np.log1p(np.exp(-2 * u))
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def test_gaussian_against_scipy(x64):
     rng = np.random.default_rng(0)
     x, mean, log_std = rng.normal(size=(3, 50, 4))

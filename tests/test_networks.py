@@ -161,3 +161,71 @@ def test_each_place_is_true_at_the_rate_and_by_itself(rate):
 
 def test_none_is_true_at_rate_zero():
     assert not networks.bernoulli(jax.random.key(0), 0.0, (1000,)).any()
+
+
+def rounded(x):
+    """Of 8 bits of significand, in float64."""
+    return np.asarray(x).astype(jnp.bfloat16).astype(np.float64)
+
+
+def test_a_product_in_bfloat16_and_its_gradient_are_those_of_rounded_factors():
+    """In NumPy: rounded factors, products in float64; in the gradient's products what comes in is rounded too."""
+    x, kernel = jax.random.normal(jax.random.key(0), (2, 5, 40)), jax.random.normal(jax.random.key(1), (40, 7))
+    pulled = jax.random.normal(jax.random.key(2), (2, 5, 7))
+    found, pull = jax.vjp(networks.bfloat16_product, x, kernel)
+    np.testing.assert_allclose(found, rounded(x) @ rounded(kernel), rtol=1e-5, atol=1e-5)
+    assert np.abs(np.asarray(found) - np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)).max() > 1e-3
+    of_x, of_kernel = pull(pulled)
+    np.testing.assert_allclose(of_x, rounded(pulled) @ rounded(kernel).T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(of_kernel, np.einsum("abi,abo->io", rounded(x), rounded(pulled)), rtol=1e-5, atol=1e-5)
+    assert found.dtype == of_x.dtype == of_kernel.dtype == jnp.float32
+
+
+def test_what_bfloat16_holds_is_multiplied_exactly():
+    x = jax.random.randint(jax.random.key(0), (6, 30), -20, 20).astype(float)
+    kernel = jax.random.randint(jax.random.key(1), (30, 4), -20, 20).astype(float)
+    np.testing.assert_array_equal(networks.bfloat16_product(x, kernel), x @ kernel)
+    of = jax.grad(lambda f, kernel: jnp.sum(f(x, kernel)), argnums=1)
+    np.testing.assert_array_equal(of(networks.bfloat16_product, kernel), of(jnp.matmul, kernel))
+
+
+def test_products_in_bfloat16_side_by_side_are_those_one_by_one():
+    """Members have weights of their own; a row alone has no batch axis."""
+    x, kernel = jax.random.normal(jax.random.key(0), (3, 5, 8)), jax.random.normal(jax.random.key(1), (3, 8, 6))
+
+    def value(x, kernel):
+        return jnp.sum(jnp.sin(networks.bfloat16_product(x, kernel)))
+
+    both = jax.vmap(jax.value_and_grad(value, argnums=(0, 1)))(x, kernel)
+    for e in range(3):
+        alone = jax.value_and_grad(value, argnums=(0, 1))(x[e], kernel[e])
+        jax.tree.map(lambda of_all, one: np.testing.assert_allclose(of_all[e], one, rtol=1e-5, atol=1e-5), both, alone)  # noqa: B023
+    one = jax.grad(value)(x[0, 0], kernel[0])
+    np.testing.assert_allclose(one, both[1][0][0, 0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("hidden", [(9,), (9, 8), (9, 8, 7)])
+def test_products_between_hidden_layers_alone_are_in_bfloat16(hidden):
+    """The first layer sees measurements, the last one tells predictions: with one hidden layer nothing is rounded."""
+    x = 0.01 + jax.random.normal(jax.random.key(1), (5, 6))
+    full, coarse = networks.MLP(hidden, 2, nn.swish), networks.MLP(hidden, 2, nn.swish, precision="bfloat16")
+    params = full.init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, coarse.init(jax.random.key(0), x), params)
+    y = np.asarray(x)
+    for i in range(len(hidden) + 1):
+        layer = params["params"][f"Dense_{i}"]
+        held = rounded if 0 < i < len(hidden) else np.float64
+        y = held(y.astype(np.float32)) @ held(layer["kernel"])
+        if i < len(hidden):
+            y = y / (1 + np.exp(-y))
+    np.testing.assert_allclose(coarse.apply(params, x), y, rtol=2e-3 if len(hidden) > 1 else 1e-5, atol=1e-6)
+    same = bool(np.all(np.asarray(coarse.apply(params, x)) == np.asarray(full.apply(params, x))))
+    assert same == (len(hidden) == 1)
+
+
+def test_products_in_bfloat16_keep_the_weights_own_type(x64):
+    x = jnp.ones((3, 4))
+    mlp = networks.MLP((5, 5), 2, precision="bfloat16")
+    params = mlp.init(jax.random.key(0), x)
+    value, gradient = jax.value_and_grad(lambda p: jnp.sum(mlp.apply(p, x)))(params)
+    assert {leaf.dtype for leaf in jax.tree.leaves((value, gradient))} == {jnp.dtype("float64")}

@@ -23,6 +23,7 @@ def on_a_cpu():
 def test_ensembles_have_eigens_products(on_a_cpu):
     assert xla.for_ensembles() == xla.EIGEN
     assert products(xla.EIGEN)
+    assert xla.for_ensembles("bfloat16") == xla.NOTHING, "Eigen has no matrix units"
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch, on_a_cpu):
@@ -30,9 +31,12 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch, on_a_cpu):
     assert xla.for_ensembles() == xla.NOTHING
 
 
-@pytest.mark.parametrize(("algorithm", "own"), [("pets", True), ("sac", False)])
-def test_a_run_compiles_with_its_algorithms_options(algorithm, own):
-    program = programs.build(programs.configure(algorithm, "pendulum"))
+@pytest.mark.parametrize(
+    ("algorithm", "settings", "own"),
+    [("pets", {}, True), ("pets", {"ensemble.precision": "bfloat16"}, False), ("sac", {}, False)],
+)
+def test_a_run_compiles_with_its_algorithms_options(algorithm, settings, own):
+    program = programs.build(programs.configure(algorithm, "pendulum", settings=settings))
     options = program.algorithm.compiler_options
     assert options == (xla.for_ensembles() if own else {})
     seen = []

@@ -43,7 +43,9 @@ def beside_the_peak(run: Callable[[], Any], work: int) -> Callable[[], dict[str,
 def plan(settings: dict[str, Any], answer: Answer) -> None:
     hidden = (settings["units"],) * settings["layers"]
     config = pets_algorithm.Config(
-        ensemble=EnsembleConfig(members=settings["members"], elites=settings["elites"], hidden=hidden),
+        ensemble=EnsembleConfig(
+            members=settings["members"], elites=settings["elites"], hidden=hidden, precision=settings["precision"]
+        ),
         planner=PlannerConfig(
             cem=CEMConfig(
                 horizon=settings["horizon"],
@@ -85,6 +87,7 @@ def fit(settings: dict[str, Any], answer: Answer) -> None:
         members=settings["members"],
         elites=settings["members"],
         hidden=(settings["units"],) * layers,
+        precision=settings["precision"],
         weight_decay=(settings["weight_decay"],) * (layers + 1),
         learning_rate=settings["learning_rate"],
         batch_size=settings["batch_size"],
@@ -103,7 +106,7 @@ def fit(settings: dict[str, Any], answer: Answer) -> None:
     )
     model = dynamics.make(config, size, action_size, None, lambda n: jnp.zeros(n.shape[:-1], bool))
     init, predict = jax.jit(lambda key: model.init(key, {})), jax.jit(model.predict)
-    run = jax.jit(model.fit, compiler_options=dict(xla.for_ensembles()))
+    run = jax.jit(model.fit, compiler_options=dict(xla.for_ensembles(config.precision)))
     steps = config.max_epochs * -(-rows // config.batch_size)
     forward = flops_per_row(config.hidden, size + action_size, 2 * (size + 1))
     number, fitted = 0, None
@@ -129,7 +132,9 @@ def fit(settings: dict[str, Any], answer: Answer) -> None:
 
 def sac(settings: dict[str, Any], answer: Answer) -> None:
     size, action_size, rows = settings["observation"], settings["action"], settings["rows"]
-    config = SACConfig(hidden=(settings["units"],) * 2, learning_rate=settings["learning_rate"])
+    config = SACConfig(
+        hidden=(settings["units"],) * 2, precision=settings["precision"], learning_rate=settings["learning_rate"]
+    )
     agent = sac_agent.make(config, size, action_size)
     keys = jax.random.split(jax.random.key(0), 5)
     data = Transition(
@@ -162,11 +167,13 @@ def mbpo(settings: dict[str, Any], answer: Answer) -> None:
     layers = settings["layers"]
     changes = {
         "agent.hidden": [settings["agent_units"]] * 2,
+        "agent.precision": settings["precision"],
         "agent.learning_rate": settings["agent_learning_rate"],
         "agent.target_entropy": settings["target_entropy"],
         "ensemble.members": settings["members"],
         "ensemble.elites": settings["elites"],
         "ensemble.hidden": [settings["units"]] * layers,
+        "ensemble.precision": settings["precision"],
         "ensemble.weight_decay": [settings["weight_decay"]] * (layers + 1),
         "ensemble.learning_rate": settings["learning_rate"],
         "ensemble.batch_size": settings["batch_size"],

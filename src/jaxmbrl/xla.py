@@ -13,14 +13,15 @@ EIGEN: Mapping[str, str] = MappingProxyType({"xla_cpu_experimental_ynn_fusion_ty
 """Products by Eigen, and sums still by YNNPACK."""
 
 
-def for_ensembles() -> Mapping[str, str]:
+def for_ensembles(precision: str = "default") -> Mapping[str, str]:
     """Options for `jax.jit` and `Lowered.compile` of programs that spend their time in an ensemble's products.
 
     XLA's default on a CPU, YNNPACK, shares products that are batched over members out badly: with them Eigen is faster, by
     8% in a plan and 16% in a fit on two cores; SAC's two critics are 5% faster with the default. Nothing on other devices,
-    or where this version of XLA does not know the option.
+    where this version of XLA does not know the option, or for products of that `precision` "bfloat16": YNNPACK alone has
+    matrix units multiply them.
     """
-    return EIGEN if jax.default_backend() == "cpu" and _known(tuple(EIGEN.items())) else NOTHING
+    return EIGEN if precision != "bfloat16" and jax.default_backend() == "cpu" and _known(tuple(EIGEN.items())) else NOTHING
 
 
 @functools.cache

@@ -33,12 +33,6 @@ TINY = bptt.Config(
 PENDULUM = envs.make("pendulum")
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def of_steps(horizon, **more):
     return dataclasses.replace(TINY, horizon=horizon, **more)
 

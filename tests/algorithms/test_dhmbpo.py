@@ -132,12 +132,6 @@ def lq_agent(**more):
     return lq.agent(**more)._replace(update_critic=update_critic)
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 @pytest.mark.parametrize("horizon", [1, 2, 5])
 def test_with_an_exact_model_the_target_is_the_policys_value_at_every_horizon(x64, horizon):
     agent, state = lq_agent(), lq.state_of()

@@ -17,12 +17,6 @@ NAMES = ["cartpole-continuous", "pendulum"]
 ANALYTIC = [*NAMES, "cartpole-swingup", "mountain-car-continuous", "reacher-2d"]
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def one_step(task, coordinates, actions):
     """Transitions of one step from each of the states."""
 

@@ -19,12 +19,6 @@ from jaxmbrl.rollout import open_loop, rollout
 from jaxmbrl.types import Transition
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def test_the_first_state_and_its_soft_bounds():
     model = ensemble.make(TINY, 2, 1)
     init = jax.jit(jax.vmap(lambda rate: model.init(jax.random.key(0), {"learning_rate": rate})))
@@ -438,8 +432,11 @@ def test_without_holdout_every_epoch_is_run_and_every_member_an_elite():
 
 
 @pytest.mark.slow
-def test_a_small_task_is_learned_with_its_noise_and_its_terminations():
-    config = EnsembleConfig(members=4, elites=3, hidden=(32, 32), learning_rate=3e-3, batch_size=32, max_epochs=120)
+@pytest.mark.parametrize("precision", ["default", "bfloat16"])
+def test_a_small_task_is_learned_with_its_noise_and_its_terminations(precision):
+    config = EnsembleConfig(
+        members=4, elites=3, hidden=(32, 32), precision=precision, learning_rate=3e-3, batch_size=32, max_epochs=120
+    )
     rng, noise = np.random.default_rng(0), np.array([0.1, 0.2])
     before, action = rng.uniform(-2, 2, (1200, 2)), rng.uniform(-1, 1, (1200, 1))
     change = np.stack([np.sin(before[:, 0]) + action[:, 0], before[:, 1] * action[:, 0]], axis=1)

@@ -12,12 +12,6 @@ from jaxmbrl.models import trust
 from jaxmbrl.models.trust import TrustConfig, Verdict
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def opinions(seed, members=4, rows=6, size=3):
     rng = np.random.default_rng(seed)
     return rng.normal(size=(members, rows, size)), rng.uniform(0.1, 2.0, (members, rows, size))

@@ -16,6 +16,7 @@ Differs from the published code: the temperature's gradient is SAC's, by its log
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import jax
@@ -27,7 +28,7 @@ from jaxtyping import Array, Float
 from jaxmbrl.agents import sac
 from jaxmbrl.agents.sac import SACConfig, SACFunctions, SACState
 from jaxmbrl.distributions import sample_squashed
-from jaxmbrl.networks import MLP
+from jaxmbrl.networks import MLP, Precision
 from jaxmbrl.types import Action, Agent, Key, Observation, PyTree
 
 CRITIC_NORM = 1e-5
@@ -41,6 +42,8 @@ class ScaledSACConfig:
 
     hidden: tuple[Annotated[int, Ge(1)], ...] = (256, 256, 256)
     """Units of each hidden layer of actor and critics."""
+    precision: Precision = "default"
+    """Of the products between hidden layers: JAX's default, or bfloat16, faster where a device has matrix units for it."""
     critics: Annotated[int, Ge(1)] = 5
     """Number of critics N."""
     critic_subset: Annotated[int, Ge(1)] = 2
@@ -67,7 +70,16 @@ class ScaledSACConfig:
     @property
     def as_sac(self) -> SACConfig:
         """What SAC is told of these settings."""
-        names = ("critics", "critic_subset", "dropout", "learning_rate", "discount", "polyak", "initial_temperature")
+        names = (
+            "precision",
+            "critics",
+            "critic_subset",
+            "dropout",
+            "learning_rate",
+            "discount",
+            "polyak",
+            "initial_temperature",
+        )
         told = {name: getattr(self, name) for name in names}
         return SACConfig(hidden=self.hidden, actor_value="mean", target_entropy=self.target_entropy, **told)
 
@@ -82,8 +94,9 @@ def functions(config: ScaledSACConfig, action_size: int) -> SACFunctions:
     """The agent's functions, pure in their parameters; a critic's are its `network` and its `bounds` [2]."""
     norms = (CRITIC_NORM,) * len(config.hidden)
     orthogonal, he = nn.initializers.orthogonal(), nn.initializers.he_normal()
-    actor = MLP(config.hidden, 2 * action_size, nn.swish, orthogonal)
-    critic = MLP(config.hidden, 1, nn.swish, he, dropout=config.dropout, norms=norms, last_init=nn.initializers.zeros)
+    network = partial(MLP, config.hidden, activation=nn.swish, precision=config.precision)
+    actor = network(2 * action_size, kernel_init=orthogonal)
+    critic = network(1, kernel_init=he, dropout=config.dropout, norms=norms, last_init=nn.initializers.zeros)
     network_q = sac.each_critic(critic)
 
     def init_critic(key: Key, pair: Array) -> PyTree:

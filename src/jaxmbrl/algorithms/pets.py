@@ -137,7 +137,7 @@ def make(config: Config, task: Task) -> Algorithm:
         learn,
         period=config.refit_every // config.num_envs,
         privileged=config.model == "true",
-        compiler_options=xla.for_ensembles(),
+        compiler_options=xla.for_ensembles(config.ensemble.precision),
     )
 
 

@@ -52,7 +52,7 @@ from jaxmbrl.models import fit as fitting
 from jaxmbrl.models import propagation
 from jaxmbrl.models.normalizer import Normalizer, denormalize, identity, measure, normalize
 from jaxmbrl.models.propagation import Propagation
-from jaxmbrl.networks import MLP, pets_kernel_init
+from jaxmbrl.networks import MLP, Precision, pets_kernel_init
 from jaxmbrl.optimizer import Trainable
 from jaxmbrl.types import Average, DynamicsModel, Features, Hyper, Key, Metrics, PyTree, Transition, World
 
@@ -81,6 +81,8 @@ class EnsembleConfig:
     """Whether an imagined reward that is learned is drawn, or the mean."""
     hidden: tuple[Annotated[int, Ge(1)], ...] = (200, 200, 200, 200)
     """Units of each hidden layer (swish)."""
+    precision: Precision = "default"
+    """Of the products between hidden layers: JAX's default, or bfloat16, faster where a device has matrix units for it."""
     norms: tuple[Annotated[float, Gt(0)], ...] = ()
     """Epsilon of a layer norm without learned scale and shift after each hidden layer's swish; empty for none."""
     weight_decay: tuple[Annotated[float, Ge(0)], ...] = ()
@@ -223,7 +225,8 @@ class Layout:
     def network(self) -> nn.Module:
         """One member: D means and, where a variance depends on the input, D log-variances."""
         size = (1 + self.bounded) * self.target_size
-        return MLP(self.config.hidden, size, nn.swish, pets_kernel_init, norms=self.config.norms)
+        given = self.config
+        return MLP(given.hidden, size, nn.swish, pets_kernel_init, norms=given.norms, precision=given.precision)
 
     @property
     def bounded(self) -> bool:
