@@ -86,6 +86,18 @@ CASES = {
 }
 
 
+def in_bfloat16(case: Case) -> Case:
+    """The case with products between hidden layers in bfloat16, which shall reach the same goal."""
+    parts = {"pets": ["ensemble"], "sac": ["agent"], "mbpo": ["ensemble", "agent"]}[case.algorithm]
+    return case._replace(settings=case.settings | {f"{part}.precision": "bfloat16" for part in parts})
+
+
+CASES |= {
+    f"{name}-bfloat16": in_bfloat16(CASES[name])
+    for name in ("pets-cartpole", "mbpo-pendulum", "mbpo-inverted-pendulum", "sac-pendulum")
+}
+
+
 def run(name: str, runs: Path, out: Path) -> None:
     case = CASES[name]
     folder = runs / name
