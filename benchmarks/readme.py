@@ -21,11 +21,19 @@ Row = tuple[str, str, str, str]
 
 PEERS = {
     "plan-cartpole": ("one plan of CEM, 350 candidates x 20 particles x 15 steps x 5 iterations", "seconds", "s"),
+    "plan-cartpole-bfloat16": ("the same with our products between hidden layers in bfloat16", "seconds", "s"),
     "plan-halfcheetah": ("one plan of CEM, 400 x 20 x 30 x 5, 18 observations", "seconds", "s"),
     "fit": ("ensemble fit, 7 members of 4 x 200, batch 256", "updates a second", "updates/s"),
+    "fit-bfloat16": ("the same with our products between hidden layers in bfloat16", "updates a second", "updates/s"),
     "sac": ("SAC, 2 x 256, batch 256", "updates a second", "updates/s"),
+    "sac-bfloat16": ("the same with our products between hidden layers in bfloat16", "updates a second", "updates/s"),
     "mbpo": ("MBPO on InvertedPendulum, each fit by its own early stopping", "environment steps a second", "steps/s"),
     "mbpo-fixed": ("MBPO on InvertedPendulum, 20 epochs a fit", "environment steps a second", "steps/s"),
+    "mbpo-fixed-bfloat16": (
+        "the same with our products between hidden layers in bfloat16",
+        "environment steps a second",
+        "steps/s",
+    ),
     "pets": ("PETS on cartpole from nothing to a return of 195, a seed", "seconds a seed", "s"),
     "brax-sac": ("SAC with Brax's inverted pendulum, 16 environments", "updates a second", "updates/s"),
 }
