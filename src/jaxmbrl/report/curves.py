@@ -108,7 +108,7 @@ def _of_group(group: Group, held: Curves, alone: bool, color: int, size: float |
     return [band, *series, Series(label, label, "line", x, mean, color=bold)]
 
 
-def last_values(group: Group, name: str, at: float | None = None) -> dict[str, float]:
+def last_values(group: Group, name: str, at: int | None = None) -> dict[str, float]:
     """Each seed's last value of metric `name`, not after step `at` where that is given; seeds without one are absent."""
     found = {}
     for seed in group.seeds:

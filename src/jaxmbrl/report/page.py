@@ -90,7 +90,9 @@ def _part(part: Part, charts: list[Chart]) -> str:
             return _chart(part, charts)
         case Facets():
             inner = "\n".join(_chart(chart, charts) for chart in part.charts)
-            return f'<div class="facets">\n{inner}\n</div>'
+            # Three in a row leave one of four alone.
+            pairs = " pairs" if len(part.charts) in (1, 2, 4) else ""
+            return f'<div class="facets{pairs}">\n{inner}\n</div>'
         case Table():
             return _table(part)
         case Text():

@@ -395,8 +395,8 @@ def _judged(found: Diagnosis) -> list[Part]:
             Series("mean over dimensions", "mean over dimensions", "line", judged.calibration.levels, mean, color=-1)
         )
     note = (
-        "On the dashed diagonal what is predicted with some probability happens that often. Shares nearer to 1/2 are "
-        "overconfidence: too much lies beyond the outer quantiles."
+        "On the dashed diagonal what is predicted with some probability happens that often. A curve flatter than "
+        "it is overconfidence: too much lies beyond the outer quantiles. A steeper one expects more noise than there is."
     )
     charts = [
         Chart(
@@ -535,12 +535,15 @@ def _acting(found: Diagnosis) -> list[Part]:
         parts.append(Picture("An episode", found.film, found.film_told, 320, 240))
     else:
         parts.append(Text(f"There is no film of an episode: {found.film_told}."))
-    parts.append(Facets(tuple(_episode(found))))
+    charts = _episode(found)
     action = np.asarray(found.rows.action, float)
     if action.ndim == 2:
-        parts.append(Facets(tuple(_histogram(found, d) for d in range(min(action.shape[1], DIMENSIONS)))))
+        charts += [_histogram(found, d) for d in range(min(action.shape[1], DIMENSIONS))]
     if found.critic is not None:
-        parts += _values(found.critic)
+        charts.append(_values(found.critic))
+    parts.append(Facets(tuple(charts)))
+    if found.critic is not None:
+        parts.append(_bias(found.critic))
     return parts
 
 
@@ -579,7 +582,7 @@ def _histogram(found: Diagnosis, d: int) -> Chart:
     return Chart(f"Actions, dimension {d}", "action (-1 to 1)", "share of steps", tuple(series))
 
 
-def _values(critic: Critic) -> list[Part]:
+def _values(critic: Critic) -> Chart:
     bias = critic.bias
     kept = chosen(len(bias.q), SCATTERED)
     points = Series("steps", "steps", "points", bias.returns[kept], bias.q[kept])
@@ -588,6 +591,12 @@ def _values(critic: Critic) -> list[Part]:
     if critic.ends_by_critic:
         note += " What follows a time limit is not seen: the critic's own value stands for it, discounted to half or less."
     note += " Above the diagonal the critic overestimates."
+    told = "discounted return that followed", "Q of the critic"
+    return Chart("Q and what came", *told, (points,), note, square=True)
+
+
+def _bias(critic: Critic) -> Table:
+    bias = critic.bias
     rows = [
         ["bias (mean of Q - return)", bias.bias],
         ["deviation of Q - return", bias.deviation],
@@ -596,8 +605,7 @@ def _values(critic: Critic) -> list[Part]:
         ["correlation of Q and return", bias.correlation],
         ["steps", len(bias.q)],
     ]
-    chart = Chart("Q and what came", "discounted return that followed", "Q of the critic", (points,), note, square=True)
-    return [Facets((chart,)), Table("The critic's bias", ("", "value"), rows)]
+    return Table("The critic's bias", ("", "value"), rows)
 
 
 # The run

@@ -136,16 +136,20 @@
       // Axes keep their range when something is hidden, unless nothing is left.
       const [x0, x1, y0, y1] = this.ranges(series.length ? series : this.chart.series);
       const small = this.figure.closest(".facets") !== null;
-      const height = this.chart.square ? Math.min(width, 420) : small ? 230 : width < 480 ? 260 : 340;
+      let height = this.chart.square ? Math.min(width, 420) : small ? 250 : width < 480 ? 260 : 340;
       const log = this.chart.log && y0 > 0;
       const [left, right] = widen(x0, x1);
       let [bottom, top] = log ? [y0 / 1.15, y1 * 1.15] : widen(y0, y1);
       const bars = series.some((s) => s.kind === "bars");
       if (bars) bottom = 0;
       const yTicks = log ? logTicks(bottom, top) : linearTicks(bottom, top, height / 55);
-      const room = Math.max(...yTicks.map(([, text]) => text.length)) * 7 + 28;
-      const pad = { left: Math.max(44, room), right: 14, top: 8, bottom: 44 };
-      const w = width - pad.left - pad.right, h = height - pad.top - pad.bottom;
+      const pad = { right: 14, top: 8, bottom: 44 };
+      const h = height - pad.top - pad.bottom;
+      const yName = this.wrapped(this.chart.y, h + pad.top), xName = this.wrapped(this.chart.x, width - 60);
+      pad.left = Math.max(...yTicks.map(([, text]) => text.length)) * 7 + 14 + 15 * yName.length;
+      pad.bottom += 15 * (xName.length - 1);
+      height += 15 * (xName.length - 1);
+      const w = width - pad.left - pad.right;
       const fx = (v) => pad.left + ((v - left) / (right - left)) * w;
       const unit = log ? (v) => (Math.log(v) - Math.log(bottom)) / (Math.log(top) - Math.log(bottom)) : (v) => (v - bottom) / (top - bottom);
       const fy = (v) => pad.top + (1 - unit(v)) * h;
@@ -162,8 +166,8 @@
         make("text", { x: fx(v), y: pad.top + h + 17, "text-anchor": "middle" }, svg).textContent = text;
       }
       make("line", { class: "axis", x1: pad.left, x2: width - pad.right, y1: pad.top + h, y2: pad.top + h }, svg);
-      this.label(svg, this.chart.x, pad.left + w / 2, height - 6, w + pad.right, 0);
-      this.label(svg, this.chart.y, 13, pad.top + h / 2, h + pad.top, -90);
+      this.label(svg, xName, pad.left + w / 2, pad.top + h + 38, 0);
+      this.label(svg, yName, 13, pad.top + h / 2, -90);
       if (this.chart.square) make("line", { class: "axis", "stroke-dasharray": "4 4", x1: fx(x0), y1: fy(x0), x2: fx(x1), y2: fy(x1) }, svg);
 
       const clip = `clip-${this.figure.id}`;
@@ -176,12 +180,20 @@
       this.plot.replaceChildren(svg);
     }
 
-    // An axis name that is too long for its axis is made narrower.
-    label(svg, text, x, y, room, angle) {
-      const label = make("text", { class: "name", x, y, "text-anchor": "middle" }, svg);
+    // The lines of an axis name that has so much room.
+    wrapped(text, room) {
+      const lines = [""];
+      for (const word of text.split(" ")) {
+        const longer = `${lines[lines.length - 1]} ${word}`.trim();
+        if (longer.length * 6.9 > room && lines[lines.length - 1]) lines.push(word); else lines[lines.length - 1] = longer;
+      }
+      return lines;
+    }
+
+    label(svg, lines, x, y, angle) {
+      const label = make("text", { class: "name", "text-anchor": "middle" }, svg);
       if (angle) label.setAttribute("transform", `rotate(${angle} ${x} ${y})`);
-      label.textContent = text;
-      if (text.length * 6.4 > room) { label.setAttribute("textLength", room - 4); label.setAttribute("lengthAdjust", "spacingAndGlyphs"); }
+      lines.forEach((line, i) => { make("tspan", { x, y: y + 15 * i }, label).textContent = i ? ` ${line}` : line; });
     }
 
     one(body, s, fx, fy, left, right, log) {
@@ -217,7 +229,7 @@
         });
       } else if (s.kind === "line") {
         make("path", { d: line(s.y), fill: "none", stroke, "stroke-width": s.thin ? 1.1 : 2.6, "stroke-opacity": s.thin ? 0.75 : 1, "stroke-dasharray": this.dash(s), "stroke-linejoin": "round" }, group);
-        if (s.x.length <= 25) s.x.forEach((x, i) => { if (fine(i)) make("circle", { class: "mark", cx: fx(x), cy: fy(s.y[i]), r: s.thin ? 2 : 3.4, fill: stroke }, group); });
+        if (s.x.length <= (s.thin ? 3 : 25)) s.x.forEach((x, i) => { if (fine(i)) make("circle", { class: "mark", cx: fx(x), cy: fy(s.y[i]), r: s.thin ? 2 : 3.4, fill: stroke }, group); });
       } else {
         const many = s.x.length > 150;
         s.x.forEach((x, i) => {
