@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -27,7 +28,13 @@ class Browser:
         read, self._write = _pipe()
         self._read, write = _pipe()
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
-        options += ["--no-first-run", "--disable-extensions", "--disable-background-networking", "--remote-debugging-pipe"]
+        options += [
+            "--no-first-run",
+            "--disable-extensions",
+            "--disable-background-networking",
+            "--disable-breakpad",
+            "--remote-debugging-pipe",
+        ]
 
         def hand_over():
             os.dup2(read, 3)
@@ -148,7 +155,7 @@ class Browser:
 
     def close(self):
         """End the browser."""
-        self._process.kill()
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for handle in (self._read, self._write):
             os.close(handle)

@@ -183,3 +183,23 @@ def test_what_cannot_be_played_is_told(run, monkeypatch):
     monkeypatch.setattr(making.diagnosing, "diagnose", diagnose)
     made = making.make([run])
     assert played == ["mbpo"] and "was not looked at: not now" in made.decode()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "model", "critic"),
+    [("td3", False, True), ("dhmbpo", True, True), ("steve", True, True), ("pets", True, False), ("bptt", True, False)],
+)
+def test_every_kind_of_algorithm_is_looked_at(algorithm, model, critic):
+    """Models and critics as they begin, taken for trained ones."""
+    config = programs.configure(algorithm, "pendulum", settings={"replay_capacity": 1000})
+    program = programs.build(config)
+    state = jax.tree.map(lambda leaf: leaf[0], programs.initial(program, {}).algorithm)
+    if model:
+        state = state._replace(model=state.model._replace(fits=jnp.asarray(1)))
+    rows, _ = diagnosing.play(program.task, Algorithm(None, still, None, 1), (), 200)
+    found = diagnosing._model(program, state, rows) | diagnosing._critic(program, state, rows)
+    assert set(found) == ({"model", "errors", "imagined"} if model else set()) | ({"critic"} if critic else set())
+    if model:
+        assert np.isfinite(found["model"].error).all() and np.isfinite(found["errors"].scaled_mean).all()
+    if critic:
+        assert found["critic"].soft == (algorithm != "td3") and np.isfinite(found["critic"].bias.bias)
