@@ -28,13 +28,8 @@ class Browser:
         read, self._write = _pipe()
         self._read, write = _pipe()
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
-        options += [
-            "--no-first-run",
-            "--disable-extensions",
-            "--disable-background-networking",
-            "--disable-breakpad",
-            "--remote-debugging-pipe",
-        ]
+        options += ["--no-first-run", "--disable-extensions", "--disable-background-networking", "--disable-breakpad"]
+        options.append("--remote-debugging-pipe")
 
         def hand_over():
             os.dup2(read, 3)

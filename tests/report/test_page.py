@@ -147,9 +147,13 @@ def test_several_runs_are_laid_over_one_another_and_compared(tmp_path):
 
 
 def test_tasks_are_compared_one_by_one_and_together(tmp_path):
-    cart = {"env": "cartpole-continuous"}
-    paths = [write(tmp_path / f"{name}-{i}", name, **more) for name in ("sac", "td3") for i, more in enumerate(({}, cart))]
-    text = " ".join(Reader(making.make(paths, rollouts=False)).texts)
+    rows = [row(seed, 400, odd__one=1.0) for seed in range(3)]
+    tasks = ("pendulum", "cartpole-continuous")
+    paths = [write(tmp_path / f"{name}-{env}", name, env=env, rows=rows) for name in ("sac", "td3") for env in tasks]
+    made = making.make(paths, rollouts=False)
+    text = " ".join(Reader(made).texts)
+    keys = {one["key"] for one in charts_of(made)["odd/one"]["series"]}
+    assert {"sac on pendulum", "sac on cartpole-continuous"} <= keys
     assert "Over all tasks" in text and "cartpole-continuous" in text and "95% stratified bootstrap interval" in text
 
 

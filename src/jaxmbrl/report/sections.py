@@ -342,14 +342,19 @@ def _compared(scores: Mapping[str, Sequence[Sequence[float]]], what: str, unit: 
 
 def model(gathered: Gathered, diagnoses: Mapping[int, Diagnosis | str]) -> list[Part]:
     """Metrics of the fits, and what the newest model is worth on the newest policy's episodes."""
-    parts: list[Part] = []
-    parts += _metrics(gathered.groups, MODEL)
+    parts = _metrics(_told_apart(gathered.groups), MODEL)
     for i, found in diagnoses.items():
         if isinstance(found, str) or found.model is None:
             continue
         parts.append(Heading(f"{_name(gathered, i)}: the model on episodes of seed {found.seed}'s policy"))
         parts += _judged(found)
     return parts
+
+
+def _told_apart(groups: Sequence[Group]) -> list[Group]:
+    """The groups, with their tasks in their labels where there are several."""
+    several = len({group.env for group in groups}) > 1
+    return [group._replace(label=f"{group.label} on {group.env}") if several else group for group in groups]
 
 
 def _metrics(groups: Sequence[Group], told: Mapping[str, Metric]) -> list[Part]:
@@ -487,7 +492,7 @@ def _trajectories(name: str, real: Any, mean: Any, members: Any, particles: Any)
 
 def policy(gathered: Gathered, diagnoses: Mapping[int, Diagnosis | str]) -> list[Part]:
     """What imagining and the agent's metrics were over time, then what the newest policies do."""
-    groups = gathered.groups
+    groups = _told_apart(gathered.groups)
     parts: list[Part] = []
     for i, found in diagnoses.items():
         name = _name(gathered, i)
@@ -511,7 +516,7 @@ def policy(gathered: Gathered, diagnoses: Mapping[int, Diagnosis | str]) -> list
 def _ratio(gathered: Gathered) -> list[Part]:
     """The share of real rows in a batch, which is a setting and stays."""
     rows = []
-    for group in gathered.groups:
+    for group in _told_apart(gathered.groups):
         run = gathered.runs[group.runs[0]]
         hyper = run.environment.get("hyper")
         traced = hyper.get("real_ratio") if isinstance(hyper, dict) else None
