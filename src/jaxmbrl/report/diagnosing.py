@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -263,7 +264,9 @@ def _film(run: Path, program: Program, step_seconds: float) -> tuple[bytes | Non
     if needed > FILM_SECONDS:
         asks = f"`jaxmbrl evaluate {run} --video` makes one"
         return None, f"an episode's steps would take about {needed / 60:.0f} minutes; {asks}"
-    with tempfile.TemporaryDirectory(prefix="jaxmbrl-") as place:
+    with tempfile.TemporaryDirectory(prefix="jaxmbrl-") as place, warnings.catch_warnings():
+        # They have been told.
+        warnings.simplefilter("ignore", session.RunWarning)
         file = Path(place) / "film.gif"
         try:
             told = video.film(run, file)

@@ -160,7 +160,8 @@ def _learning_on(groups: Sequence[Group], points: Sequence[Point], source: str) 
         what = "deterministic policy, fixed start states" if name == "eval/return" else "episodes that ended in the epoch"
         note = f"{band}Undiscounted return of an episode; {what}."
         if theirs:
-            note += f" Published: mean and standard deviation over seeds ({source})."
+            sources = "; ".join(sorted({point.source for point in points if point.method in published.LOOKS}))
+            note += f" Published ({source}): mean and standard deviation over seeds; sources: {sources}."
         for wall in (False, True):
             title = f"Return in {kind} over {'the wall clock' if wall else 'real steps'}"
             more = [] if wall else theirs
