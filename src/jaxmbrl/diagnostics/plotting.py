@@ -65,6 +65,9 @@ def plot_model_evaluation(evaluation: ModelEvaluation, names: Sequence[str] | No
     errors.set_ylim(len(told) - 0.5, -0.5)
     for axes in (errors, unexplained, likelihood, quantiles):
         axes.set_title(axes.get_title(), fontsize=10)
+        if axes.get_xscale() == "linear":
+            axes.locator_params(axis="x", nbins=4)
+            axes.ticklabel_format(axis="x", scilimits=(-3, 4))
         _dress(axes)
     _legend_below(figure, errors, likelihood)
     return figure
@@ -77,12 +80,15 @@ def plot_scatter(evaluation: ModelEvaluation, names: Sequence[str] | None = None
     figure, panels = _panels(len(told), 3.0, 2.9)
     for d, (axes, name) in enumerate(zip(panels, told, strict=True)):
         observed, predicted = evaluation.observed[:, d], evaluation.predicted[:, d]
-        axes.plot(observed, predicted, ".", color=BLUE, markersize=3, alpha=_faint(len(observed)), rasterized=True)
         _diagonal(axes, observed)
-        change = "" if name == "reward" else "change of "
-        axes.set(xlabel=f"observed {change}{name}", ylabel="predicted")
+        axes.plot(observed, predicted, ".", color=BLUE, markersize=3, alpha=_faint(len(observed)), rasterized=True)
+        change = "" if evaluation.learns_reward and d == len(told) - 1 else " change"
+        axes.set(xlabel=f"observed{change}", ylabel=f"predicted{change}")
+        axes.set_title(name, fontsize=10, loc="left")
+        axes.locator_params(nbins=5)
         share = evaluation.unexplained[d]
-        axes.set_title("it never varied" if math.isnan(share) else f"{share:.2g} of the variance not explained", fontsize=9)
+        said = "never varied" if math.isnan(share) else f"{share:.2g} of the\nvariance not\nexplained"
+        axes.text(0.04, 0.96, said, fontsize=8, va="top", transform=axes.transAxes)
     return figure
 
 
@@ -159,8 +165,8 @@ def plot_value_bias(found: ValueBias) -> Any:
     """Values against the returns that followed, with the dashed diagonal of no error, and how often which difference is."""
     figure = _figure(9, 4)
     scatter, differences = figure.subplots(1, 2, width_ratios=(1.2, 1))
-    scatter.plot(found.returns, found.q, ".", color=BLUE, markersize=4, alpha=_faint(len(found.q)), rasterized=True)
     _diagonal(scatter, found.returns)
+    scatter.plot(found.returns, found.q, ".", color=BLUE, markersize=4, alpha=_faint(len(found.q)), rasterized=True)
     scatter.set(xlabel="discounted return that followed", ylabel="value Q")
     correlation = "" if math.isnan(found.correlation) else f", correlation {found.correlation:.2f}"
     scatter.set_title(f"{len(found.q):,} rows{correlation}", fontsize=10, loc="left")
@@ -207,7 +213,7 @@ def _legend_below(figure: Any, *panels: Any) -> None:
 
 def _faint(points: int) -> float:
     """Opacity at which so many points still show where they are dense."""
-    return min(1.0, max(0.08, 30 / math.sqrt(max(points, 1)) / 4))
+    return min(1.0, max(0.15, 10 / math.sqrt(max(points, 1))))
 
 
 def _diagonal(axes: Any, values: Float[np.ndarray, "N"]) -> None:
