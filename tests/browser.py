@@ -48,7 +48,7 @@ class Browser:
         os.close(read)
         os.close(write)
         self._buffer, self._sent = b"", 0
-        self.requests, self.errors, self._loaded = [], [], False
+        self.requests, self.errors, self._loaded, self._scripted = [], [], False, True
         targets = self.send("Target.getTargets", own=False)["targetInfos"]
         target = next(one for one in targets if one["type"] == "page")["targetId"]
         self._session = self.send("Target.attachToTarget", own=False, targetId=target, flatten=True)["sessionId"]
@@ -104,7 +104,8 @@ class Browser:
         self.send("Page.navigate", url=Path(path).absolute().as_uri())
         while not self._loaded:
             self._note(self._next())
-        self.settle()
+        if self._scripted:
+            self.settle()
 
     def settle(self):
         """Wait for two frames, in which what has changed is drawn."""
@@ -128,6 +129,7 @@ class Browser:
 
     def scripts(self, allowed):
         """Whether scripts run, from the next page on."""
+        self._scripted = allowed
         self.send("Emulation.setScriptExecutionDisabled", value=not allowed)
 
     def press(self, key, code=0):
