@@ -476,10 +476,9 @@ def _fit(
     elites = jnp.where(judged, ranked, state.elites)
     steps = search.epochs * batches
     found = held_out(members.params)
-    metrics = {f"model/holdout_{name}": found[name][elites] for name in ("error", "likelihood") if name in found}
-    metrics |= {f"model/{name}": found[name] for name in ("aleatoric", "epistemic") if name in found}
-    metrics = {name: Average.of(jnp.mean(of), judged) for name, of in metrics.items()}
-    metrics |= {
+    means = {f"model/holdout_{name}": found[name][elites] for name in ("error", "likelihood") if name in found}
+    means |= {f"model/{name}": found[name] for name in ("aleatoric", "epistemic") if name in found}
+    metrics = {name: Average.of(jnp.mean(of), judged) for name, of in means.items()} | {
         "model/fit_steps": Average.of(steps),
         "model/fit_epochs": Average.of(search.epochs),
     }

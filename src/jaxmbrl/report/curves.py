@@ -95,8 +95,8 @@ def _of_group(group: Group, held: Curves, alone: bool, color: int, size: float |
         own = held.steps[known] if size is None else held.walls[known, k] / size
         label = f"seed {seed.name}" if alone else f"{group.label}, seed {seed.name}"
         key = label if alone else f"{group.label}: seeds"
-        look = {"color": k if alone else color, "thin": several}
-        series.append(Series(label, key if several else label, "line", own, held.values[known, k], **look))
+        number = k if alone else color
+        series.append(Series(label, key, "line", own, held.values[known, k], color=number, thin=several))
     if not several:
         one = series[0]
         return [one._replace(key=one.name if alone else group.label, name=one.name if alone else group.label)]

@@ -201,7 +201,7 @@ def _model(program: Program, state: PyTree, rows: Transition) -> dict[str, Any]:
     """The model judged on `rows`, where the algorithm has one and it has been fitted."""
     config, task = program.config.settings, program.task
     fitted = getattr(state, "model", None)
-    if not hasattr(config, "ensemble") or not hasattr(fitted, "fits") or int(fitted.fits) == 0:
+    if not hasattr(config, "ensemble") or int(getattr(fitted, "fits", 0)) == 0:
         return {}
     model = ensemble_of(config.ensemble, task, config.learn_reward, config.learn_termination)
     longest = int(steps_left(rows).max())

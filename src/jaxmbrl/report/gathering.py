@@ -145,11 +145,11 @@ def group(runs: Sequence[Run]) -> list[Group]:
     labels = _labels(runs, members, settings)
     by_seed = [_by_seed(run.rows) for run in runs]
     found = []
-    for key, held in members.items():
-        indices = tuple(dict.fromkeys(i for i, _ in held))
-        names = [str(seed) for _, seed in held]
+    for key, own_seeds in members.items():
+        indices = tuple(dict.fromkeys(i for i, _ in own_seeds))
+        names = [str(seed) for _, seed in own_seeds]
         seeds = []
-        for (i, seed), name in zip(held, names, strict=True):
+        for (i, seed), name in zip(own_seeds, names, strict=True):
             clear = name if names.count(name) == 1 else f"{name} of {runs[i].path.name}"
             seeds.append(Seed(i, seed, clear, by_seed[i].get(seed, [])))
         own = settings[key]

@@ -17,6 +17,10 @@ DIGITS = 6
 Kind: TypeAlias = Literal["line", "band", "points", "bars", "rule", "errors"]
 
 
+Numbers: TypeAlias = Sequence[float] | np.ndarray[Any, Any]
+"""Where one is not finite, nothing is drawn."""
+
+
 class Series(NamedTuple):
     """One thing in a chart. A `rule` is a horizontal line at its first y; `bars` stand on 0 around x, `low` and `high`
     being their edges; of a `band` and of `errors` (points with bars) these are the ends."""
@@ -25,10 +29,10 @@ class Series(NamedTuple):
     key: str
     """Entry of the legend; the series of one entry are shown and hidden together."""
     kind: Kind
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
+    x: Numbers
+    y: Numbers
+    low: Numbers = ()
+    high: Numbers = ()
     color: int = 0
     """Number in the page's palette; -1 is that of the text."""
     thin: bool = False

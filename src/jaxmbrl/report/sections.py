@@ -391,15 +391,14 @@ def _judged(found: Diagnosis) -> list[Part]:
         "miscalibration: mean |share - level|, 0 is perfect."
     )
     parts.append(Table("One-step predictions", head, table, note))
+    levels = np.asarray(judged.calibration.levels)
     series = [
-        Series(name, name, "line", judged.calibration.levels, shares[:, d], color=d, thin=size > 1)
+        Series(name, name, "line", levels, shares[:, d], color=d, thin=size > 1)
         for d, name in enumerate(names[:DIMENSIONS])
     ]
     if size > 1:
         mean = shares.mean(axis=1)
-        series.append(
-            Series("mean over dimensions", "mean over dimensions", "line", judged.calibration.levels, mean, color=-1)
-        )
+        series.append(Series("mean over dimensions", "mean over dimensions", "line", levels, mean, color=-1))
     note = (
         "On the dashed diagonal what is predicted with some probability happens that often. A curve flatter than "
         "it is overconfidence: too much lies beyond the outer quantiles. A steeper one expects more noise than there is."
@@ -647,7 +646,8 @@ def _warnings(run: Run) -> list[Part]:
             value = event.get(told)
             text = f"at {value:,} steps" if told == "env_steps" and isinstance(value, int) else str(value)
             rows.append([str(event.get("time", ""))[:19].replace("T", " "), str(event["kind"]), text])
-    parts: list[Part] = [Text(row[2], warns=True) for row in rows if row[1] == "warning"][:10]
+    parts: list[Part] = []
+    parts += [Text(row[2], warns=True) for row in rows if row[1] == "warning"][:10]
     if run.damaged:
         told = f"Checkpoints that were found damaged and set aside: {', '.join(run.damaged)}."
         parts.append(Text(told, warns=True))
