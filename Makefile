@@ -1,6 +1,8 @@
 # make demo   install into .venv, then watch a learned model and a planner solve a task
 # make test   install the test extra, then run the tests
 # make lint   install the dev extra, then ruff and mypy
+# make docs   install the docs extra, then build the pages in docs/_build/html and run their doctests
+# make linkcheck   ask for every address that the pages name, over the network
 # make slow   the learning checks, which take many minutes
 # make bench-peers   mbrl-lib into .venv-peers, then its speed and Brax's beside ours, in about ten minutes
 
@@ -8,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow lint bench-peers clean
+.PHONY: demo test slow lint docs linkcheck bench-peers clean
 .DELETE_ON_ERROR:
 
 demo: .venv/jaxmbrl
@@ -37,6 +39,15 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+SPHINX := $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --doctree-dir docs/_build/doctrees
+
+docs: .venv/docs
+	$(SPHINX) --builder html docs docs/_build/html
+	$(SPHINX) --builder doctest docs docs/_build/doctest
+
+linkcheck: .venv/docs
+	$(SPHINX) --builder linkcheck docs docs/_build/linkcheck
+
 PEERS ?=
 
 # PEERS are arguments of the script, as in: make bench-peers PEERS="--full --out benchmarks/results/peers-cpu.json"
@@ -44,7 +55,7 @@ bench-peers: .venv/test .venv-peers/mbrl
 	$(BIN)/python benchmarks/peers.py $(PEERS)
 
 clean:
-	rm -rf .venv .venv-peers
+	rm -rf .venv .venv-peers docs/_build docs/api
 
 .venv/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -66,6 +77,11 @@ clean:
 .venv/slow: .venv/test
 	@echo "installing what the slow tests need besides"
 	@$(INSTALL) --editable '.[test,ray]'
+	@touch $@
+
+.venv/docs: .venv/jaxmbrl
+	@echo "installing what the documentation needs"
+	@$(INSTALL) --editable '.[docs]'
 	@touch $@
 
 .venv/dev: .venv/jaxmbrl

@@ -1,23 +1,22 @@
-"""Write the README's tables of speed from the results in `benchmarks/results`.
+"""Write the tables of speed and of returns in the README and in the pages of `docs` from `benchmarks/results`.
 
     python benchmarks/readme.py [--check]
 
-With `--check` nothing is written: it fails where the README says something else.
+With `--check` nothing is written: it fails where a page says something else.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- speed: written by benchmarks/readme.py -->", "<!-- end of speed -->"
 
-Row = tuple[str, str, str, str]
+Row = tuple[str, ...]
 
 PEERS = {
     "plan-cartpole": ("one plan of CEM, 350 candidates x 20 particles x 15 steps x 5 iterations", "seconds", "s"),
@@ -86,26 +85,121 @@ def beside_limits() -> list[str]:
     return table(("beside the machine's limit, measured in turn", "reached", "limit", "share"), rows)
 
 
-def written(readme: str) -> str:
-    """The README with its tables as the results have them. Raises SystemExit where it has no place for them."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"README.md needs the lines {BEGIN} and {END}")
-    return "\n".join([f"{before}{begin}", "", *beside_peers(), "", *beside_limits(), "", f"{end}{after}"])
+MOST = {"cartpole-continuous": 200, "cartpole-swingup": 40, "InvertedPendulum-v5": 1000}
+"""What a task pays at most."""
+
+ORDER = ("pets", "mbpo", "dhmbpo", "maac", "svg", "bptt", "mve", "steve", "redq", "droq", "sac", "td3", "ddpg")
+
+WORDS = {
+    "pets-cartpole": "small preset",
+    "icem-cartpole": "planned by iCEM, 114 candidates a plan and not 400",
+    "pets-cartpole-learned": "small preset, reward and termination learned",
+    "pets-pendulum-learned": "small preset, reward learned",
+    "icem-pendulum": "planned by iCEM, reward known",
+    "mbpo-hopper": "the paper's preset, a beginning",
+    "mbpo-inverted-pendulum": "the paper's preset",
+    "mbpo-pendulum": "small preset, reward learned",
+    "dhmbpo-hopper": "the published settings with shorter fits",
+    "dhmbpo-pendulum": "small preset",
+    "maac-pendulum": "small preset",
+    "svg1-pendulum": "of one real step re-created: SVG(1)",
+    "svg3-pendulum": "of 3 imagined steps, small preset",
+    "steve-pendulum": "small preset",
+    "mve-pendulum": "small preset",
+    "bptt-pendulum": "small preset",
+    "bptt-true-pendulum": "through the true simulator",
+    "sac-hopper": "1,000 random steps",
+}
+"""Case of `learning.py` -> what it is where that is not the task's own preset."""
+
+
+def cases(*algorithms: str) -> list[dict[str, Any]]:
+    """The results of `learning.py`, of these algorithms or of all, in the order of `ORDER`, by task and by steps."""
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    wanted = [case for case in found if "case" in case and (not algorithms or case["algorithm"] in algorithms)]
+    names = list(WORDS)
+
+    def place(case: dict[str, Any]) -> tuple[Any, ...]:
+        known = names.index(case["case"]) if case["case"] in names else len(names)
+        return ORDER.index(case["algorithm"]), case["env"], case["steps"], known
+
+    return sorted(wanted, key=place)
+
+
+def returns(*algorithms: str) -> list[str]:
+    """The table of what `learning.py` found; of some algorithms it has each seed's mean too."""
+    rows: list[Row] = []
+    for case in cases(*algorithms):
+        words = [f"`{case['algorithm']}`", WORDS.get(case["case"], "its preset")]
+        about = [f"{case['episodes']} start states"]
+        about += [f"at most {MOST[case['env']]:,}"] if case["env"] in MOST else []
+        if "oracle" in case:
+            about.append(f"planned in the true simulator {case['oracle']:,.1f}, random {case['random']:,.1f}")
+        low, high = case["interval"]
+        asked = f"{case['seeds_at_goal']} of {case['seeds']} at {case['goal']:,.0f}" if case["goal_seeds"] else "not asked"
+        rows.append(
+            (
+                ", ".join(words),
+                f"`{case['env']}` ({'; '.join(about)})",
+                f"{case['steps']:,}",
+                f"{case['mean']:,.1f}",
+                f"{case['iqm']:,.1f} [{low:,.1f}, {high:,.1f}]",
+                *([", ".join(f"{value:,.1f}" for value in case["per_seed"])] if algorithms else []),
+                asked,
+            )
+        )
+    each = ["each seed"] if algorithms else []
+    head = ("method", "task", "steps", "mean return", "interquartile mean [95% interval]", *each, "seeds at the goal")
+    # Two columns of words, then numbers.
+    return [line.replace("| --- | ---: |", "| --- | --- |", 1) for line in table(head, rows)]
+
+
+def speed() -> list[str]:
+    """Both tables of speed."""
+    return [*beside_peers(), "", *beside_limits()]
+
+
+def of(*algorithms: str) -> Callable[[], list[str]]:
+    """`returns` of these algorithms."""
+    return lambda: returns(*algorithms)
+
+
+TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
+    "README.md": {"returns": returns, "speed": speed},
+    "docs/pets.md": {"returns": of("pets")},
+    "docs/mbpo.md": {"returns": of("mbpo")},
+    "docs/dhmbpo.md": {"returns": of("dhmbpo")},
+    "docs/value_expansion.md": {"returns": of("mve", "steve")},
+    "docs/value_gradients.md": {"returns": of("svg", "maac", "bptt")},
+    "docs/sac.md": {"returns": of("sac", "redq", "droq")},
+    "docs/td3.md": {"returns": of("td3", "ddpg")},
+}
+"""Page -> the tables that it holds, by name."""
+
+
+def written(page: str, text: str) -> str:
+    """The `text` of a page with its tables as the results have them. Raises SystemExit where it has no place for one."""
+    for name, make in TABLES[page].items():
+        marks = f"<!-- {name}: written by benchmarks/readme.py -->", f"<!-- end of {name} -->"
+        before, begin, rest = text.partition(marks[0])
+        _, end, after = rest.partition(marks[1])
+        if not (begin and end):
+            raise SystemExit(f"{page} needs the lines {marks[0]} and {marks[1]}")
+        text = "\n".join([f"{before}{begin}", "", *make(), "", f"{end}{after}"])
+    return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     asked = parser.parse_args()
-    path = ROOT / "README.md"
-    now = path.read_text()
-    then = written(now)
-    if asked.check and now != then:
-        raise SystemExit("README.md does not tell what benchmarks/results hold: run python benchmarks/readme.py")
-    if not asked.check:
-        path.write_text(then)
+    for page in TABLES:
+        now = (ROOT / page).read_text()
+        then = written(page, now)
+        if asked.check and now != then:
+            raise SystemExit(f"{page} does not tell what benchmarks/results hold: run python benchmarks/readme.py")
+        if not asked.check:
+            (ROOT / page).write_text(then)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import jaxmbrl
-from jaxmbrl import algorithms, cli, envs
+from jaxmbrl import algorithms, cli, envs, options
 from jaxmbrl.config import to_dict
 from jaxmbrl.training import programs
 from jaxmbrl.training.session import Session
@@ -524,3 +524,19 @@ def test_a_cache_that_cannot_be_made_is_told_once(place):
     )
     assert (done.returncode, done.stdout) == (code, out)
     assert done.stderr.startswith("jaxmbrl: compiled programs are not kept") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("called", "named"),
+    [
+        ("mine.py", "python mine.py"),
+        ("/somewhere/mine.py", "python /somewhere/mine.py"),
+        (str(Path(options.__file__).with_name("__main__.py")), "jaxmbrl"),
+        ("/no/such/folder/jaxmbrl", "/no/such/folder/jaxmbrl"),
+        ("pytest", "jaxmbrl"),
+    ],
+)
+def test_what_to_type_next_is_what_was_typed(called, named, monkeypatch):
+    """A script of one's own knows the tasks and methods that it registers, the plain command does not."""
+    monkeypatch.setattr("sys.argv", [called, "train"])
+    assert options.own_name() == named

@@ -1,10 +1,13 @@
-"""What the README says of the results."""
+"""What the README and the pages say of the results."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from jaxmbrl import algorithms
 
 ROOT = Path(__file__).parents[1]
 
@@ -16,32 +19,50 @@ def write(root, *arguments):
 
 @pytest.fixture
 def copy(tmp_path):
-    """The README and what writes its tables, in another place."""
-    (tmp_path / "benchmarks").mkdir()
-    for name in ("README.md", "benchmarks/readme.py"):
-        (tmp_path / name).write_text((ROOT / name).read_text())
+    """The pages and what writes their tables, in another place."""
+    for folder in ("benchmarks", "docs"):
+        (tmp_path / folder).mkdir()
+    for path in (ROOT / "README.md", ROOT / "benchmarks" / "readme.py", *(ROOT / "docs").glob("*.md")):
+        (tmp_path / path.relative_to(ROOT)).write_text(path.read_text())
     (tmp_path / "benchmarks" / "results").symlink_to(ROOT / "benchmarks" / "results")
     return tmp_path
 
 
-def test_tables_of_speed_are_those_of_the_results():
+def test_tables_are_those_of_the_results():
     done = write(ROOT, "--check")
     assert done.returncode == 0, done.stderr
 
 
-def test_another_figure_is_noticed_and_mended(copy):
-    text = (copy / "README.md").read_text()
-    other = text.replace(" GFLOP/s |", " TFLOP/s |", 1)
-    assert other != text
-    (copy / "README.md").write_text(other)
-    assert "run python benchmarks/readme.py" in write(copy, "--check").stderr
-    assert (copy / "README.md").read_text() == other
+@pytest.mark.parametrize(
+    ("page", "figure", "other"),
+    [
+        ("README.md", " GFLOP/s |", " TFLOP/s |"),
+        ("README.md", "| -140.5 |", "| -104.5 |"),
+        ("docs/sac.md", "4 of 4 at -170", "3 of 4 at -170"),
+    ],
+)
+def test_another_figure_is_noticed_and_mended(copy, page, figure, other):
+    text = (copy / page).read_text()
+    changed = text.replace(figure, other, 1)
+    assert changed != text
+    (copy / page).write_text(changed)
+    assert f"{page} does not tell what benchmarks/results hold" in write(copy, "--check").stderr
+    assert (copy / page).read_text() == changed
     assert write(copy).returncode == 0
-    assert (copy / "README.md").read_text() == text
+    assert (copy / page).read_text() == text
 
 
-@pytest.mark.parametrize("lost", ["<!-- speed: written by benchmarks/readme.py -->", "<!-- end of speed -->"])
+@pytest.mark.parametrize("lost", ["<!-- speed: written by benchmarks/readme.py -->", "<!-- end of returns -->"])
 def test_a_readme_without_their_place_is_an_error(copy, lost):
     (copy / "README.md").write_text((copy / "README.md").read_text().replace(lost, ""))
     done = write(copy)
     assert done.returncode == 1 and "needs the lines" in done.stderr
+
+
+def test_every_method_has_measured_returns_and_a_page():
+    readme = (ROOT / "README.md").read_text()
+    table = readme.partition("<!-- returns:")[2].partition("<!-- end of returns")[0]
+    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == set(algorithms.METHODS)
+    pages = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
+    told = {name for text in pages.values() for name in re.findall(r"^\| `(\w+)`, ", text, re.MULTILINE)}
+    assert told >= set(algorithms.METHODS)

@@ -25,7 +25,13 @@ from jaxmbrl.types import DynamicsModel, Hyper, Key, Metrics, Policy, PyTree, Ta
 
 @dataclass(frozen=True)
 class RolloutLength:
-    """Steps k of a branch: `first`, then growing linearly between two environment steps, then `last`; rounded down."""
+    """Steps k of a branch: `first`, then growing linearly between two environment steps, then `last`; rounded down.
+
+    >>> from jaxmbrl.branched import RolloutLength
+    >>> hopper = RolloutLength(first=1, last=15, begins=20_000, ends=150_000)
+    >>> [int(hopper.at(steps)) for steps in (0, 20_000, 85_000, 150_000)]
+    [1, 1, 8, 15]
+    """
 
     first: Annotated[int, Ge(1)] = 1
     """Length at the start."""

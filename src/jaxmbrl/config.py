@@ -29,7 +29,14 @@ class UserError(Exception):
 
 
 def closest(name: str, names: Iterable[str]) -> str:
-    """`did you mean 'X'?` for a near miss, else the list of what there is."""
+    """`did you mean 'X'?` for a near miss, else the list of what there is.
+
+    >>> from jaxmbrl.config import closest
+    >>> closest("pendulm", ["cartpole", "pendulum"])
+    "did you mean 'pendulum'?"
+    >>> closest("hopper", ["cartpole", "pendulum"])
+    'there is: cartpole, pendulum'
+    """
     names = sorted(names)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean '{near[0]}'?" if near else f"there is: {', '.join(names)}"

@@ -14,7 +14,12 @@ from jaxmbrl.types import Key
 def gaussian_log_density(
     x: Float[Array, "*n d"], mean: Float[Array, "*n d"], log_std: Float[Array, "*n d"]
 ) -> Float[Array, "*n"]:
-    """Log-density of a diagonal Gaussian, in nats."""
+    """Log-density of a diagonal Gaussian, in nats.
+
+    >>> from jaxmbrl.distributions import gaussian_log_density
+    >>> round(float(gaussian_log_density(jnp.zeros(2), jnp.zeros(2), jnp.zeros(2))), 4)  # -log(2 pi)
+    -1.8379
+    """
     standard = (x - mean) * jnp.exp(-log_std)
     return jnp.sum(-0.5 * standard**2 - log_std - 0.5 * math.log(2 * math.pi), axis=-1)
 

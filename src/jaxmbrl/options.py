@@ -146,7 +146,9 @@ def _taken(hint: Any) -> str:
 
 
 def own_name() -> str:
-    """The command as it was called, where the plain name would not find it."""
+    """The command as it was called, where the plain name would not find it, or not know what a script has registered."""
     called = sys.argv[0]
+    if called.endswith(".py") and Path(__file__).parent not in Path(called).absolute().parents:
+        return f"python {called}"
     plain = Path(called).name != "jaxmbrl" or shutil.which("jaxmbrl") == str(Path(called).absolute())
     return "jaxmbrl" if plain else called

@@ -41,6 +41,12 @@ def add(replay: Replay, rows: PyTree, mask: Bool[Array, "n"] | None = None) -> R
 
     Of more rows than fit, the last `capacity` stay, as if they had been added one by one. Raises AssertionError where a
     leaf's shape or dtype is not the buffer's: a probability of termination is not a termination.
+
+    >>> from jaxmbrl import replay
+    >>> buffer = replay.init(jnp.zeros(()), capacity=3)
+    >>> buffer = replay.add(buffer, jnp.arange(5.0), mask=jnp.array([True, True, False, True, True]))
+    >>> [float(row) for row in replay.ordered(buffer)], int(buffer.size)
+    ([1.0, 3.0, 4.0], 3)
     """
     n = jax.tree.leaves(rows)[0].shape[0]
     chex.assert_tree_shape_prefix(rows, (n,))

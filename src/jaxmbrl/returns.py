@@ -34,6 +34,11 @@ def expansions(
         T_i = sum_{j <= i} discount^j m_j r_j + discount^{i+1} m_{i+1} v_i
 
     T_0 is the one-step target; with an exact model and the values of the policy all are equal.
+
+    >>> from jaxmbrl import returns
+    >>> rewards, never, values = jnp.ones(3), jnp.zeros(3), jnp.array([4.0, 8.0, 16.0])
+    >>> [float(target) for target in returns.expansions(rewards, never, values, discount=0.5)]
+    [3.0, 3.5, 3.75]
     """
     alive = alive_before(terminated)
     powers = jnp.asarray(discount) ** jnp.arange(rewards.shape[0])
@@ -48,6 +53,11 @@ def suffixes(
     y_t = r_t + discount (1 - terminated_t) y_{t+1} with y_T = last (the TD-k trick, arXiv 1803.00101, section 3.1).
 
     The first of them is the longest of `expansions`, and an actor's objective over the stretch; of no steps it is `last`.
+
+    >>> from jaxmbrl import returns
+    >>> ends = jnp.array([False, True, False])
+    >>> [float(target) for target in returns.suffixes(jnp.ones(3), ends, jnp.asarray(8.0), discount=0.5)]
+    [1.5, 1.0, 5.0, 8.0]
     """
 
     def back(following: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -76,6 +86,12 @@ def steve(samples: Float[Array, "S T"], epsilon: float = 1e-8) -> tuple[Float[Ar
 
     `samples` are the targets of each horizon by S combinations of dynamics, reward and value functions. A horizon weighs
     1 / (population variance over them + epsilon), as a constant: no gradient flows through the weights.
+
+    >>> from jaxmbrl import returns
+    >>> samples = jnp.array([[9.0, 10.0], [11.0, 14.0]])  # variances 1 and 4 around means 10 and 12
+    >>> mixed, weights = returns.steve(samples)
+    >>> round(float(mixed), 5), [round(float(weight), 5) for weight in weights]
+    (10.4, [0.8, 0.2])
     """
     precision = 1.0 / (jnp.var(samples, axis=0) + epsilon)
     weights = jax.lax.stop_gradient(precision / jnp.sum(precision))

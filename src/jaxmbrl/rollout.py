@@ -31,6 +31,19 @@ def rollout(
     be traced if there is a fold; the rollout can then not be differentiated in reverse mode.
 
     Returns ((carry, memory), acc or stacked transitions).
+
+    >>> from jaxmbrl import envs
+    >>> from jaxmbrl.rollout import open_loop, rollout
+    >>> task = envs.make("cartpole-continuous")
+    >>> reset_key, rollout_key = jax.random.split(jax.random.key(0))
+    >>> start = (task.world.reset(reset_key), jnp.zeros((), jnp.int32))  # an open loop's memory is the step's number
+    >>> _, steps = rollout(task.world, open_loop(jnp.zeros((5, 1))), start, rollout_key, 5)
+    >>> steps.observation.shape, float(steps.reward.sum()), bool(steps.terminated.any())
+    ((5, 4), 5.0, False)
+    >>> earn = lambda total, step, i: total + step.reward
+    >>> _, total = rollout(task.world, open_loop(jnp.zeros((5, 1))), start, rollout_key, 5, earn, 0.0)
+    >>> float(total)
+    5.0
     """
 
     def step(state: tuple[Carry, Memory], i: Int[Array, ""]) -> tuple[tuple[Carry, Memory], Transition]:

@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
-SCRIPTS = sorted(FOLDER.glob("*.py"))
+WRITER = FOLDER / "cells.py"
+"""Writes the cells, and is no notebook."""
+SCRIPTS = sorted(set(FOLDER.glob("*.py")) - {WRITER})
 
 
 def cells(script):
@@ -45,20 +47,68 @@ def test_script_and_notebook_have_the_same_cells(script):
     assert notebook["nbformat"] == 4 and len({cell["id"] for cell in notebook["cells"]}) == len(held)
 
 
+def test_the_writer_writes_what_is_there(tmp_path):
+    for path in (WRITER, *SCRIPTS):
+        (tmp_path / path.name).write_text(path.read_text())
+    subprocess.run([sys.executable, str(tmp_path / WRITER.name)], check=True, timeout=60)
+    for script in SCRIPTS:
+        written = json.loads((tmp_path / f"{script.stem}.ipynb").read_text())
+        assert written["cells"] == json.loads(script.with_suffix(".ipynb").read_text())["cells"]
+
+
+def run(name, folder, pictures):
+    """What the script `name` printed; it drew those pictures, and they are not empty."""
+    environment = os.environ | {"MPLBACKEND": "Agg", "PICTURES": str(folder), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(FOLDER / f"{name}.py")]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == pictures
+    for path in folder.iterdir():
+        with Image.open(path) as image:
+            assert np.asarray(image.convert("L"), float).std() > 10
+    return done.stdout.splitlines()
+
+
 @pytest.mark.slow
 def test_ensemble_and_cem_shows_what_it_says(tmp_path):
     """It takes about a minute on two cores."""
-    environment = os.environ | {"MPLBACKEND": "Agg", "PICTURES": str(tmp_path), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, str(FOLDER / "ensemble_and_cem.py")]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr
-    told = {line[:33].strip(): float(line[33:]) for line in done.stdout.splitlines() if not line.startswith("model/")}
+    lines = run("ensemble_and_cem", tmp_path, ["uncertainty.png", "ways.png"])
+    told = {line[:33].strip(): float(line[33:]) for line in lines if not line.startswith("model/")}
     assert told["imagined return of the plan"] > told["of 300 random plans, the best"] + 10
     assert told["of 300 random plans, the best"] > told["on average"]
     assert told["planning at every step"] > told["the plan, blind"] + 5
     assert told["the plan, blind"] > told["random pushes"] + 20
     assert abs(told["the plan, blind"] - told["imagined return of the plan"]) < 5, "what it does is what was imagined"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["uncertainty.png", "ways.png"]
-    for path in tmp_path.iterdir():
-        with Image.open(path) as image:
-            assert np.asarray(image.convert("L"), float).std() > 10
+
+
+@pytest.mark.slow
+def test_mbpo_in_memory_shows_what_it_says(tmp_path):
+    lines = run("mbpo_in_memory", tmp_path, ["curves.png", "episode.png"])
+    told = {line[:32].strip(): float(line[32:]) for line in lines if not line.startswith(("rows", "what"))}
+    assert "rows                16" in lines and "eval/return" in lines[1]
+    assert told["return of the first evaluation"] < -900
+    assert told["return of the last evaluation"] > -300
+    assert told["model's error, last"] < told["model's error, first"] / 2
+    assert told["upright in the last 2 s"] > 0.95
+
+
+@pytest.mark.slow
+def test_learning_rate_sweep_shows_what_it_says(tmp_path):
+    lines = run("learning_rate_sweep", tmp_path, ["rates.png"])
+    told = {(line.split()[0], float(line.split()[1])): float(line.split()[2]) for line in lines}
+    errors = [value for (what, _), value in sorted(told.items()) if what == "model"]
+    assert len(errors) == 6 and min(errors) < errors[0] / 20
+    assert told["sac", 1e-3] > told["sac", 1e-5] + 300
+    assert told["sac", 1e-3] > told["sac", 1e-1] + 300
+
+
+@pytest.mark.slow
+def test_value_gradient_horizon_shows_what_it_says(tmp_path):
+    lines = run("value_gradient_horizon", tmp_path, ["gradients.png"])
+    told = {int(line.split()[1]): [float(x) for x in line.split()[2:]] for line in lines}
+    assert list(told) == [1, 2, 5, 10, 20, 40]
+    norms, poor, good = zip(*told.values(), strict=True)
+    assert max(norms) > 50 * norms[2]
+    assert min(good[:5]) > 0.95, "the good model's gradient points where the true one does"
+    assert poor[-1] < 0.5 and poor[-1] < good[-1] - 0.2, "far out the poor one's does not"
+    assert poor[0] > 0.9

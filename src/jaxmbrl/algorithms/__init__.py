@@ -1,7 +1,9 @@
-"""Published methods, one file each, by name."""
+"""Published methods, one file each, by name: `algorithms.METHODS`, `algorithms.get`. Your own: `algorithms.register`."""
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,14 +14,22 @@ from jaxmbrl.types import Algorithm, Task
 
 
 class Method(NamedTuple):
-    """What is registered of a published method."""
+    """What is registered of a method."""
 
     make: Callable[[Any, Task], Algorithm]
+    """(config, task) -> the algorithm."""
     config: type
+    """Class of its settings, a frozen dataclass with the fields of `LOOP` besides its own."""
     presets: Mapping[str, Preset]
+    """Its settings by name; a task that none of them lists gets the first."""
     hyper: tuple[str, ...]
     """The traced numbers that may differ from seed to seed."""
     summary: str
+    """A line of `jaxmbrl list`."""
+
+
+LOOP = ("num_envs", "warmup_steps", "epoch_steps", "eval_every")
+"""Settings that the training loop reads of every method (`agents.off_policy.OffPolicyConfig` says what they are)."""
 
 
 _SAC_HYPER = ("learning_rate", "discount", "initial_temperature")
@@ -128,6 +138,39 @@ def get(name: str) -> Method:
     return METHODS[name]
 
 
+def register(name: str, method: Any) -> None:
+    """Make `method`, a `Method`, known as `name` in this process: to `jaxmbrl.train`, and to the command where it is called
+    from there, `jaxmbrl.cli.main()`.
+
+        algorithms.register("mine", Method(make, Config, {"default": Preset(Config(), "mine", 5000)}, (), "what it does"))
+
+    Raises UserError where the name is taken, or is not made of letters, digits, `-` and `_` after a first letter, and where
+    config, presets and traced numbers do not fit each other.
+    """
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+        raise UserError(f"a method's name must be a letter, then letters, digits, '-' or '_', got '{name}'")
+    if name in METHODS:
+        raise UserError(f"there is a method '{name}' already: choose another name")
+    if not isinstance(method, Method):
+        raise UserError(f"method '{name}' must be an algorithms.Method, got {type(method).__name__}")
+    config = method.config
+    if not (isinstance(config, type) and dataclasses.is_dataclass(config) and config.__dataclass_params__.frozen):
+        raise UserError(f"the config of method '{name}' must be a frozen dataclass, got {config!r:.60}")
+    missing = [field for field in LOOP if field not in _names(config)]
+    if missing:
+        raise UserError(f"{config.__name__} of method '{name}' lacks {', '.join(missing)}, which the training loop reads")
+    if not method.presets:
+        raise UserError(f"method '{name}' needs a preset, such as {{'default': Preset({config.__name__}(), 'mine', 5000)}}")
+    for called, of in method.presets.items():
+        if not isinstance(of, Preset) or not isinstance(of.config, config):
+            raise UserError(f"preset '{called}' of method '{name}' must be a Preset that holds a {config.__name__}")
+    METHODS[name] = method
+
+
+def _names(config: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(config)}
+
+
 def preset(name: str, task: str, wanted: str | None = None) -> tuple[str, Any]:
     """(name, config) of the preset `wanted`, or of the default one for `task`. Raises UserError where there is none."""
     presets = get(name).presets
@@ -135,3 +178,6 @@ def preset(name: str, task: str, wanted: str | None = None) -> tuple[str, Any]:
     if wanted not in presets:
         raise UserError(f"unknown preset '{wanted}' of {name}; {closest(wanted, presets)}")
     return wanted, presets[wanted].config
+
+
+__all__ = ["LOOP", "METHODS", "Method", "Preset", "get", "preset", "register"]

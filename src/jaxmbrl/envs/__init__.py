@@ -80,7 +80,16 @@ def check_name(name: str) -> None:
 
 def make(name: str, action_repeat: int = 1) -> Task:
     """The task called `name`, each action applied `action_repeat` times (`envs.repeat` says how episodes and rewards then
-    count). Raises UserError with the nearest name where there is none, and for a repeat that no episode holds."""
+    count). Raises UserError with the nearest name where there is none, and for a repeat that no episode holds.
+
+    >>> from jaxmbrl import envs
+    >>> task = envs.make("pendulum")
+    >>> task.observation.shape, task.action.shape, task.episode_length
+    ((3,), (1,), 200)
+    >>> envs.make("pendulm")
+    Traceback (most recent call last):
+    jaxmbrl.config.UserError: unknown task 'pendulm'; did you mean 'pendulum'?
+    """
     check_name(name)
     task = TASKS[name]() if name in TASKS else FAMILIES[_family(name)](name.partition("/")[2])
     if not isinstance(task, Task):

@@ -98,7 +98,12 @@ def _twin_stage(
 
 
 def interquartile_mean(values: Sequence[float]) -> float:
-    """Mean without the lowest and highest quarter, rounded down to whole values (Agarwal et al., arXiv 2108.13264)."""
+    """Mean without the lowest and highest quarter, rounded down to whole values (Agarwal et al., arXiv 2108.13264).
+
+    >>> from jaxmbrl.training.evaluation import interquartile_mean
+    >>> interquartile_mean([-900.0, 3.0, 5.0, 700.0])
+    4.0
+    """
     return float(_trimmed_mean(np.asarray([values], float), 0.25)[0])
 
 
@@ -110,6 +115,10 @@ def bootstrap_interval(
 
     Each stratum, such as the runs of one task, is resampled within itself. The resampling is seeded, so the same values
     give the same interval.
+
+    >>> from jaxmbrl.training.evaluation import bootstrap_interval
+    >>> bootstrap_interval([2.0, 2.0, 2.0, 2.0])
+    (2.0, 2.0)
     """
     random = np.random.default_rng(0)
     data = [np.asarray(values, float) for values in strata]
