@@ -109,6 +109,9 @@ WORDS = {
     "bptt-pendulum": "small preset",
     "bptt-true-pendulum": "through the true simulator",
     "sac-hopper": "1,000 random steps",
+    "pets-cartpole-bfloat16": "small preset, products in bfloat16",
+    "mbpo-pendulum-bfloat16": "small preset, reward learned, products in bfloat16",
+    "sac-pendulum-bfloat16": "products in bfloat16",
 }
 """Case of `learning.py` -> what it is where that is not the task's own preset."""
 
@@ -154,6 +157,20 @@ def returns(*algorithms: str) -> list[str]:
     return [line.replace("| --- | ---: |", "| --- | --- |", 1) for line in table(head, rows)]
 
 
+def in_bfloat16() -> list[str]:
+    """The returns of cases with products in bfloat16 beside those of the same cases without."""
+    found = {case["case"]: case for case in cases()}
+    rows = []
+    for name, case in found.items():
+        if name.endswith("-bfloat16"):
+            both = [found[name.removesuffix("-bfloat16")], case]
+            cells = ("{iqm:,.1f} [{interval[0]:,.1f}, {interval[1]:,.1f}]".format_map(of) for of in both)
+            rows.append(
+                (f"`{case['algorithm']}` on `{case['env']}`, {case['steps']:,} steps, {case['seeds']} seeds", *cells)
+            )
+    return table(("interquartile mean of the return [95% interval]", "float32", "bfloat16"), rows)
+
+
 def speed() -> list[str]:
     """Both tables of speed."""
     return [*beside_peers(), "", *beside_limits()]
@@ -172,6 +189,7 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/value_expansion.md": {"returns": of("mve", "steve")},
     "docs/value_gradients.md": {"returns": of("svg", "maac", "bptt")},
     "docs/sac.md": {"returns": of("sac", "redq", "droq")},
+    "docs/speed.md": {"bfloat16": in_bfloat16},
     "docs/td3.md": {"returns": of("td3", "ddpg")},
 }
 """Page -> the tables that it holds, by name."""
