@@ -101,7 +101,9 @@ def page(
     algorithms = list(dict.fromkeys(group.algorithm for group in groups))
     tasks = list(dict.fromkeys(group.env for group in groups))
     several = len(groups) > 1
-    title = f"{' and '.join(algorithms) if len(algorithms) < 3 else f'{len(algorithms)} algorithms'} on {', '.join(tasks)}"
+    named = [", ".join(algorithms[:-1]), algorithms[-1]] if 1 < len(algorithms) < 6 else [algorithms[0]]
+    told = " and ".join(named) if len(algorithms) < 6 else f"{len(algorithms)} algorithms"
+    title = f"{told} on {', '.join(tasks)}"
     made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     facts = [_state(run) for run in gathered.runs[:6]]
     if len(gathered.runs) > 6:
