@@ -535,7 +535,9 @@ def _acting(found: Diagnosis) -> list[Part]:
     steps = len(found.rows.reward)
     if found.returns:
         told = ", ".join(f"{value:,.1f}" for value in found.returns[:8])
-        parts.append(Text(f"Returns of {len(found.returns)} episodes that were played here: {told}."))
+        mean, count = float(np.mean(found.returns)), len(found.returns)
+        first = f"the first 8 of {count} episodes" if count > 8 else f"{count} episode{'s' if count > 1 else ''}"
+        parts.append(Text(f"Played here: returns of {first} {told}; mean of all {mean:,.1f}."))
     else:
         parts.append(Text(f"{steps:,} steps were played here, of an episode that had not ended by then."))
     if found.film is not None:
