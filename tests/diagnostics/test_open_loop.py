@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmbrl import envs
 from jaxmbrl.config import UserError
 from jaxmbrl.diagnostics import Predictor, compounding_error, evaluate_model, imagined_vs_real
 from jaxmbrl.diagnostics.open_loop import steps_left
+from jaxmbrl.models import EnsembleConfig, ensemble
+from jaxmbrl.training import collecting
 from jaxmbrl.types import Transition
 
 KEY = jax.random.key(0)
@@ -292,3 +295,24 @@ def linear_of_two():
 def test_what_cannot_be_is_told(call, message):
     with pytest.raises(UserError, match=message):
         call(linear([0.9]), still())
+
+
+def test_errors_of_a_fitted_model_grow_with_the_horizon_and_shrink_with_data():
+    """A pendulum pushed at random: a tenth of the data fits worse at every horizon, and both are soon off."""
+    task = envs.make("pendulum")
+    rows = collecting.collect(task, collecting.random_policy(task), 2000)
+    new = collecting.collect(task, collecting.random_policy(task), 1000, seed=1)
+    config = EnsembleConfig(members=2, elites=2, hidden=(32, 32), batch_size=64, max_epochs=25, learning_rate=3e-3)
+    model = ensemble.make(config, 3, 1, task.reward, task.terminated)
+    fit, first = jax.jit(model.fit), model.init(jax.random.key(1), {})
+    few, many = (
+        compounding_error(model, fit(first, rows, jnp.asarray(count), KEY)[0], new, 20, KEY) for count in (200, 2000)
+    )
+    for found in (few, many):
+        error = found.scaled_mean
+        assert error[0] < error[4] < error[19] and error[19] > 4 * error[0]
+        assert (found.starts % 200 <= 180).all()
+    assert (many.scaled_mean < 0.5 * few.scaled_mean).all()
+    assert (many.scaled_members.max(axis=0) < few.scaled_members.min(axis=0)).all()
+    # It beats the prediction that nothing changes, at every horizon.
+    assert (many.scaled_mean < 0.5 * many.scaled_persistence).all()

@@ -1,6 +1,8 @@
 """Pictures: every dimension is drawn from the numbers given, and every axis says what it shows."""
 
 import io
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -227,3 +229,8 @@ def test_names_are_of_the_observation():
     assert dimension_names(3, True, ["a", "b"]) == ["a", "b", "reward"]
     with pytest.raises(UserError, match="names must be 2, one for each observation dimension, got 3"):
         dimension_names(3, True, ["a", "b", "reward"])
+
+
+def test_matplotlib_waits_for_the_first_picture():
+    code = "import sys, jaxmbrl.diagnostics; assert 'matplotlib' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

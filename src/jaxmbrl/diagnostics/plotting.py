@@ -171,13 +171,13 @@ def plot_value_bias(found: ValueBias) -> Any:
     correlation = "" if math.isnan(found.correlation) else f", correlation {found.correlation:.2f}"
     scatter.set_title(f"{len(found.q):,} rows{correlation}", fontsize=10, loc="left")
     differences.hist(found.q - found.returns, bins=40, color=BLUE, alpha=0.75)
-    differences.axvline(0, color="black", linestyle="--", linewidth=1, label="none")
-    differences.axvline(found.bias, color=ORANGE, linewidth=2, label=f"mean: {found.bias:.3g}")
+    differences.axvline(0, color="black", linestyle="--", linewidth=1)
+    differences.axvline(found.bias, color=ORANGE, linewidth=2, label="mean difference")
     differences.set(xlabel="Q - return", ylabel="rows")
     differences.set_title(f"bias {found.bias:.3g}, deviation {found.deviation:.3g}", fontsize=10, loc="left")
     for axes in (scatter, differences):
         _dress(axes)
-        axes.legend(frameon=False, fontsize=8)
+    _legend_below(figure, scatter, differences)
     return figure
 
 
@@ -219,7 +219,7 @@ def _faint(points: int) -> float:
 def _diagonal(axes: Any, values: Float[np.ndarray, "N"]) -> None:
     finite = values[np.isfinite(values)]
     ends = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
-    axes.plot(ends, ends, color="black", linestyle="--", linewidth=1, label="equal")
+    axes.plot(ends, ends, color="black", linestyle="--", linewidth=1, label="no difference")
 
 
 def _log(axes: Any, which: str, values: Any) -> None:
