@@ -429,6 +429,8 @@ def _judged(found: Diagnosis) -> list[Part]:
         )
     parts.append(Facets(tuple(scatters)))
     if imagined is not None:
+        told = "Imagined and real from the first state of the first episode, by the recorded actions."
+        parts.append(Text(f"{told} Axes follow the lines: where what is sampled scatters far, its band leaves them."))
         parts.append(Facets(tuple(_imagined(imagined))))
     if size > DIMENSIONS:
         parts.append(Text(f"Of {size} dimensions the first {DIMENSIONS} are drawn; the table holds all."))
