@@ -302,6 +302,7 @@ def test_errors_of_a_fitted_model_grow_with_the_horizon_and_shrink_with_data():
     task = envs.make("pendulum")
     rows = collecting.collect(task, collecting.random_policy(task), 2000)
     new = collecting.collect(task, collecting.random_policy(task), 1000, seed=1)
+    assert steps_left(new).tolist() == [*range(200, 0, -1)] * 5
     config = EnsembleConfig(members=2, elites=2, hidden=(32, 32), batch_size=64, max_epochs=25, learning_rate=3e-3)
     model = ensemble.make(config, 3, 1, task.reward, task.terminated)
     fit, first = jax.jit(model.fit), model.init(jax.random.key(1), {})
