@@ -7,12 +7,20 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 SECONDS = 60.0
+HAND_OVER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""Gives a program two pipes under the numbers 3 and 4, and becomes it."""
 
 
 def found():
@@ -31,18 +39,23 @@ class Browser:
         options += ["--no-first-run", "--disable-extensions", "--disable-background-networking", "--disable-breakpad"]
         options.append("--remote-debugging-pipe")
 
-        def hand_over():
-            os.dup2(read, 3)
-            os.dup2(write, 4)
-
         # Chromium reads commands from 3 and answers on 4.
         self._process = subprocess.Popen(
-            [path, *options, f"--user-data-dir={self._folder.name}", "about:blank"],
+            [
+                sys.executable,
+                "-c",
+                HAND_OVER,
+                str(read),
+                str(write),
+                path,
+                *options,
+                f"--user-data-dir={self._folder.name}",
+                "about:blank",
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            preexec_fn=hand_over,  # noqa: PLW1509 (two system calls, and no other thread holds what they need)
-            close_fds=False,
+            pass_fds=(read, write),
             start_new_session=True,
         )
         os.close(read)

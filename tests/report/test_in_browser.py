@@ -47,10 +47,12 @@ def kinds(tmp_path_factory):
     series = [Series(kind, kind, kind, x, y, low, high, i) for i, kind in enumerate(kinds)]
     rule = Series("rule", "rule", "rule", (), [7.0], color=4)
     bars = Series("bars", "bars", "bars", [0.5, 1.5], [3, 4], [0, 1], [1, 2])
+    wide = Series("b", "b", "band", [1, 2], [0, 1], [-1000, -1000], [1000, 1000])
     parts = (
         Chart("together", "time (s)", "height (m)", (*series, rule), "A note."),
         Chart("logarithmic", "time (s)", "height (m)", (series[0],), log=True),
         Facets((Chart("bars", "size (m)", "share", (bars,)), Chart("square", "a (m)", "b (m)", (series[2],), square=True))),
+        Chart("wide", "time (s)", "height (m)", (Series("l", "l", "line", [1, 2], [0, 1]), wide)),
         Chart("nothing", "time (s)", "height (m)", ()),
         Chart("one", "time (s)", "height (m)", (Series("one", "one", "line", [5], [5]),)),
         *(Heading("h"), Text("t", True), Table("t", ("a", "b"), [[1, 2]]), Picture("film", GIF, "moves", 320, 240)),
@@ -109,6 +111,14 @@ def test_marks_lie_where_their_values_are(browser, kinds):
     bars = f"[...{figure('bars')}.querySelectorAll('[data-kind=bars] rect')]"
     first, second = browser.run(f"{bars}.map(r => r.getBBox().height)")
     assert first / second == pytest.approx(3 / 4, abs=0.01)
+
+
+def test_a_wide_band_leaves_its_lines_their_room(browser, kinds):
+    """Lines from 0 to 1 have a third of an axis from -1 to 2, a little widened."""
+    browser.open(kinds)
+    plot = f"{figure('wide')}.querySelector('.plot svg')"
+    line, axis = browser.run(f"[{plot}.querySelector('[data-kind=line] path').getBBox().height, {plot}.clientHeight - 52]")
+    assert line / axis == pytest.approx(1 / (3 * 1.08), abs=0.01)
 
 
 def test_a_seed_is_hidden_and_shown_by_pointer_and_keyboard(browser, file):

@@ -35,6 +35,8 @@ from jaxmbrl.report.parts import (
 
 MARK = b'<meta name="generator" content="jaxmbrl report">'
 """By which a page of ours is known."""
+LONG = 40
+"""Characters from which on an entry of a table may be broken into lines."""
 
 
 def render(page: Page, footer: str) -> bytes:
@@ -143,11 +145,11 @@ def _table(table: Table, opener: str = "") -> str:
 
 def _row(row: Sequence[Any], text: Sequence[bool]) -> str:
     first = f'<th scope="row">{told(row[0])}</th>'
-    return first + "".join(f"<td{_class(text[i])}>{told(entry)}</td>" for i, entry in enumerate(row[1:], start=1))
+    return first + "".join(f"<td{_class(text[i], entry)}>{told(entry)}</td>" for i, entry in enumerate(row[1:], start=1))
 
 
-def _class(text: bool) -> str:
-    return ' class="text"' if text else ""
+def _class(text: bool, entry: Any = "") -> str:
+    return "" if not text else ' class="text long"' if len(str(entry)) > LONG else ' class="text"'
 
 
 def told(entry: Any) -> str:

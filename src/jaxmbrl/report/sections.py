@@ -101,7 +101,9 @@ def page(
     algorithms = list(dict.fromkeys(group.algorithm for group in groups))
     tasks = list(dict.fromkeys(group.env for group in groups))
     several = len(groups) > 1
-    title = f"{' and '.join(algorithms) if len(algorithms) < 3 else f'{len(algorithms)} algorithms'} on {', '.join(tasks)}"
+    named = [", ".join(algorithms[:-1]), algorithms[-1]] if 1 < len(algorithms) < 6 else [algorithms[0]]
+    told = " and ".join(named) if len(algorithms) < 6 else f"{len(algorithms)} algorithms"
+    title = f"{told} on {', '.join(tasks)}"
     made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     facts = [_state(run) for run in gathered.runs[:6]]
     if len(gathered.runs) > 6:
@@ -427,6 +429,8 @@ def _judged(found: Diagnosis) -> list[Part]:
         )
     parts.append(Facets(tuple(scatters)))
     if imagined is not None:
+        told = "Imagined and real from the first state of the first episode, by the recorded actions."
+        parts.append(Text(f"{told} Axes follow the lines: where what is sampled scatters far, its band leaves them."))
         parts.append(Facets(tuple(_imagined(imagined))))
     if size > DIMENSIONS:
         parts.append(Text(f"Of {size} dimensions the first {DIMENSIONS} are drawn; the table holds all."))
@@ -533,7 +537,9 @@ def _acting(found: Diagnosis) -> list[Part]:
     steps = len(found.rows.reward)
     if found.returns:
         told = ", ".join(f"{value:,.1f}" for value in found.returns[:8])
-        parts.append(Text(f"Returns of {len(found.returns)} episodes that were played here: {told}."))
+        mean, count = float(np.mean(found.returns)), len(found.returns)
+        first = f"the first 8 of {count} episodes" if count > 8 else f"{count} episode{'s' if count > 1 else ''}"
+        parts.append(Text(f"Played here: returns of {first} {told}; mean of all {mean:,.1f}."))
     else:
         parts.append(Text(f"{steps:,} steps were played here, of an episode that had not ended by then."))
     if found.film is not None:

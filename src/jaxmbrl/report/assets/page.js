@@ -123,6 +123,13 @@
         s.y.forEach((v) => seen(null, v));
         for (const ends of [s.low, s.high]) ends.forEach((v) => seen(null, v));
       }
+      // A band far wider than the lines would leave them flat: then the axis follows the lines.
+      const ys = series.filter((s) => s.kind === "line").flatMap((s) => s.y.filter(known));
+      const [least, most] = [Math.min(...ys), Math.max(...ys)];
+      if (!this.chart.log && most > least && y1 - y0 > 8 * (most - least)) {
+        y0 = Math.max(y0, least - (most - least));
+        y1 = Math.min(y1, most + (most - least));
+      }
       if (!(x1 >= x0)) [x0, x1] = [0, 1];
       if (!(y1 >= y0)) [y0, y1] = [0, 1];
       if (this.chart.square) { x0 = y0 = Math.min(x0, y0); x1 = y1 = Math.max(x1, y1); }
