@@ -55,7 +55,7 @@ def error_with(rate):
     """Holdout error after a fit with this rate, in units of the fitted targets."""
     init_key, fit_key = jax.random.split(jax.random.key(1))
     _, found = model.fit(model.init(init_key, {"learning_rate": rate}), rows, jnp.asarray(2000), fit_key)
-    return found["model/holdout_error"].total / found["model/holdout_mse"].weight
+    return found["model/holdout_error"].total / found["model/holdout_error"].weight
 
 
 errors = np.asarray(jax.jit(jax.vmap(error_with))(rates))

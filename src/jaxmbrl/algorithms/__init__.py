@@ -154,7 +154,8 @@ def register(name: str, method: Any) -> None:
     if not isinstance(method, Method):
         raise UserError(f"method '{name}' must be an algorithms.Method, got {type(method).__name__}")
     config = method.config
-    if not (isinstance(config, type) and dataclasses.is_dataclass(config) and config.__dataclass_params__.frozen):
+    parameters = getattr(config, "__dataclass_params__", None) if isinstance(config, type) else None
+    if parameters is None or not parameters.frozen:
         raise UserError(f"the config of method '{name}' must be a frozen dataclass, got {config!r:.60}")
     missing = [field for field in LOOP if field not in _names(config)]
     if missing:
