@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxmbrl.diagnostics import Calibration, calibration
+from jaxmbrl.diagnostics.calibrating import Calibration, calibrate
+from jaxmbrl.diagnostics.plotting import calibration_onto
 from jaxmbrl.models import EnsembleConfig, ensemble, uncertainty
 from jaxmbrl.types import Key, Transition
 
@@ -95,7 +96,7 @@ def study(epochs: int, seed: int) -> Study:
     for key, name in zip(jax.random.split(new_key, len(REGIONS)), REGIONS, strict=True):
         new = sample(key, name, NEW)
         predicted = predict(state, new.observation, new.action)
-        calibrations[name] = calibration.calibrate(*predicted, new.next_observation)
+        calibrations[name] = calibrate(*predicted, new.next_observation)
         parts = uncertainty(*predicted)
         numbers[name] = {
             "noise": _root_mean(noise(new.observation) ** 2),
@@ -150,7 +151,7 @@ def draw(found: Study, path: Path) -> None:
             axes.set(ylabel="standard deviation", ylim=(0, None))
 
     quantiles = figure.add_subplot(grid[:, 1])
-    calibration.plot(quantiles, {TITLES[name]: one for name, one in found.calibrations.items()})
+    calibration_onto(quantiles, {TITLES[name]: one for name, one in found.calibrations.items()})
     quantiles.set_anchor("N")
     quantiles.set_title("Calibration on new values", loc="left", fontsize=11)
     figure.savefig(path)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from jaxmbrl import cli, dataset, envs
 from jaxmbrl.config import UserError
-from jaxmbrl.diagnostics import judging
+from jaxmbrl.diagnostics import judging, predicting
 from jaxmbrl.diagnostics.judging import FitConfig, fit_and_judge
 from jaxmbrl.models import EnsembleConfig
 from jaxmbrl.training import memory
@@ -79,12 +79,12 @@ def test_the_numbers_as_transcribed(judged):
     target = np.column_stack([unseen.next_observation, unseen.reward])
     change = target - np.column_stack([unseen.observation, np.zeros(15)])
     squared = ((mean.mean(axis=0) - target) ** 2).mean(axis=0)
-    np.testing.assert_allclose(judged.error, np.sqrt(squared), rtol=1e-4)
-    np.testing.assert_allclose(judged.unexplained, squared / change.var(axis=0), rtol=2e-4)
-    np.testing.assert_allclose(judged.aleatoric, np.sqrt(variance.mean(axis=(0, 1))), rtol=1e-4)
+    np.testing.assert_allclose(judged.evaluation.error, np.sqrt(squared), rtol=1e-4)
+    np.testing.assert_allclose(judged.evaluation.unexplained, squared / change.var(axis=0), rtol=2e-4)
+    np.testing.assert_allclose(judged.evaluation.aleatoric, np.sqrt(variance.mean(axis=(0, 1))), rtol=1e-4)
     spread = ((mean - mean.mean(axis=0)) ** 2).mean(axis=0)
-    np.testing.assert_allclose(judged.epistemic, np.sqrt(spread.mean(axis=0)), rtol=1e-3)
-    assert judged.calibration.shares.shape == (19, 3)
+    np.testing.assert_allclose(judged.evaluation.epistemic, np.sqrt(spread.mean(axis=0)), rtol=1e-3)
+    assert judged.evaluation.calibration.shares.shape == (19, 3)
     assert set(judged.found) >= {"model/holdout_error", "model/holdout_likelihood", "model/fit_epochs"}
 
 
@@ -94,22 +94,22 @@ def test_the_rows_that_judge_are_never_fitted_to(judged):
     again = fit_and_judge(CONFIG, other)
     for a, b in zip(jax.tree.leaves(again.state), jax.tree.leaves(judged.state), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert (again.error[:2] > 5).all()
+    assert (again.evaluation.error[:2] > 5).all()
 
 
 def test_many_rows_are_judged_some_at_a_time(judged, monkeypatch):
-    monkeypatch.setattr(judging, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(predicting, "ROWS_AT_ONCE", 4)
     again = fit_and_judge(CONFIG, made_up())
     for name in ("error", "unexplained", "aleatoric", "epistemic"):
-        np.testing.assert_allclose(getattr(again, name), getattr(judged, name), rtol=1e-5)
-    np.testing.assert_allclose(again.calibration.shares, judged.calibration.shares, atol=1e-5)
+        np.testing.assert_allclose(getattr(again.evaluation, name), getattr(judged.evaluation, name), rtol=1e-5)
+    np.testing.assert_allclose(again.evaluation.calibration.shares, judged.evaluation.calibration.shares, atol=1e-5)
 
 
 def test_what_never_varied_has_nothing_to_explain():
     """0.1 is no binary number: a mean over rows would leave a variance of rounding errors."""
     found = fit_and_judge(CONFIG, made_up(constant=True))
-    assert np.isfinite(found.unexplained[:2]).all() and np.isnan(found.unexplained[2])
-    assert found.error[2] < 1e-6
+    assert np.isfinite(found.evaluation.unexplained[:2]).all() and np.isnan(found.evaluation.unexplained[2])
+    assert found.evaluation.error[2] < 1e-6
 
 
 class Made(BaseException):
@@ -159,7 +159,7 @@ def test_too_few_rows_are_told(rows, fraction, told):
 def test_three_rows_will_do():
     found = fit_and_judge(FitConfig(ensemble=TINY), made_up(3))
     assert (found.trained_on, found.tested_on) == (2, 1)
-    assert np.isfinite(found.error).all() and np.isnan(found.unexplained).all()
+    assert np.isfinite(found.evaluation.error).all() and np.isnan(found.evaluation.unexplained).all()
 
 
 def test_a_model_too_large_is_told(monkeypatch):
@@ -187,12 +187,14 @@ def test_noise_is_told_from_ignorance():
     deviation = np.array([0.1, 0.3, 0.2])
     assert (missed < 0.3 * deviation**2).all()
     # The root mean square of 600 rows has an error of 3 %.
-    np.testing.assert_allclose(found.error, np.sqrt(deviation**2 + missed), rtol=0.1)
-    np.testing.assert_allclose(found.aleatoric, deviation, rtol=0.2)
-    assert (found.epistemic < 0.5 * deviation).all() and (np.asarray(found.calibration.error) < 0.05).all()
+    np.testing.assert_allclose(found.evaluation.error, np.sqrt(deviation**2 + missed), rtol=0.1)
+    np.testing.assert_allclose(found.evaluation.aleatoric, deviation, rtol=0.2)
+    assert (found.evaluation.epistemic < 0.5 * deviation).all() and (
+        np.asarray(found.evaluation.calibration.error) < 0.05
+    ).all()
     # The changes' own variances are 1 + 1/3, 1 + 1/12 and 1 + 1/3, each with its noise.
     own = np.array([4 / 3, 13 / 12, 4 / 3])
-    np.testing.assert_allclose(found.unexplained, (deviation**2 + missed) / (own + deviation**2), rtol=0.25)
+    np.testing.assert_allclose(found.evaluation.unexplained, (deviation**2 + missed) / (own + deviation**2), rtol=0.25)
 
 
 def call(*words):
@@ -216,9 +218,9 @@ def test_the_command_tells_the_same_and_draws(judged, tmp_path, monkeypatch):
     table = re.findall(r"^(observation \d|reward) +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", said, re.MULTILINE)
     assert [row[0] for row in table] == ["observation 0", "observation 1", "reward"]
     shown = np.array([[float(x) for x in row[1:]] for row in table])
-    expected = np.stack(
-        [judged.error, judged.unexplained, judged.aleatoric, judged.epistemic, np.asarray(judged.calibration.error)], axis=1
-    )
+    found = judged.evaluation
+    columns = (found.error, found.unexplained, found.aleatoric, found.epistemic, np.asarray(found.calibration.error))
+    expected = np.stack(columns, axis=1)
     np.testing.assert_allclose(shown, expected, rtol=1e-3, atol=6e-4)
     assert re.search(r"^model/holdout_error +\S+$", said, re.MULTILINE)
     assert "picture  new/picture.v2.png" in said
@@ -250,4 +252,5 @@ def test_numbers_are_in_the_default_float():
     with jax.enable_x64(True):
         rows = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, made_up())
         found = fit_and_judge(FitConfig(ensemble=TINY), rows)
-        assert found.error.dtype == found.aleatoric.dtype == jnp.float64 and np.isfinite(found.error).all()
+        assert found.evaluation.calibration.shares.dtype == jax.tree.leaves(found.state.members)[0].dtype == jnp.float64
+        assert np.isfinite(found.evaluation.error).all()

@@ -170,7 +170,8 @@ def collect(words: list[str]) -> int:
 def fit(words: list[str]) -> int:
     """`jaxmbrl fit`: fit a model to transitions and judge it."""
     from jaxmbrl import dataset, envs
-    from jaxmbrl.diagnostics import calibration, judging
+    from jaxmbrl.diagnostics import judging, plotting
+    from jaxmbrl.training.run_folder import write_figure
 
     early = options.parser("fit", add_help=False)
     for option in ("--data", "--env", "--out"):
@@ -205,19 +206,18 @@ def fit(words: list[str]) -> int:
     for metric, value in judged.found.items():
         print(f"{metric:<26}{value:.5g}")
     print(f"\n{'':<18}{'error':>10}{'unexplained':>13}{'aleatoric':>11}{'epistemic':>11}{'miscalibration':>16}")
-    size = data.rows.observation.shape[1]
-    for d, error in enumerate(judged.error):
-        what = f"observation {d}" if d < size else "reward"
-        share = judged.unexplained[d]
+    found = judged.evaluation
+    for d, what in enumerate(plotting.dimension_names(len(found.error), found.learns_reward)):
+        error, share = found.error[d], found.unexplained[d]
         told = f"{'constant':>13}" if math.isnan(share) and math.isfinite(error) else f"{share:>13.4f}"
         print(
-            f"{what:<18}{error:>10.4g}{told}{judged.aleatoric[d]:>11.4g}{judged.epistemic[d]:>11.4g}"
-            f"{float(judged.calibration.error[d]):>16.3f}"
+            f"{what:<18}{error:>10.4g}{told}{found.aleatoric[d]:>11.4g}{found.epistemic[d]:>11.4g}"
+            f"{float(found.calibration.error[d]):>16.3f}"
         )
     print("error, aleatoric, epistemic: root mean square in the task's units; unexplained: share of the change's variance")
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
-        calibration.draw({"unseen rows": judged.calibration}, picture, "Calibration")
+        write_figure(picture, plotting.plot_calibration({"unseen rows": found.calibration}))
         print(f"picture  {picture}")
     return 0
 

@@ -1,6 +1,40 @@
-"""Diagnostics: what a fitted model is good for."""
+"""Diagnostics: what a fitted model and a critic are good for, as functions of arrays, and pictures of what they find.
 
-from jaxmbrl.diagnostics import calibration
-from jaxmbrl.diagnostics.calibration import Calibration
+The model is a `DynamicsModel` and its state, or any function that predicts, as `Predictor(predict)`. Results are
+NamedTuples of arrays; each `plot_*` takes one and returns a matplotlib `Figure`.
+"""
 
-__all__ = ["Calibration", "calibration"]
+from jaxmbrl.diagnostics.calibrating import Calibration, calibration
+from jaxmbrl.diagnostics.one_step import ModelEvaluation, evaluate_model
+from jaxmbrl.diagnostics.open_loop import CompoundingError, ImaginedVsReal, compounding_error, imagined_vs_real
+from jaxmbrl.diagnostics.plotting import (
+    plot_calibration,
+    plot_compounding_error,
+    plot_imagined_vs_real,
+    plot_model_evaluation,
+    plot_scatter,
+    plot_value_bias,
+)
+from jaxmbrl.diagnostics.predicting import Predictor
+from jaxmbrl.diagnostics.values import ValueBias, monte_carlo_returns, value_bias
+
+__all__ = [
+    "Calibration",
+    "CompoundingError",
+    "ImaginedVsReal",
+    "ModelEvaluation",
+    "Predictor",
+    "ValueBias",
+    "calibration",
+    "compounding_error",
+    "evaluate_model",
+    "imagined_vs_real",
+    "monte_carlo_returns",
+    "plot_calibration",
+    "plot_compounding_error",
+    "plot_imagined_vs_real",
+    "plot_model_evaluation",
+    "plot_scatter",
+    "plot_value_bias",
+    "value_bias",
+]

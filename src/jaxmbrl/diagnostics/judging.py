@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from annotated_types import Ge, Gt, Lt
-from jaxtyping import Float
 
 from jaxmbrl import metrics
 from jaxmbrl.config import UserError, to_dict
-from jaxmbrl.diagnostics import calibration
-from jaxmbrl.diagnostics.calibration import Calibration
-from jaxmbrl.models import EnsembleConfig, EnsembleState, ensemble, uncertainty
+from jaxmbrl.diagnostics.one_step import ModelEvaluation, evaluate_model
+from jaxmbrl.models import EnsembleConfig, EnsembleState, ensemble
 from jaxmbrl.training import memory, programs
 from jaxmbrl.types import DynamicsModel, Task, Transition
-
-ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -39,22 +34,13 @@ class FitConfig:
 
 
 class Judged(NamedTuple):
-    """A fitted model, and what it is worth on the rows that it has not seen. D: [next observation, reward], the reward
-    only where it is learned."""
+    """A fitted model, and what it is worth on the rows that it has not seen."""
 
     model: DynamicsModel
     state: EnsembleState
     found: dict[str, float]
     """Metrics of the fit, by the names of a run's."""
-    error: Float[np.ndarray, "D"]
-    """Root mean squared error of the mean over members, in the task's units."""
-    unexplained: Float[np.ndarray, "D"]
-    """That error squared, as a share of the variance of [observation change, reward]; NaN where that did not vary."""
-    aleatoric: Float[np.ndarray, "D"]
-    """Root mean variance that the members predict as noise."""
-    epistemic: Float[np.ndarray, "D"]
-    """Root mean variance between the members."""
-    calibration: Calibration
+    evaluation: ModelEvaluation
     trained_on: int
     tested_on: int
 
@@ -86,35 +72,12 @@ def fit_and_judge(config: FitConfig, rows: Transition, task: Task | None = None)
     memory.check(shapes, "the model", "lower ensemble.members or ensemble.hidden")
     known = jax.tree.map(lambda leaf: jnp.asarray(leaf[:trained]), rows)
     state, found = jax.jit(model.fit)(model.init(init_key, {}), known, jnp.asarray(trained), fit_key)
-    unseen = jax.tree.map(lambda leaf: jnp.asarray(leaf[trained:]), rows)
-    mean, variance = _predict(model, state, unseen)
-    aleatoric, epistemic = uncertainty(mean, variance)
-    target = jnp.concatenate([unseen.next_observation, unseen.reward[:, None]], axis=1)[:, : mean.shape[2]]
-    squared = np.asarray(jnp.mean((jnp.mean(mean, axis=0) - target) ** 2, axis=0))
-    change = np.array(target, np.float64)
-    change[:, : unseen.observation.shape[1]] -= np.asarray(unseen.observation, np.float64)
-    # About one of the rows, so that what never varied has a variance of exactly 0.
-    variation = np.var(change - change[0], axis=0)
+    unseen = jax.tree.map(lambda leaf: leaf[trained:], rows)
     return Judged(
         model=model,
         state=state,
         found=metrics.known(found),
-        error=np.sqrt(squared),
-        unexplained=np.where(variation > 0, squared / np.where(variation > 0, variation, 1.0), np.nan),
-        aleatoric=np.asarray(jnp.sqrt(jnp.mean(aleatoric, axis=0))),
-        epistemic=np.asarray(jnp.sqrt(jnp.mean(epistemic, axis=0))),
-        calibration=calibration.calibrate(mean, variance, target),
+        evaluation=evaluate_model(model, state, unseen),
         trained_on=trained,
         tested_on=tested,
     )
-
-
-def _predict(model: DynamicsModel, state: EnsembleState, rows: Transition) -> Any:
-    """`model.predict` of many rows, some at a time: every member's activations for all of them need not fit."""
-    predict = jax.jit(model.predict)
-    count = rows.reward.shape[0]
-    parts = [
-        predict(state, rows.observation[at : at + ROWS_AT_ONCE], rows.action[at : at + ROWS_AT_ONCE])
-        for at in range(0, count, ROWS_AT_ONCE)
-    ]
-    return tuple(jnp.concatenate(part, axis=1) for part in zip(*parts, strict=True))

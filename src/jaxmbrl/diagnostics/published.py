@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from jaxmbrl.config import UserError
 from jaxmbrl.training.curve import EVAL, Rows, mean_curve, seed_curves
 from jaxmbrl.training.evaluation import bootstrap_interval, interquartile_mean
-from jaxmbrl.training.run_folder import write_file
+from jaxmbrl.training.run_folder import write_figure
 
 REFERENCE = "MBPO"
 """The published method that others are measured by, drawn largest."""
@@ -179,9 +179,7 @@ def draw(rows: Rows, points: Sequence[Point], path: Path, title: str, label: str
     if theirs:
         heading = "published: mean and standard\ndeviation, beside each other\nwhere steps are the same"
         figure.legend(handles=theirs, loc="outside right lower", title=heading, **beside)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    write_file(path, picture.getvalue())
+    write_figure(path, figure)
 
 
 def _draw_ours(axes: Any, rows: Rows, label: str) -> tuple[list[Any], int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmbrl.training.run_folder import write_file
+from jaxmbrl.training.run_folder import write_figure
 
 Rows = Sequence[dict[str, Any]]
 TRAIN = "train/return"
@@ -75,9 +74,7 @@ def draw(rows: Rows, path: Path, title: str) -> None:
     else:
         axes.text(0.5, 0.5, NOTHING, ha="center", va="center", transform=axes.transAxes, color="0.3")
         axes.set_yticks([])
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    write_file(path, picture.getvalue())
+    write_figure(path, figure)
 
 
 def _draw_metric(axes: Any, rows: Rows, name: str) -> bool:

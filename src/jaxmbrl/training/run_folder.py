@@ -14,6 +14,7 @@ import datetime
 import errno
 import fcntl
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -197,6 +198,13 @@ def write_file(path: Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_figure(path: Path, figure: Any) -> None:
+    """Put a matplotlib figure at `path` as a PNG, as `write_file` does."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_file(path, picture.getvalue())
 
 
 def versions() -> dict[str, str]:

@@ -13,22 +13,18 @@ for count data, Biometrics 65, 2009).
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from jaxmbrl.training.run_folder import write_file
-from jaxmbrl.types import DynamicsModel, Transition
+from jaxmbrl.diagnostics import predicting
+from jaxmbrl.diagnostics.predicting import Model
+from jaxmbrl.types import PyTree, Transition
 
 LEVELS = 19
 """Quantile levels by default: 0.05 to 0.95."""
-COLORS = ("#0b3d91", "#c1440e", "#2e7d32", "#6a1b9a")
 
 
 class Calibration(NamedTuple):
@@ -70,50 +66,32 @@ def calibrate(
 
     N observed rows of a calibrated model still give an error of about 0.3 / sqrt(N), by chance.
     """
+    return of_transforms(*distribution_function(mean, variance, observed), levels)
+
+
+def of_transforms(
+    less: Float[Array, "N D"], or_less: Float[Array, "N D"], levels: Float[Array, "L"] | None = None
+) -> Calibration:
+    """The calibration from what `distribution_function` gave for the observed values."""
     levels = levels_between(LEVELS) if levels is None else levels
-    less, or_less = distribution_function(mean, variance, observed)
     # A jump of nothing is a step at its place, without 0 / 0.
     jump = jnp.maximum(or_less - less, jnp.finfo(less.dtype).tiny)
     shares = jax.lax.map(lambda level: jnp.mean(jnp.clip((level - less) / jump, 0.0, 1.0), axis=0), levels)
     return Calibration(levels, shares, jnp.mean(jnp.abs(shares - levels[:, None]), axis=0))
 
 
-def of_model(model: DynamicsModel, state: Any, rows: Transition, levels: Float[Array, "L"] | None = None) -> Calibration:
-    """The calibration of all members of a fitted model on `rows` [N], which it should not have been fitted to."""
-    mean, variance = model.predict(state, rows.observation, rows.action)
-    observed = jnp.concatenate([rows.next_observation, rows.reward[:, None]], axis=1)[:, : mean.shape[2]]
-    return calibrate(mean, variance, observed, levels)
+def calibration(model: Model, state: Any, dataset: Transition, levels: Float[Array, "L"] | None = None) -> Calibration:
+    """The calibration of all members of a fitted model on the rows [N, ...] of `dataset`, which it should not have been
+    fitted to.
 
-
-def plot(axes: Any, calibrations: Mapping[str, Calibration]) -> None:
-    """Draw calibrations by their names onto matplotlib axes: a thin line a dimension, the mean over dimensions in bold.
-
-    The dashed diagonal is perfect calibration. The legend tells the mean error.
+    `model` is a `DynamicsModel` with its `state`, or anything with a `predict` (see `Predictor`). Raises UserError where
+    rows and model do not fit each other.
     """
-    axes.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1, label="perfect")
-    for i, (name, found) in enumerate(calibrations.items()):
-        color, marker = COLORS[i % len(COLORS)], "os^D"[i % 4]
-        levels, shares = np.asarray(found.levels), np.asarray(found.shares)
-        if shares.shape[1] > 1:
-            axes.plot(levels, shares, color=color, linewidth=0.7, alpha=0.5)
-        label = f"{name}: error {float(np.mean(found.error)):.3f}"
-        axes.plot(levels, shares.mean(axis=1), color=color, marker=marker, markersize=4, linewidth=2, label=label)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="predicted quantile level", ylabel="share of observed values at or below")
-    axes.set_aspect("equal")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="0.9", linewidth=0.6)
-    # Below the axes: curves may go anywhere inside.
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=9)
+    (less, or_less), _ = predicting.summarize(_transforms, model, state, dataset)
+    return of_transforms(jnp.asarray(less), jnp.asarray(or_less), levels)
 
 
-def draw(calibrations: Mapping[str, Calibration], path: Path, title: str) -> None:
-    """Write the picture of `plot` to `path` as a PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 5.6), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    plot(axes, calibrations)
-    axes.set_title(title, fontsize=11)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    write_file(path, picture.getvalue())
+def _transforms(
+    mean: Float[Array, "E N D"], variance: Float[Array, "E N D"], target: Float[Array, "N D"]
+) -> tuple[PyTree, tuple[()]]:
+    return distribution_function(mean, variance, target), ()

@@ -4,11 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 from scipy import optimize, stats
 
-from jaxmbrl.diagnostics import calibration
-from jaxmbrl.diagnostics.calibration import calibrate, levels_between
+from jaxmbrl.diagnostics.calibrating import calibrate, calibration, distribution_function, levels_between
 from jaxmbrl.types import DynamicsModel, Transition
 
 LEVELS = np.arange(1, 20) / 20
@@ -47,7 +45,7 @@ def test_shares_as_counted_below_quantiles_that_are_searched_for():
 def test_the_integral_transform_is_scipys():
     mean, variance, observed = mixture(1, 50)
     with jax.enable_x64(True):
-        less, or_less = calibration.distribution_function(*(jnp.asarray(x) for x in (mean, variance, observed)))
+        less, or_less = distribution_function(*(jnp.asarray(x) for x in (mean, variance, observed)))
         np.testing.assert_allclose(less, stats.norm.cdf(observed, mean, np.sqrt(variance)).mean(axis=0), rtol=1e-10)
         np.testing.assert_array_equal(less, or_less)
 
@@ -98,7 +96,7 @@ def test_predictions_without_variance():
 def test_one_member_without_variance_beside_one_with():
     mean, variance = jnp.zeros((2, 1, 1)), jnp.array([0.0, 1.0])[:, None, None]
     for value, less, or_less in ((0.0, 0.25, 0.75), (1.0, (1 + stats.norm.cdf(1)) / 2, (1 + stats.norm.cdf(1)) / 2)):
-        found = calibration.distribution_function(mean, variance, jnp.full((1, 1), value))
+        found = distribution_function(mean, variance, jnp.full((1, 1), value))
         np.testing.assert_allclose([float(x[0, 0]) for x in found], [less, or_less], rtol=1e-6)
 
 
@@ -121,27 +119,6 @@ def test_a_models_rows_are_held_against_next_observation_and_reward(learns_rewar
         return jnp.full((3, 6, size), state), jnp.zeros((3, 6, size))
 
     model = DynamicsModel(init=None, fit=None, predict=predict, world=None)
-    found = calibration.of_model(model, 0.0, rows, levels_between(9))
+    found = calibration(model, 0.0, rows, levels_between(9))
     np.testing.assert_allclose(found.error, [0.0, 0.0, 0.5][:size], atol=1e-6)
     np.testing.assert_allclose(found.levels, np.arange(1, 10) / 10, rtol=1e-6)
-
-
-def test_drawn_with_names_and_errors(tmp_path):
-    from matplotlib.figure import Figure
-
-    good = calibrate(*(jnp.asarray(x) for x in mixture(4, 500)))
-    bad = good._replace(shares=good.shares**3, error=jnp.array([0.2, 0.3]))
-    axes = Figure().add_subplot()
-    calibration.plot(axes, {"in": good, "out": bad})
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["perfect", f"in: error {float(good.error.mean()):.3f}", "out: error 0.250"]
-    # The diagonal, then two dimensions and their mean for each.
-    lines = axes.get_lines()
-    assert len(lines) == 1 + 2 * 3
-    np.testing.assert_allclose(lines[6].get_ydata(), np.asarray(bad.shares).mean(axis=1))
-    assert axes.get_xlabel() and axes.get_ylabel()
-    calibration.draw({"in": good, "out": bad}, tmp_path / "calibration.png", "a title")
-    assert [path.name for path in tmp_path.iterdir()] == ["calibration.png"]
-    with Image.open(tmp_path / "calibration.png") as image:
-        assert image.format == "PNG"
-        assert np.asarray(image.convert("L"), float).std() > 10

@@ -1,0 +1,100 @@
+"""A fitted model judged by its predictions of single steps: errors, likelihood, uncertainties and calibration.
+
+All of it is told dimension by dimension, over recorded rows that the model should not have been fitted to, and for all of
+its members: those that an algorithm does not imagine with (no elites) are among them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxmbrl.diagnostics import calibrating, predicting
+from jaxmbrl.diagnostics.calibrating import Calibration
+from jaxmbrl.diagnostics.predicting import Model
+from jaxmbrl.models import uncertainty
+from jaxmbrl.types import PyTree, Transition
+
+
+class ModelEvaluation(NamedTuple):
+    """What a model's predictions of single steps are worth. D: [next observation, reward], the reward only where it is
+    learned. All are NumPy arrays, in the task's units where nothing else is said."""
+
+    error: Float[np.ndarray, "D"]
+    """Root mean squared error (RMSE) of the mean over members."""
+    unexplained: Float[np.ndarray, "D"]
+    """That error squared, as a share of the variance of [observation change, reward]; NaN where that did not vary."""
+    aleatoric: Float[np.ndarray, "D"]
+    """Root mean variance that the members predict as noise."""
+    epistemic: Float[np.ndarray, "D"]
+    """Root mean variance between the members."""
+    member_nll: Float[np.ndarray, "E D"]
+    """Mean negative log-likelihood of each member, in nats: of its Gaussian's density in the task's units. NaN where a
+    variance is 0, which has no density."""
+    mixture_nll: Float[np.ndarray, "D"]
+    """The same of the equal mixture of the members' Gaussians, one dimension at a time."""
+    calibration: Calibration
+    predicted: Float[np.ndarray, "N D"]
+    """Mean over members of the predicted [observation change, reward]."""
+    observed: Float[np.ndarray, "N D"]
+    """The [observation change, reward] that was recorded."""
+    learns_reward: bool
+    """Whether the last of the D is the reward."""
+
+
+def evaluate_model(
+    model: Model, state: Any, dataset: Transition, levels: Float[Array, "L"] | None = None
+) -> ModelEvaluation:
+    """Judge a fitted model on the rows [N, ...] of `dataset`, which it should not have been fitted to.
+
+    `model` is a `DynamicsModel` with its `state`, or anything with a `predict` (see `Predictor`). `levels` are the
+    calibration's, 0.05 to 0.95 if not given. Raises UserError where rows and model do not fit each other.
+    """
+    rows, means = predicting.summarize(_summary, model, state, dataset)
+    size = np.shape(dataset.observation)[1]
+    target, middle = (np.asarray(rows[name], np.float64) for name in ("target", "middle"))
+    less, or_less = rows["transforms"]
+    before = np.zeros_like(target)
+    before[:, :size] = dataset.observation
+    squared = np.mean((middle - target) ** 2, axis=0)
+    change = target - before
+    # About one of the rows, so that what never varied has a variance of exactly 0.
+    variation = np.var(change - change[0], axis=0)
+    return ModelEvaluation(
+        error=np.sqrt(squared),
+        unexplained=np.where(variation > 0, squared / np.where(variation > 0, variation, 1.0), np.nan),
+        aleatoric=np.sqrt(means["aleatoric"]),
+        epistemic=np.sqrt(means["epistemic"]),
+        member_nll=means["member_nll"],
+        mixture_nll=means["mixture_nll"],
+        calibration=calibrating.of_transforms(jnp.asarray(less), jnp.asarray(or_less), levels),
+        predicted=middle - before,
+        observed=change,
+        learns_reward=target.shape[1] > size,
+    )
+
+
+def _summary(
+    mean: Float[Array, "E N D"], variance: Float[Array, "E N D"], target: Float[Array, "N D"]
+) -> tuple[PyTree, PyTree]:
+    aleatoric, epistemic = uncertainty(mean, variance)
+    density = jax.scipy.stats.norm.logpdf(target, mean, jnp.sqrt(variance))
+    density = jnp.where(variance > 0, density, jnp.nan)
+    mixture = jax.nn.logsumexp(density, axis=0) - math.log(density.shape[0])
+    by_row = {
+        "target": target,
+        "middle": jnp.mean(mean, axis=0),
+        "transforms": calibrating.distribution_function(mean, variance, target),
+    }
+    sums = {
+        "aleatoric": jnp.sum(aleatoric, axis=0),
+        "epistemic": jnp.sum(epistemic, axis=0),
+        "member_nll": -jnp.sum(density, axis=1),
+        "mixture_nll": -jnp.sum(mixture, axis=0),
+    }
+    return by_row, sums

@@ -1,0 +1,286 @@
+"""Pictures of the diagnostics: each function takes a result and returns a matplotlib `Figure`, which a notebook shows and
+`figure.savefig(path)` writes. None touches pyplot, and matplotlib is imported when the first is drawn.
+
+What was observed is black or grey, what the model says blue, and what it is held against orange and dashed; line styles and
+markers tell the same as colours do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxmbrl.config import UserError
+from jaxmbrl.diagnostics.calibrating import Calibration
+from jaxmbrl.diagnostics.one_step import ModelEvaluation
+from jaxmbrl.diagnostics.open_loop import CompoundingError, ImaginedVsReal
+from jaxmbrl.diagnostics.values import ValueBias
+
+BLUE, ORANGE, GREEN, PURPLE = "#0b3d91", "#c1440e", "#2e7d32", "#6a1b9a"
+COLORS = (BLUE, ORANGE, GREEN, PURPLE)
+MARKERS = "os^D"
+COLUMNS = 4
+"""Panels beside each other, at most."""
+
+
+def dimension_names(count: int, learns_reward: bool, names: Sequence[str] | None = None) -> list[str]:
+    """The names of `count` target dimensions, the last of them the reward where it is learned; `names` are those of the
+    observation. Raises UserError where they are not as many."""
+    size = count - learns_reward
+    if names is not None and len(names) != size:
+        raise UserError(f"names must be {size}, one for each observation dimension, got {len(names)}")
+    told = [f"observation {d}" for d in range(size)] if names is None else list(names)
+    return told + ["reward"] * learns_reward
+
+
+def plot_model_evaluation(evaluation: ModelEvaluation, names: Sequence[str] | None = None) -> Any:
+    """The numbers of `evaluate_model`, a line for each dimension: error beside what the members expect of it, share of the
+    variance that is not explained, likelihood, miscalibration. `names` are those of the observation's dimensions."""
+    told = dimension_names(len(evaluation.error), evaluation.learns_reward, names)
+    place = np.arange(len(told))
+    figure = _figure(12, 1.8 + 0.3 * len(told))
+    errors, unexplained, likelihood, quantiles = figure.subplots(1, 4, sharey=True)
+    series = (("error", "error", BLUE, "o"), ("aleatoric", "noise", ORANGE, "s"), ("epistemic", "disagreement", GREEN, "^"))
+    for name, label, color, marker in series:
+        errors.plot(getattr(evaluation, name), place, marker, color=color, markersize=5, label=label)
+    errors.set(xlabel="root mean square,\nin the dimension's unit", title="Error and uncertainty")
+    unexplained.plot(evaluation.unexplained, place, "o", color=BLUE, markersize=5)
+    unexplained.set(xlabel="share of the change's\nvariance", title="Not explained")
+    for axes, values in (
+        (errors, [getattr(evaluation, name) for name, *_ in series]),
+        (unexplained, evaluation.unexplained),
+    ):
+        _log(axes, "x", values)
+    members = evaluation.member_nll
+    likelihood.hlines(place, members.min(axis=0), members.max(axis=0), color=BLUE, alpha=0.4, linewidth=4, label="members")
+    likelihood.plot(evaluation.mixture_nll, place, "D", color=ORANGE, markersize=5, label="their mixture")
+    likelihood.set(xlabel="nats of the density in the\ndimension's unit", title="Negative log-likelihood")
+    quantiles.plot(np.asarray(evaluation.calibration.error), place, "o", color=BLUE, markersize=5)
+    quantiles.set(xlabel="mean difference of shares\n(0 best, 0.5 worst)", title="Miscalibration", xlim=(-0.02, 0.52))
+    errors.set_yticks(place, told)
+    errors.set_ylim(len(told) - 0.5, -0.5)
+    for axes in (errors, unexplained, likelihood, quantiles):
+        axes.set_title(axes.get_title(), fontsize=10)
+        if axes.get_xscale() == "linear":
+            axes.locator_params(axis="x", nbins=4)
+            axes.ticklabel_format(axis="x", scilimits=(-3, 4))
+        _dress(axes)
+    _legend_below(figure, errors, likelihood)
+    return figure
+
+
+def plot_scatter(evaluation: ModelEvaluation, names: Sequence[str] | None = None) -> Any:
+    """Predicted against observed change in one step, a panel for each dimension and a point for each row; on the dashed
+    diagonal predictions are exact. `names` are those of the observation's dimensions."""
+    told = dimension_names(len(evaluation.error), evaluation.learns_reward, names)
+    figure, panels = _panels(len(told), 3.0, 2.9)
+    for d, (axes, name) in enumerate(zip(panels, told, strict=True)):
+        observed, predicted = evaluation.observed[:, d], evaluation.predicted[:, d]
+        _diagonal(axes, observed)
+        axes.plot(observed, predicted, ".", color=BLUE, markersize=3, alpha=_faint(len(observed)), rasterized=True)
+        change = "" if evaluation.learns_reward and d == len(told) - 1 else " change"
+        axes.set(xlabel=f"observed{change}", ylabel=f"predicted{change}")
+        axes.set_title(name, fontsize=10, loc="left")
+        axes.locator_params(nbins=5)
+        share = evaluation.unexplained[d]
+        said = "never varied" if math.isnan(share) else f"{share:.2g} of the\nvariance not\nexplained"
+        axes.text(0.04, 0.96, said, fontsize=8, va="top", transform=axes.transAxes)
+    return figure
+
+
+def plot_calibration(calibrations: Calibration | Mapping[str, Calibration]) -> Any:
+    """A calibration, or several by their names: a thin line for each dimension, the mean over dimensions in bold."""
+    named = {"observed": calibrations} if isinstance(calibrations, Calibration) else calibrations
+    figure = _figure(5, 5.3 + 0.22 * len(named))
+    calibration_onto(figure.add_subplot(), named)
+    return figure
+
+
+def calibration_onto(axes: Any, calibrations: Mapping[str, Calibration]) -> None:
+    """Draw calibrations by their names onto matplotlib axes, as `plot_calibration` does.
+
+    The dashed diagonal is perfect calibration. The legend tells the mean error.
+    """
+    axes.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1, label="perfect")
+    for i, (name, found) in enumerate(calibrations.items()):
+        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+        levels, shares = np.asarray(found.levels), np.asarray(found.shares)
+        if shares.shape[1] > 1:
+            axes.plot(levels, shares, color=color, linewidth=0.7, alpha=0.5)
+        label = f"{name}: error {float(np.mean(found.error)):.3f}"
+        axes.plot(levels, shares.mean(axis=1), color=color, marker=marker, markersize=4, linewidth=2, label=label)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="predicted quantile level", ylabel="share of observed values at or below")
+    axes.set_aspect("equal")
+    _dress(axes)
+    # Below the axes: curves may go anywhere inside.
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=9)
+
+
+def plot_compounding_error(found: CompoundingError, names: Sequence[str] | None = None) -> Any:
+    """Error against the number of imagined steps: over all dimensions on top, in standard deviations of the data, and
+    below for each dimension in its own unit. `names` are those of the observation's dimensions."""
+    told = dimension_names(len(found.scale), False, names)
+    rows = math.ceil(len(told) / COLUMNS)
+    columns = min(COLUMNS, len(told))
+    figure = _figure(max(7.0, 3.0 * columns), 3.8 + 2.3 * rows)
+    grid = figure.add_gridspec(1 + rows, columns, height_ratios=(1.5, *[1] * rows))
+    whole = figure.add_subplot(grid[0, :])
+    _errors(whole, found.scaled_members, found.scaled_mean, found.scaled_persistence)
+    whole.set(xlabel="imagined steps", ylabel="error in standard\ndeviations of the data")
+    whole.set_title(f"All dimensions, from {len(found.starts):,} starts", fontsize=10, loc="left")
+    for d, name in enumerate(told):
+        axes = figure.add_subplot(grid[1 + d // COLUMNS, d % COLUMNS])
+        _errors(axes, found.members[:, :, d], found.mean[:, d], found.persistence[:, d])
+        axes.set_title(name, fontsize=9, loc="left")
+        axes.set(xlabel="imagined steps", ylabel="root mean squared error" if d % COLUMNS == 0 else "")
+    figure.legend(
+        handles=whole.get_legend_handles_labels()[0], frameon=False, ncol=4, loc="outside lower center", fontsize=9
+    )
+    return figure
+
+
+def plot_imagined_vs_real(found: ImaginedVsReal, names: Sequence[str] | None = None) -> Any:
+    """Imagined trajectories over the real one, a panel for each observation dimension and one for the reward where it is
+    known. `names` are those of the observation's dimensions."""
+    told = dimension_names(found.real.shape[1], False, names)
+    rewarded = found.mean_reward is not None
+    figure, panels = _panels(len(told) + rewarded, 3.2, 2.5)
+    for d, (axes, name) in enumerate(zip(panels, told, strict=False)):
+        parts = (found.real[:, d], found.mean[:, d], found.members[:, :, d], found.particles[:, :, d])
+        _trajectories(axes, 0, *parts)
+        axes.set(xlabel="steps from the start", ylabel=name)
+    if found.mean_reward is not None and found.members_reward is not None and found.particles_reward is not None:
+        parts = (found.real_reward, found.mean_reward, found.members_reward, found.particles_reward)
+        _trajectories(panels[-1], 1, *parts)
+        panels[-1].set(xlabel="steps from the start", ylabel="reward of the step")
+    _legend_below(figure, panels[0])
+    return figure
+
+
+def plot_value_bias(found: ValueBias) -> Any:
+    """Values against the returns that followed, with the dashed diagonal of no error, and how often which difference is."""
+    figure = _figure(9, 4)
+    scatter, differences = figure.subplots(1, 2, width_ratios=(1.2, 1))
+    _diagonal(scatter, found.returns)
+    scatter.plot(found.returns, found.q, ".", color=BLUE, markersize=4, alpha=_faint(len(found.q)), rasterized=True)
+    scatter.set(xlabel="discounted return that followed", ylabel="value Q")
+    correlation = "" if math.isnan(found.correlation) else f", correlation {found.correlation:.2f}"
+    scatter.set_title(f"{len(found.q):,} rows{correlation}", fontsize=10, loc="left")
+    differences.hist(found.q - found.returns, bins=40, color=BLUE, alpha=0.75)
+    differences.axvline(0, color="black", linestyle="--", linewidth=1)
+    differences.axvline(found.bias, color=ORANGE, linewidth=2, label="mean difference")
+    differences.set(xlabel="Q - return", ylabel="rows")
+    differences.set_title(f"bias {found.bias:.3g}, deviation {found.deviation:.3g}", fontsize=10, loc="left")
+    for axes in (scatter, differences):
+        _dress(axes)
+    _legend_below(figure, scatter, differences)
+    return figure
+
+
+def _figure(width: float | int, height: float | int) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def _panels(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
+    """A figure of `count` dressed axes of that size in inches, in rows of at most `COLUMNS`."""
+    columns = min(COLUMNS, count)
+    rows = math.ceil(count / columns)
+    figure = _figure(max(width * columns, 4.2), height * rows + 0.4)
+    grid = figure.add_gridspec(rows, columns)
+    panels = [figure.add_subplot(grid[i // columns, i % columns]) for i in range(count)]
+    for axes in panels:
+        _dress(axes)
+    return figure, panels
+
+
+def _dress(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _legend_below(figure: Any, *panels: Any) -> None:
+    """One legend for the whole figure, of what those panels show: lines may go anywhere inside them."""
+    handles = [handle for axes in panels for handle in axes.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, frameon=False, ncol=len(handles), loc="outside lower center", fontsize=9)
+
+
+def _faint(points: int) -> float:
+    """Opacity at which so many points still show where they are dense."""
+    return min(1.0, max(0.15, 10 / math.sqrt(max(points, 1))))
+
+
+def _diagonal(axes: Any, values: Float[np.ndarray, "N"]) -> None:
+    finite = values[np.isfinite(values)]
+    ends = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
+    axes.plot(ends, ends, color="black", linestyle="--", linewidth=1, label="no difference")
+
+
+def _log(axes: Any, which: str, values: Any) -> None:
+    """A logarithmic axis where all values are above 0 and some differ much; what is not finite does not count."""
+    known = np.concatenate([np.ravel(x) for x in values]) if isinstance(values, list) else np.ravel(values)
+    known = known[np.isfinite(known)]
+    if len(known) and known.min() > 0 and known.max() > 10 * known.min():
+        axes.set(**{f"{which}scale": "log"})
+
+
+def _errors(
+    axes: Any, members: Float[np.ndarray, "E H"], mean: Float[np.ndarray, "H"], persistence: Float[np.ndarray, "H"]
+) -> None:
+    """One panel of errors against steps: the band and the lines of members, their mean's, persistence."""
+    from matplotlib.ticker import MaxNLocator
+
+    steps = np.arange(1, len(mean) + 1)
+    marker = "." if len(mean) == 1 else ""
+    if len(members) > 1:
+        axes.fill_between(steps, members.min(axis=0), members.max(axis=0), color=BLUE, alpha=0.15, linewidth=0)
+    for e, member in enumerate(members):
+        label = {"label": "each member alone"} if e == 0 else {}
+        axes.plot(steps, member, marker=marker, color=BLUE, linewidth=0.6, alpha=0.6, **label)
+    axes.plot(steps, mean, marker=marker, color=BLUE, linewidth=2.2, label="mean over members")
+    axes.plot(steps, persistence, marker=marker, color=ORANGE, linestyle="--", linewidth=1.6, label="if nothing changed")
+    _log(axes, "y", [members, mean, persistence])
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    _dress(axes)
+
+
+def _trajectories(
+    axes: Any,
+    first: int,
+    real: Float[np.ndarray, "T"],
+    mean: Float[np.ndarray, "T"],
+    members: Float[np.ndarray, "E T"],
+    particles: Float[np.ndarray, "P T"],
+) -> None:
+    """One panel of imagined and real trajectories, the first of its steps numbered `first`."""
+    from matplotlib.ticker import MaxNLocator
+
+    steps = np.arange(first, first + len(real))
+    marker = "." if len(real) == 1 else ""
+    looks: tuple[tuple[Any, dict[str, Any]], ...] = (
+        (particles, {"color": "0.7", "linewidth": 0.6, "alpha": 0.8, "label": "sampled"}),
+        (members, {"color": BLUE, "linewidth": 0.8, "alpha": 0.6, "label": "each member's mean"}),
+        (mean[None], {"color": BLUE, "linewidth": 2.2, "label": "mean over members"}),
+        (real[None], {"color": "black", "linestyle": "--", "linewidth": 1.6, "label": "real"}),
+    )
+    for lines, look in looks:
+        for i, line in enumerate(lines):
+            axes.plot(steps, line, marker=marker, **(look if i == 0 else {**look, "label": None}))
+    axes.set_ylim(*_limits(real, np.concatenate([mean[None], members, particles])))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+def _limits(real: Float[np.ndarray, "T"], imagined: Float[np.ndarray, "K T"]) -> tuple[float, float]:
+    """Of all, but at most twice the real range beyond it: imagined trajectories may go anywhere."""
+    low, high = float(real.min()), float(real.max())
+    known = imagined[np.isfinite(imagined)]
+    room = 2 * max(high - low, 1e-3 * max(abs(low), abs(high)), 1e-6)
+    if len(known):
+        low, high = max(low - room, min(low, float(known.min()))), min(high + room, max(high, float(known.max())))
+    return low - 0.03 * room, high + 0.03 * room

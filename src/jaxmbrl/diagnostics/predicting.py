@@ -1,0 +1,113 @@
+"""What the diagnostics of a dynamics model rest on: its predictions of recorded transitions, some rows at a time.
+
+The only thing that they ask of a model is `predict(state, observation [N, O], action [N, A]) -> mean, variance`, each
+[E, N, D] and in the task's units, written in JAX: D is O for the next observation alone, or O + 1 with the reward last. A
+`DynamicsModel` has it; a model of one's own needs no more than an object with such a field, as `Predictor` is one, and
+`state` is whatever its `predict` takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from jaxmbrl.config import UserError
+from jaxmbrl.types import PyTree, Transition
+
+ROWS_AT_ONCE = 4096
+Predict: TypeAlias = Callable[[Any, Float[Array, "N O"], Float[Array, "N A"]], tuple[Array, Array]]
+
+
+@runtime_checkable
+class Model(Protocol):
+    """Anything that predicts: a `DynamicsModel`, or a `Predictor` of one's own."""
+
+    @property
+    def predict(self) -> Predict:
+        """(state, observation [N, O], action [N, A]) -> mean and variance [E, N, D], in the task's units."""
+
+
+class Predictor(NamedTuple):
+    """A model of one's own for the diagnostics: `Predictor(predict)`."""
+
+    predict: Predict
+
+
+class Sizes(NamedTuple):
+    """Of a model and of the rows that it is held against."""
+
+    members: int
+    observation: int
+    targets: int
+    """D: the observation, then the reward where it is learned."""
+
+    @property
+    def learns_reward(self) -> bool:
+        """Whether the last of the D targets is the reward."""
+        return self.targets > self.observation
+
+
+def check(model: Model, state: Any, rows: Transition) -> Sizes:
+    """The sizes of `model` and `rows` [N, ...]; raises UserError where they do not fit each other."""
+    shapes = {name: np.shape(getattr(rows, name)) for name in ("observation", "action", "next_observation")}
+    count = np.shape(rows.reward)[0] if np.ndim(rows.reward) == 1 else 0
+    if count < 1:
+        raise UserError(f"rows must be [N, ...] with N at least 1, got a reward of shape {np.shape(rows.reward)}")
+    for name, shape in shapes.items():
+        if len(shape) != 2 or shape[0] != count:
+            raise UserError(f"rows: {name} must be [N, size] with N = {count}, got shape {shape}")
+    size = shapes["observation"][1]
+    if shapes["next_observation"][1] != size:
+        raise UserError(
+            f"rows: next_observation must have {size} numbers, as observation, got {shapes['next_observation'][1]}"
+        )
+    given = (jax.ShapeDtypeStruct(shapes[name], jnp.result_type(float)) for name in ("observation", "action"))
+    told = jax.eval_shape(model.predict, state, *given)
+    got = [np.shape(part) for part in told]
+    fits = len(got) == 2 and got[0] == got[1] and len(got[0]) == 3 and got[0][1] == count
+    if not (fits and got[0][2] in (size, size + 1)):
+        wanted = f"[members, {count}, {size} or {size + 1}]"
+        raise UserError(f"predict must give mean and variance, each {wanted}, got {', '.join(map(str, got))}")
+    return Sizes(got[0][0], size, got[0][2])
+
+
+def summarize(
+    summary: Callable[[Array, Array, Array], tuple[PyTree, PyTree]], model: Model, state: Any, rows: Transition
+) -> tuple[PyTree, PyTree]:
+    """`summary(mean [E, n, D], variance [E, n, D], target [n, D])` of all rows [N, ...], `ROWS_AT_ONCE` at a time.
+
+    It gives (what leads with an axis of rows, sums over the rows), and so does this: arrays [N, ...], and means over the N
+    rows in float64. Activations of every member for all rows need not fit. Give it a function of a module, not one made
+    anew: it is compiled once for each.
+    """
+    target = targets(rows, check(model, state, rows))
+    count = target.shape[0]
+    kept, total = [], None
+    for at in range(0, count, ROWS_AT_ONCE):
+        part = slice(at, at + ROWS_AT_ONCE)
+        given = (jnp.asarray(x) for x in (rows.observation[part], rows.action[part], target[part]))
+        by_row, sums = jax.device_get(_summarized(summary, model.predict, state, *given))
+        kept.append(by_row)
+        sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
+        total = sums if total is None else jax.tree.map(np.add, total, sums)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *kept), jax.tree.map(lambda x: x / count, total)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _summarized(summary: Callable[..., Any], predict: Predict, state: Any, *given: Array) -> tuple[PyTree, PyTree]:
+    observation, action, target = given
+    return summary(*predict(state, observation, action), target)
+
+
+def targets(rows: Transition, sizes: Sizes) -> Shaped[np.ndarray, "N D"]:
+    """What followed: [next observation, reward], the reward only where it is learned."""
+    following = np.asarray(rows.next_observation)
+    if not sizes.learns_reward:
+        return following
+    return np.concatenate([following, np.asarray(rows.reward)[:, None]], axis=1)
