@@ -37,6 +37,7 @@ LAYERS = [
     {"algorithms"},
     {"diagnostics", "training"},
     {"sweeping"},
+    {"report"},
     {"commands"},
     {"cli"},
     {"__main__"},

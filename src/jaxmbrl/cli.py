@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxmbrl.commands import looking, sweeping, training
+from jaxmbrl.commands import looking, reporting, sweeping, training
 from jaxmbrl.config import UserError, closest
 from jaxmbrl.options import complain
 
@@ -21,6 +21,7 @@ USAGE = """usage: jaxmbrl COMMAND ...
   train ... --coordinator HOST:PORT --hosts N --host I   one of N processes that train together (or --hosts auto)
   evaluate RUN [--model true] [--backend gymnasium] [--video [FILE]]
                              returns of a run's deterministic policy, and a video
+  report RUN [RUN ...] [--out FILE]                      one HTML page: curves, comparison, the model, the policy, the run
   debug RUN [--seed S]       the operation and source lines of a run's first value that was not finite
   collect --policy random|RUN --env TASK --out FILE.npz  write transitions to a file
   fit --data FILE.npz        fit a dynamics model to transitions and judge it
@@ -64,6 +65,7 @@ def _command(words: list[str]) -> int:
     commands = {
         "train": training.train,
         "evaluate": looking.evaluate,
+        "report": reporting.report,
         "debug": looking.debug,
         "collect": looking.collect,
         "fit": looking.fit,

@@ -235,6 +235,11 @@ def test_fits_as_transcribed(annealing):
             )
             assert abs(mean_of(metrics, "model/holdout_error") - error) < 1e-8
             assert abs(mean_of(metrics, "model/holdout_likelihood") - log_density) < 1e-8
+            everyone = [reference.forward(member, low, high, x[hold]) for member in members]
+            aleatoric = np.mean([np.exp(p[1]) for p in everyone])
+            assert mean_of(metrics, "model/aleatoric") == pytest.approx(aleatoric, rel=1e-8)
+            epistemic = np.mean(np.var([p[0] for p in everyone], axis=0))
+            assert mean_of(metrics, "model/epistemic") == pytest.approx(epistemic, rel=1e-8)
             assert mean_of(metrics, "model/fit_epochs") == stopping.epochs
             assert mean_of(metrics, "model/fit_steps") == stopping.epochs * -(-len(train) // config.batch_size)
         assert int(state.fits) == 2
@@ -477,7 +482,7 @@ def test_a_deterministic_ensemble_learns_a_small_task():
     model = ensemble.make(config, 2, 1, nothing, alive)
     state = jax.jit(model.init)(jax.random.key(0), {})
     state, metrics = jax.jit(model.fit)(state, rows, jnp.asarray(800), jax.random.key(1))
-    assert set(metrics) == {"model/holdout_error", "model/fit_steps", "model/fit_epochs"}
+    assert set(metrics) == {"model/holdout_error", "model/epistemic", "model/fit_steps", "model/fit_epochs"}
     relative = 0.05**2 / np.asarray(rows.next_observation - rows.observation).var(axis=0)
     assert 0.7 * relative.mean() < mean_of(metrics, "model/holdout_error") < 1.5 * relative.mean()
     mean, _ = model.predict(state, rows.observation[800:], rows.action[800:])

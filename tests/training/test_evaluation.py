@@ -1,5 +1,7 @@
 """Evaluation by fixed start states and the deterministic policy; the interquartile mean against SciPy's."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,3 +125,55 @@ def test_strata_are_resampled_within_themselves():
     low, high = evaluation.bootstrap_interval([0.0, 0.0, 1.0, 1.0])
     assert low == 0.0 and high == 1.0
     assert evaluation.bootstrap_interval([0.0, 1.0, 2.0], [7.0], trim=0.0) == (7 / 4, 13 / 4)
+
+
+def test_bands_are_the_interval_of_each_step():
+    """Seed 2 ends early and seed 1 has a gap: a band is of those that have a value."""
+    values = np.array([[1.0, 2.0, 4.0, 8.0], [3.0, np.nan, 5.0, 1.0], [2.0, 7.0, np.nan, 2.5], [np.nan] * 4])
+    low, high = evaluation.bootstrap_bands(values, repetitions=3000)
+    for at, row in enumerate(values[:3]):
+        known = row[~np.isnan(row)].tolist()
+        assert (low[at], high[at]) == evaluation.bootstrap_interval(known, repetitions=3000)
+    assert np.isnan([low[3], high[3]]).all()
+
+
+def test_the_band_of_one_seed_is_its_curve():
+    values = np.array([[1.0], [5.0], [2.0]])
+    np.testing.assert_array_equal(evaluation.bootstrap_bands(values), (values[:, 0], values[:, 0]))
+
+
+def test_the_probability_of_improvement_is_mann_whitneys():
+    random = np.random.default_rng(3)
+    ours, theirs = random.normal(size=9).round(), random.normal(0.3, size=6).round()
+    assert np.isin(ours, theirs).any(), "there are ties"
+    due = stats.mannwhitneyu(ours, theirs).statistic / (9 * 6)
+    assert evaluation.probability_of_improvement((ours.tolist(), theirs.tolist())) == pytest.approx(due, rel=1e-12)
+    assert evaluation.probability_of_improvement(([1.0, 3.0], [2.0]), ([1.0], [0.0, 0.5])) == 0.75, (
+        "the mean over two tasks"
+    )
+
+
+def test_the_interval_of_an_improvement_is_that_of_all_resamplings():
+    """Two runs against two: 16 resamplings, alike in probability."""
+    ours, theirs = [0.0, 2.0], [1.0, 3.0]
+    found = []
+    for x in itertools.product(ours, repeat=2):
+        for y in itertools.product(theirs, repeat=2):
+            found.append(np.mean([[a > b for a in x] for b in y]))
+    for confidence in (0.95, 0.8, 0.5):
+        tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+        due = np.quantile(np.repeat(found, 1000), tails)
+        assert evaluation.improvement_interval((ours, theirs), confidence=confidence) == pytest.approx(due, abs=1e-12)
+    assert evaluation.improvement_interval(([1.0], [0.0])) == (1.0, 1.0)
+    assert evaluation.improvement_interval(([1.0], [1.0])) == (0.5, 0.5)
+
+
+def test_a_performance_profile_by_hand():
+    """Shares above each threshold of three runs; a run at the threshold is not above it."""
+    profile = evaluation.performance_profile(np.array([-1.0, 0.0, 1.5, 3.0]), [0.0, 1.0, 3.0])
+    np.testing.assert_allclose(profile.share, [1, 2 / 3, 1 / 3, 0], rtol=1e-12)
+    assert profile.low[0] == profile.high[0] == 1 and profile.low[3] == profile.high[3] == 0
+    # Of three drawn none is above with probability 8/27, and all are with 1/27, more than the 2.5% of a tail.
+    assert (profile.low[2], profile.high[2]) == (0, 1)
+    two = evaluation.performance_profile(np.array([0.5]), [0.0, 1.0, 3.0], [1.0])
+    np.testing.assert_allclose(two.share, [(2 / 3 + 1) / 2], rtol=1e-12)

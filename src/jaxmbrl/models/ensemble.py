@@ -319,8 +319,10 @@ def make(
     - init(key, hyper): `hyper["learning_rate"]` may be traced; without it the config's holds.
     - fit(state, rows, count, key): rows [C, ...], of which the first `count` are data. Weights, bounds and Adam go on from
       where they stood; each member ends with its best weights, while bounds and Adam are the last epoch's. Metrics are
-      means over the elites on the holdout, in the space of the fitted targets (the likelihood in nats a dimension); they
-      are unknown in a fit too small to hold out a row, which runs all its epochs and keeps the elites as they were.
+      means over the elites on the holdout, in the space of the fitted targets (the likelihood in nats a dimension), and
+      of all members there the variance that they expect as noise (`model/aleatoric`) and that between them
+      (`model/epistemic`); they are unknown in a fit too small to hold out a row, which runs all its epochs and keeps the
+      elites as they were.
     - predict(state, observation, action): mean and variance [E, N, D] of [next observation, reward] in the task's units;
       `models.uncertainty` parts them into noise and disagreement. The variance of deterministic members is 0.
     - world(state): the item is a block of N rows, which the elites move as `config.propagation` says. Row n belongs to
@@ -458,23 +460,25 @@ def _fit(
     def held_out(parameters: Parameters) -> dict[str, Float[Array, "E"]]:
         return _held_out(layout, parameters, gather, split)
 
+    judged = split.holdout > 0
     search = fitting.train_until_stale(
         epoch,
         score=lambda members: held_out(members.params)["error"],
         weights=lambda members: members.params.network,
         training=state.members,
         members=config.members,
-        judged=split.holdout > 0,
+        judged=judged,
         patience=config.patience,
         max_epochs=config.max_epochs,
     )
     members = search.training._replace(params=search.training.params._replace(network=search.best))
     ranked = jnp.argsort(search.score)[: config.elites].astype(jnp.int32)
-    elites = jnp.where(split.holdout > 0, ranked, state.elites)
+    elites = jnp.where(judged, ranked, state.elites)
     steps = search.epochs * batches
     found = held_out(members.params)
-    metrics = {f"model/holdout_{name}": Average.of(jnp.mean(of[elites]), split.holdout > 0) for name, of in found.items()}
-    metrics |= {
+    means = {f"model/holdout_{name}": found[name][elites] for name in ("error", "likelihood") if name in found}
+    means |= {f"model/{name}": found[name] for name in ("aleatoric", "epistemic") if name in found}
+    metrics = {name: Average.of(jnp.mean(of), judged) for name, of in means.items()} | {
         "model/fit_steps": Average.of(steps),
         "model/fit_epochs": Average.of(search.epochs),
     }
@@ -492,23 +496,28 @@ def _measure(layout: Layout, rows: Transition, mask: Bool[Array, "C"]) -> tuple[
 def _held_out(
     layout: Layout, parameters: Parameters, gather: Callable[..., Batch], split: fitting.Split
 ) -> dict[str, Float[Array, "E"]]:
-    """Each member's mean squared `error` and, where it is probabilistic, mean log-density (`likelihood`) a dimension over
-    the holdout; zeros where that is empty."""
+    """Of each member, the mean over the holdout's rows and dimensions: its squared `error`, the square of its distance from
+    the members' mean (`epistemic`) and, where it is probabilistic, its log-density (`likelihood`) and its variance
+    (`aleatoric`); zeros where the holdout is empty."""
     members, place = layout.config.members, jnp.arange(HOLDOUT_CHUNK)
 
     def add(i: Int[Array, ""], sums: dict[str, Array]) -> dict[str, Array]:
         here = i * HOLDOUT_CHUNK + place
         rows = gather(split.order[jnp.minimum(here, split.order.shape[0] - 1)])
         output = forward(layout, parameters, jnp.broadcast_to(rows.inputs, (members, *rows.inputs.shape)))
-        found = {"error": (output.mean - rows.targets) ** 2}
+        found = {
+            "error": (output.mean - rows.targets) ** 2,
+            "epistemic": (output.mean - jnp.mean(output.mean, axis=0)) ** 2,
+        }
         if layout.config.probabilistic:
             scaled = found["error"] * jnp.exp(-output.log_variance)
             found["likelihood"] = -0.5 * (scaled + output.log_variance + math.log(2 * math.pi))
+            found["aleatoric"] = jnp.broadcast_to(jnp.exp(output.log_variance), output.mean.shape)
         valid = (here < split.holdout)[:, None]
         return {name: sums[name] + jnp.sum(jnp.where(valid, of, 0.0), axis=(1, 2)) for name, of in found.items()}
 
     chunks = (split.holdout + HOLDOUT_CHUNK - 1) // HOLDOUT_CHUNK
-    names = ("error", "likelihood") if layout.config.probabilistic else ("error",)
+    names = ("error", "epistemic", *(("likelihood", "aleatoric") if layout.config.probabilistic else ()))
     sums = jax.lax.fori_loop(0, chunks, add, {name: jnp.zeros(members) for name in names})
     return jax.tree.map(lambda total: total / (jnp.maximum(split.holdout, 1) * layout.target_size), sums)
 

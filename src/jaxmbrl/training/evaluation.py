@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +125,84 @@ def bootstrap_interval(
     drawn = np.concatenate([runs[random.integers(len(runs), size=(repetitions, len(runs)))] for runs in data], axis=1)
     low, high = np.quantile(_trimmed_mean(drawn, trim), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def bootstrap_bands(
+    values: Float[np.ndarray, "S runs"], trim: float = 0.25, confidence: float = 0.95, repetitions: int = 2_000
+) -> tuple[Float[np.ndarray, "S"], Float[np.ndarray, "S"]]:
+    """(low, high) of `bootstrap_interval` at each of S steps of curves; NaN stands for a run that has no value there.
+
+    What is resampled is runs as a whole, so that all steps see the same draws and a band is as smooth as its curves. Where
+    no run has a value the band is NaN.
+    """
+    values = np.asarray(values, float)
+    low, high = np.full(len(values), np.nan), np.full(len(values), np.nan)
+    present, where = np.unique(~np.isnan(values), axis=0, return_inverse=True)
+    for i, known in enumerate(present):
+        if not known.any():
+            continue
+        rows = np.flatnonzero(where.reshape(-1) == i)
+        runs = int(known.sum())
+        index = np.random.default_rng(0).integers(runs, size=(repetitions, runs))
+        for at in rows:
+            drawn = _trimmed_mean(values[at, known][index], trim)
+            low[at], high[at] = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return low, high
+
+
+Pair = tuple[Sequence[float], Sequence[float]]
+"""Scores of the runs of two methods on one task."""
+
+
+def probability_of_improvement(*tasks: Pair) -> float:
+    """The probability that a run of the first method scores above one of the second, ties counting half: the Mann-Whitney
+    statistic over the product of the numbers of runs, averaged over tasks (Agarwal et al., arXiv 2108.13264, section 4.3).
+    """
+    return float(np.mean([_above(*pair).mean() for pair in tasks]))
+
+
+def improvement_interval(*tasks: Pair, confidence: float = 0.95, repetitions: int = 10_000) -> tuple[float, float]:
+    """Percentile bootstrap interval of `probability_of_improvement`: the runs of each method on each task are resampled
+    within themselves, seeded."""
+    random = np.random.default_rng(0)
+    drawn = np.zeros(repetitions)
+    for pair in tasks:
+        above = _above(*pair)
+        ours, theirs = (random.multinomial(n, np.full(n, 1 / n), size=repetitions) / n for n in above.shape)
+        drawn += np.einsum("rx,xy,ry->r", ours, above, theirs) / len(tasks)
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _above(ours: Sequence[float], theirs: Sequence[float]) -> Float[np.ndarray, "X Y"]:
+    """1 where a run of ours is above one of theirs, 1/2 where they are the same."""
+    x, y = np.asarray(ours, float)[:, None], np.asarray(theirs, float)[None]
+    return (x > y) + 0.5 * (x == y)
+
+
+class Profile(NamedTuple):
+    """A performance profile: the share of runs that score above each threshold, and its bootstrap band."""
+
+    thresholds: Float[np.ndarray, "T"]
+    share: Float[np.ndarray, "T"]
+    low: Float[np.ndarray, "T"]
+    high: Float[np.ndarray, "T"]
+
+
+def performance_profile(
+    thresholds: Float[np.ndarray, "T"], *strata: Sequence[float], confidence: float = 0.95, repetitions: int = 2_000
+) -> Profile:
+    """The share of runs above each threshold, averaged over strata such as tasks (the score distributions of Agarwal et
+    al., arXiv 2108.13264, section 4.2), with a percentile bootstrap band: each stratum is resampled within itself."""
+    thresholds, random = np.asarray(thresholds, float), np.random.default_rng(0)
+    share, drawn = np.zeros(len(thresholds)), np.zeros((repetitions, len(thresholds)))
+    for values in strata:
+        runs = len(values)
+        above = np.asarray(values, float)[:, None] > thresholds
+        share += above.mean(axis=0) / len(strata)
+        drawn += random.multinomial(runs, np.full(runs, 1 / runs), size=repetitions) @ above / (runs * len(strata))
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return Profile(thresholds, share, low, high)
 
 
 def _trimmed_mean(values: Float[np.ndarray, "N runs"], trim: float) -> Float[np.ndarray, "N"]:

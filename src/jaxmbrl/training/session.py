@@ -281,7 +281,7 @@ class Session:
         self.spent["compile"] += seconds
         self.epoch_seconds -= seconds
         self.progress.compiled(what, seconds)
-        self.event("compile", what=what, seconds=round(seconds, 3))
+        self.event("compile", what=what, seconds=round(seconds, 3), memory=memory.needed(compiled))
         return compiled
 
     def report(self, epoch: int, returns: np.ndarray | None) -> None:

@@ -1,0 +1,51 @@
+"""The command that writes the report of runs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from jaxmbrl import options
+from jaxmbrl.config import UserError
+
+
+def report(words: list[str]) -> int:
+    """`jaxmbrl report`: one HTML page about runs."""
+    from jaxmbrl.report import making
+    from jaxmbrl.training.run_folder import write_file
+
+    about = "One HTML page about runs, which needs no network: curves, comparison, the model, the policy, the run."
+    parser = options.parser("report", description=about)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, a sweep's folder, or one that holds runs")
+    where = "the page (default: report.html in the folder of one RUN, beside the first of several)"
+    parser.add_argument("--out", metavar="FILE", help=where)
+    returns = "a CSV of published returns, drawn where they are of the same task (benchmarks/published/returns.csv is one)"
+    parser.add_argument("--published", metavar="FILE", help=returns)
+    parser.add_argument(
+        "--no-rollouts", action="store_true", help="only what the folders hold: play no policy, judge no model"
+    )
+    asked = parser.parse_args(words)
+    started = time.monotonic()
+    file = _page(making.default_file(asked.runs) if asked.out is None else Path(asked.out))
+    made = making.make(asked.runs, not asked.no_rollouts, asked.published, lambda text: print(text, flush=True))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file, made)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error.strerror}); name another file with --out") from None
+    print(f"report   {file}: {len(made) / 1e6:.1f} MB, in {time.monotonic() - started:.1f} s")
+    return 0
+
+
+def _page(path: Path) -> Path:
+    """The page's file. Raises UserError where another file would be lost."""
+    from jaxmbrl.report import page
+
+    if not path.name or path.name == "..":
+        raise UserError(f"--out must be the name of a file, FILE.html, got '{path}'")
+    path = path if path.suffix in (".html", ".htm") else path.with_name(path.name + ".html")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file with --out")
+    if path.exists() and not page.is_ours(path):
+        raise UserError(f"{path} exists and is no report; name another file with --out")
+    return path

@@ -1,0 +1,130 @@
+"""Rows of metrics as charts: each seed thin, the interquartile mean over seeds in bold, and its bootstrap band."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxmbrl.report.gathering import Group
+from jaxmbrl.report.parts import MOST_POINTS, Chart, Series, chosen
+from jaxmbrl.training.evaluation import bootstrap_bands, interquartile_mean
+
+WALL = "wall_time"
+BAND = "95% bootstrap band"
+UNITS = ((86_400.0, "days"), (3_600.0, "hours"), (60.0, "minutes"))
+"""Of the wall clock: seconds, and their name."""
+
+
+class Curves(NamedTuple):
+    """One metric of a group's seeds, at the steps where one has a value."""
+
+    steps: Float[np.ndarray, "S"]
+    wall: Float[np.ndarray, "S"]
+    """Mean wall clock of the seeds that have a value there (s)."""
+    walls: Float[np.ndarray, "S seeds"]
+    values: Float[np.ndarray, "S seeds"]
+    """NaN where a seed has no value."""
+
+
+def curves(group: Group, name: str) -> Curves | None:
+    """The curves of metric `name`, at no more than `MOST_POINTS` steps; None where no seed has a value."""
+    steps = sorted({row["env_steps"] for seed in group.seeds for row in seed.rows if name in row})
+    if not steps:
+        return None
+    steps = [steps[i] for i in chosen(len(steps), MOST_POINTS)]
+    place = {step: i for i, step in enumerate(steps)}
+    values = np.full((len(steps), len(group.seeds)), np.nan)
+    walls = values.copy()
+    for k, seed in enumerate(group.seeds):
+        for row in seed.rows:
+            at = place.get(row["env_steps"])
+            if at is not None and name in row:
+                values[at, k], walls[at, k] = row[name], row[WALL]
+    return Curves(np.asarray(steps, float), np.nanmean(walls, axis=1), walls, values)
+
+
+def middle(values: Float[np.ndarray, "S seeds"]) -> Float[np.ndarray, "S"]:
+    """The interquartile mean over the seeds that have a value; NaN where none has."""
+    known = [row[~np.isnan(row)] for row in values]
+    return np.asarray([interquartile_mean(row.tolist()) if len(row) else np.nan for row in known])
+
+
+def unit_of(seconds: float) -> tuple[float, str]:
+    """(seconds of it, name) of the unit in which so long a time reads well."""
+    return next(((size, name) for size, name in UNITS if seconds >= 2 * size), (1.0, "s"))
+
+
+def chart(
+    groups: Sequence[Group],
+    name: str,
+    title: str,
+    y: str,
+    note: str = "",
+    log: bool = False,
+    wall: bool = False,
+    more: Sequence[Series] = (),
+) -> Chart | None:
+    """Metric `name` of the groups over real environment steps, or over the `wall` clock; None where there is no value.
+
+    With one group each seed has a colour and an entry in the legend; of several, each group has.
+    """
+    found = [(i, group, held) for i, group in enumerate(groups) if (held := curves(group, name)) is not None]
+    if not found:
+        return None
+    size, unit = unit_of(max(float(held.wall.max()) for _, _, held in found)) if wall else (1.0, "")
+    series: list[Series] = []
+    alone = len(groups) == 1
+    for i, group, held in found:
+        series += _of_group(group, held, alone, i, (size if wall else None))
+    x = f"wall clock, compilation included ({unit})" if wall else "real environment steps per seed"
+    return Chart(title, x, y, (*series, *more), note, log)
+
+
+def _of_group(group: Group, held: Curves, alone: bool, color: int, size: float | None) -> list[Series]:
+    """The series of one group; `size` is the unit of the wall clock in s, None for steps."""
+    x = held.steps if size is None else held.wall / size
+    several = len(group.seeds) > 1
+    series = []
+    for k, seed in enumerate(group.seeds):
+        known = ~np.isnan(held.values[:, k])
+        if not known.any():
+            continue
+        own = held.steps[known] if size is None else held.walls[known, k] / size
+        label = f"seed {seed.name}" if alone else f"{group.label}, seed {seed.name}"
+        key = label if alone else f"{group.label}: seeds"
+        number = k if alone else color
+        series.append(Series(label, key, "line", own, held.values[known, k], color=number, thin=several))
+    if not several:
+        one = series[0]
+        return [one._replace(key=one.name if alone else group.label, name=one.name if alone else group.label)]
+    label = "interquartile mean" if alone else group.label
+    bold = -1 if alone else color
+    low, high = bootstrap_bands(held.values)
+    mean = middle(held.values)
+    band = Series(f"{label}, {BAND}", label, "band", x, mean, low, high, bold)
+    return [band, *series, Series(label, label, "line", x, mean, color=bold)]
+
+
+def last_values(group: Group, name: str, at: int | None = None) -> dict[str, float]:
+    """Each seed's last value of metric `name`, not after step `at` where that is given; seeds without one are absent."""
+    found = {}
+    for seed in group.seeds:
+        values = [row[name] for row in seed.rows if name in row and (at is None or row["env_steps"] <= at)]
+        if values:
+            found[seed.name] = float(values[-1])
+    return found
+
+
+def last_step(group: Group, name: str) -> int:
+    """The last step at which a seed has a value of metric `name`; 0 for none."""
+    return max((row["env_steps"] for seed in group.seeds for row in seed.rows if name in row), default=0)
+
+
+def shared_metric(groups: Sequence[Group], names: Sequence[str]) -> str | None:
+    """The first of `names` that every group has which has any of them; None where no group has."""
+    held = [{name for name in names for seed in group.seeds for row in seed.rows if name in row} for group in groups]
+    known = [of for of in held if of]
+    return next((name for name in names if known and all(name in of for of in known)), None)

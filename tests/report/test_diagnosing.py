@@ -1,0 +1,205 @@
+"""A run's policy, model and critic looked at: what is played, from what, and that the folder stays as it is."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from command_line import call
+from run_by_hand import data_of
+from slider import slider
+
+import jaxmbrl
+from jaxmbrl import envs
+from jaxmbrl.config import UserError, to_dict
+from jaxmbrl.diagnostics import doctor
+from jaxmbrl.report import diagnosing, making
+from jaxmbrl.training import evaluation, programs
+from jaxmbrl.training.console import Progress
+from jaxmbrl.training.run_folder import RunFolder
+from jaxmbrl.training.session import Session
+from jaxmbrl.types import Algorithm, Policy, Transition
+
+TINY = {
+    "agent.hidden": (8,),
+    "batch_size": 16,
+    "replay_capacity": 500,
+    "warmup_steps": 50,
+    "epoch_steps": 100,
+    "eval_every": 1,
+    "updates_per_step": 1,
+}
+MODEL = {
+    "ensemble.members": 3,
+    "ensemble.elites": 2,
+    "ensemble.hidden": (8,),
+    "ensemble.max_epochs": 3,
+    "refit_every": 50,
+    "rollout_rows": 20,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, compile_cache):
+    """A run of MBPO with two seeds, trained for 200 steps of the pendulum."""
+    path = tmp_path_factory.mktemp("runs") / "mbpo"
+    jaxmbrl.train("mbpo", "pendulum", preset="small", steps=200, seeds=2, seed=5, settings=TINY | MODEL, out=path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(run):
+    before = contents(run)
+    made = diagnosing.diagnose(run)
+    assert contents(run) == before, "the folder is as it was"
+    return made
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_policy_plays_whole_episodes(found):
+    assert (found.seed, found.env_steps) == (5, 200)
+    assert found.rows.reward.shape == (1000,) and found.rows.extras == ()
+    np.testing.assert_array_equal(np.flatnonzero(found.rows.truncated), [199, 399, 599, 799, 999])
+    rewards = found.rows.reward.astype(float).reshape(5, 200).sum(axis=1)
+    np.testing.assert_allclose(found.returns, rewards, rtol=1e-6)
+    assert np.abs(found.rows.action).max() <= 1 and found.step_seconds > 0
+
+
+def test_it_is_the_policy_that_is_evaluated(run, found):
+    policy, state, _ = jaxmbrl.load(run)
+    first = policy(jax.tree.map(lambda leaf: leaf[0], state))
+    for i in (0, 500, 999):
+        action = first.act(first.init(jax.random.key(0)), jnp.asarray(found.rows.observation[i]), jax.random.key(1))[0]
+        np.testing.assert_allclose(found.rows.action[i], action, atol=1e-5)
+
+
+def test_the_model_is_judged_on_what_was_played(found):
+    assert found.model.error.shape == (4,) and found.model.learns_reward
+    np.testing.assert_allclose(found.model.observed[:, 3], found.rows.reward, rtol=1e-6)
+    assert found.errors.members.shape == (3, 50, 3) and found.imagined.members.shape == (3, 51, 3)
+    np.testing.assert_allclose(found.imagined.real[0], found.rows.observation[0], rtol=1e-6)
+
+
+def test_the_critic_is_judged_where_enough_of_the_return_is_known(found):
+    """At a discount of 0.99 no return is known to 5% within 200 steps; half of it is, of rows with 69 steps left."""
+    critic = found.critic
+    assert critic.soft and critic.ends_by_critic and critic.discount == pytest.approx(0.99)
+    assert 0.99**69 < 0.5 < 0.99**68
+    assert len(critic.bias.q) == 5 * (200 - 68)
+
+
+def test_actions_in_training_are_those_of_the_replay(found):
+    assert found.stored.shape == (200, 1) and np.abs(found.stored).max() <= 1
+    assert found.film is None and found.film_told == "no picture of pendulum: it has no MuJoCo model"
+    assert found.notes == () and found.state_bytes > 2 * 500 * 9 * 4, "at least the two replay buffers"
+
+
+def test_the_page_shows_it(run, tmp_path):
+    code, out, err = call("report", run, "--out", tmp_path / "page", "--no-compile-cache")
+    assert (code, err) == (0, "") and f"playing the newest policy of {run} ..." in out
+    made = (tmp_path / "page.html").read_bytes()
+    titles = [chart["title"] for chart in data_of(made)]
+    for title in (
+        *("Return in evaluation over real steps", "Return in evaluation over the wall clock", "Holdout error of the model"),
+        *("Aleatoric variance", "Epistemic variance", "Calibration", "Compounding error", "One step: reward"),
+        *("Imagined and real: observation 2", "Actions, dimension 0", "Q and what came", "Rollout length"),
+        *("First episode: reward", "Throughput", "Time of an epoch"),
+    ):
+        assert title in titles
+    text = made.decode()
+    assert "no picture of pendulum" in text and "The critic&#x27;s bias" in text and "memory while it runs" in text
+
+
+def test_damaged_checkpoints_are_told_and_stay_where_they_are(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    newest = sorted((copy / "checkpoints").glob("0*"))[-1]
+    (newest / "manifest.json").write_text("{")
+    before = contents(copy)
+    found = diagnosing.diagnose(copy)
+    assert contents(copy) == before and found.env_steps < 200 and len(found.notes) == 1 and newest.name in found.notes[0]
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(UserError, match="checkpoint"):
+        diagnosing.diagnose(copy)
+
+
+def test_a_run_that_has_not_learned_yet_is_only_played(tmp_path, monkeypatch):
+    monkeypatch.setitem(envs.TASKS, "slider", slider)
+    config = programs.configure("sac", "slider", settings={"agent.hidden": (4,), "replay_capacity": 1000}, seeds=2, seed=3)
+    folder = RunFolder.create(tmp_path / "run")
+    folder.write_config(to_dict(config))
+    session = Session(programs.build(config), folder, Progress.silent())
+    session.state = programs.initial(session.program, {})
+    session.save(wait=True)
+    found = diagnosing.diagnose(folder.path)
+    assert (found.env_steps, found.seed) == (0, 3) and found.model is found.critic is found.stored is None
+    assert len(found.returns) > 0
+    if doctor.rendering().state == "ok":
+        assert found.film[:6] == b"GIF89a" and "of the first episode of seed 3" in found.film_told
+
+
+def still(state, explore):
+    """The policy that does nothing."""
+    return Policy(lambda key: (), lambda memory, observation, key: (jnp.zeros(1), (), memory))
+
+
+def test_playing_ends_when_the_time_is_up():
+    """A chunk is played before the clock is looked at, and no part of one."""
+    algorithm = Algorithm(init=None, policy=still, learn=None, period=1)
+    rows, _ = diagnosing.play(envs.make("pendulum"), algorithm, (), 1000, seconds=0.0)
+    assert 50 <= len(rows.reward) <= 100
+    rows, _ = diagnosing.play(envs.make("pendulum"), algorithm, (), 120)
+    assert len(rows.reward) == 150
+
+
+def test_episodes_begin_as_evaluations_do():
+    task = envs.make("pendulum")
+    algorithm = Algorithm(init=None, policy=still, learn=None, period=1)
+    rows, _ = diagnosing.play(task, algorithm, (), 50)
+    start = task.world.observe(task.world.reset(evaluation.keys_of(0)[0]))
+    np.testing.assert_allclose(rows.observation[0], start, rtol=1e-6)
+
+
+def test_returns_are_of_whole_episodes():
+    flags = np.zeros(6, bool)
+    ends, cut = flags.copy(), flags.copy()
+    ends[1], cut[4] = True, True
+    reward = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0], np.float32)
+    rows = Transition(np.zeros((6, 1)), np.zeros((6, 1)), reward, np.zeros((6, 1)), ends, cut, ())
+    assert diagnosing.returns_of(rows) == (3.0, 28.0)
+    assert diagnosing.returns_of(jax.tree.map(lambda leaf: leaf[:1], rows)) == ()
+
+
+def test_what_cannot_be_played_is_told(run, monkeypatch):
+    played = []
+
+    def diagnose(path):
+        played.append(path.name)
+        raise UserError("not now")
+
+    monkeypatch.setattr(making.diagnosing, "diagnose", diagnose)
+    made = making.make([run])
+    assert played == ["mbpo"] and "was not looked at: not now" in made.decode()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "model", "critic"),
+    [("td3", False, True), ("dhmbpo", True, True), ("steve", True, True), ("pets", True, False), ("bptt", True, False)],
+)
+def test_every_kind_of_algorithm_is_looked_at(algorithm, model, critic):
+    """Models and critics as they begin, taken for trained ones."""
+    config = programs.configure(algorithm, "pendulum", settings={"replay_capacity": 1000})
+    program = programs.build(config)
+    state = jax.tree.map(lambda leaf: leaf[0], programs.initial(program, {}).algorithm)
+    if model:
+        state = state._replace(model=state.model._replace(fits=jnp.asarray(1)))
+    rows, _ = diagnosing.play(program.task, Algorithm(None, still, None, 1), (), 200)
+    found = diagnosing._model(program, state, rows) | diagnosing._critic(program, state, rows)
+    assert set(found) == ({"model", "errors", "imagined"} if model else set()) | ({"critic"} if critic else set())
+    if model:
+        assert np.isfinite(found["model"].error).all() and np.isfinite(found["errors"].scaled_mean).all()
+    if critic:
+        assert found["critic"].soft == (algorithm != "td3") and np.isfinite(found["critic"].bias.bias)
