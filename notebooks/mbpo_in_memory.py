@@ -57,7 +57,7 @@ above.set(ylabel="return per episode", title="MBPO on the pendulum: two seeds an
 steps, errors = curves("model/holdout_error")
 below.plot(steps, errors.T, color=RED, alpha=0.4, linewidth=1)
 below.plot(steps, errors.mean(axis=0), color=RED, linewidth=2.2)
-below.set(xlabel="real environment steps", ylabel="error on unseen rows", yscale="log")
+below.set(xlabel="real environment steps", ylabel="model error (fitted units)", yscale="log")
 for axes in (above, below):
     axes.spines[["top", "right"]].set_visible(False)
 print(f"return of the first evaluation  {returns[:, 0].mean():.1f}")
