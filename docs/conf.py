@@ -109,12 +109,19 @@ def _inline(line: str) -> str:
 MODULES = re.compile(r"\b(?:(?:jaxtyping|typing|types|collections|jax|jaxlib|numpy|pathlib|jaxmbrl)(?:\.\w+)*\.)(?=\w)")
 """Before a name in an annotation: which module it comes from tells a reader nothing."""
 
+ALIAS = re.compile(r"TypeAliasForwardRef\('(\w+)'\)")
+"""How Sphinx tells a type alias that is an argument of another type."""
+
 
 def readable(
     app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returned: str | None
 ) -> tuple[str | None, str | None] | None:
-    """No second list of a class's fields."""
-    return ("", None) if what == "class" and signature is not None else None
+    """No second list of a class's fields, and the nouns of `jaxmbrl.types` by their names also within other types."""
+    if signature is None:
+        return None
+    if what == "class":
+        return "", None
+    return ALIAS.sub(r"\1", signature), returned and ALIAS.sub(r"\1", returned)
 
 
 API = {
@@ -167,7 +174,7 @@ def shortened(app: Any, doctree: nodes.document) -> None:
             lambda node: isinstance(node, addnodes.desc_annotation | addnodes.desc_parameterlist | addnodes.desc_returns)
         ):
             for text in list(annotation.findall(nodes.Text)):
-                text.parent.replace(text, nodes.Text(MODULES.sub("", text.astext())))
+                text.parent.replace(text, nodes.Text(ALIAS.sub(r"\1", MODULES.sub("", text.astext()))))
 
 
 def outside(app: Any, page: str, source: list[str]) -> None:

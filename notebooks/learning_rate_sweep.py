@@ -55,7 +55,7 @@ def error_with(rate):
     """Holdout error after a fit with this rate, in units of the fitted targets."""
     init_key, fit_key = jax.random.split(jax.random.key(1))
     _, found = model.fit(model.init(init_key, {"learning_rate": rate}), rows, jnp.asarray(2000), fit_key)
-    return found["model/holdout_error"].total / found["model/holdout_mse"].weight
+    return found["model/holdout_error"].total / found["model/holdout_error"].weight
 
 
 errors = np.asarray(jax.jit(jax.vmap(error_with))(rates))
@@ -89,13 +89,14 @@ for rate, curve in curves.items():
 # %% [markdown]
 # ## What came of it
 #
-# Both have a middle: too small a rate has not arrived, too large a one leaps about. The cost is the same as that of as
-# many seeds.
+# In 20 epochs a small rate has hardly begun to fit, and even 1e-2 is not too large for the ensemble. Soft Actor-Critic has
+# a middle: at 1e-1 it learns nothing that lasts, at 1e-5 nothing at all. Six values cost as much as six seeds of one
+# value, and were compiled once.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 left.plot(rates, errors, color=BLUE, marker="o", linewidth=2)
-left.set(xscale="log", yscale="log", xlabel="learning rate of the ensemble", ylabel="error on unseen rows")
+left.set(xscale="log", yscale="log", xlabel="learning rate of the ensemble", ylabel="error on unseen rows (fitted units)")
 left.set_title("Six fits, one vmap", loc="left", fontsize=11)
 for (rate, curve), color in zip(curves.items(), (BLUE, RED, "0.5"), strict=True):
     at = sorted(curve)

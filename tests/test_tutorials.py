@@ -8,13 +8,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 import jaxmbrl
-from jaxmbrl import envs
-from jaxmbrl.config import UserError
 
 FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
 PAGES = sorted(path.stem for path in FOLDER.glob("*.md"))
@@ -110,28 +106,13 @@ def of_dyna(folder, told):
 
 
 def of_hovercraft(folder, told):
-    assert min(returns_of(told[2])) > 50
-    assert min(returns_of(told[3])) > 50
-    namespace = {}
-    sys.path.insert(0, str(folder))
-    try:
-        import hovercraft
-
-        wrong = next(
-            block.text for block in blocks((FOLDER / "own_environment.md").read_text()) if "Resetting" in block.text
-        )
-        exec(wrong, {"hovercraft": hovercraft, "jax": jax, "jnp": jnp}, namespace)
-        task = envs.make_task("resetting", namespace["Resetting"](), 60, hovercraft.reward, hovercraft.terminated)
-        with pytest.raises(UserError) as error:
-            envs.check(task)
-        assert "\n" not in str(error.value)
-    finally:
-        sys.path.remove(str(folder))
-        envs.TASKS.pop("hovercraft")
+    learned, true = (returns_of(printed) for printed in told[2:4])
+    assert len(learned) == len(true) == 2
+    assert min(learned) > min(true) - 8 > 20
 
 
 def returns_of(told):
-    return [float(value) for value in re.findall(r"seed \d+ +(-?[\d.,]+)", told)]
+    return [float(value.replace(",", "")) for value in re.findall(r"seed \d+: (-?[\d.,]+)", told)]
 
 
 def of_data(folder, told):

@@ -85,10 +85,10 @@ def test_ensemble_and_cem_shows_what_it_says(tmp_path):
 def test_mbpo_in_memory_shows_what_it_says(tmp_path):
     lines = run("mbpo_in_memory", tmp_path, ["curves.png", "episode.png"])
     told = {line[:32].strip(): float(line[32:]) for line in lines if not line.startswith(("rows", "what"))}
-    assert "rows                16" in lines and "eval/return" in lines[1]
+    assert "rows                20" in lines and "eval/return" in lines[1]
     assert told["return of the first evaluation"] < -900
     assert told["return of the last evaluation"] > -300
-    assert told["model's error, last"] < told["model's error, first"] / 2
+    assert 0 < told["model's error, last"] < 0.2
     assert told["upright in the last 2 s"] > 0.95
 
 

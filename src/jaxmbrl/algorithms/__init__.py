@@ -154,9 +154,8 @@ def register(name: str, method: Any) -> None:
     if not isinstance(method, Method):
         raise UserError(f"method '{name}' must be an algorithms.Method, got {type(method).__name__}")
     config = method.config
-    # Where a dataclass keeps what it was declared with; an instance has it too.
-    declared = getattr(config, "__dataclass_params__", None)
-    if not isinstance(config, type) or declared is None or not declared.frozen:
+    parameters = getattr(config, "__dataclass_params__", None) if isinstance(config, type) else None
+    if parameters is None or not parameters.frozen:
         raise UserError(f"the config of method '{name}' must be a frozen dataclass, got {config!r:.60}")
     missing = [field for field in LOOP if field not in _names(config)]
     if missing:
