@@ -153,6 +153,13 @@ def report(tables: Mapping[str, Mapping[str, float]], out: Path | None) -> None:
         out.write_text(json.dumps({"results": tables, **provenance()}, indent=2) + "\n")
 
 
+def keep(path: Path, results: dict[str, Any]) -> None:
+    """Write what was measured; what the file tells of other cases stays."""
+    before = json.loads(path.read_text())["results"] if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"results": before | results}, indent=1) + "\n")
+
+
 def provenance(*arguments: str) -> dict[str, Any]:
     """The script and those `arguments` that determine its result; commit, versions and machine."""
     where = environment()

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from measure import provenance
+from measure import keep, provenance
 
 from jaxmbrl import envs
 from jaxmbrl.training.collecting import collect, random_policy
@@ -467,13 +467,6 @@ def main() -> None:
         show(name, found, CASES[name])
         if asked.out is not None:
             keep(asked.out, {name: found | {"load before": load, **provenance("--cases", name, *sizes)}})
-
-
-def keep(path: Path, results: dict[str, Any]) -> None:
-    """Write what was measured; what the file tells of other cases stays."""
-    before = json.loads(path.read_text())["results"] if path.exists() else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"results": before | results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from measure import Training, report
+from measure import Training, keep, provenance, report
 
 from jaxmbrl.training import programs, runner
 from jaxmbrl.training.console import Progress
@@ -46,7 +46,7 @@ CASES = {
     "pets": Case("pets", "cartpole-continuous", "small", {}, 50, 800),
     "sac": Case("sac", "pendulum", None, {}, 200, 5000),
     "mbpo": Case("mbpo", "InvertedPendulum-v5", None, {}, 250, 1500),
-    "dhmbpo": Case("dhmbpo", "pendulum", None, {}, 1000, 3000),
+    "dhmbpo": Case("dhmbpo", "pendulum", None, {}, 200, 1600),
 }
 
 
@@ -127,16 +127,19 @@ def part_of(path: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="write the figures here, as JSON; other cases that it tells of stay")
     asked = parser.parse_args()
-    tables = {}
     for name in asked.cases:
         case = CASES[name]
         title = f"{case.algorithm} on {case.env}"
         print(f"measuring {title} ...", flush=True)
-        tables[f"{title}: a run of {case.steps:,} steps"] = whole_run(case)
-        tables[f"{title}: {case.round:,} steps of the training program"] = profiled(case)
-    report(tables, asked.out)
+        tables = {
+            f"{title}: a run of {case.steps:,} steps": whole_run(case),
+            f"{title}: {case.round:,} steps of the training program": profiled(case),
+        }
+        report(tables, None)
+        if asked.out is not None:
+            keep(asked.out, {name: {"tables": tables, **provenance("--cases", name)}})
 
 
 if __name__ == "__main__":
