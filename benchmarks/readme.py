@@ -171,6 +171,29 @@ def in_bfloat16() -> list[str]:
     return table(("interquartile mean of the return [95% interval]", "float32", "bfloat16"), rows)
 
 
+def compiling() -> list[str]:
+    """The table of what `compiling.py` found."""
+    rows = []
+    for about, figures in read("compiling-cpu").items():
+        seconds = (number(figures[f"seconds to compile, {how}"]) for how in ("cold", "cached"))
+        memory = (number(figures[f"MB, {of}"]) for of in ("state", "besides"))
+        rows.append((about.removesuffix(", seeds: 1"), *seconds, *memory))
+    return table(("one seed", "seconds, cold", "from the cache", "MB of state", "MB besides"), rows)
+
+
+PARTS = ("collect", "plan", "fit", "imagine", "update")
+
+
+def split() -> list[str]:
+    """The table of what `split.py` found: shares of the training program's work, then of a whole run's time."""
+    rows = []
+    for case in read("split-cpu").values():
+        (about, run), (_, program) = case["tables"].items()
+        shares = [f"{program[part]:.1%}" if part in program else "-" for part in PARTS]
+        rows.append((about.partition(":")[0], *shares, f"{run['evaluate']:.1%}", f"{run['host']:.1%}"))
+    return table(("of the program's work; of the run's time", *PARTS, "evaluate", "host"), rows)
+
+
 def speed() -> list[str]:
     """Both tables of speed."""
     return [*beside_peers(), "", *beside_limits()]
@@ -189,7 +212,7 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/value_expansion.md": {"returns": of("mve", "steve")},
     "docs/value_gradients.md": {"returns": of("svg", "maac", "bptt")},
     "docs/sac.md": {"returns": of("sac", "redq", "droq")},
-    "docs/speed.md": {"bfloat16": in_bfloat16},
+    "docs/speed.md": {"bfloat16": in_bfloat16, "split": split, "compiling": compiling},
     "docs/td3.md": {"returns": of("td3", "ddpg")},
 }
 """Page -> the tables that it holds, by name."""
