@@ -182,7 +182,9 @@ def test_errors_of_nothing_or_beyond_all_bounds_are_drawn(horizon):
     found = compounded(2, horizon, 1)
     found.members[:, 0] = 0.0
     found.mean[-1] = np.inf
-    looked_at(plot_compounding_error(found))
+    panels = looked_at(plot_compounding_error(found))
+    assert len(panels) == 1 + found.mean.shape[1]
+    assert all(np.isfinite(axes.get_ylim()).all() for axes in panels)
 
 
 def test_imagined_trajectories_of_every_dimension():

@@ -1,0 +1,146 @@
+"""What the model is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxmbrl.report.diagnosing import Diagnosis
+from jaxmbrl.report.gathering import Gathered
+from jaxmbrl.report.parts import Chart, Facets, Heading, Part, Series, Table, Text, chosen
+from jaxmbrl.report.sections.shared import DIMENSIONS, MODEL, SCATTERED, metrics, run_name, told_apart
+
+
+def model(gathered: Gathered, diagnoses: Mapping[int, Diagnosis | str]) -> list[Part]:
+    """Metrics of the fits, and what the newest model is worth on the newest policy's episodes."""
+    parts = metrics(told_apart(gathered.groups), MODEL)
+    for i, found in diagnoses.items():
+        if isinstance(found, str) or found.model is None:
+            continue
+        parts.append(Heading(f"{run_name(gathered, i)}: the model on episodes of seed {found.seed}'s policy"))
+        parts += _judged(found)
+    return parts
+
+
+def _judged(found: Diagnosis) -> list[Part]:
+    judged, errors, imagined = found.model, found.errors, found.imagined
+    assert judged is not None
+    size = judged.error.shape[0]
+    names = _dimensions(size, judged.learns_reward)
+    rows = len(judged.observed)
+    parts: list[Part] = [
+        Text(
+            f"Judged on {rows:,} steps of the deterministic policy after {found.env_steps:,} steps of training: episodes "
+            "that the model was not fitted to, though it knows their like."
+        )
+    ]
+    table = []
+    shares = np.asarray(judged.calibration.shares)
+    for d, name in enumerate(names):
+        measured = [judged.error[d], judged.unexplained[d], judged.aleatoric[d], judged.epistemic[d], judged.mixture_nll[d]]
+        table.append([name, *(float(x) for x in measured), float(judged.calibration.error[d])])
+    head = ("dimension", "error", "unexplained", "aleatoric", "epistemic", "negative log density", "miscalibration")
+    note = (
+        "One step ahead. error: root mean square, in the task's units, as aleatoric and epistemic are (roots of the mean "
+        "variance); unexplained: share of the change's variance; negative log density of the mixture in nats; "
+        "miscalibration: mean |share - level|, 0 is perfect."
+    )
+    parts.append(Table("One-step predictions", head, table, note))
+    levels = np.asarray(judged.calibration.levels)
+    series = [
+        Series(name, name, "line", levels, shares[:, d], color=d, thin=size > 1)
+        for d, name in enumerate(names[:DIMENSIONS])
+    ]
+    if size > 1:
+        mean = shares.mean(axis=1)
+        series.append(Series("mean over dimensions", "mean over dimensions", "line", levels, mean, color=-1))
+    note = (
+        "On the dashed diagonal what is predicted with some probability happens that often. A curve flatter than "
+        "it is overconfidence: too much lies beyond the outer quantiles. A steeper one expects more noise than there is."
+    )
+    charts = [
+        Chart(
+            "Calibration",
+            "predicted quantile level",
+            "share of observed values at or below",
+            tuple(series),
+            note,
+            square=True,
+        )
+    ]
+    if errors is not None:
+        charts.append(_compounding(errors))
+    parts.append(Facets(tuple(charts)))
+    kept = chosen(rows, SCATTERED)
+    scatters = []
+    for d, name in enumerate(names[:DIMENSIONS]):
+        what = name if name == "reward" else f"change of {name}"
+        observed, predicted = judged.observed[kept, d], judged.predicted[kept, d]
+        points = Series(what, what, "points", observed, predicted, color=d)
+        scatters.append(
+            Chart(f"One step: {what}", "observed (task's units)", "predicted (task's units)", (points,), square=True)
+        )
+    parts.append(Facets(tuple(scatters)))
+    if imagined is not None:
+        told = "Imagined and real from the first state of the first episode, by the recorded actions."
+        parts.append(Text(f"{told} Axes follow the lines: where what is sampled scatters far, its band leaves them."))
+        parts.append(Facets(tuple(_imagined(imagined))))
+    if size > DIMENSIONS:
+        parts.append(Text(f"Of {size} dimensions the first {DIMENSIONS} are drawn; the table holds all."))
+    return parts
+
+
+def _dimensions(size: int, learns_reward: bool) -> list[str]:
+    names = [f"observation {d}" for d in range(size - int(learns_reward))]
+    return names + ["reward"] * int(learns_reward)
+
+
+def _compounding(errors: Any) -> Chart:
+    steps = np.arange(1, errors.scaled_mean.shape[0] + 1)
+    low, high = errors.scaled_members.min(axis=0), errors.scaled_members.max(axis=0)
+    middle = np.median(errors.scaled_members, axis=0)
+    series = (
+        Series("members, lowest to highest", "members", "band", steps, middle, low, high, 0),
+        Series("median member", "members", "line", steps, middle, color=0),
+        Series("mean over members", "mean over members", "line", steps, errors.scaled_mean, color=1),
+        Series("nothing changes", "nothing changes", "line", steps, errors.scaled_persistence, color=7, dashed=True),
+    )
+    note = (
+        f"The model left alone from {len(errors.starts)} recorded states, by the recorded actions. 1 is an error as large "
+        "as the data's own spread; the model is of use as long as it lies below 'nothing changes'."
+    )
+    return Chart(
+        "Compounding error",
+        "rollout length (imagined steps)",
+        "error (standard deviations of the data)",
+        series,
+        note,
+        log=True,
+    )
+
+
+def _imagined(found: Any) -> list[Chart]:
+    charts = []
+    for d in range(min(found.real.shape[1], DIMENSIONS)):
+        members, particles = found.members[:, :, d], found.particles[:, :, d]
+        charts.append(_trajectories(f"observation {d}", found.real[:, d], found.mean[:, d], members, particles))
+    if found.mean_reward is not None:
+        members, particles = found.members_reward, found.particles_reward
+        charts.append(_trajectories("reward", found.real_reward, found.mean_reward, members, particles))
+    return charts
+
+
+def _trajectories(name: str, real: Any, mean: Any, members: Any, particles: Any) -> Chart:
+    steps = np.arange(len(real))
+    series = []
+    if len(particles):
+        low, high = np.quantile(particles, [0.05, 0.95], axis=0)
+        series.append(
+            Series("sampled, 5% to 95%", "sampled, 5% to 95%", "band", steps, np.median(particles, axis=0), low, high, 0)
+        )
+    series += [Series(f"member {e}", "members", "line", steps, own, color=0, thin=True) for e, own in enumerate(members)]
+    series.append(Series("mean over members", "mean over members", "line", steps, mean, color=1))
+    series.append(Series("real", "real", "line", steps, real, color=-1))
+    return Chart(f"Imagined and real: {name}", "steps from the same start", f"{name} (task's units)", tuple(series))

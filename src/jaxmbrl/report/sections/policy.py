@@ -1,0 +1,149 @@
+"""What the policy does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxmbrl.report.diagnosing import Critic, Diagnosis
+from jaxmbrl.report.gathering import Gathered
+from jaxmbrl.report.parts import Chart, Facets, Heading, Part, Picture, Series, Table, Text, chosen
+from jaxmbrl.report.sections.shared import (
+    AGENT,
+    DIMENSIONS,
+    ELSEWHERE,
+    IMAGINED,
+    MODEL,
+    SCATTERED,
+    Metric,
+    metrics,
+    run_name,
+    told_apart,
+)
+
+
+def policy(gathered: Gathered, diagnoses: Mapping[int, Diagnosis | str]) -> list[Part]:
+    """What imagining and the agent's metrics were over time, then what the newest policies do."""
+    groups = told_apart(gathered.groups)
+    parts: list[Part] = []
+    for i, found in diagnoses.items():
+        name = run_name(gathered, i)
+        if isinstance(found, str):
+            parts.append(Text(f"{name} was not looked at: {found}", warns=True))
+            continue
+        parts.append(Heading(f"{name}: seed {found.seed}'s policy after {found.env_steps:,} steps"))
+        parts += [Text(note, warns=True) for note in found.notes]
+        parts += _acting(found)
+    if not diagnoses:
+        parts.append(Text("Policies were not restored (--no-rollouts)."))
+    known = {**MODEL, **IMAGINED, **AGENT}
+    present = sorted({name for group in groups for seed in group.seeds for row in seed.rows for name in row if "/" in name})
+    others = {name: Metric(name, name) for name in present if name not in known and not name.startswith(ELSEWHERE)}
+    over_time = [*_ratio(gathered), *metrics(groups, {**IMAGINED, **AGENT, **others})]
+    if over_time:
+        parts += [Heading("Over time"), *over_time]
+    return parts
+
+
+def _ratio(gathered: Gathered) -> list[Part]:
+    """The share of real rows in a batch, which is a setting and stays."""
+    rows = []
+    for group in told_apart(gathered.groups):
+        run = gathered.runs[group.runs[0]]
+        hyper = run.environment.get("hyper")
+        traced = hyper.get("real_ratio") if isinstance(hyper, dict) else None
+        settings = run.config["settings"] if isinstance(run.config["settings"], dict) else {}
+        value = traced[group.seeds[0].seed - run.seeds[0]] if traced else settings.get("real_ratio")
+        if value is not None:
+            rows.append([group.label, float(value)])
+    note = "Share of real transitions in a batch of the agent's; it stays the same over a run."
+    return [Table("Real ratio", ("", "real ratio"), rows, note)] if rows else []
+
+
+def _acting(found: Diagnosis) -> list[Part]:
+    parts: list[Part] = []
+    steps = len(found.rows.reward)
+    if found.returns:
+        told = ", ".join(f"{value:,.1f}" for value in found.returns[:8])
+        mean, count = float(np.mean(found.returns)), len(found.returns)
+        first = f"the first 8 of {count} episodes" if count > 8 else f"{count} episode{'s' if count > 1 else ''}"
+        parts.append(Text(f"Played here: returns of {first} {told}; mean of all {mean:,.1f}."))
+    else:
+        parts.append(Text(f"{steps:,} steps were played here, of an episode that had not ended by then."))
+    if found.film is not None:
+        parts.append(Picture("An episode", found.film, found.film_told, 320, 240))
+    else:
+        parts.append(Text(f"There is no film of an episode: {found.film_told}."))
+    charts = _episode(found)
+    action = np.asarray(found.rows.action, float)
+    if action.ndim == 2:
+        charts += [_histogram(found, d) for d in range(min(action.shape[1], DIMENSIONS))]
+    if found.critic is not None:
+        charts.append(_values(found.critic))
+    parts.append(Facets(tuple(charts)))
+    if found.critic is not None:
+        parts.append(_bias(found.critic))
+    return parts
+
+
+def _episode(found: Diagnosis) -> list[Chart]:
+    """The first episode: what was observed, done and earned."""
+    rows = found.rows
+    ends = np.flatnonzero(rows.terminated | rows.truncated)
+    length = int(ends[0]) + 1 if len(ends) else len(rows.reward)
+    at = chosen(length, 300)
+
+    def chart(what: str, values: Any, unit: str) -> Chart:
+        values = np.asarray(values, float)[:length].reshape(length, -1)[at]
+        several = values.shape[1] > 1
+        names = [f"{what} {d}" if several else what for d in range(min(values.shape[1], DIMENSIONS))]
+        series = [Series(name, name, "line", at, values[:, d], color=d, thin=several) for d, name in enumerate(names)]
+        return Chart(f"First episode: {what}", "step of the episode", unit, tuple(series))
+
+    found_charts = [
+        chart("observation", rows.observation, "observation (task's units)"),
+        chart("action", rows.action, "action (-1 to 1)"),
+        chart("reward", rows.reward, "reward of a step"),
+    ]
+    return found_charts
+
+
+def _histogram(found: Diagnosis, d: int) -> Chart:
+    edges = np.linspace(-1.0, 1.0, 21)
+    middle = (edges[:-1] + edges[1:]) / 2
+    held = [("deterministic policy", np.asarray(found.rows.action, float)[:, d], 0)]
+    if found.stored is not None:
+        held.append(("in training", found.stored[:, d], 1))
+    series = []
+    for name, values, color in held:
+        count = np.histogram(np.clip(values, -1, 1), edges)[0]
+        series.append(Series(name, name, "bars", middle, count / max(len(values), 1), edges[:-1], edges[1:], color))
+    return Chart(f"Actions, dimension {d}", "action (-1 to 1)", "share of steps", tuple(series))
+
+
+def _values(critic: Critic) -> Chart:
+    bias = critic.bias
+    kept = chosen(len(bias.q), SCATTERED)
+    points = Series("steps", "steps", "points", bias.returns[kept], bias.q[kept])
+    soft = ", entropy bonus included" if critic.soft else ""
+    note = f"Along episodes of the policy that the critic values, at its discount of {critic.discount:g}{soft}."
+    if critic.ends_by_critic:
+        note += " What follows a time limit is not seen: the critic's own value stands for it, discounted to half or less."
+    note += " Above the diagonal the critic overestimates."
+    told = "discounted return that followed", "Q of the critic"
+    return Chart("Q and what came", *told, (points,), note, square=True)
+
+
+def _bias(critic: Critic) -> Table:
+    bias = critic.bias
+    rows = [
+        ["bias (mean of Q - return)", bias.bias],
+        ["deviation of Q - return", bias.deviation],
+        ["bias / |mean return|", bias.normalized_bias],
+        ["deviation / |mean return|", bias.normalized_deviation],
+        ["correlation of Q and return", bias.correlation],
+        ["steps", len(bias.q)],
+    ]
+    return Table("The critic's bias", ("", "value"), rows)

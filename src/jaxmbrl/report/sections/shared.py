@@ -1,0 +1,95 @@
+"""Metrics of the rows as charts, and what the sections name runs and groups by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from jaxmbrl.report import curves
+from jaxmbrl.report.gathering import Gathered, Group
+from jaxmbrl.report.parts import Facets, Part
+
+SCATTERED = 400
+"""Points of a scatter, at most."""
+DIMENSIONS = 12
+"""Of an observation that are drawn one by one; more are left to the tables."""
+LIKE_TARGETS = "in units of the fitted targets' variance"
+
+
+class Metric(NamedTuple):
+    """How a metric of the rows is told."""
+
+    title: str
+    y: str
+    note: str = ""
+    log: bool = False
+
+
+MODEL = {
+    "model/holdout_error": Metric(
+        "Holdout error of the model",
+        "mean squared error / target variance",
+        f"On rows that the fit did not see, mean over elites and dimensions, {LIKE_TARGETS}: 1 is no better than the mean.",
+        True,
+    ),
+    "model/holdout_likelihood": Metric(
+        "Holdout likelihood of the model",
+        "mean log density (nats a dimension)",
+        "Higher is better; it falls where the model is surer than it is right.",
+    ),
+    "model/aleatoric": Metric(
+        "Aleatoric variance",
+        "variance / target variance",
+        f"The noise that the members expect on the holdout, {LIKE_TARGETS}.",
+        True,
+    ),
+    "model/epistemic": Metric(
+        "Epistemic variance",
+        "variance / target variance",
+        f"How far the members disagree on the holdout, {LIKE_TARGETS}.",
+        True,
+    ),
+    "model/fit_epochs": Metric("Epochs of a fit", "epochs"),
+    "model/fit_steps": Metric("Gradient steps of a fit", "steps"),
+}
+IMAGINED = {
+    "imagine/rollout_length": Metric("Rollout length", "imagined steps", "As the schedule asks."),
+    "imagine/branch_length": Metric("Length of branches", "imagined steps", "As they came out."),
+    "imagine/rows": Metric("Imagined transitions of a refresh", "transitions"),
+    "imagine/broken": Metric("Branches that broke", "share", "They met a value that is not finite."),
+    "imagine/disagreement": Metric("Disagreement along branches", "the trust rule's measure"),
+    "imagine/threshold": Metric("Threshold of trust", "the trust rule's measure"),
+}
+AGENT = {
+    "agent/q": Metric("Mean Q in training", "value (units of return)"),
+    "agent/critic_loss": Metric("Critic's loss", "loss", log=True),
+    "agent/actor_loss": Metric("Actor's loss", "loss"),
+    "agent/entropy": Metric("Entropy of the policy", "nats"),
+    "agent/temperature": Metric("Temperature", "units of return a nat", log=True),
+    "agent/critic_gradient_norm": Metric("Critic's gradient", "norm", log=True),
+    "agent/actor_gradient_norm": Metric("Actor's gradient", "norm", log=True),
+}
+ELSEWHERE = ("train/", "eval/", "data/", "time/")
+"""Metrics that are told in other ways."""
+
+
+def told_apart(groups: Sequence[Group]) -> list[Group]:
+    """The groups, with their tasks in their labels where there are several."""
+    several = len({group.env for group in groups}) > 1
+    return [group._replace(label=f"{group.label} on {group.env}") if several else group for group in groups]
+
+
+def metrics(groups: Sequence[Group], told: Mapping[str, Metric]) -> list[Part]:
+    """A chart over steps of each metric that any of the groups has."""
+    charts = []
+    for name, of in told.items():
+        chart = curves.chart(groups, name, of.title, of.y, of.note, of.log)
+        if chart is not None:
+            charts.append(chart)
+    return [Facets(tuple(charts))] if charts else []
+
+
+def run_name(gathered: Gathered, index: int) -> str:
+    """The name of a run's folder, or its path where several have that name."""
+    names = [run.path.absolute().name for run in gathered.runs]
+    return names[index] if names.count(names[index]) == 1 else str(gathered.runs[index].path)
