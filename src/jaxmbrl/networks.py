@@ -50,7 +50,7 @@ def bfloat16_product(x: Float[Array, "*n i"], kernel: Float[Array, "i o"]) -> Fl
     In the gradient's two products the incoming gradient is rounded likewise. Devices with matrix units for bfloat16 (AMX,
     tensor cores, TPUs) multiply several times as many numbers a second so; on others it is slower than float32.
     """
-    return _rounded_product("...i,io->...o", x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)).astype(x.dtype)
+    return _with_factors(x, kernel)[0]
 
 
 def _rounded_product(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -58,7 +58,8 @@ def _rounded_product(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _with_factors(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return bfloat16_product(x, kernel), (x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    factors = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    return _rounded_product("...i,io->...o", *factors).astype(x.dtype), factors
 
 
 def _of_both_factors(factors: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:

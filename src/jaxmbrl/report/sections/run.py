@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxmbrl.report.diagnosing import Diagnosis
 from jaxmbrl.report.gathering import Gathered, Run, differences
-from jaxmbrl.report.parts import Chart, Facets, Heading, Part, Series, Table, Text, chosen
+from jaxmbrl.report.parts import MOST_POINTS, Chart, Facets, Heading, Part, Series, Table, Text, chosen
 from jaxmbrl.report.sections.shared import run_name
 from jaxmbrl.training import programs
 
@@ -109,7 +109,7 @@ def _throughput(rows: Sequence[dict[str, Any]], seeds: int) -> Chart:
 
 def _epochs(rows: Sequence[dict[str, Any]]) -> Chart:
     names = {"time/train": "training", "time/evaluate": "evaluation", "time/epoch": "whole epoch"}
-    rows = [rows[i] for i in chosen(len(rows), 400)]
+    rows = [rows[i] for i in chosen(len(rows), MOST_POINTS)]
     series = []
     for i, (name, label) in enumerate(names.items()):
         held = [(row["env_steps"], row[name]) for row in rows if name in row]
