@@ -204,16 +204,14 @@ def _model(program: Program, state: PyTree, rows: Transition) -> dict[str, Any]:
     if not hasattr(config, "ensemble") or int(getattr(fitted, "fits", 0)) == 0:
         return {}
     model = ensemble_of(config.ensemble, task, config.learn_reward, config.learn_termination)
-    longest = int(steps_left(rows).max())
-    horizon = min(HORIZON, longest)
+    left = steps_left(rows)
+    horizon = min(HORIZON, int(left.max()))
     key = jax.random.key(0)
-    first = np.flatnonzero(rows.terminated | rows.truncated)
-    episode = jax.tree.map(lambda leaf: leaf[: first[0] + 1] if len(first) else leaf, rows)
     known = None if config.learn_reward else task.reward
     return {
         "model": evaluate_model(model, fitted, rows),
         "errors": compounding_error(model, fitted, rows, horizon, key),
-        "imagined": imagined_vs_real(model, fitted, episode, 0, min(horizon, len(episode.reward)), key, reward=known),
+        "imagined": imagined_vs_real(model, fitted, rows, 0, min(horizon, int(left[0])), key, reward=known),
     }
 
 
