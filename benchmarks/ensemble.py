@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 from measure import measure, report
 
-from jaxmbrl import xla
+from jaxmbrl.core import xla
+from jaxmbrl.core.types import Key, Transition
 from jaxmbrl.models import EnsembleConfig, ensemble
 from jaxmbrl.rollout import Return, open_loop, planned_return, rollout
-from jaxmbrl.types import Key, Transition
 
 OBSERVATION, ACTION = 17, 6
 """HalfCheetah's sizes."""

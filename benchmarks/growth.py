@@ -21,10 +21,10 @@ import matplotlib.pyplot as plt
 from ensemble import fitting
 from measure import Training, report, seconds, slope
 
-from jaxmbrl.agents import sac as soft
-from jaxmbrl.agents.updates import updates
+from jaxmbrl.agents.actor_critic import sac as soft
+from jaxmbrl.agents.actor_critic.updates import updates
+from jaxmbrl.core.types import Transition
 from jaxmbrl.training import programs
-from jaxmbrl.types import Transition
 
 Measured = tuple[float, dict[str, float]]
 """Seconds of a unit of work; megabytes by name."""

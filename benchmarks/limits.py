@@ -20,12 +20,13 @@ from ensemble import ACTION, OBSERVATION, fitting, flops_per_row, rows_of
 from measure import bandwidth, measure, onward, report
 from plan import planning
 
-from jaxmbrl import optimizer, replay
-from jaxmbrl.agents import sac as soft
-from jaxmbrl.agents.updates import updates
+from jaxmbrl.agents.actor_critic import sac as soft
+from jaxmbrl.agents.actor_critic.updates import updates
+from jaxmbrl.agents.actor_critic.value_gradients import ValueGradientConfig, with_value_gradient
+from jaxmbrl.core.types import Transition
+from jaxmbrl.data import replay
 from jaxmbrl.models import EnsembleConfig, ensemble
-from jaxmbrl.types import Transition
-from jaxmbrl.value_gradients import Ascent, climbing
+from jaxmbrl.nn import optimizer
 
 BATCH = 256
 UPDATES = 100
@@ -63,7 +64,9 @@ def value_gradient(repeats: int) -> dict[str, float]:
 
     @jax.jit
     def run(state: Any, key: jax.Array) -> Any:
-        through = climbing(agent, model.world(fitted), Ascent(HORIZON, bonus_later=True, rematerialize=False))
+        through = with_value_gradient(
+            agent, model.world(fitted), ValueGradientConfig(HORIZON, entropy_at_every_step=True, rematerialize=False)
+        )
         return jax.lax.scan(
             lambda state, key: (through.update_actor(state, batch, key)[0], ()), state, jax.random.split(key, number)
         )[0]

@@ -23,9 +23,9 @@ import numpy as np
 from measure import report, seconds
 
 from jaxmbrl import envs
-from jaxmbrl.planners import cem, return_of
-from jaxmbrl.planners.cem import CEMConfig
-from jaxmbrl.types import Objective, Planner
+from jaxmbrl.core.types import Objective, Planner
+from jaxmbrl.planning import cem, return_of
+from jaxmbrl.planning.cem import CEMConfig
 
 CONTROL_COST = 0.1
 

@@ -16,11 +16,11 @@ import jax
 from ensemble import flops_per_row
 from measure import measure, report
 
-from jaxmbrl.algorithms import pets
+from jaxmbrl.algorithms.shooting import pets
 from jaxmbrl.envs import make
 from jaxmbrl.models import EnsembleConfig
-from jaxmbrl.planners import PlannerConfig
-from jaxmbrl.planners.cem import CEMConfig
+from jaxmbrl.planning import PlannerConfig
+from jaxmbrl.planning.cem import CEMConfig
 
 
 def planning() -> tuple[Callable[[], Any], int, int]:

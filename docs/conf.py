@@ -19,7 +19,7 @@ from docutils import nodes
 from sphinx import addnodes
 
 import jaxmbrl
-from jaxmbrl import types
+from jaxmbrl.core import types
 
 project = "jaxmbrl"
 version = release = jaxmbrl.__version__
@@ -41,7 +41,7 @@ myst_enable_extensions = ["dollarmath"]
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True}
-# The nouns of `jaxmbrl.types` are shown by their names.
+# The nouns of `jaxmbrl.core.types` are shown by their names.
 autodoc_type_aliases = {name: name for name, kind in typing.get_type_hints(types).items() if kind is typing.TypeAlias}
 add_module_names = False
 toc_object_entries_show_parents = "hide"
@@ -116,7 +116,7 @@ ALIAS = re.compile(r"TypeAliasForwardRef\('(\w+)'\)")
 def readable(
     app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returned: str | None
 ) -> tuple[str | None, str | None] | None:
-    """No second list of a class's fields, and the nouns of `jaxmbrl.types` by their names also within other types."""
+    """No second list of a class's fields, and the nouns of `jaxmbrl.core.types` by their names also within other types."""
     if signature is None:
         return None
     if what == "class":

@@ -32,11 +32,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmbrl import envs
-from jaxmbrl.algorithms import bptt
-from jaxmbrl.imagination import imagine
-from jaxmbrl.networks import MLP
+from jaxmbrl.algorithms.value_gradients import bptt
+from jaxmbrl.core.types import Policy
+from jaxmbrl.models.imagination import imagine
+from jaxmbrl.nn.networks import MLP
 from jaxmbrl.training.run_folder import environment
-from jaxmbrl.types import Policy
 
 WATCHED: dict[str, Callable[[Array], Array]] = {
     "InvertedPendulum-v5": lambda s: -(s[..., 1] ** 2),
@@ -78,8 +78,8 @@ def scan(name: str, at: Float[np.ndarray, "points"], steps: int, seed: int = 0) 
             return jnp.tanh(action), jnp.zeros_like(e), memory
 
         origins = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(at), *jnp.shape(leaf))), origin)
-        stretch = imagine(world, Policy(lambda key: (), act), origins, jax.random.key(0), steps)
-        return jnp.cumsum(WATCHED[name](stretch.following), axis=0).T
+        trajectory = imagine(world, Policy(lambda key: (), act), origins, jax.random.key(0), steps)
+        return jnp.cumsum(WATCHED[name](trajectory.next_observation), axis=0).T
 
     def moved(x: Float[Array, ""]) -> Any:
         return jax.tree.map(lambda p, d: p + x * d, params, direction)

@@ -26,7 +26,7 @@ from typing import Any
 
 from jaxmbrl import cli
 from jaxmbrl.commands import training
-from jaxmbrl.config import UserError, to_dict
+from jaxmbrl.core.config import UserError, to_dict
 from jaxmbrl.diagnostics import published
 from jaxmbrl.training import checkpoint, programs
 from jaxmbrl.training.curve import EVAL, seed_curves

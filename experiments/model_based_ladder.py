@@ -73,7 +73,7 @@ QUICK = {"planner.cem.population": 20, "planner.cem.elites": 4, "planner.cem.ite
 COLORS = ("#9e9e9e", "#c1440e", "#2e7d32", "#0b3d91")
 
 
-def climb(name: str, settings: dict[str, Any], steps: int, seeds: int, out: Path) -> list[dict[str, Any]]:
+def value_gradient_step(name: str, settings: dict[str, Any], steps: int, seeds: int, out: Path) -> list[dict[str, Any]]:
     """The metrics of one rung, trained into a folder of its own unless they are there."""
     folder = out / name.partition(":")[0].replace(" ", "-").replace(",", "")
     progress = Progress(steps, seeds)
@@ -125,7 +125,7 @@ def main() -> None:
     steps, changes = (400, QUICK) if asked.quick else (asked.steps, {})
 
     def rows_of(name: str, settings: dict[str, Any], seeds: int, steps: int) -> list[dict[str, Any]]:
-        return climb(name, {**COMMON, **settings, **changes}, steps, seeds, asked.out)
+        return value_gradient_step(name, {**COMMON, **settings, **changes}, steps, seeds, asked.out)
 
     curves = {name: rows_of(name, settings, asked.seeds, steps) for name, settings in RUNGS.items()}
     # The true simulator needs no data: two epochs after the random one are enough.

@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxmbrl.core.types import Key, Transition
 from jaxmbrl.diagnostics.calibrating import Calibration, calibrate
 from jaxmbrl.diagnostics.plotting import calibration_onto
 from jaxmbrl.models import EnsembleConfig, ensemble, uncertainty
-from jaxmbrl.types import Key, Transition
 
 REGIONS = {"data": ((-4.0, -1.0), (1.0, 4.0)), "gap": ((-1.0, 1.0),), "beyond": ((4.0, 6.0),)}
 """Intervals of x; only the first have data."""

@@ -34,16 +34,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxmbrl import replay
-from jaxmbrl.agents import sac
-from jaxmbrl.agents.updates import updates
-from jaxmbrl.algorithms import mve, steve
-from jaxmbrl.model_based import State, ensemble_of
+from jaxmbrl.agents.actor_critic import sac
+from jaxmbrl.agents.actor_critic.updates import updates
+from jaxmbrl.algorithms.model_based import State, ensemble_of
+from jaxmbrl.algorithms.value_expansion import mve, steve
+from jaxmbrl.core.types import Action, Agent, Carry, DynamicsModel, Key, Metrics, PyTree, Task, Transition, World
+from jaxmbrl.data import replay
 from jaxmbrl.rollout import Return, planned_return, rollout
 from jaxmbrl.training import loop, programs
 from jaxmbrl.training.evaluation import bootstrap_interval, interquartile_mean
 from jaxmbrl.training.run_folder import environment
-from jaxmbrl.types import Action, Agent, Carry, DynamicsModel, Key, Metrics, PyTree, Task, Transition, World
 
 TASK = "pendulum"
 HORIZONS = (1, 3, 5)
@@ -166,9 +166,9 @@ class Study:
     def learner(self, name: str, horizon: int, model: DynamicsModel, fitted: PyTree) -> Agent:
         """The agent whose critics learn by the method's targets; its actor does not learn."""
         if name == "MVE":
-            changed = mve.expanding(self.agent, model.world(fitted), horizon, td_k=False)
+            changed = mve.with_mve_target(self.agent, model.world(fitted), horizon, td_k=False)
         else:
-            changed = steve.mixing(self.agent, model, fitted, horizon, self.config.ensemble.members)
+            changed = steve.with_steve_target(self.agent, model, fitted, horizon, self.config.ensemble.members)
         return changed._replace(update=changed.update_critic)
 
     def learn(
@@ -184,12 +184,12 @@ class Study:
         def draw(key: Key) -> Transition:
             return replay.sample(trained.replay, key, self.config.batch_size)
 
-        def stretch(state: PyTree, key: Key) -> tuple[PyTree, tuple[Array, Array, Metrics]]:
+        def trajectory(state: PyTree, key: Key) -> tuple[PyTree, tuple[Array, Array, Metrics]]:
             state, found = updates(agent, state, draw, key, self.updates // points)
             error = jnp.mean(self.q(state.critic.params, pairs.observation, pairs.action), axis=0) - truth
             return state, (jnp.sqrt(jnp.mean(error**2)) / spread, jnp.mean(error) / spread, found)
 
-        _, (error, offset, found) = jax.lax.scan(stretch, start, jax.random.split(key, points))
+        _, (error, offset, found) = jax.lax.scan(trajectory, start, jax.random.split(key, points))
         weights = [x.total[-1] / x.weight[-1] for metric, x in found.items() if metric.startswith("steve/weight_")]
         return Judged(error, offset, jnp.array(weights))
 

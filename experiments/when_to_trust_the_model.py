@@ -63,17 +63,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxmbrl import replay
-from jaxmbrl.agents import sac
-from jaxmbrl.algorithms import mbpo
+from jaxmbrl.agents.actor_critic import sac
+from jaxmbrl.algorithms.dyna import mbpo
+from jaxmbrl.algorithms.model_based import State
+from jaxmbrl.core.types import Algorithm, DynamicsModel, Key, Policy, PyTree, Task, Transition, World
+from jaxmbrl.data import replay
 from jaxmbrl.distributions import gaussian_log_density
-from jaxmbrl.envs.pendulum import MAX_SPEED, MAX_TORQUE
-from jaxmbrl.model_based import State
+from jaxmbrl.envs.classic.pendulum import MAX_SPEED, MAX_TORQUE
 from jaxmbrl.models import EnsembleState, ensemble
 from jaxmbrl.rollout import rollout
 from jaxmbrl.training import loop, programs
 from jaxmbrl.training.run_folder import environment
-from jaxmbrl.types import Algorithm, DynamicsModel, Key, Policy, PyTree, Task, Transition, World
 
 TASK = "pendulum"
 R_MAX = math.pi**2 + 0.1 * MAX_SPEED**2 + 0.001 * MAX_TORQUE**2

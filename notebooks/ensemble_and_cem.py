@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from jaxmbrl import planners
+from jaxmbrl import planning as planners
+from jaxmbrl.core.types import Transition
 from jaxmbrl.models import EnsembleConfig, ensemble, uncertainty
-from jaxmbrl.planners import PlannerConfig
-from jaxmbrl.planners.cem import CEMConfig
+from jaxmbrl.planning import PlannerConfig
+from jaxmbrl.planning.cem import CEMConfig
 from jaxmbrl.rollout import open_loop, rollout
-from jaxmbrl.types import Transition
 
 BLUE, RED, GREEN, GREY = "#0b3d91", "#c1440e", "#2e7d32", "0.55"
 START, GOAL = np.array([-0.9, -0.3]), np.array([0.9, 0.3])

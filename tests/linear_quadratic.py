@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmbrl.types import Agent, Average, DynamicsModel, Policy, Transition, World
+from jaxmbrl.core.types import Agent, Average, DynamicsModel, Policy, Transition, World
 
 A, B, COST, DISCOUNT, GAIN = 0.9, 0.5, 0.1, 0.95, -0.4
 STATE_NOISE, ACTION_NOISE = 0.1, 0.2

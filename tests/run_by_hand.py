@@ -2,7 +2,7 @@
 
 import json
 
-from jaxmbrl.config import to_dict
+from jaxmbrl.core.config import to_dict
 from jaxmbrl.training import programs
 from jaxmbrl.training.run_folder import RunFolder, event_of
 

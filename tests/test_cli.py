@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import jaxmbrl
-from jaxmbrl import algorithms, cli, envs, options
-from jaxmbrl.config import to_dict
+from jaxmbrl import algorithms, cli, envs
+from jaxmbrl.commands import options
+from jaxmbrl.core.config import to_dict
 from jaxmbrl.training import programs
 from jaxmbrl.training.session import Session
 

@@ -26,27 +26,27 @@ def expand(rewards, terminated, values, discount):
     return np.array(found)
 
 
-def stretch(seed, steps=6):
+def trajectory(seed, steps=6):
     rng = np.random.default_rng(seed)
     return rng.normal(size=steps), rng.uniform(0, 1, steps), rng.normal(size=steps)
 
 
 def test_expansions_by_hand():
     # 1 + .5*10; 1 + .5*2 + .25*20; 1 + .5*2 + .25*3 + .125*30
-    found = returns.expansions(jnp.array(REWARDS), jnp.zeros(3, bool), jnp.array(VALUES), 0.5)
+    found = returns.value_expansion_targets(jnp.array(REWARDS), jnp.zeros(3, bool), jnp.array(VALUES), 0.5)
     np.testing.assert_allclose(found, [6.0, 7.0, 6.5], rtol=1e-12)
 
 
 def test_a_probable_end_weighs_what_follows_by_hand():
     # The first step ends with probability 0.25: 1 + .5*.75*10; 1 + .5*.75*2 + .25*.75*.2*20 (the second with 0.8).
-    found = returns.expansions(jnp.array(REWARDS[:2]), jnp.array([0.25, 0.8]), jnp.array(VALUES[:2]), 0.5)
+    found = returns.value_expansion_targets(jnp.array(REWARDS[:2]), jnp.array([0.25, 0.8]), jnp.array(VALUES[:2]), 0.5)
     np.testing.assert_allclose(found, [4.75, 2.5], rtol=1e-12)
 
 
 @pytest.mark.parametrize("discount", [0.0, 0.9, 1.0])
 def test_expansions_are_the_sums(discount):
-    rewards, ended, values = stretch(1)
-    found = returns.expansions(jnp.array(rewards), jnp.array(ended), jnp.array(values), discount)
+    rewards, ended, values = trajectory(1)
+    found = returns.value_expansion_targets(jnp.array(rewards), jnp.array(ended), jnp.array(values), discount)
     np.testing.assert_allclose(found, expand(rewards, ended, values, discount), rtol=1e-12)
 
 
@@ -55,27 +55,27 @@ def test_what_follows_an_end_counts_for_nothing_and_may_not_be_finite(broken):
     """The real step that ended the episode leaves its reward alone as every horizon's target."""
     rewards, values = jnp.array([1.5, broken, broken]), jnp.full(3, broken)
     ended = jnp.array([True, False, True])
-    np.testing.assert_array_equal(returns.expansions(rewards, ended, values, 0.9), [1.5, 1.5, 1.5])
-    assert float(returns.suffixes(rewards, ended, jnp.asarray(broken), 0.9)[0]) == 1.5
+    np.testing.assert_array_equal(returns.value_expansion_targets(rewards, ended, values, 0.9), [1.5, 1.5, 1.5])
+    assert float(returns.n_step_returns(rewards, ended, jnp.asarray(broken), 0.9)[0]) == 1.5
     assert float(returns.lambda_return(rewards, ended, values, 0.9, 0.5)) == pytest.approx(1.5, rel=1e-12)
     # Nor may a later probability of ending be.
     unsure = jnp.array([1.0, broken, 0.5])
     np.testing.assert_array_equal(returns.alive_before(unsure), [1, 0, 0])
-    np.testing.assert_array_equal(returns.expansions(rewards, unsure, values, 0.9), [1.5, 1.5, 1.5])
-    by_value = jax.grad(lambda v: returns.expansions(rewards, ended, v, 0.9)[-1])(values)
+    np.testing.assert_array_equal(returns.value_expansion_targets(rewards, unsure, values, 0.9), [1.5, 1.5, 1.5])
+    by_value = jax.grad(lambda v: returns.value_expansion_targets(rewards, ended, v, 0.9)[-1])(values)
     np.testing.assert_array_equal(by_value, np.zeros(3))
 
 
 def test_a_probability_of_ending_that_is_not_finite_is_not_hidden_from_the_living():
     ended = jnp.array([0.5, np.nan, 1.0])
     np.testing.assert_array_equal(returns.alive_before(ended), [1.0, 0.5, np.nan])
-    found = np.asarray(returns.expansions(jnp.array(REWARDS), ended, jnp.array(VALUES), 0.9))
+    found = np.asarray(returns.value_expansion_targets(jnp.array(REWARDS), ended, jnp.array(VALUES), 0.9))
     np.testing.assert_array_equal(np.isfinite(found), [True, False, False])
 
 
 def test_a_living_value_that_is_not_finite_is_not_hidden():
     values = jnp.array([1.0, np.nan, 1.0])
-    found = np.asarray(returns.expansions(jnp.array(REWARDS), jnp.zeros(3, bool), values, 0.9))
+    found = np.asarray(returns.value_expansion_targets(jnp.array(REWARDS), jnp.zeros(3, bool), values, 0.9))
     np.testing.assert_array_equal(np.isfinite(found), [True, False, True])
 
 
@@ -87,13 +87,13 @@ def test_an_exact_model_with_the_policys_values_has_one_target_for_all_horizons(
     for t in reversed(range(8)):
         values[t] = after
         after = rewards[t] + discount * after
-    found = returns.expansions(jnp.array(rewards), jnp.zeros(8, bool), jnp.array(values), discount)
+    found = returns.value_expansion_targets(jnp.array(rewards), jnp.zeros(8, bool), jnp.array(values), discount)
     np.testing.assert_allclose(found, np.full(8, after), rtol=1e-12)
 
 
 def test_suffixes_are_each_states_own_longest_expansion():
-    rewards, ended, values = stretch(3)
-    found = np.asarray(returns.suffixes(jnp.array(rewards), jnp.array(ended), jnp.asarray(values[-1]), 0.9))
+    rewards, ended, values = trajectory(3)
+    found = np.asarray(returns.n_step_returns(jnp.array(rewards), jnp.array(ended), jnp.asarray(values[-1]), 0.9))
     assert found.shape == (7,)
     for t in range(6):
         np.testing.assert_allclose(found[t], expand(rewards[t:], ended[t:], values[t:], 0.9)[-1], rtol=1e-12)
@@ -101,12 +101,12 @@ def test_suffixes_are_each_states_own_longest_expansion():
 
 
 def test_of_no_steps_the_last_value_is_the_target():
-    assert returns.suffixes(jnp.zeros(0), jnp.zeros(0, bool), jnp.asarray(2.5), 0.9).tolist() == [2.5]
+    assert returns.n_step_returns(jnp.zeros(0), jnp.zeros(0, bool), jnp.asarray(2.5), 0.9).tolist() == [2.5]
 
 
 def test_lambda_return_by_hand_and_at_its_ends():
     rewards, ended, values = jnp.array(REWARDS), jnp.zeros(3, bool), jnp.array(VALUES)
-    targets = returns.expansions(rewards, ended, values, 0.5)
+    targets = returns.value_expansion_targets(rewards, ended, values, 0.5)
     # .75*6 + .25*.75*7 + .0625*6.5
     assert float(returns.lambda_return(rewards, ended, values, 0.5, 0.25)) == pytest.approx(6.21875, rel=1e-12)
     assert float(returns.lambda_return(rewards, ended, values, 0.5, 0.0)) == float(targets[0])
@@ -115,7 +115,7 @@ def test_lambda_return_by_hand_and_at_its_ends():
 
 def test_lambda_return_is_the_recursion():
     """G_t = r_t + discount m ((1 - mix) v_t + mix G_{t+1}), with the last value at the end."""
-    rewards, ended, values = stretch(4)
+    rewards, ended, values = trajectory(4)
     following = values[-1]
     for reward, end, value in zip(rewards[::-1], ended[::-1], values[::-1], strict=True):
         following = reward + 0.9 * (1 - end) * (0.3 * value + 0.7 * following)

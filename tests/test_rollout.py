@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxmbrl import envs
+from jaxmbrl.core.types import Policy, Transition, World
 from jaxmbrl.rollout import Return, auto_reset, episode_return, open_loop, planned_return, playback, rollout
-from jaxmbrl.types import Policy, Transition, World
 
 LIMIT = 4
 
@@ -131,7 +131,7 @@ def test_auto_reset_at_a_termination():
     np.testing.assert_array_equal(rows.terminated, [0, 0, 1, 0, 0, 1, 0])
     assert not np.asarray(rows.truncated).any()
     np.testing.assert_array_equal(rows.extras["count"], [100, 101, 102, 100, 101, 102, 100])
-    assert (float(episode.carry[0]), int(memory), bool(episode.fresh)) == (1.0, 101, False)
+    assert (float(episode.carry[0]), int(memory), bool(episode.is_first)) == (1.0, 101, False)
 
 
 def test_auto_reset_at_a_truncation():
@@ -142,7 +142,7 @@ def test_auto_reset_at_a_truncation():
     assert not np.asarray(rows.terminated).any()
     np.testing.assert_array_equal(rows.extras["count"], [100, 101, 102, 103, 100, 101, 102, 103])
     # the last step ended an episode: the next one has begun, and is marked so
-    assert (float(episode.carry[0]), int(episode.carry[1]), bool(episode.fresh)) == (0.0, 0, True)
+    assert (float(episode.carry[0]), int(episode.carry[1]), bool(episode.is_first)) == (0.0, 0, True)
 
 
 def test_auto_reset_when_every_step_ends_an_episode():
@@ -156,7 +156,7 @@ def test_auto_reset_when_every_step_ends_an_episode():
 def test_auto_reset_goes_on_across_two_rollouts():
     world, policy = auto_reset(counter(), remembering())
     state, _ = rollout(world, policy, begin(world, policy), jax.random.key(0), 3)
-    assert bool(state[0].fresh)
+    assert bool(state[0].is_first)
     _, second = rollout(world, policy, state, jax.random.key(1), 2)
     np.testing.assert_array_equal(second.observation[:, 0], [0, 1])
     np.testing.assert_array_equal(second.extras["count"], [100, 101])
@@ -166,7 +166,7 @@ def test_a_start_from_a_state_is_a_fresh_episode():
     world, policy = auto_reset(counter(fall=99.0), remembering())
     stale = jnp.asarray(5, jnp.int32)
     episode = world.start(jnp.asarray(2.0), jax.random.key(0))
-    assert bool(episode.fresh)
+    assert bool(episode.is_first)
     _, rows = rollout(world, policy, (episode, stale), jax.random.key(0), 5)
     np.testing.assert_array_equal(rows.observation[:, 0], [2, 3, 4, 5, 0])
     np.testing.assert_array_equal(rows.extras["count"], [100, 101, 102, 103, 100])

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from conversation import Answer, converse
 
-from jaxmbrl.envs.adapters import brax_task
+from jaxmbrl.envs.bridges.brax_playground import brax_task
 
 
 def sac(settings: dict[str, Any], answer: Answer) -> None:

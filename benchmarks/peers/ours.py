@@ -14,18 +14,19 @@ from conversation import Answer, converse
 from ensemble import flops_per_row
 from measure import Training, peak, seconds
 
-from jaxmbrl import replay, xla
-from jaxmbrl.agents import sac as sac_agent
-from jaxmbrl.agents.sac import SACConfig
-from jaxmbrl.agents.updates import updates
-from jaxmbrl.algorithms import pets as pets_algorithm
+from jaxmbrl.agents.actor_critic import sac as sac_agent
+from jaxmbrl.agents.actor_critic.sac import SACConfig
+from jaxmbrl.agents.actor_critic.updates import updates
+from jaxmbrl.algorithms.shooting import pets as pets_algorithm
+from jaxmbrl.core import xla
+from jaxmbrl.core.types import Transition
+from jaxmbrl.data import replay
 from jaxmbrl.envs import make
 from jaxmbrl.models import EnsembleConfig
 from jaxmbrl.models import ensemble as dynamics
-from jaxmbrl.planners import PlannerConfig
-from jaxmbrl.planners.cem import CEMConfig
+from jaxmbrl.planning import PlannerConfig
+from jaxmbrl.planning.cem import CEMConfig
 from jaxmbrl.training import programs
-from jaxmbrl.types import Transition
 
 
 def beside_the_peak(run: Callable[[], Any], work: int) -> Callable[[], dict[str, float]]:

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxmbrl.commands import looking, reporting, sweeping, training
-from jaxmbrl.config import UserError, closest
-from jaxmbrl.options import complain
+from jaxmbrl.commands import inspect as looking
+from jaxmbrl.commands import reporting, sweeping, training
+from jaxmbrl.commands.options import complain
+from jaxmbrl.core.config import UserError, closest
 
 USAGE = """usage: jaxmbrl COMMAND ...
 

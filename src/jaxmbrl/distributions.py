@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxmbrl.types import Key
+from jaxmbrl.core.types import Key
 
 
 def gaussian_log_density(

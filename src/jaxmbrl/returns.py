@@ -25,7 +25,7 @@ def alive_before(terminated: Ends) -> Float[Array, "T"]:
     return jnp.concatenate([jnp.ones(1), going_on[:-1]])
 
 
-def expansions(
+def value_expansion_targets(
     rewards: Float[Array, "T"], terminated: Ends, values: Float[Array, "T"], discount: Discount
 ) -> Float[Array, "T"]:
     """The targets of every horizon i = 0 .. T - 1 from the first state on (Feinberg et al., model-based value expansion,
@@ -46,13 +46,13 @@ def expansions(
     return earned + powers * discount * _weighed(_weighed(alive, 1.0 - terminated), values)
 
 
-def suffixes(
+def n_step_returns(
     rewards: Float[Array, "T"], terminated: Ends, last: Float[Array, ""], discount: Discount
 ) -> Float[Array, "T+1"]:
     """The target of each state along the stretch on its own remaining horizon, the rewards from it on and the `last` value:
     y_t = r_t + discount (1 - terminated_t) y_{t+1} with y_T = last (the TD-k trick, arXiv 1803.00101, section 3.1).
 
-    The first of them is the longest of `expansions`, and an actor's objective over the stretch; of no steps it is `last`.
+    The first of them is the longest of `value_expansion_targets`, and an actor's objective over the stretch; of no steps it is `last`.
 
     >>> from jaxmbrl import returns
     >>> ends = jnp.array([False, True, False])
@@ -60,9 +60,9 @@ def suffixes(
     [1.5, 1.0, 5.0, 8.0]
     """
 
-    def back(following: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
+    def back(next_target: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
         reward, ended = step
-        target = reward + discount * _weighed(1.0 - ended, following)
+        target = reward + discount * _weighed(1.0 - ended, next_target)
         return target, target
 
     last = jnp.asarray(last, rewards.dtype)
@@ -75,7 +75,7 @@ def lambda_return(
 ) -> Float[Array, ""]:
     """The expansions mixed by geometric weights, (1 - mix) sum_{i < T-1} mix^i T_i + mix^{T-1} T_{T-1} (Sutton and Barto,
     Reinforcement Learning, 2nd edition, equation 12.3): mix 0 gives the one-step target, 1 the longest."""
-    targets = expansions(rewards, terminated, values, discount)
+    targets = value_expansion_targets(rewards, terminated, values, discount)
     powers = jnp.asarray(mix, targets.dtype) ** jnp.arange(targets.shape[0])
     weights = jnp.concatenate([(1 - mix) * powers[:-1], powers[-1:]])
     return jnp.sum(weights * targets)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmbrl.types import Action, Algorithm, Carry, Key, Memory, Observation, Policy, PyTree, Task, Transition, World
+from jaxmbrl.core.types import Action, Algorithm, Carry, Key, Memory, Observation, Policy, PyTree, Task, Transition, World
 
 
 def rollout(
@@ -72,7 +72,7 @@ def step_keys(key: Key, i: int | Int[Array, ""]) -> tuple[Key, Key]:
     return act_key, step_key
 
 
-def reveal(world: World) -> World:
+def with_full_state(world: World) -> World:
     """`world` that shows a policy its whole carry, and starts from one: for planning in the true simulator."""
     return world._replace(observe=lambda carry: carry, start=lambda carry, key: carry)
 
@@ -100,21 +100,21 @@ def playback(rows: Transition, policy: Policy) -> tuple[World, Policy]:
 
 def world_of(task: Task, algorithm: Algorithm) -> World:
     """The World of `task` as the policies of `algorithm` are shown it."""
-    return reveal(task.world) if algorithm.privileged else task.world
+    return with_full_state(task.world) if algorithm.observes_full_state else task.world
 
 
 class Episode(NamedTuple):
     """Carry of an auto-resetting world: the inner carry, and whether it is an episode's first."""
 
     carry: Carry
-    fresh: Bool[Array, ""]
+    is_first: Bool[Array, ""]
 
 
 def auto_reset(world: World, policy: Policy) -> tuple[World, Policy]:
     """The collector's wrapper: when an episode ends, the world starts another and the policy forgets.
 
     The transition that ended the episode still holds the true successor. World and policy belong together: the wrapped
-    world's observation carries the mark of a fresh episode, which only the wrapped policy reads.
+    world's observation carries the mark of an episode that begins, which only the wrapped policy reads.
     """
 
     def reset(key: Key) -> Episode:
@@ -127,15 +127,15 @@ def auto_reset(world: World, policy: Policy) -> tuple[World, Policy]:
         return Episode(_where(done, world.reset(again_key), carry), done), transition
 
     def act(memory: Memory, observed: tuple[PyTree, Bool[Array, ""]], key: Key) -> tuple[Action, PyTree, Memory]:
-        observation, fresh = observed
+        observation, is_first = observed
         reset_key, act_key = jax.random.split(key)
-        return policy.act(_where(fresh, policy.init(reset_key), memory), observation, act_key)
+        return policy.act(_where(is_first, policy.init(reset_key), memory), observation, act_key)
 
     return (
         World(
             reset=reset,
             start=lambda origin, key: Episode(world.start(origin, key), jnp.ones((), bool)),
-            observe=lambda episode: (world.observe(episode.carry), episode.fresh),
+            observe=lambda episode: (world.observe(episode.carry), episode.is_first),
             step=step,
         ),
         Policy(policy.init, act),

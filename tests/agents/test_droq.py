@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmbrl.agents import sac
-from jaxmbrl.agents.sac import SACConfig
-from jaxmbrl.config import UserError, from_dict
+from jaxmbrl.agents.actor_critic import sac
+from jaxmbrl.agents.actor_critic.sac import SACConfig
+from jaxmbrl.core.config import UserError, from_dict
 
 from . import droq_in_numpy as droq
 from . import sac_in_numpy as reference

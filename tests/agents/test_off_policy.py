@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from jaxmbrl import envs
-from jaxmbrl.agents import off_policy
-from jaxmbrl.agents.off_policy import OffPolicyConfig
-from jaxmbrl.types import Agent, Average, Clock, Transition
+from jaxmbrl.algorithms import off_policy
+from jaxmbrl.algorithms.off_policy import OffPolicyConfig
+from jaxmbrl.core.types import Agent, Average, Clock, Transition
 
 
 def update_critic(state, batch, key):

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmbrl import optimizer
-from jaxmbrl.agents import sac
-from jaxmbrl.agents.sac import SACConfig
-from jaxmbrl.config import UserError, check
+from jaxmbrl.agents.actor_critic import sac
+from jaxmbrl.agents.actor_critic.sac import SACConfig
+from jaxmbrl.core.config import UserError, check
+from jaxmbrl.core.types import Transition
 from jaxmbrl.distributions import gaussian_log_density
-from jaxmbrl.types import Transition
+from jaxmbrl.nn import optimizer
 
 from . import sac_in_numpy as reference
 
@@ -508,11 +508,11 @@ def test_a_fault_stops_the_part_that_saw_it():
     bad = batch_of()
     bad["reward"][3] = np.nan
     after, metrics = agent.update(state, on_device(bad), jax.random.key(0))
-    assert not bool(after.critic.open)
+    assert not bool(after.critic.active)
     assert not np.isfinite(float(metrics["agent/critic_loss"].total))
     assert_same((after.critic.params, after.critic.target), (state.critic.params, state.critic.target))
     assert_same(after.critic.moments, state.critic.moments)
-    assert bool(after.actor.open)
+    assert bool(after.actor.active)
 
 
 def test_the_subset_is_at_most_all_critics():

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmbrl.agents import scaled_sac
-from jaxmbrl.agents.scaled_sac import ScaledSACConfig
-from jaxmbrl.config import UserError, check
-from jaxmbrl.types import Transition
+from jaxmbrl.agents.actor_critic import scaled_sac
+from jaxmbrl.agents.actor_critic.scaled_sac import ScaledSACConfig
+from jaxmbrl.core.config import UserError, check
+from jaxmbrl.core.types import Transition
 
 O, A, B = 3, 2, 16  # noqa: E741
 TINY = ScaledSACConfig(hidden=(7, 6), critics=3, critic_subset=3, dropout=0.0, discount=0.9, polyak=0.25)
@@ -133,7 +133,7 @@ def test_what_the_dead_earn_does_not_count(x64):
 
 def test_nothing_follows_in_a_seed_that_is_closed(x64):
     _, state = agent_and_state()
-    closed = state._replace(critic=state.critic._replace(open=jnp.zeros((), bool)))
+    closed = state._replace(critic=state.critic._replace(active=jnp.zeros((), bool)))
     after = scaled_sac.follow(TINY, closed, jnp.arange(5.0))
     jax.tree.map(np.testing.assert_array_equal, after, closed)
 

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmbrl import agents, optimizer
-from jaxmbrl.agents import AgentConfig, td3
-from jaxmbrl.agents.sac import SACConfig
-from jaxmbrl.agents.td3 import DDPG, TD3Config
-from jaxmbrl.config import UserError, from_dict
-from jaxmbrl.types import Transition
+from jaxmbrl import agents
+from jaxmbrl.agents import AgentConfig
+from jaxmbrl.agents.actor_critic import td3
+from jaxmbrl.agents.actor_critic.sac import SACConfig
+from jaxmbrl.agents.actor_critic.td3 import DDPG, TD3Config
+from jaxmbrl.core.config import UserError, from_dict
+from jaxmbrl.core.types import Transition
+from jaxmbrl.nn import optimizer
 
 from . import sac_in_numpy as networks
 from . import td3_in_numpy as reference
@@ -325,10 +327,10 @@ def test_a_fault_stops_the_part_that_saw_it_and_its_target(x64):
     bad = batch_of()
     bad["reward"][3] = np.nan
     after, metrics = agent.update(state, on_device(bad), jax.random.key(0))
-    assert not bool(after.critic.open)
+    assert not bool(after.critic.active)
     assert not np.isfinite(float(metrics["agent/critic_loss"].total))
-    assert_same(after.critic._replace(open=()), state.critic._replace(open=()))
-    assert bool(after.actor.open)
+    assert_same(after.critic._replace(active=()), state.critic._replace(active=()))
+    assert bool(after.actor.active)
 
 
 @pytest.mark.parametrize(

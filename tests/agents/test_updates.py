@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmbrl.agents.updates import updates
-from jaxmbrl.types import Agent, Average
+from jaxmbrl.agents.actor_critic.updates import updates
+from jaxmbrl.core.types import Agent, Average
 
 NUMBER = 6
 

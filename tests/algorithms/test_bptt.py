@@ -11,12 +11,14 @@ import linear_quadratic as lq
 import numpy as np
 import pytest
 
-from jaxmbrl import algorithms, envs, metrics, optimizer
-from jaxmbrl.algorithms import bptt
-from jaxmbrl.config import UserError, check
+from jaxmbrl import algorithms, envs
+from jaxmbrl.algorithms.value_gradients import bptt
+from jaxmbrl.core import metrics
+from jaxmbrl.core.config import UserError, check
+from jaxmbrl.core.types import Clock, Policy, Transition
 from jaxmbrl.models.ensemble import EnsembleConfig
+from jaxmbrl.nn import optimizer
 from jaxmbrl.training import evaluation, loop
-from jaxmbrl.types import Clock, Policy, Transition
 
 TINY = bptt.Config(
     hidden=(8,),
@@ -229,8 +231,8 @@ def test_through_mjx_its_gradient_is_the_differences_of_c():
         def last(gain):
             world = bptt.simulated(task.world)
             policy = Policy(lambda key: (), lambda m, s, key: ((s @ gain)[:, None], jnp.zeros(s.shape[0]), m))
-            stretch = bptt.imagine(world, policy, origin, jax.random.key(0), 10)
-            return stretch.following[-1, 0]
+            trajectory = bptt.imagine(world, policy, origin, jax.random.key(0), 10)
+            return trajectory.next_observation[-1, 0]
 
         gain = np.array([0.3, 0.5, 0.2, 0.1])
         slope = jax.jit(jax.jacrev(last))(jnp.asarray(gain))

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from jaxmbrl import algorithms, envs
-from jaxmbrl.agents import scaled_sac
-from jaxmbrl.agents.scaled_sac import ScaledSACConfig
-from jaxmbrl.algorithms import dhmbpo
-from jaxmbrl.config import UserError, check
+from jaxmbrl.agents.actor_critic import scaled_sac
+from jaxmbrl.agents.actor_critic.scaled_sac import ScaledSACConfig
+from jaxmbrl.algorithms.value_gradients import dhmbpo
+from jaxmbrl.core.config import UserError, check
+from jaxmbrl.core.types import Average, Clock, DynamicsModel, Transition, World
 from jaxmbrl.models.normalizer import Normalizer
 from jaxmbrl.training import evaluation, loop
-from jaxmbrl.types import Average, Clock, DynamicsModel, Transition, World
 
 STEPS = 8
 TINY = dhmbpo.Config(
@@ -136,8 +136,8 @@ def lq_agent(**more):
 def test_with_an_exact_model_the_target_is_the_policys_value_at_every_horizon(x64, horizon):
     agent, state = lq_agent(), lq.state_of()
     batch = lq.rows()
-    stretch = dhmbpo.imagine(lq.world(), agent.actor(state), batch.observation, jax.random.key(0), horizon)
-    found = dhmbpo.target_of(agent, state, stretch, jax.random.key(1))
+    trajectory = dhmbpo.imagine(lq.world(), agent.actor(state), batch.observation, jax.random.key(0), horizon)
+    found = dhmbpo.target_of(agent, state, trajectory, jax.random.key(1))
     s = np.asarray(batch.observation[:, 0])
     np.testing.assert_allclose(found, lq.action_value(s, lq.GAIN * s), rtol=1e-12)
 
@@ -145,10 +145,10 @@ def test_with_an_exact_model_the_target_is_the_policys_value_at_every_horizon(x6
 def test_the_first_actions_bonus_is_in_the_actors_objective_and_not_in_the_target(x64):
     agent, state = lq_agent(bonus=0.7), lq.state_of()
     batch = lq.rows()
-    stretch = dhmbpo.imagine(lq.world(), agent.actor(state), batch.observation, jax.random.key(0), 3)
+    trajectory = dhmbpo.imagine(lq.world(), agent.actor(state), batch.observation, jax.random.key(0), 3)
     s = np.asarray(batch.observation[:, 0])
     later = 0.7 * (lq.DISCOUNT + lq.DISCOUNT**2)
-    found = dhmbpo.target_of(agent, state, stretch, jax.random.key(1))
+    found = dhmbpo.target_of(agent, state, trajectory, jax.random.key(1))
     np.testing.assert_allclose(found, lq.action_value(s, lq.GAIN * s) + later, rtol=1e-12)
 
 
@@ -158,13 +158,13 @@ def test_of_one_step_it_is_sacs_target_on_the_policys_actions(x64):
     state = jax.jit(agent.init)(jax.random.key(0), {})
     state = scaled_sac.follow(config.agent, state, jnp.linspace(-3.0, 3.0, 50))
     ends = lq.world(ends=lambda s: s[:, 0] > 0.2)
-    stretch = dhmbpo.imagine(ends, agent.actor(state), lq.rows(count=20).observation, jax.random.key(3), 1)
-    step = jax.tree.map(lambda x: x[0], stretch)
+    trajectory = dhmbpo.imagine(ends, agent.actor(state), lq.rows(count=20).observation, jax.random.key(3), 1)
+    step = jax.tree.map(lambda x: x[0], trajectory)
     assert 0 < step.terminated.sum() < 20
     rows = Transition(step.observation, step.action, step.reward, step.following, step.terminated, step.terminated)
     key = jax.random.key(4)
     np.testing.assert_allclose(
-        dhmbpo.target_of(agent, state, stretch, key), agent.critic_target(state, rows, key), rtol=1e-12
+        dhmbpo.target_of(agent, state, trajectory, key), agent.critic_target(state, rows, key), rtol=1e-12
     )
 
 
@@ -195,7 +195,7 @@ def test_seen_through_a_normaliser_an_agent_acts_and_learns_as_on_normalised_row
     state = jax.jit(bare.init)(jax.random.key(0), {})
     state = scaled_sac.follow(TINY.agent, state, jnp.linspace(-3.0, 3.0, 50))
     by = Normalizer(jnp.array([0.4]), jnp.array([2.5]))
-    agent = dhmbpo.seen_through(bare, by)
+    agent = dhmbpo.with_normalizer(bare, by)
     batch, key = lq.rows(), jax.random.key(2)
     plain = batch._replace(
         observation=(batch.observation - 0.4) / 2.5, next_observation=(batch.next_observation - 0.4) / 2.5

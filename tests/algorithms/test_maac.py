@@ -8,13 +8,15 @@ import linear_quadratic as lq
 import numpy as np
 import pytest
 
-from jaxmbrl import algorithms, envs, metrics
-from jaxmbrl.agents.sac import SACConfig
-from jaxmbrl.algorithms import maac, mbpo
-from jaxmbrl.config import check
+from jaxmbrl import algorithms, envs
+from jaxmbrl.agents.actor_critic.sac import SACConfig
+from jaxmbrl.algorithms.dyna import mbpo
+from jaxmbrl.algorithms.value_gradients import maac
+from jaxmbrl.core import metrics
+from jaxmbrl.core.config import check
+from jaxmbrl.core.types import Clock, Transition, World
 from jaxmbrl.models.ensemble import EnsembleConfig
 from jaxmbrl.training import evaluation, loop
-from jaxmbrl.types import Clock, Transition, World
 
 TINY = maac.Config(
     agent=SACConfig(hidden=(8,)),

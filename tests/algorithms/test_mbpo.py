@@ -10,17 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmbrl import algorithms, envs, metrics, replay
-from jaxmbrl.agents.sac import SACConfig
-from jaxmbrl.agents.sac import make as make_agent
-from jaxmbrl.agents.updates import updates
-from jaxmbrl.algorithms import mbpo, sac
-from jaxmbrl.branched import RolloutLength
-from jaxmbrl.config import UserError, check
+from jaxmbrl import algorithms, envs
+from jaxmbrl.agents.actor_critic.sac import SACConfig
+from jaxmbrl.agents.actor_critic.sac import make as make_agent
+from jaxmbrl.agents.actor_critic.updates import updates
+from jaxmbrl.algorithms.branched import RolloutLength
+from jaxmbrl.algorithms.dyna import mbpo
+from jaxmbrl.algorithms.model_free import sac
+from jaxmbrl.core import metrics
+from jaxmbrl.core.config import UserError, check
+from jaxmbrl.core.types import Average, Clock, DynamicsModel, Transition, World, row_like
+from jaxmbrl.data import replay
+from jaxmbrl.models.disagreement import TrustConfig
 from jaxmbrl.models.ensemble import EnsembleConfig
-from jaxmbrl.models.trust import TrustConfig
 from jaxmbrl.training import evaluation, loop
-from jaxmbrl.types import Average, Clock, DynamicsModel, Transition, World, row_like
 
 WARM, EVERY = 10, 4
 TINY = mbpo.Config(

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from jaxmbrl import envs
-from jaxmbrl.agents import sac
-from jaxmbrl.agents.sac import SACConfig
-from jaxmbrl.algorithms import mve
+from jaxmbrl.agents.actor_critic import sac
+from jaxmbrl.agents.actor_critic.sac import SACConfig
+from jaxmbrl.algorithms.value_expansion import mve
 from jaxmbrl.training import evaluation, loop
 
 SAC = SACConfig(hidden=(7,), polyak=0.25)
@@ -66,9 +66,9 @@ def test_with_an_exact_model_and_the_policys_values_every_horizon_has_the_same_t
 
 
 def test_along_the_stretch_every_state_has_its_own_value():
-    stretch, targets = expanded(4, lq.rows())
-    np.testing.assert_allclose(targets[1:], lq.value(stretch.observation[1:, :, 0]), rtol=1e-12)
-    np.testing.assert_array_equal(stretch.observation[2:], stretch.following[1:-1])
+    trajectory, targets = expanded(4, lq.rows())
+    np.testing.assert_allclose(targets[1:], lq.value(trajectory.observation[1:, :, 0]), rtol=1e-12)
+    np.testing.assert_array_equal(trajectory.observation[2:], trajectory.next_observation[1:-1])
 
 
 def test_imagined_ends_cut_what_follows():
@@ -108,7 +108,7 @@ def test_with_no_model_step_it_is_the_agents_own_target():
 def test_with_no_model_step_its_update_is_the_agents_own(td_k):
     agent, state, batch = sac_and_rows()
     key = jax.random.key(5)
-    found, _ = jax.jit(mve.expanding(agent, lq.world(), 0, td_k).update)(state, batch, key)
+    found, _ = jax.jit(mve.with_mve_target(agent, lq.world(), 0, td_k).update)(state, batch, key)
     critic_key, actor_key = jax.random.split(key)
     target_key, fit_key = jax.random.split(critic_key)
 
@@ -127,15 +127,15 @@ def test_the_critics_learn_on_imagined_states_by_their_reach():
     agent, state, batch = sac_and_rows()
     world = lq.world(ends=lambda s: 1 / (1 + s[:, 0] ** 2))
     key = jax.random.key(6)
-    after, metrics = jax.jit(mve.expanding(agent, world, 2, True).update_critic)(state, batch, key)
-    stretch, targets = mve.expand(agent, world, state, batch, jax.random.split(key)[0], 2)
+    after, metrics = jax.jit(mve.with_mve_target(agent, world, 2, True).update_critic)(state, batch, key)
+    trajectory, targets = mve.expand(agent, world, state, batch, jax.random.split(key)[0], 2)
     q = sac.functions(SAC, 1).q
-    ended = np.asarray(stretch.terminated, float)
+    ended = np.asarray(trajectory.terminated, float)
     reach = np.stack([np.ones(6), 1 - ended[0], (1 - ended[0]) * (1 - ended[1])])
     assert ((reach > 0) & (reach < 1)).any() and (reach == 0).any()
 
     def loss(params):
-        values = q(params, stretch.observation, stretch.action)
+        values = q(params, trajectory.observation, trajectory.action)
         return jnp.sum(jnp.mean(reach * (values - targets) ** 2, axis=(1, 2)))
 
     value, gradient = jax.value_and_grad(loss)(state.critic.params)
@@ -160,7 +160,7 @@ def test_what_a_model_says_after_an_end_reaches_nothing():
     @jax.jit
     def updated(broken):
         world = sane._replace(step=functools.partial(step, broken))
-        return mve.expanding(agent, world, 3, True).update(state, batch, jax.random.key(7))
+        return mve.with_mve_target(agent, world, 3, True).update(state, batch, jax.random.key(7))
 
     for broken in (np.nan, np.inf):
         jax.tree.map(np.testing.assert_array_equal, updated(broken), updated(0.0))
@@ -169,7 +169,7 @@ def test_what_a_model_says_after_an_end_reaches_nothing():
 def test_a_living_row_that_is_not_finite_is_not_hidden():
     agent, state, batch = sac_and_rows(ends=False)
     batch = batch._replace(next_observation=batch.next_observation.at[2].set(jnp.nan))
-    _, metrics = mve.expanding(agent, lq.world(), 2, True).update_critic(state, batch, jax.random.key(8))
+    _, metrics = mve.with_mve_target(agent, lq.world(), 2, True).update_critic(state, batch, jax.random.key(8))
     assert not np.isfinite(float(metrics["agent/critic_loss"].total))
 
 

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmbrl import algorithms, envs, metrics, planners
-from jaxmbrl.algorithms import pets
-from jaxmbrl.config import UserError, check
+from jaxmbrl import algorithms, envs
+from jaxmbrl import planning as planners
+from jaxmbrl.algorithms.shooting import pets
+from jaxmbrl.core import metrics
+from jaxmbrl.core.config import UserError, check
 from jaxmbrl.models import EnsembleConfig, ensemble
-from jaxmbrl.planners import PlannerConfig
-from jaxmbrl.planners.cem import CEMConfig
+from jaxmbrl.planning import PlannerConfig
+from jaxmbrl.planning.cem import CEMConfig
 from jaxmbrl.training import evaluation, loop
 
 TINY = pets.Config(
@@ -103,7 +105,7 @@ def test_the_true_simulator_is_planned_in_and_nothing_fitted():
     task, search = envs.make("cartpole-continuous"), PlannerConfig(cem=CEMConfig(horizon=8, population=30, elites=4))
     config = dataclasses.replace(TINY, model="true", planner=search)
     algorithm = pets.make(config, task)
-    assert algorithm.privileged and not pets.make(TINY, task).privileged
+    assert algorithm.observes_full_state and not pets.make(TINY, task).observes_full_state
     carry, key = task.world.reset(jax.random.key(0)), jax.random.key(1)
     policy = algorithm.policy(algorithm.init(jax.random.key(2), {}), False)
     action, _, _ = jax.jit(policy.act)(policy.init(key), carry, key)

@@ -9,8 +9,8 @@ import pytest
 import jaxmbrl
 from jaxmbrl import algorithms, cli
 from jaxmbrl.algorithms import LOOP, METHODS, Method, Preset
-from jaxmbrl.config import UserError
-from jaxmbrl.types import Algorithm, Average, Policy
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import Algorithm, Average, Policy
 
 
 @dataclass(frozen=True)

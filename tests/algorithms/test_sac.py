@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmbrl import algorithms, envs, replay
-from jaxmbrl.agents.sac import SACConfig
-from jaxmbrl.algorithms import sac
-from jaxmbrl.config import check
+from jaxmbrl import algorithms, envs
+from jaxmbrl.agents.actor_critic.sac import SACConfig
+from jaxmbrl.algorithms.model_free import sac
+from jaxmbrl.core.config import check
+from jaxmbrl.core.types import Clock, Transition
+from jaxmbrl.data import replay
 from jaxmbrl.training import evaluation, loop
-from jaxmbrl.types import Clock, Transition
 
 TINY = sac.Config(
     agent=SACConfig(hidden=(8,)), batch_size=4, updates_per_step=3, warmup_steps=10, replay_capacity=500, num_envs=2

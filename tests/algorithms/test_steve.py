@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from jaxmbrl import envs, returns
-from jaxmbrl.agents import sac
-from jaxmbrl.agents.sac import SACConfig
-from jaxmbrl.algorithms import steve
-from jaxmbrl.config import UserError, check
+from jaxmbrl.agents.actor_critic import sac
+from jaxmbrl.agents.actor_critic.sac import SACConfig
+from jaxmbrl.algorithms.value_expansion import steve
+from jaxmbrl.core.config import UserError, check
+from jaxmbrl.core.types import DynamicsModel, Transition
 from jaxmbrl.models import ensemble
 from jaxmbrl.models.ensemble import EnsembleConfig
 from jaxmbrl.training import evaluation, loop
-from jaxmbrl.types import DynamicsModel, Transition
 
 SLOPES, WEIGHTS = (0.9, 0.7, 1.2), (1.0, 1.3, 0.6)
 CRITICS = ((3.0, 1.0), (-2.0, 0.5))
@@ -81,7 +81,7 @@ def samples_of(batch, horizon, model, agent, members, seed=0, fitted=None):
 
 
 def target_of(batch, horizon, model, agent, members, seed=0):
-    update = jax.jit(steve.mixing(agent, model, None, horizon, members).update_critic)
+    update = jax.jit(steve.with_steve_target(agent, model, None, horizon, members).update_critic)
     target, metrics = update(lq.state_of(), batch, jax.random.key(seed))
     return np.asarray(target), [float(metrics[f"steve/weight_{i}"].total) for i in range(horizon + 1)]
 
@@ -202,7 +202,7 @@ def test_equal_variances_leave_the_plain_mean_over_horizons():
     batch, same = lq.rows(), agent(critics=((1.0, 0.0), (1.0, 2.0)))
     state = lq.state_of()._replace(discount=jnp.ones(()))
     model = fake((0.9, 0.9), (1.0, 1.0))
-    update = jax.jit(steve.mixing(same, model, None, 2, 2).update_critic)
+    update = jax.jit(steve.with_steve_target(same, model, None, 2, 2).update_critic)
     target, _ = update(state, batch, jax.random.key(0))
     samples = np.asarray(steve.expand(same, model, None, state, batch, jax.random.key(0), 2, 2))
     np.testing.assert_allclose(samples.var(axis=1), 1.0, rtol=1e-12)
@@ -215,7 +215,7 @@ def test_with_no_model_step_it_is_the_mean_of_all_critics_one_step_targets():
     learner = sac.make(config, 1, 1)
     state, batch, key = jax.jit(learner.init)(jax.random.key(1), {}), lq.rows(count=6, ends=True), jax.random.key(4)
     told = learner._replace(update_critic=agent().update_critic)
-    found, metrics = jax.jit(steve.mixing(told, fake(), None, 0, 3).update_critic)(state, batch, key)
+    found, metrics = jax.jit(steve.with_steve_target(told, fake(), None, 0, 3).update_critic)(state, batch, key)
     target_key, _ = jax.random.split(key)
     value_key = jax.random.split(jax.random.split(target_key)[0], 1)[0]
     values = np.asarray(learner.target_values(state, batch.next_observation, value_key))
@@ -287,7 +287,7 @@ def chain_error(mix, noise, steps, trials):
 
     def target(tables, s, key):
         rewards, ended, states = jax.vmap(chain_rollout, (None, 0, None))(s, jax.random.split(key, MEMBERS), noise)
-        by_table = jax.vmap(returns.expansions, (None, None, 0, None))
+        by_table = jax.vmap(returns.value_expansion_targets, (None, None, 0, None))
         samples = jax.vmap(by_table, (0, 0, 1, None))(rewards, ended, tables[:, states], 1.0)
         return mix(samples.reshape(-1, AHEAD + 1))
 

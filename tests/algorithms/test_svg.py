@@ -9,15 +9,16 @@ import linear_quadratic as lq
 import numpy as np
 import pytest
 
-from jaxmbrl import algorithms, envs, replay, value_gradients
-from jaxmbrl.agents import sac
-from jaxmbrl.agents.sac import SACConfig
-from jaxmbrl.algorithms import svg
-from jaxmbrl.config import UserError, check
-from jaxmbrl.imagination import imagine
+from jaxmbrl import algorithms, envs
+from jaxmbrl.agents.actor_critic import sac, value_gradients
+from jaxmbrl.agents.actor_critic.sac import SACConfig
+from jaxmbrl.agents.actor_critic.value_gradients import ValueGradientConfig
+from jaxmbrl.algorithms.value_gradients import svg
+from jaxmbrl.core.config import UserError, check
+from jaxmbrl.core.types import Transition
+from jaxmbrl.data import replay
+from jaxmbrl.models.imagination import imagine
 from jaxmbrl.training import evaluation, loop
-from jaxmbrl.types import Transition
-from jaxmbrl.value_gradients import Ascent
 
 SAC = SACConfig(hidden=(7,), initial_temperature=0.3)
 TINY = svg.Config(
@@ -56,15 +57,17 @@ def played(start, action_noise, state_noise):
 
 
 def again(gain, std, observation, row):
-    """`svg.Again` of the linear policy."""
-    return svg.as_it_was(row.action, gain * observation, std * jnp.ones_like(observation)), jnp.zeros(len(observation))
+    """`svg.NoiseConditionedPolicy` of the linear policy."""
+    return svg.reparameterize_given(row.action, gain * observation, std * jnp.ones_like(observation)), jnp.zeros(
+        len(observation)
+    )
 
 
 def whole(gain, rows, noise=lq.STATE_NOISE):
     """SVG(infinity)'s objective [B]: rewards of re-created trajectories, and nothing after them."""
     predict = functools.partial(lq.model(noise=noise).predict, ())
-    stretch = svg.recreate(functools.partial(again, gain, lq.ACTION_NOISE), predict, None, rows)
-    return stretch.suffixes(jnp.zeros(rows.reward.shape[1]), jnp.asarray(lq.DISCOUNT))[0], stretch
+    trajectory = svg.reconstruct_rollout(functools.partial(again, gain, lq.ACTION_NOISE), predict, None, rows)
+    return trajectory.n_step_returns(jnp.zeros(rows.reward.shape[1]), jnp.asarray(lq.DISCOUNT))[0], trajectory
 
 
 def gradient(rows):
@@ -94,8 +97,8 @@ def test_what_is_recreated_is_what_was():
     rng = np.random.default_rng(0)
     rows = played(rng.normal(size=5), *rng.normal(size=(2, 8, 5)))
     for noise in (0.7, 0.0):
-        _, stretch = whole(0.9, rows, noise)
-        for found, real in zip(stretch, (*rows[:3], None, rows.terminated, rows.next_observation), strict=True):
+        _, trajectory = whole(0.9, rows, noise)
+        for found, real in zip(trajectory, (*rows[:3], None, rows.terminated, rows.next_observation), strict=True):
             if real is not None:
                 np.testing.assert_allclose(found, real, rtol=1e-12, atol=1e-14)
 
@@ -129,15 +132,15 @@ def test_svg_infinity_is_the_backward_recursion():
 
     def act(theta, observation, row):
         std = jnp.exp(theta[1] + 0.1 * observation)
-        return svg.as_it_was(row.action, theta[0] * observation, std), jnp.zeros(1)
+        return svg.reparameterize_given(row.action, theta[0] * observation, std), jnp.zeros(1)
 
     def predict(observation, action):
         mean, variance = lq.model().predict((), observation, action)
         return mean, variance.at[0, :, 0].set((0.3 * jnp.exp(0.2 * observation - 0.3 * action))[:, 0] ** 2)
 
     def earned(theta):
-        stretch = svg.recreate(functools.partial(act, theta), predict, None, rows)
-        return stretch.suffixes(jnp.zeros(1), jnp.asarray(discount))[0, 0]
+        trajectory = svg.reconstruct_rollout(functools.partial(act, theta), predict, None, rows)
+        return trajectory.n_step_returns(jnp.zeros(1), jnp.asarray(discount))[0, 0]
 
     value, slope = jax.jit(jax.value_and_grad(earned))(theta)
     assert float(value) == pytest.approx(float(np.sum(discount ** np.arange(steps) * rows.reward[:, 0])), rel=1e-12)
@@ -172,7 +175,7 @@ def test_a_known_reward_keeps_its_real_value_and_its_own_slope():
         return 3 * action[:, 0] + following[:, 0] + 100
 
     def earned(gain):
-        return svg.recreate(functools.partial(again, gain, 0.2), predict, known, steps).reward[0]
+        return svg.reconstruct_rollout(functools.partial(again, gain, 0.2), predict, known, steps).reward[0]
 
     np.testing.assert_allclose(earned(0.3), rows.reward, rtol=1e-12)
     # The action moves by s, and the next state by B times that.
@@ -209,21 +212,21 @@ def replaying(cap=5.0, noise=lq.STATE_NOISE):
 def test_on_its_own_actions_every_weight_is_1_and_replayed_steps_are_imagined_ones():
     """Where the noise is inferred from a step that the model made, SVG(1) is one imagined step."""
     agent, parts, state = sac_agent()
-    key, how = jax.random.key(2), Ascent(1, bonus_later=True, rematerialize=False)
-    origin, nudges = lq.rows().observation, jnp.zeros((2, 5, 1))
+    key, how = jax.random.key(2), ValueGradientConfig(1, entropy_at_every_step=True, rematerialize=False)
+    origin, perturbations = lq.rows().observation, jnp.zeros((2, 5, 1))
     world = lq.world(lq.STATE_NOISE)
     start = imagine(
-        value_gradients.nudged(world, origin, nudges), agent.actor(state), origin, jax.random.split(key, 3)[0], 1
+        value_gradients.perturbed(world, origin, perturbations), agent.actor(state), origin, jax.random.split(key, 3)[0], 1
     )
     action, following = start.action[0], start.following[0]
     pre_tanh = jnp.arctanh(action)
-    extras = svg.Drawn(pre_tanh, -start.bonus[0] / 0.3)
+    extras = svg.BehaviorAction(pre_tanh, -start.bonus[0] / 0.3)
     batch = lq.rows()._replace(
         action=action, reward=start.reward[0], next_observation=following, terminated=start.terminated[0], extras=extras
     )
     np.testing.assert_allclose(svg.importance(parts, state, alone(batch), 5.0), 1.0, rtol=1e-9)
     replayed, found = jax.jit(replaying().update_actor)(state, alone(batch), key)
-    imagined, told = jax.jit(value_gradients.climbing(agent, world, how).update_actor)(state, batch, key)
+    imagined, told = jax.jit(value_gradients.with_value_gradient(agent, world, how).update_actor)(state, batch, key)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-12)
     jax.tree.map(close, replayed.actor.moments, imagined.actor.moments)
     close(found["agent/actor_loss"].total, told["agent/actor_loss"].total)
@@ -265,7 +268,7 @@ def test_windows_end_with_the_episode_and_do_not_count_where_the_clock_cut_them(
     second = np.tile([False, True], 8)
     terminated, truncated = (steps == 3) & ~second, (steps == 3) & second
     s = (steps + 100.0 * second)[:, None]
-    extras = svg.Drawn(jnp.asarray(s), jnp.asarray(s[:, 0]))
+    extras = svg.BehaviorAction(jnp.asarray(s), jnp.asarray(s[:, 0]))
     rows = Transition(*map(jnp.asarray, (s, s, s[:, 0], s + 1, terminated, truncated)), extras)
     buffer = replay.add(replay.init(jax.tree.map(lambda x: x[0], rows), 40), rows)
     config = dataclasses.replace(TINY, horizon=3, num_envs=2, batch_size=200)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxmbrl import algorithms, envs
-from jaxmbrl.agents.td3 import TD3Config
-from jaxmbrl.algorithms import td3
-from jaxmbrl.config import check
+from jaxmbrl.agents.actor_critic.td3 import TD3Config
+from jaxmbrl.algorithms.model_free import td3
+from jaxmbrl.core.config import check
 from jaxmbrl.training import evaluation, loop
 
 from .test_sac import clock, rows

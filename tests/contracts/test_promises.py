@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from jaxmbrl import algorithms, envs
-from jaxmbrl.envs.pendulum import Pendulum, reward
-from jaxmbrl.optimizer import Trainable
-from jaxmbrl.replay import Replay
+from jaxmbrl.data.replay import Replay
+from jaxmbrl.envs.classic.pendulum import Pendulum, reward
+from jaxmbrl.nn.optimizer import Trainable
 from jaxmbrl.training import checkpoint, loop, programs
 
 CAPACITY = 997

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
+from jaxmbrl.core.types import DynamicsModel, Transition
 from jaxmbrl.diagnostics.calibrating import calibrate, calibration, distribution_function, levels_between
-from jaxmbrl.types import DynamicsModel, Transition
 
 LEVELS = np.arange(1, 20) / 20
 ROWS = 20_000

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmbrl import cli, dataset, envs
-from jaxmbrl.config import UserError
-from jaxmbrl.diagnostics import judging, predicting
-from jaxmbrl.diagnostics.judging import FitConfig, fit_and_judge
+from jaxmbrl import cli, envs
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import Transition
+from jaxmbrl.data import dataset
+from jaxmbrl.diagnostics import model_evaluation as judging
+from jaxmbrl.diagnostics import predicting
+from jaxmbrl.diagnostics.model_evaluation import FitConfig, fit_and_judge
 from jaxmbrl.models import EnsembleConfig
 from jaxmbrl.training import memory
-from jaxmbrl.types import Transition
 
 TINY = EnsembleConfig(members=3, elites=2, hidden=(8,), max_epochs=3, batch_size=16)
 ROWS = 50

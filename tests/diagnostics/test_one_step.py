@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import DynamicsModel, Transition
 from jaxmbrl.diagnostics import Predictor, calibration, evaluate_model, predicting
-from jaxmbrl.types import DynamicsModel, Transition
 
 MEMBERS, ROWS, SIZE = 3, 40, 2
 

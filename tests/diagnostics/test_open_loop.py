@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from jaxmbrl import envs
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import Transition
 from jaxmbrl.diagnostics import Predictor, compounding_error, evaluate_model, imagined_vs_real
 from jaxmbrl.diagnostics.open_loop import steps_left
 from jaxmbrl.models import EnsembleConfig, ensemble
 from jaxmbrl.training import collecting
-from jaxmbrl.types import Transition
 
 KEY = jax.random.key(0)
 

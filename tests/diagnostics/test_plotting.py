@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
 from jaxmbrl.diagnostics import (
     CompoundingError,
     ImaginedVsReal,

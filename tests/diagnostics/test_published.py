@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
 from jaxmbrl.diagnostics import published
 from jaxmbrl.diagnostics.published import Point
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
 from jaxmbrl.diagnostics import monte_carlo_returns, value_bias
 
 NO = np.zeros(3, bool)

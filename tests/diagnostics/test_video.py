@@ -11,27 +11,27 @@ from PIL import Image
 from slider import centre, slider
 
 from jaxmbrl import cli, envs
-from jaxmbrl.config import to_dict
+from jaxmbrl.core.config import to_dict
+from jaxmbrl.core.types import Algorithm, Policy
 from jaxmbrl.diagnostics import doctor, video
 from jaxmbrl.training import evaluation, programs, runner
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.training.session import Session
-from jaxmbrl.types import Algorithm, Policy
 
 
-def acting(act, privileged=False):
+def acting(act, observes_full_state=False):
     """`act(state, observed)` gives the action."""
 
     def policy(state, explore):
         assert explore is False
         return Policy(lambda key: (), lambda memory, observed, key: (act(state, observed), (), memory))
 
-    return Algorithm(init=None, policy=policy, learn=None, period=1, privileged=privileged)
+    return Algorithm(init=None, policy=policy, learn=None, period=1, observes_full_state=observes_full_state)
 
 
 to_the_right = acting(lambda state, observation: state * jnp.ones(1))
-by_the_state = acting(lambda state, carry: -state * jnp.sign(carry[0].pipeline_state.qpos), privileged=True)
+by_the_state = acting(lambda state, carry: -state * jnp.sign(carry[0].pipeline_state.qpos), observes_full_state=True)
 
 
 @pytest.mark.parametrize("algorithm", [to_the_right, by_the_state], ids=["observing", "privileged"])

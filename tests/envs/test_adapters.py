@@ -11,7 +11,7 @@ import pytest
 
 import jaxmbrl
 from jaxmbrl import envs
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
 from jaxmbrl.rollout import auto_reset, open_loop, rollout
 
 KEY = jax.random.key(2)

@@ -5,12 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxmbrl.core.spaces import Box, Discrete
 from scipy import stats
 
 from jaxmbrl import envs
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import Env
 from jaxmbrl.envs.base import State
-from jaxmbrl.types import Box, Discrete, Env
 
 N = 3000
 NAMES = ["cartpole-continuous", "pendulum"]

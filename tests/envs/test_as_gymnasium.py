@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from jaxmbrl.core.spaces import Discrete
 
 from jaxmbrl import envs
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
 from jaxmbrl.envs.base import initial_state
-from jaxmbrl.envs.rendering import NoPicture
-from jaxmbrl.types import Discrete
+from jaxmbrl.envs.mujoco.rendering import NoPicture
 
 UNBOUNDED = r".*A Box observation space (minimum|maximum) value is -?infin.*"
 """What Gymnasium's check says of its own robots too: our observations have no bounds."""

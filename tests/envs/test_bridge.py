@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxmbrl.core.spaces import Box, Discrete
 
 from jaxmbrl import envs
-from jaxmbrl.config import UserError
-from jaxmbrl.envs import bridge
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import HostEnv
+from jaxmbrl.envs.bridges import gymnasium_task as bridge
 from jaxmbrl.training.collecting import collect, random_policy
 from jaxmbrl.training.hosted import host_seed
-from jaxmbrl.types import Box, Discrete, HostEnv
 
 Space = gymnasium.spaces.Box
 

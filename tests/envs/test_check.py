@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxmbrl.core.spaces import Box, Discrete
 
 from jaxmbrl import envs
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import Policy
 from jaxmbrl.rollout import auto_reset
-from jaxmbrl.types import Box, Discrete, Policy
 
 checker = import_module("jaxmbrl.envs.check")
 ANALYTIC = ["cartpole-continuous", "cartpole-swingup", "mountain-car-continuous", "pendulum", "reacher-2d"]

@@ -12,7 +12,7 @@ import pytest
 from jax.test_util import check_grads
 
 from jaxmbrl import envs
-from jaxmbrl.envs.cholesky import POOL_IS_HELD, cholesky, one_by_one
+from jaxmbrl.envs.mujoco.cholesky import POOL_IS_HELD, cholesky, one_by_one
 
 SIDE_BY_SIDE = """
 import jax

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mujoco import mjx
 
-from jaxmbrl.envs import constraints
+from jaxmbrl.envs.mujoco import constraints
 
 SLIDING = """
 <mujoco>

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from jaxmbrl.envs import contacts
+from jaxmbrl.envs.mujoco import contacts
 
 PAIR = """
 <mujoco>

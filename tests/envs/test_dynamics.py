@@ -14,7 +14,7 @@ from gymnasium.envs.classic_control import continuous_mountain_car
 from scipy import integrate, stats
 
 from jaxmbrl import envs
-from jaxmbrl.envs.integration import runge_kutta
+from jaxmbrl.envs.classic.integration import runge_kutta
 
 N = 200
 ORDER = {"cartpole-swingup": [0, 3, 1, 2], "reacher-2d": [0, 1, 2, 3]}
@@ -165,7 +165,7 @@ def arm_energy(y):
 
 
 ENERGY = {"cartpole-swingup": cartpole_energy, "reacher-2d": arm_energy}
-MODULE = {name: import_module("jaxmbrl.envs." + name.replace("-", "_")) for name in ENERGY}
+MODULE = {name: import_module("jaxmbrl.envs.classic." + name.replace("-", "_")) for name in ENERGY}
 
 
 def power(name, y, action):

@@ -13,11 +13,11 @@ import pytest
 import scipy.stats
 
 from jaxmbrl import envs
-from jaxmbrl.envs import mujoco as mujoco_envs
-from jaxmbrl.envs.pets_arm import hand
-from jaxmbrl.envs.pets_pusher import BASE as PUSHERS_BASE
-from jaxmbrl.envs.pets_pusher import REACH as PUSHERS_REACH
-from jaxmbrl.envs.pets_reacher_3d import BASE, REACH
+from jaxmbrl.envs.mujoco import mjx_env as mujoco_envs
+from jaxmbrl.envs.mujoco.pets_arm import hand
+from jaxmbrl.envs.mujoco.pets_pusher import BASE as PUSHERS_BASE
+from jaxmbrl.envs.mujoco.pets_pusher import REACH as PUSHERS_REACH
+from jaxmbrl.envs.mujoco.pets_reacher_3d import BASE, REACH
 
 NAMES = ["pets/HalfCheetah", "pets/Pusher", "pets/Reacher3D"]
 COMPILED = [pytest.param(name, marks=pytest.mark.slow if name != "pets/Pusher" else ()) for name in NAMES]

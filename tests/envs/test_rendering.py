@@ -11,10 +11,10 @@ from slider import Slider, centre, slider
 
 from jaxmbrl import envs
 from jaxmbrl.diagnostics import doctor
-from jaxmbrl.envs import rendering
 from jaxmbrl.envs.base import initial_state
 from jaxmbrl.envs.draw import camera
-from jaxmbrl.envs.rendering import Drawer, NoPicture, scene
+from jaxmbrl.envs.mujoco import rendering
+from jaxmbrl.envs.mujoco.rendering import Drawer, NoPicture, scene
 
 
 @pytest.fixture

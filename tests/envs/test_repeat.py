@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxmbrl.core.spaces import Discrete
 
 from jaxmbrl import envs
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
 from jaxmbrl.envs.repeat import RepeatedEnv
 from jaxmbrl.rollout import open_loop, rollout
-from jaxmbrl.types import Discrete
 
 KEY = jax.random.key(5)
 

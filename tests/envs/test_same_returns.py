@@ -8,8 +8,8 @@ import pytest
 import scipy.stats
 
 from jaxmbrl import envs
+from jaxmbrl.core.types import Policy
 from jaxmbrl.rollout import Return, episode_return, rollout
-from jaxmbrl.types import Policy
 
 EPISODES = 50
 NAMES = ["InvertedPendulum-v5", "InvertedDoublePendulum-v5", "Reacher-v5", "Pusher-v5", "Swimmer-v5", "Hopper-v5"]

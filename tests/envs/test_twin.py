@@ -8,25 +8,25 @@ import numpy as np
 import pytest
 
 from jaxmbrl import envs
-from jaxmbrl.algorithms import pets
-from jaxmbrl.config import UserError, from_dict
-from jaxmbrl.envs.twin import Twin, carry_of, check_twin, versions
+from jaxmbrl.algorithms.shooting import pets
+from jaxmbrl.core.config import UserError, from_dict
+from jaxmbrl.core.types import Algorithm, Policy
+from jaxmbrl.envs.bridges.twin import Twin, carry_of, check_twin, versions
 from jaxmbrl.training import devices, evaluation
-from jaxmbrl.types import Algorithm, Policy
 
 GAINS = jnp.array([0.3, 6.0, 0.5, 1.2])
 """A linear policy on [x, angle, their speeds] that keeps InvertedPendulum-v5 upright: force / 300 N."""
 
 
-def linear(privileged=False):
+def linear(observes_full_state=False):
     """action = gain * GAINS . observation, plus its memory, which fades, and noise of the keys."""
 
     def policy(state, explore):
         assert explore is False
 
         def act(memory, seen, key):
-            observation = seen[0].obs if privileged else seen
-            if privileged:
+            observation = seen[0].obs if observes_full_state else seen
+            if observes_full_state:
                 # What is planned from: positions and velocities, and the steps since the start.
                 simulation = seen[0].pipeline_state
                 observation = jnp.concatenate([simulation.qpos, simulation.qvel]) + 0.0 * seen[1]
@@ -35,7 +35,7 @@ def linear(privileged=False):
 
         return Policy(lambda key: 1e-2 * jax.random.normal(key), act)
 
-    return Algorithm(None, policy, None, 1, privileged)
+    return Algorithm(None, policy, None, 1, observes_full_state)
 
 
 def plain(what, function, *arguments):
@@ -73,7 +73,7 @@ def test_returns_are_those_of_mjx(pole, played):
 
 
 def test_a_policy_that_sees_the_simulators_state_sees_the_twins(pole, played):
-    found = returns(linear(privileged=True), pole, STATES, 5, in_gymnasium=True)
+    found = returns(linear(observes_full_state=True), pole, STATES, 5, in_gymnasium=True)
     np.testing.assert_array_equal(found, played)
 
 
@@ -174,7 +174,7 @@ def test_a_planner_in_the_true_simulator_plans_from_the_twins_state(pole):
     settings = {"ensemble": ensemble, "planner": {"cem": cem}, "particles": 1}
     task = pole._replace(episode_length=25)
     algorithm = pets.make(from_dict(pets.Config, settings | {"model": "true"}), task)
-    assert algorithm.privileged
+    assert algorithm.observes_full_state
     states = jax.vmap(lambda key: algorithm.init(key, {}))(jax.random.split(jax.random.key(0), 1))
     found = [returns(algorithm, task, states, 2, in_gymnasium) for in_gymnasium in (False, True)]
     np.testing.assert_array_equal(found[0], found[1])

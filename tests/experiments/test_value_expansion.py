@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxmbrl import envs
-from jaxmbrl.types import Policy
+from jaxmbrl.core.types import Policy
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "value_expansion.py"
 

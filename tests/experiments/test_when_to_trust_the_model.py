@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from jaxmbrl import envs
+from jaxmbrl.core.types import Policy, Transition, World
 from jaxmbrl.distributions import gaussian_log_density
 from jaxmbrl.rollout import rollout
-from jaxmbrl.types import Policy, Transition, World
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "when_to_trust_the_model.py"
 TASK = envs.make("pendulum")

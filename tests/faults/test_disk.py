@@ -15,9 +15,10 @@ import pytest
 from command_line import call, options, untimed
 
 import jaxmbrl
-from jaxmbrl.training import checkpoint, curve, keeping, run_folder
+from jaxmbrl.training import checkpoint, curve, run_folder
+from jaxmbrl.training import checkpointing as keeping
+from jaxmbrl.training.checkpointing import Keeper, Lost
 from jaxmbrl.training.console import Progress
-from jaxmbrl.training.keeping import Keeper, Lost
 from jaxmbrl.training.programs import CheckpointConfig
 from jaxmbrl.training.run_folder import RunFolder
 

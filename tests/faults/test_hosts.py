@@ -9,7 +9,7 @@ import pytest
 from command_line import TIMINGS
 from processes import TINY, begin, done, finish, steps, wait
 
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
 from jaxmbrl.training import hosts, session
 from jaxmbrl.training.hosts import Hosts
 from jaxmbrl.training.run_folder import RunFolder

@@ -25,7 +25,7 @@ from processes import (
 )
 
 import jaxmbrl
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
 from jaxmbrl.training.run_folder import RunFolder
 
 

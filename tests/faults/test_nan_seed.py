@@ -8,7 +8,7 @@ import pytest
 from command_line import untimed
 
 import jaxmbrl
-from jaxmbrl.diagnostics import replaying
+from jaxmbrl.debug import replaying
 from jaxmbrl.training.run_folder import RunFolder
 
 AGENT = {"agent.hidden": [16, 16], "batch_size": 16, "warmup_steps": 100, "replay_capacity": 1000, "epoch_steps": 100}

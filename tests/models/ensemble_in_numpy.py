@@ -49,7 +49,7 @@ def forward(layers, low, high, x):
     return out[:, : len(low)], clamp(out[:, len(low) :], low, high)
 
 
-def end_logit(layers, following):
+def termination_logit(layers, following):
     """One member's logit of termination for rows of next observations, still that of weighted rows."""
     return network(layers, following)[0][:, 0]
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmbrl.core.types import Transition
 from jaxmbrl.models import EnsembleConfig, ensemble
 from jaxmbrl.rollout import open_loop, rollout
-from jaxmbrl.types import Transition
 
 TINY = EnsembleConfig(
     members=3,
@@ -61,7 +61,7 @@ def blank(config, size=(2, 1), reward=None, terminated=None):
     model = ensemble.make(config, *size, reward, terminated)
     shapes = jax.eval_shape(model.init, jax.random.key(0), {})
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    members = state.members._replace(learning_rate=jnp.asarray(config.learning_rate, float), open=jnp.ones((), bool))
+    members = state.members._replace(learning_rate=jnp.asarray(config.learning_rate, float), active=jnp.ones((), bool))
     one = {
         name: getattr(state, name)._replace(std=jnp.ones_like(getattr(state, name).std)) for name in ("inputs", "targets")
     }

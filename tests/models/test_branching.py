@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hand_made import TINY, alive, ready
 
-from jaxmbrl import metrics, replay
-from jaxmbrl.models import trust
-from jaxmbrl.models.branching import branch, doubting, init
-from jaxmbrl.models.trust import TrustConfig
-from jaxmbrl.types import Policy, Transition, World
+from jaxmbrl.core import metrics
+from jaxmbrl.core.types import Policy, Transition, World
+from jaxmbrl.data import replay
+from jaxmbrl.models import disagreement as trust
+from jaxmbrl.models.branching import branch, init, with_disagreement
+from jaxmbrl.models.disagreement import TrustConfig
 
 ROWS, CAPACITY = 6, 40
 ALWAYS = TrustConfig()
@@ -174,8 +175,8 @@ def test_disagreement_is_of_what_the_policys_own_actions_lead_to():
     observation = jnp.asarray(np.random.default_rng(1).normal(size=(5, 2)))
     bare = Policy(lambda key: (), lambda memory, x, key: (jax.random.uniform(key, (len(x), 1)), (), memory))
     rule = trust.make(TrustConfig("macura"))
-    action, doubt, _ = doubting(bare, rule, model, state).act((), observation, jax.random.key(3))
+    action, doubt, _ = with_disagreement(bare, rule, model, state).act((), observation, jax.random.key(3))
     np.testing.assert_array_equal(action, bare.act((), observation, jax.random.key(3))[0])
     np.testing.assert_array_equal(doubt, trust.pairwise(*model.predict(state, observation, action)))
     assert doubt.shape == (5,) and float(doubt.min()) > 0
-    assert doubting(bare, trust.make(TrustConfig()), model, state) is bare
+    assert with_disagreement(bare, trust.make(TrustConfig()), model, state) is bare

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from hand_made import TINY, alive, constant, fitted_normalisers, layers_of, nothing, ready, table
 
-from jaxmbrl.config import UserError, from_dict
+from jaxmbrl.core.config import UserError, from_dict
+from jaxmbrl.core.types import Transition
 from jaxmbrl.distributions import soft_clamp
-from jaxmbrl.models import EnsembleConfig, ensemble, fit
+from jaxmbrl.models import EnsembleConfig, ensemble
+from jaxmbrl.models import epochs as fit
 from jaxmbrl.models.ensemble import Batch, Layout
 from jaxmbrl.rollout import open_loop, rollout
-from jaxmbrl.types import Transition
 
 
 def test_the_first_state_and_its_soft_bounds():
@@ -46,14 +47,14 @@ def test_a_known_termination_has_no_parameters():
         assert len(jax.tree.leaves(parameters)) == 6 + 2 + 6 * count
 
 
-@pytest.mark.parametrize(("learns_end", "beta"), [(False, 0.0), (True, 0.0), (True, 0.5)])
-def test_loss_and_gradient_as_transcribed(learns_end, beta):
+@pytest.mark.parametrize(("learns_termination", "beta"), [(False, 0.0), (True, 0.0), (True, 0.5)])
+def test_loss_and_gradient_as_transcribed(learns_termination, beta):
     config = dataclasses.replace(TINY, beta_nll=beta)
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
-        _, state = ready(config, terminated=None if learns_end else alive)
+        _, state = ready(config, terminated=None if learns_termination else alive)
         parameters = state.members.params
-        layout = Layout(config, 2, 1, True, learns_end)
+        layout = Layout(config, 2, 1, True, learns_termination)
         x, y, following = (rng.normal(size=(3, 7, size)) for size in (3, 3, 2))
         ended = rng.uniform(size=(3, 7)) < 0.4
         ended[1] = False
@@ -297,7 +298,7 @@ def test_predictions_and_imagined_steps_as_transcribed():
         between = np.corrcoef(standard.reshape(draws, -1).T) - np.eye(15)
         assert np.abs(between).max() < 5 / np.sqrt(draws)
         following = (np.asarray(imagined.next_observation) - state.inputs.mean[:2]) / state.inputs.std[:2]
-        odds = [np.exp(reference.end_logit(ends[e], following[:, n])) / 3.0 for n, e in enumerate(owner)]
+        odds = [np.exp(reference.termination_logit(ends[e], following[:, n])) / 3.0 for n, e in enumerate(owner)]
         chance = np.stack([o / (1 + o) for o in odds], axis=1)
         assert (chance.std(axis=0) > 0.03).any()
         np.testing.assert_allclose(imagined.terminated, chance, rtol=1e-9)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hand_made import TINY, alive, blank, layers_of, nothing, table
 
-from jaxmbrl.config import UserError
-from jaxmbrl.envs.pets_half_cheetah import encode as cheetahs_features
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import Features, Transition
+from jaxmbrl.envs.mujoco.pets_half_cheetah import encode as cheetahs_features
 from jaxmbrl.models import EnsembleConfig, ensemble
-from jaxmbrl.types import Features, Transition
 
 
 def encode(observation):
@@ -83,7 +83,7 @@ def test_predictions_and_imagined_steps_as_transcribed():
             after = np.asarray(drawn.next_observation[:, n])
             following = np.stack([np.sin(after[:, 1]), np.cos(after[:, 1]), after[:, 2]], axis=1)
             following = (following - np.asarray(state.inputs.mean)[:3]) / np.asarray(state.inputs.std)[:3]
-            odds = np.exp(reference.end_logit(ends[e], following)) / 3
+            odds = np.exp(reference.termination_logit(ends[e], following)) / 3
             np.testing.assert_allclose(drawn.terminated[:, n], odds / (1 + odds), rtol=1e-9)
 
 

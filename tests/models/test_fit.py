@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmbrl.models import fit
+from jaxmbrl.models import epochs as fit
 from jaxmbrl.models.normalizer import denormalize, measure, normalize
 
 draw_shuffles = jax.jit(fit.draw_shuffles, static_argnums=(1, 2))

@@ -21,7 +21,7 @@ POOLED = ("expectation", "distribution", "moment_matching")
 @pytest.mark.parametrize(("rows", "members", "shift"), [(6, 3, 0), (6, 3, 1), (7, 3, 2), (2, 5, 3), (1, 1, 0), (20, 5, 4)])
 def test_row_n_goes_to_member_n_plus_shift(rows, members, shift):
     numbers = jnp.arange(rows, dtype=float)[:, None]
-    shared = propagation.share_out(numbers, members, shift)
+    shared = propagation.scatter_to_members(numbers, members, shift)
     said = shared + 1000.0 * jnp.arange(members)[:, None, None]
     for n, value in enumerate(np.asarray(propagation.collect(said, rows, shift))[:, 0]):
         assert value == n + 1000 * ((n + shift) % members)
@@ -281,7 +281,7 @@ def test_pooled_steps_as_transcribed(mode):
         np.testing.assert_allclose(imagined.next_observation, following, rtol=1e-10)
         np.testing.assert_allclose(imagined.reward, drawn[:, 2], rtol=1e-10)
         x = np.asarray((following - state.inputs.mean[:2]) / state.inputs.std[:2])
-        odds = [np.exp(reference.end_logit(ends[e], x)) / 3.0 for e in (2, 0)]
+        odds = [np.exp(reference.termination_logit(ends[e], x)) / 3.0 for e in (2, 0)]
         np.testing.assert_allclose(imagined.terminated, sum(o / (1 + o) for o in odds) / 2, rtol=1e-9)
         assert not np.asarray(imagined.truncated).any()
 

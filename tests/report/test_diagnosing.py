@@ -12,14 +12,15 @@ from slider import slider
 
 import jaxmbrl
 from jaxmbrl import envs
-from jaxmbrl.config import UserError, to_dict
+from jaxmbrl.core.config import UserError, to_dict
+from jaxmbrl.core.types import Algorithm, Policy, Transition
 from jaxmbrl.diagnostics import doctor
-from jaxmbrl.report import diagnosing, making
+from jaxmbrl.report import build as making
+from jaxmbrl.report import diagnosing
 from jaxmbrl.training import evaluation, programs
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.training.session import Session
-from jaxmbrl.types import Algorithm, Policy, Transition
 
 TINY = {
     "agent.hidden": (8,),

@@ -8,7 +8,7 @@ import time
 import pytest
 from run_by_hand import row, write
 
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
 from jaxmbrl.report import gathering
 from jaxmbrl.sweeping.folder import SweepFolder
 from jaxmbrl.training.run_folder import RunFolder, event_of

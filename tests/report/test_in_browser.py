@@ -4,7 +4,8 @@ import pytest
 from browser import Browser, found
 from run_by_hand import data_of, row, write
 
-from jaxmbrl.report import making, page
+from jaxmbrl.report import build as making
+from jaxmbrl.report import page
 from jaxmbrl.report.parts import Chart, Facets, Heading, Page, Picture, Section, Series, Table, Text
 
 pytestmark = pytest.mark.skipif(found() is None, reason="there is no Chromium on this machine")

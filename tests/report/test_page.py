@@ -11,7 +11,8 @@ import pytest
 from command_line import call
 from run_by_hand import curve, data_of, row, write
 
-from jaxmbrl.report import curves, gathering, making, page, sections
+from jaxmbrl.report import build as making
+from jaxmbrl.report import curves, gathering, page, sections
 from jaxmbrl.report.parts import Chart, Page, Section, Series, Table, Text, chosen, table_of
 from jaxmbrl.training.evaluation import bootstrap_interval, interquartile_mean, probability_of_improvement
 from jaxmbrl.training.run_folder import RunFolder, event_of

@@ -17,7 +17,7 @@ import yaml
 
 import jaxmbrl
 from jaxmbrl import cli
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
 from jaxmbrl.sweeping import launching, on_ray, plan
 from jaxmbrl.training import checkpoint
 from jaxmbrl.training.session import Session

@@ -9,7 +9,7 @@ import time
 import pytest
 import yaml
 
-from jaxmbrl.config import to_dict
+from jaxmbrl.core.config import to_dict
 from jaxmbrl.sweeping import launching
 from jaxmbrl.sweeping.folder import SweepFolder
 from jaxmbrl.sweeping.launching import Job, Launcher, Signals, launch

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from jaxmbrl import envs
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
 from jaxmbrl.sweeping import plan
 from jaxmbrl.sweeping.folder import SweepFolder
 from jaxmbrl.training import programs

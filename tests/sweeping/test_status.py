@@ -7,7 +7,7 @@ import time
 import pytest
 import yaml
 
-from jaxmbrl.config import UserError, to_dict
+from jaxmbrl.core.config import UserError, to_dict
 from jaxmbrl.sweeping import status
 from jaxmbrl.sweeping.folder import SweepFolder
 from jaxmbrl.training import programs

@@ -11,8 +11,9 @@ import yaml
 from command_line import call, options, untimed
 
 import jaxmbrl
-from jaxmbrl import dataset, envs
-from jaxmbrl.config import UserError
+from jaxmbrl import envs
+from jaxmbrl.core.config import UserError
+from jaxmbrl.data import dataset
 from jaxmbrl.training import collecting, programs
 from jaxmbrl.training.run_folder import RunFolder
 

@@ -14,11 +14,12 @@ from command_line import call, options, untimed
 
 import jaxmbrl
 from jaxmbrl import envs
-from jaxmbrl.algorithms import pets, sac
-from jaxmbrl.config import from_dict
+from jaxmbrl.algorithms.model_free import sac
+from jaxmbrl.algorithms.shooting import pets
+from jaxmbrl.core.config import from_dict
+from jaxmbrl.core.types import Algorithm, HostStep, Policy
 from jaxmbrl.training import bridged, devices, loop, runner
 from jaxmbrl.training.hosted import host_seed
-from jaxmbrl.types import Algorithm, HostStep, Policy
 
 SAC = {
     "agent": {"hidden": (8, 8)},

@@ -9,9 +9,11 @@ import pytest
 from scipy import stats
 
 import jaxmbrl
-from jaxmbrl import cli, dataset, envs, planners
-from jaxmbrl.config import UserError
-from jaxmbrl.rollout import reveal
+from jaxmbrl import cli, envs
+from jaxmbrl import planning as planners
+from jaxmbrl.core.config import UserError
+from jaxmbrl.data import dataset
+from jaxmbrl.rollout import with_full_state
 from jaxmbrl.training import collecting, memory, programs
 from jaxmbrl.training.session import Session
 
@@ -152,7 +154,7 @@ def test_a_planner_acts_as_it_does_on_what_it_sees(name, runs):
     planner = planners.make(settings.planner, 1)
     carry = task.world.reset(world_key)
     if name == "true":
-        objective = planners.return_of(reveal(task.world), carry)
+        objective = planners.return_of(with_full_state(task.world), carry)
     else:
         (state,) = (jax.tree.map(lambda x: x[0], jaxmbrl.load(runs / name).state.model),)
         model = jaxmbrl.models.ensemble.make(settings.ensemble, 3, 1, task.reward, task.terminated)

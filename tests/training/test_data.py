@@ -11,12 +11,13 @@ import yaml
 from command_line import call, options, untimed
 
 import jaxmbrl
-from jaxmbrl import algorithms, dataset, envs
-from jaxmbrl.config import UserError
+from jaxmbrl import algorithms, envs
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import Clock, Transition
+from jaxmbrl.data import dataset
 from jaxmbrl.training import loop, programs
 from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.training.session import Session
-from jaxmbrl.types import Clock, Transition
 
 ROWS = 130
 STEPS = 120

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxmbrl.core.spaces import Box
 from scipy import stats
 
 from jaxmbrl import envs
+from jaxmbrl.core.types import Algorithm, Policy, Task, Transition, World
 from jaxmbrl.training import evaluation
-from jaxmbrl.types import Algorithm, Box, Policy, Task, Transition, World
 
 LENGTH = 6
 

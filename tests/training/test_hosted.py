@@ -11,10 +11,10 @@ from command_line import call
 
 import jaxmbrl
 from jaxmbrl import envs
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import Policy
 from jaxmbrl.training import collecting
 from jaxmbrl.training.session import Session
-from jaxmbrl.types import Policy
 
 PAGE = Path(__file__).parents[2] / "docs" / "own_simulator.md"
 SETTINGS = {"agent.hidden": (8,), "replay_capacity": 100, "epoch_steps": 100}

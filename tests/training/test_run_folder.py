@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import jaxmbrl
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
 from jaxmbrl.training import run_folder
 from jaxmbrl.training.run_folder import RunFolder, environment, event_of, write_file
 

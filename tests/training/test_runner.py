@@ -17,7 +17,7 @@ from command_line import call, options, untimed
 
 import jaxmbrl
 from jaxmbrl import algorithms
-from jaxmbrl.config import UserError, to_dict
+from jaxmbrl.core.config import UserError, to_dict
 from jaxmbrl.rollout import rollout
 from jaxmbrl.training import evaluation, programs, runner, session
 from jaxmbrl.training.console import Progress

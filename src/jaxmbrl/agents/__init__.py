@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jaxmbrl.agents import sac, td3
-from jaxmbrl.agents.sac import SACConfig
-from jaxmbrl.agents.td3 import TD3Config
-from jaxmbrl.types import Agent
+from jaxmbrl.agents.actor_critic import sac, td3
+from jaxmbrl.agents.actor_critic.sac import SACConfig
+from jaxmbrl.agents.actor_critic.td3 import TD3Config
+from jaxmbrl.core.types import Agent
 
 
 @dataclass(frozen=True)

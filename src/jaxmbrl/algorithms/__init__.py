@@ -7,10 +7,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxmbrl.algorithms import bptt, dhmbpo, maac, mbpo, mve, pets, sac, steve, svg, td3
-from jaxmbrl.config import UserError, closest
-from jaxmbrl.presets import Preset, default_for
-from jaxmbrl.types import Algorithm, Task
+from jaxmbrl.algorithms.dyna import mbpo
+from jaxmbrl.algorithms.model_free import sac, td3
+from jaxmbrl.algorithms.presets import Preset, default_for
+from jaxmbrl.algorithms.shooting import pets
+from jaxmbrl.algorithms.value_expansion import mve, steve
+from jaxmbrl.algorithms.value_gradients import bptt, dhmbpo, maac, svg
+from jaxmbrl.core.config import UserError, closest
+from jaxmbrl.core.types import Algorithm, Task
 
 
 class Method(NamedTuple):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from jaxmbrl import options
-from jaxmbrl.config import UserError
+from jaxmbrl.commands import options
+from jaxmbrl.core.config import UserError
 
 
 def report(words: list[str]) -> int:
     """`jaxmbrl report`: one HTML page about runs."""
-    from jaxmbrl.report import making
+    from jaxmbrl.report import build as making
     from jaxmbrl.training.run_folder import write_file
 
     about = "One HTML page about runs, which needs no network: curves, comparison, the model, the policy, the run."

@@ -13,9 +13,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from jaxmbrl import options
+from jaxmbrl.commands import options
 from jaxmbrl.commands.training import finish
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
 
 if TYPE_CHECKING:
     from jaxmbrl.sweeping.launching import Job

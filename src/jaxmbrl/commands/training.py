@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from jaxmbrl import options
-from jaxmbrl.config import UserError, check, closest, from_dict, read_yaml
-from jaxmbrl.options import complain, own_name
+from jaxmbrl.commands import options
+from jaxmbrl.commands.options import complain, own_name
+from jaxmbrl.core.config import UserError, check, closest, from_dict, read_yaml
 
 if TYPE_CHECKING:
+    from jaxmbrl.core.types import Task
     from jaxmbrl.training.console import Progress
     from jaxmbrl.training.hosts import Hosts
     from jaxmbrl.training.programs import RunConfig
     from jaxmbrl.training.session import Result
     from jaxmbrl.training.stopping import Stopping
-    from jaxmbrl.types import Task
 
 
 def train(words: list[str]) -> int:
@@ -134,7 +134,7 @@ def _resume(words: list[str], hosts: Hosts) -> int:
 
 def finish(out: Path, progress: Progress, work: Callable[[Stopping], Result], first: bool = True) -> int:
     """Do the work of a run and say what came of it; returns the exit code."""
-    from jaxmbrl.training.keeping import Lost
+    from jaxmbrl.training.checkpointing import Lost
     from jaxmbrl.training.stopping import ASKED_TO_STOP, Stopped, Stopping
 
     def farewell(stopped: Stopped) -> None:

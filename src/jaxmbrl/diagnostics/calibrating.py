@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxmbrl.core.types import PyTree, Transition
 from jaxmbrl.diagnostics import predicting
 from jaxmbrl.diagnostics.predicting import Model
-from jaxmbrl.types import PyTree, Transition
 
 LEVELS = 19
 """Quantile levels by default: 0.05 to 0.95."""

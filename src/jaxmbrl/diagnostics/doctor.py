@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmbrl.dataset import try_writing
-from jaxmbrl.envs.rendering import RENDERERS
+from jaxmbrl.data.dataset import try_writing
+from jaxmbrl.envs.mujoco.rendering import RENDERERS
 from jaxmbrl.training.run_folder import versions
 
 RENDER_SECONDS = 60

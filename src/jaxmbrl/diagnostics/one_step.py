@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxmbrl.core.types import PyTree, Transition
 from jaxmbrl.diagnostics import calibrating, predicting
 from jaxmbrl.diagnostics.calibrating import Calibration
 from jaxmbrl.diagnostics.predicting import Model
 from jaxmbrl.models import uncertainty
-from jaxmbrl.types import PyTree, Transition
 
 
 class ModelEvaluation(NamedTuple):

@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import Key, Transition
 from jaxmbrl.diagnostics import predicting
 from jaxmbrl.diagnostics.predicting import Model, Predict
-from jaxmbrl.types import Key, Transition
 
 MEAN = -1
 """Owner of a trajectory that goes on by the mean over members."""
@@ -114,19 +114,19 @@ def compounding_error(
     if len(long_enough) > starts:
         drawn = jax.random.choice(start_key, len(long_enough), (starts,), replace=False)
         long_enough = long_enough[np.sort(np.asarray(drawn))]
-    stretch = long_enough[:, None] + np.arange(horizon)
+    trajectory = long_enough[:, None] + np.arange(horizon)
     observations = np.asarray(episodes.observation, np.float64)
     owners = np.arange(-1, sizes.members)
     imagined = _imagine(
         model.predict,
         state,
         jnp.asarray(episodes.observation)[long_enough],
-        jnp.swapaxes(jnp.asarray(episodes.action)[stretch], 0, 1),
+        jnp.swapaxes(jnp.asarray(episodes.action)[trajectory], 0, 1),
         jnp.asarray(owners),
         jnp.asarray((owners != MEAN) & sampled),
         noise_key,
     )
-    real = np.asarray(episodes.next_observation, np.float64)[stretch]
+    real = np.asarray(episodes.next_observation, np.float64)[trajectory]
     miss = np.asarray(imagined, np.float64)[..., : sizes.observation] - np.swapaxes(real, 0, 1)[:, None]
     # [H, E + 1, S, O] -> [E + 1, H, O]
     error = np.sqrt(np.mean(miss**2, axis=2)).swapaxes(0, 1)

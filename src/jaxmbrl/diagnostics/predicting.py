@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from jaxmbrl.config import UserError
-from jaxmbrl.types import PyTree, Transition
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import PyTree, Transition
 
 ROWS_AT_ONCE = 4096
 Predict: TypeAlias = Callable[[Any, Float[Array, "N O"], Float[Array, "N A"]], tuple[Array, Array]]
@@ -107,7 +107,7 @@ def _summarized(summary: Callable[..., Any], predict: Predict, state: Any, *give
 
 def targets(rows: Transition, sizes: Sizes) -> Shaped[np.ndarray, "N D"]:
     """What followed: [next observation, reward], the reward only where it is learned."""
-    following = np.asarray(rows.next_observation)
+    next_observation = np.asarray(rows.next_observation)
     if not sizes.learns_reward:
-        return following
-    return np.concatenate([following, np.asarray(rows.reward)[:, None]], axis=1)
+        return next_observation
+    return np.concatenate([next_observation, np.asarray(rows.reward)[:, None]], axis=1)

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
 
 Numbers: TypeAlias = Float[np.ndarray, "_N"] | Float[Array, "_N"]
 Flags: TypeAlias = Bool[np.ndarray, "_N"] | Bool[Array, "_N"]

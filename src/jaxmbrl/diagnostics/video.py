@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from jaxmbrl.envs import rendering
+from jaxmbrl.core.types import Action, Algorithm, Key, Memory, Observation, Policy, PyTree, Task, Transition
+from jaxmbrl.envs.mujoco import rendering
 from jaxmbrl.rollout import Return, episode_return, rollout
 from jaxmbrl.training import evaluation, runner
 from jaxmbrl.training.run_folder import write_file
-from jaxmbrl.types import Action, Algorithm, Key, Memory, Observation, Policy, PyTree, Task, Transition
 
 WIDTH, HEIGHT = 320, 240
 """Of a frame, in pixels."""

@@ -7,33 +7,33 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from jaxmbrl.config import UserError, closest
-from jaxmbrl.envs.adapters import brax_task, playground_task
-from jaxmbrl.envs.ant import ant, ant_truncated
-from jaxmbrl.envs.as_gymnasium import as_gymnasium, as_gymnasium_vector
+from jaxmbrl.core.config import UserError, closest
+from jaxmbrl.core.types import Task
 from jaxmbrl.envs.base import State, make_task
-from jaxmbrl.envs.bridge import from_gymnasium, registered
-from jaxmbrl.envs.cartpole import cartpole_continuous
-from jaxmbrl.envs.cartpole_swingup import cartpole_swingup
+from jaxmbrl.envs.bridges.as_gymnasium import as_gymnasium, as_gymnasium_vector
+from jaxmbrl.envs.bridges.brax_playground import brax_task, playground_task
+from jaxmbrl.envs.bridges.gymnasium_task import from_gymnasium, registered
 from jaxmbrl.envs.check import check
-from jaxmbrl.envs.half_cheetah import half_cheetah
-from jaxmbrl.envs.hopper import hopper
-from jaxmbrl.envs.humanoid import humanoid, humanoid_truncated
-from jaxmbrl.envs.humanoid_standup import humanoid_standup
-from jaxmbrl.envs.inverted_double_pendulum import inverted_double_pendulum
-from jaxmbrl.envs.inverted_pendulum import inverted_pendulum
-from jaxmbrl.envs.mountain_car import mountain_car_continuous
-from jaxmbrl.envs.pendulum import pendulum
-from jaxmbrl.envs.pets_half_cheetah import pets_half_cheetah
-from jaxmbrl.envs.pets_pusher import pets_pusher
-from jaxmbrl.envs.pets_reacher_3d import pets_reacher_3d
-from jaxmbrl.envs.pusher import pusher
-from jaxmbrl.envs.reacher import reacher
-from jaxmbrl.envs.reacher_2d import reacher_2d
+from jaxmbrl.envs.classic.cartpole import cartpole_continuous
+from jaxmbrl.envs.classic.cartpole_swingup import cartpole_swingup
+from jaxmbrl.envs.classic.mountain_car import mountain_car_continuous
+from jaxmbrl.envs.classic.pendulum import pendulum
+from jaxmbrl.envs.classic.reacher_2d import reacher_2d
+from jaxmbrl.envs.mujoco.ant import ant, ant_truncated
+from jaxmbrl.envs.mujoco.half_cheetah import half_cheetah
+from jaxmbrl.envs.mujoco.hopper import hopper
+from jaxmbrl.envs.mujoco.humanoid import humanoid, humanoid_truncated
+from jaxmbrl.envs.mujoco.humanoid_standup import humanoid_standup
+from jaxmbrl.envs.mujoco.inverted_double_pendulum import inverted_double_pendulum
+from jaxmbrl.envs.mujoco.inverted_pendulum import inverted_pendulum
+from jaxmbrl.envs.mujoco.pets_half_cheetah import pets_half_cheetah
+from jaxmbrl.envs.mujoco.pets_pusher import pets_pusher
+from jaxmbrl.envs.mujoco.pets_reacher_3d import pets_reacher_3d
+from jaxmbrl.envs.mujoco.pusher import pusher
+from jaxmbrl.envs.mujoco.reacher import reacher
+from jaxmbrl.envs.mujoco.swimmer import swimmer
+from jaxmbrl.envs.mujoco.walker2d import walker2d
 from jaxmbrl.envs.repeat import repeat
-from jaxmbrl.envs.swimmer import swimmer
-from jaxmbrl.envs.walker2d import walker2d
-from jaxmbrl.types import Task
 
 TASKS: dict[str, Callable[[], Task]] = {
     "Ant-v5": ant,
@@ -88,7 +88,7 @@ def make(name: str, action_repeat: int = 1) -> Task:
     ((3,), (1,), 200)
     >>> envs.make("pendulm")
     Traceback (most recent call last):
-    jaxmbrl.config.UserError: unknown task 'pendulm'; did you mean 'pendulum'?
+    jaxmbrl.core.config.UserError: unknown task 'pendulm'; did you mean 'pendulum'?
     """
     check_name(name)
     task = TASKS[name]() if name in TASKS else FAMILIES[_family(name)](name.partition("/")[2])

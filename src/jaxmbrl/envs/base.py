@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmbrl.config import UserError
-from jaxmbrl.types import Action, Box, Env, Features, Key, PyTree, Spec, Task, Transition, World
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.spaces import Box, Space
+from jaxmbrl.core.types import Action, Env, Features, Key, PyTree, Task, Transition, World
 
 
 class State(struct.PyTreeNode):
@@ -44,7 +45,7 @@ def make_task(
     episode_length: int,
     reward: Callable[..., Any] | None = None,
     terminated: Callable[..., Any] | None = None,
-    action: Spec | None = None,
+    action: Space | None = None,
     features: Features | None = None,
 ) -> Task:
     """A `Task` from an environment. Its World's carry is (State, steps since the start); its origin is a `State`.

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Shaped
 
-from jaxmbrl.config import UserError
-from jaxmbrl.types import Box, Carry, Discrete, Key, PyTree, Spec, Task, Transition
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.spaces import Box, Discrete, Space
+from jaxmbrl.core.types import Carry, Key, PyTree, Task, Transition
 
 ROWS = 8
 LONGEST = 2000
@@ -212,7 +213,7 @@ def _one_by_one(task: Task, keys: Key, actions: Shaped[Array, "R T ..."], rows: 
     return []
 
 
-def _actions(space: Spec, length: int, key: Key) -> Shaped[Array, "R T ..."]:
+def _actions(space: Space, length: int, key: Key) -> Shaped[Array, "R T ..."]:
     """Actions of each policy, in turn."""
     uniform_key, held_key = jax.random.split(key)
     shape = (ROWS // 4, length, *space.shape)

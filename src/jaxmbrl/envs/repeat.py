@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import Action, Carry, Env, HostEnv, HostStep, Key, PyTree, Task, Transition, World
 from jaxmbrl.envs.base import typed
-from jaxmbrl.types import Action, Carry, Env, HostEnv, HostStep, Key, PyTree, Task, Transition, World
 
 
 def repeat(task: Task, times: int) -> Task:

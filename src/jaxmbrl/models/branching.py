@@ -9,12 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmbrl import replay
-from jaxmbrl.models import trust
-from jaxmbrl.models.trust import Thresholds, Trust, TrustConfig
-from jaxmbrl.replay import Replay
-from jaxmbrl.rollout import rollout
-from jaxmbrl.types import (
+from jaxmbrl.core.types import (
     Action,
     Average,
     DynamicsModel,
@@ -27,6 +22,11 @@ from jaxmbrl.types import (
     Transition,
     World,
 )
+from jaxmbrl.data import replay
+from jaxmbrl.data.replay import Replay
+from jaxmbrl.models import disagreement as trust
+from jaxmbrl.models.disagreement import Thresholds, Trust, TrustConfig
+from jaxmbrl.rollout import rollout
 
 
 class Imagined(NamedTuple):
@@ -73,7 +73,7 @@ def branch(
 
     A branch ends after the step that terminates, which is stored as such, or where the rule ends it, or where a number
     is not finite: that row is left out and counted as `imagine/broken`. A probability of termination is drawn. The length
-    may be traced. Where the rule asks for disagreement, the policy leaves it (`doubting`).
+    may be traced. Where the rule asks for disagreement, the policy leaves it (`with_disagreement`).
     """
     rows = origin.shape[0]
     start_key, rollout_key, end_key = jax.random.split(key, 3)
@@ -115,7 +115,7 @@ def branch(
     return Imagined(buffer, made.thresholds, stored), metrics
 
 
-def doubting(policy: Policy, rule: Trust, model: DynamicsModel, state: PyTree) -> Policy:
+def with_disagreement(policy: Policy, rule: Trust, model: DynamicsModel, state: PyTree) -> Policy:
     """`policy`, which has no memory, leaving as its extras [N] how much the members of `model` disagree on what its actions
     lead to; unchanged where the rule does not ask."""
     measure = rule.disagreement

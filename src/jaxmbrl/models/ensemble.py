@@ -45,16 +45,16 @@ from annotated_types import Ge, Gt, Le
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmbrl import optimizer
-from jaxmbrl.config import UserError, check
+from jaxmbrl.core.config import UserError, check
+from jaxmbrl.core.types import Average, DynamicsModel, Features, Hyper, Key, Metrics, PyTree, Transition, World
 from jaxmbrl.distributions import soft_clamp
-from jaxmbrl.models import fit as fitting
+from jaxmbrl.models import epochs as fitting
 from jaxmbrl.models import propagation
 from jaxmbrl.models.normalizer import Normalizer, denormalize, identity, measure, normalize
 from jaxmbrl.models.propagation import Propagation
-from jaxmbrl.networks import MLP, Precision, pets_kernel_init
-from jaxmbrl.optimizer import Trainable
-from jaxmbrl.types import Average, DynamicsModel, Features, Hyper, Key, Metrics, PyTree, Transition, World
+from jaxmbrl.nn import optimizer
+from jaxmbrl.nn.networks import MLP, Precision, pets_kernel_init
+from jaxmbrl.nn.optimizer import Trainable
 
 FIRST_HIGH = 0.5
 FIRST_LOW = -10.0
@@ -185,7 +185,7 @@ class Batch(NamedTuple):
 
     inputs: Float[Array, "E B I"]
     targets: Float[Array, "E B D"]
-    following: Float[Array, "E B F"]
+    next_features: Float[Array, "E B F"]
     """The next observation's features, normalised as the inputs' are."""
     terminated: Bool[Array, "E B"]
 
@@ -198,7 +198,7 @@ class Layout:
     observation_size: int
     action_size: int
     learns_reward: bool
-    learns_end: bool
+    learns_termination: bool
     features: Features = PLAIN
 
     @property
@@ -257,9 +257,9 @@ def forward(layout: Layout, parameters: Parameters, inputs: Float[Array, "E B I"
     return Output(mean, soft_clamp(raw[..., size:], parameters.low, parameters.high))
 
 
-def end_logit(layout: Layout, parameters: Parameters, following: Float[Array, "E B F"]) -> Float[Array, "E B"]:
+def termination_logit(layout: Layout, parameters: Parameters, next_features: Float[Array, "E B F"]) -> Float[Array, "E B"]:
     """Every member's logit of termination for its own rows of normalised features of next observations."""
-    return jax.vmap(layout.termination.apply)(parameters.termination, following)[..., 0]
+    return jax.vmap(layout.termination.apply)(parameters.termination, next_features)[..., 0]
 
 
 def loss(
@@ -283,8 +283,8 @@ def loss(
         if layout.config.beta_nll > 0:
             error *= jax.lax.stop_gradient(jnp.exp(layout.config.beta_nll * output.log_variance))
     data = jnp.sum(jnp.where(valid, jnp.mean(error, axis=-1), 0.0)) / jnp.sum(valid)
-    if layout.learns_end:
-        logit = end_logit(layout, parameters, batch.following)
+    if layout.learns_termination:
+        logit = termination_logit(layout, parameters, batch.next_features)
         entropy = jax.nn.softplus(logit) - jnp.where(batch.terminated, logit, 0.0)
         weight = jnp.where(batch.terminated, end_weight, 1.0) * valid
         # Over twice the rows, the mean weight of the training data, and not over the weights of this minibatch: a rare row
@@ -384,7 +384,7 @@ def _init(layout: Layout, key: Key, hyper: Hyper) -> EnsembleState:
         network=network,
         low=jnp.full(layout.target_size, FIRST_LOW, float) if layout.bounded else (),
         high=jnp.full(layout.target_size, FIRST_HIGH, float) if layout.bounded else (),
-        termination=members(termination_key, layout.termination, layout.feature_size) if layout.learns_end else (),
+        termination=members(termination_key, layout.termination, layout.feature_size) if layout.learns_termination else (),
     )
     return EnsembleState(
         members=optimizer.init(parameters, hyper.get("learning_rate", layout.config.learning_rate)),
@@ -397,19 +397,19 @@ def _init(layout: Layout, key: Key, hyper: Hyper) -> EnsembleState:
     )
 
 
-def _kept(layout: Layout) -> Float[Array, "O"]:
+def _delta_mask(layout: Layout) -> Float[Array, "O"]:
     """1 where a dimension is predicted as a change of the observation, 0 where it is predicted itself."""
     return jnp.ones(layout.observation_size).at[jnp.array(layout.absolute, int)].set(0.0)
 
 
-def _predicted(layout: Layout, of: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
+def _zero_constant_dims(layout: Layout, of: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
     """`of` with 0 for the observation's constant dimensions."""
     if not layout.features.constant:
         return of
     return of.at[..., jnp.array(layout.features.constant, int)].set(0.0)
 
 
-def _following(layout: Layout, inputs: Normalizer, observation: Float[Array, "*n O"]) -> Float[Array, "*n F"]:
+def _next_features(layout: Layout, inputs: Normalizer, observation: Float[Array, "*n O"]) -> Float[Array, "*n F"]:
     """The features of next observations, normalised by the part of the inputs' normaliser that is the features'."""
     of_features = jax.tree.map(lambda leaf: leaf[: layout.feature_size], inputs)
     return normalize(of_features, layout.features.encode(observation))
@@ -420,7 +420,7 @@ def _inputs(layout: Layout, observation: Float[Array, "*n O"], action: Float[Arr
 
 
 def _targets(layout: Layout, rows: Transition) -> Float[Array, "*n D"]:
-    change = rows.next_observation - _kept(layout) * rows.observation
+    change = rows.next_observation - _delta_mask(layout) * rows.observation
     return jnp.concatenate([change, rows.reward[..., None]], axis=-1) if layout.learns_reward else change
 
 
@@ -444,7 +444,7 @@ def _fit(
         return Batch(
             inputs=normalize(inputs, _inputs(layout, taken.observation, taken.action)),
             targets=normalize(targets, _targets(layout, taken)),
-            following=_following(layout, inputs, taken.next_observation),
+            next_features=_next_features(layout, inputs, taken.next_observation),
             terminated=taken.terminated,
         )
 
@@ -531,9 +531,9 @@ def _predict(
     with jax.default_matmul_precision("highest"):
         x = normalize(state.inputs, _inputs(layout, observation, action))
         output = forward(layout, state.members.params, jnp.broadcast_to(x, (layout.config.members, *x.shape)))
-    base = jnp.pad(_kept(layout) * observation, ((0, 0), (0, int(layout.learns_reward))))
-    mean = _predicted(layout, denormalize(state.targets, output.mean)) + base
-    return mean, _predicted(layout, jnp.exp(output.log_variance) * state.targets.std**2)
+    base = jnp.pad(_delta_mask(layout) * observation, ((0, 0), (0, int(layout.learns_reward))))
+    mean = _zero_constant_dims(layout, denormalize(state.targets, output.mean)) + base
+    return mean, _zero_constant_dims(layout, jnp.exp(output.log_variance) * state.targets.std**2)
 
 
 def _world(
@@ -543,7 +543,7 @@ def _world(
     params = state.members.params
     chosen = partial(jax.tree.map, lambda leaf: leaf[state.elites])
     elites = params._replace(network=chosen(params.network), termination=chosen(params.termination))
-    kept = _kept(layout)
+    kept = _delta_mask(layout)
 
     def reset(key: Key) -> Float[Array, "N O"]:
         raise NotImplementedError("a learned model knows no first states: call start with observation rows [N, O]")
@@ -552,21 +552,21 @@ def _world(
         return origin
 
     def ends(
-        following: Float[Array, "N O"], shift: Int[Array, ""] | int, unsure: Bool[Array, "N"]
+        next_observation: Float[Array, "N O"], shift: Int[Array, ""] | int, unsure: Bool[Array, "N"]
     ) -> Bool[Array, "N"] | Float[Array, "N"]:
         if terminated is not None:
-            return terminated(following) | unsure
+            return terminated(next_observation) | unsure
 
         def chances(x: Float[Array, "E M F"]) -> tuple[Float[Array, "E M 1"]]:
-            return (jax.nn.sigmoid(end_logit(layout, elites, x) - jnp.log(state.end_weight))[..., None],)
+            return (jax.nn.sigmoid(termination_logit(layout, elites, x) - jnp.log(state.end_weight))[..., None],)
 
-        x = _following(layout, state.inputs, following)
+        x = _next_features(layout, state.inputs, next_observation)
         (chance,) = propagation.evaluate(config.propagation, config.elites, shift, chances, x)
         return jnp.where(unsure, 1.0, jnp.mean(chance, axis=0)[:, 0])
 
     def moments(x: Float[Array, "E M I"]) -> tuple[Float[Array, "E M D"], Float[Array, "E M D"]]:
         output = forward(layout, elites, x)
-        return _predicted(layout, output.mean), _predicted(layout, jnp.exp(output.log_variance))
+        return _zero_constant_dims(layout, output.mean), _zero_constant_dims(layout, jnp.exp(output.log_variance))
 
     def step(
         observation: Float[Array, "N O"], action: Float[Array, "*n A"], key: Key
@@ -581,16 +581,16 @@ def _world(
         noise = std * state.targets.std * jax.random.normal(noise_key, std.shape, std.dtype)
         if not config.reward_noise:
             noise = noise.at[:, size:].set(0.0)
-        drawn = _predicted(layout, denormalize(state.targets, mean) + noise)
-        following = kept * observation + drawn[:, :size]
+        drawn = _zero_constant_dims(layout, denormalize(state.targets, mean) + noise)
+        next_observation = kept * observation + drawn[:, :size]
         if config.propagation == "moment_matching":
-            following = propagation.match_moments(following, other_key)
-        ended = ends(following, shift, propagation.unsure(means, variances, config.halt_above))
-        return following, Transition(
+            next_observation = propagation.match_moments(next_observation, other_key)
+        ended = ends(next_observation, shift, propagation.unsure(means, variances, config.halt_above))
+        return next_observation, Transition(
             observation=observation,
             action=action,
-            reward=drawn[:, size] if reward is None else reward(observation, action, following),
-            next_observation=following,
+            reward=drawn[:, size] if reward is None else reward(observation, action, next_observation),
+            next_observation=next_observation,
             terminated=ended,
             truncated=jnp.zeros(ended.shape, bool),
         )

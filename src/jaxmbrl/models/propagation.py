@@ -22,19 +22,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmbrl.types import Key
+from jaxmbrl.core.types import Key
 
 Propagation: TypeAlias = Literal["ts1", "tsinf", "expectation", "distribution", "moment_matching"]
 
 
-def share_out(rows: Float[Array, "N I"], members: int, shift: Int[Array, ""] | int) -> Float[Array, "E M I"]:
+def scatter_to_members(rows: Float[Array, "N I"], members: int, shift: Int[Array, ""] | int) -> Float[Array, "E M I"]:
     """Give row n to member (n + shift) mod E; where E does not divide N, the last row is repeated at the end."""
     padded = jnp.pad(rows, ((0, -rows.shape[0] % members), (0, 0)), mode="edge")
     return jnp.roll(padded.reshape(-1, members, rows.shape[1]), shift, axis=1).swapaxes(0, 1)
 
 
 def collect(shared: Float[Array, "E M D"], rows: int, shift: Int[Array, ""] | int) -> Float[Array, "N D"]:
-    """Put what the members made of `share_out`'s rows back in the order of the N rows."""
+    """Put what the members made of `scatter_to_members`'s rows back in the order of the N rows."""
     in_order = jnp.roll(shared.swapaxes(0, 1), -shift, axis=1)
     return in_order.reshape(math.prod(in_order.shape[:2]), shared.shape[2])[:rows]
 
@@ -51,7 +51,7 @@ def evaluate(
     with jax.default_matmul_precision("highest"):
         if propagation not in ("ts1", "tsinf"):
             return function(jnp.broadcast_to(rows, (members, *rows.shape)))
-        made = function(share_out(rows, members, shift))
+        made = function(scatter_to_members(rows, members, shift))
     return tuple(collect(part, count, shift)[None] for part in made)
 
 

@@ -18,20 +18,20 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxmbrl import agents
-from jaxmbrl.agents import scaled_sac
-from jaxmbrl.agents.scaled_sac import ScaledSACConfig
-from jaxmbrl.config import UserError
+from jaxmbrl.agents.actor_critic import scaled_sac
+from jaxmbrl.agents.actor_critic.scaled_sac import ScaledSACConfig
+from jaxmbrl.algorithms.model_based import ensemble_of, with_normalizer
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import Agent, Algorithm, Policy, PyTree, Task, Transition, World
 from jaxmbrl.diagnostics import compounding_error, evaluate_model, imagined_vs_real, monte_carlo_returns, value_bias, video
 from jaxmbrl.diagnostics.one_step import ModelEvaluation
 from jaxmbrl.diagnostics.open_loop import CompoundingError, ImaginedVsReal, steps_left
 from jaxmbrl.diagnostics.values import ValueBias
 from jaxmbrl.envs.base import vector_sizes
-from jaxmbrl.model_based import ensemble_of, seen_through
 from jaxmbrl.rollout import auto_reset, rollout, world_of
 from jaxmbrl.training import collecting, evaluation, memory, session
 from jaxmbrl.training.programs import Program
 from jaxmbrl.training.run_folder import RunFolder
-from jaxmbrl.types import Agent, Algorithm, Policy, PyTree, Task, Transition, World
 
 EPISODES = 5
 MOST_STEPS = 5_000
@@ -223,7 +223,7 @@ def _agent(program: Program, state: PyTree) -> tuple[Agent, PyTree] | None:
         return None
     sizes = vector_sizes(program.task, "a critic")
     if isinstance(config, ScaledSACConfig):
-        return seen_through(scaled_sac.make(config, *sizes), state.seen), held
+        return with_normalizer(scaled_sac.make(config, *sizes), state.seen), held
     return agents.make(config, *sizes), held
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmbrl import algorithms
-from jaxmbrl.config import UserError, to_dict
+from jaxmbrl.core.config import UserError, to_dict
 from jaxmbrl.sweeping import status
 from jaxmbrl.training import programs
 from jaxmbrl.training.run_folder import CONFIG, RunFolder

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
 from jaxmbrl.sweeping.launching import POLL_SECONDS, Job, Launcher, begin
 
 LOCAL = "local"

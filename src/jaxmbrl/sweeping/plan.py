@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmbrl.config import UserError, check, closest, from_dict, read_yaml, to_dict
+from jaxmbrl.core.config import UserError, check, closest, from_dict, read_yaml, to_dict
 from jaxmbrl.sweeping.folder import SweepFolder
 from jaxmbrl.training import checkpoint, programs, runner
 from jaxmbrl.training.console import Progress

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
 from jaxmbrl.sweeping.folder import LOGS, SweepFolder
 from jaxmbrl.training import checkpoint
 from jaxmbrl.training.run_folder import CONFIG, EVENTS, METRICS, RunFolder

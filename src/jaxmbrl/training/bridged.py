@@ -15,22 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import Algorithm, Clock, Key, Memory, Policy, PyTree, Task, Transition
 from jaxmbrl.rollout import auto_reset
 from jaxmbrl.training.devices import Spread
 from jaxmbrl.training.hosted import Environments, act, finite_rows, host_seed
 from jaxmbrl.training.loop import (
-    Collected,
     Compile,
     Loop,
     LoopConfig,
     LoopState,
+    Rollout,
     clock_at,
     collecting_key,
     exploring,
     learning,
 )
-from jaxmbrl.types import Algorithm, Clock, Key, Memory, Policy, PyTree, Task, Transition
 
 ANEW = 4
 """Stream of randomness, below a seed's running key, of episodes that begin after a resume; that key's own split takes 0
@@ -41,7 +41,7 @@ class Outside(NamedTuple):
     """What a `LoopState` carries of environments that it cannot hold."""
 
     observation: Float[Array, "num_envs O"]
-    fresh: Bool[Array, "num_envs"]
+    is_first: Bool[Array, "num_envs"]
     """Whether that observation is an episode's first."""
     seed: UInt32[Array, "num_envs"]
     """With which the very first episodes begin."""
@@ -56,7 +56,7 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
 
     Raises UserError where the algorithm plans in the true simulator.
     """
-    if algorithm.privileged:
+    if algorithm.observes_full_state:
         raise UserError(
             f"model 'true' plans in the true simulator, and that of task '{task.name}' lives outside of the compiled "
             "program: leave model out"
@@ -76,32 +76,32 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
         state: LoopState,
         memory: Memory,
         observation: Float[Array, "num_envs O"],
-        fresh: Bool[Array, "num_envs"],
+        is_first: Bool[Array, "num_envs"],
         i: Int[Array, ""],
     ) -> Any:
         """Step `i` of a call, of one seed: (action, extras, memory, seeds of resets after the step), each [num_envs]."""
         policy = collector(state.algorithm, clock)
         keys = jax.random.split(collecting_key(state), config.num_envs)
-        return jax.vmap(lambda memory, seen, fresh, key: act(policy, memory, seen, fresh, key, i))(
-            memory, observation, fresh, keys
+        return jax.vmap(lambda memory, seen, is_first, key: act(policy, memory, seen, is_first, key, i))(
+            memory, observation, is_first, keys
         )
 
-    def shapes(clock: Clock, state: LoopState) -> Collected:
+    def shapes(clock: Clock, state: LoopState) -> Rollout:
         """What a call collects, all zeros."""
         seen, steps = state.carry, (algorithm.period, config.num_envs)
         action, extras, memory, _ = acting(
-            clock, state, state.memory, seen.observation, seen.fresh, jnp.zeros((), jnp.int32)
+            clock, state, state.memory, seen.observation, seen.is_first, jnp.zeros((), jnp.int32)
         )
         action, extras, observation = jax.tree.map(
             lambda x: jnp.zeros((algorithm.period, *x.shape), x.dtype), (action, extras, seen.observation)
         )
         none = jnp.zeros(steps, bool)
         rows = Transition(observation, action, jnp.zeros(steps), observation, none, none, extras)
-        return Collected(seen, memory, rows)
+        return Rollout(seen, memory, rows)
 
     parts = learning(algorithm, config, start, shapes)
 
-    def learn(clock: Clock, learner: PyTree, states: LoopState, collected: Collected) -> tuple[Clock, LoopState]:
+    def learn(clock: Clock, learner: PyTree, states: LoopState, collected: Rollout) -> tuple[Clock, LoopState]:
         # The learner's state apart, as it alone is large and given up: a memory may be in both of the others.
         return parts.call(clock, states._replace(algorithm=learner), collected)
 
@@ -112,9 +112,9 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
         closing.callback(hosts.environments.close)
         seen, zero = hosts.seen(), jnp.zeros((), jnp.int32)
         over_seeds = jax.jit(jax.vmap(acting, in_axes=(None, 0, 0, 0, 0, None)))
-        acts = compile("acting", over_seeds, clock, states, states.memory, seen.observation, seen.fresh, zero)
+        acts = compile("acting", over_seeds, clock, states, states.memory, seen.observation, seen.is_first, zero)
         rows = jax.eval_shape(jax.vmap(shapes, in_axes=(None, 0)), clock, states).transitions
-        collected = Collected(seen, states.memory, rows)
+        collected = Rollout(seen, states.memory, rows)
         donated = jax.jit(learn, donate_argnums=1)
         learns = compile("learning", donated, clock, states.algorithm, states._replace(algorithm=()), collected)
         started = False
@@ -143,26 +143,26 @@ class _Hosts:
 
     def seen(self) -> Outside:
         """What they show now."""
-        now = (self.environments.observation, self.environments.fresh)
+        now = (self.environments.observation, self.environments.is_first)
         # Copies, as the environments write into theirs.
-        observation, fresh = (x.reshape(*self.seed.shape, *x.shape[1:]).copy() for x in now)
-        seen: list[Any] = [observation, fresh, self.seed]
+        observation, is_first = (x.reshape(*self.seed.shape, *x.shape[1:]).copy() for x in now)
+        seen: list[Any] = [observation, is_first, self.seed]
         return Outside(*seen)
 
-    def collect(self, acts: Callable[..., Any], clock: Clock, states: LoopState, period: int) -> Collected:
+    def collect(self, acts: Callable[..., Any], clock: Clock, states: LoopState, period: int) -> Rollout:
         """What all seeds collect for one call of `learn`; that of a frozen seed means nothing."""
         frozen = np.repeat(np.asarray(states.fault.what) >= 0, self.seed.shape[1])
         memory, rows = states.memory, []
         for i in range(period):
             seen = self.seen()
-            told = acts(clock, states, memory, seen.observation, seen.fresh, jnp.asarray(i, jnp.int32))
+            told = acts(clock, states, memory, seen.observation, seen.is_first, jnp.asarray(i, jnp.int32))
             (action, extras, again), memory = jax.device_get((told[0], told[1], told[3])), told[2]
             action = action.reshape(-1, *action.shape[2:])
             # What is not finite must not reach a simulator, still less a robot: the seed is frozen for it.
             row = self.environments.step(action, again.reshape(-1), ~frozen & finite_rows(action))
             row = jax.tree.map(lambda x: x.reshape(*self.seed.shape, *x.shape[1:]), row)
             rows.append(row._replace(extras=extras))
-        return Collected(self.seen(), memory, jax.tree.map(lambda *x: np.stack(x, axis=1), *rows))
+        return Rollout(self.seen(), memory, jax.tree.map(lambda *x: np.stack(x, axis=1), *rows))
 
 
 def _anew(clock: Clock, states: LoopState, num_envs: int) -> LoopState:

@@ -31,8 +31,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmbrl.config import UserError
-from jaxmbrl.types import PyTree
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import PyTree
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxmbrl import envs
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import Key, Memory, Observation, Policy, Task, Transition, World, row_like
 from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.rollout import auto_reset, rollout, world_of
 from jaxmbrl.training import hosted, memory, programs, session
 from jaxmbrl.training.run_folder import RunFolder
-from jaxmbrl.types import Key, Memory, Observation, Policy, Task, Transition, World, row_like
 
 
 def random_policy(task: Task) -> Policy:

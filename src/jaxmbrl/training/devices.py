@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxmbrl.types import PyTree
+from jaxmbrl.core.types import PyTree
 
 SEEDS = "seeds"
 """Name of the axis."""

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxmbrl.envs import twin
+from jaxmbrl.core.types import Algorithm, Carry, HostEnv, Key, Memory, Policy, PyTree, Task, World
+from jaxmbrl.envs.bridges import twin
 from jaxmbrl.rollout import Return, episode_return, rollout, world_of
 from jaxmbrl.training import hosted
 from jaxmbrl.training.devices import OF_SEEDS, Spread
 from jaxmbrl.training.loop import Compile
-from jaxmbrl.types import Algorithm, Carry, HostEnv, Key, Memory, Policy, PyTree, Task, World
 
 _STREAM = 0x45564131
 """Start states are drawn below this key, whatever the seed that was trained."""
@@ -93,7 +93,7 @@ def _twin_stage(
         at = min(index, len(qpos) - 1)
         return env.start(qpos[at], qvel[at])
 
-    show = twin.carry_of(task) if algorithm.privileged else lambda seen: seen.observation
+    show = twin.carry_of(task) if algorithm.observes_full_state else lambda seen: seen.observation
     return hosted.Stage(lambda: twin.Twin(task), start, show)
 
 

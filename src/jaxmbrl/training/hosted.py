@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
-from jaxmbrl.config import UserError
-from jaxmbrl.envs.bridge import float_dtype, named_errors
-from jaxmbrl.envs.twin import Twin
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import Action, Algorithm, HostEnv, HostStep, Key, Memory, Policy, PyTree, Task, Transition
+from jaxmbrl.envs.bridges.gymnasium_task import float_dtype, named_errors
+from jaxmbrl.envs.bridges.twin import Twin
 from jaxmbrl.rollout import auto_reset, reset_keys, step_keys
-from jaxmbrl.types import Action, Algorithm, HostEnv, HostStep, Key, Memory, Policy, PyTree, Task, Transition
 
 SIDE_BY_SIDE = 64
 """Environments that an evaluation steps at a time, over all seeds; more episodes wait for their turn."""
@@ -30,14 +30,14 @@ def act(
     policy: Policy,
     memory: Memory,
     observation: PyTree,
-    fresh: Bool[Array, ""],
+    is_first: Bool[Array, ""],
     key: Key,
     i: Int[Array, ""],
 ) -> tuple[Action, PyTree, Memory, UInt32[Array, ""]]:
     """Step `i` of what `rollout` would do with `key` in an auto-resetting world: (action, extras, memory, the host seed of
-    a reset after the step). `policy` is the one that `auto_reset` wrapped; it forgets where `fresh`."""
+    a reset after the step). `policy` is the one that `auto_reset` wrapped; it forgets where `is_first`."""
     act_key, step_key = step_keys(key, i)
-    action, extras, memory = policy.act(memory, (observation, fresh), act_key)
+    action, extras, memory = policy.act(memory, (observation, is_first), act_key)
     return action, extras, memory, host_seed(reset_keys(step_key)[1])
 
 
@@ -56,7 +56,7 @@ class Environments:
                 self._envs.append(env)
             self._closing = closing.pop_all()
         self.observation: Float[np.ndarray, "n O"] = np.zeros((count, *task.observation.shape), self._dtype)
-        self.fresh: Bool[np.ndarray, "n"] = np.ones(count, bool)
+        self.is_first: Bool[np.ndarray, "n"] = np.ones(count, bool)
 
     def begin(self, seeds: UInt32[np.ndarray, "n"]) -> None:
         """Begin an episode in each."""
@@ -76,7 +76,7 @@ class Environments:
             told = step(self._task, self._envs[n], np.asarray(action[n]))
             after[n], reward[n] = told.observation, told.reward
             terminated[n], truncated[n] = told.terminated, told.truncated
-            self.observation[n], self.fresh[n] = told.observation, False
+            self.observation[n], self.is_first[n] = told.observation, False
             if told.terminated or told.truncated:
                 self._reset(n, int(seeds[n]))
         rows: tuple[Any, ...] = (before, action, reward, after, terminated, truncated)
@@ -85,7 +85,7 @@ class Environments:
     def _reset(self, n: int, seed: int) -> None:
         with named_errors(self._task.name, "reset"):
             self.observation[n] = self._envs[n].reset(seed)
-        self.fresh[n] = True
+        self.is_first[n] = True
 
     def close(self) -> None:
         """Let all of them go."""
@@ -120,11 +120,11 @@ def collect(task: Task, policy: Policy, steps: int, seed: int = 0) -> Transition
     environments = Environments(task, 1)
     with contextlib.closing(environments):
         environments.begin(np.asarray(host_seed(start_key))[None])
-        acting = jax.jit(lambda memory, seen, fresh, i: act(policy, memory, seen, fresh, key, i))
+        acting = jax.jit(lambda memory, seen, is_first, i: act(policy, memory, seen, is_first, key, i))
         memory, rows = policy.init(memory_key), []
         for i in range(steps):
-            seen, fresh = environments.observation[0], environments.fresh[0]
-            action, _, memory, again = acting(memory, seen, fresh, np.int32(i))
+            seen, is_first = environments.observation[0], environments.is_first[0]
+            action, _, memory, again = acting(memory, seen, is_first, np.int32(i))
             told, again = jax.device_get((action, again))
             if not np.isfinite(told).all():
                 raise UserError(f"task '{task.name}': the policy's action is not finite at step {i + 1}; train it anew")

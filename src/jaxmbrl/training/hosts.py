@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmbrl.config import UserError
+from jaxmbrl.core.config import UserError
 
 
 @dataclass(frozen=True)

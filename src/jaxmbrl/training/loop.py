@@ -14,12 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmbrl import metrics
-from jaxmbrl.optimizer import Trainable
-from jaxmbrl.replay import Replay
-from jaxmbrl.rollout import auto_reset, playback, rollout, world_of
-from jaxmbrl.training.devices import OF_ALL, OF_SEEDS, Spread
-from jaxmbrl.types import (
+from jaxmbrl.core import metrics
+from jaxmbrl.core.types import (
     Action,
     Algorithm,
     Average,
@@ -35,6 +31,10 @@ from jaxmbrl.types import (
     Task,
     Transition,
 )
+from jaxmbrl.data.replay import Replay
+from jaxmbrl.nn.optimizer import Trainable
+from jaxmbrl.rollout import auto_reset, playback, rollout, world_of
+from jaxmbrl.training.devices import OF_ALL, OF_SEEDS, Spread
 
 ENVIRONMENT, LEARNER, MEMORY, COLLECT = range(4)
 """Independent streams of randomness below a seed's key."""
@@ -110,7 +110,7 @@ class Loop(NamedTuple):
     None for a task that lives on the host."""
 
 
-class Collected(NamedTuple):
+class Rollout(NamedTuple):
     """What a seed collected for one call of `learn`, and where that left it."""
 
     carry: Carry
@@ -126,9 +126,9 @@ class Learning(NamedTuple):
 
     init: Callable[[Int[Array, ""], Hyper], LoopState]
     """(seed, hyper) -> LoopState of one seed."""
-    call: Callable[[Clock, LoopState, Collected], tuple[Clock, LoopState]]
+    call: Callable[[Clock, LoopState, Rollout], tuple[Clock, LoopState]]
     """(clock before the call, LoopState [K], Collected [K]) -> (clock, LoopState [K]): one call of `learn`, counted."""
-    attempt: Callable[[Clock, LoopState, Collected], dict[str, Bool[Array, "K"]]]
+    attempt: Callable[[Clock, LoopState, Rollout], dict[str, Bool[Array, "K"]]]
     """Of the same, what is finite of what the call computes, by name, kept or not."""
     steps_per_call: int
     checked: tuple[str, ...]
@@ -143,7 +143,7 @@ def learning(
     algorithm: Algorithm,
     config: LoopConfig,
     start: Callable[[PyTree, Key, Key], tuple[Carry, Memory]],
-    collect: Callable[[Clock, LoopState], Collected],
+    collect: Callable[[Clock, LoopState], Rollout],
     of_data: bool = False,
 ) -> Learning:
     """The part of a loop that both kinds share. `start(learner, environment keys [num_envs], memory keys [num_envs])` gives
@@ -170,7 +170,7 @@ def learning(
         )
 
     def attempt(
-        clock: Clock, state: LoopState, collected: Collected
+        clock: Clock, state: LoopState, collected: Rollout
     ) -> tuple[LoopState, Metrics, dict[str, Bool[Array, ""]]]:
         """One call of `learn`, whatever comes of it: (state, the call's metrics, what of it is finite, by name)."""
         transitions = collected.transitions
@@ -189,7 +189,7 @@ def learning(
         )
         return moved, found, _finite(found, transitions, learner)
 
-    def advance(clock: Clock, state: LoopState, collected: Collected) -> tuple[LoopState, Metrics]:
+    def advance(clock: Clock, state: LoopState, collected: Rollout) -> tuple[LoopState, Metrics]:
         """One call of `learn`, kept where it is healthy; `clock` already counts its steps. Metrics are of this call."""
         moved, found, finite = attempt(clock, state, collected)
         healthy = jnp.all(jnp.stack(list(finite.values()))) & (state.fault.what < 0)
@@ -202,14 +202,14 @@ def learning(
         found = jax.tree.map(lambda x: jnp.where(healthy, x, 0.0), found)
         return moved._replace(fault=fault), found
 
-    def call(clock: Clock, states: LoopState, collected: Collected) -> tuple[Clock, LoopState]:
+    def call(clock: Clock, states: LoopState, collected: Rollout) -> tuple[Clock, LoopState]:
         fresh = clock.env_steps % config.epoch_steps == 0
         so_far = jax.tree.map(lambda x: jnp.where(fresh, 0.0, x), states.metrics)
         clock = Clock(clock.env_steps + steps_per_call)
         states, found = jax.vmap(advance, in_axes=(None, 0, 0))(clock, states, collected)
         return clock, states._replace(metrics=metrics.add(so_far, found))
 
-    def attempts(clock: Clock, states: LoopState, collected: Collected) -> dict[str, Bool[Array, "K"]]:
+    def attempts(clock: Clock, states: LoopState, collected: Rollout) -> dict[str, Bool[Array, "K"]]:
         clock = Clock(clock.env_steps + steps_per_call)
         return jax.vmap(lambda state, collected: attempt(clock, state, collected)[2])(states, collected)
 
@@ -247,7 +247,7 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig, data: Transition 
         return jax.vmap(world.reset)(environment_keys), jax.vmap(policy.init)(memory_keys)
 
     @jax.named_scope("collect")
-    def collect(clock: Clock, state: LoopState) -> Collected:
+    def collect(clock: Clock, state: LoopState) -> Rollout:
         world, policy = collectors(state.algorithm, clock)
 
         def one(carry: Carry, memory: Memory, key: Key) -> Any:
@@ -255,7 +255,7 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig, data: Transition 
 
         keys = jax.random.split(collecting_key(state), config.num_envs)
         (carry, memory), transitions = jax.vmap(one, out_axes=(0, 1))(state.carry, state.memory, keys)
-        return Collected(carry, memory, transitions)
+        return Rollout(carry, memory, transitions)
 
     parts = learning(algorithm, config, start, collect, of_data=data is not None)
     collect_all = jax.vmap(collect, in_axes=(None, 0))
@@ -330,7 +330,7 @@ def _finite(found: Metrics, transitions: Transition, learner: PyTree) -> dict[st
     return (
         {f"transition/{name}": _all_finite(value) for name, value in data.items()}
         | {name: jnp.isfinite(x.total) for name, x in found.items()}
-        | {f"gradient of {jax.tree_util.keystr(p)[1:]}": x.open for p, x in leaves if isinstance(x, Trainable)}
+        | {f"gradient of {jax.tree_util.keystr(p)[1:]}": x.active for p, x in leaves if isinstance(x, Trainable)}
     )
 
 
@@ -351,7 +351,7 @@ def _gate(healthy: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
                 position=jnp.where(healthy, new.position, old.position), size=jnp.where(healthy, new.size, old.size)
             )
         if isinstance(new, Trainable):
-            return new._replace(open=new.open & healthy)
+            return new._replace(active=new.active & healthy)
         return jnp.where(healthy, new, old)
 
     return jax.tree.map(choose, new, old, is_leaf=lambda x: isinstance(x, Replay | Trainable))

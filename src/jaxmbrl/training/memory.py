@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
-from jaxmbrl.config import UserError
-from jaxmbrl.types import PyTree
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import PyTree
 
 LOWER = "lower seeds, num_envs, replay_capacity, batch_size, a planner's population or the networks' sizes"
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))

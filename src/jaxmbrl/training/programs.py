@@ -15,13 +15,14 @@ import numpy as np
 from annotated_types import Ge, Lt
 from jaxtyping import Array
 
-from jaxmbrl import algorithms, dataset, envs
-from jaxmbrl.config import UserError, check, closest, from_dict, to_dict
+from jaxmbrl import algorithms, envs
+from jaxmbrl.core.config import UserError, check, closest, from_dict, to_dict
+from jaxmbrl.core.types import Algorithm, Task, Transition, row_like
+from jaxmbrl.data import dataset
 from jaxmbrl.training import bridged, devices, loop, memory
 from jaxmbrl.training.devices import OF_SEEDS, Spread
 from jaxmbrl.training.loop import Loop, LoopState
 from jaxmbrl.training.run_folder import CONFIG, RunFolder
-from jaxmbrl.types import Algorithm, Task, Transition, row_like
 
 WHOLE = 2**31
 """Where the whole numbers of a compiled program end."""

@@ -28,7 +28,7 @@ from typing import Any, BinaryIO, NamedTuple
 import jax
 import yaml
 
-from jaxmbrl.config import UserError, read_yaml
+from jaxmbrl.core.config import UserError, read_yaml
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"

@@ -11,27 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxmbrl.config import UserError, from_dict, to_dict
+from jaxmbrl.core.config import UserError, from_dict, to_dict
+from jaxmbrl.core.types import Policy, PyTree, Task
 from jaxmbrl.training import checkpoint, devices, evaluation
+from jaxmbrl.training.checkpointing import part_of
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.hosts import ALONE, Hosts
-from jaxmbrl.training.keeping import part_of
 from jaxmbrl.training.loop import LoopState
-from jaxmbrl.training.programs import (
-    WHOLE,
-    Program,
-    RunConfig,
-    build,
-    changed,
-    configure,
-    drift,
-    hyper_of,
-    read,
-)
+from jaxmbrl.training.programs import WHOLE, Program, RunConfig, build, changed, configure, drift, hyper_of, read
 from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.training.session import Result, Session, newest, policy_of
 from jaxmbrl.training.stopping import Stopping
-from jaxmbrl.types import Policy, PyTree, Task
 
 BACKENDS = ("jax", "gymnasium")
 """Where a policy can be evaluated."""

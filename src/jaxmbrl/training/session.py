@@ -15,17 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxmbrl import metrics
-from jaxmbrl.config import UserError, to_dict
+from jaxmbrl.core import metrics
+from jaxmbrl.core.config import UserError, to_dict
+from jaxmbrl.core.types import Algorithm, Clock, Policy, PyTree, Task
 from jaxmbrl.training import checkpoint, curve, devices, evaluation, loop, memory
+from jaxmbrl.training.checkpointing import Keeper, part_of
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.hosts import ALONE, Hosts
-from jaxmbrl.training.keeping import Keeper, part_of
 from jaxmbrl.training.loop import LoopState
 from jaxmbrl.training.programs import Program, RunConfig, build, hyper_of, initial, read
 from jaxmbrl.training.run_folder import RunFolder, environment
 from jaxmbrl.training.stopping import Stopped, Stopping
-from jaxmbrl.types import Algorithm, Clock, Policy, PyTree, Task
 
 CHUNK_SECONDS = 3.0
 """Wall clock that one call of the compiled program aims at; between two, progress is shown and signals are seen."""
@@ -152,7 +152,7 @@ class Session:
             )
         self.event("resume", env_steps=self.env_steps, versions=now["versions"], commit=now.get("commit"))
         at = f"at {self.env_steps:,} of {self.program.total_steps:,} steps"
-        ended = not self.goes_on() and not self.owes_rows()
+        ended = not self.goes_on() and not self.has_pending_metrics()
         self.progress.say(f"the run is finished, {at}: nothing to do" if ended else f"resuming {at}")
         # A kill may have come between the checkpoint and its picture.
         self.draw()
@@ -176,7 +176,7 @@ class Session:
         """Whether steps are left, and a seed to take them."""
         return self.env_steps < self.program.total_steps and len(self.frozen) < self.config.seeds
 
-    def owes_rows(self) -> bool:
+    def has_pending_metrics(self) -> bool:
         """Whether an epoch has come to its end of which the metrics do not tell yet."""
         done, within = divmod(self.env_steps, self.program.epoch_steps)
         return not within and len(self.rows) < done * self.config.seeds
@@ -191,7 +191,7 @@ class Session:
                     f"each step: slower than a task in JAX; episodes of at most {program.task.episode_length:,} steps"
                 )
             self.progress.update(self.env_steps)
-            while self.goes_on() or self.owes_rows():
+            while self.goes_on() or self.has_pending_metrics():
                 epoch = len(self.rows) // self.config.seeds + 1
                 self.run_to(epoch * program.epoch_steps)
                 returns = self.evaluate() if every and epoch % every == 0 else None
@@ -201,7 +201,7 @@ class Session:
                     self.warn("every seed has met a value that is not finite; the run ends here")
                 if self.goes_on():
                     self.between(epoch)
-            self.secure()
+            self.save_before_exit()
         self.event("end", env_steps=self.env_steps, wall_time=round(self.wall_time, 3))
         path = None if self.keeper is None else self.keeper.folder.path
         learner = self.spread.of_seeds(self.state.algorithm)
@@ -240,7 +240,7 @@ class Session:
     def stop(self) -> None:
         """Save, and end the session."""
         self.event("stop", env_steps=self.env_steps)
-        self.secure()
+        self.save_before_exit()
         self.progress.end()
         raise Stopped(f"stopped at {self.env_steps:,} of {self.program.total_steps:,} steps")
 
@@ -351,7 +351,7 @@ class Session:
         """Of each seed, the index of what was not finite; -1 while all is well."""
         return np.asarray(self.state.fault.what)[: self.program.config.seeds]
 
-    def secure(self) -> None:
+    def save_before_exit(self) -> None:
         """Bring everything to the disk, waiting where it refuses. Raises Lost when it refuses for too long."""
         if self.keeper is None:
             return

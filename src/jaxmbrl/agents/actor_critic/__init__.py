@@ -1,0 +1,1 @@
+"""Off-policy actor-critics: SAC, TD3, and value gradients through a model."""

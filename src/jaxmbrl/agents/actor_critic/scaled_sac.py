@@ -1,0 +1,140 @@
+"""Soft Actor-Critic as DHMBPO has it (Kubo et al., Double Horizon Model-Based Policy Optimization): critics that are scaled
+to what a return can be, so that one setting fits tasks of any scale.
+
+Critic          Q(s, a) = w network(s, a) + c with w = (high - low) / 2 and c = (high + low) / 2, the last layer 0 at first
+Bounds          low and high follow the 1 % and 99 % quantiles of what steps earn, over (1 - discount); the first call sets
+                them, each later one moves them by the share `bounds_rate`
+Target's value  clip(min over a random subset Q', low, high) - alpha log pi
+Actor's value   mean of all Q - alpha log pi
+
+The networks normalise each hidden layer's activations, without learned scale and shift (critics alone), with swish. The
+actor's standard deviation is softplus of its output. Units are dropped in losses and not in targets.
+
+Differs from the published code: the temperature's gradient is SAC's, by its logarithm, and biases begin at 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+from annotated_types import Ge, Gt, Le, Lt
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from jaxmbrl.agents.actor_critic import sac
+from jaxmbrl.agents.actor_critic.sac import SACConfig, SACFunctions, SACState
+from jaxmbrl.core.types import Action, Agent, Key, Observation, PyTree
+from jaxmbrl.distributions import sample_squashed
+from jaxmbrl.nn.networks import MLP, Precision
+
+CRITIC_NORM = 1e-5
+LEAST_STD = 1e-5
+QUANTILES = (0.01, 0.99)
+
+
+@dataclass(frozen=True)
+class ScaledSACConfig:
+    """Settings of the agent."""
+
+    hidden: tuple[Annotated[int, Ge(1)], ...] = (256, 256, 256)
+    """Units of each hidden layer of actor and critics."""
+    precision: Precision = "default"
+    """Of the products between hidden layers: JAX's default, or bfloat16, faster where a device has matrix units for it."""
+    critics: Annotated[int, Ge(1)] = 5
+    """Number of critics N."""
+    critic_subset: Annotated[int, Ge(1)] = 2
+    """Critics drawn for each target's minimum."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 1e-3
+    """Share of the critics' hidden units that is dropped in every loss."""
+    learning_rate: Annotated[float, Gt(0)] = 3e-4
+    """Adam's, for actor, critics and temperature."""
+    discount: Annotated[float, Ge(0), Lt(1)] = 0.995
+    """Discount a step."""
+    polyak: Annotated[float, Gt(0), Le(1)] = 0.005
+    """Share by which the target critics move at each update."""
+    initial_temperature: Annotated[float, Gt(0)] = 0.1
+    """Temperature alpha at the start."""
+    target_entropy: float | None = None
+    """Entropy in nats that the temperature is learned for; minus the action's size where not given."""
+    bounds_rate: Annotated[float, Ge(0), Le(1)] = 3e-4
+    """Share by which the bounds of the return move at each update."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """A rule between fields that is broken."""
+        return self.as_sac.problem()
+
+    @property
+    def as_sac(self) -> SACConfig:
+        """What SAC is told of these settings."""
+        names = (
+            "precision",
+            "critics",
+            "critic_subset",
+            "dropout",
+            "learning_rate",
+            "discount",
+            "polyak",
+            "initial_temperature",
+        )
+        told = {name: getattr(self, name) for name in names}
+        return SACConfig(hidden=self.hidden, actor_value="mean", target_entropy=self.target_entropy, **told)
+
+
+def make(config: ScaledSACConfig, observation_size: int, action_size: int) -> Agent:
+    """The agent for flat observations [O] and actions [A] in [-1, 1]; its state is a `SACState`, and `follow` moves the
+    bounds. `hyper` is SAC's."""
+    return sac.assemble(config.as_sac, functions(config, action_size), observation_size, action_size)
+
+
+def functions(config: ScaledSACConfig, action_size: int) -> SACFunctions:
+    """The agent's functions, pure in their parameters; a critic's are its `network` and its `bounds` [2]."""
+    norms = (CRITIC_NORM,) * len(config.hidden)
+    orthogonal, he = nn.initializers.orthogonal(), nn.initializers.he_normal()
+    network = partial(MLP, config.hidden, activation=nn.swish, precision=config.precision)
+    actor = network(2 * action_size, kernel_init=orthogonal)
+    critic = network(1, kernel_init=he, dropout=config.dropout, norms=norms, last_init=nn.initializers.zeros)
+    network_q = sac.each_critic(critic)
+
+    def init_critic(key: Key, pair: Array) -> PyTree:
+        return {"network": critic.init(key, pair), "bounds": jnp.zeros(2)}
+
+    def gaussian(params: PyTree, observation: Observation) -> tuple[Array, Array]:
+        mean, raw = jnp.split(actor.apply(params, observation), 2, axis=-1)
+        return mean, jnp.log(jax.nn.softplus(raw) + LEAST_STD)
+
+    def sample(params: PyTree, observation: Observation, key: Key) -> tuple[Array, Array]:
+        return sample_squashed(key, *gaussian(params, observation))
+
+    def q(params: PyTree, observation: Observation, action: Action, key: Key | None = None) -> Float[Array, "N *n"]:
+        values = network_q(params["network"], observation, action, key)
+        low, high = _ends(params, values.ndim)
+        return (high - low) / 2 * values + (high + low) / 2
+
+    def target_q(params: PyTree, observation: Observation, action: Action, key: Key) -> Float[Array, "N *n"]:
+        values = q(params, observation, action)
+        return jnp.clip(values, *_ends(params, values.ndim))
+
+    return SACFunctions(actor.init, init_critic, gaussian, sample, q, target_q)
+
+
+def _ends(params: PyTree, dimensions: int) -> tuple[Array, Array]:
+    # No gradient: Adam then leaves them as they are, and only `follow` moves them.
+    low, high = jax.lax.stop_gradient(params["bounds"]).T
+    shape = (-1, *[1] * (dimensions - 1))
+    return low.reshape(shape), high.reshape(shape)
+
+
+def follow(config: ScaledSACConfig, state: SACState, earned: Float[Array, "*n"]) -> SACState:
+    """`state` with the bounds moved towards what steps `earned`, their reward and entropy bonus; NaN for none."""
+    quantiles = jnp.nanquantile(earned, jnp.array(QUANTILES)) / (1 - state.discount)
+    critic = state.critic
+    bounds = critic.params["bounds"]
+    first = bounds[:, :1] == bounds[:, 1:]
+    moved = jnp.where(first, quantiles, bounds + config.bounds_rate * (quantiles - bounds))
+    moved = jnp.where(critic.active, moved, bounds)
+    params, target = ({**part, "bounds": moved} for part in (critic.params, critic.target))
+    return state._replace(critic=critic._replace(params=params, target=target))

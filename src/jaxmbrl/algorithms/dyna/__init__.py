@@ -1,0 +1,1 @@
+"""Policy learning on imagined transitions: MBPO."""

@@ -1,0 +1,1 @@
+"""Model-free, off policy: SAC, REDQ, DroQ, TD3, DDPG."""

@@ -1,0 +1,1 @@
+"""Critic targets that look ahead through a model: MVE, STEVE."""

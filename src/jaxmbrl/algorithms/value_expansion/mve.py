@@ -1,0 +1,127 @@
+"""MVE: model-based value expansion (Feinberg et al., arXiv 1803.00101).
+
+The critics' target looks n steps ahead through the model before it trusts the target critics: from a real transition
+(s_0, a_0, r_0, s_1) imagine s_2 .. s_{n+1} under the policy, and
+
+    T = r_0 + sum_{t=1}^{n} discount^t m_t (r_t + bonus_t) + discount^{n+1} m_{n+1} V'(s_{n+1})
+
+where m_t is the probability that no step before t ended the episode, V' the agent's own target value, and bonus the
+entropy bonus of a soft agent, 0 of another. n = 0 is the agent's own one-step target.
+
+The TD-k trick (section 3.1): the critics are asked about imagined states, so they learn there too: each imagined (s_t, a_t)
+regresses on its own remaining horizon, and weighs m_t. Targets are made anew for each update, by the newest model.
+
+Differs from the paper: the model is a probabilistic ensemble; rows of a batch are imagined by one draw of model and actions
+each; an agent with an entropy bonus expands its soft value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+from annotated_types import Ge
+from jaxtyping import Array, Float
+
+from jaxmbrl.agents import AgentConfig
+from jaxmbrl.agents.actor_critic.sac import SACConfig
+from jaxmbrl.agents.actor_critic.td3 import TD3Config
+from jaxmbrl.agents.actor_critic.updates import with_updates
+from jaxmbrl.algorithms.model_based import ModelBasedConfig, learner
+from jaxmbrl.algorithms.presets import Preset
+from jaxmbrl.core.types import Agent, Algorithm, Average, DynamicsModel, Key, Metrics, PyTree, Task, Transition, World
+from jaxmbrl.models.ensemble import EnsembleConfig
+from jaxmbrl.models.imagination import Trajectory, after, imagine
+
+
+@dataclass(frozen=True)
+class Config(ModelBasedConfig):
+    """Settings of a run of MVE."""
+
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    """The policy learner."""
+    horizon: Annotated[int, Ge(0)] = 3
+    """Model steps n after the real one."""
+    td_k: bool = True
+    """Whether the critics learn on the imagined states too."""
+
+
+def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
+    """MVE on `task`; `model` stands for the ensemble where it is given."""
+
+    def improve(agent: Agent, model: DynamicsModel, state: PyTree) -> Agent:
+        return with_mve_target(agent, model.world(state), config.horizon, config.td_k)
+
+    return learner(config, task, "mve", improve, model)
+
+
+def with_mve_target(agent: Agent, world: World, horizon: int, td_k: bool) -> Agent:
+    """`agent` whose critics learn expanded targets."""
+
+    def update_critic(state: PyTree, batch: Transition, key: Key) -> tuple[PyTree, Metrics]:
+        target_key, critic_key = jax.random.split(key)
+        trajectory, targets = expand(agent, world, state, batch, target_key, horizon)
+        if not td_k:
+            return agent.update_critic(state, batch, critic_key, target=targets[0])
+        rows, target, weight = td_k_batch(batch, trajectory, targets)
+        state, found = agent.update_critic(state, rows, critic_key, target=target, weight=weight)
+        return state, found | {"expand/alive": Average.of(jnp.mean(trajectory.alive[-1]))}
+
+    return with_updates(agent, critic=update_critic)
+
+
+def expand(
+    agent: Agent, world: World, state: PyTree, batch: Transition, key: Key, horizon: int
+) -> tuple[Trajectory, Float[Array, "T B"]]:
+    """The real step and the imagined ones of each row, T = horizon + 1 in all, and the target of each on its own remaining
+    horizon; the first of them is T in the module's first lines."""
+    value_key, imagine_key = jax.random.split(key)
+    trajectory = after(batch, imagine(world, agent.actor(state), batch.next_observation, imagine_key, horizon))
+    last = agent.target_value(state, trajectory.next_observation[-1], value_key)
+    # A value of (s, a) does not hold the bonus of a itself.
+    return trajectory, trajectory.n_step_returns(last, state.discount)[:-1] - trajectory.bonus
+
+
+def td_k_batch(
+    batch: Transition, trajectory: Trajectory, targets: Float[Array, "T B"]
+) -> tuple[Transition, Float[Array, "R"], Float[Array, "R"]]:
+    """All steps as R = T B rows of one batch, with their targets and the probability of each to be reached. What follows an
+    end may not be finite: the real row stands for it, without weight."""
+    alive = trajectory.alive
+    reached = alive > 0
+    observation = jnp.where(reached[..., None], trajectory.observation, batch.observation)
+    action = jnp.where(reached[..., None], trajectory.action, batch.action)
+    steps = alive.shape[0]
+    rows = jax.tree.map(lambda x: jnp.tile(x, (steps, *[1] * (x.ndim - 1))), batch)
+    rows = rows._replace(
+        observation=observation.reshape(-1, observation.shape[-1]), action=action.reshape(-1, action.shape[-1])
+    )
+    return rows, jnp.where(reached, targets, 0.0).reshape(-1), alive.reshape(-1)
+
+
+_SMALL = Config(
+    agent=AgentConfig(
+        sac=SACConfig(hidden=(128, 128), learning_rate=1e-3), td3=TD3Config(hidden=(128, 128), learning_rate=1e-3)
+    ),
+    ensemble=EnsembleConfig(members=5, elites=3, hidden=(64, 64), batch_size=128, max_epochs=100),
+    refit_every=100,
+    batch_size=128,
+    updates_per_step=5,
+    replay_capacity=50_000,
+    warmup_steps=200,
+    epoch_steps=200,
+)
+
+PRESETS = {
+    "small": Preset(
+        _SMALL,
+        "our own, sized for a CPU: 2 x 64 networks in the model, 5 updates a step",
+        steps=5000,
+        tasks=("pendulum", "cartpole-continuous"),
+    ),
+    "small-td3": Preset(
+        replace(_SMALL, agent=replace(_SMALL.agent, method="td3"), actor_delay=2), "as small, on TD3", steps=5000
+    ),
+}

@@ -1,0 +1,195 @@
+"""STEVE: stochastic ensemble value expansion (Buckman et al., arXiv 1807.01675).
+
+From a real transition (s_0, a_0, r_0, s_1) each of M dynamics members imagines its own s_2 .. s_{n+1} under the policy; R
+reward functions judge each imagined step, and L target critics the state that a horizon i = 0 .. n ends in. Each of the
+M R L combinations tells
+
+    T_i = r_0 + sum_{t=1}^{i} discount^t m_t (r_t + bonus_t) + discount^{i+1} m_{i+1} V'(s_{i+1})
+
+where m_t is the probability that no step before t ended the episode, by the member's own rollout, V' one critic's target
+value, and bonus the entropy bonus of a soft agent, 0 of another. The critics' target is (equation 5)
+
+    y = sum_i w_i mean T_i,    w_i proportional to 1 / (var T_i + 1e-8),    sum_i w_i = 1
+
+with mean and variance over the combinations: the model is trusted, row by row, as far as all agree. T_0 looks through no
+model, and its variance is the critics'. What all are wrong about alike has no variance and is trusted.
+
+Differs from the paper: the agent is SAC unless the settings say TD3 or DDPG, so that values are soft; a row's actions have
+the same noise in all its rollouts, for the draw of an action is no disagreement. A member predicts reward and change
+jointly, R = M; where the task tells its reward, R = 1. In the paper's code moreover each row trains one critic drawn at
+random (here all learn from it), critics are copied to their targets every 500 updates, the actor's pre-tanh action is
+penalised, and rewards see the next state too; it has M = R = L = 4, n = 3, 8 layers of 512 units in the dynamics and 4 of
+128 elsewhere, batches of 512, 4 updates a frame, and 10,000 random frames and as many updates of the model before it
+starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+from annotated_types import Ge
+from jaxtyping import Array, Float
+
+from jaxmbrl import returns
+from jaxmbrl.agents import AgentConfig
+from jaxmbrl.agents.actor_critic.sac import SACConfig
+from jaxmbrl.agents.actor_critic.td3 import TD3Config
+from jaxmbrl.agents.actor_critic.updates import with_updates
+from jaxmbrl.algorithms.model_based import ModelBasedConfig, learner
+from jaxmbrl.algorithms.presets import Preset
+from jaxmbrl.core.types import (
+    Action,
+    Agent,
+    Algorithm,
+    Average,
+    DynamicsModel,
+    Key,
+    Memory,
+    Metrics,
+    Observation,
+    Policy,
+    PyTree,
+    Task,
+    Transition,
+)
+from jaxmbrl.models.ensemble import EnsembleConfig
+from jaxmbrl.models.imagination import Trajectory, after, imagine
+
+
+@dataclass(frozen=True)
+class Config(ModelBasedConfig):
+    """Settings of a run of STEVE."""
+
+    agent: AgentConfig = field(default_factory=lambda: AgentConfig(sac=SACConfig(critics=4, actor_value="mean")))
+    """The policy learner; how it puts its target critics together does not matter, since each tells its own value."""
+    ensemble: EnsembleConfig = field(
+        default_factory=lambda: EnsembleConfig(members=4, elites=4, probabilistic=False, propagation="tsinf")
+    )
+    """The dynamics model. Noise of probabilistic members would count as disagreement."""
+    horizon: Annotated[int, Ge(0)] = 3
+    """Model steps n after the real one, at most."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """A rule between fields that is broken."""
+        members, elites, propagation = self.ensemble.members, self.ensemble.elites, self.ensemble.propagation
+        if propagation != "tsinf":
+            return "ensemble.propagation", f"must be tsinf: each member has a rollout of its own; got {propagation}"
+        if elites != members:
+            return "ensemble.elites", f"must be ensemble.members ({members}): all members have a say; got {elites}"
+        return super().problem()
+
+
+def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
+    """STEVE on `task`; `model`, whose world gives row n to member n mod M, stands for the ensemble where it is given."""
+
+    def improve(agent: Agent, model: DynamicsModel, state: PyTree) -> Agent:
+        return with_steve_target(agent, model, state, config.horizon, config.ensemble.members)
+
+    return learner(config, task, "steve", improve, model)
+
+
+def with_steve_target(agent: Agent, model: DynamicsModel, fitted: PyTree, horizon: int, members: int) -> Agent:
+    """`agent` whose critics learn the mixture over horizons; `fitted` is the state of `model`."""
+
+    def update_critic(state: PyTree, batch: Transition, key: Key) -> tuple[PyTree, Metrics]:
+        target_key, critic_key = jax.random.split(key)
+        samples = expand(agent, model, fitted, state, batch, target_key, horizon, members)
+        target, weights = jax.vmap(returns.steve)(samples)
+        state, found = agent.update_critic(state, batch, critic_key, target=target)
+        trust = {f"steve/weight_{i}": Average.of(weight) for i, weight in enumerate(jnp.mean(weights, axis=0))}
+        return state, found | trust
+
+    return with_updates(agent, critic=update_critic)
+
+
+def expand(
+    agent: Agent,
+    model: DynamicsModel,
+    fitted: PyTree,
+    state: PyTree,
+    batch: Transition,
+    key: Key,
+    horizon: int,
+    members: int,
+) -> Float[Array, "B S T"]:
+    """The targets T_i of each row, T = horizon + 1, by all S = M R L combinations."""
+    value_key, imagine_key = jax.random.split(key)
+    # M rows in turn for each real one: row n of the block belongs to member n mod M.
+    rows = jax.tree.map(lambda x: jnp.repeat(x, members, axis=0), batch)
+    policy = shared_action_noise(agent.actor(state), members)
+    imagined = imagine(model.world(fitted), policy, rows.next_observation, imagine_key, horizon)
+    trajectory = after(rows, imagined)
+    rewards = rewards_of(model, fitted, imagined)
+    real = jnp.broadcast_to(rows.reward, (rewards.shape[0], 1, *rows.reward.shape))
+    rewards = jnp.concatenate([real, rewards], axis=1) + trajectory.bonus
+    values = values_of(agent, state, trajectory.next_observation, value_key, members)
+    by_value = jax.vmap(returns.value_expansion_targets, (None, None, 0, None))
+    by_reward = jax.vmap(by_value, (0, None, None, None))
+    by_row = jax.vmap(by_reward, (2, 1, 2, None))
+    samples = by_row(rewards, trajectory.terminated, values, state.discount)
+    return samples.reshape(batch.reward.shape[0], -1, horizon + 1)
+
+
+def shared_action_noise(policy: Policy, members: int) -> Policy:
+    """`policy` on rows [B M, O], whose actions have the same noise in the M rows that follow each other."""
+
+    def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
+        by_member = observation.reshape(-1, members, observation.shape[-1])
+        action, bonus = jax.vmap(lambda rows: policy.act(memory, rows, key)[:2], 1, 1)(by_member)
+        return action.reshape(-1, action.shape[-1]), bonus.reshape(-1), memory
+
+    return Policy(policy.init, act)
+
+
+def rewards_of(model: DynamicsModel, fitted: PyTree, imagined: Trajectory) -> Float[Array, "R n N"]:
+    """The rewards of imagined steps by every member of `model`, or the known ones where it does not predict them."""
+    steps, rows, size = imagined.observation.shape
+    pairs = (x.reshape(-1, x.shape[-1]) for x in (imagined.observation, imagined.action))
+    mean, _ = model.predict(fitted, *pairs)
+    if mean.shape[-1] == size:
+        return imagined.reward[None]
+    return mean[..., -1].reshape(mean.shape[0], steps, rows)
+
+
+def values_of(
+    agent: Agent, state: PyTree, next_observation: Float[Array, "T N O"], key: Key, members: int
+) -> Float[Array, "L T N"]:
+    """Every target critic's value of every state, under actions with the same noise for all members."""
+    steps, rows, size = next_observation.shape
+    by_member = jax.vmap(agent.target_values, (None, 1, None), 2)
+    by_step = jax.vmap(by_member, (None, 0, 0), 1)
+    values = by_step(state, next_observation.reshape(steps, -1, members, size), jax.random.split(key, steps))
+    return values.reshape(-1, steps, rows)
+
+
+PRESETS = {
+    "small": Preset(
+        Config(
+            agent=AgentConfig(
+                sac=SACConfig(hidden=(128, 128), critics=4, actor_value="mean", learning_rate=1e-3),
+                td3=TD3Config(hidden=(128, 128), critics=4, learning_rate=1e-3),
+            ),
+            ensemble=EnsembleConfig(
+                members=4,
+                elites=4,
+                probabilistic=False,
+                hidden=(64, 64),
+                batch_size=128,
+                max_epochs=100,
+                propagation="tsinf",
+            ),
+            refit_every=100,
+            batch_size=128,
+            updates_per_step=5,
+            replay_capacity=50_000,
+            warmup_steps=200,
+            epoch_steps=200,
+        ),
+        "our own, sized for a CPU: 2 x 64 networks in the model, 5 updates a step",
+        steps=5000,
+        tasks=("pendulum", "cartpole-continuous"),
+    ),
+}

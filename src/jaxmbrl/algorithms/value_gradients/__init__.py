@@ -1,0 +1,1 @@
+"""Policy gradients through the derivatives of a model: SVG, MAAC, BPTT, DHMBPO."""

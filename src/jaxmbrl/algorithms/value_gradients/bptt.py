@@ -1,0 +1,257 @@
+"""BPTT: the policy learns by back-propagation through time, from all that it earns along a trajectory, through the model
+and itself, without a critic. ("Version 1.5" of model-based reinforcement learning in Berkeley's lectures on deep
+reinforcement learning; through a simulator it is the analytic policy gradient of Brax, Freeman et al., arXiv 2106.13281.)
+
+    maximise J = mean over s_0 of sum_{t<H} discount^t m_t r(s_t, a_t),    a_t = tanh(network(s_t)), s_{t+1} = f(s_t, a_t)
+
+    each `refit_every` steps of the environment, once the warm-up is over:
+        fit the ensemble to all real data
+        `updates` times: from `batch_size` states s_0 of the data follow the policy for H steps, one Adam step up dJ
+    act by the policy with Gaussian noise (uniformly at random at first)
+
+m_t is the probability that no step before t ended the episode. The derivative of r_t by the policy holds a product of t
+Jacobians, and so explodes or dies as H grows: gradients are clipped to a norm, and one that is not finite is left out and
+counted. With `model` "true" f is the simulator itself, from its own fresh episodes, whose steps are not counted as the
+environment's: it shows what such gradients are worth where the model is exact, and where contacts spoil them (Suh et al.,
+Do differentiable simulators give better policy gradients?, arXiv 2202.00817).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from annotated_types import Ge, Gt, Lt
+from jaxtyping import Array, Float
+
+from jaxmbrl.agents.actor_critic.value_gradients import perturbed
+from jaxmbrl.algorithms.model_based import ensemble_of
+from jaxmbrl.algorithms.presets import Preset
+from jaxmbrl.core import metrics
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import (
+    Action,
+    Algorithm,
+    Average,
+    Clock,
+    DynamicsModel,
+    Hyper,
+    Key,
+    Memory,
+    Metrics,
+    Observation,
+    Policy,
+    PyTree,
+    Task,
+    Transition,
+    World,
+    flatten,
+    row_like,
+)
+from jaxmbrl.data import replay
+from jaxmbrl.data.replay import Replay
+from jaxmbrl.envs.base import vector_sizes
+from jaxmbrl.models.ensemble import EnsembleConfig
+from jaxmbrl.models.imagination import imagine
+from jaxmbrl.nn import optimizer
+from jaxmbrl.nn.networks import MLP
+from jaxmbrl.nn.optimizer import Trainable
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a run of BPTT."""
+
+    hidden: tuple[Annotated[int, Ge(1)], ...] = (64, 64)
+    """Units of each hidden layer of the policy."""
+    learning_rate: Annotated[float, Gt(0)] = 1e-3
+    """Adam's, of the policy."""
+    discount: Annotated[float, Gt(0), Lt(1)] = 0.99
+    """Discount a step."""
+    exploration_noise: Annotated[float, Ge(0)] = 0.2
+    """Standard deviation of the Gaussian noise on actions while data are collected."""
+    max_gradient_norm: Annotated[float, Gt(0)] = 1.0
+    """Norm to which larger gradients are clipped."""
+    horizon: Annotated[int, Ge(1)] = 50
+    """Steps H that are followed and differentiated."""
+    rematerialize: bool = True
+    """Whether the backward pass computes each step again, and so holds the H states alone."""
+    model: Literal["learned", "true"] = "learned"
+    """What is differentiated: the ensemble, or the true simulator."""
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    """The dynamics model."""
+    learn_reward: bool = True
+    """Learn the reward even where the task's is known."""
+    learn_termination: bool = False
+    """Learn the termination even where the task's is known."""
+    batch_size: Annotated[int, Ge(1)] = 64
+    """Trajectories of each update."""
+    updates: Annotated[int, Ge(1)] = 50
+    """Updates of the policy after each fit."""
+    refit_every: Annotated[int, Ge(1)] = 200
+    """Environment steps between two fits of the model."""
+    replay_capacity: Annotated[int, Ge(2)] = 100_000
+    """Real transitions kept, the oldest giving way."""
+    warmup_steps: Annotated[int, Ge(2)] = 1000
+    """Environment steps of uniformly random actions, without updates, at the start."""
+    num_envs: Annotated[int, Ge(1)] = 1
+    """Environments that each seed steps side by side."""
+    epoch_steps: Annotated[int, Ge(1)] = 1000
+    """Environment steps between two rows of metrics."""
+    eval_every: Annotated[int, Ge(0)] = 5
+    """Epochs between two evaluations; 0 for none."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """A rule between fields that is broken."""
+        if self.refit_every % self.num_envs:
+            return "refit_every", f"must be a multiple of num_envs ({self.num_envs}), got {self.refit_every}"
+        if self.ensemble.propagation == "moment_matching":
+            return "ensemble.propagation", "must not be moment_matching: the rows of a batch are not one belief"
+        return None
+
+
+class State(NamedTuple):
+    """Everything that a run of BPTT holds."""
+
+    actor: Trainable
+    discount: Float[Array, ""]
+    model: PyTree
+    """The `EnsembleState`, or another model's state; () where the true simulator is differentiated."""
+    replay: Replay
+    key: Key
+
+
+def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
+    """BPTT on `task`; `model` stands for the ensemble where it is given. Raises UserError where the true simulator shall be
+    differentiated and is not in JAX."""
+    observation_size, action_size = vector_sizes(task, "bptt")
+    network, learned = MLP(config.hidden, action_size), config.model == "learned"
+    if not learned and task.host is not None:
+        raise UserError(f"model must be 'learned' on '{task.name}', which is stepped outside of JAX, got 'true'")
+    if model is None:
+        model = ensemble_of(config.ensemble, task, config.learn_reward, config.learn_termination)
+
+    def init(key: Key, hyper: Hyper) -> State:
+        actor_key, model_key, key = jax.random.split(key, 3)
+        params = network.init(actor_key, jnp.zeros(observation_size))
+        return State(
+            actor=optimizer.init(params, hyper.get("learning_rate", config.learning_rate)),
+            discount=jnp.asarray(hyper.get("discount", config.discount), float),
+            model=model.init(model_key, {}) if learned else (),
+            replay=replay.init(row_like(task), config.replay_capacity),
+            key=key,
+        )
+
+    def acting(params: PyTree, noise: float) -> Policy:
+        def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
+            action = jnp.tanh(network.apply(params, observation))
+            if noise:
+                action = jnp.clip(action + noise * jax.random.normal(key, action.shape, action.dtype), -1.0, 1.0)
+            return action, jnp.zeros(action.shape[:-1], action.dtype), memory
+
+        return Policy(init=lambda key: (), act=act)
+
+    def policy(state: State, explore: bool) -> Policy:
+        return acting(state.actor.params, config.exploration_noise if explore else 0.0)
+
+    def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
+        key, fit_key, update_key = jax.random.split(state.key, 3)
+        real = replay.add(state.replay, flatten(transitions))
+        # By the clock and not by `real.size`: a count that is batched over seeds would batch the loops of the fit.
+        count = jnp.minimum(clock.env_steps, config.replay_capacity)
+
+        def improve(held: tuple[Trainable, PyTree]) -> tuple[tuple[Trainable, PyTree], Metrics]:
+            actor, model_state = held
+            fitted: Metrics = {}
+            if learned:
+                model_state, fitted = model.fit(model_state, real.data, count, fit_key)
+
+            @jax.named_scope("update")
+            def update(actor: Trainable, key: Key) -> tuple[Trainable, Metrics]:
+                origin_key, key = jax.random.split(key)
+                world, origin = start_states(model_state, real, origin_key)
+
+                def cost(params: PyTree) -> Float[Array, ""]:
+                    return -jnp.mean(earned(config, world, acting(params, 0.0), origin, key, state.discount))
+
+                return ascend(config, actor, *jax.value_and_grad(cost)(actor.params))
+
+            actor, found = jax.lax.scan(update, actor, jax.random.split(update_key, config.updates))
+            return (actor, model_state), fitted | metrics.total(found)
+
+        (actor, model_state), found = metrics.cond_update(
+            clock.env_steps >= config.warmup_steps, improve, (state.actor, state.model)
+        )
+        return State(actor, state.discount, model_state, real, key), found
+
+    def start_states(model_state: PyTree, real: Replay, key: Key) -> tuple[World, PyTree]:
+        """What is followed, and the rows that it starts from."""
+        if not learned:
+            return simulated(task.world), jax.vmap(task.world.reset)(jax.random.split(key, config.batch_size))
+        origin = replay.sample(real, key, config.batch_size).observation
+        return perturbed(model.world(model_state), origin, jnp.zeros((config.horizon + 1, *origin.shape))), origin
+
+    return Algorithm(init, policy, learn, period=config.refit_every // config.num_envs)
+
+
+def earned(
+    config: Config, world: World, policy: Policy, origin: PyTree, key: Key, discount: Float[Array, ""]
+) -> Float[Array, "B"]:
+    """What H steps from each row of `origin` earn."""
+    trajectory = imagine(world, policy, origin, key, config.horizon, config.rematerialize)
+    return trajectory.n_step_returns(jnp.zeros_like(trajectory.reward[0]), discount)[0]
+
+
+def ascend(config: Config, actor: Trainable, cost: Float[Array, ""], gradient: PyTree) -> tuple[Trainable, Metrics]:
+    """One Adam step down the clipped `gradient` of `cost`; none where it is not finite."""
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient)))
+    finite = jnp.isfinite(norm)
+    scale = jnp.minimum(1.0, config.max_gradient_norm / norm)
+    clipped = jax.tree.map(lambda leaf: jnp.where(finite, scale * leaf, 0.0), gradient)
+    stepped, _ = optimizer.step(actor, clipped)
+    actor = jax.tree.map(partial(jnp.where, finite), stepped, actor)
+    return actor, {
+        "agent/actor_loss": Average.of(cost, finite),
+        "agent/actor_gradient_norm": Average.of(norm, finite),
+        "gradient/clipped": Average.of(jnp.asarray(scale < 1, float)),
+        "gradient/nonfinite": Average.of(1.0 - finite),
+    }
+
+
+def simulated(world: World) -> World:
+    """Blocks of a task's environments as one differentiable `World`, which starts from their carries. Those that ended go
+    back to where they started: no one counts what they meet, and it may not be finite."""
+
+    def start(carries: PyTree, key: Key) -> tuple[PyTree, PyTree]:
+        return carries, carries
+
+    def step(rows: tuple[PyTree, PyTree], action: Action, key: Key) -> tuple[Any, Transition]:
+        first, carries = rows
+        keys = jax.random.split(key, action.shape[0])
+        next_carries, made = jax.vmap(world.step)(carries, action, keys)
+
+        def on(began: Array, after: Array) -> Array:
+            dead = made.terminated.reshape(-1, *[1] * (after.ndim - 1))
+            return jnp.where(dead, began, after)
+
+        return (first, jax.tree.map(on, first, next_carries)), made
+
+    return World(reset=world.reset, start=start, observe=lambda rows: jax.vmap(world.observe)(rows[1]), step=step)
+
+
+PRESETS = {
+    "small": Preset(
+        Config(
+            ensemble=EnsembleConfig(members=5, elites=3, hidden=(64, 64), batch_size=128, max_epochs=100),
+            replay_capacity=50_000,
+            warmup_steps=200,
+            epoch_steps=200,
+        ),
+        "our own, sized for a CPU: 2 x 64 networks in model and policy, 50 updates each 200 steps",
+        steps=5000,
+        tasks=("pendulum", "cartpole-continuous"),
+    ),
+}

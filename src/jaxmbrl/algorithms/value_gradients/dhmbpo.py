@@ -1,0 +1,345 @@
+"""DHMBPO: double horizon model-based policy optimisation (Kubo et al., arXiv 2512.15439; its code is 4kubo/erl_lib). A long
+imagined rollout chooses the states that are learned on; a short one that is differentiated makes the gradients of critics
+and actor.
+
+    each `iteration_steps` steps of the environment, once the warm-up is over:
+        fit the ensemble to all real data, and measure its observations, by which the agent sees them normalised
+        imagine, from real states, long branches under the policy; update the critics alone `critic_share` of the updates
+        `updates_per_step` updates a step, before every `distribution_every`-th of them more branches, each on states x_0 of
+        branches, from which the policy is followed n = `horizon` model steps on:
+            critics     (Q(x_0, a_0) - y)^2,
+                        y = r_0 + sum_{t=1}^{n-1} discount^t m_t (r_t - alpha log pi_t) + discount^n m_n V'(x_n)
+            actor       maximise sum_{t=0}^{n-1} discount^t m_t (r_t - alpha log pi_t) + discount^n m_n V(x_n),
+                        through model and policy
+
+m_t is the probability that no step before t ended the episode; V' and V are the agent's values for targets and for the
+actor (`agents.scaled_sac`), which also says what a return can be. Both use the same steps. No real action teaches the
+critics.
+
+Differs from the published code: imagined states are stored as they are, not normalised by what may be old statistics, and
+are forgotten at each fit, as that code means to; members are drawn by one random shift a step (`models.ensemble`), and
+fitted by our ensemble's bootstrap and early stopping, without dropout, for as many epochs at the first fit as later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from annotated_types import Ge, Le
+from jaxtyping import Array, Float, Int
+
+from jaxmbrl.agents.actor_critic import scaled_sac
+from jaxmbrl.agents.actor_critic.sac import SACState
+from jaxmbrl.agents.actor_critic.scaled_sac import ScaledSACConfig
+from jaxmbrl.agents.actor_critic.updates import updates
+from jaxmbrl.agents.actor_critic.value_gradients import (
+    ValueGradientConfig,
+    differentiable,
+    value_gradient_step,
+    with_value_gradient,
+)
+from jaxmbrl.algorithms.model_based import ensemble_of, with_normalizer
+from jaxmbrl.algorithms.presets import Preset
+from jaxmbrl.core import metrics
+from jaxmbrl.core.types import (
+    Agent,
+    Algorithm,
+    Average,
+    Clock,
+    DynamicsModel,
+    Hyper,
+    Key,
+    Metrics,
+    Policy,
+    PyTree,
+    Task,
+    Transition,
+    World,
+    flatten,
+    row_like,
+)
+from jaxmbrl.data import replay
+from jaxmbrl.data.replay import Replay
+from jaxmbrl.envs.base import vector_sizes
+from jaxmbrl.models import branching, normalizer
+from jaxmbrl.models import disagreement as trust
+from jaxmbrl.models.branching import Imagined
+from jaxmbrl.models.disagreement import TrustConfig
+from jaxmbrl.models.ensemble import EnsembleConfig
+from jaxmbrl.models.imagination import Trajectory, imagine
+from jaxmbrl.models.normalizer import Normalizer
+from jaxmbrl.nn import optimizer
+
+ALWAYS = TrustConfig()
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a run of DHMBPO. The defaults are the published ones, for all tasks."""
+
+    agent: ScaledSACConfig = field(default_factory=ScaledSACConfig)
+    """The policy learner."""
+    ensemble: EnsembleConfig = field(
+        default_factory=lambda: EnsembleConfig(
+            members=8,
+            elites=8,
+            hidden=(256, 256, 256),
+            norms=(1.0, 0.1, 0.01),
+            weight_decay=(2.5e-4, 5e-4, 7.5e-4, 1e-3),
+            noise="constant",
+            reward_noise=False,
+            batch_size=256,
+            patience=20,
+        )
+    )
+    """The dynamics model."""
+    horizon: Annotated[int, Ge(1)] = 5
+    """Model steps n of the short rollout, through which the actor is differentiated."""
+    rematerialize: bool = False
+    """Whether the actor's backward pass computes each model step again, and so holds the n states alone."""
+    distribution_horizon: Annotated[int, Ge(0)] = 20
+    """Model steps of the long rollout, whose states are learned on; 0 for real states."""
+    distribution_rows: Annotated[int, Ge(1)] = 256
+    """Real states from which long rollouts begin at a time."""
+    distribution_every: Annotated[int, Ge(1)] = 20
+    """Updates between two long rollouts."""
+    distribution_capacity: Annotated[int, Ge(1)] = 51_200
+    """States of long rollouts that are kept, the oldest giving way."""
+    iteration_steps: Annotated[int, Ge(1)] = 1000
+    """Environment steps between two rounds of fit and updates."""
+    updates_per_step: Annotated[int, Ge(1)] = 1
+    """Updates for each environment step."""
+    first_updates: Annotated[int, Ge(1)] = 5
+    """Times as many updates in the first round."""
+    critic_share: Annotated[float, Ge(0), Le(1)] = 0.25
+    """Updates of the critics alone after each fit, in shares of a round's updates, rounded down."""
+    learn_reward: bool = True
+    """Learn the reward even where the task's is known."""
+    learn_termination: bool = False
+    """Learn the termination even where the task's is known."""
+    batch_size: Annotated[int, Ge(1)] = 256
+    """States in each update."""
+    replay_capacity: Annotated[int, Ge(2)] = 1_000_000
+    """Real transitions kept, the oldest giving way."""
+    warmup_steps: Annotated[int, Ge(2)] = 5000
+    """Environment steps of uniformly random actions, without updates, at the start."""
+    num_envs: Annotated[int, Ge(1)] = 1
+    """Environments that each seed steps side by side."""
+    epoch_steps: Annotated[int, Ge(1)] = 1000
+    """Environment steps between two rows of metrics."""
+    eval_every: Annotated[int, Ge(0)] = 5
+    """Epochs between two evaluations; 0 for none."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """A rule between fields that is broken."""
+        if self.iteration_steps % self.num_envs:
+            return "iteration_steps", f"must be a multiple of num_envs ({self.num_envs}), got {self.iteration_steps}"
+        if self.warmup_steps % self.iteration_steps:
+            return (
+                "warmup_steps",
+                f"must be a multiple of iteration_steps ({self.iteration_steps}), got {self.warmup_steps}",
+            )
+        if self.updates % self.distribution_every:
+            return "distribution_every", f"must divide a round's updates ({self.updates}), got {self.distribution_every}"
+        if self.ensemble.propagation == "moment_matching":
+            return "ensemble.propagation", "must not be moment_matching: the rows of a batch are not one belief"
+        return None
+
+    @property
+    def updates(self) -> int:
+        """Updates of a round that is not the first."""
+        return self.iteration_steps * self.updates_per_step
+
+
+class State(NamedTuple):
+    """Everything that a run of DHMBPO holds."""
+
+    agent: SACState
+    model: PyTree
+    """The `EnsembleState`, or another model's state."""
+    replay: Replay
+    """Real transitions."""
+    imagined: Imagined
+    """Those of the long rollouts."""
+    seen: Normalizer
+    """By which the agent sees observations."""
+    key: Key
+
+
+def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
+    """DHMBPO on `task`; `model` stands for the ensemble where it is given."""
+    observation_size, action_size = vector_sizes(task, "dhmbpo")
+    bare = scaled_sac.make(config.agent, observation_size, action_size)
+    rule = trust.make(ALWAYS)
+    if model is None:
+        model = ensemble_of(config.ensemble, task, config.learn_reward, config.learn_termination)
+
+    def init(key: Key, hyper: Hyper) -> State:
+        agent_key, key, model_key = jax.random.split(key, 3)
+        row = row_like(task)
+        return State(
+            agent=bare.init(agent_key, hyper),
+            model=model.init(model_key, {}),
+            replay=replay.init(row, config.replay_capacity),
+            imagined=branching.init(row, config.distribution_capacity, 1, ALWAYS),
+            seen=normalizer.identity(observation_size),
+            key=key,
+        )
+
+    def policy(state: State, explore: bool) -> Policy:
+        return with_normalizer(bare, state.seen).policy(state.agent, explore)
+
+    def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
+        key, round_key = jax.random.split(state.key)
+        real = replay.add(state.replay, flatten(transitions))
+        # By the clock and not by `real.size`: a count that is batched over seeds would batch the loops of the fit.
+        count = jnp.minimum(clock.env_steps, config.replay_capacity)
+        rounds = jnp.where(clock.env_steps == config.warmup_steps, config.first_updates, 1)
+        learned, found = metrics.cond_update(
+            clock.env_steps >= config.warmup_steps,
+            lambda learned: improve(learned, real, count, rounds, round_key),
+            (state.agent, state.model, state.imagined, state.seen),
+        )
+        agent_state, model_state, imagined, seen = learned
+        return State(agent_state, model_state, real, imagined, seen, key), found
+
+    def improve(
+        learned: tuple[SACState, PyTree, Imagined, Normalizer],
+        real: Replay,
+        count: Int[Array, ""],
+        rounds: Int[Array, ""],
+        key: Key,
+    ) -> tuple[tuple[SACState, PyTree, Imagined, Normalizer], Metrics]:
+        agent_state, model_state, imagined, _ = learned
+        fit_key, first_key, critic_key, update_key = jax.random.split(key, 4)
+        model_state, fitted = model.fit(model_state, real.data, count, fit_key)
+        rows = real.data.observation
+        seen = normalizer.measure(rows, jnp.arange(rows.shape[0]) < count)
+        agent, world = with_normalizer(bare, seen), model.world(model_state)
+        agent_state = agent_state._replace(
+            actor=optimizer.reset_moments(agent_state.actor), critic=optimizer.reset_moments(agent_state.critic)
+        )
+        imagined = imagined._replace(buffer=replay.empty(imagined.buffer))
+        learner = short_horizon(config, agent, world)
+
+        def spread(agent_state: SACState, imagined: Imagined, key: Key) -> tuple[Imagined, Metrics]:
+            start_key, branch_key = jax.random.split(key)
+            origin = replay.sample(real, start_key, config.distribution_rows).observation
+            acting = agent.policy(agent_state, True)
+            # A state is stored with the step that leaves it, so one step more stores the last one too.
+            return branching.branch(world, acting, rule, imagined, origin, branch_key, config.distribution_horizon + 1)
+
+        def block(state: tuple[SACState, Imagined], key: Key) -> tuple[tuple[SACState, Imagined], Metrics]:
+            agent_state, imagined = state
+            spread_key, some_key = jax.random.split(key)
+            imagined, of_branches = spread(agent_state, imagined, spread_key)
+
+            def draw(key: Key) -> Transition:
+                return replay.sample(imagined.buffer, key, config.batch_size)
+
+            agent_state, updated = updates(learner, agent_state, draw, some_key, config.distribution_every)
+            return (agent_state, imagined), of_branches | updated
+
+        imagined, _ = spread(agent_state, imagined, first_key)
+        agent_state = critics_alone(learner, agent_state, imagined.buffer, critic_key)
+        number = rounds * (config.updates // config.distribution_every)
+        (agent_state, imagined), found = metrics.repeat(number, block, (agent_state, imagined), update_key)
+        return (agent_state, model_state, imagined, seen), fitted | found
+
+    @jax.named_scope("update")
+    def critics_alone(learner: Agent, state: SACState, buffer: Replay, key: Key) -> SACState:
+        def update(state: SACState, key: Key) -> tuple[SACState, None]:
+            draw_key, critic_key = jax.random.split(key)
+            batch = replay.sample(buffer, draw_key, config.batch_size)
+            return learner.update_critic(state, batch, critic_key)[0], None
+
+        return jax.lax.scan(update, state, jax.random.split(key, int(config.critic_share * config.updates)))[0]
+
+    return Algorithm(init, policy, learn, period=config.iteration_steps // config.num_envs)
+
+
+def target_of(agent: Agent, state: PyTree, trajectory: Trajectory, key: Key) -> Float[Array, "B"]:
+    """y of the module's first lines, for the first state and action of each row."""
+    last = agent.target_value(state, trajectory.next_observation[-1], key)
+    # A value of (s, a) does not hold the bonus of a itself.
+    return trajectory.n_step_returns(last, state.discount)[0] - trajectory.bonus[0]
+
+
+def short_horizon(config: Config, agent: Agent, world: World) -> Agent:
+    """`agent` whose critics and actor learn by following it from a batch's states for some model steps."""
+    ascent = ValueGradientConfig(config.horizon, entropy_at_every_step=True, rematerialize=config.rematerialize)
+
+    def learn_critic(state: SACState, trajectory: Trajectory, key: Key) -> tuple[SACState, Metrics]:
+        value_key, critic_key = jax.random.split(key)
+        earned = jnp.where(trajectory.alive > 0, trajectory.reward + trajectory.bonus, jnp.nan)
+        state = scaled_sac.follow(config.agent, state, earned)
+        target = target_of(agent, state, trajectory, value_key)
+        first = jax.tree.map(lambda leaf: leaf[0], trajectory)
+        rows = Transition(
+            first.observation, first.action, first.reward, first.next_observation, first.terminated, first.terminated
+        )
+        state, found = agent.update_critic(state, rows, critic_key, target=target)
+        low, high = state.critic.params["bounds"][0]
+        return state, found | {"agent/return_low": Average.of(low), "agent/return_high": Average.of(high)}
+
+    def update_critic(state: SACState, batch: Transition, key: Key) -> tuple[SACState, Metrics]:
+        follow_key, critic_key = jax.random.split(key)
+        trajectory = imagine(world, agent.actor(state), batch.observation, follow_key, config.horizon)
+        return learn_critic(state, trajectory, critic_key)
+
+    def update(state: SACState, batch: Transition, key: Key) -> tuple[SACState, Metrics]:
+        follow_key, critic_key, *actor_keys = jax.random.split(key, 4)
+        trajectory, back = differentiable(ascent, agent, world, state, batch.observation, follow_key)
+        state, of_critic = learn_critic(state, trajectory, critic_key)
+        state, of_actor = value_gradient_step(ascent, agent, state, batch, trajectory, back, jnp.stack(actor_keys))
+        return state, of_critic | of_actor
+
+    return with_value_gradient(agent, world, ascent)._replace(update_critic=update_critic, update=update)
+
+
+_SMALL = Config(
+    agent=ScaledSACConfig(hidden=(64, 64), critics=3, learning_rate=1e-3, discount=0.99),
+    ensemble=EnsembleConfig(
+        members=5,
+        elites=5,
+        hidden=(64, 64),
+        noise="constant",
+        reward_noise=False,
+        batch_size=128,
+        max_epochs=100,
+    ),
+    distribution_rows=64,
+    distribution_horizon=10,
+    distribution_capacity=10_000,
+    iteration_steps=200,
+    updates_per_step=2,
+    batch_size=128,
+    replay_capacity=50_000,
+    warmup_steps=200,
+    epoch_steps=200,
+)
+
+PRESETS = {
+    "default": Preset(
+        Config(),
+        "4kubo/erl_lib: config/agent/dhmbpo.yaml, dynamics_model/deep_ensemble.yaml; one setting for all tasks. Batches of "
+        "256 and a patience of 20 epochs of the ensemble are our own",
+        steps=100_000,
+    ),
+    "small": Preset(
+        _SMALL,
+        "our own, sized for a CPU: networks of 2 x 64, 2 updates a step",
+        steps=5000,
+        tasks=("pendulum", "cartpole-continuous"),
+    ),
+    "small-long": Preset(
+        replace(_SMALL, iteration_steps=500, warmup_steps=500, epoch_steps=500),
+        "our own: small with rounds of 500 steps; in shorter ones Adam, which forgets at each fit, unsettles a policy that "
+        "balances",
+        steps=5000,
+        tasks=("InvertedPendulum-v5",),
+    ),
+}

@@ -1,0 +1,270 @@
+"""SVG: stochastic value gradients (Heess et al., Learning continuous control policies by stochastic value gradients, arXiv
+1510.09142), on the soft critic that SAC-SVG puts under them (Amos et al., On the model-based stochastic value gradient for
+continuous reinforcement learning, arXiv 2008.12775).
+
+With a_t = pi(s_t, eta_t) and s_{t+1} = f(s_t, a_t, xi_t), functions of their noise, the actor climbs
+
+    J = sum_{t<n} discount^t m_t (r_t - alpha log pi(a_t|s_t)) + discount^n m_n (min Q(s_n, a_n) - alpha log pi(a_n|s_n))
+
+through the derivatives of policy and model, where m_t is the probability that no step before t ended the episode. The
+critics are SAC's, on real transitions.
+
+    SVG(0)          n = 0: the model is not asked, and what is left is SAC
+    SVG(k)          n = k steps imagined from replayed states, their noise drawn anew (SAC-SVG)
+    SVG(1)          n = 1, noise inferred: one real step re-created, with the noise that it must have had under the policy
+                    and the model of now, weighed by min(pi(a|s) / mu(a|s), 5), mu the density by which it was once drawn;
+                    of n steps the ratios are multiplied
+    SVG(infinity)   the same for n as long as an episode (`reconstruct_rollout`)
+
+Values are real then and derivatives the model's: a re-created state equals the real one whatever the model.
+
+Differs from the papers: the value after the last step is the critics', of a fresh action of the policy, and its gradient
+flows through that action too, where SVG(infinity) has no value at its end; a re-created step's model is the Gaussian with
+mean and variance of all members; SAC-SVG's model is a recurrent network fitted to sequences, ours an ensemble. The critics
+need no weight, since they judge actions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from annotated_types import Ge, Gt
+from jaxtyping import Array, Float
+
+from jaxmbrl.agents.actor_critic import sac
+from jaxmbrl.agents.actor_critic.sac import SACConfig, SACFunctions, SACState
+from jaxmbrl.agents.actor_critic.updates import with_updates
+from jaxmbrl.agents.actor_critic.value_gradients import ValueGradientConfig, with_value_gradient
+from jaxmbrl.algorithms.model_based import ModelBasedConfig, Recall, from_replay, learner
+from jaxmbrl.algorithms.presets import Preset
+from jaxmbrl.core.types import (
+    Action,
+    Agent,
+    Algorithm,
+    Average,
+    DynamicsModel,
+    Key,
+    Memory,
+    Metrics,
+    Observation,
+    Policy,
+    PyTree,
+    Task,
+    Transition,
+)
+from jaxmbrl.data import replay
+from jaxmbrl.data.replay import Replay
+from jaxmbrl.distributions import squashed_log_density
+from jaxmbrl.envs.base import vector_sizes
+from jaxmbrl.models import propagation
+from jaxmbrl.models.ensemble import EnsembleConfig
+from jaxmbrl.models.imagination import Trajectory
+
+
+@dataclass(frozen=True)
+class Config(ModelBasedConfig):
+    """Settings of a run of SVG."""
+
+    agent: SACConfig = field(default_factory=SACConfig)
+    """The policy learner."""
+    horizon: Annotated[int, Ge(0)] = 3
+    """Model steps n through which the actor's gradient flows."""
+    noise: Literal["drawn", "inferred"] = "drawn"
+    """Of the actor's steps: drawn, or inferred from as many successive real ones."""
+    weight_cap: Annotated[float, Gt(0)] = 5.0
+    """Largest importance weight of what is re-created."""
+    rematerialize: bool = False
+    """Whether the actor's backward pass computes each imagined step again, and so holds the n states alone."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """A rule between fields that is broken."""
+        if self.noise == "inferred" and self.horizon < 1:
+            return "horizon", "must be at least 1 where noise is inferred, got 0"
+        return super().problem()
+
+
+def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
+    """SVG on `task`; `model` stands for the ensemble where it is given."""
+    if config.noise == "drawn":
+        ascent = ValueGradientConfig(config.horizon, entropy_at_every_step=True, rematerialize=config.rematerialize)
+        return learner(
+            config, task, "svg", lambda agent, model, state: with_value_gradient(agent, model.world(state), ascent), model
+        )
+    _, action_size = vector_sizes(task, "svg")
+    parts = sac.functions(config.agent, action_size)
+    reward = None if config.learn_reward else task.reward
+
+    def improve(agent: Agent, model: DynamicsModel, state: PyTree) -> Agent:
+        return replaying(agent, parts, partial(model.predict, state), reward, config.weight_cap)
+
+    recall = Recall(partial(explorer, parts), behaviour, BehaviorAction(jnp.zeros(action_size), jnp.zeros(())))
+    return learner(config, task, "svg", improve, model, from_replay(partial(windows, config)), recall)
+
+
+class BehaviorAction(NamedTuple):
+    """How an action was drawn."""
+
+    pre_tanh: Float[Array, "*n A"]
+    log_density: Float[Array, "*n"]
+    """Of the action, in nats."""
+
+
+def explorer(parts: SACFunctions, state: SACState) -> Policy:
+    """The stochastic policy, whose extras are `BehaviorAction`."""
+
+    def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, BehaviorAction, Memory]:
+        mean, log_std = parts.gaussian(state.actor.params, observation)
+        pre_tanh = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype)
+        return jnp.tanh(pre_tanh), BehaviorAction(pre_tanh, squashed_log_density(pre_tanh, mean, log_std)), memory
+
+    return Policy(init=lambda key: (), act=act)
+
+
+def behaviour(rows: Transition) -> BehaviorAction:
+    """How the actions of `rows` [R] were drawn, whose extras the collecting policy left. An action that is not of those
+    extras, as in the warm-up, was drawn uniformly."""
+    told = rows.extras
+    own = jnp.all(jnp.abs(jnp.tanh(told.pre_tanh) - rows.action) < 1e-5, axis=-1)
+    inside = jnp.clip(rows.action, -1 + 1e-6, 1 - 1e-6)
+    return BehaviorAction(
+        jnp.where(own[:, None], told.pre_tanh, jnp.arctanh(inside)),
+        jnp.where(own, told.log_density, -rows.action.shape[-1] * math.log(2)),
+    )
+
+
+class Windows(NamedTuple):
+    """Successive real steps of B windows, T each."""
+
+    rows: Transition
+    """[T, B], their extras `BehaviorAction`."""
+    counts: Float[Array, "T B"]
+    """1 where no step of the window before ended the episode: later rows are another's."""
+    whole: Float[Array, "B"]
+    """1 where all rows that count are held and follow each other; 0 where a clock ran out in between."""
+
+
+def windows(config: Config, buffer: Replay, key: Key) -> Windows:
+    """`config.batch_size` windows of `config.horizon` steps."""
+    drawn = replay.sample_sequences(buffer, key, config.batch_size, config.horizon, config.num_envs)
+    rows, start, valid = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), drawn)
+    over = jnp.cumsum(rows.terminated, axis=0) > rows.terminated
+    whole = jnp.all(over | (valid & ~start.at[0].set(False)), axis=0)
+    return Windows(rows, 1.0 - over, whole.astype(float))
+
+
+Predict = Callable[[Float[Array, "N O"], Float[Array, "N A"]], tuple[Float[Array, "E N D"], Float[Array, "E N D"]]]
+"""`DynamicsModel.predict` of a fitted model."""
+NoiseConditionedPolicy = Callable[[Float[Array, "B O"], Transition], tuple[Float[Array, "B A"], Float[Array, "B"]]]
+"""(observations, the real step there) -> the actions that a policy takes by the noise of the real ones, and their bonus."""
+
+
+def replaying(
+    agent: Agent, parts: SACFunctions, predict: Predict, reward: Callable[..., Any] | None, weight_cap: float
+) -> Agent:
+    """SAC's `agent` whose batches are `Windows`: its actor climbs through their real steps, re-created, and its critics
+    learn on the first of them."""
+
+    def update_actor(state: SACState, batch: Windows, key: Key) -> tuple[SACState, Metrics]:
+        _, act_key, value_key = jax.random.split(key, 3)
+        weight = importance(parts, state, batch, weight_cap)
+        share = weight * batch.whole / jnp.maximum(jnp.sum(batch.whole), 1.0)
+
+        def loss(params: PyTree, *_: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
+            moved = state._replace(actor=state.actor._replace(params=params))
+            trajectory = reconstruct_rollout(partial(act_again, parts, moved), predict, reward, batch.rows)
+            last = trajectory.next_observation[-1]
+            action, bonus, _ = agent.actor(moved).act((), last, act_key)
+            value = agent.action_value(state, last, action, value_key) + bonus
+            # The temperature learns from the fresh actions: those of the past are another policy's.
+            return -jnp.sum(share * trajectory.n_step_returns(value, state.discount)[0]), jnp.mean(bonus)
+
+        state, found = agent.update_actor(state, _first(batch), key, loss=loss)
+        return state, found | {
+            "svg/weight": Average.of(jnp.mean(weight)),
+            "svg/weights_capped": Average.of(jnp.mean(weight >= weight_cap)),
+            "svg/whole": Average.of(jnp.mean(batch.whole)),
+        }
+
+    def update_critic(state: SACState, batch: Windows, key: Key) -> tuple[SACState, Metrics]:
+        return agent.update_critic(state, _first(batch), key)
+
+    return with_updates(agent, critic=update_critic, actor=update_actor)
+
+
+def _first(batch: Windows) -> Transition:
+    return jax.tree.map(lambda x: x[0], batch.rows)
+
+
+def importance(parts: SACFunctions, state: SACState, batch: Windows, cap: float) -> Float[Array, "B"]:
+    """min(pi / mu, cap) of each window's actions that count: the product of their densities now over those then."""
+    rows = batch.rows
+    now = squashed_log_density(rows.extras.pre_tanh, *parts.gaussian(state.actor.params, rows.observation))
+    ratio = jnp.sum(jnp.where(batch.counts > 0, now - rows.extras.log_density, 0.0), axis=0)
+    return jnp.minimum(jnp.exp(ratio), cap)
+
+
+def act_again(
+    parts: SACFunctions, state: SACState, observation: Float[Array, "B O"], row: Transition
+) -> tuple[Float[Array, "B A"], Float[Array, "B"]]:
+    """`NoiseConditionedPolicy` of SAC's policy, for rows whose extras are `BehaviorAction`."""
+    mean, log_std = parts.gaussian(state.actor.params, observation)
+    pre_tanh = reparameterize_given(row.extras.pre_tanh, mean, jnp.exp(log_std))
+    bonus = -jnp.exp(state.log_temperature.params) * squashed_log_density(pre_tanh, mean, log_std)
+    return jnp.tanh(pre_tanh), bonus
+
+
+def reconstruct_rollout(
+    again: NoiseConditionedPolicy, predict: Predict, reward: Callable[..., Any] | None, rows: Transition
+) -> Trajectory:
+    """Real successive steps `rows` [T, B] of one episode each once more, as functions of the policy's parameters: every
+    number is the real one, and derivatives are the policy's and the model's (arXiv 1510.09142, algorithm 1). A reward that
+    the model does not tell is the task's known `reward`, on rows. What follows an episode's end is not of it."""
+
+    def step(state: Float[Array, "B O"], row: Transition) -> tuple[Float[Array, "B O"], Trajectory]:
+        action, bonus = again(state, row)
+        middle, std = propagation.gaussian("distribution", *predict(state, action))
+        real = jnp.concatenate([row.next_observation, row.reward[:, None]], axis=-1)
+        made = reparameterize_given(real[:, : middle.shape[-1]], middle, std)
+        next_observation = made[:, : state.shape[-1]]
+        earned = made[:, -1]
+        if reward is not None:
+            earned = reparameterize_given(row.reward, reward(state, action, next_observation), jnp.zeros_like(row.reward))
+        return next_observation, Trajectory(state, action, earned, bonus, row.terminated, next_observation)
+
+    return jax.lax.scan(step, rows.observation[0], rows)[1]
+
+
+def reparameterize_given(
+    value: Float[Array, "*n"], mean: Float[Array, "*n"], std: Float[Array, "*#n"]
+) -> Float[Array, "*n"]:
+    """`value`, as mean + std noise with the noise that it must have had. The noise is a constant, and so is what none
+    explains where there is no deviation: derivatives are those of `mean` and `std`."""
+    none = std == 0
+    noise = jax.lax.stop_gradient(jnp.where(none, 0.0, (value - mean) / jnp.where(none, 1.0, std)))
+    made = mean + std * noise
+    return made + jax.lax.stop_gradient(value - made)
+
+
+PRESETS = {
+    "small": Preset(
+        Config(
+            agent=SACConfig(hidden=(128, 128), learning_rate=1e-3),
+            ensemble=EnsembleConfig(members=5, elites=3, hidden=(64, 64), batch_size=128, max_epochs=100),
+            refit_every=100,
+            batch_size=128,
+            updates_per_step=5,
+            replay_capacity=50_000,
+            warmup_steps=200,
+            epoch_steps=200,
+        ),
+        "our own, sized for a CPU: 2 x 64 networks in the model, 3 model steps, 5 updates a step",
+        steps=5000,
+        tasks=("pendulum", "cartpole-continuous"),
+    ),
+}

@@ -1,0 +1,270 @@
+"""The commands that look: at runs, at data, at what there is and at this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxmbrl.commands import options
+from jaxmbrl.commands.options import complain, own_name
+from jaxmbrl.commands.training import task_words
+from jaxmbrl.core.config import UserError, check
+
+
+def evaluate(words: list[str]) -> int:
+    """`jaxmbrl evaluate`: returns of a run's policy, and a video."""
+    from jaxmbrl.envs.bridges import twin
+    from jaxmbrl.training import programs, runner
+    from jaxmbrl.training.run_folder import RunFolder
+
+    parser = options.parser("evaluate", description="Returns of a run's deterministic policy on fixed start states.")
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("--episodes", type=int, default=10, metavar="N", help="episodes of each seed (default: 10)")
+    parser.add_argument(
+        "--model", metavar="MODEL", help="'true': plan in the true simulator; 'learned': in the model learned"
+    )
+    backends = "'gymnasium': the same episodes in real Gymnasium, with C MuJoCo; 'jax': in the compiled program"
+    parser.add_argument("--backend", metavar="BACKEND", help=backends)
+    parser.add_argument("--json", action="store_true", help="the last line is one JSON object: per_seed, mean, iqm")
+    film = "film the first seed's first episode, as a GIF of at most 300 frames (default: RUN/video.gif)"
+    parser.add_argument("--video", nargs="?", const="", metavar="FILE", help=film)
+    asked = parser.parse_args(words)
+    if asked.episodes < 1:
+        raise UserError(f"--episodes must be at least 1, got {asked.episodes}")
+    config = programs.read(RunFolder.open(asked.run))
+    file = _new_file("--video", asked.video, ".gif") if asked.video else Path(asked.run) / "video.gif"
+    seeds = f"{config.seeds} seed{'s' if config.seeds > 1 else ''}"
+    print(f"evaluating {config.algorithm} on {config.env}: {seeds}, {asked.episodes} episodes each ...", flush=True)
+    started = time.monotonic()
+    with _warnings_in_a_line():
+        found = runner.evaluate(asked.run, asked.episodes, asked.model, asked.backend)
+    print(f"the policy after {found.env_steps:,} of {config.total_steps:,} environment steps")
+    for k, value in enumerate(found.per_seed):
+        frozen = "  (frozen when a value was not finite)" if config.seed + k in found.frozen else ""
+        print(f"seed {config.seed + k}: " + (f"{value:.2f}" if math.isfinite(value) else "not finite") + frozen)
+    if found.backend == "gymnasium":
+        print(f"played in {twin.versions(physics=not config.env.startswith('gymnasium/'))}")
+    print(f"mean {found.mean:.2f}, interquartile mean {found.iqm:.2f}, in {time.monotonic() - started:.1f} s")
+    if asked.video is not None:
+        _film(asked.run, asked.model, file)
+    if asked.json:
+        per_seed = [_finite(value) for value in found.per_seed]
+        told = {"per_seed": per_seed, "mean": _finite(found.mean), "iqm": _finite(found.iqm), "backend": found.backend}
+        print(json.dumps(told | {"env_steps": found.env_steps, "frozen": list(found.frozen)}, allow_nan=False))
+    return 0
+
+
+def debug(words: list[str]) -> int:
+    """`jaxmbrl debug`: the operation that made a run's first value that is not finite."""
+    from jaxmbrl.debug import replaying
+
+    parser = options.parser("debug", description="Where a run's first value that was not finite came from.")
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("--seed", type=int, metavar="S", help="of this seed (default: that which met one first)")
+    asked = parser.parse_args(words)
+    started = time.monotonic()
+    with _warnings_in_a_line():
+        report = replaying.debug(asked.run, asked.seed)
+    if report is None:
+        who = "no seed" if asked.seed is None else f"seed {asked.seed} has not"
+        print(f"{who} met a value that is not finite, by the newest checkpoint of {asked.run}")
+        return 0
+    for line in replaying.told(report):
+        print(line)
+    print(f"in {time.monotonic() - started:.1f} s")
+    if report.origin is None:
+        return 1
+    print("what to try next:")
+    print("  lower learning rates, and see to the ranges above: what divides, a logarithm, a root, an exponential")
+    for other in report.others[:1]:
+        print(f"  {own_name()} debug {asked.run} --seed {other}")
+    print(f"  {own_name()} evaluate {asked.run}")
+    return 0
+
+
+def _film(run: str, model: str | None, file: Path) -> None:
+    """Film an episode; where nothing can be drawn, say so."""
+    from jaxmbrl.diagnostics import video
+    from jaxmbrl.envs.mujoco.rendering import NoPicture
+    from jaxmbrl.training import session
+
+    with warnings.catch_warnings():
+        # The evaluation has told them.
+        warnings.simplefilter("ignore", session.RunWarning)
+        try:
+            print(f"video    {file}: {video.film(run, file, model)}")
+        except NoPicture as error:
+            complain(str(error))
+
+
+@contextlib.contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Tell what is wrong with a run as our errors are told, and not as Python does."""
+    from jaxmbrl.training import session
+
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always", session.RunWarning)
+        yield
+    for warning in heard:
+        complain(f"warning: {warning.message}")
+
+
+def _new_file(option: str, text: str, suffix: str) -> Path:
+    """The new file that an option names, with its suffix. Raises UserError where it cannot be made."""
+    from jaxmbrl.data import dataset
+
+    path = Path(text)
+    if not path.name or path.name == "..":
+        raise UserError(f"{option} must be the name of a new file, FILE{suffix}, got '{text}'")
+    path = path if path.suffix == suffix else path.with_name(path.name + suffix)
+    dataset.check_writable(path)
+    return path
+
+
+def _finite(value: float) -> float | None:
+    """The value, or None where JSON has no word for it."""
+    return value if math.isfinite(value) else None
+
+
+def collect(words: list[str]) -> int:
+    """`jaxmbrl collect`: write transitions to a file."""
+    from jaxmbrl.data import dataset
+    from jaxmbrl.training import collecting
+
+    parser = options.parser("collect", description="Write transitions of a policy, episode after episode, to an npz file.")
+    parser.add_argument("--policy", required=True, metavar="POLICY", help="'random', or the folder of a run")
+    parser.add_argument("--env", metavar="TASK", help="the task; a run knows its own")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the new file, FILE.npz")
+    parser.add_argument("--steps", type=int, default=10_000, metavar="N", help="transitions (default: 10000)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all randomness (default: 0)")
+    alike = "act as in training and not deterministically (a planner acts alike in both)"
+    parser.add_argument("--explore", action="store_true", help=alike)
+    times = "times that each action is applied (default: 1; a run knows its own)"
+    parser.add_argument("--action-repeat", type=int, metavar="N", help=times)
+    asked = parser.parse_args(words)
+    out = _new_file("--out", asked.out, ".npz")
+    started = time.monotonic()
+    with _warnings_in_a_line():
+        rows, task = collecting.collect_by(
+            asked.env, asked.policy, asked.steps, asked.seed, asked.explore, asked.action_repeat
+        )
+    dataset.save(out, rows, task.name, task.action_repeat)
+    ended = rows.terminated | rows.truncated
+    print(f"{asked.steps:,} transitions of {task.name} in {out}, {int(ended.sum())} finished episodes")
+    print(f"reward a step {float(rows.reward.mean()):.3f} on average, in {time.monotonic() - started:.1f} s")
+    print("what to try next:")
+    print(f"  {own_name()} fit --data {out}")
+    print(f"  {own_name()} train pets {task_words(task)} --data {out}")
+    return 0
+
+
+def fit(words: list[str]) -> int:
+    """`jaxmbrl fit`: fit a model to transitions and judge it."""
+    from jaxmbrl import envs
+    from jaxmbrl.data import dataset
+    from jaxmbrl.diagnostics import model_evaluation as judging
+    from jaxmbrl.diagnostics import plotting
+    from jaxmbrl.training.run_folder import write_figure
+
+    early = options.parser("fit", add_help=False)
+    for option in ("--data", "--env", "--out"):
+        early.add_argument(option)
+    asked, rest = early.parse_known_args(words)
+    texts = [
+        (option, Annotated[str, tyro.conf.arg(metavar=metavar, help=text)], "") for option, metavar, text in _FIT_TEXTS
+    ]
+    kind = dataclasses.make_dataclass(
+        "arguments", [("settings", Annotated[judging.FitConfig, tyro.conf.arg(name="")]), *texts], frozen=True
+    )
+    default = kind(judging.FitConfig())
+    config = check(options.parse(kind, default, rest, "fit", "Fit a dynamics model to transitions and judge it.").settings)
+    if not asked.data:
+        raise UserError("--data FILE is missing: an npz of transitions, as 'jaxmbrl collect' writes it")
+    data = dataset.load(asked.data)
+    name = asked.env or data.env
+    task = None if name is None or (asked.env is None and name not in envs.names()) else envs.make(name, data.action_repeat)
+    if asked.env is not None and data.env not in (None, asked.env):
+        raise UserError(f"{asked.data} holds transitions of {data.env}, not of {asked.env}")
+    if task is not None:
+        dataset.check_fits(data, task)
+    picture = None if asked.out is None else _new_file("--out", asked.out, ".png")
+    started = time.monotonic()
+    print(
+        f"fitting to {asked.data}: {len(data.rows.reward):,} transitions" + (f" of {name}" if name else "") + " ...",
+        flush=True,
+    )
+    judged = judging.fit_and_judge(config, data.rows, task)
+    seconds = time.monotonic() - started
+    print(f"fitted to {judged.trained_on:,} rows, judged on the last {judged.tested_on:,}, in {seconds:.1f} s")
+    for metric, value in judged.found.items():
+        print(f"{metric:<26}{value:.5g}")
+    print(f"\n{'':<18}{'error':>10}{'unexplained':>13}{'aleatoric':>11}{'epistemic':>11}{'miscalibration':>16}")
+    found = judged.evaluation
+    for d, what in enumerate(plotting.dimension_names(len(found.error), found.learns_reward)):
+        error, share = found.error[d], found.unexplained[d]
+        told = f"{'constant':>13}" if math.isnan(share) and math.isfinite(error) else f"{share:>13.4f}"
+        print(
+            f"{what:<18}{error:>10.4g}{told}{found.aleatoric[d]:>11.4g}{found.epistemic[d]:>11.4g}"
+            f"{float(found.calibration.error[d]):>16.3f}"
+        )
+    print("error, aleatoric, epistemic: root mean square in the task's units; unexplained: share of the change's variance")
+    if picture is not None:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        write_figure(picture, plotting.plot_calibration({"unseen rows": found.calibration}))
+        print(f"picture  {picture}")
+    return 0
+
+
+_FIT_TEXTS = (
+    ("data", "FILE", "Transitions, as 'jaxmbrl collect' writes them."),
+    ("env", "TASK", "The task whose known reward and termination to use; the file's own if not given."),
+    ("out", "FILE", "Where to draw the calibration, FILE.png."),
+)
+
+
+def doctor(words: list[str]) -> int:
+    """`jaxmbrl doctor`: whether this machine is ready."""
+    import jax
+
+    from jaxmbrl.diagnostics import doctor
+
+    options.parser(
+        "doctor", description="What is installed, what it computes on, how exactly, and where it may write."
+    ).parse_args(words)
+    bad = 0
+    cache = getattr(jax.config, "jax_compilation_cache_dir", None)
+    for finding in doctor.examine(Path("runs"), cache):
+        print(f"{finding.state:<6}{finding.what:<15}{finding.told}", flush=True)
+        bad += finding.state == "bad"
+    print("this machine is ready" if not bad else f"{bad} thing{'s' if bad > 1 else ''} to mend")
+    return 1 if bad else 0
+
+
+def list_all(words: list[str]) -> int:
+    """`jaxmbrl list`: algorithms, tasks and presets."""
+    from jaxmbrl import algorithms, envs
+
+    options.parser("list", description="Algorithms, tasks and presets.").parse_args(words)
+    print("algorithms")
+    for name, method in algorithms.METHODS.items():
+        print(f"  {name:<24}{method.summary}")
+    print("\ntasks")
+    for name in envs.names():
+        print(f"  {name}")
+    for family in envs.FAMILIES:
+        print(f"  {family}/NAME")
+    print("\npresets")
+    for name, method in algorithms.METHODS.items():
+        for preset, (_, source, steps, tasks) in method.presets.items():
+            print(f"  {name} --preset {preset}  ({steps:,} steps{', default on ' + ', '.join(tasks) if tasks else ''})")
+            print(f"      {source}")
+    return 0

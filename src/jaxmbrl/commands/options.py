@@ -1,0 +1,154 @@
+"""Command lines parsed, by argparse and by tyro; a mistake in them is a `UserError` of one line, in our words."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import shutil
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tyro
+
+from jaxmbrl.core.config import UserError
+
+
+def complain(text: str) -> None:
+    """One line on standard error, whatever a user's words held."""
+    print("jaxmbrl: " + " ".join(text.splitlines()), file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        for told, plain in _PLAIN:
+            message = re.sub(told, plain, message)
+        raise UserError(f"{message}; see '{self.prog} --help'")
+
+
+_PLAIN = (
+    (r"^argument (\S+): expected one argument$", r"\1 needs a value"),
+    (r"^argument (\S+): invalid int value: (.*)$", r"\1 must be a whole number, got \2"),
+    (r"^argument (\S+): invalid float value: (.*)$", r"\1 must be a number, got \2"),
+    (r"^argument (\S+): ignored explicit argument (.*)$", r"\1 takes no value, got \2"),
+    (r"^the following arguments are required: (.*)$", r"\1 is missing"),
+    (r"^unrecognized arguments: (-\S*).*$", r"unknown option '\1'"),
+    (r"^unrecognized arguments: (.*)$", r"nothing takes '\1'"),
+)
+"""How argparse says it, and how we do."""
+
+
+def parser(command: str, **more: Any) -> _Parser:
+    """A parser of argparse for a command; every option needs its whole name."""
+    return _Parser(prog=f"jaxmbrl {command}", allow_abbrev=False, **more)
+
+
+def parse(kind: type, default: Any, words: list[str], command: str, description: str) -> Any:
+    """A command's words as a dataclass, by tyro, whose framed errors are told in one line."""
+    printed, prog = io.StringIO(), f"jaxmbrl {command}"
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(kind, default=default, args=words, prog=prog, description=description)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    told = _reworded(_message(printed.getvalue()), _options(kind), words)
+    raise UserError(f"{told}; see '{prog} --help'" if "did you mean" not in told else told)
+
+
+def _message(box: str) -> str:
+    """The message in tyro's framed error, below the title; it may be broken into lines."""
+    sections: list[list[str]] = [[]]
+    for line in box.splitlines()[1:]:
+        text = line.strip(" │|")
+        if re.fullmatch(r"[-─╰╯]{5,}", text):
+            sections.append([])
+        elif text:
+            sections[-1].append(text)
+    return next((" ".join(section) for section in sections if section), "bad options")
+
+
+def _reworded(message: str, options: dict[str, str], words: list[str]) -> str:
+    """tyro's message as we say it: the option, what it takes and what it got. `options` says what each takes."""
+    if message.startswith("Unrecognized options:"):
+        first = _first_unknown(message, words)
+        if not first.startswith("-"):
+            return f"nothing takes '{first}'"
+        near = difflib.get_close_matches(first.split("=")[0].replace("_", "-"), options, n=1, cutoff=0.7)
+        return f"unknown option '{first}'" + (f"; did you mean '{near[0]}'?" if near else "")
+    named = re.search(r"(?:Error parsing|argument) '?(--[\w.-]+)", message)
+    if named is None or named[1] not in options:
+        return message[:1].lower() + message[1:].rstrip(".")
+    option, takes = named[1], options[named[1]]
+    got = values(option, words)
+    if message.startswith("Missing value"):
+        return f"{option} needs a value: {takes}"
+    return f"{option} must be {takes}, got {' '.join(got)!r}"
+
+
+def _first_unknown(message: str, words: list[str]) -> str:
+    """The first of `words` that the message lists."""
+    listed = message.removeprefix("Unrecognized options:").replace(" ", "")
+    return min(
+        (word for word in words if word and word.replace(" ", "") in listed), key=lambda w: _place(w, listed), default=""
+    )
+
+
+def _place(word: str, listed: str) -> int:
+    return listed.index(word.replace(" ", ""))
+
+
+def values(option: str, words: list[str]) -> list[str]:
+    """What `words` give to `option`, the last time it comes."""
+    got: list[str] = []
+    taken = False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            taken = name.replace("_", "-") == option
+            got = ([value] if equals else []) if taken else got
+        elif taken:
+            got.append(word)
+    return got
+
+
+def _options(kind: Any, prefix: str = "--") -> dict[str, str]:
+    """Each option of a config, and what it takes, in words."""
+    found: dict[str, str] = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        option = prefix + name.replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            found |= _options(hint, "--" if name == "settings" else f"{option}.")
+            continue
+        found[option] = _taken(hint)
+        if hint is bool:
+            found[f"{prefix}no-{name.replace('_', '-')}"] = _taken(hint)
+    return found
+
+
+def _taken(hint: Any) -> str:
+    """What an option takes, in words."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return " or ".join(f"'{choice}'" for choice in args)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_taken(kind) for kind in args)
+    if origin is tuple:
+        return {int: "whole numbers", float: "numbers"}.get(args[0], "values") + ", each a word of its own"
+    plain = {int: "a whole number", float: "a number", bool: "given without a value", str: "text", type(None): "'None'"}
+    return plain.get(hint, "a value")
+
+
+def own_name() -> str:
+    """The command as it was called, where the plain name would not find it, or not know what a script has registered."""
+    called = sys.argv[0]
+    if called.endswith(".py") and Path(__file__).parent not in Path(called).absolute().parents:
+        return f"python {called}"
+    plain = Path(called).name != "jaxmbrl" or shutil.which("jaxmbrl") == str(Path(called).absolute())
+    return "jaxmbrl" if plain else called

@@ -1,0 +1,238 @@
+"""Configs are frozen dataclasses, nested as the parts nest. Here they meet the outside: YAML, checks, names.
+
+Fields are annotated with `bool`, `int`, `float`, `str`, `Literal`, `tuple`, `dict[str, ...]`, other configs, and unions of
+these; ranges are given as `Annotated[int, Ge(1)]`. A rule between fields is a method
+`problem(self) -> tuple[field, message] | None` on the dataclass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import numbers
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import annotated_types
+import yaml
+
+C = TypeVar("C")
+
+
+class UserError(Exception):
+    """A mistake of the user's, told in one line; the command line ends with exit code 2 and no traceback."""
+
+
+def closest(name: str, names: Iterable[str]) -> str:
+    """`did you mean 'X'?` for a near miss, else the list of what there is.
+
+    >>> from jaxmbrl.core.config import closest
+    >>> closest("pendulm", ["cartpole", "pendulum"])
+    "did you mean 'pendulum'?"
+    >>> closest("hopper", ["cartpole", "pendulum"])
+    'there is: cartpole, pendulum'
+    """
+    names = sorted(names)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"there is: {', '.join(names)}"
+
+
+def read_yaml(file: str | Path, called: str | None = None) -> Any:
+    """The plain values in a YAML file. Raises UserError, in which the file is `called` so, where it cannot be read or is no
+    YAML."""
+    called = str(file) if called is None else called
+    try:
+        return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{called} cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        told = f"line {mark.line + 1}: {problem}" if mark and problem else " ".join(str(error).split())
+        raise UserError(f"{called} is not valid YAML ({told})") from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A nested dict of plain values, as YAML holds it (tuples as lists)."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def from_dict(cls: type[C], values: Any, prefix: str = "") -> C:
+    """Build a config from a nested dict, checking every name, type and range.
+
+    An int field takes whole numbers, a float field any finite number; either may be written `1e6`, which YAML reads as a
+    string. Where a field may hold one of several configs, the names given decide which.
+
+    Raises UserError naming the first bad field by its path, with the nearest known name where it is unknown.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{prefix.rstrip('.') or 'the config'} must be a mapping from fields to values, got {values!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for name in values:
+        if name not in fields:
+            raise UserError(f"unknown field '{prefix}{name}'; {closest(str(name), fields)}")
+    for name, field in fields.items():
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{prefix}{name} is missing: give it a value")
+    config = cls(**{name: _value(hints[name], value, prefix + name) for name, value in values.items()})
+    found = config.problem() if hasattr(config, "problem") else None
+    if found is not None:
+        raise UserError(f"{prefix}{found[0]} {found[1]}")
+    return config
+
+
+def check(config: C) -> C:
+    """The config itself, after the checks of `from_dict`."""
+    return from_dict(type(config), _fields(config))
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.init}
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    """`value` as the annotation `hint` asks for it, or a UserError about the field `name`."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        value = _value(args[0], value, name)
+        for constraint in args[1:]:
+            _check_range(constraint, value, name)
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _one_of(args, value, name)
+    if origin is typing.Literal:
+        if not any(value == choice and type(value) is type(choice) for choice in args):
+            raise UserError(f"{name} must be {' or '.join(map(repr, args))}, got {value!r}")
+        return value
+    if origin is tuple:
+        return _tuple(args, value, name)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{name} must be a mapping, got {value!r}")
+        return {_value(args[0], k, f"a name in {name}"): _value(args[1], v, f"{name}.{k}") for k, v in value.items()}
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return from_dict(hint, _fields(value) if isinstance(value, hint) else value, f"{name}.")
+    if hint is Any:
+        return value
+    if hint not in _PLAIN:
+        raise TypeError(f"{name}: configs do not support the annotation {hint!r}")
+    convert, expected = _PLAIN[hint]
+    converted = convert(value)
+    if converted is _REFUSED:
+        raise UserError(f"{name} must be {expected}, got {value!r}")
+    return converted
+
+
+_REFUSED = object()
+LARGEST = 3.4028234663852886e38
+"""Of float32."""
+
+
+def _number(value: Any) -> Any:
+    """`value` if it is a finite number; YAML 1.1 leaves `1e-3` a string."""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value):
+        value = float(value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return value
+    return value if isinstance(value, numbers.Real) and math.isfinite(value) and not isinstance(value, bool) else _REFUSED
+
+
+def _whole(value: Any) -> Any:
+    number = _number(value)
+    return int(number) if number is not _REFUSED and number == int(number) else _REFUSED
+
+
+def _real(value: Any) -> Any:
+    number = _number(value)
+    # Beyond it, a compiled program would see an infinity.
+    return float(number) if number is not _REFUSED and abs(number) <= LARGEST else _REFUSED
+
+
+def _exactly(kind: type) -> Callable[[Any], Any]:
+    return lambda value: value if isinstance(value, kind) else _REFUSED
+
+
+_PLAIN: dict[Any, tuple[Callable[[Any], Any], str]] = {
+    int: (_whole, "a whole number"),
+    float: (_real, "a finite number"),
+    bool: (_exactly(bool), "true or false"),
+    str: (_exactly(str), "text"),
+    type(None): (_exactly(type(None)), "null"),
+}
+
+
+def _one_of(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
+    """`value` as one of several kinds: a config by its field names, anything else as the first kind that takes it."""
+    configs = [kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+    if type(value) in configs:
+        return _value(type(value), value, name)
+    if configs and isinstance(value, Mapping):
+        return from_dict(_named_by(configs, value, name), value, f"{name}.")
+    if value is None and type(None) in kinds:
+        return None
+    kinds = tuple(kind for kind in kinds if kind is not type(None))
+    problems = []
+    for kind in sorted(kinds, key=lambda kind: (kind is str, kind is not type(value))):
+        try:
+            return _value(kind, value, name)
+        except UserError as problem:
+            problems.append(str(problem))
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    told = [problem.removeprefix(f"{name} must be ").partition(", got ")[0] for problem in problems]
+    raise UserError(f"{name} must be {' or '.join(told)}, got {value!r}")
+
+
+def _named_by(configs: list[Any], given: Iterable[str], path: str) -> Any:
+    """The smallest config that has all the names given; where none has, the one that has most of them."""
+    known = [{field.name for field in dataclasses.fields(config)} for config in configs]
+    for name in given:
+        if not any(name in names for names in known):
+            raise UserError(f"unknown field '{path}.{name}'; {closest(str(name), set().union(*known))}")
+    best = min(range(len(configs)), key=lambda i: (len(set(given) - known[i]), len(known[i])))
+    return configs[best]
+
+
+def _tuple(kinds: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
+    if not isinstance(value, tuple | list):
+        raise UserError(f"{name} must be a list, got {value!r}")
+    if len(kinds) == 2 and kinds[1] is ...:
+        kinds = (kinds[0],) * len(value)
+    if len(kinds) != len(value):
+        raise UserError(f"{name} must be a list of {len(kinds)} entries, got {value!r}")
+    return tuple(_value(kind, entry, f"{name}[{i}]") for i, (kind, entry) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _check_range(constraint: Any, value: Any, name: str) -> None:
+    match constraint:
+        case annotated_types.Gt(gt=bound):
+            holds, told = value > bound, f"above {bound}"
+        case annotated_types.Ge(ge=bound):
+            holds, told = value >= bound, f"at least {bound}"
+        case annotated_types.Lt(lt=bound):
+            holds, told = value < bound, f"below {bound}"
+        case annotated_types.Le(le=bound):
+            holds, told = value <= bound, f"at most {bound}"
+        case annotated_types.MinLen(min_length=bound):
+            holds, told = len(value) >= bound, f"a list of at least {bound} entries"
+        case annotated_types.MaxLen(max_length=bound):
+            holds, told = len(value) <= bound, f"a list of at most {bound} entries"
+        case annotated_types.GroupedMetadata():
+            for part in constraint:
+                _check_range(part, value, name)
+            return
+        case _:
+            raise TypeError(f"{name}: configs do not support the constraint {constraint!r}")
+    if not holds:
+        raise UserError(f"{name} must be {told}, got {value!r}")

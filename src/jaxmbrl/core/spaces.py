@@ -1,0 +1,66 @@
+"""Spaces of observations and actions: boxes of real numbers, integers or pixels, and finite sets."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Shaped
+
+
+class Box(NamedTuple):
+    """Arrays of one shape and dtype, between bounds. Actions of every continuous task are in [-1, 1].
+
+    An image is `Box((H, W, C), 0, 255, "uint8")`.
+    """
+
+    shape: tuple[int, ...]
+    low: float = -float("inf")
+    high: float = float("inf")
+    dtype: str = "float"
+    """Name of the dtype; "float" is JAX's default float."""
+
+    def sample(self, key: jax.Array) -> Shaped[Array, "*shape"]:
+        """A uniform draw; of integers both bounds are included. Raises ValueError where a bound is infinite."""
+        if not math.isfinite(self.high - self.low):
+            raise ValueError(f"cannot draw from an unbounded space: {self}")
+        if jnp.issubdtype(self._dtype, jnp.floating):
+            return jax.random.uniform(key, self.shape, self._dtype, self.low, self.high)
+        return jax.random.randint(key, self.shape, int(self.low), int(self.high) + 1, jnp.int32).astype(self._dtype)
+
+    def zeros(self) -> Shaped[Array, "*shape"]:
+        """An array of the right shape and dtype, for building buffers."""
+        return jnp.zeros(self.shape, self._dtype)
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether the elements are vectors of real numbers, [n]."""
+        return len(self.shape) == 1 and bool(jnp.issubdtype(self._dtype, jnp.floating))
+
+    @property
+    def _dtype(self) -> Any:
+        return jnp.result_type(float) if self.dtype == "float" else jnp.dtype(self.dtype)
+
+
+class Discrete(NamedTuple):
+    """A set of `n` choices, numbered from 0; an element is an int32."""
+
+    n: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one choice."""
+        return ()
+
+    def sample(self, key: jax.Array) -> Int[Array, ""]:
+        """A uniform draw."""
+        return jax.random.randint(key, (), 0, self.n, jnp.int32)
+
+    def zeros(self) -> Int[Array, ""]:
+        """Choice 0, for building buffers."""
+        return jnp.zeros((), jnp.int32)
+
+
+Space: TypeAlias = Box | Discrete

@@ -1,0 +1,136 @@
+"""A ring buffer of transitions, as a pytree: masked add, uniform samples, sequences with episode starts.
+
+Add to a buffer before reading it in a scan body: a read followed by an add makes XLA copy the whole buffer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxmbrl.core.types import Key, PyTree
+
+
+class Replay(NamedTuple):
+    """The last `size` rows added, in a ring of C rows of which at most `capacity` <= C are held."""
+
+    data: PyTree
+    """Leaves [C, ...]."""
+    position: Int[Array, ""]
+    """Where the next row goes."""
+    size: Int[Array, ""]
+    """Rows that are valid."""
+    capacity: Int[Array, ""]
+    """Rows held at most; traced, so that it can change without recompiling (`resize`)."""
+
+
+def init(prototype: PyTree, capacity: int) -> Replay:
+    """An empty buffer for rows like `prototype`. Raises ValueError where `capacity` is below 1."""
+    if capacity < 1:
+        raise ValueError(f"a replay buffer needs a capacity of at least 1, got {capacity}")
+    data = jax.tree.map(lambda x: jnp.zeros((capacity, *jnp.shape(x)), jnp.asarray(x).dtype), prototype)
+    return Replay(data, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.asarray(capacity, jnp.int32))
+
+
+def add(replay: Replay, rows: PyTree, mask: Bool[Array, "n"] | None = None) -> Replay:
+    """Append those `rows` [n, ...] where `mask` is true, oldest rows giving way.
+
+    Of more rows than fit, the last `capacity` stay, as if they had been added one by one. Raises AssertionError where a
+    leaf's shape or dtype is not the buffer's: a probability of termination is not a termination.
+
+    >>> from jaxmbrl.data import replay
+    >>> buffer = replay.init(jnp.zeros(()), capacity=3)
+    >>> buffer = replay.add(buffer, jnp.arange(5.0), mask=jnp.array([True, True, False, True, True]))
+    >>> [float(row) for row in replay.ordered(buffer)], int(buffer.size)
+    ([1.0, 3.0, 4.0], 3)
+    """
+    n = jax.tree.leaves(rows)[0].shape[0]
+    chex.assert_tree_shape_prefix(rows, (n,))
+    jax.tree.map(lambda buffer, x: chex.assert_type(x, buffer.dtype), replay.data, rows)
+    mask = jnp.ones(n, bool) if mask is None else mask
+    rank = jnp.cumsum(mask, dtype=jnp.int32)
+    added = jnp.sum(mask, dtype=jnp.int32)
+    stays = mask & (rank > added - replay.capacity)
+    rows_in_all = _physical(replay)
+    slot = jnp.where(stays, (replay.position + rank - 1) % rows_in_all, rows_in_all)
+    return Replay(
+        data=jax.tree.map(lambda buffer, x: buffer.at[slot].set(x, mode="drop"), replay.data, rows),
+        position=(replay.position + added) % rows_in_all,
+        size=jnp.minimum(replay.size + added, replay.capacity),
+        capacity=replay.capacity,
+    )
+
+
+def sample(replay: Replay, key: Key, n: int) -> PyTree:
+    """`n` rows drawn uniformly with replacement, [n, ...]. An empty buffer gives rows of zeros: add first."""
+    return _take(replay, _slot(replay, jax.random.randint(key, (n,), 0, jnp.maximum(replay.size, 1))))
+
+
+def mixture(first: Replay, second: Replay, key: Key, n: int, share: Float[Array, ""] | float) -> PyTree:
+    """`n` rows [n, ...] of which floor(share * n), and all while `second` is empty, are drawn as by `sample` from `first`,
+    the others from `second`. `share` may be traced."""
+    first_key, second_key = jax.random.split(key)
+    of_first = jnp.where(second.size == 0, n, jnp.floor(share * n))
+
+    def choose(a: Array, b: Array) -> Array:
+        return jnp.where((jnp.arange(n) < of_first).reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, sample(first, first_key, n), sample(second, second_key, n))
+
+
+def ordered(replay: Replay) -> PyTree:
+    """All C rows, the valid ones first, oldest to newest."""
+    return _take(replay, _slot(replay, jnp.arange(_physical(replay))))
+
+
+def sample_sequences(
+    replay: Replay, key: Key, n: int, length: int, stride: int = 1
+) -> tuple[PyTree, Bool[Array, "n length"], Bool[Array, "n length"]]:
+    """`n` windows of `length` successive rows of one environment, [n, length, ...], for rows like `Transition`.
+
+    `stride` is the number of environments whose steps were added in turn: successive rows of one are `stride` apart.
+
+    Returns (rows, start, valid). `start` marks a window's first row and every row after one that ended an episode: a
+    recurrent state must be reset there. `valid` is false on rows beyond the newest, where too few are held.
+    """
+    whole = replay.size - (length - 1) * stride
+    short = jnp.clip(replay.size, 1, stride)
+    first = jax.random.randint(key, (n, 1), 0, jnp.where(whole > 0, whole, short))
+    age = first + stride * jnp.arange(length)
+    rows = _take(replay, _slot(replay, age))
+    ended = (rows.terminated | rows.truncated)[:, :-1]
+    start = jnp.concatenate([jnp.ones((n, 1), bool), ended], axis=1)
+    return rows, start, age < replay.size
+
+
+def resize(replay: Replay, capacity: Int[Array, ""]) -> Replay:
+    """Change how many rows are held at most to `capacity` (at most C), keeping the newest that fit. It moves no row."""
+    capacity = jnp.clip(capacity, 1, _physical(replay)).astype(jnp.int32)
+    return replay._replace(size=jnp.minimum(replay.size, capacity), capacity=capacity)
+
+
+def empty(replay: Replay) -> Replay:
+    """The same buffer without rows. It moves none."""
+    return replay._replace(position=jnp.zeros_like(replay.position), size=jnp.zeros_like(replay.size))
+
+
+def fill(replay: Replay) -> Float[Array, ""]:
+    """The share of the logical capacity in use."""
+    return replay.size / replay.capacity
+
+
+def _physical(replay: Replay) -> int:
+    return jax.tree.leaves(replay.data)[0].shape[0]
+
+
+def _slot(replay: Replay, age: Int[Array, "*n"]) -> Int[Array, "*n"]:
+    """Where the row is that was added `age` rows after the oldest."""
+    return (replay.position - replay.size + age) % _physical(replay)
+
+
+def _take(replay: Replay, slots: Any) -> PyTree:
+    return jax.tree.map(lambda buffer: buffer[slots], replay.data)

@@ -1,0 +1,153 @@
+"""Replays: the call of `learn` in which a seed met a value that is not finite, taken apart.
+
+From the newest checkpoint before the fault the run is played again, all seeds side by side as they were, so that each sum
+is rounded as it was; then `nonfinite.find` walks back from what was not finite in the guilty call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmbrl.core.config import UserError
+from jaxmbrl.debug import nonfinite
+from jaxmbrl.debug.nonfinite import Operand, Origin
+from jaxmbrl.training import devices, loop, programs, session
+from jaxmbrl.training.loop import LoopState
+from jaxmbrl.training.programs import Program
+from jaxmbrl.training.run_folder import RunFolder
+
+
+class Fault(NamedTuple):
+    """The first value of a seed that was not finite."""
+
+    seed: int
+    what: str
+    """What was checked: a metric, a field of what was collected, or an optimiser's gradient."""
+    env_steps: int
+    """Environment steps after the guilty call of `learn`."""
+    epoch: int
+
+
+class Report(NamedTuple):
+    """What a replay found."""
+
+    fault: Fault
+    others: tuple[int, ...]
+    """The other seeds that met such a value."""
+    checkpoint: int
+    """Environment steps of the checkpoint that the replay began with."""
+    origin: Origin | None
+    """None where the replay did not come by the fault."""
+    instead: str
+    """What it came by, in words, where it did not come by the fault."""
+
+
+def debug(run: str | Path, seed: int | None = None) -> Report | None:
+    """Find the operation that gave a seed of the run in folder `run` its first value that is not finite: the seed whose
+    fault came first, or the one that is asked for. None where there was no fault by the newest checkpoint.
+
+    Nothing in the folder is changed. The replay holds a few times the memory of the run.
+
+    Raises UserError where `run` is not a run, has no such seed or no checkpoint from before the fault, and where its task
+    lives outside of the compiled program.
+    """
+    folder = RunFolder.open(run)
+    config = programs.read(folder)
+    if seed is not None and not config.seed <= seed < config.seed + config.seeds:
+        last = config.seed + config.seeds - 1
+        raise UserError(f"the run in {run} has seeds {config.seed} to {last}, not {seed}")
+    program = programs.build(config)
+    _, state, restored = session.restore(folder, program, repair=False)
+    found = _faults(program, state)
+    chosen = next((fault for fault in found if seed in (None, fault.seed)), None)
+    if chosen is not None:
+        if program.loop.attempt is None:
+            raise UserError(
+                f"a replay needs a task that lives in the compiled program: the state of {config.env} is in no checkpoint"
+            )
+        if session.newest_of_all(folder, chosen.env_steps)[0] < 0:
+            raise UserError(
+                f"{run} keeps no checkpoint from before step {chosen.env_steps}, where seed {chosen.seed} met its fault; "
+                f"train again with the same settings and --steps {chosen.epoch * program.epoch_steps}, and debug that run"
+            )
+        _, state, restored = session.restore(folder, program, repair=False, before=chosen.env_steps)
+    for text in restored.warnings:
+        warnings.warn(text, session.RunWarning, stacklevel=2)
+    if chosen is None:
+        return None
+    others = tuple(fault.seed for fault in found if fault is not chosen)
+    origin, instead = _replayed(program, state, restored.extra["env_steps"], chosen)
+    return Report(chosen, others, restored.extra["env_steps"], origin, instead)
+
+
+def _faults(program: Program, state: LoopState) -> list[Fault]:
+    found = []
+    for k, (what, at) in enumerate(zip(state.fault.what.tolist(), state.fault.env_steps.tolist(), strict=True)):
+        if what >= 0:
+            epoch = -(-at // program.epoch_steps)
+            found.append(Fault(program.config.seed + k, program.loop.checked[what], at, epoch))
+    return sorted(found, key=lambda fault: (fault.env_steps, fault.seed))
+
+
+def _replayed(program: Program, state: LoopState, begins: int, fault: Fault) -> tuple[Origin | None, str]:
+    """Where the fault came from, or what was met instead of it."""
+    made, k = program.loop, fault.seed - program.config.seed
+    attempt = made.attempt
+    assert attempt is not None
+    clock = loop.clock_at(begins)
+    calls = (fault.env_steps - begins) // made.steps_per_call - 1
+    if calls:
+        with contextlib.ExitStack() as closing:
+            # The very program of the run, which a cache of compiled programs may hold.
+            run = made.compiled(program.compile, closing, clock, state, devices.alone(program.config.seeds))
+            clock, state = run(clock, state, jnp.asarray(calls, jnp.int32))
+    early = int(state.fault.what[k])
+    if early >= 0:
+        return None, f"'{made.checked[early]}' was not finite at step {int(state.fault.env_steps[k])} already"
+    origin = nonfinite.find(lambda clock, state: attempt(clock, state)[fault.what], clock, state, element=k)
+    if origin is not None:
+        return origin, ""
+    bad = [f"'{name}'" for name, x in jax.device_get(jax.jit(attempt)(clock, state)).items() if not x[k]]
+    return None, f"it was finite, and {', '.join(bad)} was not" if bad else "all was finite"
+
+
+def told(report: Report) -> list[str]:
+    """A report in lines for the user."""
+    fault, origin = report.fault, report.origin
+    lines = [
+        f"seed {fault.seed}, epoch {fault.epoch}, step {fault.env_steps}: '{fault.what}' was not finite",
+        f"replayed from the checkpoint at step {report.checkpoint}",
+    ]
+    if origin is None:
+        lines.append(f"the replay did not come by the fault: {report.instead}")
+        lines.append("a machine, a device or versions other than those of the run (environment.json) may round otherwise")
+    elif origin.operation == nonfinite.ARGUMENT:
+        where = ("the clock", "the run's state")[origin.path.startswith("1")] + ", " + origin.path[1:].removeprefix(".")
+        lines.append(f"{origin.kind} was there before the call: {_element(origin)} in {where}")
+    else:
+        lines.append(f"'{origin.operation}' gave {origin.kind}, {_element(origin)}")
+        lines.append(f"  in    {origin.path}")
+        lines += [f"  {'at' if i == 0 else 'by':<6}{line}" for i, line in enumerate(origin.where)]
+        lines += [f"  from  {_operand(operand)}" for operand in origin.operands]
+    if report.others:
+        lines.append(f"other seeds with a fault: {', '.join(map(str, report.others))}")
+    return lines
+
+
+def _element(origin: Origin) -> str:
+    index = f"element {list(origin.element)} of " if origin.element else ""
+    return f"{index}{origin.type}"
+
+
+def _operand(operand: Operand) -> str:
+    if operand.low is None:
+        return operand.type
+    at = "" if operand.at is None else f", {operand.at:.6g} there"
+    more = "" if operand.finite else ", and some that are not finite"
+    return f"{operand.type} between {operand.low:.6g} and {operand.high:.6g}{at}{more}"

@@ -1,0 +1,1 @@
+"""Tasks of other packages, and our tasks for other packages."""

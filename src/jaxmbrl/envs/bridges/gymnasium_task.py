@@ -1,0 +1,227 @@
+"""Real Gymnasium environments as tasks, and the user's own simulator or robot in the same interface.
+
+They live on the host: a compiled program cannot step them, so each step goes from the device to Python and back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.spaces import Box, Discrete, Space
+from jaxmbrl.core.types import Action, Carry, HostStep, Key, Task, Transition, World
+
+if TYPE_CHECKING:
+    import gymnasium
+
+DEFAULT_LENGTH = 1000
+"""Steps of an episode where neither the caller nor the environment's spec limits them."""
+
+
+def from_gymnasium(make_env: Callable[[], gymnasium.Env], name: str, episode_length: int | None = None) -> Task:
+    """A task of the environments that `make_env()` makes, one new one at each call, each with one vector of observations.
+
+    Observations are `Box` spaces, flattened to [O]; actions are a `Box` with finite bounds, flattened and mapped from
+    [-1, 1] onto the bounds, or `Discrete`. A step after which the environment says `terminated` is terminated; `truncated`
+    without it, or `episode_length` steps, truncate. Without `episode_length` the limit is the `max_episode_steps` of the
+    environment's spec, and 1,000 steps where it has none: an evaluation must end. Each reset is given a seed.
+
+    One environment is made and closed here, to read its spaces. Training makes `num_envs` for each seed; each evaluation
+    makes others, at most 64 at a time.
+
+    Raises UserError where `make_env` fails or makes something else, and where a space is none of these.
+    """
+    with named_errors(name, "being made"):
+        env = make_env()
+    try:
+        observation, action = _observation(name, env), _action(name, env)
+        limit = getattr(getattr(env, "spec", None), "max_episode_steps", None) or DEFAULT_LENGTH
+        length = limit if episode_length is None else episode_length
+    finally:
+        with named_errors(name, "close"):
+            getattr(env, "close", lambda: None)()
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        raise UserError(f"task '{name}': episode_length must be a whole number of steps, got {length!r}")
+    return Task(
+        name=name,
+        env=_Sizes(name, observation.shape[0], int(np.prod(action.shape))),
+        world=_world(name),
+        observation=observation,
+        action=action,
+        episode_length=length,
+        host=lambda: GymnasiumEnv(name, make_env(), length),
+    )
+
+
+def registered(name: str) -> Task:
+    """The task `gymnasium/NAME`: what `gymnasium.make(NAME)` makes. Raises UserError where there is none, or where
+    Gymnasium is missing."""
+    return from_gymnasium(lambda: make_registered(name), f"gymnasium/{name}")
+
+
+def make_registered(name: str, **options: Any) -> gymnasium.Env:
+    """`gymnasium.make(name, **options)`. Raises UserError where Gymnasium is missing or cannot make it."""
+    gymnasium = import_gymnasium()
+    try:
+        with _no_log_file():
+            return gymnasium.make(name, disable_env_checker=True, **options)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise UserError(f"Gymnasium cannot make '{name}': {_told(error)}") from error
+
+
+def import_gymnasium() -> Any:
+    """The module `gymnasium`. Raises UserError where it is missing."""
+    try:
+        import gymnasium
+    except ImportError:
+        raise UserError("Gymnasium is missing: pip install 'jaxmbrl[gym]'") from None
+    return gymnasium
+
+
+@contextlib.contextmanager
+def named_errors(name: str, doing: str) -> Iterator[None]:
+    """Tell what the environment of task `name` raises in one line that says which environment, and in what."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        told = f"task '{name}': its environment fails in {doing} with {type(error).__name__}: {_told(error)}"
+        raise UserError(told) from error
+
+
+class GymnasiumEnv:
+    """A Gymnasium environment as a `HostEnv`."""
+
+    def __init__(self, name: str, env: gymnasium.Env, episode_length: int) -> None:
+        self._name, self._env, self._length = name, env, episode_length
+        self._elapsed = 0
+        self._size = _observation(name, env).shape[0]
+
+    def reset(self, seed: int) -> Float[np.ndarray, "O"]:
+        """Begin an episode."""
+        self._elapsed = 0
+        return self._flat(self._env.reset(seed=seed)[0])
+
+    def step(self, action: Shaped[np.ndarray, "..."]) -> HostStep:
+        """Take a step."""
+        space: Any = self._env.action_space
+        native: Any = int(action) + int(space.start) if action.ndim == 0 else self._rescaled(action, space)
+        observation, reward, terminated, truncated, _ = self._env.step(native)
+        self._elapsed += 1
+        ended = bool(terminated)
+        out_of_time = (bool(truncated) or self._elapsed >= self._length) and not ended
+        return HostStep(self._flat(observation), float(reward), ended, out_of_time)
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+    def _flat(self, observation: Any) -> Float[np.ndarray, "O"]:
+        flat = np.asarray(observation, np.float64).reshape(-1)
+        if flat.shape != (self._size,):
+            raise UserError(
+                f"task '{self._name}': an observation must be {self._size} numbers, as its space says, got {flat.size}"
+            )
+        return flat
+
+    def _rescaled(self, action: Float[np.ndarray, "A"], space: Any) -> Shaped[np.ndarray, "..."]:
+        scaled = rescale(action, np.ravel(space.low), np.ravel(space.high))
+        return scaled.reshape(space.shape).astype(space.dtype)
+
+
+def rescale(
+    action: Float[np.ndarray, "A"], low: Float[np.ndarray, "A"], high: Float[np.ndarray, "A"]
+) -> Float[np.ndarray, "A"]:
+    """From [-1, 1] onto [low, high], the bounds exactly and without clipping."""
+    at = np.asarray(action, np.float64)
+    return 0.5 * (1 - at) * low + 0.5 * (1 + at) * high
+
+
+class _Sizes:
+    """What stands for the environment in `Task.env`: it knows sizes, and says why it cannot do more."""
+
+    def __init__(self, name: str, observation_size: int, action_size: int) -> None:
+        self._name, self.observation_size, self.action_size = name, observation_size, action_size
+
+    def reset(self, rng: Key) -> Any:
+        """Raises UserError."""
+        raise _outside(self._name, "reset")
+
+    def step(self, state: Any, action: Action) -> Any:
+        """Raises UserError."""
+        raise _outside(self._name, "stepped")
+
+
+def _world(name: str) -> World:
+    def reset(key: Key) -> Carry:
+        raise _outside(name, "reset")
+
+    def start(origin: Any, key: Key) -> Carry:
+        raise _outside(name, "started")
+
+    def step(carry: Carry, action: Action, key: Key) -> tuple[Carry, Transition]:
+        raise _outside(name, "stepped")
+
+    return World(reset, start, lambda observation: observation, step)
+
+
+def _outside(name: str, what: str) -> UserError:
+    return UserError(
+        f"task '{name}' lives outside of the compiled program and cannot be {what} inside one: planning in the true "
+        "simulator takes a task in JAX ('jaxmbrl list' names them)"
+    )
+
+
+def _observation(name: str, env: Any) -> Box:
+    space: Any = getattr(env, "observation_space", None)
+    if getattr(env, "num_envs", None) is not None:
+        raise UserError(f"task '{name}': give a single environment and not a vector of them; num_envs makes more of it")
+    if type(space).__name__ != "Box":
+        raise UserError(
+            f"task '{name}': its observations must be a Box, got {space}; gymnasium.wrappers.FlattenObservation makes one"
+        )
+    return Box((int(np.prod(space.shape)),))
+
+
+def _action(name: str, env: Any) -> Space:
+    space: Any = getattr(env, "action_space", None)
+    kind = type(space).__name__
+    if kind == "Discrete":
+        return Discrete(int(space.n))
+    if kind != "Box":
+        raise UserError(f"task '{name}': its actions must be a Box or Discrete, got {space}")
+    low, high = np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)
+    if not np.isfinite(low).all() or not np.isfinite(high).all() or not (low < high).all():
+        raise UserError(
+            f"task '{name}': its actions must have finite bounds, got {space}; gymnasium.wrappers.RescaleAction sets them"
+        )
+    return Box((int(np.prod(space.shape)),), -1.0, 1.0)
+
+
+@contextlib.contextmanager
+def _no_log_file() -> Iterator[None]:
+    """Some of Gymnasium's model files make MuJoCo write a deprecation into a log file in the working folder."""
+    import mujoco
+
+    heard = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda message: None)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(heard)
+
+
+def _told(error: BaseException) -> str:
+    return " ".join(str(error).split()) or "no message"
+
+
+def float_dtype() -> np.dtype[Any]:
+    """JAX's default float, for arrays on the host."""
+    return np.dtype(jnp.zeros(()).dtype)

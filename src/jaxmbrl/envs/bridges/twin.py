@@ -1,0 +1,97 @@
+"""A MuJoCo task's twin in Gymnasium: the same task in C MuJoCo, on the host, from the same positions and velocities."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import Carry, HostStep, Task
+from jaxmbrl.envs.bridges.gymnasium_task import float_dtype, make_registered, rescale
+from jaxmbrl.envs.repeat import unrepeated
+
+
+class Seen(NamedTuple):
+    """What is seen of a twin: more than its observation, for policies that plan in the true simulator."""
+
+    observation: Float[Array, "*n O"] | Float[np.ndarray, "O"]
+    qpos: Float[Array, "*n nq"] | Float[np.ndarray, "nq"]
+    qvel: Float[Array, "*n nv"] | Float[np.ndarray, "nv"]
+    qacc_warmstart: Float[Array, "*n nv"] | Float[np.ndarray, "nv"]
+    elapsed: Int[Array, "*n"] | Int[np.ndarray, ""]
+    """Steps since the start."""
+
+
+class Twin:
+    """Gymnasium's environment of a task that has one. Raises UserError where it has none, or Gymnasium is missing."""
+
+    def __init__(self, task: Task) -> None:
+        env: Any = make_registered(check_twin(task), **unrepeated(task.env).gymnasium_options)
+        self._env, self._inner = env, env.unwrapped
+        self._low, self._high = np.asarray(env.unwrapped.model.actuator_ctrlrange, np.float64).T
+        self._dtype = float_dtype()
+        self._elapsed, self._length, self._times = 0, task.episode_length, task.action_repeat
+
+    def start(self, qpos: Float[np.ndarray, "nq"], qvel: Float[np.ndarray, "nv"]) -> Seen:
+        """Begin an episode with these positions and velocities, and the warm start of a reset: zero."""
+        self._env.reset(seed=0)
+        self._inner.set_state(np.asarray(qpos, np.float64), np.asarray(qvel, np.float64))
+        self._elapsed = 0
+        return self._seen(self._inner._get_obs())
+
+    def step(self, action: Float[np.ndarray, "A"]) -> HostStep:
+        """Take a step, with an action in [-1, 1], as often as the task repeats it and the episode lasts."""
+        total, control = 0.0, rescale(action, self._low, self._high)
+        for _ in range(self._times):
+            observation, reward, terminated, truncated, _ = self._env.step(control)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        self._elapsed += 1
+        out_of_time = (truncated or self._elapsed >= self._length) and not terminated
+        return HostStep(self._seen(observation), total, bool(terminated), bool(out_of_time))
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+    def _seen(self, observation: Any) -> Seen:
+        data = self._inner.data
+        numbers = [np.array(x, self._dtype) for x in (observation, data.qpos, data.qvel, data.qacc_warmstart)]
+        return Seen(numbers[0], numbers[1], numbers[2], numbers[3], np.array(self._elapsed, np.int32))
+
+
+def check_twin(task: Task) -> str:
+    """The name of the task's environment in Gymnasium. Raises UserError where it has none."""
+    name = getattr(unrepeated(task.env), "gymnasium_id", "")
+    if not name:
+        raise UserError(f"task '{task.name}' has no twin in Gymnasium: only MuJoCo tasks such as Hopper-v5 have one")
+    return str(name)
+
+
+def carry_of(task: Task) -> Callable[[Seen], Carry]:
+    """What turns what is seen of the task's twin into the carry of its own World.
+
+    Where a reward pays for the way of a body since the simulator's last evaluation (Ant, Humanoid), the first step planned
+    counts it from where the body is now; that is the same for all plans.
+    """
+
+    def carry(seen: Seen) -> Carry:
+        observation, qpos, qvel, warmstart, elapsed = map(jnp.asarray, seen)
+        state = unrepeated(task.env).state_at(qpos, qvel)
+        simulation = state.pipeline_state.replace(qacc_warmstart=warmstart)
+        state = state.replace(pipeline_state=simulation, obs=observation)
+        return (state, elapsed) if task.action_repeat == 1 else ((state, elapsed * task.action_repeat), elapsed)
+
+    return carry
+
+
+def versions(physics: bool = True) -> str:
+    """What a twin runs in, with versions; without `physics` Gymnasium alone."""
+    gymnasium, mujoco = (importlib.metadata.version(package) for package in ("gymnasium", "mujoco"))
+    return f"Gymnasium {gymnasium}" + (f" (C MuJoCo {mujoco})" if physics else "")

@@ -1,0 +1,1 @@
+"""Tasks in closed form: pendulum, cart-pole, mountain car, planar reacher."""

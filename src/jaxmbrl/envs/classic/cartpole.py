@@ -1,0 +1,69 @@
+"""Gymnasium's CartPole physics with a continuous force: balance a pole on a cart. What PETS implementations report."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxmbrl.core.types import Key, Task
+from jaxmbrl.envs.base import State, initial_state, make_task
+
+FORCE = 10.0  # N at action 1
+GRAVITY = 9.8  # m / s^2
+CART_MASS = 1.0  # kg
+POLE_MASS = 0.1  # kg
+HALF_LENGTH = 0.5  # m
+DT = 0.02  # s
+MAX_POSITION = 2.4  # m
+MAX_ANGLE = 12 * 2 * jnp.pi / 360  # rad
+
+
+class CartPole:
+    """State and observation [position (m), velocity (m/s), angle (rad, 0 upright), angular velocity (rad/s)];
+    action [force / 10 N]."""
+
+    observation_size = 4
+    action_size = 1
+
+    def state_at(self, coordinates: Float[Array, "4"]) -> State:
+        """The state with the given coordinates."""
+        return initial_state(coordinates, coordinates)
+
+    def reset(self, rng: Key) -> State:
+        """Each coordinate uniform in [-0.05, 0.05]."""
+        return self.state_at(jax.random.uniform(rng, (4,), minval=-0.05, maxval=0.05))
+
+    def step(self, state: State, action: Float[Array, "1"]) -> State:
+        """One explicit Euler step of 0.02 s; reward 1, also on the step that falls."""
+        _, velocity, angle, spin = state.pipeline_state
+        force = FORCE * jnp.clip(action[0], -1.0, 1.0)
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        total_mass = CART_MASS + POLE_MASS
+        push = (force + POLE_MASS * HALF_LENGTH * spin**2 * sin) / total_mass
+        angular = (GRAVITY * sin - cos * push) / (HALF_LENGTH * (4 / 3 - POLE_MASS * cos**2 / total_mass))
+        linear = push - POLE_MASS * HALF_LENGTH * angular * cos / total_mass
+        coordinates = state.pipeline_state + DT * jnp.stack([velocity, linear, spin, angular])
+        return state.replace(
+            pipeline_state=coordinates,
+            obs=coordinates,
+            reward=jnp.ones_like(state.reward),
+            done=terminated(coordinates).astype(state.done.dtype),
+        )
+
+
+def reward(
+    observation: Float[Array, "*n 4"], action: Float[Array, "*n 1"], next_observation: Float[Array, "*n 4"]
+) -> Float[Array, "*n"]:
+    """1 a step."""
+    return jnp.ones(next_observation.shape[:-1], next_observation.dtype)
+
+
+def terminated(next_observation: Float[Array, "*n 4"]) -> Bool[Array, "*n"]:
+    """The cart left the track, or the pole leans by more than 12 degrees."""
+    return (jnp.abs(next_observation[..., 0]) > MAX_POSITION) | (jnp.abs(next_observation[..., 2]) > MAX_ANGLE)
+
+
+def cartpole_continuous() -> Task:
+    """`cartpole-continuous`: 200 steps, so at most 200."""
+    return make_task("cartpole-continuous", CartPole(), 200, reward, terminated)

@@ -1,0 +1,70 @@
+"""Gymnasium's Pendulum-v1 in JAX: swing a pendulum up and hold it there, with a motor too weak to lift it at once."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxmbrl.core.types import Key, Task
+from jaxmbrl.envs.base import State, initial_state, make_task, never
+
+MAX_TORQUE = 2.0  # N m
+MAX_SPEED = 8.0  # rad / s
+DT = 0.05  # s
+GRAVITY = 10.0  # m / s^2
+MASS = 1.0  # kg
+LENGTH = 1.0  # m
+
+
+def _cost(angle: Float[Array, "*n"], speed: Float[Array, "*n"], torque: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    wrapped = (angle + jnp.pi) % (2 * jnp.pi) - jnp.pi
+    return wrapped**2 + 0.1 * speed**2 + 0.001 * torque**2
+
+
+def _torque(action: Float[Array, "*n 1"]) -> Float[Array, "*n"]:
+    return MAX_TORQUE * jnp.clip(action[..., 0], -1.0, 1.0)
+
+
+class Pendulum:
+    """State [angle (rad, 0 upright), speed (rad/s)]; observation [cos, sin, speed]; action [torque / 2 N m]."""
+
+    observation_size = 3
+    action_size = 1
+
+    def state_at(self, coordinates: Float[Array, "2"]) -> State:
+        """The state with the given angle and speed."""
+        return initial_state(coordinates, self._observe(coordinates))
+
+    def reset(self, rng: Key) -> State:
+        """Angle uniform over the circle, speed uniform in [-1, 1] rad/s."""
+        high = jnp.array([jnp.pi, 1.0])
+        return self.state_at(jax.random.uniform(rng, (2,), minval=-high, maxval=high))
+
+    def step(self, state: State, action: Float[Array, "1"]) -> State:
+        """One step of 0.05 s; the cost is that of the state before it."""
+        angle, speed = state.pipeline_state
+        torque = _torque(action)
+        acceleration = 3 * GRAVITY / (2 * LENGTH) * jnp.sin(angle) + 3 / (MASS * LENGTH**2) * torque
+        new_speed = jnp.clip(speed + acceleration * DT, -MAX_SPEED, MAX_SPEED)
+        coordinates = jnp.stack([angle + new_speed * DT, new_speed])
+        return state.replace(
+            pipeline_state=coordinates, obs=self._observe(coordinates), reward=-_cost(angle, speed, torque)
+        )
+
+    def _observe(self, coordinates: Float[Array, "2"]) -> Float[Array, "3"]:
+        angle, speed = coordinates
+        return jnp.stack([jnp.cos(angle), jnp.sin(angle), speed])
+
+
+def reward(
+    observation: Float[Array, "*n 3"], action: Float[Array, "*n 1"], next_observation: Float[Array, "*n 3"]
+) -> Float[Array, "*n"]:
+    """The reward that the observation determines; [cos, sin] need not lie on the circle."""
+    angle = jnp.arctan2(observation[..., 1], observation[..., 0])
+    return -_cost(angle, observation[..., 2], _torque(action))
+
+
+def pendulum() -> Task:
+    """`pendulum`: 200 steps, as Gymnasium's."""
+    return make_task("pendulum", Pendulum(), 200, reward, never)

@@ -1,0 +1,1 @@
+"""Gymnasium's and PETS's MuJoCo tasks on MJX."""

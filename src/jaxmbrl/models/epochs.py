@@ -1,0 +1,161 @@
+"""How an ensemble goes through its data: a holdout, bootstrapped rows, shuffled epochs, and when to stop.
+
+The number of valid rows is traced throughout, and the work of an epoch grows with it and not with the buffer's capacity.
+Nothing here knows what the members are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxmbrl.core.types import Key, PyTree
+
+ROUNDS = 6
+IMPROVEMENT = 0.01
+"""The share of its best holdout error by which a member must fall below it to have improved."""
+
+
+class Split(NamedTuple):
+    """A random division of the valid rows among C."""
+
+    order: Int[Array, "C"]
+    """Row numbers: first the holdout, then the training rows, then the rows that are not valid."""
+    holdout: Int[Array, ""]
+    """How many rows are held out."""
+    train: Int[Array, ""]
+    """How many rows are for training."""
+
+
+def split_rows(key: Key, capacity: int, count: Int[Array, ""], fraction: float, cap: int) -> Split:
+    """Hold out min(floor(fraction * count), cap) of the first `count` of `capacity` rows, drawn at random."""
+    number = jnp.arange(capacity, dtype=jnp.int32)
+    unused = (number >= count).astype(jnp.int32)
+    order = jax.lax.sort((unused, jax.random.bits(key, (capacity,), jnp.uint32), number), num_keys=2)[2]
+    holdout = jnp.minimum(jnp.floor(fraction * count.astype(float)).astype(jnp.int32), cap)
+    return Split(order, holdout, count.astype(jnp.int32) - holdout)
+
+
+def training_mask(split: Split) -> Bool[Array, "C"]:
+    """Which rows are training rows."""
+    place = jnp.arange(split.order.shape[0])
+    return (
+        jnp.zeros(place.shape, bool)
+        .at[split.order]
+        .set((place >= split.holdout) & (place < split.holdout + split.train), unique_indices=True)
+    )
+
+
+def bootstrap(key: Key, split: Split, members: int) -> Int[Array, "E C"]:
+    """For each member, row numbers drawn with replacement from the training rows; the first `split.train` are its data."""
+    place = jax.random.randint(key, (members, split.order.shape[0]), 0, jnp.maximum(split.train, 1))
+    return split.order[split.holdout + place]
+
+
+def draw_shuffles(key: Key, members: int, capacity: int, count: Int[Array, ""]) -> Int[Array, "E rounds side"]:
+    """One random permutation of range(count) for each member, in the form that `shuffled` reads.
+
+    Sorting random numbers would cost a sort of the whole capacity every epoch. Instead a permutation is a Feistel network
+    of random functions on a square of at least `count` cells (Black and Rogaway, Ciphers with arbitrary finite domains,
+    2002).
+    """
+    bits = jax.random.bits(key, (members, ROUNDS, math.isqrt(capacity) + 2), jnp.uint32)
+    return (bits % _side(count).astype(jnp.uint32)).astype(jnp.int32)
+
+
+def shuffled(table: Int[Array, "rounds side"], position: Int[Array, "B"], count: Int[Array, ""]) -> Int[Array, "B"]:
+    """Where one of `draw_shuffles`'s permutations takes each position in range(count)."""
+    side = _side(count)
+
+    def permute(cell: Int[Array, "B"]) -> Int[Array, "B"]:
+        left, right = cell // side, cell % side
+        for function in table:
+            left, right = right, (left + function[right]) % side
+        return left * side + right
+
+    def walk(place: tuple[Int[Array, "B"], Bool[Array, "B"]]) -> tuple[Int[Array, "B"], Bool[Array, "B"]]:
+        cell = jnp.where(place[1], permute(place[0]), place[0])
+        return cell, cell >= count
+
+    # A cell beyond `count` is sent on along its cycle, which leads back: the permutation closes over range(count).
+    start = position, jnp.ones(position.shape, bool)
+    return jax.lax.while_loop(lambda place: jnp.any(place[1]), walk, start)[0]
+
+
+def _side(count: Int[Array, ""]) -> Int[Array, ""]:
+    # One more cell a side for rounding up, one for the root's own rounding.
+    return jnp.floor(jnp.sqrt(count.astype(float))).astype(jnp.int32) + 2
+
+
+def minibatch(
+    shuffles: Int[Array, "E rounds side"], rows: Int[Array, "E C"], count: Int[Array, ""], number: Int[Array, ""], size: int
+) -> tuple[Int[Array, "E B"], Bool[Array, "B"]]:
+    """Row numbers of an epoch's minibatch `number` for each member, from the first `count` of its `rows`, and which count.
+
+    The last minibatch of an epoch may be partial: its surplus places repeat a row and do not count.
+    """
+    count = jnp.maximum(count, 1)
+    position = (number * size + jnp.arange(size)).astype(jnp.int32)
+    place = jax.vmap(lambda table: shuffled(table, jnp.minimum(position, count - 1), count))(shuffles)
+    return jnp.take_along_axis(rows, place, axis=1), position < count
+
+
+class Search(NamedTuple):
+    """Where early stopping stands."""
+
+    training: PyTree
+    """What the epochs change."""
+    best: PyTree
+    """Leaves [E, ...]: each member's weights at its best score."""
+    score: Float[Array, "E"]
+    """Each member's best score; infinite before its first."""
+    epochs: Int[Array, ""]
+    stale: Int[Array, ""]
+    """Epochs in a row in which no member improved."""
+
+
+def train_until_stale(
+    epoch: Callable[[PyTree, Int[Array, ""]], PyTree],
+    score: Callable[[PyTree], Float[Array, "E"]],
+    weights: Callable[[PyTree], PyTree],
+    training: PyTree,
+    members: int,
+    judged: Bool[Array, ""],
+    patience: int,
+    max_epochs: int,
+) -> Search:
+    """Repeat `epoch(training, number)` until more than `patience` epochs in a row improve no member, at most `max_epochs`.
+
+    After each epoch `score(training)` is held against each member's best: a member that lies more than 1 % below it
+    improves, and its `weights(training)` [E, ...] are kept. So with patience 5 the sixth barren epoch in a row is the last,
+    as in MBPO's code. A score that is not finite is no improvement. Where `judged` is false there is no score to go by: all
+    epochs are run and the last weights are kept.
+    """
+
+    def unfinished(search: Search) -> Bool[Array, ""]:
+        return (search.epochs < max_epochs) & (search.stale <= patience)
+
+    def body(search: Search) -> Search:
+        training = epoch(search.training, search.epochs)
+        now = score(training)
+        improved = (now < (1 - IMPROVEMENT) * search.score) | ~judged
+        return Search(
+            training=training,
+            best=jax.tree.map(lambda new, old: _per_member(improved, new, old), weights(training), search.best),
+            score=jnp.where(improved, now, search.score),
+            epochs=search.epochs + 1,
+            stale=jnp.where(jnp.any(improved), 0, search.stale + 1),
+        )
+
+    zero = jnp.zeros((), jnp.int32)
+    start = Search(training, weights(training), jnp.full(members, jnp.inf), zero, zero)
+    return jax.lax.while_loop(unfinished, body, start)
+
+
+def _per_member(chosen: Bool[Array, "E"], yes: Array, no: Array) -> Array:
+    return jnp.where(chosen.reshape((-1,) + (1,) * (yes.ndim - 1)), yes, no)

@@ -1,0 +1,107 @@
+"""The cross-entropy method over action sequences, as PETS uses it (Chua et al., arXiv 1805.12114).
+
+    start from mean = what is left of the last plan, variance = (high - low)^2 / 16
+    repeat while the largest variance exceeds a threshold, at most `iterations` times:
+        draw a population from the normal distribution cut off at two standard deviations, whose standard deviation is no
+            larger than half the distance to the nearer action bound
+        mean     <- momentum mean     + (1 - momentum) mean of the elites
+        variance <- momentum variance + (1 - momentum) population variance of the elites
+    return the mean
+
+The constrained variance serves only for sampling; the stored one is not constrained. Actions are in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from annotated_types import Ge, Le, Lt
+from jaxtyping import Array, Float, Int
+
+from jaxmbrl.core.types import Key, Objective, Planner, PyTree
+from jaxmbrl.planning import search
+from jaxmbrl.planning.search import HIGH, LOW
+
+
+@dataclass(frozen=True)
+class CEMConfig:
+    """Settings of the search."""
+
+    horizon: Annotated[int, Ge(1)] = 25
+    """Steps planned ahead."""
+    population: Annotated[int, Ge(1)] = 400
+    """Action sequences tried in each iteration."""
+    elites: Annotated[int, Ge(1)] = 40
+    """Best sequences that the distribution is refitted to."""
+    iterations: Annotated[int, Ge(1)] = 5
+    """Iterations at most."""
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """Share of the old mean and variance that stays."""
+    min_variance: Annotated[float, Ge(0), Le(1)] = 1e-3
+    """The search stops when no variance is above this."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """A rule between fields that is broken."""
+        if self.elites > self.population:
+            return "elites", f"must be at most population ({self.population}), got {self.elites}"
+        return None
+
+
+class PlanState(NamedTuple):
+    """What one plan hands to the next."""
+
+    mean: Float[Array, "H A"]
+
+
+def make(config: CEMConfig, action_size: int) -> Planner:
+    """CEM over sequences [H, A]. Its statistics: `nonfinite`, candidates of this plan whose return was not finite."""
+    shape = (config.horizon, action_size)
+
+    def init() -> PlanState:
+        return PlanState(search.resting(*shape))
+
+    def plan(objective: Objective, state: PlanState, key: Key) -> tuple[Float[Array, "H A"], PlanState, PyTree]:
+        def unfinished(found: tuple[Array, Array, Array, Array]) -> Array:
+            i, _, variance, _ = found
+            return (i < config.iterations) & (jnp.max(variance) > config.min_variance)
+
+        def iteration(found: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+            i, mean, variance, nonfinite = found
+            population_key, objective_key = jax.random.split(jax.random.fold_in(key, i))
+            population = sample(population_key, mean, variance, config.population)
+            returns, bad = search.evaluate(objective, population, objective_key)
+            mean, variance = refit(mean, variance, population, returns, config.elites, config.momentum)
+            return i + 1, mean, variance, nonfinite + bad
+
+        zero: Int[Array, ""] = jnp.zeros((), jnp.int32)
+        variance = jnp.full(shape, (HIGH - LOW) ** 2 / 16, float)
+        _, mean, _, nonfinite = jax.lax.while_loop(unfinished, iteration, (zero, state.mean, variance, zero))
+        rest = jnp.full_like(mean[0], search.MIDDLE)
+        return mean, PlanState(search.shift(mean, rest)), {"nonfinite": nonfinite}
+
+    return Planner(init, plan)
+
+
+def sample(key: Key, mean: Float[Array, "H A"], variance: Float[Array, "H A"], population: int) -> Float[Array, "P H A"]:
+    """A population from the truncated normal of constrained variance; every action is within the bounds."""
+    room = jnp.minimum(mean - LOW, HIGH - mean) / 2
+    deviation = jnp.sqrt(jnp.minimum(variance, room**2))
+    noise = jax.random.truncated_normal(key, -2.0, 2.0, (population, *mean.shape), mean.dtype)
+    # Within the bounds but for rounding.
+    return search.clip(mean + deviation * noise)
+
+
+def refit(
+    mean: Float[Array, "H A"],
+    variance: Float[Array, "H A"],
+    population: Float[Array, "P H A"],
+    returns: Float[Array, "P"],
+    elites: int,
+    momentum: float,
+) -> tuple[Float[Array, "H A"], Float[Array, "H A"]]:
+    """Mean and variance after one iteration. Elites whose return is not finite have no weight."""
+    middle, spread = search.moments(mean, variance, *search.best(population, returns, elites))
+    return momentum * mean + (1 - momentum) * middle, momentum * variance + (1 - momentum) * spread

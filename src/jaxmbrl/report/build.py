@@ -1,0 +1,53 @@
+"""The report of runs, from their folders to one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jaxmbrl import __version__
+from jaxmbrl.core.config import UserError
+from jaxmbrl.diagnostics import published
+from jaxmbrl.report import diagnosing, gathering, page, sections
+from jaxmbrl.report.diagnosing import Diagnosis
+
+MOST_DIAGNOSED = 6
+"""Runs whose policies are restored and played."""
+
+
+def default_file(paths: Sequence[str | Path]) -> Path:
+    """Where the report of `paths` goes: into the folder of one run or sweep, beside the first of several."""
+    first = Path(paths[0])
+    return (first if len(paths) == 1 else first.absolute().parent) / "report.html"
+
+
+def make(
+    paths: Sequence[str | Path],
+    rollouts: bool = True,
+    published_file: str | Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> bytes:
+    """The page of the runs in `paths`: folders of runs, of sweeps, or that hold runs. Nothing is written.
+
+    With `rollouts` the newest policy of a run is restored and played, of one run for each group of the same settings and of
+    at most `MOST_DIAGNOSED`. `published_file` is a CSV of published returns (`diagnostics.published`). `say` is told what
+    takes a while.
+
+    Raises UserError where a path is no run, or a file cannot be read.
+    """
+    points = [] if published_file is None else published.read(Path(published_file))
+    gathered = gathering.gather(paths)
+    found: dict[int, Diagnosis | str] = {}
+    for index in dict.fromkeys(group.runs[0] for group in gathered.groups) if rollouts else ():
+        run = gathered.runs[index]
+        if len(found) == MOST_DIAGNOSED:
+            say(f"the policies of the first {MOST_DIAGNOSED} runs are looked at, not of more")
+            break
+        say(f"playing the newest policy of {run.path} ...")
+        try:
+            found[index] = diagnosing.diagnose(run.path)
+        except UserError as error:
+            found[index] = str(error)
+    source = "" if published_file is None else f"from {Path(published_file).name}"
+    made = sections.page(gathered, found, points, source)
+    return page.render(made, f"Made by jaxmbrl {__version__} from {', '.join(map(str, paths))}.")

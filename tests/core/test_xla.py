@@ -1,0 +1,54 @@
+"""What XLA is told of a program."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxmbrl.core import xla
+from jaxmbrl.training import programs
+
+
+def products(options):
+    """Whether the compiled product of members is an operation of its own, as Eigen's are, or in a fusion, as YNNPACK's."""
+    lowered = jax.jit(lambda x, w: x @ w).lower(jnp.ones((7, 256, 200)), jnp.ones((7, 200, 200)))
+    return " dot(" in lowered.compile(compiler_options=dict(options)).as_text()
+
+
+@pytest.fixture
+def on_a_cpu():
+    if jax.default_backend() != "cpu":
+        pytest.skip("options for a CPU")
+
+
+def test_ensembles_have_eigens_products(on_a_cpu):
+    assert xla.for_ensembles() == xla.EIGEN
+    assert products(xla.EIGEN)
+    assert xla.for_ensembles("bfloat16") == xla.NOTHING, "Eigen has no matrix units"
+
+
+def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch, on_a_cpu):
+    monkeypatch.setattr(xla, "EIGEN", {"xla_cpu_of_another_version": "1"})
+    assert xla.for_ensembles() == xla.NOTHING
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "settings", "own"),
+    [("pets", {}, True), ("pets", {"ensemble.precision": "bfloat16"}, False), ("sac", {}, False)],
+)
+def test_a_run_compiles_with_its_algorithms_options(algorithm, settings, own):
+    program = programs.build(programs.configure(algorithm, "pendulum", settings=settings))
+    options = program.algorithm.compiler_options
+    assert options == (xla.for_ensembles() if own else {})
+    seen = []
+
+    class Function:
+        def lower(self, *arguments):
+            assert arguments == (1.0, 2.0)
+            return self
+
+        def compile(self, compiler_options):
+            seen.append(compiler_options)
+            return "compiled"
+
+    assert program.compile("training", Function(), 1.0, 2.0) == "compiled"
+    assert seen == [dict(options)]

@@ -1,0 +1,336 @@
+"""The ring buffer against a Python deque, and its compiled form against copies."""
+
+import re
+from collections import deque
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from jaxmbrl.core.types import Transition
+from jaxmbrl.data import replay
+
+PROTOTYPE = {"id": jnp.zeros((), jnp.int32), "x": jnp.zeros(2), "flag": jnp.zeros((), bool)}
+SIZES = (0, 1, 3, 8)  # numbers of rows in one add; few, so that few programs are compiled
+PHYSICAL = 5
+add = jax.jit(replay.add)
+ordered = jax.jit(replay.ordered)
+resize = jax.jit(replay.resize)
+
+
+def rows_of(ids):
+    ids = np.asarray(ids, np.int32)
+    return {
+        "id": jnp.asarray(ids),
+        "x": jnp.asarray(np.stack([ids, -ids], -1).reshape(-1, 2), jnp.float32),
+        "flag": jnp.asarray(ids % 3 == 0),
+    }
+
+
+def held(buffer):
+    """The ids held, oldest first, after checking that the leaves of each row belong together."""
+    rows = jax.tree.map(np.asarray, ordered(buffer))
+    ids = rows["id"][: int(buffer.size)]
+    np.testing.assert_array_equal(rows["x"][: len(ids)], np.stack([ids, -ids], -1))
+    np.testing.assert_array_equal(rows["flag"][: len(ids)], ids % 3 == 0)
+    return ids.tolist()
+
+
+adds = st.sampled_from(SIZES).flatmap(lambda n: st.lists(st.booleans(), min_size=n, max_size=n))
+resizes = st.integers(1, PHYSICAL)
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.lists(adds | resizes, max_size=12))
+def test_against_a_deque(steps):
+    buffer, expected, following = replay.init(PROTOTYPE, PHYSICAL), deque(maxlen=PHYSICAL), 1
+    for step in steps:
+        if isinstance(step, int):
+            buffer = resize(buffer, jnp.int32(step))
+            expected = deque(expected, maxlen=step)
+        else:
+            ids = np.arange(following, following + len(step))
+            following += len(step)
+            buffer = add(buffer, rows_of(ids), jnp.asarray(step, bool))
+            expected.extend(ids[np.asarray(step, bool)].tolist())
+        assert held(buffer) == list(expected)
+        assert (int(buffer.size), int(buffer.capacity)) == (len(expected), expected.maxlen)
+        assert 0 <= int(buffer.position) < PHYSICAL
+        assert float(replay.fill(buffer)) == pytest.approx(len(expected) / expected.maxlen)
+        if expected:
+            assert set(sample_ids(buffer)) <= set(expected)
+
+
+@jax.jit
+def sample_ids_on_device(buffer):
+    return replay.sample(buffer, jax.random.key(0), 64)["id"]
+
+
+def sample_ids(buffer):
+    return np.asarray(sample_ids_on_device(buffer)).tolist()
+
+
+class Recorder:
+    """Stands for a buffer's leaf and keeps the slots that are written."""
+
+    def __init__(self, capacity):
+        self.shape, self.dtype = (capacity,), jnp.int32
+        self.at = self
+
+    def __getitem__(self, slots):
+        self.slots = np.asarray(slots)
+        return self
+
+    def set(self, rows, mode):
+        assert mode == "drop"
+        return self
+
+
+@pytest.mark.parametrize("capacity", [3, 5])
+def test_no_slot_is_written_twice(capacity):
+    # which of two writes to one slot wins is up to the backend
+    leaf = Recorder(5)
+    state = replay.Replay({"id": leaf}, jnp.int32(1), jnp.int32(3), jnp.int32(capacity))
+    mask = jnp.arange(12) % 4 != 1
+    replay.add(state, {"id": jnp.arange(12)}, mask)
+    written = leaf.slots[leaf.slots < 5]
+    # The last three or five of nine rows, from slot 1 on.
+    assert written.tolist() == [(1 + rank) % 5 for rank in range(9 - capacity, 9)]
+    assert (leaf.slots >= 0).all()
+
+
+def test_add_without_a_mask_adds_all_and_resize_goes_up_to_the_arrays():
+    buffer = replay.add(replay.init(PROTOTYPE, 4), rows_of([1, 2, 3]))
+    assert held(buffer) == [1, 2, 3]
+    assert held(replay.add(buffer, rows_of([4, 5]))) == [2, 3, 4, 5]
+    assert held(replay.add(buffer, rows_of(range(10, 30)))) == [26, 27, 28, 29]
+    assert int(replay.resize(buffer, jnp.int32(100)).capacity) == 4
+    assert int(replay.resize(buffer, jnp.int32(-3)).capacity) == 1
+
+
+def test_dtypes_and_shapes_are_kept_also_in_float64():
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            prototype = {"id": jnp.zeros((), jnp.int32), "x": jnp.zeros((2, 3)), "flag": jnp.zeros((), bool)}
+            buffer = replay.init(prototype, 4)
+            added = replay.add(buffer, jax.tree.map(lambda leaf: jnp.ones((3, *leaf.shape), leaf.dtype), prototype))
+            assert jax.tree.map(lambda x: (x.shape, x.dtype), added) == jax.tree.map(lambda x: (x.shape, x.dtype), buffer)
+            kinds = {name: leaf.dtype for name, leaf in replay.sample(added, jax.random.key(0), 2).items()}
+            assert kinds == {"id": jnp.int32, "x": jnp.float64 if x64 else jnp.float32, "flag": jnp.bool_}
+            assert resize(added, jnp.int32(2)).capacity.dtype == jnp.int32
+
+
+def test_capacity_must_be_positive():
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        replay.init(PROTOTYPE, 0)
+
+
+def test_ragged_rows_are_refused():
+    rows = rows_of([1, 2, 3]) | {"x": jnp.zeros((2, 2))}
+    with pytest.raises(AssertionError):
+        replay.add(replay.init(PROTOTYPE, 4), rows)
+
+
+def test_a_row_of_another_dtype_is_refused():
+    """A probability of termination, above all, is not a termination."""
+    rows = rows_of([1, 2])
+    with pytest.raises(AssertionError, match="type"):
+        replay.add(replay.init(PROTOTYPE, 4), rows | {"flag": jnp.array([0.2, 0.0])})
+
+
+def test_resizing_and_growing_compile_once():
+    traces = []
+
+    @jax.jit
+    def step(buffer, rows, mask, capacity):
+        traces.append(None)
+        return replay.resize(replay.add(buffer, rows, mask), capacity)
+
+    buffer = replay.init(PROTOTYPE, 6)
+    expected = [[1, 2, 3], [4, 6], [8, 9], [12], [15]]
+    for i, (capacity, ids) in enumerate(zip((6, 2, 4, 1, 6), expected, strict=True)):
+        mask = jnp.array([True, i % 2 == 0, True])
+        buffer = step(buffer, rows_of([3 * i + 1, 3 * i + 2, 3 * i + 3]), mask, jnp.int32(capacity))
+        assert held(buffer) == ids
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize(("filled", "capacity"), [(7, 10), (25, 10), (25, 6)])
+def test_samples_are_uniform_over_the_valid_rows(filled, capacity):
+    buffer = replay.add(replay.init(PROTOTYPE, 10), rows_of(range(1, filled + 1)))
+    buffer = replay.resize(buffer, jnp.int32(capacity))
+    ids = held(buffer)
+    drawn = np.asarray(replay.sample(buffer, jax.random.key(1), 20_000)["id"])
+    assert set(drawn.tolist()) == set(ids)
+    assert stats.chisquare([np.sum(drawn == i) for i in ids]).pvalue > 1e-3
+
+
+def test_samples_are_drawn_independently():
+    buffer = replay.add(replay.init(PROTOTYPE, 4), rows_of([0, 1, 2, 3]))
+    drawn = np.asarray(replay.sample(buffer, jax.random.key(2), 40_000)["id"]).reshape(-1, 2)
+    pairs = np.bincount(drawn[:, 0] * 4 + drawn[:, 1], minlength=16)
+    assert stats.chisquare(pairs).pvalue > 1e-3
+
+
+def test_vmap_over_seeds_equals_each_seed_alone():
+    masks = jnp.asarray(np.random.default_rng(0).random((3, 8)) < 0.5)
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def one(mask, key, capacity):
+        buffer = replay.resize(replay.add(replay.init(PROTOTYPE, PHYSICAL), rows_of(range(1, 9)), mask), capacity)
+        return buffer, replay.sample(buffer, key, 16)
+
+    capacities = jnp.array([5, 3, 2], jnp.int32)
+    together = jax.jit(jax.vmap(one))(masks, keys, capacities)
+    for i in range(3):
+        alone = jax.jit(one)(masks[i], keys[i], capacities[i])
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a[i], b), together, alone)
+
+
+# sequences
+
+
+def transitions(env, time, ended):
+    """Rows of `Transition` whose observation is (environment, time)."""
+    env, time, ended = (np.asarray(x) for x in (env, time, ended))
+    zeros = jnp.zeros(env.shape)
+    return Transition(
+        observation=jnp.asarray(np.stack([env, time], -1), jnp.float32),
+        action=zeros[..., None],
+        reward=zeros,
+        next_observation=jnp.asarray(np.stack([env, time + 1], -1), jnp.float32),
+        terminated=jnp.asarray(ended & (time % 2 == 0)),
+        truncated=jnp.asarray(ended & (time % 2 == 1)),
+    )
+
+
+def filled(num_envs, steps, capacity, ends):
+    """`steps` steps of `num_envs` environments, added in turn; `ends[env, time]` marks an episode's last step."""
+    prototype = jax.tree.map(lambda x: x[0], transitions(np.zeros(1, int), np.zeros(1, int), np.zeros(1, bool)))
+    buffer = replay.init(prototype, capacity)
+    for time in range(steps):
+        buffer = add(buffer, transitions(np.arange(num_envs), np.full(num_envs, time), ends[:, time]))
+    return buffer
+
+
+sample_sequences = jax.jit(replay.sample_sequences, static_argnums=(2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("num_envs", "steps", "capacity", "length"),
+    [(1, 5, 20, 3), (1, 50, 20, 6), (2, 33, 20, 4), (3, 40, 20, 5), (4, 3, 20, 3), (3, 50, 20, 1), (5, 4, 20, 4)],
+)
+def test_windows_are_contiguous_in_one_environment(num_envs, steps, capacity, length):
+    ends = np.random.default_rng(0).random((num_envs, steps)) < 0.25
+    buffer = filled(num_envs, steps, capacity, ends)
+    rows, start, valid = sample_sequences(buffer, jax.random.key(0), 2000, length, num_envs)
+    env, time = np.moveaxis(np.asarray(rows.observation, int), -1, 0)
+    assert np.asarray(valid).all()
+    assert (env == env[:, :1]).all()
+    assert (np.diff(time, axis=1) == 1).all()
+    expected = np.ones((2000, length), bool)
+    expected[:, 1:] = ends[env[:, 1:], time[:, 1:] - 1]
+    np.testing.assert_array_equal(start, expected)
+    # every window that is held whole is drawn equally often
+    held_rows = [(t, e) for t in range(steps) for e in range(num_envs)][-capacity:]
+    firsts = [row for row in held_rows if (row[0] + length - 1, row[1]) in held_rows]
+    counts = [np.sum((time[:, 0] == t) & (env[:, 0] == e)) for t, e in firsts]
+    assert sum(counts) == 2000
+    if len(firsts) > 1:
+        assert stats.chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("steps", "length", "stride"), [(3, 5, 1), (2, 5, 2), (0, 3, 1)])
+def test_windows_longer_than_what_is_held_are_marked(steps, length, stride):
+    buffer = filled(stride, steps, 20, np.zeros((stride, max(steps, 1)), bool))
+    rows, start, valid = sample_sequences(buffer, jax.random.key(0), 8, length, stride)
+    expected = np.tile(np.arange(length) < steps, (8, 1))
+    np.testing.assert_array_equal(valid, expected)
+    np.testing.assert_array_equal(
+        np.asarray(rows.observation)[..., 1][expected].reshape(8, steps), np.tile(range(steps), (8, 1))
+    )
+    assert np.asarray(start)[:, 0].all()
+
+
+def test_short_windows_of_several_environments_come_from_all_of_them():
+    buffer = filled(3, 2, 20, np.zeros((3, 2), bool))
+    rows, _, valid = sample_sequences(buffer, jax.random.key(0), 300, 4, 3)
+    env, time = np.moveaxis(np.asarray(rows.observation, int), -1, 0)
+    valid = np.asarray(valid)
+    assert set(env[:, 0]) == {0, 1, 2}
+    np.testing.assert_array_equal(valid, np.tile([True, True, False, False], (300, 1)))
+    assert (env[valid] == np.repeat(env[:, 0], 2)).all() and (time[:, :2] == [0, 1]).all()
+
+
+def test_sequences_after_a_resize():
+    buffer = resize(filled(1, 30, 20, np.zeros((1, 30), bool)), jnp.int32(7))
+    rows, _, valid = sample_sequences(buffer, jax.random.key(0), 500, 3, 1)
+    time = np.asarray(rows.observation, int)[..., 1]
+    assert np.asarray(valid).all() and (np.diff(time, axis=1) == 1).all()
+    assert (time.min(), time.max()) == (23, 29)
+
+
+# the compiled form
+
+
+def loop_bodies(compiled):
+    """The text of every computation that a while loop of the compiled program runs, transitively."""
+    text = compiled.as_text()
+    computations = {m[1]: m[0] for m in re.finditer(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n.*?^\}", text, re.M | re.S)}
+    waiting = re.findall(r"body=%?([\w.\-]+)", text)
+    assert waiting, "the program has no loop"
+    seen = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in seen and name in computations:
+            seen.add(name)
+            waiting += re.findall(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)", computations[name])
+    return "\n".join(computations[name] for name in seen)
+
+
+def copies(loop, rows, buffer):
+    """Copies of a buffer's leaf of 4096 rows inside the compiled `loop`."""
+    compiled = jax.jit(loop, donate_argnums=0).lower(buffer, rows, jax.random.key(0)).compile()
+    bodies = loop_bodies(compiled)
+    assert re.search(r"\[(\d+,)?4096[,\]]", bodies)
+    return re.findall(r"= \w+\[(?:\d+,)?4096[\d,]*\]\S* copy\(", bodies)
+
+
+def scan_of(body, buffer, rows, key):
+    return jax.lax.scan(partial(body, rows), buffer, jax.random.split(key, 10))
+
+
+def add_then_sample(rows, buffer, key):
+    buffer = replay.add(buffer, rows, jnp.arange(4) < 3)
+    return buffer, replay.sample(buffer, key, 8)["x"].sum()
+
+
+@pytest.mark.parametrize("seeds", [None, 2])
+def test_add_then_sample_in_a_scan_copies_no_buffer(seeds):
+    buffer, rows = replay.init(PROTOTYPE, 4096), rows_of([1, 2, 3, 4])
+    loop = partial(scan_of, add_then_sample)
+    if seeds:
+        loop = jax.vmap(loop, in_axes=(0, None, None))
+        buffer = jax.tree.map(lambda x: jnp.stack([x] * seeds), buffer)
+    assert copies(loop, rows, buffer) == []
+
+
+def test_the_search_for_copies_finds_one():
+    def body(rows, buffer, key):
+        before = buffer
+        buffer = replay.add(buffer, rows)
+        return buffer, replay.sample(before, key, 8)["x"].sum() + replay.sample(buffer, key, 8)["x"].sum()
+
+    assert copies(partial(scan_of, body), rows_of([1, 2, 3, 4]), replay.init(PROTOTYPE, 4096))
+
+
+def test_an_emptied_buffer_fills_anew():
+    emptied = replay.empty(replay.add(replay.init(jnp.zeros(()), 4), jnp.arange(1.0, 4.0)))
+    assert int(emptied.size) == 0 and int(emptied.capacity) == 4
+    again = replay.add(emptied, jnp.array([7.0, 8.0]))
+    assert set(np.asarray(replay.sample(again, jax.random.key(0), 50)).tolist()) == {7.0, 8.0}

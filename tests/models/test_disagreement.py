@@ -1,0 +1,161 @@
+"""Which imagined rows are kept: the two measures of disagreement by hand and against integrals, the rules row by row."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from jaxmbrl.models import disagreement as trust
+from jaxmbrl.models.disagreement import TrustConfig, Verdict
+
+
+def opinions(seed, members=4, rows=6, size=3):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(members, rows, size)), rng.uniform(0.1, 2.0, (members, rows, size))
+
+
+def divergence(mean, variance, other_mean, other):
+    """KL(N(mean, variance) || N(other_mean, other)) over one dimension, by integration."""
+    p, q = stats.norm(mean, np.sqrt(variance)), stats.norm(other_mean, np.sqrt(other))
+    wide = 12 * np.sqrt(variance)
+    return integrate.quad(lambda x: p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), mean - wide, mean + wide)[0]
+
+
+def geometric(mean, variance, other_mean, other):
+    """Its definition: the mean divergence of the normalised geometric mean of both densities from each."""
+    middle = 1 / (0.5 / variance + 0.5 / other)
+    centre = middle * (0.5 * mean / variance + 0.5 * other_mean / other)
+    return 0.5 * divergence(centre, middle, mean, variance) + 0.5 * divergence(centre, middle, other_mean, other)
+
+
+def test_geometric_jensen_shannon_by_hand():
+    one, four = jnp.ones(1), 4 * jnp.ones(1)
+    zero = jnp.zeros(1)
+    assert float(trust.geometric_jensen_shannon(zero, one, zero, four)) == pytest.approx(0.111572, abs=1e-6)
+    # Of equal variances: the squared distance over 8 variances.
+    assert float(trust.geometric_jensen_shannon(zero, four, 3 * one, four)) == pytest.approx(9 / 32)
+    assert float(trust.geometric_jensen_shannon(one, four, one, four)) == 0
+
+
+def test_geometric_jensen_shannon_is_its_definition(x64):
+    mean, variance = opinions(0, members=2, rows=3, size=2)
+    found = trust.geometric_jensen_shannon(*(jnp.asarray(x) for x in (mean[0], variance[0], mean[1], variance[1])))
+    for n in range(3):
+        summed = sum(geometric(mean[0, n, d], variance[0, n, d], mean[1, n, d], variance[1, n, d]) for d in range(2))
+        assert float(found[n]) == pytest.approx(summed, rel=1e-8)
+
+
+def test_pairwise_is_the_mean_over_pairs(x64):
+    mean, variance = (jnp.asarray(x) for x in opinions(1))
+    pairs = list(itertools.combinations(range(4), 2))
+    summed = sum(trust.geometric_jensen_shannon(mean[a], variance[a], mean[b], variance[b]) for a, b in pairs)
+    np.testing.assert_allclose(trust.pairwise(mean, variance), summed / 6, rtol=1e-12)
+
+
+def test_one_against_rest_is_its_definition(x64):
+    mean, variance = opinions(2, members=3, rows=2, size=2)
+    found = trust.one_against_rest(jnp.asarray(mean), jnp.asarray(variance))
+    for n in range(2):
+        total = 0.0
+        for e in range(3):
+            others = [i for i in range(3) if i != e]
+            for d in range(2):
+                first = np.mean([mean[i, n, d] for i in others])
+                second = np.mean([variance[i, n, d] + mean[i, n, d] ** 2 for i in others])
+                total += divergence(mean[e, n, d], variance[e, n, d], first, second - first**2)
+        assert float(found[n]) == pytest.approx(total / 3, rel=1e-8)
+
+
+@pytest.mark.parametrize("measure", [trust.pairwise, trust.one_against_rest])
+def test_identical_members_do_not_disagree_and_units_do_not_matter(x64, measure):
+    mean, variance = (jnp.asarray(x) for x in opinions(3))
+    same = jnp.broadcast_to(mean[:1], mean.shape), jnp.broadcast_to(variance[:1], variance.shape)
+    np.testing.assert_allclose(measure(*same), 0.0, atol=1e-15)
+    units = jnp.array([1e-3, 1.0, 50.0])
+    np.testing.assert_allclose(measure(7 + mean * units, variance * units**2), measure(mean, variance), rtol=1e-9)
+    # The order of the members does not matter either.
+    np.testing.assert_allclose(measure(mean[::-1], variance[::-1]), measure(mean, variance), rtol=1e-12)
+    assert float(jnp.min(measure(mean, variance))) > 0.01
+
+
+@pytest.mark.parametrize("measure", [trust.pairwise, trust.one_against_rest])
+def test_a_dimension_that_nobody_lets_vary_counts_nothing(x64, measure):
+    mean, variance = (jnp.asarray(x) for x in opinions(4))
+    still = jnp.zeros((4, 6, 1))
+    found = measure(jnp.concatenate([mean, still + 1], axis=-1), jnp.concatenate([variance, still], axis=-1))
+    np.testing.assert_allclose(found, measure(mean, variance), rtol=1e-12)
+
+
+def judged(config, doubt, alive=None, i=0, length=10, thresholds=None) -> Verdict:
+    alive = jnp.ones(len(doubt), bool) if alive is None else jnp.asarray(alive)
+    thresholds = trust.init(config) if thresholds is None else thresholds
+    return jax.jit(trust.make(config).judge)(thresholds, jnp.asarray(doubt, float), alive, i, length)
+
+
+DOUBT = [1.0, 5.0, 2.0, 4.0, 3.0]
+
+
+def test_always_keeps_what_lives():
+    verdict = judged(TrustConfig(), DOUBT, [True, False, True, True, False])
+    assert verdict.kept.tolist() == verdict.going_on.tolist() == [True, False, True, True, False]
+    assert float(verdict.penalty) == 0
+    assert trust.make(TrustConfig()).disagreement is None
+
+
+def test_macura_ends_branches_at_the_threshold_of_this_very_refit():
+    config = TrustConfig("macura", scale=0.5, percentile=75.0)
+    # NumPy's percentile of the first step: 4. Half of it is the threshold, and 2 is not below it.
+    verdict = judged(config, DOUBT)
+    assert float(trust.threshold(verdict.thresholds)) == 2.0 == 0.5 * np.percentile(DOUBT, 75)
+    assert verdict.kept.tolist() == verdict.going_on.tolist() == [True, False, False, False, False]
+    # Later steps of a rollout leave the threshold alone, and who is dead stays dead.
+    later = judged(config, [9.0, 0.0, 0.0, 9.0, 1.9], [True, False, True, True, True], 1, thresholds=verdict.thresholds)
+    assert float(trust.threshold(later.thresholds)) == 2.0
+    assert later.kept.tolist() == later.going_on.tolist() == [False, False, True, False, True]
+    assert int(later.thresholds.refits) == 1
+
+
+def test_macuras_threshold_is_the_mean_over_the_last_refits():
+    config = TrustConfig("macura", percentile=100.0, rounds=3)
+    thresholds, seen = trust.init(config), []
+    assert float(trust.threshold(thresholds)) == 0.0
+    for refit in range(5):
+        thresholds = judged(config, np.array(DOUBT) * 10**refit, thresholds=thresholds).thresholds
+        seen.append(5.0 * 10**refit)
+        assert float(trust.threshold(thresholds)) == pytest.approx(np.mean(seen[-3:]))
+
+
+def test_macura_without_bound_is_mbpo_and_with_none_keeps_nothing():
+    everything = judged(TrustConfig("macura", scale=1e30), DOUBT)
+    assert everything.kept.all() and everything.going_on.all()
+    nothing = judged(TrustConfig("macura", scale=0.0), DOUBT)
+    assert not nothing.kept.any() and not nothing.going_on.any()
+    # Members that agree everywhere end no branch, as long as there is a threshold.
+    assert judged(TrustConfig("macura"), [0.0, 0.0, 1.0], i=0).kept.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("i", "length", "kept"),
+    [
+        # (K - h) / (2 (K + 1)) of five rows, rounded down: 10/22, 5/22, 1/22; half of them where K = 1.
+        (0, 10, [0, 2]),
+        (5, 10, [0]),
+        (9, 10, []),
+        (0, 1, [0, 2]),
+        (0, 1000, [0, 2]),
+    ],
+)
+def test_m2ac_keeps_the_surest_rows_and_ends_no_branch(i, length, kept):
+    verdict = judged(TrustConfig("m2ac", penalty=0.1), DOUBT, i=i, length=length)
+    assert np.flatnonzero(verdict.kept).tolist() == kept
+    assert verdict.going_on.all()
+    np.testing.assert_allclose(verdict.penalty, 0.1 * np.array(DOUBT), rtol=1e-6)
+
+
+def test_m2ac_ranks_the_living_alone():
+    verdict = judged(TrustConfig("m2ac"), DOUBT, [False, True, False, True, True], length=1)
+    assert np.flatnonzero(verdict.kept).tolist() == [4]
+    assert verdict.going_on.tolist() == [False, True, False, True, True]

@@ -1,0 +1,143 @@
+"""Adam against its transcription, the gate that a fault closes, the target copy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmbrl.nn import optimizer
+
+LEARNING_RATE = 0.05
+PARAMS = {"kernel": np.array([[0.5, -1.0, 2.0], [0.0, 3.0, -0.25]]), "bias": np.array([1e-3, -40.0])}
+
+
+def gradients(steps, seed=0):
+    """Gradients of very different sizes, as each entry's own scale should not matter."""
+    rng = np.random.default_rng(seed)
+    scale = {"kernel": np.array([[1e-6, 1.0, 1e4]]), "bias": np.array([1e-2, 1e2])}
+    return [{name: scale[name] * rng.normal(size=x.shape) for name, x in PARAMS.items()} for _ in range(steps)]
+
+
+def adam(params, gradients, learning_rate, decay=0.9, decay_of_squares=0.999, epsilon=1e-8):
+    """Algorithm 1 of arXiv 1412.6980, in float64."""
+    params = {name: x.astype(np.float64) for name, x in params.items()}
+    first = {name: np.zeros_like(x) for name, x in params.items()}
+    second = {name: np.zeros_like(x) for name, x in params.items()}
+    for t, gradient in enumerate(gradients, start=1):
+        for name, g in gradient.items():
+            first[name] = decay * first[name] + (1 - decay) * g
+            second[name] = decay_of_squares * second[name] + (1 - decay_of_squares) * g**2
+            unbiased = first[name] / (1 - decay**t), second[name] / (1 - decay_of_squares**t)
+            params[name] = params[name] - learning_rate * unbiased[0] / (np.sqrt(unbiased[1]) + epsilon)
+    return params, first, second
+
+
+def bits(tree):
+    """Every leaf's bytes, so that -0.0 and 0.0 differ."""
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def default(tree):
+    return jax.tree.map(lambda x: jnp.asarray(x, float), tree)
+
+
+@pytest.mark.parametrize(("double", "rtol"), [(True, 1e-12), (False, 2e-4)])
+def test_adam_is_the_papers(double, rtol):
+    with jax.enable_x64(double):
+        trainable = optimizer.init(default(PARAMS), LEARNING_RATE)
+        for gradient in gradients(25):
+            trainable, norm = optimizer.step(trainable, default(gradient))
+            expected_norm = np.sqrt(sum(np.sum(g**2) for g in gradient.values()))
+            assert float(norm) == pytest.approx(expected_norm, rel=1e-6)
+        params, first, second = adam(PARAMS, gradients(25), LEARNING_RATE)
+        for name in PARAMS:
+            assert trainable.params[name].dtype == (np.float64 if double else np.float32)
+            np.testing.assert_allclose(trainable.params[name], params[name], rtol=rtol)
+            np.testing.assert_allclose(trainable.moments.mu[name], first[name], rtol=rtol)
+            np.testing.assert_allclose(trainable.moments.nu[name], second[name], rtol=rtol)
+        assert int(trainable.moments.count) == 25
+        assert bool(trainable.active)
+
+
+def test_a_minimum_is_found():
+    trainable = optimizer.init({"x": jnp.array([3.0, -2.0])}, 0.01)
+    step = jax.jit(lambda t: optimizer.step(t, jax.grad(lambda p: jnp.sum((p["x"] - 1.0) ** 2))(t.params))[0])
+    for _ in range(1500):
+        trainable = step(trainable)
+    np.testing.assert_allclose(trainable.params["x"], 1.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_gradient_that_is_not_finite_closes_the_gate_for_good(bad):
+    trainable = optimizer.init(default(PARAMS), LEARNING_RATE, with_target=True)
+    for gradient in gradients(3):
+        trainable = optimizer.move_target(optimizer.step(trainable, default(gradient))[0], 0.3)
+    # A weight of minus zero must keep its sign.
+    held = trainable._replace(target=jax.tree.map(lambda x: -jnp.zeros_like(x), trainable.target))
+    before = bits((held.params, held.target, held.moments, held.learning_rate))
+    broken = default(gradients(1)[0])
+    broken["kernel"] = broken["kernel"].at[1, 2].set(bad)
+    held, norm = optimizer.step(held, broken)
+    assert not np.isfinite(float(norm))
+    assert not bool(held.active)
+    for gradient in gradients(2, seed=5):
+        held = optimizer.move_target(held, 0.3)
+        assert bits((held.params, held.target, held.moments, held.learning_rate)) == before
+        held, norm = optimizer.step(held, default(gradient))
+        assert np.isfinite(float(norm))
+        assert not bool(held.active)
+        assert bits((held.params, held.target, held.moments, held.learning_rate)) == before
+
+
+def test_a_closed_gate_holds_the_target_even_where_the_parameters_are_not_finite():
+    trainable = optimizer.init({"x": jnp.array([1.0, 2.0])}, LEARNING_RATE, with_target=True)
+    trainable = trainable._replace(params={"x": jnp.array([jnp.nan, jnp.inf])}, active=jnp.zeros((), bool))
+    np.testing.assert_array_equal(optimizer.move_target(trainable, 0.5).target["x"], [1.0, 2.0])
+
+
+def test_each_seed_has_its_own_learning_rate_and_its_own_gate():
+    rates = jnp.array([0.1, 0.01, 0.001])
+    params = {"x": jnp.array([1.0, -1.0])}
+
+    @jax.jit
+    @jax.vmap
+    def train(rate, gradient):
+        trainable = optimizer.init(params, rate)
+        return optimizer.step(optimizer.step(trainable, {"x": gradient})[0], {"x": gradient})[0]
+
+    ones = jnp.ones((3, 2))
+    found = train(rates, ones)
+    # A constant gradient moves each parameter by the learning rate at each step.
+    np.testing.assert_allclose(found.params["x"], params["x"] - 2 * rates[:, None], rtol=1e-5)
+    again = train(rates / 2, ones.at[1, 0].set(jnp.nan))
+    assert train._cache_size() == 1
+    np.testing.assert_array_equal(again.active, [True, False, True])
+    np.testing.assert_array_equal(again.params["x"][1], params["x"])
+    np.testing.assert_allclose(again.params["x"][2], params["x"] - rates[2], rtol=1e-5)
+
+
+def test_target():
+    trainable = optimizer.init(default(PARAMS), LEARNING_RATE, with_target=True)
+    assert bits(trainable.target) == bits(trainable.params)
+    moved, _ = optimizer.step(trainable, default(gradients(1)[0]))
+    assert bits(moved.target) == bits(trainable.target)
+    later = optimizer.move_target(moved, 0.25)
+    for name in PARAMS:
+        expected = 0.75 * np.asarray(moved.target[name], np.float64) + 0.25 * np.asarray(moved.params[name], np.float64)
+        np.testing.assert_allclose(later.target[name], expected, rtol=1e-6)
+    assert bits(later.params) == bits(moved.params)
+    whole = optimizer.move_target(moved, 1.0)
+    for name in PARAMS:
+        np.testing.assert_allclose(whole.target[name], moved.params[name], rtol=1e-6)
+    assert optimizer.init(default(PARAMS), LEARNING_RATE).target == ()
+
+
+def test_what_forgot_its_moments_steps_as_at_the_start():
+    first, second = gradients(2)
+    moved, _ = optimizer.step(optimizer.init(PARAMS, LEARNING_RATE, with_target=True), first)
+    again, _ = optimizer.step(optimizer.reset_moments(moved), second)
+    fresh, _ = optimizer.step(optimizer.init(moved.params, LEARNING_RATE), second)
+    jax.tree.map(np.testing.assert_array_equal, again.params, fresh.params)
+    jax.tree.map(np.testing.assert_array_equal, again.target, moved.target)
+    closed = moved._replace(active=jnp.zeros((), bool))
+    jax.tree.map(np.testing.assert_array_equal, optimizer.reset_moments(closed), closed)
