@@ -14,9 +14,9 @@ from jaxmbrl import algorithms, envs
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.agents.actor_critic.sac import make as make_agent
 from jaxmbrl.agents.actor_critic.updates import updates
-from jaxmbrl.algorithms.branched import RolloutLength
 from jaxmbrl.algorithms.dyna import mbpo
 from jaxmbrl.algorithms.model_free import sac
+from jaxmbrl.algorithms.shared import RolloutLength
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import UserError, check
 from jaxmbrl.core.types import Average, Clock, DynamicsModel, Transition, World, row_like

@@ -216,7 +216,11 @@ def test_on_its_own_actions_every_weight_is_1_and_replayed_steps_are_imagined_on
     origin, perturbations = lq.rows().observation, jnp.zeros((2, 5, 1))
     world = lq.world(lq.STATE_NOISE)
     start = imagine(
-        value_gradients.perturbed(world, origin, perturbations), agent.actor(state), origin, jax.random.split(key, 3)[0], 1
+        value_gradients.perturbed(world, origin, perturbations),
+        agent.policy_with_entropy(state),
+        origin,
+        jax.random.split(key, 3)[0],
+        1,
     )
     action, following = start.action[0], start.following[0]
     pre_tanh = jnp.arctanh(action)
@@ -324,7 +328,7 @@ def test_the_explorer_acts_as_sac_does():
     agent, parts, state = sac_agent()
     origin, key = lq.rows().observation, jax.random.key(4)
     action, extras, _ = svg.explorer(parts, state).act((), origin, key)
-    judged, bonus, _ = agent.actor(state).act((), origin, key)
+    judged, bonus, _ = agent.policy_with_entropy(state).act((), origin, key)
     np.testing.assert_allclose(action, judged, rtol=1e-12)
     np.testing.assert_allclose(-0.3 * extras.log_density, bonus, rtol=1e-12)
 

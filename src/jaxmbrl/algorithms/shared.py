@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +72,7 @@ class OffPolicySettings(LoopSettings):
     """Transitions in the replay buffer; the oldest are overwritten first."""
 
 
+@runtime_checkable
 class UnknownToTheModel(Protocol):
     """The settings that say what of a task a dynamics model learns."""
 
