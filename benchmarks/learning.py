@@ -147,7 +147,7 @@ def limits(case: Case) -> dict[str, float]:
     """Mean returns of the same planner in the true simulator and of a random policy, on the case's start states."""
     program = programs.build(programs.configure(case.algorithm, case.env, case.preset, {**case.settings, "model": "true"}))
     random = uniform(program.task.action)
-    blind = program.algorithm._replace(policy=lambda state, explore: random, observes_full_state=False)
+    blind = program.algorithm._replace(policy=lambda state, clock, explore: random, observes_full_state=False)
     found = {}
     for name, algorithm in (("oracle", program.algorithm), ("random", blind)):
         state = jax.tree.map(lambda leaf: leaf[None], program.algorithm.init(jax.random.key(0), {}))

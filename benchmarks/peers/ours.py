@@ -27,6 +27,7 @@ from jaxmbrl.models import ensemble as dynamics
 from jaxmbrl.planning import PlannerConfig
 from jaxmbrl.planning.cem import CEMConfig
 from jaxmbrl.training import programs
+from jaxmbrl.training.loop import clock_at
 
 
 def beside_the_peak(run: Callable[[], Any], work: int) -> Callable[[], dict[str, float]]:
@@ -68,7 +69,7 @@ def plan(settings: dict[str, Any], answer: Answer) -> None:
 
     @partial(jax.jit, compiler_options=dict(algorithm.compiler_options))
     def act(state: pets_algorithm.State, key: jax.Array) -> jax.Array:
-        policy = algorithm.policy(state, True)
+        policy = algorithm.policy(state, clock_at(config.warmup_steps), True)
         return policy.act(policy.init(key), observation, key)[0]
 
     key = jax.random.key(2)

@@ -47,8 +47,8 @@ def telling():
 
         return World(reset=None, start=lambda origin, key: origin, observe=lambda rows: rows, step=step)
 
-    def fit(fits, data, count, key):
-        return fits + 1, {"model/rows": Average.of(count)}
+    def fit(fits, buffer, key):
+        return fits + 1, {"model/rows": Average.of(buffer.size)}
 
     return DynamicsModel(init=lambda key, hyper: jnp.zeros((), jnp.int32), fit=fit, predict=None, world=world)
 
@@ -110,7 +110,7 @@ def test_the_agent_sees_what_the_real_data_say():
     np.testing.assert_allclose(state.seen.std, seen.std(axis=0), rtol=1e-5)
     algorithm = learning()[2]
     observation = jnp.array([[1500.0, 0.3, -0.2]])
-    action, _, _ = algorithm.policy(state, False).act((), observation, jax.random.key(1))
+    action, _, _ = algorithm.policy(state, loop.clock_at(0), False).act((), observation, jax.random.key(1))
     bare = scaled_sac.make(TINY.agent, 3, 1).policy(state.agent, False)
     plain, _, _ = bare.act((), (observation - state.seen.mean) / state.seen.std, jax.random.key(1))
     np.testing.assert_array_equal(action, plain)

@@ -62,7 +62,7 @@ def drifting():
         return World(reset=None, start=lambda origin, key: origin, observe=lambda x: x, step=step)
 
     return lq.model()._replace(
-        init=lambda key, hyper: jnp.zeros(()), fit=lambda fits, data, count, key: (fits + 1, {}), world=world
+        init=lambda key, hyper: jnp.zeros(()), fit=lambda fits, buffer, key: (fits + 1, {}), world=world
     )
 
 

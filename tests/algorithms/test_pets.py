@@ -107,7 +107,7 @@ def test_the_true_simulator_is_planned_in_and_nothing_fitted():
     algorithm = pets.make(config, task)
     assert algorithm.observes_full_state and not pets.make(TINY, task).observes_full_state
     carry, key = task.world.reset(jax.random.key(0)), jax.random.key(1)
-    policy = algorithm.policy(algorithm.init(jax.random.key(2), {}), False)
+    policy = algorithm.policy(algorithm.init(jax.random.key(2), {}), loop.clock_at(0), False)
     action, _, _ = jax.jit(policy.act)(policy.init(key), carry, key)
     planner = planners.make(search, 1)
     objective = planners.return_of(task.world, carry[0])
@@ -133,7 +133,7 @@ def test_an_open_loop_plan_is_played_to_its_end_and_then_made_anew():
     task = envs.make("pendulum")
     algorithm = pets.make(dataclasses.replace(TINY, open_loop=True), task)
     learned = algorithm.init(jax.random.key(5), {})
-    policy = algorithm.policy(learned, False)
+    policy = algorithm.policy(learned, loop.clock_at(0), False)
     planner, world = planners.make(TINY.planner, 1), ensemble_world(TINY, task, learned.model)
     act, memory = jax.jit(policy.act), policy.init(jax.random.key(0))
     plan = jax.jit(lambda o, k: planner.plan(planners.return_of(world, jnp.tile(o, (4, 1))), planner.init(), k)[0])

@@ -115,8 +115,8 @@ def test_the_agents_policy_is_the_algorithms():
     assert float(state.agent.discount) == 0.5
     assert float(state.agent.actor.learning_rate) == pytest.approx(0.1)
     observation = jnp.array([1.0, 0.0, 0.2])
-    calm = [algorithm.policy(state, False).act((), observation, jax.random.key(k))[0] for k in range(2)]
-    bold = [algorithm.policy(state, True).act((), observation, jax.random.key(k))[0] for k in range(2)]
+    calm = [algorithm.policy(state, clock(10_000), False).act((), observation, jax.random.key(k))[0] for k in range(2)]
+    bold = [algorithm.policy(state, clock(10_000), True).act((), observation, jax.random.key(k))[0] for k in range(2)]
     np.testing.assert_array_equal(*calm)
     assert float(bold[0][0]) != float(bold[1][0])
 
