@@ -36,6 +36,31 @@ def init(prototype: PyTree, capacity: int) -> Replay:
     return Replay(data, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.asarray(capacity, jnp.int32))
 
 
+def of_rows(rows: PyTree, size: Int[Array, ""] | int | None = None) -> Replay:
+    """A buffer of the rows [C, ...] as they are, oldest first, for a model that is fitted to data without a run.
+
+    All rows are valid, or where `size` is given the first `size` <= C of them; it may be traced.
+
+    >>> from jaxmbrl.data import replay
+    >>> buffer = replay.of_rows(jnp.arange(3.0))
+    >>> int(buffer.size), [float(row) for row in replay.ordered(buffer)]
+    (3, [0.0, 1.0, 2.0])
+    """
+    capacity = jax.tree.leaves(rows)[0].shape[0]
+    chex.assert_tree_shape_prefix(rows, (capacity,))
+    size = jnp.asarray(capacity if size is None else size, jnp.int32)
+    return Replay(jax.tree.map(jnp.asarray, rows), size % capacity, size, jnp.asarray(capacity, jnp.int32))
+
+
+def with_size(replay: Replay, size: Int[Array, ""]) -> Replay:
+    """The same buffer whose `size` is `size`, which must be the same number.
+
+    All seeds of a run have as many rows, min(environment steps, capacity) by the shared clock. Inside `vmap` over seeds the
+    buffer's own `size` is batched, and so would be the loops of a model's fit that run over its rows.
+    """
+    return replay._replace(size=jnp.asarray(size, jnp.int32))
+
+
 def add(replay: Replay, rows: PyTree, mask: Bool[Array, "n"] | None = None) -> Replay:
     """Append those `rows` [n, ...] where `mask` is true, oldest rows giving way.
 
