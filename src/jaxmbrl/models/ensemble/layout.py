@@ -66,9 +66,7 @@ class Layout:
         return self.config.probabilistic and self.config.noise == "constant"
 
 
-def inputs_of(
-    layout: Layout, observation: Float[Array, "*n O"], action: Shaped[Array, "..."]
-) -> Float[Array, "*n I"]:
+def inputs_of(layout: Layout, observation: Float[Array, "*n O"], action: Shaped[Array, "..."]) -> Float[Array, "*n I"]:
     """[the observation's features, action], with actions [*n, A] or int32 [*n]."""
     if isinstance(layout.action, Discrete):
         action = jax.nn.one_hot(action, layout.action.n, dtype=observation.dtype)
@@ -81,9 +79,7 @@ def targets_of(layout: Layout, rows: Transition) -> Float[Array, "*n D"]:
     return jnp.concatenate([change, rows.reward[..., None]], axis=-1) if layout.learns_reward else change
 
 
-def features_of_next(
-    layout: Layout, inputs: Normalizer, next_observation: Float[Array, "*n O"]
-) -> Float[Array, "*n F"]:
+def features_of_next(layout: Layout, inputs: Normalizer, next_observation: Float[Array, "*n O"]) -> Float[Array, "*n F"]:
     """The features of next observations, normalised by the features' part of the inputs' normaliser."""
     of_features = jax.tree.map(lambda leaf: leaf[: layout.feature_size], inputs)
     return normalize(of_features, layout.features.encode(next_observation))
