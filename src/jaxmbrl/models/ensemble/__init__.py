@@ -12,8 +12,8 @@ compares un-normalised ones, so that no dimension dominates by its unit; targets
 over a minibatch is over the rows that it has, where an epoch's last one is smaller.
 
 - `beta_nll`: under this likelihood a few rows that are hard to predict, such as those of a rare contact, may get a large
-  variance early and then weigh too little to be learned. With `beta_nll` = b each row and dimension is weighted by exp(b l),
-  through which no gradient flows (beta-NLL, Seitzer et al., arXiv 2203.09168, who advise 0.5).
+  variance early and then weigh too little to be learned. With `beta_nll` = b each row and dimension is weighted by
+  exp(b l), through which no gradient flows (beta-NLL, Seitzer et al., arXiv 2203.09168, who advise 0.5).
 - `noise = "constant"`: l is a learned number for each member and dimension that does not depend on the input, as in
   DHMBPO, so that no region can be explained as noise. It has a smallest value instead of bounds.
 - `probabilistic = False` (PETS's DE): there are no log-variances; the fit minimises sum_e mean_{batch, dims} (m - y)^2 and
