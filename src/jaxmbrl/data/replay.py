@@ -27,6 +27,13 @@ class Replay(NamedTuple):
     capacity: Int[Array, ""]
     """Rows held at most; traced, so that it can change without recompiling (`resize`)."""
 
+    def gate(self, healthy: Bool[Array, ""], old: Replay) -> Replay:
+        """The same, but where not `healthy` with the old size and position: rows written since do not count. (Of a full
+        ring the oldest rows of one call are lost.)"""
+        return self._replace(
+            position=jnp.where(healthy, self.position, old.position), size=jnp.where(healthy, self.size, old.size)
+        )
+
 
 def init(prototype: PyTree, capacity: int) -> Replay:
     """An empty buffer for rows like `prototype`. Raises ValueError where `capacity` is below 1."""
