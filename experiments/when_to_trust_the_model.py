@@ -273,7 +273,7 @@ class Study:
         data = self.play(old, next(self.keys), next(self.keys), episodes, length)
         # Whole episodes first, so that fewer rows are fewer episodes.
         data = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:]), data)
-        return self.fit(self.model.init(next(self.keys), {}), data, jnp.asarray(rows), next(self.keys))[0]
+        return self.fit(self.model.init(next(self.keys), {}), replay.of_rows(data, rows), next(self.keys))[0]
 
     def between(self, old: State, new: State, visited: Transition) -> dict[str, float]:
         """epsilon_pi: the largest and the mean total variation between two policies at states visited by the old one."""

@@ -9,6 +9,7 @@ from jaxmbrl import envs
 from jaxmbrl.agents.exploration import uniform
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Transition
+from jaxmbrl.data import replay
 from jaxmbrl.diagnostics import Predictor, compounding_error, evaluate_model, imagined_vs_real
 from jaxmbrl.diagnostics.open_loop import steps_left
 from jaxmbrl.models import EnsembleConfig, ensemble
@@ -308,7 +309,7 @@ def test_errors_of_a_fitted_model_grow_with_the_horizon_and_shrink_with_data():
     model = ensemble.make(config, 3, 1, task.reward, task.terminated)
     fit, first = jax.jit(model.fit), model.init(jax.random.key(1), {})
     few, many = (
-        compounding_error(model, fit(first, rows, jnp.asarray(count), KEY)[0], new, 20, KEY) for count in (200, 2000)
+        compounding_error(model, fit(first, replay.of_rows(rows, count), KEY)[0], new, 20, KEY) for count in (200, 2000)
     )
     for found in (few, many):
         error = found.scaled_mean

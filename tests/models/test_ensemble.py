@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hand_made import TINY, alive, constant, fitted_normalisers, layers_of, nothing, ready, table
-from jaxmbrl.models.fit_loss import Batch, fit_loss, regularizer
 
 from jaxmbrl.core.config import UserError, from_dict
 from jaxmbrl.core.spaces import Box
@@ -19,6 +18,7 @@ from jaxmbrl.data.replay import of_rows
 from jaxmbrl.distributions import soft_clamp
 from jaxmbrl.models import EnsembleConfig, ensemble, epochs
 from jaxmbrl.models.ensemble import Layout
+from jaxmbrl.models.ensemble.loss import Batch, fit_loss, regularizer
 from jaxmbrl.rollout import open_loop, rollout
 
 

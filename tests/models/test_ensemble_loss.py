@@ -24,13 +24,13 @@ def test_gaussian_loss_of_four_rows():
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 def test_no_gradient_flows_through_the_weights_of_beta(beta):
     """d/dl of exp(beta l) [(m - y)^2 exp(-l) + l] with the weight constant."""
-    slope = jax.grad(lambda l: jnp.sum(gaussian_loss(MEAN, l, TARGET, beta)))(LOG_VARIANCE)
+    slope = jax.grad(lambda log_variance: jnp.sum(gaussian_loss(MEAN, log_variance, TARGET, beta)))(LOG_VARIANCE)
     weight = np.array([1.0, 4.0, 2.0, 1.0]) ** beta
     np.testing.assert_allclose(slope[:, 0], weight * [1.0, 1 - 1, 1 - 2, 1 - 9], rtol=1e-6, atol=1e-6)
 
 
 def test_termination_loss_of_four_rows():
-    """A probability of 3/4 for all: the terminated row costs log(4/3), one that goes on log(4); the third does not count."""
+    """At a probability of 3/4 a terminated row costs log(4/3) and another log(4); the third is not valid."""
     logit = jnp.full((2, 4), math.log(3.0))
     terminated = jnp.array([[True, False, True, False], [False, False, False, False]])
     valid = jnp.array([True, True, False, True])

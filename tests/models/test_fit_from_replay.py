@@ -46,7 +46,7 @@ def test_the_fit_of_a_ring_is_that_of_its_rows_where_they_lie(added):
     for i in range(added):
         ring = ADD(ring, jax.tree.map(lambda x, i=i: np.asarray(x)[i : i + 1], rows))
     state, key = MODEL.init(jax.random.key(0), {}), jax.random.key(1)
-    last = {slot: i for i in range(added) for slot in [i % 12]}
+    last = {i % 12: i for i in range(added)}
     lying = jax.tree.map(lambda x: x[jnp.array([last.get(slot, 19) for slot in range(12)])], rows)
     jax.tree.map(
         np.testing.assert_array_equal, FIT(state, ring, key), FIT(state, replay.of_rows(lying, min(added, 12)), key)

@@ -33,7 +33,7 @@ class Split(NamedTuple):
 
 
 def split_rows(key: Key, capacity: int, count: Int[Array, ""], fraction: float, cap: int) -> Split:
-    """Split the first `count` of `capacity` rows at random, with min(floor(fraction * count), cap) of them in the holdout."""
+    """Split the first `count` of `capacity` rows at random; min(floor(fraction * count), cap) of them are the holdout."""
     number = jnp.arange(capacity, dtype=jnp.int32)
     unused = (number >= count).astype(jnp.int32)
     order = jax.lax.sort((unused, jax.random.bits(key, (capacity,), jnp.uint32), number), num_keys=2)[2]

@@ -30,7 +30,7 @@ class Trajectory(NamedTuple):
         return jax.vmap(returns.alive_before, in_axes=1, out_axes=1)(self.terminated)
 
     def n_step_returns(self, last: Float[Array, "B"], discount: Float[Array, ""]) -> Float[Array, "S B"]:
-        """`returns.n_step_returns` of the rewards with their entropy bonus and the value `last` after T steps, S = T + 1."""
+        """`returns.n_step_returns` of rewards with entropy bonus, and the value `last` after T steps; S = T + 1."""
         by_row = jax.vmap(returns.n_step_returns, in_axes=(1, 1, 0, None), out_axes=1)
         return by_row(self.reward + self.entropy_bonus, self.terminated, last, discount)
 

@@ -83,8 +83,5 @@ class EnsembleConfig:
         if self.beta_nll > 0 and not self.probabilistic:
             return "beta_nll", f"must be 0 for deterministic members, which have no likelihood, got {self.beta_nll}"
         if self.halt_above is not None and not self.probabilistic and self.propagation in ("ts1", "tsinf"):
-            return (
-                "halt_above",
-                f"must be None for deterministic members under {self.propagation}, which predict no variance",
-            )
+            return "halt_above", f"must be None for deterministic members under {self.propagation}: there is no variance"
         return None
