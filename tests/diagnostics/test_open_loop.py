@@ -82,6 +82,21 @@ def test_a_perfect_model_errs_by_exactly_nothing_also_beside_resets():
     assert (found.persistence > 0).all()
 
 
+def test_discrete_actions_are_taken_as_numbers():
+    rows = play(lambda x, a: x / 2 + a, [8.0], np.array([0, 2, 1, 1, 0, 2], np.int32))
+    assert rows.action.shape == (6,)
+
+    def predict(state, observation, action):
+        assert action.dtype == jnp.int32
+        mean = jnp.stack([observation / 2 + action[:, None]] * 2)
+        return mean, jnp.zeros_like(mean)
+
+    np.testing.assert_array_equal(compounding_error(Predictor(predict), (), rows, 3, KEY).members, 0.0)
+    found = imagined_vs_real(Predictor(predict), (), rows, 1, 4, KEY, particles=2)
+    for trajectory in (found.mean, *found.members, *found.particles):
+        np.testing.assert_array_equal(trajectory, found.real)
+
+
 def test_stretches_end_where_an_episode_does():
     rows = joined(still(1, 3), still(1, 2), still(1, 1))
     assert steps_left(rows).tolist() == [3, 2, 1, 2, 1, 1]
