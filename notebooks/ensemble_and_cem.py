@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxmbrl import planning as planners
 from jaxmbrl.core.types import Transition
+from jaxmbrl.data import replay
 from jaxmbrl.models import EnsembleConfig, ensemble, uncertainty
 from jaxmbrl.planning import PlannerConfig
 from jaxmbrl.planning.cem import CEMConfig
@@ -74,8 +75,8 @@ following = step(observation, action)
 # ## Fit the ensemble
 #
 # `ensemble.make` gives four pure functions: `init`, `fit`, `predict` and `world`. The rows go in as one
-# `Transition` of arrays. The reward and the end of an episode are given as functions, since we know them: the
-# model then learns the motion alone.
+# `Transition` of arrays, in a replay buffer. The reward and the end of an episode are given as functions, since we
+# know them: the model then learns the motion alone.
 
 # %%
 
@@ -92,12 +93,12 @@ def terminated(next_observation):
 
 
 config = EnsembleConfig(members=5, elites=5, hidden=(64, 64), batch_size=64, learning_rate=3e-3, max_epochs=80, patience=15)
-model = ensemble.make(config, observation_size=4, action_size=2, reward=reward, terminated=terminated)
+model = ensemble.make(config, observation=4, action=2, reward=reward, terminated=terminated)
 
 never = jnp.zeros(ROWS, bool)
 rows = Transition(*(jnp.asarray(x, float) for x in (observation, action, np.zeros(ROWS), following)), never, never)
 first_key, fit_key, plan_key, shooting_key, imagine_key = jax.random.split(jax.random.key(0), 5)
-state, metrics = jax.jit(model.fit)(model.init(first_key, {}), rows, jnp.asarray(ROWS), fit_key)
+state, metrics = jax.jit(model.fit)(model.init(first_key, {}), replay.of_rows(rows), fit_key)
 for name, average in metrics.items():
     print(f"{name:<26}{float(average.total / average.weight):.4g}")
 
