@@ -224,7 +224,7 @@ def test_on_its_own_actions_every_weight_is_1_and_replayed_steps_are_imagined_on
     )
     action, following = start.action[0], start.next_observation[0]
     pre_tanh = jnp.arctanh(action)
-    extras = svg.BehaviorAction(pre_tanh, -start.bonus[0] / 0.3)
+    extras = svg.BehaviorAction(pre_tanh, -start.entropy_bonus[0] / 0.3)
     batch = lq.rows()._replace(
         action=action, reward=start.reward[0], next_observation=following, terminated=start.terminated[0], extras=extras
     )

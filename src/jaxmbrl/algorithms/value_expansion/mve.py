@@ -155,8 +155,8 @@ def expand(
         batch, imagine(world, agent.policy_with_entropy(state), batch.next_observation, imagine_key, horizon)
     )
     last = agent.target_value(state, trajectory.next_observation[-1], value_key)
-    # A value of (s, a) does not hold the bonus of a itself.
-    return trajectory, trajectory.n_step_returns(last, state.discount)[:-1] - trajectory.bonus
+    # The value of (s, a) does not contain the entropy bonus of a itself.
+    return trajectory, trajectory.n_step_returns(last, state.discount)[:-1] - trajectory.entropy_bonus
 
 
 def td_k_batch(

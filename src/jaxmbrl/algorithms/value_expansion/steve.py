@@ -182,7 +182,7 @@ def expand(
     trajectory = after(rows, imagined)
     rewards = rewards_of(model, fitted, imagined)
     real = jnp.broadcast_to(rows.reward, (rewards.shape[0], 1, *rows.reward.shape))
-    rewards = jnp.concatenate([real, rewards], axis=1) + trajectory.bonus
+    rewards = jnp.concatenate([real, rewards], axis=1) + trajectory.entropy_bonus
     values = values_of(agent, state, trajectory.next_observation, value_key, members)
     by_value = jax.vmap(returns.value_expansion_targets, (None, None, 0, None))
     by_reward = jax.vmap(by_value, (0, None, None, None))

@@ -272,7 +272,7 @@ def critic_target(agent: ActorCritic, state: PyTree, trajectory: Trajectory, key
     """y of the module's first lines, for the first state and action of each row."""
     last = agent.target_value(state, trajectory.next_observation[-1], key)
     # The value of (s, a) does not contain the entropy bonus of a itself.
-    return trajectory.n_step_returns(last, state.discount)[0] - trajectory.bonus[0]
+    return trajectory.n_step_returns(last, state.discount)[0] - trajectory.entropy_bonus[0]
 
 
 def with_short_horizon(config: Config, agent: ActorCritic, world: World) -> ActorCritic:
@@ -281,7 +281,7 @@ def with_short_horizon(config: Config, agent: ActorCritic, world: World) -> Acto
 
     def learn_critic(state: SACState, trajectory: Trajectory, key: Key) -> tuple[SACState, Metrics, Float[Array, "B"]]:
         value_key, critic_key = jax.random.split(key)
-        earned = jnp.where(trajectory.alive > 0, trajectory.reward + trajectory.bonus, jnp.nan)
+        earned = jnp.where(trajectory.alive > 0, trajectory.reward + trajectory.entropy_bonus, jnp.nan)
         state = scaled_sac.follow(config.agent, state, earned)
         target = critic_target(agent, state, trajectory, value_key)
         first = jax.tree.map(lambda leaf: leaf[0], trajectory)
