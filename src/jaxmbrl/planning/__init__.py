@@ -10,8 +10,8 @@ Every planner's `plan(problem, state, key, proposals=None)` returns actions [H, 
 return was not finite. `proposals` [P, H, A] are candidates beside the planner's own population, clipped to the bounds. In
 `cem` and `mppi` they join the population of every iteration, as the policy's sequences do in TD-MPC2 (Hansen et al., arXiv
 2310.16828, where they replace as many samples; here they are added). In `icem` they join the first iteration, and the
-elites that it keeps carry them on; where it keeps none they join every iteration. Proposals do not change the random numbers
-that a planner draws.
+elites that it keeps carry them on; where it keeps none they join every iteration. Proposals change no random number that a
+planner draws.
 """
 
 from __future__ import annotations

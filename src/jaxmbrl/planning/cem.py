@@ -90,6 +90,8 @@ def make(config: CEMConfig, action: Space) -> Planner:
         zero: Int[Array, ""] = jnp.zeros((), jnp.int32)
         variance = jnp.full(shape, (box.high - box.low) ** 2 / 16, float)
         _, mean, _, nonfinite = jax.lax.while_loop(unfinished, iteration, (zero, state.mean, variance, zero))
+        # Outside of the bounds by rounding only.
+        mean = search.clip(mean, box)
         rest = jnp.full_like(mean[0], search.middle(box))
         return mean, PlanState(search.shift(mean, rest)), {"nonfinite": nonfinite}
 

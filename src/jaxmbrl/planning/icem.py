@@ -148,7 +148,7 @@ def make(config: ICEMConfig, action: Space) -> Planner:
             elites, values = search.best(population, returns, config.elites)
             mean, deviation = refit(mean, deviation, elites, values, config.momentum)
         after = PlanState(search.shift(mean, mean[-1]), elites[:kept], jnp.isfinite(values[:kept]))
-        return search.best_or(mean, elites, values), after, {"nonfinite": nonfinite}
+        return search.best_or(search.clip(mean, box), elites, values), after, {"nonfinite": nonfinite}
 
     return Planner(init, plan)
 

@@ -35,7 +35,7 @@ class RiskConfig:
     """How the returns of an action sequence's rows become one number; by default their mean."""
 
     quantile: Annotated[float, Ge(0), Le(1)] | None = None
-    """The quantile of the rows' returns that is maximised, with linear interpolation: 0 is the worst row, 0.5 the median."""
+    """The quantile of the rows' returns that is maximised, interpolated linearly: 0 is the worst row, 0.5 the median."""
     deviations: float = 0.0
     """Standard deviations (population) subtracted from the mean return; a negative number seeks risk."""
 
@@ -157,7 +157,7 @@ def _accumulate(discount: Discount) -> Callable[[Outcome, Transition, Int[Array,
 
 
 def _discounted(value: Float[Array, "*n"], discount: Discount, steps: int | Int[Array, ""]) -> Float[Array, "*n"]:
-    if isinstance(discount, int | float) and discount == 1:
+    if isinstance(discount, float) and discount == 1:
         return value
     return jnp.asarray(discount, value.dtype) ** steps * value
 
