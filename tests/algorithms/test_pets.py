@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from jaxmbrl import algorithms, envs
-from jaxmbrl import planning as planners
 from jaxmbrl.algorithms.shooting import pets
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import UserError, check
@@ -109,9 +108,9 @@ def test_the_true_simulator_is_planned_in_and_nothing_fitted():
     carry, key = task.world.reset(jax.random.key(0)), jax.random.key(1)
     policy = algorithm.policy(algorithm.init(jax.random.key(2), {}), loop.clock_at(0), False)
     action, _, _ = jax.jit(policy.act)(policy.init(key), carry, key)
-    planner = planners.make(search, 1)
-    objective = planners.return_of(task.world, carry[0])
-    expected = jax.jit(lambda: planner.plan(objective, planner.init(), key)[0][0])()
+    planner = planning.make(search, task.action)
+    problem = planning.make_problem(task.world, carry[0], task.action)
+    expected = jax.jit(lambda: planner.plan(problem, planner.init(), key)[0][0])()
     np.testing.assert_allclose(action, expected, rtol=1e-6)
     _, state = trained(4, model="true")
     assert int(state.algorithm.model.fits[0]) == 0
@@ -134,9 +133,14 @@ def test_an_open_loop_plan_is_played_to_its_end_and_then_made_anew():
     algorithm = pets.make(dataclasses.replace(TINY, open_loop=True), task)
     learned = algorithm.init(jax.random.key(5), {})
     policy = algorithm.policy(learned, loop.clock_at(0), False)
-    planner, world = planners.make(TINY.planner, 1), ensemble_world(TINY, task, learned.model)
+    planner, world = planning.make(TINY.planner, task.action), ensemble_world(TINY, task, learned.model)
     act, memory = jax.jit(policy.act), policy.init(jax.random.key(0))
-    plan = jax.jit(lambda o, k: planner.plan(planners.return_of(world, jnp.tile(o, (4, 1))), planner.init(), k)[0])
+
+    @jax.jit
+    def plan(observation, key):
+        problem = planning.make_problem(world, jnp.tile(observation, (4, 1)), task.action)
+        return planner.plan(problem, planner.init(), key)[0]
+
     for step in range(7):
         observation, key = jnp.array([np.cos(step), np.sin(step), 0.1 * step]), jax.random.key(10 + step)
         action, statistics, memory = act(memory, observation, key)

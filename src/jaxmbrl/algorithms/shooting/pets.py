@@ -46,9 +46,8 @@ from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.models.ensemble import EnsembleConfig, EnsembleState
-from jaxmbrl.planning import PlannerConfig, planning_policy
+from jaxmbrl.planning import PlannerConfig, RiskConfig, open_loop_policy, planning_policy
 from jaxmbrl.planning.cem import CEMConfig
-from jaxmbrl.planning.committed import open_loop_policy
 from jaxmbrl.planning.icem import ICEMConfig
 from jaxmbrl.rollout import with_full_state
 
@@ -69,6 +68,8 @@ class Config(LoopSettings):
     """Refit as data come in; without it the model stays as it was fitted to the random warm-up."""
     particles: Annotated[int, Ge(1)] = 20
     """Imagined trajectories of each action sequence; the true simulator needs a single one."""
+    risk: RiskConfig = field(default_factory=RiskConfig)
+    """How the returns of an action sequence's particles become its score."""
     learn_reward: bool = False
     """Learn the reward even where the task's is known."""
     learn_termination: bool = False
@@ -103,9 +104,9 @@ class State(NamedTuple):
 
 def make(config: Config, task: Task) -> Algorithm:
     """PETS on `task`. Reward and termination are the task's where it knows them, unless the settings say to learn them."""
-    _, action_size = vector_sizes(task, "pets")
+    vector_sizes(task, "pets")
     model = shared.ensemble_for(config, task)
-    planner = planning.make(config.planner, action_size)
+    planner = planning.make(config.planner, task.action)
     learns, plan = config.model == "learned", open_loop_policy if config.open_loop else planning_policy
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
@@ -118,9 +119,9 @@ def make(config: Config, task: Task) -> Algorithm:
             return jnp.broadcast_to(observation, (config.particles, *observation.shape))
 
         if learns:
-            acting = plan(planner, model.world(state.model), particles)
+            acting = plan(planner, model.world(state.model), particles, task.action, risk=config.risk)
         else:
-            acting = plan(planner, with_full_state(task.world), lambda carry: carry)
+            acting = plan(planner, with_full_state(task.world), lambda carry: carry, task.action, risk=config.risk)
         return shared.collector(acting, task, config, clock, no_search) if explore else acting
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
