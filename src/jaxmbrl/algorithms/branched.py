@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.algorithms.model_based import ModelBasedConfig, Supply
+from jaxmbrl.core.config import Traced
 from jaxmbrl.core.types import DynamicsModel, Hyper, Key, Metrics, Policy, PyTree, Task, Transition, row_like
 from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
@@ -71,7 +72,7 @@ class BranchedConfig(ModelBasedConfig):
     """Real states from which branches begin after each fit."""
     retain_steps: Annotated[int, Ge(1)] = 1000
     """Environment steps for which imagined rows are kept, at least those of the last fit."""
-    real_ratio: Annotated[float, Ge(0), Le(1)] = 0.05
+    real_ratio: Annotated[float, Ge(0), Le(1), Traced] = 0.05
     """Share of real transitions in a batch, rounded down to whole rows."""
 
     def problem(self) -> tuple[str, str] | None:

@@ -45,7 +45,7 @@ from annotated_types import Ge, Gt, Le
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmbrl.core.config import UserError, check
+from jaxmbrl.core.config import Traced, UserError, check
 from jaxmbrl.core.types import Average, DynamicsModel, Features, Hyper, Key, Metrics, PyTree, Transition, World
 from jaxmbrl.distributions import soft_clamp
 from jaxmbrl.models import epochs as fitting
@@ -87,7 +87,7 @@ class EnsembleConfig:
     """Epsilon of a layer norm without learned scale and shift after each hidden layer's swish; empty for none."""
     weight_decay: tuple[Annotated[float, Ge(0)], ...] = ()
     """Weight of half the squared kernel of each layer, hidden and last, in the loss; empty for none."""
-    learning_rate: Annotated[float, Gt(0)] = 1e-3
+    learning_rate: Annotated[float, Gt(0), Traced] = 1e-3
     """Step size of Adam."""
     annealing: bool = False
     """Whether the step size falls along half a cosine, from `learning_rate` at a fit's first epoch to 0 after `max_epochs`

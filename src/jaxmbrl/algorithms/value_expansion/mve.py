@@ -17,7 +17,7 @@ each; an agent with an entropy bonus expands its soft value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import jax
@@ -26,13 +26,10 @@ from annotated_types import Ge
 from jaxtyping import Array, Float
 
 from jaxmbrl.agents import AgentConfig
-from jaxmbrl.agents.actor_critic.sac import SACConfig
-from jaxmbrl.agents.actor_critic.td3 import TD3Config
 from jaxmbrl.agents.actor_critic.updates import with_updates
 from jaxmbrl.algorithms.model_based import ModelBasedConfig, learner
-from jaxmbrl.algorithms.presets import Preset
+from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
 from jaxmbrl.core.types import Agent, Algorithm, Average, DynamicsModel, Key, Metrics, PyTree, Task, Transition, World
-from jaxmbrl.models.ensemble import EnsembleConfig
 from jaxmbrl.models.imagination import Trajectory, after, imagine
 
 
@@ -101,27 +98,19 @@ def td_k_batch(
     return rows, jnp.where(reached, targets, 0.0).reshape(-1), alive.reshape(-1)
 
 
-_SMALL = Config(
-    agent=AgentConfig(
-        sac=SACConfig(hidden=(128, 128), learning_rate=1e-3), td3=TD3Config(hidden=(128, 128), learning_rate=1e-3)
-    ),
-    ensemble=EnsembleConfig(members=5, elites=3, hidden=(64, 64), batch_size=128, max_epochs=100),
-    refit_every=100,
-    batch_size=128,
-    updates_per_step=5,
-    replay_capacity=50_000,
-    warmup_steps=200,
-    epoch_steps=200,
+METHOD = Method(
+    make,
+    Config,
+    family="value_expansion",
+    paper="1803.00101",
+    summary="soft actor-critic or TD3 with critic targets expanded some steps through a probabilistic ensemble",
+    tiny={
+        **TINY_RUN,
+        **TINY_ENSEMBLE,
+        "agent.sac.hidden": (16, 16),
+        "refit_every": 50,
+        "horizon": 2,
+        "learn_termination": True,
+    },
+    goals=(Goal("mve-pendulum", "pendulum", 5000, -200.0, about="small preset"),),
 )
-
-PRESETS = {
-    "small": Preset(
-        _SMALL,
-        "our own, sized for a CPU: 2 x 64 networks in the model, 5 updates a step",
-        steps=5000,
-        tasks=("pendulum", "cartpole-continuous"),
-    ),
-    "small-td3": Preset(
-        replace(_SMALL, agent=replace(_SMALL.agent, method="td3"), actor_delay=2), "as small, on TD3", steps=5000
-    ),
-}
