@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jaxmbrl.commands import inspect as looking
-from jaxmbrl.commands import reporting, sweeping, training
 from jaxmbrl.commands.options import complain
 from jaxmbrl.core.config import UserError, closest
 
@@ -60,21 +59,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if error.errno == errno.ENAMETOOLONG else 1
 
 
+COMMANDS = {
+    "train": "training:train",
+    "evaluate": "inspect:evaluate",
+    "report": "reporting:report",
+    "debug": "inspect:debug",
+    "collect": "inspect:collect",
+    "fit": "inspect:fit",
+    "sweep": "sweeping:sweep",
+    "status": "sweeping:status",
+    "list": "listing:list_all",
+    "doctor": "inspect:doctor",
+}
+"""Command -> its function in `jaxmbrl.commands`, imported when it is called."""
+
+COMPILES_NOTHING = ("status", "list")
+
+
 def _command(words: list[str]) -> int:
     cached = CACHE_SWITCH not in words
     words = [word for word in words if word != CACHE_SWITCH]
-    commands = {
-        "train": training.train,
-        "evaluate": looking.evaluate,
-        "report": reporting.report,
-        "debug": looking.debug,
-        "collect": looking.collect,
-        "fit": looking.fit,
-        "sweep": lambda words: sweeping.sweep(words, [] if cached else [CACHE_SWITCH]),
-        "status": sweeping.status,
-        "list": looking.list_all,
-        "doctor": looking.doctor,
-    }
     if not words or words[0] in ("-h", "--help", "help") or (words[0] == "train" and words[1:2] in (["-h"], ["--help"])):
         print(USAGE)
         return 0
@@ -83,11 +87,14 @@ def _command(words: list[str]) -> int:
 
         print(__version__)
         return 0
-    if words[0] not in commands:
-        raise UserError(f"unknown command '{words[0]}'; {closest(words[0], commands)}")
-    if cached:
+    name, *rest = words
+    if name not in COMMANDS:
+        raise UserError(f"unknown command '{name}'; {closest(name, COMMANDS)}")
+    if cached and name not in COMPILES_NOTHING:
         _cache_compilations()
-    return commands[words[0]](words[1:])
+    module, _, function = COMMANDS[name].partition(":")
+    command: Callable[..., int] = getattr(importlib.import_module(f"jaxmbrl.commands.{module}"), function)
+    return command(rest, [] if cached else [CACHE_SWITCH]) if name == "sweep" else command(rest)
 
 
 def _cache_compilations() -> None:

@@ -71,7 +71,7 @@ def make(config, task):
 def toy():
     with pytest.MonkeyPatch.context() as patch:
         presets = {"tiny": Preset(Config(), "none", STEPS)}
-        patch.setitem(algorithms.METHODS, "toy", Method(make, Config, presets=presets, summary="a toy"))
+        patch.setitem(algorithms.METHODS, "toy", Method(make, Config, presets, summary="a toy"))
         yield
 
 

@@ -65,7 +65,7 @@ REFUSED = {
     "sweep": "FILE is missing",
     "sweep nowhere.yaml": "nowhere.yaml cannot be read (No such file or directory)",
     "sweep empty": "empty cannot be read (Is a directory)",
-    "sweep good.yaml more": "nothing takes 'more'",
+    "sweep good.yaml more": "unexpected argument 'more'",
     "sweep good.yaml --dry": "unknown option '--dry'",
     "sweep good.yaml --jobs 0": "--jobs must be at least 1, got 0",
     "sweep good.yaml --jobs many": "--jobs must be a whole number, got 'many'",

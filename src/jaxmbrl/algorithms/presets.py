@@ -64,7 +64,7 @@ def read(file: str | Path, known: Mapping[str, Preset] | None = None) -> dict[st
     values = read_yaml(file)
     if not isinstance(values, Mapping) or not values:
         raise UserError(f"{file} must be a mapping from names of presets to their fields")
-    if all(name in _FIELDS for name in values):
+    if set(values) & set(_FIELDS) or not all(isinstance(entry, Mapping) for entry in values.values()):
         values = {Path(file).stem: values}
     entries = {str(name): _entry(f"{file}: preset '{name}'", entry) for name, entry in values.items()}
     return {name: _inherited(file, name, entries, known or {}) for name in entries}

@@ -11,8 +11,8 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxmbrl.algorithms import presets as preset_files
@@ -71,31 +71,29 @@ class Goal(NamedTuple):
     """Start states of the evaluation."""
     preset: str | None = None
     """The task's default if None."""
-    settings: Mapping[str, Any] = {}
+    settings: Mapping[str, Any] = MappingProxyType({})
     """Changes to the preset, by dotted field names."""
     about: str = "its preset"
     """What the case is, in the tables of returns."""
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """The record of a method."""
 
     make: Callable[[Any, Task], Algorithm]
     """(config, task) -> the algorithm."""
     config: type
     """Class of its settings, a frozen dataclass with the fields of `LOOP` besides its own."""
-    _: dataclasses.KW_ONLY
+    presets: Mapping[str, Preset] = MappingProxyType({})
+    """Settings by name; a task that none of them lists gets the first. If empty, they are read from the YAML file that has
+    the method's name, beside the module of its config (`algorithms.presets` describes the format)."""
     family: str = "user"
     """The folder of its module: methods of one kind."""
     paper: str = ""
     """arXiv number of its paper."""
     summary: str = ""
     """What it is, in a line."""
-    presets: Mapping[str, Preset] = field(default_factory=dict)
-    """Settings by name; a task that none of them lists gets the first. If empty, they are read from the YAML file that has
-    the method's name, beside the module of its config (`algorithms.presets` describes the format)."""
-    tiny: Mapping[str, Any] = field(default_factory=dict)
+    tiny: Mapping[str, Any] = MappingProxyType({})
     """Changes to the default preset, by dotted field names, that make it as small as tests of every method need."""
     goals: tuple[Goal, ...] = ()
     """What it must learn; `make learning NAME=method` checks the first."""
@@ -201,7 +199,7 @@ def add_presets(name: str, file: str | Path) -> dict[str, Preset]:
     name. Raises UserError as `presets.load` does."""
     method = get(name)
     added = preset_files.load(file, method.config, method.presets)
-    METHODS[name] = dataclasses.replace(method, presets={**method.presets, **added})
+    METHODS[name] = method._replace(presets={**method.presets, **added})
     return added
 
 
@@ -244,7 +242,7 @@ def complete(name: str, method: Method) -> Method:
     if file is None or not file.is_file():
         example = f"{{'default': Preset({method.config.__name__}(), 'my own', 5000)}}"
         raise UserError(f"method '{name}' needs presets, such as {example}, or a file {name}.yaml beside its module")
-    return dataclasses.replace(method, presets=preset_files.load(file, method.config))
+    return method._replace(presets=preset_files.load(file, method.config))
 
 
 def _place(entry: str) -> tuple[str, str]:
@@ -255,7 +253,7 @@ def _place(entry: str) -> tuple[str, str]:
 
 def _literals(file: Path, attribute: str) -> dict[str, Any]:
     """The fields of the record `attribute` in a module's source that a `Card` shows, which must be written as literals."""
-    found: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Method) if f.name in Card._fields}
+    found: dict[str, Any] = {key: value for key, value in Method._field_defaults.items() if key in Card._fields}
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == [attribute]:
             assert isinstance(node.value, ast.Call), f"{file}: {attribute} must be written as Method(...)"

@@ -247,24 +247,3 @@ def doctor(words: list[str]) -> int:
         bad += finding.state == "bad"
     print("this machine is ready" if not bad else f"{bad} thing{'s' if bad > 1 else ''} to mend")
     return 1 if bad else 0
-
-
-def list_all(words: list[str]) -> int:
-    """`jaxmbrl list`: algorithms, tasks and presets."""
-    from jaxmbrl import algorithms, envs
-
-    options.parser("list", description="Algorithms, tasks and presets.").parse_args(words)
-    print("algorithms")
-    for name, method in algorithms.METHODS.items():
-        print(f"  {name:<24}{method.summary}")
-    print("\ntasks")
-    for name in envs.names():
-        print(f"  {name}")
-    for family in envs.FAMILIES:
-        print(f"  {family}/NAME")
-    print("\npresets")
-    for name, method in algorithms.METHODS.items():
-        for preset, (_, source, steps, tasks) in method.presets.items():
-            print(f"  {name} --preset {preset}  ({steps:,} steps{', default on ' + ', '.join(tasks) if tasks else ''})")
-            print(f"      {source}")
-    return 0

@@ -15,8 +15,6 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
-import tyro
-
 from jaxmbrl.core.config import UserError
 
 
@@ -39,7 +37,7 @@ _PLAIN = (
     (r"^argument (\S+): ignored explicit argument (.*)$", r"\1 takes no value, got \2"),
     (r"^the following arguments are required: (.*)$", r"\1 is missing"),
     (r"^unrecognized arguments: (-\S*).*$", r"unknown option '\1'"),
-    (r"^unrecognized arguments: (.*)$", r"nothing takes '\1'"),
+    (r"^unrecognized arguments: (.*)$", r"unexpected argument '\1'"),
 )
 """How argparse says it, and how we do."""
 
@@ -51,6 +49,8 @@ def parser(command: str, **more: Any) -> _Parser:
 
 def parse(kind: type, default: Any, words: list[str], command: str, description: str) -> Any:
     """A command's words as a dataclass, by tyro, whose framed errors are told in one line."""
+    import tyro  # here, for commands that do without it start sooner
+
     printed, prog = io.StringIO(), f"jaxmbrl {command}"
     try:
         with contextlib.redirect_stderr(printed):
@@ -79,7 +79,7 @@ def _reworded(message: str, options: dict[str, str], words: list[str]) -> str:
     if message.startswith("Unrecognized options:"):
         first = _first_unknown(message, words)
         if not first.startswith("-"):
-            return f"nothing takes '{first}'"
+            return f"unexpected argument '{first}'"
         near = difflib.get_close_matches(first.split("=")[0].replace("_", "-"), options, n=1, cutoff=0.7)
         return f"unknown option '{first}'" + (f"; did you mean '{near[0]}'?" if near else "")
     named = re.search(r"(?:Error parsing|argument) '?(--[\w.-]+)", message)
@@ -148,7 +148,7 @@ def _taken(hint: Any) -> str:
 def own_name() -> str:
     """The command as it was called, where the plain name would not find it, or not know what a script has registered."""
     called = sys.argv[0]
-    if called.endswith(".py") and Path(__file__).parent not in Path(called).absolute().parents:
+    if called.endswith(".py") and Path(__file__).parents[1] not in Path(called).absolute().parents:
         return f"python {called}"
     plain = Path(called).name != "jaxmbrl" or shutil.which("jaxmbrl") == str(Path(called).absolute())
     return "jaxmbrl" if plain else called

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -220,13 +220,13 @@ def parse_train(name: str, words: list[str], started: RunConfig | None = None) -
     for option in ("--env", "--preset", "--config", "--data"):
         early.add_argument(option)
     asked, rest = early.parse_known_args(words)
+    knows_task = asked.env is not None or started is not None
     if started is not None:
         words_of_run = {field: getattr(asked, field) for field in ("env", "preset") if getattr(asked, field) is not None}
         base = dataclasses.replace(started, **words_of_run)
     elif asked.config is not None:
-        base = _read_config(name, asked.config, asked.preset)
-        if asked.env is not None:
-            base = dataclasses.replace(base, env=asked.env)
+        base, of_run = _read_config(name, asked.config, asked.preset, asked.env)
+        knows_task |= of_run
     elif asked.env is None:
         # Any task will do for help, and to tell first what else is wrong.
         base = programs.configure(name, envs.names()[0], asked.preset or next(iter(algorithms.get(name).presets)))
@@ -250,14 +250,14 @@ def parse_train(name: str, words: list[str], started: RunConfig | None = None) -
     if asked.data == "":
         raise UserError("--data needs a value: an npz of transitions, as 'jaxmbrl collect' writes it")
     if asked.data is not None:
-        learned = programs.configure(name, base.env, base.preset, base.settings, data=asked.data)
+        learned = programs.configure(name, base.env, settings=base.settings, data=asked.data)
         fields = {field: getattr(learned, field) for field in ("steps", "data", "data_digest")}
         base = dataclasses.replace(base, **fields)
     run_fields = {f: getattr(base, f) for f in _OPTIONS}
     parsed = options.parse(arguments, arguments(**run_fields), rest, f"train {name}", f"Train {name}: {method.summary}.")
     if "" in options.values("--out", rest):
         raise UserError("--out needs a value: the new folder of the run")
-    if asked.env is None and asked.config is None and started is None:
+    if not knows_task:
         raise UserError(f"--env TASK is missing; there is: {', '.join(envs.names())}")
     given = {field: getattr(parsed, field) for field in run_fields}
     given["settings"] = check(given["settings"])
@@ -276,22 +276,32 @@ _TEXTS = (
     ("out", "FOLDER", "New folder of the run; runs/ALGORITHM-TASK-N if not given."),
     ("env", "TASK", "The task; 'jaxmbrl list' names them."),
     ("preset", "NAME", "Settings to start from; the task's own if not given. 'jaxmbrl list' names them."),
-    ("config", "FILE", "Settings to start from: the config.yaml of a run."),
+    ("config", "FILE", "Settings to start from: the config.yaml of a run, or presets of your own in YAML."),
     ("data", "FILE", "Transitions to learn from instead of collecting, as 'jaxmbrl collect' writes them."),
 )
 """Options that are words; but for the first they are read before the others, whose defaults depend on them."""
 
 
-def _read_config(name: str, file: str, preset: str | None) -> RunConfig:
+def _read_config(name: str, file: str, preset: str | None, env: str | None) -> tuple[RunConfig, bool]:
+    """The run that a file asks for, and whether it is the config of a run, which names its task. Any other file holds
+    presets (`algorithms.presets`): the one called `preset`, or else the file's default for the task `env`."""
+    from jaxmbrl import algorithms, envs
     from jaxmbrl.training import programs
 
+    values = read_yaml(file, f"--config {file}")
+    if isinstance(values, Mapping) and values and "algorithm" not in values:
+        try:
+            added = algorithms.add_presets(name, file)
+        except UserError as error:
+            raise UserError(f"--config {error}") from None
+        chosen = preset or algorithms.default_for(added, env or "")
+        return programs.configure(name, env or envs.names()[0], chosen), False
     if preset is not None:
         raise UserError("give --preset or --config, not both")
-    values = read_yaml(file, f"--config {file}")
     try:
         config = programs.parse(values)
     except UserError as error:
         raise UserError(f"--config {file}: {error}") from None
     if config.algorithm != name:
         raise UserError(f"--config {file} is of {config.algorithm}, not {name}")
-    return config
+    return config if env is None else dataclasses.replace(config, env=env), True

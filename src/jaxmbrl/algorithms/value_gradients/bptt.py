@@ -247,7 +247,7 @@ METHOD = Method(
     Config,
     family="value_gradients",
     paper="2106.13281",
-    summary="policy by back-propagation through time, through an ensemble or the true simulator, without a critic",
+    summary="policy by back-propagation through time in an ensemble or the true simulator, without a critic",
     tiny={**TINY_RUN, **TINY_ENSEMBLE, "hidden": (16, 16), "horizon": 6, "updates": 3, "refit_every": 50},
     goals=(
         Goal(

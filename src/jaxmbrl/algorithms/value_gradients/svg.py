@@ -255,7 +255,7 @@ METHOD = Method(
     Config,
     family="value_gradients",
     paper="1510.09142",
-    summary="soft actor-critic whose actor follows stochastic value gradients, through imagined or re-created real steps",
+    summary="soft actor-critic whose actor follows stochastic value gradients of imagined or real steps",
     tiny={
         **TINY_RUN,
         **TINY_ENSEMBLE,
