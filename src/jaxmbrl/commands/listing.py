@@ -13,7 +13,6 @@ from jaxmbrl.commands import options
 from jaxmbrl.core.config import UserError, closest
 
 WIDTH = 120
-PAPER = "arXiv {}"
 
 
 def list_all(words: list[str]) -> int:
@@ -60,14 +59,15 @@ def _overview(methods: Mapping[str, Card]) -> Iterable[str]:
 
 def _details(methods: Mapping[str, Card]) -> Iterable[str]:
     """Each algorithm with its paper, needs and presets."""
+    indent = " " * 8
     for name, card in methods.items():
         yield f"  {name:<24}{card.summary}"
-        where = f"family {card.family}" + (f", {PAPER.format(card.paper)}" if card.paper else "")
+        where = f"family {card.family}" + (f", arXiv {card.paper}" if card.paper else "")
         yield f"      {where}" + (f"; requires {', '.join(card.requires)}" if card.requires else "")
         for preset, (source, steps, tasks) in card.presets.items():
             default = f", default on {', '.join(tasks)}" if tasks else ""
             yield f"    {name} --preset {preset}  ({steps:,} steps{default})"
-            yield from textwrap.wrap(source, WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8)
+            yield from textwrap.wrap(source, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _tasks(tasks: Mapping[str, str]) -> Iterable[str]:

@@ -52,8 +52,7 @@ def read_yaml(file: str | Path, called: str | None = None) -> Any:
     """The plain values in a YAML file. Raises UserError, which calls the file `called`, if it cannot be read or parsed."""
     called = str(file) if called is None else called
     try:
-        # libyaml's loader, where PyYAML was built with it, is ten times as fast.
-        return yaml.load(Path(file).read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{called} cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
