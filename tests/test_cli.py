@@ -592,7 +592,7 @@ def test_a_cache_that_cannot_be_made_is_reported_once(place):
     command = [sys.executable, "-m", "jaxmbrl", "debug", "--help"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (code, out)
-    assert done.stderr.startswith("jaxmbrl: compiled programs are not kept") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("jaxmbrl: compiled programs are not cached") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

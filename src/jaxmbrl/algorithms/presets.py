@@ -89,7 +89,7 @@ def load(file: str | Path, config: type, known: Mapping[str, Preset] | None = No
     for name, entry in entries.items():
         assert entry.source is not None and entry.steps is not None
         try:
-            chosen = from_dict(config, settings(name), "settings.")
+            chosen: Any = from_dict(config, settings(name), "settings.")
         except UserError as error:
             raise UserError(f"{file}: preset '{name}': {error}") from None
         found[name] = Preset(chosen, entry.source, entry.steps, entry.tasks)

@@ -1,6 +1,6 @@
 """The methods by name. A method's record, `Method`, stands at the end of its own module; here is only where each one is.
 
-A module is imported when its record is first used. `cards` tells what records say of methods without importing any.
+A module is imported when its record is first used. `cards` reads what records say about methods without importing any.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ def read_yaml(file: str | Path, called: str | None = None) -> Any:
         raise UserError(f"{called} cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        told = f"line {mark.line + 1}: {problem}" if mark and problem else " ".join(str(error).split())
-        raise UserError(f"{called} is not valid YAML ({told})") from None
+        reason = f"line {mark.line + 1}: {problem}" if mark and problem else " ".join(str(error).split())
+        raise UserError(f"{called} is not valid YAML ({reason})") from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -107,8 +107,8 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     result = dict(values)
     for name, value in changes.items():
         before = result.get(name)
-        nested = isinstance(before, Mapping) and isinstance(value, Mapping)
-        result[name] = merged(before, value) if nested else value
+        both = isinstance(before, Mapping) and isinstance(value, Mapping)
+        result[name] = merged(typing.cast(Mapping[str, Any], before), value) if both else value
     return result
 
 
@@ -236,8 +236,8 @@ def _one_of(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
             problems.append(str(problem))
     if len(problems) == 1:
         raise UserError(problems[0])
-    told = [problem.removeprefix(f"{name} must be ").partition(", got ")[0] for problem in problems]
-    raise UserError(f"{name} must be {' or '.join(told)}, got {value!r}")
+    expected = [problem.removeprefix(f"{name} must be ").partition(", got ")[0] for problem in problems]
+    raise UserError(f"{name} must be {' or '.join(expected)}, got {value!r}")
 
 
 def _named_by(configs: list[Any], given: Iterable[str], path: str) -> Any:
@@ -265,17 +265,17 @@ def _check_range(constraint: Any, value: Any, name: str) -> None:
         return
     match constraint:
         case annotated_types.Gt(gt=bound):
-            holds, told = value > bound, f"above {bound}"
+            holds, expected = value > bound, f"above {bound}"
         case annotated_types.Ge(ge=bound):
-            holds, told = value >= bound, f"at least {bound}"
+            holds, expected = value >= bound, f"at least {bound}"
         case annotated_types.Lt(lt=bound):
-            holds, told = value < bound, f"below {bound}"
+            holds, expected = value < bound, f"below {bound}"
         case annotated_types.Le(le=bound):
-            holds, told = value <= bound, f"at most {bound}"
+            holds, expected = value <= bound, f"at most {bound}"
         case annotated_types.MinLen(min_length=bound):
-            holds, told = len(value) >= bound, f"a list of at least {bound} entries"
+            holds, expected = len(value) >= bound, f"a list of at least {bound} entries"
         case annotated_types.MaxLen(max_length=bound):
-            holds, told = len(value) <= bound, f"a list of at most {bound} entries"
+            holds, expected = len(value) <= bound, f"a list of at most {bound} entries"
         case annotated_types.GroupedMetadata():
             for part in constraint:
                 _check_range(part, value, name)
@@ -283,4 +283,4 @@ def _check_range(constraint: Any, value: Any, name: str) -> None:
         case _:
             raise TypeError(f"{name}: configs do not support the constraint {constraint!r}")
     if not holds:
-        raise UserError(f"{name} must be {told}, got {value!r}")
+        raise UserError(f"{name} must be {expected}, got {value!r}")
