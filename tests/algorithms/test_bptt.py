@@ -255,7 +255,7 @@ def test_through_mjx_its_gradient_is_the_differences_of_c():
 
 @pytest.mark.slow
 def test_it_learns_to_swing_up_the_pendulum():
-    config = bptt.PRESETS["small"].config
+    config = algorithms.get("bptt").presets["small"].config
     algorithm = bptt.make(config, PENDULUM)
     program = loop.make(algorithm, PENDULUM, config)
     state = jax.jit(program.init)(jnp.arange(2), {})

@@ -234,7 +234,7 @@ def test_every_preset_is_sound():
 
 @pytest.mark.slow
 def test_it_learns_to_swing_up_the_pendulum():
-    config = dhmbpo.PRESETS["small"].config
+    config = algorithms.get("dhmbpo").presets["small"].config
     algorithm = dhmbpo.make(config, PENDULUM)
     program = loop.make(algorithm, PENDULUM, config)
     state = jax.jit(program.init)(jnp.arange(2), {})

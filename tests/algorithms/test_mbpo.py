@@ -192,7 +192,7 @@ def test_branches_grow_and_the_buffer_with_them_in_one_program():
     ],
 )
 def test_branch_length_by_hand(preset, lengths):
-    schedule = mbpo.PRESETS[preset].config.rollout_length
+    schedule = algorithms.get("mbpo").presets[preset].config.rollout_length
     assert {epoch: int(schedule.at(1000 * epoch)) for epoch in lengths} == lengths
     for epoch in range(0, 320, 7):
         share = (epoch * 1000 - schedule.begins) / (schedule.ends - schedule.begins)
@@ -355,7 +355,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_settings(name):
-    config = mbpo.PRESETS[name].config
+    config = algorithms.get("mbpo").presets[name].config
     members = config.ensemble
     assert PUBLISHED[name] == (
         config.updates_per_step,
@@ -373,7 +373,7 @@ def test_published_settings(name):
     assert config.learn_reward and not config.learn_termination and config.trust.rule == "always"
     assert config.agent == SACConfig(target_entropy=config.agent.target_entropy) and not config.agent.layer_norm
     assert config.warmup_steps == (500 if "pendulum" in name else 5000)
-    steady = mbpo.PRESETS[name.replace("paper", "steady")].config
+    steady = algorithms.get("mbpo").presets[name.replace("paper", "steady")].config
     assert steady.ensemble.normalize_targets and steady.agent.layer_norm
 
 
@@ -390,7 +390,7 @@ MACURA = {
 
 @pytest.mark.parametrize("name", MACURA)
 def test_macuras_published_settings(name):
-    config = mbpo.PRESETS[name].config
+    config = algorithms.get("mbpo").presets[name].config
     members, agent = config.ensemble, config.agent
     assert MACURA[name] == (
         config.trust.scale,
@@ -408,9 +408,9 @@ def test_macuras_published_settings(name):
     assert (config.rollout_length.first, config.rollout_length.last) == (10, 10)
 
 
-@pytest.mark.parametrize("name", mbpo.PRESETS)
+@pytest.mark.parametrize("name", algorithms.get("mbpo").presets)
 def test_presets_are_sound(name):
-    preset = mbpo.PRESETS[name]
+    preset = algorithms.get("mbpo").presets[name]
     config = check(preset.config)
     assert preset.steps > config.warmup_steps
     assert preset.source
@@ -421,16 +421,16 @@ def test_presets_are_sound(name):
 
 def test_the_imagined_buffer_holds_what_the_paper_says():
     """Rows of one fit times fits in the retained time times the longest branch: arXiv 1906.08253's code."""
-    hopper, humanoid = (mbpo.PRESETS[f"paper-{name}"].config for name in ("hopper", "humanoid"))
+    hopper, humanoid = (algorithms.get("mbpo").presets[f"paper-{name}"].config for name in ("hopper", "humanoid"))
     assert hopper.imagined_capacity == 100_000 * 4 * 15
     assert humanoid.imagined_capacity == 100_000 * 5 * 25
-    assert mbpo.PRESETS["paper-inverted-pendulum"].config.imagined_capacity == 100_000
+    assert algorithms.get("mbpo").presets["paper-inverted-pendulum"].config.imagined_capacity == 100_000
 
 
 @pytest.mark.slow
 def test_it_learns_to_swing_up_the_pendulum():
     task = envs.make("pendulum")
-    config = mbpo.PRESETS["small"].config
+    config = algorithms.get("mbpo").presets["small"].config
     algorithm = mbpo.make(config, task)
     program = loop.make(algorithm, task, config)
     state = jax.jit(program.init)(jnp.arange(2), {})

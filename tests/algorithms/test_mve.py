@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from one_step_targets import critic_target as own_target
 
-from jaxmbrl import envs
+from jaxmbrl import algorithms, envs
 from jaxmbrl.agents.actor_critic import sac
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.algorithms.value_expansion import mve
@@ -178,7 +178,7 @@ def test_a_living_row_that_is_not_finite_is_not_hidden():
 def test_it_learns_to_swing_up_the_pendulum():
     with jax.enable_x64(False):
         task = envs.make("pendulum")
-        config = dataclasses.replace(mve.PRESETS["small"].config, eval_every=0)
+        config = dataclasses.replace(algorithms.get("mve").presets["small"].config, eval_every=0)
         algorithm = mve.make(config, task)
         program = loop.make(algorithm, task, config)
         state = jax.jit(program.init)(jnp.arange(2), {})

@@ -182,7 +182,7 @@ PUBLISHED = {
 def test_published_settings(name):
     """Chua et al., arXiv 1805.12114, and its code: dmbrl/config/*.py, dmbrl/modeling/models/BNN.py."""
     hidden, decay, trial, trials, horizon, population, elites = PUBLISHED[name]
-    preset = pets.PRESETS[name]
+    preset = algorithms.get("pets").presets[name]
     config = preset.config
     assert config.planner.cem == CEMConfig(horizon, population, elites, iterations=5, momentum=0.1, min_variance=1e-3)
     assert (config.ensemble.members, config.ensemble.hidden, config.ensemble.weight_decay) == (5, hidden, decay)
@@ -196,9 +196,9 @@ def test_published_settings(name):
     assert config.replay_capacity >= preset.steps
 
 
-@pytest.mark.parametrize("name", pets.PRESETS)
+@pytest.mark.parametrize("name", algorithms.get("pets").presets)
 def test_presets_are_sound(name):
-    preset = pets.PRESETS[name]
+    preset = algorithms.get("pets").presets[name]
     config = check(preset.config)
     assert preset.steps > config.warmup_steps
     assert preset.source
@@ -223,7 +223,7 @@ def test_paper_presets_are_the_defaults_of_the_papers_tasks_with_its_inputs():
 @pytest.mark.slow
 def test_it_learns_to_balance_a_pole():
     """The last trial that finished within 1,000 steps."""
-    task, config = envs.make("cartpole-continuous"), pets.PRESETS["small"].config
+    task, config = envs.make("cartpole-continuous"), algorithms.get("pets").presets["small"].config
     program = loop.make(pets.make(config, task), task, config)
     run, time, best = jax.jit(program.run), loop.clock_at(0), np.zeros(2)
     state = jax.jit(program.init)(jnp.arange(2), {})

@@ -123,7 +123,7 @@ def test_the_agents_policy_is_the_algorithms():
 
 def test_published_settings():
     """Haarnoja et al., arXiv 1812.05905, table 1; random steps at the start as MBPO's code has them."""
-    published = sac.PRESETS["default"].config
+    published = algorithms.get("sac").presets["default"].config
     assert published.agent == SACConfig(
         hidden=(256, 256),
         critics=2,
@@ -141,8 +141,8 @@ def test_published_settings():
 def test_redq_and_droq_differ_from_sac_in_their_papers_settings_only():
     """REDQ with two of two critics, one update and the actor on the minimum is SAC; DroQ without dropout and layer norm is
     SAC with 20 updates a step and an actor that takes the mean."""
-    plain = sac.PRESETS["default"].config
-    redq, droq = sac.REDQ_PRESETS["default"].config, sac.DROQ_PRESETS["default"].config
+    plain = algorithms.get("sac").presets["default"].config
+    redq, droq = algorithms.get("redq").presets["default"].config, algorithms.get("droq").presets["default"].config
     agent = dataclasses.replace(redq.agent, critics=2, actor_value="min")
     assert dataclasses.replace(redq, agent=agent, updates_per_step=1, actor_delay=1) == plain
     agent = dataclasses.replace(droq.agent, dropout=0.0, layer_norm=False)

@@ -9,7 +9,7 @@ import linear_quadratic as lq
 import numpy as np
 import pytest
 
-from jaxmbrl import envs, returns
+from jaxmbrl import algorithms, envs, returns
 from jaxmbrl.agents.actor_critic import sac
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.algorithms.value_expansion import steve
@@ -358,7 +358,7 @@ def test_the_chains_errors_over_ten_trials():
 def test_it_learns_to_swing_up_the_pendulum():
     with jax.enable_x64(False):
         task = envs.make("pendulum")
-        config = dataclasses.replace(steve.PRESETS["small"].config, eval_every=0)
+        config = dataclasses.replace(algorithms.get("steve").presets["small"].config, eval_every=0)
         algorithm = steve.make(config, task)
         program = loop.make(algorithm, task, config)
         state = jax.jit(program.init)(jnp.arange(2), {})

@@ -360,7 +360,7 @@ def test_what_is_wrong_is_told():
 
 
 def test_presets_are_sound():
-    for name, preset in svg.PRESETS.items():
+    for name, preset in algorithms.get("svg").presets.items():
         check(preset.config)
         for task in preset.tasks:
             assert algorithms.preset("svg", task)[0] == name
@@ -371,7 +371,7 @@ def test_presets_are_sound():
 def test_it_learns_to_swing_up_the_pendulum(fields):
     with jax.enable_x64(False):
         task = envs.make("pendulum")
-        config = dataclasses.replace(svg.PRESETS["small"].config, eval_every=0, **fields)
+        config = dataclasses.replace(algorithms.get("svg").presets["small"].config, eval_every=0, **fields)
         algorithm = svg.make(config, task)
         program = loop.make(algorithm, task, config)
         state = jax.jit(program.init)(jnp.arange(2), {})

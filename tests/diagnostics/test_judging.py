@@ -234,7 +234,7 @@ def test_the_command_tells_the_same_and_draws(judged, tmp_path, monkeypatch):
     code, said, err = call("fit", "--data", "rows.npz", *SMALL.split(), "--test-fraction", 0.3, "--out", "new/picture.v2")
     assert (code, err) == (0, "")
     assert "fitting to rows.npz: 50 transitions of my-own-task ..." in said
-    assert "fitted to 35 rows, judged on the last 15, in " in said
+    assert "fitted to 35 rows, tested on the last 15, in " in said
     table = re.findall(r"^(observation \d|reward) +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", said, re.MULTILINE)
     assert [row[0] for row in table] == ["observation 0", "observation 1", "reward"]
     shown = np.array([[float(x) for x in row[1:]] for row in table])

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxmbrl.core.spaces import Box, Discrete
 
 from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Policy
 from jaxmbrl.rollout import auto_reset
 
-checker = import_module("jaxmbrl.envs.check")
+checker = import_module("jaxmbrl.envs.checking")
 ANALYTIC = ["cartpole-continuous", "cartpole-swingup", "mountain-car-continuous", "pendulum", "reacher-2d"]
 SIMULATED = [name for name in envs.names() if name not in ANALYTIC]
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
+from jaxmbrl.core.config import Traced
 from jaxmbrl.models.propagation import Propagation
 from jaxmbrl.nn.networks import Precision
 
@@ -33,7 +34,7 @@ class EnsembleConfig:
     """Epsilon of a layer norm without learned scale and shift after each hidden layer's swish; empty for none."""
     weight_decay: tuple[Annotated[float, Ge(0)], ...] = ()
     """Weight of half the squared kernel of each layer, hidden and last, in the loss; empty for none."""
-    learning_rate: Annotated[float, Gt(0)] = 1e-3
+    learning_rate: Annotated[float, Gt(0), Traced] = 1e-3
     """Adam learning rate."""
     annealing: bool = False
     """Whether the learning rate follows half a cosine in each fit, from `learning_rate` at the first epoch to 0 after
