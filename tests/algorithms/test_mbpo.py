@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from in_order import in_order
+from jaxmbrl.algorithms.branched import RolloutLength
 
 from jaxmbrl import algorithms, envs
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.agents.actor_critic.sac import make as make_agent
 from jaxmbrl.agents.actor_critic.updates import updates
-from jaxmbrl.algorithms.branched import RolloutLength
 from jaxmbrl.algorithms.dyna import mbpo
 from jaxmbrl.algorithms.model_free import sac
 from jaxmbrl.core import metrics
@@ -105,7 +106,7 @@ def started(algorithm, **hyper):
 
 def held(buffer):
     size = int(buffer.size)
-    return jax.tree.map(lambda x: np.asarray(x)[:size], replay.ordered(buffer))
+    return jax.tree.map(lambda x: np.asarray(x)[:size], in_order(buffer))
 
 
 def assert_same(a, b):

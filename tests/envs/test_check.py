@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxmbrl.core.spaces import Box, Discrete
 
 from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Policy
 from jaxmbrl.envs.base import initial_state, vector_sizes
 from jaxmbrl.rollout import auto_reset
@@ -430,7 +430,7 @@ def test_discrete_actions():
 
 
 class Corridor:
-    """Eight places in a row, of which two are starts; the action goes left or right, and the last place ends the episode."""
+    """Eight places in a row, of which two are starts; the action goes left or right, and the last place is the end."""
 
     observation_size = action_size = 1
     places = 8

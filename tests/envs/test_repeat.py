@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxmbrl.core.spaces import Discrete
 
 from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.spaces import Discrete
 from jaxmbrl.envs.repeat import RepeatedEnv
 from jaxmbrl.rollout import open_loop, rollout
 

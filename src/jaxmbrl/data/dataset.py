@@ -214,7 +214,7 @@ def _successors(
 
 def _last_observation(rows: Transition) -> Shaped[np.ndarray, "M *shape"] | None:
     """What `_successors` makes `rows.next_observation` of, or None where other rows do not continue in the next row."""
-    torn = _torn(rows.terminated | rows.truncated)
+    torn = _torn(np.asarray(rows.terminated | rows.truncated))
     goes_on = np.flatnonzero(~torn)
     same = all(np.array_equal(rows.next_observation[i], rows.observation[i + 1]) for i in goes_on)
     return np.asarray(rows.next_observation[torn]) if same else None

@@ -51,8 +51,8 @@ def make_task(
 ) -> Task:
     """A `Task` from an environment. Its World's carry is (State, steps since the start); its origin is a `State`.
 
-    `observation` is the space of `State.obs` where it is not a vector of `env.observation_size` floats: `Discrete(n)` for an
-    int32 scalar, `Box((H, W, C), 0, 255, "uint8")` for an image. `action` is the space of actions where it is not the box
+    `observation` is the space of `State.obs` where it is not a vector of `env.observation_size` floats: `Discrete(n)` for
+    int32 scalars, `Box((H, W, C), 0, 255, "uint8")` for images. `action` is the space of actions where it is not the box
     [-1, 1] of `env.action_size`. `reward(obs, action, next_obs)` and `terminated(next_obs)` are given where the observation
     determines them; `features` says how a dynamics model encodes the observation, where not as it is. `State.done` means
     terminated; a step that Brax marks by `truncation` in `State.info` only ran out of time.
@@ -109,8 +109,8 @@ def never(next_observation: Float[Array, "*n O"]) -> Bool[Array, "*n"]:
 
 
 def vector_sizes(task: Task, method: str) -> tuple[int, int]:
-    """(length of an observation, length of an action) for a method that takes vectors of floats only. Raises UserError where
-    the task has another space."""
+    """(length of an observation, length of an action) for a method that takes vectors of floats. Raises UserError where the
+    task has another space."""
     for what, space in (("observations", task.observation), ("actions", task.action)):
         if not isinstance(space, Box) or not space.is_vector:
             raise UserError(f"{method} takes vectors, and the {what} of task '{task.name}' are {space}: take another task")

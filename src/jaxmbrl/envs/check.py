@@ -36,8 +36,8 @@ def check(task: Task, seed: int = 0) -> None:
     is 0 or 1 and never for a time limit, that the task truncates at `episode_length`, that nothing resets by itself; and
     that the task's known `reward` and `terminated` agree with the steps, on a row and on rows [N, ...] and [M, N, ...].
 
-    Whether an environment resets by itself, or ends for a time limit, is inferred from these rollouts. Where they do not show
-    it, as where none of them terminates, the task passes.
+    Whether an environment resets by itself, or ends for a time limit, is inferred from these rollouts. Where they do not
+    show it, as where none of them terminates, the task passes.
     """
     stages: tuple[tuple[str, Callable[[Task, Key], list[str]]], ...] = (
         ("reading its spaces", _check_spaces),
@@ -60,8 +60,8 @@ def check(task: Task, seed: int = 0) -> None:
 def _check_spaces(task: Task, key: Key) -> list[str]:
     problems = []
     action, observation = task.action, task.observation
-    bounded = _is_box(action) and _dtype(action).kind == "f" and (action.low, action.high) == (-1.0, 1.0)
-    if not bounded and not _is_discrete(action):
+    bounds = (action.low, action.high) if isinstance(action, Box) and _is_box(action) else None
+    if not (bounds == (-1.0, 1.0) and _dtype(action).kind == "f") and not _is_discrete(action):
         problems.append(f"its actions must be Box(shape, -1.0, 1.0) or Discrete(n), got {action}: rescale them in step")
     if not _is_box(observation) and not _is_discrete(observation):
         problems.append(f"its observations must be Box(shape, low, high, dtype) or Discrete(n), got {observation}")

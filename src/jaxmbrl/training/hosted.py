@@ -67,7 +67,7 @@ class Environments:
     def step(
         self, action: Shaped[np.ndarray, "n ..."], seeds: UInt32[np.ndarray, "n"], active: Bool[np.ndarray, "n"]
     ) -> Transition:
-        """Transitions [n, ...] of one step in each environment that is `active`, without extras. The others are not stepped.
+        """Transitions [n, ...] of one step in each environment that is `active`, without extras; others are not stepped.
         After an episode's end, the next begins with the seed given."""
         count = len(self._envs)
         before, after = self.observation.copy(), self.observation.copy()

@@ -32,8 +32,8 @@ def as_gymnasium(task: Task | str, render_mode: str | None = None) -> gymnasium.
     """`task`, or the one of that name, as a `gymnasium.Env` whose reset and step are compiled programs.
 
     Vectors of observations and actions are float32, elements of a discrete space int64, images of the task's own dtype. An
-    action outside [-1, 1] reaches the task as it is. `terminated` and `truncated` are the task's own, so no `TimeLimit` is needed.
-    The info of a step has the terms in `State.metrics`, numbers as floats.
+    action outside [-1, 1] reaches the task as it is. `terminated` and `truncated` are the task's own, so no `TimeLimit` is
+    needed. The info of a step has the terms in `State.metrics`, numbers as floats.
 
     `reset(seed=s)` determines all that follows, later resets without a seed included. `render_mode` "rgb_array" draws
     frames of 480 x 480 pixels of a task that has a MuJoCo model (`rendering`).
