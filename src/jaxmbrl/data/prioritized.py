@@ -89,8 +89,8 @@ def sample(
 def update(buffer: Prioritized, index: Int[Array, "n"], error: Float[Array, "n"]) -> Prioritized:
     """Set the priorities of the rows at `index`, as `sample` returned them before further rows were added, by their errors.
 
-    Of a row that was drawn several times, the largest error counts. Where an error is not finite, `active` becomes false and
-    nothing more is written.
+    Of a row that was drawn several times, the largest error counts. Where an error is not finite, `active` becomes false,
+    and nothing more is written.
     """
     priority = jnp.abs(error) + buffer.epsilon
     active = buffer.active & jnp.isfinite(priority).all()
