@@ -54,7 +54,7 @@ class Player:
 
 
 def fits(rows, room):
-    """Whether the observations of these last rows of an environment fit: one a row, one for each end, one for the newest."""
+    """Whether the observations of an environment's last rows fit: one a row, one for each end, one for the newest."""
     ends = sum(ended for *_, ended in rows)
     return len(rows) + ends + (not rows[-1][3]) <= room
 

@@ -18,7 +18,7 @@ from jaxmbrl.data.replay import Replay
 def mixture(sources: Sequence[Replay], shares: Sequence[Float[Array, ""] | float], key: Key, n: int) -> PyTree:
     """`n` rows [n, ...], drawn uniformly from each of K `sources` in the proportions of the K `shares`, in their order.
 
-    The first k of them, for k below K, fill the first floor(n (shares[0] + ... + shares[k - 1])) rows; the last source fills
+    The first k of them, for k below K, fill the first floor(n (shares[0] + ... + shares[k - 1])) rows; the last fills
     the rest, whatever its share. Shares may be traced. The rows of an empty source come from the first one.
     Raises ValueError where there is no source, or not a share for each.
 

@@ -131,8 +131,8 @@ def with_size(replay: Replay, size: Int[Array, ""]) -> Replay:
 
 def of_rows(rows: PyTree) -> Replay:
     """A full buffer of `rows` [C, ...]."""
-    count = jnp.asarray(jax.tree.leaves(rows)[0].shape[0], jnp.int32)
-    return Replay(rows, jnp.zeros((), jnp.int32), count, count)
+    count = jax.tree.leaves(rows)[0].shape[0]
+    return Replay(rows, jnp.zeros((), jnp.int32), jnp.asarray(count, jnp.int32), jnp.asarray(count, jnp.int32))
 
 
 def empty(replay: Replay) -> Replay:

@@ -67,13 +67,12 @@ def init(prototype: Transition, num_envs: int, length: int, ends: int | None = N
     def stored(columns: int, tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: jnp.zeros((num_envs, columns, *jnp.shape(x)), jnp.asarray(x).dtype), tree)
 
-    none = jnp.zeros((), jnp.int32)
     return Sequences(
         rows=stored(length, prototype._replace(observation=(), next_observation=())),
         observations=stored(length + ends + 1, prototype.observation),
         number=jnp.zeros((num_envs, length), jnp.int32),
-        position=none,
-        size=none,
+        position=jnp.zeros((), jnp.int32),
+        size=jnp.zeros((), jnp.int32),
         next_number=jnp.zeros(num_envs, jnp.int32),
     )
 
