@@ -242,7 +242,7 @@ class Study:
         self.start_key = next(self.keys)
         known = self.task.reward, self.task.terminated
         self.model = ensemble.make(self.config.ensemble, 3, 1, *known)
-        held = replay.ordered(kept[-1].state.replay).observation[: int(kept[-1].state.replay.size)]
+        held = kept[-1].state.replay.data.observation[: int(kept[-1].state.replay.size)]
         self.scale = jnp.std(held, axis=0)
         self.gaussian = sac.functions(self.config.agent, 1).gaussian
         self.fit = jax.jit(self.model.fit)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from in_order import in_order
 
 from jaxmbrl import algorithms, envs
 from jaxmbrl.agents.actor_critic.sac import SACConfig
@@ -105,7 +106,7 @@ def started(algorithm, **hyper):
 
 def held(buffer):
     size = int(buffer.size)
-    return jax.tree.map(lambda x: np.asarray(x)[:size], replay.ordered(buffer))
+    return jax.tree.map(lambda x: np.asarray(x)[:size], in_order(buffer))
 
 
 def assert_same(a, b):

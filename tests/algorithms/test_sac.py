@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from in_order import in_order
 
 from jaxmbrl import algorithms, envs
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.algorithms.model_free import sac
 from jaxmbrl.core.config import check
 from jaxmbrl.core.types import Clock, Transition
-from jaxmbrl.data import replay
 from jaxmbrl.training import evaluation, loop
 
 TINY = sac.Config(
@@ -56,7 +56,7 @@ def test_updates_begin_after_the_warmup_and_the_buffer_holds_what_came():
         keys.add(tuple(np.asarray(jax.random.key_data(state.key))))
     assert learn._cache_size() == 1
     assert len(keys) == 9
-    held = jax.tree.map(lambda x: x[:16], replay.ordered(state.replay))
+    held = jax.tree.map(lambda x: x[:16], in_order(state.replay))
     expected = jax.tree.map(lambda *xs: jnp.concatenate([x[0] for x in xs]), *given)
     jax.tree.map(np.testing.assert_array_equal, held, expected)
     assert int(state.replay.size) == 16

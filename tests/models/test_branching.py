@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hand_made import TINY, alive, ready
+from in_order import in_order
 
 from jaxmbrl.core import metrics
 from jaxmbrl.core.types import Policy, Transition, World
-from jaxmbrl.data import replay
 from jaxmbrl.models import disagreement as trust
 from jaxmbrl.models.branching import branch, init, with_disagreement
 from jaxmbrl.models.disagreement import TrustConfig
@@ -67,7 +67,7 @@ def compiled(world, length, config=ALWAYS, disagreement=None):
         made, found = branch(
             world, policy(disagreement), trust.make(config), init(ROW, CAPACITY, 2, config), ORIGIN, key, length
         )
-        return replay.ordered(made.buffer), made.buffer.size, found
+        return in_order(made.buffer), made.buffer.size, found
 
     return go
 
@@ -155,7 +155,7 @@ def test_what_macura_keeps_expires_and_mbpos_rows_go_when_there_is_no_room(rule,
     for round, size in enumerate(sizes):
         imagined = go(imagined, round)
         assert int(imagined.buffer.size) == size
-        stored = np.asarray(replay.ordered(imagined.buffer).observation)[:size, 0]
+        stored = np.asarray(in_order(imagined.buffer).observation)[:size, 0]
         # The newest rows stay: six from 10 times the number of the round on.
         assert stored.tolist() == [10 * r + x for r in range(round + 1) for x in range(1, 7)][-size:]
 

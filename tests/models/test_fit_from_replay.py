@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hand_made import TINY, table
+from in_order import in_order
 from jax.extend.core import jaxprs_in_params
 
 from jaxmbrl.data import replay
@@ -21,12 +22,12 @@ def test_of_rows_is_a_buffer_of_the_rows_as_they_are():
     rows = {"a": np.arange(5.0), "b": np.arange(10).reshape(5, 2)}
     buffer = replay.of_rows(rows)
     assert [int(x) for x in (buffer.position, buffer.size, buffer.capacity)] == [0, 5, 5]
-    jax.tree.map(np.testing.assert_array_equal, replay.ordered(buffer), rows)
+    jax.tree.map(np.testing.assert_array_equal, in_order(buffer), rows)
     # Of fewer valid rows, the next one is written after them.
     some = jax.jit(replay.of_rows)(rows, jnp.asarray(3))
-    np.testing.assert_array_equal(replay.ordered(some)["a"][:3], [0, 1, 2])
+    np.testing.assert_array_equal(in_order(some)["a"][:3], [0, 1, 2])
     more = replay.add(some, {"a": jnp.array([9.0]), "b": jnp.array([[9, 9]])})
-    np.testing.assert_array_equal(replay.ordered(more)["a"][: int(more.size)], [0, 1, 2, 9])
+    np.testing.assert_array_equal(in_order(more)["a"][: int(more.size)], [0, 1, 2, 9])
     with pytest.raises(AssertionError):
         replay.of_rows({"a": np.arange(5.0), "b": np.arange(4.0)})
 

@@ -161,9 +161,10 @@ def collect(words: list[str]) -> int:
     ended = rows.terminated | rows.truncated
     print(f"{asked.steps:,} transitions of {task.name} in {out}, {int(ended.sum())} finished episodes")
     print(f"reward a step {float(rows.reward.mean()):.3f} on average, in {time.monotonic() - started:.1f} s")
-    print("what to try next:")
-    print(f"  {own_name()} fit --data {out}")
-    print(f"  {own_name()} train pets {task_words(task)} --data {out}")
+    if rows.observation.ndim == rows.action.ndim == 2:
+        print("what to try next:")
+        print(f"  {own_name()} fit --data {out}")
+        print(f"  {own_name()} train pets {task_words(task)} --data {out}")
     return 0
 
 
@@ -198,6 +199,7 @@ def fit(words: list[str]) -> int:
         raise UserError(f"{asked.data} holds transitions of {data.env}, not of {asked.env}")
     if task is not None:
         dataset.check_fits(data, task)
+    dataset.check_vectors(data.rows, "fit")
     picture = None if asked.out is None else _new_file("--out", asked.out, ".png")
     started = time.monotonic()
     print(
