@@ -20,9 +20,9 @@ from jaxtyping import Float
 from jaxmbrl import agents
 from jaxmbrl.agents.actor_critic import scaled_sac
 from jaxmbrl.agents.actor_critic.scaled_sac import ScaledSACConfig
-from jaxmbrl.algorithms.model_based import ensemble_of, with_normalizer
+from jaxmbrl.algorithms.shared import ensemble_for
 from jaxmbrl.core.config import UserError
-from jaxmbrl.core.types import Agent, Algorithm, Policy, PyTree, Task, Transition, World
+from jaxmbrl.core.types import ActorCritic, Algorithm, Policy, PyTree, Task, Transition, World
 from jaxmbrl.diagnostics import compounding_error, evaluate_model, imagined_vs_real, monte_carlo_returns, value_bias, video
 from jaxmbrl.diagnostics.one_step import ModelEvaluation
 from jaxmbrl.diagnostics.open_loop import CompoundingError, ImaginedVsReal, steps_left
@@ -146,7 +146,7 @@ def play(
 
     A task on the host is played for one episode. The extras are the policy's own where `policy` is given, else ().
     """
-    acting = policy or (lambda state: algorithm.policy(state, False))
+    acting = policy or (lambda state: algorithm.policy(state, loop.clock_at(0), False))
     started = time.monotonic()
     if task.host is not None:
         steps = min(steps, task.episode_length)
@@ -203,7 +203,7 @@ def _model(program: Program, state: PyTree, rows: Transition) -> dict[str, Any]:
     fitted = getattr(state, "model", None)
     if not hasattr(config, "ensemble") or int(getattr(fitted, "fits", 0)) == 0:
         return {}
-    model = ensemble_of(config.ensemble, task, config.learn_reward, config.learn_termination)
+    model = ensemble_for(config, task)
     left = steps_left(rows)
     horizon = min(HORIZON, int(left.max()))
     key = jax.random.key(0)
@@ -215,7 +215,7 @@ def _model(program: Program, state: PyTree, rows: Transition) -> dict[str, Any]:
     }
 
 
-def _agent(program: Program, state: PyTree) -> tuple[Agent, PyTree] | None:
+def _agent(program: Program, state: PyTree) -> tuple[ActorCritic, PyTree] | None:
     """The agent of the algorithm and its state, where it has a critic."""
     config = getattr(program.config.settings, "agent", None)
     held = getattr(state, "agent", None)
@@ -223,7 +223,7 @@ def _agent(program: Program, state: PyTree) -> tuple[Agent, PyTree] | None:
         return None
     sizes = vector_sizes(program.task, "a critic")
     if isinstance(config, ScaledSACConfig):
-        return with_normalizer(scaled_sac.make(config, *sizes), state.seen), held
+        return scaled_sac.make(config, *sizes, normalizer=state.seen), held
     return agents.make(config, *sizes), held
 
 
@@ -234,7 +234,7 @@ def _critic(program: Program, state: PyTree, rows: Transition) -> dict[str, Any]
         return {}
     agent, held = made
     steps = min(EPISODES * program.task.episode_length, MOST_STEPS)
-    played, _ = play(program.task, program.algorithm, state, steps, lambda state: agent.actor(state.agent))
+    played, _ = play(program.task, program.algorithm, state, steps, lambda state: agent.policy_with_entropy(state.agent))
     value_key, last_key = jax.random.split(jax.random.key(0))
 
     @jax.jit

@@ -17,7 +17,7 @@ from jaxmbrl.training import checkpoint, devices, evaluation
 from jaxmbrl.training.checkpointing import part_of
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.hosts import ALONE, Hosts
-from jaxmbrl.training.loop import LoopState
+from jaxmbrl.training.loop import LoopState, clock_at
 from jaxmbrl.training.programs import WHOLE, Program, RunConfig, build, changed, configure, drift, hyper_of, read
 from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.training.session import Result, Session, newest, policy_of
@@ -149,8 +149,9 @@ def load(run: str | Path) -> Loaded:
     >>> policy, state, task = load("runs/x")                              # doctest: +SKIP
     >>> act = policy(jax.tree.map(lambda x: x[0], state)).act             # doctest: +SKIP
     """
-    program, state, _ = newest(run)
-    return Loaded(policy_of(program.algorithm), state.algorithm, program.task)
+    program, state, restored = newest(run)
+    clock = clock_at(restored.extra["env_steps"])
+    return Loaded(policy_of(program.algorithm, clock), state.algorithm, program.task)
 
 
 def evaluate(run: str | Path, episodes: int = 10, model: str | None = None, backend: str | None = None) -> Evaluation:
@@ -171,7 +172,7 @@ def evaluate(run: str | Path, episodes: int = 10, model: str | None = None, back
     own = "jax" if task.host is None else "gymnasium"
     if backend == "jax" and own != backend:
         raise UserError(f"task '{task.name}' lives outside of the compiled program: leave the backend out")
-    chosen = backend or own
+    chosen, clock = backend or own, clock_at(restored.extra["env_steps"])
     with contextlib.ExitStack() as closing:
         function = evaluation.evaluator(
             algorithm,
@@ -179,11 +180,12 @@ def evaluate(run: str | Path, episodes: int = 10, model: str | None = None, back
             episodes,
             program.compile,
             closing,
+            clock,
             state.algorithm,
             devices.alone(program.config.seeds),
             in_gymnasium=chosen == "gymnasium",
         )
-        returns = function(state.algorithm)
+        returns = function(clock, state.algorithm)
     return summarise(returns, restored.extra["env_steps"], tuple(restored.extra["frozen"]), chosen)
 
 

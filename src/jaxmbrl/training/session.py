@@ -205,7 +205,7 @@ class Session:
         self.event("end", env_steps=self.env_steps, wall_time=round(self.wall_time, 3))
         path = None if self.keeper is None else self.keeper.folder.path
         learner = self.spread.of_seeds(self.state.algorithm)
-        return Result(self.rows, learner, policy_of(program.algorithm), program.task, self.config, path)
+        return Result(self.rows, learner, policy_of(program.algorithm, self.clock), program.task, self.config, path)
 
     def run_to(self, end: int) -> None:
         """Run the compiled program to `end` environment steps, in chunks of about `CHUNK_SECONDS`."""
@@ -261,11 +261,18 @@ class Session:
         program, episodes = self.program, self.config.eval_episodes
         if self.evaluate_compiled is None:
             self.evaluate_compiled = evaluation.evaluator(
-                program.algorithm, program.task, episodes, self.compile, self.closing, self.state.algorithm, self.spread
+                program.algorithm,
+                program.task,
+                episodes,
+                self.compile,
+                self.closing,
+                self.clock,
+                self.state.algorithm,
+                self.spread,
             )
         started = time.monotonic()
         with self.stopping.meanwhile(self.stop, self.patience), memory.told("evaluation", self.compiled.get("evaluation")):
-            returns = np.asarray(self.evaluate_compiled(self.state.algorithm), np.float64).mean(axis=1)
+            returns = np.asarray(self.evaluate_compiled(self.clock, self.state.algorithm), np.float64).mean(axis=1)
         self.spent["evaluate"] += time.monotonic() - started
         return returns
 
@@ -447,6 +454,6 @@ def share_of(program: Program, hosts: Hosts) -> Program:
     return program._replace(config=dataclasses.replace(program.config, seed=program.config.seed + begins, seeds=number))
 
 
-def policy_of(algorithm: Algorithm) -> Callable[..., Policy]:
-    """(state of one seed, explore=False) -> policy."""
-    return lambda state, explore=False: algorithm.policy(state, explore)
+def policy_of(algorithm: Algorithm, clock: Clock) -> Callable[..., Policy]:
+    """(state of one seed, explore=False) -> policy, as at that clock."""
+    return lambda state, explore=False: algorithm.policy(state, clock, explore)
