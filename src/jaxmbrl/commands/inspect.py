@@ -78,7 +78,7 @@ def debug(words: list[str]) -> int:
         who = "no seed" if asked.seed is None else f"seed {asked.seed} has not"
         print(f"{who} met a value that is not finite, by the newest checkpoint of {asked.run}")
         return 0
-    for line in replaying.told(report):
+    for line in replaying.describe(report):
         print(line)
     print(f"in {time.monotonic() - started:.1f} s")
     if report.origin is None:
