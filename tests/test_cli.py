@@ -201,7 +201,7 @@ REFUSED = {
     "train --resume=nowhere": ["there is no folder nowhere"],
     "train --resume file": ["there is no folder file"],
     "train --resume full": ["full is not a run"],
-    "train --resume run-good": ["no checkpoint in ", "run-good/checkpoints; start the run anew"],
+    "train --resume run-good": ["no checkpoint in ", "run-good/checkpoints; start the run again"],
     "train --resume run-good --steps 0": ["steps must be at least 1, got 0"],
     "train --resume run-good --steps x": ["--steps must be a whole number, got 'x'"],
     "train --resume run-good --seeds 3": ["cannot go on with other settings (seeds was 1 and is 3); give those back"],

@@ -15,7 +15,7 @@ import pytest
 from command_line import call, options, untimed
 
 import jaxmbrl
-from jaxmbrl.training import checkpoint, curve, run_folder
+from jaxmbrl.training import checkpoint, curve, durable, run_folder
 from jaxmbrl.training import checkpointing as keeping
 from jaxmbrl.training.checkpointing import Keeper, Lost
 from jaxmbrl.training.console import Progress
@@ -65,7 +65,7 @@ def warnings(run):
 def test_a_disk_that_is_full_for_a_while_costs_nothing(what, undisturbed, tmp_path, monkeypatch):
     run, left, said = tmp_path / "run", [6], io.StringIO()
     monkeypatch.setattr(keeping, "RETRY_SECONDS", 0.0)
-    place, name = (run_folder, "_append") if what == "lines" else (checkpoint, "_sync_tree")
+    place, name = (run_folder, "_append") if what == "lines" else (durable, "sync_tree")
     real = getattr(place, name)
 
     def refuse(path, *more):
@@ -90,14 +90,14 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(what, undisturbed, tmp_pa
 
 def test_after_the_grace_it_ends_with_what_it_has(tmp_path, monkeypatch):
     run = tmp_path / "run"
-    real = checkpoint._sync_tree
+    real = durable.sync_tree
 
     def refuse(path):
         if (run / "checkpoints" / "00000040").is_dir():
             raise full(path)
         return real(path)
 
-    monkeypatch.setattr(checkpoint, "_sync_tree", refuse)
+    monkeypatch.setattr(durable, "sync_tree", refuse)
     monkeypatch.setattr(keeping, "RETRY_SECONDS", 0.0)
     words = [*options(SAC), "--steps", 4000, "--checkpoint.every", 1, "--checkpoint.grace", 0.01, "--out", run]
     code, said, err = call("train", "sac", "--env", "pendulum", *words)

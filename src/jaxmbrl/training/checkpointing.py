@@ -20,7 +20,8 @@ from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import PyTree
 from jaxmbrl.models.branching import Imagined
 from jaxmbrl.training import checkpoint
-from jaxmbrl.training.checkpoint import CheckpointError, Taken
+from jaxmbrl.training.checkpoint import Snapshot
+from jaxmbrl.training.manifest import CheckpointError
 from jaxmbrl.training.hosts import ALONE, Hosts
 from jaxmbrl.training.programs import CheckpointConfig
 from jaxmbrl.training.run_folder import CONFIG, RunFolder, event_of
@@ -227,11 +228,11 @@ def imagined(state: PyTree) -> set[str]:
 class _Writing:
     """One checkpoint on its way to the disk."""
 
-    def __init__(self, keeper: Keeper, step: int, taken: Taken, extra: dict[str, Any]) -> None:
+    def __init__(self, keeper: Keeper, step: int, snapshot: Snapshot, extra: dict[str, Any]) -> None:
         self.step, self.extra = step, extra
         self.error: Exception | None = None
         self.seconds = 0.0
-        self._keeper, self._taken = keeper, taken
+        self._keeper, self._snapshot = keeper, snapshot
 
     def run(self) -> None:
         """Write it; an error waits for who asks."""
@@ -241,7 +242,7 @@ class _Writing:
             checkpoint.save(
                 keeper.checkpoints,
                 self.step,
-                self._taken,
+                self._snapshot,
                 self.extra,
                 keeper.config.keep,
                 keeper.precious(self.extra),
@@ -255,7 +256,7 @@ class _Writing:
         if self.error is not None:
             _take_away(keeper.folder)
         self.seconds = time.monotonic() - began
-        del self._taken
+        del self._snapshot
 
 
 def _take_away(folder: RunFolder) -> None:
