@@ -11,6 +11,7 @@ from pathlib import Path
 from jaxmbrl.commands import inspect as looking
 from jaxmbrl.commands import reporting, sweeping, training
 from jaxmbrl.commands.options import complain
+from jaxmbrl.core import xla
 from jaxmbrl.core.config import UserError, closest
 
 USAGE = """usage: jaxmbrl COMMAND ...
@@ -85,6 +86,7 @@ def _command(words: list[str]) -> int:
         return 0
     if words[0] not in commands:
         raise UserError(f"unknown command '{words[0]}'; {closest(words[0], commands)}")
+    xla.ensure_threads()
     if cached:
         _cache_compilations()
     return commands[words[0]](words[1:])

@@ -145,7 +145,7 @@ def test_every_changed_byte_is_noticed_or_changes_nothing(run):
     for step in checkpoint.steps(folder)[:-1]:
         shutil.rmtree(folder / f"{step:08}")
     like = jax.eval_shape(lambda: session.newest(run)[1])
-    want = [entry["sha256"] for entry in manifest(folder / f"{newest:08}")["leaves"]]
+    want = [entry["sha256"] for entry in read_manifest(folder / f"{newest:08}")["leaves"]]
     draw, tried, noticed = np.random.default_rng(0), 0, 0
     files = [path for path in (folder / f"{newest:08}").rglob("*") if path.is_file()]
     for file in files:
@@ -169,5 +169,5 @@ def test_every_changed_byte_is_noticed_or_changes_nothing(run):
     assert checkpoint.restore(folder, like, repair=False).step == newest, "all is as before"
 
 
-def manifest(path):
+def read_manifest(path):
     return json.loads((path / manifest.MANIFEST).read_text())["manifest"]

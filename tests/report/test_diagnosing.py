@@ -95,7 +95,7 @@ def test_the_critic_is_judged_where_enough_of_the_return_is_known(found):
 
 def test_actions_in_training_are_those_of_the_replay(found):
     assert found.stored.shape == (200, 1) and np.abs(found.stored).max() <= 1
-    assert found.film is None and found.film_told == "no picture of pendulum: it has no MuJoCo model"
+    assert found.film is None and found.film_note == "no picture of pendulum: it has no MuJoCo model"
     assert found.notes == () and found.state_bytes > 2 * 500 * 9 * 4, "at least the two replay buffers"
 
 
@@ -139,7 +139,7 @@ def test_a_run_that_has_not_learned_yet_is_only_played(tmp_path, monkeypatch):
     assert (found.env_steps, found.seed) == (0, 3) and found.model is found.critic is found.stored is None
     assert len(found.returns) > 0
     if doctor.rendering().state == "ok":
-        assert found.film[:6] == b"GIF89a" and "of the first episode of seed 3" in found.film_told
+        assert found.film[:6] == b"GIF89a" and "of the first episode of seed 3" in found.film_note
 
 
 def still(state, explore):

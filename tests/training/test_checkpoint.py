@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jaxmbrl.core.config import UserError
-from jaxmbrl.training import checkpoint, durable
+from jaxmbrl.training import durable
 from jaxmbrl.training.checkpoint import restore, save, steps
 from jaxmbrl.training.manifest import CheckpointError
 

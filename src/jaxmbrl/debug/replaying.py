@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxmbrl.core.config import UserError
 from jaxmbrl.debug import nonfinite
 from jaxmbrl.debug.origins import ARGUMENT, Operand, Origin
-from jaxmbrl.training import devices, loop, programs, session
+from jaxmbrl.training import devices, loop, programs, restoring
 from jaxmbrl.training.loop import LoopState
 from jaxmbrl.training.programs import Program
 from jaxmbrl.training.run_folder import RunFolder
@@ -63,7 +63,7 @@ def debug(run: str | Path, seed: int | None = None) -> Report | None:
         last = config.seed + config.seeds - 1
         raise UserError(f"the run in {run} has seeds {config.seed} to {last}, not {seed}")
     program = programs.build(config)
-    _, state, restored = session.restore(folder, program, repair=False)
+    _, state, restored = restoring.restore(folder, program, repair=False)
     found = _faults(program, state)
     chosen = next((fault for fault in found if seed in (None, fault.seed)), None)
     if chosen is not None:
@@ -71,14 +71,14 @@ def debug(run: str | Path, seed: int | None = None) -> Report | None:
             raise UserError(
                 f"a replay needs a task inside the compiled program: checkpoints do not contain the state of {config.env}"
             )
-        if session.newest_of_all(folder, chosen.env_steps)[0] < 0:
+        if restoring.newest_step(folder, chosen.env_steps)[0] < 0:
             raise UserError(
                 f"{run} has no checkpoint from before step {chosen.env_steps}, where the fault of seed {chosen.seed} is; "
                 f"train again with the same settings and --steps {chosen.epoch * program.epoch_steps}, and debug that run"
             )
-        _, state, restored = session.restore(folder, program, repair=False, before=chosen.env_steps)
+        _, state, restored = restoring.restore(folder, program, repair=False, before=chosen.env_steps)
     for text in restored.warnings:
-        warnings.warn(text, session.RunWarning, stacklevel=2)
+        warnings.warn(text, restoring.RunWarning, stacklevel=2)
     if chosen is None:
         return None
     others = tuple(fault.seed for fault in found if fault is not chosen)

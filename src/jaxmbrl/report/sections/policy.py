@@ -13,12 +13,10 @@ from jaxmbrl.report.parts import Chart, Facets, Heading, Part, Picture, Series, 
 from jaxmbrl.report.sections.shared import (
     AGENT,
     DIMENSIONS,
-    ELSEWHERE,
     IMAGINED,
-    MODEL,
     SCATTERED,
-    Metric,
     metrics,
+    others,
     run_name,
     told_apart,
 )
@@ -38,10 +36,7 @@ def policy(gathered: Gathered, diagnoses: Mapping[int, Diagnosis | str]) -> list
         parts += _acting(found)
     if not diagnoses:
         parts.append(Text("Policies were not restored (--no-rollouts)."))
-    known = {**MODEL, **IMAGINED, **AGENT}
-    present = sorted({name for group in groups for seed in group.seeds for row in seed.rows for name in row if "/" in name})
-    others = {name: Metric(name, name) for name in present if name not in known and not name.startswith(ELSEWHERE)}
-    over_time = [*_ratio(gathered), *metrics(groups, {**IMAGINED, **AGENT, **others})]
+    over_time = [*_ratio(gathered), *metrics(groups, {**IMAGINED, **AGENT, **others(groups)})]
     if over_time:
         parts += [Heading("Over time"), *over_time]
     return parts
@@ -73,9 +68,9 @@ def _acting(found: Diagnosis) -> list[Part]:
     else:
         parts.append(Text(f"{steps:,} steps were played here, of an episode that had not ended by then."))
     if found.film is not None:
-        parts.append(Picture("An episode", found.film, found.film_told, 320, 240))
+        parts.append(Picture("An episode", found.film, found.film_note, 320, 240))
     else:
-        parts.append(Text(f"There is no film of an episode: {found.film_told}."))
+        parts.append(Text(f"There is no film of an episode: {found.film_note}."))
     charts = _episode(found)
     action = np.asarray(found.rows.action, float)
     if action.ndim == 2:

@@ -69,8 +69,20 @@ AGENT = {
     "agent/critic_gradient_norm": Metric("Critic's gradient", "norm", log=True),
     "agent/actor_gradient_norm": Metric("Actor's gradient", "norm", log=True),
 }
-ELSEWHERE = ("train/", "eval/", "data/", "time/")
-"""Metrics that are told in other ways."""
+COUNTERS = ("epoch", "env_steps", "seed", "wall_time", "frozen")
+"""Fields of a row that are not metrics."""
+ELSEWHERE = (
+    *("train/return", "train/episodes", "train/episode_length", "eval/return"),
+    *("data/return", "data/episode_length"),
+)
+"""Metrics that other sections show, or that are not shown; so are `time/...`."""
+
+
+def others(groups: Sequence[Group]) -> dict[str, Metric]:
+    """The metrics of the rows that no section has a title for, such as an algorithm's probes."""
+    present = {name for group in groups for seed in group.seeds for row in seed.rows for name in row}
+    titled = {*MODEL, *IMAGINED, *AGENT, *COUNTERS, *ELSEWHERE}
+    return {name: Metric(name, name) for name in sorted(present - titled) if not name.startswith("time/")}
 
 
 def told_apart(groups: Sequence[Group]) -> list[Group]:
