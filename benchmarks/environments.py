@@ -28,8 +28,8 @@ import numpy as np
 from measure import report, seconds
 
 from jaxmbrl import envs
+from jaxmbrl.agents.exploration import uniform
 from jaxmbrl.rollout import auto_reset, rollout
-from jaxmbrl.training.collecting import random_policy
 
 TASKS = [name for name in envs.names() if name.endswith("-v5")]
 CORES = len(os.sched_getaffinity(0))
@@ -47,7 +47,7 @@ def rate(run: Callable[[int], Any], steps: int, budget: float) -> float:
 def ours(name: str, batch: int, budget: float) -> tuple[float, float]:
     """(steps a second, seconds to compile) on MJX."""
     task = envs.make(name)
-    world, policy = auto_reset(task.world, random_policy(task))
+    world, policy = auto_reset(task.world, uniform(task.action))
 
     def run(key: Any, length: Any) -> Any:
         def one(key: Any) -> Any:

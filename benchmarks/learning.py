@@ -18,8 +18,8 @@ import numpy as np
 from measure import provenance
 
 import jaxmbrl
+from jaxmbrl.agents.exploration import uniform
 from jaxmbrl.training import evaluation, programs
-from jaxmbrl.training.collecting import random_policy
 from jaxmbrl.training.console import Progress
 
 
@@ -146,7 +146,7 @@ def run(name: str, runs: Path, out: Path) -> None:
 def limits(case: Case) -> dict[str, float]:
     """Mean returns of the same planner in the true simulator and of a random policy, on the case's start states."""
     program = programs.build(programs.configure(case.algorithm, case.env, case.preset, {**case.settings, "model": "true"}))
-    random = random_policy(program.task)
+    random = uniform(program.task.action)
     blind = program.algorithm._replace(policy=lambda state, explore: random, observes_full_state=False)
     found = {}
     for name, algorithm in (("oracle", program.algorithm), ("random", blind)):

@@ -32,7 +32,8 @@ import numpy as np
 from measure import keep, provenance
 
 from jaxmbrl import envs
-from jaxmbrl.training.collecting import collect, random_policy
+from jaxmbrl.agents.exploration import uniform
+from jaxmbrl.training.collecting import collect
 
 HERE = Path(__file__).parent / "peers"
 PAUSE = 0.5
@@ -341,7 +342,7 @@ def make_data(settings: dict[str, Any], folder: Path) -> Path:
     """The data of a fit: rows of HalfCheetah-v5 under random actions, shuffled, some of them to judge by."""
     task = envs.make("gymnasium/HalfCheetah-v5")
     rows, held = settings["rows"], settings["test_rows"]
-    found = collect(task, random_policy(task), rows + held)
+    found = collect(task, uniform(task.action), rows + held)
     order = np.random.default_rng(0).permutation(rows + held)
     arrays = {}
     for name in ("observation", "action", "reward", "next_observation"):

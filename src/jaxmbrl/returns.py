@@ -52,7 +52,8 @@ def n_step_returns(
     """The target of each state along the stretch on its own remaining horizon, the rewards from it on and the `last` value:
     y_t = r_t + discount (1 - terminated_t) y_{t+1} with y_T = last (the TD-k trick, arXiv 1803.00101, section 3.1).
 
-    The first of them is the longest of `value_expansion_targets`, and an actor's objective over the stretch; of no steps it is `last`.
+    The first of them is the longest of `value_expansion_targets`, and an actor's objective along the trajectory; for no
+    steps it is `last`.
 
     >>> from jaxmbrl import returns
     >>> ends = jnp.array([False, True, False])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxmbrl.core import tree
 from jaxmbrl.core.types import Action, Algorithm, Carry, Key, Memory, Observation, Policy, PyTree, Task, Transition, World
 
 
@@ -77,25 +77,21 @@ def with_full_state(world: World) -> World:
     return world._replace(observe=lambda carry: carry, start=lambda carry, key: carry)
 
 
-def playback(rows: Transition, policy: Policy) -> tuple[World, Policy]:
-    """A world that plays back rows [N, ...] in turn, from the first, and a policy that does not look: `learn` is then given
-    data without collecting.
-
-    The world takes any action for the recorded one and begins again after the last row. The policy keeps the memory of
-    `policy` as it is and leaves its extras, all zero.
+def playback(rows: Transition) -> tuple[World, Policy]:
+    """A world that plays back rows [N, ...] in turn, from the first, and a policy that repeats their actions: `learn` is
+    then given data without collecting. The world begins again after the last row. The policy has no memory and no extras.
     """
 
     def step(place: Int[Array, ""], action: Action, key: Key) -> tuple[Int[Array, ""], Transition]:
         return (place + 1) % rows.reward.shape[0], jax.tree.map(lambda leaf: jnp.asarray(leaf)[place], rows)
 
     def act(memory: Memory, place: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
-        seen = jax.tree.map(lambda leaf: leaf[0], rows.observation)
-        extras = jax.eval_shape(policy.act, memory, seen, key)[1]
-        return rows.action[0], jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), extras), memory
+        # The world takes the recorded action whatever this one is.
+        return rows.action[0], (), memory
 
     first = jnp.zeros((), jnp.int32)
     world = World(reset=lambda key: first, start=lambda place, key: place, observe=lambda place: place, step=step)
-    return world, Policy(policy.init, act)
+    return world, Policy(lambda key: (), act)
 
 
 def world_of(task: Task, algorithm: Algorithm) -> World:
@@ -124,12 +120,12 @@ def auto_reset(world: World, policy: Policy) -> tuple[World, Policy]:
         step_key, again_key = reset_keys(key)
         carry, transition = world.step(episode.carry, action, step_key)
         done = transition.terminated | transition.truncated
-        return Episode(_where(done, world.reset(again_key), carry), done), transition
+        return Episode(tree.where(done, world.reset(again_key), carry), done), transition
 
     def act(memory: Memory, observed: tuple[PyTree, Bool[Array, ""]], key: Key) -> tuple[Action, PyTree, Memory]:
         observation, is_first = observed
         reset_key, act_key = jax.random.split(key)
-        return policy.act(_where(is_first, policy.init(reset_key), memory), observation, act_key)
+        return policy.act(tree.where(is_first, policy.init(reset_key), memory), observation, act_key)
 
     return (
         World(
@@ -146,10 +142,6 @@ def reset_keys(key: Key) -> tuple[Key, Key]:
     """(key of the step, key of a reset after it) of one step of an auto-resetting world."""
     step_key, again_key = jax.random.split(key)
     return step_key, again_key
-
-
-def _where(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
-    return jax.tree.map(partial(jnp.where, condition), yes, no)
 
 
 def open_loop(actions: Float[Array, "H A"]) -> Policy:

@@ -174,7 +174,7 @@ def test_a_task_outside_of_the_compiled_program_cannot_be_replayed(broken, monke
 
     def hosted(config):
         program = built(config)
-        return program._replace(loop=program.loop._replace(attempt=None))
+        return program._replace(loop=program.loop._replace(check=None))
 
     monkeypatch.setattr(replaying.programs, "build", hosted)
     with pytest.raises(UserError, match="a replay needs a task inside the compiled program"):

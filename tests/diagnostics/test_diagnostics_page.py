@@ -10,6 +10,7 @@ from PIL import Image
 
 from jaxmbrl import agents, envs
 from jaxmbrl.agents import TD3Config
+from jaxmbrl.agents.exploration import uniform
 from jaxmbrl.training import collecting
 
 PAGE = Path(__file__).parents[2] / "docs" / "diagnostics.md"
@@ -23,7 +24,7 @@ def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
     names = {
         "agent": agent,
         "agent_state": agent.init(jax.random.key(0), {}),
-        "rows": collecting.collect(task, collecting.random_policy(task), 1000, seed=2),
+        "rows": collecting.collect(task, uniform(task.action), 1000, seed=2),
         "discount": 0.95,
     }
     code = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)

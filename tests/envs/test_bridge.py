@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxmbrl.core.spaces import Box, Discrete
 
 from jaxmbrl import envs
+from jaxmbrl.agents.exploration import uniform
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import HostEnv
 from jaxmbrl.envs.bridges import gymnasium_task as bridge
-from jaxmbrl.training.collecting import collect, random_policy
+from jaxmbrl.training.collecting import collect
 from jaxmbrl.training.hosted import host_seed
 
 Space = gymnasium.spaces.Box
@@ -105,7 +106,7 @@ def test_rows_are_gymnasiums():
     """Two episodes of the cart-pole and more, with the same seeds and actions by Gymnasium itself."""
     task = envs.make("gymnasium/CartPole-v1")
     assert (task.name, task.action, task.episode_length) == ("gymnasium/CartPole-v1", Discrete(2), 500)
-    rows = jax.tree.map(np.asarray, collect(task, random_policy(task), 60, seed=4))
+    rows = jax.tree.map(np.asarray, collect(task, uniform(task.action), 60, seed=4))
     assert rows.terminated.sum() >= 2 and not rows.truncated.any()
     assert rows.action.dtype == np.int32 and rows.observation.dtype == np.float32
     assert set(rows.action) == {0, 1}
@@ -120,9 +121,9 @@ def test_rows_are_gymnasiums():
         if terminated:
             step_key = jax.random.split(jax.random.fold_in(key, i))[1]
             seen, _ = theirs.reset(seed=int(host_seed(jax.random.split(step_key)[1])))
-    again = collect(task, random_policy(task), 60, seed=4)
+    again = collect(task, uniform(task.action), 60, seed=4)
     jax.tree.map(np.testing.assert_array_equal, rows, again)
-    assert not np.array_equal(collect(task, random_policy(task), 3, seed=5).observation, rows.observation[:3])
+    assert not np.array_equal(collect(task, uniform(task.action), 3, seed=5).observation, rows.observation[:3])
 
 
 def test_a_compiled_program_cannot_step_it_and_says_so():

@@ -11,6 +11,7 @@ from scipy import stats
 import jaxmbrl
 from jaxmbrl import cli, envs
 from jaxmbrl import planning as planners
+from jaxmbrl.agents.exploration import uniform
 from jaxmbrl.core.config import UserError
 from jaxmbrl.data import dataset
 from jaxmbrl.rollout import with_full_state
@@ -229,7 +230,7 @@ def test_tasks_are_collected_from_in_shapes_that_fit():
             # Their simulator is long to trace.
             continue
         task = envs.make(name)
-        rows = jax.eval_shape(lambda task=task: collecting.collect(task, collecting.random_policy(task), 3))
+        rows = jax.eval_shape(lambda task=task: collecting.collect(task, uniform(task.action), 3))
         assert rows.observation.shape == (3, *task.observation.shape) and rows.action.shape == (3, *task.action.shape)
 
 

@@ -1,4 +1,4 @@
-"""Policy learners: SAC and TD3. Each is an `Agent` whose critic target and actor loss can be replaced."""
+"""Policy learners: SAC and TD3. Each is an `ActorCritic` with a critic target and an actor loss that can be replaced."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 from jaxmbrl.agents.actor_critic import sac, td3
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.agents.actor_critic.td3 import TD3Config
-from jaxmbrl.core.types import Agent
+from jaxmbrl.core.types import ActorCritic
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class AgentConfig:
         return getattr(self, self.method)
 
 
-def make(config: AgentConfig | SACConfig | TD3Config, observation_size: int, action_size: int) -> Agent:
+def make(config: AgentConfig | SACConfig | TD3Config, observation_size: int, action_size: int) -> ActorCritic:
     """The agent of that `config`, or the one that it chooses."""
     chosen = config.chosen if isinstance(config, AgentConfig) else config
     if isinstance(chosen, SACConfig):

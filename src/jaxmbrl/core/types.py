@@ -99,10 +99,9 @@ class Policy(NamedTuple):
     """(memory, observation, key) -> (action, extras, memory)."""
 
 
-@runtime_checkable
 class Gated(Protocol):
     """State that keeps itself unchanged while a seed is frozen. The training loop calls `gate` on every type that has it,
-    and selects the old leaves of all other state: what is large must have a `gate` that does not copy it.
+    and selects the old leaves of all other state: what is large must have a `gate` that does not copy it (`core.tree`).
 
     A type may also have a field `active`, true while its own updates were finite; the loop checks it at each call.
     """
@@ -187,37 +186,11 @@ class ActorCritic(NamedTuple):
     update_actor: Callable[..., tuple[Any, Metrics]]
     """(state, batch, key, *, loss=None) -> (state, metrics). `loss(actor parameters, state, batch, key)` -> (what the actor
     minimises, mean entropy bonus of the actions that it drew, from which a soft agent learns its temperature)."""
+    apply_actor_gradient: Callable[[Any, Float[Array, ""], PyTree, Float[Array, ""]], tuple[Any, Metrics]]
+    """(state, loss, its gradient by the actor's parameters, mean entropy bonus) -> (state, metrics): the second half of
+    `update_actor`, for a gradient that was computed elsewhere."""
     update: Callable[..., tuple[Any, Metrics, Float[Array, "B"]]]
     """(state, batch, key, weight=None) -> (state, metrics, error): the critics, then the actor, on the same batch."""
-
-
-class Agent(NamedTuple):
-    """A policy learner with a critic. MVE and STEVE give `update_critic` another target; SVG and MAAC give `update_actor`
-    another loss. Both are put together from `actor`, `target_value` and `action_value`."""
-
-    init: Callable[[Key, Hyper], Any]
-    policy: Callable[[Any, bool], Policy]
-    """(state, explore) -> policy; without exploration the action is deterministic."""
-    actor: Callable[[Any], Policy]
-    """state -> the policy that the critics judge, differentiable in the actor's parameters. Its extras [N] are what an
-    action earns besides its reward: the entropy bonus -alpha log pi(a|s) of a soft agent, 0 of another."""
-    target_value: Callable[[Any, Observation, Key], Float[Array, "N"]]
-    """(state, observation [N, O], key) -> the value that `critic_target` takes of a next observation."""
-    target_values: Callable[[Any, Observation, Key], Float[Array, "L N"]]
-    """The same by each of the L target critics alone, of one action a row: `target_value` is made of these."""
-    action_value: Callable[[Any, Observation, Action, Key], Float[Array, "N"]]
-    """(state, observation [N, O], action [N, A], key) -> the value of the actions that the actor maximises, their own bonus
-    not counted, differentiable in observation and action."""
-    critic_target: Callable[[Any, Transition, Key], Float[Array, "B"]]
-    """The agent's own one-step target: reward + discount (1 - terminated) target_value(next observation)."""
-    update_critic: Callable[..., tuple[Any, Metrics]]
-    """(state, batch, key, *, target=None, weight=None) -> (state, metrics); target and weight are [B], and the
-    weighted errors are averaged over B."""
-    update_actor: Callable[..., tuple[Any, Metrics]]
-    """(state, batch, key, *, loss=None) -> (state, metrics); loss(params, state, batch, key) -> ([], mean bonus of actions
-    drawn by the policy, from which a soft agent learns its temperature)."""
-    update: Callable[[Any, Transition, Key], tuple[Any, Metrics]]
-    """Critic, then actor, with the same batch."""
 
 
 class ModelView(NamedTuple):

@@ -27,6 +27,13 @@ class Replay(NamedTuple):
     capacity: Int[Array, ""]
     """Rows held at most; traced, so that it can change without recompiling (`resize`)."""
 
+    def gate(self, healthy: Bool[Array, ""], old: Replay) -> Replay:
+        """The same, but where not `healthy` with the old size and position: rows written since do not count. (Of a full
+        ring the oldest rows of one call are lost.)"""
+        return self._replace(
+            position=jnp.where(healthy, self.position, old.position), size=jnp.where(healthy, self.size, old.size)
+        )
+
 
 def init(prototype: PyTree, capacity: int) -> Replay:
     """An empty buffer for rows like `prototype`. Raises ValueError where `capacity` is below 1."""
@@ -111,6 +118,18 @@ def resize(replay: Replay, capacity: Int[Array, ""]) -> Replay:
     """Change how many rows are held at most to `capacity` (at most C), keeping the newest that fit. It moves no row."""
     capacity = jnp.clip(capacity, 1, _physical(replay)).astype(jnp.int32)
     return replay._replace(size=jnp.minimum(replay.size, capacity), capacity=capacity)
+
+
+def with_size(replay: Replay, size: Int[Array, ""]) -> Replay:
+    """The same buffer with the number of valid rows `size`. A size from the clock, which all seeds share, is not batched
+    over seeds as the buffer's own is, and neither are loops whose length depends on it, such as those of a model's fit."""
+    return replay._replace(size=size)
+
+
+def of_rows(rows: PyTree) -> Replay:
+    """A full buffer of `rows` [C, ...]."""
+    count = jnp.asarray(jax.tree.leaves(rows)[0].shape[0], jnp.int32)
+    return Replay(rows, jnp.zeros((), jnp.int32), count, count)
 
 
 def empty(replay: Replay) -> Replay:

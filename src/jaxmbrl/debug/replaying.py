@@ -67,7 +67,7 @@ def debug(run: str | Path, seed: int | None = None) -> Report | None:
     found = _faults(program, state)
     chosen = next((fault for fault in found if seed in (None, fault.seed)), None)
     if chosen is not None:
-        if program.loop.attempt is None:
+        if program.loop.check is None:
             raise UserError(
                 f"a replay needs a task inside the compiled program: checkpoints do not contain the state of {config.env}"
             )
@@ -98,8 +98,8 @@ def _faults(program: Program, state: LoopState) -> list[Fault]:
 def _replayed(program: Program, state: LoopState, begins: int, fault: Fault) -> tuple[Origin | None, str]:
     """The origin of the fault, or what happened instead of it."""
     made, k = program.loop, fault.seed - program.config.seed
-    attempt = made.attempt
-    assert attempt is not None
+    check = made.check
+    assert check is not None
     clock = loop.clock_at(begins)
     calls = (fault.env_steps - begins) // made.steps_per_call - 1
     if calls:
@@ -110,10 +110,10 @@ def _replayed(program: Program, state: LoopState, begins: int, fault: Fault) -> 
     early = int(state.fault.what[k])
     if early >= 0:
         return None, f"'{made.checked[early]}' was already not finite at step {int(state.fault.env_steps[k])}"
-    origin = nonfinite.find(lambda clock, state: attempt(clock, state)[fault.what], clock, state, element=k)
+    origin = nonfinite.find(lambda clock, state: check(clock, state)[fault.what], clock, state, element=k)
     if origin is not None:
         return origin, ""
-    bad = [f"'{name}'" for name, x in jax.device_get(jax.jit(attempt)(clock, state)).items() if not x[k]]
+    bad = [f"'{name}'" for name, x in jax.device_get(jax.jit(check)(clock, state)).items() if not x[k]]
     return None, f"it was finite, and {', '.join(bad)} was not" if bad else "everything was finite"
 
 

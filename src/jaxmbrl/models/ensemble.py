@@ -47,6 +47,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxmbrl.core.config import UserError, check
 from jaxmbrl.core.types import Average, DynamicsModel, Features, Hyper, Key, Metrics, PyTree, Transition, World
+from jaxmbrl.data.replay import Replay
 from jaxmbrl.distributions import soft_clamp
 from jaxmbrl.models import epochs as fitting
 from jaxmbrl.models import propagation
@@ -425,10 +426,9 @@ def _targets(layout: Layout, rows: Transition) -> Float[Array, "*n D"]:
 
 
 @jax.named_scope("fit")
-def _fit(
-    layout: Layout, state: EnsembleState, rows: Transition, count: Int[Array, ""], key: Key
-) -> tuple[EnsembleState, Metrics]:
+def _fit(layout: Layout, state: EnsembleState, buffer: Replay, key: Key) -> tuple[EnsembleState, Metrics]:
     config = layout.config
+    rows, count = buffer.data, buffer.size
     capacity = rows.reward.shape[0]
     split_key, bootstrap_key, shuffle_key = jax.random.split(key, 3)
     split = fitting.split_rows(split_key, capacity, count, config.holdout_fraction, config.holdout_cap)

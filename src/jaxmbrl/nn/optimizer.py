@@ -1,4 +1,12 @@
-"""Parameters with their Adam moments, learning rate and target copy, updated as one."""
+"""Parameters with their optimiser state, learning rate and target copy, updated as one.
+
+The update is Adam's (Kingma and Ba, arXiv 1412.6980) unless another chain of `optax` transformations is given, such as
+
+    optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(), optax.add_decayed_weights(1e-4))
+
+A chain ends before the learning rate: `step` multiplies by it, since it may be traced and differ from seed to seed. A
+schedule is a part of the chain too (`optax.scale_by_schedule`). Give the same chain to `init` and to `step`.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from jaxmbrl.core import tree
 from jaxmbrl.core.types import PyTree
 
 _FIRST, _SECOND, _EPSILON = 0.9, 0.999, 1e-8
@@ -18,7 +27,7 @@ _adam = optax.scale_by_adam(_FIRST, _SECOND, _EPSILON)
 class Trainable(NamedTuple):
     """Parameters and all that their updates need. While `active` is false nothing in it changes any more.
 
-    The gate sits in the update itself, where it costs nothing: to choose between old and new parameters afterwards would
+    The gate is part of the update itself, where it costs nothing: to choose between old and new parameters afterwards would
     read and write them once more. It closes by itself at a gradient that is not finite, and the training loop closes it
     when anything else of the seed is not finite.
     """
@@ -27,49 +36,127 @@ class Trainable(NamedTuple):
     target: PyTree
     """Slowly moving copy of `params`, or `()`."""
     moments: Any
-    """Adam's."""
+    """State of the optax chain: Adam's moments unless another chain is given."""
     learning_rate: Float[Array, ""]
     active: Bool[Array, ""]
 
+    def gate(self, healthy: Bool[Array, ""], old: Trainable) -> Trainable:
+        """The same, inactive unless `healthy`."""
+        return self._replace(active=self.active & healthy)
 
-def init(params: PyTree, learning_rate: Any, with_target: bool = False) -> Trainable:
-    """A fresh optimiser for `params`; `learning_rate` may be traced."""
+
+def init(
+    params: PyTree, learning_rate: Any, with_target: bool = False, chain: optax.GradientTransformation | None = None
+) -> Trainable:
+    """A new optimiser for `params`; `learning_rate` may be traced. Without a `chain` it is Adam."""
     return Trainable(
         params=params,
         target=jax.tree.map(jnp.copy, params) if with_target else (),
-        moments=_adam.init(params),
+        moments=(_adam if chain is None else chain).init(params),
         learning_rate=jnp.asarray(learning_rate, float),
         active=jnp.ones((), bool),
     )
 
 
 def step(
-    trainable: Trainable, gradient: PyTree, scale: Float[Array, ""] | float = 1.0
+    trainable: Trainable,
+    gradient: PyTree,
+    scale: Float[Array, ""] | float = 1.0,
+    chain: optax.GradientTransformation | None = None,
+    skip_nonfinite: bool = False,
 ) -> tuple[Trainable, Float[Array, ""]]:
-    """One Adam step (arXiv 1412.6980) down `gradient`, `scale` times the learning rate; returns the gradient's norm too."""
+    """One step of the `chain` (without one: of Adam) down `gradient`, `scale` times the learning rate; returns the norm of
+    the gradient as given too.
+
+    A gradient that is not finite changes nothing. It makes the optimiser inactive, or with `skip_nonfinite` is left out.
+    """
     norm = optax.tree.norm(gradient)
-    active = trainable.active & jnp.isfinite(norm)
-    moments = _where(active, _adam.update(gradient, trainable.moments)[1], trainable.moments)
+    finite = jnp.isfinite(norm)
+    moves = trainable.active & finite
+    update = _adam_step if chain is None else _chain_step(chain)
+    params, moments = update(trainable, gradient, scale * trainable.learning_rate, moves)
+    active = trainable.active if skip_nonfinite else moves
+    return trainable._replace(params=tree.where(moves, params, trainable.params), moments=moments, active=active), norm
+
+
+def _adam_step(trainable: Trainable, gradient: PyTree, rate: Any, moves: Bool[Array, ""]) -> tuple[PyTree, Any]:
+    moments = tree.where(moves, _adam.update(gradient, trainable.moments)[1], trainable.moments)
     # The parameters are computed from these, behind a barrier: from the gradient and the old moments, as Optax would, XLA
     # keeps copies of those while the new ones are written over them, and a step takes up to twice as long.
     moments = jax.lax.optimization_barrier(moments)
     mean = optax.tree.bias_correction(moments.mu, _FIRST, moments.count)
     square = optax.tree.bias_correction(moments.nu, _SECOND, moments.count)
-    rate = scale * trainable.learning_rate
-    params = jax.tree.map(lambda p, m, v: p - rate * m / (jnp.sqrt(v) + _EPSILON), trainable.params, mean, square)
-    return trainable._replace(params=_where(active, params, trainable.params), moments=moments, active=active), norm
+    return jax.tree.map(lambda p, m, v: p - rate * m / (jnp.sqrt(v) + _EPSILON), trainable.params, mean, square), moments
 
 
-def reset_moments(trainable: Trainable) -> Trainable:
-    """The same parameters with Adam's moments as at the start."""
-    return trainable._replace(moments=_where(trainable.active, _adam.init(trainable.params), trainable.moments))
+def _chain_step(chain: optax.GradientTransformation) -> Any:
+    def update(trainable: Trainable, gradient: PyTree, rate: Any, moves: Bool[Array, ""]) -> tuple[PyTree, Any]:
+        direction, moments = chain.update(gradient, trainable.moments, trainable.params)
+        params = jax.tree.map(lambda p, d: (p - rate * d).astype(p.dtype), trainable.params, direction)
+        return params, tree.where(moves, moments, trainable.moments)
+
+    return update
+
+
+def reset_moments(trainable: Trainable, chain: optax.GradientTransformation | None = None) -> Trainable:
+    """The same parameters with the optimiser's state as at the start."""
+    new = (_adam if chain is None else chain).init(trainable.params)
+    return trainable._replace(moments=tree.where(trainable.active, new, trainable.moments))
 
 
 def move_target(trainable: Trainable, rate: float) -> Trainable:
-    """Move the target copy towards the parameters by the share `rate` (Polyak averaging)."""
-    target = jax.tree.map(lambda t, p: t + rate * (p - t), trainable.target, trainable.params)
-    return trainable._replace(target=_where(trainable.active, target, trainable.target))
+    """Move the target copy towards the parameters by the share `rate` (Polyak averaging; 1 copies them)."""
+    moved = jax.tree.map(lambda t, p: t + rate * (p - t), trainable.target, trainable.params)
+    target = trainable.params if rate == 1 else moved
+    return trainable._replace(target=tree.where(trainable.active, target, trainable.target))
 
 
-def _where(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+class LaPropState(NamedTuple):
+    """State of `scale_by_laprop`."""
+
+    steps: Int[Array, ""]
+    mu: PyTree
+    """Mean of the normalised gradients."""
+    nu: PyTree
+    """Mean of the squared gradients."""
+
+
+def scale_by_laprop(first: float = 0.9, second: float = 0.999, epsilon: float = 1e-15) -> optax.GradientTransformation:
+    """LaProp (Ziyin et al., arXiv 2002.04839, algorithm 1): the gradient is divided by its root mean square before it
+    enters the momentum, where Adam divides the momentum.
+
+        v = second v + (1 - second) g^2,    m = first m + (1 - first) g / (sqrt(v / (1 - second^t)) + epsilon)
+
+    and the direction is m / (1 - first^t).
+    """
+
+    def init_state(params: PyTree) -> LaPropState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return LaPropState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+    def update(gradient: PyTree, state: LaPropState, params: PyTree = None) -> tuple[PyTree, LaPropState]:
+        steps = state.steps + 1
+        nu = jax.tree.map(lambda v, g: second * v + (1 - second) * g**2, state.nu, gradient)
+        unbiased = optax.tree.bias_correction(nu, second, steps)
+        normalised = jax.tree.map(lambda g, v: g / (jnp.sqrt(v) + epsilon), gradient, unbiased)
+        mu = jax.tree.map(lambda m, g: first * m + (1 - first) * g, state.mu, normalised)
+        return optax.tree.bias_correction(mu, first, steps), LaPropState(steps, mu, nu)
+
+    return optax.GradientTransformation(init_state, update)
+
+
+def clip_by_parameter_norm(factor: float = 0.3, least_norm: float = 1e-3) -> optax.GradientTransformation:
+    """Adaptive gradient clipping, a tensor at a time: g / max(1, ||g|| / (factor max(least_norm, ||p||))).
+
+    It is that of Brock et al. (arXiv 2102.06171, equation 3) with the norm of a whole tensor instead of each unit's, as
+    DreamerV3 has it; `optax.adaptive_grad_clip` takes the norms of units.
+    """
+
+    def update(gradient: PyTree, state: optax.EmptyState, params: PyTree = None) -> tuple[PyTree, optax.EmptyState]:
+        def clip(g: Array, p: Array) -> Array:
+            bound = factor * jnp.maximum(least_norm, optax.safe_norm(p, 0.0))
+            return g / jnp.maximum(1.0, optax.safe_norm(g, 0.0) / bound)
+
+        return jax.tree.map(clip, gradient, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

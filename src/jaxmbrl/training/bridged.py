@@ -28,7 +28,6 @@ from jaxmbrl.training.loop import (
     Rollout,
     clock_at,
     collecting_key,
-    exploring,
     learning,
 )
 
@@ -63,7 +62,7 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
         )
 
     def collector(learner: PyTree, clock: Clock) -> Policy:
-        return auto_reset(task.world, exploring(algorithm, task, config, learner, clock))[1]
+        return auto_reset(task.world, algorithm.policy(learner, clock, True))[1]
 
     def start(learner: PyTree, environment_keys: Key, memory_keys: Key) -> tuple[Outside, Memory]:
         observation = jnp.broadcast_to(task.observation.zeros(), (config.num_envs, *task.observation.shape))

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from jaxmbrl import envs
+from jaxmbrl.agents.exploration import uniform
 from jaxmbrl.core.config import UserError
-from jaxmbrl.core.types import Key, Memory, Observation, Policy, Task, Transition, World, row_like
+from jaxmbrl.core.types import Policy, Task, Transition, World, row_like
 from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.rollout import auto_reset, rollout, world_of
 from jaxmbrl.training import hosted, memory, programs, session
+from jaxmbrl.training.loop import clock_at
 from jaxmbrl.training.run_folder import RunFolder
-
-
-def random_policy(task: Task) -> Policy:
-    """Actions drawn uniformly, whatever is observed."""
-
-    def act(memory: Memory, observation: Observation, key: Key) -> Any:
-        return task.action.sample(key), (), memory
-
-    return Policy(init=lambda key: (), act=act)
 
 
 def collect(task: Task, policy: Policy, steps: int, seed: int = 0, world: World | None = None) -> Transition:
@@ -64,15 +55,16 @@ def collect_by(
         made = envs.make(task, 1 if action_repeat is None else action_repeat)
         vector_sizes(made, "collect")
         _check_room(made, steps)
-        return collect(made, random_policy(made), steps, seed), made
+        return collect(made, uniform(made.action), steps, seed), made
     of = programs.read(RunFolder.open(policy))
     if task not in (None, of.env):
         raise UserError(f"the run in {policy} is of {of.env}, not of {task}")
     if action_repeat not in (None, of.action_repeat):
         raise UserError(f"action_repeat must be {of.action_repeat}, that of the run in {policy}, got {action_repeat}")
-    program, state, _ = session.newest(policy)
+    program, state, restored = session.newest(policy)
+    clock = clock_at(restored.extra["env_steps"])
     _check_room(program.task, steps)
-    acting = program.algorithm.policy(jax.tree.map(lambda leaf: leaf[0], state.algorithm), explore)
+    acting = program.algorithm.policy(jax.tree.map(lambda leaf: leaf[0], state.algorithm), clock, explore)
     return collect(program.task, acting, steps, seed, world_of(program.task, program.algorithm)), program.task
 
 

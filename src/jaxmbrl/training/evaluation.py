@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxmbrl.core.types import Algorithm, Carry, HostEnv, Key, Memory, Policy, PyTree, Task, World
+from jaxmbrl.core.types import Algorithm, Carry, Clock, HostEnv, Key, Memory, Policy, PyTree, Task, World
 from jaxmbrl.envs.bridges import twin
 from jaxmbrl.rollout import Return, episode_return, rollout, world_of
 from jaxmbrl.training import hosted
-from jaxmbrl.training.devices import OF_SEEDS, Spread
-from jaxmbrl.training.loop import Compile
+from jaxmbrl.training.devices import OF_ALL, OF_SEEDS, Spread
+from jaxmbrl.training.loop import Compile, clock_at
 
 _STREAM = 0x45564131
 """Start states are drawn below this key, whatever the seed that was trained."""
@@ -28,26 +28,31 @@ def keys_of(index: int | Int[Array, ""]) -> tuple[Key, Key, Key]:
     return start_key, memory_key, rollout_key
 
 
-def episode(algorithm: Algorithm, task: Task, state: PyTree, index: Int[Array, ""]) -> Float[Array, ""]:
+def episode(
+    algorithm: Algorithm, task: Task, state: PyTree, index: Int[Array, ""], clock: Clock | None = None
+) -> Float[Array, ""]:
     """Undiscounted return of one episode under the policy of `state` (of one seed). The start state and all randomness
-    follow from `index` alone."""
-    world, policy, start, key = begin(algorithm, task, state, index)
+    follow from `index` alone. The `clock` is that of the state, by default that of a
+    run's start: few deterministic policies depend on it."""
+    world, policy, start, key = begin(algorithm, task, state, index, clock)
     return rollout(world, policy, start, key, task.episode_length, episode_return, Return.zero())[1].total
 
 
 def begin(
-    algorithm: Algorithm, task: Task, state: PyTree, index: Int[Array, ""]
+    algorithm: Algorithm, task: Task, state: PyTree, index: Int[Array, ""], clock: Clock | None = None
 ) -> tuple[World, Policy, tuple[Carry, Memory], Key]:
     """(world, policy, start, key): what `episode` rolls out."""
     start_key, memory_key, rollout_key = keys_of(index)
-    policy = algorithm.policy(state, False)
+    policy = algorithm.policy(state, clock_at(0) if clock is None else clock, False)
     world = world_of(task, algorithm)
     return world, policy, (world.reset(start_key), policy.init(memory_key)), rollout_key
 
 
-def evaluate(algorithm: Algorithm, task: Task, states: PyTree, episodes: int) -> Float[Array, "K episodes"]:
+def evaluate(
+    algorithm: Algorithm, task: Task, states: PyTree, episodes: int, clock: Clock | None = None
+) -> Float[Array, "K episodes"]:
     """Returns of `episodes` episodes for each seed of `states` [K, ...]: the same start states for every seed."""
-    by_episode = jax.vmap(lambda state, i: episode(algorithm, task, state, i), in_axes=(None, 0))
+    by_episode = jax.vmap(lambda state, i: episode(algorithm, task, state, i, clock), in_axes=(None, 0))
     return jax.vmap(by_episode, in_axes=(0, None))(states, jnp.arange(episodes))
 
 
@@ -57,18 +62,22 @@ def evaluator(
     episodes: int,
     compile: Compile,
     closing: contextlib.ExitStack,
+    clock: Clock,
     states: PyTree,
     spread: Spread,
     in_gymnasium: bool = False,
-) -> Callable[[PyTree], Float[Array, "K episodes"]]:
-    """`evaluate` of `states` [K, ...] and states like them, compiled; on the host where the task lives there, or where it
-    shall be a task's twin in Gymnasium. The states lie as `spread` says. What it holds open is closed with `closing`.
+) -> Callable[[Clock, PyTree], Float[Array, "K episodes"]]:
+    """`evaluate` of `states` [K, ...] at a clock, and of states like them, compiled; on the host for a task that
+    lives there, or for a task's twin in Gymnasium. The states are placed as `spread` says. What it opens is closed with
+    `closing`.
 
     Raises UserError where the task has no such twin.
     """
     if task.host is None and not in_gymnasium:
-        everywhere = spread.over(lambda s: evaluate(algorithm, task, s, episodes), OF_SEEDS, result=OF_SEEDS)
-        return compile("evaluation", jax.jit(everywhere), states)
+        everywhere = spread.over(
+            lambda clock, states: evaluate(algorithm, task, states, episodes, clock), OF_ALL, OF_SEEDS, result=OF_SEEDS
+        )
+        return compile("evaluation", jax.jit(everywhere), clock, states)
     if task.host is None:
         twin.check_twin(task)
         starts = jax.jit(jax.vmap(lambda i: task.env.reset(keys_of(i)[0]).pipeline_state))(jnp.arange(episodes))

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
 from jaxmbrl.core.config import UserError
-from jaxmbrl.core.types import Action, Algorithm, HostEnv, HostStep, Key, Memory, Policy, PyTree, Task, Transition
+from jaxmbrl.core.types import Action, Algorithm, Clock, HostEnv, HostStep, Key, Memory, Policy, PyTree, Task, Transition
 from jaxmbrl.envs.bridges.gymnasium_task import float_dtype, named_errors
 from jaxmbrl.envs.bridges.twin import Twin
 from jaxmbrl.rollout import auto_reset, reset_keys, step_keys
@@ -161,19 +161,19 @@ class Evaluator:
         self._envs: list[HostEnv | Twin] = []
         self._acting: Callable[..., Any] | None = None
 
-        def init(state: PyTree, index: Int[Array, ""]) -> Memory:
-            return algorithm.policy(state, False).init(keys(index)[1])
+        def init(clock: Clock, state: PyTree, index: Int[Array, ""]) -> Memory:
+            return algorithm.policy(state, clock, False).init(keys(index)[1])
 
-        def one(state: PyTree, memory: Memory, seen: PyTree, index: Int[Array, ""], i: Int[Array, ""]) -> Any:
+        def one(clock: Clock, state: PyTree, memory: Memory, seen: PyTree, index: Int[Array, ""], i: Int[Array, ""]) -> Any:
             act_key, _ = step_keys(keys(index)[2], i)
-            action, _, memory = algorithm.policy(state, False).act(memory, stage.show(seen), act_key)
+            action, _, memory = algorithm.policy(state, clock, False).act(memory, stage.show(seen), act_key)
             return action, memory
 
-        self._init = jax.jit(jax.vmap(jax.vmap(init, in_axes=(None, 0)), in_axes=(0, None)))
-        by_episode = jax.vmap(one, in_axes=(None, 0, 0, 0, None))
-        self._one = jax.jit(jax.vmap(by_episode, in_axes=(0, 0, 0, None, None)))
+        self._init = jax.jit(jax.vmap(jax.vmap(init, in_axes=(None, None, 0)), in_axes=(None, 0, None)))
+        by_episode = jax.vmap(one, in_axes=(None, None, 0, 0, 0, None))
+        self._one = jax.jit(jax.vmap(by_episode, in_axes=(None, 0, 0, 0, None, None)))
 
-    def __call__(self, states: PyTree) -> Float[Array, "K episodes"]:
+    def __call__(self, clock: Clock, states: PyTree) -> Float[Array, "K episodes"]:
         """Returns of each seed of `states` [K, ...]; NaN where the policy's action was not finite."""
         seeds = jax.tree.leaves(states)[0].shape[0]
         wave = min(self._episodes, max(1, SIDE_BY_SIDE // seeds))
@@ -182,10 +182,14 @@ class Evaluator:
                 env = self._stage.make()
             self._closing.callback(close, self._task, env)
             self._envs.append(env)
-        returns = [self._play(states, seeds, np.arange(first, first + wave)) for first in range(0, self._episodes, wave)]
+        returns = [
+            self._play(clock, states, seeds, np.arange(first, first + wave)) for first in range(0, self._episodes, wave)
+        ]
         return jnp.asarray(np.concatenate(returns, axis=1)[:, : self._episodes], float)
 
-    def _play(self, states: PyTree, seeds: int, indices: Int[np.ndarray, "wave"]) -> Float[np.ndarray, "K wave"]:
+    def _play(
+        self, clock: Clock, states: PyTree, seeds: int, indices: Int[np.ndarray, "wave"]
+    ) -> Float[np.ndarray, "K wave"]:
         """Returns of one episode of each seed and index; an index beyond the last episode is not played."""
         rows = [(k, int(index)) for k in range(seeds) for index in indices]
         seen: list[PyTree] = []
@@ -194,12 +198,12 @@ class Evaluator:
         alive = np.array([index < self._episodes for _, index in rows])
         total = np.zeros(len(rows))
         at = jnp.asarray(indices, jnp.int32)
-        memory = self._init(states, at)
+        memory = self._init(clock, states, at)
         for i in range(self._task.episode_length):
             if not alive.any():
                 break
             shown = jax.tree.map(lambda *x: np.stack(x).reshape(seeds, len(indices), *np.shape(x[0])), *seen)
-            arguments = (states, memory, shown, at, jnp.asarray(i, jnp.int32))
+            arguments = (clock, states, memory, shown, at, jnp.asarray(i, jnp.int32))
             if self._acting is None:
                 self._acting = self._compile("evaluation", self._one, *arguments)
             action, memory = self._acting(*arguments)

@@ -17,7 +17,7 @@ from jaxmbrl.core.types import Policy, PyTree, Task
 from jaxmbrl.training import checkpoint, devices, evaluation
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.hosts import ALONE, Hosts
-from jaxmbrl.training.loop import LoopState
+from jaxmbrl.training.loop import LoopState, clock_at
 from jaxmbrl.training.programs import (
     WHOLE,
     ChoosesModel,
@@ -165,8 +165,9 @@ def load(run: str | Path) -> Loaded:
     >>> act = policy(jax.tree.map(lambda x: x[0], state)).act             # doctest: +SKIP
     """
     xla.ensure_threads()
-    program, state, _ = newest(run)
-    return Loaded(policy_of(program.algorithm), state.algorithm, program.task)
+    program, state, restored = newest(run)
+    clock = clock_at(restored.extra["env_steps"])
+    return Loaded(policy_of(program.algorithm, clock), state.algorithm, program.task)
 
 
 def evaluate(run: str | Path, episodes: int = 10, model: str | None = None, backend: str | None = None) -> Evaluation:
@@ -189,7 +190,7 @@ def evaluate(run: str | Path, episodes: int = 10, model: str | None = None, back
     own = "jax" if task.host is None else "gymnasium"
     if backend == "jax" and own != backend:
         raise UserError(f"task '{task.name}' runs outside of the compiled program: leave the backend out")
-    chosen = backend or own
+    chosen, clock = backend or own, clock_at(restored.extra["env_steps"])
     with contextlib.ExitStack() as closing:
         function = evaluation.evaluator(
             algorithm,
@@ -197,11 +198,12 @@ def evaluate(run: str | Path, episodes: int = 10, model: str | None = None, back
             episodes,
             program.compile,
             closing,
+            clock,
             state.algorithm,
             devices.alone(program.config.seeds),
             in_gymnasium=chosen == "gymnasium",
         )
-        returns = function(state.algorithm)
+        returns = function(clock, state.algorithm)
     return summarise(returns, restored.extra["env_steps"], tuple(restored.extra["frozen"]), chosen)
 
 

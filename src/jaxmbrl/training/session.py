@@ -209,7 +209,7 @@ class Session:
             self.save_before_exit()
         self.recorder.event("end", env_steps=self.env_steps, wall_time=round(self.timing.wall_time, 3))
         state = self.sharding.of_seeds(self.state.algorithm)
-        policy = policy_of(program.algorithm)
+        policy = policy_of(program.algorithm, self.clock)
         return Result(self.recorder.rows, state, policy, program.task, self.config, self.recorder.path)
 
     def run_to(self, end: int) -> None:
@@ -263,13 +263,20 @@ class Session:
         if self.evaluate_compiled is None:
             episodes = self.config.eval_episodes
             self.evaluate_compiled = evaluation.evaluator(
-                program.algorithm, program.task, episodes, self.compile, self.closing, states, self.sharding
+                program.algorithm,
+                program.task,
+                episodes,
+                self.compile,
+                self.closing,
+                self.clock,
+                states,
+                self.sharding,
             )
             self.probes_compiled = probing.prober(program.algorithm, self.compile, states, self.sharding)
             self.progress.add_columns(probing.names(program.algorithm, states))
         compiled = self.compiled.get("evaluation")
         with self.timing.spending("evaluate"), self.interruptible(), memory.explained("evaluation", compiled):
-            returns = np.asarray(self.evaluate_compiled(states), np.float64).mean(axis=1)
+            returns = np.asarray(self.evaluate_compiled(self.clock, states), np.float64).mean(axis=1)
             probes = jax.device_get(self.probes_compiled(states))
         return Evaluated(returns, probes)
 
@@ -328,6 +335,6 @@ class Session:
         self.recorder.draw()
 
 
-def policy_of(algorithm: Algorithm) -> Callable[..., Policy]:
-    """(state of one seed, explore=False) -> policy."""
-    return lambda state, explore=False: algorithm.policy(state, explore)
+def policy_of(algorithm: Algorithm, clock: Clock) -> Callable[..., Policy]:
+    """(state of one seed, explore=False) -> policy, at that clock."""
+    return lambda state, explore=False: algorithm.policy(state, clock, explore)

@@ -1,16 +1,32 @@
-"""What critics that regress on a target share, whatever the target is."""
+"""What critics share, however their targets are made: the one-step target, the loss and its step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxmbrl.core.types import Average, Metrics, PyTree
 from jaxmbrl.nn import optimizer
 from jaxmbrl.nn.optimizer import Trainable
+
+
+def td_target(
+    reward: Float[Array, "*n"], discount: Any, terminated: Bool[Array, "*n"], next_value: Float[Array, "*n"]
+) -> Float[Array, "*n"]:
+    """The one-step target r + discount (1 - terminated) V(s'). The value after a termination may be anything."""
+    return reward + discount * jnp.where(terminated, 0.0, next_value)
+
+
+def critic_loss(
+    values: Float[Array, "N B"], target: Float[Array, "B"], weight: Float[Array, "B"] | None = None
+) -> Float[Array, ""]:
+    """The sum over N critics of mean_b weight_b (values_nb - target_b)^2."""
+    error = (values - target) ** 2
+    return jnp.sum(jnp.mean(error if weight is None else weight * error, axis=-1))
 
 
 def regress(
@@ -18,20 +34,20 @@ def regress(
     values: Callable[[PyTree], Float[Array, "N B"]],
     target: Float[Array, "B"],
     weight: Float[Array, "B"] | None = None,
-) -> tuple[Trainable, Metrics]:
-    """One step down the sum over N critics of mean weight (value - target)^2, where `values(parameters)` are the critics'.
-    No gradient flows into the target, and the target copy stays."""
+) -> tuple[Trainable, Metrics, Float[Array, "B"]]:
+    """One step down `critic_loss`, where `values(parameters)` are the critics' values, and the mean absolute error of each
+    row before it. No gradient flows into the target, and the target critics stay as they are."""
     target = jax.lax.stop_gradient(target)
 
     def loss(params: PyTree) -> tuple[Array, Array]:
         found = values(params)
-        error = (found - target) ** 2
-        return jnp.sum(jnp.mean(error if weight is None else weight * error, axis=-1)), jnp.mean(found)
+        return critic_loss(found, target, weight), found
 
-    (value, mean), gradient = jax.value_and_grad(loss, has_aux=True)(critic.params)
+    (value, found), gradient = jax.value_and_grad(loss, has_aux=True)(critic.params)
     critic, norm = optimizer.step(critic, gradient)
-    return critic, {
+    measured = {
         "agent/critic_loss": Average.of(value),
-        "agent/q": Average.of(mean),
+        "agent/q": Average.of(jnp.mean(found)),
         "agent/critic_gradient_norm": Average.of(norm),
     }
+    return critic, measured, jnp.mean(jnp.abs(found - target), axis=0)

@@ -18,17 +18,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Array, Float
 
-from jaxmbrl.agents.actor_critic.critics import regress
+from jaxmbrl.agents.actor_critic.critics import regress, td_target
 from jaxmbrl.agents.actor_critic.updates import in_turn
-from jaxmbrl.core.types import Action, Agent, Average, Hyper, Key, Memory, Metrics, Observation, Policy, PyTree, Transition
+from jaxmbrl.core.types import (
+    Action,
+    ActorCritic,
+    Average,
+    Hyper,
+    Key,
+    Memory,
+    Metrics,
+    Observation,
+    Policy,
+    PyTree,
+    Transition,
+)
 from jaxmbrl.distributions import sample_squashed
+from jaxmbrl.models.normalizer import Normalizer, normalize
 from jaxmbrl.nn import optimizer
 from jaxmbrl.nn.networks import MLP, Precision
 from jaxmbrl.nn.optimizer import Trainable
@@ -55,7 +68,7 @@ class SACConfig:
     actor_value: Literal["min", "mean"] = "min"
     """What the actor maximises: the critics' minimum (SAC), or their mean (REDQ, DroQ)."""
     learning_rate: Annotated[float, Gt(0)] = 3e-4
-    """Adam's, for actor, critics and temperature."""
+    """Adam learning rate of actor, critics and temperature."""
     discount: Annotated[float, Ge(0), Le(1)] = 0.99
     """Discount a step."""
     polyak: Annotated[float, Gt(0), Le(1)] = 0.005
@@ -83,11 +96,11 @@ class SACState(NamedTuple):
 
 
 ActorLoss = Callable[[PyTree, SACState, Transition, Key], tuple[Float[Array, ""], Float[Array, ""]]]
-"""(actor parameters, state, batch, key) -> (what the actor descends, mean entropy bonus of actions that it drew)."""
+"""(actor parameters, state, batch, key) -> (what the actor minimises, mean entropy bonus of actions that it drew)."""
 
 
 class SACFunctions(NamedTuple):
-    """The agent's own functions: what `assemble` makes an agent of, and what other targets and losses are made from."""
+    """The networks of the agent as functions of their parameters: `assemble` makes an agent from them."""
 
     init_actor: Callable[[Key, Observation], PyTree]
     """(key, observation like one) -> parameters of the actor."""
@@ -133,40 +146,70 @@ def each_critic(critic: MLP) -> Callable[..., Float[Array, "N *n"]]:
     return q
 
 
-def _policy(parts: SACFunctions, state: SACState, explore: bool) -> Policy:
-    def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
-        if explore:
-            return parts.sample(state.actor.params, observation, key)[0], (), memory
-        mean, _ = parts.gaussian(state.actor.params, observation)
-        return jnp.tanh(mean), (), memory
-
-    return Policy(init=lambda key: (), act=act)
-
-
-def _judged_policy(parts: SACFunctions, state: SACState) -> Policy:
-    def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
-        action, log_density = parts.sample(state.actor.params, observation, key)
-        return action, -jnp.exp(state.log_temperature.params) * log_density, memory
-
-    return Policy(init=lambda key: (), act=act)
+def actor_loss(
+    values: Float[Array, "N B"], log_density: Float[Array, "B"], temperature: Any, value: Literal["min", "mean"] = "min"
+) -> Float[Array, ""]:
+    """mean_b (temperature log pi_b - Q_b) of actions that the actor drew, where Q is the minimum, or the mean, of the N
+    critics' values."""
+    chosen = values.min(axis=0) if value == "min" else values.mean(axis=0)
+    return -jnp.mean(chosen - temperature * log_density)
 
 
-def make(config: SACConfig, observation_size: int, action_size: int) -> Agent:
-    """The agent for flat observations [O] and actions [A] in [-1, 1].
+def temperature_loss(
+    log_temperature: Float[Array, ""], log_density: Float[Array, ""], target_entropy: float
+) -> Float[Array, ""]:
+    """-log alpha (log pi + target entropy), of the batch's mean log pi (nats): minimised, it brings the policy's entropy to
+    the target."""
+    return -log_temperature * (jax.lax.stop_gradient(log_density) + target_entropy)
+
+
+def make(config: SACConfig, observation_size: int, action_size: int, normalizer: Normalizer | None = None) -> ActorCritic:
+    """The agent for flat observations [O] and actions [A] in [-1, 1]; its state is a `SACState`. With a `normalizer` its
+    networks see observations normalised; all that is given to its functions stays in the task's units.
 
     `hyper` may hold `learning_rate`, `discount` and `initial_temperature`, traced.
     """
-    return assemble(config, functions(config, action_size), observation_size, action_size)
+    return assemble(config, functions(config, action_size), observation_size, action_size, normalizer)
 
 
-def assemble(config: SACConfig, parts: SACFunctions, observation_size: int, action_size: int) -> Agent:
-    """The agent of other functions, with the settings of `config` but those of the networks."""
-    sample, q = parts.sample, parts.q
+def assemble(
+    config: SACConfig,
+    parts: SACFunctions,
+    observation_size: int,
+    action_size: int,
+    normalizer: Normalizer | None = None,
+) -> ActorCritic:
+    """The agent of other networks `parts`, with the settings of `config` except those of networks."""
     target_entropy = -float(action_size) if config.target_entropy is None else config.target_entropy
+    agent = _SAC(config, parts, observation_size, action_size, target_entropy, normalizer)
+    return ActorCritic(
+        init=agent.init,
+        policy=agent.policy,
+        policy_with_entropy=agent.policy_with_entropy,
+        target_value=agent.target_value,
+        target_values=agent.target_values,
+        action_value=agent.action_value,
+        update_critic=agent.update_critic,
+        update_actor=agent.update_actor,
+        apply_actor_gradient=agent.apply_actor_gradient,
+        update=in_turn(agent.update_critic, agent.update_actor),
+    )
 
-    def init(key: Key, hyper: Hyper) -> SACState:
+
+class _SAC(NamedTuple):
+    """The functions of the agent; each takes observations in the task's units."""
+
+    config: SACConfig
+    parts: SACFunctions
+    observation_size: int
+    action_size: int
+    target_entropy: float
+    normalizer: Normalizer | None
+
+    def init(self, key: Key, hyper: Hyper) -> SACState:
+        config, parts = self.config, self.parts
         actor_key, critic_key = jax.random.split(key)
-        observation, pair = jnp.zeros(observation_size), jnp.zeros(observation_size + action_size)
+        observation, pair = jnp.zeros(self.observation_size), jnp.zeros(self.observation_size + self.action_size)
         critic_params = jax.vmap(lambda k: parts.init_critic(k, pair))(jax.random.split(critic_key, config.critics))
         learning_rate = hyper.get("learning_rate", config.learning_rate)
         log_temperature = jnp.log(jnp.asarray(hyper.get("initial_temperature", config.initial_temperature), float))
@@ -177,88 +220,108 @@ def assemble(config: SACConfig, parts: SACFunctions, observation_size: int, acti
             discount=jnp.asarray(hyper.get("discount", config.discount), float),
         )
 
-    def target_value(state: SACState, observation: Observation, key: Key) -> Float[Array, "N"]:
-        return value_by(state, observation, jax.random.split(key, 3))
+    def shown(self, observation: Observation) -> Observation:
+        """The observation as the networks see it."""
+        return observation if self.normalizer is None else normalize(self.normalizer, observation)
 
-    def value_by(state: SACState, observation: Observation, keys: Key) -> Float[Array, "N"]:
-        critics, subset_key = state.critic.target, keys[1]
+    def policy(self, state: SACState, explore: bool) -> Policy:
+        def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
+            if explore:
+                return self.parts.sample(state.actor.params, self.shown(observation), key)[0], (), memory
+            mean, _ = self.parts.gaussian(state.actor.params, self.shown(observation))
+            return jnp.tanh(mean), (), memory
+
+        return Policy(init=lambda key: (), act=act)
+
+    def policy_with_entropy(self, state: SACState) -> Policy:
+        def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
+            action, log_density = self.parts.sample(state.actor.params, self.shown(observation), key)
+            return action, -jnp.exp(state.log_temperature.params) * log_density, memory
+
+        return Policy(init=lambda key: (), act=act)
+
+    def target_value(self, state: SACState, observation: Observation, key: Key) -> Float[Array, "N"]:
+        return self.target_value_by(state, observation, jax.random.split(key, 3))
+
+    def target_value_by(self, state: SACState, observation: Observation, keys: Key) -> Float[Array, "N"]:
+        """`target_value` with the keys of action, subset and dropped units."""
+        config, critics = self.config, state.critic.target
         if config.critic_subset < config.critics:
-            drawn = jax.random.choice(subset_key, config.critics, (config.critic_subset,), replace=False)
+            drawn = jax.random.choice(keys[1], config.critics, (config.critic_subset,), replace=False)
             critics = jax.tree.map(lambda p: p[drawn], critics)
-        return values_by(critics, state, observation, keys).min(axis=0)
+        return self.target_values_by(critics, state, observation, keys).min(axis=0)
 
-    def target_values(state: SACState, observation: Observation, key: Key) -> Float[Array, "L N"]:
-        return values_by(state.critic.target, state, observation, jax.random.split(key, 3))
+    def target_values(self, state: SACState, observation: Observation, key: Key) -> Float[Array, "L N"]:
+        return self.target_values_by(state.critic.target, state, observation, jax.random.split(key, 3))
 
-    def values_by(critics: PyTree, state: SACState, observation: Observation, keys: Key) -> Float[Array, "L N"]:
-        action_key, _, unit_key = keys
-        action, log_density = sample(state.actor.params, observation, action_key)
-        return parts.target_q(critics, observation, action, unit_key) - jnp.exp(state.log_temperature.params) * log_density
+    def target_values_by(self, critics: PyTree, state: SACState, observation: Observation, keys: Key) -> Array:
+        """The soft value Q'(s, a) - alpha log pi(a|s), a ~ pi, by each of `critics`, [L, N]."""
+        observation, (action_key, _, unit_key) = self.shown(observation), keys
+        action, log_density = self.parts.sample(state.actor.params, observation, action_key)
+        values = self.parts.target_q(critics, observation, action, unit_key)
+        return values - jnp.exp(state.log_temperature.params) * log_density
 
-    def critic_target(state: SACState, batch: Transition, key: Key) -> Float[Array, "B"]:
-        return target_by(state, batch, jax.random.split(key, 3))
+    def action_values(self, state: SACState, observation: Observation, action: Action, key: Key) -> Float[Array, "L N"]:
+        """The value by each critic, as the actor maximises it."""
+        unit_key = key if self.config.dropout else None
+        return self.parts.q(state.critic.params, self.shown(observation), action, unit_key)
 
-    def target_by(state: SACState, batch: Transition, keys: Key) -> Float[Array, "B"]:
-        soft_value = value_by(state, batch.next_observation, keys)
-        return batch.reward + state.discount * jnp.where(batch.terminated, 0.0, soft_value)
+    def action_value(self, state: SACState, observation: Observation, action: Action, key: Key) -> Float[Array, "N"]:
+        values = self.action_values(state, observation, action, key)
+        return values.min(axis=0) if self.config.actor_value == "min" else values.mean(axis=0)
 
     def update_critic(
+        self,
         state: SACState,
         batch: Transition,
         key: Key,
         *,
         target: Float[Array, "B"] | None = None,
         weight: Float[Array, "B"] | None = None,
-    ) -> tuple[SACState, Metrics]:
+    ) -> tuple[SACState, Metrics, Float[Array, "B"]]:
         keys = jax.random.split(key, 4)
-        y = target_by(state, batch, keys[:3]) if target is None else target
-        trained, found = regress(
-            state.critic, lambda params: q(params, batch.observation, batch.action, keys[3]), y, weight
+        if target is None:
+            next_value = self.target_value_by(state, batch.next_observation, keys[:3])
+            target = td_target(batch.reward, state.discount, batch.terminated, next_value)
+        observation = self.shown(batch.observation)
+        trained, found, error = regress(
+            state.critic, lambda params: self.parts.q(params, observation, batch.action, keys[3]), target, weight
         )
-        return state._replace(critic=optimizer.move_target(trained, config.polyak)), found
-
-    def judged(
-        params: PyTree, state: SACState, observation: Observation, key: Key
-    ) -> tuple[Float[Array, "N"], Float[Array, "N"]]:
-        """What the actor maximises, and the log-density of the actions that it drew."""
-        action_key, value_key = jax.random.split(key) if config.dropout else (key, key)
-        action, log_density = sample(params, observation, action_key)
-        value = action_value(state, observation, action, value_key)
-        return value - jnp.exp(state.log_temperature.params) * log_density, log_density
-
-    def action_value(state: SACState, observation: Observation, action: Action, key: Key) -> Float[Array, "N"]:
-        values = q(state.critic.params, observation, action, key if config.dropout else None)
-        return values.min(axis=0) if config.actor_value == "min" else values.mean(axis=0)
-
-    def actor_loss(params: PyTree, state: SACState, batch: Transition, key: Key) -> tuple[Array, Array]:
-        values, log_density = judged(params, state, batch.observation, key)
-        return -jnp.mean(values), jnp.mean(log_density)
+        return state._replace(critic=optimizer.move_target(trained, self.config.polyak)), found, error
 
     def update_actor(
-        state: SACState, batch: Transition, key: Key, *, loss: ActorLoss | None = None
+        self, state: SACState, batch: Transition, key: Key, *, loss: ActorLoss | None = None
     ) -> tuple[SACState, Metrics]:
-        gradient_of = jax.value_and_grad(actor_loss if loss is None else loss, has_aux=True)
-        (value, told), gradient = gradient_of(state.actor.params, state, batch, key)
-        log_density = told if loss is None else -told / jnp.exp(state.log_temperature.params)
+        if loss is not None:
+            (value, bonus), gradient = jax.value_and_grad(loss, has_aux=True)(state.actor.params, state, batch, key)
+            return self.apply_actor_gradient(state, value, gradient, bonus)
+
+        def own_loss(params: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
+            action_key, value_key = jax.random.split(key) if self.config.dropout else (key, key)
+            action, log_density = self.parts.sample(params, self.shown(batch.observation), action_key)
+            values = self.action_values(state, batch.observation, action, value_key)
+            temperature = jnp.exp(state.log_temperature.params)
+            return actor_loss(values, log_density, temperature, self.config.actor_value), jnp.mean(log_density)
+
+        (value, log_density), gradient = jax.value_and_grad(own_loss, has_aux=True)(state.actor.params)
+        return self.step(state, value, gradient, log_density)
+
+    def apply_actor_gradient(
+        self, state: SACState, value: Float[Array, ""], gradient: PyTree, bonus: Float[Array, ""]
+    ) -> tuple[SACState, Metrics]:
+        # The entropy bonus is -alpha log pi.
+        return self.step(state, value, gradient, -bonus / jnp.exp(state.log_temperature.params))
+
+    def step(
+        self, state: SACState, value: Float[Array, ""], gradient: PyTree, log_density: Float[Array, ""]
+    ) -> tuple[SACState, Metrics]:
+        """A step of the actor down `gradient`, and one of the temperature, for the mean `log_density` (nats)."""
         trained, norm = optimizer.step(state.actor, gradient)
-        # The gradient of -log alpha (log pi + target entropy) with respect to log alpha.
-        temperature, _ = optimizer.step(state.log_temperature, -(log_density + target_entropy))
+        slope = jax.grad(temperature_loss)(state.log_temperature.params, log_density, self.target_entropy)
+        temperature, _ = optimizer.step(state.log_temperature, slope)
         return state._replace(actor=trained, log_temperature=temperature), {
             "agent/actor_loss": Average.of(value),
             "agent/entropy": Average.of(-log_density),
             "agent/temperature": Average.of(jnp.exp(temperature.params)),
             "agent/actor_gradient_norm": Average.of(norm),
         }
-
-    return Agent(
-        init=init,
-        policy=partial(_policy, parts),
-        actor=partial(_judged_policy, parts),
-        target_value=target_value,
-        target_values=target_values,
-        action_value=action_value,
-        critic_target=critic_target,
-        update_critic=update_critic,
-        update_actor=update_actor,
-        update=in_turn(update_critic, update_actor),
-    )

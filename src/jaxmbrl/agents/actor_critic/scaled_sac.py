@@ -27,8 +27,9 @@ from jaxtyping import Array, Float
 
 from jaxmbrl.agents.actor_critic import sac
 from jaxmbrl.agents.actor_critic.sac import SACConfig, SACFunctions, SACState
-from jaxmbrl.core.types import Action, Agent, Key, Observation, PyTree
+from jaxmbrl.core.types import Action, ActorCritic, Key, Observation, PyTree
 from jaxmbrl.distributions import sample_squashed
+from jaxmbrl.models.normalizer import Normalizer
 from jaxmbrl.nn.networks import MLP, Precision
 
 CRITIC_NORM = 1e-5
@@ -51,7 +52,7 @@ class ScaledSACConfig:
     dropout: Annotated[float, Ge(0), Lt(1)] = 1e-3
     """Share of the critics' hidden units that is dropped in every loss."""
     learning_rate: Annotated[float, Gt(0)] = 3e-4
-    """Adam's, for actor, critics and temperature."""
+    """Adam learning rate of actor, critics and temperature."""
     discount: Annotated[float, Ge(0), Lt(1)] = 0.995
     """Discount a step."""
     polyak: Annotated[float, Gt(0), Le(1)] = 0.005
@@ -69,7 +70,7 @@ class ScaledSACConfig:
 
     @property
     def as_sac(self) -> SACConfig:
-        """What SAC is told of these settings."""
+        """These settings as SAC's."""
         names = (
             "precision",
             "critics",
@@ -80,14 +81,16 @@ class ScaledSACConfig:
             "polyak",
             "initial_temperature",
         )
-        told = {name: getattr(self, name) for name in names}
-        return SACConfig(hidden=self.hidden, actor_value="mean", target_entropy=self.target_entropy, **told)
+        shared = {name: getattr(self, name) for name in names}
+        return SACConfig(hidden=self.hidden, actor_value="mean", target_entropy=self.target_entropy, **shared)
 
 
-def make(config: ScaledSACConfig, observation_size: int, action_size: int) -> Agent:
+def make(
+    config: ScaledSACConfig, observation_size: int, action_size: int, normalizer: Normalizer | None = None
+) -> ActorCritic:
     """The agent for flat observations [O] and actions [A] in [-1, 1]; its state is a `SACState`, and `follow` moves the
-    bounds. `hyper` is SAC's."""
-    return sac.assemble(config.as_sac, functions(config, action_size), observation_size, action_size)
+    bounds. `normalizer` and `hyper` are as in `sac.make`."""
+    return sac.assemble(config.as_sac, functions(config, action_size), observation_size, action_size, normalizer)
 
 
 def functions(config: ScaledSACConfig, action_size: int) -> SACFunctions:

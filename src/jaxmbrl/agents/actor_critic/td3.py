@@ -18,16 +18,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Gt, Le
 from jaxtyping import Array, Float
 
-from jaxmbrl.agents.actor_critic.critics import regress
+from jaxmbrl.agents.actor_critic.critics import regress, td_target
 from jaxmbrl.agents.actor_critic.updates import in_turn
-from jaxmbrl.core.types import Action, Agent, Average, Hyper, Key, Memory, Metrics, Observation, Policy, PyTree, Transition
+from jaxmbrl.agents.exploration import with_gaussian_noise
+from jaxmbrl.core.types import (
+    Action,
+    ActorCritic,
+    Average,
+    Hyper,
+    Key,
+    Memory,
+    Metrics,
+    Observation,
+    Policy,
+    PyTree,
+    Transition,
+)
+from jaxmbrl.models.normalizer import Normalizer, normalize
 from jaxmbrl.nn import optimizer
 from jaxmbrl.nn.networks import MLP, Precision
 from jaxmbrl.nn.optimizer import Trainable
@@ -44,7 +58,7 @@ class TD3Config:
     critics: Annotated[int, Ge(1)] = 2
     """Number of critics N; targets take their minimum, the actor the first."""
     learning_rate: Annotated[float, Gt(0)] = 3e-4
-    """Adam's, for actor and critics."""
+    """Adam learning rate of actor and critics."""
     discount: Annotated[float, Ge(0), Le(1)] = 0.99
     """Discount a step."""
     polyak: Annotated[float, Gt(0), Le(1)] = 0.005
@@ -74,105 +88,138 @@ class TD3State(NamedTuple):
 ActorLoss = Callable[[PyTree, TD3State, Transition, Key], tuple[Float[Array, ""], Float[Array, ""]]]
 
 
-def make(config: TD3Config, observation_size: int, action_size: int) -> Agent:
-    """The agent for flat observations [O] and actions [A] in [-1, 1].
+def smoothed(action: Float[Array, "*n A"], key: Key, deviation: float, most: float) -> Float[Array, "*n A"]:
+    """Target policy smoothing: clip(action + clip(N(0, deviation), -most, most), -1, 1)."""
+    noise = deviation * jax.random.normal(key, action.shape, action.dtype)
+    return jnp.clip(action + jnp.clip(noise, -most, most), -1.0, 1.0)
+
+
+def make(config: TD3Config, observation_size: int, action_size: int, normalizer: Normalizer | None = None) -> ActorCritic:
+    """The agent for flat observations [O] and actions [A] in [-1, 1]; its state is a `TD3State`. With a `normalizer` its
+    networks see observations normalised; all that is given to its functions stays in the task's units.
 
     `hyper` may hold `learning_rate` and `discount`, traced.
     """
     actor, critic = (MLP(config.hidden, size, precision=config.precision) for size in (action_size, 1))
+    agent = _TD3(config, actor, critic, observation_size, action_size, normalizer)
+    return ActorCritic(
+        init=agent.init,
+        policy=agent.policy,
+        policy_with_entropy=agent.policy_with_entropy,
+        target_value=agent.target_value,
+        target_values=agent.target_values,
+        action_value=agent.action_value,
+        update_critic=agent.update_critic,
+        update_actor=agent.update_actor,
+        apply_actor_gradient=agent.apply_actor_gradient,
+        update=in_turn(agent.update_critic, agent.update_actor),
+    )
 
-    def action_of(params: PyTree, observation: Observation) -> Float[Array, "*n A"]:
-        return jnp.tanh(actor.apply(params, observation))
 
-    def q(params: PyTree, observation: Observation, action: Action) -> Float[Array, "*n"]:
-        """The value by one critic."""
-        return critic.apply(params, jnp.concatenate([observation, action], axis=-1))[..., 0]
+class _TD3(NamedTuple):
+    """The functions of the agent; each takes observations in the task's units."""
 
-    every_q = jax.vmap(q, in_axes=(0, None, None))
+    config: TD3Config
+    actor: MLP
+    critic: MLP
+    observation_size: int
+    action_size: int
+    normalizer: Normalizer | None
 
-    def init(key: Key, hyper: Hyper) -> TD3State:
+    def init(self, key: Key, hyper: Hyper) -> TD3State:
+        config = self.config
         actor_key, critic_key = jax.random.split(key)
-        observation, pair = jnp.zeros(observation_size), jnp.zeros(observation_size + action_size)
-        critic_params = jax.vmap(lambda k: critic.init(k, pair))(jax.random.split(critic_key, config.critics))
+        observation, pair = jnp.zeros(self.observation_size), jnp.zeros(self.observation_size + self.action_size)
+        critic_params = jax.vmap(lambda k: self.critic.init(k, pair))(jax.random.split(critic_key, config.critics))
         learning_rate = hyper.get("learning_rate", config.learning_rate)
         return TD3State(
-            actor=optimizer.init(actor.init(actor_key, observation), learning_rate, with_target=True),
+            actor=optimizer.init(self.actor.init(actor_key, observation), learning_rate, with_target=True),
             critic=optimizer.init(critic_params, learning_rate, with_target=True),
             discount=jnp.asarray(hyper.get("discount", config.discount), float),
         )
 
-    def policy(state: TD3State, explore: bool) -> Policy:
-        def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
-            action = action_of(state.actor.params, observation)
-            if explore:
-                noise = config.exploration_noise * jax.random.normal(key, action.shape, action.dtype)
-                action = jnp.clip(action + noise, -1.0, 1.0)
-            return action, (), memory
+    def shown(self, observation: Observation) -> Observation:
+        """The observation as the networks see it."""
+        return observation if self.normalizer is None else normalize(self.normalizer, observation)
 
-        return Policy(init=lambda key: (), act=act)
+    def action_of(self, params: PyTree, observation: Observation) -> Float[Array, "*n A"]:
+        """pi(s) = tanh of the actor network."""
+        return jnp.tanh(self.actor.apply(params, self.shown(observation)))
 
-    def policy_with_entropy(state: TD3State) -> Policy:
+    def q(self, params: PyTree, observation: Observation, action: Action) -> Float[Array, "*n"]:
+        """The value by one critic."""
+        return self.critic.apply(params, jnp.concatenate([self.shown(observation), action], axis=-1))[..., 0]
+
+    def every_q(self, params: PyTree, observation: Observation, action: Action) -> Float[Array, "L *n"]:
+        """The value by each critic."""
+        return jax.vmap(self.q, in_axes=(0, None, None))(params, observation, action)
+
+    def policy(self, state: TD3State, explore: bool) -> Policy:
         def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
-            action = action_of(state.actor.params, observation)
+            return self.action_of(state.actor.params, observation), (), memory
+
+        policy = Policy(init=lambda key: (), act=act)
+        return with_gaussian_noise(policy, self.config.exploration_noise) if explore else policy
+
+    def policy_with_entropy(self, state: TD3State) -> Policy:
+        def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
+            action = self.action_of(state.actor.params, observation)
             return action, jnp.zeros(action.shape[:-1], action.dtype), memory
 
         return Policy(init=lambda key: (), act=act)
 
-    def target_value(state: TD3State, observation: Observation, key: Key) -> Float[Array, "N"]:
-        return target_values(state, observation, key).min(axis=0)
+    def target_value(self, state: TD3State, observation: Observation, key: Key) -> Float[Array, "N"]:
+        return self.target_values(state, observation, key).min(axis=0)
 
-    def target_values(state: TD3State, observation: Observation, key: Key) -> Float[Array, "L N"]:
-        action = action_of(state.actor.target, observation)
-        noise = config.target_noise * jax.random.normal(key, action.shape, action.dtype)
-        noise = jnp.clip(noise, -config.target_noise_clip, config.target_noise_clip)
-        return every_q(state.critic.target, observation, jnp.clip(action + noise, -1.0, 1.0))
+    def target_values(self, state: TD3State, observation: Observation, key: Key) -> Float[Array, "L N"]:
+        action = self.action_of(state.actor.target, observation)
+        action = smoothed(action, key, self.config.target_noise, self.config.target_noise_clip)
+        return self.every_q(state.critic.target, observation, action)
 
-    def critic_target(state: TD3State, batch: Transition, key: Key) -> Float[Array, "B"]:
-        next_value = target_value(state, batch.next_observation, key)
-        return batch.reward + state.discount * jnp.where(batch.terminated, 0.0, next_value)
+    def action_value(self, state: TD3State, observation: Observation, action: Action, key: Key) -> Float[Array, "N"]:
+        first = jax.tree.map(lambda leaf: leaf[0], state.critic.params)
+        return self.q(first, observation, action)
 
     def update_critic(
+        self,
         state: TD3State,
         batch: Transition,
         key: Key,
         *,
         target: Float[Array, "B"] | None = None,
         weight: Float[Array, "B"] | None = None,
-    ) -> tuple[TD3State, Metrics]:
-        y = critic_target(state, batch, key) if target is None else target
-        trained, found = regress(state.critic, lambda params: every_q(params, batch.observation, batch.action), y, weight)
-        return state._replace(critic=trained), found
-
-    def action_value(state: TD3State, observation: Observation, action: Action, key: Key) -> Float[Array, "N"]:
-        first = jax.tree.map(lambda leaf: leaf[0], state.critic.params)
-        return q(first, observation, action)
-
-    def actor_loss(params: PyTree, state: TD3State, batch: Transition, key: Key) -> tuple[Array, Array]:
-        action = action_of(params, batch.observation)
-        # A deterministic actor earns no bonus; nothing here looks at it.
-        return -jnp.mean(action_value(state, batch.observation, action, key)), jnp.zeros(())
+    ) -> tuple[TD3State, Metrics, Float[Array, "B"]]:
+        if target is None:
+            next_value = self.target_value(state, batch.next_observation, key)
+            target = td_target(batch.reward, state.discount, batch.terminated, next_value)
+        trained, found, error = regress(
+            state.critic, lambda params: self.every_q(params, batch.observation, batch.action), target, weight
+        )
+        return state._replace(critic=trained), found, error
 
     def update_actor(
-        state: TD3State, batch: Transition, key: Key, *, loss: ActorLoss | None = None
+        self, state: TD3State, batch: Transition, key: Key, *, loss: ActorLoss | None = None
     ) -> tuple[TD3State, Metrics]:
-        gradient_of = jax.value_and_grad(actor_loss if loss is None else loss, has_aux=True)
-        (value, _), gradient = gradient_of(state.actor.params, state, batch, key)
+        def own_loss(params: PyTree, *_: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
+            action = self.action_of(params, batch.observation)
+            # A deterministic actor earns no entropy bonus.
+            return actor_loss(self.action_value(state, batch.observation, action, key)), jnp.zeros(())
+
+        gradient_of = jax.value_and_grad(own_loss if loss is None else loss, has_aux=True)
+        (value, bonus), gradient = gradient_of(state.actor.params, state, batch, key)
+        return self.apply_actor_gradient(state, value, gradient, bonus)
+
+    def apply_actor_gradient(
+        self, state: TD3State, value: Float[Array, ""], gradient: PyTree, bonus: Float[Array, ""]
+    ) -> tuple[TD3State, Metrics]:
         trained, norm = optimizer.step(state.actor, gradient)
-        moved = [optimizer.move_target(part, config.polyak) for part in (trained, state.critic)]
+        moved = [optimizer.move_target(part, self.config.polyak) for part in (trained, state.critic)]
         return state._replace(actor=moved[0], critic=moved[1]), {
             "agent/actor_loss": Average.of(value),
             "agent/actor_gradient_norm": Average.of(norm),
         }
 
-    return Agent(
-        init=init,
-        policy=policy,
-        actor=policy_with_entropy,
-        target_value=target_value,
-        target_values=target_values,
-        action_value=action_value,
-        critic_target=critic_target,
-        update_critic=update_critic,
-        update_actor=update_actor,
-        update=in_turn(update_critic, update_actor),
-    )
+
+def actor_loss(values: Float[Array, "B"]) -> Float[Array, ""]:
+    """Minus the mean value, by the first critic, of the actor's actions."""
+    return -jnp.mean(values)

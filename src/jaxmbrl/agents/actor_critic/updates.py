@@ -1,4 +1,4 @@
-"""An agent's updates: critics and actor in turn, either by other means, and many in a row."""
+"""Updates of an actor-critic: critics and actor in turn, either of them replaced, and many updates in a row."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from jaxmbrl.core import metrics
-from jaxmbrl.core.types import Agent, Key, Metrics, Transition
+from jaxmbrl.core.types import ActorCritic, Key, Metrics, Transition
+
+UpdateCritic = Callable[..., tuple[Any, Metrics, Float[Array, "B"]]]
+"""(state, batch, key) -> (state, metrics, absolute error of each row); `weight` [B] is optional."""
+UpdateActor = Callable[[Any, Any, Key], tuple[Any, Metrics]]
+"""(state, batch, key) -> (state, metrics)."""
 
 
 @jax.named_scope("update")
 def updates(
-    agent: Agent,
+    agent: ActorCritic,
     state: Any,
     draw: Callable[[Key], Transition],
     key: Key,
@@ -23,11 +28,11 @@ def updates(
     actor_delay: int = 1,
     before: Int[Array, ""] | int = 0,
 ) -> tuple[Any, Metrics]:
-    """`number` updates of `agent` in one scan, each with a batch [B] that `draw(key)` makes.
+    """`number` updates of `agent` in one scan, each on a batch [B] that `draw(key)` makes.
 
-    Every `actor_delay`-th update is whole; the others leave the actor as it is (TD3, arXiv 1802.09477, algorithm 1; REDQ,
-    arXiv 2101.05982, algorithm 1, where the delay is the number of updates for each environment step). `before` is how many
-    updates there were already, or that modulo the delay, the same for all seeds.
+    Every `actor_delay`-th update is of critics and actor; the others leave the actor as it is (TD3, arXiv 1802.09477,
+    algorithm 1; REDQ, arXiv 2101.05982, algorithm 1, where the delay is the number of updates for each environment step).
+    `before` is the number of earlier updates, or that modulo the delay, the same for all seeds.
     """
 
     def update(state: Any, step: tuple[Int[Array, ""], Key]) -> tuple[Any, Metrics]:
@@ -35,10 +40,10 @@ def updates(
         sample_key, agent_key = jax.random.split(key)
         batch = draw(sample_key)
         if actor_delay == 1:
-            return agent.update(state, batch, agent_key)
+            return agent.update(state, batch, agent_key)[:2]
         critic_key, actor_key = jax.random.split(agent_key)
-        state, of_critic = agent.update_critic(state, batch, critic_key)
-        # The index is the same for all seeds, so only one side of this runs.
+        state, of_critic, _ = agent.update_critic(state, batch, critic_key)
+        # The index is the same for all seeds, so only one branch of this runs.
         last = (before + i + 1) % actor_delay == 0
         state, of_actor = metrics.cond_update(last, lambda state: agent.update_actor(state, batch, actor_key), state)
         return state, of_critic | of_actor
@@ -47,24 +52,22 @@ def updates(
     return state, metrics.total(found)
 
 
-Update = Callable[[Any, Any, Key], tuple[Any, Metrics]]
-"""(state, batch, key) -> (state, metrics)."""
-
-
-def in_turn(update_critic: Update, update_actor: Update) -> Update:
+def in_turn(update_critic: UpdateCritic, update_actor: UpdateActor) -> UpdateCritic:
     """The critics' update, then the actor's, on the same batch."""
 
-    def update(state: Any, batch: Any, key: Key) -> tuple[Any, Metrics]:
+    def update(state: Any, batch: Any, key: Key, **weight: Any) -> tuple[Any, Metrics, Float[Array, "B"]]:
         critic_key, actor_key = jax.random.split(key)
-        state, of_critic = update_critic(state, batch, critic_key)
+        state, of_critic, error = update_critic(state, batch, critic_key, **weight)
         state, of_actor = update_actor(state, batch, actor_key)
-        return state, of_critic | of_actor
+        return state, of_critic | of_actor, error
 
     return update
 
 
-def with_updates(agent: Agent, *, critic: Update | None = None, actor: Update | None = None) -> Agent:
-    """`agent` whose critics, or actor, or both are updated by what is given."""
+def with_updates(
+    agent: ActorCritic, *, critic: UpdateCritic | None = None, actor: UpdateActor | None = None
+) -> ActorCritic:
+    """`agent` with another update of its critics, of its actor, or of both."""
     critic = agent.update_critic if critic is None else critic
     actor = agent.update_actor if actor is None else actor
     return agent._replace(update_critic=critic, update_actor=actor, update=in_turn(critic, actor))

@@ -3,8 +3,9 @@
     J = sum_{t<n} discount^t m_t (r_t + bonus_t) + discount^n m_n (Q(s_n, a_n) + bonus_n),    m_t the probability that no
         step before t ended the episode,    a_t = pi(s_t, noise),    s_{t+1} = f(s_t, a_t, noise)
 
-(Heess et al., Learning continuous control policies by stochastic value gradients, arXiv 1510.09142; Clavera et al.,
-Model-augmented actor-critic, arXiv 2005.08068.) Of n = 0 steps it is what a model-free actor maximises.
+where bonus_t is the entropy bonus -alpha log pi(a_t|s_t) of a soft agent, 0 of another (Heess et al., Learning continuous
+control policies by stochastic value gradients, arXiv 1510.09142; Clavera et al., Model-augmented actor-critic, arXiv
+2005.08068). For n = 0 it is the objective of a model-free actor.
 """
 
 from __future__ import annotations
@@ -18,69 +19,74 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxmbrl.agents.actor_critic.updates import with_updates
-from jaxmbrl.core.types import Action, Agent, Average, Key, Metrics, PyTree, Transition, World
+from jaxmbrl.core.types import Action, ActorCritic, Average, Key, Metrics, PyTree, Transition, World
 from jaxmbrl.models.imagination import Trajectory, imagine
 
 
 @dataclass(frozen=True)
 class ValueGradientConfig:
-    """How an actor climbs what it earns through the model."""
+    """How an actor's objective is made of imagined steps."""
 
     horizon: int
-    """Model steps n; of none the objective is the agent's own."""
+    """Model steps n; for 0 the objective is the agent's own."""
     entropy_at_every_step: bool
-    """Whether the actions after the first earn their bonus too."""
+    """Whether every action earns its entropy bonus, or the first alone."""
     rematerialize: bool
     """Whether the backward pass computes each step again (`imagine`)."""
 
 
-Back = Callable[[Trajectory], tuple[PyTree, Float[Array, "S B O"]]]
-"""What a change of imagined steps means for the actor's parameters, and for the states s_0 .. s_n, S = n + 1: cotangents of
-the steps -> those of both."""
+VjpFn = Callable[[Trajectory], tuple[PyTree, Float[Array, "S B O"]]]
+"""Vector-Jacobian product of imagined steps: cotangents of the trajectory -> those of the actor's parameters and of the
+states s_0 .. s_n, S = n + 1."""
 
 
-def follow(
-    ascent: ValueGradientConfig,
-    agent: Agent,
+def imagine_perturbed(
+    config: ValueGradientConfig,
+    agent: ActorCritic,
     world: World,
     state: PyTree,
     origin: Float[Array, "B O"],
     perturbations: Float[Array, "S B O"],
     key: Key,
 ) -> Trajectory:
-    """n = `ascent.horizon` steps from s_0 = `origin` under the actor.
+    """n = `config.horizon` steps from s_0 = `origin` under the actor.
 
-    `perturbations`, S = n + 1, are added to the states s_0 .. s_n. Where they are 0, the derivative of J by them is how much all
-    that is earned from each state on changes with it, what the step to it earns left out.
+    `perturbations`, S = n + 1, are added to the states s_0 .. s_n. At 0, the derivative of J by the perturbation of s_t is
+    that of all rewards from s_t on, without the reward of the step that leads to s_t.
 
-    Rows that a step has surely ended go on from where they started: no one counts what they meet, and what a model makes of
-    the dead may not be finite, nor its derivative.
+    Rows that a step has ended with certainty go on from where they started: what follows is not counted, and a model's
+    prediction there may not be finite, nor its derivative.
     """
-    policy = agent.actor(state)
-    return imagine(perturbed(world, origin, perturbations), policy, origin, key, ascent.horizon, ascent.rematerialize)
+    policy = agent.policy_with_entropy(state)
+    return imagine(perturbed(world, origin, perturbations), policy, origin, key, config.horizon, config.rematerialize)
 
 
-def differentiable(
-    ascent: ValueGradientConfig, agent: Agent, world: World, state: PyTree, origin: Float[Array, "B O"], key: Key
-) -> tuple[Trajectory, Back]:
-    """`follow`, and the way back through it."""
+def imagine_with_vjp(
+    config: ValueGradientConfig, agent: ActorCritic, world: World, state: PyTree, origin: Float[Array, "B O"], key: Key
+) -> tuple[Trajectory, VjpFn]:
+    """`imagine_perturbed` at perturbations of 0, and its vector-Jacobian product."""
 
     def ahead(params: PyTree, perturbations: Float[Array, "S B O"]) -> Trajectory:
-        return follow(ascent, agent, world, with_actor(state, params), origin, perturbations, key)
+        return imagine_perturbed(config, agent, world, with_actor(state, params), origin, perturbations, key)
 
-    return jax.vjp(ahead, state.actor.params, jnp.zeros((ascent.horizon + 1, *origin.shape)))
+    return jax.vjp(ahead, state.actor.params, jnp.zeros((config.horizon + 1, *origin.shape)))
 
 
 def actor_objective(
-    ascent: ValueGradientConfig, agent: Agent, state: PyTree, origin: Float[Array, "B O"], trajectory: Trajectory, keys: Key
+    config: ValueGradientConfig,
+    agent: ActorCritic,
+    state: PyTree,
+    origin: Float[Array, "B O"],
+    trajectory: Trajectory,
+    keys: Key,
 ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
-    """J of the module's first lines along the steps of `trajectory` from `origin`, and the first actions' bonus. Two `keys`:
-    the last action's and the critics'."""
+    """(J of each row along `trajectory` from `origin`, entropy bonus of its first action). The two `keys` are the last
+    action's and the critics'."""
     last = jnp.concatenate([origin[None], trajectory.next_observation])[-1]
-    action, bonus, _ = agent.actor(state).act((), last, keys[0])
+    action, bonus, _ = agent.policy_with_entropy(state).act((), last, keys[0])
     value = agent.action_value(state, last, action, keys[1])
     bonuses = jnp.concatenate([trajectory.bonus, bonus[None]])
-    counted = bonuses if ascent.entropy_at_every_step else bonuses.at[1:].set(0.0)
+    counted = bonuses if config.entropy_at_every_step else bonuses.at[1:].set(0.0)
     earned = trajectory._replace(bonus=counted[:-1]).n_step_returns(value + counted[-1], state.discount)
     return earned[0], bonuses[0]
 
@@ -91,7 +97,8 @@ def with_actor(state: PyTree, params: PyTree) -> PyTree:
 
 
 def perturbed(world: World, origin: Float[Array, "B O"], perturbations: Float[Array, "S B O"]) -> World:
-    """A learned `world`, whose carry `start` makes of observations, for `follow`: with `perturbations`, and without the dead."""
+    """A learned `world` with `perturbations` added to its states, in which ended rows go on from `origin`
+    (`imagine_perturbed`). Its carry is made by `start` from observations."""
 
     def start(rows: Float[Array, "B O"], key: Key) -> tuple[Any, Int[Array, ""]]:
         return world.start(rows + perturbations[0], key), jnp.zeros((), jnp.int32)
@@ -100,59 +107,52 @@ def perturbed(world: World, origin: Float[Array, "B O"], perturbations: Float[Ar
         rows, i = carry
         step_key, start_key = jax.random.split(key)
         _, made = world.step(rows, action, step_key)
-        dead = (made.terminated == 1)[:, None]
-        next_observation = jnp.where(dead, origin, made.next_observation) + perturbations[i + 1]
+        ended = (made.terminated == 1)[:, None]
+        next_observation = jnp.where(ended, origin, made.next_observation) + perturbations[i + 1]
         return (world.start(next_observation, start_key), i + 1), made._replace(next_observation=next_observation)
 
     return World(world.reset, start, lambda carry: world.observe(carry[0]), step)
 
 
-def with_value_gradient(agent: Agent, world: World, ascent: ValueGradientConfig) -> Agent:
-    """`agent` whose actor climbs the `actor_objective` through `world` from the batch's states."""
-    if ascent.horizon == 0:
+def with_value_gradient(agent: ActorCritic, world: World, config: ValueGradientConfig) -> ActorCritic:
+    """`agent` with an actor that maximises `actor_objective` through `world` from a batch's states."""
+    if config.horizon == 0:
         return agent
 
     def update_actor(state: PyTree, batch: Transition, key: Key) -> tuple[PyTree, Metrics]:
-        follow_key, *keys = jax.random.split(key, 3)
-        trajectory, back = differentiable(ascent, agent, world, state, batch.observation, follow_key)
-        return value_gradient_step(ascent, agent, state, batch, trajectory, back, jnp.stack(keys))
+        imagine_key, *keys = jax.random.split(key, 3)
+        trajectory, vjp = imagine_with_vjp(config, agent, world, state, batch.observation, imagine_key)
+        return value_gradient_step(config, agent, state, batch, trajectory, vjp, jnp.stack(keys))
 
     return with_updates(agent, actor=update_actor)
 
 
 def value_gradient_step(
-    ascent: ValueGradientConfig,
-    agent: Agent,
+    config: ValueGradientConfig,
+    agent: ActorCritic,
     state: PyTree,
     batch: Transition,
     trajectory: Trajectory,
-    back: Back,
+    vjp: VjpFn,
     keys: Key,
 ) -> tuple[PyTree, Metrics]:
-    """One update of the actor up the mean `actor_objective` along the `trajectory` (`differentiable`) from the batch's states. The
-    metrics `gradient/state_t`, t = 0 .. n, are the mean over rows of the norm of dJ/ds_t: whether gradients explode along
-    the way, or die."""
+    """One step of the actor up the mean `actor_objective` along the `trajectory` from the batch's states, of which `vjp` is
+    the vector-Jacobian product (`imagine_with_vjp`).
 
-    def cost(params: PyTree, trajectory: Trajectory) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        earned, bonus = actor_objective(ascent, agent, with_actor(state, params), batch.observation, trajectory, keys)
-        return -jnp.mean(earned), jnp.mean(bonus)
+    The metrics `gradient/state_t`, t = 0 .. n, are the mean over rows of the norm of dJ/ds_t: they show gradients that
+    explode or vanish along the trajectory.
+    """
+
+    def loss(params: PyTree, trajectory: Trajectory) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        objective, bonus = actor_objective(config, agent, with_actor(state, params), batch.observation, trajectory, keys)
+        return -jnp.mean(objective), jnp.mean(bonus)
 
     # Integers allowed: whether a step ended the episode has no derivative.
-    slopes = jax.value_and_grad(cost, (0, 1), has_aux=True, allow_int=True)
-    (value, bonus), (direct, by_step) = slopes(state.actor.params, trajectory)
-    through, by_state = back(by_step)
-    slope = jax.tree.map(jnp.add, direct, through)
-    state, found = agent.update_actor(state, batch, keys[0], loss=surrogate_loss(value, slope, bonus))
+    gradient_of = jax.value_and_grad(loss, (0, 1), has_aux=True, allow_int=True)
+    (value, bonus), (by_last_action, by_trajectory) = gradient_of(state.actor.params, trajectory)
+    by_steps, by_state = vjp(by_trajectory)
+    gradient = jax.tree.map(jnp.add, by_last_action, by_steps)
+    state, found = agent.apply_actor_gradient(state, value, gradient, bonus)
     # A row's share of the mean is 1 / B of it, so the sum over rows of norms is the mean of the rows' own.
     norms = jnp.sum(jnp.linalg.norm(by_state, axis=-1), axis=-1)
     return state, found | {f"gradient/state_{t}": Average.of(norm) for t, norm in enumerate(norms)}
-
-
-def surrogate_loss(value: Float[Array, ""], slope: PyTree, bonus: Float[Array, ""]) -> Callable[..., Any]:
-    """An actor's loss (`Agent.update_actor`) of that `value` and that `slope`, known already: a plane."""
-
-    def loss(params: PyTree, *_: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        rises = jax.tree.map(lambda g, p: jnp.sum(g * (p - jax.lax.stop_gradient(p))), slope, params)
-        return value + sum(jax.tree.leaves(rises)), bonus
-
-    return loss

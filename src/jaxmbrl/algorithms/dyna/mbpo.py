@@ -23,34 +23,124 @@ real. MACURA's pink noise and its number of updates by the buffer's fill are lef
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from annotated_types import Ge
+from jaxtyping import Array, Float
 
+from jaxmbrl.agents.actor_critic import sac
 from jaxmbrl.agents.actor_critic.sac import SACConfig
-from jaxmbrl.algorithms import branched
-from jaxmbrl.algorithms.branched import BranchedConfig, RolloutLength
-from jaxmbrl.algorithms.model_based import learner
+from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.presets import Preset
-from jaxmbrl.core.types import Algorithm, DynamicsModel, Task
+from jaxmbrl.algorithms.shared import BranchedSettings, RolloutLength
+from jaxmbrl.core import metrics
+from jaxmbrl.core.types import (
+    Algorithm,
+    Clock,
+    DynamicsModel,
+    Hyper,
+    Key,
+    Metrics,
+    Policy,
+    PyTree,
+    Task,
+    Transition,
+    Views,
+    flatten,
+    row_like,
+)
+from jaxmbrl.data import replay
+from jaxmbrl.data.replay import Replay
+from jaxmbrl.envs.base import vector_sizes
+from jaxmbrl.models import branching, disagreement
+from jaxmbrl.models.branching import Imagined
 from jaxmbrl.models.disagreement import TrustConfig
 from jaxmbrl.models.ensemble import EnsembleConfig
 
 
 @dataclass(frozen=True)
-class Config(BranchedConfig):
+class Config(BranchedSettings):
     """Settings of a run of MBPO."""
 
     updates_per_step: Annotated[int, Ge(1)] = 20
-    """Updates of the agent for each environment step."""
+    """Updates of the agent for each environment step: the replay ratio (UTD)."""
     warmup_steps: Annotated[int, Ge(2)] = 5000
     """Environment steps of uniformly random actions, without updates, at the start."""
 
 
+class State(NamedTuple):
+    """The whole state of a run."""
+
+    agent: PyTree
+    model: PyTree
+    """The `EnsembleState`, or another model's state."""
+    replay: Replay
+    """Real transitions."""
+    imagined: Imagined
+    """Imagined transitions."""
+    real_ratio: Float[Array, ""]
+    key: Key
+
+
 def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
-    """MBPO on `task`; `model` stands for the ensemble where it is given. The agent learns as it does by itself: the model
-    supplies its batches and does no more."""
-    return learner(config, task, "mbpo", lambda agent, model, state: agent, model, branched.supply(config, task))
+    """MBPO on `task`; `model` overrides the default ensemble. `hyper` may hold `real_ratio`, traced, and SAC's."""
+    agent = sac.make(config.agent, *vector_sizes(task, "mbpo"))
+    model = model or shared.ensemble_for(config, task)
+    rule = disagreement.make(config.trust)
+
+    def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
+        shared.no_data(data, "mbpo")
+        agent_key, key, model_key = jax.random.split(key, 3)
+        return State(
+            agent=agent.init(agent_key, hyper),
+            model=model.init(model_key, {}),
+            replay=replay.init(row_like(task), config.replay_capacity),
+            imagined=branching.init(row_like(task), config.imagined_capacity, config.rounds_kept, config.trust),
+            real_ratio=jnp.asarray(hyper.get("real_ratio", config.real_ratio), float),
+            key=key,
+        )
+
+    def policy(state: State, clock: Clock, explore: bool) -> Policy:
+        acting = agent.policy(state.agent, explore)
+        return shared.collector(acting, task, config, clock) if explore else acting
+
+    def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
+        key, update_key, refit_key = jax.random.split(state.key, 3)
+        real = replay.add(state.replay, flatten(transitions))
+
+        def fit_and_imagine(learned: tuple[PyTree, Imagined]) -> tuple[tuple[PyTree, Imagined], Metrics]:
+            model_state, imagined = learned
+            fit_key, imagine_key = jax.random.split(refit_key)
+            rows = shared.rows_to_fit(real, clock, config.replay_capacity)
+            model_state, fitted = model.fit(model_state, rows, fit_key)
+            acting = branching.with_disagreement(agent.policy(state.agent, True), rule, model, model_state)
+            steps = shared.steps_after_warmup(config, clock)
+            imagined, found = shared.branch_from_replay(
+                config, rule, model.world(model_state), acting, real, imagined, steps, imagine_key
+            )
+            return (model_state, imagined), fitted | found
+
+        (model_state, imagined), fitted = metrics.cond_update(
+            shared.refit_due(config, clock), fit_and_imagine, (state.model, state.imagined)
+        )
+
+        def draw(key: Key) -> Transition:
+            return replay.mixture(real, imagined.buffer, key, config.batch_size, state.real_ratio)
+
+        agent_state, updated = shared.update_agent(config, agent, state.agent, clock, draw, update_key)
+        return State(agent_state, model_state, real, imagined, state.real_ratio, key), fitted | updated
+
+    def views(state: State) -> Views:
+        return Views(
+            replay=state.replay,
+            model=shared.model_view(config, task, model, state.model),
+            critic=shared.critic_view(agent, state.agent),
+            reproducible=state.imagined.buffer,
+        )
+
+    return Algorithm(init, policy, learn, period=1, views=views)
 
 
 _PAPER = "jannerm/mbpo: examples/config, mbpo/models/constructor.py, mbpo/algorithms/mbpo.py; arXiv 1906.08253, table 1"

@@ -1,5 +1,5 @@
 """Soft Actor-Critic (Haarnoja et al., arXiv 1812.05905), the model-free baseline, and REDQ and DroQ, settings of it that
-learn from fewer environment steps. The agent is `agents.sac`, which states the objectives; the loop `agents.off_policy`.
+learn from fewer environment steps. The agent is `agents.actor_critic.sac`, which states the objectives.
 
 for each environment step:
     act by the stochastic policy (uniformly at random for the first `warmup_steps`), store the transition
@@ -18,26 +18,73 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import jax
+
 from jaxmbrl.agents.actor_critic import sac
 from jaxmbrl.agents.actor_critic.sac import SACConfig
-from jaxmbrl.algorithms import off_policy
-from jaxmbrl.algorithms.off_policy import OffPolicyConfig
 from jaxmbrl.algorithms.presets import Preset
-from jaxmbrl.core.types import Algorithm, Task
+from jaxmbrl.algorithms.shared import OffPolicySettings, collector, critic_view, new_replay, update_agent
+from jaxmbrl.core.types import (
+    Algorithm,
+    Clock,
+    Hyper,
+    Key,
+    Metrics,
+    Policy,
+    PyTree,
+    Task,
+    Transition,
+    Views,
+    flatten,
+    row_like,
+)
+from jaxmbrl.data import replay
+from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vector_sizes
 
 
 @dataclass(frozen=True)
-class Config(OffPolicyConfig):
+class Config(OffPolicySettings):
     """Settings of a run of SAC, REDQ or DroQ."""
 
     agent: SACConfig = field(default_factory=SACConfig)
     """The policy learner."""
 
 
+class State(NamedTuple):
+    """The whole state of a run."""
+
+    agent: PyTree
+    replay: Replay
+    key: Key
+
+
 def make(config: Config, task: Task) -> Algorithm:
     """SAC, REDQ or DroQ on `task`, as the settings say."""
-    return off_policy.learner(config, sac.make(config.agent, *vector_sizes(task, "sac")), task)
+    agent = sac.make(config.agent, *vector_sizes(task, "sac"))
+
+    def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
+        agent_key, key = jax.random.split(key)
+        return State(agent.init(agent_key, hyper), new_replay(row_like(task), config.replay_capacity, data), key)
+
+    def policy(state: State, clock: Clock, explore: bool) -> Policy:
+        acting = agent.policy(state.agent, explore)
+        return collector(acting, task, config, clock) if explore else acting
+
+    def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
+        key, update_key = jax.random.split(state.key)
+        buffer = replay.add(state.replay, flatten(transitions))
+
+        def draw(key: Key) -> Transition:
+            return replay.sample(buffer, key, config.batch_size)
+
+        agent_state, found = update_agent(config, agent, state.agent, clock, draw, update_key)
+        return State(agent_state, buffer, key), found
+
+    def views(state: State) -> Views:
+        return Views(state.replay, critic=critic_view(agent, state.agent))
+
+    return Algorithm(init, policy, learn, period=1, views=views)
 
 
 _SMALL = ("pendulum", "cartpole-continuous")

@@ -1,5 +1,5 @@
 """TD3 (Fujimoto et al., arXiv 1802.09477) and DDPG (Lillicrap et al., arXiv 1509.02971), deterministic policy gradients.
-The agent is `agents.td3`, which states the objectives; the loop `agents.off_policy`.
+The agent is `agents.actor_critic.td3`, which states the objectives.
 
 for each environment step:
     act by the policy and noise (uniformly at random for the first `warmup_steps`), store the transition
@@ -15,21 +15,36 @@ environments side by side each adds its own updates.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
+import jax
 from annotated_types import Ge
 
 from jaxmbrl.agents.actor_critic import td3
 from jaxmbrl.agents.actor_critic.td3 import TD3Config
-from jaxmbrl.algorithms import off_policy
-from jaxmbrl.algorithms.off_policy import OffPolicyConfig
 from jaxmbrl.algorithms.presets import Preset
-from jaxmbrl.core.types import Algorithm, Task
+from jaxmbrl.algorithms.shared import OffPolicySettings, collector, critic_view, new_replay, update_agent
+from jaxmbrl.core.types import (
+    Algorithm,
+    Clock,
+    Hyper,
+    Key,
+    Metrics,
+    Policy,
+    PyTree,
+    Task,
+    Transition,
+    Views,
+    flatten,
+    row_like,
+)
+from jaxmbrl.data import replay
+from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vector_sizes
 
 
 @dataclass(frozen=True)
-class Config(OffPolicyConfig):
+class Config(OffPolicySettings):
     """Settings of a run of TD3 or DDPG."""
 
     agent: TD3Config = field(default_factory=TD3Config)
@@ -40,9 +55,40 @@ class Config(OffPolicyConfig):
     """Environment steps of uniformly random actions, without updates, at the start."""
 
 
+class State(NamedTuple):
+    """The whole state of a run."""
+
+    agent: PyTree
+    replay: Replay
+    key: Key
+
+
 def make(config: Config, task: Task) -> Algorithm:
     """TD3 or DDPG on `task`, as the settings say."""
-    return off_policy.learner(config, td3.make(config.agent, *vector_sizes(task, "td3")), task)
+    agent = td3.make(config.agent, *vector_sizes(task, "td3"))
+
+    def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
+        agent_key, key = jax.random.split(key)
+        return State(agent.init(agent_key, hyper), new_replay(row_like(task), config.replay_capacity, data), key)
+
+    def policy(state: State, clock: Clock, explore: bool) -> Policy:
+        acting = agent.policy(state.agent, explore)
+        return collector(acting, task, config, clock) if explore else acting
+
+    def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
+        key, update_key = jax.random.split(state.key)
+        buffer = replay.add(state.replay, flatten(transitions))
+
+        def draw(key: Key) -> Transition:
+            return replay.sample(buffer, key, config.batch_size)
+
+        agent_state, found = update_agent(config, agent, state.agent, clock, draw, update_key)
+        return State(agent_state, buffer, key), found
+
+    def views(state: State) -> Views:
+        return Views(state.replay, critic=critic_view(agent, state.agent))
+
+    return Algorithm(init, policy, learn, period=1, views=views)
 
 
 DDPG = Config(agent=td3.DDPG, actor_delay=1)

@@ -21,14 +21,30 @@ import jax
 import jax.numpy as jnp
 from annotated_types import Ge
 
-from jaxmbrl import planning as planners
+from jaxmbrl import planning
+from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.presets import Preset
+from jaxmbrl.algorithms.shared import LoopSettings
 from jaxmbrl.core import metrics, xla
-from jaxmbrl.core.types import Algorithm, Average, Clock, Hyper, Key, Metrics, Policy, Task, Transition, flatten, row_like
+from jaxmbrl.core.types import (
+    Action,
+    Algorithm,
+    Average,
+    Clock,
+    Hyper,
+    Key,
+    Metrics,
+    Policy,
+    PyTree,
+    Task,
+    Transition,
+    Views,
+    flatten,
+    row_like,
+)
 from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vector_sizes
-from jaxmbrl.models import ensemble
 from jaxmbrl.models.ensemble import EnsembleConfig, EnsembleState
 from jaxmbrl.planning import PlannerConfig, planning_policy
 from jaxmbrl.planning.cem import CEMConfig
@@ -38,7 +54,7 @@ from jaxmbrl.rollout import with_full_state
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(LoopSettings):
     """Settings of a run of PETS."""
 
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
@@ -60,13 +76,9 @@ class Config:
     refit_every: Annotated[int, Ge(1)] = 200
     """Environment steps between two fits of the model."""
     replay_capacity: Annotated[int, Ge(2)] = 100_000
-    """Transitions kept, the oldest giving way."""
+    """Transitions in the replay buffer; the oldest are overwritten first."""
     warmup_steps: Annotated[int, Ge(2)] = 200
     """Environment steps of uniformly random actions at the start, rounded up to whole refits."""
-    num_envs: Annotated[int, Ge(1)] = 1
-    """Environments that each seed steps side by side."""
-    epoch_steps: Annotated[int, Ge(1)] = 1000
-    """Environment steps between two rows of metrics."""
     eval_every: Annotated[int, Ge(0)] = 0
     """Epochs between two evaluations; 0 for none: a planner's collected trials are its measure."""
 
@@ -82,7 +94,7 @@ class Config:
 
 
 class State(NamedTuple):
-    """Everything that a run of PETS holds."""
+    """The whole state of a run."""
 
     model: EnsembleState
     replay: Replay
@@ -90,57 +102,62 @@ class State(NamedTuple):
 
 
 def make(config: Config, task: Task) -> Algorithm:
-    """PETS on `task`. Reward and termination are the task's where it knows them, unless they shall be learned."""
-    observation_size, action_size = vector_sizes(task, "pets")
-    model = ensemble.make(
-        config.ensemble,
-        observation_size,
-        action_size,
-        reward=None if config.learn_reward else task.reward,
-        terminated=None if config.learn_termination else task.terminated,
-        features=task.features,
-    )
-    planner = planners.make(config.planner, action_size)
+    """PETS on `task`. Reward and termination are the task's where it knows them, unless the settings say to learn them."""
+    _, action_size = vector_sizes(task, "pets")
+    model = shared.ensemble_for(config, task)
+    planner = planning.make(config.planner, action_size)
+    learns, plan = config.model == "learned", open_loop_policy if config.open_loop else planning_policy
 
-    def init(key: Key, hyper: Hyper) -> State:
+    def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
+        shared.no_data(data, "pets")
         model_key, key = jax.random.split(key)
         return State(model.init(model_key, hyper), replay.init(row_like(task), config.replay_capacity), key)
 
-    planning = open_loop_policy if config.open_loop else planning_policy
-
-    def policy(state: State, explore: bool) -> Policy:
+    def policy(state: State, clock: Clock, explore: bool) -> Policy:
         def particles(observation: jax.Array) -> jax.Array:
             return jnp.broadcast_to(observation, (config.particles, *observation.shape))
 
-        if config.model == "true":
-            return planning(planner, with_full_state(task.world), lambda carry: carry)
-        return planning(planner, model.world(state.model), particles)
+        if learns:
+            acting = plan(planner, model.world(state.model), particles)
+        else:
+            acting = plan(planner, with_full_state(task.world), lambda carry: carry)
+        return shared.collector(acting, task, config, clock, no_search) if explore else acting
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, fit_key = jax.random.split(state.key)
-        buffer = replay.add(state.replay, flatten(transitions))
-        # By the clock and not by `buffer.size`: a count that is batched over seeds would batch the loops of the fit.
-        count = jnp.minimum(clock.env_steps, config.replay_capacity)
-        due = (clock.env_steps >= config.warmup_steps) & (config.model == "learned")
+        real = replay.add(state.replay, flatten(transitions))
+        before = clock.env_steps - transitions.reward.size
+        due = (clock.env_steps >= config.warmup_steps) & learns
         if not config.refit:
-            due &= clock.env_steps - transitions.reward.size < config.warmup_steps
-        fitted, found = metrics.cond_update(
-            due,
-            lambda model_state: model.fit(model_state, buffer.data, count, fit_key),
-            state.model,
-        )
-        planned = clock.env_steps - transitions.reward.size >= config.warmup_steps
-        nonfinite = Average.of(jnp.mean(transitions.extras["nonfinite"]), planned)
-        return State(fitted, buffer, key), found | {"plan/nonfinite": nonfinite}
+            due &= before < config.warmup_steps
+
+        def fit(model_state: EnsembleState) -> tuple[EnsembleState, Metrics]:
+            return model.fit(model_state, shared.rows_to_fit(real, clock, config.replay_capacity), fit_key)
+
+        model_state, found = metrics.cond_update(due, fit, state.model)
+        # Transitions from a file were not planned.
+        if transitions.extras:
+            nonfinite = jnp.mean(transitions.extras["nonfinite"])
+            found |= {"plan/nonfinite": Average.of(nonfinite, before >= config.warmup_steps)}
+        return State(model_state, real, key), found
+
+    def views(state: State) -> Views:
+        return Views(state.replay, shared.model_view(config, task, model, state.model) if learns else None)
 
     return Algorithm(
         init,
         policy,
         learn,
         period=config.refit_every // config.num_envs,
-        observes_full_state=config.model == "true",
+        views=views,
+        observes_full_state=not learns,
         compiler_options=xla.for_ensembles(config.ensemble.precision),
     )
+
+
+def no_search(action: Action) -> PyTree:
+    """The statistics of a plan where nothing was searched."""
+    return {"nonfinite": jnp.zeros((), jnp.int32)}
 
 
 _SMALL = Config(

@@ -18,26 +18,49 @@ each; an agent with an entropy bonus expands its soft value.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge
 from jaxtyping import Array, Float
 
+from jaxmbrl import agents
 from jaxmbrl.agents import AgentConfig
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.agents.actor_critic.td3 import TD3Config
 from jaxmbrl.agents.actor_critic.updates import with_updates
-from jaxmbrl.algorithms.model_based import ModelBasedConfig, learner
+from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.presets import Preset
-from jaxmbrl.core.types import Agent, Algorithm, Average, DynamicsModel, Key, Metrics, PyTree, Task, Transition, World
+from jaxmbrl.algorithms.shared import ModelBasedSettings
+from jaxmbrl.core import metrics
+from jaxmbrl.core.types import (
+    ActorCritic,
+    Algorithm,
+    Average,
+    Clock,
+    DynamicsModel,
+    Hyper,
+    Key,
+    Metrics,
+    Policy,
+    PyTree,
+    Task,
+    Transition,
+    Views,
+    World,
+    flatten,
+    row_like,
+)
+from jaxmbrl.data import replay
+from jaxmbrl.data.replay import Replay
+from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.models.ensemble import EnsembleConfig
 from jaxmbrl.models.imagination import Trajectory, after, imagine
 
 
 @dataclass(frozen=True)
-class Config(ModelBasedConfig):
+class Config(ModelBasedSettings):
     """Settings of a run of MVE."""
 
     agent: AgentConfig = field(default_factory=AgentConfig)
@@ -48,37 +71,89 @@ class Config(ModelBasedConfig):
     """Whether the critics learn on the imagined states too."""
 
 
+class State(NamedTuple):
+    """The whole state of a run."""
+
+    agent: PyTree
+    model: PyTree
+    """The `EnsembleState`, or another model's state."""
+    replay: Replay
+    """Real transitions."""
+    key: Key
+
+
 def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
-    """MVE on `task`; `model` stands for the ensemble where it is given."""
+    """MVE on `task`; `model` overrides the default ensemble."""
+    agent = agents.make(config.agent, *vector_sizes(task, "mve"))
+    model = model or shared.ensemble_for(config, task)
 
-    def improve(agent: Agent, model: DynamicsModel, state: PyTree) -> Agent:
-        return with_mve_target(agent, model.world(state), config.horizon, config.td_k)
+    def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
+        shared.no_data(data, "mve")
+        agent_key, key, model_key = jax.random.split(key, 3)
+        return State(
+            agent=agent.init(agent_key, hyper),
+            model=model.init(model_key, {}),
+            replay=replay.init(row_like(task), config.replay_capacity),
+            key=key,
+        )
 
-    return learner(config, task, "mve", improve, model)
+    def policy(state: State, clock: Clock, explore: bool) -> Policy:
+        acting = agent.policy(state.agent, explore)
+        return shared.collector(acting, task, config, clock) if explore else acting
+
+    def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
+        key, update_key, refit_key = jax.random.split(state.key, 3)
+        real = replay.add(state.replay, flatten(transitions))
+
+        def fit(model_state: PyTree) -> tuple[PyTree, Metrics]:
+            fit_key, _ = jax.random.split(refit_key)
+            return model.fit(model_state, shared.rows_to_fit(real, clock, config.replay_capacity), fit_key)
+
+        model_state, fitted = metrics.cond_update(shared.refit_due(config, clock), fit, state.model)
+
+        def draw(key: Key) -> Transition:
+            return replay.sample(real, key, config.batch_size)
+
+        expanding = with_mve_target(agent, model.world(model_state), config.horizon, config.td_k)
+        agent_state, updated = shared.update_agent(config, expanding, state.agent, clock, draw, update_key)
+        return State(agent_state, model_state, real, key), fitted | updated
+
+    def views(state: State) -> Views:
+        return Views(
+            replay=state.replay,
+            model=shared.model_view(config, task, model, state.model),
+            critic=shared.critic_view(agent, state.agent),
+        )
+
+    return Algorithm(init, policy, learn, period=1, views=views)
 
 
-def with_mve_target(agent: Agent, world: World, horizon: int, td_k: bool) -> Agent:
-    """`agent` whose critics learn expanded targets."""
+def with_mve_target(agent: ActorCritic, world: World, horizon: int, td_k: bool) -> ActorCritic:
+    """`agent` with critics that learn expanded targets."""
 
-    def update_critic(state: PyTree, batch: Transition, key: Key) -> tuple[PyTree, Metrics]:
+    def update_critic(state: PyTree, batch: Transition, key: Key) -> tuple[PyTree, Metrics, Float[Array, "B"]]:
         target_key, critic_key = jax.random.split(key)
         trajectory, targets = expand(agent, world, state, batch, target_key, horizon)
         if not td_k:
             return agent.update_critic(state, batch, critic_key, target=targets[0])
         rows, target, weight = td_k_batch(batch, trajectory, targets)
-        state, found = agent.update_critic(state, rows, critic_key, target=target, weight=weight)
-        return state, found | {"expand/alive": Average.of(jnp.mean(trajectory.alive[-1]))}
+        state, found, error = agent.update_critic(state, rows, critic_key, target=target, weight=weight)
+        # The first rows are the batch's own.
+        own = error[: batch.reward.shape[0]]
+        return state, found | {"expand/alive": Average.of(jnp.mean(trajectory.alive[-1]))}, own
 
     return with_updates(agent, critic=update_critic)
 
 
 def expand(
-    agent: Agent, world: World, state: PyTree, batch: Transition, key: Key, horizon: int
+    agent: ActorCritic, world: World, state: PyTree, batch: Transition, key: Key, horizon: int
 ) -> tuple[Trajectory, Float[Array, "T B"]]:
     """The real step and the imagined ones of each row, T = horizon + 1 in all, and the target of each on its own remaining
     horizon; the first of them is T in the module's first lines."""
     value_key, imagine_key = jax.random.split(key)
-    trajectory = after(batch, imagine(world, agent.actor(state), batch.next_observation, imagine_key, horizon))
+    trajectory = after(
+        batch, imagine(world, agent.policy_with_entropy(state), batch.next_observation, imagine_key, horizon)
+    )
     last = agent.target_value(state, trajectory.next_observation[-1], value_key)
     # A value of (s, a) does not hold the bonus of a itself.
     return trajectory, trajectory.n_step_returns(last, state.discount)[:-1] - trajectory.bonus

@@ -26,26 +26,30 @@ starts.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge
 from jaxtyping import Array, Float
 
-from jaxmbrl import returns
+from jaxmbrl import agents, returns
 from jaxmbrl.agents import AgentConfig
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.agents.actor_critic.td3 import TD3Config
 from jaxmbrl.agents.actor_critic.updates import with_updates
-from jaxmbrl.algorithms.model_based import ModelBasedConfig, learner
+from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.presets import Preset
+from jaxmbrl.algorithms.shared import ModelBasedSettings
+from jaxmbrl.core import metrics
 from jaxmbrl.core.types import (
     Action,
-    Agent,
+    ActorCritic,
     Algorithm,
     Average,
+    Clock,
     DynamicsModel,
+    Hyper,
     Key,
     Memory,
     Metrics,
@@ -54,13 +58,19 @@ from jaxmbrl.core.types import (
     PyTree,
     Task,
     Transition,
+    Views,
+    flatten,
+    row_like,
 )
+from jaxmbrl.data import replay
+from jaxmbrl.data.replay import Replay
+from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.models.ensemble import EnsembleConfig
 from jaxmbrl.models.imagination import Trajectory, after, imagine
 
 
 @dataclass(frozen=True)
-class Config(ModelBasedConfig):
+class Config(ModelBasedSettings):
     """Settings of a run of STEVE."""
 
     agent: AgentConfig = field(default_factory=lambda: AgentConfig(sac=SACConfig(critics=4, actor_value="mean")))
@@ -82,31 +92,79 @@ class Config(ModelBasedConfig):
         return super().problem()
 
 
+class State(NamedTuple):
+    """The whole state of a run."""
+
+    agent: PyTree
+    model: PyTree
+    """The `EnsembleState`, or another model's state."""
+    replay: Replay
+    """Real transitions."""
+    key: Key
+
+
 def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
-    """STEVE on `task`; `model`, whose world gives row n to member n mod M, stands for the ensemble where it is given."""
+    """STEVE on `task`; `model`, which must give row n of its world to member n mod M, overrides the default ensemble."""
+    agent = agents.make(config.agent, *vector_sizes(task, "steve"))
+    model = model or shared.ensemble_for(config, task)
 
-    def improve(agent: Agent, model: DynamicsModel, state: PyTree) -> Agent:
-        return with_steve_target(agent, model, state, config.horizon, config.ensemble.members)
+    def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
+        shared.no_data(data, "steve")
+        agent_key, key, model_key = jax.random.split(key, 3)
+        return State(
+            agent=agent.init(agent_key, hyper),
+            model=model.init(model_key, {}),
+            replay=replay.init(row_like(task), config.replay_capacity),
+            key=key,
+        )
 
-    return learner(config, task, "steve", improve, model)
+    def policy(state: State, clock: Clock, explore: bool) -> Policy:
+        acting = agent.policy(state.agent, explore)
+        return shared.collector(acting, task, config, clock) if explore else acting
+
+    def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
+        key, update_key, refit_key = jax.random.split(state.key, 3)
+        real = replay.add(state.replay, flatten(transitions))
+
+        def fit(model_state: PyTree) -> tuple[PyTree, Metrics]:
+            fit_key, _ = jax.random.split(refit_key)
+            return model.fit(model_state, shared.rows_to_fit(real, clock, config.replay_capacity), fit_key)
+
+        model_state, fitted = metrics.cond_update(shared.refit_due(config, clock), fit, state.model)
+
+        def draw(key: Key) -> Transition:
+            return replay.sample(real, key, config.batch_size)
+
+        expanding = with_steve_target(agent, model, model_state, config.horizon, config.ensemble.members)
+        agent_state, updated = shared.update_agent(config, expanding, state.agent, clock, draw, update_key)
+        return State(agent_state, model_state, real, key), fitted | updated
+
+    def views(state: State) -> Views:
+        return Views(
+            replay=state.replay,
+            model=shared.model_view(config, task, model, state.model),
+            critic=shared.critic_view(agent, state.agent),
+        )
+
+    return Algorithm(init, policy, learn, period=1, views=views)
 
 
-def with_steve_target(agent: Agent, model: DynamicsModel, fitted: PyTree, horizon: int, members: int) -> Agent:
-    """`agent` whose critics learn the mixture over horizons; `fitted` is the state of `model`."""
+def with_steve_target(agent: ActorCritic, model: DynamicsModel, fitted: PyTree, horizon: int, members: int) -> ActorCritic:
+    """`agent` with critics that learn the mixture over horizons; `fitted` is the state of `model`."""
 
-    def update_critic(state: PyTree, batch: Transition, key: Key) -> tuple[PyTree, Metrics]:
+    def update_critic(state: PyTree, batch: Transition, key: Key) -> tuple[PyTree, Metrics, Float[Array, "B"]]:
         target_key, critic_key = jax.random.split(key)
         samples = expand(agent, model, fitted, state, batch, target_key, horizon, members)
         target, weights = jax.vmap(returns.steve)(samples)
-        state, found = agent.update_critic(state, batch, critic_key, target=target)
-        trust = {f"steve/weight_{i}": Average.of(weight) for i, weight in enumerate(jnp.mean(weights, axis=0))}
-        return state, found | trust
+        state, found, error = agent.update_critic(state, batch, critic_key, target=target)
+        by_horizon = {f"steve/weight_{i}": Average.of(weight) for i, weight in enumerate(jnp.mean(weights, axis=0))}
+        return state, found | by_horizon, error
 
     return with_updates(agent, critic=update_critic)
 
 
 def expand(
-    agent: Agent,
+    agent: ActorCritic,
     model: DynamicsModel,
     fitted: PyTree,
     state: PyTree,
@@ -119,7 +177,7 @@ def expand(
     value_key, imagine_key = jax.random.split(key)
     # M rows in turn for each real one: row n of the block belongs to member n mod M.
     rows = jax.tree.map(lambda x: jnp.repeat(x, members, axis=0), batch)
-    policy = shared_action_noise(agent.actor(state), members)
+    policy = shared_action_noise(agent.policy_with_entropy(state), members)
     imagined = imagine(model.world(fitted), policy, rows.next_observation, imagine_key, horizon)
     trajectory = after(rows, imagined)
     rewards = rewards_of(model, fitted, imagined)
@@ -155,7 +213,7 @@ def rewards_of(model: DynamicsModel, fitted: PyTree, imagined: Trajectory) -> Fl
 
 
 def values_of(
-    agent: Agent, state: PyTree, next_observation: Float[Array, "T N O"], key: Key, members: int
+    agent: ActorCritic, state: PyTree, next_observation: Float[Array, "T N O"], key: Key, members: int
 ) -> Float[Array, "L T N"]:
     """Every target critic's value of every state, under actions with the same noise for all members."""
     steps, rows, size = next_observation.shape

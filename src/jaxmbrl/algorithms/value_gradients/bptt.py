@@ -19,17 +19,19 @@ Do differentiable simulators give better policy gradients?, arXiv 2202.00817).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from annotated_types import Ge, Gt, Lt
 from jaxtyping import Array, Float
 
 from jaxmbrl.agents.actor_critic.value_gradients import perturbed
-from jaxmbrl.algorithms.model_based import ensemble_of
+from jaxmbrl.agents.exploration import with_gaussian_noise
+from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.presets import Preset
+from jaxmbrl.algorithms.shared import LoopSettings
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import (
@@ -47,6 +49,7 @@ from jaxmbrl.core.types import (
     PyTree,
     Task,
     Transition,
+    Views,
     World,
     flatten,
     row_like,
@@ -62,13 +65,13 @@ from jaxmbrl.nn.optimizer import Trainable
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(LoopSettings):
     """Settings of a run of BPTT."""
 
     hidden: tuple[Annotated[int, Ge(1)], ...] = (64, 64)
     """Units of each hidden layer of the policy."""
     learning_rate: Annotated[float, Gt(0)] = 1e-3
-    """Adam's, of the policy."""
+    """Adam learning rate of the policy."""
     discount: Annotated[float, Gt(0), Lt(1)] = 0.99
     """Discount a step."""
     exploration_noise: Annotated[float, Ge(0)] = 0.2
@@ -94,13 +97,9 @@ class Config:
     refit_every: Annotated[int, Ge(1)] = 200
     """Environment steps between two fits of the model."""
     replay_capacity: Annotated[int, Ge(2)] = 100_000
-    """Real transitions kept, the oldest giving way."""
+    """Real transitions in the replay buffer; the oldest are overwritten first."""
     warmup_steps: Annotated[int, Ge(2)] = 1000
     """Environment steps of uniformly random actions, without updates, at the start."""
-    num_envs: Annotated[int, Ge(1)] = 1
-    """Environments that each seed steps side by side."""
-    epoch_steps: Annotated[int, Ge(1)] = 1000
-    """Environment steps between two rows of metrics."""
     eval_every: Annotated[int, Ge(0)] = 5
     """Epochs between two evaluations; 0 for none."""
 
@@ -108,13 +107,11 @@ class Config:
         """A rule between fields that is broken."""
         if self.refit_every % self.num_envs:
             return "refit_every", f"must be a multiple of num_envs ({self.num_envs}), got {self.refit_every}"
-        if self.ensemble.propagation == "moment_matching":
-            return "ensemble.propagation", "must not be moment_matching: the rows of a batch are not one belief"
-        return None
+        return shared.no_moment_matching(self.ensemble)
 
 
 class State(NamedTuple):
-    """Everything that a run of BPTT holds."""
+    """The whole state of a run."""
 
     actor: Trainable
     discount: Float[Array, ""]
@@ -125,16 +122,16 @@ class State(NamedTuple):
 
 
 def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
-    """BPTT on `task`; `model` stands for the ensemble where it is given. Raises UserError where the true simulator shall be
+    """BPTT on `task`; `model` overrides the default ensemble. Raises UserError where the true simulator is to be
     differentiated and is not in JAX."""
     observation_size, action_size = vector_sizes(task, "bptt")
     network, learned = MLP(config.hidden, action_size), config.model == "learned"
     if not learned and task.host is not None:
         raise UserError(f"model must be 'learned' on '{task.name}', which is stepped outside of JAX, got 'true'")
-    if model is None:
-        model = ensemble_of(config.ensemble, task, config.learn_reward, config.learn_termination)
+    model = model or shared.ensemble_for(config, task)
 
-    def init(key: Key, hyper: Hyper) -> State:
+    def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
+        shared.no_data(data, "bptt")
         actor_key, model_key, key = jax.random.split(key, 3)
         params = network.init(actor_key, jnp.zeros(observation_size))
         return State(
@@ -145,76 +142,83 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
             key=key,
         )
 
-    def acting(params: PyTree, noise: float) -> Policy:
+    def deterministic(params: PyTree) -> Policy:
+        """The policy with a bonus of 0, as `imagine` takes it."""
+
         def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
             action = jnp.tanh(network.apply(params, observation))
-            if noise:
-                action = jnp.clip(action + noise * jax.random.normal(key, action.shape, action.dtype), -1.0, 1.0)
             return action, jnp.zeros(action.shape[:-1], action.dtype), memory
 
         return Policy(init=lambda key: (), act=act)
 
-    def policy(state: State, explore: bool) -> Policy:
-        return acting(state.actor.params, config.exploration_noise if explore else 0.0)
+    def policy(state: State, clock: Clock, explore: bool) -> Policy:
+        acting = deterministic(state.actor.params)
+        if not explore:
+            return acting
+        noisy = with_gaussian_noise(acting, config.exploration_noise)
+        return shared.collector(noisy, task, config, clock, extras=lambda action: jnp.zeros((), action.dtype))
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, fit_key, update_key = jax.random.split(state.key, 3)
         real = replay.add(state.replay, flatten(transitions))
-        # By the clock and not by `real.size`: a count that is batched over seeds would batch the loops of the fit.
-        count = jnp.minimum(clock.env_steps, config.replay_capacity)
 
-        def improve(held: tuple[Trainable, PyTree]) -> tuple[tuple[Trainable, PyTree], Metrics]:
-            actor, model_state = held
+        def fit_and_update(learned_parts: tuple[Trainable, PyTree]) -> tuple[tuple[Trainable, PyTree], Metrics]:
+            actor, model_state = learned_parts
             fitted: Metrics = {}
             if learned:
-                model_state, fitted = model.fit(model_state, real.data, count, fit_key)
+                rows = shared.rows_to_fit(real, clock, config.replay_capacity)
+                model_state, fitted = model.fit(model_state, rows, fit_key)
 
             @jax.named_scope("update")
             def update(actor: Trainable, key: Key) -> tuple[Trainable, Metrics]:
                 origin_key, key = jax.random.split(key)
                 world, origin = start_states(model_state, real, origin_key)
 
-                def cost(params: PyTree) -> Float[Array, ""]:
-                    return -jnp.mean(earned(config, world, acting(params, 0.0), origin, key, state.discount))
+                def loss(params: PyTree) -> Float[Array, ""]:
+                    returns = discounted_return(config, world, deterministic(params), origin, key, state.discount)
+                    return -jnp.mean(returns)
 
-                return ascend(config, actor, *jax.value_and_grad(cost)(actor.params))
+                return clipped_step(config, actor, *jax.value_and_grad(loss)(actor.params))
 
             actor, found = jax.lax.scan(update, actor, jax.random.split(update_key, config.updates))
             return (actor, model_state), fitted | metrics.total(found)
 
         (actor, model_state), found = metrics.cond_update(
-            clock.env_steps >= config.warmup_steps, improve, (state.actor, state.model)
+            clock.env_steps >= config.warmup_steps, fit_and_update, (state.actor, state.model)
         )
         return State(actor, state.discount, model_state, real, key), found
 
     def start_states(model_state: PyTree, real: Replay, key: Key) -> tuple[World, PyTree]:
-        """What is followed, and the rows that it starts from."""
+        """The world that is differentiated, and the rows that it starts from."""
         if not learned:
             return simulated(task.world), jax.vmap(task.world.reset)(jax.random.split(key, config.batch_size))
         origin = replay.sample(real, key, config.batch_size).observation
         return perturbed(model.world(model_state), origin, jnp.zeros((config.horizon + 1, *origin.shape))), origin
 
-    return Algorithm(init, policy, learn, period=config.refit_every // config.num_envs)
+    def views(state: State) -> Views:
+        return Views(state.replay, shared.model_view(config, task, model, state.model) if learned else None)
+
+    return Algorithm(init, policy, learn, period=config.refit_every // config.num_envs, views=views)
 
 
-def earned(
+def discounted_return(
     config: Config, world: World, policy: Policy, origin: PyTree, key: Key, discount: Float[Array, ""]
 ) -> Float[Array, "B"]:
-    """What H steps from each row of `origin` earn."""
+    """The discounted return of H steps from each row of `origin`."""
     trajectory = imagine(world, policy, origin, key, config.horizon, config.rematerialize)
     return trajectory.n_step_returns(jnp.zeros_like(trajectory.reward[0]), discount)[0]
 
 
-def ascend(config: Config, actor: Trainable, cost: Float[Array, ""], gradient: PyTree) -> tuple[Trainable, Metrics]:
-    """One Adam step down the clipped `gradient` of `cost`; none where it is not finite."""
-    norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient)))
+def clipped_step(config: Config, actor: Trainable, loss: Float[Array, ""], gradient: PyTree) -> tuple[Trainable, Metrics]:
+    """One Adam step down the `gradient` of `loss`, clipped to a norm; none where it is not finite."""
+    norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(norm)
-    scale = jnp.minimum(1.0, config.max_gradient_norm / norm)
-    clipped = jax.tree.map(lambda leaf: jnp.where(finite, scale * leaf, 0.0), gradient)
-    stepped, _ = optimizer.step(actor, clipped)
-    actor = jax.tree.map(partial(jnp.where, finite), stepped, actor)
+    # A norm may overflow where no entry does: that gradient is left out too.
+    scale = jnp.where(finite, jnp.minimum(1.0, config.max_gradient_norm / norm), jnp.nan)
+    clipped = jax.tree.map(lambda leaf: scale * leaf, gradient)
+    actor, _ = optimizer.step(actor, clipped, skip_nonfinite=True)
     return actor, {
-        "agent/actor_loss": Average.of(cost, finite),
+        "agent/actor_loss": Average.of(loss, finite),
         "agent/actor_gradient_norm": Average.of(norm, finite),
         "gradient/clipped": Average.of(jnp.asarray(scale < 1, float)),
         "gradient/nonfinite": Average.of(1.0 - finite),
@@ -222,8 +226,8 @@ def ascend(config: Config, actor: Trainable, cost: Float[Array, ""], gradient: P
 
 
 def simulated(world: World) -> World:
-    """Blocks of a task's environments as one differentiable `World`, which starts from their carries. Those that ended go
-    back to where they started: no one counts what they meet, and it may not be finite."""
+    """Blocks of a task's environments as one differentiable `World`, which starts from their carries. Environments that
+    have ended go back to where they started: what follows is not counted, and it may not be finite."""
 
     def start(carries: PyTree, key: Key) -> tuple[PyTree, PyTree]:
         return carries, carries

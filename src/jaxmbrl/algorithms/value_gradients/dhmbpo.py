@@ -37,15 +37,16 @@ from jaxmbrl.agents.actor_critic.scaled_sac import ScaledSACConfig
 from jaxmbrl.agents.actor_critic.updates import updates
 from jaxmbrl.agents.actor_critic.value_gradients import (
     ValueGradientConfig,
-    differentiable,
+    imagine_with_vjp,
     value_gradient_step,
     with_value_gradient,
 )
-from jaxmbrl.algorithms.model_based import ensemble_of, with_normalizer
+from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.presets import Preset
+from jaxmbrl.algorithms.shared import LoopSettings
 from jaxmbrl.core import metrics
 from jaxmbrl.core.types import (
-    Agent,
+    ActorCritic,
     Algorithm,
     Average,
     Clock,
@@ -57,6 +58,7 @@ from jaxmbrl.core.types import (
     PyTree,
     Task,
     Transition,
+    Views,
     World,
     flatten,
     row_like,
@@ -64,8 +66,7 @@ from jaxmbrl.core.types import (
 from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vector_sizes
-from jaxmbrl.models import branching, normalizer
-from jaxmbrl.models import disagreement as trust
+from jaxmbrl.models import branching, disagreement, normalizer
 from jaxmbrl.models.branching import Imagined
 from jaxmbrl.models.disagreement import TrustConfig
 from jaxmbrl.models.ensemble import EnsembleConfig
@@ -77,7 +78,7 @@ ALWAYS = TrustConfig()
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(LoopSettings):
     """Settings of a run of DHMBPO. The defaults are the published ones, for all tasks."""
 
     agent: ScaledSACConfig = field(default_factory=ScaledSACConfig)
@@ -107,7 +108,7 @@ class Config:
     distribution_every: Annotated[int, Ge(1)] = 20
     """Updates between two long rollouts."""
     distribution_capacity: Annotated[int, Ge(1)] = 51_200
-    """States of long rollouts that are kept, the oldest giving way."""
+    """States of long rollouts that are kept; the oldest are overwritten first."""
     iteration_steps: Annotated[int, Ge(1)] = 1000
     """Environment steps between two rounds of fit and updates."""
     updates_per_step: Annotated[int, Ge(1)] = 1
@@ -123,13 +124,9 @@ class Config:
     batch_size: Annotated[int, Ge(1)] = 256
     """States in each update."""
     replay_capacity: Annotated[int, Ge(2)] = 1_000_000
-    """Real transitions kept, the oldest giving way."""
+    """Real transitions in the replay buffer; the oldest are overwritten first."""
     warmup_steps: Annotated[int, Ge(2)] = 5000
     """Environment steps of uniformly random actions, without updates, at the start."""
-    num_envs: Annotated[int, Ge(1)] = 1
-    """Environments that each seed steps side by side."""
-    epoch_steps: Annotated[int, Ge(1)] = 1000
-    """Environment steps between two rows of metrics."""
     eval_every: Annotated[int, Ge(0)] = 5
     """Epochs between two evaluations; 0 for none."""
 
@@ -144,9 +141,7 @@ class Config:
             )
         if self.updates % self.distribution_every:
             return "distribution_every", f"must divide a round's updates ({self.updates}), got {self.distribution_every}"
-        if self.ensemble.propagation == "moment_matching":
-            return "ensemble.propagation", "must not be moment_matching: the rows of a batch are not one belief"
-        return None
+        return shared.no_moment_matching(self.ensemble)
 
     @property
     def updates(self) -> int:
@@ -155,7 +150,7 @@ class Config:
 
 
 class State(NamedTuple):
-    """Everything that a run of DHMBPO holds."""
+    """The whole state of a run."""
 
     agent: SACState
     model: PyTree
@@ -170,72 +165,76 @@ class State(NamedTuple):
 
 
 def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
-    """DHMBPO on `task`; `model` stands for the ensemble where it is given."""
+    """DHMBPO on `task`; `model` overrides the default ensemble."""
     observation_size, action_size = vector_sizes(task, "dhmbpo")
-    bare = scaled_sac.make(config.agent, observation_size, action_size)
-    rule = trust.make(ALWAYS)
-    if model is None:
-        model = ensemble_of(config.ensemble, task, config.learn_reward, config.learn_termination)
+    model = model or shared.ensemble_for(config, task)
+    keep_all = disagreement.make(ALWAYS)
 
-    def init(key: Key, hyper: Hyper) -> State:
+    def agent_of(seen: Normalizer) -> ActorCritic:
+        return scaled_sac.make(config.agent, observation_size, action_size, seen)
+
+    def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
+        shared.no_data(data, "dhmbpo")
         agent_key, key, model_key = jax.random.split(key, 3)
-        row = row_like(task)
+        seen = normalizer.identity(observation_size)
         return State(
-            agent=bare.init(agent_key, hyper),
+            agent=agent_of(seen).init(agent_key, hyper),
             model=model.init(model_key, {}),
-            replay=replay.init(row, config.replay_capacity),
-            imagined=branching.init(row, config.distribution_capacity, 1, ALWAYS),
-            seen=normalizer.identity(observation_size),
+            replay=replay.init(row_like(task), config.replay_capacity),
+            imagined=branching.init(row_like(task), config.distribution_capacity, 1, ALWAYS),
+            seen=seen,
             key=key,
         )
 
-    def policy(state: State, explore: bool) -> Policy:
-        return with_normalizer(bare, state.seen).policy(state.agent, explore)
+    def policy(state: State, clock: Clock, explore: bool) -> Policy:
+        acting = agent_of(state.seen).policy(state.agent, explore)
+        return shared.collector(acting, task, config, clock) if explore else acting
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, round_key = jax.random.split(state.key)
         real = replay.add(state.replay, flatten(transitions))
-        # By the clock and not by `real.size`: a count that is batched over seeds would batch the loops of the fit.
-        count = jnp.minimum(clock.env_steps, config.replay_capacity)
         rounds = jnp.where(clock.env_steps == config.warmup_steps, config.first_updates, 1)
         learned, found = metrics.cond_update(
             clock.env_steps >= config.warmup_steps,
-            lambda learned: improve(learned, real, count, rounds, round_key),
+            lambda learned: fit_and_update(learned, real, clock, rounds, round_key),
             (state.agent, state.model, state.imagined, state.seen),
         )
         agent_state, model_state, imagined, seen = learned
         return State(agent_state, model_state, real, imagined, seen, key), found
 
-    def improve(
+    def fit_and_update(
         learned: tuple[SACState, PyTree, Imagined, Normalizer],
         real: Replay,
-        count: Int[Array, ""],
+        clock: Clock,
         rounds: Int[Array, ""],
         key: Key,
     ) -> tuple[tuple[SACState, PyTree, Imagined, Normalizer], Metrics]:
+        """A round of fit and updates."""
         agent_state, model_state, imagined, _ = learned
         fit_key, first_key, critic_key, update_key = jax.random.split(key, 4)
-        model_state, fitted = model.fit(model_state, real.data, count, fit_key)
-        rows = real.data.observation
-        seen = normalizer.measure(rows, jnp.arange(rows.shape[0]) < count)
-        agent, world = with_normalizer(bare, seen), model.world(model_state)
+        rows = shared.rows_to_fit(real, clock, config.replay_capacity)
+        model_state, fitted = model.fit(model_state, rows, fit_key)
+        observations = rows.data.observation
+        seen = normalizer.measure(observations, jnp.arange(config.replay_capacity) < rows.size)
+        agent, world = agent_of(seen), model.world(model_state)
         agent_state = agent_state._replace(
             actor=optimizer.reset_moments(agent_state.actor), critic=optimizer.reset_moments(agent_state.critic)
         )
         imagined = imagined._replace(buffer=replay.empty(imagined.buffer))
-        learner = short_horizon(config, agent, world)
+        learner = with_short_horizon(config, agent, world)
 
-        def spread(agent_state: SACState, imagined: Imagined, key: Key) -> tuple[Imagined, Metrics]:
+        def imagine_long(agent_state: SACState, imagined: Imagined, key: Key) -> tuple[Imagined, Metrics]:
             start_key, branch_key = jax.random.split(key)
             origin = replay.sample(real, start_key, config.distribution_rows).observation
             acting = agent.policy(agent_state, True)
             # A state is stored with the step that leaves it, so one step more stores the last one too.
-            return branching.branch(world, acting, rule, imagined, origin, branch_key, config.distribution_horizon + 1)
+            steps = config.distribution_horizon + 1
+            return branching.branch(world, acting, keep_all, imagined, origin, branch_key, steps)
 
         def block(state: tuple[SACState, Imagined], key: Key) -> tuple[tuple[SACState, Imagined], Metrics]:
             agent_state, imagined = state
-            spread_key, some_key = jax.random.split(key)
-            imagined, of_branches = spread(agent_state, imagined, spread_key)
+            long_key, some_key = jax.random.split(key)
+            imagined, of_branches = imagine_long(agent_state, imagined, long_key)
 
             def draw(key: Key) -> Transition:
                 return replay.sample(imagined.buffer, key, config.batch_size)
@@ -243,14 +242,14 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
             agent_state, updated = updates(learner, agent_state, draw, some_key, config.distribution_every)
             return (agent_state, imagined), of_branches | updated
 
-        imagined, _ = spread(agent_state, imagined, first_key)
+        imagined, _ = imagine_long(agent_state, imagined, first_key)
         agent_state = critics_alone(learner, agent_state, imagined.buffer, critic_key)
         number = rounds * (config.updates // config.distribution_every)
         (agent_state, imagined), found = metrics.repeat(number, block, (agent_state, imagined), update_key)
         return (agent_state, model_state, imagined, seen), fitted | found
 
     @jax.named_scope("update")
-    def critics_alone(learner: Agent, state: SACState, buffer: Replay, key: Key) -> SACState:
+    def critics_alone(learner: ActorCritic, state: SACState, buffer: Replay, key: Key) -> SACState:
         def update(state: SACState, key: Key) -> tuple[SACState, None]:
             draw_key, critic_key = jax.random.split(key)
             batch = replay.sample(buffer, draw_key, config.batch_size)
@@ -258,46 +257,54 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
 
         return jax.lax.scan(update, state, jax.random.split(key, int(config.critic_share * config.updates)))[0]
 
-    return Algorithm(init, policy, learn, period=config.iteration_steps // config.num_envs)
+    def views(state: State) -> Views:
+        return Views(
+            replay=state.replay,
+            model=shared.model_view(config, task, model, state.model),
+            critic=shared.critic_view(agent_of(state.seen), state.agent),
+            reproducible=state.imagined.buffer,
+        )
+
+    return Algorithm(init, policy, learn, period=config.iteration_steps // config.num_envs, views=views)
 
 
-def target_of(agent: Agent, state: PyTree, trajectory: Trajectory, key: Key) -> Float[Array, "B"]:
+def critic_target(agent: ActorCritic, state: PyTree, trajectory: Trajectory, key: Key) -> Float[Array, "B"]:
     """y of the module's first lines, for the first state and action of each row."""
     last = agent.target_value(state, trajectory.next_observation[-1], key)
-    # A value of (s, a) does not hold the bonus of a itself.
+    # The value of (s, a) does not contain the entropy bonus of a itself.
     return trajectory.n_step_returns(last, state.discount)[0] - trajectory.bonus[0]
 
 
-def short_horizon(config: Config, agent: Agent, world: World) -> Agent:
-    """`agent` whose critics and actor learn by following it from a batch's states for some model steps."""
-    ascent = ValueGradientConfig(config.horizon, entropy_at_every_step=True, rematerialize=config.rematerialize)
+def with_short_horizon(config: Config, agent: ActorCritic, world: World) -> ActorCritic:
+    """`agent` with critics and an actor that learn on `config.horizon` model steps from a batch's states."""
+    gradient = ValueGradientConfig(config.horizon, entropy_at_every_step=True, rematerialize=config.rematerialize)
 
-    def learn_critic(state: SACState, trajectory: Trajectory, key: Key) -> tuple[SACState, Metrics]:
+    def learn_critic(state: SACState, trajectory: Trajectory, key: Key) -> tuple[SACState, Metrics, Float[Array, "B"]]:
         value_key, critic_key = jax.random.split(key)
         earned = jnp.where(trajectory.alive > 0, trajectory.reward + trajectory.bonus, jnp.nan)
         state = scaled_sac.follow(config.agent, state, earned)
-        target = target_of(agent, state, trajectory, value_key)
+        target = critic_target(agent, state, trajectory, value_key)
         first = jax.tree.map(lambda leaf: leaf[0], trajectory)
         rows = Transition(
             first.observation, first.action, first.reward, first.next_observation, first.terminated, first.terminated
         )
-        state, found = agent.update_critic(state, rows, critic_key, target=target)
+        state, found, error = agent.update_critic(state, rows, critic_key, target=target)
         low, high = state.critic.params["bounds"][0]
-        return state, found | {"agent/return_low": Average.of(low), "agent/return_high": Average.of(high)}
+        return state, found | {"agent/return_low": Average.of(low), "agent/return_high": Average.of(high)}, error
 
-    def update_critic(state: SACState, batch: Transition, key: Key) -> tuple[SACState, Metrics]:
-        follow_key, critic_key = jax.random.split(key)
-        trajectory = imagine(world, agent.actor(state), batch.observation, follow_key, config.horizon)
-        return learn_critic(state, trajectory, critic_key)
+    def update_critic(state: SACState, batch: Transition, key: Key) -> tuple[SACState, Metrics, Float[Array, "B"]]:
+        imagine_key, critic_key = jax.random.split(key)
+        acting = agent.policy_with_entropy(state)
+        return learn_critic(state, imagine(world, acting, batch.observation, imagine_key, config.horizon), critic_key)
 
-    def update(state: SACState, batch: Transition, key: Key) -> tuple[SACState, Metrics]:
-        follow_key, critic_key, *actor_keys = jax.random.split(key, 4)
-        trajectory, back = differentiable(ascent, agent, world, state, batch.observation, follow_key)
-        state, of_critic = learn_critic(state, trajectory, critic_key)
-        state, of_actor = value_gradient_step(ascent, agent, state, batch, trajectory, back, jnp.stack(actor_keys))
-        return state, of_critic | of_actor
+    def update(state: SACState, batch: Transition, key: Key) -> tuple[SACState, Metrics, Float[Array, "B"]]:
+        imagine_key, critic_key, *actor_keys = jax.random.split(key, 4)
+        trajectory, vjp = imagine_with_vjp(gradient, agent, world, state, batch.observation, imagine_key)
+        state, of_critic, error = learn_critic(state, trajectory, critic_key)
+        state, of_actor = value_gradient_step(gradient, agent, state, batch, trajectory, vjp, jnp.stack(actor_keys))
+        return state, of_critic | of_actor, error
 
-    return with_value_gradient(agent, world, ascent)._replace(update_critic=update_critic, update=update)
+    return with_value_gradient(agent, world, gradient)._replace(update_critic=update_critic, update=update)
 
 
 _SMALL = Config(

@@ -16,42 +16,130 @@ ends is the running product of all, and the critics' minimum is taken of their v
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from annotated_types import Ge
+from jaxtyping import Array, Float
 
+from jaxmbrl.agents.actor_critic import sac
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.agents.actor_critic.value_gradients import ValueGradientConfig, with_value_gradient
-from jaxmbrl.algorithms import branched
-from jaxmbrl.algorithms.branched import BranchedConfig
-from jaxmbrl.algorithms.model_based import learner
+from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.presets import Preset
-from jaxmbrl.core.types import Agent, Algorithm, DynamicsModel, PyTree, Task
+from jaxmbrl.algorithms.shared import BranchedSettings
+from jaxmbrl.core import metrics
+from jaxmbrl.core.types import (
+    Algorithm,
+    Clock,
+    DynamicsModel,
+    Hyper,
+    Key,
+    Metrics,
+    Policy,
+    PyTree,
+    Task,
+    Transition,
+    Views,
+    flatten,
+    row_like,
+)
+from jaxmbrl.data import replay
+from jaxmbrl.data.replay import Replay
+from jaxmbrl.envs.base import vector_sizes
+from jaxmbrl.models import branching, disagreement
+from jaxmbrl.models.branching import Imagined
 from jaxmbrl.models.ensemble import EnsembleConfig
 
 
 @dataclass(frozen=True)
-class Config(BranchedConfig):
+class Config(BranchedSettings):
     """Settings of a run of MAAC."""
 
     horizon: Annotated[int, Ge(0)] = 4
-    """Model steps n that the actor looks ahead."""
+    """Model steps n of the actor's objective."""
     rematerialize: bool = False
-    """Whether the actor's backward pass computes each model step again, and so holds the n states alone."""
+    """Whether the actor's backward pass computes each model step again, and so stores the n states alone."""
     updates_per_step: Annotated[int, Ge(1)] = 8
-    """Updates of the agent for each environment step."""
+    """Updates of the agent for each environment step: the replay ratio (UTD)."""
     warmup_steps: Annotated[int, Ge(2)] = 5000
     """Environment steps of uniformly random actions, without updates, at the start."""
 
 
+class State(NamedTuple):
+    """The whole state of a run."""
+
+    agent: PyTree
+    model: PyTree
+    """The `EnsembleState`, or another model's state."""
+    replay: Replay
+    """Real transitions."""
+    imagined: Imagined
+    """Imagined transitions."""
+    real_ratio: Float[Array, ""]
+    key: Key
+
+
 def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
-    """MAAC on `task`; `model` stands for the ensemble where it is given."""
-    ascent = ValueGradientConfig(config.horizon, entropy_at_every_step=False, rematerialize=config.rematerialize)
+    """MAAC on `task`; `model` overrides the default ensemble. `hyper` may hold `real_ratio`, traced, and SAC's."""
+    agent = sac.make(config.agent, *vector_sizes(task, "maac"))
+    model = model or shared.ensemble_for(config, task)
+    rule = disagreement.make(config.trust)
+    gradient = ValueGradientConfig(config.horizon, entropy_at_every_step=False, rematerialize=config.rematerialize)
 
-    def improve(agent: Agent, model: DynamicsModel, state: PyTree) -> Agent:
-        return with_value_gradient(agent, model.world(state), ascent)
+    def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
+        shared.no_data(data, "maac")
+        agent_key, key, model_key = jax.random.split(key, 3)
+        return State(
+            agent=agent.init(agent_key, hyper),
+            model=model.init(model_key, {}),
+            replay=replay.init(row_like(task), config.replay_capacity),
+            imagined=branching.init(row_like(task), config.imagined_capacity, config.rounds_kept, config.trust),
+            real_ratio=jnp.asarray(hyper.get("real_ratio", config.real_ratio), float),
+            key=key,
+        )
 
-    return learner(config, task, "maac", improve, model, branched.supply(config, task))
+    def policy(state: State, clock: Clock, explore: bool) -> Policy:
+        acting = agent.policy(state.agent, explore)
+        return shared.collector(acting, task, config, clock) if explore else acting
+
+    def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
+        key, update_key, refit_key = jax.random.split(state.key, 3)
+        real = replay.add(state.replay, flatten(transitions))
+
+        def fit_and_imagine(learned: tuple[PyTree, Imagined]) -> tuple[tuple[PyTree, Imagined], Metrics]:
+            model_state, imagined = learned
+            fit_key, imagine_key = jax.random.split(refit_key)
+            rows = shared.rows_to_fit(real, clock, config.replay_capacity)
+            model_state, fitted = model.fit(model_state, rows, fit_key)
+            acting = branching.with_disagreement(agent.policy(state.agent, True), rule, model, model_state)
+            steps = shared.steps_after_warmup(config, clock)
+            imagined, found = shared.branch_from_replay(
+                config, rule, model.world(model_state), acting, real, imagined, steps, imagine_key
+            )
+            return (model_state, imagined), fitted | found
+
+        (model_state, imagined), fitted = metrics.cond_update(
+            shared.refit_due(config, clock), fit_and_imagine, (state.model, state.imagined)
+        )
+
+        def draw(key: Key) -> Transition:
+            return replay.mixture(real, imagined.buffer, key, config.batch_size, state.real_ratio)
+
+        through_model = with_value_gradient(agent, model.world(model_state), gradient)
+        agent_state, updated = shared.update_agent(config, through_model, state.agent, clock, draw, update_key)
+        return State(agent_state, model_state, real, imagined, state.real_ratio, key), fitted | updated
+
+    def views(state: State) -> Views:
+        return Views(
+            replay=state.replay,
+            model=shared.model_view(config, task, model, state.model),
+            critic=shared.critic_view(agent, state.agent),
+            reproducible=state.imagined.buffer,
+        )
+
+    return Algorithm(init, policy, learn, period=1, views=views)
 
 
 _SMALL = Config(

@@ -41,14 +41,18 @@ from jaxmbrl.agents.actor_critic import sac
 from jaxmbrl.agents.actor_critic.sac import SACConfig, SACFunctions, SACState
 from jaxmbrl.agents.actor_critic.updates import with_updates
 from jaxmbrl.agents.actor_critic.value_gradients import ValueGradientConfig, with_value_gradient
-from jaxmbrl.algorithms.model_based import ModelBasedConfig, Recall, from_replay, learner
+from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.presets import Preset
+from jaxmbrl.algorithms.shared import ModelBasedSettings
+from jaxmbrl.core import metrics
 from jaxmbrl.core.types import (
     Action,
-    Agent,
+    ActorCritic,
     Algorithm,
     Average,
+    Clock,
     DynamicsModel,
+    Hyper,
     Key,
     Memory,
     Metrics,
@@ -57,6 +61,9 @@ from jaxmbrl.core.types import (
     PyTree,
     Task,
     Transition,
+    Views,
+    flatten,
+    row_like,
 )
 from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
@@ -68,7 +75,7 @@ from jaxmbrl.models.imagination import Trajectory
 
 
 @dataclass(frozen=True)
-class Config(ModelBasedConfig):
+class Config(ModelBasedSettings):
     """Settings of a run of SVG."""
 
     agent: SACConfig = field(default_factory=SACConfig)
@@ -89,22 +96,15 @@ class Config(ModelBasedConfig):
         return super().problem()
 
 
-def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
-    """SVG on `task`; `model` stands for the ensemble where it is given."""
-    if config.noise == "drawn":
-        ascent = ValueGradientConfig(config.horizon, entropy_at_every_step=True, rematerialize=config.rematerialize)
-        return learner(
-            config, task, "svg", lambda agent, model, state: with_value_gradient(agent, model.world(state), ascent), model
-        )
-    _, action_size = vector_sizes(task, "svg")
-    parts = sac.functions(config.agent, action_size)
-    reward = None if config.learn_reward else task.reward
+class State(NamedTuple):
+    """The whole state of a run."""
 
-    def improve(agent: Agent, model: DynamicsModel, state: PyTree) -> Agent:
-        return replaying(agent, parts, partial(model.predict, state), reward, config.weight_cap)
-
-    recall = Recall(partial(explorer, parts), behaviour, BehaviorAction(jnp.zeros(action_size), jnp.zeros(())))
-    return learner(config, task, "svg", improve, model, from_replay(partial(windows, config)), recall)
+    agent: PyTree
+    model: PyTree
+    """The `EnsembleState`, or another model's state."""
+    replay: Replay
+    """Real transitions."""
+    key: Key
 
 
 class BehaviorAction(NamedTuple):
@@ -113,6 +113,62 @@ class BehaviorAction(NamedTuple):
     pre_tanh: Float[Array, "*n A"]
     log_density: Float[Array, "*n"]
     """Of the action, in nats."""
+
+
+def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
+    """SVG on `task`; `model` overrides the default ensemble."""
+    observation_size, action_size = vector_sizes(task, "svg")
+    agent = sac.make(config.agent, observation_size, action_size)
+    model = model or shared.ensemble_for(config, task)
+    inferred, parts = config.noise == "inferred", sac.functions(config.agent, action_size)
+    gradient = ValueGradientConfig(config.horizon, entropy_at_every_step=True, rematerialize=config.rematerialize)
+
+    def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
+        shared.no_data(data, "svg")
+        agent_key, key, model_key = jax.random.split(key, 3)
+        extras = BehaviorAction(jnp.zeros(action_size), jnp.zeros(())) if inferred else ()
+        return State(
+            agent=agent.init(agent_key, hyper),
+            model=model.init(model_key, {}),
+            replay=replay.init(row_like(task)._replace(extras=extras), config.replay_capacity),
+            key=key,
+        )
+
+    def policy(state: State, clock: Clock, explore: bool) -> Policy:
+        if explore and inferred:
+            return shared.collector(explorer(parts, state.agent), task, config, clock, uniform_behavior)
+        acting = agent.policy(state.agent, explore)
+        return shared.collector(acting, task, config, clock) if explore else acting
+
+    def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
+        key, update_key, refit_key = jax.random.split(state.key, 3)
+        real = replay.add(state.replay, with_behavior(transitions) if inferred else flatten(transitions))
+
+        def fit(model_state: PyTree) -> tuple[PyTree, Metrics]:
+            fit_key, _ = jax.random.split(refit_key)
+            return model.fit(model_state, shared.rows_to_fit(real, clock, config.replay_capacity), fit_key)
+
+        model_state, fitted = metrics.cond_update(shared.refit_due(config, clock), fit, state.model)
+
+        def draw(key: Key) -> Any:
+            return windows(config, real, key) if inferred else replay.sample(real, key, config.batch_size)
+
+        if inferred:
+            predict, reward = partial(model.predict, model_state), shared.known_reward(config, task)
+            through_model = with_inferred_noise(agent, parts, predict, reward, config.weight_cap)
+        else:
+            through_model = with_value_gradient(agent, model.world(model_state), gradient)
+        agent_state, updated = shared.update_agent(config, through_model, state.agent, clock, draw, update_key)
+        return State(agent_state, model_state, real, key), fitted | updated
+
+    def views(state: State) -> Views:
+        return Views(
+            replay=state.replay,
+            model=shared.model_view(config, task, model, state.model),
+            critic=shared.critic_view(agent, state.agent),
+        )
+
+    return Algorithm(init, policy, learn, period=1, views=views)
 
 
 def explorer(parts: SACFunctions, state: SACState) -> Policy:
@@ -126,16 +182,17 @@ def explorer(parts: SACFunctions, state: SACState) -> Policy:
     return Policy(init=lambda key: (), act=act)
 
 
-def behaviour(rows: Transition) -> BehaviorAction:
-    """How the actions of `rows` [R] were drawn, whose extras the collecting policy left. An action that is not of those
-    extras, as in the warm-up, was drawn uniformly."""
-    told = rows.extras
-    own = jnp.all(jnp.abs(jnp.tanh(told.pre_tanh) - rows.action) < 1e-5, axis=-1)
-    inside = jnp.clip(rows.action, -1 + 1e-6, 1 - 1e-6)
-    return BehaviorAction(
-        jnp.where(own[:, None], told.pre_tanh, jnp.arctanh(inside)),
-        jnp.where(own, told.log_density, -rows.action.shape[-1] * math.log(2)),
-    )
+def uniform_behavior(action: Float[Array, "*n A"]) -> BehaviorAction:
+    """How an action that was drawn uniformly from [-1, 1] would have been drawn before tanh."""
+    inside = jnp.clip(action, -1 + 1e-6, 1 - 1e-6)
+    return BehaviorAction(jnp.arctanh(inside), jnp.full(action.shape[:-1], -action.shape[-1] * math.log(2), action.dtype))
+
+
+def with_behavior(transitions: Transition) -> Transition:
+    """Rows with a `BehaviorAction` as their extras. Actions from a file, of which nothing is known, count as uniformly
+    drawn."""
+    extras = transitions.extras or uniform_behavior(transitions.action)
+    return flatten(transitions)._replace(extras=jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), extras))
 
 
 class Windows(NamedTuple):
@@ -164,10 +221,10 @@ NoiseConditionedPolicy = Callable[[Float[Array, "B O"], Transition], tuple[Float
 """(observations, the real step there) -> the actions that a policy takes by the noise of the real ones, and their bonus."""
 
 
-def replaying(
-    agent: Agent, parts: SACFunctions, predict: Predict, reward: Callable[..., Any] | None, weight_cap: float
-) -> Agent:
-    """SAC's `agent` whose batches are `Windows`: its actor climbs through their real steps, re-created, and its critics
+def with_inferred_noise(
+    agent: ActorCritic, parts: SACFunctions, predict: Predict, reward: Callable[..., Any] | None, weight_cap: float
+) -> ActorCritic:
+    """SAC's `agent` on batches of `Windows`: its actor maximises J along their real steps, reconstructed, and its critics
     learn on the first of them."""
 
     def update_actor(state: SACState, batch: Windows, key: Key) -> tuple[SACState, Metrics]:
@@ -179,9 +236,9 @@ def replaying(
             moved = state._replace(actor=state.actor._replace(params=params))
             trajectory = reconstruct_rollout(partial(act_again, parts, moved), predict, reward, batch.rows)
             last = trajectory.next_observation[-1]
-            action, bonus, _ = agent.actor(moved).act((), last, act_key)
+            action, bonus, _ = agent.policy_with_entropy(moved).act((), last, act_key)
             value = agent.action_value(state, last, action, value_key) + bonus
-            # The temperature learns from the fresh actions: those of the past are another policy's.
+            # The temperature learns from the new actions: those of the past are another policy's.
             return -jnp.sum(share * trajectory.n_step_returns(value, state.discount)[0]), jnp.mean(bonus)
 
         state, found = agent.update_actor(state, _first(batch), key, loss=loss)
@@ -191,7 +248,7 @@ def replaying(
             "svg/whole": Average.of(jnp.mean(batch.whole)),
         }
 
-    def update_critic(state: SACState, batch: Windows, key: Key) -> tuple[SACState, Metrics]:
+    def update_critic(state: SACState, batch: Windows, key: Key) -> tuple[SACState, Metrics, Float[Array, "B"]]:
         return agent.update_critic(state, _first(batch), key)
 
     return with_updates(agent, critic=update_critic, actor=update_actor)

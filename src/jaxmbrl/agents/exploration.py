@@ -1,0 +1,79 @@
+"""Exploration: warm-up with random actions, and noise on top of a policy.
+
+A policy's extras say how each action was drawn, also where it was random: what is stored is then true of every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxmbrl.core.spaces import Space
+from jaxmbrl.core.types import Action, Key, Memory, Observation, Policy, PyTree
+
+
+def no_extras(action: Action) -> PyTree:
+    """Nothing is known of an action."""
+    return ()
+
+
+def uniform(space: Space, extras: Callable[[Action], PyTree] = no_extras) -> Policy:
+    """Actions drawn uniformly from `space`, whatever is observed; `extras(action)` is returned with each. It returns the
+    memory that it is given, so it can stand in for a policy with any memory."""
+
+    def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
+        action = space.sample(key)
+        return action, extras(action), memory
+
+    return Policy(init=lambda key: (), act=act)
+
+
+def with_warmup(policy: Policy, random: Policy, warm: Bool[Array, ""]) -> Policy:
+    """`policy`, but actions of `random` while `warm`, which all seeds must share: only one of the two is then computed.
+
+    Both return extras of the same structure. `random` is given the memory of `policy`.
+    """
+
+    def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
+        return jax.lax.cond(
+            warm,
+            lambda memory: random.act(memory, observation, key),
+            lambda memory: policy.act(memory, observation, key),
+            memory,
+        )
+
+    return Policy(policy.init, act)
+
+
+def with_gaussian_noise(policy: Policy, deviation: Any) -> Policy:
+    """`policy` with normal noise of standard deviation `deviation`, in units of the action, which is then clipped to
+    [-1, 1]."""
+
+    def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
+        # A deterministic policy needs no key; one that needs it has one of its own.
+        action, extras, memory = policy.act(memory, observation, jax.random.fold_in(key, 0))
+        noise = deviation * jax.random.normal(key, action.shape, action.dtype)
+        return jnp.clip(action + noise, -1.0, 1.0), extras, memory
+
+    return Policy(policy.init, act)
+
+
+def with_epsilon(policy: Policy, space: Space, epsilon: Float[Array, ""] | float) -> Policy:
+    """Epsilon-greedy: a uniform action of `space` with probability `epsilon`, else that of `policy`."""
+
+    def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
+        act_key, choice_key, random_key = jax.random.split(key, 3)
+        action, extras, memory = policy.act(memory, observation, act_key)
+        explores = jax.random.uniform(choice_key) < epsilon
+        return jnp.where(explores, space.sample(random_key), action), extras, memory
+
+    return Policy(policy.init, act)
+
+
+def linear(first: float, last: float, steps: int, env_steps: Any) -> Float[Array, ""]:
+    """A schedule from `first` to `last` over `steps` environment steps, constant after them."""
+    return first + (last - first) * jnp.clip(env_steps / steps, 0.0, 1.0)

@@ -1,0 +1,305 @@
+"""What methods are written from: groups of settings, when a model is fitted, and the updates of an actor-critic.
+
+Every function that decides by time takes the clock, which all seeds share: a count in the state of a seed would be batched
+over seeds, and so would every `lax.cond` and loop that depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from annotated_types import Ge, Le
+from jaxtyping import Array, Bool, Int
+
+from jaxmbrl.agents.actor_critic.sac import SACConfig
+from jaxmbrl.agents.actor_critic.updates import updates
+from jaxmbrl.agents.exploration import no_extras, uniform, with_warmup
+from jaxmbrl.core import metrics
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import (
+    Action,
+    ActorCritic,
+    Clock,
+    CriticView,
+    DynamicsModel,
+    Key,
+    Metrics,
+    ModelView,
+    Policy,
+    PyTree,
+    Task,
+    Transition,
+    World,
+)
+from jaxmbrl.data import replay
+from jaxmbrl.data.replay import Replay
+from jaxmbrl.envs.base import vector_sizes
+from jaxmbrl.models import branching, ensemble
+from jaxmbrl.models.branching import Imagined
+from jaxmbrl.models.disagreement import Trust, TrustConfig
+from jaxmbrl.models.ensemble import EnsembleConfig
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Settings that every method has; the training loop reads `num_envs`, `epoch_steps` and `eval_every`."""
+
+    warmup_steps: Annotated[int, Ge(0)] = 5000
+    """Environment steps of uniformly random actions, without updates, at the start."""
+    num_envs: Annotated[int, Ge(1)] = 1
+    """Environments that each seed steps side by side."""
+    epoch_steps: Annotated[int, Ge(1)] = 1000
+    """Environment steps between two rows of metrics."""
+    eval_every: Annotated[int, Ge(0)] = 10
+    """Epochs between two evaluations; 0 for none."""
+
+
+@dataclass(frozen=True)
+class OffPolicySettings(LoopSettings):
+    """Settings of methods that update an actor-critic on batches of a replay buffer."""
+
+    batch_size: Annotated[int, Ge(1)] = 256
+    """Transitions in each update."""
+    updates_per_step: Annotated[int, Ge(1)] = 1
+    """Updates for each environment step: the replay ratio, or update-to-data ratio (UTD)."""
+    actor_delay: Annotated[int, Ge(1)] = 1
+    """Updates of the critics for each of the actor, and of what goes with it: SAC's temperature, TD3's targets."""
+    replay_capacity: Annotated[int, Ge(1)] = 1_000_000
+    """Transitions in the replay buffer; the oldest are overwritten first."""
+
+
+class UnknownToTheModel(Protocol):
+    """The settings that say what of a task a dynamics model learns."""
+
+    @property
+    def ensemble(self) -> EnsembleConfig:
+        """The dynamics model."""
+
+    @property
+    def learn_reward(self) -> bool:
+        """Learn the reward even where the task's is known."""
+
+    @property
+    def learn_termination(self) -> bool:
+        """Learn the termination even where the task's is known."""
+
+
+@dataclass(frozen=True)
+class ModelBasedSettings(OffPolicySettings):
+    """Settings of methods that put a dynamics model beside an actor-critic."""
+
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    """The dynamics model."""
+    refit_every: Annotated[int, Ge(1)] = 250
+    """Environment steps between two fits of the model."""
+    learn_reward: bool = True
+    """Learn the reward even where the task's is known."""
+    learn_termination: bool = False
+    """Learn the termination even where the task's is known."""
+    replay_capacity: Annotated[int, Ge(2)] = 1_000_000
+    """Real transitions in the replay buffer; the oldest are overwritten first."""
+    warmup_steps: Annotated[int, Ge(2)] = 1000
+    """Environment steps of uniformly random actions, without updates, at the start."""
+    eval_every: Annotated[int, Ge(0)] = 5
+    """Epochs between two evaluations; 0 for none."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """A rule between fields that is broken."""
+        for name in ("refit_every", "warmup_steps"):
+            if getattr(self, name) % self.num_envs:
+                return name, f"must be a multiple of num_envs ({self.num_envs}), got {getattr(self, name)}"
+        return no_moment_matching(self.ensemble)
+
+
+@dataclass(frozen=True)
+class RolloutLength:
+    """Steps k of a branch: `first`, then growing linearly between two environment steps, then `last`; rounded down.
+
+    >>> from jaxmbrl.algorithms.shared import RolloutLength
+    >>> hopper = RolloutLength(first=1, last=15, begins=20_000, ends=150_000)
+    >>> [int(hopper.at(steps)) for steps in (0, 20_000, 85_000, 150_000)]
+    [1, 1, 8, 15]
+    """
+
+    first: Annotated[int, Ge(1)] = 1
+    """Length at the start."""
+    last: Annotated[int, Ge(1)] = 1
+    """Length at the end, at least `first`."""
+    begins: Annotated[int, Ge(0)] = 20_000
+    """Environment steps after the warm-up at which it begins to grow."""
+    ends: Annotated[int, Ge(1)] = 150_000
+    """Environment steps after the warm-up at which it is `last`."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """A rule between fields that is broken."""
+        if self.last < self.first:
+            return "last", f"must be at least first ({self.first}), got {self.last}"
+        if self.ends <= self.begins:
+            return "ends", f"must be above begins ({self.begins}), got {self.ends}"
+        return None
+
+    def at(self, steps: Int[Array, ""] | int) -> Int[Array, ""]:
+        """k after `steps` environment steps, the warm-up not counted (arXiv 1906.08253, appendix C)."""
+        grown = jnp.clip(steps - self.begins, 0, self.ends - self.begins)
+        return self.first + (grown * (self.last - self.first)) // (self.ends - self.begins)
+
+
+@dataclass(frozen=True)
+class BranchedSettings(ModelBasedSettings):
+    """Settings of methods that learn on branches: short imagined trajectories from real states (MBPO, arXiv 1906.08253)."""
+
+    agent: SACConfig = field(default_factory=SACConfig)
+    """The policy learner."""
+    rollout_length: RolloutLength = field(default_factory=RolloutLength)
+    """Steps of an imagined branch."""
+    trust: TrustConfig = field(default_factory=TrustConfig)
+    """Which imagined rows are kept."""
+    rollout_rows: Annotated[int, Ge(1)] = 100_000
+    """Real states from which branches begin after each fit."""
+    retain_steps: Annotated[int, Ge(1)] = 1000
+    """Environment steps for which imagined rows are kept, at least those of the last fit."""
+    real_ratio: Annotated[float, Ge(0), Le(1)] = 0.05
+    """Share of real transitions in a batch, rounded down to whole rows."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """A rule between fields that is broken."""
+        if self.trust.rule != "always" and not (self.ensemble.probabilistic and self.ensemble.members > 1):
+            return "trust.rule", f"must be always unless several probabilistic members disagree, got {self.trust.rule}"
+        return super().problem()
+
+    @property
+    def imagined_capacity(self) -> int:
+        """Rows that the imagined buffer can hold when k is at its largest."""
+        return self.rows_kept * self.rollout_length.last
+
+    @property
+    def rows_kept(self) -> int:
+        """Rows that the imagined buffer holds for each step of a branch."""
+        return self.rollout_rows * self.rounds_kept
+
+    @property
+    def rounds_kept(self) -> int:
+        """Fits whose imagined rows are kept."""
+        return max(1, self.retain_steps // self.refit_every)
+
+
+def no_moment_matching(config: EnsembleConfig) -> tuple[str, str] | None:
+    """The rule that imagined rows are not refitted to a Gaussian, where they are states of a batch."""
+    if config.propagation == "moment_matching":
+        return "ensemble.propagation", "must not be moment_matching: the rows of a batch are not one belief"
+    return None
+
+
+def collector(
+    policy: Policy, task: Task, config: Any, clock: Clock, extras: Callable[[Action], PyTree] = no_extras
+) -> Policy:
+    """The policy that collects: uniformly random in the first `config.warmup_steps`, with extras
+    `extras(action)`, then `policy`."""
+    return with_warmup(policy, uniform(task.action, extras), clock.env_steps < config.warmup_steps)
+
+
+def new_replay(row: Transition, capacity: int, data: Transition | None = None) -> Replay:
+    """A buffer for rows like `row` that holds `data` [N, ...], where there are any."""
+    buffer = replay.init(row, capacity)
+    return buffer if data is None else replay.add(buffer, data)
+
+
+def no_data(data: Transition | None, method: str) -> None:
+    """Raise UserError where there are data to begin with, for a method that fits its model to what the clock counts."""
+    if data is not None:
+        raise UserError(f"{method} does not take transitions to begin with; --data FILE trains it from a file instead")
+
+
+def rows_to_fit(buffer: Replay, clock: Clock, capacity: int) -> Replay:
+    """`buffer` of `capacity` rows with the size that follows from the clock: all seeds share it, so it is not batched
+    over them as `buffer.size` is."""
+    return replay.with_size(buffer, jnp.minimum(clock.env_steps, capacity))
+
+
+def refit_due(config: ModelBasedSettings, clock: Clock) -> Bool[Array, ""]:
+    """Whether the model is fitted in this call: every `refit_every` steps once the warm-up is over."""
+    steps = steps_after_warmup(config, clock)
+    return (steps >= 0) & (steps % config.refit_every == 0)
+
+
+def steps_after_warmup(config: Any, clock: Clock) -> Int[Array, ""]:
+    """Environment steps since the warm-up ended; negative during it."""
+    return clock.env_steps - config.warmup_steps
+
+
+def update_agent(
+    config: OffPolicySettings,
+    agent: ActorCritic,
+    state: PyTree,
+    clock: Clock,
+    draw: Callable[[Key], Any],
+    key: Key,
+) -> tuple[PyTree, Metrics]:
+    """The updates of one call of `learn`, on batches that `draw(key)` makes; none before the warm-up is over.
+
+    `updates_per_step` updates for each environment step; every `actor_delay`-th of all updates is of the actor too.
+    """
+    number = config.updates_per_step * config.num_envs
+    # Environment steps when updates begin; the call that reaches them is the first to update.
+    first = max(config.warmup_steps, config.num_envs)
+
+    def update(state: PyTree) -> tuple[PyTree, Metrics]:
+        calls = (clock.env_steps - first) // config.num_envs
+        before = calls % config.actor_delay * number
+        return updates(agent, state, draw, key, number, config.actor_delay, before)
+
+    return metrics.cond_update(clock.env_steps >= config.warmup_steps, update, state)
+
+
+def branch_from_replay(
+    config: BranchedSettings,
+    rule: Trust,
+    world: World,
+    policy: Policy,
+    real: Replay,
+    imagined: Imagined,
+    steps: Int[Array, ""],
+    key: Key,
+) -> tuple[Imagined, Metrics]:
+    """Imagine branches from `rollout_rows` states of the buffer `real`, of the length k for `steps` environment steps after
+    the warm-up, and store what `rule` keeps. The imagined buffer's capacity grows with k."""
+    start_key, branch_key = jax.random.split(key)
+    length = config.rollout_length.at(steps)
+    buffer = replay.resize(imagined.buffer, config.rows_kept * length)
+    origin = replay.sample(real, start_key, config.rollout_rows).observation
+    return branching.branch(world, policy, rule, imagined._replace(buffer=buffer), origin, branch_key, length)
+
+
+def ensemble_for(config: UnknownToTheModel, task: Task) -> DynamicsModel:
+    """The ensemble for `task`, which learns what is unknown of the task, or what the settings say to learn."""
+    return ensemble.make(
+        config.ensemble,
+        *vector_sizes(task, "a dynamics model"),
+        reward=known_reward(config, task),
+        terminated=None if config.learn_termination else task.terminated,
+        features=task.features,
+    )
+
+
+def known_reward(config: UnknownToTheModel, task: Task) -> Callable[..., Any] | None:
+    """The task's reward where the model does not learn it."""
+    return None if config.learn_reward else task.reward
+
+
+def model_view(config: UnknownToTheModel, task: Task, model: DynamicsModel, state: PyTree) -> ModelView:
+    """The view of an ensemble, or of a model that stands in for it."""
+    return ModelView(model, state, getattr(state, "fits", 1) > 0, known_reward(config, task))
+
+
+def critic_view(agent: ActorCritic, state: PyTree) -> CriticView:
+    """The view of an agent's critics."""
+    return CriticView(
+        policy=agent.policy_with_entropy(state),
+        action_value=lambda observation, action, key: agent.action_value(state, observation, action, key),
+        value=lambda observation, key: agent.target_value(state, observation, key),
+        discount=state.discount,
+    )
