@@ -167,8 +167,8 @@ REFUSED = {
     SAC + "--out ''": ["--out needs a value"],
     SAC + "--out file": ["file is a file", "choose another folder"],
     SAC + "--out file/run": ["a part of it is a file", "choose another folder"],
-    SAC + "--out full": ["full is not empty (it holds thesis.tex)"],
-    SAC + "--out /proc/run": ["/proc/run cannot be made"],
+    SAC + "--out full": ["full is not empty (it has thesis.tex)"],
+    SAC + "--out /proc/run": ["/proc/run cannot be created"],
     # Configs.
     SAC + "--config": ["--config needs a value"],
     "train sac --config nowhere.yaml": ["--config nowhere.yaml cannot be read (No such file or directory)"],
@@ -215,7 +215,7 @@ REFUSED = {
     "train pets --resume run-good": ["run-good is of sac, not pets"],
     "train sac --resume run-good": ["no checkpoint in "],
     "train --resume run-torn": ["run-torn/config.yaml is not valid YAML"],
-    "train --resume run-list": ["run-list/config.yaml must hold fields and values"],
+    "train --resume run-list": ["run-list/config.yaml must be a mapping of fields to values"],
     "train --resume run-other-task": ["run-other-task/config.yaml: unknown task 'pendulm'"],
     "train --resume run-bad-range": ["run-bad-range/config.yaml: settings.batch_size must be at least 1"],
     # Evaluating and listing.
@@ -223,7 +223,7 @@ REFUSED = {
     "evaluate nowhere": ["there is no folder nowhere"],
     "evaluate full": ["full is not a run"],
     "evaluate run-good": ["no checkpoint in ", "run-good/checkpoints"],
-    "evaluate run-nothing": ["run-nothing/config.yaml must hold fields and values"],
+    "evaluate run-nothing": ["run-nothing/config.yaml must be a mapping of fields to values"],
     "evaluate run-no-steps": ["run-no-steps/config.yaml: steps is missing"],
     "evaluate run-good --episodes 0": ["--episodes must be at least 1, got 0"],
     "evaluate run-good --episodes 99999999999": ["episodes must be", "below 2147483648"],
@@ -355,7 +355,7 @@ def test_messages_do_not_depend_on_the_terminal(columns, encoding, monkeypatch):
 def test_a_folder_without_permission_is_refused(place):
     (place / "shut").mkdir(mode=0o500)
     code, _, err = call(split(SAC + "--out shut/run"))
-    assert code == 2 and "cannot be made (Permission denied)" in err
+    assert code == 2 and "cannot be created (Permission denied)" in err
 
 
 @pytest.mark.parametrize(

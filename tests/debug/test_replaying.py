@@ -48,7 +48,7 @@ def loss_of(weight):
 
 
 def make(config, task):
-    def init(key, hyper):
+    def init(key, hyper, data):
         rate = hyper.get("learning_rate", config.learning_rate)
         return State(optimizer.init(jnp.ones(2), rate), jnp.full(3, -jnp.inf))
 
@@ -64,7 +64,7 @@ def make(config, task):
     def act(memory, observation, key):
         return jnp.zeros(1), (), memory
 
-    return Algorithm(init, lambda state, explore: Policy(lambda key: (), act), learn, period=2)
+    return Algorithm(init, lambda state, clock, explore: Policy(lambda key: (), act), learn, period=2)
 
 
 @pytest.fixture(scope="module", autouse=True)

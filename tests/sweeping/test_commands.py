@@ -89,14 +89,14 @@ REFUSED = {
     "sweep good.yaml --out=": "--out needs a value",
     "sweep good.yaml --out run": "run is the folder of a run; choose another folder for the sweep",
     "sweep of-a-run.yaml": "run is the folder of a run",
-    "sweep nowhere-to-go.yaml": "good.yaml/x cannot be made (Not a directory)",
+    "sweep nowhere-to-go.yaml": "good.yaml/x cannot be created (Not a directory)",
     "sweep partly.yaml": "run sac-pendulum-batch_size=0: batch_size must be at least 1, got 0; "
     "1 more not valid: sac-pendulum-batch_size=-1 (--keep-going does without)",
     "sweep partly.yaml --dry-run": "run sac-pendulum-batch_size=0: batch_size must be at least 1",
     "status": "DIR is missing",
     "status nowhere": "there is no folder nowhere",
     "status good.yaml": "there is no folder good.yaml",
-    "status empty": "empty holds no runs",
+    "status empty": "empty has no runs",
     "status empty --jsn": "unknown option '--jsn'",
 }
 
@@ -279,7 +279,7 @@ def test_a_sweep_that_is_stopped_and_killed_goes_on(place, monkeypatch):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=300)
-    assert process.returncode == 75 and "asked to stop: 1 at work" in out and "1 stopped" in out
+    assert process.returncode == 75 and "asked to stop: 1 running" in out and "1 stopped" in out
     assert not RunFolder(run).is_locked()
     (told,) = json.loads(call("status runs/tiny --json")[1])
     assert told["state"] == "stopped" and 0 < told["env_steps"] < 8000

@@ -52,10 +52,10 @@ def test_create_refuses_what_is_taken(tmp_path):
 
 
 def test_create_refuses_a_folder_that_cannot_be_written(tmp_path):
-    with pytest.raises(UserError, match="cannot be made") as caught:
+    with pytest.raises(UserError, match="cannot be created") as caught:
         RunFolder.create("/proc/run")
     one_line(caught)
-    with pytest.raises(UserError, match="cannot be made") as caught:
+    with pytest.raises(UserError, match="cannot be created") as caught:
         RunFolder.create(tmp_path / ("x" * 300))
     one_line(caught)
 
