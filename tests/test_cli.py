@@ -166,7 +166,7 @@ REFUSED = {
     SAC + "--out": ["--out needs a value"],
     SAC + "--out ''": ["--out needs a value"],
     SAC + "--out file": ["file is a file", "choose another folder"],
-    SAC + "--out file/run": ["a part of it is a file", "choose another folder"],
+    SAC + "--out file/run": ["a parent is a file", "choose another folder"],
     SAC + "--out full": ["full is not empty (it has thesis.tex)"],
     SAC + "--out /proc/run": ["/proc/run cannot be created"],
     # Configs.

@@ -190,7 +190,7 @@ def _word(value: Any) -> str:
 
 
 def differences(config: dict[str, Any]) -> list[tuple[str, Any, Any]] | None:
-    """(field, the preset's, the run's) of the settings that differ from the run's preset; None where the preset is unknown."""
+    """(field, the preset's, the run's) of the settings that differ from the run's preset; None where it is unknown."""
     try:
         method = algorithms.get(str(config.get("algorithm")))
         preset = method.presets[str(config.get("preset"))]

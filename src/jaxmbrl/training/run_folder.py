@@ -53,9 +53,7 @@ class RunFolder(NamedTuple):
         except FileExistsError:
             raise UserError(f"{path} is a file; choose another folder for the run") from None
         except NotADirectoryError:
-            raise UserError(
-                f"{path} cannot be created: a part of it is a file; choose another folder for the run"
-            ) from None
+            raise UserError(f"{path} cannot be created: a parent is a file; choose another folder for the run") from None
         except OSError as error:
             raise UserError(f"{path} cannot be created ({error.strerror}); choose another folder for the run") from None
         if taken is not None:

@@ -29,13 +29,14 @@ def learning(gathered: Gathered, tasks: Sequence[str], points: Sequence[Point], 
     parts: list[Part] = []
     for run in gathered.runs:
         if run.status.state == "running":
-            parts.append(
-                Text(f"{run.path.absolute().name} is still training: this page shows its state when the report was made.")
-            )
+            name = run.path.absolute().name
+            parts.append(Text(f"{name} is still training: this page shows its state when the report was made."))
         if run.status.frozen:
             seeds = ", ".join(map(str, run.status.frozen))
-            text = f"{run.path.absolute().name}: a value that was not finite froze seed {seeds}, which has no metrics from there on"
-            parts.append(Text(f"{text}; `jaxmbrl debug {run.path}` finds its origin.", warns=True))
+            text = f"{run.path.absolute().name}: a value that was not finite froze seed {seeds}"
+            parts.append(
+                Text(f"{text}, which has no metrics after it; `jaxmbrl debug {run.path}` finds its origin.", warns=True)
+            )
     for env in tasks:
         groups = [group for group in gathered.groups if group.env == env]
         if len(tasks) > 1:
@@ -179,7 +180,7 @@ def comparison(groups: Sequence[Group], tasks: Sequence[str]) -> list[Part]:
     ]
     if len(normalized) > 1 and len(shared) > 1:
         parts.append(Heading("Over all tasks"))
-        what = "On each task, 0 is the lowest and 1 the highest return of a seed on this page; seeds are resampled within a task."
+        what = "On each task, 0 is the lowest and 1 the highest return of a seed on this page; seeds are resampled by task."
         parts += _compared(
             {label: [of[label] for of in normalized.values()] for label in shared}, what, "normalised return"
         )

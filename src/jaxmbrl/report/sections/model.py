@@ -20,33 +20,33 @@ def model(gathered: Gathered, diagnoses: Mapping[int, Diagnosis | str]) -> list[
         if isinstance(found, str) or found.model is None:
             continue
         parts.append(Heading(f"{run_name(gathered, i)}: the model on episodes of seed {found.seed}'s policy"))
-        parts += _evaluated(found)
+        parts += _evaluation(found)
     return parts
 
 
-def _evaluated(found: Diagnosis) -> list[Part]:
-    evaluated, errors, imagined = found.model, found.errors, found.imagined
-    assert evaluated is not None
-    size = evaluated.error.shape[0]
-    names = _dimensions(size, evaluated.learns_reward)
-    rows = len(evaluated.observed)
+def _evaluation(found: Diagnosis) -> list[Part]:
+    result, errors, imagined = found.model, found.errors, found.imagined
+    assert result is not None
+    size = result.error.shape[0]
+    names = _dimensions(size, result.learns_reward)
+    rows = len(result.observed)
     parts: list[Part] = [
         Text(
-            f"Evaluated on {rows:,} steps of the deterministic policy after {found.env_steps:,} steps of training: episodes "
-            "that the model was not fitted to, similar to those that it was fitted to."
+            f"Evaluated on {rows:,} steps of the deterministic policy after {found.env_steps:,} steps of training: on "
+            "episodes that the model was not fitted to, similar to those that it was fitted to."
         )
     ]
     table = []
-    shares = np.asarray(evaluated.calibration.shares)
+    shares = np.asarray(result.calibration.shares)
     for d, name in enumerate(names):
         measured = [
-            evaluated.error[d],
-            evaluated.unexplained[d],
-            evaluated.aleatoric[d],
-            evaluated.epistemic[d],
-            evaluated.mixture_nll[d],
+            result.error[d],
+            result.unexplained[d],
+            result.aleatoric[d],
+            result.epistemic[d],
+            result.mixture_nll[d],
         ]
-        table.append([name, *(float(x) for x in measured), float(evaluated.calibration.error[d])])
+        table.append([name, *(float(x) for x in measured), float(result.calibration.error[d])])
     head = ("dimension", "error", "unexplained", "aleatoric", "epistemic", "negative log density", "miscalibration")
     note = (
         "One step ahead. error: root mean square, in the task's units, as aleatoric and epistemic are (roots of the mean "
@@ -54,7 +54,7 @@ def _evaluated(found: Diagnosis) -> list[Part]:
         "miscalibration: mean |share - level|, 0 is perfect."
     )
     parts.append(Table("One-step predictions", head, table, note))
-    levels = np.asarray(evaluated.calibration.levels)
+    levels = np.asarray(result.calibration.levels)
     series = [
         Series(name, name, "line", levels, shares[:, d], color=d, thin=size > 1)
         for d, name in enumerate(names[:DIMENSIONS])
@@ -63,8 +63,8 @@ def _evaluated(found: Diagnosis) -> list[Part]:
         mean = shares.mean(axis=1)
         series.append(Series("mean over dimensions", "mean over dimensions", "line", levels, mean, color=-1))
     note = (
-        "On the dashed diagonal, events occur as often as they are predicted. A curve that is flatter means overconfidence: "
-        "too many values lie beyond the outer quantiles. A steeper one means that the model predicts too much noise."
+        "On the dashed diagonal, events occur as often as they are predicted. A flatter curve means overconfidence: too "
+        "many values lie beyond the outer quantiles. A steeper one means that the model predicts too much noise."
     )
     charts = [
         Chart(
@@ -83,7 +83,7 @@ def _evaluated(found: Diagnosis) -> list[Part]:
     scatters = []
     for d, name in enumerate(names[:DIMENSIONS]):
         what = name if name == "reward" else f"change of {name}"
-        observed, predicted = evaluated.observed[kept, d], evaluated.predicted[kept, d]
+        observed, predicted = result.observed[kept, d], result.predicted[kept, d]
         points = Series(what, what, "points", observed, predicted, color=d)
         scatters.append(
             Chart(f"One step: {what}", "observed (task's units)", "predicted (task's units)", (points,), square=True)
@@ -114,8 +114,8 @@ def _compounding(errors: Any) -> Chart:
         Series("nothing changes", "nothing changes", "line", steps, errors.scaled_persistence, color=7, dashed=True),
     )
     note = (
-        f"The model's own predictions from {len(errors.starts)} recorded states, under the recorded actions. 1 is an error as "
-        "large as the data's standard deviation; the model is useful as long as its error is below 'nothing changes'."
+        f"The model's own predictions from {len(errors.starts)} recorded states, under the recorded actions. 1 is an error "
+        "as large as the data's standard deviation; the model is useful while its error is below 'nothing changes'."
     )
     return Chart(
         "Compounding error",

@@ -125,7 +125,9 @@ def _values(critic: Critic) -> Chart:
     soft = ", entropy bonus included" if critic.soft else ""
     note = f"Along episodes of the policy that the critic evaluates, with its discount factor {critic.discount:g}{soft}."
     if critic.ends_by_critic:
-        note += " Rewards after a time limit are unknown: they are replaced by the critic's own value, discounted by half or more."
+        note += (
+            " Rewards after a time limit are unknown: the critic's own value, discounted by half or more, replaces them."
+        )
     note += " Above the diagonal the critic overestimates."
     axes = "discounted return that followed", "Q of the critic"
     return Chart("Q and the return that followed", *axes, (points,), note, square=True)

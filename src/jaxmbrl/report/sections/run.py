@@ -74,15 +74,13 @@ def _timing(run: Run) -> list[Part]:
         }
         wall = float(rows[-1]["wall_time"])
         spent["other"] = max(wall - sum(spent.values()), 0.0)
-        titles = {
+        names = {
             "compile": "compiling",
             "train": "training, the compiled program",
             "evaluate": "evaluation",
             "other": "the rest: start, metrics, checkpoints",
         }
-        table = [
-            [titles[name], seconds, f"{100 * seconds / wall:.1f}%" if wall else "–"] for name, seconds in spent.items()
-        ]
+        table = [[names[name], seconds, f"{100 * seconds / wall:.1f}%" if wall else "–"] for name, seconds in spent.items()]
         table.append(["wall clock", wall, "100%"])
         parts.append(Table("Time", ("", "seconds", "share"), table, "Of all seeds together."))
         parts.append(Facets((_throughput(rows, len(run.seeds)), _epochs(rows))))
