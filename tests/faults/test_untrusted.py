@@ -13,7 +13,7 @@ import pytest
 from command_line import call, options
 
 import jaxmbrl
-from jaxmbrl.training import checkpoint, manifest, session
+from jaxmbrl.training import checkpoint, manifest, restoring
 from jaxmbrl.training.run_folder import RunFolder
 
 SAC = {"agent.hidden": (4,), "batch_size": 4, "replay_capacity": 50, "warmup_steps": 20, "epoch_steps": 20, "eval_every": 0}
@@ -144,7 +144,7 @@ def test_every_changed_byte_is_noticed_or_changes_nothing(run):
     newest = checkpoint.steps(folder)[-1]
     for step in checkpoint.steps(folder)[:-1]:
         shutil.rmtree(folder / f"{step:08}")
-    like = jax.eval_shape(lambda: session.newest(run)[1])
+    like = jax.eval_shape(lambda: restoring.newest(run)[1])
     want = [entry["sha256"] for entry in read_manifest(folder / f"{newest:08}")["leaves"]]
     draw, tried, noticed = np.random.default_rng(0), 0, 0
     files = [path for path in (folder / f"{newest:08}").rglob("*") if path.is_file()]

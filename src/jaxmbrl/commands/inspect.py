@@ -95,11 +95,11 @@ def _film(run: str, model: str | None, file: Path) -> None:
     """Film an episode; where nothing can be drawn, say so."""
     from jaxmbrl.diagnostics import video
     from jaxmbrl.envs.mujoco.rendering import NoPicture
-    from jaxmbrl.training import session
+    from jaxmbrl.training import restoring
 
     with warnings.catch_warnings():
         # The evaluation has told them.
-        warnings.simplefilter("ignore", session.RunWarning)
+        warnings.simplefilter("ignore", restoring.RunWarning)
         try:
             print(f"video    {file}: {video.film(run, file, model)}")
         except NoPicture as error:
@@ -109,10 +109,10 @@ def _film(run: str, model: str | None, file: Path) -> None:
 @contextlib.contextmanager
 def _warnings_in_a_line() -> Iterator[None]:
     """Tell what is wrong with a run as our errors are told, and not as Python does."""
-    from jaxmbrl.training import session
+    from jaxmbrl.training import restoring
 
     with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always", session.RunWarning)
+        warnings.simplefilter("always", restoring.RunWarning)
         yield
     for warning in heard:
         complain(f"warning: {warning.message}")

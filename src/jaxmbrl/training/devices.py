@@ -79,3 +79,4 @@ def rows_of(sharding: SeedSharding, first: int) -> jax.Array:
 
 
 Spread = SeedSharding
+"""The name that the loops import."""

@@ -128,6 +128,7 @@ def resume(
     Raises UserError where `run` is not a run, has no intact checkpoint, or was started with other settings; and as `train`
     does.
     """
+    xla.ensure_threads()
     folder = RunFolder.open(run)
     config = read(folder)
     given = fields if steps is None else {"steps": steps, **fields}
