@@ -195,12 +195,11 @@ def test_every_kind_of_algorithm_is_looked_at(algorithm, model, critic):
     config = programs.configure(algorithm, "pendulum", settings={"replay_capacity": 1000})
     program = programs.build(config)
     state = jax.tree.map(lambda leaf: leaf[0], programs.initial(program, {}).algorithm)
-    views = program.algorithm.views(state)
-    if model:
-        assert not views.model.fitted and diagnosing._model(views.model, None) == {}
-        views = program.algorithm.views(state._replace(model=state.model._replace(fits=jnp.asarray(1))))
-    clock = loop.clock_at(0)
+    views, clock = program.algorithm.views(state), loop.clock_at(0)
     rows, _ = diagnosing.play(program.task, Algorithm(None, still, None, 1), (), clock, 200)
+    if model:
+        assert not views.model.fitted and diagnosing._model(views.model, rows) == {}
+        views = program.algorithm.views(state._replace(model=state.model._replace(fits=jnp.asarray(1))))
     found = diagnosing._model(views.model, rows) | diagnosing._critic(program, state, clock)
     assert set(found) == ({"model", "errors", "imagined"} if model else set()) | ({"critic"} if critic else set())
     if model:

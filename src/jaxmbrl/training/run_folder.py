@@ -29,6 +29,7 @@ import jax
 import yaml
 
 from jaxmbrl.core.config import UserError, read_yaml
+from jaxmbrl.training import durable
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -195,11 +196,7 @@ def write_file(path: Path, data: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    durable.sync(path.parent)
 
 
 def write_figure(path: Path, figure: Any) -> None:
