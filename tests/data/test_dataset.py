@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Transition
 from jaxmbrl.data import dataset
 
@@ -116,34 +117,63 @@ def test_a_termination_is_no_time_limit(tmp_path):
 WRONG = {
     "an array of its own": (
         {"extra": np.zeros(4)},
-        "unknown array 'extra'; known are: action, action_repeat, env, next_observation",
+        "unknown array 'extra'; known are: action, action_repeat, env, last_observation",
     ),
     "no rows": ({"reward": np.zeros(0)}, "'reward' must be [N] with N at least 1, got shape (0,)"),
     "a column of rewards": ({"reward": np.zeros((4, 1))}, "'reward' must be [N] with N at least 1, got shape (4, 1)"),
     "a lone reward": ({"reward": np.float64(3)}, "'reward' must be [N] with N at least 1, got shape ()"),
-    "fewer rewards": ({"reward": np.zeros(3)}, "must be [N, size] with N = 3, got shape (4, 3)"),
-    "flat observations": ({"observation": np.zeros(4)}, "'observation' must be [N, size] with N = 4, got shape (4,)"),
-    "images": ({"observation": np.zeros((4, 2, 2))}, "'observation' must be [N, size] with N = 4, got shape (4, 2, 2)"),
-    "flat actions": ({"action": np.zeros(4)}, "'action' must be [N, size] with N = 4, got shape (4,)"),
-    "more actions": ({"action": np.zeros((5, 1))}, "'action' must be [N, size] with N = 4, got shape (5, 1)"),
+    "fewer rewards": ({"reward": np.zeros(3)}, "or images [N, height, width, ...] with N = 3, got shape (4, 3) of float32"),
+    "flat observations": (
+        {"observation": np.zeros(4)},
+        "'observation' must be [N, size], whole numbers [N] or images [N, height, width, ...] with N = 4, "
+        "got shape (4,) of float64",
+    ),
+    "images that change": (
+        {"observation": np.zeros((4, 2, 2)), "next_observation": np.zeros((4, 2, 3))},
+        "'next_observation' must be like 'observation', float32 (4, 2, 2), got float32 (4, 2, 3)",
+    ),
+    "images of two dtypes": (
+        {"observation": np.zeros((4, 2, 2), "u1"), "next_observation": np.zeros((4, 2, 2), "i4")},
+        "'next_observation' must be like 'observation', uint8 (4, 2, 2), got int32 (4, 2, 2)",
+    ),
+    "choices below 0": (
+        {"action": np.array([0, 1, -1, 2])},
+        "'action' must be whole numbers from 0 to 2147483647, got -1 to 2",
+    ),
+    "choices beyond int32": (
+        {"action": np.array([0, 1, 2**31, 2])},
+        "'action' must be whole numbers from 0 to 2147483647, got 0 to 2147483648",
+    ),
+    "two kinds of successors": (
+        {"last_observation": np.zeros((1, 3))},
+        "'last_observation' stands instead of 'next_observation': leave one of them out",
+    ),
+    "flat actions": (
+        {"action": np.zeros(4)},
+        "'action' must be [N, size] or whole numbers [N] with N = 4, got shape (4,) of float64",
+    ),
+    "more actions": (
+        {"action": np.zeros((5, 1))},
+        "'action' must be [N, size] or whole numbers [N] with N = 4, got shape (5, 1)",
+    ),
     "no observation": (
         {"observation": np.zeros((4, 0)), "next_observation": np.zeros((4, 0))},
         "'observation' must have at least one number a row",
     ),
     "another successor": (
         {"next_observation": np.zeros((4, 2))},
-        "'next_observation' must be like 'observation' (4, 3), got (4, 2)",
+        "'next_observation' must be like 'observation', float32 (4, 3), got float32 (4, 2)",
     ),
     "flags in columns": ({"terminated": np.zeros((4, 1), bool)}, "'terminated' must be [N] with N = 4, got shape (4, 1)"),
     "few flags": ({"truncated": np.zeros(3, bool)}, "'truncated' must be [N] with N = 4, got shape (3,)"),
     "half true": ({"terminated": np.array([0, 1, 0.5, 0])}, "'terminated' must be true or false in every row"),
     "not known": ({"truncated": np.array([0, 1, np.nan, 0])}, "'truncated' must be true or false in every row"),
     "in words": ({"terminated": np.array(["0", "1", "0", "0"])}, "'terminated' must be true or false in every row"),
-    "a word": ({"reward": np.array(["one", "two", "three", "four"])}, "'reward' must hold numbers, got <U5"),
-    "complex": ({"reward": np.zeros(4, complex)}, "'reward' must hold numbers, got complex128"),
-    "durations": ({"reward": np.zeros(4, "m8[s]")}, "'reward' must hold numbers, got timedelta64[s]"),
-    "truths": ({"reward": np.zeros(4, bool)}, "'reward' must hold numbers, got bool"),
-    "records": ({"reward": np.zeros(4, [("x", float)])}, "'reward' must hold numbers, got [('x', '<f8')]"),
+    "a word": ({"reward": np.array(["one", "two", "three", "four"])}, "'reward' must be numbers, got <U5"),
+    "complex": ({"reward": np.zeros(4, complex)}, "'reward' must be numbers, got complex128"),
+    "durations": ({"reward": np.zeros(4, "m8[s]")}, "'reward' must be numbers, got timedelta64[s]"),
+    "truths": ({"reward": np.zeros(4, bool)}, "'reward' must be numbers, got bool"),
+    "records": ({"reward": np.zeros(4, [("x", float)])}, "'reward' must be numbers, got [('x', '<f8')]"),
     "a nan": ({"reward": np.array([0, np.nan, 0, np.inf])}, "'reward' is not finite in 2 rows, the first of them row 1"),
     "an infinity": (
         {"observation": np.where(np.arange(12).reshape(4, 3) == 7, -np.inf, 0)},
@@ -252,7 +282,7 @@ def test_a_torn_file_is_refused_or_whole(good, data):
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.dictionaries(
-        st.sampled_from([*arrays(), "env", "action_repeat", "other"]),
+        st.sampled_from([*arrays(), "last_observation", "env", "action_repeat", "other"]),
         st.one_of(
             st.sampled_from(["f8", "i4", "u1", "?", "U3", "S2", "c8", "M8[s]", "f2"]).flatmap(
                 lambda kind: st.sampled_from([(), (4,), (4, 1), (4, 3), (0,), (2, 4, 3)]).map(
@@ -266,6 +296,8 @@ def test_a_torn_file_is_refused_or_whole(good, data):
     )
 )
 @example({"env": np.array(["pendulum"])})
+@example({"action": np.array([0, 3, 1, 1], "u1")})
+@example({"observation": np.zeros((4, 2, 2), "u1"), "next_observation": np.zeros((4, 2, 2), "u1")})
 def test_whatever_the_arrays_are_rows_are_good_or_refused(tmp_path_factory, changes):
     path = write(tmp_path_factory.mktemp("any"), changes)
     try:
@@ -274,15 +306,110 @@ def test_whatever_the_arrays_are_rows_are_good_or_refused(tmp_path_factory, chan
         assert str(path) in str(error) and "\n" not in str(error)
         return
     count = len(rows.reward)
-    assert rows.observation.shape == rows.next_observation.shape == (count, rows.observation.shape[1])
-    assert rows.action.shape == (count, rows.action.shape[1]) and (np.abs(rows.action) <= 1).all()
+    assert rows.observation.shape == rows.next_observation.shape and rows.action.ndim in (1, 2)
     for name in ("observation", "action", "reward", "next_observation"):
         value = getattr(rows, name)
-        assert value.dtype == np.float32 and np.isfinite(value).all()
+        assert len(value) == count and np.isfinite(value).all()
+        if value.ndim == 1 and name != "reward":
+            assert value.dtype == np.int32 and value.min() >= 0
+        elif value.dtype != np.float32:
+            assert value.ndim > 2 and name != "action" and value.dtype.kind in "iu"
+    assert rows.action.ndim == 1 or (np.abs(rows.action) <= 1).all()
     assert rows.terminated.shape == rows.truncated.shape == (count,)
     assert rows.terminated.dtype == rows.truncated.dtype == bool and not (rows.terminated & rows.truncated).any()
     assert env is None or env == "pendulum"
     assert times >= 1
+
+
+def images(rows=60, shape=(4, 4, 1), seed=0, goes_on=True):
+    """Transitions of images whose successors are the next row's, but where an episode ends."""
+    rng = np.random.default_rng(seed)
+    ended = rng.random(rows) < 0.1
+    frames = rng.integers(0, 256, (rows + 1, *shape)).astype(np.uint8)
+    successor = frames[1:].copy()
+    torn = ended if goes_on else np.ones(rows, bool)
+    successor[torn] = rng.integers(0, 256, (torn.sum(), *shape))
+    truncated = ended & (np.arange(rows) % 2 == 0)
+    action = rng.integers(0, 3, rows).astype(np.int32)
+    reward = rng.normal(size=rows).astype(np.float32)
+    return Transition(frames[:-1], action, reward, successor, ended & ~truncated, truncated)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+@pytest.mark.parametrize("rows", [1, 2, 60])
+def test_images_are_stored_once_and_come_back_in_their_dtype(rows, goes_on, tmp_path):
+    """Where the rows are in another order than they came in, twice."""
+    given = images(rows, goes_on=goes_on)
+    dataset.save(tmp_path / "x.npz", given, "frames")
+    found = dataset.load(tmp_path / "x.npz").rows
+    for name in Transition._fields[:-1]:
+        np.testing.assert_array_equal(getattr(found, name), getattr(given, name), strict=True)
+    with np.load(tmp_path / "x.npz") as file:
+        ends = int((given.terminated | given.truncated)[:-1].sum()) + 1
+        stored = sum(file[name].nbytes for name in file.files if file[name].dtype == np.uint8)
+        once = goes_on or rows == 1
+        assert ("last_observation" in file.files, "next_observation" in file.files) == (once, not once)
+        assert stored == 16 * (rows + ends if once else 2 * rows)
+
+
+def test_the_last_observations_of_vectors_by_hand(tmp_path):
+    """Two episodes of two steps, then one that the file leaves unfinished."""
+    seen = np.array([[0.0], [1], [10], [11], [20]])
+    changes = {
+        "observation": seen, "last_observation": np.array([[2], [12], [21]]), "action": np.zeros((5, 1)),
+        "reward": np.zeros(5), "terminated": np.array([0, 1, 0, 0, 0]), "truncated": np.array([0, 0, 0, 1, 0]),
+    }  # fmt: skip
+    rows = dataset.load(write(tmp_path, changes, without=["next_observation"])).rows
+    np.testing.assert_array_equal(rows.next_observation, np.float32([[1], [2], [11], [12], [21]]), strict=True)
+    few = write(tmp_path, changes | {"last_observation": np.zeros((2, 1))}, without=["next_observation"])
+    assert "'last_observation' must be (3, 1), a row for each end of an episode or the file, got (2, 1)" in refused(few)
+    other = changes | {"observation": np.zeros((5, 2, 2), "u1"), "last_observation": np.zeros((3, 2, 2))}
+    other = write(tmp_path, other, without=["next_observation"])
+    assert "'last_observation' must be like 'observation', uint8, got float32" in refused(other)
+
+
+def test_elements_of_discrete_spaces_are_int32(tmp_path):
+    given = arrays() | {
+        "observation": np.arange(4),
+        "next_observation": np.arange(1, 5),
+        "action": np.array([2, 0, 1, 1], "u1"),
+    }
+    rows = dataset.load(write(tmp_path, given)).rows
+    np.testing.assert_array_equal(rows.observation, np.arange(4, dtype=np.int32), strict=True)
+    np.testing.assert_array_equal(rows.action, np.int32([2, 0, 1, 1]), strict=True)
+    dataset.save(tmp_path / "again.npz", rows, "walk")
+    again = dataset.load(tmp_path / "again.npz").rows
+    np.testing.assert_array_equal(again.next_observation, np.arange(1, 5, dtype=np.int32), strict=True)
+
+
+def test_vectors_of_integers_are_not_written(tmp_path):
+    vectors = {"observation": np.zeros((4, 2), np.int32), "next_observation": np.zeros((4, 2), np.int32)}
+    with pytest.raises(UserError, match="'observation' are vectors of int32, which a file cannot store: make them floats"):
+        dataset.save(tmp_path / "x.npz", Transition(**(arrays() | vectors)), "board")
+    task = envs.make("pendulum")
+    dataset.check_storable(task)
+    with pytest.raises(UserError, match=r"cannot store the observations of task 'pendulum', Box\(shape=\(2,\), low=0"):
+        dataset.check_storable(task._replace(observation=Box((2,), 0, 5, "int32")))
+
+
+def test_rows_of_another_space_do_not_fit(tmp_path):
+    task = envs.make("pendulum")._replace(observation=Box((4, 4, 1), 0, 255, "uint8"), action=Discrete(3))
+    dataset.save(tmp_path / "x.npz", images(), "frames")
+    data = dataset.load(tmp_path / "x.npz")
+    dataset.check_fits(data, task)
+    for other, message in (
+        (task._replace(action=Discrete(2)), "the data's 'action' has the element 2, pendulum has Discrete(n=2)"),
+        (task._replace(observation=Box((4, 4, 1))), "the data's 'observation' is uint8, that of pendulum is float32"),
+        (task._replace(action=Box((1,), -1.0, 1.0)), "the data's 'action' has rows of shape (), pendulum has (1,)"),
+    ):
+        with pytest.raises(UserError) as told:
+            dataset.check_fits(data, other)
+        assert str(told.value) == message
+    with pytest.raises(
+        UserError, match=r"fit takes vectors, and the data's 'observation' is uint8 of shape \(60, 4, 4, 1\)"
+    ):
+        dataset.check_vectors(data.rows, "fit")
+    dataset.check_vectors(dataset.load(write(tmp_path)).rows, "fit")
 
 
 def test_what_would_be_refused_is_not_written(tmp_path):

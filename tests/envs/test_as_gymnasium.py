@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from jaxmbrl.core.spaces import Discrete
 
 from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.envs.base import initial_state
 from jaxmbrl.envs.mujoco.rendering import NoPicture
 
@@ -45,27 +45,39 @@ def counter(length=4):
 class Switch:
     """Three choices; the observation is the last one."""
 
-    observation_size = 1
-    action_size = 1
+    observation_size = action_size = 1
 
     def reset(self, rng):
-        return initial_state(jnp.zeros(()), jnp.zeros(1))
+        return initial_state((), jnp.zeros((), jnp.int32))
 
     def step(self, state, action):
-        return state.replace(obs=action[None].astype(float), reward=action.astype(float))
+        return state.replace(obs=action, reward=action.astype(float))
 
 
 def switch():
-    """Also its observation is a choice."""
-    task = envs.make_task("switch", Switch(), 5, action=Discrete(3))
+    return envs.make_task("switch", Switch(), 5, action=Discrete(3), observation=Discrete(3))
 
-    def step(carry, action, key):
-        carry, row = task.world.step(carry, action, key)
-        observed = (x[0].astype(jnp.int32) for x in (row.observation, row.next_observation))
-        return carry, row._replace(**dict(zip(("observation", "next_observation"), observed, strict=True)))
 
-    world = task.world._replace(step=step, observe=lambda carry: carry[0].obs[0].astype(jnp.int32))
-    return task._replace(world=world, observation=Discrete(3))
+IMAGE = Box((8, 8, 3), 0, 255, "uint8")
+
+
+class Painter:
+    """Paints a random row in the brightness of the action."""
+
+    observation_size, action_size = 192, 3
+
+    def reset(self, rng):
+        return initial_state(rng, jnp.zeros(IMAGE.shape, jnp.uint8))
+
+    def step(self, state, action):
+        key, row_key = jax.random.split(state.pipeline_state)
+        row = jax.random.randint(row_key, (), 0, 8)
+        color = (127 * (action + 1)).astype(jnp.uint8)
+        return state.replace(pipeline_state=key, obs=state.obs.at[row].set(color), reward=action[0])
+
+
+def painter():
+    return envs.make_task("painter", Painter(), 6, action=Box((3,), -1.0, 1.0), observation=IMAGE)
 
 
 @pytest.fixture
@@ -83,7 +95,9 @@ def registered():
         del gymnasium.registry[name]
 
 
-@pytest.mark.parametrize("task", ["pendulum", "cartpole-continuous", switch()], ids=["pendulum", "cartpole", "discrete"])
+@pytest.mark.parametrize(
+    "task", ["pendulum", "cartpole-continuous", switch(), painter()], ids=["pendulum", "cartpole", "discrete", "image"]
+)
 def test_gymnasiums_check_has_nothing_to_say(task, registered):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -100,6 +114,19 @@ def test_the_spaces_are_the_tasks():
     vector = envs.as_gymnasium_vector(switch(), 2)
     assert vector.single_action_space == vector.single_observation_space == gymnasium.spaces.Discrete(3)
     assert vector.action_space == gymnasium.spaces.MultiDiscrete([3, 3])
+    assert envs.as_gymnasium(painter()).observation_space == gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+
+
+def test_images_and_choices_there_and_back():
+    """A task as Gymnasium's environment as a task has the same spaces, and shows the same."""
+    for task in (switch(), painter()):
+        env = envs.as_gymnasium(task)
+        back = envs.from_gymnasium(lambda env=env: env, task.name, task.episode_length)
+        assert (back.observation, back.action) == (task.observation, task.action)
+        host, zeros = back.host(), task.observation.zeros()
+        seen = [host.reset(3), host.step(np.asarray(task.action.sample(jax.random.key(0)))).observation]
+        assert all(x.dtype == zeros.dtype and x.shape == zeros.shape for x in seen)
+        assert (seen[0] != seen[1]).any() and not seen[0].any()
 
 
 @pytest.mark.parametrize("name", ["pendulum", "cartpole-continuous"])
@@ -176,7 +203,9 @@ def test_gymnasiums_wrappers_work(registered):
 
 
 @pytest.mark.parametrize(
-    "task", [envs.make("pendulum"), envs.make("cartpole-continuous"), counter(), switch()], ids=lambda task: task.name
+    "task",
+    [envs.make("pendulum"), envs.make("cartpole-continuous"), counter(), switch(), painter()],
+    ids=lambda task: task.name,
 )
 def test_a_vector_is_gymnasiums_own_of_single_environments(task):
     """By Gymnasium's comparison, of types too: observations, rewards, ends and infos, also where episodes begin anew."""
@@ -281,6 +310,10 @@ def test_wrong_actions_are_told():
         env.step("up")
     with pytest.raises(UserError, match=r"actions must be of shape \(2, 1\), got \(2,\)"):
         vector.step(np.zeros(2))
+    choices = envs.as_gymnasium(switch())
+    choices.reset(seed=0)
+    with pytest.raises(UserError, match=r"actions must be whole numbers, got 1\.5"):
+        choices.step(1.5)
 
 
 def test_gymnasium_missing_is_told(monkeypatch):

@@ -136,10 +136,10 @@ def test_a_compiled_program_cannot_step_it_and_says_so():
         "be stepped": lambda: task.env.step(None, action),
         "be reset": lambda: task.env.reset(key),
     }.items():
-        with pytest.raises(UserError, match=f"'toy' lives outside of the compiled program and cannot .*{what} inside one"):
+        with pytest.raises(UserError, match=f"'toy' runs on the host and cannot .*{what} inside a compiled"):
             call()
     np.testing.assert_array_equal(task.world.observe(jnp.arange(6.0)), jnp.arange(6.0))
-    with pytest.raises(UserError, match="lives outside"):
+    with pytest.raises(UserError, match="runs on the host"):
         envs.check(task)
 
 
@@ -149,8 +149,11 @@ def test_a_compiled_program_cannot_step_it_and_says_so():
         (Toy(Space(-np.inf, 1.0, (2,))), "its actions must have finite bounds"),
         (Toy(Space(0.0, 0.0, (2,))), "its actions must have finite bounds"),
         (Toy(gymnasium.spaces.MultiDiscrete([2, 3])), "its actions must be a Box or Discrete, got MultiDiscrete"),
-        (Toy(observation=gymnasium.spaces.Discrete(4)), r"its observations must be a Box, got Discrete\(4\)"),
-        (SimpleNamespace(), "its observations must be a Box, got None"),
+        (
+            Toy(observation=gymnasium.spaces.MultiBinary(4)),
+            r"its observations must be a Box or Discrete, got MultiBinary\(4\)",
+        ),
+        (SimpleNamespace(), "its observations must be a Box or Discrete, got None"),
         (SimpleNamespace(observation_space=Toy().observation_space, num_envs=2), "give a single environment"),
     ],
 )
@@ -158,6 +161,103 @@ def test_what_does_not_fit_is_told_in_a_line(env, told):
     with pytest.raises(UserError, match=f"^task 'toy': {told}") as error:
         envs.from_gymnasium(lambda: env, "toy")
     assert "\n" not in str(error.value)
+
+
+class Showing(Toy):
+    """Observes what it is told to, one after another."""
+
+    def __init__(self, space, shown):
+        super().__init__(gymnasium.spaces.Discrete(2), space)
+        self.shown = iter(shown)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return next(self.shown), {}
+
+    def step(self, action):
+        return next(self.shown), *super().step(action)[1:]
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 3), (2, 5, 4, 3)])
+def test_images_stay_bytes(shape):
+    """A grey image gets an axis of channels."""
+    pictures = np.random.default_rng(0).integers(0, 256, (4, *shape)).astype(np.uint8)
+    task, outside = host(Showing(Space(0, 255, shape, np.uint8), pictures))
+    expected = Box(shape if len(shape) > 2 else (*shape, 1), 0.0, 255.0, "uint8")
+    assert task.observation == expected
+    for picture in (outside.reset(0), *(outside.step(np.asarray(1, np.int32)).observation for _ in range(3))):
+        assert picture.shape == expected.shape and picture.dtype == np.uint8
+    np.testing.assert_array_equal(picture.reshape(shape), pictures[-1])
+
+
+def test_bytes_without_two_axes_are_flattened_to_floats():
+    task, outside = host(Showing(Space(0, 255, (3,), np.uint8), [np.array([0, 7, 255], np.uint8)]))
+    assert task.observation == Box((3,))
+    assert outside.reset(0).tolist() == [0.0, 7.0, 255.0]
+
+
+def test_discrete_observations_are_numbered_from_zero():
+    task, outside = host(Showing(gymnasium.spaces.Discrete(3, start=5), [6, np.int64(5), 7]))
+    assert task.observation == Discrete(3)
+    action = np.asarray(0, np.int32)
+    seen = [outside.reset(0), outside.step(action).observation, outside.step(action).observation]
+    assert [int(x) for x in seen] == [1, 0, 2] and all(x.dtype == np.int32 and x.shape == () for x in seen)
+
+
+@pytest.mark.parametrize(
+    ("space", "shown", "told"),
+    [
+        (gymnasium.spaces.Discrete(3, start=5), 8, r"an element of Discrete\(3, start=5\), got 8"),
+        (gymnasium.spaces.Discrete(3), 1.5, r"an element of Discrete\(3\), got 1.5"),
+        (
+            Space(0, 255, (2, 2), np.uint8),
+            np.zeros((2, 3), np.uint8),
+            r"uint8 \(2, 2, 1\), as its space says, got uint8 \(2, 3\)",
+        ),
+        (Space(0, 255, (2, 2), np.uint8), np.zeros((2, 2)), r"uint8 \(2, 2, 1\), as its space says, got float64 \(2, 2\)"),
+    ],
+)
+def test_an_observation_outside_of_its_space_is_named(space, shown, told):
+    _, outside = host(Showing(space, [shown]))
+    with pytest.raises(UserError, match=f"^task 'toy': an observation must be {told}$"):
+        outside.reset(0)
+
+
+@pytest.mark.parametrize("kind", ["choices", "images"])
+def test_rows_of_choices_and_images_are_the_environments(kind):
+    """Collected in episodes of three steps, in the dtypes of the spaces."""
+    space, shown = {
+        "choices": (gymnasium.spaces.Discrete(40), list(range(40))),
+        "images": (Space(0, 255, (2, 2, 1), np.uint8), list(np.arange(160).reshape(40, 2, 2, 1).astype(np.uint8))),
+    }[kind]
+    env = Showing(space, shown)
+    task = envs.from_gymnasium(lambda: env, "toy", episode_length=3)
+    rows = jax.tree.map(np.asarray, collect(task, uniform(task.action), 7))
+    # Each episode shows one more observation than it has steps.
+    before = np.array([0, 1, 2, 4, 5, 6, 8])
+    np.testing.assert_array_equal(rows.observation, np.asarray(shown)[before].astype(rows.observation.dtype), strict=True)
+    np.testing.assert_array_equal(rows.next_observation, np.asarray(shown)[before + 1].astype(rows.observation.dtype))
+    assert rows.observation.dtype == (np.int32 if kind == "choices" else np.uint8)
+    np.testing.assert_array_equal(rows.truncated, [False, False, True, False, False, True, False])
+
+
+def test_an_environment_of_ones_own_must_show_what_its_space_says():
+    """Not through Gymnasium: floats are not cut down to bytes."""
+    made = host(Toy(gymnasium.spaces.Discrete(2), Space(0, 255, (2, 3), np.uint8)))[0]
+
+    class Own:
+        def reset(self, seed):
+            return np.full((2, 3, 1), 0.5)
+
+        def step(self, action):
+            raise NotImplementedError
+
+        def close(self):
+            pass
+
+    task = made._replace(host=Own)
+    with pytest.raises(UserError, match=r"an observation must be uint8 \(2, 3, 1\), as its space says, got float64"):
+        collect(task, uniform(task.action), 1)
 
 
 def test_what_an_environment_raises_names_it():

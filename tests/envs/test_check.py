@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxmbrl.core.spaces import Box, Discrete
 
 from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Policy
+from jaxmbrl.envs.base import initial_state, vector_sizes
 from jaxmbrl.rollout import auto_reset
 
-checker = import_module("jaxmbrl.envs.check")
+checker = import_module("jaxmbrl.envs.checking")
 ANALYTIC = ["cartpole-continuous", "cartpole-swingup", "mountain-car-continuous", "pendulum", "reacher-2d"]
 SIMULATED = [name for name in envs.names() if name not in ANALYTIC]
 
@@ -106,6 +107,19 @@ def test_spaces():
     for length in (0, 2.5):
         problem = f"its episode_length must be a whole number of steps, got {length}"
         assert problem in told(POINT._replace(episode_length=length))
+    for wrong in (Box((1,), -1.0, 1.0, "int8"), Box((0,), -1.0, 1.0)):
+        assert "its actions must be Box(shape, -1.0, 1.0) or Discrete(n)" in told(POINT._replace(action=wrong))
+    for wrong in (
+        Box((2, 2, 1), 0, 255, "uint9"),
+        Box((2, 0, 1), 0, 255, "uint8"),
+        Box((2,), 0, 1, "complex64"),
+        Discrete(0),
+    ):
+        problem = "its observations must be Box(shape, low, high, dtype) or Discrete(n), got "
+        assert told(POINT._replace(observation=wrong)).startswith(problem)
+    for low, high in ((0, 256), (-1, 255), (0.5, 255), (0, float("inf"))):
+        problem = "the bounds of its observations must be numbers of their dtype, got Box(shape=(2, 2, 1), low="
+        assert told(POINT._replace(observation=Box((2, 2, 1), low, high, "uint8"))).startswith(problem)
     several = told(POINT._replace(episode_length=0, action=Box((1,), 0.0, 1.0)))
     assert "its actions must be" in several and "; its episode_length must be" in several
 
@@ -243,8 +257,8 @@ def test_environments_that_update_their_dictionaries_pass_as_in_brax():
 
 def test_steps_that_hold_other_things_than_their_transitions():
     text = told(changed(observe=lambda carry: carry[0].obs + 1))
-    assert "a transition's observation is not what observe tells of the carry" in text
-    assert "a transition's next_observation is not what observe tells of the carry" in text
+    assert "a transition's observation is not what observe returns for the carry" in text
+    assert "a transition's next_observation is not what observe returns for the carry" in text
     clipped = wrapped_step(lambda carry, row: (carry, row._replace(action=row.action / 2)))
     assert told(clipped) == "a transition's action is not the action given"
 
@@ -324,7 +338,7 @@ def test_what_comes_after_an_end_may_be_anything():
 
 def test_observations_outside_of_their_space():
     text = told(POINT._replace(observation=Box((1,), -1.0, 1.0)))
-    assert "next_observation is outside of Box(shape=(1,), low=-1.0, high=1.0) at step " in text
+    assert "next_observation is outside of Box(shape=(1,), low=-1.0, high=1.0, dtype='float') at step " in text
 
 
 def test_done_between_0_and_1():
@@ -413,6 +427,104 @@ def test_discrete_actions():
     task = envs.make_task("point", Stairs(), 20, known_reward, known_end, action=Discrete(3))
     assert envs.check(task) is None
     assert "the known terminated differs" in told(task._replace(terminated=lambda n: n[..., 0] > 1))
+
+
+class Corridor:
+    """Eight places in a row, of which two are starts; the action goes left or right, and the last place is the end."""
+
+    observation_size = action_size = 1
+    places = 8
+
+    def reset(self, rng):
+        return initial_state((), jax.random.randint(rng, (), 1, 3, jnp.int32))
+
+    def step(self, state, action):
+        place = jnp.clip(state.obs + 2 * action - 1, 0, self.places - 1)
+        done = place == self.places - 1
+        return state.replace(obs=self.shown(place, state), reward=done.astype(float), done=done.astype(float))
+
+    def shown(self, place, state):
+        return place
+
+
+def corridor(env, **spaces):
+    return envs.make_task("point", env, 30, **{"action": Discrete(2), "observation": Discrete(8)} | spaces)
+
+
+def test_discrete_observations():
+    assert envs.check(corridor(Corridor())) is None
+    text = told(corridor(Corridor(), observation=Discrete(5)))
+    assert (
+        text.startswith("next_observation is outside of Discrete(n=5) at step ") or "; next_observation is outside" in text
+    )
+    text = told(corridor(Corridor(), observation=Box((1,))))
+    assert "a transition's observation must be float32[1], got int32[]" in text
+
+    class Restarts(Corridor):
+        def shown(self, place, state):
+            return jnp.where(place == 7, 1, place)
+
+    text = told(corridor(Restarts()))
+    assert text.startswith("its next_observation looks like a reset's, at step ")
+    world, _ = auto_reset(corridor(Corridor()).world, Policy(lambda key: (), lambda memory, seen, key: (0, (), memory)))
+    automatic = corridor(Corridor())._replace(world=world._replace(observe=lambda episode: world.observe(episode)[0]))
+    assert told(automatic).startswith("the world does not go on from the next_observation at step ")
+
+
+class Pictures(Corridor):
+    """The corridor as an image whose brightness is the place."""
+
+    def reset(self, rng):
+        place = jax.random.randint(rng, (), 1, 3, jnp.int32)
+        return initial_state(place, self.picture(place))
+
+    def picture(self, place):
+        return jnp.full((2, 8, 1), (30 * place + 10).astype(jnp.uint8))
+
+    def step(self, state, action):
+        after = super().step(state.replace(obs=state.pipeline_state), action)
+        return after.replace(pipeline_state=after.obs, obs=self.picture(after.obs))
+
+
+def test_images():
+    image = Box((2, 8, 1), 0, 255, "uint8")
+    assert envs.check(corridor(Pictures(), observation=image)) is None
+    text = told(corridor(Pictures(), observation=image._replace(high=200)))
+    assert "next_observation is outside of Box(shape=(2, 8, 1), low=0, high=200, dtype='uint8') at step " in text
+    text = told(corridor(Pictures(), observation=Box((2, 8, 1))))
+    assert "a transition's next_observation must be float32[2, 8, 1], got uint8[2, 8, 1]" in text
+
+    class Restarts(Pictures):
+        def picture(self, place):
+            return super().picture(jnp.where(place == 7, 1, place))
+
+    # A step down by 30 is none of 226, as an unsigned difference would say, beside which a reset's leap of 150 is small.
+    assert told(corridor(Restarts(), observation=image)).startswith("its next_observation looks like a reset's")
+    world, _ = auto_reset(
+        corridor(Pictures(), observation=image).world, Policy(lambda key: (), lambda m, o, key: (0, (), m))
+    )
+    automatic = corridor(Pictures(), observation=image)
+    automatic = automatic._replace(world=world._replace(observe=lambda episode: world.observe(episode)[0]))
+    assert told(automatic).startswith("the world does not go on from the next_observation at step ")
+
+
+def test_methods_of_vectors_refuse_other_spaces_by_name():
+    assert vector_sizes(POINT, "sac") == (1, 1)
+    for changes, message in (
+        ({"observation": Discrete(3)}, "sac takes vectors, and the observations of task 'point' are Discrete(n=3)"),
+        ({"action": Discrete(3)}, "sac takes vectors, and the actions of task 'point' are Discrete(n=3)"),
+        (
+            {"observation": Box((3,), 0, 9, "int32")},
+            "the observations of task 'point' are Box(shape=(3,), low=0, high=9, dty",
+        ),
+        (
+            {"observation": Box((2, 2, 1), 0, 255, "uint8")},
+            "the observations of task 'point' are Box(shape=(2, 2, 1), low=",
+        ),
+    ):
+        with pytest.raises(UserError) as caught:
+            vector_sizes(POINT._replace(**changes), "sac")
+        assert message in str(caught.value)
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxmbrl.core.spaces import Discrete
 
 from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
-from jaxmbrl.envs.repeat import RepeatedEnv
+from jaxmbrl.core.spaces import Discrete
+from jaxmbrl.envs.action_repeat import RepeatedEnv
 from jaxmbrl.rollout import open_loop, rollout
 
 KEY = jax.random.key(5)

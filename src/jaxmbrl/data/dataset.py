@@ -1,15 +1,19 @@
-"""Transitions as a file: an npz with named arrays, one row a step, in the order in which they came.
+"""Transitions as a file: an npz with named arrays, one row a step, in the order in which they were collected.
 
-observation       [N, O]
-action            [N, A], in [-1, 1]
+observation       [N, O] floats; or [N] whole numbers, elements of a discrete space; or images [N, H, W, ...]
+action            [N, A] in [-1, 1]; or [N] whole numbers, elements of a discrete space
 reward            [N]
-next_observation  [N, O], the true successor and not the first observation of the next episode
+next_observation  like `observation`: the true successor, not the first observation of the next episode
+last_observation  [M, H, W, ...], instead of `next_observation`: its values where the next row's observation is another one
 terminated        [N] true where the task ended
-truncated         [N] true where only the clock ran out; may be left out where it never did
+truncated         [N] true where only the time limit was reached; may be left out where it never was
 env               name of the task; may be left out
 action_repeat     times that each action was applied; may be left out where once
 
-A row that is both terminated and truncated, as Gymnasium may give one, counts as terminated alone.
+`last_observation` stores each image once: the successor of a row is the next row's observation, except at the end of an
+episode and of the file, whose M successors stand there in order. `save` writes images so where it loses nothing.
+
+A row that is both terminated and truncated, as Gymnasium may give one, counts as terminated only.
 """
 
 from __future__ import annotations
@@ -22,21 +26,25 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Shaped
 
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Task, Transition
 
 REQUIRED = ("observation", "action", "reward", "next_observation", "terminated")
+SPACES = ("observation", "action", "next_observation")
 FLAGS = ("terminated", "truncated")
 
 
 class Dataset(NamedTuple):
-    """What a file of transitions holds."""
+    """The content of a file of transitions."""
 
     rows: Transition
-    """[N, ...], NumPy arrays: numbers in JAX's default float, flags bool."""
+    """[N, ...], NumPy arrays: vectors and rewards in JAX's default float, elements of discrete spaces int32, images of
+    integers in their own dtype, flags bool."""
     env: str | None
-    """Name of the task, where the file tells it."""
+    """Name of the task, where the file has it."""
     digest: str
     """SHA-256 of the file."""
     action_repeat: int
@@ -44,22 +52,40 @@ class Dataset(NamedTuple):
 
 
 def save(path: str | Path, rows: Transition, env: str, action_repeat: int = 1) -> None:
-    """Write transitions [N, ...] of the task `env`, each action applied `action_repeat` times, to the file `path`.
+    """Write transitions [N, ...] of the task `env`, each action applied `action_repeat` times, to the new file `path`.
 
-    Raises UserError where that cannot be made, or the transitions are not what `load` takes.
+    Raises UserError where the file cannot be made, or `load` would refuse the transitions or change their dtypes.
     """
     path = Path(path)
     arrays: dict[str, Any] = {name: np.asarray(getattr(rows, name)) for name in (*REQUIRED, "truncated")}
-    _rows(arrays)
+    checked = _rows(arrays)
+    for name in ("observation", "action"):
+        if arrays[name].ndim == 2 and arrays[name].dtype.kind != "f":
+            raise UserError(f"'{name}' are vectors of {arrays[name].dtype}, which a file cannot store: make them floats")
+    if checked.observation.ndim > 2:
+        last = _last_observation(checked)
+        if last is not None:
+            arrays = {name: array for name, array in arrays.items() if name != "next_observation"} | {
+                "last_observation": last
+            }
     check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "xb") as file:
         np.savez(file, env=np.array(env), action_repeat=np.array(action_repeat), **arrays)
 
 
+def check_storable(task: Task) -> None:
+    """Raise UserError where a file cannot store the task's observations: vectors of integers, which `load` takes for floats
+    that were written by hand."""
+    space = task.observation
+    if isinstance(space, Box) and (not space.shape or (len(space.shape) == 1 and not space.is_vector)):
+        raise UserError(
+            f"a file of transitions cannot store the observations of task '{task.name}', {space}: make them floats"
+        )
+
+
 def check_writable(path: str | Path) -> None:
-    """Raise UserError where `path` cannot become a new file, before the work whose result it shall hold. Nothing is left
-    behind."""
+    """Raise UserError where `path` cannot become a new file. It leaves nothing behind, and is called before the work."""
     path = Path(path)
     try:
         taken = path.is_symlink() or path.exists()
@@ -71,7 +97,7 @@ def check_writable(path: str | Path) -> None:
 
 
 def try_writing(folder: Path) -> None:
-    """Raise OSError where no file can be written to `folder`, or to the nearest one above it where it is still to make."""
+    """Raise OSError where no file can be written to `folder`, or to its nearest parent that exists."""
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     with tempfile.TemporaryFile(dir=place) as file:
         file.write(b"jaxmbrl")
@@ -87,9 +113,9 @@ def load(path: str | Path) -> Dataset:
         file = np.load(io.BytesIO(content), allow_pickle=False)
         arrays = {name: file[name] for name in file.files}
     except MemoryError:
-        raise UserError(f"{path} does not fit into this machine's memory; part it") from None
+        raise UserError(f"{path} does not fit into this machine's memory; split it") from None
     except Exception:
-        # Every layer of a zip file has its own ways to be torn, and none of them lists its errors.
+        # A damaged zip file raises many kinds of errors, and no list of them is documented.
         raise UserError(f"{path} is not an npz file of plain arrays, as numpy.savez writes it") from None
     try:
         return Dataset(_rows(arrays), _env(arrays), hashlib.sha256(content).hexdigest(), _action_repeat(arrays))
@@ -98,13 +124,26 @@ def load(path: str | Path) -> Dataset:
 
 
 def check_fits(data: Dataset, task: Task) -> None:
-    """Raise UserError where the arrays are not of `task`'s sizes, or each action was applied another number of times."""
+    """Raise UserError where the rows are not elements of `task`'s spaces, or another action repeat was used."""
     if data.action_repeat != task.action_repeat:
         raise UserError(f"action_repeat must be {data.action_repeat}, as of the data, got {task.action_repeat}")
-    for name, spec in (("observation", task.observation), ("action", task.action)):
-        shape = getattr(data.rows, name).shape[1:]
-        if shape != spec.shape:
-            raise UserError(f"the data's '{name}' has rows of shape {shape}, {task.name} has {spec.shape}")
+    for name, space in (("observation", task.observation), ("action", task.action)):
+        found = getattr(data.rows, name)
+        shape, zeros = found.shape[1:], space.zeros()
+        if shape != space.shape:
+            raise UserError(f"the data's '{name}' has rows of shape {shape}, {task.name} has {space.shape}")
+        if found.dtype != zeros.dtype:
+            raise UserError(f"the data's '{name}' is {found.dtype}, that of {task.name} is {zeros.dtype}")
+        if isinstance(space, Discrete) and found.max() >= space.n:
+            raise UserError(f"the data's '{name}' has the element {found.max()}, {task.name} has {space}")
+
+
+def check_vectors(rows: Transition, method: str) -> None:
+    """Raise UserError where `method` takes vectors, and the observations or actions of `rows` are none."""
+    for name in ("observation", "action"):
+        found = getattr(rows, name)
+        if found.ndim != 2:
+            raise UserError(f"{method} takes vectors, and the data's '{name}' is {found.dtype} of shape {found.shape}")
 
 
 def _env(arrays: dict[str, Any]) -> str | None:
@@ -124,13 +163,17 @@ def _action_repeat(arrays: dict[str, Any]) -> int:
 
 
 def _rows(arrays: dict[str, Any]) -> Transition:
+    """The rows of a file's arrays, checked. Raises UserError naming the array that is missing or wrong."""
     for name, value in arrays.items():
         if not isinstance(value, np.ndarray):
             raise UserError(f"'{name}' is not an array")
+    once = "last_observation" in arrays
+    if once and "next_observation" in arrays:
+        raise UserError("'last_observation' stands instead of 'next_observation': leave one of them out")
     for name in REQUIRED:
-        if name not in arrays:
+        if name not in arrays and not (once and name == "next_observation"):
             raise UserError(f"the array '{name}' is missing; there is: {', '.join(sorted(arrays)) or 'nothing'}")
-    known = {*REQUIRED, "truncated", "env", "action_repeat"}
+    known = {*REQUIRED, "truncated", "last_observation", "env", "action_repeat"}
     unknown = sorted(set(arrays) - known)
     if unknown:
         raise UserError(f"unknown array '{unknown[0]}'; known are: {', '.join(sorted(known))}")
@@ -138,28 +181,66 @@ def _rows(arrays: dict[str, Any]) -> Transition:
     if count < 1:
         raise UserError(f"'reward' must be [N] with N at least 1, got shape {arrays['reward'].shape}")
     given = {"truncated": np.zeros(count, bool)} | {name: arrays[name] for name in Transition._fields if name in arrays}
-    columns: dict[str, Any] = {name: _column(name, given[name], count) for name in (*REQUIRED, "truncated")}
+    columns: dict[str, Any] = {name: _column(name, given[name], count) for name in Transition._fields if name in given}
+    if once:
+        ended = columns["terminated"] | columns["truncated"]
+        columns["next_observation"] = _successors(columns["observation"], arrays["last_observation"], ended)
     rows = Transition(**columns)
-    if rows.next_observation.shape != rows.observation.shape:
+    observation, successor = rows.observation, rows.next_observation
+    if successor.shape != observation.shape or successor.dtype != observation.dtype:
         raise UserError(
-            f"'next_observation' must be like 'observation' {rows.observation.shape}, got {rows.next_observation.shape}"
+            f"'next_observation' must be like 'observation', {observation.dtype} {observation.shape}, got "
+            f"{successor.dtype} {successor.shape}"
         )
-    if not rows.observation.shape[1]:
+    if not observation[0].size:
         raise UserError("'observation' must have at least one number a row")
     return rows._replace(truncated=rows.truncated & ~rows.terminated)
 
 
+def _successors(
+    observation: Shaped[np.ndarray, "N *shape"], last: Shaped[np.ndarray, "..."], ended: Bool[np.ndarray, "N"]
+) -> Shaped[np.ndarray, "N *shape"]:
+    """`next_observation` from the observations and the successors that are none of them."""
+    torn = _torn(ended)
+    if last.shape != (torn.sum(), *observation.shape[1:]):
+        due = (int(torn.sum()), *observation.shape[1:])
+        raise UserError(f"'last_observation' must be {due}, a row for each end of an episode or the file, got {last.shape}")
+    last, successor = _column("last_observation", last, len(last)), np.roll(observation, -1, axis=0)
+    if last.dtype != observation.dtype:
+        raise UserError(f"'last_observation' must be like 'observation', {observation.dtype}, got {last.dtype}")
+    successor[torn] = last
+    return successor
+
+
+def _last_observation(rows: Transition) -> Shaped[np.ndarray, "M *shape"] | None:
+    """What `_successors` makes `rows.next_observation` of, or None where other rows do not continue in the next row."""
+    torn = _torn(np.asarray(rows.terminated | rows.truncated))
+    goes_on = np.flatnonzero(~torn)
+    same = all(np.array_equal(rows.next_observation[i], rows.observation[i + 1]) for i in goes_on)
+    return np.asarray(rows.next_observation[torn]) if same else None
+
+
+def _torn(ended: Bool[np.ndarray, "N"]) -> Bool[np.ndarray, "N"]:
+    """Rows whose successor is not the next row's observation: ends of episodes, and the last row."""
+    return np.append(ended[:-1], True)
+
+
 def _column(name: str, value: np.ndarray, count: int) -> np.ndarray:
     """One array in its dtype, checked."""
-    rank = 2 if name in ("observation", "action", "next_observation") else 1
-    if value.ndim != rank or len(value) != count:
-        raise UserError(f"'{name}' must be [{', '.join(['N', 'size'][:rank])}] with N = {count}, got shape {value.shape}")
+    _check_shape(name, value, count)
     if name in FLAGS:
         if value.dtype.kind not in "biuf" or not np.isin(value, (0, 1)).all():
             raise UserError(f"'{name}' must be true or false in every row")
         return value.astype(bool)
     if value.dtype.kind not in "iuf":
-        raise UserError(f"'{name}' must hold numbers, got {value.dtype}")
+        raise UserError(f"'{name}' must be numbers, got {value.dtype}")
+    if name in SPACES and value.ndim == 1:
+        largest = np.iinfo(np.int32).max
+        if value.min() < 0 or value.max() > largest:
+            raise UserError(f"'{name}' must be whole numbers from 0 to {largest}, got {value.min()} to {value.max()}")
+        return value.astype(np.int32)
+    if value.dtype.kind in "iu" and value.ndim > 2:
+        return value
     with np.errstate(over="ignore"):
         value = value.astype(jnp.result_type(float))
     wrong = np.flatnonzero(~np.isfinite(value).reshape(count, -1).all(axis=1))
@@ -169,3 +250,16 @@ def _column(name: str, value: np.ndarray, count: int) -> np.ndarray:
         beyond = value.flat[np.abs(value).argmax()]
         raise UserError(f"'action' must be in [-1, 1], got {beyond:g}: divide by the actuator's range")
     return value
+
+
+def _check_shape(name: str, value: np.ndarray, count: int) -> None:
+    """Raise UserError where an array has not `count` rows, or rows of a shape that no array of that name has."""
+    if name not in (*SPACES, "last_observation"):
+        shapes, right = "[N]", value.ndim == 1
+    elif name == "action":
+        shapes, right = "[N, size] or whole numbers [N]", value.ndim == 2
+    else:
+        shapes, right = "[N, size], whole numbers [N] or images [N, height, width, ...]", value.ndim >= 2
+    discrete = name in SPACES and value.ndim == 1 and value.dtype.kind in "iu"
+    if not (right or discrete) or len(value) != count:
+        raise UserError(f"'{name}' must be {shapes} with N = {count}, got shape {value.shape} of {value.dtype}")

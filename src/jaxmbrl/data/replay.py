@@ -16,7 +16,7 @@ from jaxmbrl.core.types import Key, PyTree
 
 
 class Replay(NamedTuple):
-    """The last `size` rows added, in a ring of C rows of which at most `capacity` <= C are held."""
+    """The last `size` rows added, at most `capacity`, in a ring of C >= `capacity` rows."""
 
     data: PyTree
     """Leaves [C, ...]."""
@@ -25,7 +25,7 @@ class Replay(NamedTuple):
     size: Int[Array, ""]
     """Rows that are valid."""
     capacity: Int[Array, ""]
-    """Rows held at most; traced, so that it can change without recompiling (`resize`)."""
+    """The most rows that are valid; traced, so that it can change without recompiling (`resize`)."""
 
     def gate(self, healthy: Bool[Array, ""], old: Replay) -> Replay:
         """The same, but where not `healthy` with the old size and position: rows written since do not count. (Of a full
@@ -43,8 +43,33 @@ def init(prototype: PyTree, capacity: int) -> Replay:
     return Replay(data, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.asarray(capacity, jnp.int32))
 
 
+def of_rows(rows: PyTree, size: Int[Array, ""] | int | None = None) -> Replay:
+    """A buffer of the rows [C, ...] as they are, oldest first, for a model that is fitted to data without a run.
+
+    All rows are valid, or where `size` is given the first `size` <= C of them; it may be traced.
+
+    >>> from jaxmbrl.data import replay
+    >>> buffer = replay.of_rows(jnp.arange(3.0))
+    >>> int(buffer.size), [float(row) for row in buffer.data]
+    (3, [0.0, 1.0, 2.0])
+    """
+    capacity = jax.tree.leaves(rows)[0].shape[0]
+    chex.assert_tree_shape_prefix(rows, (capacity,))
+    size = jnp.asarray(capacity if size is None else size, jnp.int32)
+    return Replay(jax.tree.map(jnp.asarray, rows), size % capacity, size, jnp.asarray(capacity, jnp.int32))
+
+
+def with_size(replay: Replay, size: Int[Array, ""]) -> Replay:
+    """The same buffer whose `size` is `size`, which must be the same number.
+
+    All seeds of a run have as many rows, min(environment steps, capacity) by the shared clock. Inside `vmap` over seeds the
+    buffer's own `size` is batched, and so would be the loops of a model's fit that run over its rows.
+    """
+    return replay._replace(size=jnp.asarray(size, jnp.int32))
+
+
 def add(replay: Replay, rows: PyTree, mask: Bool[Array, "n"] | None = None) -> Replay:
-    """Append those `rows` [n, ...] where `mask` is true, oldest rows giving way.
+    """Append those `rows` [n, ...] where `mask` is true; the oldest rows are overwritten first.
 
     Of more rows than fit, the last `capacity` stay, as if they had been added one by one. Raises AssertionError where a
     leaf's shape or dtype is not the buffer's: a probability of termination is not a termination.
@@ -52,24 +77,31 @@ def add(replay: Replay, rows: PyTree, mask: Bool[Array, "n"] | None = None) -> R
     >>> from jaxmbrl.data import replay
     >>> buffer = replay.init(jnp.zeros(()), capacity=3)
     >>> buffer = replay.add(buffer, jnp.arange(5.0), mask=jnp.array([True, True, False, True, True]))
-    >>> [float(row) for row in replay.ordered(buffer)], int(buffer.size)
+    >>> sorted(float(row) for row in buffer.data), int(buffer.size)
     ([1.0, 3.0, 4.0], 3)
     """
     n = jax.tree.leaves(rows)[0].shape[0]
-    chex.assert_tree_shape_prefix(rows, (n,))
-    jax.tree.map(lambda buffer, x: chex.assert_type(x, buffer.dtype), replay.data, rows)
     mask = jnp.ones(n, bool) if mask is None else mask
-    rank = jnp.cumsum(mask, dtype=jnp.int32)
-    added = jnp.sum(mask, dtype=jnp.int32)
-    stays = mask & (rank > added - replay.capacity)
-    rows_in_all = _physical(replay)
-    slot = jnp.where(stays, (replay.position + rank - 1) % rows_in_all, rows_in_all)
+    slot, added = slots_to_write(replay, mask), jnp.sum(mask, dtype=jnp.int32)
+
+    def write(buffer: Array, x: Array) -> Array:
+        chex.assert_type(x, buffer.dtype)
+        chex.assert_shape(x, (n, *buffer.shape[1:]))
+        return buffer.at[slot].set(x, mode="drop")
+
     return Replay(
-        data=jax.tree.map(lambda buffer, x: buffer.at[slot].set(x, mode="drop"), replay.data, rows),
-        position=(replay.position + added) % rows_in_all,
+        data=jax.tree.map(write, replay.data, rows),
+        position=(replay.position + added) % _physical(replay),
         size=jnp.minimum(replay.size + added, replay.capacity),
         capacity=replay.capacity,
     )
+
+
+def slots_to_write(replay: Replay, mask: Bool[Array, "n"]) -> Int[Array, "n"]:
+    """Where `add` writes each of n rows; C where it writes none. No slot is written twice."""
+    rank = jnp.cumsum(mask, dtype=jnp.int32)
+    stays = mask & (rank > jnp.sum(mask, dtype=jnp.int32) - replay.capacity)
+    return jnp.where(stays, (replay.position + rank - 1) % _physical(replay), _physical(replay))
 
 
 def sample(replay: Replay, key: Key, n: int) -> PyTree:
@@ -89,11 +121,6 @@ def mixture(first: Replay, second: Replay, key: Key, n: int, share: Float[Array,
     return jax.tree.map(choose, sample(first, first_key, n), sample(second, second_key, n))
 
 
-def ordered(replay: Replay) -> PyTree:
-    """All C rows, the valid ones first, oldest to newest."""
-    return _take(replay, _slot(replay, jnp.arange(_physical(replay))))
-
-
 def sample_sequences(
     replay: Replay, key: Key, n: int, length: int, stride: int = 1
 ) -> tuple[PyTree, Bool[Array, "n length"], Bool[Array, "n length"]]:
@@ -102,7 +129,8 @@ def sample_sequences(
     `stride` is the number of environments whose steps were added in turn: successive rows of one are `stride` apart.
 
     Returns (rows, start, valid). `start` marks a window's first row and every row after one that ended an episode: a
-    recurrent state must be reset there. `valid` is false on rows beyond the newest, where too few are held.
+    recurrent state must be reset there. `valid` is false on rows beyond the newest, in buffers of fewer rows than a window.
+    `data.sequences` samples windows of several environments without a stride, and stores images once.
     """
     whole = replay.size - (length - 1) * stride
     short = jnp.clip(replay.size, 1, stride)
@@ -115,31 +143,14 @@ def sample_sequences(
 
 
 def resize(replay: Replay, capacity: Int[Array, ""]) -> Replay:
-    """Change how many rows are held at most to `capacity` (at most C), keeping the newest that fit. It moves no row."""
+    """Set the most valid rows to `capacity` (at most C), keeping the newest that fit. It moves no row."""
     capacity = jnp.clip(capacity, 1, _physical(replay)).astype(jnp.int32)
     return replay._replace(size=jnp.minimum(replay.size, capacity), capacity=capacity)
 
 
-def with_size(replay: Replay, size: Int[Array, ""]) -> Replay:
-    """The same buffer with the number of valid rows `size`. A size from the clock, which all seeds share, is not batched
-    over seeds as the buffer's own is, and neither are loops whose length depends on it, such as those of a model's fit."""
-    return replay._replace(size=size)
-
-
-def of_rows(rows: PyTree) -> Replay:
-    """A full buffer of `rows` [C, ...]."""
-    count = jnp.asarray(jax.tree.leaves(rows)[0].shape[0], jnp.int32)
-    return Replay(rows, jnp.zeros((), jnp.int32), count, count)
-
-
 def empty(replay: Replay) -> Replay:
-    """The same buffer without rows. It moves none."""
+    """The same buffer without valid rows. It writes none."""
     return replay._replace(position=jnp.zeros_like(replay.position), size=jnp.zeros_like(replay.size))
-
-
-def fill(replay: Replay) -> Float[Array, ""]:
-    """The share of the logical capacity in use."""
-    return replay.size / replay.capacity
 
 
 def _physical(replay: Replay) -> int:
@@ -147,7 +158,7 @@ def _physical(replay: Replay) -> int:
 
 
 def _slot(replay: Replay, age: Int[Array, "*n"]) -> Int[Array, "*n"]:
-    """Where the row is that was added `age` rows after the oldest."""
+    """The slot of the row that was added `age` rows after the oldest."""
     return (replay.position - replay.size + age) % _physical(replay)
 
 

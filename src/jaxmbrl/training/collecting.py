@@ -9,7 +9,7 @@ from jaxmbrl import envs
 from jaxmbrl.agents.exploration import uniform
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Policy, Task, Transition, World, row_like
-from jaxmbrl.envs.base import vector_sizes
+from jaxmbrl.data import dataset
 from jaxmbrl.rollout import auto_reset, rollout, world_of
 from jaxmbrl.training import hosted, memory, programs, session
 from jaxmbrl.training.loop import clock_at
@@ -40,10 +40,11 @@ def collect_by(
     explore: bool = False,
     action_repeat: int | None = None,
 ) -> tuple[Transition, Task]:
-    """(transitions, task) of `collect` by the policy called `policy`: `random`, or the folder of a run, of
-    which the first seed acts. The task and the action repeat are a run's own; a random policy's is 1 if not given.
+    """(transitions, task) of `collect` by the policy called `policy`: `random`, or the folder of a run, of which the first
+    seed acts. The task and the action repeat are a run's own; for `random`, the repeat is 1 if not given.
 
-    Raises UserError where the task is missing, or it or the action repeat is not the run's, or a number is out of range.
+    Raises UserError where the task is missing, or it or the action repeat is not the run's, where a number is out of range,
+    and where a file of transitions cannot store the task's observations or actions.
     """
     if not 1 <= steps < programs.WHOLE:
         raise UserError(f"steps must be at least 1 and below {programs.WHOLE}, got {steps}")
@@ -53,7 +54,7 @@ def collect_by(
         if task is None:
             raise UserError(f"--env TASK is missing; there is: {', '.join(envs.names())}")
         made = envs.make(task, 1 if action_repeat is None else action_repeat)
-        vector_sizes(made, "collect")
+        dataset.check_storable(made)
         _check_room(made, steps)
         return collect(made, uniform(made.action), steps, seed), made
     of = programs.read(RunFolder.open(policy))
@@ -63,6 +64,7 @@ def collect_by(
         raise UserError(f"action_repeat must be {of.action_repeat}, that of the run in {policy}, got {action_repeat}")
     program, state, restored = session.newest(policy)
     clock = clock_at(restored.extra["env_steps"])
+    dataset.check_storable(program.task)
     _check_room(program.task, steps)
     acting = program.algorithm.policy(jax.tree.map(lambda leaf: leaf[0], state.algorithm), clock, explore)
     return collect(program.task, acting, steps, seed, world_of(program.task, program.algorithm)), program.task

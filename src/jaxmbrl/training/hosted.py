@@ -1,4 +1,4 @@
-"""Stepping tasks that live on the host: environments side by side, one compiled action for all of them at each step."""
+"""Stepping tasks that run on the host: environments side by side, one compiled policy step for all of them."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def act(
 
 
 class Environments:
-    """Environments of a task on the host, n of them. An episode that ended is followed by another."""
+    """n environments of a task on the host. When an episode ends, another begins."""
 
     def __init__(self, task: Task, count: int) -> None:
         assert task.host is not None
-        self._task, self._dtype = task, float_dtype()
+        self._task, self._float = task, float_dtype()
         self._envs: list[HostEnv] = []
         with contextlib.ExitStack() as closing:
             for _ in range(count):
@@ -55,7 +55,8 @@ class Environments:
                 closing.callback(close, task, env)
                 self._envs.append(env)
             self._closing = closing.pop_all()
-        self.observation: Float[np.ndarray, "n O"] = np.zeros((count, *task.observation.shape), self._dtype)
+        element = task.observation.zeros()
+        self.observation: Shaped[np.ndarray, "n ..."] = np.zeros((count, *element.shape), element.dtype)
         self.is_first: Bool[np.ndarray, "n"] = np.ones(count, bool)
 
     def begin(self, seeds: UInt32[np.ndarray, "n"]) -> None:
@@ -66,48 +67,67 @@ class Environments:
     def step(
         self, action: Shaped[np.ndarray, "n ..."], seeds: UInt32[np.ndarray, "n"], active: Bool[np.ndarray, "n"]
     ) -> Transition:
-        """Transitions [n, ...] of one step in each environment that is `active`, without extras. The others stay as they
-        are. An episode that ends is followed by one that begins with the seed given."""
+        """Transitions [n, ...] of one step in each environment that is `active`, without extras; others are not stepped.
+        After an episode's end, the next begins with the seed given."""
         count = len(self._envs)
         before, after = self.observation.copy(), self.observation.copy()
-        reward = np.zeros(count, self._dtype)
+        reward = np.zeros(count, self._float)
         terminated, truncated = np.zeros(count, bool), np.zeros(count, bool)
         for n in map(int, np.flatnonzero(active)):
-            told = step(self._task, self._envs[n], np.asarray(action[n]))
-            after[n], reward[n] = told.observation, told.reward
-            terminated[n], truncated[n] = told.terminated, told.truncated
-            self.observation[n], self.is_first[n] = told.observation, False
-            if told.terminated or told.truncated:
+            result = step(self._task, self._envs[n], np.asarray(action[n]))
+            after[n], reward[n] = self._element(result.observation), result.reward
+            terminated[n], truncated[n] = result.terminated, result.truncated
+            self.observation[n], self.is_first[n] = after[n], False
+            if result.terminated or result.truncated:
                 self._reset(n, int(seeds[n]))
         rows: tuple[Any, ...] = (before, action, reward, after, terminated, truncated)
         return Transition(*rows)
 
     def _reset(self, n: int, seed: int) -> None:
         with named_errors(self._task.name, "reset"):
-            self.observation[n] = self._envs[n].reset(seed)
-        self.is_first[n] = True
+            observation = self._envs[n].reset(seed)
+        self.observation[n], self.is_first[n] = self._element(observation), True
+
+    def _element(self, observation: Any) -> Shaped[np.ndarray, "..."]:
+        """An observation as an element of the task's space. Raises UserError where its shape or kind is another."""
+        found, due = np.asarray(observation), self.observation
+        # Floats may lose digits; nothing becomes an integer that was none, or wraps around in a smaller one.
+        if found.shape != due.shape[1:] or not (due.dtype.kind == "f" or _holds(due.dtype, found)):
+            raise UserError(
+                f"task '{self._task.name}': an observation must be {due.dtype} {due.shape[1:]}, as its space says, got "
+                f"{found.dtype} {found.shape}"
+            )
+        return found.astype(due.dtype)
 
     def close(self) -> None:
-        """Let all of them go."""
+        """Close all of them."""
         self._closing.close()
 
 
 def step(task: Task, env: HostEnv | Twin, action: Shaped[np.ndarray, "..."]) -> HostStep:
-    """A step of one environment; what it raises names the task."""
+    """A step of one environment; its errors name the task."""
     with named_errors(task.name, "step"):
         return env.step(action)
 
 
 def close(task: Task, env: HostEnv | Twin) -> None:
-    """Let one environment go; what it raises names the task."""
+    """Close one environment; its errors name the task."""
     with named_errors(task.name, "close"):
         env.close()
 
 
 def finite_rows(tree: PyTree) -> Bool[np.ndarray, "n"]:
-    """Which rows of arrays [n, ...] hold finite numbers alone."""
+    """Which rows of arrays [n, ...] are finite."""
     leaves = [np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in jax.tree.leaves(tree)]
     return np.logical_and.reduce(leaves)
+
+
+def _holds(dtype: np.dtype[Any], found: Shaped[np.ndarray, "..."]) -> bool:
+    """Whether the integer `dtype` represents all numbers found."""
+    if found.dtype == dtype:
+        return True
+    limits = np.iinfo(dtype)
+    return found.dtype.kind in "iu" and bool(((found >= limits.min) & (found <= limits.max)).all())
 
 
 def collect(task: Task, policy: Policy, steps: int, seed: int = 0) -> Transition:
@@ -125,10 +145,10 @@ def collect(task: Task, policy: Policy, steps: int, seed: int = 0) -> Transition
         for i in range(steps):
             seen, is_first = environments.observation[0], environments.is_first[0]
             action, _, memory, again = acting(memory, seen, is_first, np.int32(i))
-            told, again = jax.device_get((action, again))
-            if not np.isfinite(told).all():
+            action, again = jax.device_get((action, again))
+            if not np.isfinite(action).all():
                 raise UserError(f"task '{task.name}': the policy's action is not finite at step {i + 1}; train it anew")
-            rows.append(environments.step(np.asarray(told)[None], np.asarray(again)[None], np.ones(1, bool)))
+            rows.append(environments.step(np.asarray(action)[None], np.asarray(again)[None], np.ones(1, bool)))
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *rows)
 
 
@@ -211,12 +231,12 @@ class Evaluator:
             lost = alive & ~finite_rows(action)
             total[lost], alive = np.nan, alive & ~lost
             for n in np.flatnonzero(alive):
-                told = step(self._task, self._envs[n], np.asarray(action[n]))
-                seen[n], alive[n] = told.observation, not (told.terminated or told.truncated)
-                total[n] += told.reward
+                result = step(self._task, self._envs[n], np.asarray(action[n]))
+                seen[n], alive[n] = result.observation, not (result.terminated or result.truncated)
+                total[n] += result.reward
         return total.reshape(seeds, -1)
 
     def close(self) -> None:
-        """Let the environments go."""
+        """Close the environments."""
         self._closing.close()
         self._envs.clear()

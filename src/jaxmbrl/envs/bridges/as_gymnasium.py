@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from jaxmbrl.core.config import UserError
-from jaxmbrl.core.spaces import Discrete, Space
+from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import Action, Carry, Key, Observation, Task, World
 from jaxmbrl.envs.mujoco import rendering
 
@@ -31,9 +31,9 @@ WIDTH, HEIGHT = 480, 480
 def as_gymnasium(task: Task | str, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
     """`task`, or the one of that name, as a `gymnasium.Env` whose reset and step are compiled programs.
 
-    Observations and actions are float32, or int64 of a discrete space. An action outside [-1, 1] is passed on as is, and
-    what becomes of it is the task's affair. `terminated` and `truncated` are the task's own, so no `TimeLimit` is needed.
-    The info of a step has the terms in `State.metrics`, numbers as floats.
+    Vectors of observations and actions are float32, elements of a discrete space int64, images of the task's own dtype. An
+    action outside [-1, 1] reaches the task as it is. `terminated` and `truncated` are the task's own, so no `TimeLimit` is
+    needed. The info of a step has the terms in `State.metrics`, numbers as floats.
 
     `reset(seed=s)` determines all that follows, later resets without a seed included. `render_mode` "rgb_array" draws
     frames of 480 x 480 pixels of a task that has a MuJoCo model (`rendering`).
@@ -73,8 +73,8 @@ def as_gymnasium(task: Task | str, render_mode: str | None = None) -> gymnasium.
             if self._key is None:
                 raise gym.error.ResetNeeded("reset the environment before its first step")
             given = _actions(made, action, made.action.shape)
-            self._key, self._carry, told = _step(made.world, self._key, self._carry, given)
-            observation, reward, terminated, truncated, terms = told
+            self._key, self._carry, result = _step(made.world, self._key, self._carry, given)
+            observation, reward, terminated, truncated, terms = result
             info = {name: _number(value) for name, value in terms.items()}
             return _element(made.observation, observation), float(reward), bool(terminated), bool(truncated), info
 
@@ -157,8 +157,8 @@ def as_gymnasium_vector(task: Task | str, num_envs: int) -> VectorEnv[Any, Any, 
                 raise gym.error.ResetNeeded("reset the environments before their first step")
             given = _actions(made, actions, (num_envs, *made.action.shape))
             before = self._ended
-            self._keys, self._carries, told = _step_all(made.world, self._keys, self._carries, given, before)
-            observations, rewards, terminated, truncated, terms = told
+            self._keys, self._carries, result = _step_all(made.world, self._keys, self._carries, given, before)
+            observations, rewards, terminated, truncated, terms = result
             ended, cut = np.array(terminated), np.array(truncated)
             self._ended = ended | cut
             infos: dict[str, Any] = {}
@@ -185,7 +185,7 @@ def _task(task: Task | str) -> Task:
 
 
 def _scene(task: Task, render_mode: str | None) -> rendering.Scene | None:
-    """What there is to draw, or None. Raises NoPicture where that is asked for."""
+    """What can be drawn, or None. Raises NoPicture where a picture is asked for and there is nothing to draw."""
     if render_mode not in (None, "rgb_array"):
         raise UserError(f"render_mode must be 'rgb_array' or None, got '{render_mode}'")
     try:
@@ -199,7 +199,15 @@ def _scene(task: Task, render_mode: str | None) -> rendering.Scene | None:
 def _space(gym: ModuleType, spec: Space) -> Any:
     if isinstance(spec, Discrete):
         return gym.spaces.Discrete(spec.n)
-    return gym.spaces.Box(spec.low, spec.high, spec.shape, np.float32)
+    dtype = _dtype(spec)
+    low, high = (dtype.type(bound) for bound in (spec.low, spec.high))
+    return gym.spaces.Box(low, high, spec.shape, dtype.type)
+
+
+def _dtype(spec: Box) -> np.dtype[Any]:
+    """The dtype on Gymnasium's side: float32 for floats, the space's own for integers."""
+    dtype = np.dtype(spec.zeros().dtype)
+    return np.dtype(np.float32) if dtype.kind == "f" else dtype
 
 
 def _keys(generators: Sequence[np.random.Generator]) -> Key:
@@ -209,21 +217,23 @@ def _keys(generators: Sequence[np.random.Generator]) -> Key:
 
 
 def _actions(task: Task, given: Any, shape: tuple[int, ...]) -> Shaped[np.ndarray, "*n"]:
-    zeros = task.action.zeros()
+    dtype = np.dtype(task.action.zeros().dtype)
     try:
-        actions = np.asarray(given, zeros.dtype)
+        actions = np.asarray(given, dtype)
     except (TypeError, ValueError):
         raise UserError(f"actions must be numbers of shape {shape}, got {given!r:.60}") from None
+    if dtype.kind != "f" and not np.array_equal(actions, given):
+        raise UserError(f"actions must be whole numbers, got {given!r:.60}")
     if actions.shape != shape:
         raise UserError(f"actions must be of shape {shape}, got {actions.shape}")
     return actions
 
 
 def _element(spec: Space, observation: Observation) -> Any:
-    """A copy, which is the caller's, in the space's type."""
+    """A copy for the caller, in the space's dtype."""
     if isinstance(spec, Discrete):
         return np.int64(observation) if np.ndim(observation) == 0 else np.array(observation, np.int64)
-    return np.array(observation, np.float32)
+    return np.array(observation, _dtype(spec))
 
 
 def _number(value: Any) -> Any:
@@ -235,12 +245,12 @@ def _numbers(value: Any) -> Any:
 
 
 def _terms(carry: Carry) -> dict[str, Any]:
-    """What the environment's state tells of a step; a World of another make tells nothing."""
+    """The metrics of the environment's state; none for a World that was not made by `make_task`."""
     state = carry[0] if isinstance(carry, tuple) and carry else None
     return dict(getattr(state, "metrics", None) or {})
 
 
-Told: TypeAlias = tuple[Observation, Float[Array, "*n"], Bool[Array, "*n"], Bool[Array, "*n"], dict[str, Any]]
+StepResult: TypeAlias = tuple[Observation, Float[Array, "*n"], Bool[Array, "*n"], Bool[Array, "*n"], dict[str, Any]]
 """Next observation, reward, terminated, truncated and terms of a step."""
 
 
@@ -252,7 +262,7 @@ def _reset(world: World, key: Key) -> tuple[Key, Carry, Observation]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _step(world: World, key: Key, carry: Carry, action: Action) -> tuple[Key, Carry, Told]:
+def _step(world: World, key: Key, carry: Carry, action: Action) -> tuple[Key, Carry, StepResult]:
     key, step_key = jax.random.split(key)
     carry, row = world.step(carry, action, step_key)
     return key, carry, (row.next_observation, row.reward, row.terminated, row.truncated, _terms(carry))
@@ -264,11 +274,13 @@ def _reset_all(world: World, keys: Key) -> tuple[Key, Carry, Observation]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _step_all(world: World, keys: Key, carries: Carry, actions: Action, ended: Bool[Array, "n"]) -> tuple[Key, Carry, Told]:
-    def one(key: Key, carry: Carry, action: Action, ended: Bool[Array, ""]) -> tuple[Key, Carry, Told]:
-        next_key, successor, told = _step(world, key, carry, action)
+def _step_all(
+    world: World, keys: Key, carries: Carry, actions: Action, ended: Bool[Array, "n"]
+) -> tuple[Key, Carry, StepResult]:
+    def one(key: Key, carry: Carry, action: Action, ended: Bool[Array, ""]) -> tuple[Key, Carry, StepResult]:
+        next_key, successor, result = _step(world, key, carry, action)
         reset_key, fresh, observation = _reset(world, key)
-        nothing = (observation, *jax.tree.map(jnp.zeros_like, told[1:]))
-        return jax.tree.map(functools.partial(jnp.where, ended), (reset_key, fresh, nothing), (next_key, successor, told))
+        nothing = (observation, *jax.tree.map(jnp.zeros_like, result[1:]))
+        return jax.tree.map(functools.partial(jnp.where, ended), (reset_key, fresh, nothing), (next_key, successor, result))
 
     return jax.vmap(one)(keys, carries, actions, ended)

@@ -1,17 +1,18 @@
-"""Real Gymnasium environments as tasks, and the user's own simulator or robot in the same interface.
+"""Gymnasium environments as tasks, and the user's own simulator or robot in the same interface.
 
-They live on the host: a compiled program cannot step them, so each step goes from the device to Python and back.
+They run on the host: a compiled program cannot step them, so each step goes from the device to Python and back.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete, Space
@@ -25,17 +26,20 @@ DEFAULT_LENGTH = 1000
 
 
 def from_gymnasium(make_env: Callable[[], gymnasium.Env], name: str, episode_length: int | None = None) -> Task:
-    """A task of the environments that `make_env()` makes, one new one at each call, each with one vector of observations.
+    """A task of the environments that `make_env()` makes, one new one at each call.
 
-    Observations are `Box` spaces, flattened to [O]; actions are a `Box` with finite bounds, flattened and mapped from
-    [-1, 1] onto the bounds, or `Discrete`. A step after which the environment says `terminated` is terminated; `truncated`
-    without it, or `episode_length` steps, truncate. Without `episode_length` the limit is the `max_episode_steps` of the
-    environment's spec, and 1,000 steps where it has none: an evaluation must end. Each reset is given a seed.
+    Observations are a `Box` or `Discrete`. A `Box` of uint8 with two or more axes is an image and stays as it is, [H, W] as
+    [H, W, 1]; any other is flattened to floats [O]. Actions are `Discrete`, or a `Box` with finite bounds, flattened and
+    mapped from [-1, 1] onto the bounds. Discrete elements are numbered from 0 here, whatever the space's `start`.
+
+    A step that the environment reports as `terminated` is terminated; `truncated` without it, or `episode_length` steps,
+    truncate. Without `episode_length` the limit is the `max_episode_steps` of the environment's spec, and 1,000 steps where
+    it has none: an evaluation must end. Each reset is given a seed.
 
     One environment is made and closed here, to read its spaces. Training makes `num_envs` for each seed; each evaluation
     makes others, at most 64 at a time.
 
-    Raises UserError where `make_env` fails or makes something else, and where a space is none of these.
+    Raises UserError where `make_env` fails or returns something else, and where a space is none of these.
     """
     with named_errors(name, "being made"):
         env = make_env()
@@ -50,7 +54,7 @@ def from_gymnasium(make_env: Callable[[], gymnasium.Env], name: str, episode_len
         raise UserError(f"task '{name}': episode_length must be a whole number of steps, got {length!r}")
     return Task(
         name=name,
-        env=_Sizes(name, observation.shape[0], int(np.prod(action.shape))),
+        env=_Sizes(name, math.prod(observation.shape), math.prod(action.shape)),
         world=_world(name),
         observation=observation,
         action=action,
@@ -72,7 +76,7 @@ def make_registered(name: str, **options: Any) -> gymnasium.Env:
         with _no_log_file():
             return gymnasium.make(name, disable_env_checker=True, **options)
     except (gymnasium.error.Error, ImportError) as error:
-        raise UserError(f"Gymnasium cannot make '{name}': {_told(error)}") from error
+        raise UserError(f"Gymnasium cannot make '{name}': {_one_line(error)}") from error
 
 
 def import_gymnasium() -> Any:
@@ -86,14 +90,14 @@ def import_gymnasium() -> Any:
 
 @contextlib.contextmanager
 def named_errors(name: str, doing: str) -> Iterator[None]:
-    """Tell what the environment of task `name` raises in one line that says which environment, and in what."""
+    """Turn what the environment of task `name` raises into a UserError of one line that names the task and the call."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        told = f"task '{name}': its environment fails in {doing} with {type(error).__name__}: {_told(error)}"
-        raise UserError(told) from error
+        message = f"task '{name}': its environment fails in {doing} with {type(error).__name__}: {_one_line(error)}"
+        raise UserError(message) from error
 
 
 class GymnasiumEnv:
@@ -102,12 +106,12 @@ class GymnasiumEnv:
     def __init__(self, name: str, env: gymnasium.Env, episode_length: int) -> None:
         self._name, self._env, self._length = name, env, episode_length
         self._elapsed = 0
-        self._size = _observation(name, env).shape[0]
+        self._space = _observation(name, env)
 
-    def reset(self, seed: int) -> Float[np.ndarray, "O"]:
+    def reset(self, seed: int) -> Shaped[np.ndarray, "..."]:
         """Begin an episode."""
         self._elapsed = 0
-        return self._flat(self._env.reset(seed=seed)[0])
+        return self._element(self._env.reset(seed=seed)[0])
 
     def step(self, action: Shaped[np.ndarray, "..."]) -> HostStep:
         """Take a step."""
@@ -117,19 +121,36 @@ class GymnasiumEnv:
         self._elapsed += 1
         ended = bool(terminated)
         out_of_time = (bool(truncated) or self._elapsed >= self._length) and not ended
-        return HostStep(self._flat(observation), float(reward), ended, out_of_time)
+        return HostStep(self._element(observation), float(reward), ended, out_of_time)
 
     def close(self) -> None:
         """Close the environment."""
         self._env.close()
 
-    def _flat(self, observation: Any) -> Float[np.ndarray, "O"]:
-        flat = np.asarray(observation, np.float64).reshape(-1)
-        if flat.shape != (self._size,):
-            raise UserError(
-                f"task '{self._name}': an observation must be {self._size} numbers, as its space says, got {flat.size}"
-            )
-        return flat
+    def _element(self, observation: Any) -> Shaped[np.ndarray, "..."]:
+        """An observation as an element of the task's space. Raises UserError where it is none."""
+        if isinstance(self._space, Discrete):
+            return self._choice(observation, self._space.n)
+        if self._space.is_vector:
+            flat = np.asarray(observation, np.float64).reshape(-1)
+            if flat.shape != self._space.shape:
+                size = self._space.shape[0]
+                raise self._wrong(f"{size} numbers, as its space says, got {flat.size}")
+            return flat
+        image = np.asarray(observation)
+        if image.shape not in (self._space.shape, self._space.shape[:2]) or image.dtype != np.uint8:
+            raise self._wrong(f"uint8 {self._space.shape}, as its space says, got {image.dtype} {image.shape}")
+        return image.reshape(self._space.shape)
+
+    def _choice(self, observation: Any, n: int) -> Int[np.ndarray, ""]:
+        space: Any = self._env.observation_space
+        number = np.asarray(observation)
+        if number.size != 1 or number.dtype.kind not in "iu" or not 0 <= int(number.item()) - int(space.start) < n:
+            raise self._wrong(f"an element of {space}, got {observation!r:.60}")
+        return np.asarray(int(number.item()) - int(space.start), np.int32)
+
+    def _wrong(self, due: str) -> UserError:
+        return UserError(f"task '{self._name}': an observation must be {due}")
 
     def _rescaled(self, action: Float[np.ndarray, "A"], space: Any) -> Shaped[np.ndarray, "..."]:
         scaled = rescale(action, np.ravel(space.low), np.ravel(space.high))
@@ -145,7 +166,7 @@ def rescale(
 
 
 class _Sizes:
-    """What stands for the environment in `Task.env`: it knows sizes, and says why it cannot do more."""
+    """Stands for the environment in `Task.env`: it has sizes, and raises a UserError for all else."""
 
     def __init__(self, name: str, observation_size: int, action_size: int) -> None:
         self._name, self.observation_size, self.action_size = name, observation_size, action_size
@@ -174,20 +195,28 @@ def _world(name: str) -> World:
 
 def _outside(name: str, what: str) -> UserError:
     return UserError(
-        f"task '{name}' lives outside of the compiled program and cannot be {what} inside one: planning in the true "
-        "simulator takes a task in JAX ('jaxmbrl list' names them)"
+        f"task '{name}' runs on the host and cannot be {what} inside a compiled program: planning in the true simulator "
+        "takes a task in JAX ('jaxmbrl list' names them)"
     )
 
 
-def _observation(name: str, env: Any) -> Box:
+def _observation(name: str, env: Any) -> Space:
     space: Any = getattr(env, "observation_space", None)
     if getattr(env, "num_envs", None) is not None:
         raise UserError(f"task '{name}': give a single environment and not a vector of them; num_envs makes more of it")
-    if type(space).__name__ != "Box":
+    kind = type(space).__name__
+    if kind == "Discrete":
+        return Discrete(int(space.n))
+    if kind != "Box":
         raise UserError(
-            f"task '{name}': its observations must be a Box, got {space}; gymnasium.wrappers.FlattenObservation makes one"
+            f"task '{name}': its observations must be a Box or Discrete, got {space}; "
+            "gymnasium.wrappers.FlattenObservation makes a Box"
         )
-    return Box((int(np.prod(space.shape)),))
+    if space.dtype == np.uint8 and len(space.shape) > 1:
+        shape = tuple(map(int, space.shape))
+        low, high = float(np.min(space.low)), float(np.max(space.high))
+        return Box(shape if len(shape) > 2 else (*shape, 1), low, high, "uint8")
+    return Box((math.prod(map(int, space.shape)),))
 
 
 def _action(name: str, env: Any) -> Space:
@@ -202,23 +231,23 @@ def _action(name: str, env: Any) -> Space:
         raise UserError(
             f"task '{name}': its actions must have finite bounds, got {space}; gymnasium.wrappers.RescaleAction sets them"
         )
-    return Box((int(np.prod(space.shape)),), -1.0, 1.0)
+    return Box((math.prod(map(int, space.shape)),), -1.0, 1.0)
 
 
 @contextlib.contextmanager
 def _no_log_file() -> Iterator[None]:
-    """Some of Gymnasium's model files make MuJoCo write a deprecation into a log file in the working folder."""
+    """Some of Gymnasium's model files make MuJoCo write a deprecation warning to a log file in the working folder."""
     import mujoco
 
-    heard = mujoco.get_mju_user_warning()
+    before = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(lambda message: None)
     try:
         yield
     finally:
-        mujoco.set_mju_user_warning(heard)
+        mujoco.set_mju_user_warning(before)
 
 
-def _told(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or "no message"
 
 

@@ -1,4 +1,4 @@
-"""A checker of tasks: what algorithms rely on, tried out on a task of one's own before training."""
+"""A checker of tasks: tests what algorithms rely on, before training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxmbrl.core.types import Carry, Key, PyTree, Task, Transition
 
 ROWS = 8
 LONGEST = 2000
-HELD = 7  # steps
+HOLD = 7  # steps
 POLICIES = (
     "uniform actions",
     "actions thrown from bound to bound",
@@ -27,7 +27,7 @@ POLICIES = (
 
 
 def check(task: Task, seed: int = 0) -> None:
-    """Try `task` out, and raise UserError with all problems found, in one line, or return None.
+    """Test `task`: raise UserError with all problems found, in one line, or return None.
 
     Checked are: the spaces of observations and actions; shapes and dtypes of what reset and step return, and that a step
     keeps those of the carry, so that it can be scanned; that reset and step depend on their arguments alone, leave them
@@ -36,8 +36,8 @@ def check(task: Task, seed: int = 0) -> None:
     is 0 or 1 and never for a time limit, that the task truncates at `episode_length`, that nothing resets by itself; and
     that the task's known `reward` and `terminated` agree with the steps, on a row and on rows [N, ...] and [M, N, ...].
 
-    Whether an environment resets by itself, or ends for a time limit, is told from what it shows. Where that shows in
-    no rollout, as where none of them terminates, it passes.
+    Whether an environment resets by itself, or ends for a time limit, is inferred from these rollouts. Where they do not
+    show it, as where none of them terminates, the task passes.
     """
     stages: tuple[tuple[str, Callable[[Task, Key], list[str]]], ...] = (
         ("reading its spaces", _check_spaces),
@@ -51,22 +51,22 @@ def check(task: Task, seed: int = 0) -> None:
         except UserError:
             raise
         except Exception as error:
-            told = (str(error).strip() or "no message").splitlines()[0]
-            raise UserError(f"task '{task.name}': {what} fails with {type(error).__name__}: {told}") from error
+            message = (str(error).strip() or "no message").splitlines()[0]
+            raise UserError(f"task '{task.name}': {what} fails with {type(error).__name__}: {message}") from error
         if problems:
             raise UserError(f"task '{task.name}': {'; '.join(problems)}")
 
 
 def _check_spaces(task: Task, key: Key) -> list[str]:
     problems = []
-    bounded = isinstance(task.action, Box) and (task.action.low, task.action.high) == (-1.0, 1.0)
-    if not bounded and not _is_discrete(task.action):
-        problems.append(
-            f"its actions must be Box(shape, -1.0, 1.0) or Discrete(n), got {task.action}: rescale them in step"
-        )
-    bounded = isinstance(task.observation, Box) and task.observation.low < task.observation.high
-    if not bounded and not _is_discrete(task.observation):
-        problems.append(f"its observations must be Box(shape, low, high) or Discrete(n), got {task.observation}")
+    action, observation = task.action, task.observation
+    bounds = (action.low, action.high) if isinstance(action, Box) and _is_box(action) else None
+    if not (bounds == (-1.0, 1.0) and _dtype(action).kind == "f") and not _is_discrete(action):
+        problems.append(f"its actions must be Box(shape, -1.0, 1.0) or Discrete(n), got {action}: rescale them in step")
+    if not _is_box(observation) and not _is_discrete(observation):
+        problems.append(f"its observations must be Box(shape, low, high, dtype) or Discrete(n), got {observation}")
+    elif isinstance(observation, Box) and _dtype(observation).kind != "f" and not _fits(observation):
+        problems.append(f"the bounds of its observations must be numbers of their dtype, got {observation}")
     if not isinstance(task.episode_length, numbers.Integral) or task.episode_length < 1:
         problems.append(f"its episode_length must be a whole number of steps, got {task.episode_length!r}")
     return problems
@@ -76,8 +76,28 @@ def _is_discrete(space: Any) -> bool:
     return isinstance(space, Discrete) and space.n >= 1
 
 
+def _is_box(space: Any) -> bool:
+    """Whether it is a Box of floats or integers with sizes of at least 1 and ordered bounds."""
+    if not isinstance(space, Box) or not all(size >= 1 for size in space.shape) or not space.low < space.high:
+        return False
+    try:
+        return _dtype(space).kind in "fiu"
+    except TypeError:
+        return False
+
+
+def _dtype(space: Space) -> np.dtype[Any]:
+    return np.dtype(space.zeros().dtype)
+
+
+def _fits(space: Box) -> bool:
+    """Whether the bounds are whole numbers of the box's integer dtype."""
+    limits = np.iinfo(_dtype(space))
+    return all(limits.min <= bound <= limits.max and float(bound).is_integer() for bound in (space.low, space.high))
+
+
 def _check_a_step(task: Task, key: Key) -> list[str]:
-    """Without jit, where Python's own state would show."""
+    """Without jit, where state kept in Python would show."""
     reset_key, action_key, step_key = jax.random.split(key, 3)
     # An accelerator may sum in another order each time.
     tolerance = 0.0 if jax.default_backend() == "cpu" else _tolerance()
@@ -101,13 +121,13 @@ def _check_a_step(task: Task, key: Key) -> list[str]:
             ("next_observation", row.next_observation, task.world.observe(successor)),
             ("action", row.action, action),
         ):
-            whence = "the action given" if what == "action" else "what observe tells of the carry"
-            problems += _differences(expected, seen, 0.0, f"a transition's {what} is not {whence}")
+            due = "the action given" if what == "action" else "what observe returns for the carry"
+            problems += _differences(expected, seen, 0.0, f"a transition's {what} is not {due}")
     return problems
 
 
 def _changed_kinds(carry: Carry, successor: Carry) -> list[str]:
-    """What would stop a scan."""
+    """What a scan would refuse."""
     before, after = _kinds(carry), _kinds(successor)
     problems = [f"step drops carry{path}: keep it, a scan needs it" for path in before if path not in after]
     problems += [f"step adds carry{path}: let reset return it too" for path in after if path not in before]
@@ -148,7 +168,7 @@ def _check_compiled(task: Task, key: Key) -> list[str]:
 
 
 class _Rollouts(NamedTuple):
-    """Rollouts [ROWS, T, ...]; row r is played by policy r mod 4, and the second half of the rows is reset at ends."""
+    """Rollouts [ROWS, T, ...]; row r uses policy r mod 4, and the second half of the rows is reset at ends."""
 
     rows: Transition
     done: Shaped[np.ndarray, "R T"]
@@ -170,7 +190,7 @@ def _check_rollouts(task: Task, key: Key) -> list[str]:
     alive, elapsed = _alive(rows.terminated | rows.truncated, np.asarray(resets))
     rollouts = _Rollouts(rows, done, alive, elapsed)
     problems = _one_by_one(task, keys, actions, rows) + _sound(task, rollouts)
-    problems = problems or _ends(task, rollouts) or _resets(rollouts)
+    problems = problems or _ends(task, rollouts) or _resets(task, rollouts)
     return problems or _known(task, jax.tree.map(lambda x: x[alive], rows))
 
 
@@ -215,16 +235,16 @@ def _one_by_one(task: Task, keys: Key, actions: Shaped[Array, "R T ..."], rows: 
 
 def _actions(space: Space, length: int, key: Key) -> Shaped[Array, "R T ..."]:
     """Actions of each policy, in turn."""
-    uniform_key, held_key = jax.random.split(key)
+    uniform_key, switch_key = jax.random.split(key)
     shape = (ROWS // 4, length, *space.shape)
-    turns = (ROWS // 4, -(-length // HELD), *space.shape)
+    turns = (ROWS // 4, -(-length // HOLD), *space.shape)
     if isinstance(space, Discrete):
         low, high = jnp.zeros(shape, jnp.int32), jnp.full(shape, space.n - 1, jnp.int32)
         uniform = jax.random.randint(uniform_key, shape, 0, space.n, jnp.int32)
     else:
         low, high = -jnp.ones(shape), jnp.ones(shape)
         uniform = jax.random.uniform(uniform_key, shape, minval=-1.0, maxval=1.0)
-    ups = jnp.repeat(jax.random.bernoulli(held_key, 0.5, turns), HELD, axis=1)[:, :length]
+    ups = jnp.repeat(jax.random.bernoulli(switch_key, 0.5, turns), HOLD, axis=1)[:, :length]
     by_policy = jnp.stack([uniform, jnp.where(ups, high, low), high, low], axis=1)
     return by_policy.reshape(ROWS, length, *space.shape)
 
@@ -283,15 +303,13 @@ def _ends(task: Task, rollouts: _Rollouts) -> list[str]:
     return [f"a step is not truncated {_where(rollouts, missed)}: the episode_length is {limit}"] if missed.any() else []
 
 
-def _resets(rollouts: _Rollouts) -> list[str]:
+def _resets(task: Task, rollouts: _Rollouts) -> list[str]:
     rows, alive = rollouts.rows, rollouts.alive
     shape = (*alive.shape, -1)
     observation, successor = rows.observation.reshape(shape), rows.next_observation.reshape(shape)
     ended = rows.terminated | rows.truncated
     kept = np.arange(ROWS)[:, None] < ROWS // 2
-    # A compiled program may compute the same number twice, and round differently.
-    apart = np.abs(observation[:, 1:] - successor[:, :-1]) > _tolerance() * (1 + np.abs(successor[:, :-1]))
-    torn = apart.any(-1) & alive[:, :-1] & (kept | ~ended[:, :-1])
+    torn = _apart(observation[:, 1:], successor[:, :-1]) & alive[:, :-1] & (kept | ~ended[:, :-1])
     if torn.any():
         where = _where(rollouts, np.pad(torn, ((0, 0), (0, 1))))
         return [f"the world does not go on from the next_observation {where}: it must not reset by itself"]
@@ -299,16 +317,28 @@ def _resets(rollouts: _Rollouts) -> list[str]:
     if terminated.sum() < 3 or not going.any():
         return []
     starts = observation[alive & (rollouts.elapsed == 1)]
-    margin = (starts.max(0) - starts.min(0)) / 2
-    fresh = ((successor >= starts.min(0) - margin) & (successor <= starts.max(0) + margin)).all(-1)
-    moves = np.abs(successor - observation)
-    leaps = (moves > 3 * moves[going].max(0)).any(-1)
+    if isinstance(task.observation, Discrete):
+        fresh = np.isin(successor, starts).all(-1)
+    else:
+        low, high = np.asarray(starts.min(0), np.float64), np.asarray(starts.max(0), np.float64)
+        margin = (high - low) / 2
+        fresh = ((successor >= low - margin) & (successor <= high + margin)).all(-1)
+    # Unlike an absolute difference, this does not wrap around in unsigned integers.
+    moves = np.maximum(successor, observation) - np.minimum(successor, observation)
+    leaps = (moves > 3 * np.asarray(moves[going].max(0), np.float64)).any(-1)
     if not (fresh & leaps)[terminated].all():
         return []
     return [
         f"its next_observation looks like a reset's, {_where(rollouts, terminated)}, where it terminated: the environment "
         "must not reset by itself; give the one inside its auto-reset wrapper"
     ]
+
+
+def _apart(a: Shaped[np.ndarray, "R T O"], b: Shaped[np.ndarray, "R T O"]) -> Bool[np.ndarray, "R T"]:
+    """Where two observations differ: floats by more than rounding, since a compiled program may compute a number twice."""
+    if a.dtype.kind != "f":
+        return (a != b).any(-1)
+    return (np.abs(a - b) > _tolerance() * (1 + np.abs(b))).any(-1)
 
 
 def _known(task: Task, rows: Transition) -> list[str]:
@@ -322,20 +352,20 @@ def _known(task: Task, rows: Transition) -> list[str]:
         seen = getattr(rows, what)
         tolerance = _tolerance() if what == "reward" else 0.0
         for shape, index in (("", 0), ("N", slice(None)), ("1, N", None)):
-            told, due = known(*(jnp.asarray(x[index]) for x in took)), seen[index]
+            given, due = known(*(jnp.asarray(x[index]) for x in took)), seen[index]
             kind = "bool" if what == "terminated" else str(jnp.zeros(()).dtype)
-            if jnp.shape(told) != due.shape or jnp.asarray(told).dtype != kind:
-                got = _kinds(told).get("", type(told).__name__)
+            if jnp.shape(given) != due.shape or jnp.asarray(given).dtype != kind:
+                got = _kinds(given).get("", type(given).__name__)
                 problems.append(f"the known {what} of rows [{shape}] must be {kind}[{shape}], got {got}")
                 break
-            error = np.abs(np.asarray(told, np.float64) - due)
+            error = np.abs(np.asarray(given, np.float64) - due)
             wrong = ~(error <= tolerance * (1 + np.abs(due)))
             if wrong.any():
                 worst = np.argmax(np.where(np.isnan(error), np.inf, error))
                 row = np.asarray(took[-1][index]).reshape(due.size, -1)[worst]
                 shown = np.array2string(row, precision=4, separator=", ", threshold=8, max_line_width=1000)
                 problems.append(
-                    f"the known {what} differs from the steps': {np.ravel(told)[worst]} where a step gave "
+                    f"the known {what} differs from the steps': {np.ravel(given)[worst]} where a step gave "
                     f"{np.ravel(due)[worst]}, at next_observation {shown}"
                 )
                 break
@@ -374,17 +404,17 @@ def _differences(expected: PyTree, seen: PyTree, tolerance: float, problem: str)
     """`problem` with the first path at which two trees differ by more than `tolerance` of the leaf's largest number."""
     first, second = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (expected, seen))
     if list(first) != list(second):
-        return [problem.format(path="") + ": they hold different things"]
+        return [problem.format(path="") + ": their containers differ"]
     for path, leaf in first.items():
         a, b = _numbers(leaf), _numbers(second[path])
         if a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
             continue
-        told = problem.format(path=jax.tree_util.keystr(path))
+        found = problem.format(path=jax.tree_util.keystr(path))
         if a.shape != b.shape or a.dtype.kind not in "fiu" or not tolerance:
-            return [told]
+            return [found]
         error = np.abs(np.asarray(a, np.float64) - b).max()
         if not error <= tolerance * (1 + np.abs(a).max()):
-            return [f"{told}, by {error:.1e}"]
+            return [f"{found}, by {error:.1e}"]
     return []
 
 

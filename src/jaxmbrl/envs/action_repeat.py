@@ -22,13 +22,13 @@ def repeat(task: Task, times: int) -> Task:
 
     A step's reward is the sum of those of its inner steps. It ends early where the task terminates, with the terminal state
     as successor, and at the time limit, which stays at the same inner step: an episode has ceil(episode_length / times)
-    steps, the last of them shorter where that does not divide. All that counts steps counts the agent's.
+    steps, the last of them shorter where that does not divide. Step counts everywhere are of these steps.
 
-    The known `reward` is dropped for more than one: the sum is over states that no row holds, and over as many steps as
-    came before a termination. `terminated` stays: an episode that ended stays at its terminal state, which is the successor
-    seen.
+    The known `reward` is dropped where `times` is above 1: the sum is over states that no row stores, and over as many
+    steps as came before a termination. `terminated` is kept: an episode that ended stays at its terminal state, which is
+    the successor in the row.
 
-    `Task.env` repeats too, in full, since an environment knows no time limit.
+    `Task.env` repeats too, without the time limit, which an environment does not have.
 
     Raises UserError where `times` is not a whole number between 1 and the episode's length.
     """
@@ -97,14 +97,14 @@ class RepeatedHost:
         """Take the steps."""
         total = 0.0
         for _ in range(self._times):
-            told = self._host.step(action)
-            total += told.reward
-            if told.terminated or told.truncated:
+            result = self._host.step(action)
+            total += result.reward
+            if result.terminated or result.truncated:
                 break
-        return told._replace(reward=total)
+        return result._replace(reward=total)
 
     def close(self) -> None:
-        """Let the environment go."""
+        """Close the environment."""
         self._host.close()
 
 

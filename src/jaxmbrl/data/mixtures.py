@@ -1,0 +1,48 @@
+"""Batches of rows from several replay buffers: real and imagined, own and demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from itertools import accumulate
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxmbrl.core.types import Key, PyTree
+from jaxmbrl.data import replay
+from jaxmbrl.data.replay import Replay
+
+
+def mixture(sources: Sequence[Replay], shares: Sequence[Float[Array, ""] | float], key: Key, n: int) -> PyTree:
+    """`n` rows [n, ...], drawn uniformly from each of K `sources` in the proportions of the K `shares`, in their order.
+
+    The first k of them, for k below K, fill the first floor(n (shares[0] + ... + shares[k - 1])) rows; the last fills
+    the rest, whatever its share. Shares may be traced. The rows of an empty source come from the first one.
+    Raises ValueError where there is no source, or not a share for each.
+
+    >>> from jaxmbrl.data import mixtures, replay
+    >>> own, demonstrations = replay.of_rows(jnp.zeros(5)), replay.of_rows(jnp.ones(3))
+    >>> [float(row) for row in mixtures.mixture([own, demonstrations], [0.5, 0.5], jax.random.key(0), 4)]
+    [0.0, 0.0, 1.0, 1.0]
+    """
+    if not sources or len(shares) != len(sources):
+        raise ValueError(f"a mixture needs a share for each of its sources, got {len(shares)} for {len(sources)}")
+    keys = jax.random.split(key, len(sources))
+    edges = [0, *(jnp.floor(share * n).astype(jnp.int32) for share in accumulate(shares[:-1])), n]
+    empty = jnp.stack([source.size == 0 for source in sources]).at[0].set(False)
+    counts = jnp.where(empty, 0, jnp.diff(jnp.stack([jnp.asarray(edge, jnp.int32) for edge in edges])))
+    ends = jnp.cumsum(counts.at[0].add(n - jnp.sum(counts)))
+
+    def choose(first: tuple[PyTree, Array], second: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
+        (rows, end), (others, end_of_others) = first, second
+        of_first = jnp.arange(n) < end
+
+        def where(a: Array, b: Array) -> Array:
+            return jnp.where(of_first.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+        return jax.tree.map(where, rows, others), end_of_others
+
+    drawn = [replay.sample(source, key, n) for source, key in zip(sources, keys, strict=True)]
+    return reduce(choose, zip(drawn, ends, strict=True))[0]

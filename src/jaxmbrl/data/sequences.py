@@ -1,0 +1,173 @@
+"""A buffer of whole episodes side by side, for recurrent and latent models: windows of one environment, images stored once.
+
+Add to a buffer before reading it in a scan body: a read followed by an add makes XLA copy the whole buffer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from jaxmbrl.core.types import Key, PyTree, Transition
+
+
+class Sequences(NamedTuple):
+    """The last `size` transitions, at most T, of each of N environments that are stepped together.
+
+    A row's successor is the observation stored after its own. That is the next row's observation; at the end of an episode,
+    and after the newest row, it is the true successor, in a place of its own. So N (T + E) observations are stored, where
+    2 N T would be without that.
+    """
+
+    rows: Transition
+    """Leaves [N, T, ...], without the observations."""
+    observations: PyTree
+    """Leaves [N, T + E, ...]: each environment's observations in the order of time, in a ring."""
+    number: Int[Array, "N T"]
+    """Of each row's observation, counted from the environment's first; its place is the remainder by T + E."""
+    position: Int[Array, ""]
+    """Column of the next row."""
+    size: Int[Array, ""]
+    """Columns that are valid: of all environments alike."""
+    next_number: Int[Array, "N"]
+    """Number of each environment's next observation."""
+
+    def gate(self, healthy: Bool[Array, ""], old: Sequences) -> Sequences:
+        """The same where `healthy`, else with the old position, size and numbers: rows written since do not count. (Of a
+        full buffer the oldest rows of one call are lost.)"""
+
+        def choose(new: Array, old: Array) -> Array:
+            return jnp.where(healthy, new, old)
+
+        return self._replace(
+            position=choose(self.position, old.position),
+            size=choose(self.size, old.size),
+            next_number=choose(self.next_number, old.next_number),
+        )
+
+
+def init(prototype: Transition, num_envs: int, length: int, ends: int | None = None) -> Sequences:
+    """An empty buffer of T = `length` columns for rows like `prototype`, of `num_envs` environments.
+
+    There is room for E = `ends` + 1 successors that are no row's observation; `ends` is T // 64 unless given. Where an
+    environment's last T rows end more episodes than that, fewer rows are valid, by one for each end beyond.
+
+    The extras of the prototype are stored with each row; where it has none, those of the rows are dropped. Raises
+    ValueError where a number is below 1.
+    """
+    ends = max(1, length // 64) if ends is None else ends
+    for name, number in (("num_envs", num_envs), ("length", length), ("ends", ends)):
+        if number < 1:
+            raise ValueError(f"a sequence buffer's {name} must be at least 1, got {number}")
+
+    def stored(columns: int, tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: jnp.zeros((num_envs, columns, *jnp.shape(x)), jnp.asarray(x).dtype), tree)
+
+    return Sequences(
+        rows=stored(length, prototype._replace(observation=(), next_observation=())),
+        observations=stored(length + ends + 1, prototype.observation),
+        number=jnp.zeros((num_envs, length), jnp.int32),
+        position=jnp.zeros((), jnp.int32),
+        size=jnp.zeros((), jnp.int32),
+        next_number=jnp.zeros(num_envs, jnp.int32),
+    )
+
+
+def add(buffer: Sequences, transitions: Transition) -> Sequences:
+    """Append `transitions` [period, num_envs, ...], which continue those added before; the oldest are overwritten first.
+
+    Of more rows than fit, the last ones stay, as if they had been added one by one. At most 2^31 observations can be
+    counted. Raises AssertionError where a leaf's shape or dtype is not the buffer's.
+    """
+    length, room = buffer.number.shape[1], _room(buffer)
+    transitions = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), transitions)
+    period = transitions.reward.shape[1]
+    ended = transitions.terminated | transitions.truncated
+    # One number a row, and one more for each successor at an end.
+    number = buffer.next_number[:, None] + jnp.arange(period, dtype=jnp.int32) + _ends_before(ended)
+    oldest = number[:, -1:] + 1 - room
+    has_place = ended | (jnp.arange(period) == period - 1)
+    observations = _write(buffer.observations, transitions.observation, number, number > oldest, room)
+    observations = _write(observations, transitions.next_observation, number + 1, has_place & (number + 1 > oldest), room)
+
+    kept = transitions._replace(observation=(), next_observation=())
+    if not jax.tree.leaves(buffer.rows.extras):
+        kept = kept._replace(extras=buffer.rows.extras)
+    column = jnp.broadcast_to(buffer.position + jnp.arange(period, dtype=jnp.int32), number.shape)
+    newest = jnp.broadcast_to(jnp.arange(period) >= period - length, number.shape)
+    rows, numbers = _write((buffer.rows, buffer.number), (kept, number), column, newest, length)
+    added = buffer._replace(
+        rows=rows,
+        observations=observations,
+        number=numbers,
+        position=(buffer.position + period) % length,
+        size=jnp.minimum(buffer.size + period, length),
+        next_number=number[:, -1] + 1 + ended[:, -1],
+    )
+    return added._replace(size=_with_observations(added, oldest[:, 0]))
+
+
+def sample(
+    buffer: Sequences, key: Key, batch: int, length: int
+) -> tuple[Transition, Bool[Array, "batch length"], Bool[Array, "batch length"]]:
+    """`batch` windows of `length` successive rows of one environment, [batch, length, ...], drawn uniformly.
+
+    Returns (rows, is_first, valid). `is_first` marks a window's first row and every row after one that ended an episode: a
+    recurrent state is reset there. `valid` is false on rows beyond the newest, in buffers of fewer rows than `length`.
+    """
+    num_envs, columns = buffer.number.shape
+    env_key, first_key = jax.random.split(key)
+    env = jax.random.randint(env_key, (batch, 1), 0, num_envs)
+    first = jax.random.randint(first_key, (batch, 1), 0, jnp.maximum(buffer.size - length + 1, 1))
+    age = first + jnp.arange(length)
+    column = (buffer.position - buffer.size + age) % columns
+    kept, number = jax.tree.map(lambda x: x[env, column], (buffer.rows, buffer.number))
+
+    def observation(number: Int[Array, "batch length"]) -> PyTree:
+        return jax.tree.map(lambda x: x[env, number % _room(buffer)], buffer.observations)
+
+    rows = kept._replace(observation=observation(number), next_observation=observation(number + 1))
+    ended = (rows.terminated | rows.truncated)[:, :-1]
+    is_first = jnp.concatenate([jnp.ones((batch, 1), bool), ended], axis=1)
+    return rows, is_first, age < buffer.size
+
+
+def _room(buffer: Sequences) -> int:
+    """Observations that fit, of each environment."""
+    return jax.tree.leaves(buffer.observations)[0].shape[1]
+
+
+def _ends_before(ended: Bool[Array, "N period"]) -> Int[Array, "N period"]:
+    return jnp.cumsum(ended, axis=1, dtype=jnp.int32) - ended
+
+
+def _write(stored: PyTree, new: PyTree, number: Int[Array, "N period"], mask: Bool[Array, "N period"], room: int) -> PyTree:
+    """`stored` [N, room, ...] with those `new` [N, period, ...] where `mask` is true, at `number` modulo `room`."""
+    place = jnp.where(mask, number % room, room)
+    env = jnp.arange(place.shape[0])[:, None]
+
+    def write(buffer: Array, x: Array) -> Array:
+        chex.assert_type(x, buffer.dtype)
+        chex.assert_shape(x, (*place.shape, *buffer.shape[2:]))
+        return buffer.at[env, place].set(x, mode="drop")
+
+    return jax.tree.map(write, stored, new)
+
+
+def _with_observations(buffer: Sequences, oldest: Int[Array, "N"]) -> Int[Array, ""]:
+    """How many of the newest columns, at most `size`, have all their observations: those numbered above `oldest`."""
+    columns = buffer.number.shape[1]
+
+    def halve(i: Int[Array, ""], bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = (low + high + 1) // 2
+        whole = (buffer.number[:, (buffer.position - middle) % columns] > oldest).all()
+        return jnp.where(whole, middle, low), jnp.where(whole, high, middle - 1)
+
+    # Numbers fall with age; the newest column has its observations.
+    one: Any = jnp.ones((), jnp.int32)
+    return jax.lax.fori_loop(0, columns.bit_length(), halve, (one, buffer.size))[0]

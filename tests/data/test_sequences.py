@@ -1,0 +1,274 @@
+"""The buffer of sequences against plain lists, its bytes by counting, and its compiled form against copies."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loops import copies
+from scipy import stats
+
+from jaxmbrl.core.types import Transition
+from jaxmbrl.data import sequences
+
+add = jax.jit(sequences.add)
+sample = jax.jit(sequences.sample, static_argnums=(2, 3))
+
+
+def prototype(extras=(), shape=(2,)):
+    flag = jnp.zeros((), bool)
+    return Transition(jnp.zeros(shape), jnp.zeros(()), jnp.zeros(()), jnp.zeros(shape), flag, flag, extras)
+
+
+class Player:
+    """Environments whose observation is (environment, number of the observation); a reset is numbered too."""
+
+    def __init__(self, num_envs, seed=0, chance=0.25):
+        self.rng, self.chance = np.random.default_rng(seed), chance
+        self.now, self.lists = np.zeros(num_envs, int), [[] for _ in range(num_envs)]
+
+    def play(self, period, ends=None):
+        """Transitions [period, num_envs], which the lists keep too; `ends` marks ends of episodes."""
+        num_envs = len(self.now)
+        ended = self.rng.random((period, num_envs)) < self.chance if ends is None else np.asarray(ends)
+        terminated = ended & (self.rng.random((period, num_envs)) < 0.5)
+        seen, successor = np.zeros((2, period, num_envs), int)
+        for t in range(period):
+            seen[t], successor[t] = self.now, self.now + 1
+            self.now = self.now + 1 + ended[t]
+            for e in range(num_envs):
+                self.lists[e].append((seen[t, e], successor[t, e], terminated[t, e], ended[t, e]))
+        env = np.broadcast_to(np.arange(num_envs), seen.shape)
+        return Transition(
+            observation=jnp.asarray(np.stack([env, seen], -1), jnp.float32),
+            action=jnp.asarray(10 * seen + env, jnp.float32),
+            reward=jnp.asarray(-seen, jnp.float32),
+            next_observation=jnp.asarray(np.stack([env, successor], -1), jnp.float32),
+            terminated=jnp.asarray(terminated),
+            truncated=jnp.asarray(ended & ~terminated),
+            extras={"step": jnp.asarray(seen, jnp.int32)},
+        )
+
+
+def fits(rows, room):
+    """Whether the observations of an environment's last rows fit: one a row, one for each end, one for the newest."""
+    ends = sum(ended for *_, ended in rows)
+    return len(rows) + ends + (not rows[-1][3]) <= room
+
+
+def whole(lists, length, room):
+    """How many of the newest rows are complete in all environments."""
+    return max(n for n in range(1, min(length, len(lists[0])) + 1) if all(fits(rows[-n:], room) for rows in lists))
+
+
+def check_windows(buffer, player, size, length, key, batch=48):
+    """Each window is a slice of one environment's newest `size` rows; returns where the windows begin."""
+    rows, is_first, valid = jax.tree.map(np.asarray, sample(buffer, key, batch, length))
+    known, begins = min(length, size), []
+    np.testing.assert_array_equal(valid, np.tile(np.arange(length) < size, (batch, 1)))
+    for b in range(batch):
+        env = int(rows.observation[b, 0, 0])
+        newest = player.lists[env][-size:]
+        at = [row[0] for row in newest].index(int(rows.observation[b, 0, 1]))
+        due = newest[at : at + known]
+        assert len(due) == known
+        seen, successor, terminated, ended = (np.array(column) for column in zip(*due, strict=True))
+        np.testing.assert_array_equal(rows.observation[b, :known], np.stack([np.full(known, env), seen], -1))
+        np.testing.assert_array_equal(rows.next_observation[b, :known], np.stack([np.full(known, env), successor], -1))
+        np.testing.assert_array_equal(rows.action[b, :known], 10 * seen + env)
+        np.testing.assert_array_equal(rows.reward[b, :known], -seen)
+        np.testing.assert_array_equal(rows.terminated[b, :known], terminated)
+        np.testing.assert_array_equal(rows.truncated[b, :known], ended & ~terminated)
+        np.testing.assert_array_equal(rows.extras["step"][b, :known], seen)
+        np.testing.assert_array_equal(is_first[b, :known], np.r_[True, ended[:-1]])
+        begins.append((env, at))
+    return begins
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from([(1, 7, 1), (3, 7, 2)]),
+    st.lists(st.sampled_from([1, 4, 12]), min_size=1, max_size=8),
+    st.sampled_from([0.0, 0.2, 1.0]),
+    st.integers(0, 99),
+)
+def test_against_lists(sizes, periods, chance, seed):
+    """Of any mixture of short and long blocks, some longer than the buffer, and of any episodes."""
+    num_envs, length, ends = sizes
+    player = Player(num_envs, seed, chance)
+    buffer = sequences.init(prototype({"step": jnp.zeros((), jnp.int32)}), num_envs, length, ends)
+    for i, period in enumerate(periods):
+        buffer = add(buffer, player.play(period))
+        size = whole(player.lists, length, length + ends + 1)
+        assert int(buffer.size) == size
+        assert buffer.next_number.tolist() == player.now.tolist()
+        for window in (1, 3):
+            check_windows(buffer, player, size, window, jax.random.key(i), batch=12)
+
+
+@pytest.mark.parametrize("steps", [5, 30, 47])
+def test_windows_are_drawn_uniformly_and_never_run_over_the_write_position(steps):
+    player = Player(3, chance=0.1)
+    buffer = sequences.init(prototype({"step": jnp.zeros((), jnp.int32)}), 3, 20, ends=20)
+    for _ in range(steps):
+        buffer = add(buffer, player.play(1))
+    size = min(steps, 20)
+    begins = check_windows(buffer, player, size, 4, jax.random.key(0), batch=3000)
+    counts = [begins.count((env, at)) for env in range(3) for at in range(size - 3)]
+    assert sum(counts) == 3000 and stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_an_episode_by_hand():
+    """Rows 0, 1 and 2, of which 1 ends an episode at observation 2: the next one begins at 3."""
+    player = Player(1)
+    buffer = sequences.init(prototype(), 1, 4, ends=2)
+    buffer = add(buffer, player.play(3, [[False], [True], [False]]))
+    rows, is_first, valid = sample(buffer, jax.random.key(0), 1, 3)
+    assert rows.observation[0, :, 1].tolist() == [0, 1, 3] and rows.next_observation[0, :, 1].tolist() == [1, 2, 4]
+    assert is_first.tolist() == [[True, False, True]] and valid.all()
+    # The successor of the newest row is the observation that comes next, where the episode goes on.
+    assert buffer.observations[0, :5, 1].tolist() == [0, 1, 2, 3, 4] and buffer.next_number.tolist() == [4]
+
+
+def test_more_ends_than_there_is_room_for_leave_fewer_rows():
+    """Episodes of one step take two observations a row: of 7 + 1 + 1 places, the newest four rows."""
+    player = Player(2, chance=1.0)
+    buffer = sequences.init(prototype({"step": jnp.zeros((), jnp.int32)}), 2, 7, ends=1)
+    for size in (1, 2, 3, 4, 4, 4, 4, 4, 4):
+        buffer = add(buffer, player.play(1))
+        assert int(buffer.size) == size
+    check_windows(buffer, player, 4, 2, jax.random.key(0))
+    # And once episodes are long again, more and more of them.
+    for size in (4, 5, 5, 6, 6, 7, 7):
+        buffer = add(buffer, player.play(1, [[False, False]]))
+        assert int(buffer.size) == size == whole(player.lists, 7, 9)
+
+
+def test_an_image_is_stored_once():
+    """In bytes: 32 x 32 x 1 of 4 environments and 1,000 steps, with all that goes with them."""
+    image = jnp.zeros((32, 32, 1), jnp.uint8)
+    row = prototype({"log_prob": jnp.zeros(())})._replace(observation=image, next_observation=image)
+    buffer = jax.eval_shape(lambda: sequences.init(row, 4, 1000))
+    stored = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(buffer))
+    images = sum(leaf.size for leaf in jax.tree.leaves(buffer) if leaf.dtype == jnp.uint8)
+    assert images == 4 * 1016 * 1024
+    # An action, a reward, a log-probability and a number of 4 bytes each, and two flags; the rest is per environment.
+    assert stored == images + 4 * 1000 * 18 + 8 + 16
+    assert stored / (4 * 1000 * 1024) < 1.04
+
+
+def test_images_keep_their_bytes():
+    frames = np.random.default_rng(0).integers(0, 256, (9, 2, 5, 4, 1)).astype(np.uint8)
+    row = prototype()._replace(
+        observation=jnp.zeros((5, 4, 1), jnp.uint8), next_observation=jnp.zeros((5, 4, 1), jnp.uint8)
+    )
+    given = jax.tree.map(lambda x: jnp.zeros((8, 2, *x.shape), x.dtype), row)
+    given = given._replace(observation=jnp.asarray(frames[:8]), next_observation=jnp.asarray(frames[1:]))
+    rows, _, _ = sample(add(sequences.init(row, 2, 8), given), jax.random.key(0), 16, 8)
+    assert rows.observation.dtype == jnp.uint8
+    for b in range(16):
+        env = int((rows.observation[b, 0] != frames[0, 0]).any())
+        np.testing.assert_array_equal(rows.observation[b], frames[:8, env])
+        np.testing.assert_array_equal(rows.next_observation[b], frames[1:, env])
+
+
+def test_extras_are_kept_where_the_prototype_has_them():
+    given = Player(2).play(3)
+    assert sample(add(sequences.init(prototype(), 2, 4), given), jax.random.key(0), 2, 2)[0].extras == ()
+    other = sequences.init(prototype({"log_prob": jnp.zeros(())}), 2, 4)
+    with pytest.raises(ValueError, match="log_prob"):
+        sequences.add(other, given)
+
+
+def test_rows_of_another_kind_are_refused():
+    buffer, given = sequences.init(prototype(), 2, 4), Player(2).play(3)
+    for changes in ({"reward": given.reward.astype(jnp.int32)}, {"observation": given.observation[..., :1]}):
+        with pytest.raises(AssertionError):
+            sequences.add(buffer, given._replace(**changes))
+    with pytest.raises(AssertionError):
+        sequences.add(buffer, Player(1).play(3))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [((0, 4), "num_envs must be"), ((2, 0), "length must"), ((2, 4, 0), "ends must be at least 1, got 0")],
+)
+def test_sizes_below_one_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        sequences.init(prototype(), *sizes)
+
+
+def test_an_empty_buffer_has_no_valid_row():
+    rows, is_first, valid = sample(sequences.init(prototype(), 2, 4), jax.random.key(0), 3, 2)
+    assert not valid.any() and not rows.observation.any() and is_first[:, 0].all()
+
+
+def test_a_frozen_seed_samples_what_it_had():
+    player = Player(2, chance=0.3)
+    buffer = sequences.init(prototype({"step": jnp.zeros((), jnp.int32)}), 2, 20)
+    buffer = add(buffer, player.play(9))
+    new = add(buffer, jax.tree.map(lambda x: jnp.full(x.shape, 1, x.dtype), player.play(3)))
+    jax.tree.map(np.testing.assert_array_equal, new.gate(jnp.array(True), buffer), new)
+    frozen = new.gate(jnp.array(False), buffer)
+    before, after = (sample(x, jax.random.key(5), 64, 3) for x in (buffer, frozen))
+    ended = np.asarray(before[0].terminated | before[0].truncated)
+    # Only the newest row's successor, where no end keeps it, was where the next observation goes.
+    newest = (
+        np.asarray(before[0].extras["step"])
+        == np.asarray(buffer.next_number)[before[0].observation[..., 0].astype(int)] - 1
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal, before[0]._replace(next_observation=()), after[0]._replace(next_observation=())
+    )
+    same = ~newest | ended
+    np.testing.assert_array_equal(np.asarray(before[0].next_observation)[same], np.asarray(after[0].next_observation)[same])
+    assert newest.any() and same.sum() > 100
+
+
+def test_vmap_over_seeds_equals_each_seed_alone():
+    players = [Player(2, seed) for seed in range(2)]
+    given = [player.play(9) for player in players]
+    empty = sequences.init(prototype(), 2, 6)
+
+    def one(rows, key):
+        buffer = sequences.add(empty, rows._replace(extras=()))
+        return buffer, sequences.sample(buffer, key, 5, 3)
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    together = jax.jit(jax.vmap(one))(jax.tree.map(lambda *x: jnp.stack(x), *given), keys)
+    for i in range(2):
+        alone = jax.jit(one)(given[i], keys[i])
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a[i], b), together, alone)
+
+
+def test_sizes_are_kept_also_in_float64():
+    with jax.enable_x64(True):
+        row = jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, prototype())
+        given = jax.tree.map(lambda x: jnp.zeros((3, 2, *x.shape), x.dtype), row)
+        buffer = sequences.init(row, 2, 4)
+        shapes = partial(jax.tree.map, lambda x: (x.shape, x.dtype))
+        assert shapes(jax.eval_shape(sequences.add, buffer, given)) == shapes(buffer)
+        assert buffer.rows.reward.dtype == jnp.float64 and buffer.position.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("seeds", [None, 2])
+def test_add_then_sample_in_a_scan_copies_no_buffer(seeds):
+    row = prototype()
+    given = jax.tree.map(lambda x: jnp.zeros((2, 3, *x.shape), x.dtype), row)
+
+    def body(rows, buffer, key):
+        buffer = sequences.add(buffer, rows)
+        batch, _, _ = sequences.sample(buffer, key, 8, 4)
+        return buffer, batch.observation.sum() + batch.next_observation.sum() + batch.reward.sum()
+
+    def loop(buffer, rows, key):
+        return jax.lax.scan(partial(body, rows), buffer, jax.random.split(key, 10))
+
+    buffer = sequences.init(row, 3, 4096)
+    if seeds:
+        loop = jax.vmap(loop, in_axes=(0, None, None))
+        buffer = jax.tree.map(lambda x: jnp.stack([x] * seeds), buffer)
+    assert copies(loop, buffer, given, sizes=(4096, 4161)) == []
