@@ -1,4 +1,4 @@
-"""Settings of XLA: compiler options, and the threads of its CPU client. JAX is imported on use."""
+"""Settings of XLA: compiler options, and the threads of its CPU client."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import functools
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
+
+import jax
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 EIGEN: Mapping[str, str] = MappingProxyType({"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"})
@@ -20,15 +22,11 @@ def for_ensembles(precision: str = "default") -> Mapping[str, str]:
     where this version of XLA does not know the option, or for products of that `precision` "bfloat16": YNNPACK alone has
     matrix units multiply them.
     """
-    import jax
-
     return EIGEN if precision != "bfloat16" and jax.default_backend() == "cpu" and _known(tuple(EIGEN.items())) else NOTHING
 
 
 @functools.cache
 def _known(options: tuple[tuple[str, str], ...]) -> bool:
-    import jax
-
     try:
         jax.jit(lambda x: x, compiler_options=dict(options)).lower(0.0).compile()
     except jax.errors.JaxRuntimeError:
