@@ -4,13 +4,14 @@
 # make docs   install the docs extra, then build the pages in docs/_build/html and run their doctests
 # make linkcheck   ask for every address that the pages name, over the network
 # make slow   the learning checks, which take many minutes
+# make learning NAME=mbpo   one method's learning goal, from minutes to hours: trained, evaluated and judged
 # make bench-peers   mbrl-lib into .venv-peers, then its speed and Brax's beside ours, in about ten minutes
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow lint docs linkcheck bench-peers clean
+.PHONY: demo test slow learning lint docs linkcheck bench-peers clean
 .DELETE_ON_ERROR:
 
 demo: .venv/jaxmbrl
@@ -33,6 +34,12 @@ test: .venv/test
 
 slow: .venv/slow
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+NAME ?=
+
+# NAME is a method, or one of its cases, as in: make learning NAME=mbpo-hopper
+learning: .venv/jaxmbrl
+	$(BIN)/python benchmarks/learning.py $(NAME) --out runs/learning/results
 
 lint: .venv/dev
 	$(BIN)/ruff check .

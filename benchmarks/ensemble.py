@@ -20,6 +20,7 @@ from measure import measure, report
 
 from jaxmbrl.core import xla
 from jaxmbrl.core.types import Key, Transition
+from jaxmbrl.data import replay
 from jaxmbrl.models import EnsembleConfig, ensemble
 from jaxmbrl.rollout import Return, open_loop, planned_return, rollout
 
@@ -84,12 +85,12 @@ def fitting(rows: int, epochs: int, members: int = 7) -> tuple[Callable[[], Any]
         weight_decay=(2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4),
     )
     model = ensemble.make(config, OBSERVATION, ACTION, None, lambda n: jnp.zeros(n.shape[:-1], bool))
-    data, state = rows_of(rows), model.init(jax.random.key(2), {})
+    data, state = replay.of_rows(rows_of(rows)), model.init(jax.random.key(2), {})
     run = jax.jit(model.fit, compiler_options=dict(xla.for_ensembles()))
     steps = epochs * -(-rows // config.batch_size)
     forward = flops_per_row(config.hidden, OBSERVATION + ACTION, 2 * (OBSERVATION + 1))
     work = 3 * forward * config.members * config.batch_size * steps
-    return lambda: run(state, data, jnp.asarray(rows), jax.random.key(1)), work, steps
+    return lambda: run(state, data, jax.random.key(1)), work, steps
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from measure import report, seconds
 
 from jaxmbrl import envs
 from jaxmbrl.core.types import Objective, Planner
-from jaxmbrl.planning import cem, return_of
+from jaxmbrl.planning import cem, make_problem, problem_of_score
 from jaxmbrl.planning.cem import CEMConfig
 
 CONTROL_COST = 0.1
@@ -32,8 +32,8 @@ CONTROL_COST = 0.1
 
 def on_mjx(env: Any, planner: Planner) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """(plan, step) in MJX: plan(state, memory, key) -> (actions, memory, _); step(state, action) -> (state, reward)."""
-    world = envs.make("HalfCheetah-v5").world
-    plan = jax.jit(lambda state, memory, key: planner.plan(return_of(world, state), memory, key))
+    task = envs.make("HalfCheetah-v5")
+    plan = jax.jit(lambda state, memory, key: planner.plan(make_problem(task.world, state, task.action), memory, key))
     advance = jax.jit(env.step)
 
     def step(state: Any, action: Any) -> tuple[Any, float]:
@@ -73,7 +73,8 @@ def on_c(env: Any, planner: Planner) -> tuple[Callable[..., Any], Callable[..., 
 
         return one
 
-    plan = jax.jit(lambda state, memory, key: planner.plan(objective(state), memory, key))
+    space = envs.make("HalfCheetah-v5").action
+    plan = jax.jit(lambda state, memory, key: planner.plan(problem_of_score(objective(state), space), memory, key))
     actor = mujoco.MjData(model)
 
     def step(state: np.ndarray, action: Any) -> tuple[np.ndarray, float]:
@@ -115,8 +116,9 @@ def main() -> None:
     config = CEMConfig(
         asked.horizon, asked.population, max(1, asked.population // 10), asked.iterations, momentum=0.1, min_variance=0.0
     )
-    env: Any = envs.make("HalfCheetah-v5").env
-    planner = cem.make(config, env.action_size)
+    task = envs.make("HalfCheetah-v5")
+    env: Any = task.env
+    planner = cem.make(config, task.action)
     start = env.reset(jax.random.key(0))
     qpos, qvel = (np.asarray(x, np.float64) for x in (start.pipeline_state.qpos, start.pipeline_state.qvel))
     physical = np.concatenate([[0.0], qpos, qvel, np.zeros(env.mj_model.nv)])

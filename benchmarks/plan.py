@@ -21,6 +21,7 @@ from jaxmbrl.envs import make
 from jaxmbrl.models import EnsembleConfig
 from jaxmbrl.planning import PlannerConfig
 from jaxmbrl.planning.cem import CEMConfig
+from jaxmbrl.training.loop import clock_at
 
 
 def planning() -> tuple[Callable[[], Any], int, int]:
@@ -41,7 +42,7 @@ def planning() -> tuple[Callable[[], Any], int, int]:
 
     @partial(jax.jit, compiler_options=dict(algorithm.compiler_options))
     def plan(state: pets.State, key: jax.Array) -> jax.Array:
-        policy = algorithm.policy(state, True)
+        policy = algorithm.policy(state, clock_at(config.warmup_steps), True)
         return policy.act(policy.init(key), observation, key)[0]
 
     planner = config.planner.cem

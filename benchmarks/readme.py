@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from jaxmbrl import algorithms
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -88,52 +90,25 @@ def beside_limits() -> list[str]:
 MOST = {"cartpole-continuous": 200, "cartpole-swingup": 40, "InvertedPendulum-v5": 1000}
 """What a task pays at most."""
 
-ORDER = ("pets", "mbpo", "dhmbpo", "maac", "svg", "bptt", "mve", "steve", "redq", "droq", "sac", "td3", "ddpg")
 
-WORDS = {
-    "pets-cartpole": "small preset",
-    "icem-cartpole": "planned by iCEM, 114 candidates a plan and not 400",
-    "pets-cartpole-learned": "small preset, reward and termination learned",
-    "pets-pendulum-learned": "small preset, reward learned",
-    "icem-pendulum": "planned by iCEM, reward known",
-    "mbpo-hopper": "the paper's preset, a beginning",
-    "mbpo-inverted-pendulum": "the paper's preset",
-    "mbpo-pendulum": "small preset, reward learned",
-    "dhmbpo-hopper": "the published settings with shorter fits",
-    "dhmbpo-pendulum": "small preset",
-    "maac-pendulum": "small preset",
-    "svg1-pendulum": "of one real step re-created: SVG(1)",
-    "svg3-pendulum": "of 3 imagined steps, small preset",
-    "steve-pendulum": "small preset",
-    "mve-pendulum": "small preset",
-    "bptt-pendulum": "small preset",
-    "bptt-true-pendulum": "through the true simulator",
-    "sac-hopper": "1,000 random steps",
-    "pets-cartpole-bfloat16": "small preset, products in bfloat16",
-    "mbpo-pendulum-bfloat16": "small preset, reward learned, products in bfloat16",
-    "sac-pendulum-bfloat16": "products in bfloat16",
-}
-"""Case of `learning.py` -> what it is where that is not the task's own preset."""
+def cases(*methods: str) -> list[tuple[dict[str, Any], str]]:
+    """The results of `learning.py` and what each case is, of these methods or of all: in the order of the registry, by task
+    and by steps, and then in that of the method's goals."""
+    cards, found = algorithms.cards(), []
+    for number, (method, card) in enumerate(cards.items()):
+        for place, goal in enumerate(card.goals):
+            file = RESULTS / f"{goal.name}.json"
+            if file.exists() and (not methods or method in methods):
+                case = json.loads(file.read_text())
+                found.append(((number, case["env"], case["steps"], place), case, goal.about))
+    return [(case, about) for _, case, about in sorted(found, key=lambda entry: entry[0])]
 
 
-def cases(*algorithms: str) -> list[dict[str, Any]]:
-    """The results of `learning.py`, of these algorithms or of all, in the order of `ORDER`, by task and by steps."""
-    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    wanted = [case for case in found if "case" in case and (not algorithms or case["algorithm"] in algorithms)]
-    names = list(WORDS)
-
-    def place(case: dict[str, Any]) -> tuple[Any, ...]:
-        known = names.index(case["case"]) if case["case"] in names else len(names)
-        return ORDER.index(case["algorithm"]), case["env"], case["steps"], known
-
-    return sorted(wanted, key=place)
-
-
-def returns(*algorithms: str) -> list[str]:
-    """The table of what `learning.py` found; of some algorithms it has each seed's mean too."""
+def returns(*methods: str) -> list[str]:
+    """The table of what `learning.py` found; of some methods it has each seed's mean too."""
     rows: list[Row] = []
-    for case in cases(*algorithms):
-        words = [f"`{case['algorithm']}`", WORDS.get(case["case"], "its preset")]
+    for case, what in cases(*methods):
+        words = [f"`{case['algorithm']}`", what]
         about = [f"{case['episodes']} start states"]
         about += [f"at most {MOST[case['env']]:,}"] if case["env"] in MOST else []
         if "oracle" in case:
@@ -147,11 +122,11 @@ def returns(*algorithms: str) -> list[str]:
                 f"{case['steps']:,}",
                 f"{case['mean']:,.1f}",
                 f"{case['iqm']:,.1f} [{low:,.1f}, {high:,.1f}]",
-                *([", ".join(f"{value:,.1f}" for value in case["per_seed"])] if algorithms else []),
+                *([", ".join(f"{value:,.1f}" for value in case["per_seed"])] if methods else []),
                 asked,
             )
         )
-    each = ["each seed"] if algorithms else []
+    each = ["each seed"] if methods else []
     head = ("method", "task", "steps", "mean return", "interquartile mean [95% interval]", *each, "seeds at the goal")
     # Two columns of words, then numbers.
     return [line.replace("| --- | ---: |", "| --- | --- |", 1) for line in table(head, rows)]
@@ -159,7 +134,7 @@ def returns(*algorithms: str) -> list[str]:
 
 def in_bfloat16() -> list[str]:
     """The returns of cases with products in bfloat16 beside those of the same cases without."""
-    found = {case["case"]: case for case in cases()}
+    found = {case["case"]: case for case, _ in cases()}
     rows = []
     for name, case in found.items():
         if name.endswith("-bfloat16"):
@@ -199,9 +174,9 @@ def speed() -> list[str]:
     return [*beside_peers(), "", *beside_limits()]
 
 
-def of(*algorithms: str) -> Callable[[], list[str]]:
-    """`returns` of these algorithms."""
-    return lambda: returns(*algorithms)
+def of(*methods: str) -> Callable[[], list[str]]:
+    """`returns` of these methods."""
+    return lambda: returns(*methods)
 
 
 TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {

@@ -1,7 +1,7 @@
-"""Sphinx's configuration. `make docs` builds the pages and runs their doctests, `make linkcheck` asks for every address.
+"""Sphinx configuration. `make docs` builds the pages and runs their doctests; `make linkcheck` checks external links.
 
-Docstrings are written to be read in the code: backticks are code, what is indented is set as it stands. `as_written` tells
-Sphinx so, and `readable` shortens annotations to what the code says.
+Docstrings are written to be read in the code: backticks are code, and indented blocks are literal. `as_written` converts
+them for Sphinx, and `readable` shortens annotations.
 """
 
 from __future__ import annotations
@@ -34,37 +34,36 @@ html_static_path = ["_static"]
 html_css_files = ["tables.css"]
 pygments_style, pygments_dark_style = "friendly", "monokai"
 
-# Headings get the anchors that GitHub gives them, so that a link to one holds in both.
+# Headings get GitHub's anchors: a link to one works in both places.
 myst_heading_anchors = 3
 myst_enable_extensions = ["dollarmath"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True}
-# The nouns of `jaxmbrl.core.types` are shown by their names.
+# Type aliases of `jaxmbrl.core.types` are shown by name.
 autodoc_type_aliases = {name: name for name, kind in typing.get_type_hints(types).items() if kind is typing.TypeAlias}
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
 
-# An annotation may name what several modules have, as `type`; it is then no link.
+# A name in an annotation that several modules define, such as `type`, is not a link.
 suppress_warnings = ["ref.python"]
 
-# Of a doctest only the values count, to as many digits as a docstring shows.
 doctest_global_setup = "import jax; import jax.numpy as jnp; import numpy as np"
 doctest_test_doctest_blocks = "default"
 
 linkcheck_timeout = 20
 linkcheck_workers = 4
-# arXiv's and GitHub's pages are there for readers, who ask for a few; anchors in GitHub's are made by its scripts.
+# GitHub creates anchors with scripts, which the link check cannot see.
 linkcheck_anchors = False
 
 
 def as_written(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """A docstring in the project's own style as reStructuredText: `x` is code, an indented block stands as it is."""
+    """Convert a docstring of the project to reStructuredText: `x` is code, an indented block is literal."""
     if lines and lines[0].startswith("Alias for field number"):
-        # What a NamedTuple says of a field that has no words of its own.
+        # The default docstring of a NamedTuple field.
         lines[:] = []
     found: list[str] = []
     block, example, mark = False, False, ""
@@ -82,7 +81,7 @@ def as_written(app: Any, what: str, name: str, obj: Any, options: Any, lines: li
             block = False
         item = re.match(r" *- ", line)
         if item and not example and item[0] != mark:
-            # A list within a list needs a free line before it, and after it.
+            # A nested list needs a blank line before and after it.
             found.append("")
             mark = item[0]
         found.append(line if example or block else _inline(line))
@@ -90,7 +89,7 @@ def as_written(app: Any, what: str, name: str, obj: Any, options: Any, lines: li
 
 
 def _item(lines: list[str]) -> bool:
-    """Whether the last line is of a list, which goes on by indentation."""
+    """Whether the last line belongs to a list; its continuation lines are indented."""
     for line in reversed(lines):
         if re.match(r"\s*([-*]|\d+\.) ", line):
             return True
@@ -100,23 +99,23 @@ def _item(lines: list[str]) -> bool:
 
 
 def _inline(line: str) -> str:
-    """Code between backticks doubled, marks that mean something to docutils alone escaped."""
+    """Double the backticks of code, and escape characters that are markup for docutils only."""
     parts = re.split(r"(`+[^`]+`+)", line)
     code = [f"``{part.strip('`')}``" if i % 2 else re.sub(r"(\*|\||_\b)", r"\\\1", part) for i, part in enumerate(parts)]
     return "".join(code)
 
 
 MODULES = re.compile(r"\b(?:(?:jaxtyping|typing|types|collections|jax|jaxlib|numpy|pathlib|jaxmbrl)(?:\.\w+)*\.)(?=\w)")
-"""Before a name in an annotation: which module it comes from tells a reader nothing."""
+"""The module before a name in an annotation, which is removed."""
 
 ALIAS = re.compile(r"TypeAliasForwardRef\('(\w+)'\)")
-"""How Sphinx tells a type alias that is an argument of another type."""
+"""How Sphinx prints a type alias that is an argument of another type."""
 
 
 def readable(
     app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returned: str | None
 ) -> tuple[str | None, str | None] | None:
-    """No second list of a class's fields, and the nouns of `jaxmbrl.core.types` by their names also within other types."""
+    """Omit the second list of a class's fields, and print aliases of `jaxmbrl.core.types` by name within other types."""
     if signature is None:
         return None
     if what == "class":
@@ -125,23 +124,23 @@ def readable(
 
 
 API = {
-    "interfaces": ("Interfaces", "types"),
-    "running": ("Running from Python", "training.runner training.session training.evaluation dataset"),
+    "interfaces": ("Interfaces", "core.types core.spaces"),
+    "running": ("Running from Python", "training.runner training.session training.evaluation data.dataset"),
     "envs": ("Tasks", "envs"),
-    "parts": ("Shared parts", "rollout replay returns distributions networks optimizer metrics presets config xla"),
-    "models": ("Models and imagination", "models imagination model_based branched value_gradients"),
-    "planners": ("Planners", "planners"),
+    "parts": ("Shared parts", "rollout returns distributions data nn core"),
+    "models": ("World models and imagined rollouts", "models"),
+    "planners": ("Planners", "planning"),
     "agents": ("Agents", "agents"),
     "algorithms": ("Algorithms", "algorithms"),
-    "diagnostics": ("Diagnostics", "diagnostics"),
+    "diagnostics": ("Diagnostics", "diagnostics debug"),
     "training": ("Training", "training sweeping"),
 }
-"""Page of the reference -> (title, the modules and packages on it)."""
+"""Page of the reference -> (title, its modules and packages). A module is on the first page that names it."""
 
 
 def write_reference(app: Any) -> None:
-    """A page a group of modules, each module that is not private."""
-    package, told = Path(jaxmbrl.__file__).parent, set()
+    """Write a page for each group of modules."""
+    package, written = Path(jaxmbrl.__file__).parent, set()
     (HERE / "api").mkdir(exist_ok=True)
     for page, (title, names) in API.items():
         found: list[str] = []
@@ -150,8 +149,8 @@ def write_reference(app: Any) -> None:
             files = sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
             dotted = [".".join(file.relative_to(package).with_suffix("").parts) for file in files]
             found += [one.removesuffix(".__init__") for one in dotted]
-        fresh = [name for name in found if name not in told]
-        told |= set(fresh)
+        fresh = [name for name in found if name not in written]
+        written |= set(fresh)
         lines = [title, "=" * len(title), ""]
         for name in fresh:
             lines += [
@@ -168,7 +167,7 @@ def write_reference(app: Any) -> None:
 
 
 def shortened(app: Any, doctree: nodes.document) -> None:
-    """Annotations without the names of modules."""
+    """Remove module names from annotations."""
     for shown in doctree.findall(addnodes.desc_signature):
         for annotation in shown.findall(
             lambda node: isinstance(node, addnodes.desc_annotation | addnodes.desc_parameterlist | addnodes.desc_returns)
@@ -178,7 +177,7 @@ def shortened(app: Any, doctree: nodes.document) -> None:
 
 
 def outside(app: Any, page: str, source: list[str]) -> None:
-    """Links to Markdown that is no page of these, as the README, give the file."""
+    """Link Markdown files outside of `docs`, such as the README, as files."""
 
     def to_file(link: re.Match[str]) -> str:
         target = (HERE / page).parent / link[1]

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmbrl.core.types import Key, Transition
+from jaxmbrl.data import replay
 from jaxmbrl.diagnostics.calibrating import Calibration, calibrate
 from jaxmbrl.diagnostics.plotting import calibration_onto
 from jaxmbrl.models import EnsembleConfig, ensemble, uncertainty
@@ -86,7 +87,7 @@ def study(epochs: int, seed: int) -> Study:
         config, 1, 0, reward=lambda s, a, t: jnp.zeros(len(s)), terminated=lambda t: jnp.zeros(len(t), bool)
     )
     data = sample(data_key, "data", DATA)
-    state, _ = jax.jit(model.fit)(model.init(init_key, {}), data, jnp.asarray(DATA), fit_key)
+    state, _ = jax.jit(model.fit)(model.init(init_key, {}), replay.of_rows(data), fit_key)
     predict = jax.jit(model.predict)
 
     x = jnp.linspace(FIRST, LAST, 401)

@@ -36,9 +36,10 @@ from jaxtyping import Array, Float
 
 from jaxmbrl.agents.actor_critic import sac
 from jaxmbrl.agents.actor_critic.updates import updates
-from jaxmbrl.algorithms.model_based import State, ensemble_of
+from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.value_expansion import mve, steve
-from jaxmbrl.core.types import Action, Agent, Carry, DynamicsModel, Key, Metrics, PyTree, Task, Transition, World
+from jaxmbrl.algorithms.value_expansion.steve import State
+from jaxmbrl.core.types import Action, ActorCritic, Carry, DynamicsModel, Key, Metrics, PyTree, Task, Transition, World
 from jaxmbrl.data import replay
 from jaxmbrl.rollout import Return, planned_return, rollout
 from jaxmbrl.training import loop, programs
@@ -111,10 +112,10 @@ def faulty(model: DynamicsModel, fault: Fault, rows: PyTree, count: Any) -> Dyna
 
 
 def soft_returns(
-    task: Task, agent: Agent, state: PyTree, rows: Transition, key: Key, horizon: int, repeats: int
+    task: Task, agent: ActorCritic, state: PyTree, rows: Transition, key: Key, horizon: int, repeats: int
 ) -> Float[Array, "N"]:
     """Mean discounted return, with entropy bonus, from each row's state and action on in the true simulator."""
-    policy, discounts = agent.actor(state), state.discount ** jnp.arange(1, horizon + 1)
+    policy, discounts = agent.policy_with_entropy(state), state.discount ** jnp.arange(1, horizon + 1)
 
     def earned(acc: Return, transition: Transition, i: Any) -> Return:
         soft = discounts[i] * (transition.reward + transition.extras)
@@ -141,7 +142,7 @@ class Study:
         settings = {"eval_every": 0, "horizon": 0, **changes}
         program = programs.build(programs.configure("steve", TASK, "small", settings, steps, seeds=seeds))
         self.task, self.config = program.task, program.config.settings
-        self.model = ensemble_of(self.config.ensemble, self.task, self.config.learn_reward, self.config.learn_termination)
+        self.model = shared.ensemble_for(self.config, self.task)
         agent = sac.make(self.config.agent.sac, *self.sizes_of_task())
         self.agent = agent._replace(target_value=lambda *asked: jnp.mean(agent.target_values(*asked), axis=0))
         self.q = sac.functions(self.config.agent.sac, self.sizes_of_task()[1]).q
@@ -163,7 +164,7 @@ class Study:
         rows, sizes = replay.sample(trained.replay, row_key, self.sizes.pairs), self.sizes
         return rows, soft_returns(self.task, self.agent, trained.agent, rows, return_key, sizes.horizon, sizes.repeats)
 
-    def learner(self, name: str, horizon: int, model: DynamicsModel, fitted: PyTree) -> Agent:
+    def learner(self, name: str, horizon: int, model: DynamicsModel, fitted: PyTree) -> ActorCritic:
         """The agent whose critics learn by the method's targets; its actor does not learn."""
         if name == "MVE":
             changed = mve.with_mve_target(self.agent, model.world(fitted), horizon, td_k=False)

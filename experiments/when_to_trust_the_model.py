@@ -65,8 +65,8 @@ from jaxtyping import Array, Float
 
 from jaxmbrl.agents.actor_critic import sac
 from jaxmbrl.algorithms.dyna import mbpo
-from jaxmbrl.algorithms.model_based import State
-from jaxmbrl.core.types import Algorithm, DynamicsModel, Key, Policy, PyTree, Task, Transition, World
+from jaxmbrl.algorithms.dyna.mbpo import State
+from jaxmbrl.core.types import ActorCritic, DynamicsModel, Key, Policy, PyTree, Task, Transition, World
 from jaxmbrl.data import replay
 from jaxmbrl.distributions import gaussian_log_density
 from jaxmbrl.envs.classic.pendulum import MAX_SPEED, MAX_TORQUE
@@ -234,21 +234,22 @@ class Study:
     """What is measured of one run. Functions that compile take the states as arguments, so each compiles once."""
 
     def __init__(self, program: programs.Program, kept: list[Kept], sizes: Sizes, seed: int) -> None:
-        self.task, self.algorithm, self.kept, self.sizes = program.task, program.algorithm, kept, sizes
+        self.task, self.kept, self.sizes = program.task, kept, sizes
         self.config: mbpo.Config = program.config.settings
+        self.agent = sac.make(self.config.agent, 3, 1)
         self.discount = self.config.agent.discount
         self.keys = iter(jax.random.split(jax.random.key(seed), 1000))
         self.start_key = next(self.keys)
         known = self.task.reward, self.task.terminated
         self.model = ensemble.make(self.config.ensemble, 3, 1, *known)
-        held = replay.ordered(kept[-1].state.replay).observation[: int(kept[-1].state.replay.size)]
+        held = kept[-1].state.replay.data.observation[: int(kept[-1].state.replay.size)]
         self.scale = jnp.std(held, axis=0)
         self.gaussian = sac.functions(self.config.agent, 1).gaussian
         self.fit = jax.jit(self.model.fit)
         self.error = jax.jit(partial(_errors, self.model, BLUR * self.scale))
         self.shift = jax.jit(partial(policy_shift, self.gaussian))
-        self.play = jax.jit(partial(_play, self.task, self.algorithm), static_argnums=(3, 4))
-        self.branch = jax.jit(partial(_branch, self.task, self.algorithm, self.model), static_argnums=4)
+        self.play = jax.jit(partial(_play, self.task, self.agent), static_argnums=(3, 4))
+        self.branch = jax.jit(partial(_branch, self.task, self.agent, self.model), static_argnums=4)
 
     def along_branches(self) -> dict[int, Float[np.ndarray, "3 H"]]:
         """(a): the 5 %, 50 % and 95 % quantile of the error over start states, for the first, middle and last moment."""
@@ -258,7 +259,7 @@ class Study:
         def errors(state: State, key: Key) -> Float[Array, "H N"]:
             start_key, key = jax.random.split(key)
             origin = replay.sample(state.replay, start_key, self.sizes.starts).observation
-            world, policy = self.model.world(state.model), self.algorithm.policy(state, True)
+            world, policy = self.model.world(state.model), self.agent.policy(state.agent, True)
             return compounding(task, world, policy, origin, scale, key, length)
 
         chosen = {self.kept[i].steps: self.kept[i].state for i in (0, len(self.kept) // 2, -1)}
@@ -273,7 +274,7 @@ class Study:
         data = self.play(old, next(self.keys), next(self.keys), episodes, length)
         # Whole episodes first, so that fewer rows are fewer episodes.
         data = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:]), data)
-        return self.fit(self.model.init(next(self.keys), {}), data, jnp.asarray(rows), next(self.keys))[0]
+        return self.fit(self.model.init(next(self.keys), {}), replay.of_rows(data, rows), next(self.keys))[0]
 
     def between(self, old: State, new: State, visited: Transition) -> dict[str, float]:
         """epsilon_pi: the largest and the mean total variation between two policies at states visited by the old one."""
@@ -355,23 +356,21 @@ class Study:
         return terms
 
 
-def _play(
-    task: Task, algorithm: Algorithm, state: State, start_key: Key, key: Key, episodes: int, length: int
-) -> Transition:
+def _play(task: Task, agent: ActorCritic, state: State, start_key: Key, key: Key, episodes: int, length: int) -> Transition:
     """Rows [length, episodes] of the true simulator under the stochastic policy; no time limit is heeded."""
     carry = jax.vmap(task.world.reset)(jax.random.split(start_key, episodes))
-    policy = algorithm.policy(state, True)
+    policy = agent.policy(state.agent, True)
     play = jax.vmap(lambda carry, key: rollout(task.world, policy, (carry, ()), key, length)[1], out_axes=1)
     return play(carry, jax.random.split(key, episodes))
 
 
 def _branch(
-    task: Task, algorithm: Algorithm, model: DynamicsModel, new: State, fitted: EnsembleState,
+    task: Task, agent: ActorCritic, model: DynamicsModel, new: State, fitted: EnsembleState,
     origin: Float[Array, "N O"], key: Key, length: int,
 ) -> Float[Array, "length N"]:  # fmt: skip
     """Rewards of the model's branches from `origin` under the stochastic policy of `new`."""
     world = model.world(fitted)
-    return rollout(world, algorithm.policy(new, True), (origin, ()), key, length)[1].reward
+    return rollout(world, agent.policy(new.agent, True), (origin, ()), key, length)[1].reward
 
 
 def _errors(

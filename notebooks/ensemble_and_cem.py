@@ -19,12 +19,11 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from jaxmbrl import planning as planners
+from jaxmbrl import planning
 from jaxmbrl.core.types import Transition
+from jaxmbrl.data import replay
 from jaxmbrl.models import EnsembleConfig, ensemble, uncertainty
-from jaxmbrl.planning import PlannerConfig
-from jaxmbrl.planning.cem import CEMConfig
-from jaxmbrl.rollout import open_loop, rollout
+from jaxmbrl.planning import CEMConfig, PlannerConfig
 
 BLUE, RED, GREEN, GREY = "#0b3d91", "#c1440e", "#2e7d32", "0.55"
 START, GOAL = np.array([-0.9, -0.3]), np.array([0.9, 0.3])
@@ -74,8 +73,8 @@ following = step(observation, action)
 # ## Fit the ensemble
 #
 # `ensemble.make` gives four pure functions: `init`, `fit`, `predict` and `world`. The rows go in as one
-# `Transition` of arrays. The reward and the end of an episode are given as functions, since we know them: the
-# model then learns the motion alone.
+# `Transition` of arrays, in a replay buffer. The reward and the end of an episode are given as functions, since we
+# know them: the model then learns the motion alone.
 
 # %%
 
@@ -92,12 +91,12 @@ def terminated(next_observation):
 
 
 config = EnsembleConfig(members=5, elites=5, hidden=(64, 64), batch_size=64, learning_rate=3e-3, max_epochs=80, patience=15)
-model = ensemble.make(config, observation_size=4, action_size=2, reward=reward, terminated=terminated)
+model = ensemble.make(config, observation=4, action=2, reward=reward, terminated=terminated)
 
 never = jnp.zeros(ROWS, bool)
 rows = Transition(*(jnp.asarray(x, float) for x in (observation, action, np.zeros(ROWS), following)), never, never)
 first_key, fit_key, plan_key, shooting_key, imagine_key = jax.random.split(jax.random.key(0), 5)
-state, metrics = jax.jit(model.fit)(model.init(first_key, {}), rows, jnp.asarray(ROWS), fit_key)
+state, metrics = jax.jit(model.fit)(model.init(first_key, {}), replay.of_rows(rows), fit_key)
 for name, average in metrics.items():
     print(f"{name:<26}{float(average.total / average.weight):.4g}")
 
@@ -149,15 +148,16 @@ below.legend(frameon=False, loc="upper right")
 # ## Plan
 #
 # A fitted model is a world: `model.world(state)` can be rolled out like a simulator. Its item is a block of rows,
-# the particles, which all start where the puck is and part by noise and by the members that move them.
-# `return_of` makes it an objective, the mean return over particles of an action sequence, and CEM searches for a
-# sequence that makes it large.
+# the particles, which all start where the puck is and spread by noise and by the members that move them.
+# `make_problem` makes it a problem for a planner: its `score` is the mean return over particles of an action
+# sequence, and CEM searches for a sequence that makes it large.
 
 # %%
 PARTICLES = 10
 world = model.world(state)
-planner = planners.make(
-    PlannerConfig(cem=CEMConfig(horizon=STEPS, population=500, elites=25, iterations=40, momentum=0.5)), action_size=2
+pushes = planning.unit_box(2)
+planner = planning.make(
+    PlannerConfig(cem=CEMConfig(horizon=STEPS, population=500, elites=25, iterations=40, momentum=0.5)), pushes
 )
 
 
@@ -167,23 +167,22 @@ def particles(observation):
 
 
 start = np.concatenate([START, np.zeros(2)])
-objective = planners.return_of(world, particles(start))
-plan, _, _ = jax.jit(lambda key: planner.plan(objective, planner.init(), key))(plan_key)
+problem = planning.make_problem(world, particles(start), pushes)
+plan, _, _ = jax.jit(lambda key: planner.plan(problem, planner.init(), key))(plan_key)
 
 many = jax.random.uniform(shooting_key, (300, STEPS, 2), minval=-1, maxval=1)
-random_returns = jax.jit(jax.vmap(objective, in_axes=(0, None)))(many, imagine_key)
-planned_return = float(jax.jit(objective)(plan, imagine_key))
+random_returns = jax.jit(jax.vmap(problem.score, in_axes=(0, None)))(many, imagine_key)
+planned_return = float(jax.jit(problem.score)(plan, imagine_key))
 print(f"imagined return of the plan       {planned_return:8.2f}")
 print(f"of 300 random plans, the best     {float(random_returns.max()):8.2f}")
 print(f"                     on average   {float(random_returns.mean()):8.2f}")
 
 # %% [markdown]
-# What does the model imagine the plan to do? The same `rollout` that the objective folds into a return also
-# stacks the steps.
+# What does the model imagine the plan to do? `play` returns the steps that the score adds up: it has the same
+# random numbers.
 
 # %%
-memory = jnp.zeros((), jnp.int32)
-_, imagined = jax.jit(lambda key: rollout(world, open_loop(plan), (particles(start), memory), key, STEPS))(imagine_key)
+imagined = jax.jit(lambda key: planning.play(problem, plan, key))(imagine_key)
 imagined_ways = np.concatenate([np.tile(start, (1, PARTICLES, 1)), np.asarray(imagined.next_observation)])
 
 # %% [markdown]
@@ -208,7 +207,7 @@ def play(choose):
 
 
 shorter = CEMConfig(horizon=25, population=100, elites=10, iterations=5)
-policy = planners.planning_policy(planners.make(PlannerConfig(cem=shorter), action_size=2), world, particles)
+policy = planning.planning_policy(planning.make(PlannerConfig(cem=shorter), pushes), world, particles, pushes)
 act = jax.jit(policy.act)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 import jaxmbrl
 from jaxmbrl import envs
+from jaxmbrl.data import replay
 from jaxmbrl.models import EnsembleConfig, ensemble
 from jaxmbrl.rollout import open_loop, rollout
 
@@ -54,7 +55,7 @@ rates = jnp.array([1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
 def error_with(rate):
     """Holdout error after a fit with this rate, in units of the fitted targets."""
     init_key, fit_key = jax.random.split(jax.random.key(1))
-    _, found = model.fit(model.init(init_key, {"learning_rate": rate}), rows, jnp.asarray(2000), fit_key)
+    _, found = model.fit(model.init(init_key, {"learning_rate": rate}), replay.of_rows(rows), fit_key)
     return found["model/holdout_error"].total / found["model/holdout_error"].weight
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 
 from jaxmbrl import envs
+from jaxmbrl.data import replay
 from jaxmbrl.models import EnsembleConfig, ensemble
 from jaxmbrl.rollout import open_loop, rollout
 
@@ -54,7 +55,7 @@ config = EnsembleConfig(
     max_epochs=60,
 )
 model = ensemble.make(config, 3, 1, reward=task.reward, terminated=task.terminated)
-fit = jax.jit(lambda key, count: model.fit(model.init(key, {}), rows, count, key)[0])
+fit = jax.jit(lambda key, count: model.fit(model.init(key, {}), replay.of_rows(rows, count), key)[0])
 fitted = {count: fit(jax.random.key(1), jnp.asarray(count)) for count in (150, 3000)}
 
 # %% [markdown]

@@ -2,7 +2,7 @@
 
     s' = 0.9 s + 0.5 u + 0.1 noise,    u = k s + 0.2 noise,    r = -(s^2 + 0.1 u^2) / 2,    discount 0.95
 
-`World` and `Agent` are made of it by hand, for tests of what is put together from them.
+`World` and `ActorCritic` are made of it by hand, for tests of what is put together from them.
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmbrl.core.types import Agent, Average, DynamicsModel, Policy, Transition, World
+from jaxmbrl.core.types import ActorCritic, Average, DynamicsModel, Policy, Transition, World
 
 A, B, COST, DISCOUNT, GAIN = 0.9, 0.5, 0.1, 0.95, -0.4
 STATE_NOISE, ACTION_NOISE = 0.1, 0.2
@@ -97,16 +97,20 @@ def agent(*, noise=0.0, bonus=0.0, value=value, by_action=action_value):
         told = {"agent/actor_loss": told, "agent/bonus": bonus, "agent/slope": slope}
         return state, {name: Average.of(value) for name, value in told.items()}
 
-    return Agent(
+    def apply_actor_gradient(state, loss, gradient, bonus):
+        found = {"agent/actor_loss": loss, "agent/bonus": bonus, "agent/slope": gradient}
+        return state, {name: Average.of(value) for name, value in found.items()}
+
+    return ActorCritic(
         init=None,
         policy=None,
-        actor=actor,
+        policy_with_entropy=actor,
         target_value=frozen_value,
         target_values=lambda state, observation, key: frozen_value(state, observation, key)[None],
         action_value=exact,
-        critic_target=None,
-        update_critic=lambda state, batch, key, **more: (state, {}),
+        update_critic=lambda state, batch, key, **more: (state, {}, jnp.zeros(batch.reward.shape)),
         update_actor=update_actor,
+        apply_actor_gradient=apply_actor_gradient,
         update=None,
     )
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 import subprocess
@@ -70,6 +71,10 @@ def place(tmp_path_factory):
         "other-task": yaml.safe_dump(config | {"env": "pendulm"}),
         "other-field": yaml.safe_dump(config | {"settings": config["settings"] | {"batch": 3}}),
         "bad-range": yaml.safe_dump(config | {"settings": config["settings"] | {"batch_size": 0}}),
+        "own": "extends: pendulum",
+        "own-unknown": "extends: pendulm",
+        "own-field": "{extends: pendulum, settings: {agent: {hiden: [3]}}}",
+        "own-range": "{a: {extends: pendulum}, b: {extends: a, settings: {batch_size: 0}}}",
         "no-steps": yaml.safe_dump({k: v for k, v in config.items() if k != "steps"}),
         "nothing": "",
         "torn": yaml.safe_dump(config)[:-40] + ": :\n - {",
@@ -121,9 +126,9 @@ REFUSED = {
     SAC + "--agent.learning_rte=1": ["unknown option '--agent.learning_rte=1'", "did you mean '--agent.learning-rate'?"],
     SAC + "--bogus 3": ["unknown option '--bogus'", "jaxmbrl train sac --help"],
     SAC + "-x": ["unknown option '-x'"],
-    SAC + "word": ["nothing takes 'word'"],
-    SAC + "--steps 10 more words": ["nothing takes 'more'"],
-    PETS + "--learn-reward yes": ["nothing takes 'yes'"],
+    SAC + "word": ["unexpected argument 'word'"],
+    SAC + "--steps 10 more words": ["unexpected argument 'more'"],
+    PETS + "--learn-reward yes": ["unexpected argument 'yes'"],
     PETS + "--ensemble 3": ["unknown option '--ensemble'"],
     # Values of the wrong type.
     SAC + "--steps abc": ["--steps must be a whole number, got 'abc'"],
@@ -185,6 +190,15 @@ REFUSED = {
     ],
     "train sac --config bad-range.yaml": ["--config bad-range.yaml: settings.batch_size must be at least 1, got 0"],
     "train sac --config no-steps.yaml": ["--config no-steps.yaml: steps is missing"],
+    "train sac --config own.yaml": ["--env TASK is missing"],
+    SAC + "--config own.yaml --preset pendulm": ["unknown preset 'pendulm' of sac"],
+    SAC + "--config own-unknown.yaml": ["own-unknown.yaml: preset 'own-unknown' extends an unknown preset 'pendulm'"],
+    SAC + "--config own-field.yaml": [
+        "--config own-field.yaml: preset 'own-field': unknown field 'settings.agent.hiden'; did you mean 'hidden'?"
+    ],
+    SAC + "--config own-range.yaml": [
+        "--config own-range.yaml: preset 'b': settings.batch_size must be at least 1, got 0",
+    ],
     "train pets --config good.yaml": ["--config good.yaml is of sac, not pets"],
     "train sac --config good.yaml --preset default": ["--preset or --config"],
     "train sac --config good.yaml --env pendulm": ["unknown task 'pendulm'"],
@@ -230,7 +244,7 @@ REFUSED = {
     "evaluate run-good --episodes many": ["--episodes must be a whole number, got 'many'"],
     "evaluate run-good --json=yes": ["--json takes no value"],
     "evaluate run-good --jsn": ["unknown option '--jsn'"],
-    "evaluate run-good other": ["nothing takes 'other'"],
+    "evaluate run-good other": ["unexpected argument 'other'"],
     "evaluate run-good --model": ["--model needs a value"],
     # Debugging.
     "debug": ["RUN is missing"],
@@ -277,7 +291,7 @@ REFUSED = {
     COLLECT + "--out new/x --seed -1": ["seed must be at least 0"],
     COLLECT + "--out new/x --seed 2147483648": ["seed must be at least 0 and below 2147483648"],
     COLLECT + "--out new/x --explore=yes": ["--explore takes no value"],
-    COLLECT + "--out new/x more": ["nothing takes 'more'"],
+    COLLECT + "--out new/x more": ["unexpected argument 'more'"],
     "collect --policy random --out new/x": ["--env TASK is missing", "pendulum"],
     "collect --policy random --env pendulm --out new/x": ["unknown task 'pendulm'", "did you mean 'pendulum'?"],
     "collect --policy nowhere --out new/x": ["there is no folder nowhere"],
@@ -308,11 +322,13 @@ REFUSED = {
     FIT + "--ensemble.propagation ts2": ["--ensemble.propagation must be 'ts1' or 'tsinf' or 'expectation'"],
     FIT + "--ensemble.memebrs 3": ["unknown option '--ensemble.memebrs'", "did you mean '--ensemble.members'?"],
     FIT + "--members 3": ["unknown option '--members'"],
-    FIT + "word": ["nothing takes 'word'"],
+    FIT + "word": ["unexpected argument 'word'"],
     "doctor --json": ["unknown option '--json'"],
-    "doctor now": ["nothing takes 'now'"],
-    "list --json": ["unknown option '--json'"],
-    "list everything": ["nothing takes 'everything'"],
+    "doctor now": ["unexpected argument 'now'"],
+    "list --jsn": ["unknown option '--jsn'"],
+    "list everything": ["unknown algorithm or family 'everything'", "there is: bptt, brax, classic"],
+    "list dinah": ["unknown algorithm or family 'dinah'"],
+    "list dyna now": ["unexpected argument 'now'"],
 }
 
 
@@ -496,12 +512,65 @@ def test_list_names_everything():
     code, out, err = call(["list"])
     assert code == 0 and not err
     for name in envs.names():
-        assert f"  {name}\n" in out
+        assert f"    {name}\n" in out
     for name, method in algorithms.METHODS.items():
-        assert re.search(rf"^  {name} +{re.escape(method.summary)}$", out, re.MULTILINE)
-        for preset, entry in method.presets.items():
-            assert f"{name} --preset {preset}  ({entry.steps:,} steps" in out
-            assert entry.source in out
+        assert re.search(rf"^    {name} +{re.escape(method.summary)}$", out, re.MULTILINE)
+        assert f"\n  {method.family}\n" in out
+    assert max(map(len, out.splitlines()[:-1])) <= 124
+
+
+@pytest.mark.parametrize("name", algorithms.METHODS)
+def test_list_tells_the_presets_of_a_method(name):
+    code, out, err = call(["list", name])
+    assert code == 0 and not err and "tasks" not in out.splitlines()
+    method = algorithms.get(name)
+    assert method.paper in out and method.summary in out
+    for preset, entry in method.presets.items():
+        assert f"{name} --preset {preset}  ({entry.steps:,} steps" in out
+        assert entry.source in " ".join(out.split())
+
+
+def test_list_of_a_family():
+    code, out, err = call(["list", "model-free"])
+    assert code == 0 and not err
+    assert re.findall(r"^  (\w+) ", out, re.MULTILINE) == ["redq", "droq", "sac", "td3", "ddpg"]
+    classic = [name for name in envs.names() if envs.family(name) == "classic"]
+    assert call(["list", "classic"])[1].split() == ["tasks", "classic", *classic]
+
+
+def test_list_for_programs():
+    code, out, err = call(["list", "--json"])
+    assert code == 0 and not err
+    found = json.loads(out)
+    assert [entry["name"] for entry in found["algorithms"]] == list(algorithms.METHODS)
+    for entry in found["algorithms"]:
+        method = algorithms.get(entry["name"])
+        assert (entry["family"], entry["paper"], entry["summary"]) == (method.family, method.paper, method.summary)
+        presets = {of["name"]: (of["source"], of["steps"], tuple(of["tasks"])) for of in entry["presets"]}
+        assert presets == {key: tuple(of[1:]) for key, of in method.presets.items()}
+    families = {entry["name"]: entry["family"] for entry in found["tasks"]}
+    assert set(families) == {*envs.names(), "brax/NAME", "gymnasium/NAME", "playground/NAME"}
+    assert (families["pendulum"], families["Hopper-v5"]) == ("classic", "mujoco")
+    assert [entry["name"] for entry in json.loads(call(["list", "dyna", "--json"])[1])["algorithms"]] == ["mbpo"]
+
+
+def test_presets_of_ones_own(place, monkeypatch):
+    """A file of one preset, and one of several with names, extend those of the method."""
+    monkeypatch.setitem(algorithms.METHODS, "sac", algorithms.get("sac"))
+    (place / "mine.yaml").write_text("extends: pendulum\nsettings: {agent: {hidden: [8, 9]}}\n")
+    (place / "many.yaml").write_text("a: {steps: 4000, tasks: [reacher-2d]}\nb: {extends: a, settings: {num_envs: 2}}\n")
+    begun = {
+        "--env pendulum --config mine.yaml": ("mine", 20_000, [8, 9], 1),
+        "--env reacher-2d --config many.yaml": ("a", 4000, [256, 256], 1),
+        "--env reacher-2d --config many.yaml --preset b --agent.hidden 7": ("b", 4000, [7], 2),
+    }
+    for number, (words, expected) in enumerate(begun.items()):
+        with pytest.raises(Began):
+            call(split(f"train sac {words} --out own-{number}"))
+        saved = yaml.safe_load((place / f"own-{number}" / "config.yaml").read_text())
+        settings = saved["settings"]
+        assert (saved["preset"], saved["steps"], settings["agent"]["hidden"], settings["num_envs"]) == expected
+        assert programs.parse(saved).preset == expected[0]
 
 
 def test_version():
@@ -516,15 +585,14 @@ def test_a_reader_that_leaves_is_no_error():
     assert process.wait(60) == 141 and err == b""
 
 
-def test_a_cache_that_cannot_be_made_is_told_once(place):
-    code, out, err = call(["list"])
+def test_a_cache_that_cannot_be_made_is_reported_once(place):
+    code, out, err = call(["debug", "--help"])
     assert not err
     environment = {**os.environ, "XDG_CACHE_HOME": str(Path(place) / "file")}
-    done = subprocess.run(
-        [sys.executable, "-m", "jaxmbrl", "list"], env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    command = [sys.executable, "-m", "jaxmbrl", "debug", "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (code, out)
-    assert done.stderr.startswith("jaxmbrl: compiled programs are not kept") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("jaxmbrl: compiled programs are not cached") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -532,7 +600,7 @@ def test_a_cache_that_cannot_be_made_is_told_once(place):
     [
         ("mine.py", "python mine.py"),
         ("/somewhere/mine.py", "python /somewhere/mine.py"),
-        (str(Path(options.__file__).with_name("__main__.py")), "jaxmbrl"),
+        (str(Path(jaxmbrl.__file__).with_name("__main__.py")), "jaxmbrl"),
         ("/no/such/folder/jaxmbrl", "/no/such/folder/jaxmbrl"),
         ("pytest", "jaxmbrl"),
     ],

@@ -1,15 +1,76 @@
-"""The pages: what they link to is there, and each is in the table of contents."""
+"""The pages: internal links resolve, each page is in the table of contents, and the terms of the field are found."""
 
+import ast
+import dataclasses
+import importlib
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+import jaxmbrl
+from jaxmbrl import algorithms
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+PACKAGE = Path(jaxmbrl.__file__).parent
 LISTED = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
 PAGES = [ROOT / name for name in LISTED] or [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("benchmarks/**/*.md")]
+GLOSSARY = DOCS / "glossary.md"
+
+SEARCHED = (
+    "target network",
+    "MPC",
+    "world model",
+    "advantage",
+    "UTD",
+    "replay ratio",
+    "log-prob",
+    "hyperparameter",
+    "learning-rate schedule",
+    "gradient clipping",
+    "n-step",
+    "value function",
+    "behaviour policy",
+    "discount factor",
+    "random seed",
+    "vectorized",
+    "wandb",
+    "TensorBoard",
+)
+"""Terms that readers search for: each is in the glossary and in another page of `docs`."""
+
+DEFINED = (
+    *SEARCHED,
+    "model-predictive control",
+    "Weights & Biases",
+    "Polyak averaging",
+    "replay buffer",
+    "warm-up",
+    "entropy temperature",
+    "ensemble",
+    "aleatoric",
+    "epistemic",
+    "elites",
+    "TS1",
+    "TSinf",
+    "common random numbers",
+    "holdout",
+    "early stopping",
+    "termination",
+    "truncation",
+    "bootstrapping",
+    "value expansion",
+    "reparameterization",
+    "model exploitation",
+    "model bias",
+    "rollout length",
+    "real ratio",
+    "particle",
+    "risk",
+)
+"""Terms that the glossary defines."""
 
 
 def prose(page):
@@ -33,7 +94,7 @@ def anchors(page):
 
 
 def broken(page):
-    """Links of a page, within this repository, to what is not there."""
+    """Links of a page, within this repository, with a target that does not exist."""
     wrong = []
     for target in re.findall(r"\]\(([^)\s]+)\)", "\n".join(prose(page))):
         if re.match(r"[a-z]+:", target):
@@ -45,8 +106,21 @@ def broken(page):
     return wrong
 
 
+def option_names(config, prefix=""):
+    """Options of a config class, by their paths: `agent.learning-rate`; of a bool also `no-...`."""
+    found = set()
+    for field in dataclasses.fields(config):
+        name = field.name.replace("_", "-")
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if dataclasses.is_dataclass(default):
+            found |= option_names(type(default), f"{prefix}{name}.")
+        else:
+            found |= {f"{prefix}{name}", f"{prefix}no-{name}"}
+    return found
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_links_within_the_repository_lead_somewhere(page):
+def test_internal_links_resolve(page):
     assert broken(page) == []
 
 
@@ -64,3 +138,59 @@ def test_every_page_is_in_the_table_of_contents():
     pages = {page.relative_to(DOCS).with_suffix("").as_posix() for page in PAGES if DOCS in page.parents}
     assert {name for name in names if not name.startswith("api/")} == pages - {"index"}
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("term", SEARCHED)
+def test_terms_of_the_field_are_found(term):
+    pages = [page for page in PAGES if DOCS in page.parents and page != GLOSSARY]
+    assert any(term.lower() in " ".join(page.read_text().lower().split()) for page in pages)
+
+
+@pytest.mark.parametrize("term", DEFINED)
+def test_the_glossary_defines_terms(term):
+    rows = [line.split("|")[1] for line in GLOSSARY.read_text().splitlines() if line.startswith("|")]
+    assert any(term.lower() in row.lower() for row in rows)
+
+
+def test_names_in_the_glossary_exist():
+    names = re.findall(r"`([a-z]+(?:\.\w+)+)`", GLOSSARY.read_text())
+    names = [
+        name for name in names if (PACKAGE / name.split(".")[0]).exists() or (PACKAGE / f"{name.split('.')[0]}.py").exists()
+    ]
+    assert len(names) > 40
+    for name in names:
+        parts = name.split(".")
+        at = next(i for i in range(len(parts), 0, -1) if _is_module(parts[:i]))
+        found = importlib.import_module(".".join(["jaxmbrl", *parts[:at]]))
+        for part in parts[at:]:
+            fields = getattr(found, "_fields", ()) or [
+                field.name for field in getattr(found, "__dataclass_fields__", {}).values()
+            ]
+            assert hasattr(found, part) or part in fields, f"{name} does not exist"
+            found = getattr(found, part, None)
+
+
+def _is_module(parts):
+    path = PACKAGE.joinpath(*parts)
+    return path.is_dir() or path.with_suffix(".py").exists()
+
+
+def test_options_in_the_glossary_exist():
+    of_run = {"seed", "seeds", "preset", "action-repeat"}
+    known = of_run.union(*(option_names(algorithms.METHODS[name].config) for name in algorithms.METHODS))
+    named = re.findall(r"`--([a-z][\w.-]*)", GLOSSARY.read_text())
+    assert len(named) > 40
+    assert set(named) <= known
+
+
+def test_the_reference_covers_the_package():
+    tree = ast.parse((DOCS / "conf.py").read_text())
+    assigned = {getattr(node.targets[0], "id", None): node.value for node in tree.body if isinstance(node, ast.Assign)}
+    names = {name for _, listed in ast.literal_eval(assigned["API"]).values() for name in listed.split()}
+    assert [name for name in names if not _is_module(name.split("."))] == []
+    subjects = {path.stem for path in PACKAGE.iterdir() if path.suffix in ("", ".py")} - {
+        "__init__",
+        "__main__",
+        "__pycache__",
+    }
+    assert subjects - {name.split(".")[0] for name in names} == {"cli", "commands", "report"}

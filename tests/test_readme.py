@@ -1,5 +1,6 @@
 """What the README and the pages say of the results."""
 
+import json
 import re
 import subprocess
 import sys
@@ -57,6 +58,13 @@ def test_a_readme_without_their_place_is_an_error(copy, lost):
     (copy / "README.md").write_text((copy / "README.md").read_text().replace(lost, ""))
     done = write(copy)
     assert done.returncode == 1 and "needs the lines" in done.stderr
+
+
+def test_every_result_is_of_a_methods_goal():
+    found = [json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")]
+    goals = {goal.name: name for name, card in algorithms.cards().items() for goal in card.goals}
+    measured = {case["case"]: case["algorithm"] for case in found if "case" in case}
+    assert measured.items() <= goals.items() and len(measured) > 25
 
 
 def test_every_method_has_measured_returns_and_a_page():

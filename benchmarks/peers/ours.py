@@ -27,6 +27,7 @@ from jaxmbrl.models import ensemble as dynamics
 from jaxmbrl.planning import PlannerConfig
 from jaxmbrl.planning.cem import CEMConfig
 from jaxmbrl.training import programs
+from jaxmbrl.training.loop import clock_at
 
 
 def beside_the_peak(run: Callable[[], Any], work: int) -> Callable[[], dict[str, float]]:
@@ -68,7 +69,7 @@ def plan(settings: dict[str, Any], answer: Answer) -> None:
 
     @partial(jax.jit, compiler_options=dict(algorithm.compiler_options))
     def act(state: pets_algorithm.State, key: jax.Array) -> jax.Array:
-        policy = algorithm.policy(state, True)
+        policy = algorithm.policy(state, clock_at(config.warmup_steps), True)
         return policy.act(policy.init(key), observation, key)[0]
 
     key = jax.random.key(2)
@@ -100,10 +101,12 @@ def fit(settings: dict[str, Any], answer: Answer) -> None:
     rows = len(data["reward"])
     size, action_size = data["observation"].shape[1], data["action"].shape[1]
     never = np.zeros(rows, bool)
-    train = Transition(
-        **{name: jnp.asarray(data[name]) for name in ("observation", "action", "reward", "next_observation")},
-        terminated=never,
-        truncated=never,
+    train = replay.of_rows(
+        Transition(
+            **{name: data[name] for name in ("observation", "action", "reward", "next_observation")},
+            terminated=never,
+            truncated=never,
+        )
     )
     model = dynamics.make(config, size, action_size, None, lambda n: jnp.zeros(n.shape[:-1], bool))
     init, predict = jax.jit(lambda key: model.init(key, {})), jax.jit(model.predict)
@@ -114,7 +117,7 @@ def fit(settings: dict[str, Any], answer: Answer) -> None:
 
     def once() -> Any:
         nonlocal fitted
-        fitted = run(state, train, jnp.asarray(rows), jax.random.key(number))[0]
+        fitted = run(state, train, jax.random.key(number))[0]
         return fitted
 
     state = init(jax.random.key(0))

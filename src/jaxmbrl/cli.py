@@ -1,15 +1,14 @@
-"""The `jaxmbrl` command. A user's mistake ends with exit code 2 and one line."""
+"""The `jaxmbrl` command. A user's mistake ends with exit code 2 and a message of one line."""
 
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jaxmbrl.commands import inspect as looking
-from jaxmbrl.commands import reporting, sweeping, training
 from jaxmbrl.commands.options import complain
 from jaxmbrl.core.config import UserError, closest
 
@@ -17,22 +16,22 @@ USAGE = """usage: jaxmbrl COMMAND ...
 
   train ALGORITHM --env TASK [--steps N] [--seeds K] [--seed S] [--out FOLDER] [--preset NAME] [--config FILE]
                              [--FIELD VALUE ...]  train; any field of the algorithm's config is an option by its path
-  train --resume RUN         go on with a run where it stopped
+  train --resume RUN         continue a run from where it stopped
   train ALGORITHM --env TASK --data FILE                 learn from transitions in a file, without collecting
   train ... --coordinator HOST:PORT --hosts N --host I   one of N processes that train together (or --hosts auto)
   evaluate RUN [--model true] [--backend gymnasium] [--video [FILE]]
                              returns of a run's deterministic policy, and a video
   report RUN [RUN ...] [--out FILE]                      one HTML page: curves, comparison, the model, the policy, the run
-  debug RUN [--seed S]       the operation and source lines of a run's first value that was not finite
+  debug RUN [--seed S]       the operation and source lines that made a run's first non-finite value
   collect --policy random|RUN --env TASK --out FILE.npz  write transitions to a file
-  fit --data FILE.npz        fit a dynamics model to transitions and judge it
-  sweep FILE [--launcher local|ray] [--dry-run]          many runs from one file; again, it goes on with what is not done
-  status DIR                 how far the runs in a folder are, and why some failed
-  list                       algorithms, tasks and presets
-  doctor                     whether this machine is ready
+  fit --data FILE.npz        fit a dynamics model to transitions and evaluate it
+  sweep FILE [--launcher local|ray] [--dry-run]          many runs from one file; called again, it continues unfinished ones
+  status DIR                 progress of the runs in a folder, and why some failed
+  list [NAME] [--json]       algorithms and tasks by family; with NAME, the presets of an algorithm or a family
+  doctor                     check whether this machine is ready
 
-`jaxmbrl train ALGORITHM --help` tells all fields of an algorithm.
-`--no-compile-cache` before or after any of these compiles afresh instead of reusing what earlier runs compiled."""
+`jaxmbrl train ALGORITHM --help` lists all settings of an algorithm.
+`--no-compile-cache`, before or after any command, compiles again instead of reusing what earlier runs compiled."""
 
 CACHE_SWITCH = "--no-compile-cache"
 
@@ -46,13 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(str(error))
         return 2
     except SystemExit as stop:
-        # How the parsers end after help.
+        # Parsers end so after they print help.
         return int(stop.code or 0)
     except KeyboardInterrupt:
         complain("interrupted")
         return 130
     except BrokenPipeError:
-        # The reader has gone (`| head`); give the interpreter nothing to flush.
+        # The reader has closed the pipe (`| head`): leave the interpreter nothing to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
@@ -60,21 +59,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if error.errno == errno.ENAMETOOLONG else 1
 
 
+COMMANDS = {
+    "train": "training:train",
+    "evaluate": "inspect:evaluate",
+    "report": "reporting:report",
+    "debug": "inspect:debug",
+    "collect": "inspect:collect",
+    "fit": "inspect:fit",
+    "sweep": "sweeping:sweep",
+    "status": "sweeping:status",
+    "list": "listing:list_all",
+    "doctor": "inspect:doctor",
+}
+"""Command -> its function in `jaxmbrl.commands`, imported when it is called."""
+
+COMPILES_NOTHING = ("status", "list")
+
+
 def _command(words: list[str]) -> int:
     cached = CACHE_SWITCH not in words
     words = [word for word in words if word != CACHE_SWITCH]
-    commands = {
-        "train": training.train,
-        "evaluate": looking.evaluate,
-        "report": reporting.report,
-        "debug": looking.debug,
-        "collect": looking.collect,
-        "fit": looking.fit,
-        "sweep": lambda words: sweeping.sweep(words, [] if cached else [CACHE_SWITCH]),
-        "status": sweeping.status,
-        "list": looking.list_all,
-        "doctor": looking.doctor,
-    }
     if not words or words[0] in ("-h", "--help", "help") or (words[0] == "train" and words[1:2] in (["-h"], ["--help"])):
         print(USAGE)
         return 0
@@ -83,15 +87,18 @@ def _command(words: list[str]) -> int:
 
         print(__version__)
         return 0
-    if words[0] not in commands:
-        raise UserError(f"unknown command '{words[0]}'; {closest(words[0], commands)}")
-    if cached:
+    name, *rest = words
+    if name not in COMMANDS:
+        raise UserError(f"unknown command '{name}'; {closest(name, COMMANDS)}")
+    if cached and name not in COMPILES_NOTHING:
         _cache_compilations()
-    return commands[words[0]](words[1:])
+    module, _, function = COMMANDS[name].partition(":")
+    command: Callable[..., int] = getattr(importlib.import_module(f"jaxmbrl.commands.{module}"), function)
+    return command(rest, [] if cached else [CACHE_SWITCH]) if name == "sweep" else command(rest)
 
 
 def _cache_compilations() -> None:
-    """Keep compiled programs in the user's cache folder, so that the next start is fast."""
+    """Cache compiled programs in the user's cache folder, so that the next start is fast."""
     import jax
 
     if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
@@ -100,13 +107,13 @@ def _cache_compilations() -> None:
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:
-        complain("compiled programs are not kept: there is no home folder; name one in XDG_CACHE_HOME")
+        complain("compiled programs are not cached: there is no home folder; name a folder in XDG_CACHE_HOME")
         return
     folder = base / "jaxmbrl" / "compiled"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        complain(f"compiled programs are not kept: {folder} cannot be made ({error.strerror})")
+        complain(f"compiled programs are not cached: {folder} cannot be made ({error.strerror})")
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
 

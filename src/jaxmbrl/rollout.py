@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxmbrl.core import tree
 from jaxmbrl.core.types import Action, Algorithm, Carry, Key, Memory, Observation, Policy, PyTree, Task, Transition, World
@@ -144,7 +144,7 @@ def reset_keys(key: Key) -> tuple[Key, Key]:
     return step_key, again_key
 
 
-def open_loop(actions: Float[Array, "H A"]) -> Policy:
+def open_loop(actions: Shaped[Array, "H ..."]) -> Policy:
     """The policy that plays `actions` in turn; its memory is the index of the next one."""
     return Policy(init=lambda key: jnp.zeros((), jnp.int32), act=lambda i, observation, key: (actions[i], (), i + 1))
 

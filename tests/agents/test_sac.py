@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from one_step_targets import critic_target
 
 from jaxmbrl.agents.actor_critic import sac
 from jaxmbrl.agents.actor_critic.sac import SACConfig
@@ -55,7 +56,6 @@ def compiled(config, observation_size=O, action_size=A):
     agent = sac.make(config, observation_size, action_size)
     return agent._replace(
         init=jax.jit(agent.init),
-        critic_target=jax.jit(agent.critic_target),
         update_critic=jax.jit(agent.update_critic),
         update_actor=jax.jit(agent.update_actor, static_argnames="loss"),
         update=jax.jit(agent.update),
@@ -138,7 +138,7 @@ def test_critic_target(x64):
     agent, state = agent_and_state()
     batch, key = batch_of(), jax.random.key(3)
     assert 0 < batch["terminated"].sum() < B
-    found = agent.critic_target(state, on_device(batch), key)
+    found = critic_target(agent, state, on_device(batch), key)
     np.testing.assert_allclose(found, expected_target(state, batch, key, (0, 1)), rtol=1e-10)
 
 
@@ -148,9 +148,9 @@ def test_terminated_masks_value_and_entropy_and_truncated_does_not():
     yes, no = np.ones(B, bool), np.zeros(B, bool)
     # What lies beyond the end of an episode must not matter, not even where it is not a number.
     ended = batch | {"terminated": yes, "next_observation": np.full((B, O), np.nan)}
-    np.testing.assert_array_equal(agent.critic_target(state, on_device(ended), key), on_device(batch).reward)
-    timed_out = agent.critic_target(state, on_device(batch | {"terminated": no, "truncated": yes}), key)
-    going_on = agent.critic_target(state, on_device(batch | {"terminated": no, "truncated": no}), key)
+    np.testing.assert_array_equal(critic_target(agent, state, on_device(ended), key), on_device(batch).reward)
+    timed_out = critic_target(agent, state, on_device(batch | {"terminated": no, "truncated": yes}), key)
+    going_on = critic_target(agent, state, on_device(batch | {"terminated": no, "truncated": no}), key)
     np.testing.assert_array_equal(timed_out, going_on)
     assert np.all(np.abs(np.asarray(going_on) - batch["reward"]) > 1e-4)
 
@@ -165,7 +165,9 @@ def test_two_critics_of_five_are_drawn_for_the_whole_batch(x64):
     target = {"params": state.critic.target["params"] | {"Dense_2": level}}
     state = state._replace(critic=state.critic._replace(target=target))
     pairs, keys = list(itertools.combinations(range(5), 2)), jax.random.split(jax.random.key(9), 300)
-    found = np.asarray(jax.jit(jax.vmap(agent.critic_target, in_axes=(None, None, 0)))(state, on_device(batch), keys))
+    found = np.asarray(
+        jax.jit(jax.vmap(functools.partial(critic_target, agent), in_axes=(None, None, 0)))(state, on_device(batch), keys)
+    )
     counts = dict.fromkeys(pairs, 0)
     actor, critics = layers_of(state.actor.params), critics_of(state.critic.target)
     noises = np.asarray(jax.vmap(lambda key: jax.random.normal(jax.random.split(key)[0], (B, A)))(keys))
@@ -183,7 +185,7 @@ def test_two_critics_of_five_are_drawn_for_the_whole_batch(x64):
 def test_a_subset_of_all_critics_is_the_minimum_over_all(x64):
     agent, state = agent_and_state(dataclasses.replace(MANY, critic_subset=5))
     batch, key = batch_of(), jax.random.key(3)
-    found = agent.critic_target(state, on_device(batch), key)
+    found = critic_target(agent, state, on_device(batch), key)
     np.testing.assert_allclose(found, expected_target(state, batch, key, range(5)), rtol=1e-10)
 
 
@@ -194,7 +196,7 @@ def test_without_entropy_and_noise_it_is_ddpgs_target_with_the_minimum_of_two(x6
     actor = state.actor._replace(params={"params": state.actor.params["params"] | {"Dense_2": quiet}})
     cold = state.log_temperature._replace(params=jnp.asarray(-1e3))
     state, batch = state._replace(actor=actor, log_temperature=cold), batch_of()
-    found = agent.critic_target(state, on_device(batch), jax.random.key(3))
+    found = critic_target(agent, state, on_device(batch), jax.random.key(3))
     mean = reference.gaussian(layers_of(actor.params), batch["next_observation"])[0]
     least = reference.values(critics_of(state.critic.target), batch["next_observation"], np.tanh(mean)).min(axis=0)
     np.testing.assert_allclose(found, batch["reward"] + 0.9 * np.where(batch["terminated"], 0.0, least), rtol=1e-7)
@@ -203,7 +205,7 @@ def test_without_entropy_and_noise_it_is_ddpgs_target_with_the_minimum_of_two(x6
 def test_critic_update(x64):
     agent, state = agent_and_state()
     batch, key = batch_of(), jax.random.key(3)
-    after, metrics = agent.update_critic(state, on_device(batch), key)
+    after, metrics, _ = agent.update_critic(state, on_device(batch), key)
     y = expected_target(state, batch, key, (0, 1))
     critics = critics_of(state.critic.params)
     loss, gradients = reference.critic_loss(critics, batch, y, np.ones(B))
@@ -234,18 +236,18 @@ def test_given_target_and_weight(x64):
     batch, key = batch_of(), jax.random.key(3)
     rows = on_device(batch)
     plain = agent.update_critic(state, rows, key)
-    own = agent.update_critic(state, rows, key, target=agent.critic_target(state, rows, key), weight=jnp.ones(B))
+    own = agent.update_critic(state, rows, key, target=critic_target(agent, state, rows, key), weight=jnp.ones(B))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15), plain, own)
 
     rng = np.random.default_rng(1)
     y, weight = rng.normal(size=B), rng.choice([0.0, 0.5, 2.0], B)
-    after, metrics = agent.update_critic(state, rows, key, target=jnp.asarray(y), weight=jnp.asarray(weight))
+    after, metrics, _ = agent.update_critic(state, rows, key, target=jnp.asarray(y), weight=jnp.asarray(weight))
     loss, gradients = reference.critic_loss(critics_of(state.critic.params), batch, y, weight)
     assert float(metrics["agent/critic_loss"].total) == pytest.approx(loss, rel=1e-10)
     for i, expected in enumerate(gradients):
         assert_gradient(jax.tree.map(lambda x, i=i: x[i] if x.ndim else x, after.critic), expected)
 
-    still, metrics = agent.update_critic(state, rows, key, weight=jnp.zeros(B))
+    still, metrics, _ = agent.update_critic(state, rows, key, weight=jnp.zeros(B))
     assert float(metrics["agent/critic_loss"].total) == 0.0
     assert_same(still.critic.params, state.critic.params)
 
@@ -277,7 +279,7 @@ def test_the_one_step_target_is_put_together_from_the_target_value(x64, config):
     batch, key = batch_of(), jax.random.key(3)
     value = np.asarray(agent.target_value(state, jnp.asarray(batch["next_observation"]), key))
     expected = batch["reward"] + 0.9 * np.where(batch["terminated"], 0.0, value)
-    np.testing.assert_allclose(agent.critic_target(state, on_device(batch), key), expected, rtol=1e-12)
+    np.testing.assert_allclose(critic_target(agent, state, on_device(batch), key), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("config", [TINY, dataclasses.replace(TINY, dropout=0.1)])
@@ -308,7 +310,7 @@ def test_the_actor_descends_the_value_and_the_bonus_that_the_agent_tells(x64, co
     act_key, value_key = jax.random.split(key) if config.dropout else (key, key)
 
     def loss(params, state, batch, key):
-        actor = agent.actor(state._replace(actor=state.actor._replace(params=params)))
+        actor = agent.policy_with_entropy(state._replace(actor=state.actor._replace(params=params)))
         action, bonus, _ = actor.act((), batch.observation, act_key)
         return -jnp.mean(agent.action_value(state, batch.observation, action, value_key) + bonus), jnp.mean(bonus)
 
@@ -320,7 +322,7 @@ def test_the_actor_descends_the_value_and_the_bonus_that_the_agent_tells(x64, co
 def test_the_actors_bonus_is_its_entropy_and_its_action_is_the_exploring_policys(x64):
     agent, state = agent_and_state()
     observation, key = jnp.asarray(batch_of()["observation"]), jax.random.key(5)
-    action, bonus, _ = agent.actor(state).act((), observation, key)
+    action, bonus, _ = agent.policy_with_entropy(state).act((), observation, key)
     np.testing.assert_array_equal(action, agent.policy(state, True).act((), observation, key)[0])
     _, density = reference.sample(layers_of(state.actor.params), np.asarray(observation), noise_of(key))
     np.testing.assert_allclose(bonus, -0.3 * density, rtol=1e-8)  # the reference takes log(1 - tanh^2) plainly
@@ -344,9 +346,9 @@ def test_update_is_critic_then_actor(x64):
     agent, state = agent_and_state()
     rows, key = on_device(batch_of()), jax.random.key(8)
     critic_key, actor_key = jax.random.split(key)
-    middle, critic_metrics = agent.update_critic(state, rows, critic_key)
+    middle, critic_metrics, _ = agent.update_critic(state, rows, critic_key)
     last, actor_metrics = agent.update_actor(middle, rows, actor_key)
-    found, metrics = agent.update(state, rows, key)
+    found, metrics, _ = agent.update(state, rows, key)
     assert_same(found, last)
     assert_same(metrics, critic_metrics | actor_metrics)
 
@@ -453,7 +455,7 @@ def test_hyper_is_traced_and_each_seeds_own():
 
     def once(hyper):
         state = agent.init(jax.random.key(0), hyper)
-        return state, agent.critic_target(state, rows, key), agent.update(state, rows, key)[0]
+        return state, critic_target(agent, state, rows, key), agent.update(state, rows, key)[0]
 
     seeds = jax.jit(jax.vmap(once))
     state, target, after = seeds(hyper)
@@ -494,7 +496,7 @@ def test_init():
 def test_dtypes_stay(double):
     with jax.enable_x64(double):
         agent, state = agent_and_state(MANY)
-        after, metrics = agent.update(state, on_device(batch_of()), jax.random.key(0))
+        after, metrics, _ = agent.update(state, on_device(batch_of()), jax.random.key(0))
         expected = jnp.float64 if double else jnp.float32
         for before, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
             assert before.dtype == leaf.dtype
@@ -507,7 +509,7 @@ def test_a_fault_stops_the_part_that_saw_it():
     agent, state = agent_and_state()
     bad = batch_of()
     bad["reward"][3] = np.nan
-    after, metrics = agent.update(state, on_device(bad), jax.random.key(0))
+    after, metrics, _ = agent.update(state, on_device(bad), jax.random.key(0))
     assert not bool(after.critic.active)
     assert not np.isfinite(float(metrics["agent/critic_loss"].total))
     assert_same((after.critic.params, after.critic.target), (state.critic.params, state.critic.target))

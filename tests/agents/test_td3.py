@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from one_step_targets import critic_target
 
 from jaxmbrl import agents
 from jaxmbrl.agents import AgentConfig
@@ -30,7 +31,6 @@ def compiled(config, observation_size=O, action_size=A):
     """The agent with its functions compiled."""
     agent = td3.make(config, observation_size, action_size)
     return agent._replace(
-        critic_target=jax.jit(agent.critic_target),
         update_critic=jax.jit(agent.update_critic),
         update_actor=jax.jit(agent.update_actor, static_argnames="loss"),
         update=jax.jit(agent.update),
@@ -81,7 +81,7 @@ def test_critic_target_with_clipped_noise_and_clipped_actions(x64):
     noise = 0.6 * noise_of(key)
     smoothed = reference.action_of(layers_of(state.actor.target), batch["next_observation"]) + np.clip(noise, -0.4, 0.4)
     assert 0 < np.mean(np.abs(noise) > 0.4) < 1 and 0 < np.mean(np.abs(smoothed) > 1) < 1
-    found = agent.critic_target(state, on_device(batch), key)
+    found = critic_target(agent, state, on_device(batch), key)
     np.testing.assert_allclose(found, expected_target(state, batch, noise), rtol=1e-10)
     value = np.asarray(agent.target_value(state, jnp.asarray(batch["next_observation"]), key))
     expected = batch["reward"] + 0.9 * np.where(batch["terminated"], 0.0, value)
@@ -93,7 +93,7 @@ def test_however_wide_the_noise_it_moves_the_action_by_no_more_than_its_clip(x64
     batch, key = batch_of(), jax.random.key(3)
     wide = compiled(dataclasses.replace(TINY, target_noise=1e9))
     at_the_ends = 0.4 * np.sign(noise_of(key))
-    found = wide.critic_target(state, on_device(batch), key)
+    found = critic_target(wide, state, on_device(batch), key)
     np.testing.assert_allclose(found, expected_target(state, batch, at_the_ends, np.inf), rtol=1e-10)
 
 
@@ -101,8 +101,8 @@ def test_however_wide_the_noise_it_moves_the_action_by_no_more_than_its_clip(x64
 def test_without_noise_the_target_is_ddpgs_with_the_minimum_over_critics(x64, changes):
     agent, state = agent_and_state(dataclasses.replace(TINY, **changes))
     batch = batch_of()
-    found = agent.critic_target(state, on_device(batch), jax.random.key(3))
-    np.testing.assert_array_equal(found, agent.critic_target(state, on_device(batch), jax.random.key(4)))
+    found = critic_target(agent, state, on_device(batch), jax.random.key(3))
+    np.testing.assert_array_equal(found, critic_target(agent, state, on_device(batch), jax.random.key(4)))
     action = reference.action_of(layers_of(state.actor.target), batch["next_observation"])
     least = networks.values(critics_of(state.critic.target), batch["next_observation"], action).min(axis=0)
     np.testing.assert_allclose(found, batch["reward"] + 0.9 * np.where(batch["terminated"], 0.0, least), rtol=1e-10)
@@ -114,9 +114,9 @@ def test_terminated_masks_the_value_and_truncated_does_not(x64):
     yes, no = np.ones(B, bool), np.zeros(B, bool)
     # What lies beyond the end of an episode must not matter, not even where it is not a number.
     ended = batch | {"terminated": yes, "next_observation": np.full((B, O), np.nan)}
-    np.testing.assert_array_equal(agent.critic_target(state, on_device(ended), key), on_device(batch).reward)
-    timed_out = agent.critic_target(state, on_device(batch | {"terminated": no, "truncated": yes}), key)
-    going_on = agent.critic_target(state, on_device(batch | {"terminated": no, "truncated": no}), key)
+    np.testing.assert_array_equal(critic_target(agent, state, on_device(ended), key), on_device(batch).reward)
+    timed_out = critic_target(agent, state, on_device(batch | {"terminated": no, "truncated": yes}), key)
+    going_on = critic_target(agent, state, on_device(batch | {"terminated": no, "truncated": no}), key)
     np.testing.assert_array_equal(timed_out, going_on)
     assert np.all(np.abs(np.asarray(going_on) - batch["reward"]) > 1e-4)
 
@@ -124,7 +124,7 @@ def test_terminated_masks_the_value_and_truncated_does_not(x64):
 def test_critic_update_moves_the_critics_and_no_target(x64):
     agent, state = agent_and_state()
     batch, key = batch_of(), jax.random.key(3)
-    after, metrics = agent.update_critic(state, on_device(batch), key)
+    after, metrics, _ = agent.update_critic(state, on_device(batch), key)
     critics, y = critics_of(state.critic.params), expected_target(state, batch, 0.6 * noise_of(key))
     loss, gradients = networks.critic_loss(critics, batch, y, np.ones(B))
     assert float(metrics["agent/critic_loss"].total) == pytest.approx(loss, rel=1e-10)
@@ -143,7 +143,7 @@ def test_given_target_and_weight(x64):
     batch, rng = batch_of(), np.random.default_rng(1)
     y, weight = rng.normal(size=B), rng.choice([0.0, 0.5, 2.0], B)
     given = {"target": jnp.asarray(y), "weight": jnp.asarray(weight)}
-    after, metrics = agent.update_critic(state, on_device(batch), jax.random.key(3), **given)
+    after, metrics, _ = agent.update_critic(state, on_device(batch), jax.random.key(3), **given)
     loss, gradients = networks.critic_loss(critics_of(state.critic.params), batch, y, weight)
     assert float(metrics["agent/critic_loss"].total) == pytest.approx(loss, rel=1e-10)
     for i, expected in enumerate(gradients):
@@ -170,7 +170,7 @@ def test_actor_update_climbs_the_first_critic_and_moves_both_targets(x64):
     assert_same(after.critic._replace(target=()), state.critic._replace(target=()))
     # What the actor maximises is what the agent calls its value.
     observation = jnp.asarray(batch["observation"])
-    action, bonus, _ = agent.actor(state).act((), observation, key)
+    action, bonus, _ = agent.policy_with_entropy(state).act((), observation, key)
     value = agent.action_value(state, observation, action, key)
     assert not np.any(bonus)
     assert float(jnp.mean(value)) == pytest.approx(-loss, rel=1e-10)
@@ -182,7 +182,9 @@ def test_another_actor_loss(x64):
     batch, c = batch_of(), 0.4
 
     def loss(params, state, batch, key):
-        action = agent.actor(state._replace(actor=state.actor._replace(params=params))).act((), batch.observation, key)[0]
+        action = agent.policy_with_entropy(state._replace(actor=state.actor._replace(params=params))).act(
+            (), batch.observation, key
+        )[0]
         return jnp.mean(jnp.sum((action - c) ** 2, axis=-1)) / 2, jnp.zeros(())
 
     after, metrics = agent.update_actor(state, on_device(batch), jax.random.key(4), loss=loss)
@@ -197,9 +199,9 @@ def test_update_is_critic_then_actor(x64):
     agent, state = agent_and_state()
     rows, key = on_device(batch_of()), jax.random.key(8)
     critic_key, actor_key = jax.random.split(key)
-    middle, critic_metrics = agent.update_critic(state, rows, critic_key)
+    middle, critic_metrics, _ = agent.update_critic(state, rows, critic_key)
     last, actor_metrics = agent.update_actor(middle, rows, actor_key)
-    found, metrics = agent.update(state, rows, key)
+    found, metrics, _ = agent.update(state, rows, key)
     assert_close(found, last)
     assert metrics.keys() == critic_metrics.keys() | actor_metrics.keys()
 
@@ -276,7 +278,7 @@ def test_policy():
     np.testing.assert_allclose(found, np.clip(noisy, -1, 1), rtol=1e-4, atol=1e-6)
     assert np.abs(found).max() == 1.0
     # The policy that the critics judge adds nothing and earns nothing besides.
-    judged, bonus, _ = agent.actor(state).act((), observation, jax.random.key(2))
+    judged, bonus, _ = agent.policy_with_entropy(state).act((), observation, jax.random.key(2))
     np.testing.assert_allclose(judged, mean, rtol=1e-5)
     assert bonus.shape == (B,) and not np.any(bonus)
 
@@ -293,7 +295,7 @@ def test_hyper_is_traced_and_each_seeds_own():
 def test_the_discount_is_the_states(x64):
     agent, state = agent_and_state()
     batch, key = batch_of(), jax.random.key(3)
-    found = agent.critic_target(state._replace(discount=jnp.asarray(0.5)), on_device(batch), key)
+    found = critic_target(agent, state._replace(discount=jnp.asarray(0.5)), on_device(batch), key)
     np.testing.assert_allclose(found, expected_target(state, batch, 0.6 * noise_of(key), discount=0.5), rtol=1e-10)
 
 
@@ -326,7 +328,7 @@ def test_a_fault_stops_the_part_that_saw_it_and_its_target(x64):
     agent, state = agent_and_state()
     bad = batch_of()
     bad["reward"][3] = np.nan
-    after, metrics = agent.update(state, on_device(bad), jax.random.key(0))
+    after, metrics, _ = agent.update(state, on_device(bad), jax.random.key(0))
     assert not bool(after.critic.active)
     assert not np.isfinite(float(metrics["agent/critic_loss"].total))
     assert_same(after.critic._replace(active=()), state.critic._replace(active=()))

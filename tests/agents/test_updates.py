@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmbrl.agents.actor_critic.updates import updates
-from jaxmbrl.core.types import Agent, Average
+from jaxmbrl.core.types import ActorCritic, Average
 
 NUMBER = 6
 
@@ -28,7 +28,8 @@ def append(log, *entry):
 
 def update_critic(state, batch, key):
     critic, actor = state
-    return (append(critic, batch, number_of(key), actor[1]), actor), {"agent/critic_loss": Average.of(jnp.asarray(2.0))}
+    critic = append(critic, batch, number_of(key), actor[1])
+    return (critic, actor), {"agent/critic_loss": Average.of(jnp.asarray(2.0))}, jnp.zeros(1)
 
 
 def update_actor(state, batch, key):
@@ -38,12 +39,12 @@ def update_actor(state, batch, key):
 
 def update(state, batch, key):
     critic_key, actor_key = jax.random.split(key)
-    state, of_critic = update_critic(state, batch, critic_key)
+    state, of_critic, error = update_critic(state, batch, critic_key)
     state, of_actor = update_actor(state, batch, actor_key)
-    return state, of_critic | of_actor
+    return state, of_critic | of_actor, error
 
 
-AGENT = Agent(*[None] * 7, update_critic, update_actor, update)
+AGENT = ActorCritic(*[None] * 6, update_critic, update_actor, None, update)
 """Writes down, for each update of a part: batch, key, and how often the other part was updated before."""
 
 

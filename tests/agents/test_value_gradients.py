@@ -35,7 +35,7 @@ def actor_objective(how, agent, world, state, origin, key=0):
     origin = jnp.asarray(origin, float)
     perturbations = jnp.zeros((how.horizon + 1, *origin.shape))
     follow_key, *keys = jax.random.split(jax.random.key(key), 3)
-    trajectory = value_gradients.follow(how, agent, world, state, origin, perturbations, follow_key)
+    trajectory = value_gradients.imagine_perturbed(how, agent, world, state, origin, perturbations, follow_key)
     return value_gradients.actor_objective(how, agent, state, origin, trajectory, jnp.stack(keys))
 
 
@@ -87,9 +87,9 @@ def test_of_no_step_it_is_the_reparameterised_policy_gradient():
             noise = observation  # antithetic, so that the average is exact
             return state.actor.params[0] + state.actor.params[1] * noise, jnp.zeros(len(noise)), memory
 
-        return base.actor(state)._replace(act=act)
+        return base.policy_with_entropy(state)._replace(act=act)
 
-    agent = base._replace(actor=actor)
+    agent = base._replace(policy_with_entropy=actor)
     params = jnp.array([mean, std])
     found = jax.grad(lambda p: jnp.mean(actor_objective(ascent(0), agent, lq.world(), lq.state_of(p), [[-1.0], [1.0]])[0]))(
         params
@@ -237,7 +237,7 @@ def test_what_a_model_makes_of_the_dead_reaches_no_gradient():
     seen = [float(found[f"gradient/state_{t}"].total) for t in range(4)]
     assert np.all(np.isfinite(seen)) and bool(after.actor.active)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), (after, found), updated(False))
-    first = agent.actor(state).act((), batch.observation, jax.random.key(0))[0]
+    first = agent.policy_with_entropy(state).act((), batch.observation, jax.random.key(0))[0]
     following = lq.A * batch.observation + lq.B * first + 0.1 * jnp.sqrt(batch.observation**2 - wide**2)
     ended = np.abs(following) < wide
     assert 0 < ended.sum() < 40, "some rows end"

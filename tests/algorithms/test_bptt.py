@@ -51,7 +51,7 @@ def test_ten_steps_of_the_linear_quadratic_problem(x64, rematerialize):
 
     def objective(gain):
         discount = jnp.asarray(lq.DISCOUNT, float)
-        return bptt.earned(config, lq.world(), linear(gain), jnp.ones((1, 1)), jax.random.key(0), discount)[0]
+        return bptt.discounted_return(config, lq.world(), linear(gain), jnp.ones((1, 1)), jax.random.key(0), discount)[0]
 
     s, alive, by_hand = 1.0, 1.0, 0.0
     for _ in range(10):
@@ -77,7 +77,7 @@ def test_through_the_true_simulator_it_is_what_plain_steps_earn_and_its_differen
     @functools.partial(jax.value_and_grad)
     def objective(row):
         world = bptt.simulated(task.world)
-        return jnp.mean(bptt.earned(config, world, acting(row), origins, jax.random.key(2), discount))
+        return jnp.mean(bptt.discounted_return(config, world, acting(row), origins, jax.random.key(2), discount))
 
     step = jax.jit(task.world.step)
 
@@ -116,7 +116,7 @@ def test_the_ended_go_back_and_leave_the_gradient_finite(x64):
     def objective(gain, ends=True):
         world = bptt.simulated(exploding(ends))
         policy = Policy(lambda key: (), lambda m, s, key: (jnp.full_like(s, gain), jnp.zeros(s.shape[0]), m))
-        return bptt.earned(of_steps(4), world, policy, origins, jax.random.key(0), jnp.asarray(1.0))
+        return bptt.discounted_return(of_steps(4), world, policy, origins, jax.random.key(0), jnp.asarray(1.0))
 
     earned = jax.jit(objective)(0.2)
     # 0 + 0.2 + 0.4 + 0.6, and 0.9 alone: the step to 1.1 ended it.
@@ -130,23 +130,23 @@ def test_the_ended_go_back_and_leave_the_gradient_finite(x64):
 def test_clipped_and_left_out_gradients():
     config = dataclasses.replace(TINY, max_gradient_norm=0.5)
     actor = optimizer.init({"a": jnp.array([1.0, 2.0])}, 0.1)
-    ascend = jax.jit(functools.partial(bptt.ascend, config))
-    steep, found = ascend(actor, jnp.asarray(7.0), {"a": jnp.array([3.0, -4.0])})
+    step = jax.jit(functools.partial(bptt.clipped_step, config))
+    steep, found = step(actor, jnp.asarray(7.0), {"a": jnp.array([3.0, -4.0])})
     # Adam's first moment is a tenth of the gradient, which is (3, -4) / 5 of norm 0.5.
     np.testing.assert_allclose(steep.moments.mu["a"], [0.03, -0.04], rtol=1e-5)
     expected = {"agent/actor_loss": 7, "agent/actor_gradient_norm": 5, "gradient/clipped": 1, "gradient/nonfinite": 0}
     assert metrics.known(found) == pytest.approx(expected)
-    flat, found = ascend(actor, jnp.asarray(7.0), {"a": jnp.array([0.3, 0.0])})
+    flat, found = step(actor, jnp.asarray(7.0), {"a": jnp.array([0.3, 0.0])})
     np.testing.assert_allclose(flat.moments.mu["a"], [0.03, 0.0], rtol=1e-5)
     assert metrics.known(found)["gradient/clipped"] == 0
-    level, _ = ascend(actor, jnp.asarray(7.0), {"a": jnp.zeros(2)})
+    level, _ = step(actor, jnp.asarray(7.0), {"a": jnp.zeros(2)})
     np.testing.assert_array_equal(level.params["a"], actor.params["a"])
     for wrong in (jnp.inf, jnp.nan):
-        kept, found = ascend(steep, jnp.asarray(wrong), {"a": jnp.array([wrong, 1.0])})
+        kept, found = step(steep, jnp.asarray(wrong), {"a": jnp.array([wrong, 1.0])})
         jax.tree.map(np.testing.assert_array_equal, kept, steep)
         assert metrics.known(found)["gradient/nonfinite"] == 1
         assert "agent/actor_loss" not in metrics.known(found)
-    assert bool(kept.open)
+    assert bool(kept.active)
 
 
 def rows(seed, count=4):
@@ -185,9 +185,13 @@ def test_it_explores_with_noise_and_acts_without():
     algorithm = bptt.make(dataclasses.replace(TINY, exploration_noise=0.1), PENDULUM)
     state = jax.jit(algorithm.init)(jax.random.key(0), {})
     observation = jnp.zeros((2000, 3)) + jnp.array([0.3, -0.2, 0.5])
-    plain, noisy = (
-        jax.jit(algorithm.policy(state, explore).act)((), observation, jax.random.key(1))[0] for explore in (False, True)
-    )
+    keys = jax.random.split(jax.random.key(1), 2000)
+
+    def actions(explore):
+        policy = algorithm.policy(state, loop.clock_at(10_000), explore)
+        return jax.jit(jax.vmap(lambda seen, key: policy.act((), seen, key)[0]))(observation, keys)
+
+    plain, noisy = actions(False), actions(True)
     assert np.ptp(plain) == 0 and abs(float(jnp.std(noisy)) - 0.1) < 0.01 and abs(float(jnp.mean(noisy - plain))) < 0.01
     assert float(jnp.max(jnp.abs(noisy))) <= 1
 
@@ -251,7 +255,7 @@ def test_through_mjx_its_gradient_is_the_differences_of_c():
 
 @pytest.mark.slow
 def test_it_learns_to_swing_up_the_pendulum():
-    config = bptt.PRESETS["small"].config
+    config = algorithms.get("bptt").presets["small"].config
     algorithm = bptt.make(config, PENDULUM)
     program = loop.make(algorithm, PENDULUM, config)
     state = jax.jit(program.init)(jnp.arange(2), {})

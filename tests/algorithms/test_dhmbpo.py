@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import linear_quadratic as lq
 import numpy as np
 import pytest
+from one_step_targets import critic_target as own_target
 
 from jaxmbrl import algorithms, envs
 from jaxmbrl.agents.actor_critic import scaled_sac
@@ -46,8 +47,8 @@ def telling():
 
         return World(reset=None, start=lambda origin, key: origin, observe=lambda rows: rows, step=step)
 
-    def fit(fits, data, count, key):
-        return fits + 1, {"model/rows": Average.of(count)}
+    def fit(fits, buffer, key):
+        return fits + 1, {"model/rows": Average.of(buffer.size)}
 
     return DynamicsModel(init=lambda key, hyper: jnp.zeros((), jnp.int32), fit=fit, predict=None, world=world)
 
@@ -109,7 +110,7 @@ def test_the_agent_sees_what_the_real_data_say():
     np.testing.assert_allclose(state.seen.std, seen.std(axis=0), rtol=1e-5)
     algorithm = learning()[2]
     observation = jnp.array([[1500.0, 0.3, -0.2]])
-    action, _, _ = algorithm.policy(state, False).act((), observation, jax.random.key(1))
+    action, _, _ = algorithm.policy(state, loop.clock_at(0), False).act((), observation, jax.random.key(1))
     bare = scaled_sac.make(TINY.agent, 3, 1).policy(state.agent, False)
     plain, _, _ = bare.act((), (observation - state.seen.mean) / state.seen.std, jax.random.key(1))
     np.testing.assert_array_equal(action, plain)
@@ -127,7 +128,7 @@ def lq_agent(**more):
     """An agent that takes what its critics and its actor are given for what they learn."""
 
     def update_critic(state, batch, key, *, target=None):
-        return state, {"target": target, "rows": batch}
+        return state, {"target": target, "rows": batch}, jnp.zeros(batch.reward.shape)
 
     return lq.agent(**more)._replace(update_critic=update_critic)
 
@@ -136,8 +137,8 @@ def lq_agent(**more):
 def test_with_an_exact_model_the_target_is_the_policys_value_at_every_horizon(x64, horizon):
     agent, state = lq_agent(), lq.state_of()
     batch = lq.rows()
-    trajectory = dhmbpo.imagine(lq.world(), agent.actor(state), batch.observation, jax.random.key(0), horizon)
-    found = dhmbpo.target_of(agent, state, trajectory, jax.random.key(1))
+    trajectory = dhmbpo.imagine(lq.world(), agent.policy_with_entropy(state), batch.observation, jax.random.key(0), horizon)
+    found = dhmbpo.critic_target(agent, state, trajectory, jax.random.key(1))
     s = np.asarray(batch.observation[:, 0])
     np.testing.assert_allclose(found, lq.action_value(s, lq.GAIN * s), rtol=1e-12)
 
@@ -145,10 +146,10 @@ def test_with_an_exact_model_the_target_is_the_policys_value_at_every_horizon(x6
 def test_the_first_actions_bonus_is_in_the_actors_objective_and_not_in_the_target(x64):
     agent, state = lq_agent(bonus=0.7), lq.state_of()
     batch = lq.rows()
-    trajectory = dhmbpo.imagine(lq.world(), agent.actor(state), batch.observation, jax.random.key(0), 3)
+    trajectory = dhmbpo.imagine(lq.world(), agent.policy_with_entropy(state), batch.observation, jax.random.key(0), 3)
     s = np.asarray(batch.observation[:, 0])
     later = 0.7 * (lq.DISCOUNT + lq.DISCOUNT**2)
-    found = dhmbpo.target_of(agent, state, trajectory, jax.random.key(1))
+    found = dhmbpo.critic_target(agent, state, trajectory, jax.random.key(1))
     np.testing.assert_allclose(found, lq.action_value(s, lq.GAIN * s) + later, rtol=1e-12)
 
 
@@ -158,13 +159,13 @@ def test_of_one_step_it_is_sacs_target_on_the_policys_actions(x64):
     state = jax.jit(agent.init)(jax.random.key(0), {})
     state = scaled_sac.follow(config.agent, state, jnp.linspace(-3.0, 3.0, 50))
     ends = lq.world(ends=lambda s: s[:, 0] > 0.2)
-    trajectory = dhmbpo.imagine(ends, agent.actor(state), lq.rows(count=20).observation, jax.random.key(3), 1)
+    trajectory = dhmbpo.imagine(ends, agent.policy_with_entropy(state), lq.rows(count=20).observation, jax.random.key(3), 1)
     step = jax.tree.map(lambda x: x[0], trajectory)
     assert 0 < step.terminated.sum() < 20
-    rows = Transition(step.observation, step.action, step.reward, step.following, step.terminated, step.terminated)
+    rows = Transition(step.observation, step.action, step.reward, step.next_observation, step.terminated, step.terminated)
     key = jax.random.key(4)
     np.testing.assert_allclose(
-        dhmbpo.target_of(agent, state, trajectory, key), agent.critic_target(state, rows, key), rtol=1e-12
+        dhmbpo.critic_target(agent, state, trajectory, key), own_target(agent, state, rows, key), rtol=1e-12
     )
 
 
@@ -173,7 +174,7 @@ def test_its_actor_climbs_what_the_short_rollout_earns(x64, horizon, slope):
     """The closed form's gradient; with the exact value of actions n steps are those of n + 1 with that of states."""
     config, state, batch = dataclasses.replace(TINY, horizon=horizon), lq.state_of(), lq.rows()
     ones = batch._replace(observation=jnp.ones_like(batch.observation))
-    learner = dhmbpo.short_horizon(config, lq_agent(), lq.world())
+    learner = dhmbpo.with_short_horizon(config, lq_agent(), lq.world())
     _, found = jax.jit(learner.update_actor)(state, ones, jax.random.key(0))
     assert float(-found["agent/slope"].total) == pytest.approx(slope, abs=1e-6)
 
@@ -183,7 +184,7 @@ def test_no_real_action_teaches_the_critics(x64):
     config = dataclasses.replace(TINY, horizon=2)
     agent = scaled_sac.make(config.agent, 1, 1)
     state = jax.jit(agent.init)(jax.random.key(0), {})
-    learner = dhmbpo.short_horizon(config, agent, lq.world())
+    learner = dhmbpo.with_short_horizon(config, agent, lq.world())
     batch = lq.rows()
     other = batch._replace(action=-batch.action, reward=batch.reward + 9, next_observation=batch.next_observation + 1)
     update = jax.jit(learner.update)
@@ -195,19 +196,21 @@ def test_seen_through_a_normaliser_an_agent_acts_and_learns_as_on_normalised_row
     state = jax.jit(bare.init)(jax.random.key(0), {})
     state = scaled_sac.follow(TINY.agent, state, jnp.linspace(-3.0, 3.0, 50))
     by = Normalizer(jnp.array([0.4]), jnp.array([2.5]))
-    agent = dhmbpo.with_normalizer(bare, by)
+    agent = scaled_sac.make(TINY.agent, 1, 1, normalizer=by)
     batch, key = lq.rows(), jax.random.key(2)
     plain = batch._replace(
         observation=(batch.observation - 0.4) / 2.5, next_observation=(batch.next_observation - 0.4) / 2.5
     )
-    for name in ("critic_target", "update"):
-        jax.tree.map(
-            functools.partial(np.testing.assert_allclose, rtol=1e-12),
-            getattr(agent, name)(state, batch, key),
-            getattr(bare, name)(state, plain, key),
-        )
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-12)
+    jax.tree.map(same, agent.update(state, batch, key), bare.update(state, plain, key))
+    for name in ("target_value", "target_values"):
+        of_agent, of_bare = getattr(agent, name), getattr(bare, name)
+        same(of_agent(state, batch.next_observation, key), of_bare(state, plain.next_observation, key))
+    values = (x.action_value(state, rows.observation, batch.action, key) for x, rows in ((agent, batch), (bare, plain)))
+    same(*values)
     np.testing.assert_array_equal(
-        agent.actor(state).act((), batch.observation, key)[0], bare.actor(state).act((), plain.observation, key)[0]
+        agent.policy_with_entropy(state).act((), batch.observation, key)[0],
+        bare.policy_with_entropy(state).act((), plain.observation, key)[0],
     )
 
 
@@ -231,7 +234,7 @@ def test_every_preset_is_sound():
 
 @pytest.mark.slow
 def test_it_learns_to_swing_up_the_pendulum():
-    config = dhmbpo.PRESETS["small"].config
+    config = algorithms.get("dhmbpo").presets["small"].config
     algorithm = dhmbpo.make(config, PENDULUM)
     program = loop.make(algorithm, PENDULUM, config)
     state = jax.jit(program.init)(jnp.arange(2), {})

@@ -62,7 +62,7 @@ def drifting():
         return World(reset=None, start=lambda origin, key: origin, observe=lambda x: x, step=step)
 
     return lq.model()._replace(
-        init=lambda key, hyper: jnp.zeros(()), fit=lambda fits, data, count, key: (fits + 1, {}), world=world
+        init=lambda key, hyper: jnp.zeros(()), fit=lambda fits, buffer, key: (fits + 1, {}), world=world
     )
 
 
@@ -91,7 +91,7 @@ def test_its_critics_are_mbpos_and_its_actor_climbs_through_the_newest_fit():
 
 
 def test_presets_are_sound():
-    for name, preset in maac.PRESETS.items():
+    for name, preset in algorithms.get("maac").presets.items():
         check(preset.config)
         for task in preset.tasks:
             assert algorithms.preset("maac", task)[0] == name
@@ -99,7 +99,7 @@ def test_presets_are_sound():
 
 @pytest.mark.slow
 def test_it_learns_to_swing_up_the_pendulum():
-    config = dataclasses.replace(maac.PRESETS["small"].config, eval_every=0)
+    config = dataclasses.replace(algorithms.get("maac").presets["small"].config, eval_every=0)
     algorithm = maac.make(config, PENDULUM)
     program = loop.make(algorithm, PENDULUM, config)
     state = jax.jit(program.init)(jnp.arange(2), {})

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from in_order import in_order
-from jaxmbrl.algorithms.branched import RolloutLength
 
 from jaxmbrl import algorithms, envs
 from jaxmbrl.agents.actor_critic.sac import SACConfig
@@ -18,6 +17,7 @@ from jaxmbrl.agents.actor_critic.sac import make as make_agent
 from jaxmbrl.agents.actor_critic.updates import updates
 from jaxmbrl.algorithms.dyna import mbpo
 from jaxmbrl.algorithms.model_free import sac
+from jaxmbrl.algorithms.shared import RolloutLength
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import UserError, check
 from jaxmbrl.core.types import Average, Clock, DynamicsModel, Transition, World, row_like
@@ -74,8 +74,8 @@ def lookup():
 
         return World(reset=lambda key: None, start=lambda origin, key: origin, observe=lambda x: x, step=step)
 
-    def fit(state, data, count, key):
-        return (data, count), {"model/rows": Average.of(count)}
+    def fit(state, buffer, key):
+        return (buffer.data, buffer.size), {"model/rows": Average.of(buffer.size)}
 
     prototype = replay.init(row_like(PENDULUM), TINY.replay_capacity).data
     return DynamicsModel(init=lambda key, hyper: (prototype, jnp.zeros((), jnp.int32)), fit=fit, predict=None, world=world)
@@ -94,7 +94,7 @@ def telling():
 
     return DynamicsModel(
         init=lambda key, hyper: jnp.zeros((), jnp.int32),
-        fit=lambda fits, data, count, key: (fits + 1, {"model/rows": Average.of(count)}),
+        fit=lambda fits, buffer, key: (fits + 1, {"model/rows": Average.of(buffer.size)}),
         predict=None,
         world=world,
     )
@@ -131,7 +131,7 @@ def test_branches_start_from_real_states_and_follow_the_stochastic_policy():
     learn, state = started(algorithm)
     for steps in range(2, WARM + 2, 2):
         state, _ = learn(clock(steps), state, rows(steps))
-    real, imagined = held(state.replay), held(state.supply.imagined.buffer)
+    real, imagined = held(state.replay), held(state.imagined.buffer)
     assert len(real.reward) == WARM and len(imagined.reward) == 12
     first, second = (jax.tree.map(lambda x, part=part: x[part], imagined) for part in (slice(6), slice(6, 12)))
     for start in first.observation:
@@ -139,7 +139,9 @@ def test_branches_start_from_real_states_and_follow_the_stochastic_policy():
     np.testing.assert_array_equal(second.observation, first.next_observation)
     # Actions as the policy of before the updates draws them, not its mean ones.
     before = jax.jit(algorithm.init)(jax.random.key(0), {})
-    mean = algorithm.policy(before, explore=False).act((), jnp.asarray(imagined.observation), jax.random.key(0))[0]
+    mean = algorithm.policy(before, clock(0), explore=False).act((), jnp.asarray(imagined.observation), jax.random.key(0))[
+        0
+    ]
     assert np.all(np.abs(imagined.action - np.asarray(mean)) > 1e-4)
     assert np.all(np.abs(imagined.action) <= 1)
     assert len({float(a) for a in imagined.action[:, 0]}) == 12
@@ -150,7 +152,7 @@ def test_imagined_rows_are_kept_for_so_many_steps_and_no_longer():
     kept = []
     for steps in range(2, 30, 2):
         state, _ = learn(clock(steps), state, rows(steps))
-        kept.append(sorted(set(held(state.supply.imagined.buffer).reward)))
+        kept.append(sorted(set(held(state.imagined.buffer).reward)))
     # Fits come at 10, 14, 18, 22 and 26 steps, and two fits' rows are kept.
     assert kept[:4] == [[]] * 4
     assert kept[4::2] == [[1.0], [1.0, 2.0], [2.0, 3.0], [3.0, 4.0], [4.0, 5.0]]
@@ -165,9 +167,9 @@ def test_branches_grow_and_the_buffer_with_them_in_one_program():
         known = metrics.known(found)
         if "imagine/rollout_length" in known:
             assert known["imagine/rows"] == 6 * known["imagine/rollout_length"]
-            rewards, counts = np.unique(held(state.supply.imagined.buffer).reward, return_counts=True)
+            rewards, counts = np.unique(held(state.imagined.buffer).reward, return_counts=True)
             fits = dict(zip(rewards.astype(int).tolist(), counts.tolist(), strict=True))
-            seen.append((known["imagine/rollout_length"], int(state.supply.imagined.buffer.capacity), fits))
+            seen.append((known["imagine/rollout_length"], int(state.imagined.buffer.capacity), fits))
     assert learn._cache_size() == 1
     # Six branches a fit; room for twice the present length of each, the oldest rows giving way.
     assert seen == [
@@ -191,7 +193,7 @@ def test_branches_grow_and_the_buffer_with_them_in_one_program():
     ],
 )
 def test_branch_length_by_hand(preset, lengths):
-    schedule = mbpo.PRESETS[preset].config.rollout_length
+    schedule = algorithms.get("mbpo").presets[preset].config.rollout_length
     assert {epoch: int(schedule.at(1000 * epoch)) for epoch in lengths} == lengths
     for epoch in range(0, 320, 7):
         share = (epoch * 1000 - schedule.begins) / (schedule.ends - schedule.begins)
@@ -235,7 +237,7 @@ def test_with_real_rows_alone_it_is_sac_bit_for_bit(monkeypatch):
         sac_state, _ = sac_learn(clock(steps), sac_state, rows(steps))
         assert_same(state.agent, sac_state.agent)
     assert int(state.agent.critic.moments.count) == 42
-    assert int(state.supply.imagined.buffer.size) == 12, "it imagined all the same"
+    assert int(state.imagined.buffer.size) == 12, "it imagined all the same"
 
 
 def test_a_table_of_logged_rows_as_the_model_makes_it_its_model_free_learner():
@@ -256,7 +258,7 @@ def test_a_table_of_logged_rows_as_the_model_makes_it_its_model_free_learner():
     for steps in range(2, WARM + 2, 2):
         before = state
         state, _ = learn(clock(steps), state, rows(steps))
-    real, imagined = held(state.replay), held(state.supply.imagined.buffer)
+    real, imagined = held(state.replay), held(state.imagined.buffer)
     numbers = [int(np.flatnonzero((real.observation == start).all(axis=1))[0]) for start in imagined.observation]
     assert len(numbers) == 6
     assert_same(imagined, jax.tree.map(lambda x: x[numbers], real))
@@ -272,7 +274,7 @@ def test_where_every_start_is_drawn_once_what_is_imagined_is_the_data(monkeypatc
     learn, state = started(mbpo.make(config, PENDULUM, lookup()))
     for steps in range(2, WARM + 2, 2):
         state, _ = learn(clock(steps), state, rows(steps))
-    assert_same(held(state.supply.imagined.buffer), held(state.replay))
+    assert_same(held(state.imagined.buffer), held(state.replay))
 
 
 @pytest.mark.slow
@@ -289,7 +291,7 @@ def test_without_disagreement_nothing_is_dropped_and_without_bound_neither():
         learn, state = started(mbpo.make(dataclasses.replace(config, trust=rule), PENDULUM))
         for steps in range(2, WARM + 2, 2):
             state, _ = learn(clock(steps), state, rows(steps))
-        stored[name] = held(state.supply.imagined.buffer)
+        stored[name] = held(state.imagined.buffer)
     assert_same(stored["free"], stored["mbpo"])
     assert len(stored["mbpo"].reward) == 18
     assert len(stored["shut"].reward) == 0
@@ -307,7 +309,7 @@ def test_imagined_terminations_are_the_tasks_known_ones():
     program = loop.make(mbpo.make(config, task), task, config)
     state = jax.jit(program.init)(jnp.arange(1), {})
     _, state = jax.jit(program.run)(loop.clock_at(0), state, jnp.asarray(WARM, jnp.int32))
-    imagined = jax.tree.map(lambda x: np.asarray(x[0]), state.algorithm.supply.imagined.buffer)
+    imagined = jax.tree.map(lambda x: np.asarray(x[0]), state.algorithm.imagined.buffer)
     data = jax.tree.map(lambda x: x[: imagined.size], imagined.data)
     np.testing.assert_array_equal(data.terminated, task.terminated(jnp.asarray(data.next_observation)))
     assert 0 < data.terminated.sum() < 50 < imagined.size, "some branches end"
@@ -354,7 +356,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_settings(name):
-    config = mbpo.PRESETS[name].config
+    config = algorithms.get("mbpo").presets[name].config
     members = config.ensemble
     assert PUBLISHED[name] == (
         config.updates_per_step,
@@ -372,7 +374,7 @@ def test_published_settings(name):
     assert config.learn_reward and not config.learn_termination and config.trust.rule == "always"
     assert config.agent == SACConfig(target_entropy=config.agent.target_entropy) and not config.agent.layer_norm
     assert config.warmup_steps == (500 if "pendulum" in name else 5000)
-    steady = mbpo.PRESETS[name.replace("paper", "steady")].config
+    steady = algorithms.get("mbpo").presets[name.replace("paper", "steady")].config
     assert steady.ensemble.normalize_targets and steady.agent.layer_norm
 
 
@@ -389,7 +391,7 @@ MACURA = {
 
 @pytest.mark.parametrize("name", MACURA)
 def test_macuras_published_settings(name):
-    config = mbpo.PRESETS[name].config
+    config = algorithms.get("mbpo").presets[name].config
     members, agent = config.ensemble, config.agent
     assert MACURA[name] == (
         config.trust.scale,
@@ -407,9 +409,9 @@ def test_macuras_published_settings(name):
     assert (config.rollout_length.first, config.rollout_length.last) == (10, 10)
 
 
-@pytest.mark.parametrize("name", mbpo.PRESETS)
+@pytest.mark.parametrize("name", algorithms.get("mbpo").presets)
 def test_presets_are_sound(name):
-    preset = mbpo.PRESETS[name]
+    preset = algorithms.get("mbpo").presets[name]
     config = check(preset.config)
     assert preset.steps > config.warmup_steps
     assert preset.source
@@ -420,16 +422,16 @@ def test_presets_are_sound(name):
 
 def test_the_imagined_buffer_holds_what_the_paper_says():
     """Rows of one fit times fits in the retained time times the longest branch: arXiv 1906.08253's code."""
-    hopper, humanoid = (mbpo.PRESETS[f"paper-{name}"].config for name in ("hopper", "humanoid"))
+    hopper, humanoid = (algorithms.get("mbpo").presets[f"paper-{name}"].config for name in ("hopper", "humanoid"))
     assert hopper.imagined_capacity == 100_000 * 4 * 15
     assert humanoid.imagined_capacity == 100_000 * 5 * 25
-    assert mbpo.PRESETS["paper-inverted-pendulum"].config.imagined_capacity == 100_000
+    assert algorithms.get("mbpo").presets["paper-inverted-pendulum"].config.imagined_capacity == 100_000
 
 
 @pytest.mark.slow
 def test_it_learns_to_swing_up_the_pendulum():
     task = envs.make("pendulum")
-    config = mbpo.PRESETS["small"].config
+    config = algorithms.get("mbpo").presets["small"].config
     algorithm = mbpo.make(config, task)
     program = loop.make(algorithm, task, config)
     state = jax.jit(program.init)(jnp.arange(2), {})

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from jaxmbrl import algorithms, envs
-from jaxmbrl import planning as planners
 from jaxmbrl.algorithms.shooting import pets
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import UserError, check
@@ -107,11 +106,11 @@ def test_the_true_simulator_is_planned_in_and_nothing_fitted():
     algorithm = pets.make(config, task)
     assert algorithm.observes_full_state and not pets.make(TINY, task).observes_full_state
     carry, key = task.world.reset(jax.random.key(0)), jax.random.key(1)
-    policy = algorithm.policy(algorithm.init(jax.random.key(2), {}), False)
+    policy = algorithm.policy(algorithm.init(jax.random.key(2), {}), loop.clock_at(0), False)
     action, _, _ = jax.jit(policy.act)(policy.init(key), carry, key)
-    planner = planners.make(search, 1)
-    objective = planners.return_of(task.world, carry[0])
-    expected = jax.jit(lambda: planner.plan(objective, planner.init(), key)[0][0])()
+    planner = planning.make(search, task.action)
+    problem = planning.make_problem(task.world, carry[0], task.action)
+    expected = jax.jit(lambda: planner.plan(problem, planner.init(), key)[0][0])()
     np.testing.assert_allclose(action, expected, rtol=1e-6)
     _, state = trained(4, model="true")
     assert int(state.algorithm.model.fits[0]) == 0
@@ -133,10 +132,15 @@ def test_an_open_loop_plan_is_played_to_its_end_and_then_made_anew():
     task = envs.make("pendulum")
     algorithm = pets.make(dataclasses.replace(TINY, open_loop=True), task)
     learned = algorithm.init(jax.random.key(5), {})
-    policy = algorithm.policy(learned, False)
-    planner, world = planners.make(TINY.planner, 1), ensemble_world(TINY, task, learned.model)
+    policy = algorithm.policy(learned, loop.clock_at(0), False)
+    planner, world = planning.make(TINY.planner, task.action), ensemble_world(TINY, task, learned.model)
     act, memory = jax.jit(policy.act), policy.init(jax.random.key(0))
-    plan = jax.jit(lambda o, k: planner.plan(planners.return_of(world, jnp.tile(o, (4, 1))), planner.init(), k)[0])
+
+    @jax.jit
+    def plan(observation, key):
+        problem = planning.make_problem(world, jnp.tile(observation, (4, 1)), task.action)
+        return planner.plan(problem, planner.init(), key)[0]
+
     for step in range(7):
         observation, key = jnp.array([np.cos(step), np.sin(step), 0.1 * step]), jax.random.key(10 + step)
         action, statistics, memory = act(memory, observation, key)
@@ -178,7 +182,7 @@ PUBLISHED = {
 def test_published_settings(name):
     """Chua et al., arXiv 1805.12114, and its code: dmbrl/config/*.py, dmbrl/modeling/models/BNN.py."""
     hidden, decay, trial, trials, horizon, population, elites = PUBLISHED[name]
-    preset = pets.PRESETS[name]
+    preset = algorithms.get("pets").presets[name]
     config = preset.config
     assert config.planner.cem == CEMConfig(horizon, population, elites, iterations=5, momentum=0.1, min_variance=1e-3)
     assert (config.ensemble.members, config.ensemble.hidden, config.ensemble.weight_decay) == (5, hidden, decay)
@@ -192,9 +196,9 @@ def test_published_settings(name):
     assert config.replay_capacity >= preset.steps
 
 
-@pytest.mark.parametrize("name", pets.PRESETS)
+@pytest.mark.parametrize("name", algorithms.get("pets").presets)
 def test_presets_are_sound(name):
-    preset = pets.PRESETS[name]
+    preset = algorithms.get("pets").presets[name]
     config = check(preset.config)
     assert preset.steps > config.warmup_steps
     assert preset.source
@@ -219,7 +223,7 @@ def test_paper_presets_are_the_defaults_of_the_papers_tasks_with_its_inputs():
 @pytest.mark.slow
 def test_it_learns_to_balance_a_pole():
     """The last trial that finished within 1,000 steps."""
-    task, config = envs.make("cartpole-continuous"), pets.PRESETS["small"].config
+    task, config = envs.make("cartpole-continuous"), algorithms.get("pets").presets["small"].config
     program = loop.make(pets.make(config, task), task, config)
     run, time, best = jax.jit(program.run), loop.clock_at(0), np.zeros(2)
     state = jax.jit(program.init)(jnp.arange(2), {})

@@ -1,6 +1,8 @@
-"""A method of one's own, made known by name."""
+"""The registry: records of the published methods, and methods of one's own."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -8,9 +10,10 @@ import pytest
 
 import jaxmbrl
 from jaxmbrl import algorithms, cli
-from jaxmbrl.algorithms import LOOP, METHODS, Method, Preset
+from jaxmbrl.algorithms import LOOP, METHODS, Method, Preset, registry
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Algorithm, Average, Policy
+from jaxmbrl.training import programs
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def make(config, task):
 
 
 def steady(**changed):
-    fields = {"make": make, "config": Config, "presets": {"default": Preset(Config(), "ours", 200)}, "hyper": ()}
+    fields = {"make": make, "config": Config, "presets": {"default": Preset(Config(), "ours", 200)}}
     return Method(**(fields | {"summary": "pushes steadily"} | changed))
 
 
@@ -71,7 +74,9 @@ def test_it_is_trained_by_the_ordinary_loop(known, tmp_path):
 
 def test_the_command_knows_it(known, capsys):
     assert cli.main(["list"]) == 0
-    assert "steady                  pushes steadily" in capsys.readouterr().out
+    assert "  user\n    steady                pushes steadily\n" in capsys.readouterr().out
+    assert cli.main(["list", "steady"]) == 0
+    assert "    steady --preset default  (200 steps)\n        ours\n" in capsys.readouterr().out
     assert cli.main(["train", "steady", "--env", "pendulum", "--pus", "1"]) == 2
     assert "unknown option '--pus'; did you mean '--push'?" in capsys.readouterr().err
 
@@ -91,7 +96,11 @@ def test_the_command_knows_it(known, capsys):
             steady(config=Short),
             "Short of method 'mine' lacks warmup_steps, eval_every, which the training",
         ),
-        ("mine", steady(presets={}), "method 'mine' needs a preset, such as {'default': Preset(Config(), 'mine', 5000)}"),
+        (
+            "mine",
+            steady(presets={}),
+            "method 'mine' needs presets, such as {'default': Preset(Config(), 'my own', 5000)}, or a file mine.yaml",
+        ),
         ("mine", steady(presets={"a": Config()}), "preset 'a' of method 'mine' must be a Preset that holds a Config"),
         (
             "mine",
@@ -113,3 +122,92 @@ def test_every_published_method_could_have_been_registered(monkeypatch):
         monkeypatch.delitem(METHODS, name)
         algorithms.register(name, method)
         assert METHODS[name] is method and set(LOOP) <= set(method.config.__dataclass_fields__)
+
+
+def test_presets_of_ones_own_may_lie_in_a_file(tmp_path, monkeypatch):
+    """In `quick.yaml`, beside the module of the config."""
+    (tmp_path / "own_method.py").write_text(
+        "from dataclasses import dataclass\n"
+        "@dataclass(frozen=True)\n"
+        "class Config:\n    push: float = 0.5\n    num_envs: int = 1\n    warmup_steps: int = 0\n"
+        "    epoch_steps: int = 200\n    eval_every: int = 1\n"
+    )
+    (tmp_path / "quick.yaml").write_text("soft: {source: ours, steps: 400, settings: {push: 0.25}}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import own_method
+
+    algorithms.register("quick", Method(make, own_method.Config))
+    try:
+        assert algorithms.get("quick").presets == {"soft": Preset(own_method.Config(push=0.25), "ours", 400)}
+    finally:
+        del METHODS["quick"]
+
+
+def test_presets_from_a_file_are_added_to_a_method(known, tmp_path):
+    (tmp_path / "hard.yaml").write_text("{extends: default, settings: {push: 1}}\n")
+    assert list(algorithms.add_presets("steady", tmp_path / "hard.yaml")) == ["hard"]
+    assert algorithms.preset("steady", "pendulum") == ("default", Config())
+    assert algorithms.preset("steady", "pendulum", "hard") == ("hard", Config(push=1.0))
+    assert programs.configure("steady", "pendulum", "hard").steps == 200
+
+
+FOLDER = Path(registry.__file__).parent
+
+
+@pytest.mark.parametrize("name", registry.MODULES)
+def test_a_card_says_what_the_record_says(name):
+    """It is read from the source, so the record must be written with literals there."""
+    unread = registry.Methods(registry.MODULES)
+    card, method = unread.card(name), METHODS[name]
+    assert unread._entries == registry.MODULES
+    for field in ("family", "paper", "summary", "goals", "requires"):
+        assert getattr(card, field) == getattr(method, field)
+    assert card.presets == {key: registry.Outline(*preset[1:]) for key, preset in method.presets.items()}
+    assert card == METHODS.card(name)
+
+
+def test_a_record_that_is_not_there_is_an_error():
+    with pytest.raises(LookupError, match=r"sac\.py has no record NONE"):
+        registry.Methods({"sac": "model_free.sac:NONE"}).card("sac")
+
+
+@pytest.mark.parametrize("name", registry.MODULES)
+def test_every_record_is_complete(name):
+    method = METHODS[name]
+    assert method.family == registry.MODULES[name].partition(".")[0]
+    assert re.fullmatch(r"\d{4}\.\d{5}", method.paper)
+    assert method.summary and len(method.summary) < 100 and method.goals
+    assert method.config() == method.config()
+
+
+@pytest.mark.parametrize("name", registry.MODULES)
+def test_every_goal_can_be_trained(name):
+    for goal in METHODS[name].goals:
+        run = programs.configure(name, goal.task, goal.preset, goal.settings, goal.steps, seeds=goal.seeds)
+        assert 0 <= goal.seeds_at_goal <= run.seeds and goal.steps % run.settings.epoch_steps == 0
+
+
+def test_goals_and_families_are_in_order():
+    names = [goal.name for method in METHODS.values() for goal in method.goals]
+    assert len(names) == len(set(names)) > 30
+    families = [METHODS[name].family for name in registry.MODULES]
+    assert len(list(dict.fromkeys(families))) == sum(a != b for a, b in zip(families, [None, *families[:-1]], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "traced"),
+    [
+        ("pets", {"learning_rate"}),
+        ("bptt", {"learning_rate", "discount"}),
+        ("sac", {"learning_rate", "discount", "initial_temperature"}),
+        ("dhmbpo", {"learning_rate", "discount", "initial_temperature"}),
+        ("ddpg", {"learning_rate", "discount"}),
+        ("mbpo", {"learning_rate", "discount", "initial_temperature", "real_ratio"}),
+        # On TD3 a temperature has no meaning.
+        ("steve", {"learning_rate", "discount"}),
+    ],
+)
+def test_the_traced_settings_are_those_marked(name, traced):
+    assert set(METHODS[name].hyper) == traced
+    with pytest.raises(UserError, match=f"unknown hyper 'batch_size' of {name}"):
+        programs.hyper_of({"batch_size": 3}, programs.configure(name, "pendulum"))

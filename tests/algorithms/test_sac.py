@@ -115,15 +115,15 @@ def test_the_agents_policy_is_the_algorithms():
     assert float(state.agent.discount) == 0.5
     assert float(state.agent.actor.learning_rate) == pytest.approx(0.1)
     observation = jnp.array([1.0, 0.0, 0.2])
-    calm = [algorithm.policy(state, False).act((), observation, jax.random.key(k))[0] for k in range(2)]
-    bold = [algorithm.policy(state, True).act((), observation, jax.random.key(k))[0] for k in range(2)]
+    calm = [algorithm.policy(state, clock(10_000), False).act((), observation, jax.random.key(k))[0] for k in range(2)]
+    bold = [algorithm.policy(state, clock(10_000), True).act((), observation, jax.random.key(k))[0] for k in range(2)]
     np.testing.assert_array_equal(*calm)
     assert float(bold[0][0]) != float(bold[1][0])
 
 
 def test_published_settings():
     """Haarnoja et al., arXiv 1812.05905, table 1; random steps at the start as MBPO's code has them."""
-    published = sac.PRESETS["default"].config
+    published = algorithms.get("sac").presets["default"].config
     assert published.agent == SACConfig(
         hidden=(256, 256),
         critics=2,
@@ -141,8 +141,8 @@ def test_published_settings():
 def test_redq_and_droq_differ_from_sac_in_their_papers_settings_only():
     """REDQ with two of two critics, one update and the actor on the minimum is SAC; DroQ without dropout and layer norm is
     SAC with 20 updates a step and an actor that takes the mean."""
-    plain = sac.PRESETS["default"].config
-    redq, droq = sac.REDQ_PRESETS["default"].config, sac.DROQ_PRESETS["default"].config
+    plain = algorithms.get("sac").presets["default"].config
+    redq, droq = algorithms.get("redq").presets["default"].config, algorithms.get("droq").presets["default"].config
     agent = dataclasses.replace(redq.agent, critics=2, actor_value="min")
     assert dataclasses.replace(redq, agent=agent, updates_per_step=1, actor_delay=1) == plain
     agent = dataclasses.replace(droq.agent, dropout=0.0, layer_norm=False)

@@ -9,7 +9,7 @@ import linear_quadratic as lq
 import numpy as np
 import pytest
 
-from jaxmbrl import envs, returns
+from jaxmbrl import algorithms, envs, returns
 from jaxmbrl.agents.actor_critic import sac
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.algorithms.value_expansion import steve
@@ -70,7 +70,7 @@ def agent(critics=CRITICS, **changes):
         return jnp.stack([slope * observation[:, 0] + height for slope, height in critics])
 
     def told(state, batch, key, *, target):
-        return target, {}
+        return target, {}, jnp.zeros(target.shape)
 
     return lq.agent(**changes)._replace(target_values=target_values, update_critic=told)
 
@@ -82,7 +82,7 @@ def samples_of(batch, horizon, model, agent, members, seed=0, fitted=None):
 
 def target_of(batch, horizon, model, agent, members, seed=0):
     update = jax.jit(steve.with_steve_target(agent, model, None, horizon, members).update_critic)
-    target, metrics = update(lq.state_of(), batch, jax.random.key(seed))
+    target, metrics, _ = update(lq.state_of(), batch, jax.random.key(seed))
     return np.asarray(target), [float(metrics[f"steve/weight_{i}"].total) for i in range(horizon + 1)]
 
 
@@ -203,7 +203,7 @@ def test_equal_variances_leave_the_plain_mean_over_horizons():
     state = lq.state_of()._replace(discount=jnp.ones(()))
     model = fake((0.9, 0.9), (1.0, 1.0))
     update = jax.jit(steve.with_steve_target(same, model, None, 2, 2).update_critic)
-    target, _ = update(state, batch, jax.random.key(0))
+    target, _, _ = update(state, batch, jax.random.key(0))
     samples = np.asarray(steve.expand(same, model, None, state, batch, jax.random.key(0), 2, 2))
     np.testing.assert_allclose(samples.var(axis=1), 1.0, rtol=1e-12)
     assert np.ptp(samples.mean(axis=1), axis=1).max() > 0.1
@@ -215,7 +215,7 @@ def test_with_no_model_step_it_is_the_mean_of_all_critics_one_step_targets():
     learner = sac.make(config, 1, 1)
     state, batch, key = jax.jit(learner.init)(jax.random.key(1), {}), lq.rows(count=6, ends=True), jax.random.key(4)
     told = learner._replace(update_critic=agent().update_critic)
-    found, metrics = jax.jit(steve.with_steve_target(told, fake(), None, 0, 3).update_critic)(state, batch, key)
+    found, metrics, _ = jax.jit(steve.with_steve_target(told, fake(), None, 0, 3).update_critic)(state, batch, key)
     target_key, _ = jax.random.split(key)
     value_key = jax.random.split(jax.random.split(target_key)[0], 1)[0]
     values = np.asarray(learner.target_values(state, batch.next_observation, value_key))
@@ -358,7 +358,7 @@ def test_the_chains_errors_over_ten_trials():
 def test_it_learns_to_swing_up_the_pendulum():
     with jax.enable_x64(False):
         task = envs.make("pendulum")
-        config = dataclasses.replace(steve.PRESETS["small"].config, eval_every=0)
+        config = dataclasses.replace(algorithms.get("steve").presets["small"].config, eval_every=0)
         algorithm = steve.make(config, task)
         program = loop.make(algorithm, task, config)
         state = jax.jit(program.init)(jnp.arange(2), {})

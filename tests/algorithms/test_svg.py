@@ -206,7 +206,7 @@ def alone(rows):
 
 def replaying(cap=5.0, noise=lq.STATE_NOISE):
     agent, parts, _ = sac_agent()
-    return svg.replaying(agent, parts, functools.partial(lq.model(noise=noise).predict, ()), None, cap)
+    return svg.with_inferred_noise(agent, parts, functools.partial(lq.model(noise=noise).predict, ()), None, cap)
 
 
 def test_on_its_own_actions_every_weight_is_1_and_replayed_steps_are_imagined_ones():
@@ -216,11 +216,15 @@ def test_on_its_own_actions_every_weight_is_1_and_replayed_steps_are_imagined_on
     origin, perturbations = lq.rows().observation, jnp.zeros((2, 5, 1))
     world = lq.world(lq.STATE_NOISE)
     start = imagine(
-        value_gradients.perturbed(world, origin, perturbations), agent.actor(state), origin, jax.random.split(key, 3)[0], 1
+        value_gradients.perturbed(world, origin, perturbations),
+        agent.policy_with_entropy(state),
+        origin,
+        jax.random.split(key, 3)[0],
+        1,
     )
-    action, following = start.action[0], start.following[0]
+    action, following = start.action[0], start.next_observation[0]
     pre_tanh = jnp.arctanh(action)
-    extras = svg.BehaviorAction(pre_tanh, -start.bonus[0] / 0.3)
+    extras = svg.BehaviorAction(pre_tanh, -start.entropy_bonus[0] / 0.3)
     batch = lq.rows()._replace(
         action=action, reward=start.reward[0], next_observation=following, terminated=start.terminated[0], extras=extras
     )
@@ -304,27 +308,24 @@ def test_a_windows_weight_is_the_product_and_what_does_not_count_moves_nothing()
     assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(a)) > 1e-4
 
 
-def test_how_actions_were_drawn_is_kept_and_random_ones_count_as_uniform():
-    rows = drawn()
-    warm = jnp.array([True, False, False, True, False, True])
-    uniform = jnp.linspace(-1.0, 1.0, 6)[:, None]
-    rows = rows._replace(
-        action=jnp.where(warm[:, None], uniform, rows.action),
-        extras=jax.tree.map(lambda x: jnp.where(warm.reshape(-1, *[1] * (x.ndim - 1)), 0.0, x), rows.extras),
-    )
-    kept = svg.behaviour(rows)
-    np.testing.assert_allclose(jnp.tanh(kept.pre_tanh), rows.action, atol=2e-6)
-    np.testing.assert_array_equal(kept.pre_tanh[~warm], rows.extras.pre_tanh[~warm])
-    np.testing.assert_array_equal(kept.log_density[~warm], rows.extras.log_density[~warm])
-    np.testing.assert_allclose(kept.log_density[warm], np.log(0.5), rtol=1e-12)
-    assert np.all(np.isfinite(kept.pre_tanh))
+def test_how_actions_were_drawn_is_stored_and_actions_from_a_file_count_as_uniform():
+    rows = jax.tree.map(lambda x: x.reshape(3, 2, *x.shape[1:]), drawn())
+    stored = svg.with_behavior(rows)
+    np.testing.assert_array_equal(stored.extras.pre_tanh, drawn().extras.pre_tanh)
+    np.testing.assert_array_equal(stored.extras.log_density, drawn().extras.log_density)
+    np.testing.assert_array_equal(stored.action, drawn().action)
+    uniform = jnp.linspace(-1.0, 1.0, 6).reshape(3, 2, 1)
+    stored = svg.with_behavior(rows._replace(action=uniform, extras=()))
+    np.testing.assert_allclose(jnp.tanh(stored.extras.pre_tanh), uniform.reshape(6, 1), atol=2e-6)
+    np.testing.assert_allclose(stored.extras.log_density, np.log(0.5), rtol=1e-12)
+    assert np.all(np.isfinite(stored.extras.pre_tanh))
 
 
 def test_the_explorer_acts_as_sac_does():
     agent, parts, state = sac_agent()
     origin, key = lq.rows().observation, jax.random.key(4)
     action, extras, _ = svg.explorer(parts, state).act((), origin, key)
-    judged, bonus, _ = agent.actor(state).act((), origin, key)
+    judged, bonus, _ = agent.policy_with_entropy(state).act((), origin, key)
     np.testing.assert_allclose(action, judged, rtol=1e-12)
     np.testing.assert_allclose(-0.3 * extras.log_density, bonus, rtol=1e-12)
 
@@ -336,7 +337,7 @@ def test_what_is_stored_tells_how_it_was_drawn():
         config = dataclasses.replace(TINY, warmup_steps=12)
         fixed = lq.model()._replace(
             init=lambda key, hyper: jnp.zeros(()),
-            fit=lambda state, rows, count, key: (state, {}),
+            fit=lambda state, buffer, key: (state, {}),
             predict=lambda state, observation, action: 2 * [jnp.ones((1, len(action), 4))],
         )
         algorithm = svg.make(config, task, fixed)
@@ -359,7 +360,7 @@ def test_what_is_wrong_is_told():
 
 
 def test_presets_are_sound():
-    for name, preset in svg.PRESETS.items():
+    for name, preset in algorithms.get("svg").presets.items():
         check(preset.config)
         for task in preset.tasks:
             assert algorithms.preset("svg", task)[0] == name
@@ -370,7 +371,7 @@ def test_presets_are_sound():
 def test_it_learns_to_swing_up_the_pendulum(fields):
     with jax.enable_x64(False):
         task = envs.make("pendulum")
-        config = dataclasses.replace(svg.PRESETS["small"].config, eval_every=0, **fields)
+        config = dataclasses.replace(algorithms.get("svg").presets["small"].config, eval_every=0, **fields)
         algorithm = svg.make(config, task)
         program = loop.make(algorithm, task, config)
         state = jax.jit(program.init)(jnp.arange(2), {})

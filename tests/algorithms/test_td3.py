@@ -33,7 +33,7 @@ def test_the_actor_and_all_targets_move_at_every_second_step():
 
 def test_published_settings():
     """sfujim/TD3: main.py, TD3.py and OurDDPG.py. DDPG differs by its critic, its target's noise and its delay alone."""
-    published = td3.PRESETS["default"].config
+    published = algorithms.get("td3").presets["default"].config
     assert published.agent == TD3Config(
         hidden=(256, 256),
         critics=2,
@@ -46,7 +46,7 @@ def test_published_settings():
     )
     assert (published.batch_size, published.updates_per_step, published.actor_delay) == (256, 1, 2)
     assert (published.warmup_steps, published.replay_capacity, published.num_envs) == (25_000, 1_000_000, 1)
-    ddpg = td3.DDPG_PRESETS["default"].config
+    ddpg = algorithms.get("ddpg").presets["default"].config
     agent = dataclasses.replace(published.agent, critics=1, target_noise=0.0)
     assert ddpg == dataclasses.replace(published, agent=agent, actor_delay=1)
 

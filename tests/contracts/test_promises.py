@@ -11,85 +11,18 @@ import numpy as np
 import pytest
 
 from jaxmbrl import algorithms, envs
+from jaxmbrl.algorithms.registry import TINY_RUN
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.classic.pendulum import Pendulum, reward
 from jaxmbrl.nn.optimizer import Trainable
 from jaxmbrl.training import checkpoint, loop, programs
 
-CAPACITY = 997
+CAPACITY = TINY_RUN["replay_capacity"]
 """A length that nothing but a replay buffer has."""
 SEEDS = 2
-EPOCH = 100
-_OFF_POLICY: dict[str, Any] = {
-    "agent.hidden": (16, 16),
-    "batch_size": 32,
-    "warmup_steps": EPOCH,
-    "epoch_steps": EPOCH,
-    "replay_capacity": CAPACITY,
-}
-_ENSEMBLE = {"ensemble.members": 3, "ensemble.elites": 2, "ensemble.hidden": (16,), "ensemble.max_epochs": 3}
-_MODEL_BASED: dict[str, Any] = _OFF_POLICY | _ENSEMBLE | {"refit_every": 50}
-_UNDER = {name.replace("agent.", "agent.sac."): value for name, value in _MODEL_BASED.items()}
-"""Of methods that can sit on either agent."""
-TINY: dict[str, dict[str, Any]] = {
-    "bptt": _ENSEMBLE
-    | {
-        "hidden": (16, 16),
-        "horizon": 6,
-        "batch_size": 32,
-        "updates": 3,
-        "refit_every": 50,
-        "warmup_steps": EPOCH,
-        "epoch_steps": EPOCH,
-        "replay_capacity": CAPACITY,
-    },
-    "mbpo": _MODEL_BASED
-    | {
-        "rollout_length.last": 3,
-        "rollout_length.begins": 0,
-        "rollout_length.ends": EPOCH,
-        "rollout_rows": 83,
-        "retain_steps": 100,
-        "updates_per_step": 2,
-    },
-    "dhmbpo": _OFF_POLICY
-    | _ENSEMBLE
-    | {
-        "agent.critics": 3,
-        "ensemble.norms": (0.1,),
-        "ensemble.weight_decay": (1e-3, 1e-3),
-        "horizon": 2,
-        "distribution_horizon": 3,
-        "distribution_rows": 20,
-        "distribution_every": 10,
-        "distribution_capacity": 307,
-        "iteration_steps": 50,
-        "first_updates": 2,
-    },
-    "mve": _UNDER | {"horizon": 2, "learn_termination": True},
-    "maac": _MODEL_BASED
-    | {"horizon": 2, "rollout_rows": 83, "retain_steps": 100, "updates_per_step": 2, "rematerialize": True},
-    "svg": _MODEL_BASED | {"horizon": 2, "learn_termination": True},
-    "sac": _OFF_POLICY,
-    "steve": _UNDER | {"ensemble.elites": 3, "agent.sac.critics": 3, "horizon": 2, "learn_termination": True},
-    "redq": _OFF_POLICY | {"agent.critics": 3, "updates_per_step": 4, "actor_delay": 2},
-    "droq": _OFF_POLICY | {"agent.dropout": 0.1, "updates_per_step": 4, "actor_delay": 4},
-    "td3": _OFF_POLICY,
-    "ddpg": _OFF_POLICY | {"updates_per_step": 2},
-    "pets": {
-        "ensemble.hidden": (16,),
-        "ensemble.max_epochs": 3,
-        "planner.cem.population": 20,
-        "planner.cem.elites": 4,
-        "planner.cem.horizon": 4,
-        "planner.cem.iterations": 2,
-        "particles": 5,
-        "refit_every": 50,
-        "warmup_steps": EPOCH,
-        "epoch_steps": EPOCH,
-        "replay_capacity": CAPACITY,
-    },
-}
+EPOCH = TINY_RUN["epoch_steps"]
+TINY = {name: dict(method.tiny) for name, method in algorithms.METHODS.items()}
+"""Changes to each method's default preset that make it small."""
 
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -441,5 +374,7 @@ def test_it_trains_on_a_gpu(compiled: Compiled) -> None:
     assert state.fault.what.tolist() == [-1] * SEEDS
 
 
-def test_every_algorithm_is_here() -> None:
-    assert TINY.keys() == algorithms.METHODS.keys()
+@pytest.mark.parametrize("name", algorithms.METHODS)
+def test_every_method_has_small_settings(name: str) -> None:
+    program = programs.configure(name, "pendulum", settings=TINY[name])
+    assert program.settings.epoch_steps == EPOCH and program.settings.replay_capacity == CAPACITY

@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Interval, Le, Lt, MaxLen, MinLen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmbrl.core.config import UserError, check, closest, from_dict, to_dict
+from jaxmbrl.core.config import Traced, UserError, check, closest, from_dict, merged, to_dict, traced
 
 
 @dataclass(frozen=True)
@@ -269,3 +269,49 @@ def test_unsupported_annotations_are_the_programmers_mistake():
 def test_closest():
     assert closest("pendlum", ["pendulum", "cartpole"]) == "did you mean 'pendulum'?"
     assert closest("zzz", ["b", "a"]) == "there is: a, b"
+
+
+@dataclass(frozen=True)
+class Critic:
+    rate: Annotated[float, Gt(0), Traced] = 1e-3
+    temperature: Annotated[float, Traced] = 1.0
+    layers: int = 2
+
+
+@dataclass(frozen=True)
+class Actor:
+    rate: Annotated[float, Gt(0), Traced] = 1e-3
+    noise: Annotated[float, Gt(0)] = 0.1
+
+
+@dataclass(frozen=True)
+class Either:
+    method: Literal["critic", "actor"] = "critic"
+    critic: Critic = Critic()
+    actor: Actor = Actor()
+
+
+@dataclass(frozen=True)
+class Both:
+    critic: Annotated[Critic, "a comment"] = Critic()
+    actor: Actor = Actor()
+    share: Annotated[float, Ge(0), Traced] = 0.5
+    method: Literal["one", "other"] = "one"
+
+
+def test_traced_settings_are_found_in_nested_configs():
+    assert traced(Both) == ("rate", "temperature", "share")
+    assert traced(Either) == ("rate",), "of those that exclude each other, what all have"
+    assert traced(Run) == ()
+
+
+def test_a_mark_is_no_range():
+    assert from_dict(Critic, {"rate": "1e-2"}) == Critic(rate=0.01)
+    with pytest.raises(UserError, match=r"^rate must be above 0, got 0\.0$"):
+        from_dict(Critic, {"rate": 0})
+
+
+def test_merged_leaves_what_it_is_given_alone():
+    values = {"a": {"b": 1, "c": [1, 2]}, "d": 3}
+    assert merged(values, {"a": {"c": [9]}, "d": {"e": 4}, "f": 5}) == {"a": {"b": 1, "c": [9]}, "d": {"e": 4}, "f": 5}
+    assert values == {"a": {"b": 1, "c": [1, 2]}, "d": 3}

@@ -4,7 +4,7 @@ import contextlib
 import io
 import shutil
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import jaxmbrl
 from jaxmbrl import algorithms, cli
 from jaxmbrl.algorithms import Method
 from jaxmbrl.algorithms.presets import Preset
-from jaxmbrl.core.config import UserError
+from jaxmbrl.core.config import Traced, UserError
 from jaxmbrl.core.types import Algorithm, Average, Policy
 from jaxmbrl.debug import replaying
 from jaxmbrl.debug.nonfinite import ARGUMENT, Origin
@@ -33,7 +33,7 @@ class Config:
     warmup_steps: int = 0
     epoch_steps: int = EPOCH
     eval_every: int = 0
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, Traced] = 1e-3
     told: bool = True
     """Whether the loss is a metric."""
 
@@ -71,7 +71,7 @@ def make(config, task):
 def toy():
     with pytest.MonkeyPatch.context() as patch:
         presets = {"tiny": Preset(Config(), "none", STEPS)}
-        patch.setitem(algorithms.METHODS, "toy", Method(make, Config, presets, ("learning_rate",), "a toy"))
+        patch.setitem(algorithms.METHODS, "toy", Method(make, Config, presets, summary="a toy"))
         yield
 
 

@@ -55,7 +55,7 @@ def test_versions_that_do_not_match_are_bad(healthy, capsys, monkeypatch):
     code, said = run(capsys)
     ours = real("mujoco-mjx")
     assert f"bad   simulator      mujoco 4.0.0 and mujoco-mjx {ours} must be of the same version" in said
-    assert code == 1 and said.splitlines()[-1] == "1 thing to mend"
+    assert code == 1 and said.splitlines()[-1] == "1 problem to fix"
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_folder_that_cannot_be_written_is_bad(healthy, capsys):
     )
     code, said = run(capsys)
     assert code == 1 and "bad   runs           runs cannot be written to" in said
-    assert said.splitlines()[-1] == "1 thing to mend"
+    assert said.splitlines()[-1] == "1 problem to fix"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

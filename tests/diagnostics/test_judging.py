@@ -12,6 +12,7 @@ from PIL import Image
 
 from jaxmbrl import cli, envs
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Transition
 from jaxmbrl.data import dataset
 from jaxmbrl.diagnostics import model_evaluation as judging
@@ -130,8 +131,8 @@ class Made(BaseException):
 def test_what_the_task_knows_is_not_learned(fields, knows, monkeypatch):
     pendulum = envs.make("pendulum")
 
-    def make(config, observation_size, action_size, reward, terminated, features):
-        assert (config, observation_size, action_size, features) == (TINY, 2, 1, pendulum.features)
+    def make(config, observation, action, reward, terminated, features):
+        assert (config, observation, action, features) == (TINY, 2, 1, pendulum.features)
         given = (reward is pendulum.reward, terminated is pendulum.terminated)
         assert given == (reward is not None, terminated is not None) == knows
         raise Made
@@ -141,6 +142,23 @@ def test_what_the_task_knows_is_not_learned(fields, knows, monkeypatch):
     task = given.pop("task", pendulum)
     with pytest.raises(Made):
         fit_and_judge(FitConfig(ensemble=TINY, **given), made_up(), task)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "space"),
+    [
+        ("action", np.array([0, 2] * 25, np.int32), Discrete(3)),
+        ("observation", np.zeros((50, 4, 4, 3), np.uint8), Box((4, 4, 3), dtype="uint8")),
+    ],
+)
+def test_the_spaces_of_other_rows(name, values, space, monkeypatch):
+    def make(config, observation, action, **known):
+        assert {"observation": observation, "action": action}[name] == space
+        raise Made
+
+    monkeypatch.setattr(judging.ensemble, "make", make)
+    with pytest.raises(Made):
+        fit_and_judge(CONFIG, made_up()._replace(**{name: values}))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +234,7 @@ def test_the_command_tells_the_same_and_draws(judged, tmp_path, monkeypatch):
     code, said, err = call("fit", "--data", "rows.npz", *SMALL.split(), "--test-fraction", 0.3, "--out", "new/picture.v2")
     assert (code, err) == (0, "")
     assert "fitting to rows.npz: 50 transitions of my-own-task ..." in said
-    assert "fitted to 35 rows, judged on the last 15, in " in said
+    assert "fitted to 35 rows, tested on the last 15, in " in said
     table = re.findall(r"^(observation \d|reward) +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", said, re.MULTILINE)
     assert [row[0] for row in table] == ["observation 0", "observation 1", "reward"]
     shown = np.array([[float(x) for x in row[1:]] for row in table])

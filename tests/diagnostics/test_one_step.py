@@ -128,9 +128,28 @@ def test_a_dynamics_model_will_do_and_compiles_once_for_all_states():
     np.testing.assert_allclose(second.predicted - first.predicted, 1.0, atol=1e-5)
 
 
+def test_discrete_actions_are_numbers():
+    """A model of numbered actions is evaluated as that of the same actions one-hot."""
+    numbers = np.random.default_rng(3).integers(0, 2, ROWS)
+    by_vector = recorded()._replace(action=np.eye(2)[numbers][:, :1])
+
+    def of_numbers(state, observation, action):
+        assert action.shape == observation.shape[:1] and action.dtype == jnp.int32
+        return predict(state, observation, (1.0 - action)[:, None])
+
+    found = evaluate_model(Predictor(of_numbers), 0.1, recorded()._replace(action=numbers.astype(np.int32)))
+    expected = evaluate_model(Predictor(predict), 0.1, by_vector)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
+        (
+            recorded()._replace(action=np.zeros((40, 1), np.int32)),
+            "rows: action must be \\[N\\] of integers with N = 40, got shape \\(40, 1\\)",
+        ),
         (
             recorded()._replace(reward=np.zeros(0)),
             "rows must be .* N at least 1, got a reward of shape \\(0,\\)",
@@ -145,7 +164,7 @@ def test_a_dynamics_model_will_do_and_compiles_once_for_all_states():
         (recorded(actions=3), "predict must give mean and variance, each \\[members, 40, 2 or 3\\], got .*\\(3, 40, 5\\)"),
     ],
 )
-def test_what_does_not_fit_is_told(rows, message):
+def test_what_does_not_fit_is_refused(rows, message):
     with pytest.raises(UserError, match=message) as error:
         evaluate_model(Predictor(predict), 0.0, rows)
     assert "\n" not in str(error.value)

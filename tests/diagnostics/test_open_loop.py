@@ -9,6 +9,7 @@ from jaxmbrl import envs
 from jaxmbrl.agents.exploration import uniform
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Transition
+from jaxmbrl.data import replay
 from jaxmbrl.diagnostics import Predictor, compounding_error, evaluate_model, imagined_vs_real
 from jaxmbrl.diagnostics.open_loop import steps_left
 from jaxmbrl.models import EnsembleConfig, ensemble
@@ -79,6 +80,21 @@ def test_a_perfect_model_errs_by_exactly_nothing_also_beside_resets():
     for error in (found.members, found.mean, found.scaled_members, found.scaled_mean):
         np.testing.assert_array_equal(error, 0.0)
     assert (found.persistence > 0).all()
+
+
+def test_discrete_actions_are_taken_as_numbers():
+    rows = play(lambda x, a: x / 2 + a, [8.0], np.array([0, 2, 1, 1, 0, 2], np.int32))
+    assert rows.action.shape == (6,)
+
+    def predict(state, observation, action):
+        assert action.dtype == jnp.int32
+        mean = jnp.stack([observation / 2 + action[:, None]] * 2)
+        return mean, jnp.zeros_like(mean)
+
+    np.testing.assert_array_equal(compounding_error(Predictor(predict), (), rows, 3, KEY).members, 0.0)
+    found = imagined_vs_real(Predictor(predict), (), rows, 1, 4, KEY, particles=2)
+    for trajectory in (found.mean, *found.members, *found.particles):
+        np.testing.assert_array_equal(trajectory, found.real)
 
 
 def test_stretches_end_where_an_episode_does():
@@ -308,7 +324,7 @@ def test_errors_of_a_fitted_model_grow_with_the_horizon_and_shrink_with_data():
     model = ensemble.make(config, 3, 1, task.reward, task.terminated)
     fit, first = jax.jit(model.fit), model.init(jax.random.key(1), {})
     few, many = (
-        compounding_error(model, fit(first, rows, jnp.asarray(count), KEY)[0], new, 20, KEY) for count in (200, 2000)
+        compounding_error(model, fit(first, replay.of_rows(rows, count), KEY)[0], new, 20, KEY) for count in (200, 2000)
     )
     for found in (few, many):
         error = found.scaled_mean

@@ -23,7 +23,7 @@ from jaxmbrl.training.session import Session
 def acting(act, observes_full_state=False):
     """`act(state, observed)` gives the action."""
 
-    def policy(state, explore):
+    def policy(state, clock, explore):
         assert explore is False
         return Policy(lambda key: (), lambda memory, observed, key: (act(state, observed), (), memory))
 

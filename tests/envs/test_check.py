@@ -15,7 +15,7 @@ from jaxmbrl.core.types import Policy
 from jaxmbrl.envs.base import initial_state, vector_sizes
 from jaxmbrl.rollout import auto_reset
 
-checker = import_module("jaxmbrl.envs.check")
+checker = import_module("jaxmbrl.envs.checking")
 ANALYTIC = ["cartpole-continuous", "cartpole-swingup", "mountain-car-continuous", "pendulum", "reacher-2d"]
 SIMULATED = [name for name in envs.names() if name not in ANALYTIC]
 

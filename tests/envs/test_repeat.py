@@ -8,7 +8,7 @@ import pytest
 from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Discrete
-from jaxmbrl.envs.repeat import RepeatedEnv
+from jaxmbrl.envs.action_repeat import RepeatedEnv
 from jaxmbrl.rollout import open_loop, rollout
 
 KEY = jax.random.key(5)

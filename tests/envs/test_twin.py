@@ -12,7 +12,7 @@ from jaxmbrl.algorithms.shooting import pets
 from jaxmbrl.core.config import UserError, from_dict
 from jaxmbrl.core.types import Algorithm, Policy
 from jaxmbrl.envs.bridges.twin import Twin, carry_of, check_twin, versions
-from jaxmbrl.training import devices, evaluation
+from jaxmbrl.training import devices, evaluation, loop
 
 GAINS = jnp.array([0.3, 6.0, 0.5, 1.2])
 """A linear policy on [x, angle, their speeds] that keeps InvertedPendulum-v5 upright: force / 300 N."""
@@ -21,7 +21,7 @@ GAINS = jnp.array([0.3, 6.0, 0.5, 1.2])
 def linear(observes_full_state=False):
     """action = gain * GAINS . observation, plus its memory, which fades, and noise of the keys."""
 
-    def policy(state, explore):
+    def policy(state, clock, explore):
         assert explore is False
 
         def act(memory, seen, key):
@@ -35,7 +35,7 @@ def linear(observes_full_state=False):
 
         return Policy(lambda key: 1e-2 * jax.random.normal(key), act)
 
-    return Algorithm(None, policy, None, 1, observes_full_state)
+    return Algorithm(None, policy, None, 1, observes_full_state=observes_full_state)
 
 
 def plain(what, function, *arguments):
@@ -44,8 +44,11 @@ def plain(what, function, *arguments):
 
 def returns(algorithm, task, states, episodes, in_gymnasium):
     with contextlib.ExitStack() as closing:
-        made = evaluation.evaluator(algorithm, task, episodes, plain, closing, states, devices.alone(1), in_gymnasium)
-        return np.asarray(made(states))
+        clock = loop.clock_at(0)
+        made = evaluation.evaluator(
+            algorithm, task, episodes, plain, closing, clock, states, devices.alone(1), in_gymnasium
+        )
+        return np.asarray(made(clock, states))
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ def ask(process, number=signal.SIGTERM):
 
 def stopped_at(out, run):
     """The step at which a run says that it stopped, after checking that it is saved there."""
-    found = re.search(rf"stopped at ([\d,]+) of [\d,]+ steps; 'jaxmbrl train --resume {run}' goes on", out)
+    found = re.search(rf"stopped at ([\d,]+) of [\d,]+ steps; 'jaxmbrl train --resume {run}' continues it", out)
     assert found, out
     at = int(found[1].replace(",", ""))
     assert steps(run)[-1] == at

@@ -45,26 +45,28 @@ def counting(ends_above=jnp.inf, chance=None, spoiled=None):
     return World(reset=lambda key: None, start=lambda origin, key: (origin, 0), observe=lambda carry: carry[0], step=step)
 
 
-def policy(doubt=None):
-    """Adds 100 to a row; leaves `doubt(observation)`."""
+def policy(disagreement=None):
+    """Adds 100 to a row; its extras are `disagreement(observation)`."""
 
     def act(memory, observation, key):
-        return jnp.full(observation.shape, 100.0), () if doubt is None else doubt(observation[:, 0]), memory
+        return jnp.full(observation.shape, 100.0), () if disagreement is None else disagreement(observation[:, 0]), memory
 
     return Policy(lambda key: (), act)
 
 
-def run(world, length, config=ALWAYS, doubt=None, key=0):
-    rows, size, found = compiled(world, length, config, doubt)(jax.random.key(key))
+def run(world, length, config=ALWAYS, disagreement=None, key=0):
+    rows, size, found = compiled(world, length, config, disagreement)(jax.random.key(key))
     return jax.tree.map(lambda x: np.asarray(x)[: int(size)], rows), metrics.known(found)
 
 
-def compiled(world, length, config=ALWAYS, doubt=None):
+def compiled(world, length, config=ALWAYS, disagreement=None):
     """key -> (rows stored, oldest first; how many; metrics)."""
 
     @jax.jit
     def go(key):
-        made, found = branch(world, policy(doubt), trust.make(config), init(ROW, CAPACITY, 2, config), ORIGIN, key, length)
+        made, found = branch(
+            world, policy(disagreement), trust.make(config), init(ROW, CAPACITY, 2, config), ORIGIN, key, length
+        )
         return in_order(made.buffer), made.buffer.size, found
 
     return go
@@ -131,12 +133,12 @@ def test_a_shorter_length_is_a_prefix_without_compiling_again():
 
 def test_macura_cuts_a_branch_for_good():
     config = TrustConfig("macura", percentile=100.0)
-    # The first step's doubt is 1 for all but row 6 (2, the threshold); row 2 is doubtful at its second step alone.
-    doubt = lambda x: jnp.where(x == 6, 2.0, jnp.where(x == 102, 2.0, 1.0))  # noqa: E731
-    rows, found = run(counting(), 3, config, doubt)
+    # The first step's disagreement is 1 for all but row 6 (2, the threshold); row 2 has 2 at its second step alone.
+    disagreement = lambda x: jnp.where(x == 6, 2.0, jnp.where(x == 102, 2.0, 1.0))  # noqa: E731
+    rows, found = run(counting(), 3, config, disagreement)
     np.testing.assert_array_equal(rows.observation[:, 0], [1, 2, 3, 4, 5, 101, 103, 104, 105, 201, 203, 204, 205])
     assert found["imagine/threshold"] == 2.0
-    # Lived: 6 + 5 + 4 steps, of which two with doubt 2.
+    # 6 + 5 + 4 steps before the ends, of which two with a disagreement of 2.
     assert found["imagine/disagreement"] == pytest.approx(17 / 15)
     assert found["imagine/branch_length"] == pytest.approx(15 / 6)
 
@@ -153,9 +155,9 @@ def test_what_macura_keeps_expires_and_mbpos_rows_go_when_there_is_no_room(rule,
     for round, size in enumerate(sizes):
         imagined = go(imagined, round)
         assert int(imagined.buffer.size) == size
-        held = np.asarray(in_order(imagined.buffer).observation)[:size, 0]
+        stored = np.asarray(in_order(imagined.buffer).observation)[:size, 0]
         # The newest rows stay: six from 10 times the number of the round on.
-        assert held.tolist() == [10 * r + x for r in range(round + 1) for x in range(1, 7)][-size:]
+        assert stored.tolist() == [10 * r + x for r in range(round + 1) for x in range(1, 7)][-size:]
 
 
 def test_m2ac_stores_the_surest_rows_at_a_price_and_goes_on():
@@ -175,8 +177,8 @@ def test_disagreement_is_of_what_the_policys_own_actions_lead_to():
     observation = jnp.asarray(np.random.default_rng(1).normal(size=(5, 2)))
     bare = Policy(lambda key: (), lambda memory, x, key: (jax.random.uniform(key, (len(x), 1)), (), memory))
     rule = trust.make(TrustConfig("macura"))
-    action, doubt, _ = with_disagreement(bare, rule, model, state).act((), observation, jax.random.key(3))
+    action, disagreement, _ = with_disagreement(bare, rule, model, state).act((), observation, jax.random.key(3))
     np.testing.assert_array_equal(action, bare.act((), observation, jax.random.key(3))[0])
-    np.testing.assert_array_equal(doubt, trust.pairwise(*model.predict(state, observation, action)))
-    assert doubt.shape == (5,) and float(doubt.min()) > 0
+    np.testing.assert_array_equal(disagreement, trust.pairwise(*model.predict(state, observation, action)))
+    assert disagreement.shape == (5,) and float(disagreement.min()) > 0
     assert with_disagreement(bare, trust.make(TrustConfig()), model, state) is bare

@@ -9,7 +9,7 @@ import pytest
 from scipy import integrate, stats
 
 from jaxmbrl.models import disagreement as trust
-from jaxmbrl.models.disagreement import TrustConfig, Verdict
+from jaxmbrl.models.disagreement import Filter, TrustConfig
 
 
 def opinions(seed, members=4, rows=6, size=3):
@@ -82,39 +82,39 @@ def test_identical_members_do_not_disagree_and_units_do_not_matter(x64, measure)
 
 
 @pytest.mark.parametrize("measure", [trust.pairwise, trust.one_against_rest])
-def test_a_dimension_that_nobody_lets_vary_counts_nothing(x64, measure):
+def test_a_dimension_in_which_no_member_varies_contributes_nothing(x64, measure):
     mean, variance = (jnp.asarray(x) for x in opinions(4))
     still = jnp.zeros((4, 6, 1))
     found = measure(jnp.concatenate([mean, still + 1], axis=-1), jnp.concatenate([variance, still], axis=-1))
     np.testing.assert_allclose(found, measure(mean, variance), rtol=1e-12)
 
 
-def judged(config, doubt, alive=None, i=0, length=10, thresholds=None) -> Verdict:
-    alive = jnp.ones(len(doubt), bool) if alive is None else jnp.asarray(alive)
+def applied(config, disagreement, alive=None, i=0, length=10, thresholds=None) -> Filter:
+    alive = jnp.ones(len(disagreement), bool) if alive is None else jnp.asarray(alive)
     thresholds = trust.init(config) if thresholds is None else thresholds
-    return jax.jit(trust.make(config).judge)(thresholds, jnp.asarray(doubt, float), alive, i, length)
+    return jax.jit(trust.make(config).apply)(thresholds, jnp.asarray(disagreement, float), alive, i, length)
 
 
-DOUBT = [1.0, 5.0, 2.0, 4.0, 3.0]
+DISAGREEMENT = [1.0, 5.0, 2.0, 4.0, 3.0]
 
 
-def test_always_keeps_what_lives():
-    verdict = judged(TrustConfig(), DOUBT, [True, False, True, True, False])
-    assert verdict.kept.tolist() == verdict.going_on.tolist() == [True, False, True, True, False]
-    assert float(verdict.penalty) == 0
+def test_always_keeps_branches_until_they_terminate():
+    decided = applied(TrustConfig(), DISAGREEMENT, [True, False, True, True, False])
+    assert decided.kept.tolist() == decided.continues.tolist() == [True, False, True, True, False]
+    assert float(decided.penalty) == 0
     assert trust.make(TrustConfig()).disagreement is None
 
 
 def test_macura_ends_branches_at_the_threshold_of_this_very_refit():
     config = TrustConfig("macura", scale=0.5, percentile=75.0)
     # NumPy's percentile of the first step: 4. Half of it is the threshold, and 2 is not below it.
-    verdict = judged(config, DOUBT)
-    assert float(trust.threshold(verdict.thresholds)) == 2.0 == 0.5 * np.percentile(DOUBT, 75)
-    assert verdict.kept.tolist() == verdict.going_on.tolist() == [True, False, False, False, False]
-    # Later steps of a rollout leave the threshold alone, and who is dead stays dead.
-    later = judged(config, [9.0, 0.0, 0.0, 9.0, 1.9], [True, False, True, True, True], 1, thresholds=verdict.thresholds)
+    decided = applied(config, DISAGREEMENT)
+    assert float(trust.threshold(decided.thresholds)) == 2.0 == 0.5 * np.percentile(DISAGREEMENT, 75)
+    assert decided.kept.tolist() == decided.continues.tolist() == [True, False, False, False, False]
+    # Later steps of a rollout leave the threshold alone, and an ended branch stays ended.
+    later = applied(config, [9.0, 0.0, 0.0, 9.0, 1.9], [True, False, True, True, True], 1, thresholds=decided.thresholds)
     assert float(trust.threshold(later.thresholds)) == 2.0
-    assert later.kept.tolist() == later.going_on.tolist() == [False, False, True, False, True]
+    assert later.kept.tolist() == later.continues.tolist() == [False, False, True, False, True]
     assert int(later.thresholds.refits) == 1
 
 
@@ -123,18 +123,18 @@ def test_macuras_threshold_is_the_mean_over_the_last_refits():
     thresholds, seen = trust.init(config), []
     assert float(trust.threshold(thresholds)) == 0.0
     for refit in range(5):
-        thresholds = judged(config, np.array(DOUBT) * 10**refit, thresholds=thresholds).thresholds
+        thresholds = applied(config, np.array(DISAGREEMENT) * 10**refit, thresholds=thresholds).thresholds
         seen.append(5.0 * 10**refit)
         assert float(trust.threshold(thresholds)) == pytest.approx(np.mean(seen[-3:]))
 
 
 def test_macura_without_bound_is_mbpo_and_with_none_keeps_nothing():
-    everything = judged(TrustConfig("macura", scale=1e30), DOUBT)
-    assert everything.kept.all() and everything.going_on.all()
-    nothing = judged(TrustConfig("macura", scale=0.0), DOUBT)
-    assert not nothing.kept.any() and not nothing.going_on.any()
+    everything = applied(TrustConfig("macura", scale=1e30), DISAGREEMENT)
+    assert everything.kept.all() and everything.continues.all()
+    nothing = applied(TrustConfig("macura", scale=0.0), DISAGREEMENT)
+    assert not nothing.kept.any() and not nothing.continues.any()
     # Members that agree everywhere end no branch, as long as there is a threshold.
-    assert judged(TrustConfig("macura"), [0.0, 0.0, 1.0], i=0).kept.tolist() == [True, True, False]
+    assert applied(TrustConfig("macura"), [0.0, 0.0, 1.0], i=0).kept.tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -148,14 +148,14 @@ def test_macura_without_bound_is_mbpo_and_with_none_keeps_nothing():
         (0, 1000, [0, 2]),
     ],
 )
-def test_m2ac_keeps_the_surest_rows_and_ends_no_branch(i, length, kept):
-    verdict = judged(TrustConfig("m2ac", penalty=0.1), DOUBT, i=i, length=length)
-    assert np.flatnonzero(verdict.kept).tolist() == kept
-    assert verdict.going_on.all()
-    np.testing.assert_allclose(verdict.penalty, 0.1 * np.array(DOUBT), rtol=1e-6)
+def test_m2ac_keeps_the_rows_with_least_disagreement_and_ends_no_branch(i, length, kept):
+    decided = applied(TrustConfig("m2ac", penalty=0.1), DISAGREEMENT, i=i, length=length)
+    assert np.flatnonzero(decided.kept).tolist() == kept
+    assert decided.continues.all()
+    np.testing.assert_allclose(decided.penalty, 0.1 * np.array(DISAGREEMENT), rtol=1e-6)
 
 
-def test_m2ac_ranks_the_living_alone():
-    verdict = judged(TrustConfig("m2ac"), DOUBT, [False, True, False, True, True], length=1)
-    assert np.flatnonzero(verdict.kept).tolist() == [4]
-    assert verdict.going_on.tolist() == [False, True, False, True, True]
+def test_m2ac_ranks_only_rows_that_have_not_terminated():
+    decided = applied(TrustConfig("m2ac"), DISAGREEMENT, [False, True, False, True, True], length=1)
+    assert np.flatnonzero(decided.kept).tolist() == [4]
+    assert decided.continues.tolist() == [False, True, False, True, True]

@@ -12,11 +12,13 @@ import pytest
 from hand_made import TINY, alive, constant, fitted_normalisers, layers_of, nothing, ready, table
 
 from jaxmbrl.core.config import UserError, from_dict
+from jaxmbrl.core.spaces import Box
 from jaxmbrl.core.types import Transition
+from jaxmbrl.data.replay import of_rows
 from jaxmbrl.distributions import soft_clamp
-from jaxmbrl.models import EnsembleConfig, ensemble
-from jaxmbrl.models import epochs as fit
-from jaxmbrl.models.ensemble import Batch, Layout
+from jaxmbrl.models import EnsembleConfig, ensemble, epochs
+from jaxmbrl.models.ensemble import Layout
+from jaxmbrl.models.ensemble.loss import Batch, fit_loss, regularizer
 from jaxmbrl.rollout import open_loop, rollout
 
 
@@ -54,7 +56,7 @@ def test_loss_and_gradient_as_transcribed(learns_termination, beta):
         rng = np.random.default_rng(0)
         _, state = ready(config, terminated=None if learns_termination else alive)
         parameters = state.members.params
-        layout = Layout(config, 2, 1, True, learns_termination)
+        layout = Layout(config, Box((2,)), Box((1,)), True, learns_termination)
         x, y, following = (rng.normal(size=(3, 7, size)) for size in (3, 3, 2))
         ended = rng.uniform(size=(3, 7)) < 0.4
         ended[1] = False
@@ -64,7 +66,7 @@ def test_loss_and_gradient_as_transcribed(learns_termination, beta):
         loss, by = reference.loss_and_gradient(layers_of(parameters), *rows, 6.5, TINY.weight_decay, beta=beta)
         x[:, ~valid], y[:, ~valid], following[:, ~valid], ended[:, ~valid] = 1e6, -1e6, 1e6, True
         batch = Batch(*(jnp.asarray(part) for part in (x, y, following, ended)))
-        function = jax.jit(jax.value_and_grad(functools.partial(ensemble.loss, layout)))
+        function = jax.jit(jax.value_and_grad(functools.partial(fit_loss, layout)))
         value, gradient = function(parameters, batch, jnp.asarray(valid), jnp.asarray(6.5))
         assert abs(float(value) - loss) < 1e-10
         for a, b in zip(reference.flatten(layers_of(gradient)), reference.flatten(by), strict=True):
@@ -85,7 +87,9 @@ def test_deterministic_loss_and_gradient_as_transcribed():
         loss, by = reference.deterministic_loss_and_gradient(members, x[:, valid], y[:, valid], TINY.weight_decay)
         x[:, ~valid], y[:, ~valid] = 1e6, -1e6
         batch = Batch(*(jnp.asarray(part) for part in (x, y, np.zeros((3, 7, 2)), np.zeros((3, 7), bool))))
-        function = jax.jit(jax.value_and_grad(functools.partial(ensemble.loss, Layout(DETERMINISTIC, 2, 1, True, False))))
+        function = jax.jit(
+            jax.value_and_grad(functools.partial(fit_loss, Layout(DETERMINISTIC, Box((2,)), Box((1,)), True, False)))
+        )
         value, gradient = function(parameters, batch, jnp.asarray(valid))
         assert abs(float(value) - loss) < 1e-10
         for ours, theirs in zip(layers_of(gradient)[0], by, strict=True):
@@ -104,7 +108,7 @@ def test_at_beta_1_the_mean_has_the_gradient_of_the_squared_error():
         means = [[*hidden, (kernel[:, :3], bias[:3])] for *hidden, (kernel, bias) in layers]
         _, by = reference.deterministic_loss_and_gradient(means, x, y, TINY.weight_decay)
         batch = Batch(*(jnp.asarray(part) for part in (x, y, np.zeros((3, 7, 2)), np.zeros((3, 7), bool))))
-        function = functools.partial(ensemble.loss, Layout(config, 2, 1, True, False))
+        function = functools.partial(fit_loss, Layout(config, Box((2,)), Box((1,)), True, False))
         gradient = jax.jit(jax.grad(function))(state.members.params, batch, jnp.ones(7, bool))
         for ours, theirs in zip(layers_of(gradient)[0], by, strict=True):
             np.testing.assert_allclose(ours[-1][0][:, :3], theirs[-1][0], rtol=1e-8, atol=1e-10)
@@ -160,8 +164,8 @@ def test_transcribed_gradient_by_finite_differences():
 
 def test_weight_decay_acts_on_kernels_alone():
     _, state = ready(TINY)
-    layout = Layout(TINY, 2, 1, True, True)
-    gradient = jax.jit(jax.grad(functools.partial(ensemble.regularizer, layout)))(state.members.params)
+    layout = Layout(TINY, Box((2,)), Box((1,)), True, True)
+    gradient = jax.jit(jax.grad(functools.partial(regularizer, layout)))(state.members.params)
     for i, decay in enumerate(TINY.weight_decay):
         ours, kernel = (p.network["params"][f"Dense_{i}"]["kernel"] for p in (gradient, state.members.params))
         np.testing.assert_allclose(ours, decay * kernel, rtol=1e-6)
@@ -215,7 +219,7 @@ def test_fits_as_transcribed(annealing):
                     break
             members = [snapshots[stopping.at[e]][e] for e in range(3)]
             arrays = reference.flatten((members, low, high, ends))
-            state, metrics = run(state, rows, jnp.asarray(count), key)
+            state, metrics = run(state, of_rows(rows, count), key)
             for a, b in zip(reference.flatten(layers_of(state.members.params)), arrays, strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
             np.testing.assert_allclose(state.inputs.mean, x_mean, rtol=1e-12)
@@ -248,13 +252,13 @@ def mean_of(metrics, name):
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def draw(config, key, capacity, count):
     split_key, bootstrap_key, shuffle_key = jax.random.split(key, 3)
-    split = fit.split_rows(split_key, capacity, count, config.holdout_fraction, config.holdout_cap)
-    own = fit.bootstrap(bootstrap_key, split, config.members)
+    split = epochs.split_rows(split_key, capacity, count, config.holdout_fraction, config.holdout_cap)
+    own = epochs.bootstrap(bootstrap_key, split, config.members)
 
     def epoch(number):
-        shuffles = fit.draw_shuffles(jax.random.fold_in(shuffle_key, number), config.members, capacity, split.train)
+        shuffles = epochs.draw_shuffles(jax.random.fold_in(shuffle_key, number), config.members, capacity, split.train)
         batches = jnp.arange(-(-capacity // config.batch_size))
-        return jax.lax.map(lambda i: fit.minibatch(shuffles, own, split.train, i, config.batch_size), batches)
+        return jax.lax.map(lambda i: epochs.minibatch(shuffles, own, split.train, i, config.batch_size), batches)
 
     return split, jax.lax.map(epoch, jnp.arange(config.max_epochs))
 
@@ -361,11 +365,11 @@ def test_the_holdout_never_trains_and_rows_beyond_the_count_do_nothing(one_epoch
     run, state = one_epoch
     rows, key, count = table(np.random.default_rng(0), 60), jax.random.key(4), 40
     hold, train, _ = indices(dataclasses.replace(TINY, max_epochs=1), key, 60, count)
-    before, found = run(state, rows, jnp.asarray(count), key)
+    before, found = run(state, of_rows(rows, count), key)
 
     def spoil(at):
         spoilt = rows.next_observation.at[jnp.asarray(at)].add(7.0)
-        return run(state, rows._replace(next_observation=spoilt), jnp.asarray(count), key)
+        return run(state, of_rows(rows._replace(next_observation=spoilt), count), key)
 
     for at in (hold, np.arange(40, 60)):
         after, refound = spoil(at)
@@ -377,7 +381,7 @@ def test_the_holdout_never_trains_and_rows_beyond_the_count_do_nothing(one_epoch
     np.testing.assert_array_equal(before.inputs.mean, spoil(hold)[0].inputs.mean)
     for at, same in ((hold, True), (np.arange(40, 60), True), (train, False)):
         flipped = rows.terminated.at[jnp.asarray(at)].set(~rows.terminated[jnp.asarray(at)])
-        after, _ = run(state, rows._replace(terminated=flipped), jnp.asarray(count), key)
+        after, _ = run(state, of_rows(rows._replace(terminated=flipped), count), key)
         assert np.array_equal(after.end_weight, before.end_weight) == same
         pairs = zip(jax.tree.leaves(after.members), jax.tree.leaves(before.members), strict=True)
         assert all(np.array_equal(a, b) for a, b in pairs) == same
@@ -389,7 +393,7 @@ def test_a_ruined_member_is_no_elite(one_epoch, ruined):
     params = jax.tree.map(lambda leaf: leaf, state.members.params)
     params.network["params"]["Dense_2"]["bias"] = params.network["params"]["Dense_2"]["bias"].at[ruined, :3].add(50.0)
     spoilt = state._replace(members=state.members._replace(params=params, learning_rate=jnp.asarray(1e-6, float)))
-    after, _ = run(spoilt, table(np.random.default_rng(0), 60), jnp.asarray(60), jax.random.key(0))
+    after, _ = run(spoilt, of_rows(table(np.random.default_rng(0), 60)), jax.random.key(0))
     assert sorted(after.elites.tolist()) == sorted({0, 1, 2} - {ruined})
 
 
@@ -399,7 +403,7 @@ def test_few_rows_and_none_leave_everything_finite(one_epoch):
     state = state._replace(elites=jnp.array([2, 1], jnp.int32))
     compiled = None
     for count in range(7):
-        after, metrics = run(state, rows, jnp.asarray(count), jax.random.key(count))
+        after, metrics = run(state, of_rows(rows, count), jax.random.key(count))
         for leaf in jax.tree.leaves((after, metrics)):
             assert np.isfinite(np.asarray(leaf)).all()
         if count < 5:
@@ -417,10 +421,13 @@ def test_seeds_side_by_side_fit_as_alone(one_epoch):
     tables = [table(np.random.default_rng(i), 60) for i in range(2)]
     states = [state, ready(dataclasses.replace(TINY, max_epochs=1), seed=1)[1]]
     keys, counts = jax.random.split(jax.random.key(5), 2), jnp.array([60, 33])
-    states_and_tables = (jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees) for trees in (states, tables))
-    together, found = jax.jit(jax.vmap(run))(*states_and_tables, counts, keys)
+    states_together, tables_together = (
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees) for trees in (states, tables)
+    )
+    buffers = jax.vmap(of_rows)(tables_together, counts)
+    together, found = jax.jit(jax.vmap(run))(states_together, buffers, keys)
     for i in range(2):
-        alone, refound = run(states[i], tables[i], counts[i], keys[i])
+        alone, refound = run(states[i], of_rows(tables[i], counts[i]), keys[i])
         pairs = zip(jax.tree.leaves((alone, refound)), jax.tree.leaves((together, found)), strict=True)
         for a, b in pairs:
             np.testing.assert_allclose(b[i], a, rtol=1e-5, atol=1e-5)
@@ -429,7 +436,7 @@ def test_seeds_side_by_side_fit_as_alone(one_epoch):
 def test_without_holdout_every_epoch_is_run_and_every_member_an_elite():
     config = dataclasses.replace(TINY, elites=3, holdout_fraction=0.0, max_epochs=4, patience=0, normalize_targets=False)
     model, state = ready(config)
-    after, metrics = jax.jit(model.fit)(state, table(np.random.default_rng(0), 20), jnp.asarray(20), jax.random.key(0))
+    after, metrics = jax.jit(model.fit)(state, of_rows(table(np.random.default_rng(0), 20)), jax.random.key(0))
     assert mean_of(metrics, "model/fit_epochs") == 4
     assert mean_of(metrics, "model/fit_steps") == 4 * 3
     assert float(metrics["model/holdout_error"].weight) == float(metrics["model/holdout_likelihood"].weight) == 0
@@ -452,7 +459,7 @@ def test_a_small_task_is_learned_with_its_noise_and_its_terminations(precision):
     model = ensemble.make(config, 2, 1, nothing, None)
     state = jax.jit(model.init)(jax.random.key(0), {})
     assert float(state.members.learning_rate) == np.float32(3e-3)
-    state, metrics = jax.jit(model.fit)(state, rows, jnp.asarray(1000), jax.random.key(1))
+    state, metrics = jax.jit(model.fit)(state, of_rows(rows, 1000), jax.random.key(1))
     relative = noise**2 / (after - before).var(axis=0)
     assert mean_of(metrics, "model/holdout_error") < 1.35 * relative.mean()
     entropy = 0.5 * np.log(2 * np.pi * np.e * relative).mean()
@@ -479,7 +486,7 @@ def test_a_deterministic_ensemble_learns_a_small_task():
     rows = cheap_task(3, 1000, noise=0.05)
     model = ensemble.make(config, 2, 1, nothing, alive)
     state = jax.jit(model.init)(jax.random.key(0), {})
-    state, metrics = jax.jit(model.fit)(state, rows, jnp.asarray(800), jax.random.key(1))
+    state, metrics = jax.jit(model.fit)(state, of_rows(rows, 800), jax.random.key(1))
     assert set(metrics) == {"model/holdout_error", "model/epistemic", "model/fit_steps", "model/fit_epochs"}
     relative = 0.05**2 / np.asarray(rows.next_observation - rows.observation).var(axis=0)
     assert 0.7 * relative.mean() < mean_of(metrics, "model/holdout_error") < 1.5 * relative.mean()
@@ -519,14 +526,14 @@ def cheap_model():
 def learned_chance(rows, train):
     """The fitted state, and its chance of termination on the rows after the first `train`."""
     init, run, chance = cheap_model()
-    state, _ = run(init(jax.random.key(0), {}), rows, jnp.asarray(train), jax.random.key(1))
+    state, _ = run(init(jax.random.key(0), {}), of_rows(rows, train), jax.random.key(1))
     for leaf in jax.tree.leaves(state):
         assert np.isfinite(np.asarray(leaf)).all()
     return state, np.asarray(chance(state, jax.tree.map(lambda leaf: leaf[train:], rows)))
 
 
 def test_a_rare_termination_is_learned_beside_precise_dynamics():
-    """One row in fifty ends, beyond an edge; of the held-out rows within 0.05 of it the data hardly tell."""
+    """One row in fifty ends, beyond an edge; the holdout's rows within 0.05 of it are ambiguous."""
     rows = cheap_task(0, 6000)
     after = np.asarray(rows.next_observation)[:, 0]
     edge = np.quantile(after, 0.98)
@@ -558,8 +565,7 @@ QUICK = EnsembleConfig(
 def mean_error(config, rows, unseen):
     """How far the mean prediction of the unseen rows' first dimension is off, after a fit to the rows."""
     model = ensemble.make(config, 2, 1, nothing, alive)
-    count = jnp.asarray(len(rows.reward))
-    state, _ = jax.jit(model.fit)(model.init(jax.random.key(0), {}), rows, count, jax.random.key(1))
+    state, _ = jax.jit(model.fit)(model.init(jax.random.key(0), {}), of_rows(rows), jax.random.key(1))
     mean, _ = model.predict(state, unseen.observation, unseen.action)
     return np.abs(np.asarray(mean.mean(axis=0)) - np.asarray(unseen.next_observation))[:, 0]
 
@@ -588,7 +594,7 @@ def test_a_reward_that_never_varied_is_imagined_as_it_was():
     config = EnsembleConfig(members=2, elites=2, hidden=(8,), max_epochs=2)
     model = ensemble.make(config, 2, 1, None, alive)
     rows = rows._replace(reward=jnp.full(300, 0.1))
-    state, _ = jax.jit(model.fit)(model.init(jax.random.key(0), {}), rows, jnp.asarray(300), jax.random.key(1))
+    state, _ = jax.jit(model.fit)(model.init(jax.random.key(0), {}), of_rows(rows), jax.random.key(1))
     far = 100 * rows.observation
     for mode in ("ts1", "distribution"):
         mode_model = ensemble.make(dataclasses.replace(config, propagation=mode), 2, 1, None, alive)
@@ -628,7 +634,7 @@ def test_without_any_termination_none_is_imagined():
         ({"halt_above": 0.1, "probabilistic": False}, "halt_above must be None for deterministic members under ts1"),
     ],
 )
-def test_wrong_configs_are_told(values, told):
+def test_wrong_configs_are_refused(values, told):
     with pytest.raises(UserError, match=told):
         from_dict(EnsembleConfig, values)
 
@@ -638,15 +644,15 @@ def test_a_fit_gives_back_a_state_of_the_same_types(x64):
     with jax.enable_x64(x64):
         model = ensemble.make(dataclasses.replace(TINY, annealing=True, beta_nll=0.5), 2, 1)
         state = jax.eval_shape(model.init, jax.random.key(0), {})
-        rows, count = table(np.random.default_rng(0), 20), jnp.asarray(20)
-        after, _ = jax.eval_shape(model.fit, state, rows, count, jax.random.key(0))
+        rows = of_rows(table(np.random.default_rng(0), 20))
+        after, _ = jax.eval_shape(model.fit, state, rows, jax.random.key(0))
         for before, now in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
             assert (before.shape, before.dtype, before.weak_type) == (now.shape, now.dtype, now.weak_type)
             assert not now.weak_type
             assert now.dtype in (jnp.zeros(()).dtype, jnp.int32, jnp.bool_)
 
 
-def test_wrong_configs_are_told_by_make_too():
+def test_wrong_configs_are_refused_by_make_too():
     with pytest.raises(UserError, match="elites must be at most"):
         ensemble.make(EnsembleConfig(elites=6), 2, 1)
     with pytest.raises(UserError, match="absolute must name observation dimensions below 2, got 2"):
@@ -699,7 +705,7 @@ def test_constant_noise_is_learned():
     rows = rows._replace(next_observation=rows.observation + jnp.asarray(noise, jnp.float32), reward=jnp.zeros(2000))
     rows = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.float32), rows)
     model = ensemble.make(config, 2, 1, reward=nothing, terminated=alive)
-    state, _ = jax.jit(model.fit)(model.init(jax.random.key(0), {}), rows, jnp.asarray(2000, jnp.int32), jax.random.key(1))
+    state, _ = jax.jit(model.fit)(model.init(jax.random.key(0), {}), of_rows(rows), jax.random.key(1))
     _, variance = model.predict(state, rows.observation[:5], rows.action[:5])
     np.testing.assert_allclose(np.sqrt(variance), np.full((3, 5, 2), 0.5), rtol=0.1)
 

@@ -11,6 +11,7 @@ from hand_made import TINY, alive, blank, layers_of, nothing, table
 
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Features, Transition
+from jaxmbrl.data.replay import of_rows
 from jaxmbrl.envs.mujoco.pets_half_cheetah import encode as cheetahs_features
 from jaxmbrl.models import EnsembleConfig, ensemble
 
@@ -119,7 +120,7 @@ def test_constant_entries_stay_under_every_propagation(propagation):
     assert np.abs(after[:, :2] - same[:, :2]).min() > 1e-4
 
 
-def test_no_doubt_about_a_constant_entry_halts_a_row():
+def test_no_uncertainty_of_a_constant_entry_halts_a_row():
     config = dataclasses.replace(TINY, propagation="expectation", halt_above=0.5)
     told = {}
     for name, features in (("constant", Features(constant=(2,))), ("unknown", None)):
@@ -136,7 +137,7 @@ def test_no_doubt_about_a_constant_entry_halts_a_row():
 
 def fitted(config, features, data, count):
     model = ensemble.make(config, data.observation.shape[1], data.action.shape[1], features=features)
-    fit = jax.jit(lambda key, data: model.fit(model.init(key, {}), data, jnp.asarray(count), key))
+    fit = jax.jit(lambda key, data: model.fit(model.init(key, {}), of_rows(data, count), key))
     return model, *fit(jax.random.key(0), data)
 
 
@@ -179,7 +180,7 @@ def test_a_linear_system_is_learned_with_its_speed_absolute():
         ({}, Features(lambda x: x[..., 0]), r"encode must make \[N, F\] of observations \[N, O\], got \(3,\)"),
     ],
 )
-def test_wrong_features_are_told(config, features, told):
+def test_wrong_features_are_refused(config, features, told):
     with pytest.raises(UserError, match=told):
         ensemble.make(EnsembleConfig(**config), 3, 1, features=features)
     ensemble.make(EnsembleConfig(**config, features=False), 3, 1, features=features)

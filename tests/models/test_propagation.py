@@ -23,7 +23,7 @@ def test_row_n_goes_to_member_n_plus_shift(rows, members, shift):
     numbers = jnp.arange(rows, dtype=float)[:, None]
     shared = propagation.scatter_to_members(numbers, members, shift)
     said = shared + 1000.0 * jnp.arange(members)[:, None, None]
-    for n, value in enumerate(np.asarray(propagation.collect(said, rows, shift))[:, 0]):
+    for n, value in enumerate(np.asarray(propagation.gather_rows(said, rows, shift))[:, 0]):
         assert value == n + 1000 * ((n + shift) % members)
     assert shared.shape == (members, -(-rows // members), 1)
 

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmbrl.core.config import UserError, check
-from jaxmbrl.planning import cem
+from jaxmbrl.planning import cem, problem_of_score, unit_box
 from jaxmbrl.planning.cem import CEMConfig
 
 H, A = 3, 2
+ONE, SPACE = unit_box(1), unit_box(A)
 
 
 def draw(seed, population=12, dtype=np.float32):
@@ -67,9 +68,11 @@ def test_full_momentum_changes_nothing():
 
 def test_one_elite_in_one_iteration_is_the_best_sample(watched):
     seen = []
-    planner = cem.make(CEMConfig(horizon=H, population=50, elites=1, iterations=1, momentum=0.0), A)
+    planner = cem.make(CEMConfig(horizon=H, population=50, elites=1, iterations=1, momentum=0.0), SPACE)
     score = lambda x: -np.sum((x - 0.3) ** 2, axis=(-2, -1))  # noqa: E731
-    actions, _, _ = jax.jit(lambda k: planner.plan(watched(score, seen), planner.init(), k))(jax.random.key(0))
+    actions, _, _ = jax.jit(lambda k: planner.plan(problem_of_score(watched(score, seen), SPACE), planner.init(), k))(
+        jax.random.key(0)
+    )
     assert len(seen) == 1
     np.testing.assert_array_equal(actions, seen[0][np.argmax(score(seen[0]))])
 
@@ -86,8 +89,8 @@ def test_refit_sees_the_order_of_returns_only(transform):
 @pytest.mark.parametrize(("size", "error", "deviation"), [(1, 4.8e-5, 3.5e-5), (5, 3.0e-3, 1.0e-3), (25, 0.045, 0.007)])
 def test_accuracy_on_a_quadratic(size, error, deviation):
     """Root mean square error of the mean after 5 iterations of 400 with 40 elites, momentum 0.1, no early stop."""
-    planner = cem.make(CEMConfig(horizon=size, min_variance=0.0), 1)
-    plan = jax.jit(jax.vmap(lambda k: planner.plan(quadratic, planner.init(), k)[0]))
+    planner = cem.make(CEMConfig(horizon=size, min_variance=0.0), ONE)
+    plan = jax.jit(jax.vmap(lambda k: planner.plan(problem_of_score(quadratic, ONE), planner.init(), k)[0]))
     found = np.asarray(plan(jax.random.split(jax.random.key(1), 100)), np.float64)
     errors = np.sqrt(np.mean((found - 0.3) ** 2, axis=(1, 2)))
     assert abs(errors.mean() - error) < 0.5 * deviation
@@ -98,10 +101,10 @@ def test_accuracy_on_a_quadratic(size, error, deviation):
 def test_a_whole_search_replayed_in_numpy(min_variance, watched):
     """Given the populations that were drawn, NumPy says when to stop, what to return, and what they may look like."""
     config = CEMConfig(horizon=H, population=60, elites=8, iterations=7, momentum=0.2, min_variance=min_variance)
-    planner, seen = cem.make(config, A), []
+    planner, seen = cem.make(config, SPACE), []
     score = lambda x: -np.sum((x - np.array([0.3, -0.95])) ** 2, axis=(-2, -1))  # noqa: E731
     start = cem.PlanState(jnp.asarray(np.linspace(-0.6, 0.9, H * A).reshape(H, A), jnp.float32))
-    run = jax.jit(lambda k: planner.plan(watched(score, seen), start, k))
+    run = jax.jit(lambda k: planner.plan(problem_of_score(watched(score, seen), SPACE), start, k))
     actions, after, statistics = run(jax.random.key(4))
     jax.block_until_ready(actions)
     mean, variance = np.asarray(start.mean, np.float64), np.full((H, A), 0.25)
@@ -124,9 +127,9 @@ def test_a_whole_search_replayed_in_numpy(min_variance, watched):
 
 def test_the_stored_variance_is_not_constrained(watched):
     """At the edge nothing is left to draw from, but the variance that decides on stopping is still the elites'."""
-    planner, seen = cem.make(CEMConfig(horizon=1, population=30, elites=5, iterations=4, momentum=0.9), 1), []
+    planner, seen = cem.make(CEMConfig(horizon=1, population=30, elites=5, iterations=4, momentum=0.9), ONE), []
     start = cem.PlanState(jnp.ones((1, 1)))
-    actions, _, _ = planner.plan(watched(lambda x: x[..., 0, 0], seen), start, jax.random.key(0))
+    actions, _, _ = planner.plan(problem_of_score(watched(lambda x: x[..., 0, 0], seen), ONE), start, jax.random.key(0))
     assert len(seen) == 4
     np.testing.assert_array_equal(np.stack(seen), np.ones((4, 30, 1, 1)))
     np.testing.assert_array_equal(actions, np.ones((1, 1)))
@@ -137,12 +140,12 @@ def test_the_stored_variance_is_not_constrained(watched):
 def test_bounds_hold_exactly(sign, double):
     with jax.enable_x64(double):
         config = CEMConfig(horizon=4, population=64, elites=7, iterations=12, momentum=0.1, min_variance=0.0)
-        planner = cem.make(config, 2)
+        planner = cem.make(config, unit_box(2))
 
         def objective(actions, key):
             return jnp.where(jnp.all(jnp.abs(actions) <= 1.0), sign * jnp.sum(actions), jnp.nan)
 
-        plan = jax.jit(lambda state, key: planner.plan(objective, state, key))
+        plan = jax.jit(lambda state, key: planner.plan(problem_of_score(objective, unit_box(2)), state, key))
         state = planner.init()
         for i in range(6):
             actions, state, statistics = plan(state, jax.random.key(i))
@@ -163,13 +166,13 @@ def test_a_mean_of_values_at_the_bound_is_the_bound(elites):
 @pytest.mark.parametrize("bad", [np.nan, -np.inf, np.inf])
 def test_what_is_not_finite_ranks_worst(bad, watched):
     """Half of the candidates, the ones that would win, are not finite."""
-    planner, seen = cem.make(CEMConfig(horizon=H, population=100, elites=10, iterations=3), A), []
+    planner, seen = cem.make(CEMConfig(horizon=H, population=100, elites=10, iterations=3), SPACE), []
 
     def score(population):
         first = population[..., 0, 0]
         return np.where(first > 0, bad, first)
 
-    actions, _, statistics = planner.plan(watched(score, seen), planner.init(), jax.random.key(0))
+    actions, _, statistics = planner.plan(problem_of_score(watched(score, seen), SPACE), planner.init(), jax.random.key(0))
     assert np.all(np.isfinite(actions))
     assert int(statistics["nonfinite"]) == sum(int((p[:, 0, 0] > 0).sum()) for p in seen) > 100
     mean, variance = np.zeros((H, A)), np.full((H, A), 0.25)
@@ -181,8 +184,10 @@ def test_what_is_not_finite_ranks_worst(bad, watched):
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf, 0.0, 5.0])
 def test_a_constant_objective_is_safe(value):
-    planner = cem.make(CEMConfig(horizon=H, population=40, elites=6, iterations=3), A)
-    actions, after, statistics = planner.plan(lambda a, k: jnp.full((), value), planner.init(), jax.random.key(0))
+    planner = cem.make(CEMConfig(horizon=H, population=40, elites=6, iterations=3), SPACE)
+    actions, after, statistics = planner.plan(
+        problem_of_score(lambda a, k: jnp.full((), value), SPACE), planner.init(), jax.random.key(0)
+    )
     assert np.all(np.abs(np.asarray(actions)) <= 1.0)
     assert np.all(np.abs(np.asarray(after.mean)) <= 1.0)
     assert int(statistics["nonfinite"]) == (0 if np.isfinite(value) else 120)
@@ -190,7 +195,7 @@ def test_a_constant_objective_is_safe(value):
 
 def test_many_states_at_once_are_planned_as_one_by_one():
     """Searches that stop at different iterations do not disturb each other."""
-    planner = cem.make(CEMConfig(horizon=H, population=60, elites=6, iterations=8, min_variance=5e-3), A)
+    planner = cem.make(CEMConfig(horizon=H, population=60, elites=6, iterations=8, min_variance=5e-3), SPACE)
     goals, keys = jnp.linspace(-1, 1, 5), jax.random.split(jax.random.key(1), 5)
     starts = cem.PlanState(jax.random.uniform(jax.random.key(2), (5, H, A), minval=-1.0))
 
@@ -199,7 +204,7 @@ def test_many_states_at_once_are_planned_as_one_by_one():
             value = -jnp.sum(jnp.abs(actions - goal)) + 0.01 * jax.random.normal(key)
             return jnp.where(jnp.isfinite(value), value, jnp.nan)
 
-        return planner.plan(objective, start, key)
+        return planner.plan(problem_of_score(objective, SPACE), start, key)
 
     together = jax.jit(jax.vmap(plan))(goals, starts, keys)
     alone = jax.jit(plan)
@@ -209,22 +214,22 @@ def test_many_states_at_once_are_planned_as_one_by_one():
 
 
 def test_the_last_plan_is_where_the_next_search_starts(watched):
-    planner, seen = cem.make(CEMConfig(horizon=4, population=500, elites=20, iterations=1), 1), []
+    planner, seen = cem.make(CEMConfig(horizon=4, population=500, elites=20, iterations=1), ONE), []
     start = cem.PlanState(jnp.array([[0.9], [-0.9], [0.5], [0.0]]))
-    planner.plan(watched(lambda x: x[..., 0, 0], seen), start, jax.random.key(0))
+    planner.plan(problem_of_score(watched(lambda x: x[..., 0, 0], seen), ONE), start, jax.random.key(0))
     np.testing.assert_allclose(seen[0].mean(axis=0), start.mean, atol=0.1)
     np.testing.assert_array_equal(planner.init().mean, np.zeros((4, 1)))
 
 
 def test_candidates_of_an_iteration_share_their_noise_and_iterations_do_not():
-    planner, noise = cem.make(CEMConfig(horizon=1, population=6, elites=2, iterations=4, min_variance=0.0), 1), []
+    planner, noise = cem.make(CEMConfig(horizon=1, population=6, elites=2, iterations=4, min_variance=0.0), ONE), []
 
     def objective(actions, key):
         value = jax.ShapeDtypeStruct((), actions.dtype)
         record = lambda bits, x: (noise.append(np.array(bits)), np.zeros(x.shape, x.dtype))[1]  # noqa: E731
         return jax.pure_callback(record, value, jax.random.bits(key), actions[0, 0], vmap_method="expand_dims")
 
-    planner.plan(objective, planner.init(), jax.random.key(0))
+    planner.plan(problem_of_score(objective, ONE), planner.init(), jax.random.key(0))
     assert len(noise) == 4
     assert all(len(np.unique(x)) == 1 for x in noise)
     assert len({int(x.ravel()[0]) for x in noise}) == 4

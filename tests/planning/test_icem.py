@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmbrl.planning import icem
+from jaxmbrl.planning import icem, problem_of_score, unit_box
 from jaxmbrl.planning.icem import ICEMConfig
 
 H, A = 6, 2
+SPACE = unit_box(A)
 
 
 def score(population):
@@ -84,12 +85,12 @@ def objective(actions, key):
 
 def fed(config, monkeypatch):
     """`plan(state, noises) -> (actions, next state)`, compiled, where `noises`, one each iteration, are what is drawn."""
-    planner, feed = icem.make(config, A), []
+    planner, feed = icem.make(config, SPACE), []
     monkeypatch.setattr(icem, "coloured_noise", lambda key, shape, exponent, dtype: feed.pop(0))
 
     def plan(state, noises):
         feed.extend(noises)
-        actions, after, _ = planner.plan(objective, state, jax.random.key(0))
+        actions, after, _ = planner.plan(problem_of_score(objective, SPACE), state, jax.random.key(0))
         assert feed == []
         return actions, after
 
@@ -202,9 +203,13 @@ def test_the_best_never_gets_worse_while_elites_are_kept(monkeypatch):
 
 def test_kept_elites_are_not_tried_again_within_a_plan(watched):
     """Their returns are those they had, under the key of an earlier iteration."""
-    planner, tried = icem.make(ICEMConfig(horizon=H, population=20, elites=5, kept=0.6, iterations=3), A), []
+    planner, tried = icem.make(ICEMConfig(horizon=H, population=20, elites=5, kept=0.6, iterations=3), SPACE), []
     calls = iter([0.0, -100.0, -200.0])
-    plan = jax.jit(lambda key: planner.plan(watched(lambda x: score(x) + next(calls), tried), planner.init(), key))
+    plan = jax.jit(
+        lambda key: planner.plan(
+            problem_of_score(watched(lambda x: score(x) + next(calls), tried), SPACE), planner.init(), key
+        )
+    )
     actions, state, _ = jax.block_until_ready(plan(jax.random.key(0)))
     assert [len(population) for population in tried] == [23, 16, 12]
     first = tried[0][np.argsort(-score(tried[0]))[:3]]
@@ -213,8 +218,8 @@ def test_kept_elites_are_not_tried_again_within_a_plan(watched):
 
 
 def test_before_there_are_elites_fresh_sequences_stand_in_their_places(watched):
-    planner, tried = icem.make(ICEMConfig(horizon=H, population=20, elites=5, kept=0.6, iterations=1), A), []
-    plan = jax.jit(lambda state, key: planner.plan(watched(score, tried), state, key))
+    planner, tried = icem.make(ICEMConfig(horizon=H, population=20, elites=5, kept=0.6, iterations=1), SPACE), []
+    plan = jax.jit(lambda state, key: planner.plan(problem_of_score(watched(score, tried), SPACE), state, key))
     _, state, _ = jax.block_until_ready(plan(planner.init(), jax.random.key(0)))
     assert len(np.unique(tried[0].reshape(23, -1), axis=0)) == 23
     assert np.abs(tried[0][1:]).min() > 0
@@ -226,9 +231,11 @@ def test_before_there_are_elites_fresh_sequences_stand_in_their_places(watched):
 
 
 def test_where_all_are_equal_the_mean_is_played(watched):
-    planner = icem.make(ICEMConfig(horizon=H, population=20, elites=5, iterations=3), A)
+    planner = icem.make(ICEMConfig(horizon=H, population=20, elites=5, iterations=3), SPACE)
     tried = []
-    plan = jax.jit(lambda key: planner.plan(watched(lambda x: np.zeros(len(x)), tried), planner.init(), key))
+    plan = jax.jit(
+        lambda key: planner.plan(problem_of_score(watched(lambda x: np.zeros(len(x)), tried), SPACE), planner.init(), key)
+    )
     actions, _, _ = jax.block_until_ready(plan(jax.random.key(0)))
     np.testing.assert_array_equal(actions, tried[-1][0])
     mean = 0.1 * 0.9 * tried[0][:5].mean(axis=0) + 0.9 * tried[1][:5].mean(axis=0)

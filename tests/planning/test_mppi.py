@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmbrl.planning import mppi
+from jaxmbrl.planning import mppi, problem_of_score, unit_box
 from jaxmbrl.planning.mppi import MPPIConfig
 
 H, A = 4, 2
+ONE, SPACE = unit_box(1), unit_box(A)
 
 
 def draw(seed, count=12):
@@ -41,7 +42,7 @@ def test_the_average_is_numpys(seed, temperature, broken):
     mean, population, returns = draw(seed)
     returns[:broken] = np.resize([np.nan, np.inf, -np.inf], broken)
     with jax.enable_x64(True):
-        found = mppi.average(*(jnp.asarray(x) for x in (mean, population, returns)), temperature)
+        found = mppi.average(*(jnp.asarray(x) for x in (mean, population, returns)), temperature, SPACE)
     np.testing.assert_allclose(found, average_in_numpy(mean, population, returns, temperature), rtol=1e-12, atol=1e-14)
 
 
@@ -49,11 +50,11 @@ def test_limits_of_the_temperature():
     mean, population, returns = (jnp.asarray(x, jnp.float32) for x in draw(0))
     best = population[jnp.argmax(returns)]
     sample_mean = np.asarray(population, np.float64).mean(axis=0)
-    np.testing.assert_array_equal(mppi.average(mean, population, returns, 1e-6), best)
+    np.testing.assert_array_equal(mppi.average(mean, population, returns, 1e-6, SPACE), best)
     # Returns so large that a division before the subtraction would overflow.
-    np.testing.assert_array_equal(mppi.average(mean, population, 1e36 * returns, 1e-6), best)
-    np.testing.assert_allclose(mppi.average(mean, population, returns, 1e9), sample_mean, atol=1e-6)
-    np.testing.assert_allclose(mppi.average(mean, population, jnp.full(12, -8e5), 1.0), sample_mean, atol=1e-6)
+    np.testing.assert_array_equal(mppi.average(mean, population, 1e36 * returns, 1e-6, SPACE), best)
+    np.testing.assert_allclose(mppi.average(mean, population, returns, 1e9, SPACE), sample_mean, atol=1e-6)
+    np.testing.assert_allclose(mppi.average(mean, population, jnp.full(12, -8e5), 1.0, SPACE), sample_mean, atol=1e-6)
 
 
 @pytest.mark.parametrize("constant", [-3.0, 512.0, 2.0**14])
@@ -61,14 +62,14 @@ def test_a_constant_added_to_the_returns_changes_nothing(constant):
     """Exactly, for returns that the sum holds without rounding."""
     mean, population, returns = (jnp.asarray(x, jnp.float32) for x in draw(1))
     returns = jnp.round(returns * 64) / 64
-    plain = mppi.average(mean, population, returns, 0.7)
-    np.testing.assert_array_equal(plain, mppi.average(mean, population, returns + constant, 0.7))
+    plain = mppi.average(mean, population, returns, 0.7, SPACE)
+    np.testing.assert_array_equal(plain, mppi.average(mean, population, returns + constant, 0.7, SPACE))
 
 
 @pytest.mark.parametrize("count", [1, 3, 49, 1000])
 def test_an_average_of_values_at_the_bound_is_the_bound(count):
     returns = jnp.asarray(np.random.default_rng(0).normal(size=count), jnp.float32)
-    found = float(mppi.average(jnp.zeros((1, 1)), jnp.ones((count, 1, 1)), returns, 1.0)[0, 0])
+    found = float(mppi.average(jnp.zeros((1, 1)), jnp.ones((count, 1, 1)), returns, 1.0, ONE)[0, 0])
     assert 1 - 1e-6 < found <= 1.0
 
 
@@ -78,7 +79,7 @@ def test_candidates_are_numpys(smoothing):
     mean, noise, _ = draw(2)
     played = np.array([0.8, -0.4])
     with jax.enable_x64(True):
-        found = np.asarray(mppi.candidates(*(jnp.asarray(x) for x in (mean, played, 2 * noise)), smoothing))
+        found = np.asarray(mppi.candidates(*(jnp.asarray(x) for x in (mean, played, 2 * noise)), smoothing, SPACE))
     np.testing.assert_allclose(found, candidates_in_numpy(mean, played, 2 * noise, smoothing), rtol=0, atol=1e-15)
     assert (np.abs(found) == 1).any()
     if smoothing == 1.0:
@@ -97,7 +98,7 @@ def test_plans_replayed_in_numpy(watched, monkeypatch):
         return jnp.asarray(drawn[-1])
 
     with jax.enable_x64(True), jax.disable_jit():
-        planner = mppi.make(config, A)
+        planner = mppi.make(config, SPACE)
         state = planner.init()
         mean, played = np.zeros((H, A)), np.zeros(A)
         for i in range(3):
@@ -105,7 +106,7 @@ def test_plans_replayed_in_numpy(watched, monkeypatch):
             tried.clear()
             with monkeypatch.context() as patch:
                 patch.setattr(jax.random, "normal", normal)
-                actions, state, _ = planner.plan(watched(score, tried), state, jax.random.key(i))
+                actions, state, _ = planner.plan(problem_of_score(watched(score, tried), SPACE), state, jax.random.key(i))
             assert [x.shape for x in drawn] == [(15, H, A)] * 3
             assert len({x.tobytes() for x in drawn}) == 3
             for noise, population in zip(drawn, tried, strict=True):
@@ -123,8 +124,10 @@ def error(population, iterations):
     config = MPPIConfig(
         horizon=5, population=population, iterations=iterations, temperature=0.02, deviation=0.2, smoothing=1.0
     )
-    planner = mppi.make(config, 1)
-    plan = jax.jit(jax.vmap(lambda k: planner.plan(lambda a, _: -jnp.sum((a - 0.3) ** 2), planner.init(), k)[0]))
+    planner = mppi.make(config, ONE)
+    plan = jax.jit(
+        jax.vmap(lambda k: planner.plan(problem_of_score(lambda a, _: -jnp.sum((a - 0.3) ** 2), ONE), planner.init(), k)[0])
+    )
     found = np.asarray(plan(jax.random.split(jax.random.key(1), 40)), np.float64)
     return np.sqrt(np.mean((found - 0.3) ** 2))
 

@@ -12,7 +12,7 @@ from jaxmbrl import envs
 from jaxmbrl import planning as planners
 from jaxmbrl.core.config import UserError, check
 from jaxmbrl.core.types import Planner
-from jaxmbrl.planning import PLANNERS, PlannerConfig, planning_policy
+from jaxmbrl.planning import PLANNERS, PlannerConfig, planning_policy, problem_of_score, unit_box
 from jaxmbrl.planning.cem import CEMConfig
 from jaxmbrl.planning.icem import ICEMConfig
 from jaxmbrl.planning.mppi import MPPIConfig
@@ -20,6 +20,7 @@ from jaxmbrl.planning.random_shooting import RandomShootingConfig
 from jaxmbrl.rollout import auto_reset, rollout
 
 H, A = 3, 2
+ONE, SPACE = unit_box(1), unit_box(A)
 SMALL = {
     "cem": CEMConfig(horizon=H, population=30, elites=5, iterations=2, momentum=0.0, min_variance=0.0),
     "icem": ICEMConfig(horizon=H, population=24, elites=4, iterations=2, momentum=0.0, kept=0.5),
@@ -34,9 +35,9 @@ def settings_of(method, **changes):
     return dataclasses.replace(SMALL[method], **{name: value for name, value in changes.items() if name in known})
 
 
-def build(method, action_size=A, **changes):
+def build(method, action=SPACE, **changes):
     config = PlannerConfig(method, **{method.replace("-", "_"): settings_of(method, **changes)})
-    return planners.make(check(config), action_size)
+    return planners.make(check(config), action)
 
 
 def distance(actions, key):
@@ -54,7 +55,7 @@ def search(watched):
         if config not in compiled:
             # Looked up when it is called, for a compiled plan is asked with many scores.
             objective = watched(lambda population: (asked[0])(population), seen)  # noqa: PLW0108
-            compiled[config] = jax.jit(lambda state, key: planner.plan(objective, state, key))
+            compiled[config] = jax.jit(lambda state, key: planner.plan(problem_of_score(objective, SPACE), state, key))
         asked[0] = function
         seen.clear()
         state = planner.init() if state is None else state
@@ -76,8 +77,10 @@ def test_every_planner_is_here_and_can_be_chosen():
         config = PlannerConfig(method, **{method.replace("-", "_"): settings})
         assert config.chosen == settings
         assert config.horizon == 4 + i
-        planner = planners.make(config, 1)
-        plan = jax.eval_shape(lambda key, made=planner: made.plan(distance, made.init(), key), jax.random.key(0))
+        planner = planners.make(config, ONE)
+        plan = jax.eval_shape(
+            lambda key, made=planner: made.plan(problem_of_score(distance, ONE), made.init(), key), jax.random.key(0)
+        )
         assert plan[0].shape == (4 + i, 1)
 
 
@@ -104,7 +107,10 @@ def test_double_precision_stays(method):
         def objective(actions, key):
             return jnp.where(jnp.all(jnp.abs(actions) <= 1.0), jnp.sum(actions), jnp.nan)
 
-        plan, state = jax.jit(lambda state, key: planner.plan(objective, state, key)), planner.init()
+        plan, state = (
+            jax.jit(lambda state, key: planner.plan(problem_of_score(objective, SPACE), state, key)),
+            planner.init(),
+        )
         dtypes = jax.tree.map(lambda x: x.dtype, state)
         for i in range(4):
             actions, state, statistics = plan(state, jax.random.key(i))
@@ -176,7 +182,7 @@ def test_many_states_at_once_are_planned_as_one_by_one(method):
         def objective(actions, key):
             return -jnp.sum((actions - goal) ** 2) + 0.01 * jnp.sum(actions * jax.random.normal(key, actions.shape))
 
-        return planner.plan(objective, state, key)
+        return planner.plan(problem_of_score(objective, SPACE), state, key)
 
     many, alone = jax.jit(jax.vmap(plan)), jax.jit(plan)
     _, starts, _ = many(goals, jax.tree.map(lambda x: np.stack([x] * 5), planner.init()), keys)
@@ -209,7 +215,7 @@ def test_the_smallest_search(method, search):
 
 
 @pytest.mark.parametrize(
-    ("method", "changes", "told"),
+    ("method", "changes", "message"),
     [
         ("cem", {"elites": 31}, "cem.elites must be at most population (30), got 31"),
         ("icem", {"elites": 13}, "icem.elites must be at most half of population (24), got 13"),
@@ -223,27 +229,27 @@ def test_the_smallest_search(method, search):
         ("random-shooting", {"population": 0}, "random_shooting.population must be at least 1, got 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(method, changes, told):
+def test_settings_that_make_no_sense_are_refused(method, changes, message):
     with pytest.raises(UserError) as refused:
         build(method, **changes)
-    assert str(refused.value) == told
+    assert str(refused.value) == message
 
 
 @every_planner
 def test_a_plan_starts_from_the_last_one_and_anew_with_each_episode(method):
     """On the cart and pole, as seen by planners that want to push, whatever ends: so episodes end soon."""
-    task, planner = envs.make("cartpole-continuous"), build(method, action_size=1, horizon=8)
+    task, planner = envs.make("cartpole-continuous"), build(method, action=ONE, horizon=8)
 
     def step(carry, action, key):
         carry, row = task.world.step(carry, action, key)
         return carry, row._replace(reward=action[0], terminated=jnp.zeros((), bool))
 
-    def plan(objective, state, key):
-        actions, after, _ = planner.plan(objective, state, key)
+    def plan(problem, state, key, proposals):
+        actions, after, _ = planner.plan(problem, state, key, proposals)
         return actions, after, (state, after, actions)
 
     world = task.world._replace(observe=lambda carry: carry[0])
-    policy = planning_policy(Planner(planner.init, plan), task.world._replace(step=step), lambda state: state)
+    policy = planning_policy(Planner(planner.init, plan), task.world._replace(step=step), lambda state: state, ONE)
     collector, policy = auto_reset(world, policy)
     start = (collector.reset(jax.random.key(0)), policy.init(jax.random.key(1)))
     _, steps = jax.jit(lambda: rollout(collector, policy, start, jax.random.key(2), 60))()

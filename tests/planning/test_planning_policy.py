@@ -8,13 +8,14 @@ import pytest
 from jaxmbrl import envs
 from jaxmbrl import planning as planners
 from jaxmbrl.core.types import Planner, Transition, World
-from jaxmbrl.planning import PlannerConfig, cem, icem, planning_policy, return_of
+from jaxmbrl.planning import PlannerConfig, cem, icem, make_problem, planning_policy, unit_box
 from jaxmbrl.planning.cem import CEMConfig
 from jaxmbrl.planning.icem import ICEMConfig
 from jaxmbrl.planning.mppi import MPPIConfig
 from jaxmbrl.planning.random_shooting import RandomShootingConfig
 from jaxmbrl.rollout import Return, auto_reset, episode_return, open_loop, rollout
 
+ONE = unit_box(1)
 SEARCH = CEMConfig(horizon=25, population=100, elites=10, iterations=4)
 
 
@@ -30,7 +31,7 @@ def rows_world(step):
 
 
 def value(world, origin, actions):
-    return float(return_of(world, origin)(jnp.asarray(actions, float)[:, None], jax.random.key(0)))
+    return float(make_problem(world, origin, ONE).score(jnp.asarray(actions, float)[:, None], jax.random.key(0)))
 
 
 def test_the_return_is_the_mean_over_rows_of_what_each_earned_alive():
@@ -70,14 +71,14 @@ def test_an_observation_that_is_not_finite_rules_out_the_candidate_whatever_its_
 
 
 def test_candidates_that_are_not_finite_are_counted():
-    planner = cem.make(CEMConfig(horizon=1, population=50, elites=5, iterations=2, min_variance=0.0), 1)
+    planner = cem.make(CEMConfig(horizon=1, population=50, elites=5, iterations=2, min_variance=0.0), ONE)
 
     def step(observation, action, key):
         following = jnp.where(action[0] > 0, jnp.nan, observation)
         return following, Transition(observation, action, jnp.ones(1), following, jnp.zeros(1, bool), jnp.zeros(1, bool))
 
     world = World(reset=None, start=lambda origin, key: origin, observe=lambda carry: carry, step=step)
-    policy = planning_policy(planner, world, lambda observation: observation[None])
+    policy = planning_policy(planner, world, lambda observation: observation[None], ONE)
     action, extras, _ = policy.act(planner.init(), jnp.zeros(1), jax.random.key(0))
     assert 0 < int(extras["nonfinite"]) < 100
     assert float(action[0]) < 0, "what is not finite is not among the elites"
@@ -97,18 +98,19 @@ def test_the_return_in_a_task_is_that_of_the_rollout():
     _, steps = rollout(task.world, open_loop(actions), start, jax.random.key(5), 40)
     ended = np.asarray(steps.terminated)
     assert ended.any()
-    assert float(return_of(task.world, state)(actions, jax.random.key(6))) == np.argmax(ended) + 1
+    assert float(make_problem(task.world, state, ONE).score(actions, jax.random.key(6))) == np.argmax(ended) + 1
 
 
 def test_the_first_action_is_played_and_the_memory_goes_on():
     task = envs.make("pendulum")
-    planner = cem.make(CEMConfig(horizon=5, population=30, elites=4, iterations=3), 1)
-    policy = planning_policy(planner, task.world, lambda observation: observation)
+    planner = cem.make(CEMConfig(horizon=5, population=30, elites=4, iterations=3), ONE)
+    policy = planning_policy(planner, task.world, lambda observation: observation, ONE)
     state, memory, key = task.env.reset(jax.random.key(0)), planner.init(), jax.random.key(9)
     for _ in range(2):
         key, act_key = jax.random.split(key)
         action, extras, after = jax.jit(policy.act)(memory, state, act_key)
-        expected = jax.jit(lambda m, s, k: planner.plan(return_of(task.world, s), m, k))(memory, state, act_key)
+        solve = jax.jit(lambda m, s, k: planner.plan(make_problem(task.world, s, ONE), m, k))
+        expected = solve(memory, state, act_key)
         np.testing.assert_allclose(action, expected[0][0], rtol=1e-5)
         np.testing.assert_allclose(after.mean, np.concatenate([expected[0][1:], np.zeros((1, 1))]), rtol=1e-5, atol=1e-7)
         assert int(extras["nonfinite"]) == 0
@@ -128,9 +130,10 @@ def test_the_plan_is_forgotten_where_an_episode_ends():
         reset=lambda key: jnp.zeros(()), start=lambda origin, key: origin[0], observe=lambda c: c[None], step=step
     )
     counter = Planner(
-        init=lambda: jnp.zeros((), jnp.int32), plan=lambda objective, plans, key: (jnp.ones((2, 1)), plans + 1, plans)
+        init=lambda: jnp.zeros((), jnp.int32),
+        plan=lambda problem, plans, key, proposals: (jnp.ones((2, 1)), plans + 1, plans),
     )
-    collector, policy = auto_reset(world, planning_policy(counter, world, lambda observation: observation))
+    collector, policy = auto_reset(world, planning_policy(counter, world, lambda observation: observation, ONE))
     start = (collector.reset(jax.random.key(0)), policy.init(jax.random.key(1)))
     _, steps = rollout(collector, policy, start, jax.random.key(2), 8)
     assert steps.extras.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
@@ -139,7 +142,7 @@ def test_the_plan_is_forgotten_where_an_episode_ends():
 def planned_episodes(task, planner, imagined, starts, key):
     """Returns of episodes in the true task, planned through `imagined` from the simulator's own state."""
     world = task.world._replace(observe=lambda carry: carry[0])
-    policy = planning_policy(planner, imagined, lambda state: state)
+    policy = planning_policy(planner, imagined, lambda state: state, task.action)
 
     def episode(state, key):
         start = (world.start(state, key), planner.init())
@@ -161,7 +164,7 @@ def resetting_by_itself(task):
 
 
 def test_planning_in_the_true_cart_and_pole_balances_it():
-    task, planner = envs.make("cartpole-continuous"), cem.make(SEARCH, 1)
+    task, planner = envs.make("cartpole-continuous"), cem.make(SEARCH, ONE)
     starts = jax.vmap(task.env.reset)(jax.random.split(jax.random.key(1), 4))
     found = planned_episodes(task, planner, task.world, starts, jax.random.key(2))
     np.testing.assert_array_equal(found, np.full(4, 200.0))
@@ -183,12 +186,12 @@ def test_planning_in_the_true_cart_and_pole_balances_it():
 def test_the_other_planners_balance_it_too(config):
     task = envs.make("cartpole-continuous")
     starts = jax.vmap(task.env.reset)(jax.random.split(jax.random.key(1), 4))
-    found = planned_episodes(task, planners.make(config, 1), task.world, starts, jax.random.key(2))
+    found = planned_episodes(task, planners.make(config, ONE), task.world, starts, jax.random.key(2))
     np.testing.assert_array_equal(found, np.full(4, 200.0))
 
 
 def test_a_simulator_that_resets_by_itself_misleads_the_planner():
-    task, planner = envs.make("cartpole-continuous"), cem.make(SEARCH, 1)
+    task, planner = envs.make("cartpole-continuous"), cem.make(SEARCH, ONE)
     starts = jax.vmap(task.env.reset)(jax.random.split(jax.random.key(1), 4))
     found = planned_episodes(task, planner, resetting_by_itself(task), starts, jax.random.key(2))
     assert found.max() < 100
@@ -196,7 +199,7 @@ def test_a_simulator_that_resets_by_itself_misleads_the_planner():
 
 @pytest.mark.slow
 def test_planning_in_the_true_pendulum_swings_it_up():
-    task, planner = envs.make("pendulum"), cem.make(CEMConfig(horizon=25, population=200, elites=20), 1)
+    task, planner = envs.make("pendulum"), cem.make(CEMConfig(horizon=25, population=200, elites=20), ONE)
     starts = jax.vmap(task.env.reset)(jax.random.split(jax.random.key(1), 20))
     found = planned_episodes(task, planner, task.world, starts, jax.random.key(2))
     print("mean return", found.mean(), "deviation over start states", found.std())
@@ -212,8 +215,8 @@ def test_icem_reaches_the_return_of_cem_with_a_third_of_its_candidates(name):
     few = ICEMConfig(horizon=20, population=60, elites=20, iterations=2, deviation=0.7)
     assert sum(few.populations) + few.kept_elites <= many.population * many.iterations / 3
     starts = jax.vmap(task.env.reset)(jax.random.split(jax.random.key(1), 20))
-    by_many = planned_episodes(task, cem.make(many, 1), task.world, starts, jax.random.key(101))
-    by_few = planned_episodes(task, icem.make(few, 1), task.world, starts, jax.random.key(101))
+    by_many = planned_episodes(task, cem.make(many, ONE), task.world, starts, jax.random.key(101))
+    by_few = planned_episodes(task, icem.make(few, ONE), task.world, starts, jax.random.key(101))
     print("CEM", by_many.mean(), "iCEM", by_few.mean())
     assert by_few.mean() >= by_many.mean()
     if name == "cartpole-continuous":

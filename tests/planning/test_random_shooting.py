@@ -5,15 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmbrl.planning import cem, random_shooting
+from jaxmbrl.planning import cem, problem_of_score, random_shooting, unit_box
 from jaxmbrl.planning.random_shooting import RandomShootingConfig
 
 H, A = 3, 2
+ONE, SPACE = unit_box(1), unit_box(A)
 
 
 def plan(score, seen, watched, **settings):
-    planner = random_shooting.make(RandomShootingConfig(**settings), A)
-    actions, state, statistics = planner.plan(watched(score, seen), planner.init(), jax.random.key(0))
+    planner = random_shooting.make(RandomShootingConfig(**settings), SPACE)
+    actions, state, statistics = planner.plan(
+        problem_of_score(watched(score, seen), SPACE), planner.init(), jax.random.key(0)
+    )
     assert state == ()
     assert int(statistics["nonfinite"]) == 0
     (population,) = seen
@@ -64,8 +67,8 @@ def test_one_step_ahead_it_is_the_greedy_policy_over_the_actions_tried(watched):
 def test_a_single_candidate_is_a_random_policy(watched):
     actions, population = plan(lambda x: -np.sum(x, axis=(-2, -1)), [], watched, horizon=H, population=1)
     np.testing.assert_array_equal(actions, population[0])
-    planner = random_shooting.make(RandomShootingConfig(horizon=1, population=1), 1)
-    many = jax.vmap(lambda key: planner.plan(lambda a, k: a[0, 0], (), key)[0][0, 0])(
+    planner = random_shooting.make(RandomShootingConfig(horizon=1, population=1), ONE)
+    many = jax.vmap(lambda key: planner.plan(problem_of_score(lambda a, k: a[0, 0], ONE), (), key)[0][0, 0])(
         jax.random.split(jax.random.key(1), 4000)
     )
     law = (np.arange(4000) + 0.5) / 4000
@@ -74,9 +77,11 @@ def test_a_single_candidate_is_a_random_policy(watched):
 
 def test_accuracy_on_a_quadratic():
     """2,000 candidates in 25 dimensions: a root mean square error of 0.396."""
-    planner = random_shooting.make(RandomShootingConfig(horizon=25, population=2000), 1)
+    planner = random_shooting.make(RandomShootingConfig(horizon=25, population=2000), ONE)
     keys = jax.random.split(jax.random.key(1), 100)
-    found = jax.jit(jax.vmap(lambda k: planner.plan(lambda a, _: -jnp.sum((a - 0.3) ** 2), (), k)[0]))(keys)
+    found = jax.jit(
+        jax.vmap(lambda k: planner.plan(problem_of_score(lambda a, _: -jnp.sum((a - 0.3) ** 2), ONE), (), k)[0])
+    )(keys)
     errors = np.sqrt(np.mean((np.asarray(found, np.float64) - 0.3) ** 2, axis=(1, 2)))
     assert errors.mean() == pytest.approx(0.396, abs=4 * errors.std() / 10 + 0.0005)
     assert errors.std() < 0.04

@@ -65,7 +65,7 @@ REFUSED = {
     "sweep": "FILE is missing",
     "sweep nowhere.yaml": "nowhere.yaml cannot be read (No such file or directory)",
     "sweep empty": "empty cannot be read (Is a directory)",
-    "sweep good.yaml more": "nothing takes 'more'",
+    "sweep good.yaml more": "unexpected argument 'more'",
     "sweep good.yaml --dry": "unknown option '--dry'",
     "sweep good.yaml --jobs 0": "--jobs must be at least 1, got 0",
     "sweep good.yaml --jobs many": "--jobs must be a whole number, got 'many'",
@@ -218,7 +218,7 @@ def test_the_exit_code_tells_what_became_of_the_runs(code, expected, monkeypatch
     ended, out, _ = call("sweep good.yaml --retries 2")
     assert ended == expected
     assert len(words) == (6 if code in (1, -9) else 2)
-    assert ("the same command again goes on" in out) == (code == 75)
+    assert ("call the same command again to continue" in out) == (code == 75)
 
 
 def test_a_run_alone_notes_how_it_ends(place, monkeypatch):

@@ -186,7 +186,9 @@ def drawing(task):
         return task.action.sample(key), (), memory
 
     policy = Policy(lambda key: (), act)
-    return Algorithm(lambda key, hyper: jnp.zeros(()), lambda state, explore: policy, lambda c, s, rows: (s, {}), 5)
+    return Algorithm(
+        lambda key, hyper, data: jnp.zeros(()), lambda state, clock, explore: policy, lambda c, s, rows: (s, {}), 5
+    )
 
 
 def begun(mass, seeds, calls=20):

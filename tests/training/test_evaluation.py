@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxmbrl.core.spaces import Box
 from scipy import stats
 
 from jaxmbrl import envs
+from jaxmbrl.core.spaces import Box
 from jaxmbrl.core.types import Algorithm, Policy, Task, Transition, World
 from jaxmbrl.training import evaluation
 
@@ -41,7 +41,7 @@ def counting_task(end):
 def algorithm_of(act):
     """`act(state, explore, memory, observation)` gives the action; memory counts from 0."""
 
-    def policy(state, explore):
+    def policy(state, clock, explore):
         def step(memory, observation, key):
             return act(state, explore, memory, observation), (), memory + 1.0
 

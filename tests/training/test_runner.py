@@ -520,7 +520,7 @@ def test_a_run_whose_seeds_are_all_bad_ends_with_a_warning(tmp_path):
     words += ["--out", tmp_path / "run"]
     code, said, err = call("train", "sac", "--env", "pendulum", *words)
     assert code == 1
-    assert err.startswith("jaxmbrl: no seed reached the end") and err.count("\n") == 1 and "events.jsonl" in err
+    assert err.startswith("jaxmbrl: no seed finished") and err.count("\n") == 1 and "events.jsonl" in err
     assert "warning: every seed has met a value that is not finite; the run ends here" in said
     rows = RunFolder.open(tmp_path / "run").read_metrics()
     assert [row["epoch"] for row in rows] == [1, 1, 2, 2] and all(row["frozen"] for row in rows[2:])

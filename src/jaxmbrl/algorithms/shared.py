@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.agents.actor_critic.updates import updates
 from jaxmbrl.agents.exploration import no_extras, uniform, with_warmup
 from jaxmbrl.core import metrics
-from jaxmbrl.core.config import UserError
+from jaxmbrl.core.config import Traced, UserError
 from jaxmbrl.core.types import (
     Action,
     ActorCritic,
@@ -72,6 +72,7 @@ class OffPolicySettings(LoopSettings):
     """Transitions in the replay buffer; the oldest are overwritten first."""
 
 
+@runtime_checkable
 class UnknownToTheModel(Protocol):
     """The settings that say what of a task a dynamics model learns."""
 
@@ -162,7 +163,7 @@ class BranchedSettings(ModelBasedSettings):
     """Real states from which branches begin after each fit."""
     retain_steps: Annotated[int, Ge(1)] = 1000
     """Environment steps for which imagined rows are kept, at least those of the last fit."""
-    real_ratio: Annotated[float, Ge(0), Le(1)] = 0.05
+    real_ratio: Annotated[float, Ge(0), Le(1), Traced] = 0.05
     """Share of real transitions in a batch, rounded down to whole rows."""
 
     def problem(self) -> tuple[str, str] | None:

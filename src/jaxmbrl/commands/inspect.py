@@ -1,4 +1,4 @@
-"""The commands that look: at runs, at data, at what there is and at this machine."""
+"""The commands that examine runs, data and this machine: evaluate, debug, collect, fit, doctor."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("--episodes", type=int, default=10, metavar="N", help="episodes of each seed (default: 10)")
     parser.add_argument(
-        "--model", metavar="MODEL", help="'true': plan in the true simulator; 'learned': in the model learned"
+        "--model", metavar="MODEL", help="'true': plan in the true simulator; 'learned': in the learned model"
     )
     backends = "'gymnasium': the same episodes in real Gymnasium, with C MuJoCo; 'jax': in the compiled program"
     parser.add_argument("--backend", metavar="BACKEND", help=backends)
@@ -58,8 +58,8 @@ def evaluate(words: list[str]) -> int:
         _film(asked.run, asked.model, file)
     if asked.json:
         per_seed = [_finite(value) for value in found.per_seed]
-        told = {"per_seed": per_seed, "mean": _finite(found.mean), "iqm": _finite(found.iqm), "backend": found.backend}
-        print(json.dumps(told | {"env_steps": found.env_steps, "frozen": list(found.frozen)}, allow_nan=False))
+        summary = {"per_seed": per_seed, "mean": _finite(found.mean), "iqm": _finite(found.iqm), "backend": found.backend}
+        print(json.dumps(summary | {"env_steps": found.env_steps, "frozen": list(found.frozen)}, allow_nan=False))
     return 0
 
 
@@ -67,9 +67,9 @@ def debug(words: list[str]) -> int:
     """`jaxmbrl debug`: the operation that made a run's first value that is not finite."""
     from jaxmbrl.debug import replaying
 
-    parser = options.parser("debug", description="Where a run's first value that was not finite came from.")
+    parser = options.parser("debug", description="The operation that made a run's first non-finite value.")
     parser.add_argument("run", metavar="RUN", help="a run folder")
-    parser.add_argument("--seed", type=int, metavar="S", help="of this seed (default: that which met one first)")
+    parser.add_argument("--seed", type=int, metavar="S", help="the seed (default: the first that met one)")
     asked = parser.parse_args(words)
     started = time.monotonic()
     with _warnings_in_a_line():
@@ -84,7 +84,7 @@ def debug(words: list[str]) -> int:
     if report.origin is None:
         return 1
     print("what to try next:")
-    print("  lower learning rates, and see to the ranges above: what divides, a logarithm, a root, an exponential")
+    print("  lower the learning rates, and check the ranges above: divisors, logarithms, roots, exponentials")
     for other in report.others[:1]:
         print(f"  {own_name()} debug {asked.run} --seed {other}")
     print(f"  {own_name()} evaluate {asked.run}")
@@ -92,13 +92,13 @@ def debug(words: list[str]) -> int:
 
 
 def _film(run: str, model: str | None, file: Path) -> None:
-    """Film an episode; where nothing can be drawn, say so."""
+    """Film an episode, or complain if nothing can be drawn."""
     from jaxmbrl.diagnostics import video
     from jaxmbrl.envs.mujoco.rendering import NoPicture
     from jaxmbrl.training import session
 
     with warnings.catch_warnings():
-        # The evaluation has told them.
+        # The evaluation has reported them.
         warnings.simplefilter("ignore", session.RunWarning)
         try:
             print(f"video    {file}: {video.film(run, file, model)}")
@@ -108,7 +108,7 @@ def _film(run: str, model: str | None, file: Path) -> None:
 
 @contextlib.contextmanager
 def _warnings_in_a_line() -> Iterator[None]:
-    """Tell what is wrong with a run as our errors are told, and not as Python does."""
+    """Print warnings about a run in one line each, as our errors, and not in Python's form."""
     from jaxmbrl.training import session
 
     with warnings.catch_warnings(record=True) as heard:
@@ -131,7 +131,7 @@ def _new_file(option: str, text: str, suffix: str) -> Path:
 
 
 def _finite(value: float) -> float | None:
-    """The value, or None where JSON has no word for it."""
+    """The value, or None where JSON cannot represent it."""
     return value if math.isfinite(value) else None
 
 
@@ -142,13 +142,13 @@ def collect(words: list[str]) -> int:
 
     parser = options.parser("collect", description="Write transitions of a policy, episode after episode, to an npz file.")
     parser.add_argument("--policy", required=True, metavar="POLICY", help="'random', or the folder of a run")
-    parser.add_argument("--env", metavar="TASK", help="the task; a run knows its own")
+    parser.add_argument("--env", metavar="TASK", help="the task; by default the run's own")
     parser.add_argument("--out", required=True, metavar="FILE", help="the new file, FILE.npz")
     parser.add_argument("--steps", type=int, default=10_000, metavar="N", help="transitions (default: 10000)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all randomness (default: 0)")
-    alike = "act as in training and not deterministically (a planner acts alike in both)"
+    alike = "act as in training, not deterministically (planners act the same in both)"
     parser.add_argument("--explore", action="store_true", help=alike)
-    times = "times that each action is applied (default: 1; a run knows its own)"
+    times = "times that each action is applied (default: 1, or the run's own)"
     parser.add_argument("--action-repeat", type=int, metavar="N", help=times)
     asked = parser.parse_args(words)
     out = _new_file("--out", asked.out, ".npz")
@@ -169,7 +169,7 @@ def collect(words: list[str]) -> int:
 
 
 def fit(words: list[str]) -> int:
-    """`jaxmbrl fit`: fit a model to transitions and judge it."""
+    """`jaxmbrl fit`: fit a model to transitions and evaluate it."""
     from jaxmbrl import envs
     from jaxmbrl.data import dataset
     from jaxmbrl.diagnostics import model_evaluation as judging
@@ -187,7 +187,9 @@ def fit(words: list[str]) -> int:
         "arguments", [("settings", Annotated[judging.FitConfig, tyro.conf.arg(name="")]), *texts], frozen=True
     )
     default = kind(judging.FitConfig())
-    config = check(options.parse(kind, default, rest, "fit", "Fit a dynamics model to transitions and judge it.").settings)
+    config = check(
+        options.parse(kind, default, rest, "fit", "Fit a dynamics model to transitions and evaluate it.").settings
+    )
     if not asked.data:
         raise UserError("--data FILE is missing: an npz of transitions, as 'jaxmbrl collect' writes it")
     data = dataset.load(asked.data)
@@ -206,16 +208,16 @@ def fit(words: list[str]) -> int:
     )
     judged = judging.fit_and_judge(config, data.rows, task)
     seconds = time.monotonic() - started
-    print(f"fitted to {judged.trained_on:,} rows, judged on the last {judged.tested_on:,}, in {seconds:.1f} s")
+    print(f"fitted to {judged.trained_on:,} rows, tested on the last {judged.tested_on:,}, in {seconds:.1f} s")
     for metric, value in judged.found.items():
         print(f"{metric:<26}{value:.5g}")
     print(f"\n{'':<18}{'error':>10}{'unexplained':>13}{'aleatoric':>11}{'epistemic':>11}{'miscalibration':>16}")
     found = judged.evaluation
     for d, what in enumerate(plotting.dimension_names(len(found.error), found.learns_reward)):
         error, share = found.error[d], found.unexplained[d]
-        told = f"{'constant':>13}" if math.isnan(share) and math.isfinite(error) else f"{share:>13.4f}"
+        text = f"{'constant':>13}" if math.isnan(share) and math.isfinite(error) else f"{share:>13.4f}"
         print(
-            f"{what:<18}{error:>10.4g}{told}{found.aleatoric[d]:>11.4g}{found.epistemic[d]:>11.4g}"
+            f"{what:<18}{error:>10.4g}{text}{found.aleatoric[d]:>11.4g}{found.epistemic[d]:>11.4g}"
             f"{float(found.calibration.error[d]):>16.3f}"
         )
     print("error, aleatoric, epistemic: root mean square in the task's units; unexplained: share of the change's variance")
@@ -247,26 +249,5 @@ def doctor(words: list[str]) -> int:
     for finding in doctor.examine(Path("runs"), cache):
         print(f"{finding.state:<6}{finding.what:<15}{finding.told}", flush=True)
         bad += finding.state == "bad"
-    print("this machine is ready" if not bad else f"{bad} thing{'s' if bad > 1 else ''} to mend")
+    print("this machine is ready" if not bad else f"{bad} problem{'s' if bad > 1 else ''} to fix")
     return 1 if bad else 0
-
-
-def list_all(words: list[str]) -> int:
-    """`jaxmbrl list`: algorithms, tasks and presets."""
-    from jaxmbrl import algorithms, envs
-
-    options.parser("list", description="Algorithms, tasks and presets.").parse_args(words)
-    print("algorithms")
-    for name, method in algorithms.METHODS.items():
-        print(f"  {name:<24}{method.summary}")
-    print("\ntasks")
-    for name in envs.names():
-        print(f"  {name}")
-    for family in envs.FAMILIES:
-        print(f"  {family}/NAME")
-    print("\npresets")
-    for name, method in algorithms.METHODS.items():
-        for preset, (_, source, steps, tasks) in method.presets.items():
-            print(f"  {name} --preset {preset}  ({steps:,} steps{', default on ' + ', '.join(tasks) if tasks else ''})")
-            print(f"      {source}")
-    return 0

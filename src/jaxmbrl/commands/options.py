@@ -1,4 +1,4 @@
-"""Command lines parsed, by argparse and by tyro; a mistake in them is a `UserError` of one line, in our words."""
+"""Parsers of command lines, by argparse and by tyro; a mistake in one is a `UserError` with a message of one line."""
 
 from __future__ import annotations
 
@@ -15,20 +15,18 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
-import tyro
-
 from jaxmbrl.core.config import UserError
 
 
 def complain(text: str) -> None:
-    """One line on standard error, whatever a user's words held."""
+    """Print one line on standard error, also where `text` has several."""
     print("jaxmbrl: " + " ".join(text.splitlines()), file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        for told, plain in _PLAIN:
-            message = re.sub(told, plain, message)
+        for pattern, plain in _PLAIN:
+            message = re.sub(pattern, plain, message)
         raise UserError(f"{message}; see '{self.prog} --help'")
 
 
@@ -39,9 +37,9 @@ _PLAIN = (
     (r"^argument (\S+): ignored explicit argument (.*)$", r"\1 takes no value, got \2"),
     (r"^the following arguments are required: (.*)$", r"\1 is missing"),
     (r"^unrecognized arguments: (-\S*).*$", r"unknown option '\1'"),
-    (r"^unrecognized arguments: (.*)$", r"nothing takes '\1'"),
+    (r"^unrecognized arguments: (.*)$", r"unexpected argument '\1'"),
 )
-"""How argparse says it, and how we do."""
+"""Messages of argparse, and ours in their place."""
 
 
 def parser(command: str, **more: Any) -> _Parser:
@@ -50,7 +48,9 @@ def parser(command: str, **more: Any) -> _Parser:
 
 
 def parse(kind: type, default: Any, words: list[str], command: str, description: str) -> Any:
-    """A command's words as a dataclass, by tyro, whose framed errors are told in one line."""
+    """A command line as a dataclass, by tyro, whose framed errors become a `UserError` of one line."""
+    import tyro  # here, for commands that do without it start sooner
+
     printed, prog = io.StringIO(), f"jaxmbrl {command}"
     try:
         with contextlib.redirect_stderr(printed):
@@ -58,8 +58,8 @@ def parse(kind: type, default: Any, words: list[str], command: str, description:
     except SystemExit as stop:
         if not stop.code:
             raise
-    told = _reworded(_message(printed.getvalue()), _options(kind), words)
-    raise UserError(f"{told}; see '{prog} --help'" if "did you mean" not in told else told)
+    message = _reworded(_message(printed.getvalue()), _options(kind), words)
+    raise UserError(f"{message}; see '{prog} --help'" if "did you mean" not in message else message)
 
 
 def _message(box: str) -> str:
@@ -75,11 +75,11 @@ def _message(box: str) -> str:
 
 
 def _reworded(message: str, options: dict[str, str], words: list[str]) -> str:
-    """tyro's message as we say it: the option, what it takes and what it got. `options` says what each takes."""
+    """tyro's message in our form: the option, what it takes and what it got. `options` maps options to what they take."""
     if message.startswith("Unrecognized options:"):
         first = _first_unknown(message, words)
         if not first.startswith("-"):
-            return f"nothing takes '{first}'"
+            return f"unexpected argument '{first}'"
         near = difflib.get_close_matches(first.split("=")[0].replace("_", "-"), options, n=1, cutoff=0.7)
         return f"unknown option '{first}'" + (f"; did you mean '{near[0]}'?" if near else "")
     named = re.search(r"(?:Error parsing|argument) '?(--[\w.-]+)", message)
@@ -146,9 +146,10 @@ def _taken(hint: Any) -> str:
 
 
 def own_name() -> str:
-    """The command as it was called, where the plain name would not find it, or not know what a script has registered."""
+    """The command as the user called it: a path if `jaxmbrl` alone would not be found, or a script of the user's own, whose
+    tasks and methods the plain command does not know."""
     called = sys.argv[0]
-    if called.endswith(".py") and Path(__file__).parent not in Path(called).absolute().parents:
+    if called.endswith(".py") and Path(__file__).parents[1] not in Path(called).absolute().parents:
         return f"python {called}"
     plain = Path(called).name != "jaxmbrl" or shutil.which("jaxmbrl") == str(Path(called).absolute())
     return "jaxmbrl" if plain else called

@@ -1,4 +1,4 @@
-"""The command that writes the report of runs."""
+"""The command `jaxmbrl report`: a page about runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def report(words: list[str]) -> int:
     from jaxmbrl.report import build as making
     from jaxmbrl.training.run_folder import write_file
 
-    about = "One HTML page about runs, which needs no network: curves, comparison, the model, the policy, the run."
+    about = "One HTML page about runs, self-contained: curves, comparison, the model, the policy, the run."
     parser = options.parser("report", description=about)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, a sweep's folder, or one that holds runs")
     where = "the page (default: report.html in the folder of one RUN, beside the first of several)"
@@ -22,7 +22,7 @@ def report(words: list[str]) -> int:
     returns = "a CSV of published returns, drawn where they are of the same task (benchmarks/published/returns.csv is one)"
     parser.add_argument("--published", metavar="FILE", help=returns)
     parser.add_argument(
-        "--no-rollouts", action="store_true", help="only what the folders hold: play no policy, judge no model"
+        "--no-rollouts", action="store_true", help="use only what the folders contain: run no policy, evaluate no model"
     )
     asked = parser.parse_args(words)
     started = time.monotonic()
@@ -38,7 +38,7 @@ def report(words: list[str]) -> int:
 
 
 def _page(path: Path) -> Path:
-    """The page's file. Raises UserError where another file would be lost."""
+    """The page's file. Raises UserError where another file would be overwritten."""
     from jaxmbrl.report import page
 
     if not path.name or path.name == "..":

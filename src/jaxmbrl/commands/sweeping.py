@@ -25,7 +25,7 @@ LAUNCHERS = ("local", "ray")
 
 
 def sweep(words: list[str], switches: list[str]) -> int:
-    """`jaxmbrl sweep`; returns the exit code. `switches` are words that its processes are given too.
+    """`jaxmbrl sweep`; returns the exit code. `switches` are passed on to its processes.
 
     Raises UserError, before anything is written, for whatever is wrong with the file, its runs or their folders.
     """
@@ -38,7 +38,7 @@ def sweep(words: list[str], switches: list[str]) -> int:
     file = plan.read(asked.file, asked.out)
     if asked.only is not None:
         return _work(plan.checked(plan.find(file, asked.only), file.folder), file, asked.leash)
-    # This process only checks, and leaves the memory of GPUs to those that train.
+    # This process only checks: it must not take GPU memory from those that train.
     jax.config.update("jax_platforms", "cpu")
     if not asked.dry_run:
         print(f"checking {len(file.runs)} run{'s' if len(file.runs) > 1 else ''} of {file.file} ...", flush=True)
@@ -62,14 +62,14 @@ def sweep(words: list[str], switches: list[str]) -> int:
 
 def status(words: list[str]) -> int:
     """`jaxmbrl status`; returns the exit code. Raises UserError where there are no runs."""
-    from jaxmbrl.sweeping import status as told
+    from jaxmbrl.sweeping import status as run_status
 
-    parser = options.parser("status", description="How far runs are: those of a sweep, or of any folder of runs.")
+    parser = options.parser("status", description="Progress of runs: those of a sweep, or of any folder of runs.")
     parser.add_argument("folder", metavar="DIR", help="the folder of a sweep, of runs, or of one run")
     parser.add_argument("--json", action="store_true", help="a JSON list of all runs, for other programs")
     asked = parser.parse_args(words)
-    found = told.of_folder(asked.folder)
-    print(told.as_json(found) if asked.json else told.table(found))
+    found = run_status.of_folder(asked.folder)
+    print(run_status.as_json(found) if asked.json else run_status.table(found))
     return 0
 
 
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = options.parser(
         "sweep",
         description="Train all runs that FILE asks for, each into a folder of its own. Called again, it skips what is "
-        "finished and goes on with the others where they stopped.",
+        "finished and continues the others from where they stopped.",
     )
     parser.add_argument("file", metavar="FILE", help="YAML: fields of a run, and grid, runs or hyper (docs/sweeps.md)")
     parser.add_argument("--out", metavar="FOLDER", help="folder of the run folders (default: the file's, or runs/FILE)")
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--launcher", default="local", metavar="WHERE", help="'local': processes here (default); 'ray'")
     most = "runs at a time (default: 1; with Ray, as many as there is room for)"
     parser.add_argument("--jobs", type=int, metavar="N", help=most)
-    again = "times that a run whose process dies is begun again (default: 1)"
+    again = "times that a run whose process dies is started again (default: 1)"
     parser.add_argument("--retries", type=int, default=1, metavar="N", help=again)
     cluster = "Ray cluster (default: RAY_ADDRESS, or else a Ray started here)"
     parser.add_argument("--ray-address", metavar="HOST:PORT", help=cluster)
@@ -116,20 +116,20 @@ def _check(asked: argparse.Namespace) -> None:
 
 
 def _work(run: Run, sweep: Sweep, parent: int | None) -> int:
-    """Work on one run in this process; how it ended is noted where `jaxmbrl status` looks."""
+    """Work on one run in this process, and note how it ended for `jaxmbrl status`."""
     from jaxmbrl.sweeping import plan
-    from jaxmbrl.sweeping import status as told
+    from jaxmbrl.sweeping import status as run_status
     from jaxmbrl.training import programs
     from jaxmbrl.training.console import Progress
     from jaxmbrl.training.stopping import ASKED_TO_STOP
 
     plan.check_same(run)
-    found = told.look(run.path)
+    found = run_status.look(run.path)
     if found.ended:
         print(f"{run.path} is {found.state}: nothing to do")
         return 0 if found.state == "finished" else 1
     if parent is None:
-        # Nobody has seen yet whether its parts fit, and what is refused leaves nothing behind.
+        # No other process has checked whether its parts fit; a run that is refused leaves nothing behind.
         programs.build(run.config)
     folder = sweep.folder
     folder.create()
@@ -158,7 +158,7 @@ def _work(run: Run, sweep: Sweep, parent: int | None) -> int:
 
 
 def _end_with(parent: int) -> None:
-    """Ask this process to stop when the one that started it is no more."""
+    """Ask this process to stop when the one that started it has ended."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -167,14 +167,14 @@ def _end_with(parent: int) -> None:
 def _launch(asked: argparse.Namespace, sweep: Sweep, runs: list[Run], wrong: dict[str, str], switches: list[str]) -> int:
     """Work on all runs that are left; returns the exit code."""
     from jaxmbrl.sweeping import launching, on_ray
-    from jaxmbrl.sweeping import status as told
+    from jaxmbrl.sweeping import status as run_status
     from jaxmbrl.training.stopping import ASKED_TO_STOP
 
     folder = sweep.folder
     states: dict[str, str] = dict.fromkeys(wrong, "invalid")
     jobs: list[Job] = []
     for run in runs:
-        found = told.look(run.path)
+        found = run_status.look(run.path)
         if found.ended:
             states[run.name] = found.state
         elif found.state == "running":
@@ -187,7 +187,7 @@ def _launch(asked: argparse.Namespace, sweep: Sweep, runs: list[Run], wrong: dic
     cpus, gpus = (x if x is not None else d for x, d in ((asked.cpus_per_run, 1.0), (asked.gpus_per_run, 0.0)))
     here = contextlib.nullcontext(launching.processes())
     where = here if asked.launcher == "local" or not jobs else on_ray.connected(asked.ray_address, cpus, gpus)
-    # Ray has a handler of its own for SIGTERM; ours comes after it.
+    # Ray installs a handler for SIGTERM; ours must be installed after it.
     with where as launcher, launching.Signals().counted() as signals:
         _begin(sweep, wrong, jobs, states)
         states |= launching.launch(jobs, folder, launcher, at_once, asked.retries, _say, signals)
@@ -196,17 +196,17 @@ def _launch(asked: argparse.Namespace, sweep: Sweep, runs: list[Run], wrong: dic
         f"{len(states)} run{'s' if len(states) > 1 else ''}: "
         + ", ".join(f"{count} {state}" for state, count in counts.items())
     )
-    _say(f"jaxmbrl status {folder.path} tells of each" + (f"; logs are in {folder.path}/.logs" if jobs else ""))
+    _say(f"jaxmbrl status {folder.path} shows each of them" + (f"; logs are in {folder.path}/.logs" if jobs else ""))
     if set(counts) & {"failed", "invalid", "running elsewhere"}:
         return 1
     if set(counts) & {"stopped", "waiting"}:
-        _say("the same command again goes on with those that stopped or wait")
+        _say("call the same command again to continue those that stopped or wait")
         return ASKED_TO_STOP
     return 0
 
 
 def _begin(sweep: Sweep, wrong: dict[str, str], jobs: list[Any], states: dict[str, str]) -> None:
-    """Make the sweep's folder and say what is left to do."""
+    """Make the sweep's folder and print what is left to do."""
     sweep.folder.create()
     sweep.folder.write_index([asked.name for asked in sweep.runs], wrong)
     before = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}

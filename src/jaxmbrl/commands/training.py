@@ -1,11 +1,11 @@
-"""The command `jaxmbrl train`: a run from its start, or on from where it stopped."""
+"""The command `jaxmbrl train`: start a run, or continue one from where it stopped."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def train(words: list[str]) -> int:
-    """`jaxmbrl train`; returns the exit code. Raises UserError for a mistake in the words, before anything is compiled."""
+    """`jaxmbrl train`; returns the exit code. Raises UserError for a mistake in the options, before compiling anything."""
     from jaxmbrl import algorithms
     from jaxmbrl.training import programs, runner
     from jaxmbrl.training.console import Progress
@@ -82,7 +82,7 @@ def train(words: list[str]) -> int:
 
 
 def _hosts(words: list[str]) -> tuple[Hosts, list[str]]:
-    """The processes that train together, once they have found each other, and the words that do not name them."""
+    """The processes that train together, once they are connected, and the other words of the command line."""
     from jaxmbrl.training import hosts
 
     parser = options.parser("train", add_help=False)
@@ -105,10 +105,10 @@ def _resume(words: list[str], hosts: Hosts) -> int:
     from jaxmbrl.training.run_folder import RunFolder
 
     usage = "jaxmbrl train --resume RUN [--steps N] [--FIELD VALUE ...]"
-    about = f"Go on with a run where it stopped. These fields may change: {', '.join(programs.MAY_CHANGE)}."
+    about = f"Continue a run from where it stopped. These fields may change: {', '.join(programs.MAY_CHANGE)}."
     parser = options.parser("train --resume", usage=usage, description=about, add_help=False)
-    parser.add_argument("--resume", required=True, metavar="RUN", help="the folder of the run to go on with")
-    parser.add_argument("--steps", metavar="N", help="go on to this many environment steps")
+    parser.add_argument("--resume", required=True, metavar="RUN", help="the folder of the run to continue")
+    parser.add_argument("--steps", metavar="N", help="train up to this many environment steps")
     if "-h" in words or "--help" in words:
         parser.print_help()
         return 0
@@ -123,7 +123,7 @@ def _resume(words: list[str], hosts: Hosts) -> int:
             raise UserError(f"the run in {folder.path} is of {config.algorithm}, not {name}")
     for option in ("--out", "--config"):
         if options.values(option, rest):
-            raise UserError(f"--resume goes on in the run's own folder with its own config: leave {option} out")
+            raise UserError(f"--resume continues in the run's own folder with its own config: leave {option} out")
     if rest:
         config, _ = parse_train(config.algorithm, rest, config)
     progress = Progress(config.total_steps, config.seeds) if hosts.first else Progress.silent()
@@ -133,12 +133,12 @@ def _resume(words: list[str], hosts: Hosts) -> int:
 
 
 def finish(out: Path, progress: Progress, work: Callable[[Stopping], Result], first: bool = True) -> int:
-    """Do the work of a run and say what came of it; returns the exit code."""
+    """Do the work of a run and print its outcome; returns the exit code."""
     from jaxmbrl.training.checkpointing import Lost
     from jaxmbrl.training.stopping import ASKED_TO_STOP, Stopped, Stopping
 
     def farewell(stopped: Stopped) -> None:
-        progress.say(f"{stopped}; '{own_name()} train --resume {out}' goes on")
+        progress.say(f"{stopped}; '{own_name()} train --resume {out}' continues it")
 
     try:
         with Stopping(progress.say, farewell) as stopping:
@@ -153,13 +153,13 @@ def finish(out: Path, progress: Progress, work: Callable[[Stopping], Result], fi
         return 0
     _report(result, progress)
     if all(row.get("frozen", False) for row in result.rows[-result.config.seeds :]):
-        complain(f"no seed reached the end: each met a value that is not finite; {out / 'events.jsonl'} names them")
+        complain(f"no seed finished: each met a value that is not finite; {out / 'events.jsonl'} names them")
         return 1
     return 0
 
 
 def _free_folder(parent: Path, stem: str) -> Path:
-    """The first of parent/stem-1, parent/stem-2, ... that is not there, made at once so that no other run takes it."""
+    """The first of parent/stem-1, parent/stem-2, ... that does not exist, created at once so that no other run takes it."""
     number = 1
     with contextlib.suppress(OSError):
         parent.mkdir(parents=True, exist_ok=True)
@@ -174,11 +174,11 @@ def _free_folder(parent: Path, stem: str) -> Path:
 
 
 def _report(result: Result, progress: Any) -> None:
-    """The end of a run: where it lies and what to do next."""
+    """Print where a finished run is and what to do next."""
     from jaxmbrl.training import curve
 
     assert result.path is not None
-    # Data end no episode of the policy's own; what it earns is seen where it is evaluated.
+    # With data the policy finishes no episodes of its own: its return is known only where it is evaluated.
     if result.config.data is None or any("eval/return" in row for row in result.rows):
         progress.say(curve.text_curve(result.rows, width=min(progress.width, 80), height=12))
     finished = [row["train/return"] for row in result.rows if "train/return" in row]
@@ -212,7 +212,7 @@ def _mean_of_epoch(rows: list[dict[str, Any]], first: bool) -> float:
 
 
 def parse_train(name: str, words: list[str], started: RunConfig | None = None) -> tuple[RunConfig, Path | None]:
-    """The run that the words ask for: a preset, a saved config or the one `started`, with the fields given replaced."""
+    """The run that a command line asks for: a preset, a saved config or `started`, with the given fields replaced."""
     from jaxmbrl import algorithms, envs
     from jaxmbrl.training import programs
 
@@ -220,15 +220,15 @@ def parse_train(name: str, words: list[str], started: RunConfig | None = None) -
     for option in ("--env", "--preset", "--config", "--data"):
         early.add_argument(option)
     asked, rest = early.parse_known_args(words)
+    knows_task = asked.env is not None or started is not None
     if started is not None:
         words_of_run = {field: getattr(asked, field) for field in ("env", "preset") if getattr(asked, field) is not None}
         base = dataclasses.replace(started, **words_of_run)
     elif asked.config is not None:
-        base = _read_config(name, asked.config, asked.preset)
-        if asked.env is not None:
-            base = dataclasses.replace(base, env=asked.env)
+        base, of_run = _read_config(name, asked.config, asked.preset, asked.env)
+        knows_task |= of_run
     elif asked.env is None:
-        # Any task will do for help, and to tell first what else is wrong.
+        # Any task will do for help, and to report other mistakes first.
         base = programs.configure(name, envs.names()[0], asked.preset or next(iter(algorithms.get(name).presets)))
     else:
         base = programs.configure(name, asked.env, asked.preset)
@@ -250,14 +250,14 @@ def parse_train(name: str, words: list[str], started: RunConfig | None = None) -
     if asked.data == "":
         raise UserError("--data needs a value: an npz of transitions, as 'jaxmbrl collect' writes it")
     if asked.data is not None:
-        learned = programs.configure(name, base.env, base.preset, base.settings, data=asked.data)
+        learned = programs.configure(name, base.env, settings=base.settings, data=asked.data)
         fields = {field: getattr(learned, field) for field in ("steps", "data", "data_digest")}
         base = dataclasses.replace(base, **fields)
     run_fields = {f: getattr(base, f) for f in _OPTIONS}
     parsed = options.parse(arguments, arguments(**run_fields), rest, f"train {name}", f"Train {name}: {method.summary}.")
     if "" in options.values("--out", rest):
         raise UserError("--out needs a value: the new folder of the run")
-    if asked.env is None and asked.config is None and started is None:
+    if not knows_task:
         raise UserError(f"--env TASK is missing; there is: {', '.join(envs.names())}")
     given = {field: getattr(parsed, field) for field in run_fields}
     given["settings"] = check(given["settings"])
@@ -276,22 +276,32 @@ _TEXTS = (
     ("out", "FOLDER", "New folder of the run; runs/ALGORITHM-TASK-N if not given."),
     ("env", "TASK", "The task; 'jaxmbrl list' names them."),
     ("preset", "NAME", "Settings to start from; the task's own if not given. 'jaxmbrl list' names them."),
-    ("config", "FILE", "Settings to start from: the config.yaml of a run."),
+    ("config", "FILE", "Settings to start from: the config.yaml of a run, or presets of your own in YAML."),
     ("data", "FILE", "Transitions to learn from instead of collecting, as 'jaxmbrl collect' writes them."),
 )
-"""Options that are words; but for the first they are read before the others, whose defaults depend on them."""
+"""Options that are text. All but the first are read before the others, whose defaults depend on them."""
 
 
-def _read_config(name: str, file: str, preset: str | None) -> RunConfig:
+def _read_config(name: str, file: str, preset: str | None, env: str | None) -> tuple[RunConfig, bool]:
+    """The run that a file asks for, and whether it is the config of a run, which names its task. Any other file holds
+    presets (`algorithms.presets`): the one called `preset`, or else the file's default for the task `env`."""
+    from jaxmbrl import algorithms, envs
     from jaxmbrl.training import programs
 
+    values = read_yaml(file, f"--config {file}")
+    if isinstance(values, Mapping) and values and "algorithm" not in values:
+        try:
+            added = algorithms.add_presets(name, file)
+        except UserError as error:
+            raise UserError(f"--config {error}") from None
+        chosen = preset or algorithms.default_for(added, env or "")
+        return programs.configure(name, env or envs.names()[0], chosen), False
     if preset is not None:
         raise UserError("give --preset or --config, not both")
-    values = read_yaml(file, f"--config {file}")
     try:
         config = programs.parse(values)
     except UserError as error:
         raise UserError(f"--config {file}: {error}") from None
     if config.algorithm != name:
         raise UserError(f"--config {file} is of {config.algorithm}, not {name}")
-    return config
+    return config if env is None else dataclasses.replace(config, env=env), True

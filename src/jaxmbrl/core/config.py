@@ -1,8 +1,9 @@
 """Configs are frozen dataclasses, nested as the parts nest. Here they meet the outside: YAML, checks, names.
 
 Fields are annotated with `bool`, `int`, `float`, `str`, `Literal`, `tuple`, `dict[str, ...]`, other configs, and unions of
-these; ranges are given as `Annotated[int, Ge(1)]`. A rule between fields is a method
-`problem(self) -> tuple[field, message] | None` on the dataclass.
+these; ranges are given as `Annotated[int, Ge(1)]`, and numbers that may differ between seeds are marked
+`Annotated[float, Gt(0), Traced]`. A rule between fields is a method `problem(self) -> tuple[field, message] | None` on the
+dataclass.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ C = TypeVar("C")
 
 
 class UserError(Exception):
-    """A mistake of the user's, told in one line; the command line ends with exit code 2 and no traceback."""
+    """A user's mistake, described in one line; the command line ends with exit code 2 and no traceback."""
+
+
+class Traced:
+    """Marks a number of a config that compiled programs take as an input, so that it may differ between seeds and changing
+    it compiles nothing: `Annotated[float, Gt(0), Traced]`. An algorithm's `init` receives it by the name of its field."""
 
 
 def closest(name: str, names: Iterable[str]) -> str:
@@ -43,8 +49,7 @@ def closest(name: str, names: Iterable[str]) -> str:
 
 
 def read_yaml(file: str | Path, called: str | None = None) -> Any:
-    """The plain values in a YAML file. Raises UserError, in which the file is `called` so, where it cannot be read or is no
-    YAML."""
+    """The plain values in a YAML file. Raises UserError, which calls the file `called`, if it cannot be read or parsed."""
     called = str(file) if called is None else called
     try:
         return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
@@ -52,8 +57,8 @@ def read_yaml(file: str | Path, called: str | None = None) -> Any:
         raise UserError(f"{called} cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        told = f"line {mark.line + 1}: {problem}" if mark and problem else " ".join(str(error).split())
-        raise UserError(f"{called} is not valid YAML ({told})") from None
+        reason = f"line {mark.line + 1}: {problem}" if mark and problem else " ".join(str(error).split())
+        raise UserError(f"{called} is not valid YAML ({reason})") from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -92,9 +97,50 @@ def from_dict(cls: type[C], values: Any, prefix: str = "") -> C:
     return config
 
 
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `changes` in their place. Mappings in both are merged field by field; anything else is replaced.
+
+    >>> from jaxmbrl.core.config import merged
+    >>> merged({"agent": {"hidden": [256, 256], "critics": 2}, "num_envs": 1}, {"agent": {"critics": 5}})
+    {'agent': {'hidden': [256, 256], 'critics': 5}, 'num_envs': 1}
+    """
+    result = dict(values)
+    for name, value in changes.items():
+        before = result.get(name)
+        both = isinstance(before, Mapping) and isinstance(value, Mapping)
+        result[name] = merged(typing.cast(Mapping[str, Any], before), value) if both else value
+    return result
+
+
 def check(config: C) -> C:
     """The config itself, after the checks of `from_dict`."""
     return from_dict(type(config), _fields(config))
+
+
+def traced(config: type) -> tuple[str, ...]:
+    """Names of the fields marked `Traced` in a config class and in the configs nested in it, each once, in order.
+
+    Where a field `method` selects one of several nested configs, only names that are traced in all of them count: the
+    others would have no effect under some selections.
+    """
+    hints = typing.get_type_hints(config, include_extras=True)
+    choices = [str(choice).replace("-", "_") for choice in typing.get_args(hints.get("method"))]
+    selected = {name for name in choices if _nested(hints.get(name)) is not None}
+    found: list[str] = []
+    for name, hint in hints.items():
+        nested = _nested(hint)
+        if typing.get_origin(hint) is typing.Annotated and Traced in hint.__metadata__:
+            found.append(name)
+        elif nested is not None:
+            others = [traced(_nested(hints[other])) for other in selected] if name in selected else []
+            found += [inner for inner in traced(nested) if all(inner in names for names in others)]
+    return tuple(dict.fromkeys(found))
+
+
+def _nested(hint: Any) -> Any:
+    """The config class that a field is annotated with, or None."""
+    hint = hint.__origin__ if typing.get_origin(hint) is typing.Annotated else hint
+    return hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
 
 
 def _fields(config: Any) -> dict[str, Any]:
@@ -190,8 +236,8 @@ def _one_of(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
             problems.append(str(problem))
     if len(problems) == 1:
         raise UserError(problems[0])
-    told = [problem.removeprefix(f"{name} must be ").partition(", got ")[0] for problem in problems]
-    raise UserError(f"{name} must be {' or '.join(told)}, got {value!r}")
+    expected = [problem.removeprefix(f"{name} must be ").partition(", got ")[0] for problem in problems]
+    raise UserError(f"{name} must be {' or '.join(expected)}, got {value!r}")
 
 
 def _named_by(configs: list[Any], given: Iterable[str], path: str) -> Any:
@@ -215,19 +261,21 @@ def _tuple(kinds: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
 
 
 def _check_range(constraint: Any, value: Any, name: str) -> None:
+    if constraint is Traced:
+        return
     match constraint:
         case annotated_types.Gt(gt=bound):
-            holds, told = value > bound, f"above {bound}"
+            holds, expected = value > bound, f"above {bound}"
         case annotated_types.Ge(ge=bound):
-            holds, told = value >= bound, f"at least {bound}"
+            holds, expected = value >= bound, f"at least {bound}"
         case annotated_types.Lt(lt=bound):
-            holds, told = value < bound, f"below {bound}"
+            holds, expected = value < bound, f"below {bound}"
         case annotated_types.Le(le=bound):
-            holds, told = value <= bound, f"at most {bound}"
+            holds, expected = value <= bound, f"at most {bound}"
         case annotated_types.MinLen(min_length=bound):
-            holds, told = len(value) >= bound, f"a list of at least {bound} entries"
+            holds, expected = len(value) >= bound, f"a list of at least {bound} entries"
         case annotated_types.MaxLen(max_length=bound):
-            holds, told = len(value) <= bound, f"a list of at most {bound} entries"
+            holds, expected = len(value) <= bound, f"a list of at most {bound} entries"
         case annotated_types.GroupedMetadata():
             for part in constraint:
                 _check_range(part, value, name)
@@ -235,4 +283,4 @@ def _check_range(constraint: Any, value: Any, name: str) -> None:
         case _:
             raise TypeError(f"{name}: configs do not support the constraint {constraint!r}")
     if not holds:
-        raise UserError(f"{name} must be {told}, got {value!r}")
+        raise UserError(f"{name} must be {expected}, got {value!r}")

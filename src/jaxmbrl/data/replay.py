@@ -43,6 +43,31 @@ def init(prototype: PyTree, capacity: int) -> Replay:
     return Replay(data, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.asarray(capacity, jnp.int32))
 
 
+def of_rows(rows: PyTree, size: Int[Array, ""] | int | None = None) -> Replay:
+    """A buffer of the rows [C, ...] as they are, oldest first, for a model that is fitted to data without a run.
+
+    All rows are valid, or where `size` is given the first `size` <= C of them; it may be traced.
+
+    >>> from jaxmbrl.data import replay
+    >>> buffer = replay.of_rows(jnp.arange(3.0))
+    >>> int(buffer.size), [float(row) for row in buffer.data]
+    (3, [0.0, 1.0, 2.0])
+    """
+    capacity = jax.tree.leaves(rows)[0].shape[0]
+    chex.assert_tree_shape_prefix(rows, (capacity,))
+    size = jnp.asarray(capacity if size is None else size, jnp.int32)
+    return Replay(jax.tree.map(jnp.asarray, rows), size % capacity, size, jnp.asarray(capacity, jnp.int32))
+
+
+def with_size(replay: Replay, size: Int[Array, ""]) -> Replay:
+    """The same buffer whose `size` is `size`, which must be the same number.
+
+    All seeds of a run have as many rows, min(environment steps, capacity) by the shared clock. Inside `vmap` over seeds the
+    buffer's own `size` is batched, and so would be the loops of a model's fit that run over its rows.
+    """
+    return replay._replace(size=jnp.asarray(size, jnp.int32))
+
+
 def add(replay: Replay, rows: PyTree, mask: Bool[Array, "n"] | None = None) -> Replay:
     """Append those `rows` [n, ...] where `mask` is true; the oldest rows are overwritten first.
 
@@ -121,18 +146,6 @@ def resize(replay: Replay, capacity: Int[Array, ""]) -> Replay:
     """Set the most valid rows to `capacity` (at most C), keeping the newest that fit. It moves no row."""
     capacity = jnp.clip(capacity, 1, _physical(replay)).astype(jnp.int32)
     return replay._replace(size=jnp.minimum(replay.size, capacity), capacity=capacity)
-
-
-def with_size(replay: Replay, size: Int[Array, ""]) -> Replay:
-    """The same buffer with the number of valid rows `size`. A size from the clock, which all seeds share, is not batched
-    over seeds as the buffer's own is, and neither are loops whose length depends on it, such as those of a model's fit."""
-    return replay._replace(size=size)
-
-
-def of_rows(rows: PyTree) -> Replay:
-    """A full buffer of `rows` [C, ...]."""
-    count = jax.tree.leaves(rows)[0].shape[0]
-    return Replay(rows, jnp.zeros((), jnp.int32), jnp.asarray(count, jnp.int32), jnp.asarray(count, jnp.int32))
 
 
 def empty(replay: Replay) -> Replay:

@@ -1,4 +1,4 @@
-"""Calibration: whether what was predicted to happen with some probability happened that often.
+"""Calibration: whether events predicted with some probability happen that often.
 
 A model is calibrated if, for every level p, a share p of the observed values lies at or below the predicted p-quantile
 (Kuleshov et al., Accurate uncertainties for deep learning using calibrated regression, arXiv 1807.00263, section 3, whose
@@ -6,8 +6,8 @@ measure is a weighted sum of squared differences; ours is their mean absolute va
 is the equal mixture of the members' Gaussians, one dimension at a time; a value lies below the p-quantile where its
 probability integral transform, the mixture's distribution function at the value, is below p.
 
-Members without variance make the distribution function jump. A value that it jumps at counts at every level in between in
-proportion, so that an exact prediction without noise is calibrated (Czado, Gneiting and Held, Predictive model assessment
+Members without variance make the distribution function jump. A value at a jump counts in proportion at every level between
+its ends, so that an exact prediction without noise is calibrated (Czado, Gneiting and Held, Predictive model assessment
 for count data, Biometrics 65, 2009).
 """
 
@@ -35,12 +35,12 @@ class Calibration(NamedTuple):
     shares: Float[Array, "L D"]
     """Share of the observed values at or below the predicted quantile of the level."""
     error: Float[Array, "D"]
-    """Miscalibration: the mean over the levels of |share - level|. 0 is perfect; beside the truth altogether, all values
-    below or above every quantile, is 1/2."""
+    """Miscalibration: the mean over the levels of |share - level|. 0 is perfect; 1/2 is all values below, or above, every
+    quantile."""
 
 
 def levels_between(count: int) -> Float[Array, "L"]:
-    """`count` levels that part (0, 1) evenly."""
+    """`count` levels that divide (0, 1) evenly."""
     return jnp.arange(1, count + 1) / (count + 1.0)
 
 
@@ -62,9 +62,9 @@ def calibrate(
     observed: Float[Array, "N D"],
     levels: Float[Array, "L"] | None = None,
 ) -> Calibration:
-    """The calibration of the mixture of E Gaussians on N rows, all in the same units; what is not a number stays so.
+    """The calibration of the mixture of E Gaussians on N rows, all in the same units; NaN stays NaN.
 
-    N observed rows of a calibrated model still give an error of about 0.3 / sqrt(N), by chance.
+    N rows of a calibrated model have an error of about 0.3 / sqrt(N) by chance.
     """
     return of_transforms(*distribution_function(mean, variance, observed), levels)
 
@@ -72,17 +72,17 @@ def calibrate(
 def of_transforms(
     less: Float[Array, "N D"], or_less: Float[Array, "N D"], levels: Float[Array, "L"] | None = None
 ) -> Calibration:
-    """The calibration from what `distribution_function` gave for the observed values."""
+    """The calibration from the results of `distribution_function` for the observed values."""
     levels = levels_between(LEVELS) if levels is None else levels
-    # A jump of nothing is a step at its place, without 0 / 0.
+    # A jump of height 0 is a step at its place, without 0 / 0.
     jump = jnp.maximum(or_less - less, jnp.finfo(less.dtype).tiny)
     shares = jax.lax.map(lambda level: jnp.mean(jnp.clip((level - less) / jump, 0.0, 1.0), axis=0), levels)
     return Calibration(levels, shares, jnp.mean(jnp.abs(shares - levels[:, None]), axis=0))
 
 
 def calibration(model: Model, state: Any, dataset: Transition, levels: Float[Array, "L"] | None = None) -> Calibration:
-    """The calibration of all members of a fitted model on the rows [N, ...] of `dataset`, which it should not have been
-    fitted to.
+    """The calibration of all members of a fitted model on the rows [N, ...] of `dataset`, to which it should not have been
+    fitted.
 
     `model` is a `DynamicsModel` with its `state`, or anything with a `predict` (see `Predictor`). Raises UserError where
     rows and model do not fit each other.

@@ -1,17 +1,19 @@
-"""A dynamics model alone: fitted to transitions, and judged on rows that it has not seen."""
+"""A dynamics model alone: fitted to transitions, and evaluated on rows that were left out of the fit."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from annotated_types import Ge, Gt, Lt
 
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import UserError, to_dict
+from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import DynamicsModel, Task, Transition
+from jaxmbrl.data import replay
 from jaxmbrl.diagnostics.one_step import ModelEvaluation, evaluate_model
 from jaxmbrl.models import EnsembleConfig, EnsembleState, ensemble
 from jaxmbrl.training import memory, programs
@@ -19,7 +21,7 @@ from jaxmbrl.training import memory, programs
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How a model is fitted and judged."""
+    """How a model is fitted and evaluated."""
 
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     """The dynamics model."""
@@ -28,28 +30,29 @@ class FitConfig:
     learn_termination: bool = False
     """Learn the termination even where the task's is known."""
     test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.2
-    """Share of the rows, the last of them, that the model is judged on and never sees."""
+    """Share of the rows, the last ones, that are left out of the fit and used for the evaluation."""
     seed: Annotated[int, Ge(0), Lt(2**31)] = 0
-    """Of the first weights and of the fit."""
+    """Random seed of the initial weights and of the fit."""
 
 
 class Judged(NamedTuple):
-    """A fitted model, and what it is worth on the rows that it has not seen."""
+    """A fitted model and its evaluation on the test rows."""
 
     model: DynamicsModel
     state: EnsembleState
     found: dict[str, float]
-    """Metrics of the fit, by the names of a run's."""
+    """Metrics of the fit, under the names that they have in a run."""
     evaluation: ModelEvaluation
     trained_on: int
     tested_on: int
 
 
 def fit_and_judge(config: FitConfig, rows: Transition, task: Task | None = None) -> Judged:
-    """Fit an ensemble to the first of `rows` [N, ...] and judge it on the others.
+    """Fit an ensemble to the first of `rows` [N, ...] and evaluate it on the others.
 
-    With a `task` its known reward and termination are used and not learned, unless the config says so. Raises UserError
-    where the rows are too few to part, or the model is too large for the machine.
+    With a `task` its known reward and termination are used and not learned, unless the config says so. Without one, integer
+    actions [N] are those of a discrete space with the largest number that occurs. Raises UserError where the rows are too
+    few to split, the model is too large for the machine, or an ensemble cannot model the spaces.
     """
     programs.check_whole(to_dict(config))
     count = rows.reward.shape[0]
@@ -61,8 +64,8 @@ def fit_and_judge(config: FitConfig, rows: Transition, task: Task | None = None)
         )
     model = ensemble.make(
         config.ensemble,
-        rows.observation.shape[1],
-        rows.action.shape[1],
+        _space(rows.observation, None if task is None else task.observation),
+        _space(rows.action, None if task is None else task.action),
         reward=None if task is None or config.learn_reward else task.reward,
         terminated=None if task is None or config.learn_termination else task.terminated,
         features=None if task is None else task.features,
@@ -70,8 +73,8 @@ def fit_and_judge(config: FitConfig, rows: Transition, task: Task | None = None)
     init_key, fit_key = jax.random.split(jax.random.key(config.seed))
     shapes = jax.eval_shape(lambda: model.init(init_key, {}))
     memory.check(shapes, "the model", "lower ensemble.members or ensemble.hidden")
-    known = jax.tree.map(lambda leaf: jnp.asarray(leaf[:trained]), rows)
-    state, found = jax.jit(model.fit)(model.init(init_key, {}), known, jnp.asarray(trained), fit_key)
+    known = replay.of_rows(jax.tree.map(lambda leaf: leaf[:trained], rows))
+    state, found = jax.jit(model.fit)(model.init(init_key, {}), known, fit_key)
     unseen = jax.tree.map(lambda leaf: leaf[trained:], rows)
     return Judged(
         model=model,
@@ -81,3 +84,12 @@ def fit_and_judge(config: FitConfig, rows: Transition, task: Task | None = None)
         trained_on=trained,
         tested_on=tested,
     )
+
+
+def _space(values: Any, known: Space | None) -> Space | int:
+    """The space of one row of `values` [N, ...]: the `known` one, unless it is of vectors, whose size the rows have."""
+    if values.ndim == 2:
+        return values.shape[1]
+    if known is None and values.ndim == 1 and np.issubdtype(values.dtype, np.integer):
+        return Discrete(int(np.max(values)) + 1)
+    return Box(values.shape[1:], dtype=str(values.dtype)) if known is None else known

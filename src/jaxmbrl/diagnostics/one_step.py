@@ -1,7 +1,7 @@
-"""A fitted model judged by its predictions of single steps: errors, likelihood, uncertainties and calibration.
+"""Evaluation of a fitted model's one-step predictions: errors, likelihood, uncertainties and calibration.
 
-All of it is told dimension by dimension, over recorded rows that the model should not have been fitted to, and for all of
-its members: those that an algorithm does not imagine with (no elites) are among them.
+All numbers are for each dimension, over recorded rows to which the model should not have been fitted, and for all of its
+members, also those that are no elites.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from jaxmbrl.models import uncertainty
 
 
 class ModelEvaluation(NamedTuple):
-    """What a model's predictions of single steps are worth. D: [next observation, reward], the reward only where it is
-    learned. All are NumPy arrays, in the task's units where nothing else is said."""
+    """Quality of a model's one-step predictions. D: [next observation, reward], the reward only where it is learned. NumPy
+    arrays, in the task's units unless stated otherwise."""
 
     error: Float[np.ndarray, "D"]
     """Root mean squared error (RMSE) of the mean over members."""
@@ -42,7 +42,7 @@ class ModelEvaluation(NamedTuple):
     predicted: Float[np.ndarray, "N D"]
     """Mean over members of the predicted [observation change, reward]."""
     observed: Float[np.ndarray, "N D"]
-    """The [observation change, reward] that was recorded."""
+    """The recorded [observation change, reward]."""
     learns_reward: bool
     """Whether the last of the D is the reward."""
 
@@ -50,10 +50,10 @@ class ModelEvaluation(NamedTuple):
 def evaluate_model(
     model: Model, state: Any, dataset: Transition, levels: Float[Array, "L"] | None = None
 ) -> ModelEvaluation:
-    """Judge a fitted model on the rows [N, ...] of `dataset`, which it should not have been fitted to.
+    """Evaluate a fitted model on the rows [N, ...] of `dataset`, to which it should not have been fitted.
 
     `model` is a `DynamicsModel` with its `state`, or anything with a `predict` (see `Predictor`). `levels` are the
-    calibration's, 0.05 to 0.95 if not given. Raises UserError where rows and model do not fit each other.
+    calibration's, by default 0.05 to 0.95. Raises UserError where rows and model do not fit each other.
     """
     rows, means = predicting.summarize(_summary, model, state, dataset)
     size = np.shape(dataset.observation)[1]
@@ -63,7 +63,7 @@ def evaluate_model(
     before[:, :size] = dataset.observation
     squared = np.mean((middle - target) ** 2, axis=0)
     change = target - before
-    # About one of the rows, so that what never varied has a variance of exactly 0.
+    # Relative to one of the rows, so that what never varied has a variance of exactly 0.
     variation = np.var(change - change[0], axis=0)
     return ModelEvaluation(
         error=np.sqrt(squared),

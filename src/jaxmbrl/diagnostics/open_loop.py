@@ -1,16 +1,16 @@
-"""Steps that a fitted model imagines in a row, beside what truly followed when the same actions were taken.
+"""Open-loop predictions of a fitted model over several steps, compared with the recorded ones under the same actions.
 
-From a recorded observation s_0 and the recorded actions a_0, a_1, ... a trajectory of member e goes on by its own
+From a recorded observation s_0 and the recorded actions a_0, a_1, ... a trajectory of member e continues by its own
 predictions alone,
 
     x_0 = s_0,    x_{h+1} = m_e(x_h, a_h)         and, where it is sampled, + sqrt(v_e(x_h, a_h)) * a standard normal draw
 
 with the member's mean m_e and variance v_e: it stays with its member for all steps (TSinf of Chua et al., PETS, arXiv
-1805.12114, section 4). The trajectory of the mean goes on by mean_e m_e(x_h, a_h) and is never sampled. The model sees no
-recorded observation but the first, so that its errors feed on themselves.
+1805.12114, section 4). The trajectory of the mean continues by mean_e m_e(x_h, a_h) and is never sampled. The model sees no
+recorded observation but the first, so that its errors compound.
 
-A stretch of recorded steps never leads across an end or a reset: it breaks where `terminated` or `truncated` is set, and
-where a row does not begin where the one before it led to, as rows of several environments one after another do.
+Recorded steps are never followed across an end or a reset: a sequence ends where `terminated` or `truncated` is set, and
+where the next row does not begin at this row's next observation, as between rows of several environments.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Key, Transition
@@ -30,20 +30,20 @@ from jaxmbrl.diagnostics import predicting
 from jaxmbrl.diagnostics.predicting import Model, Predict
 
 MEAN = -1
-"""Owner of a trajectory that goes on by the mean over members."""
+"""Owner of a trajectory that continues by the mean over members."""
 STARTS = 200
 PARTICLES = 20
 CLOSE = 1e-3
-"""How near a row must begin to where the one before it led to, in standard deviations of the observation."""
+"""Largest distance of a row's observation from the previous row's next one within a sequence, in standard deviations."""
 
 
 class CompoundingError(NamedTuple):
-    """Errors of observations that were imagined h = 1 .. H steps ahead, over the same S start states at every h; entry
-    h - 1 is that of h steps. NumPy arrays.
+    """Errors of observations predicted h = 1 .. H steps ahead, over the same S start states at every h; entry h - 1 is for
+    h steps. NumPy arrays.
 
     An error of dimension d is the root of the mean over starts of (x_h - s_h)^2, in the task's units. A scaled one is the
     root of the mean over dimensions of (error / scale)^2: in standard deviations, so that 1 is an error as large as the
-    data's own spread. Dimensions that never vary are not in it.
+    data's own spread. Dimensions that never vary are left out.
     """
 
     members: Float[np.ndarray, "E H O"]
@@ -51,7 +51,7 @@ class CompoundingError(NamedTuple):
     mean: Float[np.ndarray, "H O"]
     """Of the trajectory of the mean over members."""
     persistence: Float[np.ndarray, "H O"]
-    """Of a prediction that nothing changes, x_h = s_0: what a model must beat."""
+    """Of the prediction that nothing changes, x_h = s_0: the baseline."""
     scaled_members: Float[np.ndarray, "E H"]
     scaled_mean: Float[np.ndarray, "H"]
     scaled_persistence: Float[np.ndarray, "H"]
@@ -74,7 +74,7 @@ class ImaginedVsReal(NamedTuple):
     """Sampled: particle p by member p mod E."""
     real_reward: Float[np.ndarray, "H"]
     mean_reward: Float[np.ndarray, "H"] | None
-    """None, as the other two, where the reward is neither learned nor given."""
+    """None, like the other two, where the reward is neither learned nor given."""
     members_reward: Float[np.ndarray, "E H"] | None
     particles_reward: Float[np.ndarray, "P H"] | None
 
@@ -89,17 +89,16 @@ def compounding_error(
     starts: int = STARTS,
     sampled: bool = False,
 ) -> CompoundingError:
-    """How far imagined observations are from the true ones after 1 .. `horizon` steps.
+    """The error of imagined observations after 1 .. `horizon` steps.
 
     `model` is a `DynamicsModel` with its `state`, or anything with a `predict` (see `Predictor`). `episodes` are recorded
-    rows [N, ...], in time order within each episode, that the model should not have been fitted to. A start is a row that
-    `horizon` steps of its own episode follow on, itself the first of them; of more than `starts` such rows `key` draws that
-    many without repetition. Members predict by their means; if `sampled`, noise of their variances is added.
+    rows [N, ...], in time order within each episode, to which the model should not have been fitted. A start is the first
+    row of `horizon` steps of one episode; of more than `starts` such rows that many are drawn without replacement. Members
+    predict by their means; if `sampled`, noise of their variances is added.
 
-    The measure is the mean squared error of one-step predictions that are applied to themselves, each dimension in units of
-    its own spread (as Lambert et al., Investigating compounding prediction errors in learned dynamics models, arXiv
-    2203.09637), of which this is the root. The cost is that of E (E + 1) predictions for each start and step, E being the
-    members.
+    The measure is the root mean squared error of one-step predictions that are applied to themselves, each dimension in
+    units of its own spread (Lambert et al., Investigating compounding prediction errors in learned dynamics models, arXiv
+    2203.09637, without the root). The cost is that of E (E + 1) predictions for each start and step, with E members.
 
     Raises UserError where no recorded episode is long enough, or rows and model do not fit each other.
     """
@@ -155,11 +154,11 @@ def imagined_vs_real(
     particles: int = PARTICLES,
     reward: Callable[..., Any] | None = None,
 ) -> ImaginedVsReal:
-    """What the model imagines from row `start` of the recorded rows [N, ...] on, beside what truly followed.
+    """Imagined trajectories from row `start` of the recorded rows [N, ...], and the recorded one.
 
-    All trajectories take the recorded actions for `horizon` steps. `key` draws the noise of the `particles`. Rewards are
-    those that the model learned, or of `reward(observation, action, next_observation)`, a task's known one, where that is
-    given. Raises UserError where the recorded episode ends before, or rows and model do not fit each other.
+    All trajectories take the recorded actions for `horizon` steps. `key` is for the noise of the `particles`. Rewards are
+    the model's, or `reward(observation, action, next_observation)`, a task's known function, where it is given. Raises
+    UserError where the recorded episode ends before, or rows and model do not fit each other.
     """
     sizes = predicting.check(model, state, episode)
     left = steps_left(episode)
@@ -184,9 +183,9 @@ def imagined_vs_real(
         jnp.asarray(np.arange(len(owners)) > sizes.members),
         key,
     )[:, :, 0]
-    following = jnp.swapaxes(imagined[..., : sizes.observation], 0, 1)
+    later = jnp.swapaxes(imagined[..., : sizes.observation], 0, 1)
     first = jnp.broadcast_to(jnp.asarray(episode.observation[start]), (len(owners), 1, sizes.observation))
-    observation = jnp.concatenate([first, following], axis=1)
+    observation = jnp.concatenate([first, later], axis=1)
     rewards = None
     if reward is not None:
         taken = jnp.broadcast_to(action, (len(owners), *action.shape))
@@ -221,7 +220,7 @@ def steps_left(rows: Transition) -> Int[np.ndarray, "N"]:
 
 
 def _deviation(values: Float[np.ndarray, "N O"]) -> Float[np.ndarray, "O"]:
-    """Standard deviations, of exactly 0 where nothing varies."""
+    """Standard deviations, exactly 0 where nothing varies."""
     return np.std(values - values[0], axis=0)
 
 
@@ -235,27 +234,27 @@ def _imagine(
     predict: Predict,
     state: Any,
     origin: Float[Array, "S O"],
-    actions: Float[Array, "H S A"],
+    actions: Shaped[Array, "H S *A"],
     owners: Int[Array, "K"],
     sampled: Bool[Array, "K"],
     key: Key,
 ) -> Float[Array, "H K S D"]:
-    """What each step of K trajectories from each origin leads to, by their owners' predictions."""
+    """The prediction of each step of K trajectories from each origin, by their owners."""
     lanes, (starts, size) = owners.shape[0], origin.shape
 
     def step(
-        observation: Float[Array, "K S O"], given: tuple[Float[Array, "S A"], Key]
+        observation: Float[Array, "K S O"], inputs: tuple[Shaped[Array, "S *A"], Key]
     ) -> tuple[Float[Array, "K S O"], Float[Array, "K S D"]]:
-        action, key = given
-        # Every member predicts for every trajectory: to ask one member alone a model would have to offer that.
-        told = predict(state, observation.reshape(-1, size), jnp.tile(action, (lanes, 1)))
-        mean, variance = (x.reshape(-1, lanes, starts, x.shape[-1]) for x in told)
+        action, key = inputs
+        # Every member predicts for every trajectory: `predict` does not offer one member alone.
+        predicted = predict(state, observation.reshape(-1, size), jnp.tile(action, (lanes, *(1,) * (action.ndim - 1))))
+        mean, variance = (x.reshape(-1, lanes, starts, x.shape[-1]) for x in predicted)
         numbers = jnp.arange(lanes)
-        ours = mean[owners, numbers]
-        noise = jnp.sqrt(variance[owners, numbers]) * jax.random.normal(key, ours.shape, ours.dtype)
-        ours += jnp.where(sampled[:, None, None], noise, 0.0)
-        following = jnp.where((owners == MEAN)[:, None, None], jnp.mean(mean, axis=0), ours)
-        return following[..., :size], following
+        own = mean[owners, numbers]
+        noise = jnp.sqrt(variance[owners, numbers]) * jax.random.normal(key, own.shape, own.dtype)
+        own += jnp.where(sampled[:, None, None], noise, 0.0)
+        prediction = jnp.where((owners == MEAN)[:, None, None], jnp.mean(mean, axis=0), own)
+        return prediction[..., :size], prediction
 
     first = jnp.broadcast_to(origin, (lanes, *origin.shape))
     return jax.lax.scan(step, first, (actions, jax.random.split(key, actions.shape[0])))[1]

@@ -1,9 +1,9 @@
-"""What the diagnostics of a dynamics model rest on: its predictions of recorded transitions, some rows at a time.
+"""A dynamics model's predictions of recorded transitions, in chunks of rows: the base of the model's diagnostics.
 
-The only thing that they ask of a model is `predict(state, observation [N, O], action [N, A]) -> mean, variance`, each
-[E, N, D] and in the task's units, written in JAX: D is O for the next observation alone, or O + 1 with the reward last. A
-`DynamicsModel` has it; a model of one's own needs no more than an object with such a field, as `Predictor` is one, and
-`state` is whatever its `predict` takes.
+All that they need of a model is `predict(state, observation [N, O], action [N, A]) -> mean, variance`, each [E, N, D] and
+in the task's units, written in JAX: D is O for the next observation alone, or O + 1 with the reward last. Actions of a
+discrete space are int32 [N]. A `DynamicsModel` has it; for a model of your own, any object with such a field will do, such
+as `Predictor`, and `state` is whatever its `predict` takes.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import PyTree, Transition
 
 ROWS_AT_ONCE = 4096
-Predict: TypeAlias = Callable[[Any, Float[Array, "N O"], Float[Array, "N A"]], tuple[Array, Array]]
+Predict: TypeAlias = Callable[[Any, Float[Array, "N O"], Shaped[Array, "N *A"]], tuple[Array, Array]]
 
 
 @runtime_checkable
 class Model(Protocol):
-    """Anything that predicts: a `DynamicsModel`, or a `Predictor` of one's own."""
+    """Anything that predicts: a `DynamicsModel`, or a `Predictor` of your own."""
 
     @property
     def predict(self) -> Predict:
-        """(state, observation [N, O], action [N, A]) -> mean and variance [E, N, D], in the task's units."""
+        """(state, observation [N, O], action [N, A] or int32 [N]) -> mean and variance [E, N, D], in the task's units."""
 
 
 class Predictor(NamedTuple):
-    """A model of one's own for the diagnostics: `Predictor(predict)`."""
+    """A model of your own for the diagnostics: `Predictor(predict)`."""
 
     predict: Predict
 
 
 class Sizes(NamedTuple):
-    """Of a model and of the rows that it is held against."""
+    """Sizes of a model and of the rows that it is evaluated on."""
 
     members: int
     observation: int
@@ -59,17 +59,21 @@ def check(model: Model, state: Any, rows: Transition) -> Sizes:
     count = np.shape(rows.reward)[0] if np.ndim(rows.reward) == 1 else 0
     if count < 1:
         raise UserError(f"rows must be [N, ...] with N at least 1, got a reward of shape {np.shape(rows.reward)}")
+    discrete = jnp.issubdtype(jnp.result_type(rows.action), jnp.integer)
     for name, shape in shapes.items():
-        if len(shape) != 2 or shape[0] != count:
+        dimensions = 1 if discrete and name == "action" else 2
+        if dimensions == 1 and shape != (count,):
+            raise UserError(f"rows: action must be [N] of integers with N = {count}, got shape {shape}")
+        if dimensions == 2 and (len(shape) != 2 or shape[0] != count):
             raise UserError(f"rows: {name} must be [N, size] with N = {count}, got shape {shape}")
     size = shapes["observation"][1]
     if shapes["next_observation"][1] != size:
         raise UserError(
             f"rows: next_observation must have {size} numbers, as observation, got {shapes['next_observation'][1]}"
         )
-    given = (jax.ShapeDtypeStruct(shapes[name], jnp.result_type(float)) for name in ("observation", "action"))
-    told = jax.eval_shape(model.predict, state, *given)
-    got = [np.shape(part) for part in told]
+    observation = jax.ShapeDtypeStruct(shapes["observation"], jnp.result_type(float))
+    action = jax.ShapeDtypeStruct(shapes["action"], jnp.int32 if discrete else jnp.result_type(float))
+    got = [np.shape(part) for part in jax.eval_shape(model.predict, state, observation, action)]
     fits = len(got) == 2 and got[0] == got[1] and len(got[0]) == 3 and got[0][1] == count
     if not (fits and got[0][2] in (size, size + 1)):
         wanted = f"[members, {count}, {size} or {size + 1}]"
@@ -82,9 +86,9 @@ def summarize(
 ) -> tuple[PyTree, PyTree]:
     """`summary(mean [E, n, D], variance [E, n, D], target [n, D])` of all rows [N, ...], `ROWS_AT_ONCE` at a time.
 
-    It gives (what leads with an axis of rows, sums over the rows), and so does this: arrays [N, ...], and means over the N
-    rows in float64. Activations of every member for all rows need not fit. Give it a function of a module, not one made
-    anew: it is compiled once for each.
+    `summary` returns (arrays with a leading axis of rows, sums over the rows). Returns (the arrays [N, ...], means over the
+    N rows in float64). Activations of every member for all rows need not fit in memory. Pass a function of a module: each
+    new function object is compiled again.
     """
     target = targets(rows, check(model, state, rows))
     count = target.shape[0]
@@ -106,7 +110,7 @@ def _summarized(summary: Callable[..., Any], predict: Predict, state: Any, *give
 
 
 def targets(rows: Transition, sizes: Sizes) -> Shaped[np.ndarray, "N D"]:
-    """What followed: [next observation, reward], the reward only where it is learned."""
+    """The recorded [next observation, reward], the reward only where it is learned."""
     next_observation = np.asarray(rows.next_observation)
     if not sizes.learns_reward:
         return next_observation

@@ -1,86 +1,99 @@
 """Tasks by name: `envs.make("pendulum")`, `envs.names()`. Your own: `envs.make_task`, `envs.check`, `envs.register`;
 `envs.from_gymnasium` for what a compiled program cannot step. For learners of other packages: `envs.as_gymnasium`,
-`envs.as_gymnasium_vector`."""
+`envs.as_gymnasium_vector`.
+
+Importing this package imports no simulator: a task's module is imported when the task is made.
+"""
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from jaxmbrl.core.config import UserError, closest
-from jaxmbrl.core.types import Task
-from jaxmbrl.envs.base import State, make_task
-from jaxmbrl.envs.bridges.as_gymnasium import as_gymnasium, as_gymnasium_vector
-from jaxmbrl.envs.bridges.brax_playground import brax_task, playground_task
-from jaxmbrl.envs.bridges.gymnasium_task import from_gymnasium, registered
-from jaxmbrl.envs.check import check
-from jaxmbrl.envs.classic.cartpole import cartpole_continuous
-from jaxmbrl.envs.classic.cartpole_swingup import cartpole_swingup
-from jaxmbrl.envs.classic.mountain_car import mountain_car_continuous
-from jaxmbrl.envs.classic.pendulum import pendulum
-from jaxmbrl.envs.classic.reacher_2d import reacher_2d
-from jaxmbrl.envs.mujoco.ant import ant, ant_truncated
-from jaxmbrl.envs.mujoco.half_cheetah import half_cheetah
-from jaxmbrl.envs.mujoco.hopper import hopper
-from jaxmbrl.envs.mujoco.humanoid import humanoid, humanoid_truncated
-from jaxmbrl.envs.mujoco.humanoid_standup import humanoid_standup
-from jaxmbrl.envs.mujoco.inverted_double_pendulum import inverted_double_pendulum
-from jaxmbrl.envs.mujoco.inverted_pendulum import inverted_pendulum
-from jaxmbrl.envs.mujoco.pets_half_cheetah import pets_half_cheetah
-from jaxmbrl.envs.mujoco.pets_pusher import pets_pusher
-from jaxmbrl.envs.mujoco.pets_reacher_3d import pets_reacher_3d
-from jaxmbrl.envs.mujoco.pusher import pusher
-from jaxmbrl.envs.mujoco.reacher import reacher
-from jaxmbrl.envs.mujoco.swimmer import swimmer
-from jaxmbrl.envs.mujoco.walker2d import walker2d
-from jaxmbrl.envs.repeat import repeat
 
-TASKS: dict[str, Callable[[], Task]] = {
-    "Ant-v5": ant,
-    "Ant-v5/truncated": ant_truncated,
-    "HalfCheetah-v5": half_cheetah,
-    "Hopper-v5": hopper,
-    "Humanoid-v5": humanoid,
-    "Humanoid-v5/truncated": humanoid_truncated,
-    "HumanoidStandup-v5": humanoid_standup,
-    "InvertedDoublePendulum-v5": inverted_double_pendulum,
-    "InvertedPendulum-v5": inverted_pendulum,
-    "Pusher-v5": pusher,
-    "Reacher-v5": reacher,
-    "Swimmer-v5": swimmer,
-    "Walker2d-v5": walker2d,
-    "cartpole-continuous": cartpole_continuous,
-    "cartpole-swingup": cartpole_swingup,
-    "mountain-car-continuous": mountain_car_continuous,
-    "pendulum": pendulum,
-    "pets/HalfCheetah": pets_half_cheetah,
-    "pets/Pusher": pets_pusher,
-    "pets/Reacher3D": pets_reacher_3d,
-    "reacher-2d": reacher_2d,
-}
+if TYPE_CHECKING:
+    from jaxmbrl.core.types import Task
+    from jaxmbrl.envs.action_repeat import repeat
+    from jaxmbrl.envs.base import State, make_task
+    from jaxmbrl.envs.bridges.as_gymnasium import as_gymnasium, as_gymnasium_vector
+    from jaxmbrl.envs.bridges.gymnasium_task import from_gymnasium
+    from jaxmbrl.envs.checking import check
 
-FAMILIES: dict[str, Callable[[str], Task]] = {
-    "brax": brax_task,
-    "gymnasium": registered,
-    "playground": playground_task,
+TASKS: dict[str, str | Callable[[], Task]] = {
+    "Ant-v5": "mujoco.ant:ant",
+    "Ant-v5/truncated": "mujoco.ant:ant_truncated",
+    "HalfCheetah-v5": "mujoco.half_cheetah:half_cheetah",
+    "Hopper-v5": "mujoco.hopper:hopper",
+    "Humanoid-v5": "mujoco.humanoid:humanoid",
+    "Humanoid-v5/truncated": "mujoco.humanoid:humanoid_truncated",
+    "HumanoidStandup-v5": "mujoco.humanoid_standup:humanoid_standup",
+    "InvertedDoublePendulum-v5": "mujoco.inverted_double_pendulum:inverted_double_pendulum",
+    "InvertedPendulum-v5": "mujoco.inverted_pendulum:inverted_pendulum",
+    "Pusher-v5": "mujoco.pusher:pusher",
+    "Reacher-v5": "mujoco.reacher:reacher",
+    "Swimmer-v5": "mujoco.swimmer:swimmer",
+    "Walker2d-v5": "mujoco.walker2d:walker2d",
+    "cartpole-continuous": "classic.cartpole:cartpole_continuous",
+    "cartpole-swingup": "classic.cartpole_swingup:cartpole_swingup",
+    "mountain-car-continuous": "classic.mountain_car:mountain_car_continuous",
+    "pendulum": "classic.pendulum:pendulum",
+    "pets/HalfCheetah": "mujoco.pets_half_cheetah:pets_half_cheetah",
+    "pets/Pusher": "mujoco.pets_pusher:pets_pusher",
+    "pets/Reacher3D": "mujoco.pets_reacher_3d:pets_reacher_3d",
+    "reacher-2d": "classic.reacher_2d:reacher_2d",
 }
-"""Tasks of other packages: `make("family/name")` calls the family's maker with the name."""
+"""Task -> the function without arguments that makes it, or where in this package that is: `module:function`."""
+
+FAMILIES: dict[str, str | Callable[[str], Task]] = {
+    "brax": "bridges.brax_playground:brax_task",
+    "gymnasium": "bridges.gymnasium_task:registered",
+    "playground": "bridges.brax_playground:playground_task",
+}
+"""Tasks of other packages: `make("family/name")` calls the family's function with the name."""
+
+_LAZY = {
+    "Task": "jaxmbrl.core.types",
+    "State": "jaxmbrl.envs.base",
+    "make_task": "jaxmbrl.envs.base",
+    "repeat": "jaxmbrl.envs.action_repeat",
+    "check": "jaxmbrl.envs.checking",
+    "as_gymnasium": "jaxmbrl.envs.bridges.as_gymnasium",
+    "as_gymnasium_vector": "jaxmbrl.envs.bridges.as_gymnasium",
+    "from_gymnasium": "jaxmbrl.envs.bridges.gymnasium_task",
+}
+"""Names of this package -> the modules that define them, imported on use. No module here may have one of these names."""
+
+
+def __getattr__(name: str) -> Any:
+    """What `_LAZY` names."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'jaxmbrl.envs' has no attribute '{name}'")
+    return getattr(importlib.import_module(_LAZY[name]), name)
 
 
 def names() -> list[str]:
-    """The names that `make` knows, but for those of families."""
+    """The names that `make` knows, except those of other packages' tasks (`FAMILIES`)."""
     return sorted(TASKS)
 
 
+def family(name: str) -> str:
+    """The kind of a task in `TASKS`: the folder of its module, such as `mujoco`, or `user` if it was registered."""
+    place = TASKS[name]
+    return place.partition(".")[0] if isinstance(place, str) else "user"
+
+
 def check_name(name: str) -> None:
-    """Raise UserError, with the nearest name, where `name` is neither a task's nor begins with a family's."""
-    if name not in TASKS and _family(name) not in FAMILIES:
-        raise UserError(f"unknown task '{name}'; {closest(name, [*TASKS, *(f'{family}/NAME' for family in FAMILIES)])}")
+    """Raise UserError, with the nearest name, if `name` is neither a task's nor begins with a family's."""
+    if name not in TASKS and _prefix(name) not in FAMILIES:
+        raise UserError(f"unknown task '{name}'; {closest(name, [*TASKS, *(f'{prefix}/NAME' for prefix in FAMILIES)])}")
 
 
 def make(name: str, action_repeat: int = 1) -> Task:
     """The task called `name`, each action applied `action_repeat` times (`envs.repeat` says how episodes and rewards then
-    count). Raises UserError with the nearest name where there is none, and for a repeat that no episode holds.
+    count). Raises UserError with the nearest name if there is none, and for a repeat that is longer than an episode.
 
     >>> from jaxmbrl import envs
     >>> task = envs.make("pendulum")
@@ -90,8 +103,11 @@ def make(name: str, action_repeat: int = 1) -> Task:
     Traceback (most recent call last):
     jaxmbrl.core.config.UserError: unknown task 'pendulm'; did you mean 'pendulum'?
     """
+    from jaxmbrl.core.types import Task
+    from jaxmbrl.envs.action_repeat import repeat
+
     check_name(name)
-    task = TASKS[name]() if name in TASKS else FAMILIES[_family(name)](name.partition("/")[2])
+    task = _found(TASKS[name])() if name in TASKS else _found(FAMILIES[_prefix(name)])(name.partition("/")[2])
     if not isinstance(task, Task):
         raise UserError(
             f"the factory of task '{name}' must return a Task, as envs.make_task does, got {type(task).__name__}"
@@ -99,7 +115,15 @@ def make(name: str, action_repeat: int = 1) -> Task:
     return repeat(task, action_repeat)
 
 
-def _family(name: str) -> str:
+def _found(place: str | Callable[..., Task]) -> Callable[..., Task]:
+    """The function of an entry of `TASKS` or `FAMILIES`."""
+    if not isinstance(place, str):
+        return place
+    module, _, function = place.partition(":")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), function)
+
+
+def _prefix(name: str) -> str:
     return name.partition("/")[0] if "/" in name else ""
 
 
@@ -108,7 +132,7 @@ def register(name: str, factory: Callable[[], Task]) -> None:
 
         envs.register("mine", lambda: envs.make_task("mine", MyEnv(), episode_length=200))
 
-    Raises UserError where the name is taken, or is not made of letters, digits, `-`, `_` and `.` after a first letter.
+    Raises UserError if the name is taken, or is not made of letters, digits, `-`, `_` and `.` after a first letter.
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", name):
         raise UserError(f"a task's name must be a letter, then letters, digits, '-', '_' or '.', got '{name}'")
@@ -130,6 +154,7 @@ __all__ = [
     "as_gymnasium_vector",
     "check",
     "check_name",
+    "family",
     "from_gymnasium",
     "make",
     "make_task",

@@ -30,32 +30,34 @@ from jaxmbrl.rollout import rollout
 
 
 class Imagined(NamedTuple):
-    """What branches have left."""
+    """Imagined transitions, and the rule's memory."""
 
     buffer: Replay
     thresholds: Thresholds
     stored: Int[Array, "rounds"]
-    """Rows that each of the last rounds of branches stored, the latest first."""
+    """Rows stored by each of the last calls of `branch`, the latest first."""
 
 
-class Branches(NamedTuple):
-    """Branches under way, from N start rows."""
+class _Progress(NamedTuple):
+    """Accumulator of the rollout from N start rows."""
 
     buffer: Replay
     thresholds: Thresholds
     alive: Bool[Array, "N"]
-    lived: Float[Array, ""]
-    """Steps of all branches that counted."""
-    kept: Float[Array, ""]
+    """Branches that have not ended."""
+    steps: Float[Array, ""]
+    """Steps of all branches before their ends."""
+    stored: Float[Array, ""]
     """Rows stored."""
-    doubt: Float[Array, ""]
-    """Sum of the disagreement over the steps lived."""
-    broken: Float[Array, ""]
+    disagreement: Float[Array, ""]
+    """Sum over those steps."""
+    nonfinite: Float[Array, ""]
     """Rows left out because a number in them was not finite."""
 
 
 def init(row: Transition, capacity: int, lifetime: int, config: TrustConfig) -> Imagined:
-    """Nothing imagined yet, and room for `capacity` rows like `row`; where rows expire, it is after `lifetime` rounds."""
+    """An empty buffer for `capacity` rows like `row`. Where the rule lets rows expire, they do after `lifetime` calls of
+    `branch`."""
     return Imagined(replay.init(row, capacity), trust.init(config), jnp.zeros(lifetime, jnp.int32))
 
 
@@ -69,55 +71,59 @@ def branch(
     key: Key,
     length: int | Int[Array, ""],
 ) -> tuple[Imagined, Metrics]:
-    """Step a learned `world` under `policy` from rows `origin`, at most `length` steps, and store what `rule` keeps.
+    """Roll out a learned `world` under `policy` from the rows `origin` for at most `length` steps, and store the rows that
+    `rule` keeps in the buffer of `imagined`.
 
-    A branch ends after the step that terminates, which is stored as such, or where the rule ends it, or where a number
-    is not finite: that row is left out and counted as `imagine/broken`. A probability of termination is drawn. The length
-    may be traced. Where the rule asks for disagreement, the policy leaves it (`with_disagreement`).
+    A branch ends after a step that terminates, which is stored as such, where the rule ends it, or where a number is not
+    finite: that row is left out and counted as `imagine/broken`. A predicted probability of termination is sampled. The
+    length may be traced. Where the rule needs the disagreement, the policy must return it as its extras
+    (`with_disagreement`).
+
+    Returns (imagined, metrics).
     """
     rows = origin.shape[0]
     start_key, rollout_key, end_key = jax.random.split(key, 3)
 
-    def fold(acc: Branches, row: Transition, i: Int[Array, ""]) -> Branches:
-        doubt = row.extras if rule.disagreement else jnp.zeros(rows)
-        ended = _drawn(row.terminated, jax.random.fold_in(end_key, i))
-        verdict = rule.judge(acc.thresholds, doubt, acc.alive, i, length)
+    def fold(acc: _Progress, row: Transition, i: Int[Array, ""]) -> _Progress:
+        disagreement = row.extras if rule.disagreement else jnp.zeros(rows)
+        terminated = _sample_termination(row.terminated, jax.random.fold_in(end_key, i))
+        decided = rule.apply(acc.thresholds, disagreement, acc.alive, i, length)
         finite = _finite(row)
-        kept = verdict.kept & finite
-        stored = row._replace(reward=row.reward - verdict.penalty, terminated=ended, extras=())
-        return Branches(
+        kept = decided.kept & finite
+        stored = row._replace(reward=row.reward - decided.penalty, terminated=terminated, extras=())
+        return _Progress(
             buffer=replay.add(acc.buffer, stored, kept),
-            thresholds=verdict.thresholds,
-            alive=verdict.going_on & finite & ~ended,
-            lived=acc.lived + jnp.sum(acc.alive),
-            kept=acc.kept + jnp.sum(kept),
-            doubt=acc.doubt + jnp.sum(jnp.where(acc.alive & finite, doubt, 0.0)),
-            broken=acc.broken + jnp.sum(verdict.kept & ~finite),
+            thresholds=decided.thresholds,
+            alive=decided.continues & finite & ~terminated,
+            steps=acc.steps + jnp.sum(acc.alive),
+            stored=acc.stored + jnp.sum(kept),
+            disagreement=acc.disagreement + jnp.sum(jnp.where(acc.alive & finite, disagreement, 0.0)),
+            nonfinite=acc.nonfinite + jnp.sum(decided.kept & ~finite),
         )
 
     zero = jnp.zeros(())
-    begun = Branches(imagined.buffer, imagined.thresholds, jnp.ones(rows, bool), zero, zero, zero, zero)
+    start = _Progress(imagined.buffer, imagined.thresholds, jnp.ones(rows, bool), zero, zero, zero, zero)
     state = world.start(origin, start_key), ()
-    _, made = rollout(world, policy, state, rollout_key, length, fold, begun)
+    _, done = rollout(world, policy, state, rollout_key, length, fold, start)
     metrics = {
         "imagine/rollout_length": Average.of(jnp.asarray(length)),
-        "imagine/branch_length": Average.of(made.lived / rows),
-        "imagine/rows": Average.of(made.kept),
-        "imagine/broken": Average.of(made.broken),
+        "imagine/branch_length": Average.of(done.steps / rows),
+        "imagine/rows": Average.of(done.stored),
+        "imagine/broken": Average.of(done.nonfinite),
     }
     if rule.disagreement:
-        metrics["imagine/disagreement"] = Average.of(made.doubt / made.lived)
-        metrics["imagine/threshold"] = Average.of(trust.threshold(made.thresholds), made.thresholds.refits > 0)
-    stored = jnp.roll(imagined.stored, 1).at[0].set(made.kept.astype(jnp.int32))
-    buffer = made.buffer
+        metrics["imagine/disagreement"] = Average.of(done.disagreement / done.steps)
+        metrics["imagine/threshold"] = Average.of(trust.threshold(done.thresholds), done.thresholds.refits > 0)
+    stored = jnp.roll(imagined.stored, 1).at[0].set(done.stored.astype(jnp.int32))
+    buffer = done.buffer
     if rule.expires:
         buffer = buffer._replace(size=jnp.minimum(buffer.size, jnp.sum(stored)))
-    return Imagined(buffer, made.thresholds, stored), metrics
+    return Imagined(buffer, done.thresholds, stored), metrics
 
 
 def with_disagreement(policy: Policy, rule: Trust, model: DynamicsModel, state: PyTree) -> Policy:
-    """`policy`, which has no memory, leaving as its extras [N] how much the members of `model` disagree on what its actions
-    lead to; unchanged where the rule does not ask."""
+    """`policy`, which must have no memory, with the members' disagreement [N] about the outcome of its actions as extras;
+    unchanged where the rule needs none."""
     measure = rule.disagreement
     if measure is None:
         return policy
@@ -129,12 +135,13 @@ def with_disagreement(policy: Policy, rule: Trust, model: DynamicsModel, state: 
     return Policy(policy.init, act)
 
 
-def _drawn(terminated: Bool[Array, "N"] | Float[Array, "N"], key: Key) -> Bool[Array, "N"]:
+def _sample_termination(terminated: Bool[Array, "N"] | Float[Array, "N"], key: Key) -> Bool[Array, "N"]:
     if terminated.dtype == bool:
         return terminated
     return jax.random.uniform(key, terminated.shape, terminated.dtype) < terminated
 
 
 def _finite(row: Transition) -> Bool[Array, "N"]:
-    numbers = [row.observation, row.action, row.reward[:, None], row.next_observation]
+    rows = row.reward.shape[0]
+    numbers = [row.observation, row.action.reshape(rows, -1), row.reward[:, None], row.next_observation]
     return jnp.all(jnp.isfinite(jnp.concatenate(numbers, axis=-1)), axis=-1)

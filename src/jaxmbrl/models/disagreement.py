@@ -1,19 +1,19 @@
-"""Where to trust a model: how much its members disagree about a step, and which imagined rows are kept for it.
+"""Measures of the members' disagreement about a step, and rules that filter imagined rows by it.
 
-- `always`: all living rows are kept, as in MBPO.
+- `always`: every row is kept until its branch terminates, as in MBPO.
 - `macura`: a branch ends at the first step whose disagreement is not below a threshold, and that step is not kept
   (Frauenknecht et al., Trust the model where it trusts itself, arXiv 2405.19014). The disagreement is the mean over pairs
   of members of the geometric Jensen-Shannon divergence of their Gaussians, the threshold `scale` times the `percentile`
   of the first step's disagreement over the start rows, averaged over the last `rounds` refits, the present one included.
   As it may keep few rows, old ones expire with time.
-- `m2ac`: at step h of K, of the living rows the (K - h) / (2 (K + 1)) that disagree least are kept, half of them where K
-  is 1, and each pays `penalty` times its disagreement; no branch ends for it (Pan et al., arXiv 2010.04893). The
-  disagreement is the Kullback-Leibler divergence of a member's Gaussian from the one with the moments of all others'
-  mixture.
+- `m2ac`: at step h of K, the share (K - h) / (2 (K + 1)) of the rows that have not terminated is kept, those with the least
+  disagreement, or half of them where K is 1; `penalty` times its disagreement is subtracted from each reward, and no branch
+  ends for it (Pan et al., arXiv 2010.04893). The disagreement is the Kullback-Leibler divergence of a member's Gaussian
+  from the one with the moments of all others' mixture.
 
-The differences: M2AC takes the divergence of the one member that the row was drawn from; here it is the mean over all
-members, each of which may be drawn; and only living rows are ranked, where in its code dead ones take up places.
-Both measures are the same in any units of the predicted numbers.
+Differences: M2AC takes the divergence of the one member that the row was sampled from; here it is the mean over all
+members, each of which may be sampled; and only rows that have not terminated are ranked, where its code ranks all. Both
+measures are the same in any units of the predicted numbers.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 @dataclass(frozen=True)
 class TrustConfig:
-    """Which imagined rows are kept."""
+    """Settings of the rule that filters imagined rows."""
 
     rule: Literal["always", "macura", "m2ac"] = "always"
-    """All rows (always), those before the members first disagree too much (macura), or those that they disagree on
-    least (m2ac)."""
+    """Keep all rows (always), those before the disagreement first reaches a threshold (macura), or those with the least
+    disagreement (m2ac)."""
     scale: Annotated[float, Ge(0)] = 1.0
-    """MACURA's xi: the threshold's share of the percentile."""
+    """MACURA's xi: the threshold as a multiple of the percentile."""
     percentile: Annotated[float, Ge(0), Le(100)] = 95.0
     """MACURA's zeta: the percentile of the first step's disagreement, in percent."""
     rounds: Annotated[int, Ge(1)] = 2000
-    """Refits that MACURA's threshold is averaged over, the present one included."""
+    """Refits over which MACURA's threshold is averaged, the present one included."""
     penalty: Annotated[float, Ge(0)] = 1e-3
-    """What M2AC subtracts from a reward for each nat of disagreement."""
+    """M2AC's penalty, subtracted from the reward for each nat of disagreement."""
 
 
 class Thresholds(NamedTuple):
@@ -54,26 +54,27 @@ class Thresholds(NamedTuple):
     """Refits so far."""
 
 
-class Verdict(NamedTuple):
-    """What a rule says about the rows of one imagined step."""
+class Filter(NamedTuple):
+    """A rule's decision about the rows of one imagined step."""
 
     kept: Bool[Array, "N"]
-    going_on: Bool[Array, "N"]
-    """Whose branch may go on."""
+    """Rows to store."""
+    continues: Bool[Array, "N"]
+    """Rows whose branch continues."""
     penalty: Float[Array, "N"] | float
-    """What is taken from the reward."""
+    """Subtracted from the reward."""
     thresholds: Thresholds
 
 
 class Trust(NamedTuple):
-    """A rule."""
+    """A rule that filters imagined rows."""
 
     disagreement: Callable[[Float[Array, "E N D"], Float[Array, "E N D"]], Float[Array, "N"]] | None
-    """(means, variances) of the members -> nats; None where the rule asks for none."""
-    judge: Callable[[Thresholds, Float[Array, "N"], Bool[Array, "N"], Int[Array, ""], Int[Array, ""] | int], Verdict]
-    """(thresholds, disagreement, alive, number of the step, steps in all) -> Verdict."""
+    """(means, variances) of the members -> nats; None where the rule needs none."""
+    apply: Callable[[Thresholds, Float[Array, "N"], Bool[Array, "N"], Int[Array, ""], Int[Array, ""] | int], Filter]
+    """(thresholds, disagreement, alive, number of the step, length of the branches) -> Filter."""
     expires: bool = False
-    """Whether rows are dropped with time, even where there is room."""
+    """Whether stored rows are dropped with time, even where there is room."""
 
 
 def init(config: TrustConfig) -> Thresholds:
@@ -84,19 +85,19 @@ def init(config: TrustConfig) -> Thresholds:
 def make(config: TrustConfig) -> Trust:
     """The rule that `config` names."""
 
-    def always(thresholds: Thresholds, doubt: Array, alive: Array, i: Array, length: Array | int) -> Verdict:
-        return Verdict(alive, alive, 0.0, thresholds)
+    def always(thresholds: Thresholds, disagreement: Array, alive: Array, i: Array, length: Array | int) -> Filter:
+        return Filter(alive, alive, 0.0, thresholds)
 
-    def macura(thresholds: Thresholds, doubt: Array, alive: Array, i: Array, length: Array | int) -> Verdict:
-        thresholds = jax.lax.cond(i == 0, lambda: _observe(config, thresholds, doubt), lambda: thresholds)
-        certain = alive & (doubt < threshold(thresholds))
-        return Verdict(certain, certain, 0.0, thresholds)
+    def macura(thresholds: Thresholds, disagreement: Array, alive: Array, i: Array, length: Array | int) -> Filter:
+        thresholds = jax.lax.cond(i == 0, lambda: _observe(config, thresholds, disagreement), lambda: thresholds)
+        certain = alive & (disagreement < threshold(thresholds))
+        return Filter(certain, certain, 0.0, thresholds)
 
-    def m2ac(thresholds: Thresholds, doubt: Array, alive: Array, i: Array, length: Array | int) -> Verdict:
+    def m2ac(thresholds: Thresholds, disagreement: Array, alive: Array, i: Array, length: Array | int) -> Filter:
         share = jnp.where(length == 1, 0.5, (length - i) / (2 * (length + 1)))
-        rank = jnp.argsort(jnp.argsort(jnp.where(alive, doubt, jnp.inf)))
+        rank = jnp.argsort(jnp.argsort(jnp.where(alive, disagreement, jnp.inf)))
         certain = alive & (rank < jnp.floor(share * jnp.sum(alive)))
-        return Verdict(certain, alive, config.penalty * doubt, thresholds)
+        return Filter(certain, alive, config.penalty * disagreement, thresholds)
 
     rules = {"always": Trust(None, always), "macura": Trust(pairwise, macura, True), "m2ac": Trust(one_against_rest, m2ac)}
     return rules[config.rule]
@@ -104,12 +105,12 @@ def make(config: TrustConfig) -> Trust:
 
 def threshold(thresholds: Thresholds) -> Float[Array, ""]:
     """The mean of the refits' thresholds; 0 before the first."""
-    held = jnp.arange(thresholds.latest.size) < thresholds.refits
-    return jnp.sum(jnp.where(held, thresholds.latest, 0.0)) / jnp.maximum(jnp.sum(held), 1)
+    known = jnp.arange(thresholds.latest.size) < thresholds.refits
+    return jnp.sum(jnp.where(known, thresholds.latest, 0.0)) / jnp.maximum(jnp.sum(known), 1)
 
 
-def _observe(config: TrustConfig, thresholds: Thresholds, doubt: Float[Array, "N"]) -> Thresholds:
-    now = config.scale * jnp.percentile(doubt, config.percentile)
+def _observe(config: TrustConfig, thresholds: Thresholds, disagreement: Float[Array, "N"]) -> Thresholds:
+    now = config.scale * jnp.percentile(disagreement, config.percentile)
     place = thresholds.refits % config.rounds
     return Thresholds(thresholds.latest.at[place].set(now), thresholds.refits + 1)
 
@@ -118,7 +119,7 @@ def pairwise(mean: Float[Array, "E N D"], variance: Float[Array, "E N D"]) -> Fl
     """The mean over unordered pairs of the members' `geometric_jensen_shannon` divergences, in nats."""
     pairs = jnp.array(list(combinations(range(mean.shape[0]), 2)))
 
-    # One pair at a time: all at once would hold 21 numbers for each of seven members' 7.
+    # One pair at a time: all at once would need 21 arrays where the seven members' predictions are 7.
     def add(i: Int[Array, ""], total: Float[Array, "N"]) -> Float[Array, "N"]:
         a, b = pairs[i]
         return total + geometric_jensen_shannon(mean[a], variance[a], mean[b], variance[b])
@@ -139,7 +140,7 @@ def geometric_jensen_shannon(
 
         (difference of means)^2 / (2 (v + w)) + log((v + w) / (2 sqrt(v w)))
 
-    A dimension in which neither varies counts nothing.
+    A dimension in which neither varies contributes nothing.
     """
     still = (variance == 0) & (other == 0)
     v, w = jnp.where(still, 1.0, variance), jnp.where(still, 1.0, other)
@@ -153,7 +154,7 @@ def one_against_rest(mean: Float[Array, "E N D"], variance: Float[Array, "E N D"
     others = mean.shape[0] - 1
 
     def divergence(e: Int[Array, ""]) -> Float[Array, "N"]:
-        # About the member's own mean, so that what members agree on cancels exactly.
+        # Relative to the member's own mean, so that what members agree on cancels exactly.
         apart = mean - mean[e]
         rest = jnp.sum(apart, axis=0) / others
         spread = (jnp.sum(variance, axis=0) - variance[e] + jnp.sum((apart - rest) ** 2, axis=0) - rest**2) / others

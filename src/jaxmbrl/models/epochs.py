@@ -1,7 +1,7 @@
-"""How an ensemble goes through its data: a holdout, bootstrapped rows, shuffled epochs, and when to stop.
+"""Epochs of training an ensemble: holdout, bootstraps, shuffled minibatches, early stopping.
 
 The number of valid rows is traced throughout, and the work of an epoch grows with it and not with the buffer's capacity.
-Nothing here knows what the members are.
+Nothing here depends on what the members are.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ IMPROVEMENT = 0.01
 
 
 class Split(NamedTuple):
-    """A random division of the valid rows among C."""
+    """A random split of the valid rows among C."""
 
     order: Int[Array, "C"]
     """Row numbers: first the holdout, then the training rows, then the rows that are not valid."""
     holdout: Int[Array, ""]
-    """How many rows are held out."""
+    """Rows in the holdout."""
     train: Int[Array, ""]
-    """How many rows are for training."""
+    """Rows for training."""
 
 
 def split_rows(key: Key, capacity: int, count: Int[Array, ""], fraction: float, cap: int) -> Split:
-    """Hold out min(floor(fraction * count), cap) of the first `count` of `capacity` rows, drawn at random."""
+    """Split the first `count` of `capacity` rows at random; min(floor(fraction * count), cap) of them are the holdout."""
     number = jnp.arange(capacity, dtype=jnp.int32)
     unused = (number >= count).astype(jnp.int32)
     order = jax.lax.sort((unused, jax.random.bits(key, (capacity,), jnp.uint32), number), num_keys=2)[2]
@@ -60,7 +60,7 @@ def bootstrap(key: Key, split: Split, members: int) -> Int[Array, "E C"]:
 def draw_shuffles(key: Key, members: int, capacity: int, count: Int[Array, ""]) -> Int[Array, "E rounds side"]:
     """One random permutation of range(count) for each member, in the form that `shuffled` reads.
 
-    Sorting random numbers would cost a sort of the whole capacity every epoch. Instead a permutation is a Feistel network
+    To sort random numbers would cost a sort of the whole capacity every epoch. Instead a permutation is a Feistel network
     of random functions on a square of at least `count` cells (Black and Rogaway, Ciphers with arbitrary finite domains,
     2002).
     """
@@ -82,7 +82,7 @@ def shuffled(table: Int[Array, "rounds side"], position: Int[Array, "B"], count:
         cell = jnp.where(place[1], permute(place[0]), place[0])
         return cell, cell >= count
 
-    # A cell beyond `count` is sent on along its cycle, which leads back: the permutation closes over range(count).
+    # A cell beyond `count` is permuted again until it is below: cycles close, so this is a permutation of range(count).
     start = position, jnp.ones(position.shape, bool)
     return jax.lax.while_loop(lambda place: jnp.any(place[1]), walk, start)[0]
 
@@ -95,9 +95,10 @@ def _side(count: Int[Array, ""]) -> Int[Array, ""]:
 def minibatch(
     shuffles: Int[Array, "E rounds side"], rows: Int[Array, "E C"], count: Int[Array, ""], number: Int[Array, ""], size: int
 ) -> tuple[Int[Array, "E B"], Bool[Array, "B"]]:
-    """Row numbers of an epoch's minibatch `number` for each member, from the first `count` of its `rows`, and which count.
+    """(row numbers, mask of valid ones) of an epoch's minibatch `number` for each member, from the first `count` of its
+    `rows`.
 
-    The last minibatch of an epoch may be partial: its surplus places repeat a row and do not count.
+    The last minibatch of an epoch may be partial: its surplus places repeat a row and are not valid.
     """
     count = jnp.maximum(count, 1)
     position = (number * size + jnp.arange(size)).astype(jnp.int32)
@@ -105,8 +106,8 @@ def minibatch(
     return jnp.take_along_axis(rows, place, axis=1), position < count
 
 
-class Search(NamedTuple):
-    """Where early stopping stands."""
+class EarlyStopping(NamedTuple):
+    """State of a training with early stopping."""
 
     training: PyTree
     """What the epochs change."""
@@ -115,36 +116,37 @@ class Search(NamedTuple):
     score: Float[Array, "E"]
     """Each member's best score; infinite before its first."""
     epochs: Int[Array, ""]
+    """Epochs so far."""
     stale: Int[Array, ""]
     """Epochs in a row in which no member improved."""
 
 
-def train_until_stale(
+def train_with_early_stopping(
     epoch: Callable[[PyTree, Int[Array, ""]], PyTree],
     score: Callable[[PyTree], Float[Array, "E"]],
     weights: Callable[[PyTree], PyTree],
     training: PyTree,
     members: int,
-    judged: Bool[Array, ""],
+    has_holdout: Bool[Array, ""],
     patience: int,
     max_epochs: int,
-) -> Search:
+) -> EarlyStopping:
     """Repeat `epoch(training, number)` until more than `patience` epochs in a row improve no member, at most `max_epochs`.
 
-    After each epoch `score(training)` is held against each member's best: a member that lies more than 1 % below it
-    improves, and its `weights(training)` [E, ...] are kept. So with patience 5 the sixth barren epoch in a row is the last,
-    as in MBPO's code. A score that is not finite is no improvement. Where `judged` is false there is no score to go by: all
-    epochs are run and the last weights are kept.
+    After each epoch `score(training)` [E] is compared with each member's best score: a member more than 1 % below it has
+    improved, and its `weights(training)` [E, ...] are kept. With patience 5 the sixth epoch in a row without improvement is
+    the last, as in MBPO's code. A score that is not finite is no improvement. Where `has_holdout` is false, scores are
+    ignored: all epochs are run and the last weights are kept.
     """
 
-    def unfinished(search: Search) -> Bool[Array, ""]:
+    def unfinished(search: EarlyStopping) -> Bool[Array, ""]:
         return (search.epochs < max_epochs) & (search.stale <= patience)
 
-    def body(search: Search) -> Search:
+    def body(search: EarlyStopping) -> EarlyStopping:
         training = epoch(search.training, search.epochs)
         now = score(training)
-        improved = (now < (1 - IMPROVEMENT) * search.score) | ~judged
-        return Search(
+        improved = (now < (1 - IMPROVEMENT) * search.score) | ~has_holdout
+        return EarlyStopping(
             training=training,
             best=jax.tree.map(lambda new, old: _per_member(improved, new, old), weights(training), search.best),
             score=jnp.where(improved, now, search.score),
@@ -153,7 +155,7 @@ def train_until_stale(
         )
 
     zero = jnp.zeros((), jnp.int32)
-    start = Search(training, weights(training), jnp.full(members, jnp.inf), zero, zero)
+    start = EarlyStopping(training, weights(training), jnp.full(members, jnp.inf), zero, zero)
     return jax.lax.while_loop(unfinished, body, start)
 
 

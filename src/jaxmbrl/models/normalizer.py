@@ -12,7 +12,7 @@ SMALLEST_STD = 1e-12
 
 
 class Normalizer(NamedTuple):
-    """What was measured on some rows, in their units."""
+    """Mean and standard deviation of each column, in its units."""
 
     mean: Float[Array, "*e d"]
     std: Float[Array, "*e d"]
@@ -45,7 +45,7 @@ def normalize(normalizer: Normalizer, x: Float[Array, "*n d"]) -> Float[Array, "
 def denormalize(normalizer: Normalizer, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
     """From normalised units to the rows'.
 
-    A column that did not vary comes back as its constant, whatever x: a planner would otherwise live on a model's small
-    errors about a reward that is always the same.
+    A column that did not vary comes back as its constant, whatever x: a planner would otherwise exploit a model's small
+    errors about a constant reward.
     """
     return x * normalizer.std + normalizer.mean

@@ -1,15 +1,15 @@
-"""Propagation: how imagined rows go through the members of an ensemble (Chua et al., PETS, arXiv 1805.12114, section 4).
+"""Propagation: how imagined rows move through the members of an ensemble (Chua et al., PETS, arXiv 1805.12114, section 4).
 
-With mean m_e and variance v_e of member e at the row, a step of a row draws from
+With mean m_e and variance v_e of member e at the row, a step of a row samples from
 
-    ts1, tsinf          N(m_e, v_e), e being the row's member, drawn anew at every step (ts1) or never (tsinf)
+    ts1, tsinf          N(m_e, v_e), e being the row's member, chosen anew at every step (ts1) or never (tsinf)
     distribution        N(mean_e m_e, mean_e v_e + var_e m_e)
     moment_matching     as distribution; then all rows anew from the diagonal Gaussian of the block's next observations
     expectation         mean_e m_e itself
 
-The first two cost one network evaluation a row, the others one for each member and row. The difference: moment matching
-refits the next observations, where PETS's code refits their changes, so that there the spread which the rows had before the
-step stays with each row and the distribution of the particles is not Gaussian.
+The first two cost one network evaluation a row, the others one for each member and row. Difference: moment matching refits
+the next observations, where PETS's code refits their changes; there each row keeps the spread that the rows had before the
+step, and the distribution of the particles is not Gaussian.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def scatter_to_members(rows: Float[Array, "N I"], members: int, shift: Int[Array
     return jnp.roll(padded.reshape(-1, members, rows.shape[1]), shift, axis=1).swapaxes(0, 1)
 
 
-def collect(shared: Float[Array, "E M D"], rows: int, shift: Int[Array, ""] | int) -> Float[Array, "N D"]:
-    """Put what the members made of `scatter_to_members`'s rows back in the order of the N rows."""
-    in_order = jnp.roll(shared.swapaxes(0, 1), -shift, axis=1)
-    return in_order.reshape(math.prod(in_order.shape[:2]), shared.shape[2])[:rows]
+def gather_rows(outputs: Float[Array, "E M D"], rows: int, shift: Int[Array, ""] | int) -> Float[Array, "N D"]:
+    """The inverse of `scatter_to_members`: the members' outputs in the order of the N rows."""
+    in_order = jnp.roll(outputs.swapaxes(0, 1), -shift, axis=1)
+    return in_order.reshape(math.prod(in_order.shape[:2]), outputs.shape[2])[:rows]
 
 
 def evaluate(
@@ -46,13 +46,13 @@ def evaluate(
     function: Callable[[Float[Array, "E M I"]], tuple[Float[Array, "E M D"], ...]],
     rows: Float[Array, "N I"],
 ) -> tuple[Float[Array, "K N D"], ...]:
-    """What the members' `function` makes of the rows: K = 1 opinion of each row's own member, or K = E of all of them."""
+    """The members' `function` of the rows: K = 1 prediction by each row's own member, or K = E predictions by all."""
     count = rows.shape[0]
     with jax.default_matmul_precision("highest"):
         if propagation not in ("ts1", "tsinf"):
             return function(jnp.broadcast_to(rows, (members, *rows.shape)))
-        made = function(scatter_to_members(rows, members, shift))
-    return tuple(collect(part, count, shift)[None] for part in made)
+        outputs = function(scatter_to_members(rows, members, shift))
+    return tuple(gather_rows(part, count, shift)[None] for part in outputs)
 
 
 def uncertainty(
@@ -60,8 +60,8 @@ def uncertainty(
 ) -> tuple[Float[Array, "N D"], Float[Array, "N D"]]:
     """(aleatoric, epistemic) variance of the equal mixture of E Gaussians, in the square of the units of `mean`.
 
-    Aleatoric is the mean over members of the variance, the noise that they expect; epistemic is the population variance
-    over members of the mean, what they disagree on. Their sum is the variance of the mixture (law of total variance).
+    Aleatoric is the mean over members of the variance, the noise that they predict; epistemic is the population variance
+    over members of the mean, their disagreement. Their sum is the variance of the mixture (law of total variance).
     """
     return jnp.mean(variance, axis=0), jnp.var(mean, axis=0)
 
@@ -69,7 +69,7 @@ def uncertainty(
 def gaussian(
     propagation: Propagation, mean: Float[Array, "K N D"], variance: Float[Array, "K N D"]
 ) -> tuple[Float[Array, "N D"], Float[Array, "N D"]]:
-    """(mean, standard deviation) that each row is drawn from, given the opinions that `evaluate` gathered."""
+    """(mean, standard deviation) of the Gaussian that each row is sampled from, given the predictions of `evaluate`."""
     middle = jnp.mean(mean, axis=0)
     if propagation == "expectation":
         return middle, jnp.zeros_like(middle)
@@ -77,10 +77,10 @@ def gaussian(
     return middle, _sqrt(aleatoric + epistemic)
 
 
-def unsure(mean: Float[Array, "K N D"], variance: Float[Array, "K N D"], threshold: float | None) -> Bool[Array, "N"]:
-    """Rows that some dimension's standard deviation, aleatoric and epistemic, is above `threshold` for; None: no row.
+def uncertain(mean: Float[Array, "K N D"], variance: Float[Array, "K N D"], threshold: float | None) -> Bool[Array, "N"]:
+    """Rows for which the standard deviation of some dimension, aleatoric and epistemic, is above `threshold`; None: no row.
 
-    Of K = 1 opinion, as under ts1 and tsinf, there is no epistemic one.
+    K = 1 prediction, as under ts1 and tsinf, has no epistemic variance.
     """
     if threshold is None:
         return jnp.zeros(mean.shape[1], bool)
@@ -88,14 +88,14 @@ def unsure(mean: Float[Array, "K N D"], variance: Float[Array, "K N D"], thresho
 
 
 def match_moments(rows: Float[Array, "N O"], key: Key) -> Float[Array, "N O"]:
-    """N rows drawn anew from the diagonal Gaussian with the mean and the population variance of the rows."""
-    # About one of the rows, so that rows that are all the same stay so in any precision.
+    """N rows sampled anew from the diagonal Gaussian with the mean and the population variance of the rows."""
+    # Relative to one of the rows, so that equal rows stay equal in any precision.
     shifted = rows - rows[0]
     mean = rows[0] + jnp.mean(shifted, axis=0)
     return mean + _sqrt(jnp.var(shifted, axis=0)) * jax.random.normal(key, rows.shape, rows.dtype)
 
 
 def _sqrt(variance: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
-    # The root's slope at 0 is infinite: where there is no variance, no gradient shall flow through it.
+    # The root's derivative at 0 is infinite: where there is no variance, no gradient may flow through it.
     none = variance == 0
     return jnp.where(none, 0.0, jnp.sqrt(jnp.where(none, 1.0, variance)))

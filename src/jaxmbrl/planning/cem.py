@@ -1,6 +1,8 @@
 """The cross-entropy method over action sequences, as PETS uses it (Chua et al., arXiv 1805.12114).
 
-    start from mean = what is left of the last plan, variance = (high - low)^2 / 16
+    maximise score(a_0 .. a_{H-1}):
+
+    start from mean = the last plan, shifted by one step; variance = (high - low)^2 / 16
     repeat while the largest variance exceeds a threshold, at most `iterations` times:
         draw a population from the normal distribution cut off at two standard deviations, whose standard deviation is no
             larger than half the distance to the nearer action bound
@@ -8,7 +10,8 @@
         variance <- momentum variance + (1 - momentum) population variance of the elites
     return the mean
 
-The constrained variance serves only for sampling; the stored one is not constrained. Actions are in [-1, 1].
+The constrained variance serves only for sampling; the stored one is not constrained. Actions are within the bounds `low`
+and `high` of their box. Proposals are candidates of every iteration, after the population.
 """
 
 from __future__ import annotations
@@ -21,9 +24,9 @@ import jax.numpy as jnp
 from annotated_types import Ge, Le, Lt
 from jaxtyping import Array, Float, Int
 
-from jaxmbrl.core.types import Key, Objective, Planner, PyTree
+from jaxmbrl.core.spaces import Box, Space
+from jaxmbrl.core.types import Key, Planner, Problem, PyTree
 from jaxmbrl.planning import search
-from jaxmbrl.planning.search import HIGH, LOW
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class CEMConfig:
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Share of the old mean and variance that stays."""
     min_variance: Annotated[float, Ge(0), Le(1)] = 1e-3
-    """The search stops when no variance is above this."""
+    """The search stops when no variance is above this, in units of the square of half the action range."""
 
     def problem(self) -> tuple[str, str] | None:
         """A rule between fields that is broken."""
@@ -51,47 +54,59 @@ class CEMConfig:
 
 
 class PlanState(NamedTuple):
-    """What one plan hands to the next."""
+    """State that one plan passes to the next."""
 
     mean: Float[Array, "H A"]
+    """Mean of the next search's first population."""
 
 
-def make(config: CEMConfig, action_size: int) -> Planner:
-    """CEM over sequences [H, A]. Its statistics: `nonfinite`, candidates of this plan whose return was not finite."""
-    shape = (config.horizon, action_size)
+def make(config: CEMConfig, action: Space) -> Planner:
+    """CEM over sequences [H, A] of actions in a bounded box. Its statistics: `nonfinite`, the number of candidates of this
+    plan whose return was not finite. Raises UserError for another space."""
+    box = search.bounded_box(action, "cem")
+    shape, min_variance = (config.horizon, box.shape[0]), config.min_variance * search.half_range(box) ** 2
 
     def init() -> PlanState:
-        return PlanState(search.resting(*shape))
+        return PlanState(search.resting(config.horizon, box))
 
-    def plan(objective: Objective, state: PlanState, key: Key) -> tuple[Float[Array, "H A"], PlanState, PyTree]:
+    def plan(
+        problem: Problem, state: PlanState, key: Key, proposals: Float[Array, "P H A"] | None = None
+    ) -> tuple[Float[Array, "H A"], PlanState, PyTree]:
+        search.check_space(problem, box)
+        offered = search.admit(proposals, config.horizon, box)
+
         def unfinished(found: tuple[Array, Array, Array, Array]) -> Array:
             i, _, variance, _ = found
-            return (i < config.iterations) & (jnp.max(variance) > config.min_variance)
+            return (i < config.iterations) & (jnp.max(variance) > min_variance)
 
         def iteration(found: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
             i, mean, variance, nonfinite = found
             population_key, objective_key = jax.random.split(jax.random.fold_in(key, i))
-            population = sample(population_key, mean, variance, config.population)
-            returns, bad = search.evaluate(objective, population, objective_key)
+            population = sample(population_key, mean, variance, config.population, box)
+            population, returns, bad = search.evaluate(problem.score, population, objective_key, offered)
             mean, variance = refit(mean, variance, population, returns, config.elites, config.momentum)
             return i + 1, mean, variance, nonfinite + bad
 
         zero: Int[Array, ""] = jnp.zeros((), jnp.int32)
-        variance = jnp.full(shape, (HIGH - LOW) ** 2 / 16, float)
+        variance = jnp.full(shape, (box.high - box.low) ** 2 / 16, float)
         _, mean, _, nonfinite = jax.lax.while_loop(unfinished, iteration, (zero, state.mean, variance, zero))
-        rest = jnp.full_like(mean[0], search.MIDDLE)
+        # Outside of the bounds by rounding only.
+        mean = search.clip(mean, box)
+        rest = jnp.full_like(mean[0], search.middle(box))
         return mean, PlanState(search.shift(mean, rest)), {"nonfinite": nonfinite}
 
     return Planner(init, plan)
 
 
-def sample(key: Key, mean: Float[Array, "H A"], variance: Float[Array, "H A"], population: int) -> Float[Array, "P H A"]:
+def sample(
+    key: Key, mean: Float[Array, "H A"], variance: Float[Array, "H A"], population: int, box: Box
+) -> Float[Array, "P H A"]:
     """A population from the truncated normal of constrained variance; every action is within the bounds."""
-    room = jnp.minimum(mean - LOW, HIGH - mean) / 2
+    room = jnp.minimum(mean - box.low, box.high - mean) / 2
     deviation = jnp.sqrt(jnp.minimum(variance, room**2))
     noise = jax.random.truncated_normal(key, -2.0, 2.0, (population, *mean.shape), mean.dtype)
-    # Within the bounds but for rounding.
-    return search.clip(mean + deviation * noise)
+    # Outside of the bounds by rounding only.
+    return search.clip(mean + deviation * noise, box)
 
 
 def refit(

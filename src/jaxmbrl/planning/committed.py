@@ -1,4 +1,4 @@
-"""Planning without looking again: what model-predictive control is measured against."""
+"""Open-loop control: a plan is executed to its end without replanning. Model-predictive control is compared with it."""
 
 from __future__ import annotations
 
@@ -7,32 +7,55 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int, Shaped
 
-from jaxmbrl.core.types import Action, Key, Observation, Planner, Policy, PyTree, World
-from jaxmbrl.planning import return_of
+from jaxmbrl.core.spaces import Space
+from jaxmbrl.core.types import Action, Key, Observation, Planner, Policy, Problem, PyTree, World
+from jaxmbrl.planning.policy import Propose, propose
+from jaxmbrl.planning.problem import Discount, RiskConfig, TerminalValue, make_problem, problem_of_score
 
 
 class Playing(NamedTuple):
-    """A plan, and how far it is played."""
+    """A plan and the number of its actions that were played."""
 
-    actions: Float[Array, "H A"]
+    actions: Shaped[Array, "H ..."]
     played: Int[Array, ""]
 
 
-def open_loop_policy(planner: Planner, world: World, origin: Callable[[Observation], Any]) -> Policy:
-    """Plan from the observation seen, play all H actions whatever happens, then plan anew, from scratch.
+def open_loop_policy(
+    planner: Planner,
+    world: World,
+    origin: Callable[[Observation], Any],
+    action: Space,
+    *,
+    risk: RiskConfig | None = None,
+    discount: Discount = 1.0,
+    terminal_value: TerminalValue | None = None,
+    proposals: Propose | None = None,
+) -> Policy:
+    """Plan from the observation, play all H actions without observing again, then plan anew from scratch.
 
-    `world` and `origin` are as for `planning_policy`; the statistics of a plan come with its first action, the others have
-    zeros. Batched over environments and seeds, nothing is searched in the steps in which none of them needs a plan.
+    The parameters are those of `planning_policy`. The extras of a plan's first action are the statistics of the search,
+    those of its other actions are zeros. Batched over environments and seeds, no search runs in a step where none of them
+    needs a plan.
     """
 
-    def search(objective: Any, key: Key) -> tuple[Float[Array, "H A"], PyTree]:
-        actions, _, statistics = planner.plan(objective, planner.init(), key)
+    def search(
+        problem: Problem, key: Key, offered: Shaped[Array, "P H ..."] | None
+    ) -> tuple[Shaped[Array, "H ..."], PyTree]:
+        actions, _, statistics = planner.plan(problem, planner.init(), key, offered)
         return actions, statistics
 
-    def blank() -> tuple[Float[Array, "H A"], PyTree]:
-        shapes = jax.eval_shape(lambda key: search(lambda actions, key: jnp.zeros(()), key), jax.random.key(0))
+    def solve(observation: Observation, key: Key) -> tuple[Shaped[Array, "H ..."], PyTree]:
+        problem = make_problem(
+            world, origin(observation), action, risk=risk, discount=discount, terminal_value=terminal_value
+        )
+        offered, key = propose(proposals, observation, key)
+        return search(problem, key, offered)
+
+    def blank() -> tuple[Shaped[Array, "H ..."], PyTree]:
+        unscored = problem_of_score(lambda actions, key: jnp.zeros(()), action)
+        shapes = jax.eval_shape(lambda key: search(unscored, key, None), jax.random.key(0))
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def init(key: Key) -> Playing:
@@ -41,10 +64,10 @@ def open_loop_policy(planner: Planner, world: World, origin: Callable[[Observati
 
     def act(memory: Playing, observation: Observation, key: Key) -> tuple[Action, PyTree, Playing]:
         over = memory.played >= memory.actions.shape[0]
-        # A loop of no or one turn: where batched, a `lax.cond` would search always.
+        # A loop of zero or one iterations: where batched, a `lax.cond` would always search.
         _, actions, statistics = jax.lax.while_loop(
             lambda loop: loop[0],
-            lambda loop: (jnp.zeros((), bool), *search(return_of(world, origin(observation)), key)),
+            lambda loop: (jnp.zeros((), bool), *solve(observation, key)),
             (over, memory.actions, blank()[1]),
         )
         step = jnp.where(over, 0, memory.played)

@@ -1,20 +1,26 @@
 """iCEM: the cross-entropy method with few samples (Pinneri et al., arXiv 2008.06389).
 
-    start from mean = what is left of the last plan, std = `deviation`
+    maximise score(a_0 .. a_{H-1}):
+
+    start from mean = the last search's mean, shifted by one step; std = `deviation`
     for i in 0 .. iterations - 1, with N_0 = population and N_i = max(2 elites, floor(N_{i-1} / decay)):
         draw N_i sequences clip(mean + std * c), where c is noise of unit variance, coloured in time
         i = 0: add the best elites of the last environment step, shifted, their last action freshly drawn
         i > 0: add the best elites of the previous iteration with the returns that they had
-        last i: the first sequence drawn gives way to the mean
+        last i: the first sequence drawn is replaced by the mean
         mean <- momentum mean + (1 - momentum) mean of the elites
         std  <- momentum std  + (1 - momentum) population standard deviation of the elites
     return the best sequence of the last iteration
 
-The next plan starts from the mean, shifted by one step, its last entry repeated; std starts anew. The elites live in the
-plan state and so are forgotten where an episode ends; while there are none, fresh sequences stand in their places.
+The next plan starts from the mean, shifted by one step, its last entry repeated; std is reset. The elites are part of the
+plan state, which is reset with the episode; where there are none, fresh sequences take their places. Actions are clipped to
+the bounds of their box.
 
-The kept elites' returns belong to the random numbers of the iteration that drew them, which are not those of the iteration
-in which they compete: through a stochastic model a lucky elite stays.
+The kept elites' returns were computed with the random numbers of the iteration that drew them, not with those of the
+iteration in which they compete: with a stochastic model, an elite that was lucky stays.
+
+Proposals are candidates of the first iteration; a good one stays among the kept elites. Where none are kept, proposals are
+candidates of every iteration.
 
 Published settings (martius-lab/iCEM: icem/settings): population 40, decay 1.25, horizon 30, 3 iterations, 10 elites, 0.3 of
 them kept, momentum 0.1, deviation 0.5, noise_beta 0.25 on half-cheetah, 2 on humanoid stand-up, 2.5 on door, 3 on fetch,
@@ -39,7 +45,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from jaxmbrl.core.types import Key, Objective, Planner, PyTree
+from jaxmbrl.core.spaces import Space
+from jaxmbrl.core.types import Key, Planner, Problem, PyTree
 from jaxmbrl.planning import search
 
 
@@ -54,13 +61,13 @@ class ICEMConfig:
     elites: Annotated[int, Ge(1)] = 10
     """Best sequences that the distribution is refitted to."""
     iterations: Annotated[int, Ge(1)] = 3
-    """Iterations."""
+    """Number of iterations."""
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Share of the old mean and standard deviation that stays."""
     noise_beta: Annotated[float, Ge(0)] = 0.25
     """Exponent of the noise: its power falls with frequency f as f^-noise_beta; 0 is white."""
     kept: Annotated[float, Ge(0), Le(1)] = 0.3
-    """Share of the elites that the next iteration and the next environment step try again, rounded down."""
+    """Share of the elites that are candidates again in the next iteration and the next environment step, rounded down."""
     decay: Annotated[float, Ge(1)] = 1.25
     """Factor by which each iteration draws fewer sequences than the one before."""
     deviation: Annotated[float, Gt(0)] = 0.5
@@ -94,24 +101,31 @@ def _floor(x: float) -> int:
 
 
 class PlanState(NamedTuple):
-    """What one plan hands to the next."""
+    """State that one plan passes to the next."""
 
     mean: Float[Array, "H A"]
+    """Mean of the next search's first population."""
     elites: Float[Array, "K H A"]
-    """The best of the last plan, not shifted yet."""
+    """The best sequences of the last plan, not shifted yet."""
     known: Bool[Array, "K"]
-    """Whether there is such an elite: not so before an episode's first plan, nor where its return was not finite."""
+    """Whether there is such an elite: False before an episode's first plan, and where its return was not finite."""
 
 
-def make(config: ICEMConfig, action_size: int) -> Planner:
-    """iCEM over sequences [H, A]. Its statistics: `nonfinite`, candidates of this plan whose return was not finite."""
-    shape, kept = (config.horizon, action_size), config.kept_elites
+def make(config: ICEMConfig, action: Space) -> Planner:
+    """iCEM over sequences [H, A] of actions in a bounded box. Its statistics: `nonfinite`, the number of candidates of this
+    plan whose return was not finite. Raises UserError for another space."""
+    box = search.bounded_box(action, "icem")
+    shape, kept = (config.horizon, box.shape[0]), config.kept_elites
 
     def init() -> PlanState:
-        return PlanState(search.resting(*shape), jnp.zeros((kept, *shape), float), jnp.zeros(kept, bool))
+        return PlanState(search.resting(config.horizon, box), jnp.zeros((kept, *shape), float), jnp.zeros(kept, bool))
 
-    def plan(objective: Objective, state: PlanState, key: Key) -> tuple[Float[Array, "H A"], PlanState, PyTree]:
-        mean, deviation = state.mean, jnp.full(shape, config.deviation, float)
+    def plan(
+        problem: Problem, state: PlanState, key: Key, proposals: Float[Array, "P H A"] | None = None
+    ) -> tuple[Float[Array, "H A"], PlanState, PyTree]:
+        search.check_space(problem, box)
+        offered = search.admit(proposals, config.horizon, box)
+        mean, deviation = state.mean, jnp.full(shape, config.deviation * search.half_range(box), float)
         elites, values = state.elites, jnp.zeros(kept)
         nonfinite = jnp.zeros((), jnp.int32)
         # Unrolled, for each iteration has its own number of candidates.
@@ -120,11 +134,13 @@ def make(config: ICEMConfig, action_size: int) -> Planner:
             noise = coloured_noise(population_key, (size if i else size + kept, *shape), config.noise_beta, mean.dtype)
             if i == config.iterations - 1:
                 noise = noise.at[0].set(0.0)
-            population = search.clip(mean + deviation * noise)
+            population = search.clip(mean + deviation * noise, box)
             if i == 0:
                 again = jnp.where(state.known[:, None, None], elites[:, 1:], population[size:, :-1])
                 population = population.at[size:, :-1].set(again)
-            returns, bad = search.evaluate(objective, population, objective_key)
+            # Later a kept proposal would compete with its own copy.
+            joining = offered if i == 0 or kept == 0 else None
+            population, returns, bad = search.evaluate(problem.score, population, objective_key, joining)
             nonfinite = nonfinite + bad
             if i > 0:
                 population = jnp.concatenate([population, elites[:kept]])
@@ -132,7 +148,7 @@ def make(config: ICEMConfig, action_size: int) -> Planner:
             elites, values = search.best(population, returns, config.elites)
             mean, deviation = refit(mean, deviation, elites, values, config.momentum)
         after = PlanState(search.shift(mean, mean[-1]), elites[:kept], jnp.isfinite(values[:kept]))
-        return search.best_or(mean, elites, values), after, {"nonfinite": nonfinite}
+        return search.best_or(search.clip(mean, box), elites, values), after, {"nonfinite": nonfinite}
 
     return Planner(init, plan)
 
@@ -155,8 +171,8 @@ def refit(
 def coloured_noise(key: Key, shape: tuple[int, int, int], exponent: float, dtype: DTypeLike) -> Float[Array, "P H A"]:
     """Normal noise [P, H, A] of unit variance whose power falls with the frequency over H as f^-exponent.
 
-    White noise is filtered in the frequency domain, candidates and action dimensions each by themselves. The frequency 0
-    gets the power of the lowest other one, 1 / H. The noise is periodic in H, as Timmer and König's (1995) is.
+    White noise is filtered in the frequency domain, independently for candidates and action dimensions. Frequency 0 has the
+    power of the lowest other frequency, 1 / H. The noise is periodic in H, as that of Timmer and König (1995).
     """
     steps = shape[1]
     power = np.maximum(np.abs(np.fft.fftfreq(steps)), 1 / steps) ** -exponent

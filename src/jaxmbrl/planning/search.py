@@ -1,36 +1,113 @@
-"""What the planners share: the bounds of actions, how candidates are valued and ranked, and the shift of a plan in time."""
+"""What the sampling planners share: spaces of actions, evaluation and ranking of candidates, proposals, the shift in time.
+
+An action sequence is [H, A] for a box of vectors and [H] for a discrete space, written `H ...` in the annotations.
+"""
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
+import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxmbrl.core.types import Key, Objective
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.spaces import Box, Discrete, Space
+from jaxmbrl.core.types import Key, Objective, Problem
 
-LOW, HIGH = -1.0, 1.0
-MIDDLE = (LOW + HIGH) / 2
+
+def bounded_box(action: Space, planner: str) -> Box:
+    """`action` itself, for a planner that searches boxes of real vectors only. Raises UserError for any other space."""
+    if isinstance(action, Discrete):
+        raise UserError(
+            f"{planner} plans continuous actions, not {action.n} choices: use random-shooting, which plans both"
+        )
+    if not action.is_vector:
+        raise UserError(f"{planner} plans vectors of real numbers, and an action is {action.dtype} {list(action.shape)}")
+    if not math.isfinite(action.high - action.low):
+        raise UserError(f"{planner} plans bounded actions, and these are in [{action.low}, {action.high}]")
+    return action
 
 
-def clip(actions: Float[Array, "*n A"]) -> Float[Array, "*n A"]:
+def check_space(problem: Problem, action: Space) -> None:
+    """Raise ValueError where the planner was made for another space of actions than the problem's."""
+    if problem.action != action:
+        raise ValueError(f"the planner was made for actions in {action}, and the problem's are in {problem.action}")
+
+
+def middle(box: Box) -> float:
+    """The midpoint between the bounds."""
+    return (box.low + box.high) / 2
+
+
+def half_range(box: Box) -> float:
+    """Half the distance between the bounds: the unit of a planner's standard deviations."""
+    return (box.high - box.low) / 2
+
+
+def clip(actions: Float[Array, "*n A"], box: Box) -> Float[Array, "*n A"]:
     """Actions at the nearest point within the bounds."""
-    return jnp.clip(actions, LOW, HIGH)
+    return jnp.clip(actions, box.low, box.high)
 
 
-def evaluate(objective: Objective, population: Float[Array, "P H A"], key: Key) -> tuple[Float[Array, "P"], Int[Array, ""]]:
-    """Returns of all candidates under the same key, -inf where not finite; and how many those are."""
-    returns = jax.vmap(objective, in_axes=(0, None))(population, key)
-    return finite_or_worst(returns), jnp.sum(~jnp.isfinite(returns), dtype=jnp.int32)
+def resting(horizon: int, action: Space) -> Shaped[Array, "H ..."]:
+    """The plan that repeats the middle of the bounds; of a discrete space, choice 0."""
+    if isinstance(action, Discrete):
+        return jnp.zeros(horizon, jnp.int32)
+    return jnp.full((horizon, *action.shape), middle(action), float)
+
+
+class Proposals(NamedTuple):
+    """Action sequences from outside of the search, ready to join a population."""
+
+    actions: Shaped[Array, "P H ..."]
+    """Within the bounds; the resting plan where a sequence was not valid."""
+    valid: Bool[Array, "P"]
+    """Whether all of the sequence's actions were finite or, of a discrete space, existing choices."""
+
+
+def admit(proposals: Shaped[Array, "P H ..."] | None, horizon: int, action: Space) -> Proposals | None:
+    """`proposals` clipped to the bounds; None where there are none.
+
+    A sequence with an action that is not finite, or no choice of a discrete space, takes part as one whose return is not
+    finite. Raises AssertionError where the shape is not [P, horizon, *action.shape], or choices are not integers.
+    """
+    if proposals is None:
+        return None
+    chex.assert_shape(proposals, (None, horizon, *action.shape))
+    chex.assert_type(proposals, int if isinstance(action, Discrete) else float)
+    rest = resting(horizon, action)
+    if isinstance(action, Discrete):
+        valid = jnp.all((proposals >= 0) & (proposals < action.n), axis=1)
+        return Proposals(jnp.where(valid[:, None], proposals.astype(rest.dtype), rest), valid)
+    valid = jnp.all(jnp.isfinite(proposals), axis=(1, 2))
+    return Proposals(jnp.where(valid[:, None, None], clip(proposals.astype(rest.dtype), action), rest), valid)
+
+
+def evaluate(
+    score: Objective, population: Shaped[Array, "P H ..."], key: Key, proposals: Proposals | None = None
+) -> tuple[Shaped[Array, "Q H ..."], Float[Array, "Q"], Int[Array, ""]]:
+    """(candidates, returns, nonfinite): the population and after it the proposals, Q in all, their returns under the same
+    key, -inf where not finite, and the number of those."""
+    if proposals is not None:
+        population = jnp.concatenate([population, proposals.actions])
+    returns = jax.vmap(score, in_axes=(0, None))(population, key)
+    if proposals is not None:
+        own = jnp.ones(population.shape[0] - proposals.valid.shape[0], bool)
+        returns = jnp.where(jnp.concatenate([own, proposals.valid]), returns, -jnp.inf)
+    return population, finite_or_worst(returns), jnp.sum(~jnp.isfinite(returns), dtype=jnp.int32)
 
 
 def finite_or_worst(returns: Float[Array, "P"]) -> Float[Array, "P"]:
-    """NaN and +inf become -inf: what is not finite must not win."""
+    """NaN and +inf become -inf, so that such a candidate is never chosen."""
     return jnp.where(jnp.isfinite(returns), returns, -jnp.inf)
 
 
 def best(
-    population: Float[Array, "P H A"], returns: Float[Array, "P"], count: int
-) -> tuple[Float[Array, "K H A"], Float[Array, "K"]]:
+    population: Shaped[Array, "P H ..."], returns: Float[Array, "P"], count: int
+) -> tuple[Shaped[Array, "K H ..."], Float[Array, "K"]]:
     """The `count` candidates of largest return and their returns, best first; of equal ones the first in order."""
     returns, chosen = jax.lax.top_k(finite_or_worst(returns), count)
     return population[chosen], returns
@@ -46,22 +123,19 @@ def moments(
     finite = jnp.isfinite(returns)
     count = jnp.maximum(jnp.sum(finite), 1)
     weight = jnp.where(finite, 1.0, 0.0)[:, None, None]
-    middle = jnp.sum(weight * elites, axis=0) / count
-    spread = jnp.sum(weight * (elites - middle) ** 2, axis=0) / count
+    centre = jnp.sum(weight * elites, axis=0) / count
+    spread = jnp.sum(weight * (elites - centre) ** 2, axis=0) / count
     some = jnp.any(finite)
-    return jnp.where(some, middle, mean), jnp.where(some, spread, variance)
+    return jnp.where(some, centre, mean), jnp.where(some, spread, variance)
 
 
-def best_or(default: Float[Array, "H A"], elites: Float[Array, "K H A"], returns: Float[Array, "K"]) -> Float[Array, "H A"]:
-    """The first of the elites; `default` where not even its return is finite."""
+def best_or(
+    default: Shaped[Array, "H ..."], elites: Shaped[Array, "K H ..."], returns: Float[Array, "K"]
+) -> Shaped[Array, "H ..."]:
+    """The first of the elites; `default` where its return is not finite."""
     return jnp.where(jnp.isfinite(returns[0]), elites[0], default)
 
 
 def shift(plan: Float[Array, "H A"], last: Float[Array, "A"]) -> Float[Array, "H A"]:
-    """The plan one step later: its first action is gone, and `last` comes at its end."""
+    """The plan one step later: its first action is dropped, and `last` appended."""
     return jnp.concatenate([plan[1:], last[None]])
-
-
-def resting(horizon: int, action_size: int) -> Float[Array, "H A"]:
-    """The plan of always playing the middle of the bounds."""
-    return jnp.full((horizon, action_size), MIDDLE, float)

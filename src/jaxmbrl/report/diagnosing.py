@@ -30,6 +30,7 @@ from jaxmbrl.diagnostics.values import ValueBias
 from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.rollout import auto_reset, rollout, world_of
 from jaxmbrl.training import collecting, evaluation, memory, session
+from jaxmbrl.training.loop import clock_at
 from jaxmbrl.training.programs import Program
 from jaxmbrl.training.run_folder import RunFolder
 
@@ -146,7 +147,7 @@ def play(
 
     A task on the host is played for one episode. The extras are the policy's own where `policy` is given, else ().
     """
-    acting = policy or (lambda state: algorithm.policy(state, loop.clock_at(0), False))
+    acting = policy or (lambda state: algorithm.policy(state, clock_at(0), False))
     started = time.monotonic()
     if task.host is not None:
         steps = min(steps, task.episode_length)

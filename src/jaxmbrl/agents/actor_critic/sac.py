@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 
 from jaxmbrl.agents.actor_critic.critics import regress, td_target
 from jaxmbrl.agents.actor_critic.updates import in_turn
+from jaxmbrl.core.config import Traced
 from jaxmbrl.core.types import (
     Action,
     ActorCritic,
@@ -67,13 +68,13 @@ class SACConfig:
     """Critics drawn for each target's minimum."""
     actor_value: Literal["min", "mean"] = "min"
     """What the actor maximises: the critics' minimum (SAC), or their mean (REDQ, DroQ)."""
-    learning_rate: Annotated[float, Gt(0)] = 3e-4
+    learning_rate: Annotated[float, Gt(0), Traced] = 3e-4
     """Adam learning rate of actor, critics and temperature."""
-    discount: Annotated[float, Ge(0), Le(1)] = 0.99
+    discount: Annotated[float, Ge(0), Le(1), Traced] = 0.99
     """Discount a step."""
     polyak: Annotated[float, Gt(0), Le(1)] = 0.005
     """Share by which the target critics move at each update."""
-    initial_temperature: Annotated[float, Gt(0)] = 1.0
+    initial_temperature: Annotated[float, Gt(0), Traced] = 1.0
     """Temperature alpha at the start."""
     target_entropy: float | None = None
     """Entropy in nats that the temperature is learned for; minus the action's size where not given."""

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 
 from jaxmbrl.agents.actor_critic import sac
 from jaxmbrl.agents.actor_critic.sac import SACConfig, SACFunctions, SACState
+from jaxmbrl.core.config import Traced
 from jaxmbrl.core.types import Action, ActorCritic, Key, Observation, PyTree
 from jaxmbrl.distributions import sample_squashed
 from jaxmbrl.models.normalizer import Normalizer
@@ -51,13 +52,13 @@ class ScaledSACConfig:
     """Critics drawn for each target's minimum."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 1e-3
     """Share of the critics' hidden units that is dropped in every loss."""
-    learning_rate: Annotated[float, Gt(0)] = 3e-4
+    learning_rate: Annotated[float, Gt(0), Traced] = 3e-4
     """Adam learning rate of actor, critics and temperature."""
-    discount: Annotated[float, Ge(0), Lt(1)] = 0.995
+    discount: Annotated[float, Ge(0), Lt(1), Traced] = 0.995
     """Discount a step."""
     polyak: Annotated[float, Gt(0), Le(1)] = 0.005
     """Share by which the target critics move at each update."""
-    initial_temperature: Annotated[float, Gt(0)] = 0.1
+    initial_temperature: Annotated[float, Gt(0), Traced] = 0.1
     """Temperature alpha at the start."""
     target_entropy: float | None = None
     """Entropy in nats that the temperature is learned for; minus the action's size where not given."""

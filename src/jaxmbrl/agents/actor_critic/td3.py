@@ -28,6 +28,7 @@ from jaxtyping import Array, Float
 from jaxmbrl.agents.actor_critic.critics import regress, td_target
 from jaxmbrl.agents.actor_critic.updates import in_turn
 from jaxmbrl.agents.exploration import with_gaussian_noise
+from jaxmbrl.core.config import Traced
 from jaxmbrl.core.types import (
     Action,
     ActorCritic,
@@ -57,9 +58,9 @@ class TD3Config:
     """Of the products between hidden layers: JAX's default, or bfloat16, faster where a device has matrix units for it."""
     critics: Annotated[int, Ge(1)] = 2
     """Number of critics N; targets take their minimum, the actor the first."""
-    learning_rate: Annotated[float, Gt(0)] = 3e-4
+    learning_rate: Annotated[float, Gt(0), Traced] = 3e-4
     """Adam learning rate of actor and critics."""
-    discount: Annotated[float, Ge(0), Le(1)] = 0.99
+    discount: Annotated[float, Ge(0), Le(1), Traced] = 0.99
     """Discount a step."""
     polyak: Annotated[float, Gt(0), Le(1)] = 0.005
     """Share by which the targets of actor and critics move at each update of the actor."""

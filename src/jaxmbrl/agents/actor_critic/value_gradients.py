@@ -85,9 +85,9 @@ def actor_objective(
     last = jnp.concatenate([origin[None], trajectory.next_observation])[-1]
     action, bonus, _ = agent.policy_with_entropy(state).act((), last, keys[0])
     value = agent.action_value(state, last, action, keys[1])
-    bonuses = jnp.concatenate([trajectory.bonus, bonus[None]])
+    bonuses = jnp.concatenate([trajectory.entropy_bonus, bonus[None]])
     counted = bonuses if config.entropy_at_every_step else bonuses.at[1:].set(0.0)
-    earned = trajectory._replace(bonus=counted[:-1]).n_step_returns(value + counted[-1], state.discount)
+    earned = trajectory._replace(entropy_bonus=counted[:-1]).n_step_returns(value + counted[-1], state.discount)
     return earned[0], bonuses[0]
 
 

@@ -22,8 +22,8 @@ real. MACURA's pink noise and its number of updates by the buffer's fill are lef
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +31,9 @@ from annotated_types import Ge
 from jaxtyping import Array, Float
 
 from jaxmbrl.agents.actor_critic import sac
-from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.algorithms import shared
-from jaxmbrl.algorithms.presets import Preset
-from jaxmbrl.algorithms.shared import BranchedSettings, RolloutLength
+from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
+from jaxmbrl.algorithms.shared import BranchedSettings
 from jaxmbrl.core import metrics
 from jaxmbrl.core.types import (
     Algorithm,
@@ -56,8 +55,6 @@ from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.models import branching, disagreement
 from jaxmbrl.models.branching import Imagined
-from jaxmbrl.models.disagreement import TrustConfig
-from jaxmbrl.models.ensemble import EnsembleConfig
 
 
 @dataclass(frozen=True)
@@ -143,134 +140,53 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
     return Algorithm(init, policy, learn, period=1, views=views)
 
 
-_PAPER = "jannerm/mbpo: examples/config, mbpo/models/constructor.py, mbpo/algorithms/mbpo.py; arXiv 1906.08253, table 1"
-_ENSEMBLE = EnsembleConfig(
-    members=7,
-    elites=5,
-    hidden=(200, 200, 200, 200),
-    weight_decay=(2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4),
-    learning_rate=1e-3,
-    batch_size=256,
-    max_epochs=1000,
-    normalize_targets=False,
+METHOD = Method(
+    make,
+    Config,
+    family="dyna",
+    paper="1906.08253",
+    summary="soft actor-critic on short rollouts imagined by a probabilistic ensemble",
+    tiny={
+        **TINY_RUN,
+        **TINY_ENSEMBLE,
+        "agent.hidden": (16, 16),
+        "refit_every": 50,
+        "rollout_length.last": 3,
+        "rollout_length.begins": 0,
+        "rollout_length.ends": 100,
+        "rollout_rows": 83,
+        "retain_steps": 100,
+        "updates_per_step": 2,
+    },
+    goals=(
+        Goal("mbpo-pendulum", "pendulum", 2000, -170.0, about="small preset, reward learned"),
+        Goal(
+            "mbpo-pendulum-bfloat16",
+            "pendulum",
+            2000,
+            -170.0,
+            settings={"ensemble.precision": "bfloat16", "agent.precision": "bfloat16"},
+            about="small preset, reward learned, products in bfloat16",
+        ),
+        Goal("mbpo-inverted-pendulum", "InvertedPendulum-v5", 4000, 1000.0, episodes=10, about="the paper's preset"),
+        Goal(
+            "mbpo-inverted-pendulum-bfloat16",
+            "InvertedPendulum-v5",
+            4000,
+            1000.0,
+            episodes=10,
+            settings={"ensemble.precision": "bfloat16", "agent.precision": "bfloat16"},
+            about="the paper's preset, products in bfloat16",
+        ),
+        # Within these steps neither buffer is ever full, and imagined rollouts have one step.
+        Goal(
+            "mbpo-hopper",
+            "Hopper-v5",
+            15_000,
+            300.0,
+            episodes=10,
+            settings={"rollout_length.last": 1, "replay_capacity": 25_000},
+            about="the paper's preset, a beginning",
+        ),
+    ),
 )
-
-
-def _paper(updates: int, entropy: float, length: RolloutLength, **fields: Any) -> Config:
-    """The paper's settings where tasks differ; the rest is the same for all."""
-    config = Config(
-        agent=SACConfig(target_entropy=entropy), ensemble=_ENSEMBLE, rollout_length=length, updates_per_step=updates
-    )
-    return replace(config, **fields)
-
-
-def _length(begins: int, ends: int, last: int) -> RolloutLength:
-    return RolloutLength(first=1, last=last, begins=begins * 1000, ends=ends * 1000)
-
-
-PAPER = {
-    "inverted-pendulum": Preset(
-        _paper(
-            10,
-            -0.05,
-            RolloutLength(last=1),
-            retain_steps=250,
-            warmup_steps=500,
-            epoch_steps=250,
-            eval_every=4,
-            replay_capacity=100_000,
-        ),
-        _PAPER,
-        steps=20_000,
-        tasks=("InvertedPendulum-v5",),
-    ),
-    "hopper": Preset(_paper(20, -1.0, _length(20, 150, 15)), _PAPER, steps=125_000, tasks=("Hopper-v5",)),
-    "halfcheetah": Preset(_paper(40, -3.0, _length(20, 150, 1)), _PAPER, steps=400_000, tasks=("HalfCheetah-v5",)),
-    "walker2d": Preset(_paper(20, -3.0, _length(20, 150, 1)), _PAPER, steps=300_000, tasks=("Walker2d-v5",)),
-    "ant": Preset(_paper(20, -4.0, _length(20, 100, 25)), _PAPER, steps=300_000, tasks=("Ant-v5/truncated",)),
-    "humanoid": Preset(
-        _paper(
-            20,
-            -2.0,
-            _length(20, 300, 25),
-            ensemble=replace(_ENSEMBLE, hidden=(400, 400, 400, 400)),
-            refit_every=1000,
-            retain_steps=5000,
-        ),
-        _PAPER,
-        steps=300_000,
-        tasks=("Humanoid-v5/truncated",),
-    ),
-}
-"""The paper's settings by task."""
-
-
-def _steady(preset: Preset) -> Preset:
-    config = preset.config
-    return Preset(
-        replace(
-            config,
-            ensemble=replace(config.ensemble, normalize_targets=True),
-            agent=replace(config.agent, layer_norm=True),
-        ),
-        f"{preset.source}; but targets normalised and critics with layer norm, after arXiv 2510.01457, which lays MBPO's "
-        "failures on other tasks to the targets' unequal scales",
-        preset.steps,
-    )
-
-
-def _macura(
-    name: str, scale: float, percentile: float, updates: int, entropy: float, retain: int = 1, **agent: Any
-) -> tuple[str, Preset]:
-    """MACURA's settings for a task, `agent`'s where they differ from Hopper's; all seven members judge and imagine."""
-    width = 400 if name in ("walker2d", "humanoid") else 200
-    config = Config(
-        agent=replace(SACConfig(hidden=(1024, 1024), target_entropy=entropy), **agent),
-        ensemble=replace(
-            _ENSEMBLE, elites=7, hidden=(width,) * 4, weight_decay=(5e-5,) * 5, learning_rate=3e-4, bounds_weight=0.0
-        ),
-        rollout_length=RolloutLength(10, 10),
-        trust=TrustConfig("macura", scale, percentile),
-        rollout_rows=50_000 if name == "halfcheetah" else 100_000,
-        retain_steps=1000 * retain,
-        batch_size=512 if name in ("walker2d", "ant", "humanoid") else 256,
-        updates_per_step=updates,
-    )
-    source = (
-        "Data-Science-in-Mechanical-Engineering/macura: mbrl/examples/conf/overrides; but white noise, bounds of the "
-        "log-variance that learn, target critics that move at every update, and always the same number of updates"
-    )
-    return f"macura-{name}", Preset(config, source, PAPER[name].steps)
-
-
-PRESETS = {
-    "small": Preset(
-        Config(
-            agent=SACConfig(hidden=(128, 128), learning_rate=1e-3),
-            ensemble=EnsembleConfig(members=5, elites=3, hidden=(64, 64), batch_size=128, max_epochs=100),
-            rollout_length=RolloutLength(last=1),
-            rollout_rows=2000,
-            retain_steps=1000,
-            refit_every=100,
-            batch_size=128,
-            updates_per_step=10,
-            replay_capacity=50_000,
-            warmup_steps=200,
-            epoch_steps=200,
-        ),
-        "our own, sized for a CPU: 2 x 64 networks in the model, 10 updates a step",
-        steps=2000,
-        tasks=("pendulum", "cartpole-continuous"),
-    ),
-    **{f"paper-{name}": preset for name, preset in PAPER.items()},
-    **{f"steady-{name}": _steady(preset) for name, preset in PAPER.items()},
-    **dict(
-        [
-            _macura("hopper", 30.0, 90.0, updates=30, entropy=0.0),
-            _macura("halfcheetah", 2.0, 95.0, updates=10, entropy=-4.0),
-            _macura("walker2d", 0.3, 95.0, updates=30, entropy=-1.0, retain=3, learning_rate=7e-5),
-            _macura("ant", 5.0, 95.0, updates=20, entropy=-1.0, learning_rate=1e-4),
-            _macura("humanoid", 5.0, 95.0, 20, -10.0, retain=5, learning_rate=1e-4, hidden=(2048, 2048)),
-        ]
-    ),
-}

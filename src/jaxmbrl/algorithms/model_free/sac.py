@@ -15,14 +15,14 @@ Differs from the papers: of several environments side by side each adds its own 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
 
 from jaxmbrl.agents.actor_critic import sac
 from jaxmbrl.agents.actor_critic.sac import SACConfig
-from jaxmbrl.algorithms.presets import Preset
+from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import OffPolicySettings, collector, critic_view, new_replay, update_agent
 from jaxmbrl.core.types import (
     Algorithm,
@@ -87,95 +87,51 @@ def make(config: Config, task: Task) -> Algorithm:
     return Algorithm(init, policy, learn, period=1, views=views)
 
 
-_SMALL = ("pendulum", "cartpole-continuous")
-
-PRESETS = {
-    "default": Preset(
-        Config(),
-        "2 x 256, Adam 3e-4, batch 256, polyak 0.005, discount 0.99, target entropy -A: arXiv 1812.05905, appendix D;"
-        " 5,000 random steps: jannerm/mbpo",
-        steps=100_000,
+METHOD = Method(
+    make,
+    Config,
+    family="model_free",
+    paper="1812.05905",
+    summary="soft actor-critic, the model-free baseline",
+    tiny={**TINY_RUN, "agent.hidden": (16, 16)},
+    goals=(
+        Goal("sac-pendulum", "pendulum", 20_000, -170.0),
+        Goal(
+            "sac-pendulum-bfloat16",
+            "pendulum",
+            20_000,
+            -170.0,
+            settings={"agent.precision": "bfloat16"},
+            about="products in bfloat16",
+        ),
+        Goal("sac-pendulum-5000", "pendulum", 5000, -200.0, seeds_at_goal=0),
+        Goal(
+            "sac-hopper",
+            "Hopper-v5",
+            5000,
+            0.0,
+            seeds_at_goal=0,
+            episodes=10,
+            settings={"warmup_steps": 1000, "eval_every": 0},
+            about="1,000 random steps",
+        ),
     ),
-    "pendulum": Preset(
-        Config(warmup_steps=1000, replay_capacity=100_000),
-        "as default, with fewer random steps and a smaller buffer for a task learned in 20,000 steps",
-        steps=20_000,
-        tasks=_SMALL,
-    ),
-}
-
-REDQ = Config(
-    agent=SACConfig(critics=10, critic_subset=2, actor_value="mean"), updates_per_step=20, actor_delay=20, warmup_steps=5000
 )
-"""arXiv 2101.05982 where its tasks do not differ."""
-DROQ = replace(REDQ, agent=SACConfig(dropout=0.01, layer_norm=True, actor_value="mean"))
-"""arXiv 2110.02034 where its tasks do not differ; the dropout is that of its code for all tasks."""
-
-
-def _small(config: Config, critics: int) -> Config:
-    agent = replace(config.agent, hidden=(64, 64), critics=critics, learning_rate=1e-3)
-    return replace(
-        config,
-        agent=agent,
-        batch_size=128,
-        updates_per_step=10,
-        actor_delay=10,
-        replay_capacity=20_000,
-        warmup_steps=200,
-        epoch_steps=200,
-    )
-
-
-class _Published(NamedTuple):
-    """What differs between the tasks of the papers."""
-
-    tasks: tuple[str, ...]
-    target_entropy: float
-    dropout: float
-    steps: int
-
-
-_TASKS = {
-    "hopper": _Published(("Hopper-v5",), -1.0, 0.0001, 125_000),
-    "halfcheetah": _Published(("HalfCheetah-v5",), -3.0, 0.01, 400_000),
-    "walker2d": _Published(("Walker2d-v5",), -3.0, 0.005, 300_000),
-    "ant": _Published(("Ant-v5", "Ant-v5/truncated"), -4.0, 0.01, 300_000),
-    "humanoid": _Published(("Humanoid-v5", "Humanoid-v5/truncated"), -2.0, 0.1, 300_000),
-}
-
-_REDQ_SOURCE = "arXiv 2101.05982; watchernyu/REDQ: redq/algos/redq_sac.py, redq/algos/core.py"
-_DROQ_SOURCE = "arXiv 2110.02034; its code on REDQ's: OriginalREDQCodebase, README.md"
-
-REDQ_PRESETS = {
-    "default": Preset(REDQ, f"{_REDQ_SOURCE}; target entropy -A", steps=100_000),
-    "pendulum": Preset(
-        _small(REDQ, critics=5),
-        "our own, sized for a CPU: 5 critics of 2 x 64, 10 updates a step",
-        steps=3000,
-        tasks=_SMALL,
-    ),
-    **{
-        f"paper-{name}": Preset(
-            replace(REDQ, agent=replace(REDQ.agent, target_entropy=of.target_entropy)), _REDQ_SOURCE, of.steps, of.tasks
-        )
-        for name, of in _TASKS.items()
-    },
-}
-DROQ_PRESETS = {
-    "default": Preset(DROQ, f"{_DROQ_SOURCE}; dropout of its KUCodebase, target entropy -A", steps=100_000),
-    "pendulum": Preset(
-        _small(DROQ, critics=2),
-        "our own, sized for a CPU: critics of 2 x 64, 10 updates a step",
-        steps=3000,
-        tasks=_SMALL,
-    ),
-    **{
-        f"paper-{name}": Preset(
-            replace(DROQ, agent=replace(DROQ.agent, target_entropy=of.target_entropy, dropout=of.dropout)),
-            _DROQ_SOURCE + ("; not a task of the paper: dropout of its KUCodebase" if name == "halfcheetah" else ""),
-            of.steps,
-            of.tasks,
-        )
-        for name, of in _TASKS.items()
-    },
-}
+REDQ = Method(
+    make,
+    Config,
+    family="model_free",
+    paper="2101.05982",
+    summary="soft actor-critic with a high replay ratio and an ensemble of critics",
+    tiny={**TINY_RUN, "agent.hidden": (16, 16), "agent.critics": 3, "updates_per_step": 4, "actor_delay": 2},
+    goals=(Goal("redq-pendulum", "pendulum", 1600, -170.0),),
+)
+DROQ = Method(
+    make,
+    Config,
+    family="model_free",
+    paper="2110.02034",
+    summary="soft actor-critic with a high replay ratio and critics with dropout and layer norm",
+    tiny={**TINY_RUN, "agent.hidden": (16, 16), "agent.dropout": 0.1, "updates_per_step": 4, "actor_delay": 4},
+    goals=(Goal("droq-pendulum", "pendulum", 1600, -170.0),),
+)

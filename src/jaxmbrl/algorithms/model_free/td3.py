@@ -14,7 +14,7 @@ environments side by side each adds its own updates.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ from annotated_types import Ge
 
 from jaxmbrl.agents.actor_critic import td3
 from jaxmbrl.agents.actor_critic.td3 import TD3Config
-from jaxmbrl.algorithms.presets import Preset
+from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import OffPolicySettings, collector, critic_view, new_replay, update_agent
 from jaxmbrl.core.types import (
     Algorithm,
@@ -91,32 +91,21 @@ def make(config: Config, task: Task) -> Algorithm:
     return Algorithm(init, policy, learn, period=1, views=views)
 
 
-DDPG = Config(agent=td3.DDPG, actor_delay=1)
-"""The retuned DDPG of TD3's authors."""
-
-_SHARED = "2 x 256, Adam 3e-4, batch 256, polyak 0.005, noise 0.1, 25,000 random steps"
-
-
-def _small(config: Config, learning_rate: float) -> Preset:
-    agent = replace(config.agent, hidden=(64, 64), learning_rate=learning_rate)
-    small = replace(
-        config,
-        agent=agent,
-        batch_size=128,
-        updates_per_step=4,
-        replay_capacity=20_000,
-        warmup_steps=500,
-        epoch_steps=500,
-    )
-    source = f"our own, sized for a CPU: 2 x 64, Adam {learning_rate:g}, 4 updates a step"
-    return Preset(small, source, steps=5000, tasks=("pendulum", "cartpole-continuous"))
-
-
-PRESETS = {
-    "default": Preset(Config(), f"{_SHARED}, delay 2: sfujim/TD3: main.py, TD3.py", steps=1_000_000),
-    "pendulum": _small(Config(), 5e-4),
-}
-DDPG_PRESETS = {
-    "default": Preset(DDPG, f"{_SHARED}: sfujim/TD3: main.py, OurDDPG.py", steps=1_000_000),
-    "pendulum": _small(DDPG, 1e-3),
-}
+METHOD = Method(
+    make,
+    Config,
+    family="model_free",
+    paper="1802.09477",
+    summary="deterministic policy gradient with twin critics, a delayed actor and smoothed targets",
+    tiny={**TINY_RUN, "agent.hidden": (16, 16)},
+    goals=(Goal("td3-pendulum", "pendulum", 5000, -170.0),),
+)
+DDPG = Method(
+    make,
+    Config,
+    family="model_free",
+    paper="1509.02971",
+    summary="deep deterministic policy gradient: one critic and a deterministic actor",
+    tiny={**TINY_RUN, "agent.hidden": (16, 16), "updates_per_step": 2},
+    goals=(Goal("ddpg-pendulum", "pendulum", 5000, -170.0),),
+)

@@ -14,7 +14,7 @@ ranks last.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ from annotated_types import Ge
 
 from jaxmbrl import planning
 from jaxmbrl.algorithms import shared
-from jaxmbrl.algorithms.presets import Preset
+from jaxmbrl.algorithms.registry import Goal, Method
 from jaxmbrl.algorithms.shared import LoopSettings
 from jaxmbrl.core import metrics, xla
 from jaxmbrl.core.types import (
@@ -46,10 +46,7 @@ from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.models.ensemble import EnsembleConfig, EnsembleState
-from jaxmbrl.planning import PlannerConfig, planning_policy
-from jaxmbrl.planning.cem import CEMConfig
-from jaxmbrl.planning.committed import open_loop_policy
-from jaxmbrl.planning.icem import ICEMConfig
+from jaxmbrl.planning import PlannerConfig, RiskConfig, open_loop_policy, planning_policy
 from jaxmbrl.rollout import with_full_state
 
 
@@ -69,6 +66,8 @@ class Config(LoopSettings):
     """Refit as data come in; without it the model stays as it was fitted to the random warm-up."""
     particles: Annotated[int, Ge(1)] = 20
     """Imagined trajectories of each action sequence; the true simulator needs a single one."""
+    risk: RiskConfig = field(default_factory=RiskConfig)
+    """How the returns of an action sequence's particles become its score."""
     learn_reward: bool = False
     """Learn the reward even where the task's is known."""
     learn_termination: bool = False
@@ -103,9 +102,9 @@ class State(NamedTuple):
 
 def make(config: Config, task: Task) -> Algorithm:
     """PETS on `task`. Reward and termination are the task's where it knows them, unless the settings say to learn them."""
-    _, action_size = vector_sizes(task, "pets")
+    vector_sizes(task, "pets")
     model = shared.ensemble_for(config, task)
-    planner = planning.make(config.planner, action_size)
+    planner = planning.make(config.planner, task.action)
     learns, plan = config.model == "learned", open_loop_policy if config.open_loop else planning_policy
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
@@ -118,9 +117,9 @@ def make(config: Config, task: Task) -> Algorithm:
             return jnp.broadcast_to(observation, (config.particles, *observation.shape))
 
         if learns:
-            acting = plan(planner, model.world(state.model), particles)
+            acting = plan(planner, model.world(state.model), particles, task.action, risk=config.risk)
         else:
-            acting = plan(planner, with_full_state(task.world), lambda carry: carry)
+            acting = plan(planner, with_full_state(task.world), lambda carry: carry, task.action, risk=config.risk)
         return shared.collector(acting, task, config, clock, no_search) if explore else acting
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
@@ -160,129 +159,81 @@ def no_search(action: Action) -> PyTree:
     return {"nonfinite": jnp.zeros((), jnp.int32)}
 
 
-_SMALL = Config(
-    ensemble=EnsembleConfig(
-        members=5, elites=5, hidden=(64, 64, 64), weight_decay=(), learning_rate=1e-3, batch_size=64, max_epochs=40
+METHOD = Method(
+    make,
+    Config,
+    family="shooting",
+    paper="1805.12114",
+    summary="model-predictive control through a probabilistic ensemble, by CEM or another planner",
+    tiny={
+        "ensemble.hidden": (16,),
+        "ensemble.max_epochs": 3,
+        "planner.cem.population": 20,
+        "planner.cem.elites": 4,
+        "planner.cem.horizon": 4,
+        "planner.cem.iterations": 2,
+        "particles": 5,
+        "refit_every": 50,
+        "warmup_steps": 100,
+        "epoch_steps": 100,
+        "replay_capacity": 997,
+    },
+    goals=(
+        Goal(
+            "pets-cartpole",
+            "cartpole-continuous",
+            1000,
+            195.0,
+            seeds=5,
+            episodes=10,
+            about="small preset",
+        ),
+        Goal(
+            "icem-cartpole",
+            "cartpole-continuous",
+            1000,
+            195.0,
+            seeds=5,
+            episodes=10,
+            preset="small-icem",
+            about="planned by iCEM, 114 candidates a plan and not 400",
+        ),
+        Goal(
+            "pets-cartpole-learned",
+            "cartpole-continuous",
+            1000,
+            195.0,
+            seeds=5,
+            seeds_at_goal=3,
+            episodes=10,
+            settings={"learn_reward": True, "learn_termination": True},
+            about="small preset, reward and termination learned",
+        ),
+        Goal(
+            "pets-cartpole-bfloat16",
+            "cartpole-continuous",
+            1000,
+            195.0,
+            seeds=5,
+            episodes=10,
+            settings={"ensemble.precision": "bfloat16"},
+            about="small preset, products in bfloat16",
+        ),
+        Goal(
+            "pets-pendulum-learned",
+            "pendulum",
+            2000,
+            -200.0,
+            seeds_at_goal=3,
+            episodes=20,
+            settings={"learn_reward": True},
+            about="small preset, reward learned",
+        ),
+        Goal("pets-pendulum", "pendulum", 2000, None),
+        Goal("icem-pendulum", "pendulum", 2000, None, preset="small-icem", about="planned by iCEM, reward known"),
+        Goal("pets-swingup", "cartpole-swingup", 1000, None),
+        # All but a tenth of what lies between a random policy, which falls after 5 steps, and the most that the task pays,
+        # 1000: the planner in the true simulator cannot earn more, and would take hours.
+        Goal("pets-inverted-pendulum", "InvertedPendulum-v5", 2000, 901.0, episodes=20),
     ),
-    planner=PlannerConfig(cem=CEMConfig(horizon=20, population=100, elites=10, iterations=4, momentum=0.1)),
-    particles=10,
-    refit_every=50,
-    replay_capacity=10_000,
-    warmup_steps=200,
-    epoch_steps=200,
 )
-_ICEM = ICEMConfig(horizon=20, population=60, elites=20, iterations=2, deviation=0.7)
-_PAPER = (
-    "kchua/handful-of-trials: dmbrl/config, dmbrl/modeling/models/BNN.py (5 members, batch 32, 5 epochs, no holdout, TSinf)"
-)
-
-
-def _paper(
-    hidden: tuple[int, ...],
-    weight_decay: tuple[float, ...],
-    trial: int,
-    trials: int,
-    horizon: int,
-    population: int,
-    elites: int,
-    learning_rate: float = 1e-3,
-) -> Config:
-    return Config(
-        ensemble=EnsembleConfig(
-            members=5,
-            elites=5,
-            hidden=hidden,
-            weight_decay=weight_decay,
-            learning_rate=learning_rate,
-            batch_size=32,
-            max_epochs=5,
-            holdout_fraction=0.0,
-            normalize_targets=False,
-            propagation="tsinf",
-        ),
-        planner=PlannerConfig(
-            cem=CEMConfig(horizon=horizon, population=population, elites=elites, iterations=5, momentum=0.1)
-        ),
-        particles=20,
-        refit_every=trial,
-        replay_capacity=trial * trials,
-        warmup_steps=trial,
-        epoch_steps=trial,
-    )
-
-
-PRESETS = {
-    "small": Preset(
-        _SMALL,
-        "our own, sized for a CPU: 3 x 64 networks, refit each 50 steps after 200 random ones",
-        steps=1000,
-        tasks=("cartpole-continuous", "pendulum"),
-    ),
-    "small-icem": Preset(
-        replace(_SMALL, planner=replace(_SMALL.planner, method="icem", icem=_ICEM)),
-        "our own: small, planned by iCEM with less than a third of its candidates",
-        steps=1000,
-    ),
-    "small-swingup": Preset(
-        replace(
-            _SMALL,
-            ensemble=replace(_SMALL.ensemble, learning_rate=3e-3, max_epochs=200, patience=20),
-            planner=PlannerConfig(cem=replace(_SMALL.planner.cem, horizon=12), icem=replace(_ICEM, horizon=12)),
-            refit_every=40,
-        ),
-        "our own: small, refit after each episode of 40 steps; fits five times as long and three times as fast leave 1% of "
-        "the variance of 400 rows unexplained, not 25%; a longer horizon is worse, in the true simulator too",
-        steps=1000,
-        tasks=("cartpole-swingup",),
-    ),
-    "small-inverted-pendulum": Preset(
-        replace(
-            _SMALL,
-            ensemble=EnsembleConfig(
-                members=3,
-                elites=3,
-                hidden=(32, 32),
-                learning_rate=3e-3,
-                annealing=True,
-                batch_size=256,
-                max_epochs=150,
-                holdout_fraction=0.0,
-                propagation="expectation",
-                halt_above=0.1,
-            ),
-            planner=PlannerConfig(
-                method="icem",
-                icem=ICEMConfig(horizon=40, population=60, elites=10, iterations=10, decay=1.0, deviation=0.7),
-            ),
-            particles=1,
-        ),
-        "our own: a pole that pays 1 for each step until it falls, on a cart whose rail ends, takes plans of 1.6 s, so a "
-        "precise model (annealed, no holdout) and a halt at the rail's ends, which few rows tell of",
-        steps=2000,
-        tasks=("InvertedPendulum-v5",),
-    ),
-    "paper-cartpole": Preset(
-        _paper((500, 500, 500), (1e-4, 2.5e-4, 2.5e-4, 5e-4), 200, 50, 25, 400, 40),
-        f"{_PAPER}; the paper's cart-pole, a swing-up of another length, is not among our tasks",
-        steps=10_000,
-    ),
-    "paper-halfcheetah": Preset(
-        _paper((200, 200, 200, 200), (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4), 1000, 300, 30, 500, 50),
-        f"{_PAPER}; the paper's task is pets/HalfCheetah, the others lack its treatment of x-velocity and pitch; the "
-        "default of Hopper by our own choice",
-        steps=300_000,
-        tasks=("Hopper-v5", "HalfCheetah-v5", "pets/HalfCheetah"),
-    ),
-    "paper-reacher3d": Preset(
-        _paper((200, 200, 200, 200), (2.5e-4, 5e-4, 5e-4, 5e-4, 7.5e-4), 150, 100, 25, 400, 40, learning_rate=7.5e-4),
-        _PAPER,
-        steps=15_000,
-        tasks=("pets/Reacher3D",),
-    ),
-    "paper-pusher": Preset(
-        _paper((200, 200, 200), (2.5e-4, 5e-4, 5e-4, 7.5e-4), 150, 100, 25, 500, 50),
-        _PAPER,
-        steps=15_000,
-        tasks=("pets/Pusher",),
-    ),
-}

@@ -17,7 +17,7 @@ each; an agent with an entropy bonus expands its soft value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple
 
 import jax
@@ -31,7 +31,7 @@ from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.agents.actor_critic.td3 import TD3Config
 from jaxmbrl.agents.actor_critic.updates import with_updates
 from jaxmbrl.algorithms import shared
-from jaxmbrl.algorithms.presets import Preset
+from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import ModelBasedSettings
 from jaxmbrl.core import metrics
 from jaxmbrl.core.types import (
@@ -155,8 +155,8 @@ def expand(
         batch, imagine(world, agent.policy_with_entropy(state), batch.next_observation, imagine_key, horizon)
     )
     last = agent.target_value(state, trajectory.next_observation[-1], value_key)
-    # A value of (s, a) does not hold the bonus of a itself.
-    return trajectory, trajectory.n_step_returns(last, state.discount)[:-1] - trajectory.bonus
+    # The value of (s, a) does not contain the entropy bonus of a itself.
+    return trajectory, trajectory.n_step_returns(last, state.discount)[:-1] - trajectory.entropy_bonus
 
 
 def td_k_batch(
@@ -189,14 +189,20 @@ _SMALL = Config(
     epoch_steps=200,
 )
 
-PRESETS = {
-    "small": Preset(
-        _SMALL,
-        "our own, sized for a CPU: 2 x 64 networks in the model, 5 updates a step",
-        steps=5000,
-        tasks=("pendulum", "cartpole-continuous"),
-    ),
-    "small-td3": Preset(
-        replace(_SMALL, agent=replace(_SMALL.agent, method="td3"), actor_delay=2), "as small, on TD3", steps=5000
-    ),
-}
+
+METHOD = Method(
+    make,
+    Config,
+    family="value_expansion",
+    paper="1803.00101",
+    summary="soft actor-critic or TD3 with critic targets expanded some steps through a probabilistic ensemble",
+    tiny={
+        **TINY_RUN,
+        **TINY_ENSEMBLE,
+        "agent.sac.hidden": (16, 16),
+        "refit_every": 50,
+        "horizon": 2,
+        "learn_termination": True,
+    },
+    goals=(Goal("mve-pendulum", "pendulum", 5000, -200.0, about="small preset"),),
+)

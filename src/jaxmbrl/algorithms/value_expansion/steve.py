@@ -36,10 +36,9 @@ from jaxtyping import Array, Float
 from jaxmbrl import agents, returns
 from jaxmbrl.agents import AgentConfig
 from jaxmbrl.agents.actor_critic.sac import SACConfig
-from jaxmbrl.agents.actor_critic.td3 import TD3Config
 from jaxmbrl.agents.actor_critic.updates import with_updates
 from jaxmbrl.algorithms import shared
-from jaxmbrl.algorithms.presets import Preset
+from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import ModelBasedSettings
 from jaxmbrl.core import metrics
 from jaxmbrl.core.types import (
@@ -182,7 +181,7 @@ def expand(
     trajectory = after(rows, imagined)
     rewards = rewards_of(model, fitted, imagined)
     real = jnp.broadcast_to(rows.reward, (rewards.shape[0], 1, *rows.reward.shape))
-    rewards = jnp.concatenate([real, rewards], axis=1) + trajectory.bonus
+    rewards = jnp.concatenate([real, rewards], axis=1) + trajectory.entropy_bonus
     values = values_of(agent, state, trajectory.next_observation, value_key, members)
     by_value = jax.vmap(returns.value_expansion_targets, (None, None, 0, None))
     by_reward = jax.vmap(by_value, (0, None, None, None))
@@ -223,31 +222,21 @@ def values_of(
     return values.reshape(-1, steps, rows)
 
 
-PRESETS = {
-    "small": Preset(
-        Config(
-            agent=AgentConfig(
-                sac=SACConfig(hidden=(128, 128), critics=4, actor_value="mean", learning_rate=1e-3),
-                td3=TD3Config(hidden=(128, 128), critics=4, learning_rate=1e-3),
-            ),
-            ensemble=EnsembleConfig(
-                members=4,
-                elites=4,
-                probabilistic=False,
-                hidden=(64, 64),
-                batch_size=128,
-                max_epochs=100,
-                propagation="tsinf",
-            ),
-            refit_every=100,
-            batch_size=128,
-            updates_per_step=5,
-            replay_capacity=50_000,
-            warmup_steps=200,
-            epoch_steps=200,
-        ),
-        "our own, sized for a CPU: 2 x 64 networks in the model, 5 updates a step",
-        steps=5000,
-        tasks=("pendulum", "cartpole-continuous"),
-    ),
-}
+METHOD = Method(
+    make,
+    Config,
+    family="value_expansion",
+    paper="1807.01675",
+    summary="soft actor-critic or TD3 with critic targets expanded as far as the members of an ensemble agree",
+    tiny={
+        **TINY_RUN,
+        **TINY_ENSEMBLE,
+        "ensemble.elites": 3,
+        "agent.sac.hidden": (16, 16),
+        "agent.sac.critics": 3,
+        "refit_every": 50,
+        "horizon": 2,
+        "learn_termination": True,
+    },
+    goals=(Goal("steve-pendulum", "pendulum", 5000, -200.0, about="small preset"),),
+)

@@ -30,10 +30,10 @@ from jaxtyping import Array, Float
 from jaxmbrl.agents.actor_critic.value_gradients import perturbed
 from jaxmbrl.agents.exploration import with_gaussian_noise
 from jaxmbrl.algorithms import shared
-from jaxmbrl.algorithms.presets import Preset
+from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import LoopSettings
 from jaxmbrl.core import metrics
-from jaxmbrl.core.config import UserError
+from jaxmbrl.core.config import Traced, UserError
 from jaxmbrl.core.types import (
     Action,
     Algorithm,
@@ -70,9 +70,9 @@ class Config(LoopSettings):
 
     hidden: tuple[Annotated[int, Ge(1)], ...] = (64, 64)
     """Units of each hidden layer of the policy."""
-    learning_rate: Annotated[float, Gt(0)] = 1e-3
+    learning_rate: Annotated[float, Gt(0), Traced] = 1e-3
     """Adam learning rate of the policy."""
-    discount: Annotated[float, Gt(0), Lt(1)] = 0.99
+    discount: Annotated[float, Gt(0), Lt(1), Traced] = 0.99
     """Discount a step."""
     exploration_noise: Annotated[float, Ge(0)] = 0.2
     """Standard deviation of the Gaussian noise on actions while data are collected."""
@@ -246,16 +246,22 @@ def simulated(world: World) -> World:
     return World(reset=world.reset, start=start, observe=lambda rows: jax.vmap(world.observe)(rows[1]), step=step)
 
 
-PRESETS = {
-    "small": Preset(
-        Config(
-            ensemble=EnsembleConfig(members=5, elites=3, hidden=(64, 64), batch_size=128, max_epochs=100),
-            replay_capacity=50_000,
-            warmup_steps=200,
-            epoch_steps=200,
+METHOD = Method(
+    make,
+    Config,
+    family="value_gradients",
+    paper="2106.13281",
+    summary="policy by back-propagation through time in an ensemble or the true simulator, without a critic",
+    tiny={**TINY_RUN, **TINY_ENSEMBLE, "hidden": (16, 16), "horizon": 6, "updates": 3, "refit_every": 50},
+    goals=(
+        Goal("bptt-pendulum", "pendulum", 5000, -200.0, about="small preset"),
+        Goal(
+            "bptt-true-pendulum",
+            "pendulum",
+            1000,
+            -200.0,
+            settings={"model": "true"},
+            about="through the true simulator",
         ),
-        "our own, sized for a CPU: 2 x 64 networks in model and policy, 50 updates each 200 steps",
-        steps=5000,
-        tasks=("pendulum", "cartpole-continuous"),
     ),
-}
+)

@@ -23,7 +23,7 @@ fitted by our ensemble's bootstrap and early stopping, without dropout, for as m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple
 
 import jax
@@ -42,7 +42,7 @@ from jaxmbrl.agents.actor_critic.value_gradients import (
     with_value_gradient,
 )
 from jaxmbrl.algorithms import shared
-from jaxmbrl.algorithms.presets import Preset
+from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import LoopSettings
 from jaxmbrl.core import metrics
 from jaxmbrl.core.types import (
@@ -272,7 +272,7 @@ def critic_target(agent: ActorCritic, state: PyTree, trajectory: Trajectory, key
     """y of the module's first lines, for the first state and action of each row."""
     last = agent.target_value(state, trajectory.next_observation[-1], key)
     # The value of (s, a) does not contain the entropy bonus of a itself.
-    return trajectory.n_step_returns(last, state.discount)[0] - trajectory.bonus[0]
+    return trajectory.n_step_returns(last, state.discount)[0] - trajectory.entropy_bonus[0]
 
 
 def with_short_horizon(config: Config, agent: ActorCritic, world: World) -> ActorCritic:
@@ -281,7 +281,7 @@ def with_short_horizon(config: Config, agent: ActorCritic, world: World) -> Acto
 
     def learn_critic(state: SACState, trajectory: Trajectory, key: Key) -> tuple[SACState, Metrics, Float[Array, "B"]]:
         value_key, critic_key = jax.random.split(key)
-        earned = jnp.where(trajectory.alive > 0, trajectory.reward + trajectory.bonus, jnp.nan)
+        earned = jnp.where(trajectory.alive > 0, trajectory.reward + trajectory.entropy_bonus, jnp.nan)
         state = scaled_sac.follow(config.agent, state, earned)
         target = critic_target(agent, state, trajectory, value_key)
         first = jax.tree.map(lambda leaf: leaf[0], trajectory)
@@ -307,46 +307,38 @@ def with_short_horizon(config: Config, agent: ActorCritic, world: World) -> Acto
     return with_value_gradient(agent, world, gradient)._replace(update_critic=update_critic, update=update)
 
 
-_SMALL = Config(
-    agent=ScaledSACConfig(hidden=(64, 64), critics=3, learning_rate=1e-3, discount=0.99),
-    ensemble=EnsembleConfig(
-        members=5,
-        elites=5,
-        hidden=(64, 64),
-        noise="constant",
-        reward_noise=False,
-        batch_size=128,
-        max_epochs=100,
+METHOD = Method(
+    make,
+    Config,
+    family="value_gradients",
+    paper="2512.15439",
+    summary="soft actor-critic by short differentiated rollouts from the states of long imagined ones",
+    tiny={
+        **TINY_RUN,
+        **TINY_ENSEMBLE,
+        "agent.hidden": (16, 16),
+        "agent.critics": 3,
+        "ensemble.norms": (0.1,),
+        "ensemble.weight_decay": (1e-3, 1e-3),
+        "horizon": 2,
+        "distribution_horizon": 3,
+        "distribution_rows": 20,
+        "distribution_every": 10,
+        "distribution_capacity": 307,
+        "iteration_steps": 50,
+        "first_updates": 2,
+    },
+    goals=(
+        Goal("dhmbpo-pendulum", "pendulum", 5000, -200.0, about="small preset"),
+        Goal("dhmbpo-inverted-pendulum", "InvertedPendulum-v5", 5000, 1000.0, episodes=10),
+        Goal(
+            "dhmbpo-hopper",
+            "Hopper-v5",
+            25_000,
+            1000.0,
+            episodes=10,
+            settings={"replay_capacity": 30_000, "ensemble.max_epochs": 40},
+            about="the published settings with shorter fits",
+        ),
     ),
-    distribution_rows=64,
-    distribution_horizon=10,
-    distribution_capacity=10_000,
-    iteration_steps=200,
-    updates_per_step=2,
-    batch_size=128,
-    replay_capacity=50_000,
-    warmup_steps=200,
-    epoch_steps=200,
 )
-
-PRESETS = {
-    "default": Preset(
-        Config(),
-        "4kubo/erl_lib: config/agent/dhmbpo.yaml, dynamics_model/deep_ensemble.yaml; one setting for all tasks. Batches of "
-        "256 and a patience of 20 epochs of the ensemble are our own",
-        steps=100_000,
-    ),
-    "small": Preset(
-        _SMALL,
-        "our own, sized for a CPU: networks of 2 x 64, 2 updates a step",
-        steps=5000,
-        tasks=("pendulum", "cartpole-continuous"),
-    ),
-    "small-long": Preset(
-        replace(_SMALL, iteration_steps=500, warmup_steps=500, epoch_steps=500),
-        "our own: small with rounds of 500 steps; in shorter ones Adam, which forgets at each fit, unsettles a policy that "
-        "balances",
-        steps=5000,
-        tasks=("InvertedPendulum-v5",),
-    ),
-}

@@ -15,7 +15,7 @@ ends is the running product of all, and the critics' minimum is taken of their v
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 import jax
@@ -24,10 +24,9 @@ from annotated_types import Ge
 from jaxtyping import Array, Float
 
 from jaxmbrl.agents.actor_critic import sac
-from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.agents.actor_critic.value_gradients import ValueGradientConfig, with_value_gradient
 from jaxmbrl.algorithms import shared
-from jaxmbrl.algorithms.presets import Preset
+from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import BranchedSettings
 from jaxmbrl.core import metrics
 from jaxmbrl.core.types import (
@@ -50,7 +49,6 @@ from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.models import branching, disagreement
 from jaxmbrl.models.branching import Imagined
-from jaxmbrl.models.ensemble import EnsembleConfig
 
 
 @dataclass(frozen=True)
@@ -142,30 +140,25 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
     return Algorithm(init, policy, learn, period=1, views=views)
 
 
-_SMALL = Config(
-    agent=SACConfig(hidden=(128, 128), learning_rate=1e-3),
-    ensemble=EnsembleConfig(members=5, elites=3, hidden=(64, 64), batch_size=128, max_epochs=100),
-    horizon=3,
-    rollout_rows=2000,
-    refit_every=100,
-    batch_size=128,
-    updates_per_step=5,
-    replay_capacity=50_000,
-    warmup_steps=200,
-    epoch_steps=200,
+METHOD = Method(
+    make,
+    Config,
+    family="value_gradients",
+    paper="2005.08068",
+    summary="soft actor-critic whose actor ascends imagined n-step returns, differentiated through an ensemble",
+    tiny={
+        **TINY_RUN,
+        **TINY_ENSEMBLE,
+        "agent.hidden": (16, 16),
+        "refit_every": 50,
+        "horizon": 2,
+        "rollout_rows": 83,
+        "retain_steps": 100,
+        "updates_per_step": 2,
+        "rematerialize": True,
+    },
+    goals=(
+        Goal("maac-pendulum", "pendulum", 5000, -200.0, about="small preset"),
+        Goal("maac-inverted-pendulum", "InvertedPendulum-v5", 5000, 1000.0, episodes=10),
+    ),
 )
-
-PRESETS = {
-    "small": Preset(
-        _SMALL,
-        "our own, sized for a CPU: 2 x 64 networks in the model, 3 model steps, 5 updates a step",
-        steps=5000,
-        tasks=("pendulum", "cartpole-continuous"),
-    ),
-    "small-fast-targets": Preset(
-        replace(_SMALL, agent=replace(_SMALL.agent, polyak=0.02)),
-        "our own: small, with target critics that follow four times as fast, for returns of many steps",
-        steps=5000,
-        tasks=("InvertedPendulum-v5",),
-    ),
-}

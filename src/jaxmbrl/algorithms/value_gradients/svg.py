@@ -42,7 +42,7 @@ from jaxmbrl.agents.actor_critic.sac import SACConfig, SACFunctions, SACState
 from jaxmbrl.agents.actor_critic.updates import with_updates
 from jaxmbrl.agents.actor_critic.value_gradients import ValueGradientConfig, with_value_gradient
 from jaxmbrl.algorithms import shared
-from jaxmbrl.algorithms.presets import Preset
+from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import ModelBasedSettings
 from jaxmbrl.core import metrics
 from jaxmbrl.core.types import (
@@ -70,7 +70,6 @@ from jaxmbrl.data.replay import Replay
 from jaxmbrl.distributions import squashed_log_density
 from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.models import propagation
-from jaxmbrl.models.ensemble import EnsembleConfig
 from jaxmbrl.models.imagination import Trajectory
 
 
@@ -308,20 +307,36 @@ def reparameterize_given(
     return made + jax.lax.stop_gradient(value - made)
 
 
-PRESETS = {
-    "small": Preset(
-        Config(
-            agent=SACConfig(hidden=(128, 128), learning_rate=1e-3),
-            ensemble=EnsembleConfig(members=5, elites=3, hidden=(64, 64), batch_size=128, max_epochs=100),
-            refit_every=100,
-            batch_size=128,
-            updates_per_step=5,
-            replay_capacity=50_000,
-            warmup_steps=200,
-            epoch_steps=200,
+METHOD = Method(
+    make,
+    Config,
+    family="value_gradients",
+    paper="1510.09142",
+    summary="soft actor-critic whose actor follows stochastic value gradients of imagined or real steps",
+    tiny={
+        **TINY_RUN,
+        **TINY_ENSEMBLE,
+        "agent.hidden": (16, 16),
+        "refit_every": 50,
+        "horizon": 2,
+        "learn_termination": True,
+    },
+    goals=(
+        Goal(
+            "svg1-pendulum",
+            "pendulum",
+            5000,
+            -200.0,
+            settings={"horizon": 1, "noise": "inferred"},
+            about="of one real step re-created: SVG(1)",
         ),
-        "our own, sized for a CPU: 2 x 64 networks in the model, 3 model steps, 5 updates a step",
-        steps=5000,
-        tasks=("pendulum", "cartpole-continuous"),
+        Goal(
+            "svg3-pendulum",
+            "pendulum",
+            5000,
+            -200.0,
+            settings={"horizon": 3},
+            about="of 3 imagined steps, small preset",
+        ),
     ),
-}
+)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, UInt8
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Carry, Task
 from jaxmbrl.envs import draw
-from jaxmbrl.envs.repeat import unrepeated
+from jaxmbrl.envs.action_repeat import unrepeated
 
 RENDERERS = ("egl", "osmesa", "glfw")
 SECONDS = 60.0

@@ -4,14 +4,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxmbrl import envs
-from jaxmbrl.algorithms import off_policy
-from jaxmbrl.algorithms.off_policy import OffPolicyConfig
-from jaxmbrl.core.types import Agent, Average, Clock, Transition
+from jaxmbrl.algorithms.shared import OffPolicySettings, update_agent
+from jaxmbrl.core.types import ActorCritic, Average, Clock
 
 
 def update_critic(state, batch, key):
-    return state | {"critic": state["critic"] + 1}, {"critic": Average.of(jnp.zeros(()))}
+    return state | {"critic": state["critic"] + 1}, {"critic": Average.of(jnp.zeros(()))}, jnp.zeros(2)
 
 
 def update_actor(state, batch, key):
@@ -19,16 +17,12 @@ def update_actor(state, batch, key):
 
 
 def update(state, batch, key):
-    state, of_critic = update_critic(state, batch, key)
+    state, of_critic, error = update_critic(state, batch, key)
     state, of_actor = update_actor(state, batch, key)
-    return state, of_critic | of_actor
+    return state, of_critic | of_actor, error
 
 
-def zeros(key, hyper):
-    return {"critic": jnp.zeros((), jnp.int32), "actor": jnp.zeros((), jnp.int32)}
-
-
-COUNTING = Agent(zeros, *[None] * 6, update_critic, update_actor, update)
+COUNTING = ActorCritic(*[None] * 6, update_critic, update_actor, None, update)
 """Its state is how often each part was updated."""
 
 
@@ -45,17 +39,22 @@ COUNTING = Agent(zeros, *[None] * 6, update_critic, update_actor, update)
 )
 def test_the_delay_counts_updates_across_steps(settings, first, actors):
     """`first` is the first step that updates, `actors` how often the actor has been updated after each call from there."""
-    config = OffPolicyConfig(agent=None, batch_size=2, replay_capacity=50, **settings)
-    algorithm = off_policy.learner(config, COUNTING, envs.make("pendulum"))
-    learn, state = jax.jit(algorithm.learn), algorithm.init(jax.random.key(0), {})
-    none = jnp.zeros((1, config.num_envs), bool)
-    rows = Transition(*(jnp.zeros((*none.shape, n)) for n in (3, 1)), none * 1.0, jnp.zeros((*none.shape, 3)), none, none)
+    config, nothing = OffPolicySettings(batch_size=2, replay_capacity=50, **settings), lambda key: jnp.zeros(2)
+
+    @jax.jit
+    def learn(clock, state):
+        return update_agent(config, COUNTING, state, clock, nothing, jax.random.key(0))
+
+    def at(env_steps):
+        return Clock(jnp.asarray(env_steps, jnp.int32))
+
+    state = {"critic": jnp.zeros((), jnp.int32), "actor": jnp.zeros((), jnp.int32)}
     if first > config.num_envs:
-        state, metrics = learn(Clock(jnp.asarray(first - config.num_envs, jnp.int32)), state, rows)
-        assert int(state.agent["critic"]) == 0 and float(metrics["critic"].weight) == 0
+        state, metrics = learn(at(first - config.num_envs), state)
+        assert int(state["critic"]) == 0 and float(metrics["critic"].weight) == 0
     for call, expected in enumerate(actors):
-        state, metrics = learn(Clock(jnp.asarray(first + call * config.num_envs, jnp.int32)), state, rows)
-        assert int(state.agent["critic"]) == (call + 1) * config.updates_per_step * config.num_envs
-        assert int(state.agent["actor"]) == expected
+        state, metrics = learn(at(first + call * config.num_envs), state)
+        assert int(state["critic"]) == (call + 1) * config.updates_per_step * config.num_envs
+        assert int(state["actor"]) == expected
         assert float(metrics["actor"].weight) == expected - (actors[call - 1] if call else 0)
     assert learn._cache_size() == 1

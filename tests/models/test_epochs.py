@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmbrl.models import epochs as fit
+from jaxmbrl.models import epochs
 from jaxmbrl.models.normalizer import denormalize, measure, normalize
 
-draw_shuffles = jax.jit(fit.draw_shuffles, static_argnums=(1, 2))
-minibatch = jax.jit(fit.minibatch, static_argnums=4)
+draw_shuffles = jax.jit(epochs.draw_shuffles, static_argnums=(1, 2))
+minibatch = jax.jit(epochs.minibatch, static_argnums=4)
 
 
 @pytest.fixture(scope="module")
 def split_of_64():
-    return jax.jit(lambda key, count: fit.split_rows(key, 64, count, 0.2, 7))
+    return jax.jit(lambda key, count: epochs.split_rows(key, 64, count, 0.2, 7))
 
 
 @pytest.mark.parametrize(
@@ -27,21 +27,21 @@ def test_split_divides_the_valid_rows(split_of_64, count, holdout):
     split = split_of_64(jax.random.key(count), jnp.asarray(count))
     assert (int(split.holdout), int(split.train)) == (holdout, count - holdout)
     assert sorted(np.asarray(split.order[:count])) == list(range(count))
-    mask = np.asarray(fit.training_mask(split))
+    mask = np.asarray(epochs.training_mask(split))
     assert set(np.flatnonzero(mask)) == set(np.asarray(split.order[holdout:count]))
 
 
 def test_each_valid_row_is_equally_likely_to_be_held_out():
     keys = jax.random.split(jax.random.key(0), 4000)
-    splits = jax.vmap(lambda key: fit.split_rows(key, 16, jnp.asarray(10), 0.3, 100))(keys)
+    splits = jax.vmap(lambda key: epochs.split_rows(key, 16, jnp.asarray(10), 0.3, 100))(keys)
     held_out = np.bincount(np.asarray(splits.order[:, :3]).ravel(), minlength=16)
     assert (held_out[10:] == 0).all()
     np.testing.assert_allclose(held_out[:10] / 4000, 0.3, atol=5 * np.sqrt(0.3 * 0.7 / 4000))
 
 
 def test_bootstraps_draw_with_replacement_from_the_training_rows_and_differ():
-    split = fit.split_rows(jax.random.key(0), 1000, jnp.asarray(800), 0.25, 500)
-    rows = np.asarray(fit.bootstrap(jax.random.key(1), split, 4))[:, : int(split.train)]
+    split = epochs.split_rows(jax.random.key(0), 1000, jnp.asarray(800), 0.25, 500)
+    rows = np.asarray(epochs.bootstrap(jax.random.key(1), split, 4))[:, : int(split.train)]
     training = set(np.asarray(split.order[200:800]))
     for own in rows:
         assert set(own) <= training
@@ -60,7 +60,7 @@ def test_a_shuffle_is_a_permutation(count, seed):
 @jax.jit
 def _shuffle_300(key, count):
     (table,) = draw_shuffles(key, 1, 300, count)
-    return fit.shuffled(table, jnp.minimum(jnp.arange(300), count - 1), count)
+    return epochs.shuffled(table, jnp.minimum(jnp.arange(300), count - 1), count)
 
 
 def test_shuffles_take_each_position_anywhere_and_pairs_apart():
@@ -84,7 +84,7 @@ def test_shuffles_take_each_position_anywhere_and_pairs_apart():
 def test_a_shuffle_of_a_large_buffer_is_a_permutation():
     count = 100_003
     (table,) = draw_shuffles(jax.random.key(3), 1, 200_000, jnp.asarray(count))
-    places = np.asarray(fit.shuffled(table, jnp.arange(count, dtype=jnp.int32), jnp.asarray(count)))
+    places = np.asarray(epochs.shuffled(table, jnp.arange(count, dtype=jnp.int32), jnp.asarray(count)))
     assert (np.sort(places) == np.arange(count)).all()
     assert abs(np.corrcoef(places, np.arange(count))[0, 1]) < 5 / np.sqrt(count)
 
@@ -113,17 +113,17 @@ def test_members_and_epochs_have_orders_of_their_own():
     assert (a[0] != b[0]).mean() > 0.8
 
 
-def run_search(scores, patience, max_epochs, judged=True):
+def run_search(scores, patience, max_epochs, has_holdout=True):
     """Early stopping over given scores [epoch, member]; the weights of a member are the numbers of the epochs done."""
     scores = jnp.asarray(scores)
     return jax.jit(
-        lambda: fit.train_until_stale(
+        lambda: epochs.train_with_early_stopping(
             epoch=lambda training, number: number + 1,
             score=lambda training: scores[training - 1],
             weights=lambda training: {"w": jnp.full((scores.shape[1], 2), training)},
             training=jnp.zeros((), jnp.int32),
             members=scores.shape[1],
-            judged=jnp.asarray(judged),
+            has_holdout=jnp.asarray(has_holdout),
             patience=patience,
             max_epochs=max_epochs,
         )
@@ -169,8 +169,8 @@ def test_a_member_that_never_has_a_finite_score_keeps_what_it_had_and_ranks_last
     assert list(np.argsort(search.score)) == [1, 0]
 
 
-def test_without_a_judge_all_epochs_are_run_and_the_last_weights_kept():
-    search = run_search(np.zeros((9, 2)), 0, 9, judged=False)
+def test_without_a_holdout_all_epochs_are_run_and_the_last_weights_kept():
+    search = run_search(np.zeros((9, 2)), 0, 9, has_holdout=False)
     assert int(search.epochs) == 9
     np.testing.assert_array_equal(search.best["w"], np.full((2, 2), 9))
 

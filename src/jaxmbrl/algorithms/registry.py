@@ -1,0 +1,272 @@
+"""The methods by name. A method's record, `Method`, stands at the end of its own module; here is only where each one is.
+
+A module is imported when its record is first used. `cards` reads what records say about methods without importing any.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jaxmbrl.algorithms import presets as preset_files
+from jaxmbrl.algorithms.presets import Preset
+from jaxmbrl.core.config import UserError, closest, traced
+
+if TYPE_CHECKING:
+    from jaxmbrl.core.types import Algorithm, Task
+
+MODULES = {
+    "pets": "shooting.pets",
+    "mbpo": "dyna.mbpo",
+    "dhmbpo": "value_gradients.dhmbpo",
+    "maac": "value_gradients.maac",
+    "svg": "value_gradients.svg",
+    "bptt": "value_gradients.bptt",
+    "mve": "value_expansion.mve",
+    "steve": "value_expansion.steve",
+    "redq": "model_free.sac:REDQ",
+    "droq": "model_free.sac:DROQ",
+    "sac": "model_free.sac",
+    "td3": "model_free.td3",
+    "ddpg": "model_free.td3:DDPG",
+}
+"""Method -> its module and, where that is not `METHOD`, the name of its record there. Tables and lists keep this order."""
+
+LOOP = ("num_envs", "epoch_steps", "eval_every")
+"""Settings that the training loop reads of every method (`algorithms.shared.LoopSettings` describes them)."""
+
+TINY_RUN: Mapping[str, Any] = {"batch_size": 32, "warmup_steps": 100, "epoch_steps": 100, "replay_capacity": 997}
+"""What most methods' `tiny` settings begin with. No array but a replay buffer has 997 rows."""
+TINY_ENSEMBLE: Mapping[str, Any] = {
+    "ensemble.members": 3,
+    "ensemble.elites": 2,
+    "ensemble.hidden": (16,),
+    "ensemble.max_epochs": 3,
+}
+"""The same for an ensemble."""
+
+
+class Goal(NamedTuple):
+    """A learning goal: what to train, and the return that it must reach. `benchmarks/learning.py` checks it."""
+
+    name: str
+    """Of the case, and of its file in `benchmarks/results`."""
+    task: str
+    steps: int
+    """Environment steps of each seed."""
+    at_least: float | None
+    """Mean return of the deterministic policy that a seed must reach. None: all but a tenth of the gap between a random
+    policy and the same planner in the true simulator, on the same start states."""
+    seeds: int = 4
+    seeds_at_goal: int = 4
+    """Seeds that must reach it; 0 for a case that is measured without a goal."""
+    episodes: int = 100
+    """Start states of the evaluation."""
+    preset: str | None = None
+    """The task's default if None."""
+    settings: Mapping[str, Any] = MappingProxyType({})
+    """Changes to the preset, by dotted field names."""
+    about: str = "its preset"
+    """What the case is, in the tables of returns."""
+
+
+class Method(NamedTuple):
+    """The record of a method."""
+
+    make: Callable[[Any, Task], Algorithm]
+    """(config, task) -> the algorithm."""
+    config: type
+    """Class of its settings, a frozen dataclass with the fields of `LOOP` besides its own."""
+    presets: Mapping[str, Preset] = MappingProxyType({})
+    """Settings by name; a task that none of them lists gets the first. If empty, they are read from the YAML file that has
+    the method's name, beside the module of its config (`algorithms.presets` describes the format)."""
+    family: str = "user"
+    """The folder of its module: methods of one kind."""
+    paper: str = ""
+    """arXiv number of its paper."""
+    summary: str = ""
+    """What it is, in a line."""
+    tiny: Mapping[str, Any] = MappingProxyType({})
+    """Changes to the default preset, by dotted field names, that make it as small as tests of every method need."""
+    goals: tuple[Goal, ...] = ()
+    """What it must learn; `make learning NAME=method` checks the first."""
+    requires: tuple[str, ...] = ()
+    """What it needs besides vectors of observations and continuous actions, in words."""
+
+    @property
+    def hyper(self) -> tuple[str, ...]:
+        """Names of the settings that are traced and may differ between seeds: those marked `Traced` in the config."""
+        return traced(self.config)
+
+
+class Outline(NamedTuple):
+    """A preset without its settings."""
+
+    source: str
+    steps: int
+    tasks: tuple[str, ...]
+
+
+class Card(NamedTuple):
+    """What a record says of its method, as plain data."""
+
+    family: str
+    paper: str
+    summary: str
+    goals: tuple[Goal, ...]
+    requires: tuple[str, ...]
+    presets: dict[str, Outline]
+
+
+class Methods(MutableMapping[str, Method]):
+    """Records by name; those of this package are imported when they are first looked up."""
+
+    def __init__(self, modules: Mapping[str, str]) -> None:
+        self._entries: dict[str, str | Method] = dict(modules)
+
+    def __getitem__(self, name: str) -> Method:
+        entry = self._entries[name]
+        if isinstance(entry, str):
+            module, attribute = _place(entry)
+            record = getattr(importlib.import_module(f"{__package__}.{module}"), attribute)
+            entry = self._entries[name] = complete(name, record)
+        return entry
+
+    def __setitem__(self, name: str, method: Method) -> None:
+        self._entries[name] = method
+
+    def __delitem__(self, name: str) -> None:
+        del self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def card(self, name: str) -> Card:
+        """What the record of `name` says, read from its source where it has not been imported."""
+        entry = self._entries[name]
+        if isinstance(entry, str):
+            module, attribute = _place(entry)
+            file = Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py")
+            values = _literals(file, attribute)
+            entries: Mapping[str, Any] = preset_files.read(file.with_name(f"{name}.yaml"))
+        else:
+            values = {key: getattr(entry, key) for key in Card._fields}
+            entries = entry.presets
+        outlines = {key: Outline(preset.source, preset.steps, preset.tasks) for key, preset in entries.items()}
+        return Card(values["family"], values["paper"], values["summary"], values["goals"], values["requires"], outlines)
+
+
+METHODS = Methods(MODULES)
+"""Every method that is known in this process."""
+
+
+def cards() -> dict[str, Card]:
+    """What the records of all methods say, in order, without importing any of their modules."""
+    return {name: METHODS.card(name) for name in METHODS}
+
+
+def get(name: str) -> Method:
+    """The method called `name`. Raises UserError with the nearest name if there is none."""
+    if name not in METHODS:
+        raise UserError(f"unknown algorithm '{name}'; {closest(name, METHODS)}")
+    return METHODS[name]
+
+
+def preset(name: str, task: str, wanted: str | None = None) -> tuple[str, Any]:
+    """(name, config) of the preset `wanted`, or of the default one for `task`. Raises UserError if there is none."""
+    presets = get(name).presets
+    wanted = wanted or preset_files.default_for(presets, task)
+    if wanted not in presets:
+        raise UserError(f"unknown preset '{wanted}' of {name}; {closest(wanted, presets)}")
+    return wanted, presets[wanted].config
+
+
+def add_presets(name: str, file: str | Path) -> dict[str, Preset]:
+    """Add the presets in a YAML file to the method `name`, in this process, and return them; they replace those of the same
+    name. Raises UserError as `presets.load` does."""
+    method = get(name)
+    added = preset_files.load(file, method.config, method.presets)
+    METHODS[name] = method._replace(presets={**method.presets, **added})
+    return added
+
+
+def register(name: str, method: Any) -> None:
+    """Make `method`, a `Method`, known as `name` in this process: to `jaxmbrl.train`, and to the command if it is called
+    from there, `jaxmbrl.cli.main()`.
+
+        algorithms.register("mine", Method(make, Config, presets={"default": Preset(Config(), "my own", 5000)}))
+
+    Raises UserError if the name is taken, or is not made of letters, digits, `-` and `_` after a first letter, and if
+    config and presets do not fit each other.
+    """
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+        raise UserError(f"a method's name must be a letter, then letters, digits, '-' or '_', got '{name}'")
+    if name in METHODS:
+        raise UserError(f"there is a method '{name}' already: choose another name")
+    if not isinstance(method, Method):
+        raise UserError(f"method '{name}' must be an algorithms.Method, got {type(method).__name__}")
+    config = method.config
+    parameters = getattr(config, "__dataclass_params__", None) if isinstance(config, type) else None
+    if parameters is None or not parameters.frozen:
+        raise UserError(f"the config of method '{name}' must be a frozen dataclass, got {config!r:.60}")
+    missing = [setting for setting in LOOP if setting not in {known.name for known in dataclasses.fields(config)}]
+    if missing:
+        raise UserError(f"{config.__name__} of method '{name}' lacks {', '.join(missing)}, which the training loop reads")
+    method = complete(name, method)
+    for called, of in method.presets.items():
+        if not isinstance(of, Preset) or not isinstance(of.config, config):
+            raise UserError(f"preset '{called}' of method '{name}' must be a Preset that holds a {config.__name__}")
+    METHODS[name] = method
+
+
+def complete(name: str, method: Method) -> Method:
+    """The record of `name` with presets: its own, or those of the YAML file beside its config's module. Raises UserError if
+    there are none."""
+    if method.presets:
+        return method
+    module = getattr(sys.modules.get(method.config.__module__), "__file__", None)
+    file = Path(module or "").with_name(f"{name}.yaml") if module else None
+    if file is None or not file.is_file():
+        example = f"{{'default': Preset({method.config.__name__}(), 'my own', 5000)}}"
+        raise UserError(f"method '{name}' needs presets, such as {example}, or a file {name}.yaml beside its module")
+    return method._replace(presets=preset_files.load(file, method.config))
+
+
+def _place(entry: str) -> tuple[str, str]:
+    """The module and the record's name of an entry of `MODULES`."""
+    module, _, attribute = entry.partition(":")
+    return module, attribute or "METHOD"
+
+
+def _literals(file: Path, attribute: str) -> dict[str, Any]:
+    """The fields of the record `attribute` in a module's source that a `Card` shows, which must be written as literals."""
+    found: dict[str, Any] = {key: value for key, value in Method._field_defaults.items() if key in Card._fields}
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == [attribute]:
+            assert isinstance(node.value, ast.Call), f"{file}: {attribute} must be written as Method(...)"
+            given = {keyword.arg: keyword.value for keyword in node.value.keywords}
+            return found | {name: _literal(given[name]) for name in found if name in given}
+    raise LookupError(f"{file} has no record {attribute}")
+
+
+def _literal(node: ast.expr) -> Any:
+    """The value of a literal, in which `Goal(...)` may stand."""
+    if isinstance(node, ast.Tuple):
+        return tuple(_literal(element) for element in node.elts)
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Goal":
+        named = {keyword.arg: _literal(keyword.value) for keyword in node.keywords if keyword.arg}
+        return Goal(*map(_literal, node.args), **named)
+    return ast.literal_eval(node)

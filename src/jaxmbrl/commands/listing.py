@@ -1,0 +1,90 @@
+"""The command `jaxmbrl list`: algorithms by family, tasks and presets. It imports no algorithm and no simulator."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jaxmbrl import algorithms, envs
+from jaxmbrl.algorithms import Card
+from jaxmbrl.commands import options
+from jaxmbrl.core.config import UserError, closest
+
+WIDTH = 120
+
+
+def list_all(words: list[str]) -> int:
+    """`jaxmbrl list`; returns the exit code. Raises UserError if NAME is unknown."""
+    about = "Algorithms and tasks by family; with NAME, the presets of one algorithm or of a family of them."
+    parser = options.parser("list", description=about)
+    parser.add_argument("name", nargs="?", metavar="NAME", help="an algorithm, or a family of algorithms or tasks")
+    parser.add_argument("--json", action="store_true", help="one JSON object, for other programs")
+    asked = parser.parse_args(words)
+    methods, tasks = algorithms.cards(), {name: envs.family(name) for name in envs.names()}
+    others = {f"{prefix}/NAME": prefix for prefix in envs.FAMILIES}
+    tasks |= others
+    if asked.name is not None:
+        methods, tasks = _chosen(asked.name, methods, tasks)
+    if asked.json:
+        print(json.dumps(_plain(methods, tasks), indent=1))
+        return 0
+    if methods:
+        print("\n".join(["algorithms", *(_details(methods) if asked.name is not None else _overview(methods))]))
+    if tasks:
+        print("\n".join([*([""] if methods else []), "tasks", *_tasks(tasks)]))
+    if asked.name is None:
+        print(f"\n'{options.own_name()} list NAME' shows the presets of an algorithm or of a family of algorithms")
+    return 0
+
+
+def _chosen(name: str, methods: Mapping[str, Card], tasks: Mapping[str, str]) -> tuple[dict[str, Card], dict[str, str]]:
+    """The algorithms and tasks that `name` means, a method's or a family's name. Raises UserError if it is neither."""
+    family = name.replace("-", "_")
+    chosen = {other: card for other, card in methods.items() if other == name or (card.family == family != "")}
+    found = {task: kind for task, kind in tasks.items() if kind == family or task == name}
+    if not chosen and not found:
+        names = {*methods, *(card.family for card in methods.values()), *tasks.values()}
+        raise UserError(f"unknown algorithm or family '{name}'; {closest(name, names)}")
+    return chosen, found
+
+
+def _overview(methods: Mapping[str, Card]) -> Iterable[str]:
+    """A line for each algorithm, below its family."""
+    for family in dict.fromkeys(card.family for card in methods.values()):
+        yield f"  {family}"
+        yield from (f"    {name:<22}{card.summary}" for name, card in methods.items() if card.family == family)
+
+
+def _details(methods: Mapping[str, Card]) -> Iterable[str]:
+    """Each algorithm with its paper, needs and presets."""
+    indent = " " * 8
+    for name, card in methods.items():
+        yield f"  {name:<24}{card.summary}"
+        where = f"family {card.family}" + (f", arXiv {card.paper}" if card.paper else "")
+        yield f"      {where}" + (f"; requires {', '.join(card.requires)}" if card.requires else "")
+        for preset, (source, steps, tasks) in card.presets.items():
+            default = f", default on {', '.join(tasks)}" if tasks else ""
+            yield f"    {name} --preset {preset}  ({steps:,} steps{default})"
+            yield from textwrap.wrap(source, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _tasks(tasks: Mapping[str, str]) -> Iterable[str]:
+    """Each task, below its family."""
+    for family in sorted(set(tasks.values())):
+        yield f"  {family}"
+        yield from (f"    {name}" for name, kind in tasks.items() if kind == family)
+
+
+def _plain(methods: Mapping[str, Card], tasks: Mapping[str, str]) -> dict[str, Any]:
+    """The same as values that JSON holds."""
+    found = []
+    for name, card in methods.items():
+        presets = [
+            {"name": preset, "steps": of.steps, "tasks": list(of.tasks), "source": of.source}
+            for preset, of in card.presets.items()
+        ]
+        fields = {"family": card.family, "paper": card.paper, "summary": card.summary, "requires": list(card.requires)}
+        found.append({"name": name, **fields, "presets": presets})
+    return {"algorithms": found, "tasks": [{"name": name, "family": family} for name, family in tasks.items()]}

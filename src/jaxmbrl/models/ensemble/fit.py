@@ -1,0 +1,129 @@
+"""The fit of an ensemble to a replay buffer's rows: holdout, bootstraps, epochs of Adam, early stopping, elites."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxmbrl.core.types import Average, Key, Metrics, Transition
+from jaxmbrl.data.replay import Replay
+from jaxmbrl.models import epochs
+from jaxmbrl.models.ensemble.layout import Layout, features_of_next, inputs_of, targets_of
+from jaxmbrl.models.ensemble.loss import Batch, fit_loss
+from jaxmbrl.models.ensemble.network import EnsembleState, Parameters, forward
+from jaxmbrl.models.normalizer import Normalizer, identity, measure, normalize
+from jaxmbrl.nn import optimizer
+from jaxmbrl.nn.optimizer import Trainable
+
+HOLDOUT_CHUNK = 512
+"""Rows of the holdout that are evaluated at once."""
+
+
+@jax.named_scope("fit")
+def fit_members(layout: Layout, state: EnsembleState, replay: Replay, key: Key) -> tuple[EnsembleState, Metrics]:
+    """Fit the ensemble to the first `replay.size` of the buffer's C rows (see `models.ensemble.make`)."""
+    config, rows = layout.config, replay.data
+    capacity = rows.reward.shape[0]
+    split_key, bootstrap_key, shuffle_key = jax.random.split(key, 3)
+    split = epochs.split_rows(split_key, capacity, replay.size, config.holdout_fraction, config.holdout_cap)
+    own_rows = epochs.bootstrap(bootstrap_key, split, config.members)
+    batches = (split.train + config.batch_size - 1) // config.batch_size
+    trained = epochs.training_mask(split)
+    inputs, targets = measure_rows(layout, rows, trained)
+    ends = jnp.sum(trained & rows.terminated)
+    end_weight = jnp.where(ends > 0, jnp.maximum((split.train - ends) / jnp.maximum(ends, 1), 1.0), 1.0)
+
+    def gather(index: Int[Array, "*n"]) -> Batch:
+        taken = jax.tree.map(lambda leaf: leaf[index], rows._replace(extras=()))
+        return Batch(
+            inputs=normalize(inputs, inputs_of(layout, taken.observation, taken.action)),
+            targets=normalize(targets, targets_of(layout, taken)),
+            next_features=features_of_next(layout, inputs, taken.next_observation),
+            terminated=taken.terminated,
+        )
+
+    def epoch(members: Trainable, number: Int[Array, ""]) -> Trainable:
+        epoch_key = jax.random.fold_in(shuffle_key, number)
+        shuffles = epochs.draw_shuffles(epoch_key, config.members, capacity, split.train)
+        scale = (1 + jnp.cos(jnp.pi * number / config.max_epochs)) / 2 if config.annealing else 1.0
+
+        def step(i: Int[Array, ""], members: Trainable) -> Trainable:
+            index, valid = epochs.minibatch(shuffles, own_rows, split.train, i, config.batch_size)
+            gradient = jax.grad(partial(fit_loss, layout))(members.params, gather(index), valid, end_weight)
+            return optimizer.step(members, gradient, scale)[0]
+
+        return jax.lax.fori_loop(0, batches, step, members)
+
+    def on_holdout(parameters: Parameters) -> dict[str, Float[Array, "E"]]:
+        return holdout_statistics(layout, parameters, gather, split)
+
+    has_holdout = split.holdout > 0
+    search = epochs.train_with_early_stopping(
+        epoch,
+        score=lambda members: on_holdout(members.params)["error"],
+        weights=lambda members: members.params.network,
+        training=state.members,
+        members=config.members,
+        has_holdout=has_holdout,
+        patience=config.patience,
+        max_epochs=config.max_epochs,
+    )
+    members = search.training._replace(params=search.training.params._replace(network=search.best))
+    ranked = jnp.argsort(search.score)[: config.elites].astype(jnp.int32)
+    elites = jnp.where(has_holdout, ranked, state.elites)
+    steps = search.epochs * batches
+    found = on_holdout(members.params)
+    means = {f"model/holdout_{name}": found[name][elites] for name in ("error", "likelihood") if name in found}
+    means |= {f"model/{name}": found[name] for name in ("aleatoric", "epistemic") if name in found}
+    metrics = {name: Average.of(jnp.mean(value), has_holdout) for name, value in means.items()} | {
+        "model/fit_steps": Average.of(steps),
+        "model/fit_epochs": Average.of(search.epochs),
+    }
+    return EnsembleState(members, inputs, targets, end_weight, elites, state.fits + 1, state.steps + steps), metrics
+
+
+def measure_rows(layout: Layout, rows: Transition, mask: Bool[Array, "C"]) -> tuple[Normalizer, Normalizer]:
+    """The normalisers of inputs and targets over the rows where `mask` is true."""
+    inputs = measure(inputs_of(layout, rows.observation, rows.action), mask)
+    if not layout.config.normalize_targets:
+        return inputs, identity(layout.target_size)
+    return inputs, measure(targets_of(layout, rows), mask)
+
+
+def holdout_statistics(
+    layout: Layout, parameters: Parameters, gather: Callable[[Int[Array, "*n"]], Batch], split: epochs.Split
+) -> dict[str, Float[Array, "E"]]:
+    """For each member, means over the holdout's rows and dimensions, in the space of the fitted targets; zeros where the
+    holdout is empty.
+
+    - error: squared error.
+    - epistemic: squared distance from the members' mean.
+    - likelihood (probabilistic members): log-density in nats.
+    - aleatoric (probabilistic members): predicted variance.
+    """
+    members, place = layout.config.members, jnp.arange(HOLDOUT_CHUNK)
+
+    def add(i: Int[Array, ""], sums: dict[str, Array]) -> dict[str, Array]:
+        here = i * HOLDOUT_CHUNK + place
+        rows = gather(split.order[jnp.minimum(here, split.order.shape[0] - 1)])
+        output = forward(layout, parameters, jnp.broadcast_to(rows.inputs, (members, *rows.inputs.shape)))
+        found = {
+            "error": (output.mean - rows.targets) ** 2,
+            "epistemic": (output.mean - jnp.mean(output.mean, axis=0)) ** 2,
+        }
+        if layout.config.probabilistic:
+            scaled = found["error"] * jnp.exp(-output.log_variance)
+            found["likelihood"] = -0.5 * (scaled + output.log_variance + math.log(2 * math.pi))
+            found["aleatoric"] = jnp.broadcast_to(jnp.exp(output.log_variance), output.mean.shape)
+        valid = (here < split.holdout)[:, None]
+        return {name: sums[name] + jnp.sum(jnp.where(valid, value, 0.0), axis=(1, 2)) for name, value in found.items()}
+
+    chunks = (split.holdout + HOLDOUT_CHUNK - 1) // HOLDOUT_CHUNK
+    names = ("error", "epistemic", *(("likelihood", "aleatoric") if layout.config.probabilistic else ()))
+    sums = jax.lax.fori_loop(0, chunks, add, {name: jnp.zeros(members) for name in names})
+    return jax.tree.map(lambda total: total / (jnp.maximum(split.holdout, 1) * layout.target_size), sums)

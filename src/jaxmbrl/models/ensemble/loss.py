@@ -1,0 +1,86 @@
+"""The loss of a fit: likelihood or squared error, cross-entropy of the termination, and regularisation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxmbrl.models.ensemble.layout import Layout
+from jaxmbrl.models.ensemble.network import Parameters, forward, termination_logit
+
+
+class Batch(NamedTuple):
+    """Rows for each member, normalised."""
+
+    inputs: Float[Array, "E B I"]
+    targets: Float[Array, "E B D"]
+    next_features: Float[Array, "E B F"]
+    """The next observation's features, normalised as the inputs' are."""
+    terminated: Bool[Array, "E B"]
+
+
+def gaussian_loss(
+    mean: Float[Array, "*n D"], log_variance: Float[Array, "*n D"], target: Float[Array, "*n D"], beta: float = 0.0
+) -> Float[Array, "*n D"]:
+    """(m - y)^2 exp(-l) + l of each row and dimension: twice the Gaussian's negative log-likelihood, up to a constant.
+
+    With `beta` each is weighted by exp(beta l), through which no gradient flows (Seitzer et al., arXiv 2203.09168,
+    equation 5).
+    """
+    loss = (mean - target) ** 2 * jnp.exp(-log_variance) + log_variance
+    return loss * jax.lax.stop_gradient(jnp.exp(beta * log_variance)) if beta > 0 else loss
+
+
+def termination_loss(
+    logit: Float[Array, "E B"],
+    terminated: Bool[Array, "E B"],
+    valid: Bool[Array, "B"],
+    end_weight: Float[Array, ""] | float,
+) -> Float[Array, ""]:
+    """Half the binary cross-entropy of the `valid` rows, summed over members and averaged over rows.
+
+    A terminated row weighs `end_weight` times as much as another: it is rare, and would be learned last. The logit is
+    then that of equally frequent classes; log `end_weight` less, it is that of the data (King and Zeng, Logistic regression
+    in rare events data, 2001).
+    """
+    entropy = jax.nn.softplus(logit) - jnp.where(terminated, logit, 0.0)
+    weight = jnp.where(terminated, end_weight, 1.0) * valid
+    # Over twice the rows, the mean weight of the training data, and not over the weights of this minibatch: a rare row
+    # would then count no more than the others together.
+    return jnp.sum(weight * entropy) / (2 * jnp.sum(valid))
+
+
+def regularizer(layout: Layout, parameters: Parameters) -> Float[Array, ""]:
+    """The part of the loss that does not depend on data: the bounds' distance, and kernels (no biases, no bounds)."""
+    total = jnp.zeros(())
+    if layout.input_noise:
+        total += layout.config.bounds_weight * (jnp.sum(parameters.high) - jnp.sum(parameters.low))
+    for i, decay in enumerate(layout.config.weight_decay):
+        total += 0.5 * decay * jnp.sum(parameters.network["params"][f"Dense_{i}"]["kernel"] ** 2)
+    return total
+
+
+def fit_loss(
+    layout: Layout,
+    parameters: Parameters,
+    batch: Batch,
+    valid: Bool[Array, "B"],
+    end_weight: Float[Array, ""] | float = 1.0,
+) -> Float[Array, ""]:
+    """What a fit minimises (see `models.ensemble`), over the rows that are `valid`.
+
+    The termination has parameters of its own: on shared layers the likelihood of precise dynamics would dominate it.
+    """
+    output = forward(layout, parameters, batch.inputs)
+    if layout.config.probabilistic:
+        error = gaussian_loss(output.mean, output.log_variance, batch.targets, layout.config.beta_nll)
+    else:
+        error = (output.mean - batch.targets) ** 2
+    data = jnp.sum(jnp.where(valid, jnp.mean(error, axis=-1), 0.0)) / jnp.sum(valid)
+    if layout.learns_termination:
+        logit = termination_logit(layout, parameters, batch.next_features)
+        data += termination_loss(logit, batch.terminated, valid, end_weight)
+    return data + regularizer(layout, parameters)

@@ -1,0 +1,122 @@
+"""The ensemble's networks, their parameters and the state of a fitted ensemble."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from jaxmbrl.core.types import Hyper, Key, PyTree
+from jaxmbrl.distributions import soft_clamp
+from jaxmbrl.models.ensemble.layout import Layout
+from jaxmbrl.models.normalizer import Normalizer, identity
+from jaxmbrl.nn import optimizer
+from jaxmbrl.nn.networks import MLP, pets_kernel_init
+from jaxmbrl.nn.optimizer import Trainable
+
+FIRST_HIGH = 0.5
+FIRST_LOW = -10.0
+LEAST_LOG_VARIANCE = 2 * math.log(1e-3)
+"""Of constant noise: a standard deviation of 0.001 in units of the fitted targets (4kubo/erl_lib)."""
+
+
+class Parameters(NamedTuple):
+    """What the fit learns."""
+
+    network: PyTree
+    """Leaves [E, ...]; "log_variance" [E, D] among them where the noise is constant."""
+    low: PyTree
+    """Lower bound [D] of the log-variance, shared by the members; `()` where the input does not change it."""
+    high: PyTree
+    """Upper bound, likewise."""
+    termination: PyTree
+    """Leaves [E, ...]; `()` where the termination is known."""
+
+
+class EnsembleState(NamedTuple):
+    """A fitted ensemble, ready to be fitted further."""
+
+    members: Trainable
+    """`Parameters` with Adam's moments and the learning rate."""
+    inputs: Normalizer
+    """Of [the observation's features, action], over the last fit's training rows."""
+    targets: Normalizer
+    """Of [observation change, reward], likewise."""
+    end_weight: Float[Array, ""]
+    """Rows without termination for each terminated one, in the last fit's training rows; at least 1."""
+    elites: Int[Array, "elites"]
+    """Numbers of the elite members, the best first."""
+    fits: Int[Array, ""]
+    """Fits so far."""
+    steps: Int[Array, ""]
+    """Gradient steps so far."""
+
+
+class Output(NamedTuple):
+    """Every member's prediction for its rows, in the space of the fitted targets."""
+
+    mean: Float[Array, "E B D"]
+    log_variance: Float[Array, "E B D"]
+    """Minus infinity where the members are deterministic."""
+
+
+def dynamics_network(layout: Layout) -> nn.Module:
+    """One member: D means and, where the variance depends on the input, D log-variances."""
+    size = (1 + layout.input_noise) * layout.target_size
+    config = layout.config
+    return MLP(config.hidden, size, nn.swish, pets_kernel_init, norms=config.norms, precision=config.precision)
+
+
+def termination_network(layout: Layout) -> nn.Module:
+    """One member's logit of termination."""
+    return MLP(layout.config.termination_hidden, 1, nn.swish, pets_kernel_init)
+
+
+def init_state(layout: Layout, key: Key, hyper: Hyper) -> EnsembleState:
+    """An ensemble before its first fit. `hyper["learning_rate"]` may be traced; the config's is the default."""
+    network_key, termination_key = jax.random.split(key)
+
+    def members(key: Key, network: nn.Module, inputs: int) -> PyTree:
+        keys = jax.random.split(key, layout.config.members)
+        return jax.vmap(lambda k: network.init(k, jnp.zeros(inputs)))(keys)
+
+    network = members(network_key, dynamics_network(layout), layout.input_size)
+    if layout.constant_noise:
+        network |= {"log_variance": jnp.zeros((layout.config.members, layout.target_size))}
+    low: PyTree = jnp.full(layout.target_size, FIRST_LOW, float) if layout.input_noise else ()
+    high: PyTree = jnp.full(layout.target_size, FIRST_HIGH, float) if layout.input_noise else ()
+    termination: PyTree = ()
+    if layout.learns_termination:
+        termination = members(termination_key, termination_network(layout), layout.feature_size)
+    parameters = Parameters(network, low, high, termination)
+    return EnsembleState(
+        members=optimizer.init(parameters, hyper.get("learning_rate", layout.config.learning_rate)),
+        inputs=identity(layout.input_size),
+        targets=identity(layout.target_size),
+        end_weight=jnp.ones(()),
+        elites=jnp.arange(layout.config.elites, dtype=jnp.int32),
+        fits=jnp.zeros((), jnp.int32),
+        steps=jnp.zeros((), jnp.int32),
+    )
+
+
+def forward(layout: Layout, parameters: Parameters, inputs: Float[Array, "E B I"]) -> Output:
+    """Every member's prediction for its own rows of normalised inputs."""
+    raw = jax.vmap(dynamics_network(layout).apply)({"params": parameters.network["params"]}, inputs)
+    if not layout.config.probabilistic:
+        return Output(raw, jnp.full_like(raw, -jnp.inf))
+    size = layout.target_size
+    mean = raw[..., :size]
+    if layout.constant_noise:
+        log_variance = jnp.maximum(parameters.network["log_variance"], LEAST_LOG_VARIANCE)
+        return Output(mean, jnp.broadcast_to(log_variance[:, None], mean.shape))
+    return Output(mean, soft_clamp(raw[..., size:], parameters.low, parameters.high))
+
+
+def termination_logit(layout: Layout, parameters: Parameters, next_features: Float[Array, "E B F"]) -> Float[Array, "E B"]:
+    """Every member's logit of termination for its own rows of normalised features of next observations."""
+    return jax.vmap(termination_network(layout).apply)(parameters.termination, next_features)[..., 0]

@@ -1,0 +1,59 @@
+"""Model-predictive control: a planner over a World is a policy.
+
+At each step: solve the problem that starts from the observation, play the first action of the solution, and start the next
+search from what is left of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import Array, Shaped
+
+from jaxmbrl.core.spaces import Space
+from jaxmbrl.core.types import Action, Key, Memory, Observation, Planner, Policy, PyTree, World
+from jaxmbrl.planning.problem import Discount, RiskConfig, TerminalValue, make_problem
+
+Propose = Callable[[Observation, Key], Shaped[Array, "P H ..."]]
+
+
+def planning_policy(
+    planner: Planner,
+    world: World,
+    origin: Callable[[Observation], Any],
+    action: Space,
+    *,
+    risk: RiskConfig | None = None,
+    discount: Discount = 1.0,
+    terminal_value: TerminalValue | None = None,
+    proposals: Propose | None = None,
+) -> Policy:
+    """Model-predictive control: plan from each observation and play the plan's first action. Its memory is the planner's
+    state, its extras are the statistics of the search.
+
+    `origin(observation)` is what `world.start` takes: the rows of a learned World, or a simulator's state. `action` is the
+    space that the planner was made for, `risk`, `discount` and `terminal_value` are those of `make_problem`.
+    `proposals(observation, key)` gives action sequences [P, H, ...] that compete with the planner's own.
+    All candidates of an iteration share their random numbers: noise and ensemble members (common random numbers).
+    """
+
+    @jax.named_scope("plan")
+    def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
+        problem = make_problem(
+            world, origin(observation), action, risk=risk, discount=discount, terminal_value=terminal_value
+        )
+        offered, key = propose(proposals, observation, key)
+        actions, memory, statistics = planner.plan(problem, memory, key, offered)
+        return actions[0], statistics, memory
+
+    return Policy(init=lambda key: planner.init(), act=act)
+
+
+def propose(proposals: Propose | None, observation: Observation, key: Key) -> tuple[Shaped[Array, "P H ..."] | None, Key]:
+    """(proposals for `observation`, the key that is left for the search): without a proposer, None and `key` itself."""
+    if proposals is None:
+        return None, key
+    search_key, proposal_key = jax.random.split(key)
+    return proposals(observation, proposal_key), search_key

@@ -1,0 +1,168 @@
+"""The problem that a planner solves: the return of an action sequence in a World, at a chosen risk over its rows.
+
+    R_n   = sum_{t<H} discount^t m_nt r_nt  +  discount^H m_nH V(s_nH)
+    score = mean of R,  or a quantile of R,  or  mean of R - k standard deviations of R      over the rows n
+
+r_nt is the reward of row n at step t, m_nt the probability that it has not terminated before (0 or 1 where terminations
+are certain), and V the terminal value, if there is one. The rows of a learned World are the particles of Chua et al.
+(PETS, arXiv 1805.12114), who take the mean; a simulator is a single row. The terminal value is that of Lowrey et al.
+(POLO, arXiv 1811.01848) and Hansen et al. (TD-MPC, arXiv 2203.04955).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from annotated_types import Ge, Le
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from jaxmbrl.core.config import check
+from jaxmbrl.core.spaces import Box, Space
+from jaxmbrl.core.types import Carry, Key, Objective, Problem, Transition, World
+from jaxmbrl.rollout import Return, open_loop, planned_return, rollout
+
+Discount = float | Float[Array, ""]
+TerminalValue = Callable[[Carry], Float[Array, "*n"]]
+
+
+@dataclass(frozen=True)
+class RiskConfig:
+    """How the returns of an action sequence's rows become one number; by default their mean."""
+
+    quantile: Annotated[float, Ge(0), Le(1)] | None = None
+    """The quantile of the rows' returns that is maximised, interpolated linearly: 0 is the worst row, 0.5 the median."""
+    deviations: float = 0.0
+    """Standard deviations (population) subtracted from the mean return; a negative number seeks risk."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """A rule between fields that is broken."""
+        if self.quantile is not None and self.deviations != 0:
+            return "deviations", f"must be 0 where quantile is given, got {self.deviations}"
+        return None
+
+
+def at_risk(returns: Float[Array, "*n"], risk: RiskConfig) -> Float[Array, ""]:
+    """The returns of all rows as one number."""
+    if risk.quantile is not None:
+        return jnp.quantile(returns, risk.quantile)
+    if risk.deviations != 0:
+        return jnp.mean(returns) - risk.deviations * jnp.std(returns)
+    return jnp.mean(returns)
+
+
+def make_problem(
+    world: World,
+    origin: Any,
+    action: Space,
+    *,
+    risk: RiskConfig | None = None,
+    discount: Discount = 1.0,
+    terminal_value: TerminalValue | None = None,
+) -> Problem:
+    """Maximise the return of playing an action sequence open loop in `world` from `origin`.
+
+    `origin` is what `world.start` takes. `terminal_value(carry)` has the shape of the world's rewards: [N], or [] of a
+    simulator. It is evaluated after the last step and counts by the probability of being alive. Rewards after termination
+    do not count; time limits are ignored. `discount` may be traced.
+
+    One row whose return or observation, while it is alive, is not finite makes the score -inf, at any risk: a candidate
+    must not win by an average over the others, nor by a known reward that ignores the observation.
+
+    Raises UserError where `risk` breaks its own rules.
+
+    >>> from jaxmbrl import envs, planning
+    >>> task = envs.make("cartpole-continuous")
+    >>> start = task.env.reset(jax.random.key(0))
+    >>> problem = planning.make_problem(task.world, start, task.action)
+    >>> float(problem.score(jnp.zeros((5, 1)), jax.random.key(1)))
+    5.0
+    >>> planning.play(problem, jnp.zeros((5, 1)), jax.random.key(1)).reward.shape
+    (5,)
+    """
+    risk = check(RiskConfig() if risk is None else risk)
+
+    def score(actions: Shaped[Array, "H ..."], key: Key) -> Float[Array, ""]:
+        (carry, first), rollout_key = _begin(world, origin, key)
+        step = jax.eval_shape(world.step, carry, actions[0], rollout_key)[1]
+        rows, horizon = step.reward.shape, actions.shape[0]
+        start = Outcome(Return.zero(rows), jnp.ones(rows, bool))
+        fold = _accumulate(discount)
+        (carry, _), end = rollout(world, open_loop(actions), (carry, first), rollout_key, horizon, fold, start)
+        total, alive = end.earned
+        if terminal_value is not None:
+            value = terminal_value(carry)
+            chex.assert_shape(value, rows)
+            total = total + jnp.where(alive != 0, alive * _discounted(value, discount, horizon), 0.0)
+        healthy = jnp.all(end.finite & jnp.isfinite(total))
+        return jnp.where(healthy, at_risk(total, risk), -jnp.inf)
+
+    return Problem(world, origin, score, action, terminal_value)
+
+
+def play(problem: Problem, actions: Shaped[Array, "H ..."], key: Key) -> Transition:
+    """The transitions [H, N, ...] of playing `actions` open loop, or [H, ...] in a simulator: those that `problem.score`
+    adds up under the same key."""
+    start, rollout_key = _begin(problem.world, problem.origin, key)
+    return rollout(problem.world, open_loop(actions), start, rollout_key, actions.shape[0])[1]
+
+
+def problem_of_score(score: Objective, action: Space) -> Problem:
+    """A problem of a score alone, without a World: for planners that call nothing else.
+
+    >>> from jaxmbrl import planning
+    >>> planner = planning.make(planning.PlannerConfig(), planning.unit_box(2))
+    >>> problem = planning.problem_of_score(lambda actions, key: -jnp.sum((actions - 0.5) ** 2), planning.unit_box(2))
+    >>> actions, _, _ = planner.plan(problem, planner.init(), jax.random.key(0))
+    >>> bool(jnp.mean((actions - 0.5) ** 2) < 0.1)
+    True
+    """
+
+    def missing(*inputs: Any) -> Any:
+        raise ValueError("this problem has a score and no world")
+
+    return Problem(World(missing, missing, missing, missing), (), score, action)
+
+
+def unit_box(size: int) -> Box:
+    """The actions of every continuous task: vectors [size] in [-1, 1]."""
+    return Box((size,), -1.0, 1.0)
+
+
+class Outcome(NamedTuple):
+    """Accumulator of an action sequence, row by row."""
+
+    earned: Return
+    finite: Bool[Array, "*n"]
+    """Whether all observations were finite while the row was alive."""
+
+
+def _accumulate(discount: Discount) -> Callable[[Outcome, Transition, Int[Array, ""]], Outcome]:
+    def fold(outcome: Outcome, transition: Transition, i: Int[Array, ""]) -> Outcome:
+        rows = transition.reward.ndim
+        leaves = jax.tree.leaves(transition.next_observation)
+        finite = [jnp.all(jnp.isfinite(leaf), axis=tuple(range(rows, leaf.ndim))) for leaf in leaves]
+        alive = outcome.earned.alive
+        valued = transition._replace(reward=_discounted(transition.reward, discount, i))
+        return Outcome(
+            planned_return(outcome.earned, valued, i),
+            outcome.finite & ((alive == 0) | jnp.all(jnp.stack(finite), axis=0)),
+        )
+
+    return fold
+
+
+def _discounted(value: Float[Array, "*n"], discount: Discount, steps: int | Int[Array, ""]) -> Float[Array, "*n"]:
+    if isinstance(discount, float) and discount == 1:
+        return value
+    return jnp.asarray(discount, value.dtype) ** steps * value
+
+
+def _begin(world: World, origin: Any, key: Key) -> tuple[tuple[Carry, Int[Array, ""]], Key]:
+    """The state that a rollout of an action sequence starts from, and the rollout's key."""
+    start_key, rollout_key = jax.random.split(key)
+    return (world.start(origin, start_key), jnp.zeros((), jnp.int32)), rollout_key
