@@ -22,7 +22,10 @@ def pytest_collection_modifyitems(items):
 
 
 _hook = jaxtyping.install_import_hook("jaxmbrl", "beartype.beartype")
-import jaxmbrl  # noqa: E402, F401 (XLA gets its threads before any test computes: with few, some programs never return)
+from jaxmbrl.core import xla  # noqa: E402 (after the hook)
+
+# Before any test computes: with a single thread some programs never return.
+xla.ensure_threads()
 
 
 @pytest.fixture

@@ -171,9 +171,9 @@ REFUSED = {
     SAC + "--out": ["--out needs a value"],
     SAC + "--out ''": ["--out needs a value"],
     SAC + "--out file": ["file is a file", "choose another folder"],
-    SAC + "--out file/run": ["a part of it is a file", "choose another folder"],
-    SAC + "--out full": ["full is not empty (it holds thesis.tex)"],
-    SAC + "--out /proc/run": ["/proc/run cannot be made"],
+    SAC + "--out file/run": ["a parent is a file", "choose another folder"],
+    SAC + "--out full": ["full is not empty (it has thesis.tex)"],
+    SAC + "--out /proc/run": ["/proc/run cannot be created"],
     # Configs.
     SAC + "--config": ["--config needs a value"],
     "train sac --config nowhere.yaml": ["--config nowhere.yaml cannot be read (No such file or directory)"],
@@ -215,13 +215,13 @@ REFUSED = {
     "train --resume=nowhere": ["there is no folder nowhere"],
     "train --resume file": ["there is no folder file"],
     "train --resume full": ["full is not a run"],
-    "train --resume run-good": ["no checkpoint in ", "run-good/checkpoints; start the run anew"],
+    "train --resume run-good": ["no checkpoint in ", "run-good/checkpoints; start the run again"],
     "train --resume run-good --steps 0": ["steps must be at least 1, got 0"],
     "train --resume run-good --steps x": ["--steps must be a whole number, got 'x'"],
-    "train --resume run-good --seeds 3": ["cannot go on with other settings (seeds was 1 and is 3); give those back"],
+    "train --resume run-good --seeds 3": ["cannot continue with other settings (seeds was 1 and is 3); restore them"],
     "train --resume run-good --agent.hidden 8 9 --seed 1": ["(agent.hidden was [", "] and is [8, 9]; seed was 0 and is 1)"],
     "train --resume run-good --env cartpole-continuous": ["(env was 'pendulum' and is 'cartpole-continuous')"],
-    "train --resume run-good --preset small": ["cannot go on with other settings (preset was "],
+    "train --resume run-good --preset small": ["cannot continue with other settings (preset was "],
     "train --resume run-good --checkpoint.keep 0": ["checkpoint.keep must be at least 1, got 0"],
     "train --resume run-good --out elsewhere": ["in the run's own folder with its own config: leave --out out"],
     "train --resume run-good --config good.yaml": ["leave --config out"],
@@ -229,7 +229,7 @@ REFUSED = {
     "train pets --resume run-good": ["run-good is of sac, not pets"],
     "train sac --resume run-good": ["no checkpoint in "],
     "train --resume run-torn": ["run-torn/config.yaml is not valid YAML"],
-    "train --resume run-list": ["run-list/config.yaml must hold fields and values"],
+    "train --resume run-list": ["run-list/config.yaml must be a mapping of fields to values"],
     "train --resume run-other-task": ["run-other-task/config.yaml: unknown task 'pendulm'"],
     "train --resume run-bad-range": ["run-bad-range/config.yaml: settings.batch_size must be at least 1"],
     # Evaluating and listing.
@@ -237,7 +237,7 @@ REFUSED = {
     "evaluate nowhere": ["there is no folder nowhere"],
     "evaluate full": ["full is not a run"],
     "evaluate run-good": ["no checkpoint in ", "run-good/checkpoints"],
-    "evaluate run-nothing": ["run-nothing/config.yaml must hold fields and values"],
+    "evaluate run-nothing": ["run-nothing/config.yaml must be a mapping of fields to values"],
     "evaluate run-no-steps": ["run-no-steps/config.yaml: steps is missing"],
     "evaluate run-good --episodes 0": ["--episodes must be at least 1, got 0"],
     "evaluate run-good --episodes 99999999999": ["episodes must be", "below 2147483648"],
@@ -371,7 +371,7 @@ def test_messages_do_not_depend_on_the_terminal(columns, encoding, monkeypatch):
 def test_a_folder_without_permission_is_refused(place):
     (place / "shut").mkdir(mode=0o500)
     code, _, err = call(split(SAC + "--out shut/run"))
-    assert code == 2 and "cannot be made (Permission denied)" in err
+    assert code == 2 and "cannot be created (Permission denied)" in err
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,6 @@ def python(code, **more):
     return done.stdout.strip()
 
 
-def test_who_chose_a_number_of_threads_keeps_it():
-    assert python("import jaxmbrl, os; print(os.environ['PJRT_NPROC'])", PJRT_NPROC="3") == "3"
-
-
 LIGHT = """
 import contextlib, io, json, os, sys
 before = dict(os.environ)
@@ -32,3 +28,27 @@ print(sorted((methods | heavy) & set(sys.modules)), "mbpo" in out.getvalue())
 
 def test_importing_the_package_and_listing_import_no_method_and_no_jax():
     assert python(LIGHT) == "[] True"
+
+
+ON_ONE_CORE = """
+import os
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+before = dict(os.environ)
+import jaxmbrl, jaxmbrl.training.runner
+assert dict(os.environ) == before
+from jax._src import xla_bridge
+from jaxmbrl.core.config import UserError
+for function in (jaxmbrl.load, jaxmbrl.evaluate, jaxmbrl.resume, lambda run: jaxmbrl.train(run, "pendulum")):
+    os.environ.pop("PJRT_NPROC", None)
+    os.environ.update(before)
+    assert not xla_bridge.backends_are_initialized()
+    try:
+        function("nowhere")
+    except UserError:
+        print(os.environ.get("PJRT_NPROC"), end=" ")
+"""
+
+
+def test_only_the_functions_that_compute_give_xla_its_threads():
+    assert python(ON_ONE_CORE) == "2 2 2 2"
+    assert python(ON_ONE_CORE, PJRT_NPROC="3") == "3 3 3 3", "a number that the user has chosen is kept"

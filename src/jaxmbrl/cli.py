@@ -90,8 +90,12 @@ def _command(words: list[str]) -> int:
     name, *rest = words
     if name not in COMMANDS:
         raise UserError(f"unknown command '{name}'; {closest(name, COMMANDS)}")
-    if cached and name not in COMPILES_NOTHING:
-        _cache_compilations()
+    if name not in COMPILES_NOTHING:
+        from jaxmbrl.core import xla
+
+        xla.ensure_threads()
+        if cached:
+            _cache_compilations()
     module, _, function = COMMANDS[name].partition(":")
     command: Callable[..., int] = getattr(importlib.import_module(f"jaxmbrl.commands.{module}"), function)
     return command(rest, [] if cached else [CACHE_SWITCH]) if name == "sweep" else command(rest)

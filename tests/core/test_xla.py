@@ -1,4 +1,6 @@
-"""What XLA is told of a program."""
+"""Settings of XLA: compiler options and threads."""
+
+import os
 
 import jax
 import jax.numpy as jnp
@@ -52,3 +54,17 @@ def test_a_run_compiles_with_its_algorithms_options(algorithm, settings, own):
 
     assert program.compile("training", Function(), 1.0, 2.0) == "compiled"
     assert seen == [dict(options)]
+
+
+@pytest.mark.parametrize(("cores", "chosen", "due"), [(1, None, "2"), (1, "5", "5"), (2, None, None), (2, "1", "1")])
+def test_a_single_core_gets_two_threads(cores, chosen, due, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("PJRT_NPROC", chosen)
+    else:
+        # So that what is set is taken back after the test.
+        monkeypatch.setenv("PJRT_NPROC", "")
+        monkeypatch.delenv("PJRT_NPROC")
+    xla.ensure_threads()
+    assert os.environ.get("PJRT_NPROC") == due

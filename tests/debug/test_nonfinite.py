@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmbrl.debug import nonfinite
-from jaxmbrl.debug.nonfinite import ARGUMENT, find
+from jaxmbrl.debug import origins
+from jaxmbrl.debug.nonfinite import find
+from jaxmbrl.debug.origins import ARGUMENT
 
 
 def line_of(function, text):
@@ -25,10 +26,10 @@ def test_an_operation_in_a_function_that_is_called():
     found = find(jax.jit(logarithm), jnp.array([1.0, -3.0, 2.0]))
     assert (found.operation, found.kind, found.type, found.element) == ("log", "nan", "float32[3]", (1,))
     (operand,) = found.operands
-    assert operand == nonfinite.Operand("float32[3]", -3.0, 2.0, -3.0, True)
+    assert operand == origins.Operand("float32[3]", -3.0, 2.0, -3.0, True)
     assert found.path == "jit logarithm / log"
     assert line_of(logarithm, "jnp.log") in found.where[0] and found.where[0].endswith("in logarithm")
-    assert not any("/jax/" in line or "diagnostics/nonfinite.py" in line for line in found.where)
+    assert not any("/jax/" in line or "debug/nonfinite.py" in line for line in found.where)
 
 
 def test_a_function_that_is_finite():

@@ -17,7 +17,7 @@ from jaxmbrl.algorithms.presets import Preset
 from jaxmbrl.core.config import Traced, UserError
 from jaxmbrl.core.types import Algorithm, Average, Policy
 from jaxmbrl.debug import replaying
-from jaxmbrl.debug.nonfinite import ARGUMENT, Origin
+from jaxmbrl.debug.origins import ARGUMENT, Origin
 from jaxmbrl.nn import optimizer
 
 EPOCH, STEPS = 10, 40
@@ -48,7 +48,7 @@ def loss_of(weight):
 
 
 def make(config, task):
-    def init(key, hyper):
+    def init(key, hyper, data):
         rate = hyper.get("learning_rate", config.learning_rate)
         return State(optimizer.init(jnp.ones(2), rate), jnp.full(3, -jnp.inf))
 
@@ -64,7 +64,7 @@ def make(config, task):
     def act(memory, observation, key):
         return jnp.zeros(1), (), memory
 
-    return Algorithm(init, lambda state, explore: Policy(lambda key: (), act), learn, period=2)
+    return Algorithm(init, lambda state, clock, explore: Policy(lambda key: (), act), learn, period=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -117,7 +117,7 @@ def test_the_command_line(broken, tmp_path):
     lines = out.splitlines()
     assert lines[0] == f"seed {FIRST + 1}, epoch 3, step 24: 'toy/loss' was not finite"
     assert lines[1] == "replayed from the checkpoint at step 20"
-    assert lines[2].startswith("'sqrt' gave nan, element [1, ") and lines[2].endswith("of float32[2, 2]")
+    assert lines[2].startswith("'sqrt' returned nan, element [1, ") and lines[2].endswith("of float32[2, 2]")
     assert any(line.startswith("  at    ") and "test_replaying.py:" in line for line in lines)
     assert any(line.startswith("  from  float32[2, 2] between -0.0") and line.endswith(" there") for line in lines)
     assert "what to try next:" in lines
@@ -133,7 +133,7 @@ def test_the_command_line(broken, tmp_path):
         shutil.rmtree(old / "checkpoints" / step, ignore_errors=True)
     code, out, err = debug(old)
     assert code == 2 and err.count("\n") == 1
-    assert "keeps no checkpoint from before step 24, where seed 4 met its fault; train again" in err and "--steps 30" in err
+    assert "has no checkpoint from before step 24, where the fault of seed 4 is; train again" in err and "--steps 30" in err
 
 
 def test_a_closed_optimiser_is_followed_to_its_gradient(tmp_path):
@@ -154,18 +154,18 @@ def test_a_replay_that_goes_another_way_says_so(broken, monkeypatch):
     """As if the machine computed otherwise: the root is taken of what is never below 0."""
     monkeypatch.setitem(globals(), "loss_of", lambda weight: jnp.sum(jnp.sqrt(1 + weight**2)))
     report = replaying.debug(broken)
-    assert report.origin is None and report.instead == "all was finite"
+    assert report.origin is None and report.instead == "everything was finite"
     code, out, err = debug(broken)
-    assert (code, err) == (1, "") and "the replay did not come by the fault: all was finite" in out
+    assert (code, err) == (1, "") and "the replay did not reproduce the fault: everything was finite" in out
 
 
 def test_what_was_not_finite_before_the_call_is_named():
     fault = replaying.Fault(0, "toy/loss", 2, 1)
     origin = Origin(ARGUMENT, "nan", "float32[2]", (1,), (), (), "1.algorithm.weight.learning_rate")
-    lines = replaying.told(replaying.Report(fault, (), 0, origin, ""))
+    lines = replaying.describe(replaying.Report(fault, (), 0, origin, ""))
     assert (
         lines[2]
-        == "nan was there before the call: element [1] of float32[2] in the run's state, algorithm.weight.learning_rate"
+        == "nan was present before the call: element [1] of float32[2] in the run's state, algorithm.weight.learning_rate"
     )
 
 
@@ -174,8 +174,8 @@ def test_a_task_outside_of_the_compiled_program_cannot_be_replayed(broken, monke
 
     def hosted(config):
         program = built(config)
-        return program._replace(loop=program.loop._replace(attempt=None))
+        return program._replace(loop=program.loop._replace(check=None))
 
     monkeypatch.setattr(replaying.programs, "build", hosted)
-    with pytest.raises(UserError, match="a replay needs a task that lives in the compiled program"):
+    with pytest.raises(UserError, match="a replay needs a task inside the compiled program"):
         replaying.debug(broken)

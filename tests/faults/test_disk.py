@@ -15,7 +15,7 @@ import pytest
 from command_line import call, options, untimed
 
 import jaxmbrl
-from jaxmbrl.training import checkpoint, curve, run_folder
+from jaxmbrl.training import checkpoint, curve, durable, run_folder
 from jaxmbrl.training import checkpointing as keeping
 from jaxmbrl.training.checkpointing import Keeper, Lost
 from jaxmbrl.training.console import Progress
@@ -65,7 +65,7 @@ def warnings(run):
 def test_a_disk_that_is_full_for_a_while_costs_nothing(what, undisturbed, tmp_path, monkeypatch):
     run, left, said = tmp_path / "run", [6], io.StringIO()
     monkeypatch.setattr(keeping, "RETRY_SECONDS", 0.0)
-    place, name = (run_folder, "_append") if what == "lines" else (checkpoint, "_sync_tree")
+    place, name = (run_folder, "_append") if what == "lines" else (durable, "sync_tree")
     real = getattr(place, name)
 
     def refuse(path, *more):
@@ -81,7 +81,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(what, undisturbed, tmp_pa
     assert untimed(result.rows) == undisturbed
     assert untimed(RunFolder.open(run).read_metrics()) == undisturbed
     assert checkpoint.steps(run / "checkpoints")[-1] == 200 and not list((run / "checkpoints").glob(".*"))
-    told = f"{run} cannot be written to (No space left on device): training goes on and tries again, for 10 minutes"
+    told = f"{run} cannot be written to (No space left on device): training continues and tries again, for 10 minutes"
     assert warnings(run) == [told], "once"
     assert said.getvalue().count(f"warning: {told}") == 1
     assert said.getvalue().count(f"{run} can be written to again; nothing was lost") == 1
@@ -90,21 +90,21 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(what, undisturbed, tmp_pa
 
 def test_after_the_grace_it_ends_with_what_it_has(tmp_path, monkeypatch):
     run = tmp_path / "run"
-    real = checkpoint._sync_tree
+    real = durable.sync_tree
 
     def refuse(path):
         if (run / "checkpoints" / "00000040").is_dir():
             raise full(path)
         return real(path)
 
-    monkeypatch.setattr(checkpoint, "_sync_tree", refuse)
+    monkeypatch.setattr(durable, "sync_tree", refuse)
     monkeypatch.setattr(keeping, "RETRY_SECONDS", 0.0)
     words = [*options(SAC), "--steps", 4000, "--checkpoint.every", 1, "--checkpoint.grace", 0.01, "--out", run]
     code, said, err = call("train", "sac", "--env", "pendulum", *words)
     assert code == 1
     assert err == (
-        f"jaxmbrl: {run} could not be written to for 0.01 minutes (No space left on device) and training has stopped; its "
-        "last checkpoint is that of step 40: see to the disk and resume\n"
+        f"jaxmbrl: {run} could not be written to for 0.01 minutes (No space left on device) and training has stopped; the "
+        "last checkpoint is that of step 40: check the disk and resume\n"
     )
     assert "tries again, for 0.01 minutes" in said
     assert checkpoint.steps(run / "checkpoints")[-1] == 40 and not list((run / "checkpoints").glob(".*"))
@@ -146,7 +146,7 @@ def test_a_picture_that_cannot_be_drawn_is_told_once(undisturbed, tmp_path, monk
     monkeypatch.setattr(curve, "draw", fail)
     assert untimed(train(tmp_path / "run").rows) == undisturbed
     assert warnings(tmp_path / "run") == [
-        f"{tmp_path / 'run' / 'curve.png'} could not be drawn (RuntimeError: no fonts); training goes on without it"
+        f"{tmp_path / 'run' / 'curve.png'} could not be drawn (RuntimeError: no fonts); training continues without it"
     ]
 
 
@@ -268,11 +268,11 @@ def test_what_writing_made_where_the_folder_had_gone_is_taken_away(fails, folder
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", save)
         kept.save(2, {"x": np.ones(3)}, {"frozen": []}, wait=True)
-    assert not folder.path.exists() and not kept.holds(2)
+    assert not folder.path.exists() and not kept.has_saved(2)
     assert len(said) == 1 and ("No space left" if fails else "the folder is gone") in said[0]
     moved.rename(folder.path)
     kept.save(2, {"x": np.ones(3)}, {"frozen": []}, wait=True)
-    assert checkpoint.steps(folder.checkpoints) == [1, 2] and kept.holds(2)
+    assert checkpoint.steps(folder.checkpoints) == [1, 2] and kept.has_saved(2)
 
 
 def test_rows_wait_for_the_disk_and_a_checkpoint_for_its_rows(folder, monkeypatch):
@@ -281,14 +281,14 @@ def test_rows_wait_for_the_disk_and_a_checkpoint_for_its_rows(folder, monkeypatc
         patch.setattr(run_folder, "_append", lambda file, rows: (_ for _ in ()).throw(full(file)))
         kept.rows([{"epoch": 1}])
         kept.save(20, {"x": np.ones(3)}, {"frozen": []}, wait=True)
-        assert checkpoint.steps(folder.checkpoints) == [] and not kept.holds(20)
+        assert checkpoint.steps(folder.checkpoints) == [] and not kept.has_saved(20)
         assert len(said) == 1 and "No space left" in said[0]
-        with pytest.raises(Lost, match="no checkpoint is there: see to the disk"), contextlib.ExitStack() as clock:
+        with pytest.raises(Lost, match="there is no checkpoint: check the disk"), contextlib.ExitStack() as clock:
             later = time.monotonic() + 61.0
             clock.enter_context(patch.context()).setattr(time, "monotonic", lambda: later)
             kept.flush(now=True)
     kept.save(20, {"x": np.ones(3)}, {"frozen": []}, wait=True)
-    assert kept.holds(20) and folder.read_metrics() == [{"epoch": 1}]
+    assert kept.has_saved(20) and folder.read_metrics() == [{"epoch": 1}]
     assert said[-1].endswith("can be written to again; nothing was lost")
 
 

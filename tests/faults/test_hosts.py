@@ -10,7 +10,7 @@ from command_line import TIMINGS
 from processes import TINY, begin, done, finish, steps, wait
 
 from jaxmbrl.core.config import UserError
-from jaxmbrl.training import hosts, session
+from jaxmbrl.training import hosts, restoring
 from jaxmbrl.training.hosts import Hosts
 from jaxmbrl.training.run_folder import RunFolder
 
@@ -74,7 +74,7 @@ def test_two_hosts_train_what_one_does_and_go_on_after_a_stop(alone, tmp_path):
     assert parts(run, 0) == parts(run, 1), "all of them stop at the same step"
     assert 200 <= parts(run, 0)[-1] < STEPS
     # Between the two, one process can look at it.
-    _, state, _ = session.newest(run)
+    _, state, _ = restoring.newest(run)
     assert state.fault.what.shape == (SEEDS,)
     for process in together("--resume", run):
         code, out, err = finish(process)

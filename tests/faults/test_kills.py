@@ -131,7 +131,7 @@ def test_more_steps_are_as_a_longer_run_and_no_steps_are_nothing(straight, tmp_p
     assert f"the run is finished, at {STEPS:,} of {STEPS:,} steps: nothing to do" in out
     assert untouched(run) == before
     assert (run / "curve.png").is_file(), "a kill may have come before the picture"
-    with pytest.raises(UserError, match=f"the run in {run} is at {STEPS} steps already; steps must not be below, got 200"):
+    with pytest.raises(UserError, match=f"the run in {run} is already at {STEPS} steps; steps must not be lower, got 200"):
         jaxmbrl.resume(run, steps=200)
     assert untouched(run) == before
 

@@ -78,4 +78,4 @@ def test_three_of_four_seeds_end_as_without_the_fault(algorithm, compile_cache, 
     report = replaying.debug(tmp_path / "broken")
     assert report is not None and (report.fault.seed, report.fault.what) == (FIRST + BAD, warning["metric"])
     assert report.origin is not None, report.instead
-    print("\n".join(replaying.told(report)))
+    print("\n".join(replaying.describe(report)))

@@ -124,7 +124,7 @@ def test_a_sweep_asked_to_stop_saves_its_runs_and_goes_on(tmp_path):
     sweep.send_signal(signal.SIGTERM)
     said, complained = sweep.communicate(timeout=PATIENCE)
     assert (sweep.returncode, complained) == (75, ""), said + complained
-    assert "asked to stop: 1 at work save and end" in said and f"stopped   {NAMES[0]}" in said
+    assert "asked to stop: 1 running, which save and end" in said and f"stopped   {NAMES[0]}" in said
     stopped_at = checkpoint.steps(out / NAMES[0] / "checkpoints")[-1]
     assert 100 <= stopped_at < two["steps"] and not (out / NAMES[1]).exists()
     assert trainer_of(NAMES[0]) is None

@@ -149,10 +149,10 @@ def test_while_the_main_thread_waits_another_one_answers():
 
     stopping = Stopping(said.append)
     with stopping.meanwhile(last_will):
-        assert stopping._waiting.last_will is last_will
+        assert stopping._waiting.finish is last_will
         with stopping.meanwhile(print):
-            assert stopping._waiting.last_will is print
-        assert stopping._waiting.last_will is last_will, "what was true outside is true again"
+            assert stopping._waiting.finish is print
+        assert stopping._waiting.finish is last_will, "what was true outside is true again"
     assert stopping._waiting is None
     stopping.asked = True
     with pytest.raises(Stopped, match="stopped here"), stopping.meanwhile(last_will):

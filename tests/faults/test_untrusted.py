@@ -13,7 +13,7 @@ import pytest
 from command_line import call, options
 
 import jaxmbrl
-from jaxmbrl.training import checkpoint, session
+from jaxmbrl.training import checkpoint, manifest, restoring
 from jaxmbrl.training.run_folder import RunFolder
 
 SAC = {"agent.hidden": (4,), "batch_size": 4, "replay_capacity": 50, "warmup_steps": 20, "epoch_steps": 20, "eval_every": 0}
@@ -83,11 +83,11 @@ def test_a_checkpoint_whose_digests_fit_its_hostile_files_runs_nothing(run, trap
 
 def forge(path):
     """Make the manifest true of the files."""
-    document = json.loads((path / checkpoint.MANIFEST).read_text())
+    document = json.loads((path / manifest.MANIFEST).read_text())
     body = document["manifest"]
-    body["files"] = {name: checkpoint._file_entry(path / name) for name in body["files"]}
-    document["sha256"] = checkpoint._body_digest(body)
-    (path / checkpoint.MANIFEST).write_text(json.dumps(document))
+    body["files"] = {name: manifest.file_entry(path / name) for name in body["files"]}
+    document["sha256"] = manifest.body_digest(body)
+    (path / manifest.MANIFEST).write_text(json.dumps(document))
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ def test_every_changed_byte_is_noticed_or_changes_nothing(run):
     newest = checkpoint.steps(folder)[-1]
     for step in checkpoint.steps(folder)[:-1]:
         shutil.rmtree(folder / f"{step:08}")
-    like = jax.eval_shape(lambda: session.newest(run)[1])
-    want = [entry["sha256"] for entry in manifest(folder / f"{newest:08}")["leaves"]]
+    like = jax.eval_shape(lambda: restoring.newest(run)[1])
+    want = [entry["sha256"] for entry in read_manifest(folder / f"{newest:08}")["leaves"]]
     draw, tried, noticed = np.random.default_rng(0), 0, 0
     files = [path for path in (folder / f"{newest:08}").rglob("*") if path.is_file()]
     for file in files:
@@ -159,15 +159,15 @@ def test_every_changed_byte_is_noticed_or_changes_nothing(run):
                 tried += 1
                 try:
                     found = checkpoint.restore(folder, like, repair=False)
-                except checkpoint.CheckpointError:
+                except manifest.CheckpointError:
                     noticed += 1
                 else:
                     taken = checkpoint.take(found.state)
-                    assert [checkpoint._digest(x) for x in taken.arrays if x is not None] == want, (file, at)
+                    assert [manifest.digest(x) for x in taken.arrays if x is not None] == want, (file, at)
         file.write_bytes(held)
     assert tried >= 200 and noticed >= 0.9 * tried
     assert checkpoint.restore(folder, like, repair=False).step == newest, "all is as before"
 
 
-def manifest(path):
-    return json.loads((path / checkpoint.MANIFEST).read_text())["manifest"]
+def read_manifest(path):
+    return json.loads((path / manifest.MANIFEST).read_text())["manifest"]

@@ -17,7 +17,7 @@ from jaxmbrl.core.types import Algorithm, Policy, Transition
 from jaxmbrl.diagnostics import doctor
 from jaxmbrl.report import build as making
 from jaxmbrl.report import diagnosing
-from jaxmbrl.training import evaluation, programs
+from jaxmbrl.training import evaluation, loop, programs
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.training.session import Session
@@ -95,19 +95,19 @@ def test_the_critic_is_judged_where_enough_of_the_return_is_known(found):
 
 def test_actions_in_training_are_those_of_the_replay(found):
     assert found.stored.shape == (200, 1) and np.abs(found.stored).max() <= 1
-    assert found.film is None and found.film_told == "no picture of pendulum: it has no MuJoCo model"
+    assert found.film is None and found.film_note == "no picture of pendulum: it has no MuJoCo model"
     assert found.notes == () and found.state_bytes > 2 * 500 * 9 * 4, "at least the two replay buffers"
 
 
 def test_the_page_shows_it(run, tmp_path):
     code, out, err = call("report", run, "--out", tmp_path / "page", "--no-compile-cache")
-    assert (code, err) == (0, "") and f"playing the newest policy of {run} ..." in out
+    assert (code, err) == (0, "") and f"evaluating the newest policy of {run} ..." in out
     made = (tmp_path / "page.html").read_bytes()
     titles = [chart["title"] for chart in data_of(made)]
     for title in (
         *("Return in evaluation over real steps", "Return in evaluation over the wall clock", "Holdout error of the model"),
         *("Aleatoric variance", "Epistemic variance", "Calibration", "Compounding error", "One step: reward"),
-        *("Imagined and real: observation 2", "Actions, dimension 0", "Q and what came", "Rollout length"),
+        *("Imagined and real: observation 2", "Actions, dimension 0", "Q and the return that followed", "Rollout length"),
         *("First episode: reward", "Throughput", "Time of an epoch"),
     ):
         assert title in titles
@@ -139,10 +139,10 @@ def test_a_run_that_has_not_learned_yet_is_only_played(tmp_path, monkeypatch):
     assert (found.env_steps, found.seed) == (0, 3) and found.model is found.critic is found.stored is None
     assert len(found.returns) > 0
     if doctor.rendering().state == "ok":
-        assert found.film[:6] == b"GIF89a" and "of the first episode of seed 3" in found.film_told
+        assert found.film[:6] == b"GIF89a" and "of the first episode of seed 3" in found.film_note
 
 
-def still(state, explore):
+def still(state, clock, explore):
     """The policy that does nothing."""
     return Policy(lambda key: (), lambda memory, observation, key: (jnp.zeros(1), (), memory))
 
@@ -150,16 +150,16 @@ def still(state, explore):
 def test_playing_ends_when_the_time_is_up():
     """A chunk is played before the clock is looked at, and no part of one."""
     algorithm = Algorithm(init=None, policy=still, learn=None, period=1)
-    rows, _ = diagnosing.play(envs.make("pendulum"), algorithm, (), 1000, seconds=0.0)
+    rows, _ = diagnosing.play(envs.make("pendulum"), algorithm, (), loop.clock_at(0), 1000, seconds=0.0)
     assert 50 <= len(rows.reward) <= 100
-    rows, _ = diagnosing.play(envs.make("pendulum"), algorithm, (), 120)
+    rows, _ = diagnosing.play(envs.make("pendulum"), algorithm, (), loop.clock_at(0), 120)
     assert len(rows.reward) == 150
 
 
 def test_episodes_begin_as_evaluations_do():
     task = envs.make("pendulum")
     algorithm = Algorithm(init=None, policy=still, learn=None, period=1)
-    rows, _ = diagnosing.play(task, algorithm, (), 50)
+    rows, _ = diagnosing.play(task, algorithm, (), loop.clock_at(0), 50)
     start = task.world.observe(task.world.reset(evaluation.keys_of(0)[0]))
     np.testing.assert_allclose(rows.observation[0], start, rtol=1e-6)
 
@@ -183,7 +183,7 @@ def test_what_cannot_be_played_is_told(run, monkeypatch):
 
     monkeypatch.setattr(making.diagnosing, "diagnose", diagnose)
     made = making.make([run])
-    assert played == ["mbpo"] and "was not looked at: not now" in made.decode()
+    assert played == ["mbpo"] and "could not be evaluated: not now" in made.decode()
 
 
 @pytest.mark.parametrize(
@@ -195,10 +195,12 @@ def test_every_kind_of_algorithm_is_looked_at(algorithm, model, critic):
     config = programs.configure(algorithm, "pendulum", settings={"replay_capacity": 1000})
     program = programs.build(config)
     state = jax.tree.map(lambda leaf: leaf[0], programs.initial(program, {}).algorithm)
+    views, clock = program.algorithm.views(state), loop.clock_at(0)
+    rows, _ = diagnosing.play(program.task, Algorithm(None, still, None, 1), (), clock, 200)
     if model:
-        state = state._replace(model=state.model._replace(fits=jnp.asarray(1)))
-    rows, _ = diagnosing.play(program.task, Algorithm(None, still, None, 1), (), 200)
-    found = diagnosing._model(program, state, rows) | diagnosing._critic(program, state, rows)
+        assert not views.model.fitted and diagnosing._model(views.model, rows) == {}
+        views = program.algorithm.views(state._replace(model=state.model._replace(fits=jnp.asarray(1))))
+    found = diagnosing._model(views.model, rows) | diagnosing._critic(program, state, clock)
     assert set(found) == ({"model", "errors", "imagined"} if model else set()) | ({"critic"} if critic else set())
     if model:
         assert np.isfinite(found["model"].error).all() and np.isfinite(found["errors"].scaled_mean).all()

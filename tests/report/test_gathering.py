@@ -108,11 +108,11 @@ def test_rows_are_read_while_another_process_writes_them(run):
 
 def test_what_is_no_run_is_refused(tmp_path, run):
     (tmp_path / "empty").mkdir()
-    for path, told in [("nowhere", "there is no folder"), ("empty", "holds no runs")]:
+    for path, told in [("nowhere", "there is no folder"), ("empty", "has no runs")]:
         with pytest.raises(UserError, match=told):
             gathering.gather([tmp_path / path])
     config = (run / "config.yaml").read_text()
-    for text, told in [("a: [", "not valid YAML"), ("a: 1\n", "lacks algorithm"), ("[]", "must hold fields")]:
+    for text, told in [("a: [", "not valid YAML"), ("a: 1\n", "lacks algorithm"), ("[]", "must be a mapping of fields")]:
         (run / "config.yaml").write_text(text)
         with pytest.raises(UserError, match=told) as error:
             gathering.gather([run])

@@ -17,9 +17,13 @@ import yaml
 
 import jaxmbrl
 from jaxmbrl import cli
-from jaxmbrl.core.config import UserError
+from jaxmbrl.core.config import UserError, to_dict
+from jaxmbrl.sweeping import file as sweep_file
 from jaxmbrl.sweeping import launching, on_ray, plan
+from jaxmbrl.sweeping import runs as sweep_runs
+from jaxmbrl.sweeping.folder import SweepFolder
 from jaxmbrl.training import checkpoint
+from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.training.session import Session
 from jaxmbrl.training.stopping import Stopped
 
@@ -85,21 +89,21 @@ REFUSED = {
     "sweep good.yaml --out=": "--out needs a value",
     "sweep good.yaml --out run": "run is the folder of a run; choose another folder for the sweep",
     "sweep of-a-run.yaml": "run is the folder of a run",
-    "sweep nowhere-to-go.yaml": "good.yaml/x cannot be made (Not a directory)",
+    "sweep nowhere-to-go.yaml": "good.yaml/x cannot be created (Not a directory)",
     "sweep partly.yaml": "run sac-pendulum-batch_size=0: batch_size must be at least 1, got 0; "
     "1 more not valid: sac-pendulum-batch_size=-1 (--keep-going does without)",
     "sweep partly.yaml --dry-run": "run sac-pendulum-batch_size=0: batch_size must be at least 1",
     "status": "DIR is missing",
     "status nowhere": "there is no folder nowhere",
     "status good.yaml": "there is no folder good.yaml",
-    "status empty": "empty holds no runs",
+    "status empty": "empty has no runs",
     "status empty --jsn": "unknown option '--jsn'",
 }
 
 
 @pytest.mark.parametrize("line", REFUSED)
 def test_what_is_wrong_is_refused_in_one_line(line, place, monkeypatch):
-    monkeypatch.setattr(plan, "work", None)
+    monkeypatch.setattr(sweep_runs, "work", None)
     monkeypatch.setattr(launching, "begin", None)
     before = contents(place)
     code, _, err = call(line)
@@ -156,9 +160,9 @@ def stand_in(monkeypatch, code, finishes=True):
         if finishes:
             run = log.parents[1] / log.stem
             (run / "checkpoints" / "00001000").mkdir(parents=True)
-            asked = next(a for a in plan.read(given[given.index("sweep") + 1]).runs if a.name == log.stem)
-            config = plan.checked(asked, plan.SweepFolder(log.parents[1])).config
-            plan.RunFolder(run).write_config(plan.to_dict(config))
+            asked = next(a for a in sweep_file.read(given[given.index("sweep") + 1]).runs if a.name == log.stem)
+            config = plan.checked(asked, SweepFolder(log.parents[1])).config
+            RunFolder(run).write_config(to_dict(config))
         return Done()
 
     monkeypatch.setattr(launching, "begin", begin)
@@ -182,13 +186,13 @@ def test_a_sweep_works_on_what_is_left(place, monkeypatch):
     (place / "good.yaml").write_text(yaml.safe_dump({**GRID, "steps": 2000}))
     before = contents(place)
     code, out, err = call("sweep good.yaml")
-    assert code == 2 and "was begun with steps 1000 and the sweep asks for 2000" in err and contents(place) == before
+    assert code == 2 and "was started with steps 1000 and the sweep asks for 2000" in err and contents(place) == before
 
 
 def test_a_sweep_leaves_a_run_alone_that_another_process_has(place, monkeypatch):
     words = stand_in(monkeypatch, 0)
     call("sweep good.yaml")
-    run = plan.RunFolder(place / "runs" / "good" / "sac-pendulum-batch_size=8")
+    run = RunFolder(place / "runs" / "good" / "sac-pendulum-batch_size=8")
     (run.checkpoints / "00001000").rename(run.checkpoints / "00000000")
     with run.lock():
         code, out, _ = call("sweep good.yaml")
@@ -225,7 +229,7 @@ def test_a_run_alone_notes_how_it_ends(place, monkeypatch):
     def fails(run, progress, stopping):
         raise MemoryError("out of\nmemory")
 
-    monkeypatch.setattr(plan, "work", fails)
+    monkeypatch.setattr(sweep_runs, "work", fails)
     with pytest.raises(MemoryError):
         call("sweep good.yaml --only sac-pendulum-batch_size=8")
     _, out, _ = call("status runs/good --json")
@@ -275,18 +279,18 @@ def test_a_sweep_that_is_stopped_and_killed_goes_on(place, monkeypatch):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=300)
-    assert process.returncode == 75 and "asked to stop: 1 at work" in out and "1 stopped" in out
-    assert not plan.RunFolder(run).is_locked()
+    assert process.returncode == 75 and "asked to stop: 1 running" in out and "1 stopped" in out
+    assert not RunFolder(run).is_locked()
     (told,) = json.loads(call("status runs/tiny --json")[1])
     assert told["state"] == "stopped" and 0 < told["env_steps"] < 8000
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    while not plan.RunFolder(run).is_locked():
+    while not RunFolder(run).is_locked():
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.02)
     process.kill()
     process.wait()
     # The worker ends with its parent.
-    while plan.RunFolder(run).is_locked():
+    while RunFolder(run).is_locked():
         assert time.monotonic() < end
         time.sleep(0.02)
     before = checkpoint.steps(run / "checkpoints")[-1]

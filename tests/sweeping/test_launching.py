@@ -42,7 +42,7 @@ class Made:
             return 2
         if code == "hears":
             self.at_once += 1
-            self.signals.heard += 1
+            self.signals.received += 1
             return None
         return code
 
@@ -112,7 +112,7 @@ def test_a_signal_stops_what_is_at_work_and_begins_nothing(tmp_path):
     states, launcher, said = play(tmp_path, ends, at_once=2)
     assert states == {"a": "stopped", "b": "stopped", "c": "waiting"}
     assert launcher.begun == ["a", "b"] and launcher.stopped == ["a", "b"]
-    assert any(line.startswith("asked to stop: 2 at work") for line in said)
+    assert any(line.startswith("asked to stop: 2 running") for line in said)
 
 
 def test_a_second_signal_is_passed_on_too(tmp_path):
@@ -125,7 +125,7 @@ def test_signals_are_counted_inside_alone():
     with Signals().counted() as signals:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
-        assert signals.heard == 2
+        assert signals.received == 2
     assert signal.getsignal(signal.SIGTERM) is before
 
 

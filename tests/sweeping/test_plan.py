@@ -10,21 +10,24 @@ import yaml
 
 from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
-from jaxmbrl.sweeping import plan
+from jaxmbrl.sweeping import file as sweep_file
+from jaxmbrl.sweeping import naming, plan
+from jaxmbrl.sweeping import runs as sweep_runs
 from jaxmbrl.sweeping.folder import SweepFolder
 from jaxmbrl.training import programs
 from jaxmbrl.training.console import Progress
+from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.training.session import Result
 
 SAC = {"algorithm": "sac", "env": "pendulum"}
 
 
 def names(file):
-    return [run.name for run in plan.expand(file)]
+    return [run.name for run in sweep_file.expand(file)]
 
 
 def test_a_grid_is_every_combination_in_order():
-    runs = plan.expand({**SAC, "grid": {"settings": {"batch_size": [64, 256]}, "algorithm": ["sac", "td3"]}})
+    runs = sweep_file.expand({**SAC, "grid": {"settings": {"batch_size": [64, 256]}, "algorithm": ["sac", "td3"]}})
     assert [(run.fields["settings.batch_size"], run.fields["algorithm"]) for run in runs] == [
         (64, "sac"),
         (64, "td3"),
@@ -37,7 +40,7 @@ def test_a_grid_is_every_combination_in_order():
 
 
 def test_runs_follow_the_grid_and_override_the_common_fields():
-    runs = plan.expand(
+    runs = sweep_file.expand(
         {
             **SAC,
             "settings": {"agent": {"hidden": [8, 8]}, "batch_size": 4},
@@ -61,7 +64,7 @@ def test_runs_follow_the_grid_and_override_the_common_fields():
 
 
 def test_settings_that_belong_together_are_swept_together():
-    runs = plan.expand({**SAC, "grid": {"settings": [{"batch_size": 8, "agent.hidden": [4]}, {"batch_size": 9}]}})
+    runs = sweep_file.expand({**SAC, "grid": {"settings": [{"batch_size": 8, "agent.hidden": [4]}, {"batch_size": 9}]}})
     assert [run.name for run in runs] == ["sac-pendulum-batch_size=8-agent.hidden=4", "sac-pendulum-batch_size=9"]
 
 
@@ -95,23 +98,23 @@ def test_names_that_signs_or_length_make_alike_are_told_apart():
     found = names({**SAC, "grid": {"data": ["a b", "a/b"]}})
     assert len(set(found)) == 2 and all(name.startswith("sac-pendulum-data=a-b-") for name in found)
     found = names({**SAC, "grid": {"data": ["x" * 300 + "a", "x" * 300 + "b"]}})
-    assert len(set(found)) == 2 and all(len(name) <= plan.LONGEST_NAME for name in found)
+    assert len(set(found)) == 2 and all(len(name) <= naming.LONGEST_NAME for name in found)
     assert found == names({**SAC, "grid": {"data": ["x" * 300 + "a", "x" * 300 + "b"]}}), "the same each time"
 
 
 def test_the_folder_is_asked_for_or_the_files_own_or_named_after_the_file(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(SAC))
-    assert str(plan.read(file).folder.path) == "runs/mine"
+    assert str(sweep_file.read(file).folder.path) == "runs/mine"
     file.write_text(yaml.safe_dump({**SAC, "out": "elsewhere"}))
-    assert str(plan.read(file).folder.path) == "elsewhere"
-    assert str(plan.read(file, tmp_path).folder.path) == str(tmp_path)
+    assert str(sweep_file.read(file).folder.path) == "elsewhere"
+    assert str(sweep_file.read(file, tmp_path).folder.path) == str(tmp_path)
     file.write_text(yaml.safe_dump([SAC, {**SAC, "seed": 3}]))
-    assert [run.name for run in plan.read(file).runs] == ["sac-pendulum", "sac-pendulum-seed=3"]
+    assert [run.name for run in sweep_file.read(file).runs] == ["sac-pendulum", "sac-pendulum-seed=3"]
 
 
 def run_of(file, folder):
-    (asked,) = plan.expand(file)
+    (asked,) = sweep_file.expand(file)
     return plan.checked(asked, SweepFolder(folder))
 
 
@@ -120,7 +123,7 @@ def test_traced_numbers_share_a_program_each_with_seeds_of_its_own(tmp_path):
     run = run_of({**SAC, "seeds": 2, "seed": 5, "hyper": hyper}, tmp_path)
     assert (run.config.seeds, run.config.seed) == (4, 5)
     assert run.hyper == {"learning_rate": [1e-3, 1e-3, 3e-4, 3e-4], "discount": [0.9] * 4}
-    assert plan.traced_lines(run) == [
+    assert sweep_runs.traced_lines(run) == [
         "seed 5 to 6: learning_rate 0.001, discount 0.9",
         "seed 7 to 8: learning_rate 0.0003, discount 0.9",
     ]
@@ -142,7 +145,7 @@ REFUSED_FILES = {
     "unknown field 'batch_size'; a field of the algorithm's config is written settings.batch_size": {"batch_size": 3},
     "unknown field 'grid.batch_size'; a field of": {"grid": {"batch_size": [3]}},
     "unknown field 'runs[1].sede'; did you mean 'seed'?": {"runs": [{}, {"sede": 3}]},
-    "unknown field 'grid.hyper.discount'; hyper is swept inside": {"grid": {"hyper.discount": [0.9]}},
+    "unknown field 'grid.hyper.discount'; the values of hyper train in one program": {"grid": {"hyper.discount": [0.9]}},
     "unknown field 'seed.first': seed has no fields": {"seed.first": 3},
     "unknown field 'data_digest'": {"data_digest": "x"},
     "a field of grid must be text, got 3": {"grid": {3: [1]}},
@@ -190,7 +193,7 @@ def test_wrong_files_are_refused(told, tmp_path, monkeypatch):
     held = REFUSED_FILES[told]
     file.write_text(held if isinstance(held, str) else yaml.safe_dump(held))
     with pytest.raises(UserError) as refused:
-        sweep = plan.read(file, tmp_path / "out")
+        sweep = sweep_file.read(file, tmp_path / "out")
         _, wrong = plan.check_all(sweep)
         raise UserError(next(iter(wrong.values())))
     assert told in str(refused.value)
@@ -204,7 +207,7 @@ def test_the_examples_of_the_docs_are_right(tmp_path):
     found = []
     for i, example in enumerate(examples):
         (tmp_path / f"{i}.yaml").write_text(example)
-        sweep = plan.read(tmp_path / f"{i}.yaml")
+        sweep = sweep_file.read(tmp_path / f"{i}.yaml")
         runs = [plan.checked(asked, sweep.folder) for asked in sweep.runs]
         found.append([(run.name, run.config.seeds) for run in runs])
     grid = [(f"{algorithm}-pendulum-batch_size={size}", 4) for algorithm in ("sac", "td3") for size in (64, 256)]
@@ -213,15 +216,15 @@ def test_the_examples_of_the_docs_are_right(tmp_path):
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"cannot be read \(No such file"):
-        plan.read(tmp_path / "nowhere.yaml")
+        sweep_file.read(tmp_path / "nowhere.yaml")
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
-        plan.read(tmp_path)
+        sweep_file.read(tmp_path)
 
 
 def test_the_valid_runs_are_known_beside_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(programs, "build", lambda config: None)
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**SAC, "grid": {"settings.batch_size": [8, 0, 16]}}))
-    runs, wrong = plan.check_all(plan.read(tmp_path / "s.yaml", tmp_path / "out"))
+    runs, wrong = plan.check_all(sweep_file.read(tmp_path / "s.yaml", tmp_path / "out"))
     assert [run.config.settings.batch_size for run in runs] == [8, 16]
     assert wrong == {"sac-pendulum-batch_size=0": "batch_size must be at least 1, got 0"}
 
@@ -230,7 +233,7 @@ def test_what_is_alike_but_for_the_seed_is_built_once(tmp_path, monkeypatch):
     built = []
     monkeypatch.setattr(programs, "build", lambda config: built.append(config.seed))
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**SAC, "grid": {"seed": [0, 1, 2], "settings.batch_size": [8, 9]}}))
-    runs, _ = plan.check_all(plan.read(tmp_path / "s.yaml", tmp_path / "out"))
+    runs, _ = plan.check_all(sweep_file.read(tmp_path / "s.yaml", tmp_path / "out"))
     assert len(runs) == 6 and len(built) == 2
 
 
@@ -245,19 +248,19 @@ def begin(run, traced=None):
 def test_a_run_that_was_begun_otherwise_is_refused(tmp_path):
     hyper = {"discount": [0.9, 0.99]}
     run = run_of({**SAC, "hyper": hyper}, tmp_path)
-    plan.check_same(run)
+    sweep_runs.check_same(run)
     begin(run, {"discount": [float(np.float32(x)) for x in (0.9, 0.99)]})
-    plan.check_same(run)
+    sweep_runs.check_same(run)
     for change, told in [
-        ({"steps": 3000}, "was begun with steps 20000 and the sweep asks for 3000"),
-        ({"settings": {"agent.hidden": [8]}}, r"was begun with settings.agent.hidden \[256, 256\]"),
+        ({"steps": 3000}, "was started with steps 20000 and the sweep asks for 3000"),
+        ({"settings": {"agent.hidden": [8]}}, r"was started with settings.agent.hidden \[256, 256\]"),
         ({"hyper": {"discount": [0.9, 0.98]}}, "other values of hyper discount"),
         ({"hyper": {"learning_rate": [1e-3, 1e-2]}}, "other values of hyper discount"),
     ]:
         with pytest.raises(UserError, match=told):
-            plan.check_same(run_of({**SAC, "hyper": hyper, **change}, tmp_path))
+            sweep_runs.check_same(run_of({**SAC, "hyper": hyper, **change}, tmp_path))
     with pytest.raises(UserError, match="and the sweep asks for"):
-        plan.check_same(run_of(SAC, tmp_path))
+        sweep_runs.check_same(run_of(SAC, tmp_path))
 
 
 def test_a_folder_of_something_else_is_refused_and_kept(tmp_path):
@@ -265,16 +268,16 @@ def test_a_folder_of_something_else_is_refused_and_kept(tmp_path):
     run.path.mkdir()
     (run.path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"is taken \(it holds thesis.tex\)"):
-        plan.check_same(run)
+        sweep_runs.check_same(run)
 
 
 class Calls:
-    """What `plan.work` asks of the runner."""
+    """What `sweep_runs.work` asks of the runner."""
 
     def __init__(self, monkeypatch):
         self.made = []
-        monkeypatch.setattr(plan.runner, "train", lambda *args, **more: self.called("train", args, more))
-        monkeypatch.setattr(plan.runner, "resume", lambda path, progress, stopping: self.called("resume", path))
+        monkeypatch.setattr(sweep_runs.runner, "train", lambda *args, **more: self.called("train", args, more))
+        monkeypatch.setattr(sweep_runs.runner, "resume", lambda path, progress, stopping: self.called("resume", path))
 
     def called(self, *what):
         self.made.append(what)
@@ -284,7 +287,7 @@ class Calls:
 def test_a_run_goes_on_where_it_has_a_checkpoint(tmp_path, monkeypatch):
     calls, run = Calls(monkeypatch), run_of(SAC, tmp_path)
     begin(run)
-    plan.work(run, Progress.silent())
+    sweep_runs.work(run, Progress.silent())
     assert calls.made == [("resume", run.path)]
 
 
@@ -294,7 +297,7 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path, monke
     (run.path / "checkpoints" / "00000000").rename(run.path / "checkpoints" / ".partial-1")
     (run.path / ".lock").touch()
     (run.path / ".config.yaml.partial-3").touch()
-    plan.work(run, Progress.silent())
+    sweep_runs.work(run, Progress.silent())
     ((what, args, more),) = calls.made
     assert (what, args, more["out"], more["hyper"]) == ("train", ("sac", "pendulum"), run.path, {"discount": [0.9, 0.8]})
     assert not run.path.exists(), "what was left is gone"
@@ -305,7 +308,7 @@ def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(tmp_path, monkeypatch
     begin(run)
     (run.path / "checkpoints" / "00000000").rmdir()
     (run.path / "metrics.jsonl").write_text('{"epoch": 1}\n')
-    plan.work(run, Progress.silent())
+    sweep_runs.work(run, Progress.silent())
     assert calls.made == [("resume", run.path)], "which says that there is no checkpoint"
     assert (run.path / "metrics.jsonl").exists()
 
@@ -314,6 +317,6 @@ def test_a_run_waits_for_the_process_that_had_it(tmp_path, monkeypatch):
     calls, run = Calls(monkeypatch), run_of(SAC, tmp_path)
     begin(run)
     answers = [True, True, False]
-    monkeypatch.setattr(plan.RunFolder, "is_locked", lambda self: answers.pop(0))
-    plan.work(run, Progress.silent())
+    monkeypatch.setattr(RunFolder, "is_locked", lambda self: answers.pop(0))
+    sweep_runs.work(run, Progress.silent())
     assert not answers and len(calls.made) == 1

@@ -156,7 +156,7 @@ def test_a_run_of_another_version_counts(tmp_path):
 def test_where_there_are_no_runs(tmp_path):
     with pytest.raises(UserError, match="there is no folder"):
         status.of_folder(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="holds no runs"):
+    with pytest.raises(UserError, match="has no runs"):
         status.of_folder(tmp_path)
 
 

@@ -255,7 +255,7 @@ def test_a_resume_begins_new_episodes_says_so_and_neither_doubles_nor_skips_a_ro
     assert [(row["epoch"], row["seed"]) for row in rows] == [(e, s) for e in (1, 2, 3, 4) for s in (5, 6)]
     events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
     warned = [event["text"] for event in events if event["kind"] == "warning"]
-    assert warned == ["the resume is not exact: the checkpoint cannot hold the state of mass, so new episodes begin"]
+    assert warned == ["the resume is not exact: checkpoints do not contain the state of mass, so new episodes begin"]
     assert untimed(runner.resume(copy, steps=400).rows) == untimed(rows)
     # Nothing is left to do: no episode begins, and nothing need be said.
     assert untimed(runner.resume(copy).rows) == untimed(rows)

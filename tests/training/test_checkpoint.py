@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jaxmbrl.core.config import UserError
-from jaxmbrl.training import checkpoint
-from jaxmbrl.training.checkpoint import CheckpointError, restore, save, steps
+from jaxmbrl.training import durable
+from jaxmbrl.training.checkpoint import restore, save, steps
+from jaxmbrl.training.manifest import CheckpointError
 
 IMPLEMENTATIONS = ("threefry2x32", "rbg", "unsafe_rbg")
 
@@ -361,7 +362,7 @@ def test_a_failed_write_leaves_the_one_before(tmp_path, monkeypatch):
     def fail(folder):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_sync_tree", fail)
+    monkeypatch.setattr(durable, "sync_tree", fail)
     for step in (5, 6):
         with pytest.raises(CheckpointError, match="No space left on device"):
             save(tmp_path, step, small_state(2), {})
@@ -440,7 +441,7 @@ def test_a_killed_process_leaves_the_checkpoint_before(tmp_path):
         from logging import getLogger
         from pathlib import Path
         import numpy as np
-        import jaxmbrl.training.checkpoint as checkpoint
+        from jaxmbrl.training import checkpoint, durable, manifest
 
         assert not [name for name in sys.modules if name.startswith("orbax")] and not getLogger().handlers
         folder, moment = Path(sys.argv[1]), sys.argv[2]
@@ -454,10 +455,10 @@ def test_a_killed_process_leaves_the_checkpoint_before(tmp_path):
             print("saving", flush=True)
             for n in range(2, 10_000):
                 checkpoint.save(folder, n, state(n), {"n": n})
-        setattr(checkpoint, moment, kill)
+        setattr(manifest if moment == "file_entry" else durable, moment, kill)
         checkpoint.save(folder, 2, state(2), {"n": 2})
     """
-    moments = ("_file_entry", "_sync_tree", "later")
+    moments = ("file_entry", "sync_tree", "later")
     command = [sys.executable, "-c", textwrap.dedent(code)]
     started = {
         moment: subprocess.Popen([*command, str(tmp_path / moment), moment], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -484,7 +485,8 @@ def test_a_full_disk_is_told_in_one_line(tmp_path):
         import resource, signal, sys
         from pathlib import Path
         import numpy as np
-        from jaxmbrl.training.checkpoint import CheckpointError, restore, save
+        from jaxmbrl.training.checkpoint import restore, save
+        from jaxmbrl.training.manifest import CheckpointError
 
         folder, state = Path(sys.argv[1]), {"a": np.random.default_rng(0).normal(size=30_000)}
         save(folder, 1, {"a": np.zeros(30_000)}, {})

@@ -227,7 +227,7 @@ def test_a_file_that_is_another_is_not_learned_from(runs, file, tmp_path):
     write(tmp_path / "rows.npz", made_up(seed=1), env="pendulum")
     for line in lines:
         code, _, err = call(*line)
-        assert code == 2 and "is not the file that the run started with; bring that one back" in err
+        assert code == 2 and "is not the file that the run started with; restore that file" in err
         assert err.startswith("jaxmbrl: ") and err.count("\n") == 1
     assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
     assert not (tmp_path / "new").exists()

@@ -45,7 +45,7 @@ def on_four_devices(code, *arguments):
 
 def test_how_seeds_lie():
     four = list(range(4))
-    lie = {seeds: devices.spread(seeds, four) for seeds in (2, 3, 4, 5, 6, 7, 8, 9)}
+    lie = {seeds: devices.shard_seeds(seeds, four) for seeds in (2, 3, 4, 5, 6, 7, 8, 9)}
     assert {seeds: (x.rows, x.devices) for seeds, x in lie.items()} == {
         2: (2, 2),
         3: (3, 3),
@@ -56,17 +56,18 @@ def test_how_seeds_lie():
         8: (8, 4),
         9: (9, 3),
     }
-    assert devices.spread(1, four) == devices.alone(1) and devices.spread(5, four[:1]) == devices.alone(5)
-    assert lie[6].told() == "6 seeds on 3 devices, 2 on each"
-    assert lie[5].told() == "5 seeds on 3 devices, 2 on each, 1 fewer on the last"
+    assert devices.shard_seeds(1, four) == devices.alone(1) and devices.shard_seeds(5, four[:1]) == devices.alone(5)
+    assert lie[6].describe() == "6 seeds on 3 devices, 2 on each"
+    assert lie[5].describe() == "5 seeds on 3 devices, 2 on each, 1 fewer on the last"
 
 
 def test_copies_make_equal_shares_and_are_taken_off_again():
-    spread = devices.Spread(3, 4, None)._replace(mesh=jax.sharding.Mesh(np.array(jax.devices()[:1]), (devices.SEEDS,)))
-    placed = spread.place({"x": np.arange(6.0).reshape(3, 2), "key": jax.random.split(jax.random.key(0), 3)})
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (devices.SEEDS,))
+    sharding = devices.SeedSharding(3, 4, mesh)
+    placed = sharding.place({"x": np.arange(6.0).reshape(3, 2), "key": jax.random.split(jax.random.key(0), 3)})
     np.testing.assert_array_equal(placed["x"], [[0, 1], [2, 3], [4, 5], [4, 5]])
-    assert placed["key"].shape == (4,) and devices.rows_of(spread, 7).tolist() == [7, 8, 9, 9]
-    np.testing.assert_array_equal(spread.of_seeds(placed)["x"], np.arange(6.0).reshape(3, 2))
+    assert placed["key"].shape == (4,) and devices.rows_of(sharding, 7).tolist() == [7, 8, 9, 9]
+    np.testing.assert_array_equal(sharding.of_seeds(placed)["x"], np.arange(6.0).reshape(3, 2))
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +151,9 @@ def test_what_a_program_needs_is_told_before_it_runs(monkeypatch):
 def test_an_allocation_that_fails_is_told_with_the_need():
     compiled = jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((10,), np.float32)).compile()
     told = r"out of memory in training, which needs 0\.0 MB .*; lower seeds"
-    with pytest.raises(memory.OutOfMemory, match=told), memory.told("training", compiled):
+    with pytest.raises(memory.OutOfMemory, match=told), memory.explained("training", compiled):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), memory.told("training"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), memory.explained("training"):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 

@@ -41,7 +41,7 @@ def test_create_makes_the_parents_and_leaves_nothing_behind(tmp_path):
 
 def test_create_refuses_what_is_taken(tmp_path):
     (tmp_path / "file").write_text("mine")
-    for path, words in ((tmp_path / "file", "is a file"), (tmp_path / "file" / "run", "a part of it is a file")):
+    for path, words in ((tmp_path / "file", "is a file"), (tmp_path / "file" / "run", "a parent is a file")):
         with pytest.raises(UserError, match=words) as caught:
             RunFolder.create(path)
         assert str(path) in one_line(caught)
@@ -52,10 +52,10 @@ def test_create_refuses_what_is_taken(tmp_path):
 
 
 def test_create_refuses_a_folder_that_cannot_be_written(tmp_path):
-    with pytest.raises(UserError, match="cannot be made") as caught:
+    with pytest.raises(UserError, match="cannot be created") as caught:
         RunFolder.create("/proc/run")
     one_line(caught)
-    with pytest.raises(UserError, match="cannot be made") as caught:
+    with pytest.raises(UserError, match="cannot be created") as caught:
         RunFolder.create(tmp_path / ("x" * 300))
     one_line(caught)
 

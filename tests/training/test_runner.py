@@ -19,7 +19,7 @@ import jaxmbrl
 from jaxmbrl import algorithms
 from jaxmbrl.core.config import UserError, to_dict
 from jaxmbrl.rollout import rollout
-from jaxmbrl.training import evaluation, programs, runner, session
+from jaxmbrl.training import epoch_rows, evaluation, programs, restoring, runner, session
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.training.session import Session
@@ -204,7 +204,7 @@ def test_a_damaged_checkpoint_is_told_to_who_looks(sac_run, tmp_path):
     shutil.copytree(sac_run[0], run)
     newest = sorted((run / "checkpoints").glob("0*"))[-1]
     (newest / "manifest.json").write_text("{}")
-    with pytest.warns(session.RunWarning, match=f"{newest.name} is damaged"):
+    with pytest.warns(restoring.RunWarning, match=f"{newest.name} is damaged"):
         jaxmbrl.load(run)
     newest = sorted((run / "checkpoints").glob("0*"))[-1]
     (newest / "manifest.json").write_text("{}")
@@ -268,8 +268,8 @@ def test_a_checkpoint_of_other_settings_is_refused_and_kept(sac_run, tmp_path):
     code, _, err = call("train", "--resume", folder.path)
     assert (code, err) == (
         2,
-        f"jaxmbrl: the run in {folder.path} cannot go on with other settings (agent.hidden was [16, 16] and is [7]); "
-        "give those back, or start another run\n",
+        f"jaxmbrl: the run in {folder.path} cannot continue with other settings (agent.hidden was [16, 16] and is [7]); "
+        "restore them, or start another run\n",
     )
     code, _, err = call("evaluate", folder.path)
     assert code == 2 and err.startswith("jaxmbrl: ") and err.count("\n") == 1
@@ -280,7 +280,7 @@ def test_a_checkpoint_of_other_settings_is_refused_and_kept(sac_run, tmp_path):
 def test_every_field_that_differs_is_listed_and_what_may_change_is_taken(sac_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(sac_run[0], run)
-    with pytest.raises(UserError, match="cannot go on with other settings") as caught:
+    with pytest.raises(UserError, match="cannot continue with other settings") as caught:
         jaxmbrl.resume(
             run, settings={"batch_size": 32, "agent.hidden": (8,), "eval_every": 1}, seeds=3, env="cartpole-continuous"
         )
@@ -331,9 +331,7 @@ def test_without_imagined_transitions_checkpoints_are_small_and_a_resume_says_so
     result = jaxmbrl.resume(tmp_path / "small", steps=250)
     assert len(result.rows) == 5 and all("agent/critic_loss" in row for row in result.rows[1:])
     told = [event["text"] for event in RunFolder.open(tmp_path / "small").read_events() if event["kind"] == "warning"]
-    assert told == [
-        "the resume need not be exact: the checkpoint is without imagined transitions (checkpoint.model_buffer)"
-    ]
+    assert told == ["the resume need not be exact: the checkpoint has no imagined transitions (checkpoint.model_buffer)"]
 
 
 def test_nested_settings_replace_their_own_fields_alone():
@@ -420,10 +418,10 @@ def test_the_size_of_a_large_state_is_said_before_it_is_made(monkeypatch):
 
     monkeypatch.setattr(session, "initial", made)
     for least, told in [(38_000_001, 0), (38_000_000, 1)]:
-        monkeypatch.setattr(session, "WORTH_SAYING", least)
+        monkeypatch.setattr(session, "LARGE_STATE", least)
         with pytest.raises(InterruptedError):
             jaxmbrl.train("sac", "pendulum", settings=SAC, progress=progress)
-        assert said == ["its state takes 0.04 GB of memory, and each checkpoint about as much of the disk"] * told
+        assert said == ["the state takes 0.04 GB of memory, and each checkpoint about as much on the disk"] * told
 
 
 @pytest.mark.slow
@@ -535,6 +533,9 @@ def test_sums_that_overflow_are_left_out_and_told(tmp_path):
     folder.write_config(to_dict(program.config))
     session = Session(program, folder, runner.Progress.silent())
     row = {"epoch": 7, "agent/q": 1.0, "agent/actor_loss": math.inf, "eval/return": math.nan}
-    assert session.finite(row, 5, 7) == {"epoch": 7, "agent/q": 1.0}
+    kept, notices = epoch_rows.finite(row, 5, 7)
+    assert kept == {"epoch": 7, "agent/q": 1.0}
+    for notice in notices:
+        session.recorder.warn(notice.text, **notice.fields)
     events = [(e["kind"], e["seed"], e["epoch"], e["metric"]) for e in folder.read_events()]
     assert events == [("warning", 5, 7, "agent/actor_loss"), ("warning", 5, 7, "eval/return")]

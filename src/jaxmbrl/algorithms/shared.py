@@ -7,8 +7,8 @@ over seeds, and so would every `lax.cond` and loop that depends on it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,23 @@ class OffPolicySettings(LoopSettings):
     """Updates of the critics for each of the actor, and of what goes with it: SAC's temperature, TD3's targets."""
     replay_capacity: Annotated[int, Ge(1)] = 1_000_000
     """Transitions in the replay buffer; the oldest are overwritten first."""
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Settings of methods that use a learned model, or the true simulator in its place."""
+
+    model: Literal["learned", "true"] = "learned"
+    """The model that is used: the ensemble, or the true simulator from its own state, which shows what the method can reach
+    with an exact model."""
+
+    def uses_true_model(self) -> bool:
+        """Whether it is the true simulator."""
+        return self.model == "true"
+
+    def with_model(self, model: Any) -> Self:
+        """The same settings with another model."""
+        return replace(self, model=model)
 
 
 @runtime_checkable

@@ -78,7 +78,7 @@ def debug(words: list[str]) -> int:
         who = "no seed" if asked.seed is None else f"seed {asked.seed} has not"
         print(f"{who} met a value that is not finite, by the newest checkpoint of {asked.run}")
         return 0
-    for line in replaying.told(report):
+    for line in replaying.describe(report):
         print(line)
     print(f"in {time.monotonic() - started:.1f} s")
     if report.origin is None:
@@ -95,11 +95,11 @@ def _film(run: str, model: str | None, file: Path) -> None:
     """Film an episode, or complain if nothing can be drawn."""
     from jaxmbrl.diagnostics import video
     from jaxmbrl.envs.mujoco.rendering import NoPicture
-    from jaxmbrl.training import session
+    from jaxmbrl.training import restoring
 
     with warnings.catch_warnings():
         # The evaluation has reported them.
-        warnings.simplefilter("ignore", session.RunWarning)
+        warnings.simplefilter("ignore", restoring.RunWarning)
         try:
             print(f"video    {file}: {video.film(run, file, model)}")
         except NoPicture as error:
@@ -109,10 +109,10 @@ def _film(run: str, model: str | None, file: Path) -> None:
 @contextlib.contextmanager
 def _warnings_in_a_line() -> Iterator[None]:
     """Print warnings about a run in one line each, as our errors, and not in Python's form."""
-    from jaxmbrl.training import session
+    from jaxmbrl.training import restoring
 
     with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always", session.RunWarning)
+        warnings.simplefilter("always", restoring.RunWarning)
         yield
     for warning in heard:
         complain(f"warning: {warning.message}")

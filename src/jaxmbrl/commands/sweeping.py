@@ -18,8 +18,9 @@ from jaxmbrl.commands.training import finish
 from jaxmbrl.core.config import UserError
 
 if TYPE_CHECKING:
+    from jaxmbrl.sweeping.file import Sweep
     from jaxmbrl.sweeping.launching import Job
-    from jaxmbrl.sweeping.plan import Run, Sweep
+    from jaxmbrl.sweeping.runs import Run
 
 LAUNCHERS = ("local", "ray")
 
@@ -31,13 +32,14 @@ def sweep(words: list[str], switches: list[str]) -> int:
     """
     import jax
 
+    from jaxmbrl.sweeping import file as sweep_file
     from jaxmbrl.sweeping import plan
 
     asked = _parser().parse_args(words)
     _check(asked)
-    file = plan.read(asked.file, asked.out)
+    file = sweep_file.read(asked.file, asked.out)
     if asked.only is not None:
-        return _work(plan.checked(plan.find(file, asked.only), file.folder), file, asked.leash)
+        return _work(plan.checked(sweep_file.find(file, asked.only), file.folder), file, asked.leash)
     # This process only checks: it must not take GPU memory from those that train.
     jax.config.update("jax_platforms", "cpu")
     if not asked.dry_run:
@@ -117,13 +119,13 @@ def _check(asked: argparse.Namespace) -> None:
 
 def _work(run: Run, sweep: Sweep, parent: int | None) -> int:
     """Work on one run in this process, and note how it ended for `jaxmbrl status`."""
-    from jaxmbrl.sweeping import plan
+    from jaxmbrl.sweeping import runs
     from jaxmbrl.sweeping import status as run_status
     from jaxmbrl.training import programs
     from jaxmbrl.training.console import Progress
     from jaxmbrl.training.stopping import ASKED_TO_STOP
 
-    plan.check_same(run)
+    runs.check_same(run)
     found = run_status.look(run.path)
     if found.ended:
         print(f"{run.path} is {found.state}: nothing to do")
@@ -142,10 +144,10 @@ def _work(run: Run, sweep: Sweep, parent: int | None) -> int:
     progress = Progress(total, run.config.seeds)
     folder.note(run.name, "begins")
     progress.say(f"run {run.name} of {sweep.file}: {total:,} steps, {run.config.seeds} seeds, into {run.path}")
-    for line in plan.traced_lines(run):
+    for line in runs.traced_lines(run):
         progress.say(line)
     try:
-        code = finish(run.path, progress, lambda stopping: plan.work(run, progress, stopping))
+        code = finish(run.path, progress, lambda stopping: runs.work(run, progress, stopping))
     except Exception as error:
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         folder.note(run.name, "failed", f"{kind}{error}")

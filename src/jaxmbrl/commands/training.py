@@ -128,7 +128,7 @@ def _resume(words: list[str], hosts: Hosts) -> int:
         config, _ = parse_train(config.algorithm, rest, config)
     progress = Progress(config.total_steps, config.seeds) if hosts.first else Progress.silent()
     return finish(
-        folder.path, progress, lambda stopping: runner.go_on(folder, config, progress, stopping, hosts), hosts.first
+        folder.path, progress, lambda stopping: runner.continue_run(folder, config, progress, stopping, hosts), hosts.first
     )
 
 

@@ -1,8 +1,9 @@
-"""What XLA is told of a program besides its operations."""
+"""Settings of XLA: compiler options, and the threads of its CPU client."""
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -31,3 +32,15 @@ def _known(options: tuple[tuple[str, str], ...]) -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
+
+
+def ensure_threads() -> None:
+    """Let XLA's thread pool on a CPU have at least two threads. XLA reads the setting when JAX first computes: call this
+    before.
+
+    The pool has one thread for each core. With a single thread, a program that calls back to Python can wait for the thread
+    that it occupies itself. A value of `PJRT_NPROC` that the user has chosen is kept.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores < 2:
+        os.environ.setdefault("PJRT_NPROC", "2")

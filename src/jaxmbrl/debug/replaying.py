@@ -1,7 +1,7 @@
-"""Replays: the call of `learn` in which a seed met a value that is not finite, taken apart.
+"""Replays of the call of `learn` in which a seed produced a value that is not finite.
 
-From the newest checkpoint before the fault the run is played again, all seeds side by side as they were, so that each sum
-is rounded as it was; then `nonfinite.find` walks back from what was not finite in the guilty call.
+The run is repeated from the newest checkpoint before the fault, with all seeds side by side as in the run, so that each sum
+is rounded as it was; then `nonfinite.find` walks back from what was not finite in the faulty call.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from jaxmbrl.core.config import UserError
 from jaxmbrl.debug import nonfinite
-from jaxmbrl.debug.nonfinite import Operand, Origin
-from jaxmbrl.training import devices, loop, programs, session
+from jaxmbrl.debug.origins import ARGUMENT, Operand, Origin
+from jaxmbrl.training import devices, loop, programs, restoring
 from jaxmbrl.training.loop import LoopState
 from jaxmbrl.training.programs import Program
 from jaxmbrl.training.run_folder import RunFolder
@@ -28,9 +28,9 @@ class Fault(NamedTuple):
 
     seed: int
     what: str
-    """What was checked: a metric, a field of what was collected, or an optimiser's gradient."""
+    """What was checked: a metric, a field of the collected transitions, or an optimiser's gradient."""
     env_steps: int
-    """Environment steps after the guilty call of `learn`."""
+    """Environment steps after the faulty call of `learn`."""
     epoch: int
 
 
@@ -39,23 +39,23 @@ class Report(NamedTuple):
 
     fault: Fault
     others: tuple[int, ...]
-    """The other seeds that met such a value."""
+    """The other seeds with such a value."""
     checkpoint: int
-    """Environment steps of the checkpoint that the replay began with."""
+    """Environment steps of the checkpoint that the replay started from."""
     origin: Origin | None
-    """None where the replay did not come by the fault."""
+    """None where the replay did not reproduce the fault."""
     instead: str
-    """What it came by, in words, where it did not come by the fault."""
+    """What happened instead, where the replay did not reproduce the fault."""
 
 
 def debug(run: str | Path, seed: int | None = None) -> Report | None:
-    """Find the operation that gave a seed of the run in folder `run` its first value that is not finite: the seed whose
-    fault came first, or the one that is asked for. None where there was no fault by the newest checkpoint.
+    """Find the operation that produced a seed's first value that is not finite, in the run in folder `run`: of the given
+    `seed`, or of the seed whose fault came first. None where there was no fault up to the newest checkpoint.
 
-    Nothing in the folder is changed. The replay holds a few times the memory of the run.
+    Nothing in the folder is changed. The replay needs a few times the memory of the run.
 
     Raises UserError where `run` is not a run, has no such seed or no checkpoint from before the fault, and where its task
-    lives outside of the compiled program.
+    runs outside of the compiled program.
     """
     folder = RunFolder.open(run)
     config = programs.read(folder)
@@ -63,22 +63,22 @@ def debug(run: str | Path, seed: int | None = None) -> Report | None:
         last = config.seed + config.seeds - 1
         raise UserError(f"the run in {run} has seeds {config.seed} to {last}, not {seed}")
     program = programs.build(config)
-    _, state, restored = session.restore(folder, program, repair=False)
+    _, state, restored = restoring.restore(folder, program, repair=False)
     found = _faults(program, state)
     chosen = next((fault for fault in found if seed in (None, fault.seed)), None)
     if chosen is not None:
         if program.loop.check is None:
             raise UserError(
-                f"a replay needs a task that lives in the compiled program: the state of {config.env} is in no checkpoint"
+                f"a replay needs a task inside the compiled program: checkpoints do not contain the state of {config.env}"
             )
-        if session.newest_of_all(folder, chosen.env_steps)[0] < 0:
+        if restoring.newest_step(folder, chosen.env_steps)[0] < 0:
             raise UserError(
-                f"{run} keeps no checkpoint from before step {chosen.env_steps}, where seed {chosen.seed} met its fault; "
+                f"{run} has no checkpoint from before step {chosen.env_steps}, where the fault of seed {chosen.seed} is; "
                 f"train again with the same settings and --steps {chosen.epoch * program.epoch_steps}, and debug that run"
             )
-        _, state, restored = session.restore(folder, program, repair=False, before=chosen.env_steps)
+        _, state, restored = restoring.restore(folder, program, repair=False, before=chosen.env_steps)
     for text in restored.warnings:
-        warnings.warn(text, session.RunWarning, stacklevel=2)
+        warnings.warn(text, restoring.RunWarning, stacklevel=2)
     if chosen is None:
         return None
     others = tuple(fault.seed for fault in found if fault is not chosen)
@@ -96,7 +96,7 @@ def _faults(program: Program, state: LoopState) -> list[Fault]:
 
 
 def _replayed(program: Program, state: LoopState, begins: int, fault: Fault) -> tuple[Origin | None, str]:
-    """Where the fault came from, or what was met instead of it."""
+    """The origin of the fault, or what happened instead of it."""
     made, k = program.loop, fault.seed - program.config.seed
     check = made.check
     assert check is not None
@@ -104,34 +104,34 @@ def _replayed(program: Program, state: LoopState, begins: int, fault: Fault) -> 
     calls = (fault.env_steps - begins) // made.steps_per_call - 1
     if calls:
         with contextlib.ExitStack() as closing:
-            # The very program of the run, which a cache of compiled programs may hold.
+            # The same program as the run's, so that the cache of compiled programs may have it.
             run = made.compiled(program.compile, closing, clock, state, devices.alone(program.config.seeds))
             clock, state = run(clock, state, jnp.asarray(calls, jnp.int32))
     early = int(state.fault.what[k])
     if early >= 0:
-        return None, f"'{made.checked[early]}' was not finite at step {int(state.fault.env_steps[k])} already"
+        return None, f"'{made.checked[early]}' was already not finite at step {int(state.fault.env_steps[k])}"
     origin = nonfinite.find(lambda clock, state: check(clock, state)[fault.what], clock, state, element=k)
     if origin is not None:
         return origin, ""
     bad = [f"'{name}'" for name, x in jax.device_get(jax.jit(check)(clock, state)).items() if not x[k]]
-    return None, f"it was finite, and {', '.join(bad)} was not" if bad else "all was finite"
+    return None, f"it was finite, and {', '.join(bad)} was not" if bad else "everything was finite"
 
 
-def told(report: Report) -> list[str]:
-    """A report in lines for the user."""
+def describe(report: Report) -> list[str]:
+    """The report as lines for the user."""
     fault, origin = report.fault, report.origin
     lines = [
         f"seed {fault.seed}, epoch {fault.epoch}, step {fault.env_steps}: '{fault.what}' was not finite",
         f"replayed from the checkpoint at step {report.checkpoint}",
     ]
     if origin is None:
-        lines.append(f"the replay did not come by the fault: {report.instead}")
-        lines.append("a machine, a device or versions other than those of the run (environment.json) may round otherwise")
-    elif origin.operation == nonfinite.ARGUMENT:
+        lines.append(f"the replay did not reproduce the fault: {report.instead}")
+        lines.append("another machine, device or version than those of the run (environment.json) may round differently")
+    elif origin.operation == ARGUMENT:
         where = ("the clock", "the run's state")[origin.path.startswith("1")] + ", " + origin.path[1:].removeprefix(".")
-        lines.append(f"{origin.kind} was there before the call: {_element(origin)} in {where}")
+        lines.append(f"{origin.kind} was present before the call: {_element(origin)} in {where}")
     else:
-        lines.append(f"'{origin.operation}' gave {origin.kind}, {_element(origin)}")
+        lines.append(f"'{origin.operation}' returned {origin.kind}, {_element(origin)}")
         lines.append(f"  in    {origin.path}")
         lines += [f"  {'at' if i == 0 else 'by':<6}{line}" for i, line in enumerate(origin.where)]
         lines += [f"  from  {_operand(operand)}" for operand in origin.operands]

@@ -1,4 +1,4 @@
-"""Videos: an episode that `evaluate` plays, as a GIF that runs as fast as the task does."""
+"""Videos: an episode of an evaluation, as a GIF at the task's own speed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from jaxmbrl.core.types import Action, Algorithm, Key, Memory, Observation, Policy, PyTree, Task, Transition
+from jaxmbrl.core.types import Action, Algorithm, Clock, Key, Memory, Observation, Policy, PyTree, Task, Transition
 from jaxmbrl.envs.mujoco import rendering
 from jaxmbrl.rollout import Return, episode_return, rollout
-from jaxmbrl.training import evaluation, runner
+from jaxmbrl.training import evaluation, loop, runner
 from jaxmbrl.training.run_folder import write_file
 
 WIDTH, HEIGHT = 320, 240
-"""Of a frame, in pixels."""
+"""Size of a frame, in pixels."""
 FRAME_SECONDS = 0.04
 MOST_FRAMES = 300
 COLORS = 64
@@ -29,20 +29,21 @@ class Recording(NamedTuple):
     """An episode from its start to its end."""
 
     positions: Float[np.ndarray, "T nq"]
-    """Of the model's joints (m, rad): at the start and after each step."""
+    """Positions of the model's joints (m, rad) at the start and after each step."""
     total: float
     """Undiscounted return."""
 
 
-def record(algorithm: Algorithm, task: Task, state: PyTree, index: int = 0) -> Recording:
-    """Episode `index` of `evaluation.evaluate` under the policy of `state` (of one seed).
+def record(algorithm: Algorithm, task: Task, state: PyTree, index: int = 0, clock: Clock | None = None) -> Recording:
+    """Episode `index` of `evaluation.evaluate` under the policy of `state` (of one seed) at `clock`, by default that of a
+    run's start.
 
-    It has the same start and the same randomness. It is played alone, so it differs from one of many by rounding, which
-    over a long episode of a robot may grow to another course and return.
+    Start and randomness are the same. The episode is computed alone, so it differs from one of many by rounding, which can
+    grow to another trajectory and return over a long episode of a robot.
     """
 
     def play(state: PyTree) -> tuple[Float[Array, "L nq"], Int[Array, ""], Float[Array, ""]]:
-        world, policy, start, key = evaluation.begin(algorithm, task, state, jnp.asarray(index, jnp.int32))
+        world, policy, start, key = evaluation.begin(algorithm, task, state, jnp.asarray(index, jnp.int32), clock)
 
         def act(
             memory: Memory, observed: tuple[Observation, Float[Array, "nq"]], key: Key
@@ -69,8 +70,8 @@ def record(algorithm: Algorithm, task: Task, state: PyTree, index: int = 0) -> R
 def frames(positions: Float[np.ndarray, "T nq"], dt: float) -> tuple[Int[np.ndarray, "F"], Int[np.ndarray, "F"]]:
     """(which of `positions`, `dt` seconds apart, to draw; how long to show each in ms).
 
-    They are about `FRAME_SECONDS` apart, `MOST_FRAMES` at most from the first on, and end before one that is not finite.
-    A GIF counts hundredths of a second, so the durations are rounded, but do not drift.
+    The frames are about `FRAME_SECONDS` apart, at most `MOST_FRAMES`, and end before a position that is not finite. A GIF
+    counts hundredths of a second, so the durations are rounded, without an accumulating error.
     """
     finite = np.isfinite(positions).all(1)
     length = len(finite) if finite.all() else int(finite.argmin())
@@ -81,10 +82,10 @@ def frames(positions: Float[np.ndarray, "T nq"], dt: float) -> tuple[Int[np.ndar
 
 
 def gif(pictures: Sequence[UInt8[np.ndarray, "H W 3"]], durations: Sequence[int]) -> bytes:
-    """An endless GIF of pictures, each shown for its duration in ms; all share 64 colours."""
+    """A looping GIF of pictures, each shown for its duration in ms; all share 64 colours."""
     from PIL import Image
 
-    # From a few frames, so that still parts do not flicker.
+    # One palette, from a few frames, so that parts that do not move do not flicker.
     sampled = np.concatenate([pictures[i] for i in np.linspace(0, len(pictures) - 1, 5).astype(int)])
     palette = Image.fromarray(sampled).quantize(COLORS)
     images = [Image.fromarray(x).quantize(palette=palette, dither=Image.Dither.NONE) for x in pictures]
@@ -94,16 +95,18 @@ def gif(pictures: Sequence[UInt8[np.ndarray, "H W 3"]], durations: Sequence[int]
 
 
 def film(run: str | Path, file: Path, model: str | None = None) -> str:
-    """Write a GIF of the first episode that `runner.evaluate` plays with the first seed of the run in folder `run`,
-    planning in `model` where that is given; returns what it shows, in words.
+    """Write a GIF of the first episode of `runner.evaluate` with the first seed of the run in folder `run`, planning in
+    `model` where that is given; returns a description of it.
 
-    Raises NoPicture where the task has no MuJoCo model or the machine no renderer, before anything is played; UserError as
-    `runner.evaluate` does.
+    Raises NoPicture where the task has no MuJoCo model or the machine no renderer, before anything is computed; UserError
+    as `runner.evaluate` does.
     """
-    program, state, _ = runner.trained(run, model)
+    program, state, restored = runner.trained(run, model)
+    clock = loop.clock_at(restored.extra["env_steps"])
     scene = rendering.scene(program.task)
     with rendering.Drawer(scene.model, WIDTH, HEIGHT) as drawer:
-        episode = record(program.algorithm, program.task, jax.tree.map(lambda leaf: leaf[0], state.algorithm))
+        of_seed = jax.tree.map(lambda leaf: leaf[0], state.algorithm)
+        episode = record(program.algorithm, program.task, of_seed, clock=clock)
         chosen, durations = frames(episode.positions, scene.dt)
         pictures = [drawer.frame(episode.positions[i]) for i in chosen]
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""The report of runs: one page that tells what was learned, how far the model and the critic can be believed, and where the
-time went. It needs nothing but itself: no other file, no network.
+"""The report of runs: one page with learning curves, diagnostics of the model and the critic, and where the time went. The
+page is self-contained: it needs no other file and no network.
 
-`gathering` reads run folders, `curves` turns rows into charts, `diagnosing` restores a policy and plays it, `sections` says
-what stands on the page, `page` writes it.
+`gathering` reads run folders, `curves` turns rows into charts, `diagnosing` restores and evaluates a policy, `sections` has
+the contents of the page, `page` writes it.
 """

@@ -12,11 +12,11 @@ from jaxmbrl.report import diagnosing, gathering, page, sections
 from jaxmbrl.report.diagnosing import Diagnosis
 
 MOST_DIAGNOSED = 6
-"""Runs whose policies are restored and played."""
+"""Runs whose policies are restored and evaluated, at most."""
 
 
 def default_file(paths: Sequence[str | Path]) -> Path:
-    """Where the report of `paths` goes: into the folder of one run or sweep, beside the first of several."""
+    """The default file of a report of `paths`: in the folder of one run or sweep, beside the first of several."""
     first = Path(paths[0])
     return (first if len(paths) == 1 else first.absolute().parent) / "report.html"
 
@@ -27,13 +27,13 @@ def make(
     published_file: str | Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> bytes:
-    """The page of the runs in `paths`: folders of runs, of sweeps, or that hold runs. Nothing is written.
+    """The page of the runs in `paths`: folders of runs, of sweeps, or with runs in them. Nothing is written.
 
-    With `rollouts` the newest policy of a run is restored and played, of one run for each group of the same settings and of
-    at most `MOST_DIAGNOSED`. `published_file` is a CSV of published returns (`diagnostics.published`). `say` is told what
-    takes a while.
+    With `rollouts` the newest policy is restored and evaluated, for one run of each group with the same settings and at
+    most `MOST_DIAGNOSED` runs. `published_file` is a CSV of published returns (`diagnostics.published`). `say` is called
+    before steps that take long.
 
-    Raises UserError where a path is no run, or a file cannot be read.
+    Raises UserError where a path is not a run, or a file cannot be read.
     """
     points = [] if published_file is None else published.read(Path(published_file))
     gathered = gathering.gather(paths)
@@ -41,9 +41,9 @@ def make(
     for index in dict.fromkeys(group.runs[0] for group in gathered.groups) if rollouts else ():
         run = gathered.runs[index]
         if len(found) == MOST_DIAGNOSED:
-            say(f"the policies of the first {MOST_DIAGNOSED} runs are looked at, not of more")
+            say(f"only the policies of the first {MOST_DIAGNOSED} runs are evaluated")
             break
-        say(f"playing the newest policy of {run.path} ...")
+        say(f"evaluating the newest policy of {run.path} ...")
         try:
             found[index] = diagnosing.diagnose(run.path)
         except UserError as error:

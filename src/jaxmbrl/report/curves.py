@@ -15,11 +15,11 @@ from jaxmbrl.training.evaluation import bootstrap_bands, interquartile_mean
 WALL = "wall_time"
 BAND = "95% bootstrap band"
 UNITS = ((86_400.0, "days"), (3_600.0, "hours"), (60.0, "minutes"))
-"""Of the wall clock: seconds, and their name."""
+"""Units of the wall clock: seconds, and name."""
 
 
 class Curves(NamedTuple):
-    """One metric of a group's seeds, at the steps where one has a value."""
+    """One metric of a group's seeds, at the steps at which any of them has a value."""
 
     steps: Float[np.ndarray, "S"]
     wall: Float[np.ndarray, "S"]
@@ -53,7 +53,7 @@ def middle(values: Float[np.ndarray, "S seeds"]) -> Float[np.ndarray, "S"]:
 
 
 def unit_of(seconds: float) -> tuple[float, str]:
-    """(seconds of it, name) of the unit in which so long a time reads well."""
+    """(seconds, name) of the largest unit of which `seconds` are at least two."""
     return next(((size, name) for size, name in UNITS if seconds >= 2 * size), (1.0, "s"))
 
 
@@ -67,43 +67,43 @@ def chart(
     wall: bool = False,
     more: Sequence[Series] = (),
 ) -> Chart | None:
-    """Metric `name` of the groups over real environment steps, or over the `wall` clock; None where there is no value.
+    """A chart of metric `name` of the groups over real environment steps, or over the `wall` clock; None without values.
 
     With one group each seed has a colour and an entry in the legend; of several, each group has.
     """
-    found = [(i, group, held) for i, group in enumerate(groups) if (held := curves(group, name)) is not None]
+    found = [(i, group, of) for i, group in enumerate(groups) if (of := curves(group, name)) is not None]
     if not found:
         return None
-    size, unit = unit_of(max(float(held.wall.max()) for _, _, held in found)) if wall else (1.0, "")
+    size, unit = unit_of(max(float(of.wall.max()) for _, _, of in found)) if wall else (1.0, "")
     series: list[Series] = []
     alone = len(groups) == 1
-    for i, group, held in found:
-        series += _of_group(group, held, alone, i, (size if wall else None))
+    for i, group, of in found:
+        series += _of_group(group, of, alone, i, (size if wall else None))
     x = f"wall clock, compilation included ({unit})" if wall else "real environment steps per seed"
     return Chart(title, x, y, (*series, *more), note, log)
 
 
-def _of_group(group: Group, held: Curves, alone: bool, color: int, size: float | None) -> list[Series]:
+def _of_group(group: Group, of: Curves, alone: bool, color: int, size: float | None) -> list[Series]:
     """The series of one group; `size` is the unit of the wall clock in s, None for steps."""
-    x = held.steps if size is None else held.wall / size
+    x = of.steps if size is None else of.wall / size
     several = len(group.seeds) > 1
     series = []
     for k, seed in enumerate(group.seeds):
-        known = ~np.isnan(held.values[:, k])
+        known = ~np.isnan(of.values[:, k])
         if not known.any():
             continue
-        own = held.steps[known] if size is None else held.walls[known, k] / size
+        own = of.steps[known] if size is None else of.walls[known, k] / size
         label = f"seed {seed.name}" if alone else f"{group.label}, seed {seed.name}"
         key = label if alone else f"{group.label}: seeds"
         number = k if alone else color
-        series.append(Series(label, key, "line", own, held.values[known, k], color=number, thin=several))
+        series.append(Series(label, key, "line", own, of.values[known, k], color=number, thin=several))
     if not several:
         one = series[0]
         return [one._replace(key=one.name if alone else group.label, name=one.name if alone else group.label)]
     label = "interquartile mean" if alone else group.label
     bold = -1 if alone else color
-    low, high = bootstrap_bands(held.values)
-    mean = middle(held.values)
+    low, high = bootstrap_bands(of.values)
+    mean = middle(of.values)
     band = Series(f"{label}, {BAND}", label, "band", x, mean, low, high, bold)
     return [band, *series, Series(label, label, "line", x, mean, color=bold)]
 
@@ -124,7 +124,7 @@ def last_step(group: Group, name: str) -> int:
 
 
 def shared_metric(groups: Sequence[Group], names: Sequence[str]) -> str | None:
-    """The first of `names` that every group has which has any of them; None where no group has."""
-    held = [{name for name in names for seed in group.seeds for row in seed.rows if name in row} for group in groups]
-    known = [of for of in held if of]
+    """The first of `names` that all groups with any of these metrics have; None without such a metric."""
+    present = [{name for name in names for seed in group.seeds for row in seed.rows if name in row} for group in groups]
+    known = [of for of in present if of]
     return next((name for name in names if known and all(name in of for of in known)), None)

@@ -1,4 +1,4 @@
-"""What run folders hold, read without writing to them, and their seeds put into groups of the same settings."""
+"""The contents of run folders, read without writing to them, with their seeds grouped by settings."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from jaxmbrl.training.run_folder import CONFIG, RunFolder
 
 Rows = list[dict[str, Any]]
 FREE = ("seed", "seeds", "preset", "data", *programs.MAY_CHANGE)
-"""Fields of a run that do not part its seeds from another run's."""
+"""Fields in which runs of one group may differ."""
 
 
 class Run(NamedTuple):
-    """What the folder of one run holds."""
+    """The contents of one run's folder."""
 
     path: Path
     config: dict[str, Any]
-    """config.yaml, as plain values; not checked, so that a run of an older version counts too."""
+    """config.yaml as plain values, not checked, so that runs of older versions can be read."""
     rows: Rows
     events: list[dict[str, Any]]
-    """Of all hosts, in the order of time."""
+    """Events of all hosts, in order of time."""
     environment: dict[str, Any]
     status: status.RunStatus
     damaged: tuple[str, ...]
@@ -47,13 +47,13 @@ class Seed(NamedTuple):
     """Index of the run."""
     seed: int
     name: str
-    """As it is called on the page."""
+    """Its name on the page."""
     rows: Rows
-    """Its rows, steps ascending."""
+    """Its rows, by ascending steps."""
 
 
 class Group(NamedTuple):
-    """Seeds of the same settings on the same task, of one run or of several."""
+    """Seeds with the same settings on the same task, of one or several runs."""
 
     label: str
     algorithm: str
@@ -64,41 +64,41 @@ class Group(NamedTuple):
 
 
 class Gathered(NamedTuple):
-    """What a report is made of."""
+    """The data of a report."""
 
     runs: list[Run]
     groups: list[Group]
     absent: list[status.RunStatus]
-    """Runs of a sweep that have not begun."""
+    """Runs of a sweep that have not started."""
 
 
 def gather(paths: Sequence[str | Path]) -> Gathered:
-    """Read the runs in `paths`: folders of runs, of sweeps, or that hold runs.
+    """Read the runs in `paths`: folders of runs, of sweeps, or with runs in them.
 
-    Nothing is written, and a run may be training meanwhile. Raises UserError where a path is none of these, or what is in
-    it cannot be read.
+    Nothing is written, and a run may be training meanwhile. Raises UserError where a path is none of these, or cannot be
+    read.
     """
     found: list[Run] = []
     absent: list[status.RunStatus] = []
     seen: set[Path] = set()
     for path in map(Path, paths):
         single = (path / CONFIG).is_file()
-        for told in status.of_folder(path):
-            folder = path if single else path / told.name
+        for found_status in status.of_folder(path):
+            folder = path if single else path / found_status.name
             if folder.resolve() in seen:
                 continue
             seen.add(folder.resolve())
             if (folder / CONFIG).is_file():
-                found.append(read(folder, told))
+                found.append(read(folder, found_status))
             else:
-                absent.append(told)
+                absent.append(found_status)
     if not found:
-        raise UserError(f"no run in {', '.join(map(str, paths))} has begun; come back when one has")
+        raise UserError(f"no run in {', '.join(map(str, paths))} has started; make the report once one has")
     return Gathered(found, group(found), absent)
 
 
-def read(path: Path, told: status.RunStatus) -> Run:
-    """What the run folder `path` holds. Raises UserError where it cannot be read."""
+def read(path: Path, of: status.RunStatus) -> Run:
+    """The contents of the run folder `path`. Raises UserError where it cannot be read."""
     folder = RunFolder.open(path)
     config = folder.read_config()
     for name in ("algorithm", "env", "settings", "steps"):
@@ -113,11 +113,11 @@ def read(path: Path, told: status.RunStatus) -> Run:
         if not all(isinstance(row.get(name), int | float) for name in ("env_steps", "seed", "wall_time")):
             raise UserError(f"{path / 'metrics.jsonl'} holds a row without env_steps, seed or wall_time; remove the line")
     damaged = sorted(file.relative_to(path).as_posix() for file in folder.checkpoints.rglob("damaged-*"))
-    return Run(path, config, rows, _events(folder), folder.read_environment(), told, tuple(damaged))
+    return Run(path, config, rows, _events(folder), folder.read_environment(), of, tuple(damaged))
 
 
 def _events(folder: RunFolder) -> list[dict[str, Any]]:
-    """Events of all hosts. A warning of one is told by the others too, and counts once."""
+    """Events of all hosts, in order of time."""
     found = folder.read_events()
     for file in sorted(folder.path.glob("events.host-*.jsonl")):
         with contextlib.suppress(ValueError, OSError):
@@ -127,8 +127,8 @@ def _events(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
-    """The seeds of `runs` by their settings, in the order in which these come. A traced number that differs from seed to
-    seed parts the seeds of a run."""
+    """The seeds of `runs` grouped by their settings, in order of first appearance. Traced hyperparameters that differ from
+    seed to seed are among the settings."""
     members: dict[str, list[tuple[int, int]]] = {}
     settings: dict[str, dict[str, Any]] = {}
     for i, run in enumerate(runs):
@@ -138,10 +138,10 @@ def group(runs: Sequence[Run]) -> list[Group]:
         own = {name: value for name, value in leaves.items() if not _free(name)}
         for k, seed in enumerate(run.seeds):
             traced = {name: values[k] for name, values in hyper.items() if isinstance(values, list) and k < len(values)}
-            held = own | {f"hyper.{name}": value for name, value in traced.items()}
-            key = json.dumps(held, sort_keys=True, default=str)
+            whole = own | {f"hyper.{name}": value for name, value in traced.items()}
+            key = json.dumps(whole, sort_keys=True, default=str)
             members.setdefault(key, []).append((i, seed))
-            settings[key] = held
+            settings[key] = whole
     labels = _labels(runs, members, settings)
     by_seed = [_by_seed(run.rows) for run in runs]
     found = []
@@ -171,7 +171,7 @@ def _by_seed(rows: Rows) -> dict[int, Rows]:
 def _labels(
     runs: Sequence[Run], members: dict[str, list[tuple[int, int]]], settings: dict[str, dict[str, Any]]
 ) -> dict[str, str]:
-    """A short name for each group: its algorithm, and in what it differs from others of that algorithm on that task."""
+    """A short name for each group: its algorithm, and the settings in which it differs from others of that algorithm."""
     found = {}
     for key, own in settings.items():
         mates = [other for other in settings.values() if all(other[name] == own[name] for name in ("algorithm", "env"))]
@@ -180,8 +180,8 @@ def _labels(
         if len(names) > 3:
             found[key] = f"{own['algorithm']} ({', '.join(folders)})"
             continue
-        told = [f"{name.removeprefix('settings.').removeprefix('hyper.')} {_word(own.get(name))}" for name in names]
-        found[key] = ", ".join([str(own["algorithm"]), *told])
+        differing = [f"{name.removeprefix('settings.').removeprefix('hyper.')} {_word(own.get(name))}" for name in names]
+        found[key] = ", ".join([str(own["algorithm"]), *differing])
     return found
 
 
@@ -190,13 +190,13 @@ def _word(value: Any) -> str:
 
 
 def differences(config: dict[str, Any]) -> list[tuple[str, Any, Any]] | None:
-    """(field, the preset's, the run's) of the settings that differ from the run's preset; None where it is not known."""
+    """(field, the preset's, the run's) of the settings that differ from the run's preset; None where it is unknown."""
     try:
         method = algorithms.get(str(config.get("algorithm")))
         preset = method.presets[str(config.get("preset"))]
     except (UserError, KeyError):
         return None
-    held = config["settings"] if isinstance(config["settings"], dict) else {}
-    due, own = programs.leaves(to_dict(preset.config)), programs.leaves(held)
+    settings = config["settings"] if isinstance(config["settings"], dict) else {}
+    due, own = programs.leaves(to_dict(preset.config)), programs.leaves(settings)
     due["steps"], own["steps"] = preset.steps, config["steps"]
     return [(name, due.get(name), own.get(name)) for name in [*due, *(own.keys() - due)] if due.get(name) != own.get(name)]

@@ -34,9 +34,9 @@ from jaxmbrl.report.parts import (
 )
 
 MARK = b'<meta name="generator" content="jaxmbrl report">'
-"""By which a page of ours is known."""
+"""Identifies a page that was written here."""
 LONG = 40
-"""Characters from which on an entry of a table may be broken into lines."""
+"""Characters from which on an entry of a table may be wrapped."""
 
 
 def render(page: Page, footer: str) -> bytes:
@@ -66,7 +66,7 @@ def is_ours(path: Path) -> bool:
 
 
 def inlined(value: Any) -> str:
-    """JSON that ends no script element and opens no comment, whatever strings it holds."""
+    """JSON that cannot end a script element or open a comment, whatever its strings are."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -144,15 +144,15 @@ def _table(table: Table, opener: str = "") -> str:
 
 
 def _row(row: Sequence[Any], text: Sequence[bool]) -> str:
-    first = f'<th scope="row">{told(row[0])}</th>'
-    return first + "".join(f"<td{_class(text[i], entry)}>{told(entry)}</td>" for i, entry in enumerate(row[1:], start=1))
+    first = f'<th scope="row">{shown(row[0])}</th>'
+    return first + "".join(f"<td{_class(text[i], entry)}>{shown(entry)}</td>" for i, entry in enumerate(row[1:], start=1))
 
 
 def _class(text: bool, entry: Any = "") -> str:
     return "" if not text else ' class="text long"' if len(str(entry)) > LONG else ' class="text"'
 
 
-def told(entry: Any) -> str:
+def shown(entry: Any) -> str:
     """An entry of a table as escaped text: whole numbers with separators, what is absent as a dash."""
     if entry is None or (isinstance(entry, float) and math.isnan(entry)):
         return "–"

@@ -1,4 +1,4 @@
-"""What a page is made of: sections of charts, tables, texts and pictures, as plain values."""
+"""The parts of a page: sections of charts, tables, texts and pictures, as plain values."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 MOST_POINTS = 400
-"""Of a line; more are thinned out evenly."""
+"""Points of a line, at most; longer lines are thinned evenly."""
 MOST_ROWS = 120
-"""Of the table behind a chart."""
+"""Rows of the table of a chart, at most."""
 DIGITS = 6
-"""Significant ones of what a page holds."""
+"""Significant digits of the numbers on a page."""
 
 Kind: TypeAlias = Literal["line", "band", "points", "bars", "rule", "errors"]
 
 
 Numbers: TypeAlias = Sequence[float] | np.ndarray[Any, Any]
-"""Where one is not finite, nothing is drawn."""
+"""Entries that are not finite are not drawn."""
 
 
 class Series(NamedTuple):
-    """One thing in a chart. A `rule` is a horizontal line at its first y; `bars` stand on 0 around x, `low` and `high`
-    being their edges; of a `band` and of `errors` (points with bars) these are the ends."""
+    """One series of a chart. A `rule` is a horizontal line at its first y; `bars` start at 0, with edges `low` and `high`
+    on the x axis; of a `band` and of `errors` (points with error bars), `low` and `high` are the ends in y."""
 
     name: str
     key: str
-    """Entry of the legend; the series of one entry are shown and hidden together."""
+    """Entry of the legend; all series of an entry are shown and hidden together."""
     kind: Kind
     x: Numbers
     y: Numbers
     low: Numbers = ()
     high: Numbers = ()
     color: int = 0
-    """Number in the page's palette; -1 is that of the text."""
+    """Index in the page's palette; -1 is the colour of the text."""
     thin: bool = False
     dashed: bool = False
 
@@ -48,9 +48,9 @@ class Chart(NamedTuple):
     series: tuple[Series, ...]
     note: str = ""
     log: bool = False
-    """Whether y is logarithmic, where all of it is above 0."""
+    """Whether y is logarithmic, where all values are positive."""
     square: bool = False
-    """Whether both axes have the same range, with a diagonal where both are equal."""
+    """Whether both axes have the same range, with the diagonal drawn."""
 
 
 class Facets(NamedTuple):
@@ -60,14 +60,14 @@ class Facets(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table; its first column names the rows."""
+    """A table; its first column has the names of the rows."""
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[Any]]
     note: str = ""
     closed: bool = False
-    """Whether it is shown only when opened."""
+    """Whether it is collapsed at first."""
 
 
 class Text(NamedTuple):
@@ -78,7 +78,7 @@ class Text(NamedTuple):
 
 
 class Heading(NamedTuple):
-    """The heading of what follows within a section."""
+    """A heading within a section."""
 
     text: str
 
@@ -97,7 +97,7 @@ Part: TypeAlias = Chart | Facets | Table | Text | Heading | Picture
 
 
 class Section(NamedTuple):
-    """A part of the page that its contents list."""
+    """A section of the page."""
 
     id: str
     title: str
@@ -105,7 +105,7 @@ class Section(NamedTuple):
 
 
 class Page(NamedTuple):
-    """All that is written."""
+    """The whole page."""
 
     title: str
     facts: tuple[str, ...]
@@ -114,7 +114,7 @@ class Page(NamedTuple):
 
 
 def chosen(count: int, most: int) -> list[int]:
-    """At most `most` of `count` indices, evenly spread, with the first and the last."""
+    """At most `most` of `count` indices, evenly spaced, with the first and the last."""
     return list(range(count)) if count <= most else np.unique(np.linspace(0, count - 1, most).round().astype(int)).tolist()
 
 
@@ -130,18 +130,18 @@ def numbers(values: Iterable[Any]) -> list[float | None]:
 
 
 def as_json(chart: Chart) -> dict[str, Any]:
-    """What the page's script is given of a chart."""
+    """The JSON object of a chart, for the page's script."""
     series = []
     for one in chart.series:
-        held: dict[str, Any] = {"name": one.name, "key": one.key, "kind": one.kind, "color": one.color}
-        held |= {name: numbers(getattr(one, name)) for name in ("x", "y", "low", "high")}
-        series.append(held | {"thin": one.thin, "dashed": one.dashed})
+        entry: dict[str, Any] = {"name": one.name, "key": one.key, "kind": one.kind, "color": one.color}
+        entry |= {name: numbers(getattr(one, name)) for name in ("x", "y", "low", "high")}
+        series.append(entry | {"thin": one.thin, "dashed": one.dashed})
     return {**chart._asdict(), "series": series}
 
 
 def table_of(chart: Chart) -> Table:
-    """The numbers of a chart as a table: a row for each x of its lines, a column for each series; of bars and points alone
-    a row for each. Where there are more than `MOST_ROWS`, some of them, evenly spread."""
+    """The numbers of a chart as a table: a row for each x and a column for each series of lines; a row for each bar or
+    point of other charts. Of more than `MOST_ROWS` rows, some are kept, evenly spaced."""
     if all(one.kind in ("line", "band", "rule") for one in chart.series):
         return _wide(chart)
     head = ["series", chart.x, chart.y]
@@ -172,5 +172,5 @@ def _wide(chart: Chart) -> Table:
 
 def _short(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     kept = chosen(len(rows), MOST_ROWS)
-    note = f"{len(kept)} of {len(rows):,} rows, evenly spread" if len(kept) < len(rows) else ""
+    note = f"{len(kept)} of {len(rows):,} rows, evenly spaced" if len(kept) < len(rows) else ""
     return Table(title, head, [rows[i] for i in kept], note, closed=True)

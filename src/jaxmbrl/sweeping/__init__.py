@@ -1,1 +1,1 @@
-"""Sweeps: many runs from one file, on one machine or many, and what became of them."""
+"""Sweeps: many runs from one file, on one machine or many, and their states."""

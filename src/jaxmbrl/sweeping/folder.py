@@ -1,8 +1,8 @@
-"""The folder of a sweep: a run folder for each of its runs, and what was said beside them.
+"""The folder of a sweep: a run folder for each of its runs, and their logs.
 
 NAME/            the folder of a run, see `training.run_folder`
-.logs/NAME.log   what the processes that worked on it printed, and how each of them ended
-.sweep.json      the names of the runs, so that those that wait can be told
+.logs/NAME.log   the output of the processes that worked on it, and how each of them ended
+.sweep.json      the names of the runs, so that those that have not started are known
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from jaxmbrl.training.run_folder import CONFIG, write_file
 INDEX = ".sweep.json"
 LOGS = ".logs"
 KINDS = ("begins", "died", "failed", "finished", "stopped")
-"""What can be noted in a log."""
+"""Kinds of notes in a log."""
 TAIL = 1 << 16
-"""Bytes at a log's end in which the last note is looked for."""
+"""Bytes at the end of a log that are searched for the last note."""
 
 
 class SweepFolder(NamedTuple):
@@ -38,16 +38,18 @@ class SweepFolder(NamedTuple):
         return self.path / LOGS / f"{name}.log"
 
     def create(self) -> None:
-        """Make the folder, if it is not there. Raises UserError where it cannot be made, or is a run's."""
+        """Create the folder where it does not exist. Raises UserError where it cannot be created, or is a run's."""
         if (self.path / CONFIG).exists():
             raise UserError(f"{self.path} is the folder of a run; choose another folder for the sweep")
         try:
             (self.path / LOGS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{self.path} cannot be made ({error.strerror}); choose another folder for the sweep") from None
+            raise UserError(
+                f"{self.path} cannot be created ({error.strerror}); choose another folder for the sweep"
+            ) from None
 
     def write_index(self, names: list[str], invalid: dict[str, str]) -> None:
-        """Keep the names of all runs, and what is wrong with those that are not valid. Raises UserError if it cannot."""
+        """Write the names of all runs, and what is wrong with the invalid ones. Raises UserError where that fails."""
         text = json.dumps({"runs": names, "invalid": invalid}, indent=1)
         try:
             write_file(self.path / INDEX, text.encode() + b"\n")
@@ -57,7 +59,7 @@ class SweepFolder(NamedTuple):
             ) from None
 
     def read_index(self) -> tuple[list[str], dict[str, str]]:
-        """What `write_index` kept; nothing where it is missing or not valid."""
+        """What `write_index` wrote; empty where the file is missing or not valid."""
         try:
             found: Any = json.loads((self.path / INDEX).read_text(encoding="utf-8"))
             return [str(name) for name in found["runs"]], {str(k): str(v) for k, v in found["invalid"].items()}
@@ -65,19 +67,19 @@ class SweepFolder(NamedTuple):
             return [], {}
 
     def note(self, name: str, kind: str, text: str = "") -> None:
-        """Append to a run's log what is known of the process that works on it; `kind` is one of KINDS."""
+        """Append a note on the process that works on a run to its log; `kind` is one of KINDS."""
         if kind not in KINDS:
             raise ValueError(f"a note's kind is one of {', '.join(KINDS)}, got {kind!r}")
         time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         log = self.log(name)
         log.parent.mkdir(parents=True, exist_ok=True)
-        # On a line of its own, whatever a process that died left unfinished.
+        # On its own line, also after the incomplete line of a process that died.
         before = "" if not log.exists() or _tail(log, 1) in ("", "\n") else "\n"
         with log.open("a", encoding="utf-8") as file:
             file.write(f"{before}[sweep {time}] {kind}: {' '.join(text.split())}".rstrip() + "\n")
 
     def last_note(self, name: str) -> tuple[str, str]:
-        """(kind, text) of the last note of a run's log; ("", "") where there is none."""
+        """(kind, text) of the last note in a run's log; ("", "") without one."""
         try:
             text = _tail(self.log(name), TAIL)
         except OSError:

@@ -1,4 +1,4 @@
-"""Runs of a sweep brought to work, as many at once as may be, each a process of its own; those that die are begun again."""
+"""Starts the runs of a sweep, several at once, each in its own process; runs whose process dies are started again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxmbrl.sweeping.folder import SweepFolder
 from jaxmbrl.training.stopping import ASKED_TO_STOP
 
 USER_ERROR = 2
-"""Exit code of a process that refused what it was told: again would be no better."""
+"""Exit code of a process that refused its options: a second attempt would do the same."""
 POLL_SECONDS = 0.2
 
 
@@ -27,20 +27,20 @@ class Job(NamedTuple):
 
     name: str
     words: tuple[str, ...]
-    """Of the `jaxmbrl` command that works on it, from its start or on from where it stopped."""
+    """Words of the `jaxmbrl` command that works on it, from its start or from where it stopped."""
     log: Path
-    """The file that what it prints is appended to."""
+    """The file that its output is appended to."""
 
 
 class Launcher(NamedTuple):
-    """Where runs are worked on."""
+    """A place in which jobs run."""
 
     start: Callable[[Job], Any]
-    """Brings a job to work; returns its handle."""
+    """Starts a job; returns its handle."""
     ended: Callable[[Any], int | str | None]
-    """(handle) -> exit code, negative for a signal; or what became of the job in words; None while it is at work."""
+    """(handle) -> exit code, negative for a signal; or what happened to the job in words; None while it runs."""
     stop: Callable[[Any], None]
-    """Asks the job of a handle to save and end; asked again, to end at once."""
+    """Asks the job of a handle to save and end; the second time, to end at once."""
 
 
 def processes() -> Launcher:
@@ -54,9 +54,9 @@ def processes() -> Launcher:
 
 
 def begin(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """A process at work on a `jaxmbrl` command line; it is asked to stop when this process is no more.
+    """Start a process with a `jaxmbrl` command line; it stops when this process ends.
 
-    It has a session of its own: Ctrl-C reaches this process alone, which passes it on once.
+    It has its own session: Ctrl-C reaches this process alone, which passes it on once.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "jaxmbrl", *words, "--with", str(os.getpid())]
@@ -67,23 +67,23 @@ def begin(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 class Signals:
-    """SIGINT and SIGTERM, counted and not obeyed while inside."""
+    """SIGINT and SIGTERM, counted and not obeyed inside of `counted`."""
 
     def __init__(self) -> None:
-        self.heard = 0
+        self.received = 0
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[Signals]:
-        """Count what comes while inside; a thread that is not the main one hears nothing."""
+        """Count signals while inside; only the main thread receives any."""
 
-        def hear(*_: object) -> None:
-            self.heard += 1
+        def receive(*_: object) -> None:
+            self.received += 1
 
         with contextlib.ExitStack() as stack:
-            # Python lets the main thread alone have handlers.
+            # Python allows handlers in the main thread only.
             with contextlib.suppress(ValueError):
                 for number in (signal.SIGINT, signal.SIGTERM):
-                    stack.callback(signal.signal, number, signal.signal(number, hear))
+                    stack.callback(signal.signal, number, signal.signal(number, receive))
             yield self
 
 
@@ -97,24 +97,24 @@ def launch(
     signals: Signals,
     poll: float = POLL_SECONDS,
 ) -> dict[str, str]:
-    """Work on all jobs, `at_once` at a time; returns the state of each: finished, failed, stopped or waiting.
+    """Run all jobs, `at_once` at a time; returns the state of each: finished, failed, stopped or waiting.
 
-    A job whose process dies is begun again, `retries` times, and goes on where its run stopped. Once a signal is heard no
-    job begins, those at work are asked to save and end, and are waited for.
+    A job whose process dies is started again, up to `retries` times, and continues where its run stopped. After a signal no
+    further job starts; running ones are asked to save and end, and are waited for.
     """
     waiting = deque(jobs)
     states = {job.name: "waiting" for job in jobs}
     tries = dict.fromkeys(states, 0)
     active: dict[str, tuple[Job, Any, float]] = {}
-    told = 0
-    while active or (waiting and not signals.heard):
-        if told < signals.heard:
-            if told == 0 and active:
-                say(f"asked to stop: {len(active)} at work save and end; asked again, they end at once")
-            told = signals.heard
+    passed_on = 0
+    while active or (waiting and not signals.received):
+        if passed_on < signals.received:
+            if passed_on == 0 and active:
+                say(f"asked to stop: {len(active)} running, which save and end (a second signal ends them at once)")
+            passed_on = signals.received
             for _, handle, _ in active.values():
                 launcher.stop(handle)
-        while waiting and len(active) < at_once and not signals.heard:
+        while waiting and len(active) < at_once and not signals.received:
             job = waiting.popleft()
             tries[job.name] += 1
             steps = status.look(folder.run(job.name)).env_steps
@@ -123,11 +123,11 @@ def launch(
         ended = {name: code for name, (_, handle, _) in active.items() if (code := launcher.ended(handle)) is not None}
         for name, code in ended.items():
             job, _, began = active.pop(name)
-            state, why = judge(folder, name, code, stopping=bool(signals.heard))
+            state, why = judge(folder, name, code, stopping=bool(signals.received))
             seconds = f"in {time.monotonic() - began:.0f} s"
             if state == "died" and tries[name] <= retries:
                 folder.note(name, "died", why)
-                say(f"died      {name} {seconds}: {why}; it begins again")
+                say(f"died      {name} {seconds}: {why}; it is started again")
                 waiting.appendleft(job)
                 continue
             state = "failed" if state == "died" else state
@@ -141,7 +141,7 @@ def launch(
 
 
 def judge(folder: SweepFolder, name: str, code: int | str, stopping: bool) -> tuple[str, str]:
-    """(state, why) of a run whose process ended with `code`: finished, stopped, failed, or died, which is worth a retry."""
+    """(state, reason) of a run whose process ended with `code`: finished, stopped, failed, or died, which is retried."""
     noted = folder.last_note(name)
     found = status.look(folder.run(name), noted)
     if found.ended:
@@ -155,7 +155,7 @@ def judge(folder: SweepFolder, name: str, code: int | str, stopping: bool) -> tu
 
 
 def _in_words(code: int | str) -> str:
-    """What became of a process."""
+    """How a process ended."""
     if isinstance(code, str):
         return code
     if code == 0:

@@ -1,4 +1,4 @@
-"""How far runs are: what their folders tell, without writing to them."""
+"""The states of runs, read from their folders without writing to them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from jaxmbrl.training.run_folder import CONFIG, EVENTS, METRICS, RunFolder
 
 STATES = ("running", "waiting", "stopped", "finished", "failed", "invalid")
 FAILURES = ("died", "failed")
-"""Notes of a sweep that tell of one."""
+"""Notes of a sweep that report a failure."""
 RETURNS = ("eval/return", "train/return", "data/return")
-"""Metrics that tell how good a policy is, the best measure first."""
+"""Metrics of a policy's performance, the best measure first."""
 TAIL = 1 << 22
-"""Bytes at the end of a file of metrics that are looked at."""
+"""Bytes at the end of a file of metrics that are read."""
 
 
 class RunStatus(NamedTuple):
-    """How far a run is."""
+    """The state of a run."""
 
     name: str
     state: str
@@ -32,7 +32,7 @@ class RunStatus(NamedTuple):
     env_steps: int
     """Environment steps done, of each seed."""
     total_steps: int | None
-    """Those to do, in whole epochs; None where it is not known yet."""
+    """Steps of the whole run, in whole epochs; None where they are not known yet."""
     seeds: int | None
     frozen: tuple[int, ...]
     """Seeds that met a value that was not finite."""
@@ -43,17 +43,17 @@ class RunStatus(NamedTuple):
     active: float | None
     """When the run last wrote something, in seconds since 1970."""
     error: str | None
-    """Why it failed, or is not valid."""
+    """Why it failed, or is invalid."""
     ended: bool
     """Whether nothing is left to do: all steps are done, or every seed is frozen."""
 
 
 def look(path: Path, log: tuple[str, str] = ("", "")) -> RunStatus:
-    """How far the run in the folder `path` is; `log` is the last note of its sweep, if it is of one."""
+    """The state of the run in the folder `path`; `log` is the last note of its sweep, if there is one."""
     folder = RunFolder(path)
-    held = folder.is_locked()
+    running = folder.is_locked()
     if not (path / CONFIG).is_file():
-        state = "running" if held else "failed" if log[0] in FAILURES else "waiting"
+        state = "running" if running else "failed" if log[0] in FAILURES else "waiting"
         error = log[1] if state == "failed" else None
         return RunStatus(path.name, state, 0, None, None, (), None, None, None, error, False)
     total, seeds, problem = _size(folder)
@@ -66,7 +66,7 @@ def look(path: Path, log: tuple[str, str] = ("", "")) -> RunStatus:
     done = total is not None and saved >= total
     dead = last.get("kind") == "end" and bool(seeds) and len(frozen) == seeds
     state, error = "stopped", None
-    if held:
+    if running:
         state = "running"
     elif problem is not None:
         state, error = "invalid", problem
@@ -83,7 +83,7 @@ def look(path: Path, log: tuple[str, str] = ("", "")) -> RunStatus:
 
 
 def of_folder(path: str | Path) -> list[RunStatus]:
-    """How far all runs in the folder `path` are: those of its sweep in their order, then others by name.
+    """The states of all runs in the folder `path`: those of its sweep in their order, then others by name.
 
     Raises UserError where there is no folder, or no run in it.
     """
@@ -105,12 +105,12 @@ def of_folder(path: str | Path) -> list[RunStatus]:
             status = status._replace(active=max(status.active or 0.0, sweep.log(name).stat().st_mtime))
         found.append(status)
     if not found:
-        raise UserError(f"{path} holds no runs; give the folder of a sweep, or of runs")
+        raise UserError(f"{path} has no runs; give the folder of a sweep, or of runs")
     return found
 
 
 def table(found: Sequence[RunStatus], now: float | None = None) -> str:
-    """The runs as lines for a reader; below those that failed, why."""
+    """The runs as lines of text; below those that failed, the reason."""
     now = time.time() if now is None else now
     head = ("run", "state", "steps", "", "seeds", "return", "last active")
     rows = [_columns(status, now) for status in found]
@@ -169,7 +169,7 @@ def _size(folder: RunFolder) -> tuple[int | None, int | None, str | None]:
 
 
 def _last_lines(file: Path) -> list[dict[str, Any]]:
-    """The objects at the end of a file of JSON lines; what is torn or not valid is left out."""
+    """The objects at the end of a file of JSON lines, without incomplete or invalid lines."""
     try:
         with file.open("rb") as opened:
             start = max(opened.seek(0, 2) - TAIL, 0)

@@ -55,11 +55,7 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
 
     Raises UserError where the algorithm plans in the true simulator.
     """
-    if algorithm.observes_full_state:
-        raise UserError(
-            f"model 'true' plans in the true simulator, and that of task '{task.name}' lives outside of the compiled "
-            "program: leave model out"
-        )
+    _check(algorithm, task)
 
     def collector(learner: PyTree, clock: Clock) -> Policy:
         return auto_reset(task.world, algorithm.policy(learner, clock, True))[1]
@@ -130,6 +126,14 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
         return run
 
     return Loop(jax.vmap(parts.init), None, parts.steps_per_call, parts.checked, compiled, None)
+
+
+def _check(algorithm: Algorithm, task: Task) -> None:
+    if algorithm.observes_full_state:
+        raise UserError(
+            f"model 'true' plans in the true simulator, and that of task '{task.name}' lives outside of the compiled "
+            "program: leave model out"
+        )
 
 
 class _Hosts:

@@ -1,4 +1,4 @@
-"""What a run says while it goes: a live table and a bar with the time left on a terminal, plain lines elsewhere."""
+"""The console of a run: a live table and a progress bar with the time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ from rich.text import Text
 EPOCHS_SHOWN = 10
 SPEED_WINDOW = 60.0
 """Seconds over which the speed is measured (at least the last two updates)."""
-COLUMNS = (
+Column = tuple[str, str, str]
+"""(title, metric, format)."""
+SECONDS: Column = ("seconds", "time/epoch", ".1f")
+COLUMNS: tuple[Column, ...] = (
     ("train return", "train/return", ".1f"),
     ("eval return", "eval/return", ".1f"),
     ("model error", "model/holdout_error", ".3g"),
-    ("seconds", "time/epoch", ".1f"),
+    SECONDS,
 )
 
 
 class _Nowhere(io.TextIOBase):
-    """A stream that forgets what it is given."""
+    """A stream that discards its input."""
 
     def write(self, text: str) -> int:
         return len(text)
@@ -50,6 +53,7 @@ class Progress:
         self._out = cast(TextIO, sys.stdout if out is None else out)
         on_terminal = self._out.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
         self._console = Console(file=self._out, force_terminal=True, highlight=False) if on_terminal else None
+        self._columns = COLUMNS
         self._live: Live | None = None
         self._epochs: deque[dict[str, str]] = deque(maxlen=EPOCHS_SHOWN)
         self._speed = Speed()
@@ -74,7 +78,7 @@ class Progress:
         self.end()
 
     def end(self) -> None:
-        """Leave the live part; what is said from then on are plain lines."""
+        """End the live part; further messages are plain lines."""
         self._compiling = None
         if self._live is not None:
             self._live.stop()
@@ -82,7 +86,7 @@ class Progress:
 
     @property
     def width(self) -> int:
-        """Columns at hand; 80 where it is not a terminal."""
+        """Columns of the terminal; 80 where it is not a terminal."""
         return 80 if self._console is None else self._console.width
 
     def say(self, text: str) -> None:
@@ -94,34 +98,40 @@ class Progress:
         self._print(f"warning: {text}", "yellow")
 
     def compiling(self, what: str) -> None:
-        """Say that a compilation starts."""
+        """Show that a compilation starts."""
         self._compiling = (what, time.monotonic(), Spinner("line"))
         if self._console is None:
             self._print(f"compiling {what} ...")
         self._refresh()
 
     def compiled(self, what: str, seconds: float) -> None:
-        """Say how long a compilation took; the time left does not count it."""
+        """Show how long a compilation took; the time left does not include it."""
         self._compiling = None
         self._speed.pause(seconds)
         self._print(f"compiled {what} in {seconds:.1f} s")
 
     def update(self, env_steps: int, message: str | None = None) -> None:
-        """Move the bar to `env_steps` of each seed. The first call of a run sets where its speed is measured from."""
+        """Move the bar to `env_steps` of each seed. The speed is measured from the first call on."""
         self._steps = env_steps
         self._message = message or ""
         self._speed.add(time.monotonic(), env_steps)
         self._refresh()
 
+    def add_columns(self, names: Sequence[str]) -> None:
+        """Show these metrics too, by their names."""
+        known = [name for _, name, _ in self._columns]
+        more = [(name, name, ".4g") for name in names if name not in known]
+        self._columns = (*self._columns[:-1], *more, SECONDS)
+
     def epoch(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Show an epoch from its metrics rows, one a seed; frozen seeds are marked and left out of the means."""
+        """Show an epoch from its rows of metrics, one for each seed; frozen seeds are marked and left out of the means."""
         if not rows:
             return
-        shown = summary(rows)
+        shown = summary(rows, self._columns)
         self._steps = max(self._steps, int(rows[0]["env_steps"]))
         self._epochs.append(shown)
         if self._console is None:
-            self._print(_plain_epoch(shown, self.total_steps))
+            self._print(_plain_epoch(shown, self.total_steps, self._columns))
         self._refresh()
 
     def _print(self, text: str, style: str = "") -> None:
@@ -139,7 +149,7 @@ class Progress:
     def _render(self) -> RenderableType:
         parts: list[RenderableType] = []
         if self._epochs:
-            parts.append(_table(list(self._epochs), self.seeds))
+            parts.append(_table(list(self._epochs), self.seeds, self._columns))
         if self._compiling is not None:
             what, since, spinner = self._compiling
             spinner.update(text=Text(f"compiling {what}, {time.monotonic() - since:.0f} s", style="cyan"))
@@ -167,13 +177,13 @@ class Progress:
 
 
 class Speed:
-    """Environment steps a second, measured over the last `SPEED_WINDOW` seconds."""
+    """Environment steps per second, measured over the last `SPEED_WINDOW` seconds."""
 
     def __init__(self) -> None:
         self._marks: deque[tuple[float, int]] = deque()
 
     def add(self, now: float, steps: int) -> None:
-        """Note that `steps` were done at `now` (s)."""
+        """Note that `steps` were done by the time `now` (s)."""
         if self._marks and steps < self._marks[-1][1]:
             self._marks.clear()
         self._marks.append((now, steps))
@@ -181,27 +191,27 @@ class Speed:
             self._marks.popleft()
 
     def pause(self, seconds: float) -> None:
-        """Leave out `seconds` that have just passed."""
+        """Leave out the last `seconds`."""
         self._marks = deque((then + seconds, steps) for then, steps in self._marks)
 
     def value(self) -> float | None:
-        """Steps a second, or None while it is not known."""
+        """Steps per second; None while it is unknown."""
         if len(self._marks) < 2:
             return None
         (since, before), (now, steps) = self._marks[0], self._marks[-1]
         return (steps - before) / (now - since) if now > since and steps > before else None
 
     def last(self) -> float:
-        """When steps were last added (s)."""
+        """The time at which steps were last added (s)."""
         return self._marks[-1][0]
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """What is shown of an epoch's rows, one a seed: means over the seeds that are not frozen, where known."""
+def summary(rows: Sequence[dict[str, Any]], columns: Sequence[Column] = COLUMNS) -> dict[str, str]:
+    """The texts shown for an epoch's rows, one for each seed: means over the seeds that have the metric."""
     running = [row for row in rows if not row.get("frozen", False)]
     frozen = [str(row["seed"]) for row in rows if row.get("frozen", False)]
     shown = {"epoch": str(rows[0]["epoch"]), "env steps": f"{rows[0]['env_steps']:,}"}
-    for title, name, form in COLUMNS:
+    for title, name, form in columns:
         values = [row[name] for row in (rows if name.startswith("time/") else running) if name in row]
         if values:
             shown[title] = format(statistics.fmean(values), form)
@@ -211,7 +221,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def duration(seconds: float) -> str:
-    """A time in words: `12 s`, `3 min 20 s`, `2 h 05 min`."""
+    """A duration in words: `12 s`, `3 min 20 s`, `2 h 05 min`."""
     minutes, rest = divmod(round(seconds), 60)
     if not minutes:
         return f"{rest} s"
@@ -219,9 +229,9 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
-def _plain_epoch(shown: dict[str, str], total_steps: int) -> str:
+def _plain_epoch(shown: dict[str, str], total_steps: int, columns: Sequence[Column]) -> str:
     parts = [f"epoch {shown['epoch']}", f"{shown['env steps']} of {total_steps:,} steps"]
-    parts += [f"{title} {shown[title]}" for title, *_ in COLUMNS[:-1] if title in shown]
+    parts += [f"{title} {shown[title]}" for title, *_ in columns[:-1] if title in shown]
     if "seconds" in shown:
         parts.append(f"{shown['seconds']} s")
     if "frozen" in shown:
@@ -229,9 +239,9 @@ def _plain_epoch(shown: dict[str, str], total_steps: int) -> str:
     return ", ".join(parts)
 
 
-def _table(epochs: list[dict[str, str]], seeds: int) -> Table:
-    """The last epochs, with those columns that any of them fills."""
-    titles = [t for t in ("epoch", "env steps", *(title for title, *_ in COLUMNS)) if any(t in e for e in epochs)]
+def _table(epochs: list[dict[str, str]], seeds: int, columns: Sequence[Column]) -> Table:
+    """The last epochs, with the columns in which any of them has a value."""
+    titles = [t for t in ("epoch", "env steps", *(title for title, *_ in columns)) if any(t in e for e in epochs)]
     frozen = any("frozen" in epoch for epoch in epochs)
     table = Table(box=box.SIMPLE_HEAD, caption=f"mean over {seeds} seeds" if seeds > 1 else None, caption_justify="left")
     for title in titles:

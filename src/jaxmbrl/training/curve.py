@@ -1,4 +1,4 @@
-"""Learning curves: return against real environment steps, as a picture and as text."""
+"""Learning curves: return over real environment steps, as a picture and as text."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ NOTHING = "no finished episode and no evaluation yet"
 
 
 class Curve(NamedTuple):
-    """Points of one metric: real environment steps of one seed, and its value; steps ascend."""
+    """Values of one metric over real environment steps of one seed, ascending."""
 
     steps: list[int]
     values: list[float]
 
 
 def seed_curves(rows: Rows, name: str) -> dict[int, Curve]:
-    """The curve of metric `name` for each seed that has a value."""
+    """The curve of metric `name`, for each seed that has a value."""
     curves: dict[int, Curve] = {}
     for row in sorted(rows, key=lambda row: row["env_steps"]):
         if name in row:
@@ -49,10 +49,10 @@ def mean_curve(rows: Rows, name: str) -> Curve:
 
 
 def draw(rows: Rows, path: Path, title: str) -> None:
-    """Write the learning curve of metrics `rows` to `path` as a PNG: a thin line a seed, their mean in bold.
+    """Write the learning curve of metrics `rows` to `path` as a PNG: a thin line for each seed, and their mean in bold.
 
-    Beside evaluation returns, dark and solid, training returns are grey and dashed. Where no episode has finished, the
-    picture says so.
+    Where there are evaluation returns, training returns are drawn beside them, grey and dashed. Where no episode has
+    finished, the picture says so.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
@@ -78,7 +78,7 @@ def draw(rows: Rows, path: Path, title: str) -> None:
 
 
 def _draw_metric(axes: Any, rows: Rows, name: str) -> bool:
-    """Draw one metric; whether there was anything to draw."""
+    """Draw one metric; returns whether it has a value."""
     curves = seed_curves(rows, name)
     mean = mean_curve(rows, name)
     look = dict(LOOKS[name] if seed_curves(rows, EVAL) else LOOKS[EVAL])
@@ -94,7 +94,7 @@ def _draw_metric(axes: Any, rows: Rows, name: str) -> bool:
 
 
 def text_curve(rows: Rows, width: int = 72, height: int = 12) -> str:
-    """The mean learning curve as plain text of at most `width` columns and `height` lines: returns up, steps to the right.
+    """The mean learning curve as plain text of at most `width` columns and `height` lines, steps from left to right.
 
     Shows evaluation returns where there are any, else training returns. Raises ValueError below 24 by 5.
     """
@@ -136,7 +136,7 @@ def _number(value: float, decimals: int) -> str:
 
 
 def _axis(steps: list[int], columns: int) -> str:
-    """First and last step at the ends of the axis, as far as there is room."""
+    """First and last step at the ends of the axis, where there is room."""
     first, last = f"{steps[0]:,}", f"{steps[-1]:,} steps"
     if len(steps) > 1 and len(first) + len(last) < columns:
         return first + last.rjust(columns - len(first))

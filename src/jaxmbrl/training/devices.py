@@ -1,4 +1,4 @@
-"""Seeds spread over the devices of this process: each device works through its own seeds, and none waits for another."""
+"""Seeds sharded over the devices of this process: each device trains its own seeds, and none waits for another."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxmbrl.core.types import PyTree
 
 SEEDS = "seeds"
-"""Name of the axis."""
+"""Name of the mesh axis."""
 OF_SEEDS, OF_ALL = PartitionSpec(SEEDS), PartitionSpec()
-"""How arrays [K, ...] lie, and those that all seeds share."""
+"""Partitioning of arrays [K, ...], and of those that all seeds share."""
 
 
-class Spread(NamedTuple):
-    """How K seeds lie on devices."""
+class SeedSharding(NamedTuple):
+    """How K seeds are distributed over devices."""
 
     seeds: int
     rows: int
-    """K, and the copies of the last seed that make every share equal."""
+    """K plus the copies of the last seed that make all shares equal."""
     mesh: Mesh | None
     """None for a single device."""
 
     @property
     def devices(self) -> int:
-        """Devices that work."""
+        """Number of devices in use."""
         return 1 if self.mesh is None else self.mesh.size
 
     def over(self, function: Callable[..., Any], *arguments: PartitionSpec, result: Any) -> Callable[..., Any]:
-        """`function` of arrays that lie as told, on each device by itself: on several it sees a share of the seeds."""
+        """`function` of arrays with these partitionings, run on each device by itself: it sees the device's share of the
+        seeds."""
         if self.mesh is None:
             return function
         return jax.shard_map(function, mesh=self.mesh, in_specs=arguments, out_specs=result, check_vma=False)
@@ -51,27 +52,31 @@ class Spread(NamedTuple):
         """Arrays [rows, ...] without the copies: [K, ...]."""
         return arrays if self.rows == self.seeds else jax.tree.map(lambda x: x[: self.seeds], arrays)
 
-    def told(self) -> str:
-        """How the seeds lie, in words."""
+    def describe(self) -> str:
+        """The distribution in words."""
         share = self.rows // self.devices
         short = f", {self.rows - self.seeds} fewer on the last" if self.rows > self.seeds else ""
         return f"{self.seeds} seeds on {self.devices} devices, {share} on each{short}"
 
 
-def alone(seeds: int) -> Spread:
+def alone(seeds: int) -> SeedSharding:
     """All seeds on one device."""
-    return Spread(seeds, seeds, None)
+    return SeedSharding(seeds, seeds, None)
 
 
-def spread(seeds: int, devices: Sequence[Any]) -> Spread:
-    """`seeds` over all `devices`, or over as few as need no more time: 5 on 4 devices lie on 3."""
+def shard_seeds(seeds: int, devices: Sequence[Any]) -> SeedSharding:
+    """`seeds` over all `devices`, or over fewer where that takes no longer: 5 seeds on 4 devices use 3 of them."""
     share = -(-seeds // len(devices))
     used = -(-seeds // share)
     if used == 1:
         return alone(seeds)
-    return Spread(seeds, share * used, Mesh(np.array(devices[:used]), (SEEDS,)))
+    return SeedSharding(seeds, share * used, Mesh(np.array(devices[:used]), (SEEDS,)))
 
 
-def rows_of(spread: Spread, first: int) -> jax.Array:
-    """The numbers of the seeds, [rows]."""
-    return first + jnp.minimum(jnp.arange(spread.rows), spread.seeds - 1)
+def rows_of(sharding: SeedSharding, first: int) -> jax.Array:
+    """The seed of each row, [rows]."""
+    return first + jnp.minimum(jnp.arange(sharding.rows), sharding.seeds - 1)
+
+
+Spread = SeedSharding
+"""The name that the loops import."""

@@ -1,6 +1,6 @@
-"""Runs on several hosts: each process trains a share of the seeds, all of them in step, and the first keeps the metrics.
+"""Runs on several hosts: each process trains a share of the seeds, all in step, and the first process writes the metrics.
 
-Between two calls of the compiled program, and nowhere else, the processes tell each other a few words.
+The processes exchange a few values between two calls of the compiled program, and nowhere else.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxmbrl.core.config import UserError
+from jaxmbrl.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Hosts:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that keeps the metrics."""
+        """Whether this is the process that writes the metrics."""
         return self.index == 0
 
     def share(self, seeds: int) -> tuple[int, int]:
@@ -33,13 +35,17 @@ class Hosts:
         least, more = divmod(seeds, self.count)
         return self.index * least + min(self.index, more), least + (self.index < more)
 
-    def gather(self, told: Any) -> list[Any]:
-        """What every process tells, in order: plain JSON. All of them must call this alike."""
+    def checkpoints(self, folder: RunFolder) -> Path:
+        """The folder of this process's checkpoints of the run in `folder`."""
+        return folder.checkpoints if self.count == 1 else folder.checkpoints / f"host-{self.index}-of-{self.count}"
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, in order: plain JSON. All processes must call this equally often."""
         if self.count == 1:
-            return [told]
+            return [value]
         from jax.experimental import multihost_utils
 
-        words = np.frombuffer(json.dumps(told).encode(), np.uint8)
+        words = np.frombuffer(json.dumps(value).encode(), np.uint8)
         lengths = np.asarray(multihost_utils.process_allgather(np.array([len(words)]))).reshape(-1)
         padded = np.zeros(int(lengths.max()), np.uint8)
         padded[: len(words)] = words
@@ -51,21 +57,21 @@ ALONE = Hosts()
 
 
 def join(coordinator: str | None, count: int | None, index: int | None) -> Hosts:
-    """Join the other processes; what is not given is found out from the scheduler, as `jax.distributed.initialize` can.
+    """Join the other processes; what is not given is taken from the scheduler's environment (`jax.distributed.initialize`).
 
-    Must come before any computation. Raises UserError where they do not find each other.
+    Call it before any computation. Raises UserError where the processes do not find each other.
     """
     if (count is None) != (index is None) or (count is None) != (coordinator is None):
         raise UserError("give --coordinator, --hosts and --host together, or --hosts auto alone")
     if count is not None and index is not None and not 0 <= index < count:
         raise UserError(f"--host must be at least 0 and below --hosts ({count}), got {index}")
     try:
-        jax.distributed.initialize(coordinator, count, index, initialization_timeout=_patience())
+        jax.distributed.initialize(coordinator, count, index, initialization_timeout=_join_seconds())
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the hosts did not find each other ({' '.join(str(error).split())[:300]})") from None
     return Hosts(jax.process_count(), jax.process_index())
 
 
-def _patience() -> int:
-    """Seconds to wait for the others."""
+def _join_seconds() -> int:
+    """Seconds to wait for the other processes."""
     return int(os.environ.get("JAXMBRL_JOIN_SECONDS", "300"))

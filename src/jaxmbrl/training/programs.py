@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,27 +19,38 @@ from jaxmbrl import algorithms, envs
 from jaxmbrl.core.config import UserError, check, closest, from_dict, to_dict
 from jaxmbrl.core.types import Algorithm, Task, Transition, row_like
 from jaxmbrl.data import dataset
-from jaxmbrl.training import bridged, devices, loop, memory
-from jaxmbrl.training.devices import OF_SEEDS, Spread
+from jaxmbrl.training import bridged, devices, loop, memory, probing
+from jaxmbrl.training.devices import OF_SEEDS, SeedSharding
 from jaxmbrl.training.loop import Loop, LoopState
 from jaxmbrl.training.run_folder import CONFIG, RunFolder
 
 WHOLE = 2**31
-"""Where the whole numbers of a compiled program end."""
+"""Integers of a compiled program are below this."""
+
+
+@runtime_checkable
+class ChoosesModel(Protocol):
+    """Settings of a method that can use the true simulator in place of the learned model: two methods of its config."""
+
+    def uses_true_model(self) -> bool:
+        """Whether it uses the true simulator."""
+
+    def with_model(self, model: str) -> Any:
+        """The same settings with the model "learned" or "true". The caller checks the result (`config.check`)."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What of a run is kept, and when."""
+    """Which checkpoints are written and kept."""
 
     every: Annotated[int, Ge(1)] | None = None
-    """Epochs between two checkpoints; if not given, as often as costs at most a twentieth of the time."""
+    """Epochs between two checkpoints; if not given, as many as keep their cost below a twentieth of the time."""
     keep: Annotated[int, Ge(1)] = 3
-    """Checkpoints that are kept, the newest; the one with the best evaluation stays as well."""
+    """Number of the newest checkpoints that are kept; the one with the best evaluation is kept as well."""
     model_buffer: bool = True
-    """Keep imagined transitions too. Without them checkpoints are smaller, and a resume need not be exact."""
+    """Save imagined transitions too. Without them checkpoints are smaller, and a resume need not be exact."""
     grace: Annotated[float, Ge(0)] = 10.0
-    """Minutes for which training goes on while the run's folder cannot be written to."""
+    """Minutes for which training continues while the run's folder cannot be written to."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +72,17 @@ class RunConfig:
     eval_episodes: Annotated[int, Ge(1)] = 10
     """Episodes of each evaluation."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """What is kept, and when."""
+    """Which checkpoints are written and kept."""
     action_repeat: Annotated[int, Ge(1)] = 1
     """Times that each action is applied; steps and episodes count the agent's actions (`envs.repeat`)."""
     data: str | None = None
-    """File of transitions to learn from instead of collecting (`dataset`); each seed learns from them in their order."""
+    """File of transitions to learn from instead of collecting (`data.dataset`), in the order of its rows."""
     data_digest: str | None = None
     """SHA-256 of that file."""
 
     @property
     def total_steps(self) -> int:
-        """The steps in whole epochs: rounded up, or down where data end."""
+        """The steps in whole epochs: rounded up, or down with `data`."""
         epoch = self.settings.epoch_steps
         return (self.steps // epoch if self.data else -(-self.steps // epoch)) * epoch
 
@@ -115,8 +126,8 @@ def configure(
     **fields: Any,
 ) -> RunConfig:
     """A checked `RunConfig`. `settings` is the algorithm's config, or a mapping from dotted field names to values that
-    replace the preset's. With a file of `data` the steps are all its rows unless told otherwise. Raises UserError, in one
-    line, for whatever is unknown or out of range."""
+    replace the preset's. With a file of `data` the steps are by default all its rows. Raises UserError for what is unknown
+    or out of range."""
     method = algorithms.get(algorithm)
     envs.check_name(env)
     name, config = algorithms.preset(algorithm, env, preset)
@@ -129,27 +140,27 @@ def configure(
             f"settings must be the config of {algorithm} or a mapping such as {{'epoch_steps': 500}}, got {settings!r:.60}"
         )
     if data is not None:
-        held = dataset.load(data)
-        steps = len(held.rows.reward) if steps is None else steps
-        fields |= {"data": str(Path(data).resolve()), "data_digest": held.digest}
+        loaded = dataset.load(data)
+        steps = len(loaded.rows.reward) if steps is None else steps
+        fields |= {"data": str(Path(data).resolve()), "data_digest": loaded.digest}
     steps = method.presets[name].steps if steps is None else steps
     given = dict(algorithm=algorithm, env=env, preset=name, steps=steps, settings=check(config), **fields)
     return from_dict(RunConfig, given)
 
 
 MAY_CHANGE = ("steps", "eval_episodes", "checkpoint", "data", "settings.eval_every")
-"""Fields of a run that may change while it rests: nothing of what is learned depends on them."""
+"""Fields of a run that may change when it is resumed: learning does not depend on them."""
 
 
 def changed(config: RunConfig, settings: Mapping[str, Any], fields: Mapping[str, Any]) -> RunConfig:
-    """`config` with other `settings` and `fields`, named as in `configure`. Raises UserError for whatever is unknown or out
-    of range."""
+    """`config` with other `settings` and `fields`, named as in `configure`. Raises UserError for what is unknown or out of
+    range."""
     values = _replaced(to_dict(config), fields)
     return parse(values | {"settings": _replaced(values["settings"], settings)})
 
 
 def drift(started: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(field, then, now) of the fields of two configs, as `to_dict` makes them, that differ and must not."""
+    """(field, then, now) of the fields that differ between two configs (from `to_dict`) and must not."""
     found = []
     then, now = leaves(started), leaves(asked)
     for name in [*then, *(name for name in now if name not in then)]:
@@ -169,7 +180,7 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def parse(values: Any) -> RunConfig:
-    """The `RunConfig` that a config.yaml holds. Raises UserError naming the field that is wrong."""
+    """The `RunConfig` of a config.yaml's values. Raises UserError naming the field that is wrong."""
     config = from_dict(RunConfig, values)
     method = algorithms.get(config.algorithm)
     envs.check_name(config.env)
@@ -186,9 +197,9 @@ def read(folder: RunFolder) -> RunConfig:
 
 
 def build(config: RunConfig, learns: bool = True) -> Program:
-    """Put a run's parts together. Raises UserError where they do not fit, each other or the machine.
+    """The parts of a run. Raises UserError where they do not fit each other or the machine.
 
-    The parts of a run that does not go on learning (`learns` false) need no file of data.
+    With `learns` false, for a run that is only evaluated, the file of data is not needed.
     """
     method, settings = algorithms.get(config.algorithm), config.settings
     check_whole(to_dict(config))
@@ -211,42 +222,43 @@ def build(config: RunConfig, learns: bool = True) -> Program:
     if program.total_steps >= WHOLE:
         raise UserError(f"steps must be below {WHOLE} in whole epochs, got {config.steps}")
     state = jax.eval_shape(lambda: initial(program, hyper_of({}, program.config)))
+    probing.check(algorithm, state)
     memory.check(state, "the state of the run", "lower seeds, replay_capacity or the networks' sizes")
     return program
 
 
 def _data(config: RunConfig, task: Task) -> Transition:
-    """The rows that a run learns from. Raises UserError where they are not, or no longer, what it needs."""
+    """The rows that a run learns from. Raises UserError where they do not fit it, or the file has changed."""
     assert config.data is not None
     data = dataset.load(config.data)
     if config.data_digest not in (None, data.digest):
-        raise UserError(f"{config.data} is not the file that the run started with; bring that one back")
+        raise UserError(f"{config.data} is not the file that the run started with; restore that file")
     if data.env not in (None, task.name):
         raise UserError(f"{config.data} holds transitions of {data.env}, not of {task.name}")
     dataset.check_fits(data, task)
-    held, settings = len(data.rows.reward), config.settings
+    rows, settings = len(data.rows.reward), config.settings
     if settings.num_envs != 1:
         raise UserError(f"num_envs must be 1 with data, got {settings.num_envs}")
-    if settings.epoch_steps > held:
-        raise UserError(f"epoch_steps must be at most the data's {held} rows, got {settings.epoch_steps}")
-    if not settings.epoch_steps <= config.steps <= held:
+    if settings.epoch_steps > rows:
+        raise UserError(f"epoch_steps must be at most the data's {rows} rows, got {settings.epoch_steps}")
+    if not settings.epoch_steps <= config.steps <= rows:
         raise UserError(
-            f"steps must be between an epoch ({settings.epoch_steps}) and the data's {held} rows, got {config.steps}"
+            f"steps must be between an epoch ({settings.epoch_steps}) and the data's {rows} rows, got {config.steps}"
         )
-    if getattr(settings, "model", "learned") != "learned":
+    if isinstance(settings, ChoosesModel) and settings.uses_true_model():
         raise UserError("model must be 'learned' with data: in the true simulator there is nothing to learn")
     return jax.tree.map(jnp.asarray, data.rows)
 
 
-def initial(program: Program, hyper: dict[str, Array], spread: Spread | None = None) -> LoopState:
-    """The state at the start, of all seeds; `hyper` as `hyper_of` makes it. It lies as `spread` says."""
-    spread = spread or devices.alone(program.config.seeds)
-    init = spread.over(program.loop.init, OF_SEEDS, OF_SEEDS, result=OF_SEEDS)
-    return jax.jit(init)(devices.rows_of(spread, program.config.seed), spread.place(hyper))
+def initial(program: Program, hyper: dict[str, Array], sharding: SeedSharding | None = None) -> LoopState:
+    """The initial state of all seeds, distributed by `sharding` (by default on one device); `hyper` is of `hyper_of`."""
+    sharding = sharding or devices.alone(program.config.seeds)
+    init = sharding.over(program.loop.init, OF_SEEDS, OF_SEEDS, result=OF_SEEDS)
+    return jax.jit(init)(devices.rows_of(sharding, program.config.seed), sharding.place(hyper))
 
 
 def check_whole(values: Any, name: str = "") -> None:
-    """Raise UserError for a whole number that a compiled program cannot hold."""
+    """Raise UserError for an integer that does not fit into a compiled program's."""
     if isinstance(values, dict):
         for key, value in values.items():
             check_whole(value, f"{name}.{key}".removeprefix(".").removeprefix("settings."))
@@ -258,7 +270,7 @@ def check_whole(values: Any, name: str = "") -> None:
 
 
 def hyper_of(given: Mapping[str, Any], config: RunConfig) -> dict[str, Array]:
-    """Arrays [seeds] of the traced numbers."""
+    """Arrays [seeds] of the traced hyperparameters. Raises UserError for one that is unknown or out of range."""
     method, values = algorithms.get(config.algorithm), to_dict(config.settings)
     found = {}
     for name, value in given.items():

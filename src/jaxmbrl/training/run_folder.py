@@ -1,10 +1,10 @@
-"""The folder of a run: what was asked, where it ran, what came of it.
+"""The folder of a run: its settings, its environment and its results.
 
-config.yaml          the settings, enough to start the run again but for numbers that were given seed by seed
-environment.json     versions, devices, source commit, command line, and those numbers
-metrics.jsonl        one JSON object a line: one row an epoch and seed
-events.jsonl         one JSON object a line: what happened when
-checkpoints/         see `checkpoint`; of a run on several hosts, a folder host-I-of-N each
+config.yaml          the settings, enough to start the run again, except traced hyperparameters given seed by seed
+environment.json     versions, devices, source commit, command line, and those hyperparameters
+metrics.jsonl        one JSON object per line: a row for each epoch and seed
+events.jsonl         one JSON object per line: what happened when
+checkpoints/         see `checkpoint`; of a run on several hosts, a folder host-I-of-N for each
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import jax
 import yaml
 
 from jaxmbrl.core.config import UserError, read_yaml
+from jaxmbrl.training import durable
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -39,13 +40,13 @@ PACKAGES = ("jaxmbrl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mu
 
 
 class RunFolder(NamedTuple):
-    """A run's folder, made by `create` or found by `open`. Whole files are replaced in one rename, lines are appended."""
+    """A run's folder, from `create` or `open`. Files are replaced in one rename, lines are appended."""
 
     path: Path
 
     @classmethod
     def create(cls, path: Path | str) -> RunFolder:
-        """A new, empty run folder with its parents. Raises UserError where `path` is taken or cannot be written to."""
+        """A new, empty run folder, and its parents. Raises UserError where `path` exists or cannot be written to."""
         path = Path(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -53,17 +54,17 @@ class RunFolder(NamedTuple):
         except FileExistsError:
             raise UserError(f"{path} is a file; choose another folder for the run") from None
         except NotADirectoryError:
-            raise UserError(f"{path} cannot be made: a part of it is a file; choose another folder for the run") from None
+            raise UserError(f"{path} cannot be created: a parent is a file; choose another folder for the run") from None
         except OSError as error:
-            raise UserError(f"{path} cannot be made ({error.strerror}); choose another folder for the run") from None
+            raise UserError(f"{path} cannot be created ({error.strerror}); choose another folder for the run") from None
         if taken is not None:
-            raise UserError(f"{path} is not empty (it holds {taken.name}); choose another folder, or resume the run in it")
+            raise UserError(f"{path} is not empty (it has {taken.name}); choose another folder, or resume the run in it")
         _try_writing(path)
         return cls(path)
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
-        """The run folder at `path`. Raises UserError where it is none."""
+        """The run folder at `path`. Raises UserError where it is not one."""
         path = Path(path)
         if not path.is_dir():
             raise UserError(f"there is no folder {path}; give the folder of a run")
@@ -73,17 +74,17 @@ class RunFolder(NamedTuple):
 
     @property
     def checkpoints(self) -> Path:
-        """The folder that checkpoints go to."""
+        """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for writing; it ends with the process. Raises UserError where another process holds it."""
+        """Lock the run for writing, at most until the process ends. Raises UserError where another process has the lock."""
         try:
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise UserError(
-                f"{self.path} cannot be written to ({error.strerror}); make it writable to go on with it"
+                f"{self.path} cannot be written to ({error.strerror}); make it writable to resume the run"
             ) from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,7 +97,7 @@ class RunFolder(NamedTuple):
             os.close(handle)
 
     def is_locked(self) -> bool:
-        """Whether a process holds the run for writing. Nothing is written, and the lock is not kept."""
+        """Whether a process has the lock for writing. Nothing is written, and no lock is kept."""
         try:
             handle = os.open(self.path / ".lock", os.O_RDONLY)
         except OSError:
@@ -118,7 +119,9 @@ class RunFolder(NamedTuple):
         file = self.path / CONFIG
         config = read_yaml(file)
         if not isinstance(config, dict):
-            raise UserError(f"{file} must hold fields and values, it holds {'nothing' if config is None else repr(config)}")
+            raise UserError(
+                f"{file} must be a mapping of fields to values, got {'nothing' if config is None else repr(config)}"
+            )
         return config
 
     def write_environment(self, extra: dict[str, Any]) -> None:
@@ -137,7 +140,7 @@ class RunFolder(NamedTuple):
     def append_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Append rows to metrics.jsonl in one write, on the disk when this returns.
 
-        Raises ValueError for a NaN or an infinity, before anything is written: a value that is not known is absent.
+        Raises ValueError for a NaN or an infinity, before anything is written: an unknown value is absent.
         """
         for row in rows:
             for name, value in row.items():
@@ -151,26 +154,26 @@ class RunFolder(NamedTuple):
         return file.stat().st_size if file.exists() else 0
 
     def truncate_metrics(self, offset: int) -> None:
-        """Forget what metrics.jsonl holds after its first `offset` bytes. Raises UserError where it has fewer."""
+        """Remove everything after the first `offset` bytes of metrics.jsonl. Raises UserError where it has fewer."""
         file = self.path / METRICS
         size = self.metrics_offset()
         if size < offset:
-            raise UserError(f"{file} has {size} bytes, its checkpoint was written at {offset}; bring the whole file back")
+            raise UserError(f"{file} has {size} bytes, its checkpoint was written at {offset}; restore the whole file")
         if size > offset:
             with file.open("r+b") as opened:
                 opened.truncate(offset)
                 os.fsync(opened.fileno())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; a torn last line is left out, any other bad line is a UserError."""
+        """The rows of metrics.jsonl without an incomplete last line. Raises UserError for any other invalid line."""
         return _read_lines(self.path / METRICS)
 
     def append_events(self, events: list[dict[str, Any]], host: int = 0) -> None:
-        """Append lines to events.jsonl, as `event_of` makes them; other hosts than the first have files of their own."""
+        """Append events (of `event_of`) to events.jsonl; hosts other than the first have files of their own."""
         _append(self.path / (EVENTS if host == 0 else f"events.host-{host}.jsonl"), events)
 
     def read_events(self) -> list[dict[str, Any]]:
-        """The lines of events.jsonl, read as `read_metrics` does."""
+        """The events of the first host, read as `read_metrics` does."""
         return _read_lines(self.path / EVENTS)
 
 
@@ -182,7 +185,7 @@ def event_of(kind: str, **fields: Any) -> dict[str, Any]:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step: readers and crashes see the old file or the new one, never a part."""
+    """Write the file `path` in one step: readers see the old file or the new one, also after a crash."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         with partial.open("wb") as file:
@@ -193,22 +196,18 @@ def write_file(path: Path, data: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    durable.sync(path.parent)
 
 
 def write_figure(path: Path, figure: Any) -> None:
-    """Put a matplotlib figure at `path` as a PNG, as `write_file` does."""
+    """Write a matplotlib figure to `path` as a PNG, as `write_file` does."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     write_file(path, picture.getvalue())
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter; one that is not installed is absent."""
+    """Versions of Python and of `PACKAGES`, without those that are not installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -217,7 +216,7 @@ def versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine, source commit and command line of this process; what is not known is absent."""
+    """Versions, machine, source commit and command line of this process; unknown entries are absent."""
     return {
         "versions": versions(),
         "platform": platform.platform(),
@@ -237,7 +236,7 @@ def _processor() -> str:
 
 
 def _source(package: Path) -> dict[str, Any]:
-    """Commit of the checkout that `package` is tracked in, and whether the package differs from it; {} elsewhere."""
+    """Commit of the git checkout of `package`, and whether the package differs from it; {} outside of one."""
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
         return {}
     commit = _git(package, "rev-parse", "HEAD")
@@ -246,7 +245,7 @@ def _source(package: Path) -> dict[str, Any]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git prints, or None where it fails or is missing."""
+    """The output of git; None where it fails or is missing."""
     try:
         done = subprocess.run(
             ["git", *arguments],
@@ -273,7 +272,7 @@ def _try_writing(path: Path) -> None:
 
 
 def _append(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Append whole lines, dropping a torn last one."""
+    """Append lines, and remove an incomplete last one first."""
     data = "".join(json.dumps(row, allow_nan=False, default=lambda x: x.item()) + "\n" for row in rows).encode()
     with file.open("a+b", buffering=0) as opened:
         size = _whole_lines(opened)
@@ -283,7 +282,7 @@ def _append(file: Path, rows: list[dict[str, Any]]) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
             os.fsync(opened.fileno())
         except OSError:
-            # All of the rows or none, so that they can be given again.
+            # All of the rows or none, so that they can be written again.
             opened.truncate(size)
             raise
 
@@ -302,7 +301,7 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     lines = file.read_bytes().split(b"\n")
-    torn = lines.pop()  # what follows the last newline
+    torn = lines.pop()  # The text after the last newline.
     rows = []
     for i, line in enumerate(lines):
         try:

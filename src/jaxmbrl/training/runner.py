@@ -1,4 +1,4 @@
-"""Runs: from settings to a trained policy, in memory or in a run folder, and on from where it stopped."""
+"""Runs: from settings to a trained policy, in memory or in a run folder, and their resumption and evaluation."""
 
 from __future__ import annotations
 
@@ -11,16 +11,28 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxmbrl.core.config import UserError, from_dict, to_dict
+from jaxmbrl.core import xla
+from jaxmbrl.core.config import UserError, check, to_dict
 from jaxmbrl.core.types import Policy, PyTree, Task
 from jaxmbrl.training import checkpoint, devices, evaluation
-from jaxmbrl.training.checkpointing import part_of
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.hosts import ALONE, Hosts
 from jaxmbrl.training.loop import LoopState, clock_at
-from jaxmbrl.training.programs import WHOLE, Program, RunConfig, build, changed, configure, drift, hyper_of, read
+from jaxmbrl.training.programs import (
+    WHOLE,
+    ChoosesModel,
+    Program,
+    RunConfig,
+    build,
+    changed,
+    configure,
+    drift,
+    hyper_of,
+    read,
+)
+from jaxmbrl.training.restoring import newest
 from jaxmbrl.training.run_folder import RunFolder
-from jaxmbrl.training.session import Result, Session, newest, policy_of
+from jaxmbrl.training.session import Result, Session, policy_of
 from jaxmbrl.training.stopping import Stopping
 
 BACKENDS = ("jax", "gymnasium")
@@ -49,9 +61,9 @@ class Evaluation(NamedTuple):
     env_steps: int
     """Environment steps that the policies were trained for."""
     frozen: tuple[int, ...]
-    """Seeds that met a value that was not finite; they count with the policy that they had."""
+    """Seeds that met a value that was not finite; they are evaluated with the policy that they had then."""
     backend: str
-    """Where the episodes ran: `jax`, in the compiled program, or `gymnasium`."""
+    """Where the episodes ran: `jax` (in the compiled program) or `gymnasium`."""
 
 
 def train(
@@ -71,17 +83,18 @@ def train(
     hosts: Hosts = ALONE,
     **fields: Any,
 ) -> Result:
-    """Train `algorithm` on the task `env` and return what was learned; nothing is written unless `out` names a folder.
+    """Train `algorithm` on the task `env` and return the result; nothing is written unless `out` names a folder.
 
-    `settings` is the algorithm's config, or a mapping such as `{"ensemble.members": 7}` over the preset's. `hyper` gives
-    traced numbers (`{"learning_rate": [1e-3, 3e-4]}`), one value or one a seed. With `data`, a file of transitions, nothing
-    is collected: the algorithm learns from its rows in turn (`dataset` says what it holds). `fields` are those of
-    `RunConfig`. When `stopping` is asked to, a run in a folder saves all and ends. On several `hosts`, which see the same
-    folder, each trains its share of the seeds and returns their state.
+    `settings` is the algorithm's config, or a mapping such as `{"ensemble.members": 7}` that changes the preset's. `hyper`
+    gives hyperparameters that are traced (`{"learning_rate": [1e-3, 3e-4]}`), one value or one a seed. With `data`, a file
+    of transitions (`data.dataset`), nothing is collected: the algorithm learns from its rows in their order. `fields` are
+    those of `RunConfig`. When `stopping` is asked to stop, a run in a folder saves its state and ends. On several `hosts`,
+    which share the folder, each trains its share of the seeds and returns their state.
 
-    Raises UserError, before compiling, for whatever is unknown, out of range or not writable, Stopped when asked to stop,
-    and `keeping.Lost` where the folder could not be written to for too long.
+    Raises UserError, before compiling, for settings that are unknown or out of range and for a folder that is not writable,
+    Stopped when asked to stop, and `checkpointing.Lost` where the folder could not be written to for too long.
     """
+    xla.ensure_threads()
     config = configure(algorithm, env, preset, settings, steps, data, seeds=seeds, seed=seed, **fields)
     if config.seeds < hosts.count:
         raise UserError(f"seeds must be at least the number of hosts ({hosts.count}), got {config.seeds}")
@@ -90,10 +103,10 @@ def train(
     progress = progress or Progress.silent()
     if out is None:
         return Session(program, None, progress, stopping, hosts).begin(traced)
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as locks:
         if hosts.first:
             folder = RunFolder.create(out)
-            held.enter_context(folder.lock())
+            locks.enter_context(folder.lock())
             folder.write_config(to_dict(config))
             folder.write_environment({"hyper": {name: np.asarray(value).tolist() for name, value in traced.items()}})
         hosts.gather(None)
@@ -109,34 +122,36 @@ def resume(
     stopping: Stopping | None = None,
     **fields: Any,
 ) -> Result:
-    """Go on with the run in folder `run` from its newest intact checkpoint, to `steps` if given. Of `settings` and
-    `fields`, named as in `train`, those alone can be other ones that change nothing of what is learned
-    (`programs.MAY_CHANGE`).
+    """Continue the run in folder `run` from its newest intact checkpoint, to `steps` if given. `settings` and `fields`,
+    named as in `train`, may change only what does not affect learning (`programs.MAY_CHANGE`).
 
-    Raises UserError where `run` is not a run, holds no checkpoint that is intact, or was started with other settings; and
-    as `train` does.
+    Raises UserError where `run` is not a run, has no intact checkpoint, or was started with other settings; and as `train`
+    does.
     """
+    xla.ensure_threads()
     folder = RunFolder.open(run)
     config = read(folder)
     given = fields if steps is None else {"steps": steps, **fields}
-    return go_on(folder, changed(config, settings or {}, given), progress, stopping)
+    return continue_run(folder, changed(config, settings or {}, given), progress, stopping)
 
 
-def go_on(
+def continue_run(
     folder: RunFolder,
     config: RunConfig,
     progress: Progress | None = None,
     stopping: Stopping | None = None,
     hosts: Hosts = ALONE,
 ) -> Result:
-    """Go on with the run in `folder` as `config` asks. Raises as `resume` does."""
-    saved = checkpoint.extras(part_of(folder, hosts))
+    """Continue the run in `folder` with `config`. Raises as `resume` does."""
+    xla.ensure_threads()
+    saved = checkpoint.extras(hosts.checkpoints(folder))
     for started in (to_dict(read(folder)), *(saved[step]["config"] for step in sorted(saved, reverse=True)[:1])):
         drifted = drift(started, to_dict(config))
         if drifted:
-            told = "; ".join(f"{name} was {then!r} and is {now!r}" for name, then, now in drifted)
+            differences = "; ".join(f"{name} was {then!r} and is {now!r}" for name, then, now in drifted)
             raise UserError(
-                f"the run in {folder.path} cannot go on with other settings ({told}); give those back, or start another run"
+                f"the run in {folder.path} cannot continue with other settings ({differences}); restore them, or start "
+                "another run"
             )
     program = build(config)
     with folder.lock() if hosts.first else contextlib.nullcontext():
@@ -144,11 +159,13 @@ def go_on(
 
 
 def load(run: str | Path) -> Loaded:
-    """(policy, state, task) of the run in folder `run`, from its newest intact checkpoint.
+    """(policy, state, task) of the run in folder `run`, from its newest intact checkpoint. Raises UserError where there is
+    none.
 
     >>> policy, state, task = load("runs/x")                              # doctest: +SKIP
     >>> act = policy(jax.tree.map(lambda x: x[0], state)).act             # doctest: +SKIP
     """
+    xla.ensure_threads()
     program, state, restored = newest(run)
     clock = clock_at(restored.extra["env_steps"])
     return Loaded(policy_of(program.algorithm, clock), state.algorithm, program.task)
@@ -157,12 +174,14 @@ def load(run: str | Path) -> Loaded:
 def evaluate(run: str | Path, episodes: int = 10, model: str | None = None, backend: str | None = None) -> Evaluation:
     """Returns of `episodes` episodes of each seed of the run in folder `run`, under its deterministic policy.
 
-    Start states are fixed by the episode's index, the same for every seed and every run of the task. With `model` "true"
-    the run's planner plans in the true simulator and not in what was learned. Raises UserError where that is no planner.
+    The start state depends only on the episode's index: it is the same for every seed and every run of the task. With
+    `model` "true" the run's planner plans in the true simulator and not in the learned model. Raises UserError where the
+    algorithm is not a planner.
 
-    The `backend` "gymnasium" plays the same episodes in the task's twin in Gymnasium, with C MuJoCo; it is where tasks
-    `gymnasium/...` live anyway. Raises UserError where there is no twin, or Gymnasium is missing.
+    With the `backend` "gymnasium" the same episodes run in the task's Gymnasium counterpart, with C MuJoCo; tasks
+    `gymnasium/...` run there in any case. Raises UserError where there is no counterpart, or Gymnasium is missing.
     """
+    xla.ensure_threads()
     if backend not in (None, *BACKENDS):
         raise UserError(f"backend must be {' or '.join(repr(name) for name in BACKENDS)}, got {backend!r}")
     if not 1 <= episodes < WHOLE:
@@ -171,7 +190,7 @@ def evaluate(run: str | Path, episodes: int = 10, model: str | None = None, back
     algorithm, task = program.algorithm, program.task
     own = "jax" if task.host is None else "gymnasium"
     if backend == "jax" and own != backend:
-        raise UserError(f"task '{task.name}' lives outside of the compiled program: leave the backend out")
+        raise UserError(f"task '{task.name}' runs outside of the compiled program: leave the backend out")
     chosen, clock = backend or own, clock_at(restored.extra["env_steps"])
     with contextlib.ExitStack() as closing:
         function = evaluation.evaluator(
@@ -190,7 +209,7 @@ def evaluate(run: str | Path, episodes: int = 10, model: str | None = None, back
 
 
 def trained(run: str | Path, model: str | None = None) -> tuple[Program, LoopState, checkpoint.Restored]:
-    """As `newest`, with the run's planner planning in `model` where that is given."""
+    """As `restoring.newest`, with the run's planner planning in `model` where that is given."""
     program, state, restored = newest(run)
     if model is not None:
         program = build(_planning_in(program.config, model), learns=False)
@@ -199,12 +218,12 @@ def trained(run: str | Path, model: str | None = None) -> tuple[Program, LoopSta
 
 def _planning_in(config: RunConfig, model: str) -> RunConfig:
     """The config of the same run, planning in `model`."""
-    if not hasattr(config.settings, "model"):
+    settings = config.settings
+    if not isinstance(settings, ChoosesModel):
         raise UserError(f"model is a setting of planners, and {config.algorithm} is none: leave it out")
-    if config.settings.model == "true" and model == "learned":
+    if settings.uses_true_model() and model == "learned":
         raise UserError("the run planned in the true simulator and has learned no model: leave model out")
-    settings = from_dict(type(config.settings), to_dict(config.settings) | {"model": model})
-    return dataclasses.replace(config, settings=settings)
+    return dataclasses.replace(config, settings=check(settings.with_model(model)))
 
 
 def summarise(

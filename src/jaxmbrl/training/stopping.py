@@ -1,4 +1,4 @@
-"""How a run is asked to stop: by SIGTERM, as schedulers send it before they kill, or by SIGINT, as Ctrl-C does."""
+"""Stopping a run by a signal: SIGTERM, which schedulers send before they kill, or SIGINT, which Ctrl-C sends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 ASKED_TO_STOP = 75
-"""Exit code of a process that was asked to stop and saved all that it had: EX_TEMPFAIL, try again."""
+"""Exit code of a process that was asked to stop and saved its state: EX_TEMPFAIL, try again."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -21,22 +21,24 @@ class Stopped(Exception):
 
 
 class _Waiting(NamedTuple):
-    """What the main thread waits for."""
+    """A wait of the main thread."""
 
-    last_will: Callable[[], None]
+    finish: Callable[[], None]
+    """Saves the state and raises Stopped."""
     patience: float
+    """Seconds before it is called."""
 
 
 class Stopping:
-    """Whether the process was asked to stop, from when it is entered on.
+    """Whether the process was asked to stop, from the moment it is entered on.
 
-    Python calls a signal's handler between two of its own instructions: not while a compiled program runs. So a thread
-    watches for signals as well. While the main thread waits for something that may take long and leaves the run's state
-    as it is (`meanwhile`), the thread does what is to be done and ends the process; otherwise the main thread looks at
-    `asked` itself, at the next moment at which its state is whole. Where the others of several hosts would have to be told,
-    the thread has patience first. A second signal ends the process at once.
+    Python calls a signal's handler between two of its own instructions, so not while a compiled program runs. A thread
+    therefore watches for signals as well. While the main thread waits for something that may take long and does not change
+    the run's state (`meanwhile`), the thread finishes the run and ends the process; otherwise the main thread checks
+    `asked`, the next time that the state is whole. With several hosts, which have to be informed, the thread waits for its
+    patience first. A second signal ends the process at once.
 
-    What it says goes to `say`, a run's end to `farewell`.
+    Messages go to `say`, and the end of a run to `farewell`.
     """
 
     def __init__(self, say: Callable[[str], None], farewell: Callable[[Stopped], None] | None = None) -> None:
@@ -56,21 +58,21 @@ class Stopping:
         self._stack.close()
 
     def _watch(self) -> None:
-        heard, told = socket.socketpair()
-        for end in (heard, told):
+        receiver, sender = socket.socketpair()
+        for end in (receiver, sender):
             self._stack.callback(end.close)
-        told.setblocking(False)
+        sender.setblocking(False)
         for number in SIGNALS:
-            # Python must have a handler of its own for the byte to be written; the thread does all that there is to do.
+            # Python writes the byte only for signals with a handler; the thread does the work.
             self._stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
-        self._stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False))
-        thread = threading.Thread(target=self._listen, args=(heard,), daemon=True, name="jaxmbrl-stopping")
+        self._stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False))
+        thread = threading.Thread(target=self._listen, args=(receiver,), daemon=True, name="jaxmbrl-stopping")
         thread.start()
 
-    def _listen(self, heard: socket.socket) -> None:
+    def _listen(self, receiver: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            while told := heard.recv(64):
-                for number in told:
+            while received := receiver.recv(64):
+                for number in received:
                     if number in SIGNALS:
                         self._hear(number)
 
@@ -78,13 +80,13 @@ class Stopping:
         if self.asked:
             os._exit(128 + number)
         self.asked = True
-        self._say("asked to stop: saving; asked again, it ends at once")
+        self._say("asked to stop: saving (a second signal ends the process at once)")
         with self._lock:
             if self._waiting is not None:
                 self._hurry(self._waiting)
 
     def _hurry(self, waiting: _Waiting) -> None:
-        """End the process once the patience of `waiting` is over: by a thread, so that a second signal is still heard."""
+        """End the process after the patience of `waiting`; on another thread, so that a second signal is still handled."""
         timer = threading.Timer(waiting.patience, self._give_up, (waiting,))
         timer.daemon = True
         timer.start()
@@ -92,12 +94,12 @@ class Stopping:
     def _give_up(self, waiting: _Waiting) -> None:
         with self._lock:
             if self._waiting is waiting:
-                os._exit(self._end(waiting.last_will))
+                os._exit(self._end(waiting.finish))
 
-    def _end(self, last_will: Callable[[], None]) -> int:
-        """Do what is to be done; the exit code."""
+    def _end(self, finish: Callable[[], None]) -> int:
+        """Finish the run; the exit code."""
         try:
-            last_will()
+            finish()
         except Stopped as stopped:
             self._farewell(stopped)
         except Exception as error:
@@ -109,11 +111,10 @@ class Stopping:
         return ASKED_TO_STOP
 
     @contextlib.contextmanager
-    def meanwhile(self, last_will: Callable[[], None], patience: float = 0.0) -> Iterator[None]:
-        """While the main thread waits inside, being asked to stop means `last_will`, which raises Stopped when it is done,
-        and then the process ends; with `patience`, in seconds, only if the waiting takes longer. What has been asked before
-        is answered first, here."""
-        waiting = _Waiting(last_will, patience)
+    def meanwhile(self, finish: Callable[[], None], patience: float = 0.0) -> Iterator[None]:
+        """While the main thread waits inside, a request to stop calls `finish`, which raises Stopped, and ends the process;
+        with `patience`, in seconds, only if the wait takes longer. An earlier request is answered first, here."""
+        waiting = _Waiting(finish, patience)
         with self._lock:
             before, late = self._waiting, self.asked
             if patience or not late:
@@ -121,7 +122,7 @@ class Stopping:
             if patience and late:
                 self._hurry(waiting)
         if late and not patience:
-            last_will()
+            finish()
         try:
             yield
         finally:

@@ -15,7 +15,7 @@ ranks last.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from annotated_types import Ge
 from jaxmbrl import planning
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import Goal, Method
-from jaxmbrl.algorithms.shared import LoopSettings
+from jaxmbrl.algorithms.shared import LoopSettings, ModelChoice
 from jaxmbrl.core import metrics, xla
 from jaxmbrl.core.types import (
     Action,
@@ -51,15 +51,13 @@ from jaxmbrl.rollout import with_full_state
 
 
 @dataclass(frozen=True)
-class Config(LoopSettings):
+class Config(ModelChoice, LoopSettings):
     """Settings of a run of PETS."""
 
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     """The dynamics model."""
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     """The optimiser of action sequences."""
-    model: Literal["learned", "true"] = "learned"
-    """What is planned in: the ensemble, or the true simulator from its own state, to see what the planner can reach."""
     open_loop: bool = False
     """Play each plan to its end, blind, instead of planning anew at every step."""
     refit: bool = True
@@ -105,7 +103,7 @@ def make(config: Config, task: Task) -> Algorithm:
     vector_sizes(task, "pets")
     model = shared.ensemble_for(config, task)
     planner = planning.make(config.planner, task.action)
-    learns, plan = config.model == "learned", open_loop_policy if config.open_loop else planning_policy
+    learns, plan = not config.uses_true_model(), open_loop_policy if config.open_loop else planning_policy
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         shared.no_data(data, "pets")

@@ -19,7 +19,7 @@ Do differentiable simulators give better policy gradients?, arXiv 2202.00817).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ from jaxmbrl.agents.actor_critic.value_gradients import perturbed
 from jaxmbrl.agents.exploration import with_gaussian_noise
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
-from jaxmbrl.algorithms.shared import LoopSettings
+from jaxmbrl.algorithms.shared import LoopSettings, ModelChoice
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import Traced, UserError
 from jaxmbrl.core.types import (
@@ -65,7 +65,7 @@ from jaxmbrl.nn.optimizer import Trainable
 
 
 @dataclass(frozen=True)
-class Config(LoopSettings):
+class Config(ModelChoice, LoopSettings):
     """Settings of a run of BPTT."""
 
     hidden: tuple[Annotated[int, Ge(1)], ...] = (64, 64)
@@ -82,8 +82,6 @@ class Config(LoopSettings):
     """Steps H that are followed and differentiated."""
     rematerialize: bool = True
     """Whether the backward pass computes each step again, and so holds the H states alone."""
-    model: Literal["learned", "true"] = "learned"
-    """What is differentiated: the ensemble, or the true simulator."""
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     """The dynamics model."""
     learn_reward: bool = True
@@ -125,7 +123,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
     """BPTT on `task`; `model` overrides the default ensemble. Raises UserError where the true simulator is to be
     differentiated and is not in JAX."""
     observation_size, action_size = vector_sizes(task, "bptt")
-    network, learned = MLP(config.hidden, action_size), config.model == "learned"
+    network, learned = MLP(config.hidden, action_size), not config.uses_true_model()
     if not learned and task.host is not None:
         raise UserError(f"model must be 'learned' on '{task.name}', which is stepped outside of JAX, got 'true'")
     model = model or shared.ensemble_for(config, task)

@@ -23,6 +23,7 @@ fitted by our ensemble's bootstrap and early stopping, without dropout, for as m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple
 
@@ -168,7 +169,6 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
     """DHMBPO on `task`; `model` overrides the default ensemble."""
     observation_size, action_size = vector_sizes(task, "dhmbpo")
     model = model or shared.ensemble_for(config, task)
-    keep_all = disagreement.make(ALWAYS)
 
     def agent_of(seen: Normalizer) -> ActorCritic:
         return scaled_sac.make(config.agent, observation_size, action_size, seen)
@@ -196,66 +196,11 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
         rounds = jnp.where(clock.env_steps == config.warmup_steps, config.first_updates, 1)
         learned, found = metrics.cond_update(
             clock.env_steps >= config.warmup_steps,
-            lambda learned: fit_and_update(learned, real, clock, rounds, round_key),
+            lambda learned: fit_and_update(config, model, agent_of, learned, real, clock, rounds, round_key),
             (state.agent, state.model, state.imagined, state.seen),
         )
         agent_state, model_state, imagined, seen = learned
         return State(agent_state, model_state, real, imagined, seen, key), found
-
-    def fit_and_update(
-        learned: tuple[SACState, PyTree, Imagined, Normalizer],
-        real: Replay,
-        clock: Clock,
-        rounds: Int[Array, ""],
-        key: Key,
-    ) -> tuple[tuple[SACState, PyTree, Imagined, Normalizer], Metrics]:
-        """A round of fit and updates."""
-        agent_state, model_state, imagined, _ = learned
-        fit_key, first_key, critic_key, update_key = jax.random.split(key, 4)
-        rows = shared.rows_to_fit(real, clock, config.replay_capacity)
-        model_state, fitted = model.fit(model_state, rows, fit_key)
-        observations = rows.data.observation
-        seen = normalizer.measure(observations, jnp.arange(config.replay_capacity) < rows.size)
-        agent, world = agent_of(seen), model.world(model_state)
-        agent_state = agent_state._replace(
-            actor=optimizer.reset_moments(agent_state.actor), critic=optimizer.reset_moments(agent_state.critic)
-        )
-        imagined = imagined._replace(buffer=replay.empty(imagined.buffer))
-        learner = with_short_horizon(config, agent, world)
-
-        def imagine_long(agent_state: SACState, imagined: Imagined, key: Key) -> tuple[Imagined, Metrics]:
-            start_key, branch_key = jax.random.split(key)
-            origin = replay.sample(real, start_key, config.distribution_rows).observation
-            acting = agent.policy(agent_state, True)
-            # A state is stored with the step that leaves it, so one step more stores the last one too.
-            steps = config.distribution_horizon + 1
-            return branching.branch(world, acting, keep_all, imagined, origin, branch_key, steps)
-
-        def block(state: tuple[SACState, Imagined], key: Key) -> tuple[tuple[SACState, Imagined], Metrics]:
-            agent_state, imagined = state
-            long_key, some_key = jax.random.split(key)
-            imagined, of_branches = imagine_long(agent_state, imagined, long_key)
-
-            def draw(key: Key) -> Transition:
-                return replay.sample(imagined.buffer, key, config.batch_size)
-
-            agent_state, updated = updates(learner, agent_state, draw, some_key, config.distribution_every)
-            return (agent_state, imagined), of_branches | updated
-
-        imagined, _ = imagine_long(agent_state, imagined, first_key)
-        agent_state = critics_alone(learner, agent_state, imagined.buffer, critic_key)
-        number = rounds * (config.updates // config.distribution_every)
-        (agent_state, imagined), found = metrics.repeat(number, block, (agent_state, imagined), update_key)
-        return (agent_state, model_state, imagined, seen), fitted | found
-
-    @jax.named_scope("update")
-    def critics_alone(learner: ActorCritic, state: SACState, buffer: Replay, key: Key) -> SACState:
-        def update(state: SACState, key: Key) -> tuple[SACState, None]:
-            draw_key, critic_key = jax.random.split(key)
-            batch = replay.sample(buffer, draw_key, config.batch_size)
-            return learner.update_critic(state, batch, critic_key)[0], None
-
-        return jax.lax.scan(update, state, jax.random.split(key, int(config.critic_share * config.updates)))[0]
 
     def views(state: State) -> Views:
         return Views(
@@ -266,6 +211,68 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
         )
 
     return Algorithm(init, policy, learn, period=config.iteration_steps // config.num_envs, views=views)
+
+
+def fit_and_update(
+    config: Config,
+    model: DynamicsModel,
+    agent_of: Callable[[Normalizer], ActorCritic],
+    learned: tuple[SACState, PyTree, Imagined, Normalizer],
+    real: Replay,
+    clock: Clock,
+    rounds: Int[Array, ""],
+    key: Key,
+) -> tuple[tuple[SACState, PyTree, Imagined, Normalizer], Metrics]:
+    """A round: the fit, the first long rollouts, updates of the critics alone, and `rounds` times a round's updates."""
+    agent_state, model_state, imagined, _ = learned
+    fit_key, first_key, critic_key, update_key = jax.random.split(key, 4)
+    rows = shared.rows_to_fit(real, clock, config.replay_capacity)
+    model_state, fitted = model.fit(model_state, rows, fit_key)
+    observations = rows.data.observation
+    seen = normalizer.measure(observations, jnp.arange(config.replay_capacity) < rows.size)
+    agent, world = agent_of(seen), model.world(model_state)
+    agent_state = agent_state._replace(
+        actor=optimizer.reset_moments(agent_state.actor), critic=optimizer.reset_moments(agent_state.critic)
+    )
+    imagined = imagined._replace(buffer=replay.empty(imagined.buffer))
+    learner = with_short_horizon(config, agent, world)
+
+    def imagine_long(agent_state: SACState, imagined: Imagined, key: Key) -> tuple[Imagined, Metrics]:
+        start_key, branch_key = jax.random.split(key)
+        origin = replay.sample(real, start_key, config.distribution_rows).observation
+        acting = agent.policy(agent_state, True)
+        # A state is stored with the step that leaves it, so one step more stores the last one too.
+        steps = config.distribution_horizon + 1
+        return branching.branch(world, acting, disagreement.make(ALWAYS), imagined, origin, branch_key, steps)
+
+    def block(state: tuple[SACState, Imagined], key: Key) -> tuple[tuple[SACState, Imagined], Metrics]:
+        agent_state, imagined = state
+        long_key, some_key = jax.random.split(key)
+        imagined, of_branches = imagine_long(agent_state, imagined, long_key)
+
+        def draw(key: Key) -> Transition:
+            return replay.sample(imagined.buffer, key, config.batch_size)
+
+        agent_state, updated = updates(learner, agent_state, draw, some_key, config.distribution_every)
+        return (agent_state, imagined), of_branches | updated
+
+    imagined, _ = imagine_long(agent_state, imagined, first_key)
+    agent_state = critics_alone(config, learner, agent_state, imagined.buffer, critic_key)
+    number = rounds * (config.updates // config.distribution_every)
+    (agent_state, imagined), found = metrics.repeat(number, block, (agent_state, imagined), update_key)
+    return (agent_state, model_state, imagined, seen), fitted | found
+
+
+@jax.named_scope("update")
+def critics_alone(config: Config, learner: ActorCritic, state: SACState, buffer: Replay, key: Key) -> SACState:
+    """`config.critic_share` of a round's updates, of the critics alone."""
+
+    def update(state: SACState, key: Key) -> tuple[SACState, None]:
+        draw_key, critic_key = jax.random.split(key)
+        batch = replay.sample(buffer, draw_key, config.batch_size)
+        return learner.update_critic(state, batch, critic_key)[0], None
+
+    return jax.lax.scan(update, state, jax.random.split(key, int(config.critic_share * config.updates)))[0]
 
 
 def critic_target(agent: ActorCritic, state: PyTree, trajectory: Trajectory, key: Key) -> Float[Array, "B"]:

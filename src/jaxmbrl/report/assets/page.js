@@ -17,7 +17,7 @@
 
   // ---- numbers and ticks -------------------------------------------------------------------------------------------
 
-  const told = (value) => {
+  const written = (value) => {
     const size = Math.abs(value);
     if (value === 0) return "0";
     if (size >= 1e7 || size < 1e-4) return value.toExponential(3).replace(/\.?0+e/, "e");
@@ -46,13 +46,13 @@
     for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++)
       for (const m of marks) {
         const v = m * 10 ** e;
-        if (v >= low * 0.999 && v <= high * 1.001) ticks.push([v, told(v)]);
+        if (v >= low * 0.999 && v <= high * 1.001) ticks.push([v, written(v)]);
       }
     if (ticks.length >= 2) {
       const skip = Math.ceil(ticks.length / 7);
       return ticks.filter((_, i) => i % skip === 0);
     }
-    return [low, Math.sqrt(low * high), high].map((v) => [v, told(Number(v.toPrecision(2)))]);
+    return [low, Math.sqrt(low * high), high].map((v) => [v, written(Number(v.toPrecision(2)))]);
   };
 
   const widen = (low, high) => {
@@ -284,19 +284,19 @@
         for (const s of scatter) s.x.forEach((v, i) => {
           if (!known(v) || !known(s.y[i])) return;
           const d = (fx(v) - px) ** 2 + (fy(s.y[i]) - py) ** 2;
-          if (d < best) { best = d; x = v; lines = [`${s.name}`, `${this.chart.x}: ${told(v)}`, `${this.chart.y}: ${told(s.y[i])}`]; }
+          if (d < best) { best = d; x = v; lines = [`${s.name}`, `${this.chart.x}: ${written(v)}`, `${this.chart.y}: ${written(s.y[i])}`]; }
         });
       } else {
         const xs = this.positions();
         if (xs.length) x = xs.reduce((a, b) => (Math.abs(fx(b) - px) < Math.abs(fx(a) - px) ? b : a));
         if (x !== null) {
-          lines = [`${this.chart.x}: ${told(x)}`];
+          lines = [`${this.chart.x}: ${written(x)}`];
           for (const s of series) {
-            if (s.kind === "rule") { lines.push(`${s.name}: ${told(s.y[0])}`); continue; }
+            if (s.kind === "rule") { lines.push(`${s.name}: ${written(s.y[0])}`); continue; }
             const i = s.x.indexOf(x);
             if (i < 0) continue;
-            if (s.kind === "band") { if (known(s.low[i])) lines.push(`${s.name}: ${told(s.low[i])} to ${told(s.high[i])}`); }
-            else if (known(s.y[i])) lines.push(`${s.name}: ${told(s.y[i])}`);
+            if (s.kind === "band") { if (known(s.low[i])) lines.push(`${s.name}: ${written(s.low[i])} to ${written(s.high[i])}`); }
+            else if (known(s.y[i])) lines.push(`${s.name}: ${written(s.y[i])}`);
           }
           if (lines.length > 14) lines = [...lines.slice(0, 13), `and ${lines.length - 13} more`];
         }

@@ -1,4 +1,4 @@
-"""What stands on the page: learning, comparison, the model, the policy, the run."""
+"""The sections of the page: learning, comparison, the model, the policy, the run."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def page(
     points: Sequence[Point],
     source: str = "",
 ) -> Page:
-    """The whole page. `diagnoses` holds, by the index of a run, what was found, or why nothing was; `points` are published
+    """The whole page. `diagnoses` has, by the index of a run, its diagnosis, or why there is none; `points` are published
     returns, from the file called `source`."""
     groups = gathered.groups
     algorithms = list(dict.fromkeys(group.algorithm for group in groups))
     tasks = list(dict.fromkeys(group.env for group in groups))
     several = len(groups) > 1
     named = [", ".join(algorithms[:-1]), algorithms[-1]] if 1 < len(algorithms) < 6 else [algorithms[0]]
-    told = " and ".join(named) if len(algorithms) < 6 else f"{len(algorithms)} algorithms"
-    title = f"{told} on {', '.join(tasks)}"
+    names = " and ".join(named) if len(algorithms) < 6 else f"{len(algorithms)} algorithms"
+    title = f"{names} on {', '.join(tasks)}"
     made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     facts = [_state(run) for run in gathered.runs[:6]]
     if len(gathered.runs) > 6:
@@ -46,10 +46,10 @@ def page(
 
 
 def _state(run: Run) -> str:
-    told = run.status
-    of = "" if told.total_steps is None else f" of {told.total_steps:,}"
+    status = run.status
+    of = "" if status.total_steps is None else f" of {status.total_steps:,}"
     seeds = f"{len(run.seeds)} seed{'s' if len(run.seeds) > 1 else ''}"
-    frozen = f" ({len(told.frozen)} frozen)" if told.frozen else ""
+    frozen = f" ({len(status.frozen)} frozen)" if status.frozen else ""
     preset = f" ({run.config['preset']} preset)" if run.config.get("preset") else ""
     name = f"{run.path.absolute().name}: {run.config['algorithm']}{preset} on {run.config['env']}"
-    return f"{name}, {seeds}{frozen}, {told.state} at {told.env_steps:,}{of} steps"
+    return f"{name}, {seeds}{frozen}, {status.state} at {status.env_steps:,}{of} steps"

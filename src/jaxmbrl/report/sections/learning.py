@@ -1,4 +1,4 @@
-"""What runs earned: curves, beside published returns, and compared with one another."""
+"""Returns of the runs: learning curves, beside published returns, and comparisons."""
 
 from __future__ import annotations
 
@@ -25,23 +25,26 @@ KINDS = {"eval/return": "evaluation", "train/return": "training", "data/return":
 
 
 def learning(gathered: Gathered, tasks: Sequence[str], points: Sequence[Point], source: str) -> list[Part]:
-    """Curves and the final table, task by task."""
+    """Curves and a table of the last returns, for each task."""
     parts: list[Part] = []
     for run in gathered.runs:
         if run.status.state == "running":
-            parts.append(Text(f"{run.path.absolute().name} still trains: this page is what there was when it was made."))
+            name = run.path.absolute().name
+            parts.append(Text(f"{name} is still training: this page shows its state when the report was made."))
         if run.status.frozen:
             seeds = ", ".join(map(str, run.status.frozen))
-            told = f"{run.path.absolute().name}: a value that was not finite froze seed {seeds}, which counts no more from"
-            parts.append(Text(f"{told} there; `jaxmbrl debug {run.path}` tells where it came from.", warns=True))
+            text = f"{run.path.absolute().name}: a value that was not finite froze seed {seeds}"
+            parts.append(
+                Text(f"{text}, which has no metrics after it; `jaxmbrl debug {run.path}` finds its origin.", warns=True)
+            )
     for env in tasks:
         groups = [group for group in gathered.groups if group.env == env]
         if len(tasks) > 1:
             parts.append(Heading(env))
         parts += _learning_on(groups, published.of_task(points, env), source)
     if gathered.absent:
-        rows = [[told.name, told.state, told.error or ""] for told in gathered.absent]
-        parts.append(Table("Runs that have not begun", ("run", "state", "why"), rows))
+        rows = [[status.name, status.state, status.error or ""] for status in gathered.absent]
+        parts.append(Table("Runs that have not started", ("run", "state", "reason"), rows))
     return parts
 
 
@@ -74,7 +77,7 @@ def _learning_on(groups: Sequence[Group], points: Sequence[Point], source: str) 
 
 
 def _published(groups: Sequence[Group], points: Sequence[Point], name: str) -> list[Series]:
-    """Published returns as far as ours go; of a method whose first one lies beyond, a line at that."""
+    """Published returns up to our last step; of a method whose first one is later, a horizontal line at it."""
     ours = max(curves.last_step(group, name) for group in groups)
     if not ours:
         return []
@@ -140,17 +143,17 @@ def _beside_published(group: Group, comparisons: Sequence[published.Comparison])
     rows = []
     for row in comparisons:
         (low, high), theirs = row.ours.interval, [row.of(method) for method in methods]
-        told = [None if point is None else f"{point.return_mean:,.0f} ± {point.return_std:,.0f}" for point in theirs]
-        rows.append([row.environment_steps, row.ours.mean, f"{row.ours.iqm:,.1f} ({low:,.1f} to {high:,.1f})", *told])
+        texts = [None if point is None else f"{point.return_mean:,.0f} ± {point.return_std:,.0f}" for point in theirs]
+        rows.append([row.environment_steps, row.ours.mean, f"{row.ours.iqm:,.1f} ({low:,.1f} to {high:,.1f})", *texts])
     sources = sorted({point.source for row in comparisons for point in row.theirs if point.method in methods})
-    note = "A return at a step is the mean of the evaluations within max(2,500, 3%) steps of it, ours as theirs. "
+    note = "A return at a step is the mean of the evaluations within max(2,500, 3%) steps of it, for both. "
     note += f"Published: mean ± standard deviation over seeds; sources: {'; '.join(sources)}."
     head = ("steps", f"{group.label}, mean", "IQM (95% interval)", *methods)
     return Table(f"{group.label} beside published returns", head, rows, note)
 
 
 def comparison(groups: Sequence[Group], tasks: Sequence[str]) -> list[Part]:
-    """How the groups compare, at the last step that all have come to; over all tasks where there are several."""
+    """The groups compared at the last step that all have reached, and over all tasks where there are several."""
     parts: list[Part] = []
     normalized: dict[str, dict[str, list[float]]] = {}
     for env in tasks:
@@ -166,7 +169,7 @@ def comparison(groups: Sequence[Group], tasks: Sequence[str]) -> list[Part]:
             continue
         if len(tasks) > 1:
             parts.append(Heading(env))
-        what = f"Return in {KINDS[name]} at {at:,} steps, the last that all have come to."
+        what = f"Return in {KINDS[name]} at {at:,} steps, the last that all have reached."
         parts += _compared({label: [values] for label, values in scores.items()}, what, "return per episode")
         every = [value for values in scores.values() for value in values]
         low, spread = min(every), max(every) - min(every)
@@ -177,14 +180,12 @@ def comparison(groups: Sequence[Group], tasks: Sequence[str]) -> list[Part]:
     ]
     if len(normalized) > 1 and len(shared) > 1:
         parts.append(Heading("Over all tasks"))
-        what = (
-            "On each task 0 is the lowest and 1 the highest return of a seed on this page; seeds are resampled within it."
-        )
+        what = "On each task, 0 is the lowest and 1 the highest return of a seed on this page; seeds are resampled by task."
         parts += _compared(
             {label: [of[label] for of in normalized.values()] for label in shared}, what, "normalised return"
         )
     if not parts:
-        parts.append(Text("There is nothing to compare yet: no two of them have returns of the same kind on one task."))
+        parts.append(Text("There is nothing to compare yet: no two groups have returns of the same kind on one task."))
     return parts
 
 
@@ -194,8 +195,8 @@ def _compared(scores: Mapping[str, Sequence[Sequence[float]]], what: str, unit: 
     for label, strata in scores.items():
         every = [value for values in strata for value in values]
         low, high = bootstrap_interval(*strata)
-        told = f"{low:,.4g} to {high:,.4g}"
-        rows.append([label, len(every), float(np.mean(every)), interquartile_mean(every), told])
+        interval = f"{low:,.4g} to {high:,.4g}"
+        rows.append([label, len(every), float(np.mean(every)), interquartile_mean(every), interval])
     head = ("", "seeds", "mean", "IQM", "95% stratified bootstrap interval of the IQM")
     parts: list[Part] = [Table("Scores", head, rows, what)]
     names = list(scores)

@@ -1,4 +1,4 @@
-"""What the model is worth."""
+"""The model's predictions."""
 
 from __future__ import annotations
 
@@ -10,37 +10,43 @@ import numpy as np
 from jaxmbrl.report.diagnosing import Diagnosis
 from jaxmbrl.report.gathering import Gathered
 from jaxmbrl.report.parts import Chart, Facets, Heading, Part, Series, Table, Text, chosen
-from jaxmbrl.report.sections.shared import DIMENSIONS, MODEL, SCATTERED, metrics, run_name, told_apart
+from jaxmbrl.report.sections.shared import DIMENSIONS, MODEL, SCATTERED, metrics, run_name, with_tasks
 
 
 def model(gathered: Gathered, diagnoses: Mapping[int, Diagnosis | str]) -> list[Part]:
-    """Metrics of the fits, and what the newest model is worth on the newest policy's episodes."""
-    parts = metrics(told_apart(gathered.groups), MODEL)
+    """Metrics of the fits, and the newest model's predictions on the newest policy's episodes."""
+    parts = metrics(with_tasks(gathered.groups), MODEL)
     for i, found in diagnoses.items():
         if isinstance(found, str) or found.model is None:
             continue
         parts.append(Heading(f"{run_name(gathered, i)}: the model on episodes of seed {found.seed}'s policy"))
-        parts += _judged(found)
+        parts += _evaluation(found)
     return parts
 
 
-def _judged(found: Diagnosis) -> list[Part]:
-    judged, errors, imagined = found.model, found.errors, found.imagined
-    assert judged is not None
-    size = judged.error.shape[0]
-    names = _dimensions(size, judged.learns_reward)
-    rows = len(judged.observed)
+def _evaluation(found: Diagnosis) -> list[Part]:
+    result, errors, imagined = found.model, found.errors, found.imagined
+    assert result is not None
+    size = result.error.shape[0]
+    names = _dimensions(size, result.learns_reward)
+    rows = len(result.observed)
     parts: list[Part] = [
         Text(
-            f"Judged on {rows:,} steps of the deterministic policy after {found.env_steps:,} steps of training: episodes "
-            "that the model was not fitted to, though it knows their like."
+            f"Evaluated on {rows:,} steps of the deterministic policy after {found.env_steps:,} steps of training: on "
+            "episodes that the model was not fitted to, similar to those that it was fitted to."
         )
     ]
     table = []
-    shares = np.asarray(judged.calibration.shares)
+    shares = np.asarray(result.calibration.shares)
     for d, name in enumerate(names):
-        measured = [judged.error[d], judged.unexplained[d], judged.aleatoric[d], judged.epistemic[d], judged.mixture_nll[d]]
-        table.append([name, *(float(x) for x in measured), float(judged.calibration.error[d])])
+        measured = [
+            result.error[d],
+            result.unexplained[d],
+            result.aleatoric[d],
+            result.epistemic[d],
+            result.mixture_nll[d],
+        ]
+        table.append([name, *(float(x) for x in measured), float(result.calibration.error[d])])
     head = ("dimension", "error", "unexplained", "aleatoric", "epistemic", "negative log density", "miscalibration")
     note = (
         "One step ahead. error: root mean square, in the task's units, as aleatoric and epistemic are (roots of the mean "
@@ -48,7 +54,7 @@ def _judged(found: Diagnosis) -> list[Part]:
         "miscalibration: mean |share - level|, 0 is perfect."
     )
     parts.append(Table("One-step predictions", head, table, note))
-    levels = np.asarray(judged.calibration.levels)
+    levels = np.asarray(result.calibration.levels)
     series = [
         Series(name, name, "line", levels, shares[:, d], color=d, thin=size > 1)
         for d, name in enumerate(names[:DIMENSIONS])
@@ -57,8 +63,8 @@ def _judged(found: Diagnosis) -> list[Part]:
         mean = shares.mean(axis=1)
         series.append(Series("mean over dimensions", "mean over dimensions", "line", levels, mean, color=-1))
     note = (
-        "On the dashed diagonal what is predicted with some probability happens that often. A curve flatter than "
-        "it is overconfidence: too much lies beyond the outer quantiles. A steeper one expects more noise than there is."
+        "On the dashed diagonal, events occur as often as they are predicted. A flatter curve means overconfidence: too "
+        "many values lie beyond the outer quantiles. A steeper one means that the model predicts too much noise."
     )
     charts = [
         Chart(
@@ -77,18 +83,18 @@ def _judged(found: Diagnosis) -> list[Part]:
     scatters = []
     for d, name in enumerate(names[:DIMENSIONS]):
         what = name if name == "reward" else f"change of {name}"
-        observed, predicted = judged.observed[kept, d], judged.predicted[kept, d]
+        observed, predicted = result.observed[kept, d], result.predicted[kept, d]
         points = Series(what, what, "points", observed, predicted, color=d)
         scatters.append(
             Chart(f"One step: {what}", "observed (task's units)", "predicted (task's units)", (points,), square=True)
         )
     parts.append(Facets(tuple(scatters)))
     if imagined is not None:
-        told = "Imagined and real from the first state of the first episode, by the recorded actions."
-        parts.append(Text(f"{told} Axes follow the lines: where what is sampled scatters far, its band leaves them."))
+        what = "Imagined and real trajectories from the first state of the first episode, under the recorded actions."
+        parts.append(Text(f"{what} The axes are scaled to the lines; a wide band of samples may exceed them."))
         parts.append(Facets(tuple(_imagined(imagined))))
     if size > DIMENSIONS:
-        parts.append(Text(f"Of {size} dimensions the first {DIMENSIONS} are drawn; the table holds all."))
+        parts.append(Text(f"Of {size} dimensions the first {DIMENSIONS} are drawn; the table has all."))
     return parts
 
 
@@ -108,8 +114,8 @@ def _compounding(errors: Any) -> Chart:
         Series("nothing changes", "nothing changes", "line", steps, errors.scaled_persistence, color=7, dashed=True),
     )
     note = (
-        f"The model left alone from {len(errors.starts)} recorded states, by the recorded actions. 1 is an error as large "
-        "as the data's own spread; the model is of use as long as it lies below 'nothing changes'."
+        f"The model's own predictions from {len(errors.starts)} recorded states, under the recorded actions. 1 is an error "
+        "as large as the data's standard deviation; the model is useful while its error is below 'nothing changes'."
     )
     return Chart(
         "Compounding error",

@@ -1,4 +1,4 @@
-"""What the policy does."""
+"""The policy's episodes and the critic's values."""
 
 from __future__ import annotations
 
@@ -13,44 +13,39 @@ from jaxmbrl.report.parts import Chart, Facets, Heading, Part, Picture, Series, 
 from jaxmbrl.report.sections.shared import (
     AGENT,
     DIMENSIONS,
-    ELSEWHERE,
     IMAGINED,
-    MODEL,
     SCATTERED,
-    Metric,
     metrics,
+    others,
     run_name,
-    told_apart,
+    with_tasks,
 )
 
 
 def policy(gathered: Gathered, diagnoses: Mapping[int, Diagnosis | str]) -> list[Part]:
-    """What imagining and the agent's metrics were over time, then what the newest policies do."""
-    groups = told_apart(gathered.groups)
+    """The newest policies' episodes, then metrics of imagination and of the agent over time."""
+    groups = with_tasks(gathered.groups)
     parts: list[Part] = []
     for i, found in diagnoses.items():
         name = run_name(gathered, i)
         if isinstance(found, str):
-            parts.append(Text(f"{name} was not looked at: {found}", warns=True))
+            parts.append(Text(f"{name} could not be evaluated: {found}", warns=True))
             continue
         parts.append(Heading(f"{name}: seed {found.seed}'s policy after {found.env_steps:,} steps"))
         parts += [Text(note, warns=True) for note in found.notes]
         parts += _acting(found)
     if not diagnoses:
         parts.append(Text("Policies were not restored (--no-rollouts)."))
-    known = {**MODEL, **IMAGINED, **AGENT}
-    present = sorted({name for group in groups for seed in group.seeds for row in seed.rows for name in row if "/" in name})
-    others = {name: Metric(name, name) for name in present if name not in known and not name.startswith(ELSEWHERE)}
-    over_time = [*_ratio(gathered), *metrics(groups, {**IMAGINED, **AGENT, **others})]
+    over_time = [*_ratio(gathered), *metrics(groups, {**IMAGINED, **AGENT, **others(groups)})]
     if over_time:
         parts += [Heading("Over time"), *over_time]
     return parts
 
 
 def _ratio(gathered: Gathered) -> list[Part]:
-    """The share of real rows in a batch, which is a setting and stays."""
+    """The share of real rows in a batch: a setting that does not change during a run."""
     rows = []
-    for group in told_apart(gathered.groups):
+    for group in with_tasks(gathered.groups):
         run = gathered.runs[group.runs[0]]
         hyper = run.environment.get("hyper")
         traced = hyper.get("real_ratio") if isinstance(hyper, dict) else None
@@ -58,7 +53,7 @@ def _ratio(gathered: Gathered) -> list[Part]:
         value = traced[group.seeds[0].seed - run.seeds[0]] if traced else settings.get("real_ratio")
         if value is not None:
             rows.append([group.label, float(value)])
-    note = "Share of real transitions in a batch of the agent's; it stays the same over a run."
+    note = "Share of real transitions in a batch of the agent's updates; it does not change during a run."
     return [Table("Real ratio", ("", "real ratio"), rows, note)] if rows else []
 
 
@@ -66,16 +61,16 @@ def _acting(found: Diagnosis) -> list[Part]:
     parts: list[Part] = []
     steps = len(found.rows.reward)
     if found.returns:
-        told = ", ".join(f"{value:,.1f}" for value in found.returns[:8])
+        values = ", ".join(f"{value:,.1f}" for value in found.returns[:8])
         mean, count = float(np.mean(found.returns)), len(found.returns)
         first = f"the first 8 of {count} episodes" if count > 8 else f"{count} episode{'s' if count > 1 else ''}"
-        parts.append(Text(f"Played here: returns of {first} {told}; mean of all {mean:,.1f}."))
+        parts.append(Text(f"Returns of {first}: {values}; mean of all {mean:,.1f}."))
     else:
-        parts.append(Text(f"{steps:,} steps were played here, of an episode that had not ended by then."))
+        parts.append(Text(f"{steps:,} steps of an episode that had not ended by then."))
     if found.film is not None:
-        parts.append(Picture("An episode", found.film, found.film_told, 320, 240))
+        parts.append(Picture("An episode", found.film, found.film_note, 320, 240))
     else:
-        parts.append(Text(f"There is no film of an episode: {found.film_told}."))
+        parts.append(Text(f"There is no film of an episode: {found.film_note}."))
     charts = _episode(found)
     action = np.asarray(found.rows.action, float)
     if action.ndim == 2:
@@ -89,7 +84,7 @@ def _acting(found: Diagnosis) -> list[Part]:
 
 
 def _episode(found: Diagnosis) -> list[Chart]:
-    """The first episode: what was observed, done and earned."""
+    """Observations, actions and rewards of the first episode."""
     rows = found.rows
     ends = np.flatnonzero(rows.terminated | rows.truncated)
     length = int(ends[0]) + 1 if len(ends) else len(rows.reward)
@@ -113,11 +108,11 @@ def _episode(found: Diagnosis) -> list[Chart]:
 def _histogram(found: Diagnosis, d: int) -> Chart:
     edges = np.linspace(-1.0, 1.0, 21)
     middle = (edges[:-1] + edges[1:]) / 2
-    held = [("deterministic policy", np.asarray(found.rows.action, float)[:, d], 0)]
+    actions = [("deterministic policy", np.asarray(found.rows.action, float)[:, d], 0)]
     if found.stored is not None:
-        held.append(("in training", found.stored[:, d], 1))
+        actions.append(("in training", found.stored[:, d], 1))
     series = []
-    for name, values, color in held:
+    for name, values, color in actions:
         count = np.histogram(np.clip(values, -1, 1), edges)[0]
         series.append(Series(name, name, "bars", middle, count / max(len(values), 1), edges[:-1], edges[1:], color))
     return Chart(f"Actions, dimension {d}", "action (-1 to 1)", "share of steps", tuple(series))
@@ -128,12 +123,14 @@ def _values(critic: Critic) -> Chart:
     kept = chosen(len(bias.q), SCATTERED)
     points = Series("steps", "steps", "points", bias.returns[kept], bias.q[kept])
     soft = ", entropy bonus included" if critic.soft else ""
-    note = f"Along episodes of the policy that the critic values, at its discount of {critic.discount:g}{soft}."
+    note = f"Along episodes of the policy that the critic evaluates, with its discount factor {critic.discount:g}{soft}."
     if critic.ends_by_critic:
-        note += " What follows a time limit is not seen: the critic's own value stands for it, discounted to half or less."
+        note += (
+            " Rewards after a time limit are unknown: the critic's own value, discounted by half or more, replaces them."
+        )
     note += " Above the diagonal the critic overestimates."
-    told = "discounted return that followed", "Q of the critic"
-    return Chart("Q and what came", *told, (points,), note, square=True)
+    axes = "discounted return that followed", "Q of the critic"
+    return Chart("Q and the return that followed", *axes, (points,), note, square=True)
 
 
 def _bias(critic: Critic) -> Table:

@@ -1,4 +1,4 @@
-"""Where time and memory went, and what was asked."""
+"""Settings, events, time and memory of the runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxmbrl.training import programs
 
 
 def running(gathered: Gathered, diagnoses: Mapping[int, Diagnosis | str]) -> list[Part]:
-    """Where time and memory went, what was asked, where it ran, what was said."""
+    """Warnings and events, settings, time and memory, versions and machine of each run."""
     parts: list[Part] = []
     for i, run in enumerate(gathered.runs):
         if len(gathered.runs) > 1:
@@ -32,31 +32,31 @@ def running(gathered: Gathered, diagnoses: Mapping[int, Diagnosis | str]) -> lis
 def _warnings(run: Run) -> list[Part]:
     rows = []
     for event in run.events:
-        told = {"warning": "text", "resume": "env_steps", "stop": "env_steps", "end": "env_steps"}.get(
+        field = {"warning": "text", "resume": "env_steps", "stop": "env_steps", "end": "env_steps"}.get(
             str(event.get("kind"))
         )
-        if told is not None:
-            value = event.get(told)
-            text = f"at {value:,} steps" if told == "env_steps" and isinstance(value, int) else str(value)
+        if field is not None:
+            value = event.get(field)
+            text = f"at {value:,} steps" if field == "env_steps" and isinstance(value, int) else str(value)
             rows.append([str(event.get("time", ""))[:19].replace("T", " "), str(event["kind"]), text])
     parts: list[Part] = []
     parts += [Text(row[2], warns=True) for row in rows if row[1] == "warning"][:10]
     if run.damaged:
-        told = f"Checkpoints that were found damaged and set aside: {', '.join(run.damaged)}."
-        parts.append(Text(told, warns=True))
+        text = f"Checkpoints that were damaged and are set aside: {', '.join(run.damaged)}."
+        parts.append(Text(text, warns=True))
     if rows:
-        parts.append(Table("What happened", ("time (UTC)", "what", "told"), rows, closed=True))
+        parts.append(Table("Events", ("time (UTC)", "event", "detail"), rows, closed=True))
     return parts
 
 
 def _changed(run: Run) -> list[Part]:
     preset, differing = run.config.get("preset"), differences(run.config)
     if differing is None:
-        return [Text(f"The preset '{preset}' is not known here, so what differs from it cannot be told.")]
+        return [Text(f"The preset '{preset}' is unknown here, so the settings cannot be compared with it.")]
     if not differing:
         return [Text(f"All settings are those of the preset '{preset}'.")]
     rows = [[name, _plain(due), _plain(own)] for name, due, own in differing]
-    return [Table(f"What differs from the preset '{preset}'", ("setting", "preset", "run"), rows)]
+    return [Table(f"Settings that differ from the preset '{preset}'", ("setting", "preset", "run"), rows)]
 
 
 def _plain(value: Any) -> str:
@@ -74,23 +74,23 @@ def _timing(run: Run) -> list[Part]:
         }
         wall = float(rows[-1]["wall_time"])
         spent["other"] = max(wall - sum(spent.values()), 0.0)
-        told = {
+        names = {
             "compile": "compiling",
             "train": "training, the compiled program",
             "evaluate": "evaluation",
             "other": "the rest: start, metrics, checkpoints",
         }
-        table = [[told[name], seconds, f"{100 * seconds / wall:.1f}%" if wall else "–"] for name, seconds in spent.items()]
+        table = [[names[name], seconds, f"{100 * seconds / wall:.1f}%" if wall else "–"] for name, seconds in spent.items()]
         table.append(["wall clock", wall, "100%"])
-        parts.append(Table("Where the time went", ("", "seconds", "share"), table, "Of all seeds together."))
+        parts.append(Table("Time", ("", "seconds", "share"), table, "Of all seeds together."))
         parts.append(Facets((_throughput(rows, len(run.seeds)), _epochs(rows))))
     if compiled:
-        held = [
+        programs_table = [
             [str(event.get("what")), event.get("seconds"), _bytes(event["memory"]) if event.get("memory") else None]
             for event in compiled
         ]
         head = ("program", "seconds to compile", "memory while it runs")
-        parts.append(Table("Compiled programs", head, held))
+        parts.append(Table("Compiled programs", head, programs_table))
     return parts
 
 
@@ -112,9 +112,9 @@ def _epochs(rows: Sequence[dict[str, Any]]) -> Chart:
     rows = [rows[i] for i in chosen(len(rows), MOST_POINTS)]
     series = []
     for i, (name, label) in enumerate(names.items()):
-        held = [(row["env_steps"], row[name]) for row in rows if name in row]
-        if held:
-            series.append(Series(label, label, "line", [x for x, _ in held], [y for _, y in held], color=i))
+        points = [(row["env_steps"], row[name]) for row in rows if name in row]
+        if points:
+            series.append(Series(label, label, "line", [x for x, _ in points], [y for _, y in points], color=i))
     return Chart("Time of an epoch", "real environment steps per seed", "seconds", tuple(series), "Without compiling.")
 
 
@@ -136,16 +136,16 @@ def _bytes(size: Any) -> str:
 
 
 def _asked(run: Run) -> list[Part]:
-    """The whole config, and where the run was begun."""
+    """The whole config, and the environment in which the run was started."""
     leaves = [[name, _plain(value)] for name, value in programs.leaves(run.config).items()]
     parts: list[Part] = [Table("All settings", ("setting", "value"), leaves, closed=True)]
     known = run.environment
     rows: list[list[Any]] = []
     ways: dict[str, Callable[[Any], str]] = {
-        "versions": lambda held: ", ".join(f"{name} {number}" for name, number in held.items()),
-        "devices": lambda held: ", ".join(str(device.get("kind")) for device in held),
-        "command": lambda held: " ".join(map(str, held)),
-        "hyper": lambda held: "; ".join(f"{name} {values}" for name, values in held.items()),
+        "versions": lambda value: ", ".join(f"{name} {number}" for name, number in value.items()),
+        "devices": lambda value: ", ".join(str(device.get("kind")) for device in value),
+        "command": lambda value: " ".join(map(str, value)),
+        "hyper": lambda value: "; ".join(f"{name} {values}" for name, values in value.items()),
     }
     for name, value in known.items():
         if value not in ({}, [], None):

@@ -1,4 +1,4 @@
-"""Metrics of the rows as charts, and what the sections name runs and groups by."""
+"""Metrics of the rows as charts, and the names of runs and groups in all sections."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from jaxmbrl.report.gathering import Gathered, Group
 from jaxmbrl.report.parts import Facets, Part
 
 SCATTERED = 400
-"""Points of a scatter, at most."""
+"""Points of a scatter plot, at most."""
 DIMENSIONS = 12
-"""Of an observation that are drawn one by one; more are left to the tables."""
+"""Dimensions of an observation with a chart each, at most; tables have all."""
 LIKE_TARGETS = "in units of the fitted targets' variance"
 
 
 class Metric(NamedTuple):
-    """How a metric of the rows is told."""
+    """The presentation of a metric."""
 
     title: str
     y: str
@@ -29,34 +29,34 @@ MODEL = {
     "model/holdout_error": Metric(
         "Holdout error of the model",
         "mean squared error / target variance",
-        f"On rows that the fit did not see, mean over elites and dimensions, {LIKE_TARGETS}: 1 is no better than the mean.",
+        f"On rows held out of the fit, mean over elites and dimensions, {LIKE_TARGETS}: 1 is no better than their mean.",
         True,
     ),
     "model/holdout_likelihood": Metric(
         "Holdout likelihood of the model",
         "mean log density (nats a dimension)",
-        "Higher is better; it falls where the model is surer than it is right.",
+        "Higher is better; it falls where the model is overconfident.",
     ),
     "model/aleatoric": Metric(
         "Aleatoric variance",
         "variance / target variance",
-        f"The noise that the members expect on the holdout, {LIKE_TARGETS}.",
+        f"The noise that the members predict on the holdout, {LIKE_TARGETS}.",
         True,
     ),
     "model/epistemic": Metric(
         "Epistemic variance",
         "variance / target variance",
-        f"How far the members disagree on the holdout, {LIKE_TARGETS}.",
+        f"The disagreement of the members on the holdout, {LIKE_TARGETS}.",
         True,
     ),
     "model/fit_epochs": Metric("Epochs of a fit", "epochs"),
     "model/fit_steps": Metric("Gradient steps of a fit", "steps"),
 }
 IMAGINED = {
-    "imagine/rollout_length": Metric("Rollout length", "imagined steps", "As the schedule asks."),
-    "imagine/branch_length": Metric("Length of branches", "imagined steps", "As they came out."),
+    "imagine/rollout_length": Metric("Rollout length", "imagined steps", "By the schedule."),
+    "imagine/branch_length": Metric("Length of branches", "imagined steps", "Mean length in fact."),
     "imagine/rows": Metric("Imagined transitions of a refresh", "transitions"),
-    "imagine/broken": Metric("Branches that broke", "share", "They met a value that is not finite."),
+    "imagine/broken": Metric("Broken branches", "rows", "Rows left out because a value was not finite."),
     "imagine/disagreement": Metric("Disagreement along branches", "the trust rule's measure"),
     "imagine/threshold": Metric("Threshold of trust", "the trust rule's measure"),
 }
@@ -69,20 +69,33 @@ AGENT = {
     "agent/critic_gradient_norm": Metric("Critic's gradient", "norm", log=True),
     "agent/actor_gradient_norm": Metric("Actor's gradient", "norm", log=True),
 }
-ELSEWHERE = ("train/", "eval/", "data/", "time/")
-"""Metrics that are told in other ways."""
+COUNTERS = ("epoch", "env_steps", "seed", "wall_time", "frozen")
+"""Fields of a row that are not metrics."""
+ELSEWHERE = (
+    *("train/return", "train/episodes", "train/episode_length", "eval/return"),
+    *("data/return", "data/episode_length"),
+)
+"""Metrics that other sections show, or that are not shown; so are `time/...`."""
 
 
-def told_apart(groups: Sequence[Group]) -> list[Group]:
-    """The groups, with their tasks in their labels where there are several."""
+def others(groups: Sequence[Group]) -> dict[str, Metric]:
+    """The metrics of the rows that no section has a title for, such as an algorithm's probes."""
+    rows = [row for group in groups for seed in group.seeds for row in seed.rows]
+    present = {name for row in rows for name, value in row.items() if isinstance(value, int | float)}
+    titled = {*MODEL, *IMAGINED, *AGENT, *COUNTERS, *ELSEWHERE}
+    return {name: Metric(name, name) for name in sorted(present - titled) if not name.startswith("time/")}
+
+
+def with_tasks(groups: Sequence[Group]) -> list[Group]:
+    """The groups, with the task in their labels where there are several tasks."""
     several = len({group.env for group in groups}) > 1
     return [group._replace(label=f"{group.label} on {group.env}") if several else group for group in groups]
 
 
-def metrics(groups: Sequence[Group], told: Mapping[str, Metric]) -> list[Part]:
+def metrics(groups: Sequence[Group], shown: Mapping[str, Metric]) -> list[Part]:
     """A chart over steps of each metric that any of the groups has."""
     charts = []
-    for name, of in told.items():
+    for name, of in shown.items():
         chart = curves.chart(groups, name, of.title, of.y, of.note, of.log)
         if chart is not None:
             charts.append(chart)
@@ -90,6 +103,6 @@ def metrics(groups: Sequence[Group], told: Mapping[str, Metric]) -> list[Part]:
 
 
 def run_name(gathered: Gathered, index: int) -> str:
-    """The name of a run's folder, or its path where several have that name."""
+    """The name of a run's folder, or its path where several runs have that name."""
     names = [run.path.absolute().name for run in gathered.runs]
     return names[index] if names.count(names[index]) == 1 else str(gathered.runs[index].path)

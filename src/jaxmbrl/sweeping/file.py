@@ -1,0 +1,140 @@
+"""The file of a sweep, read into the runs that it asks for.
+
+The file is YAML: the fields of a run (`training.programs.RunConfig`), those of the algorithm's config under `settings`,
+nested or dotted, and also
+
+grid    fields and a list of values for each: a run for each combination
+runs    a list of further runs, each a mapping of fields that replace the common ones (a file may be this list alone)
+hyper   traced hyperparameters and a list of values for each: all their combinations train in one program
+out     the folder of the sweep
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxmbrl.core.config import UserError, closest, read_yaml
+from jaxmbrl.sweeping import naming
+from jaxmbrl.sweeping.folder import SweepFolder
+from jaxmbrl.sweeping.naming import Asked
+from jaxmbrl.training.programs import RunConfig
+
+FIELDS = tuple(field.name for field in dataclasses.fields(RunConfig) if field.name != "data_digest")
+"""Fields of a run that a sweep's file may contain."""
+NESTED = ("settings", "checkpoint")
+"""Those that have fields of their own."""
+MOST_RUNS = 10_000
+"""Runs of a sweep, at most."""
+
+
+class Sweep(NamedTuple):
+    """The contents of a sweep's file."""
+
+    file: Path
+    folder: SweepFolder
+    runs: list[Asked]
+
+
+def read(file: str | Path, out: str | Path | None = None) -> Sweep:
+    """The sweep that `file` describes, into the folder `out`, or else the file's own, or else runs/FILE's-name.
+
+    Raises UserError where the file cannot be read, is not YAML, or does not have the form of a sweep. The values of the
+    runs' fields are checked by `plan.checked`.
+    """
+    file = Path(file)
+    contents = read_yaml(file)
+    try:
+        common = _mapping({"runs": contents} if isinstance(contents, list) else contents, "a sweep")
+        own = common.pop("out", None)
+        if not isinstance(own, str | None) or own == "":
+            raise UserError(f"out must be the name of a folder, got {own!r}")
+        runs = expand(common)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    return Sweep(file, SweepFolder(Path(out or own or Path("runs", file.stem))), runs)
+
+
+def expand(common: Mapping[str, Any]) -> list[Asked]:
+    """The runs that the fields of a file ask for, in order. Raises UserError where they do not have the form of a sweep."""
+    common = dict(common)
+    grid = _lists(_flat(_mapping(common.pop("grid", {}), "grid"), "grid"))
+    explicit, hyper = common.pop("runs", []), _mapping(common.pop("hyper", {}), "hyper")
+    if not isinstance(explicit, list):
+        raise UserError(f"runs must be a list of mappings, got {explicit!r:.60}")
+    base = _flat(common, "")
+    count = math.prod(len(values) for values in grid.values()) + len(explicit)
+    if count > MOST_RUNS:
+        raise UserError(f"a sweep has at most {MOST_RUNS:,} runs, this would have {count:,}")
+    changes: list[tuple[str | None, dict[str, Any], dict[str, Any]]] = []
+    if grid or not explicit:
+        for values in itertools.product(*grid.values()):
+            changes.append((None, _flat(dict(zip(grid, values, strict=True)), "a value of grid"), {}))
+    for i, run in enumerate(explicit):
+        given = _mapping(run, f"runs[{i}]")
+        name, traced = given.pop("name", None), _mapping(given.pop("hyper", {}), f"runs[{i}].hyper")
+        changes.append((naming.given(name, f"runs[{i}].name"), _flat(given, f"runs[{i}]"), traced))
+    runs = [
+        Asked(name or naming.derived(base | change, change, traced), base | change, {**hyper, **traced})
+        for name, change, traced in changes
+    ]
+    return naming.distinct(runs, [name is not None for name, _, _ in changes])
+
+
+def find(sweep: Sweep, name: str) -> Asked:
+    """The run called `name`. Raises UserError where there is none."""
+    for run in sweep.runs:
+        if run.name == name:
+            return run
+    raise UserError(f"{sweep.file} has no run '{name}'; {closest(name, [run.name for run in sweep.runs])}")
+
+
+def _mapping(values: Any, what: str) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{what} must be a mapping from fields to values, got {values!r:.60}")
+    for name in values:
+        if not isinstance(name, str):
+            raise UserError(f"a field of {what} must be text, got {name!r:.60}")
+    return dict(values)
+
+
+def _flat(values: Mapping[str, Any], where: str, prefix: str = "") -> dict[str, Any]:
+    """Fields by dotted path. Raises UserError for a field that no run has."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        path = prefix + str(name)
+        _check_path(path, f"{where}.{path}".removeprefix("."))
+        if path.split(".")[0] in NESTED and isinstance(value, Mapping):
+            found |= _flat(value, where, f"{path}.")
+        elif path == "settings" and not (where == "grid" and isinstance(value, list)):
+            raise UserError(f"{where}.{path}".removeprefix(".") + f" must be a mapping, got {value!r:.60}")
+        else:
+            found[path] = value
+    return found
+
+
+def _check_path(path: str, shown: str) -> None:
+    """Raise UserError where no run has a field at `path`."""
+    top, _, rest = path.partition(".")
+    if top in NESTED or (top in FIELDS and not rest):
+        return
+    if top == "hyper":
+        raise UserError(f"unknown field '{shown}'; the values of hyper train in one program: list them under hyper itself")
+    if top in FIELDS:
+        raise UserError(f"unknown field '{shown}': {top} has no fields")
+    known = [*FIELDS, "grid", "runs", "hyper", "out", "name"] if "." not in shown else FIELDS
+    near = difflib.get_close_matches(path, known, n=1, cutoff=0.7)
+    hint = f"did you mean '{near[0]}'?" if near else f"a field of the algorithm's config is written settings.{path}"
+    raise UserError(f"unknown field '{shown}'; {hint}")
+
+
+def _lists(grid: dict[str, Any]) -> dict[str, list[Any]]:
+    for path, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise UserError(f"grid.{path} must be a list of values, got {values!r:.60}")
+    return grid

@@ -1,0 +1,89 @@
+"""What a run shows on its console and writes into its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmbrl.core.types import PyTree
+from jaxmbrl.training import curve
+from jaxmbrl.training.checkpointing import Keeper
+from jaxmbrl.training.console import Progress
+from jaxmbrl.training.hosts import Hosts
+from jaxmbrl.training.programs import RunConfig
+from jaxmbrl.training.run_folder import RunFolder
+
+
+class Recorder:
+    """The console of a run and, where it has a folder, its rows, events, checkpoints and picture.
+
+    `reproducible` selects the leaves of a state that a checkpoint may leave out (`checkpointing.Keeper`).
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder | None,
+        config: RunConfig,
+        progress: Progress,
+        hosts: Hosts,
+        reproducible: Callable[[PyTree], PyTree],
+    ) -> None:
+        self.progress = progress
+        self.rows: list[dict[str, Any]] = []
+        """The metrics so far, of all seeds."""
+        self.keeper = None
+        if folder is not None:
+            self.keeper = Keeper(folder, config.checkpoint, progress.say, self.warn, hosts, reproducible)
+        self._config = config
+        self._draws = hosts.first
+        self._warned_of_picture = False
+
+    @property
+    def path(self) -> Path | None:
+        """The run folder."""
+        return None if self.keeper is None else self.keeper.folder.path
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Show the rows of an epoch and write them."""
+        self.rows += rows
+        if self.keeper is not None:
+            self.keeper.rows(rows)
+        self.progress.epoch(rows)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append to events.jsonl."""
+        if self.keeper is not None:
+            self.keeper.event(kind, **fields)
+
+    def warn(self, text: str, **fields: Any) -> None:
+        """Show a warning and append it to events.jsonl."""
+        self.progress.warn(text)
+        self.event("warning", text=text, **fields)
+
+    def due(self, epoch: int | None) -> bool:
+        """Write what is waiting; whether a checkpoint is due, at the end of `epoch` or within an epoch (None)."""
+        if self.keeper is None:
+            return False
+        self.keeper.flush()
+        return self.keeper.due(epoch)
+
+    def score(self, env_steps: int) -> float | None:
+        """Mean evaluation return over seeds, where the newest rows are of an evaluation at this very step."""
+        newest = self.rows[-self._config.seeds :]
+        found = [row["eval/return"] for row in newest if row["env_steps"] == env_steps and "eval/return" in row]
+        return float(np.mean(found)) if found else None
+
+    def draw(self) -> None:
+        """Draw the learning curve, if there is one; an error is a warning, and training continues without the picture."""
+        if self.path is None or not self.rows or not self._draws:
+            return
+        path = self.path / "curve.png"
+        try:
+            curve.draw(self.rows, path, f"{self._config.algorithm} on {self._config.env}")
+        except Exception as error:
+            if not self._warned_of_picture:
+                self._warned_of_picture = True
+                self.warn(f"{path} could not be drawn ({type(error).__name__}: {error}); training continues without it")

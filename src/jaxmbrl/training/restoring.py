@@ -1,0 +1,77 @@
+"""The state of a run, read from its checkpoints; what several hosts saved is put together."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from jaxmbrl.training import checkpoint
+from jaxmbrl.training.checkpoint import Restored
+from jaxmbrl.training.hosts import ALONE, Hosts
+from jaxmbrl.training.loop import LoopState
+from jaxmbrl.training.programs import Program, build, hyper_of, initial, read
+from jaxmbrl.training.run_folder import RunFolder
+
+
+class RunWarning(UserWarning):
+    """Something about a run that its user should know."""
+
+
+def restore(
+    folder: RunFolder, program: Program | None = None, repair: bool = True, before: int | None = None
+) -> tuple[Program, LoopState, Restored]:
+    """The parts and the newest intact state of the run in `folder`; with `before`, of a lower step. With `repair`, damaged
+    checkpoints are set aside. Raises CheckpointError where no checkpoint is intact."""
+    program = build(read(folder), learns=False) if program is None else program
+    warnings: list[str] = []
+    while True:
+        step, hosts = newest_step(folder, before)
+        parts = [_restore_part(folder, program, host, repair, step + 1 if len(hosts) > 1 else before) for host in hosts]
+        warnings += [warning for part in parts for warning in part.warnings]
+        if len(hosts) == 1 or all(part.step == step for part in parts):
+            break
+        before = step
+    state = parts[0].state if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *(p.state for p in parts))
+    extra = parts[0].extra | {"frozen": sorted(seed for part in parts for seed in part.extra["frozen"])}
+    left_out = any(part.left_out for part in parts)
+    return program, state, parts[0]._replace(state=state, extra=extra, warnings=tuple(warnings), left_out=left_out)
+
+
+def newest_step(folder: RunFolder, before: int | None) -> tuple[int, list[Hosts]]:
+    """The newest step that every host has a checkpoint of, below `before` where it is given, and the hosts; -1 for none."""
+    counts = {int(path.name.rsplit("-", 1)[1]) for path in folder.checkpoints.glob("host-0-of-*")}
+    found = [(-1, [ALONE])]
+    for count in sorted({1, *counts}):
+        hosts = [Hosts(count, i) for i in range(count)]
+        common = set.intersection(*(set(checkpoint.steps(host.checkpoints(folder))) for host in hosts))
+        found += [(step, hosts) for step in common if before is None or step < before]
+    return max(found, key=lambda pair: pair[0])
+
+
+def newest(run: str | Path) -> tuple[Program, LoopState, Restored]:
+    """The parts and the newest intact state of the run in folder `run`, which is not changed. Damaged checkpoints are a
+    `RunWarning`. Raises UserError where `run` is not a run, or has no intact checkpoint."""
+    program, state, restored = restore(RunFolder.open(run), repair=False)
+    for text in restored.warnings:
+        warnings.warn(text, RunWarning, stacklevel=3)
+    return program, state, restored
+
+
+def share_of(program: Program, hosts: Hosts) -> Program:
+    """The program of this host's seeds alone."""
+    first, number = hosts.share(program.config.seeds)
+    return program._replace(config=dataclasses.replace(program.config, seed=program.config.seed + first, seeds=number))
+
+
+def _restore_part(folder: RunFolder, program: Program, hosts: Hosts, repair: bool, before: int | None) -> Restored:
+    """The state that one host saved."""
+    own = share_of(program, hosts)
+
+    def fresh() -> LoopState:
+        return initial(own, hyper_of({}, own.config))
+
+    return checkpoint.restore(hosts.checkpoints(folder), jax.eval_shape(fresh), repair, before, fresh)

@@ -1,0 +1,60 @@
+"""Where the time of a run goes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+PARTS = ("compile", "train", "evaluate")
+
+
+class Timing:
+    """Wall clock of a run and of its epoch in progress, in seconds."""
+
+    def __init__(self) -> None:
+        self.wall_time = 0.0
+        """Of the whole run, with what came before a resume."""
+        self.epoch = 0.0
+        """Of the epoch in progress, without compilation."""
+        self.spent = dict.fromkeys(PARTS, 0.0)
+        """Of the epoch in progress; of training and evaluation, the time in which the compiled program ran."""
+        self._counted = time.monotonic()
+
+    def count(self) -> None:
+        """Add the time since the last call."""
+        now = time.monotonic()
+        self.wall_time += now - self._counted
+        self.epoch += now - self._counted
+        self._counted = now
+
+    @contextlib.contextmanager
+    def spending(self, part: str) -> Iterator[None]:
+        """Count the time inside as spent on `part`; an exception inside counts nothing."""
+        started = time.monotonic()
+        yield
+        self.spent[part] += time.monotonic() - started
+
+    def compiled(self, seconds: float) -> None:
+        """Note a compilation."""
+        self.spent["compile"] += seconds
+        self.epoch -= seconds
+
+    def metrics(self) -> dict[str, float]:
+        """The epoch's times as metrics."""
+        times = {"time/epoch": round(self.epoch, 3)}
+        return times | {f"time/{name}": round(seconds, 3) for name, seconds in self.spent.items() if seconds}
+
+    def end_epoch(self) -> None:
+        """Begin another epoch."""
+        self.epoch, self.spent = 0.0, dict.fromkeys(PARTS, 0.0)
+
+    def extra(self) -> dict[str, Any]:
+        """What a checkpoint keeps. Programs are compiled again after a resume, so compilation is not among it."""
+        return {"wall_time": self.wall_time, "epoch_seconds": self.epoch, "spent": self.spent | {"compile": 0.0}}
+
+    def resume(self, extra: dict[str, Any]) -> None:
+        """Continue from what a checkpoint kept."""
+        self.wall_time, self.epoch = extra["wall_time"], extra["epoch_seconds"]
+        self.spent |= extra["spent"]
