@@ -47,7 +47,7 @@ class CEMConfig:
     """The search stops when no variance is above this, in units of the square of half the action range."""
 
     def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
+        """(field, message) of the first violated rule that involves several fields, or None."""
         if self.elites > self.population:
             return "elites", f"must be at most population ({self.population}), got {self.elites}"
         return None

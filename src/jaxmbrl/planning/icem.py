@@ -74,7 +74,7 @@ class ICEMConfig:
     """Standard deviation at the start, in units of half the action range."""
 
     def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
+        """(field, message) of the first violated rule that involves several fields, or None."""
         if 2 * self.elites > self.population:
             return "elites", f"must be at most half of population ({self.population}), got {self.elites}"
         if self.kept > 0 and not self.kept_elites:

@@ -40,7 +40,7 @@ class RiskConfig:
     """Standard deviations (population) subtracted from the mean return; a negative number seeks risk."""
 
     def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
+        """(field, message) of the first violated rule that involves several fields, or None."""
         if self.quantile is not None and self.deviations != 0:
             return "deviations", f"must be 0 where quantile is given, got {self.deviations}"
         return None

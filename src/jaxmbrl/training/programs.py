@@ -87,7 +87,7 @@ class RunConfig:
         return (self.steps // epoch if self.data else -(-self.steps // epoch)) * epoch
 
     def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
+        """(field, message) of the first violated rule that involves several fields, or None."""
         if self.seed + self.seeds > WHOLE:
             return "seeds", f"must be at most {WHOLE - self.seed} from seed {self.seed} on, got {self.seeds}"
         return None

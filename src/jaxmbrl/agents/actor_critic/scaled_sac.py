@@ -45,28 +45,28 @@ class ScaledSACConfig:
     hidden: tuple[Annotated[int, Ge(1)], ...] = (256, 256, 256)
     """Units of each hidden layer of actor and critics."""
     precision: Precision = "default"
-    """Of the products between hidden layers: JAX's default, or bfloat16, faster where a device has matrix units for it."""
+    """Precision of the products between hidden layers: JAX's default, or bfloat16 for devices with matrix units for it."""
     critics: Annotated[int, Ge(1)] = 5
     """Number of critics N."""
     critic_subset: Annotated[int, Ge(1)] = 2
-    """Critics drawn for each target's minimum."""
+    """Number of randomly chosen critics whose minimum a target uses."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 1e-3
     """Share of the critics' hidden units that is dropped in every loss."""
     learning_rate: Annotated[float, Gt(0), Traced] = 3e-4
     """Adam learning rate of actor, critics and temperature."""
     discount: Annotated[float, Ge(0), Lt(1), Traced] = 0.995
-    """Discount a step."""
+    """Discount factor per step."""
     polyak: Annotated[float, Gt(0), Le(1)] = 0.005
-    """Share by which the target critics move at each update."""
+    """Polyak factor: the share by which the target critics move at each update."""
     initial_temperature: Annotated[float, Gt(0), Traced] = 0.1
     """Temperature alpha at the start."""
     target_entropy: float | None = None
-    """Entropy in nats that the temperature is learned for; minus the action's size where not given."""
+    """Target entropy in nats; None for minus the action's size."""
     bounds_rate: Annotated[float, Ge(0), Le(1)] = 3e-4
     """Share by which the bounds of the return move at each update."""
 
     def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
+        """(field, message) of the first violated rule that involves several fields, or None."""
         return self.as_sac.problem()
 
     @property

@@ -55,13 +55,13 @@ class TD3Config:
     hidden: tuple[Annotated[int, Ge(1)], ...] = (256, 256)
     """Units of each hidden layer of actor and critics."""
     precision: Precision = "default"
-    """Of the products between hidden layers: JAX's default, or bfloat16, faster where a device has matrix units for it."""
+    """Precision of the products between hidden layers: JAX's default, or bfloat16 for devices with matrix units for it."""
     critics: Annotated[int, Ge(1)] = 2
     """Number of critics N; targets take their minimum, the actor the first."""
     learning_rate: Annotated[float, Gt(0), Traced] = 3e-4
     """Adam learning rate of actor and critics."""
     discount: Annotated[float, Ge(0), Le(1), Traced] = 0.99
-    """Discount a step."""
+    """Discount factor per step."""
     polyak: Annotated[float, Gt(0), Le(1)] = 0.005
     """Share by which the targets of actor and critics move at each update of the actor."""
     exploration_noise: Annotated[float, Ge(0)] = 0.1

@@ -29,7 +29,7 @@ class EnsembleConfig:
     hidden: tuple[Annotated[int, Ge(1)], ...] = (200, 200, 200, 200)
     """Units of each hidden layer (swish)."""
     precision: Precision = "default"
-    """Of the products between hidden layers: JAX's default, or bfloat16, faster where a device has matrix units for it."""
+    """Precision of the products between hidden layers: JAX's default, or bfloat16 for devices with matrix units for it."""
     norms: tuple[Annotated[float, Gt(0)], ...] = ()
     """Epsilon of a layer norm without learned scale and shift after each hidden layer's swish; empty for none."""
     weight_decay: tuple[Annotated[float, Ge(0)], ...] = ()
@@ -71,7 +71,7 @@ class EnsembleConfig:
     """Weight of the sum of the log-variance bounds' distances in the loss."""
 
     def problem(self) -> tuple[str, str] | None:
-        """The first rule between fields that is broken, as (field, message)."""
+        """(field, message) of the first violated rule that involves several fields, or None."""
         layers = len(self.hidden) + 1
         if self.elites > self.members:
             return "elites", f"must be at most members ({self.members}), got {self.elites}"
