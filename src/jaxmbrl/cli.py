@@ -26,7 +26,7 @@ USAGE = """usage: jaxmbrl COMMAND ...
   collect --policy random|RUN --env TASK --out FILE.npz  write transitions to a file
   fit --data FILE.npz        fit a dynamics model to transitions and evaluate it
   sweep FILE [--launcher local|ray] [--dry-run]          many runs from one file; called again, it continues unfinished ones
-  status DIR                 progress of the runs in a folder, and the reasons of failures
+  status DIR                 progress of the runs in a folder, and why some failed
   list [NAME] [--json]       algorithms and tasks by family; with NAME, the presets of an algorithm or a family
   doctor                     check whether this machine is ready
 
