@@ -179,6 +179,6 @@ def planned_return(acc: Return, transition: Transition, i: Int[Array, ""]) -> Re
 
 def _earn(acc: Return, reward: Float[Array, "*n"], ended: Bool[Array, "*n"] | Float[Array, "*n"]) -> Return:
     # Rewards after termination are ignored, even if they are not finite. A probability that is NaN stays NaN.
-    lives = acc.alive != 0
-    total = acc.total + jnp.where(lives, acc.alive * reward, 0.0)
-    return Return(total, jnp.where(lives, acc.alive * (1 - ended), 0.0))
+    alive = acc.alive != 0
+    total = acc.total + jnp.where(alive, acc.alive * reward, 0.0)
+    return Return(total, jnp.where(alive, acc.alive * (1 - ended), 0.0))

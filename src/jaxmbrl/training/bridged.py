@@ -158,8 +158,8 @@ class _Hosts:
         memory, rows = states.memory, []
         for i in range(period):
             seen = self.seen()
-            told = acts(clock, states, memory, seen.observation, seen.is_first, jnp.asarray(i, jnp.int32))
-            (action, extras, again), memory = jax.device_get((told[0], told[1], told[3])), told[2]
+            result = acts(clock, states, memory, seen.observation, seen.is_first, jnp.asarray(i, jnp.int32))
+            (action, extras, again), memory = jax.device_get((result[0], result[1], result[3])), result[2]
             action = action.reshape(-1, *action.shape[2:])
             # An action that is not finite must not reach a simulator or a robot: the seed is frozen.
             row = self.environments.step(action, again.reshape(-1), ~frozen & finite_rows(action))

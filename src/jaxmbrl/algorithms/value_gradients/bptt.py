@@ -236,8 +236,8 @@ def simulated(world: World) -> World:
         next_carries, made = jax.vmap(world.step)(carries, action, keys)
 
         def on(began: Array, after: Array) -> Array:
-            dead = made.terminated.reshape(-1, *[1] * (after.ndim - 1))
-            return jnp.where(dead, began, after)
+            ended = made.terminated.reshape(-1, *[1] * (after.ndim - 1))
+            return jnp.where(ended, began, after)
 
         return (first, jax.tree.map(on, first, next_carries)), made
 
