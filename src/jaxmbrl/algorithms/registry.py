@@ -43,7 +43,7 @@ LOOP = ("num_envs", "epoch_steps", "eval_every")
 """Settings of every method that the training loop reads (`algorithms.shared.LoopSettings` describes them)."""
 
 TINY_RUN: Mapping[str, Any] = {"batch_size": 32, "warmup_steps": 100, "epoch_steps": 100, "replay_capacity": 997}
-"""The common part of most methods' `tiny` settings. Only replay buffers have 997 rows, so tests can recognise them."""
+"""The common part of most methods' `tiny` settings. 997 rows is a size that no array but a replay buffer has."""
 TINY_ENSEMBLE: Mapping[str, Any] = {
     "ensemble.members": 3,
     "ensemble.elites": 2,

@@ -3,9 +3,9 @@ imagined rollouts provide the states to learn on; a short differentiable rollout
 and actor.
 
     every `iteration_steps` environment steps after the warm-up:
-        fit the ensemble to all real data; compute mean and deviation of their observations, which normalise the agent's
-        imagine long branches under the policy from real states; with a share `critic_share` of the updates train only the
-            critics
+        fit the ensemble to all real data; normalise the agent's observations by mean and deviation of these data
+        imagine long branches under the policy from real states; update only the critics, `critic_share` times as often as
+            in the updates below
         `updates_per_step` updates per step, with more long branches before every `distribution_every` updates; each update
         follows the policy for n = `horizon` model steps from states x_0 of the branches:
             critics     (Q(x_0, a_0) - y)^2,
