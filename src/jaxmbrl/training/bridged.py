@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Algorithm, Clock, Key, Memory, Policy, PyTree, Task, Transition
 from jaxmbrl.rollout import auto_reset
-from jaxmbrl.training.devices import Spread
+from jaxmbrl.training.devices import SeedSharding
 from jaxmbrl.training.hosted import Environments, act, finite_rows, host_seed
 from jaxmbrl.training.loop import (
     Compile,
@@ -100,8 +100,10 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
         # The learner's state apart, as it alone is large and given up: a memory may be in both of the others.
         return parts.call(clock, states._replace(algorithm=learner), collected)
 
-    def compiled(compile: Compile, closing: contextlib.ExitStack, clock: Clock, states: LoopState, spread: Spread) -> Any:
-        assert spread.mesh is None, "what lives on the host is stepped from one device"
+    def compiled(
+        compile: Compile, closing: contextlib.ExitStack, clock: Clock, states: LoopState, sharding: SeedSharding
+    ) -> Any:
+        assert sharding.mesh is None, "what lives on the host is stepped from one device"
         states = _anew(clock, states, config.num_envs)
         hosts = _Hosts(task, np.asarray(states.carry.seed))
         closing.callback(hosts.environments.close)
