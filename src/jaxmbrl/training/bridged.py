@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Int, Shaped, UInt32
 
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Algorithm, Clock, Key, Memory, Policy, PyTree, Task, Transition
@@ -39,7 +39,7 @@ and 1."""
 class Outside(NamedTuple):
     """What a `LoopState` carries of environments that it cannot hold."""
 
-    observation: Float[Array, "num_envs O"]
+    observation: Shaped[Array, "num_envs ..."]
     is_first: Bool[Array, "num_envs"]
     """Whether that observation is an episode's first."""
     seed: UInt32[Array, "num_envs"]
@@ -70,7 +70,7 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
         clock: Clock,
         state: LoopState,
         memory: Memory,
-        observation: Float[Array, "num_envs O"],
+        observation: Shaped[Array, "num_envs ..."],
         is_first: Bool[Array, "num_envs"],
         i: Int[Array, ""],
     ) -> Any:

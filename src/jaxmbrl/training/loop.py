@@ -321,7 +321,9 @@ DATA = ("observation", "action", "reward", "next_observation")
 
 def _checked(found: Metrics, learned: PyTree) -> tuple[str, ...]:
     """Names of what is checked, in the order in which a fault is looked for."""
-    gradients = (f"gradient of {jax.tree_util.keystr(path)[1:]}" for path, _ in _with_active(learned))
+    gradients = (
+        f"{getattr(part, 'checks', 'gradient')} of {jax.tree_util.keystr(path)[1:]}" for path, part in _with_active(learned)
+    )
     return (*(f"transition/{name}" for name in DATA), *sorted(found), *gradients)
 
 
