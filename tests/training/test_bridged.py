@@ -18,6 +18,7 @@ from jaxmbrl.algorithms.model_free import sac
 from jaxmbrl.algorithms.shooting import pets
 from jaxmbrl.core.config import from_dict
 from jaxmbrl.core.types import Algorithm, HostStep, Policy
+from jaxmbrl.envs.bridges import gymnasium_task
 from jaxmbrl.training import bridged, devices, loop, runner
 from jaxmbrl.training.hosted import host_seed
 
@@ -77,7 +78,7 @@ def exported(task):
         def close(self):
             pass
 
-    outside = envs.bridge._world(task.name)
+    outside = gymnasium_task._world(task.name)
     return task._replace(world=outside, host=Host)
 
 
