@@ -3,8 +3,8 @@
     git worktree add ../before COMMIT
     python benchmarks/commits.py ../before [--cases plan sac] [--rounds 10] [--out results.json]
 
-Each checkout has a process of its own, which compiles a case and then waits to be asked for one more timing. The ratio is the
-median, over pairs of timings, of the other checkout's seconds over this one's: above 1 this one is faster. Cases use
+Each checkout has a process of its own, which compiles a case and then waits to be asked for one more timing. The ratio is
+the median, over pairs of timings, of the other checkout's seconds over this one's: above 1 this one is faster. Cases use
 only the functions that programs are run by (`programs.configure`, `programs.build`, `Loop.init`, `Loop.run`).
 """
 
