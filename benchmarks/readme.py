@@ -29,13 +29,13 @@ PEERS = {
     "sac": ("SAC, 2 x 256, batch 256", "updates a second", "updates/s"),
     "sac-bfloat16": ("the same with our products between hidden layers in bfloat16", "updates a second", "updates/s"),
     "mbpo": ("MBPO on InvertedPendulum, each fit by its own early stopping", "environment steps a second", "steps/s"),
-    "mbpo-fixed": ("MBPO on InvertedPendulum, 20 epochs a fit", "environment steps a second", "steps/s"),
+    "mbpo-fixed": ("MBPO on InvertedPendulum, 20 epochs per fit", "environment steps a second", "steps/s"),
     "mbpo-fixed-bfloat16": (
         "the same with our products between hidden layers in bfloat16",
         "environment steps a second",
         "steps/s",
     ),
-    "pets": ("PETS on cartpole from nothing to a return of 195, a seed", "seconds a seed", "s"),
+    "pets": ("PETS on cartpole until a return of 195, time per seed", "seconds a seed", "s"),
     "brax-sac": ("SAC with Brax's inverted pendulum, 16 environments", "updates a second", "updates/s"),
 }
 """Case of `peers.py` -> (description, name of the displayed number, its unit)."""
@@ -73,7 +73,7 @@ def beside_peers() -> list[str]:
                 f"{number(ratio['median'])}{span}",
             )
         )
-    return table(("on two CPU cores", "jaxmbrl", "the other", "times as fast"), rows)
+    return table(("on two CPU cores", "jaxmbrl", "other package", "speedup"), rows)
 
 
 def beside_limits() -> list[str]:
@@ -84,7 +84,7 @@ def beside_limits() -> list[str]:
         limit = "peak" if unit == "GFLOP/s" else "memory's"
         cells = (number(figures[unit]), number(figures[f"{limit} {unit}"]))
         rows.append((about, *(f"{cell} {unit}" for cell in cells), f"{figures[f'share of {limit}']:#.2g}"))
-    return table(("beside the machine's limit, measured in turn", "reached", "limit", "share"), rows)
+    return table(("compared with the machine's limit", "reached", "limit", "share of limit"), rows)
 
 
 MOST = {"cartpole-continuous": 200, "cartpole-swingup": 40, "InvertedPendulum-v5": 1000}
@@ -112,11 +112,9 @@ def returns(*methods: str) -> list[str]:
         about = [f"{case['episodes']} start states"]
         about += [f"at most {MOST[case['env']]:,}"] if case["env"] in MOST else []
         if "oracle" in case:
-            about.append(f"planned in the true simulator {case['oracle']:,.1f}, random {case['random']:,.1f}")
+            about.append(f"planner in the true simulator {case['oracle']:,.1f}, random policy {case['random']:,.1f}")
         low, high = case["interval"]
-        at_goal = (
-            f"{case['seeds_at_goal']} of {case['seeds']} at {case['goal']:,.0f}" if case["goal_seeds"] else "not asked"
-        )
+        at_goal = f"{case['seeds_at_goal']} of {case['seeds']} at {case['goal']:,.0f}" if case["goal_seeds"] else "no goal"
         rows.append(
             (
                 ", ".join(words),
@@ -155,7 +153,7 @@ def compiling() -> list[str]:
         seconds = (number(figures[f"seconds to compile, {how}"]) for how in ("cold", "cached"))
         memory = (number(figures[f"MB, {of}"]) for of in ("state", "besides"))
         rows.append((about.removesuffix(", seeds: 1"), *seconds, *memory))
-    return table(("one seed", "seconds, cold", "from the cache", "MB of state", "MB besides"), rows)
+    return table(("one seed", "compile, cold (s)", "compile, cached (s)", "state (MB)", "other memory (MB)"), rows)
 
 
 PARTS = ("collect", "plan", "fit", "imagine", "update")
@@ -168,7 +166,8 @@ def split() -> list[str]:
         (about, run), (_, program) = case["tables"].items()
         shares = [f"{program[part]:.1%}" if part in program else "-" for part in PARTS]
         rows.append((about.partition(":")[0], *shares, f"{run['evaluate']:.1%}", f"{run['host']:.1%}"))
-    return table(("of the program's work; of the run's time", *PARTS, "evaluate", "host"), rows)
+    head = (*(f"{part} (of work)" for part in PARTS), "evaluate (of time)", "host (of time)")
+    return table(("shares of the program's work and of the run's time", *head), rows)
 
 
 def speed() -> list[str]:
@@ -215,7 +214,7 @@ def main() -> None:
         now = (ROOT / page).read_text()
         then = written(page, now)
         if args.check and now != then:
-            raise SystemExit(f"{page} does not tell what benchmarks/results hold: run python benchmarks/readme.py")
+            raise SystemExit(f"{page} differs from benchmarks/results: run python benchmarks/readme.py")
         if not args.check:
             (ROOT / page).write_text(then)
 
