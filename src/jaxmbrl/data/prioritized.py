@@ -35,6 +35,11 @@ class Prioritized(NamedTuple):
     active: Bool[Array, ""]
     """True as long as all errors were finite; once false, nothing more is written."""
 
+    @property
+    def checks(self) -> str:
+        """What `active` is the check of."""
+        return "priorities"
+
     def gate(self, healthy: Bool[Array, ""], old: Prioritized) -> Prioritized:
         """This buffer if `healthy`, else one that ignores further writes, with the rows gated as in `Replay.gate`."""
         return self._replace(

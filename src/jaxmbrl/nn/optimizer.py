@@ -63,20 +63,17 @@ def step(
     gradient: PyTree,
     scale: Float[Array, ""] | float = 1.0,
     chain: optax.GradientTransformation | None = None,
-    skip_nonfinite: bool = False,
 ) -> tuple[Trainable, Float[Array, ""]]:
     """(state after one descent step, norm of `gradient`). The step is that of the `chain`, by default Adam, with `scale`
     times the learning rate.
 
-    A gradient that is not finite changes no parameter. It sets `active` to false, or with `skip_nonfinite` is only skipped.
+    A gradient that is not finite changes no parameter, and sets `active` to false.
     """
     norm = optax.tree.norm(gradient)
-    finite = jnp.isfinite(norm)
-    moves = trainable.active & finite
+    active = trainable.active & jnp.isfinite(norm)
     update = _adam_step if chain is None else _chain_step(chain)
-    params, moments = update(trainable, gradient, scale * trainable.learning_rate, moves)
-    active = trainable.active if skip_nonfinite else moves
-    return trainable._replace(params=tree.where(moves, params, trainable.params), moments=moments, active=active), norm
+    params, moments = update(trainable, gradient, scale * trainable.learning_rate, active)
+    return trainable._replace(params=tree.where(active, params, trainable.params), moments=moments, active=active), norm
 
 
 def _adam_step(trainable: Trainable, gradient: PyTree, rate: Any, moves: Bool[Array, ""]) -> tuple[PyTree, Any]:

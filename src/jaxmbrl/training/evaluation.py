@@ -15,7 +15,7 @@ from jaxmbrl.core.types import Algorithm, Carry, Clock, HostEnv, Key, Memory, Po
 from jaxmbrl.envs.bridges import twin
 from jaxmbrl.rollout import Return, episode_return, rollout, world_of
 from jaxmbrl.training import hosted
-from jaxmbrl.training.devices import OF_ALL, OF_SEEDS, Spread
+from jaxmbrl.training.devices import OF_ALL, OF_SEEDS, SeedSharding
 from jaxmbrl.training.loop import Compile, clock_at
 
 _STREAM = 0x45564131
@@ -64,16 +64,16 @@ def evaluator(
     closing: contextlib.ExitStack,
     clock: Clock,
     states: PyTree,
-    spread: Spread,
+    sharding: SeedSharding,
     in_gymnasium: bool = False,
 ) -> Callable[[Clock, PyTree], Float[Array, "K episodes"]]:
-    """A compiled `evaluate` for a clock and states like `states` [K, ...], placed according to `spread`. Episodes run on
+    """A compiled `evaluate` for a clock and states like `states` [K, ...], placed according to `sharding`. Episodes run on
     the host if the task does, or in the task's Gymnasium counterpart. Opened resources are released with `closing`.
 
     Raises UserError if the task has no Gymnasium counterpart.
     """
     if task.host is None and not in_gymnasium:
-        everywhere = spread.over(
+        everywhere = sharding.over(
             lambda clock, states: evaluate(algorithm, task, states, episodes, clock), OF_ALL, OF_SEEDS, result=OF_SEEDS
         )
         return compile("evaluation", jax.jit(everywhere), clock, states)

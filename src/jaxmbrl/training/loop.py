@@ -31,7 +31,7 @@ from jaxmbrl.core.types import (
     Transition,
 )
 from jaxmbrl.rollout import auto_reset, playback, rollout, world_of
-from jaxmbrl.training.devices import OF_ALL, OF_SEEDS, Spread
+from jaxmbrl.training.devices import OF_ALL, OF_SEEDS, SeedSharding
 
 ENVIRONMENT, LEARNER, MEMORY, COLLECT = range(4)
 """Indices, folded into a seed's key, of independent random streams."""
@@ -94,10 +94,10 @@ class Loop(NamedTuple):
     steps_per_call: int
     """Environment steps of each seed in one call of `learn`."""
     checked: tuple[str, ...]
-    """Names of the values that are checked to be finite at each call."""
-    compiled: Callable[[Compile, contextlib.ExitStack, Clock, LoopState, Spread], Any]
-    """(compile, closing, clock, LoopState [K], spread) -> a compiled `run` for states placed according to `spread`. It may
-    donate the states that it receives. Resources that it opens are released with `closing`."""
+    """Names of values that are checked to be finite at each call."""
+    compiled: Callable[[Compile, contextlib.ExitStack, Clock, LoopState, SeedSharding], Any]
+    """(compile, closing, clock, LoopState [K], sharding) -> a compiled `run` for states placed according to `sharding`. It
+    may donate the states that it receives. Resources that it opens are released with `closing`."""
     check: Callable[[Clock, LoopState], dict[str, Bool[Array, "K"]]] | None
     """(clock, LoopState [K]) -> for each name in `checked`, whether the value is finite in the next call of `learn`, also
     for a frozen seed; None for a task on the host."""
@@ -277,8 +277,10 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig, data: Transition 
     def check(clock: Clock, states: LoopState) -> dict[str, Bool[Array, "K"]]:
         return parts.check(clock, states, collect_all(clock, states))
 
-    def compiled(compile: Compile, closing: contextlib.ExitStack, clock: Clock, states: LoopState, spread: Spread) -> Any:
-        everywhere = spread.over(run, OF_ALL, OF_SEEDS, OF_ALL, result=(OF_ALL, OF_SEEDS))
+    def compiled(
+        compile: Compile, closing: contextlib.ExitStack, clock: Clock, states: LoopState, sharding: SeedSharding
+    ) -> Any:
+        everywhere = sharding.over(run, OF_ALL, OF_SEEDS, OF_ALL, result=(OF_ALL, OF_SEEDS))
         return compile("training", jax.jit(everywhere, donate_argnums=1), clock, states, jnp.ones((), jnp.int32))
 
     return Loop(jax.vmap(parts.init), run, parts.steps_per_call, parts.checked, compiled, check)
@@ -319,8 +321,10 @@ DATA = ("observation", "action", "reward", "next_observation")
 
 
 def _checked(found: Metrics, learned: PyTree) -> tuple[str, ...]:
-    """Names of the checked values, in the order in which a fault is searched."""
-    gradients = (f"gradient of {jax.tree_util.keystr(path)[1:]}" for path, _ in _with_active(learned))
+    """Names of what is checked, in the order in which a fault is looked for."""
+    gradients = (
+        f"{getattr(part, 'checks', 'gradient')} of {jax.tree_util.keystr(path)[1:]}" for path, part in _with_active(learned)
+    )
     return (*(f"transition/{name}" for name in DATA), *sorted(found), *gradients)
 
 

@@ -32,7 +32,7 @@ from jaxmbrl.agents.exploration import with_gaussian_noise
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import LoopSettings, ModelChoice
-from jaxmbrl.core import metrics
+from jaxmbrl.core import metrics, tree
 from jaxmbrl.core.config import Traced, UserError
 from jaxmbrl.core.types import (
     Action,
@@ -213,8 +213,9 @@ def clipped_step(config: Config, actor: Trainable, loss: Float[Array, ""], gradi
     finite = jnp.isfinite(norm)
     scale = jnp.minimum(1.0, config.max_gradient_norm / norm)
     # The norm may overflow although every entry is finite: such a gradient is skipped too.
-    clipped = jax.tree.map(lambda leaf: jnp.where(finite, scale * leaf, jnp.nan), gradient)
-    actor, _ = optimizer.step(actor, clipped, skip_nonfinite=True)
+    clipped = jax.tree.map(lambda leaf: jnp.where(finite, scale * leaf, 0.0), gradient)
+    stepped, _ = optimizer.step(actor, clipped)
+    actor = tree.where(finite, stepped, actor)
     return actor, {
         "agent/actor_loss": Average.of(loss, finite),
         "agent/actor_gradient_norm": Average.of(norm, finite),
