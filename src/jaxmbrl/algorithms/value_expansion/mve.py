@@ -28,8 +28,6 @@ from jaxtyping import Array, Float
 
 from jaxmbrl import agents
 from jaxmbrl.agents import AgentConfig
-from jaxmbrl.agents.actor_critic.sac import SACConfig
-from jaxmbrl.agents.actor_critic.td3 import TD3Config
 from jaxmbrl.agents.actor_critic.updates import with_updates
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
@@ -56,7 +54,6 @@ from jaxmbrl.core.types import (
 from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vector_sizes
-from jaxmbrl.models.ensemble import EnsembleConfig
 from jaxmbrl.models.imagination import Trajectory, after, imagine
 
 
@@ -175,20 +172,6 @@ def td_k_batch(
         observation=observation.reshape(-1, observation.shape[-1]), action=action.reshape(-1, action.shape[-1])
     )
     return rows, jnp.where(reached, targets, 0.0).reshape(-1), alive.reshape(-1)
-
-
-_SMALL = Config(
-    agent=AgentConfig(
-        sac=SACConfig(hidden=(128, 128), learning_rate=1e-3), td3=TD3Config(hidden=(128, 128), learning_rate=1e-3)
-    ),
-    ensemble=EnsembleConfig(members=5, elites=3, hidden=(64, 64), batch_size=128, max_epochs=100),
-    refit_every=100,
-    batch_size=128,
-    updates_per_step=5,
-    replay_capacity=50_000,
-    warmup_steps=200,
-    epoch_steps=200,
-)
 
 
 METHOD = Method(
