@@ -4,6 +4,7 @@
 # make docs   install the docs extra, then build the pages in docs/_build/html and run their doctests
 # make linkcheck   ask for every address that the pages name, over the network
 # make slow   the learning checks, which take many minutes
+# make promises   compile every method, and variants, and check what `make test` checks of one method a family
 # make learning NAME=mbpo   one method's learning goal, from minutes to hours: trained, evaluated and judged
 # make bench-peers   mbrl-lib into .venv-peers, then its speed and Brax's beside ours, in about ten minutes
 
@@ -11,7 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow learning lint docs linkcheck bench-peers clean
+.PHONY: demo test slow promises learning lint docs linkcheck bench-peers clean
 .DELETE_ON_ERROR:
 
 demo: .venv/jaxmbrl
@@ -34,6 +35,9 @@ test: .venv/test
 
 slow: .venv/slow
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+promises: .venv/test
+	$(COMPILING) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup -m "promises and not gpu" tests/contracts
 
 NAME ?=
 

@@ -1,4 +1,7 @@
-"""The promises that hold for every registered algorithm, on one compilation each at a tiny size."""
+"""Compiled tier: promises of every method on its compiled program, at a tiny size.
+
+One method of each family is compiled on every run of the tests; `make promises` compiles all of them, and variants.
+"""
 
 from __future__ import annotations
 
@@ -10,101 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmbrl import algorithms, envs
-from jaxmbrl.algorithms.registry import TINY_RUN
+from jaxmbrl import algorithms
 from jaxmbrl.data.replay import Replay
-from jaxmbrl.envs.classic.pendulum import Pendulum, reward
 from jaxmbrl.nn.optimizer import Trainable
 from jaxmbrl.training import checkpoint, loop, programs
 
-CAPACITY = TINY_RUN["replay_capacity"]
-"""A length that nothing but a replay buffer has."""
-SEEDS = 2
-EPOCH = TINY_RUN["epoch_steps"]
-TINY = {name: dict(method.tiny) for name, method in algorithms.METHODS.items()}
-"""Changes to each method's default preset that make it small."""
+from .cases import CAPACITY, CASES, EPOCH, FAST, LIMIT, SEEDS, TASK, TINY, VARIANTS, Spinning, configured
 
-
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "mbpo, MACURA, known reward": (
-        "mbpo",
-        {"trust.rule": "macura", "learn_reward": False, "ensemble.elites": 3},
-    ),
-    "mbpo, M2AC, learned termination": ("mbpo", {"trust.rule": "m2ac", "learn_termination": True}),
-    "bptt, through the true simulator": ("bptt", {"model": "true", "rematerialize": False}),
-    "svg, noise inferred, known reward": ("svg", {"horizon": 1, "noise": "inferred", "learn_reward": False}),
-    "pets, iCEM, moment matching, all learned": (
-        "pets",
-        {
-            "planner.method": "icem",
-            "planner.icem.population": 12,
-            "planner.icem.elites": 4,
-            "planner.icem.horizon": 4,
-            "planner.icem.iterations": 2,
-            "ensemble.propagation": "moment_matching",
-            "learn_reward": True,
-            "learn_termination": True,
-        },
-    ),
-    "pets, MPPI, expectation of deterministic members, open loop": (
-        "pets",
-        {
-            "planner.method": "mppi",
-            "planner.mppi.population": 20,
-            "planner.mppi.horizon": 4,
-            "planner.mppi.iterations": 2,
-            "ensemble.propagation": "expectation",
-            "ensemble.probabilistic": False,
-            "particles": 1,
-            "open_loop": True,
-        },
-    ),
-    "pets, random shooting, distribution that halts, fitted once, annealed": (
-        "pets",
-        {
-            "planner.method": "random-shooting",
-            "planner.random_shooting.population": 20,
-            "planner.random_shooting.horizon": 4,
-            "ensemble.propagation": "distribution",
-            "ensemble.halt_above": 0.5,
-            "ensemble.beta_nll": 0.5,
-            "ensemble.annealing": True,
-            "refit": False,
-        },
-    ),
+REPRESENTATIVES = {
+    "dyna": "mbpo",
+    "model_free": "sac",
+    "shooting": "pets",
+    "value_expansion": "mve",
+    "value_gradients": "svg",
 }
-"""Settings that change what is compiled, tried together; by name, the algorithm and what differs from its TINY settings."""
-CASES = {name: (name, {}) for name in sorted(algorithms.METHODS)} | VARIANTS
-ALIKE = {"bptt", "ddpg", "maac", "mve", "redq", "steve", "svg", "td3", *VARIANTS}
-"""Cases whose code another one compiles for the most part."""
-
-
-def configured(case: str, env: str, **fields: Any) -> programs.RunConfig:
-    """The config of a case at tiny size."""
-    name, changes = CASES[case]
-    return programs.configure(name, env, settings=TINY[name] | changes, **fields)
-
-
-TASK, LIMIT, FAST = "spinning-pendulum", 60, 5.0
-
-
-def too_fast(next_observation: Any) -> Any:
-    return jnp.abs(next_observation[..., 2]) > FAST
-
-
-class Spinning(Pendulum):
-    """The pendulum, whose episodes end where it is too fast, too."""
-
-    def step(self, state: Any, action: Any) -> Any:
-        after = super().step(state, action)
-        return after.replace(done=too_fast(after.obs).astype(after.done.dtype))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def spinning() -> Any:
-    envs.register(TASK, lambda: envs.make_task(TASK, Spinning(), LIMIT, reward, too_fast))
-    yield
-    del envs.TASKS[TASK]
+"""The method of each family that is compiled on every run."""
 
 
 class Compiled(NamedTuple):
@@ -136,7 +59,7 @@ class Compiled(NamedTuple):
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(case, marks=[pytest.mark.slow] if case in ALIKE else []) for case in CASES],
+    params=[pytest.param(case, marks=[] if case in REPRESENTATIVES.values() else [pytest.mark.promises]) for case in CASES],
 )
 def compiled(request: pytest.FixtureRequest, spinning: None) -> Compiled:
     program = programs.build(configured(request.param, TASK, steps=3 * EPOCH, seeds=SEEDS))
@@ -378,3 +301,8 @@ def test_it_trains_on_a_gpu(compiled: Compiled) -> None:
 def test_every_method_has_small_settings(name: str) -> None:
     program = programs.configure(name, "pendulum", settings=TINY[name])
     assert program.settings.epoch_steps == EPOCH and program.settings.replay_capacity == CAPACITY
+
+
+def test_every_family_is_compiled() -> None:
+    families = {name: method.family for name, method in algorithms.METHODS.items()}
+    assert {family: families[name] for family, name in REPRESENTATIVES.items()} == {f: f for f in families.values()}

@@ -37,8 +37,8 @@ def update(state):
     return state + 1, {"seen": Average.of(state, 2.0), "rows": Average(jnp.ones(3), jnp.ones(3))}
 
 
-def test_empty_like_has_the_shapes_and_no_weight():
-    unknown = metrics.empty_like(update, jnp.array(4.0))
+def test_none_like_has_the_shapes_and_no_weight():
+    unknown = metrics.none_like(update, jnp.array(4.0))
     assert set(unknown) == {"seen", "rows"}
     assert unknown["rows"].total.shape == (3,)
     assert all(not np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(unknown))

@@ -13,7 +13,8 @@ from slider import slider
 import jaxmbrl
 from jaxmbrl import envs
 from jaxmbrl.core.config import UserError, to_dict
-from jaxmbrl.core.types import Algorithm, Policy, Transition
+from jaxmbrl.core.types import Algorithm, Policy, Transition, flatten, row_like
+from jaxmbrl.data import prioritized, replay, sequences
 from jaxmbrl.diagnostics import doctor
 from jaxmbrl.report import build as making
 from jaxmbrl.report import diagnosing
@@ -172,6 +173,25 @@ def test_returns_are_of_whole_episodes():
     rows = Transition(np.zeros((6, 1)), np.zeros((6, 1)), reward, np.zeros((6, 1)), ends, cut, ())
     assert diagnosing.returns_of(rows) == (3.0, 28.0)
     assert diagnosing.returns_of(jax.tree.map(lambda leaf: leaf[:1], rows)) == ()
+
+
+@pytest.mark.parametrize("kind", ["rows", "prioritized", "sequences"])
+def test_stored_actions_of_every_kind_of_buffer(kind):
+    """Four steps of two environments, in a buffer with room for three of each."""
+    row = row_like(envs.make("pendulum"))
+    steps = jax.tree.map(lambda leaf: jnp.zeros((4, 2, *leaf.shape), leaf.dtype), row)
+    steps = steps._replace(action=jnp.arange(8.0).reshape(4, 2, 1))
+    if kind == "sequences":
+        empty = sequences.init(row, 2, 3)
+        first, second = (jax.tree.map(lambda x, part=part: x[part], steps) for part in (slice(2), slice(2, 4)))
+        buffer = sequences.add(sequences.add(empty, first), second)
+    else:
+        made = replay if kind == "rows" else prioritized
+        empty = made.init(row, 6)
+        buffer = made.add(empty, flatten(steps))
+    assert diagnosing._stored(empty) is None and diagnosing._stored(None) is None
+    found = diagnosing._stored(buffer)
+    assert found.shape == (6, 1) and sorted(found[:, 0]) == [2, 3, 4, 5, 6, 7]
 
 
 def test_what_cannot_be_played_is_told(run, monkeypatch):

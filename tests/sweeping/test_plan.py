@@ -267,7 +267,7 @@ def test_a_folder_of_something_else_is_refused_and_kept(tmp_path):
     run = run_of(SAC, tmp_path)
     run.path.mkdir()
     (run.path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"is taken \(it holds thesis.tex\)"):
+    with pytest.raises(UserError, match=r"is in use \(it has thesis.tex\)"):
         sweep_runs.check_same(run)
 
 

@@ -13,7 +13,9 @@ from jaxmbrl import cli, envs
 from jaxmbrl import planning as planners
 from jaxmbrl.agents.exploration import uniform
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.data import dataset
+from jaxmbrl.envs.base import initial_state
 from jaxmbrl.rollout import with_full_state
 from jaxmbrl.training import collecting, memory, programs
 from jaxmbrl.training.session import Session
@@ -222,6 +224,67 @@ def test_more_than_the_machine_holds_is_told(monkeypatch, runs):
         collecting.collect_by("pendulum", "random", 5)
     monkeypatch.setattr(memory, "available", lambda: 5 * 34)
     assert collecting.collect_by("pendulum", "random", 5)[0].reward.shape == (5,)
+
+
+class Slider:
+    """A pixel in a row of eight, that the action moves left or right; at the right end the episode is over."""
+
+    observation_size = action_size = 1
+
+    def reset(self, rng):
+        return initial_state((), jnp.zeros((1, 8, 1), jnp.uint8).at[0, jax.random.randint(rng, (), 0, 6)].set(255))
+
+    def step(self, state, action):
+        place = jnp.clip(jnp.argmax(state.obs) + 2 * action - 1, 0, 7)
+        obs = jnp.zeros((1, 8, 1), jnp.uint8).at[0, place].set(255)
+        return state.replace(obs=obs, reward=jnp.ones(()), done=(place == 7).astype(float))
+
+
+class Ladder(Slider):
+    """The same as the number of the place."""
+
+    def reset(self, rng):
+        return initial_state((), jax.random.randint(rng, (), 0, 6, jnp.int32))
+
+    def step(self, state, action):
+        place = jnp.clip(state.obs + 2 * action - 1, 0, 7)
+        return state.replace(obs=place, reward=jnp.ones(()), done=(place == 7).astype(float))
+
+
+@pytest.mark.parametrize("kind", ["images", "choices"])
+def test_images_and_choices_go_into_a_file_and_come_back(kind, tmp_path, monkeypatch):
+    """By the command line, in the dtypes of the spaces; an image once."""
+    env, space = (Slider(), Box((1, 8, 1), 0, 255, "uint8")) if kind == "images" else (Ladder(), Discrete(8))
+    monkeypatch.setattr(envs, "TASKS", envs.TASKS | {"slider": lambda: envs.make_task("slider", env, 20, **spaces)})
+    spaces = {"action": Discrete(2), "observation": space}
+    out = tmp_path / "rows.npz"
+    assert cli.main(["collect", "--policy", "random", "--env", "slider", "--steps", "100", "--out", str(out)]) == 0
+    data = dataset.load(out)
+    dataset.check_fits(data, envs.make("slider"))
+    rows = data.rows
+    expected = collecting.collect_by("slider", "random", 100)[0]
+    for name in rows._fields[:-1]:
+        np.testing.assert_array_equal(getattr(rows, name), getattr(expected, name), strict=True)
+    place, after = (
+        np.argmax(x.reshape(100, -1), 1) if kind == "images" else x for x in (rows.observation, rows.next_observation)
+    )
+    np.testing.assert_array_equal(after, np.clip(place + 2 * rows.action - 1, 0, 7))
+    ended = rows.terminated | rows.truncated
+    np.testing.assert_array_equal(rows.terminated, after == 7)
+    np.testing.assert_array_equal(place[1:][~ended[:-1]], after[:-1][~ended[:-1]])
+    assert ended.sum() >= 3
+    if kind == "images":
+        with np.load(out) as file:
+            assert file["observation"].nbytes == 800 and file["last_observation"].nbytes == 8 * (ended[:-1].sum() + 1)
+
+
+def test_a_task_that_no_file_stores_is_refused_before_collecting(monkeypatch):
+    task = envs.make("pendulum")._replace(observation=Box((3,), 0, 9, "int32"))
+    monkeypatch.setattr(envs, "TASKS", envs.TASKS | {"board": lambda: task})
+    with pytest.raises(
+        UserError, match=r"cannot store the observations of task 'pendulum', Box\(shape=\(3,\), low=0, high=9"
+    ):
+        collecting.collect_by("board", "random", 5)
 
 
 def test_tasks_are_collected_from_in_shapes_that_fit():

@@ -13,6 +13,7 @@ import jaxmbrl
 from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Policy
+from jaxmbrl.data import dataset
 from jaxmbrl.training import collecting
 from jaxmbrl.training.session import Session
 
@@ -45,8 +46,16 @@ def test_collecting_by_the_command_line(tmp_path):
     assert np.flatnonzero(a["truncated"]).tolist() == [199] and not a["terminated"].any()
     np.testing.assert_array_equal(a["observation"][200:], np.r_[a["observation"][200:201], a["next_observation"][200:-1]])
     assert np.abs(a["observation"][200] - a["next_observation"][199]).max() > 1e-3
-    code, _, err = call("collect", *words[:2], "--env", "gymnasium/CartPole-v1", "--out", tmp_path / "c")
-    assert code == 2 and "collect takes vectors" in err and not (tmp_path / "c.npz").exists()
+
+
+def test_discrete_actions_are_collected_and_a_model_of_vectors_refuses_them(tmp_path):
+    out = tmp_path / "c.npz"
+    code, said, err = call("collect", "--policy", "random", "--env", "gymnasium/CartPole-v1", "--steps", 20, "--out", out)
+    assert (code, err) == (0, "") and "20 transitions of gymnasium/CartPole-v1" in said and "what to try next" not in said
+    rows = dataset.load(out).rows
+    assert rows.action.dtype == np.int32 and rows.action.shape == (20,) and set(rows.action) == {0, 1}
+    code, _, err = call("fit", "--data", out)
+    assert code == 2 and "fit takes vectors, and the data's 'action' is int32 of shape (20,)" in err
 
 
 def test_collecting_stops_at_an_action_that_is_not_finite():

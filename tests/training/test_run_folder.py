@@ -45,7 +45,7 @@ def test_create_refuses_what_is_taken(tmp_path):
         with pytest.raises(UserError, match=words) as caught:
             RunFolder.create(path)
         assert str(path) in one_line(caught)
-    with pytest.raises(UserError, match=r"is not empty \(it holds file\)") as caught:
+    with pytest.raises(UserError, match=r"is not empty \(it has file\)") as caught:
         RunFolder.create(tmp_path)
     one_line(caught)
     assert (tmp_path / "file").read_text() == "mine"
@@ -266,7 +266,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_one_process_holds_a_run(run):
     code = """
         import sys
-        from jaxmbrl.config import UserError
+        from jaxmbrl.core.config import UserError
         from jaxmbrl.training.run_folder import RunFolder
         from pathlib import Path
         try:

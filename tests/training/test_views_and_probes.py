@@ -15,7 +15,7 @@ import jaxmbrl
 from jaxmbrl import algorithms, envs
 from jaxmbrl.algorithms import Method
 from jaxmbrl.algorithms.presets import Preset
-from jaxmbrl.core.config import UserError
+from jaxmbrl.core.config import Traced, UserError
 from jaxmbrl.core.types import Algorithm, Average, CriticView, Policy, Views, flatten, row_like
 from jaxmbrl.data import dataset, replay
 from jaxmbrl.report import build, diagnosing
@@ -34,7 +34,7 @@ class Config:
     warmup_steps: int = 0
     epoch_steps: int = EPOCH
     eval_every: int = 2
-    rate: Annotated[float, Gt(0)] = 1.0
+    rate: Annotated[float, Gt(0), Traced] = 1.0
     model: Literal["learned", "true"] = "learned"
     probe: str = "steps_to_goal"
 
@@ -97,7 +97,7 @@ def make(config, task):
 def toy():
     with pytest.MonkeyPatch.context() as patch:
         presets = {"tiny": Preset(Config(), "none", STEPS)}
-        patch.setitem(algorithms.METHODS, "toy", Method(make, Config, presets, ("rate",), "a toy"))
+        patch.setitem(algorithms.METHODS, "toy", Method(make, Config, presets, summary="a toy"))
         yield
 
 

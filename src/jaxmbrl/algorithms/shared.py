@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, Protocol, Self, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,7 @@ class ModelChoice:
         """Whether it is the true simulator."""
         return self.model == "true"
 
-    def with_model(self, model: Any) -> Self:
+    def with_model(self, model: Any) -> ModelChoice:
         """The same settings with another model."""
         return replace(self, model=model)
 

@@ -22,7 +22,7 @@ def total(metrics: Metrics) -> Metrics:
     return jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
 
 
-def empty_like(function: Callable[..., tuple[Any, Metrics]], *args: Any) -> Metrics:
+def none_like(function: Callable[..., tuple[Any, Metrics]], *args: Any) -> Metrics:
     """The metrics that `function(*args) -> (_, metrics)` would give, all unknown."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *args)[1])
 
@@ -34,7 +34,7 @@ def cond_update(
 
     Give it only the state that `update` changes, or buffers are copied. The predicate must not be batched over seeds.
     """
-    return jax.lax.cond(predicate, update, lambda state: (state, empty_like(update, state)), state)
+    return jax.lax.cond(predicate, update, lambda state: (state, none_like(update, state)), state)
 
 
 def repeat(
@@ -50,7 +50,7 @@ def repeat(
         state, more = update(state, jax.random.fold_in(key, i))
         return state, add(found, more)
 
-    return jax.lax.fori_loop(0, number, body, (state, empty_like(update, state, key)))
+    return jax.lax.fori_loop(0, number, body, (state, none_like(update, state, key)))
 
 
 def known(metrics: Mapping[str, Average]) -> dict[str, float]:

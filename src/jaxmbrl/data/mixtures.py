@@ -31,8 +31,8 @@ def mixture(sources: Sequence[Replay], shares: Sequence[Float[Array, ""] | float
         raise ValueError(f"a mixture needs a share for each of its sources, got {len(shares)} for {len(sources)}")
     keys = jax.random.split(key, len(sources))
     edges = [0, *(jnp.floor(share * n).astype(jnp.int32) for share in accumulate(shares[:-1])), n]
-    empty = jnp.stack([source.size == 0 for source in sources]).at[0].set(False)
-    counts = jnp.where(empty, 0, jnp.diff(jnp.stack([jnp.asarray(edge, jnp.int32) for edge in edges])))
+    is_empty = jnp.stack([source.size == 0 for source in sources]).at[0].set(False)
+    counts = jnp.where(is_empty, 0, jnp.diff(jnp.stack([jnp.asarray(edge, jnp.int32) for edge in edges])))
     ends = jnp.cumsum(counts.at[0].add(n - jnp.sum(counts)))
 
     def choose(first: tuple[PyTree, Array], second: tuple[PyTree, Array]) -> tuple[PyTree, Array]:

@@ -21,7 +21,9 @@ from jaxtyping import Float
 
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Algorithm, Clock, CriticView, ModelView, Policy, PyTree, Task, Transition, World
+from jaxmbrl.data.prioritized import Prioritized
 from jaxmbrl.data.replay import Replay
+from jaxmbrl.data.sequences import Sequences
 from jaxmbrl.diagnostics import compounding_error, evaluate_model, imagined_vs_real, monte_carlo_returns, value_bias, video
 from jaxmbrl.diagnostics.one_step import ModelEvaluation
 from jaxmbrl.diagnostics.open_loop import CompoundingError, ImaginedVsReal, steps_left
@@ -196,11 +198,17 @@ def returns_of(rows: Transition) -> tuple[float, ...]:
     return tuple(float(part.sum()) for part in np.split(np.asarray(rows.reward, float), ends + 1)[: len(ends)])
 
 
-def _stored(replay: Any) -> Float[np.ndarray, "N A"] | None:
-    """The actions in the buffer, where they are vectors and there are any."""
-    if not isinstance(replay, Replay):
+def _stored(buffer: Any) -> Float[np.ndarray, "N A"] | None:
+    """The actions in a buffer of `jaxmbrl.data`, where they are vectors and there are any."""
+    buffer = buffer.replay if isinstance(buffer, Prioritized) else buffer
+    if isinstance(buffer, Replay):
+        action = np.asarray(buffer.data.action[: int(buffer.size)])
+    elif isinstance(buffer, Sequences):
+        room = buffer.rows.action.shape[1]
+        newest_first = (int(buffer.position) - 1 - np.arange(int(buffer.size))) % room
+        action = np.asarray(buffer.rows.action)[:, newest_first].reshape(-1, *buffer.rows.action.shape[2:])
+    else:
         return None
-    action = np.asarray(replay.data.action[: int(replay.size)])
     return action if action.ndim == 2 and len(action) else None
 
 

@@ -55,8 +55,8 @@ def playground_task(name: str) -> Task:
     `Task.env` is Playground's own environment. The `action_repeat` of its config is for Playground's trainers and not
     applied. A simulation that diverges is done for Playground, and then observes what is not finite: a run freezes there.
 
-    Raises UserError where Playground is missing, the name is unknown, the environment needs robot models that are still to
-    download, cannot be made with the packages installed, or does not observe one vector.
+    Raises UserError where Playground is missing, the name is unknown, the environment needs robot models that are not
+    downloaded yet, cannot be made with the packages installed, or does not observe one vector.
     """
     package = _package("mujoco_playground", "playground")
     suites = (package.dm_control_suite, package.locomotion, package.manipulation)
@@ -80,13 +80,13 @@ def playground_task(name: str) -> Task:
 
 
 class _Sized:
-    """An environment with sizes that are told without simulating: Brax's own resets, not compiled, for each look."""
+    """An environment whose sizes are read without simulating: Brax's own property resets, not compiled, at each access."""
 
     def __init__(self, env: Any) -> None:
         self._env = env
         self.action_size: int = env.action_size
         first = jax.eval_shape(self.reset, jax.random.key(0))
-        # So that what cannot be stepped is known at once.
+        # An environment that cannot be stepped raises here and not in a run.
         jax.eval_shape(self.step, first, jnp.zeros(self.action_size))
         shapes = jax.tree.map(lambda x: x.shape, first.obs)
         self.observation_size: Any = shapes[0] if isinstance(shapes, tuple) and len(shapes) == 1 else shapes
@@ -101,7 +101,7 @@ class _Sized:
 
 
 def _task(name: str, package: str, make: Callable[[], Any], length: int) -> Task:
-    """The task of the environment that `make` makes; whatever the package raises is told in one line."""
+    """The task of the environment that `make` makes; what the package raises becomes a UserError of one line."""
     try:
         with _quiet():
             env = make()
@@ -109,10 +109,10 @@ def _task(name: str, package: str, make: Callable[[], Any], length: int) -> Task
     except UserError:
         raise
     except Exception as error:
-        told = (str(error).strip() or "no message").splitlines()[0]
+        message = (str(error).strip() or "no message").splitlines()[0]
         version = importlib.metadata.version(package)
         raise UserError(
-            f"'{name}' cannot be made by {package} {version} with the packages installed: {type(error).__name__}: {told}"
+            f"'{name}' cannot be made by {package} {version} with the packages installed: {type(error).__name__}: {message}"
         ) from error
     return make_task(name, sized, length)._replace(env=env)
 
@@ -130,15 +130,16 @@ NOTICES = (
     "compiler attribute 'settotalmass' is deprecated",
     "Brax System, piplines and environments are not actively being maintained",
 )
-"""How warnings begin that a user can do nothing about; MuJoCo would also write its own to a file in the working folder."""
+"""First words of warnings about which a user can do nothing; MuJoCo would also write its own to a file in the working
+folder."""
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """MuJoCo's warnings as Python's, and none of `NOTICES`."""
+    """Turn MuJoCo's warnings into Python's, and drop those of `NOTICES`."""
     mujoco, _ = import_mjx()
-    before, heard = mujoco.get_mju_user_warning(), list[str]()
-    mujoco.set_mju_user_warning(heard.append)
+    before, messages = mujoco.get_mju_user_warning(), list[str]()
+    mujoco.set_mju_user_warning(messages.append)
     try:
         with warnings.catch_warnings():
             for notice in NOTICES:
@@ -146,6 +147,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         mujoco.set_mju_user_warning(before)
-    for text in heard:
+    for text in messages:
         if not text.startswith(NOTICES):
             warnings.warn(text, stacklevel=2)

@@ -17,7 +17,7 @@ from jaxmbrl.envs.bridges.gymnasium_task import float_dtype, make_registered, re
 
 
 class Seen(NamedTuple):
-    """What is seen of a twin: more than its observation, for policies that plan in the true simulator."""
+    """The observation of a twin, with the simulator's state for policies that plan in the true simulator."""
 
     observation: Float[Array, "*n O"] | Float[np.ndarray, "O"]
     qpos: Float[Array, "*n nq"] | Float[np.ndarray, "nq"]
@@ -75,10 +75,10 @@ def check_twin(task: Task) -> str:
 
 
 def carry_of(task: Task) -> Callable[[Seen], Carry]:
-    """What turns what is seen of the task's twin into the carry of its own World.
+    """A function from the state of the task's twin to the carry of the task's own World.
 
-    Where a reward pays for the way of a body since the simulator's last evaluation (Ant, Humanoid), the first step planned
-    counts it from where the body is now; that is the same for all plans.
+    Where a reward is for the distance of a body since the simulator's last evaluation (Ant, Humanoid), the first planned
+    step measures it from where the body is now; that is the same for all plans.
     """
 
     def carry(seen: Seen) -> Carry:
@@ -92,6 +92,6 @@ def carry_of(task: Task) -> Callable[[Seen], Carry]:
 
 
 def versions(physics: bool = True) -> str:
-    """What a twin runs in, with versions; without `physics` Gymnasium alone."""
+    """Names and versions of the packages that a twin runs in; without `physics` Gymnasium only."""
     gymnasium, mujoco = (importlib.metadata.version(package) for package in ("gymnasium", "mujoco"))
     return f"Gymnasium {gymnasium}" + (f" (C MuJoCo {mujoco})" if physics else "")

@@ -1,0 +1,262 @@
+"""Traced tier: promises of every method that its traced program shows, without compiling it.
+
+`learn` is traced alone and under `vmap` over seeds with the clock shared. Only what is decided by the clock stays a
+condition then: a condition that is batched over seeds becomes a select, and both of its branches run.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.errors import KeyReuseError
+
+# The public switch, `jax_debug_key_reuse`, checks what is run, and nothing runs here.
+from jax.experimental.key_reuse._core import check_key_reuse_jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from jaxmbrl.core import tree
+from jaxmbrl.core.types import Algorithm, Transition, row_like
+from jaxmbrl.data.replay import Replay
+from jaxmbrl.nn.optimizer import Trainable
+from jaxmbrl.training import loop, programs
+
+from .cases import CASES, EPOCH, SEEDS, TASK, configured
+
+LARGE = 4_000
+"""Numbers in a leaf from which on a frozen seed must not copy it."""
+BY_SEED = {"train_until_stale", "shuffled", "fit_until_stale"}
+"""Functions whose loops end by each seed's own data: early stopping, and the cycle walk of a random permutation."""
+
+
+class Traced(NamedTuple):
+    """A method at tiny size, traced."""
+
+    program: programs.Program
+    state: Any
+    """Shapes of the algorithm's state."""
+    transitions: Transition
+    one: ClosedJaxpr
+    """`learn` of one seed."""
+    many: ClosedJaxpr
+    """`learn` of several seeds, the clock shared."""
+
+
+def zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def seeds_of(shapes: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((SEEDS, *x.shape), x.dtype), shapes)
+
+
+def collected(algorithm: Algorithm, program: programs.Program, state: Any) -> Transition:
+    """Shapes of what `learn` is given."""
+    task = program.task
+
+    def extras(state: Any, key: Any) -> Any:
+        policy = algorithm.policy(state, loop.clock_at(0), True)
+        carry = task.world.reset(key)
+        seen = carry if algorithm.observes_full_state else task.world.observe(carry)
+        return policy.act(policy.init(key), seen, key)[1]
+
+    row = row_like(task)._replace(extras=zeros(jax.eval_shape(extras, state, jax.random.key(0))))
+    shape = (algorithm.period, program.config.settings.num_envs)
+    return jax.eval_shape(lambda: jax.tree.map(lambda x: jnp.zeros((*shape, *x.shape), x.dtype), row))
+
+
+@functools.cache
+def traced(case: str) -> Traced:
+    program = programs.build(configured(case, TASK, steps=3 * EPOCH, seeds=SEEDS))
+    algorithm, clock = program.algorithm, loop.clock_at(0)
+    state = jax.eval_shape(lambda key: algorithm.init(key, {}, None), jax.random.key(0))
+    transitions = collected(algorithm, program, state)
+    one = jax.make_jaxpr(algorithm.learn)(clock, state, transitions)
+    over_seeds = jax.vmap(algorithm.learn, (None, 0, 0))
+    return Traced(
+        program, state, transitions, one, jax.make_jaxpr(over_seeds)(clock, seeds_of(state), seeds_of(transitions))
+    )
+
+
+@pytest.fixture(params=CASES)
+def method(request: pytest.FixtureRequest, spinning: None) -> Traced:
+    return traced(request.param)
+
+
+def inner(equation: Any) -> Iterator[Jaxpr]:
+    """The jaxprs within an equation."""
+    for value in equation.params.values():
+        for part in value if isinstance(value, tuple | list) else [value]:
+            if isinstance(part, ClosedJaxpr):
+                yield part.jaxpr
+            elif isinstance(part, Jaxpr):
+                yield part
+
+
+def equations(jaxpr: Jaxpr) -> Iterator[Any]:
+    """All equations, also of inner jaxprs."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for part in inner(equation):
+            yield from equations(part)
+
+
+def number_of(jaxpr: ClosedJaxpr, name: str) -> int:
+    return sum(equation.primitive.name == name for equation in equations(jaxpr.jaxpr))
+
+
+def functions_of(equation: Any) -> set[str]:
+    """Names of the functions that an equation was traced in."""
+    traceback = equation.source_info.traceback
+    return {frame.function_name for frame in traceback.frames} if traceback else set()
+
+
+def loops_by_seed(jaxpr: ClosedJaxpr) -> list[set[str]]:
+    """Where each `while` comes from with a predicate that is computed for several rows: any of them keeps it going."""
+    loops = [equation for equation in equations(jaxpr.jaxpr) if equation.primitive.name == "while"]
+    return [
+        functions_of(equation)
+        for equation in loops
+        if any(inside.primitive.name == "reduce_or" for inside in equations(equation.params["cond_jaxpr"].jaxpr))
+    ]
+
+
+def assert_shared_predicates(one: ClosedJaxpr, many: ClosedJaxpr) -> None:
+    """No condition is lost under `vmap` over seeds, and no loop ends by a seed but those of BY_SEED."""
+    assert number_of(many, "cond") == number_of(one, "cond")
+    assert number_of(many, "while") == number_of(one, "while")
+    assert [found for found in loops_by_seed(many) if not found & BY_SEED] == []
+
+
+def test_conditions_and_loops_are_shared_by_all_seeds(method: Traced) -> None:
+    assert_shared_predicates(method.one, method.many)
+
+
+@pytest.mark.parametrize("case", ["sac", "mbpo"])
+def test_a_clock_of_each_seed_would_be_found(case: str, spinning: None) -> None:
+    method = traced(case)
+    clocks = seeds_of(jax.eval_shape(lambda: loop.clock_at(0)))
+    batched = jax.make_jaxpr(jax.vmap(method.program.algorithm.learn))(
+        clocks, seeds_of(method.state), seeds_of(method.transitions)
+    )
+    with pytest.raises(AssertionError):
+        assert_shared_predicates(method.one, batched)
+
+
+def test_the_state_is_a_fixed_point_of_learn(method: Traced) -> None:
+    """Shapes, dtypes and weak types come out as they go in, so a run compiles once."""
+    learn = method.program.algorithm.learn
+    after, _ = jax.eval_shape(learn, loop.clock_at(0), method.state, method.transitions)
+
+    def signature(shapes: Any) -> list[Any]:
+        return [(x.shape, x.dtype, getattr(x, "weak_type", False)) for x in jax.tree.leaves(shapes)]
+
+    assert jax.tree.structure(after) == jax.tree.structure(method.state)
+    assert signature(after) == signature(method.state)
+
+
+def test_nothing_is_called_on_the_host(method: Traced) -> None:
+    names = {equation.primitive.name for equation in equations(method.one.jaxpr)}
+    assert not {name for name in names if "callback" in name or name in ("infeed", "outfeed")}
+
+
+def test_no_key_is_used_twice(method: Traced) -> None:
+    check_key_reuse_jaxpr(method.one.jaxpr)
+
+
+def test_a_key_that_is_used_twice_would_be_found() -> None:
+    twice = jax.make_jaxpr(lambda key: jax.random.normal(key) + jax.random.uniform(key))(jax.random.key(0))
+    with pytest.raises(KeyReuseError):
+        check_key_reuse_jaxpr(twice.jaxpr)
+
+
+WRITES = {"scatter", "dynamic_update_slice"}
+
+
+def writes(jaxpr: Jaxpr, variable: Any) -> tuple[set[str], Any]:
+    """(operations between a jaxpr's input and `variable`, that input): what is written into an array on its way. The input
+    is None where the array is made of something else."""
+    if isinstance(variable, Literal):
+        return {"literal"}, None
+    if variable in jaxpr.invars:
+        return set(), jaxpr.invars.index(variable)
+    equation = next((e for e in jaxpr.eqns if variable in e.outvars), None)
+    if equation is None:
+        return {"constant"}, None
+    name, place = equation.primitive.name, equation.outvars.index(variable)
+    found: set[str] = set()
+    if name in WRITES:
+        source: Any = 0
+        found = {name}
+    elif name == "cond":
+        sides = [writes(branch.jaxpr, branch.jaxpr.outvars[place]) for branch in equation.params["branches"]]
+        found = set().union(*(side for side, _ in sides))
+        sources = {at for _, at in sides}
+        source = 1 + sources.pop() if len(sources) == 1 and None not in sources else None
+    elif name in ("while", "scan"):
+        body = equation.params["body_jaxpr" if name == "while" else "jaxpr"].jaxpr
+        before = equation.params["body_nconsts" if name == "while" else "num_consts"]
+        found, at = writes(body, body.outvars[place])
+        outside = before + (equation.params["cond_nconsts"] if name == "while" else 0)
+        source = outside + place if at == before + place else None
+    elif name in ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"):
+        part = next(inner(equation))
+        found, source = writes(part, part.outvars[place])
+    else:
+        return {name}, None
+    if source is None:
+        return found | {f"{name} of several"}, None
+    more, at = writes(jaxpr, equation.invars[source])
+    return found | more, at
+
+
+def test_replay_buffers_are_written_by_scatter_alone(method: Traced) -> None:
+    """A copy of a buffer at each step would cost more than the step."""
+    after, _ = jax.eval_shape(method.program.algorithm.learn, loop.clock_at(0), method.state, method.transitions)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(after)]
+    replays = jax.tree_util.tree_leaves_with_path(method.state, is_leaf=lambda x: isinstance(x, Replay))
+    data = tuple(f"{jax.tree_util.keystr(path)}.data" for path, x in replays if isinstance(x, Replay))
+    assert data, "the method keeps no replay buffer: is this test still about something?"
+    clock = len(jax.tree.leaves(loop.clock_at(0)))
+    for i, path in enumerate(paths):
+        if path.startswith(data):
+            found, source = writes(method.one.jaxpr, method.one.jaxpr.outvars[i])
+            assert (found <= WRITES, source) == (True, clock + i), (path, found, source)
+
+
+def test_what_is_large_has_a_gate_of_its_own(method: Traced) -> None:
+    """The loop selects the leaves of all other state, which reads and writes them once more at each call."""
+    leaves = jax.tree_util.tree_leaves_with_path(method.state, is_leaf=tree.is_gated)
+    large = [jax.tree_util.keystr(path) for path, x in leaves if not tree.is_gated(x) and x.size > LARGE]
+    assert large == []
+
+
+def test_the_finite_check_names_all_parts(method: Traced) -> None:
+    parts = jax.tree_util.tree_leaves_with_path(method.state, is_leaf=lambda x: isinstance(x, Trainable))
+    optimizers = {f"gradient of {jax.tree_util.keystr(path)[1:]}" for path, x in parts if isinstance(x, Trainable)}
+    checked = method.program.loop.checked
+    assert optimizers, "nothing learns"
+    assert optimizers == {name for name in checked if name.startswith("gradient of ")}
+    _, metrics = jax.eval_shape(method.program.algorithm.learn, loop.clock_at(0), method.state, method.transitions)
+    assert {"transition/observation", "transition/reward", *metrics} <= set(checked)
+
+
+def test_what_may_be_left_out_of_a_checkpoint_is_a_part_of_the_state(method: Traced) -> None:
+    """And the buffer of real transitions is not: no model can imagine it."""
+    state = zeros_state(method.state)
+    views = method.program.algorithm.views(state)
+    own = {id(leaf) for leaf in jax.tree.leaves(state)}
+    again = {id(leaf) for leaf in jax.tree.leaves(views.reproducible)}
+    assert again <= own and not again & {id(leaf) for leaf in jax.tree.leaves(views.replay)}
+    assert views.replay is state.replay
+
+
+def zeros_state(shapes: Any) -> Any:
+    def leaf(x: Any) -> Any:
+        return jax.random.key(0) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.zeros(x.shape, x.dtype)
+
+    return jax.tree.map(leaf, shapes)
