@@ -189,7 +189,7 @@ class RecurrentConfig:
 
 
 class Recurrent(nn.Module):
-    """A gated recurrent unit with a policy and a value."""
+    """A unit with one gate, and a policy and a value above it."""
 
     units: int
     actions: int
@@ -197,9 +197,10 @@ class Recurrent(nn.Module):
     @nn.compact
     def __call__(self, memory: Any, observation: Any) -> Any:
         """(memory after the observation, logits, value)."""
-        cell = nn.GRUCell(self.units, recurrent_kernel_init=nn.initializers.lecun_normal())
-        memory, out = cell(memory, observation)
-        return memory, nn.Dense(self.actions)(out), nn.Dense(1)(out)[..., 0]
+        gate, new = jnp.split(nn.Dense(2 * self.units)(jnp.concatenate([observation, memory], axis=-1)), 2, axis=-1)
+        memory = memory + nn.sigmoid(gate) * (nn.tanh(new) - memory)
+        heads = nn.Dense(self.actions + 1)(memory)
+        return memory, heads[..., :-1], heads[..., -1]
 
 
 class Acted(NamedTuple):
@@ -268,7 +269,7 @@ def make_recurrent(config: RecurrentConfig, task: Any) -> Algorithm:
             network, norm = optimizer.step(network, gradient, chain=chain)
             return network, {"recurrent/loss": Average.of(of), "recurrent/gradient_norm": Average.of(norm)}
 
-        trained, found = metrics.repeat(config.updates, update, state.network, jax.random.key(0))
+        trained, found = metrics.repeat(jnp.asarray(config.updates), update, state.network, jax.random.key(0))
         return OnPolicy(trained), found | {"recurrent/recomputed": Average.of(jnp.max(differs))}
 
     return Algorithm(init, policy, learn, period=64)
@@ -300,8 +301,8 @@ def drawn(place: Any) -> Any:
 
 
 class Square:
-    """A square on a board of 8 x 8 places, seen as an image. It moves up, down, left or right, and starts in the first 4 x 4
-    places; a step to the goal earns 1 and ends the episode."""
+    """A square on a board of 8 x 8 places, seen as an image. It moves up, down, left or right, and starts in one of the
+    first 4 x 4 places; a step to the goal earns 1 and ends the episode."""
 
     observation_size = action_size = 1
 
@@ -406,7 +407,7 @@ def make_image(config: ImageConfig, task: Any) -> Algorithm:
             network, _ = optimizer.step(network, gradient)
             return optimizer.move_target(network, 0.05), {"image/loss": Average.of(of)}
 
-        trained, found = metrics.repeat(config.updates, update, state.network, update_key)
+        trained, found = metrics.repeat(jnp.asarray(config.updates), update, state.network, update_key)
         return Seen(trained, buffer, key), found
 
     def views(state: Seen) -> Views:
@@ -446,7 +447,7 @@ TOYS = {
         lambda cell: cell in (0, 1),
     ),
     "toy-recurrent": Toy(
-        Method(make_recurrent, RecurrentConfig, {"default": Preset(RecurrentConfig(), "none", 10_240)}, summary="a GRU"),
+        Method(make_recurrent, RecurrentConfig, {"default": Preset(RecurrentConfig(), "none", 10_240)}, summary="a memory"),
         task("toy-recurrent", Recall(), DELAY + 2, 3, Box((2,), -1.0, 1.0)),
         recall_in_numpy,
         lambda observation: abs(observation[0]) == 1 and observation[1] == 0,
