@@ -17,12 +17,12 @@ from jaxmbrl.data import replay, sequences
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.data.sequences import Sequences
 from jaxmbrl.nn.optimizer import Trainable
-from jaxmbrl.training import loop, programs
+from jaxmbrl.training import loop, memory, programs
 
 from . import promises
 from .cases import SEEDS
 from .promises import Compiled, assert_equal, compile_loop, leaves, of_seed, of_type, rows_of, still
-from .toys import TOYS, registered
+from .toys import TOYS, ImageConfig, make_image, registered
 
 CHANGES: dict[str, dict[str, Any]] = {"toy-image": {"replay_capacity": 202}}
 """So that the buffer of 101 columns is overwritten within three epochs."""
@@ -199,6 +199,18 @@ def test_the_buffer_of_sequences_has_the_newest_rows(compiled: Compiled) -> None
             np.testing.assert_array_equal(np.asarray(buffer.rows.action)[n, at], newest.action)
             np.testing.assert_array_equal(np.asarray(buffer.observations)[n, number % room], newest.observation)
             np.testing.assert_array_equal(np.asarray(buffer.observations)[n, (number + 1) % room], newest.next_observation)
+
+
+def test_an_image_is_stored_once_and_in_bytes() -> None:
+    """Each transition more takes 1,024 bytes for its image and a sixteenth for successors at ends of episodes, 4 each for
+    action, reward and the number of the image, and 2 for its ends."""
+    task = TOYS["toy-image"].task()
+
+    def size(capacity: int) -> int:
+        algorithm = make_image(ImageConfig(replay_capacity=capacity), task)
+        return memory.bytes_of(jax.eval_shape(lambda: algorithm.init(jax.random.key(0), {}, None)))
+
+    assert size(64_000) - size(32_000) == 32_000 * (1024 + 1024 // 16 + 3 * 4 + 2)
 
 
 @pytest.mark.parametrize("compiled", ["toy-recurrent"], indirect=True)
