@@ -102,7 +102,7 @@ def limits(method: str, goal: Goal) -> dict[str, float]:
     blind = program.algorithm._replace(policy=lambda state, *_: random, observes_full_state=False)
     found = {}
     for name, algorithm in (("oracle", program.algorithm), ("random", blind)):
-        state = jax.tree.map(lambda leaf: leaf[None], program.algorithm.init(jax.random.key(0), {}))
+        state = jax.tree.map(lambda leaf: leaf[None], program.algorithm.init(jax.random.key(0), {}, None))
         returns = jax.jit(lambda s, a=algorithm: evaluation.evaluate(a, program.task, s, goal.episodes))(state)
         found[name] = float(np.mean(np.asarray(returns, np.float64)))
     return found

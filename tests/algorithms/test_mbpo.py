@@ -4,6 +4,7 @@ Most tests put a model of their own in the ensemble's place, of which every row 
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from jaxmbrl.algorithms.shared import RolloutLength
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import UserError, check
 from jaxmbrl.core.types import Average, Clock, DynamicsModel, Transition, World, row_like
-from jaxmbrl.data import replay
+from jaxmbrl.data import mixtures, replay
 from jaxmbrl.models.disagreement import TrustConfig
 from jaxmbrl.models.ensemble import EnsembleConfig
 from jaxmbrl.training import evaluation, loop
@@ -204,7 +205,11 @@ def test_branch_length_by_hand(preset, lengths):
 def test_a_batch_mixes_real_and_imagined_rows_by_the_ratio():
     real = replay.add(replay.init(jnp.zeros(()), 50), jnp.arange(1.0, 41))
     imagined = replay.add(replay.init(jnp.zeros(()), 50), -jnp.arange(1.0, 31))
-    mixture = jax.jit(replay.mixture, static_argnames="n")
+
+    @functools.partial(jax.jit, static_argnames="n")
+    def mixture(first, second, key, n, share):
+        return mixtures.mixture([first, second], [share, 1 - share], key, n)
+
     for share, count in [(0.05, 12), (0.0, 0), (1.0, 256), (0.5, 128), (0.003, 0)]:
         drawn = np.asarray(mixture(real, imagined, jax.random.key(1), n=256, share=share))
         assert (drawn > 0).sum() == count and (drawn < 0).sum() == 256 - count

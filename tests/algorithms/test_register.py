@@ -51,7 +51,7 @@ def make(config, task):
         return jnp.full(1, config.push), (), memory
 
     policy = Policy(lambda key: (), act)
-    return Algorithm(lambda key, hyper: Count(jnp.zeros(())), lambda state, explore: policy, learn, period=1)
+    return Algorithm(lambda key, hyper, data: Count(jnp.zeros(())), lambda state, clock, explore: policy, learn, period=1)
 
 
 def steady(**changed):
@@ -94,7 +94,7 @@ def test_the_command_knows_it(known, capsys):
         (
             "mine",
             steady(config=Short),
-            "Short of method 'mine' lacks warmup_steps, eval_every, which the training",
+            "Short of method 'mine' lacks eval_every, which the training loop reads",
         ),
         (
             "mine",

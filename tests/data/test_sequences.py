@@ -90,14 +90,13 @@ def check_windows(buffer, player, size, length, key, batch=48):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.sampled_from([(1, 7, 1), (3, 7, 2)]),
     st.lists(st.sampled_from([1, 4, 12]), min_size=1, max_size=8),
     st.sampled_from([0.0, 0.2, 1.0]),
     st.integers(0, 99),
 )
-def test_against_lists(sizes, periods, chance, seed):
+def test_against_lists(periods, chance, seed):
     """Of any mixture of short and long blocks, some longer than the buffer, and of any episodes."""
-    num_envs, length, ends = sizes
+    num_envs, length, ends = 3, 7, 2
     player = Player(num_envs, seed, chance)
     buffer = sequences.init(prototype({"step": jnp.zeros((), jnp.int32)}), num_envs, length, ends)
     for i, period in enumerate(periods):
@@ -105,8 +104,7 @@ def test_against_lists(sizes, periods, chance, seed):
         size = whole(player.lists, length, length + ends + 1)
         assert int(buffer.size) == size
         assert buffer.next_number.tolist() == player.now.tolist()
-        for window in (1, 3):
-            check_windows(buffer, player, size, window, jax.random.key(i), batch=12)
+        check_windows(buffer, player, size, 3, jax.random.key(i), batch=12)
 
 
 @pytest.mark.parametrize("steps", [5, 30, 47])
@@ -177,19 +175,21 @@ def test_images_keep_their_bytes():
 
 def test_extras_are_kept_where_the_prototype_has_them():
     given = Player(2).play(3)
-    assert sample(add(sequences.init(prototype(), 2, 4), given), jax.random.key(0), 2, 2)[0].extras == ()
+    added = jax.eval_shape(sequences.add, sequences.init(prototype(), 2, 4), given)
+    drawn = jax.eval_shape(lambda buffer: sequences.sample(buffer, jax.random.key(0), 2, 2)[0], added)
+    assert added.rows.extras == drawn.extras == ()
     other = sequences.init(prototype({"log_prob": jnp.zeros(())}), 2, 4)
     with pytest.raises(ValueError, match="log_prob"):
-        sequences.add(other, given)
+        jax.eval_shape(sequences.add, other, given)
 
 
 def test_rows_of_another_kind_are_refused():
     buffer, given = sequences.init(prototype(), 2, 4), Player(2).play(3)
     for changes in ({"reward": given.reward.astype(jnp.int32)}, {"observation": given.observation[..., :1]}):
         with pytest.raises(AssertionError):
-            sequences.add(buffer, given._replace(**changes))
+            jax.eval_shape(sequences.add, buffer, given._replace(**changes))
     with pytest.raises(AssertionError):
-        sequences.add(buffer, Player(1).play(3))
+        jax.eval_shape(sequences.add, buffer, Player(1).play(3)._replace(extras=()))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxmbrl.nn import optimizer
@@ -141,3 +142,86 @@ def test_what_forgot_its_moments_steps_as_at_the_start():
     jax.tree.map(np.testing.assert_array_equal, again.target, moved.target)
     closed = moved._replace(active=jnp.zeros((), bool))
     jax.tree.map(np.testing.assert_array_equal, optimizer.reset_moments(closed), closed)
+
+
+def schedule(count):
+    return 0.5 + 0.25 * count
+
+
+CHAINS = {
+    "adam, clipped, with weight decay": optax.chain(
+        optax.clip_by_global_norm(1.0), optax.scale_by_adam(), optax.add_decayed_weights(0.1)
+    ),
+    "rmsprop": optax.scale_by_rms(decay=0.9),
+    "momentum with a schedule": optax.chain(optax.trace(0.9), optax.scale_by_schedule(schedule)),
+    "laprop, clipped by the parameters' norm": optax.chain(optimizer.clip_by_parameter_norm(), optimizer.scale_by_laprop()),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
+def test_a_chain_steps_as_optax_applies_it(x64, chain):
+    whole = optax.chain(chain, optax.scale(-LEARNING_RATE))
+    params, state = default(PARAMS), whole.init(default(PARAMS))
+    trainable = optimizer.init(default(PARAMS), LEARNING_RATE, chain=chain)
+    for gradient in gradients(5):
+        updates, state = whole.update(default(gradient), state, params)
+        params = optax.apply_updates(params, updates)
+        trainable, norm = optimizer.step(trainable, default(gradient), chain=chain)
+        assert float(norm) == pytest.approx(np.sqrt(sum(np.sum(g**2) for g in gradient.values())), rel=1e-12)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15), trainable.params, params)
+    assert bool(trainable.active)
+
+
+@pytest.mark.parametrize("chain", [None, *CHAINS.values()], ids=["adam", *CHAINS])
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_gradient_that_is_not_finite_changes_nothing_and_may_be_skipped(chain, skip):
+    first, second = (default(g) for g in gradients(2))
+    moved, _ = optimizer.step(optimizer.init(default(PARAMS), LEARNING_RATE, chain=chain), first, chain=chain)
+    broken = second | {"kernel": second["kernel"].at[0, 0].set(jnp.nan)}
+    after, _ = optimizer.step(moved, broken, chain=chain, skip_nonfinite=skip)
+    assert bits(after._replace(active=())) == bits(moved._replace(active=()))
+    assert bool(after.active) == skip
+    later, _ = optimizer.step(after, second, chain=chain)
+    plain, _ = optimizer.step(moved, second, chain=chain)
+    assert bits(later) == bits(plain if skip else after)
+
+
+def test_the_scale_multiplies_the_learning_rate(x64):
+    chain, gradient = optax.scale_by_rms(), default(gradients(1)[0])
+    for given in (None, chain):
+        start = optimizer.init(default(PARAMS), LEARNING_RATE, chain=given)
+        half, _ = optimizer.step(start, gradient, 0.5, chain=given)
+        slow, _ = optimizer.step(optimizer.init(default(PARAMS), LEARNING_RATE / 2, chain=given), gradient, chain=given)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), half.params, slow.params)
+
+
+def test_laprop_normalises_before_it_averages(x64):
+    """Gradients 1, 10, 1 by hand: Adam's directions are 1, 0.807088, 0.684096."""
+    laprop, adam_ = optimizer.scale_by_laprop(0.9, 0.999, 1e-20), optax.scale_by_adam(0.9, 0.999, 1e-20)
+    for transform, expected in ((laprop, [1, 1.214132, 0.829396]), (adam_, [1, 0.807088, 0.684096])):
+        state, found = transform.init(jnp.zeros(())), []
+        for gradient in (1.0, 10.0, 1.0):
+            direction, state = transform.update(jnp.asarray(gradient), state)
+            found.append(float(direction))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_gradients_are_clipped_by_the_norm_of_each_tensor(x64):
+    clip = optimizer.clip_by_parameter_norm(0.3, 1e-3)
+    gradient = {"a": jnp.array([30.0, 40.0]), "b": jnp.array([30.0, 40.0]), "c": jnp.array([0.3, 0.4])}
+    params = {"a": jnp.array([3.0, 4.0]), "b": jnp.zeros(2), "c": jnp.array([30.0, 40.0])}
+    found, _ = clip.update(gradient, clip.init(params), params)
+    np.testing.assert_allclose(found["a"], [0.9, 1.2], rtol=1e-12)
+    np.testing.assert_allclose(found["b"], [1.8e-4, 2.4e-4], rtol=1e-12)
+    np.testing.assert_allclose(found["c"], gradient["c"], rtol=1e-12)
+
+
+def test_a_target_that_moves_all_the_way_is_a_copy():
+    moved, _ = optimizer.step(optimizer.init(default(PARAMS), LEARNING_RATE, with_target=True), default(gradients(1)[0]))
+    assert bits(optimizer.move_target(moved, 1.0).target) == bits(moved.params)
+
+
+def test_the_gate_of_a_frozen_seed_closes_it():
+    old = optimizer.init(default(PARAMS), LEARNING_RATE)
+    new, _ = optimizer.step(old, default(gradients(1)[0]))
+    assert [bool(new.gate(jnp.asarray(healthy), old).active) for healthy in (True, False)] == [True, False]

@@ -9,8 +9,7 @@ import pytest
 from scipy import stats
 
 import jaxmbrl
-from jaxmbrl import cli, envs
-from jaxmbrl import planning as planners
+from jaxmbrl import cli, envs, planning
 from jaxmbrl.agents.exploration import uniform
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete
@@ -154,15 +153,16 @@ def test_a_planner_acts_as_it_does_on_what_it_sees(name, runs):
     world_key, _, key = jax.random.split(jax.random.key(6), 3)
     act_key = jax.random.split(jax.random.split(jax.random.fold_in(key, 0))[0])[1]
     settings = programs.configure("pets", "pendulum", settings=PETS).settings
-    planner = planners.make(settings.planner, 1)
+    planner = planning.make(settings.planner, task.action)
     carry = task.world.reset(world_key)
     if name == "true":
-        objective = planners.return_of(with_full_state(task.world), carry)
+        problem = planning.make_problem(with_full_state(task.world), carry, task.action)
     else:
         (state,) = (jax.tree.map(lambda x: x[0], jaxmbrl.load(runs / name).state.model),)
         model = jaxmbrl.models.ensemble.make(settings.ensemble, 3, 1, task.reward, task.terminated)
-        objective = planners.return_of(model.world(state), jnp.tile(task.world.observe(carry), (2, 1)))
-    plan = jax.jit(lambda: planner.plan(objective, planner.init(), act_key)[0])()
+        particles = jnp.tile(task.world.observe(carry), (2, 1))
+        problem = planning.make_problem(model.world(state), particles, task.action)
+    plan = jax.jit(lambda: planner.plan(problem, planner.init(), act_key)[0])()
     np.testing.assert_allclose(rows.observation[0], task.world.observe(carry), atol=1e-6)
     np.testing.assert_allclose(rows.action[0], plan[0], atol=1e-5)
 

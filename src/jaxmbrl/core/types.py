@@ -103,7 +103,8 @@ class Gated(Protocol):
     """State that keeps itself unchanged while a seed is frozen. The training loop calls `gate` on every type that has it,
     and selects the old leaves of all other state: what is large must have a `gate` that does not copy it (`core.tree`).
 
-    A type may also have a field `active`, true while its own updates were finite; the loop checks it at each call.
+    A type may also have a field `active`, true while its own updates were finite: the loop checks it at each call, under
+    the name in its property `checks`, by default "gradient".
     """
 
     def gate(self, healthy: Bool[Array, ""], old: Any) -> Any:

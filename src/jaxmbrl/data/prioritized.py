@@ -35,6 +35,11 @@ class Prioritized(NamedTuple):
     active: Bool[Array, ""]
     """True while all errors were finite; once false, nothing more is written."""
 
+    @property
+    def checks(self) -> str:
+        """What `active` is the check of."""
+        return "priorities"
+
     def gate(self, healthy: Bool[Array, ""], old: Prioritized) -> Prioritized:
         """The same where `healthy`, else closed to further writes, with the rows gated as `Replay.gate` does."""
         return self._replace(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from jaxmbrl.core.types import Key, PyTree
 
@@ -107,18 +107,6 @@ def slots_to_write(replay: Replay, mask: Bool[Array, "n"]) -> Int[Array, "n"]:
 def sample(replay: Replay, key: Key, n: int) -> PyTree:
     """`n` rows drawn uniformly with replacement, [n, ...]. An empty buffer gives rows of zeros: add first."""
     return _take(replay, _slot(replay, jax.random.randint(key, (n,), 0, jnp.maximum(replay.size, 1))))
-
-
-def mixture(first: Replay, second: Replay, key: Key, n: int, share: Float[Array, ""] | float) -> PyTree:
-    """`n` rows [n, ...] of which floor(share * n), and all while `second` is empty, are drawn as by `sample` from `first`,
-    the others from `second`. `share` may be traced."""
-    first_key, second_key = jax.random.split(key)
-    of_first = jnp.where(second.size == 0, n, jnp.floor(share * n))
-
-    def choose(a: Array, b: Array) -> Array:
-        return jnp.where((jnp.arange(n) < of_first).reshape(-1, *[1] * (a.ndim - 1)), a, b)
-
-    return jax.tree.map(choose, sample(first, first_key, n), sample(second, second_key, n))
 
 
 def sample_sequences(

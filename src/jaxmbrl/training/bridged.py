@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Int, Shaped, UInt32
 
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Algorithm, Clock, Key, Memory, Policy, PyTree, Task, Transition
 from jaxmbrl.rollout import auto_reset
-from jaxmbrl.training.devices import Spread
+from jaxmbrl.training.devices import SeedSharding
 from jaxmbrl.training.hosted import Environments, act, finite_rows, host_seed
 from jaxmbrl.training.loop import (
     Compile,
@@ -39,7 +39,7 @@ and 1."""
 class Outside(NamedTuple):
     """What a `LoopState` carries of environments that it cannot hold."""
 
-    observation: Float[Array, "num_envs O"]
+    observation: Shaped[Array, "num_envs ..."]
     is_first: Bool[Array, "num_envs"]
     """Whether that observation is an episode's first."""
     seed: UInt32[Array, "num_envs"]
@@ -70,7 +70,7 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
         clock: Clock,
         state: LoopState,
         memory: Memory,
-        observation: Float[Array, "num_envs O"],
+        observation: Shaped[Array, "num_envs ..."],
         is_first: Bool[Array, "num_envs"],
         i: Int[Array, ""],
     ) -> Any:
@@ -100,8 +100,10 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
         # The learner's state apart, as it alone is large and given up: a memory may be in both of the others.
         return parts.call(clock, states._replace(algorithm=learner), collected)
 
-    def compiled(compile: Compile, closing: contextlib.ExitStack, clock: Clock, states: LoopState, spread: Spread) -> Any:
-        assert spread.mesh is None, "what lives on the host is stepped from one device"
+    def compiled(
+        compile: Compile, closing: contextlib.ExitStack, clock: Clock, states: LoopState, sharding: SeedSharding
+    ) -> Any:
+        assert sharding.mesh is None, "what lives on the host is stepped from one device"
         states = _anew(clock, states, config.num_envs)
         hosts = _Hosts(task, np.asarray(states.carry.seed))
         closing.callback(hosts.environments.close)

@@ -11,7 +11,7 @@ from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Policy, Task, Transition, World, row_like
 from jaxmbrl.data import dataset
 from jaxmbrl.rollout import auto_reset, rollout, world_of
-from jaxmbrl.training import hosted, memory, programs, session
+from jaxmbrl.training import hosted, memory, programs, restoring
 from jaxmbrl.training.loop import clock_at
 from jaxmbrl.training.run_folder import RunFolder
 
@@ -62,7 +62,7 @@ def collect_by(
         raise UserError(f"the run in {policy} is of {of.env}, not of {task}")
     if action_repeat not in (None, of.action_repeat):
         raise UserError(f"action_repeat must be {of.action_repeat}, that of the run in {policy}, got {action_repeat}")
-    program, state, restored = session.newest(policy)
+    program, state, restored = restoring.newest(policy)
     clock = clock_at(restored.extra["env_steps"])
     dataset.check_storable(program.task)
     _check_room(program.task, steps)

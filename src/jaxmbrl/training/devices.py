@@ -76,7 +76,3 @@ def shard_seeds(seeds: int, devices: Sequence[Any]) -> SeedSharding:
 def rows_of(sharding: SeedSharding, first: int) -> jax.Array:
     """The seed of each row, [rows]."""
     return first + jnp.minimum(jnp.arange(sharding.rows), sharding.seeds - 1)
-
-
-Spread = SeedSharding
-"""The name that the loops import."""

@@ -15,7 +15,7 @@ from jaxmbrl.core.types import Algorithm, Carry, Clock, HostEnv, Key, Memory, Po
 from jaxmbrl.envs.bridges import twin
 from jaxmbrl.rollout import Return, episode_return, rollout, world_of
 from jaxmbrl.training import hosted
-from jaxmbrl.training.devices import OF_ALL, OF_SEEDS, Spread
+from jaxmbrl.training.devices import OF_ALL, OF_SEEDS, SeedSharding
 from jaxmbrl.training.loop import Compile, clock_at
 
 _STREAM = 0x45564131
@@ -64,17 +64,17 @@ def evaluator(
     closing: contextlib.ExitStack,
     clock: Clock,
     states: PyTree,
-    spread: Spread,
+    sharding: SeedSharding,
     in_gymnasium: bool = False,
 ) -> Callable[[Clock, PyTree], Float[Array, "K episodes"]]:
     """`evaluate` of `states` [K, ...] at a clock, and of states like them, compiled; on the host for a task that
-    lives there, or for a task's twin in Gymnasium. The states are placed as `spread` says. What it opens is closed with
+    lives there, or for a task's twin in Gymnasium. The states are placed by `sharding`. What it opens is closed with
     `closing`.
 
     Raises UserError where the task has no such twin.
     """
     if task.host is None and not in_gymnasium:
-        everywhere = spread.over(
+        everywhere = sharding.over(
             lambda clock, states: evaluate(algorithm, task, states, episodes, clock), OF_ALL, OF_SEEDS, result=OF_SEEDS
         )
         return compile("evaluation", jax.jit(everywhere), clock, states)

@@ -30,7 +30,7 @@ from jaxmbrl.core.types import (
     Transition,
 )
 from jaxmbrl.rollout import auto_reset, playback, rollout, world_of
-from jaxmbrl.training.devices import OF_ALL, OF_SEEDS, Spread
+from jaxmbrl.training.devices import OF_ALL, OF_SEEDS, SeedSharding
 
 ENVIRONMENT, LEARNER, MEMORY, COLLECT = range(4)
 """Independent streams of randomness below a seed's key."""
@@ -94,8 +94,8 @@ class Loop(NamedTuple):
     """Environment steps of each seed in one call of `learn`."""
     checked: tuple[str, ...]
     """Names of what is checked to be finite at each call."""
-    compiled: Callable[[Compile, contextlib.ExitStack, Clock, LoopState, Spread], Any]
-    """(compile, closing, clock, LoopState [K], spread) -> a compiled `run` for states placed as `spread` says. It may
+    compiled: Callable[[Compile, contextlib.ExitStack, Clock, LoopState, SeedSharding], Any]
+    """(compile, closing, clock, LoopState [K], sharding) -> a compiled `run` for states placed by `sharding`. It may
     donate the states that it is given. Resources that it opens are released with `closing`."""
     check: Callable[[Clock, LoopState], dict[str, Bool[Array, "K"]]] | None
     """(clock, LoopState [K]) -> what the next call of `learn` computes that is finite, by the names in `checked`, also of a
@@ -276,8 +276,10 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig, data: Transition 
     def check(clock: Clock, states: LoopState) -> dict[str, Bool[Array, "K"]]:
         return parts.check(clock, states, collect_all(clock, states))
 
-    def compiled(compile: Compile, closing: contextlib.ExitStack, clock: Clock, states: LoopState, spread: Spread) -> Any:
-        everywhere = spread.over(run, OF_ALL, OF_SEEDS, OF_ALL, result=(OF_ALL, OF_SEEDS))
+    def compiled(
+        compile: Compile, closing: contextlib.ExitStack, clock: Clock, states: LoopState, sharding: SeedSharding
+    ) -> Any:
+        everywhere = sharding.over(run, OF_ALL, OF_SEEDS, OF_ALL, result=(OF_ALL, OF_SEEDS))
         return compile("training", jax.jit(everywhere, donate_argnums=1), clock, states, jnp.ones((), jnp.int32))
 
     return Loop(jax.vmap(parts.init), run, parts.steps_per_call, parts.checked, compiled, check)
@@ -319,7 +321,9 @@ DATA = ("observation", "action", "reward", "next_observation")
 
 def _checked(found: Metrics, learned: PyTree) -> tuple[str, ...]:
     """Names of what is checked, in the order in which a fault is looked for."""
-    gradients = (f"gradient of {jax.tree_util.keystr(path)[1:]}" for path, _ in _with_active(learned))
+    gradients = (
+        f"{getattr(part, 'checks', 'gradient')} of {jax.tree_util.keystr(path)[1:]}" for path, part in _with_active(learned)
+    )
     return (*(f"transition/{name}" for name in DATA), *sorted(found), *gradients)
 
 

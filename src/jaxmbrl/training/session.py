@@ -22,7 +22,7 @@ from jaxmbrl.training.hosts import ALONE, Hosts
 from jaxmbrl.training.loop import LoopState
 from jaxmbrl.training.programs import Program, RunConfig, hyper_of, initial
 from jaxmbrl.training.recording import Recorder
-from jaxmbrl.training.restoring import newest, restore, share_of
+from jaxmbrl.training.restoring import restore, share_of
 from jaxmbrl.training.run_folder import RunFolder, environment
 from jaxmbrl.training.stopping import Stopped, Stopping
 from jaxmbrl.training.timing import Timing
@@ -35,8 +35,6 @@ PATIENCE_SECONDS = 20.0
 
 LARGE_STATE = 100_000_000
 """Bytes from which on a run prints the size of its state."""
-
-__all__ = ["Result", "Session", "newest", "policy_of"]
 
 
 class Result(NamedTuple):

@@ -51,6 +51,7 @@ from jaxmbrl.core.types import (
     row_like,
 )
 from jaxmbrl.data import replay
+from jaxmbrl.data.mixtures import mixture
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.models import branching, disagreement
@@ -124,7 +125,8 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
         )
 
         def draw(key: Key) -> Transition:
-            return replay.mixture(real, imagined.buffer, key, config.batch_size, state.real_ratio)
+            shares = [state.real_ratio, 1 - state.real_ratio]
+            return mixture([real, imagined.buffer], shares, key, config.batch_size)
 
         agent_state, updated = shared.update_agent(config, agent, state.agent, clock, draw, update_key)
         return State(agent_state, model_state, real, imagined, state.real_ratio, key), fitted | updated

@@ -211,9 +211,9 @@ def clipped_step(config: Config, actor: Trainable, loss: Float[Array, ""], gradi
     """One Adam step down the `gradient` of `loss`, clipped to a norm; none where it is not finite."""
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(norm)
+    scale = jnp.minimum(1.0, config.max_gradient_norm / norm)
     # A norm may overflow where no entry does: that gradient is left out too.
-    scale = jnp.where(finite, jnp.minimum(1.0, config.max_gradient_norm / norm), jnp.nan)
-    clipped = jax.tree.map(lambda leaf: scale * leaf, gradient)
+    clipped = jax.tree.map(lambda leaf: jnp.where(finite, scale * leaf, jnp.nan), gradient)
     actor, _ = optimizer.step(actor, clipped, skip_nonfinite=True)
     return actor, {
         "agent/actor_loss": Average.of(loss, finite),

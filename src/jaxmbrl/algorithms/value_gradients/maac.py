@@ -45,6 +45,7 @@ from jaxmbrl.core.types import (
     row_like,
 )
 from jaxmbrl.data import replay
+from jaxmbrl.data.mixtures import mixture
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.models import branching, disagreement
@@ -123,7 +124,8 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
         )
 
         def draw(key: Key) -> Transition:
-            return replay.mixture(real, imagined.buffer, key, config.batch_size, state.real_ratio)
+            shares = [state.real_ratio, 1 - state.real_ratio]
+            return mixture([real, imagined.buffer], shares, key, config.batch_size)
 
         through_model = with_value_gradient(agent, model.world(model_state), gradient)
         agent_state, updated = shared.update_agent(config, through_model, state.agent, clock, draw, update_key)

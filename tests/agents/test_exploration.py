@@ -1,0 +1,67 @@
+"""Exploration: what acts when, what it returns with an action, and what it costs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmbrl.agents import exploration
+from jaxmbrl.core.spaces import Box, Discrete
+from jaxmbrl.core.types import Policy
+
+SPACE = Box((2,), -1.0, 1.0)
+SEEN = jnp.zeros(3)
+
+
+def fixed(value):
+    """Plays `value`; its memory counts, its extras are a log-density."""
+    return Policy(lambda key: jnp.zeros(()), lambda memory, seen, key: (value, {"log_density": jnp.zeros(())}, memory + 1))
+
+
+def test_the_warm_up_is_uniform_says_so_and_keeps_the_memory():
+    extras = {"log_density": jnp.asarray(-2 * np.log(2))}
+    random = exploration.uniform(SPACE, lambda action: extras)
+    policy = exploration.with_warmup(fixed(jnp.full(2, 0.7)), random, jnp.asarray(True))
+    keys = jax.random.split(jax.random.key(0), 4000)
+    action, found, memory = jax.vmap(lambda key: policy.act(jnp.asarray(5.0), SEEN, key))(keys)
+    np.testing.assert_allclose(jnp.mean(action, axis=0), 0.0, atol=0.05)
+    np.testing.assert_allclose(jnp.var(action, axis=0), 1 / 3, atol=0.02)
+    np.testing.assert_allclose(found["log_density"], -2 * np.log(2))
+    assert np.all(memory == 5) and np.abs(action).max() <= 1
+    later = exploration.with_warmup(fixed(jnp.full(2, 0.7)), random, jnp.asarray(False))
+    action, found, memory = later.act(jnp.asarray(5.0), SEEN, keys[0])
+    np.testing.assert_allclose(action, 0.7)
+    assert (float(found["log_density"]), float(memory)) == (0.0, 6.0)
+
+
+def test_only_one_of_them_runs_for_all_seeds():
+    def act(warm, key):
+        random = exploration.uniform(SPACE, lambda action: {"log_density": jnp.zeros(())})
+        policy = exploration.with_warmup(fixed(jnp.full(2, 0.7)), random, warm)
+        return policy.act(jnp.zeros(()), SEEN, key)[0]
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    shared = str(jax.make_jaxpr(jax.vmap(act, (None, 0)))(jnp.asarray(True), keys))
+    assert shared.count("cond[") == 1
+
+
+def test_gaussian_noise_is_clipped_to_the_actions():
+    keys = jax.random.split(jax.random.key(1), 4000)
+    policy = exploration.with_gaussian_noise(fixed(jnp.array([0.0, 0.95])), 0.1)
+    action = jax.vmap(lambda key: policy.act(jnp.zeros(()), SEEN, key)[0])(keys)
+    np.testing.assert_allclose([jnp.mean(action[:, 0]), jnp.std(action[:, 0])], [0.0, 0.1], atol=0.01)
+    assert float(action.max()) == 1.0
+    still = exploration.with_gaussian_noise(fixed(jnp.array([0.0, 0.95])), 0.0)
+    np.testing.assert_allclose(still.act(jnp.zeros(()), SEEN, keys[0])[0], [0.0, 0.95])
+
+
+def test_epsilon_greedy_takes_a_uniform_choice_with_that_probability():
+    keys = jax.random.split(jax.random.key(2), 6000)
+    for epsilon, expected in ((0.0, [0, 0, 1]), (0.3, [0.1, 0.1, 0.8]), (1.0, [1 / 3] * 3)):
+        policy = exploration.with_epsilon(fixed(jnp.asarray(2, jnp.int32)), Discrete(3), epsilon)
+        action = jax.vmap(lambda key, policy=policy: policy.act(jnp.zeros(()), SEEN, key)[0])(keys)
+        np.testing.assert_allclose(np.bincount(action, minlength=3) / 6000, expected, atol=0.03)
+
+
+def test_a_linear_schedule_ends():
+    found = [float(exploration.linear(1.0, 0.1, 100, jnp.asarray(step))) for step in (0, 50, 100, 1000)]
+    np.testing.assert_allclose(found, [1.0, 0.55, 0.1, 0.1], rtol=1e-6)
