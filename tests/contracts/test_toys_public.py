@@ -14,6 +14,7 @@ import pytest
 
 import jaxmbrl
 from jaxmbrl import cli
+from jaxmbrl.commands import training
 from jaxmbrl.training.console import Progress
 
 from .toys import CELLS, TOYS, optimal_values, registered
@@ -107,6 +108,13 @@ def test_its_report_has_the_sections_that_apply(trained: Trained) -> None:
     assert "could not be evaluated" not in page and ">The model<" not in page and ">The policy<" in page
     assert "action (number of the choice)" in page and "-1 to 1" not in page
     assert ("what the policy observed in the first" in page) == ("data:image/gif" in page) == (trained.name == "toy-image")
+
+
+def test_the_command_proposes_no_method_that_refuses_the_task(trained: Trained) -> None:
+    out = io.StringIO()
+    training._report(trained.whole, Progress(1, SEEDS, out=out))
+    assert f" evaluate {trained.folder}\n" in out.getvalue()
+    assert [line for line in out.getvalue().splitlines() if re.search(r" train (pets|sac) ", line)] == []
 
 
 def test_the_command_lists_it(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
