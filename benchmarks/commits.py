@@ -1,11 +1,11 @@
-"""Speed of two checkouts of this repository, measured in turn in one run, and what compiling costs in each.
+"""Speed and compile time of two checkouts of this repository, measured alternately in one run.
 
     git worktree add ../before COMMIT
     python benchmarks/commits.py ../before [--cases plan sac] [--rounds 10] [--out results.json]
 
-Each checkout has a process of its own, which compiles a case and then waits to be asked for one more timing. The ratio is
-the median, over pairs of timings, of the other checkout's seconds over this one's: above 1 this one is faster. Cases use
-only the functions that programs are run by (`programs.configure`, `programs.build`, `Loop.init`, `Loop.run`).
+Each checkout runs in its own process, which compiles a case and then waits for requests, each for one timing. The ratio is
+the median, over pairs of timings, of the other checkout's seconds divided by this one's: above 1, this one is faster. Cases
+use only the functions that run programs (`programs.configure`, `programs.build`, `Loop.init`, `Loop.run`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 
 
 class Case(NamedTuple):
-    """What is timed: calls of `learn` with the collecting between them."""
+    """The timed work: calls of `learn` and the collection of data between them."""
 
     algorithm: str
     task: str
@@ -57,7 +57,7 @@ CASES = {
 
 
 def worker() -> None:
-    """Time cases as asked by lines on standard input."""
+    """Time cases; lines on standard input request them."""
     import jax
     import jax.numpy as jnp
 
@@ -87,7 +87,7 @@ def tell(message: dict[str, float]) -> None:
 
 
 class Checkout:
-    """A process that measures in a checkout."""
+    """A process that measures one checkout."""
 
     def __init__(self, folder: Path) -> None:
         environment = os.environ | {"PYTHONPATH": str(folder.resolve() / "src")}
@@ -99,7 +99,7 @@ class Checkout:
         self.commit = subprocess.run(git, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
     def ask(self, line: str) -> dict[str, float]:
-        """Its answer to one line."""
+        """Send one line and return the answer."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
@@ -122,7 +122,7 @@ class Checkout:
 
 
 def compare(name: str, ours: Checkout, theirs: Checkout, rounds: int) -> dict[str, Any]:
-    """One case in both checkouts, in turn."""
+    """Measure one case alternately in both checkouts."""
     line = json.dumps(CASES[name])
     compiling = [checkout.ask(line) for checkout in (theirs, ours)]
     pairs = []
@@ -153,23 +153,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="pairs of timings")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.worker:
+    args = parser.parse_args()
+    if args.worker:
         worker()
         return
     from measure import provenance
 
     with contextlib.ExitStack() as closing:
-        ours, theirs = Checkout(Path(__file__).parents[1]), Checkout(asked.other)
+        ours, theirs = Checkout(Path(__file__).parents[1]), Checkout(args.other)
         closing.callback(ours.close)
         closing.callback(theirs.close)
         found: dict[str, Any] = {}
-        for name in asked.cases:
-            found[name] = compare(name, ours, theirs, asked.rounds)
+        for name in args.cases:
+            found[name] = compare(name, ours, theirs, args.rounds)
             print(name, json.dumps(found[name]), flush=True)
-    if asked.out is not None:
+    if args.out is not None:
         about = provenance() | {"before": theirs.commit, "after": ours.commit, "cases": found}
-        asked.out.write_text(json.dumps(about, indent=2) + "\n")
+        args.out.write_text(json.dumps(about, indent=2) + "\n")
 
 
 if __name__ == "__main__":

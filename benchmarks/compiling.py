@@ -1,8 +1,8 @@
-"""Seconds to compile each algorithm's training program, cold and from the cache, and the memory that it takes.
+"""Seconds to compile the training program of each algorithm, cold and from the cache, and the memory that it uses.
 
     python benchmarks/compiling.py [--algorithms sac mbpo ...] [--env pendulum] [--seeds 1] [--out results.json]
 
-Each at its default preset for the task. Lowering, which is Python's part and is not cached, counts.
+Each algorithm has its default preset for the task. The times include lowering, which runs in Python and is not cached.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ def main() -> None:
     parser.add_argument("--env", default="pendulum")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     tables = {}
-    for algorithm in asked.algorithms:
-        program = programs.build(programs.configure(algorithm, asked.env, seeds=asked.seeds))
+    for algorithm in args.algorithms:
+        program = programs.build(programs.configure(algorithm, args.env, seeds=args.seeds))
         print(f"compiling {algorithm} ({program.config.preset} preset) ...", flush=True)
         training, figures = compiled_twice(program)
         figures |= {f"MB, {name}": megabytes for name, megabytes in training.megabytes().items()}
-        tables[f"{algorithm} ({program.config.preset} preset) on {asked.env}, seeds: {asked.seeds}"] = figures
-    report(tables, asked.out)
+        tables[f"{algorithm} ({program.config.preset} preset) on {args.env}, seeds: {args.seeds}"] = figures
+    report(tables, args.out)
 
 
 if __name__ == "__main__":

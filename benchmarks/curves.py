@@ -1,5 +1,5 @@
-"""Draw the README's figure from the curves in `benchmarks/results`: returns while training against real environment steps,
-the mean over seeds with the seeds' range, and beside them others' published returns.
+"""Draw the figure of the README from the curves in `benchmarks/results`: training returns against real environment steps.
+It shows the mean over seeds, the range of the seeds, and published returns of other implementations.
 
     python benchmarks/curves.py [--out benchmarks/results/learning-curves.png]
 """
@@ -24,15 +24,15 @@ RESULTS = ROOT / "benchmarks" / "results"
 COLORS = {"MBPO": "#0b3d91", "DHMBPO": "#c1440e", "PETS": "#2e7d32", "SAC": "0.45", "REDQ": "#8e5ea2"}
 
 BESIDE = {"DHMBPO": 0.93, "MBPO": 1.0, "SAC (erl_lib)": 1.07}
-"""Where published points stand, relative to their steps."""
+"""Factors that shift published points horizontally from their steps."""
 
 
 class Panel(NamedTuple):
-    """A task, and what is drawn of it."""
+    """One panel of the figure: a task and the curves to draw."""
 
     title: str
     cases: dict[str, str]
-    """Method -> its case."""
+    """Method -> name of its case."""
     published: dict[str, tuple[int, ...]]
     """Method -> steps of its published returns."""
     limits: tuple[float, float]
@@ -55,7 +55,7 @@ PANELS = (
 
 
 def curve(case: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(steps, mean, least, most) over the seeds, at the steps where all of them ended an episode."""
+    """(steps, mean, minimum, maximum) over the seeds, at the steps at which all of them ended an episode."""
     at: dict[int, list[float]] = {}
     for steps, _, value in case["curve"]:
         at.setdefault(steps, []).append(value)
@@ -74,7 +74,7 @@ def draw(axes: Axes, panel: Panel, points: list[published.Point]) -> None:
         means, deviations = zip(*((found[step].return_mean, found[step].return_std) for step in wanted), strict=True)
         look = {"marker": "s", "markersize": 6, "capsize": 3, "linestyle": "", "alpha": 0.75}
         axes.errorbar(
-            # Beside each other, for the steps are the same.
+            # Shifted, because the methods have points at the same steps.
             [step * BESIDE[method] for step in wanted],
             means,
             deviations,
@@ -95,12 +95,12 @@ def draw(axes: Axes, panel: Panel, points: list[published.Point]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "learning-curves.png")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     points = published.read(ROOT / "benchmarks" / "published" / "returns.csv")
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
         draw(axes, panel, published.of_task(points, panel.title))
-    figure.savefig(asked.out, metadata={"Software": None})
+    figure.savefig(args.out, metadata={"Software": None})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Speed of the probabilistic ensemble: imagined rollouts of a planner's population, and gradient steps of a fit.
 
-Each figure is also given as a share of the matrix-product peak (2048 cubed, float32), measured in turn with it in the same
-process; all are medians over the repeats.
+Each result is also given as a share of the peak of matrix products (2048 x 2048, float32), which is measured alternately
+with it in the same process. All results are medians over the repeats.
 
     python benchmarks/ensemble.py [--repeats 7] [--out results.json]
 """
@@ -25,17 +25,17 @@ from jaxmbrl.models import EnsembleConfig, ensemble
 from jaxmbrl.rollout import Return, open_loop, planned_return, rollout
 
 OBSERVATION, ACTION = 17, 6
-"""HalfCheetah's sizes."""
+"""Sizes of HalfCheetah."""
 
 
 def flops_per_row(hidden: tuple[int, ...], inputs: int, outputs: int) -> int:
-    """Multiplications and additions of the layers' products for one row of one member."""
+    """Multiplications and additions in the matrix products of the layers, for one row and one member."""
     sizes = [inputs, *hidden, outputs]
     return sum(2 * a * b for a, b in itertools.pairwise(sizes))
 
 
 def rows_of(number: int) -> Transition:
-    """Transitions of HalfCheetah's size, drawn at random."""
+    """Random transitions with the sizes of HalfCheetah."""
     keys = jax.random.split(jax.random.key(0), 4)
     observation = jax.random.normal(keys[0], (number, OBSERVATION))
     return Transition(
@@ -49,7 +49,7 @@ def rows_of(number: int) -> Transition:
 
 
 def population(candidates: int, particles: int, horizon: int) -> tuple[Callable[[], Any], int]:
-    """One pass of a planner's population through 5 elites of 7 members, on a task of cartpole's size."""
+    """One pass of a planner's population through 5 elites of 7 members, on a task with the sizes of cartpole."""
     config = EnsembleConfig(members=7, elites=5)
     size, action_size = 4, 1
     model = ensemble.make(
@@ -75,7 +75,8 @@ def population(candidates: int, particles: int, horizon: int) -> tuple[Callable[
 
 
 def fitting(rows: int, epochs: int, members: int = 7) -> tuple[Callable[[], Any], int, int]:
-    """A fit of all members at batch 256 on a task of HalfCheetah's size, with its operations and its gradient steps."""
+    """(a fit of all members with batches of 256 on a task with the sizes of HalfCheetah, its floating-point operations, its
+    gradient steps)."""
     config = EnsembleConfig(
         members=members,
         elites=members,

@@ -1,13 +1,16 @@
-"""Environment steps a second of Gymnasium's MuJoCo tasks: ours on MJX, Gymnasium's vector environments, C MuJoCo's batch
-rollout, all on the same device's host.
+"""Environment steps per second of Gymnasium's MuJoCo tasks: ours on MJX, Gymnasium's vector environments, and the batch
+rollout of C MuJoCo, all on the same machine.
 
     python benchmarks/environments.py [--tasks Hopper-v5 ...] [--batches 1 64 1024] [--seconds 2] [--out results.json]
 
-Ours is the collector's own program: random actions, every episode's end reset, one compiled loop. Its compile time,
-of the largest batch and without any cache, is told apart. Gymnasium's are `SyncVectorEnv` of 64 and `AsyncVectorEnv`
-of twice the cores, with random actions. Cores are those that the process may use (`taskset` chooses). C MuJoCo's is
-`mujoco.rollout` of 64 on all cores, random controls, from resets on and without any more, with neither observations
-nor rewards: what bare physics costs. The four stand side by side in one run.
+- Ours is the program of the collector: one compiled loop with random actions and automatic resets. Its compile time, for
+  the largest batch and without a cache, is reported separately.
+- Gymnasium's are a `SyncVectorEnv` of 64 environments and an `AsyncVectorEnv` with twice as many environments as cores,
+  with random actions. Cores are those that the process may use (`taskset` chooses them).
+- C MuJoCo's is `mujoco.rollout` of 64 environments on all cores, with random controls, without resets after the start, and
+  with neither observations nor rewards. It shows the cost of the physics alone.
+
+All four are measured in the same run.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ GYMNASIUM_BATCH = 64
 
 
 def rate(run: Callable[[int], Any], steps: int, budget: float) -> float:
-    """Steps a second of `run(n)`, which takes n times `steps` steps, in a call that takes about `budget` seconds."""
+    """Steps per second of `run(n)`, which takes n times `steps` steps, in a call that takes about `budget` seconds."""
     seconds(lambda: run(1))
     once = max(seconds(lambda: run(1)), 1e-6)
     calls = max(1, round(budget / once))
@@ -45,7 +48,7 @@ def rate(run: Callable[[int], Any], steps: int, budget: float) -> float:
 
 
 def ours(name: str, batch: int, budget: float) -> tuple[float, float]:
-    """(steps a second, seconds to compile) on MJX."""
+    """(steps per second, seconds to compile) on MJX."""
     task = envs.make(name)
     world, policy = auto_reset(task.world, uniform(task.action))
 
@@ -67,7 +70,7 @@ def ours(name: str, batch: int, budget: float) -> tuple[float, float]:
 
 
 def vectorised(name: str, budget: float, processes: bool) -> float:
-    """Steps a second of Gymnasium's vector environment."""
+    """Steps per second of Gymnasium's vector environment."""
     env = envs.make(name).env
     number = 2 * CORES if processes else GYMNASIUM_BATCH
     many = gymnasium.make_vec(
@@ -90,7 +93,7 @@ def vectorised(name: str, budget: float, processes: bool) -> float:
 
 
 def physics(name: str, budget: float) -> float:
-    """Control steps a second of C MuJoCo's batch rollout, with Gymnasium's own model."""
+    """Control steps per second of C MuJoCo's batch rollout, with Gymnasium's own model."""
     env = envs.make(name).env
     theirs = gymnasium.make(env.gymnasium_id, disable_env_checker=True, **env.gymnasium_options).unwrapped
     model = theirs.model
@@ -115,22 +118,22 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 64, 1024])
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     mujoco.set_mju_user_warning(lambda message: None)
     tables: dict[str, dict[str, float]] = {}
-    for name in asked.tasks:
+    for name in args.tasks:
         figures = {}
-        for batch in asked.batches:
-            figures[f"steps/s, MJX, {batch:,}"], compiling = ours(name, batch, asked.seconds)
+        for batch in args.batches:
+            figures[f"steps/s, MJX, {batch:,}"], compiling = ours(name, batch, args.seconds)
         figures["seconds to compile"] = compiling
-        figures[f"steps/s, Gymnasium, {GYMNASIUM_BATCH} in turn"] = vectorised(name, asked.seconds, processes=False)
-        figures[f"steps/s, Gymnasium, {2 * CORES} processes"] = vectorised(name, asked.seconds, processes=True)
-        figures["steps/s, C MuJoCo's rollout"] = physics(name, asked.seconds)
+        figures[f"steps/s, Gymnasium, {GYMNASIUM_BATCH} in turn"] = vectorised(name, args.seconds, processes=False)
+        figures[f"steps/s, Gymnasium, {2 * CORES} processes"] = vectorised(name, args.seconds, processes=True)
+        figures["steps/s, C MuJoCo's rollout"] = physics(name, args.seconds)
         tables[name] = figures
         jax.clear_caches()
         report({name: figures}, None)
-    if asked.out is not None:
-        report(tables, asked.out)
+    if args.out is not None:
+        report(tables, args.out)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How time and memory grow with seeds, environments, members, horizon, population, batch, buffer and observation size.
+"""Growth of time and memory with seeds, environments, members, horizon, population, batch, buffer and observation size.
 
     python benchmarks/growth.py [--axes seeds batch ...] [--full] [--out results.json] [--figure growth.png]
 
-Each axis changes one number of a small run and leaves the others: seconds of one unit of its work (told in the title), and
-megabytes of state and working memory, with the exponent of their growth over the upper half (0 constant, 1 linear).
-`--full` goes to larger sizes.
+Each axis varies one number of a small run and keeps the others. Measured are the seconds of one unit of work (given in the
+title), the megabytes of state and working memory, and the exponents of their growth over the upper half of the sizes (0 is
+constant, 1 is linear). `--full` includes larger sizes.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from jaxmbrl.core.types import Transition
 from jaxmbrl.training import programs
 
 Measured = tuple[float, dict[str, float]]
-"""Seconds of a unit of work; megabytes by name."""
+"""(seconds of a unit of work, megabytes by name)."""
 
 
 class Axis(NamedTuple):
-    """A number that is changed."""
+    """A number that is varied."""
 
     unit: str
-    """What the seconds are of."""
+    """The timed unit of work."""
     sizes: tuple[int, ...]
     more: tuple[int, ...]
-    """Further sizes under `--full`."""
+    """Further sizes with `--full`."""
     at: Callable[[int], Measured]
 
 
@@ -121,7 +121,7 @@ AXES = {
 
 
 def draw(found: dict[str, dict[int, Measured]], path: Path) -> None:
-    """Seconds, and megabytes where they are known, against each axis, both logarithmic, with a line of slope 1."""
+    """Plot seconds, and megabytes if known, against each axis, on logarithmic scales, with a line of slope 1."""
     figure, axes = plt.subplots(2, 4, figsize=(15, 7), layout="constrained")
     for plot, (name, measured) in zip(axes.flat, found.items(), strict=False):
         sizes, times = list(measured), [time for time, _ in measured.values()]
@@ -145,12 +145,12 @@ def main() -> None:
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--figure", type=Path)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     found: dict[str, dict[int, Measured]] = {}
     tables = {}
-    for name in asked.axes:
+    for name in args.axes:
         axis = AXES[name]
-        sizes = axis.sizes + (axis.more if asked.full else ())
+        sizes = axis.sizes + (axis.more if args.full else ())
         found[name] = {}
         for size in sizes:
             print(f"{name} {size} ...", flush=True)
@@ -164,9 +164,9 @@ def main() -> None:
             tables[f"{name}: memory"] = {f"MB at {size}": x for size, x in zip(sizes, whole, strict=True)} | {
                 "exponent of MB": slope(list(sizes), whole)
             }
-    report(tables, asked.out)
-    if asked.figure is not None:
-        draw(found, asked.figure)
+    report(tables, args.out)
+    if args.figure is not None:
+        draw(found, args.figure)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Learning results: train several seeds, evaluate the deterministic policy on fixed start states, save mean, interquartile
-mean and 95% bootstrap interval with command, commit, versions and machine.
+"""Learning results: train several seeds, evaluate the deterministic policy on fixed start states, and save the mean, the
+interquartile mean and its 95% bootstrap interval, with command, commit, versions and machine.
 
     python benchmarks/learning.py NAME [--out benchmarks/results] [--runs runs/learning]
 
-The cases are the goals in the records of the methods (`algorithms.Goal`). NAME is a case's; or a method's, which is its
-first case; `all` runs one after another. A case whose run folder exists is resumed. The exit code is 1 where fewer seeds
-than the goal asks for reach it.
+The cases are the goals in the records of the methods (`algorithms.Goal`). NAME is the name of a case, or of a method, which
+stands for its first case; `all` runs all cases. A case is resumed if its run folder exists. The exit code is 1 if fewer
+seeds reach a goal than it requires.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from jaxmbrl.training import evaluation, programs
 from jaxmbrl.training.console import Progress
 
 GAP = 0.1
-"""Share of the gap between a random policy and the true simulator's planner that a goal without a number leaves open."""
+"""A goal without a number is to close the gap between a random policy and a planner in the true simulator, except for this
+share."""
 
 
 CASES = {goal.name: (method, goal) for method, card in algorithms.cards().items() for goal in card.goals}
@@ -82,7 +83,7 @@ def run(name: str, runs: Path, out: Path) -> bool:
 
 
 def described(method: str, goal: Goal) -> dict[str, Any]:
-    """The case in its results file, without the return asked for."""
+    """The entries of the case in its results file, without the goal's return."""
     return {
         "algorithm": method,
         "env": goal.task,
@@ -96,7 +97,7 @@ def described(method: str, goal: Goal) -> dict[str, Any]:
 
 
 def limits(method: str, goal: Goal) -> dict[str, float]:
-    """Mean returns of the same planner in the true simulator and of a random policy, on the case's start states."""
+    """Mean returns, on the start states of the case, of the same planner in the true simulator and of a random policy."""
     program = programs.build(programs.configure(method, goal.task, goal.preset, {**goal.settings, "model": "true"}))
     random = uniform(program.task.action)
     blind = program.algorithm._replace(policy=lambda state, *_: random, observes_full_state=False)
@@ -109,7 +110,7 @@ def limits(method: str, goal: Goal) -> dict[str, float]:
 
 
 def named(name: str) -> list[str]:
-    """The cases that NAME means."""
+    """The cases that NAME stands for."""
     cards = algorithms.cards()
     return list(CASES) if name == "all" else [cards[name].goals[0].name] if name in cards else [name]
 
@@ -120,8 +121,8 @@ def main() -> None:
     parser.add_argument("name", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"))
-    asked = parser.parse_args()
-    missed = [name for name in named(asked.name) if not run(name, asked.runs, asked.out)]
+    args = parser.parse_args()
+    missed = [name for name in named(args.name) if not run(name, args.runs, args.out)]
     if missed:
         raise SystemExit(f"too few seeds reached the goal of {', '.join(missed)}")
 

@@ -1,10 +1,11 @@
-"""How near the machine's limits: floating-point operations beside its matmul peak, and bytes beside its bandwidth.
+"""Efficiency: floating-point operations compared with the machine's matmul peak, and bytes compared with its bandwidth.
 
     python benchmarks/limits.py [--repeats 9] [--out results.json]
 
-Operations are those of the layers' products, forward and backward, so that activations, noise, Adam and sorting are time
-and not work; for SAC XLA's own count of one update is told beside them. Each call stands between two readings of the peak,
-of a matrix product of 2048 cubed or of a change of 256 MB in place. Bytes are those that must be read and written at least.
+Operations are those of the layers' matrix products, forward and backward. Activations, noise, Adam and sorting take time
+but do not count as work. For SAC, XLA's own count for one update is reported as well. Each call is timed between two
+measurements of the limit: a 2048 x 2048 matrix product, or an update of 256 MB in place. Bytes are the least that must be
+read and written.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ ROWS = 1_000_000
 
 
 def agent_flops(hidden: tuple[int, ...]) -> tuple[int, int]:
-    """Operations of one row forward through the actor, and through one critic."""
+    """(operations of a forward pass of one row through the actor, the same through one critic)."""
     return flops_per_row(hidden, OBSERVATION, 2 * ACTION), flops_per_row(hidden, OBSERVATION + ACTION, 1)
 
 
 def policy_update(repeats: int) -> dict[str, float]:
-    """SAC's updates with one batch."""
+    """Updates of SAC, all with the same batch."""
     config = soft.SACConfig()
     agent, batch = soft.make(config, OBSERVATION, ACTION), rows_of(BATCH)
     state = agent.init(jax.random.key(1), {})
@@ -55,7 +56,8 @@ def policy_update(repeats: int) -> dict[str, float]:
 
 
 def value_gradient(repeats: int) -> dict[str, float]:
-    """Updates of SAC's actor through imagined steps of an ensemble: the sum of rewards, and the critics at the end."""
+    """Updates of SAC's actor by gradients through imagined steps of an ensemble: the rewards plus the critics' final
+    value."""
     settings, config = soft.SACConfig(), EnsembleConfig(members=7, elites=5)
     agent = soft.make(settings, OBSERVATION, ACTION)
     model = ensemble.make(config, OBSERVATION, ACTION, None, lambda rows: jnp.zeros(rows.shape[:-1], bool))
@@ -73,14 +75,14 @@ def value_gradient(repeats: int) -> dict[str, float]:
 
     actor, critic = agent_flops(settings.hidden)
     member = flops_per_row(config.hidden, OBSERVATION + ACTION, 2 * (OBSERVATION + 1))
-    # Forward, and back to the inputs: the model's and the critics' weights get no gradient.
+    # Forward, and backward to the inputs only: the weights of the model and the critics get no gradient.
     flops = BATCH * (HORIZON * (2 * member + 3 * actor) + 3 * actor + 2 * settings.critics * critic)
     found = measure(lambda: run(state, jax.random.key(3)), flops * number, repeats)
     return found | {"updates a second": number / found["seconds"]}
 
 
 def sampling(repeats: int) -> dict[str, float]:
-    """Batches from a buffer far larger than the caches."""
+    """Sample batches from a buffer that is much larger than the CPU caches."""
     buffer = jax.block_until_ready(replay.add(replay.init(jax.tree.map(lambda x: x[0], rows_of(1)), ROWS), rows_of(ROWS)))
 
     @jax.jit
@@ -93,7 +95,7 @@ def sampling(repeats: int) -> dict[str, float]:
 
 
 def adding(repeats: int) -> dict[str, float]:
-    """One row into the same buffer, as in each environment step, by a program that is given the buffer for good."""
+    """Add one row to the same buffer, as in each environment step, with a program to which the buffer is donated."""
     buffer = replay.init(jax.tree.map(lambda x: x[0], rows_of(1)), ROWS)
     row, number = rows_of(1), 1000
     run = jax.jit(
@@ -104,7 +106,8 @@ def adding(repeats: int) -> dict[str, float]:
 
 
 def stepping(repeats: int) -> dict[str, float]:
-    """Adam and the target copy of ten million parameters: all five arrays but the gradient are read and written."""
+    """Adam and the target network update of ten million parameters: all five arrays except the gradient are read and
+    written."""
     params = {"kernel": jnp.zeros((10, 1000, 1000))}
     trained, gradient = optimizer.init(params, 1e-3, with_target=True), {"kernel": jnp.full((10, 1000, 1000), 1e-3)}
     run = jax.jit(lambda trained: optimizer.move_target(optimizer.step(trained, gradient)[0], 0.005), donate_argnums=0)
@@ -115,11 +118,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--out", type=Path, help="write the figures here, as JSON")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     run_plan, flops, evaluations = planning()
-    plan = measure(run_plan, flops, asked.repeats)
+    plan = measure(run_plan, flops, args.repeats)
     run_fit, work, steps = fitting(10_000, epochs=2)
-    fit = measure(run_fit, work, asked.repeats)
+    fit = measure(run_fit, work, args.repeats)
     cases: dict[str, Callable[[int], dict[str, float]]] = {
         f"SAC update, 2 x 256, batch {BATCH}": policy_update,
         f"value gradient, {HORIZON} steps of a 4 x 200 model, batch {BATCH}": value_gradient,
@@ -131,9 +134,9 @@ def main() -> None:
         "plan, 350 x 20 x 15 x 5, 5 of 7 members, 4 x 200": plan
         | {"model evaluations a second": evaluations / plan["seconds"]},
         "fit, 7 x 4 x 200, batch 256": fit | {"updates a second": steps / fit["seconds"]},
-        **{title: case(asked.repeats) for title, case in cases.items()},
+        **{title: case(args.repeats) for title, case in cases.items()},
     }
-    report(tables, asked.out)
+    report(tables, args.out)
 
 
 if __name__ == "__main__":

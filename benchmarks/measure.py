@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing beside the machine's matmul peak, and a table that is also JSON."""
+"""Functions shared by the benchmarks: timing compared with the machine's matmul peak, and reports as text and JSON."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ COPIED = 256_000_000
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """Wall clock of one call."""
+    """Wall clock time of one call, in s."""
     start = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - start
 
 
 def onward(run: Callable[[Any], Any], state: Any) -> Callable[[], Any]:
-    """`run`, which may use up the state that it is given, on what it returned the time before."""
+    """A function that calls `run` with the state that the last call returned; `run` may donate its argument."""
 
     def go() -> Any:
         nonlocal state
@@ -45,7 +45,7 @@ def onward(run: Callable[[Any], Any], state: Any) -> Callable[[], Any]:
 
 
 def peak() -> Callable[[], float]:
-    """A measurement of the peak of a float32 matrix product of 2048 cubed, in floating-point operations a second."""
+    """A function that measures the peak speed of a 2048 x 2048 float32 matrix product, in operations per second."""
     square = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
     product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
     product(square).block_until_ready()
@@ -53,7 +53,7 @@ def peak() -> Callable[[], float]:
 
 
 def measure(run: Callable[[], Any], work: int, repeats: int) -> dict[str, float]:
-    """Medians over the repeats, after a first call that compiles; each call stands between two readings of the peak.
+    """Medians over the repeats, after a first call that compiles. Each call is between two measurements of the peak.
 
     `work` is the number of floating-point operations of one call.
     """
@@ -61,7 +61,7 @@ def measure(run: Callable[[], Any], work: int, repeats: int) -> dict[str, float]
 
 
 def bandwidth(run: Callable[[], Any], moved: int, repeats: int) -> dict[str, float]:
-    """The same for `moved` bytes that a call reads and writes, beside reading and writing 256 MB in place."""
+    """The same for a call that reads and writes `moved` bytes; the limit is reading and writing 256 MB in place."""
     long = jnp.zeros(COPIED // 4, jnp.float32)
     change = jax.jit(lambda x: x + 1.0, donate_argnums=0)
 
@@ -101,7 +101,7 @@ class Training:
         self.compile_seconds = time.perf_counter() - begun
 
     def advance(self, steps: int) -> float:
-        """Take so many environment steps, rounded up to whole calls of `learn`; returns the seconds."""
+        """Take `steps` environment steps, rounded up to whole calls of `learn`. Returns the seconds."""
         calls = -(-steps // self.program.loop.steps_per_call)
 
         def go() -> Any:
@@ -110,17 +110,18 @@ class Training:
 
         found = seconds(go)
         if bool(jnp.any(self.state.fault.what >= 0)):
-            raise SystemExit("a seed has met a value that is not finite: its speed means nothing")
+            raise SystemExit("a seed was frozen because a value was not finite: its speed is meaningless")
         return found
 
     def megabytes(self) -> dict[str, float]:
-        """Memory of the state, and what the program takes besides while it runs."""
+        """Memory of the state, and further memory that the program uses while it runs."""
         memory = self.compiled.memory_analysis()
         return {"state": memory.argument_size_in_bytes / 1e6, "besides": memory.temp_size_in_bytes / 1e6}
 
 
 def compiled_twice(program: Program) -> tuple[Training, dict[str, float]]:
-    """The training program, and what compiling took: without a cache, and then from the one that the first left."""
+    """(the training program, its compile times: first without a cache, then from the cache that the first compilation
+    wrote)."""
     times = {}
     with tempfile.TemporaryDirectory() as cache:
         compilation_cache.reset_cache()
@@ -136,14 +137,14 @@ def compiled_twice(program: Program) -> tuple[Training, dict[str, float]]:
 
 
 def slope(sizes: list[float], values: list[float]) -> float:
-    """The exponent with which `values` grow with `sizes` over their upper half: 0 is constant, 1 linear."""
+    """The exponent of the growth of `values` with `sizes`, over the upper half of the sizes: 0 is constant, 1 is linear."""
     half = len(sizes) // 2
     logs = [math.log(x) for x in sizes[half:]], [math.log(y) for y in values[half:]]
     return float(np.polyfit(*logs, 1)[0])
 
 
 def report(tables: Mapping[str, Mapping[str, float]], out: Path | None) -> None:
-    """Print the figures; with `out`, write them as JSON together with machine, versions and commit."""
+    """Print the results. With `out`, also write them as JSON, with machine, versions and commit."""
     for title, figures in tables.items():
         print(title)
         for name, value in figures.items():
@@ -154,14 +155,14 @@ def report(tables: Mapping[str, Mapping[str, float]], out: Path | None) -> None:
 
 
 def keep(path: Path, results: dict[str, Any]) -> None:
-    """Write what was measured; what the file tells of other cases stays."""
+    """Write results to a JSON file; other cases in the file are kept."""
     before = json.loads(path.read_text())["results"] if path.exists() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"results": before | results}, indent=1) + "\n")
 
 
 def provenance(*arguments: str) -> dict[str, Any]:
-    """The script and those `arguments` that determine its result; commit, versions and machine."""
+    """The command (script and the `arguments` that determine its result), commit, versions and machine."""
     where = environment()
     where["command"] = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
     return {"environment": where}

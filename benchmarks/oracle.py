@@ -1,9 +1,9 @@
-"""Planning in the true simulator on HalfCheetah-v5: the planner on MJX, and the very same one on C MuJoCo's batch rollout.
+"""Planning in the true simulator on HalfCheetah-v5: the same planner on MJX and on C MuJoCo's batch rollout.
 
     python benchmarks/oracle.py [--steps 200] [--population 60] [--horizon 15] [--iterations 3] [--out results.json]
 
-Both start from the same state. Of each: the return over the steps, the reward a step, and the time of a plan (median; the
-first plan, which compiles, is left out). The C side uses all cores through threads; it is stepped by the C simulator.
+Both start from the same state. Reported for each are the return over the steps, the reward per step, and the median time of
+a plan, without the first plan, which compiles. The C version uses all cores through threads, and C MuJoCo steps it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CONTROL_COST = 0.1
 
 
 def on_mjx(env: Any, planner: Planner) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """(plan, step) in MJX: plan(state, memory, key) -> (actions, memory, _); step(state, action) -> (state, reward)."""
+    """(plan, step) on MJX: plan(state, memory, key) -> (actions, memory, _); step(state, action) -> (state, reward)."""
     task = envs.make("HalfCheetah-v5")
     plan = jax.jit(lambda state, memory, key: planner.plan(make_problem(task.world, state, task.action), memory, key))
     advance = jax.jit(env.step)
@@ -44,7 +44,7 @@ def on_mjx(env: Any, planner: Planner) -> tuple[Callable[..., Any], Callable[...
 
 
 def on_c(env: Any, planner: Planner) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """(plan, step) in C MuJoCo, whose state is [time, qpos, qvel, warm start]; the model is the task's own."""
+    """(plan, step) on C MuJoCo with the task's own model. The state is [time, qpos, qvel, warm start]."""
     model = env.mj_model
     skip, nq, dt = env.frame_skip, model.nq, env.dt
     data = [mujoco.MjData(model) for _ in range(os.cpu_count() or 1)]
@@ -90,7 +90,7 @@ def on_c(env: Any, planner: Planner) -> tuple[Callable[..., Any], Callable[..., 
 def episode(
     plan: Callable[..., Any], step: Callable[..., Any], state: Any, planner: Planner, steps: int
 ) -> dict[str, float]:
-    """Figures of one episode of model-predictive control."""
+    """Results of one episode of model-predictive control (MPC)."""
     memory, rewards, times = planner.init(), [], []
     for i in range(steps):
         key, made = jax.random.key(i), []
@@ -112,9 +112,9 @@ def main() -> None:
     parser.add_argument("--horizon", type=int, default=15)
     parser.add_argument("--iterations", type=int, default=3)
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     config = CEMConfig(
-        asked.horizon, asked.population, max(1, asked.population // 10), asked.iterations, momentum=0.1, min_variance=0.0
+        args.horizon, args.population, max(1, args.population // 10), args.iterations, momentum=0.1, min_variance=0.0
     )
     task = envs.make("HalfCheetah-v5")
     env: Any = task.env
@@ -123,13 +123,13 @@ def main() -> None:
     qpos, qvel = (np.asarray(x, np.float64) for x in (start.pipeline_state.qpos, start.pipeline_state.qvel))
     physical = np.concatenate([[0.0], qpos, qvel, np.zeros(env.mj_model.nv)])
     tables = {
-        "MJX": episode(*on_mjx(env, planner), start, planner, asked.steps),
-        "C MuJoCo": episode(*on_c(env, planner), physical, planner, asked.steps),
+        "MJX": episode(*on_mjx(env, planner), start, planner, args.steps),
+        "C MuJoCo": episode(*on_c(env, planner), physical, planner, args.steps),
     }
-    rollouts = asked.population * asked.horizon * asked.iterations
+    rollouts = args.population * args.horizon * args.iterations
     for table in tables.values():
         table["control steps a second"] = rollouts / table["seconds a plan"]
-    report(tables, asked.out)
+    report(tables, args.out)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""Speed and accuracy beside other packages' own code: mbrl-lib (PyTorch), in an environment of its own, and Brax's SAC.
+"""Speed and accuracy compared with other packages: mbrl-lib (PyTorch), in its own virtual environment, and Brax's SAC.
 
     make bench-peers [PEERS="--full --out benchmarks/results/peers-cpu.json"]
     python benchmarks/peers.py [--cases plan-cartpole ...] [--full] [--tiny] [--python .venv-peers/bin/python]
                                [--out results.json]
 
-Ours and theirs are two processes on the CPU, each set up once and then asked in turn for one measurement, so that a noisy
-machine disturbs both alike; while one measures the other waits, so that each has all cores. The first call of each, in
-which ours compiles, is told apart. Figures are medians; how many times as fast ours is, is the median over the pairs.
-PyTorch has as many threads as there are cores, or OMP_NUM_THREADS; they meet at every operation and so stand still where
-other work holds a core: then its figures are far too slow, unless both sides have a single core (`taskset -c 0`).
-By default ten minutes on two idle cores. `--full` takes more cases and calls, and PETS to its goal: about an hour.
-`--tiny` only tries whether all runs: its figures mean nothing.
+Ours and theirs run in two processes on the CPU. Each is set up once; then they measure alternately, so that a noisy machine
+affects both equally. While one measures, the other waits, so that each has all cores. The first call of each, in which ours
+compiles, is reported separately. Results are medians, and the speedup is the median over the pairs of measurements.
+
+PyTorch uses as many threads as there are cores, or OMP_NUM_THREADS. They synchronise at every operation, so if other work
+occupies a core, PyTorch becomes far too slow. On a busy machine, give both sides a single core (`taskset -c 0`).
+By default this takes ten minutes on two idle cores. `--full` runs more cases and calls, and PETS until its goal, and takes
+about an hour. `--tiny` only checks that everything runs; its results are meaningless.
 """
 
 from __future__ import annotations
@@ -37,32 +38,32 @@ from jaxmbrl.training.collecting import collect
 
 HERE = Path(__file__).parent / "peers"
 PAUSE = 0.5
-"""Seconds between two measurements, in which the threads of the one before come to rest."""
+"""Pause in seconds between two measurements, in which the threads of the first one become idle."""
 
 BUSY = 0.5
-"""Load average above which other work disturbs what is measured."""
+"""Load average above which other work disturbs the measurements."""
 
 Figures = dict[str, Any]
 
 
 class Case(NamedTuple):
-    """What is measured on both sides."""
+    """One measurement, done on both sides."""
 
     about: str
     kind: str
-    """The workers' name for it."""
+    """Its name in the workers."""
     settings: dict[str, Any]
     tiny: dict[str, Any]
-    """Settings under `--tiny`, where they differ."""
+    """Settings that differ with `--tiny`."""
     calls: int
     full_calls: int
     differs: tuple[str, ...] = ()
-    """What is not the same on both sides."""
+    """Differences between the two sides."""
     peer: str = "mbrl-lib"
     figure: str = "seconds"
-    """What is compared within each pair."""
+    """The result that is compared in each pair."""
     first_apart: bool = True
-    """Whether the first call warms up; where it does not, `calls` are the stages of one run."""
+    """Whether the first call is a warm-up. If not, `calls` are the stages of one run."""
     only_full: bool = False
 
 
@@ -73,11 +74,11 @@ PLAN_DIFFERS = (
     "noise: mbrl-lib draws it for each candidate, ours once for all candidates of an iteration",
 )
 FIT_DIFFERS = (
-    "bounds of the log-variance: mbrl-lib's are fixed at -10 and 0.5 (its preset), ours learn from there at weight 0.01; "
-    "so mbrl-lib cannot tell a deviation above 1.3, and fits targets that vary more by their squares",
-    "weight decay: mbrl-lib's is on biases too, ours on kernels alone",
+    "bounds of the log-variance: mbrl-lib's are fixed at -10 and 0.5 (its preset), ours start there and are learned with "
+    "weight 0.01; so mbrl-lib cannot predict a deviation above 1.3, and fits targets that vary more by their squares",
+    "weight decay: mbrl-lib applies it to biases too, ours to kernels only",
     "inputs are normalised on both sides, by mbrl-lib in float64; the buffer's rows are float64 there, float32 here",
-    "mbrl-lib without its evaluation on all training data after each epoch, which its presets ask for",
+    "mbrl-lib without its evaluation on all training data after each epoch, which is part of its presets",
 )
 FIT = NETWORK | {
     "rows": 10_000,
@@ -110,10 +111,10 @@ TINY_MBPO = {"warmup": 500, "units": 16, "agent_units": 16, "updates_per_step": 
 MBPO_DIFFERS = (
     "bounds of the log-variance and weight decay as in fit",
     "physics: mbrl-lib's is C MuJoCo, ours MJX in the compiled program",
-    "mbrl-lib acts by the mean of its policy, ours by samples of it",
-    "without mbrl-lib's evaluation after each round; with its saving of model and data after each fit",
-    "mbrl-lib keeps the weights of all members at the best epoch of any, ours each member's own best",
-    "random steps where mbrl-lib's preset has those of an untrained policy",
+    "mbrl-lib acts with the mean of its policy, ours samples from it",
+    "mbrl-lib without its evaluation after each round, but with saving model and data after each fit",
+    "mbrl-lib keeps the weights of all members from the best epoch of any, ours those from each member's own best epoch",
+    "random initial steps; mbrl-lib's preset takes them with an untrained policy",
 )
 CASES = {
     "plan-cartpole": Case(
@@ -164,8 +165,8 @@ CASES = {
         differs=PLAN_DIFFERS,
     ),
     "fit": Case(
-        "a fit of 7 members, 4 x 200, batch 256, to 10,000 rows of HalfCheetah-v5 under random actions, 25 epochs, judged "
-        "on 2,000 rows in the targets' own units; targets as they are on both sides",
+        "a fit of 7 members, 4 x 200, batch 256, to 10,000 rows of HalfCheetah-v5 under random actions, 25 epochs, "
+        "evaluated on 2,000 rows in the targets' own units; targets are not normalised on either side",
         "fit",
         FIT,
         TINY_FIT,
@@ -174,13 +175,13 @@ CASES = {
         differs=FIT_DIFFERS,
     ),
     "fit-normalised": Case(
-        "the same, with ours as it is by default: targets normalised too",
+        "the same with our default, which normalises targets too",
         "fit",
         FIT | {"normalize_targets": True},
         TINY_FIT,
         calls=1,
         full_calls=5,
-        differs=(*FIT_DIFFERS, "targets: mbrl-lib fits them as they are, ours shifted and scaled"),
+        differs=(*FIT_DIFFERS, "targets: mbrl-lib does not normalise them, ours does"),
         only_full=True,
     ),
     "sac": Case(
@@ -278,11 +279,11 @@ CASES = {
 
 
 def in_bfloat16(case: Case) -> Case:
-    """The case with our factors of products between hidden layers rounded to bfloat16, and mbrl-lib's in float32."""
+    """The case with our matrix products between hidden layers in bfloat16, and mbrl-lib's in float32."""
     return case._replace(
         about=f"{case.about}; ours with products between hidden layers in bfloat16",
         settings=case.settings | {"precision": "bfloat16"},
-        differs=(*case.differs, "products between hidden layers: mbrl-lib's in float32, ours of factors in bfloat16"),
+        differs=(*case.differs, "products between hidden layers: mbrl-lib's in float32, ours with factors in bfloat16"),
         only_full=True,
     )
 
@@ -291,7 +292,7 @@ CASES |= {f"{name}-bfloat16": in_bfloat16(CASES[name]) for name in ("plan-cartpo
 
 
 class Worker:
-    """One side of a case, in a process of its own."""
+    """One side of a case, in its own process."""
 
     def __init__(self, who: str, command: list[str], errors: Path) -> None:
         self.who, self.errors = who, errors
@@ -309,7 +310,7 @@ class Worker:
         self.begun = self._answer()
 
     def ask(self) -> Figures:
-        """The figures of one more call."""
+        """Request one more call and return its results."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write("\n")
@@ -327,8 +328,8 @@ class Worker:
 
     def _fail(self) -> None:
         code = self.process.wait()
-        told = self.errors.read_text()[-4000:].strip()
-        raise SystemExit(f"{self.who} ended with {code} and without an answer; it wrote:\n{told}")
+        output = self.errors.read_text()[-4000:].strip()
+        raise SystemExit(f"{self.who} ended with {code} and without an answer; it wrote:\n{output}")
 
     def close(self) -> None:
         self.process.kill()
@@ -339,11 +340,11 @@ class Worker:
 
 
 def make_data(settings: dict[str, Any], folder: Path) -> Path:
-    """The data of a fit: rows of HalfCheetah-v5 under random actions, shuffled, some of them to judge by."""
+    """The data for a fit: shuffled rows of HalfCheetah-v5 under random actions, split into training and test rows."""
     task = envs.make("gymnasium/HalfCheetah-v5")
-    rows, held = settings["rows"], settings["test_rows"]
-    found = collect(task, uniform(task.action), rows + held)
-    order = np.random.default_rng(0).permutation(rows + held)
+    rows, test_rows = settings["rows"], settings["test_rows"]
+    found = collect(task, uniform(task.action), rows + test_rows)
+    order = np.random.default_rng(0).permutation(rows + test_rows)
     arrays = {}
     for name in ("observation", "action", "reward", "next_observation"):
         values = np.asarray(getattr(found, name))[order]
@@ -354,15 +355,15 @@ def make_data(settings: dict[str, Any], folder: Path) -> Path:
 
 
 def judge(predictions: Path, data: Path) -> Figures:
-    """How well the members' Gaussians [E, N, D] of change and reward fit the test rows, in the targets' own units.
+    """Evaluate the members' Gaussians [E, N, D] of change and reward on the test rows, in the targets' own units.
 
-    Likelihoods are in nats a dimension. What is unexplained is the mean over dimensions of the squared error over the
-    target's variance.
+    Likelihoods are in nats per dimension. The unexplained variance is the mean over dimensions of the squared error divided
+    by the variance of the target.
     """
-    rows, told = np.load(data), np.load(predictions)
+    rows, predicted = np.load(data), np.load(predictions)
     change = rows["test_next_observation"] - rows["test_observation"]
     target = np.concatenate([change, rows["test_reward"][:, None]], axis=1).astype(np.float64)
-    mean, log_variance = told["mean"], told["log_variance"]
+    mean, log_variance = predicted["mean"], predicted["log_variance"]
     if mean.shape[1:] != target.shape:
         raise SystemExit(f"predictions of {mean.shape[1:]} for targets of {target.shape}")
     error = (mean.mean(axis=0) - target) ** 2
@@ -377,11 +378,11 @@ def judge(predictions: Path, data: Path) -> Figures:
     }
 
 
-def compare(case: Case, asked: argparse.Namespace) -> dict[str, Any]:
-    """All that is measured of a case."""
-    settings = case.settings | (case.tiny if asked.tiny else {})
-    calls = (2 if case.calls > 1 else 1) if asked.tiny else case.full_calls if asked.full else case.calls
-    script, python = ("brax_sac.py", sys.executable) if case.peer == "brax" else ("theirs.py", str(asked.python))
+def compare(case: Case, args: argparse.Namespace) -> dict[str, Any]:
+    """All results of a case."""
+    settings = case.settings | (case.tiny if args.tiny else {})
+    calls = (2 if case.calls > 1 else 1) if args.tiny else case.full_calls if args.full else case.calls
+    script, python = ("brax_sac.py", sys.executable) if case.peer == "brax" else ("theirs.py", str(args.python))
     workers: list[Worker] = []
     with tempfile.TemporaryDirectory() as name:
         predictions = Path(name) / "predictions.npz"
@@ -390,14 +391,14 @@ def compare(case: Case, asked: argparse.Namespace) -> dict[str, Any]:
             files = {"data": str(data), "predictions": str(predictions)}
 
         def figures(worker: Worker) -> Figures:
-            time.sleep(0 if asked.tiny else PAUSE)
+            time.sleep(0 if args.tiny else PAUSE)
             found = worker.ask()
             return found | judge(predictions, data) if case.kind == "fit" else found
 
-        told = json.dumps(settings | {"most_calls": calls + 1} | (files if case.kind == "fit" else {}))
+        arguments = json.dumps(settings | {"most_calls": calls + 1} | (files if case.kind == "fit" else {}))
         commands = {
-            "jaxmbrl": [sys.executable, str(HERE / "ours.py"), case.kind, told],
-            case.peer: [python, str(HERE / script), case.kind, told],
+            "jaxmbrl": [sys.executable, str(HERE / "ours.py"), case.kind, arguments],
+            case.peer: [python, str(HERE / script), case.kind, arguments],
         }
         try:
             for who, command in commands.items():
@@ -422,13 +423,13 @@ def compare(case: Case, asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def medians(found: Iterable[Figures]) -> Figures:
-    """The median of each figure."""
+    """The median of each result."""
     rows = list(found)
     return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
 
 
 def show(name: str, found: dict[str, Any], case: Case) -> None:
-    """Print what was found."""
+    """Print the results of a case."""
     ours, theirs = found["jaxmbrl"], found[case.peer]
     print(f"\n{name}: {case.about}\n  {'':<34}{'jaxmbrl':>14}{case.peer:>14}")
     for figure in [*ours, *(figure for figure in theirs if figure not in ours)]:
@@ -455,19 +456,19 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"), help="of mbrl-lib's environment")
     parser.add_argument("--out", type=Path, help="write the figures here, as JSON; other cases that it tells of stay")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     load = os.getloadavg()[0]
     if load > BUSY:
         print(f"the machine is busy (load {load:.1f}): with several threads mbrl-lib's figures will be far too slow")
-    names = asked.cases or [name for name, case in CASES.items() if asked.full or asked.tiny or not case.only_full]
-    sizes = [f"--{size}" for size in ("full", "tiny") if getattr(asked, size)]
+    names = args.cases or [name for name, case in CASES.items() if args.full or args.tiny or not case.only_full]
+    sizes = [f"--{size}" for size in ("full", "tiny") if getattr(args, size)]
     for name in names:
         print(f"measuring {name} ...", flush=True)
-        found = compare(CASES[name], asked)
+        found = compare(CASES[name], args)
         show(name, found, CASES[name])
-        if asked.out is not None:
-            keep(asked.out, {name: found | {"load before": load, **provenance("--cases", name, *sizes)}})
+        if args.out is not None:
+            keep(args.out, {name: found | {"load before": load, **provenance("--cases", name, *sizes)}})
 
 
 if __name__ == "__main__":

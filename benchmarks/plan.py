@@ -1,5 +1,5 @@
-"""Speed of one full-size plan of PETS through its own policy: 350 candidates x 20 particles x 15 steps x 5 iterations,
-5 elites of 7 members, 4 x 200 hidden units, trajectory sampling, reward and termination learned, CEM with all it does.
+"""Speed of one full-size plan of PETS through its policy: 350 candidates x 20 particles x 15 steps x 5 iterations, 5 elites
+of 7 members, 4 x 200 hidden units, trajectory sampling, learned reward and termination, and full CEM.
 
     python benchmarks/plan.py [--repeats 9] [--out results.json]
 """
@@ -25,10 +25,10 @@ from jaxmbrl.training.loop import clock_at
 
 
 def planning() -> tuple[Callable[[], Any], int, int]:
-    """A plan, its floating-point operations, and how often it asks the model for a step."""
+    """(a plan, its floating-point operations, its number of model evaluations)."""
     config = pets.Config(
         ensemble=EnsembleConfig(members=7, elites=5, hidden=(200, 200, 200, 200)),
-        # A variance of 0 is never reached, so that every plan takes all iterations.
+        # A variance of 0 is never reached, so every plan runs all iterations.
         planner=PlannerConfig(cem=CEMConfig(horizon=15, population=350, elites=35, iterations=5, min_variance=0.0)),
         particles=20,
         learn_reward=True,
@@ -47,7 +47,7 @@ def planning() -> tuple[Callable[[], Any], int, int]:
 
     planner = config.planner.cem
     evaluations = planner.population * config.particles * planner.horizon * planner.iterations
-    # Observation and action in, mean and log-variance of change and reward out; then next observation in, a logit out.
+    # Inputs: observation, action. Outputs: mean and log-variance of change and reward. Then next observation -> logit.
     dynamics = flops_per_row(config.ensemble.hidden, 4 + 1, 2 * (4 + 1))
     flops = evaluations * (dynamics + flops_per_row(config.ensemble.termination_hidden, 4, 1))
     key = jax.random.key(2)
@@ -58,11 +58,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     run, flops, evaluations = planning()
-    figures = measure(run, flops, asked.repeats)
+    figures = measure(run, flops, args.repeats)
     figures["model evaluations a second"] = evaluations / figures["seconds"]
-    report({"one plan of PETS, 350 x 20 x 15 x 5, 5 of 7 members, 4 x 200": figures}, asked.out)
+    report({"one plan of PETS, 350 x 20 x 15 x 5, 5 of 7 members, 4 x 200": figures}, args.out)
 
 
 if __name__ == "__main__":

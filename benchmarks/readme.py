@@ -1,8 +1,8 @@
-"""Write the tables of speed and of returns in the README and in the pages of `docs` from `benchmarks/results`.
+"""Write the tables of speed and returns in the README and the pages of `docs` from `benchmarks/results`.
 
     python benchmarks/readme.py [--check]
 
-With `--check` nothing is written: it fails where a page says something else.
+With `--check` nothing is written; the script fails if a page differs from the results.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ PEERS = {
     "sac": ("SAC, 2 x 256, batch 256", "updates a second", "updates/s"),
     "sac-bfloat16": ("the same with our products between hidden layers in bfloat16", "updates a second", "updates/s"),
     "mbpo": ("MBPO on InvertedPendulum, each fit by its own early stopping", "environment steps a second", "steps/s"),
-    "mbpo-fixed": ("MBPO on InvertedPendulum, 20 epochs a fit", "environment steps a second", "steps/s"),
+    "mbpo-fixed": ("MBPO on InvertedPendulum, 20 epochs per fit", "environment steps a second", "steps/s"),
     "mbpo-fixed-bfloat16": (
         "the same with our products between hidden layers in bfloat16",
         "environment steps a second",
         "steps/s",
     ),
-    "pets": ("PETS on cartpole from nothing to a return of 195, a seed", "seconds a seed", "s"),
+    "pets": ("PETS on cartpole until a return of 195, time per seed", "seconds a seed", "s"),
     "brax-sac": ("SAC with Brax's inverted pendulum, 16 environments", "updates a second", "updates/s"),
 }
-"""Case of `peers.py` -> (what it is, the figure that is shown, its unit)."""
+"""Case of `peers.py` -> (description, name of the displayed number, its unit)."""
 
 
 def read(name: str) -> dict[str, Any]:
@@ -47,17 +47,17 @@ def read(name: str) -> dict[str, Any]:
 
 
 def table(head: Row, rows: Iterable[Row]) -> list[str]:
-    """Lines of a Markdown table; the columns after the first are of numbers."""
+    """Lines of a Markdown table. The columns after the first have numbers."""
     return [f"| {' | '.join(row)} |" for row in (head, ("---", *["---:"] * (len(head) - 1)), *rows)]
 
 
 def number(value: float) -> str:
-    """Three significant digits, or whole."""
+    """Three significant digits, or a whole number from 100 on."""
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def beside_peers() -> list[str]:
-    """The table of what `peers.py` found."""
+    """The table of the results of `peers.py`."""
     found, rows = read("peers-cpu"), []
     for name, (about, figure, unit) in PEERS.items():
         if name not in found:
@@ -73,27 +73,27 @@ def beside_peers() -> list[str]:
                 f"{number(ratio['median'])}{span}",
             )
         )
-    return table(("on two CPU cores", "jaxmbrl", "the other", "times as fast"), rows)
+    return table(("on two CPU cores", "jaxmbrl", "other package", "speedup"), rows)
 
 
 def beside_limits() -> list[str]:
-    """The table of what `limits.py` found."""
+    """The table of the results of `limits.py`."""
     rows = []
     for about, figures in read("limits-cpu").items():
         unit = "GFLOP/s" if "GFLOP/s" in figures else "GB/s"
         limit = "peak" if unit == "GFLOP/s" else "memory's"
         cells = (number(figures[unit]), number(figures[f"{limit} {unit}"]))
         rows.append((about, *(f"{cell} {unit}" for cell in cells), f"{figures[f'share of {limit}']:#.2g}"))
-    return table(("beside the machine's limit, measured in turn", "reached", "limit", "share"), rows)
+    return table(("compared with the machine's limit", "reached", "limit", "share of limit"), rows)
 
 
 MOST = {"cartpole-continuous": 200, "cartpole-swingup": 40, "InvertedPendulum-v5": 1000}
-"""What a task pays at most."""
+"""Highest possible return of a task."""
 
 
 def cases(*methods: str) -> list[tuple[dict[str, Any], str]]:
-    """The results of `learning.py` and what each case is, of these methods or of all: in the order of the registry, by task
-    and by steps, and then in that of the method's goals."""
+    """(results of `learning.py`, description) of each case of these methods, or of all. They are sorted by the order of the
+    registry, by task, by steps, and then by the order of the method's goals."""
     cards, found = algorithms.cards(), []
     for number, (method, card) in enumerate(cards.items()):
         for place, goal in enumerate(card.goals):
@@ -105,16 +105,16 @@ def cases(*methods: str) -> list[tuple[dict[str, Any], str]]:
 
 
 def returns(*methods: str) -> list[str]:
-    """The table of what `learning.py` found; of some methods it has each seed's mean too."""
+    """The table of the results of `learning.py`. With `methods`, it also has the mean of each seed."""
     rows: list[Row] = []
     for case, what in cases(*methods):
         words = [f"`{case['algorithm']}`", what]
         about = [f"{case['episodes']} start states"]
         about += [f"at most {MOST[case['env']]:,}"] if case["env"] in MOST else []
         if "oracle" in case:
-            about.append(f"planned in the true simulator {case['oracle']:,.1f}, random {case['random']:,.1f}")
+            about.append(f"planner in the true simulator {case['oracle']:,.1f}, random policy {case['random']:,.1f}")
         low, high = case["interval"]
-        asked = f"{case['seeds_at_goal']} of {case['seeds']} at {case['goal']:,.0f}" if case["goal_seeds"] else "not asked"
+        at_goal = f"{case['seeds_at_goal']} of {case['seeds']} at {case['goal']:,.0f}" if case["goal_seeds"] else "no goal"
         rows.append(
             (
                 ", ".join(words),
@@ -123,17 +123,17 @@ def returns(*methods: str) -> list[str]:
                 f"{case['mean']:,.1f}",
                 f"{case['iqm']:,.1f} [{low:,.1f}, {high:,.1f}]",
                 *([", ".join(f"{value:,.1f}" for value in case["per_seed"])] if methods else []),
-                asked,
+                at_goal,
             )
         )
     each = ["each seed"] if methods else []
     head = ("method", "task", "steps", "mean return", "interquartile mean [95% interval]", *each, "seeds at the goal")
-    # Two columns of words, then numbers.
+    # The first two columns are text, the others numbers.
     return [line.replace("| --- | ---: |", "| --- | --- |", 1) for line in table(head, rows)]
 
 
 def in_bfloat16() -> list[str]:
-    """The returns of cases with products in bfloat16 beside those of the same cases without."""
+    """The returns of cases with matrix products in bfloat16, and of the same cases in float32."""
     found = {case["case"]: case for case, _ in cases()}
     rows = []
     for name, case in found.items():
@@ -147,35 +147,36 @@ def in_bfloat16() -> list[str]:
 
 
 def compiling() -> list[str]:
-    """The table of what `compiling.py` found."""
+    """The table of the results of `compiling.py`."""
     rows = []
     for about, figures in read("compiling-cpu").items():
         seconds = (number(figures[f"seconds to compile, {how}"]) for how in ("cold", "cached"))
         memory = (number(figures[f"MB, {of}"]) for of in ("state", "besides"))
         rows.append((about.removesuffix(", seeds: 1"), *seconds, *memory))
-    return table(("one seed", "seconds, cold", "from the cache", "MB of state", "MB besides"), rows)
+    return table(("one seed", "compile, cold (s)", "compile, cached (s)", "state (MB)", "other memory (MB)"), rows)
 
 
 PARTS = ("collect", "plan", "fit", "imagine", "update")
 
 
 def split() -> list[str]:
-    """The table of what `split.py` found: shares of the training program's work, then of a whole run's time."""
+    """The table of the results of `split.py`: shares of the training program's work, then of the time of a whole run."""
     rows = []
     for case in read("split-cpu").values():
         (about, run), (_, program) = case["tables"].items()
         shares = [f"{program[part]:.1%}" if part in program else "-" for part in PARTS]
         rows.append((about.partition(":")[0], *shares, f"{run['evaluate']:.1%}", f"{run['host']:.1%}"))
-    return table(("of the program's work; of the run's time", *PARTS, "evaluate", "host"), rows)
+    head = (*(f"{part} (of work)" for part in PARTS), "evaluate (of time)", "host (of time)")
+    return table(("shares of the program's work and of the run's time", *head), rows)
 
 
 def speed() -> list[str]:
-    """Both tables of speed."""
+    """Both speed tables."""
     return [*beside_peers(), "", *beside_limits()]
 
 
 def of(*methods: str) -> Callable[[], list[str]]:
-    """`returns` of these methods."""
+    """A function that returns `returns(*methods)`."""
     return lambda: returns(*methods)
 
 
@@ -190,11 +191,11 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/speed.md": {"bfloat16": in_bfloat16, "split": split, "compiling": compiling},
     "docs/td3.md": {"returns": of("td3", "ddpg")},
 }
-"""Page -> the tables that it holds, by name."""
+"""Page -> its tables, by name."""
 
 
 def written(page: str, text: str) -> str:
-    """The `text` of a page with its tables as the results have them. Raises SystemExit where it has no place for one."""
+    """The `text` of a page with its tables updated from the results. Raises SystemExit if a table has no place."""
     for name, make in TABLES[page].items():
         marks = f"<!-- {name}: written by benchmarks/readme.py -->", f"<!-- end of {name} -->"
         before, begin, rest = text.partition(marks[0])
@@ -208,13 +209,13 @@ def written(page: str, text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     for page in TABLES:
         now = (ROOT / page).read_text()
         then = written(page, now)
-        if asked.check and now != then:
-            raise SystemExit(f"{page} does not tell what benchmarks/results hold: run python benchmarks/readme.py")
-        if not asked.check:
+        if args.check and now != then:
+            raise SystemExit(f"{page} differs from benchmarks/results: run python benchmarks/readme.py")
+        if not args.check:
             (ROOT / page).write_text(then)
 
 

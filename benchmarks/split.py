@@ -1,12 +1,12 @@
-"""Where an epoch's time goes: collecting, planning, fitting, imagining, updating, evaluating, and the host.
+"""Time of an epoch by part: collecting, planning, fitting, imagining, updating, evaluating, and the host.
 
     python benchmarks/split.py [--cases pets sac mbpo dhmbpo] [--out results.json]
 
-The first table is of a run as users start it, in a folder, with checkpoints and evaluations: of the seconds of its later
-epochs, those that the compiled programs ran; the rest is the host's. The second is of the training program alone: the
-operations that ran in one round after the first fit, by XLA's profiler, summed over threads and shared out by the part of
-the algorithm that each belongs to (the innermost, where parts contain parts). Operations too small for the clock weigh
-more under the profiler: what it slows the round by is told as well.
+The first table is of a normal run, in a folder, with checkpoints and evaluations. It gives the share of the time of later
+epochs in which the compiled programs ran; the rest is spent on the host. The second table is of the training program alone.
+It covers the operations of one round after the first fit, from XLA's profiler, summed over threads and grouped by the part
+of the algorithm to which they belong (the innermost part, if parts are nested). The profiler overestimates very small
+operations, so the factor by which it slows the round down is reported too.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ CONTROL = re.compile(r"^(while|conditional|cond|call|ThunkExecutor|thread|end:|\
 
 
 class Case(NamedTuple):
-    """An algorithm as it is measured."""
+    """A measured algorithm with its settings."""
 
     algorithm: str
     env: str
     preset: str | None
     settings: dict[str, Any]
     round: int
-    """Environment steps of the round that is profiled: from one fit to the next."""
+    """Environment steps of the profiled round, from one fit to the next."""
     steps: int
     """Environment steps of the run."""
 
@@ -51,7 +51,7 @@ CASES = {
 
 
 def whole_run(case: Case) -> dict[str, float]:
-    """Shares of the wall clock of a run's epochs after the first that learned."""
+    """Shares of the wall clock time of a run, in the epochs after the first one with updates."""
     with tempfile.TemporaryDirectory() as folder:
         result = runner.train(
             case.algorithm,
@@ -76,7 +76,7 @@ def whole_run(case: Case) -> dict[str, float]:
 
 
 def profiled(case: Case) -> dict[str, float]:
-    """Shares of a round of the training program by part."""
+    """Shares of the time of a round of the training program, by part."""
     config = programs.configure(case.algorithm, case.env, case.preset, settings=case.settings)
     training = Training(programs.build(config))
     warmup = -(-config.settings.warmup_steps // case.round) * case.round
@@ -94,7 +94,8 @@ def profiled(case: Case) -> dict[str, float]:
 
 
 def by_part(file: str, program: str) -> dict[str, float]:
-    """Seconds of the operations in a profile by the part that they belong to in a compiled `program`'s text."""
+    """Seconds of the operations in a profile, by part. The text of the compiled `program` gives the part of each
+    operation."""
     of = parts_of(program)
     found: dict[str, float] = collections.Counter()
     for plane in jax.profiler.ProfileData.from_file(file).planes:
@@ -106,12 +107,12 @@ def by_part(file: str, program: str) -> dict[str, float]:
 
 
 def parts_of(program: str) -> dict[str, str]:
-    """The part of each operation, by its name. One that XLA left without a path is of the part of most others in its
-    computation; one in a computation without any path is of no part."""
+    """The part of each operation, by name. An operation without a path in the program belongs to the part of most others
+    in its computation. If no operation of the computation has a path, it belongs to no part."""
     found: dict[str, str] = {}
     for block in re.split(r"\n(?=%|ENTRY)", program):
-        told = dict(re.findall(r'%([\w.\-]+) = [^\n]*?metadata=\{[^}]*?op_name="([^"]*)"', block))
-        own = {name: part_of(path) for name, path in told.items()}
+        operations = dict(re.findall(r'%([\w.\-]+) = [^\n]*?metadata=\{[^}]*?op_name="([^"]*)"', block))
+        own = {name: part_of(path) for name, path in operations.items()}
         most = collections.Counter(part for part in own.values() if part != "other").most_common(1)
         names = re.findall(r"%([\w.\-]+) = ", block)
         found |= {name: own.get(name, most[0][0] if most else "other") for name in names}
@@ -119,7 +120,7 @@ def parts_of(program: str) -> dict[str, str]:
 
 
 def part_of(path: str) -> str:
-    """The innermost part of the algorithm on an operation's path."""
+    """The innermost part of the algorithm on the path of an operation."""
     words = re.findall(r"\w+", path)
     return next((word for word in reversed(words) if word in PARTS), "other")
 
@@ -128,8 +129,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--out", type=Path, help="write the figures here, as JSON; other cases that it tells of stay")
-    asked = parser.parse_args()
-    for name in asked.cases:
+    args = parser.parse_args()
+    for name in args.cases:
         case = CASES[name]
         title = f"{case.algorithm} on {case.env}"
         print(f"measuring {title} ...", flush=True)
@@ -138,8 +139,8 @@ def main() -> None:
             f"{title}: {case.round:,} steps of the training program": profiled(case),
         }
         report(tables, None)
-        if asked.out is not None:
-            keep(asked.out, {name: {"tables": tables, **provenance("--cases", name)}})
+        if args.out is not None:
+            keep(args.out, {name: {"tables": tables, **provenance("--cases", name)}})
 
 
 if __name__ == "__main__":

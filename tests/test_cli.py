@@ -286,7 +286,7 @@ REFUSED = {
     COLLECT + "--out /proc/x.npz": ["/proc/x.npz cannot be written (No such file or directory)"],
     COLLECT + "--out " + "x" * 300: ["cannot be written (File name too long)"],
     COLLECT + "--out new/x --steps 0": ["steps must be at least 1 and below 2147483648, got 0"],
-    COLLECT + "--out new/x --steps 2147483647": ["what is collected takes", "lower steps"],
+    COLLECT + "--out new/x --steps 2147483647": ["the collected data takes", "lower steps"],
     COLLECT + "--out new/x --steps many": ["--steps must be a whole number, got 'many'"],
     COLLECT + "--out new/x --seed -1": ["seed must be at least 0"],
     COLLECT + "--out new/x --seed 2147483648": ["seed must be at least 0 and below 2147483648"],

@@ -47,7 +47,7 @@ def test_another_figure_is_noticed_and_mended(copy, page, figure, other):
     changed = text.replace(figure, other, 1)
     assert changed != text
     (copy / page).write_text(changed)
-    assert f"{page} does not tell what benchmarks/results hold" in write(copy, "--check").stderr
+    assert f"{page} differs from benchmarks/results" in write(copy, "--check").stderr
     assert (copy / page).read_text() == changed
     assert write(copy).returncode == 0
     assert (copy / page).read_text() == text

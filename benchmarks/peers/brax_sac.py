@@ -17,7 +17,7 @@ def sac(settings: dict[str, Any], answer: Answer) -> None:
     from brax.training.agents.sac import networks, train
 
     if not hasattr(jax, "device_put_replicated"):
-        # Brax 0.14.2 calls it, and JAX 0.10 removed it.
+        # Brax 0.14.2 calls this function, which JAX 0.10 removed.
         jax.device_put_replicated = lambda tree, devices: jax.tree.map(lambda x: jnp.stack([x] * len(devices)), tree)
     env = brax_task(f"{settings['task']}:{settings['backend']}").env
     chunk = settings["calls"] * settings["num_envs"]

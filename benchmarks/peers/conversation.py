@@ -1,4 +1,4 @@
-"""A worker's side of its conversation with `benchmarks/peers.py`, without any package."""
+"""The worker's side of the protocol with `benchmarks/peers.py`; it imports no package."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Answer = Callable[[Mapping[str, Any]], None]
-"""Tells the figures of what was asked for, and comes back when the next is asked for; ends the process if none is.
+"""Send the results of the last request, and return when the next request arrives; ends the process if there is none.
 
-The first answer says that all is set up.
+The first call reports that the setup is complete.
 """
 Case = Callable[[dict[str, Any], Answer], None]
-"""(settings, answer): what is measured, again and again."""
+"""(settings, answer): set up a case, then measure it in a loop."""
 
 
 def converse(cases: Mapping[str, Case]) -> None:
     """Run the case that the command line names, with its settings in JSON."""
     name, settings = sys.argv[1], json.loads(sys.argv[2])
     answers = os.fdopen(os.dup(1), "w")
-    # Whatever else is printed must not be taken for an answer.
+    # Send other output to standard error, so that it is not read as an answer.
     os.dup2(2, 1)
 
     def answer(figures: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ from jaxmbrl.training.loop import clock_at
 
 
 def beside_the_peak(run: Callable[[], Any], work: int) -> Callable[[], dict[str, float]]:
-    """A measurement of `run`, of `work` floating-point operations, between two readings of the machine's peak."""
+    """A function that times `run`, which has `work` floating-point operations, between two measurements of the peak."""
     reading = peak()
 
     def measured() -> dict[str, float]:
@@ -55,7 +55,7 @@ def plan(settings: dict[str, Any], answer: Answer) -> None:
                 elites=settings["best"],
                 iterations=settings["iterations"],
                 momentum=settings["momentum"],
-                # Never reached, so that every plan takes all iterations.
+                # Never reached, so every plan runs all iterations.
                 min_variance=0.0,
             )
         ),
@@ -182,7 +182,7 @@ def mbpo(settings: dict[str, Any], answer: Answer) -> None:
         "ensemble.learning_rate": settings["learning_rate"],
         "ensemble.batch_size": settings["batch_size"],
         "ensemble.holdout_fraction": settings["holdout"],
-        # Ours bears that many barren epochs and ends at the next, theirs ends at the last of them.
+        # Ours stops one epoch after `patience` epochs without improvement, theirs at the last of them.
         "ensemble.patience": settings["epochs"] or settings["patience"] - 1,
         "ensemble.max_epochs": settings["epochs"] or 1000,
         "rollout_length": {"first": 1, "last": 1},
@@ -236,7 +236,7 @@ def pets(settings: dict[str, Any], answer: Answer) -> None:
         duration += running.advance(chunk)
         taken += chunk
         found = running.state.metrics["train/return"]
-        # The mean of the trials that ended in these steps: where there were two, a good one may be missed.
+        # The mean over the trials that ended in these steps; if there were two, a good one may be missed.
         good = np.asarray(found.total) >= settings["goal"] * np.maximum(np.asarray(found.weight), 1)
         trained = taken > program.config.settings.warmup_steps
         reached = np.where(good & (reached == 0) & trained, taken, reached)

@@ -1,7 +1,7 @@
-"""The worker of `benchmarks/peers.py` that measures mbrl-lib, by its own code and its own presets.
+"""The worker of `benchmarks/peers.py` that measures mbrl-lib, with its own code and presets.
 
-Its wheel lacks two things: the settings of its CEM, which stand here, and the model of PETS's half-cheetah, whose place a
-stand-in takes that has the same spaces: planning in a learned model asks no more of an environment.
+Its wheel lacks two things. The settings of its CEM are given here. The model of PETS's half-cheetah is replaced by an
+environment with the same spaces, because planning in a learned model needs nothing else from an environment.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ CEM = {
 
 
 def ready() -> dict[str, Any]:
-    """What the driver is told first."""
+    """The first message to the driver."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"versions": {"python": platform.python_version(), **versions}, "threads": torch.get_num_threads()}
 
 
 def box(low: Any, high: Any, shape: Any) -> gymnasium.spaces.Box:
-    """The space of actions that Hydra makes the agent with; mbrl-lib's settings name a class that is nowhere."""
+    """The action space with which Hydra makes the agent; mbrl-lib's settings name a class that does not exist."""
     return gymnasium.spaces.Box(np.array(low, np.float32), np.array(high, np.float32), tuple(shape))
 
 
@@ -81,7 +81,7 @@ def preset(name: str, algorithm: str, settings: dict[str, Any], changes: dict[st
         "dynamics_model.ensemble_size": settings["members"],
         "dynamics_model.hid_size": settings["units"],
         "dynamics_model.num_layers": settings["layers"],
-        # Ensemble and planner make their parts themselves, where today's Hydra would make them before.
+        # Ensemble and planner make their parts themselves; current versions of Hydra would make them earlier.
         "dynamics_model._recursive_": False,
     }
     if algorithm == "pets":
@@ -111,7 +111,7 @@ def plan(settings: dict[str, Any], answer: Answer) -> None:
         action_space=gymnasium.spaces.Box(-1.0, 1.0, (action_size,)),
     )
     model = mbrl.util.common.create_one_dim_tr_model(config, (size,), (action_size,))
-    # What a fit would choose.
+    # A fit would choose the elites.
     model.set_elite(list(range(settings["elites"])))
     imagined = mbrl.models.ModelEnv(
         env,
@@ -137,7 +137,7 @@ def plan(settings: dict[str, Any], answer: Answer) -> None:
 
 def fit(settings: dict[str, Any], answer: Answer) -> None:
     config = preset("pets_halfcheetah", "pets", settings, {"algorithm.learned_rewards": True})
-    # The data are another task's, whose observations are plain.
+    # The data are from another task, which has no special handling of observations.
     del config.overrides.obs_process_fn, config.overrides.no_delta_list
     data = np.load(settings["data"])
     rows, size = data["observation"].shape
@@ -205,7 +205,7 @@ def sac(settings: dict[str, Any], answer: Answer) -> None:
 
 
 class Rounds(gymnasium.Wrapper):
-    """Answers every `every` steps, first when `first` have been taken; the clock runs from there on."""
+    """Sends results every `every` steps, first after `first` steps, when the timing starts."""
 
     def __init__(self, env: gymnasium.Env, first: int, every: int, answer: Answer) -> None:
         super().__init__(env)
@@ -225,7 +225,7 @@ class Rounds(gymnasium.Wrapper):
 
 
 class Counted(mbrl.models.GaussianMLP):
-    """mbrl-lib's ensemble, whose updates are counted."""
+    """mbrl-lib's ensemble with a counter of its updates."""
 
     made = 0
 
@@ -235,7 +235,7 @@ class Counted(mbrl.models.GaussianMLP):
 
 
 class Over(gymnasium.Env):
-    """An environment to evaluate in whose episodes last one step: evaluation is no part of what is measured."""
+    """An evaluation environment with episodes of one step, because evaluation is not measured."""
 
     def __init__(self, env: gymnasium.Env) -> None:
         self.observation_space, self.action_space = env.observation_space, env.action_space
@@ -256,7 +256,7 @@ def mbpo(settings: dict[str, Any], answer: Answer) -> None:
         {
             "dynamics_model._target_": "__main__.Counted",
             "algorithm.agent.action_space._target_": "__main__.box",
-            # The first fit comes after `every` steps more.
+            # The first fit is `every` steps later.
             "algorithm.initial_exploration_steps": settings["warmup"] - every,
             "algorithm.random_initial_explore": True,
             "overrides.num_elites": settings["elites"],
@@ -279,14 +279,14 @@ def mbpo(settings: dict[str, Any], answer: Answer) -> None:
     )
     env, terminated, _ = mbrl.util.env.EnvHandler.make_env(config)
     torch.manual_seed(0)
-    # One step before the first fit, so that each round begins with one.
+    # One step before the first fit, so that each round begins with a fit.
     rounds = Rounds(env, settings["warmup"] - 1, every, answer)
     with tempfile.TemporaryDirectory() as folder:
         mbrl.algorithms.mbpo.train(rounds, Over(env), terminated, config, silent=True, work_dir=folder)
 
 
 class Trials(gymnasium.Wrapper):
-    """Remembers what the last trial returned, and stops at the first after `warmup` steps that returns `goal`."""
+    """Stores the return of the last trial, and stops at the first trial after `warmup` steps with a return of `goal`."""
 
     def __init__(self, env: gymnasium.Env, warmup: int, goal: float, stop: Any) -> None:
         super().__init__(env)

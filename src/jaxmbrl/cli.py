@@ -1,4 +1,4 @@
-"""The `jaxmbrl` command. A user's mistake ends with exit code 2 and a message of one line."""
+"""The `jaxmbrl` command. A user's mistake is reported in one line, with exit code 2."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CACHE_SWITCH = "--no-compile-cache"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code."""
+    """Run a command line and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _command(words)
@@ -45,13 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(str(error))
         return 2
     except SystemExit as stop:
-        # Parsers end so after they print help.
+        # Parsers exit after they print help.
         return int(stop.code or 0)
     except KeyboardInterrupt:
         complain("interrupted")
         return 130
     except BrokenPipeError:
-        # The reader has closed the pipe (`| head`): leave the interpreter nothing to flush.
+        # The reader has closed the pipe (`| head`): the interpreter must not flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
@@ -102,22 +102,22 @@ def _command(words: list[str]) -> int:
 
 
 def _cache_compilations() -> None:
-    """Cache compiled programs in the user's cache folder, so that the next start is fast."""
+    """Cache compiled programs in the user's cache folder, to make the next start fast."""
     import jax
 
     if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
-        # The user has chosen a folder.
+        # The user has set a cache folder.
         return
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:
-        complain("compiled programs are not cached: there is no home folder; name a folder in XDG_CACHE_HOME")
+        complain("compiled programs are not cached: there is no home folder; set XDG_CACHE_HOME to a folder")
         return
     folder = base / "jaxmbrl" / "compiled"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        complain(f"compiled programs are not cached: {folder} cannot be made ({error.strerror})")
+        complain(f"compiled programs are not cached: {folder} cannot be created ({error.strerror})")
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
 

@@ -25,7 +25,7 @@ def gaussian_log_density(
 
 
 def tanh_log_det(pre_tanh: Float[Array, "*n d"]) -> Float[Array, "*n"]:
-    """Log-determinant of the Jacobian of tanh: sum of log(1 - tanh(u)^2), exact also where tanh saturates.
+    """Log-determinant of the Jacobian of tanh, the sum of log(1 - tanh(u)^2). It is accurate even where tanh saturates.
 
     Soft Actor-Critic (arXiv 1812.05905), appendix C, in the form 2 (log 2 - u - softplus(-2u)).
     """
@@ -35,22 +35,22 @@ def tanh_log_det(pre_tanh: Float[Array, "*n d"]) -> Float[Array, "*n"]:
 def squashed_log_density(
     pre_tanh: Float[Array, "*n d"], mean: Float[Array, "*n d"], log_std: Float[Array, "*n d"]
 ) -> Float[Array, "*n"]:
-    """Log-density of a = tanh(u) for Gaussian u, given u: the action alone does not determine it where tanh saturates."""
+    """Log-density of a = tanh(u) for Gaussian u, given u, because a does not determine u where tanh saturates."""
     return gaussian_log_density(pre_tanh, mean, log_std) - tanh_log_det(pre_tanh)
 
 
 def sample_squashed(
     key: Key, mean: Float[Array, "*n d"], log_std: Float[Array, "*n d"]
 ) -> tuple[Float[Array, "*n d"], Float[Array, "*n"]]:
-    """A reparameterised action in (-1, 1), by rounding up to the ends, and its log-density."""
+    """(action, log-density): a reparameterised action in (-1, 1), or equal to -1 or 1 by rounding."""
     pre_tanh = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype)
     return jnp.tanh(pre_tanh), squashed_log_density(pre_tanh, mean, log_std)
 
 
 def soft_clamp(value: Float[Array, "*n d"], low: Float[Array, "d"], high: Float[Array, "d"]) -> Float[Array, "*n d"]:
-    """`value` pressed smoothly below `high`, then above `low`, so that gradients reach value and bounds.
+    """`value` clamped smoothly, first below `high`, then above `low`, so that value and bounds both receive gradients.
 
-    The upper bound first, then the lower, as PETS (arXiv 1805.12114, appendix A.1) does it for log-variances.
+    PETS clamps log-variances in this order (arXiv 1805.12114, appendix A.1).
     """
     below = high - jax.nn.softplus(high - value)
     return low + jax.nn.softplus(below - low)

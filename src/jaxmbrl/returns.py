@@ -1,8 +1,9 @@
-"""Targets of critics and actors from a stretch of rewards and the values along it. All functions are for one trajectory:
-batch them with `jax.vmap`.
+"""Returns: targets of critics and actors from the rewards along a trajectory and the values of its states. All functions
+are for one trajectory: batch them with `jax.vmap`.
 
-Of a stretch of n + 1 steps, step j earns rewards[j], ends the episode with probability terminated[j] (or does: 0 or 1), and
-leads to a state of values[j]. What follows an end counts for nothing, whatever it is: it may not be finite.
+Step j of a trajectory of T steps has the reward rewards[j], ends the episode with probability terminated[j] (0 or 1 if that
+is certain), and leads to a state with the value values[j]. Steps after termination are ignored, even if they are not
+finite.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ def alive_before(terminated: Ends) -> Float[Array, "T"]:
 def value_expansion_targets(
     rewards: Float[Array, "T"], terminated: Ends, values: Float[Array, "T"], discount: Discount
 ) -> Float[Array, "T"]:
-    """The targets of every horizon i = 0 .. T - 1 from the first state on (Feinberg et al., model-based value expansion,
-    arXiv 1803.00101, equation 3),
+    """The targets of the first state for all horizons i = 0 .. T - 1 (Feinberg et al., model-based value expansion, arXiv
+    1803.00101, equation 3),
 
         T_i = sum_{j <= i} discount^j m_j r_j + discount^{i+1} m_{i+1} v_i
 
-    T_0 is the one-step target; with an exact model and the values of the policy all are equal.
+    T_0 is the one-step target. With an exact model and the exact values of the policy all targets are equal in expectation.
 
     >>> from jaxmbrl import returns
     >>> rewards, never, values = jnp.ones(3), jnp.zeros(3), jnp.array([4.0, 8.0, 16.0])
-    >>> [float(target) for target in returns.expansions(rewards, never, values, discount=0.5)]
+    >>> [float(target) for target in returns.value_expansion_targets(rewards, never, values, discount=0.5)]
     [3.0, 3.5, 3.75]
     """
     alive = alive_before(terminated)
@@ -49,15 +50,15 @@ def value_expansion_targets(
 def n_step_returns(
     rewards: Float[Array, "T"], terminated: Ends, last: Float[Array, ""], discount: Discount
 ) -> Float[Array, "T+1"]:
-    """The target of each state along the stretch on its own remaining horizon, the rewards from it on and the `last` value:
+    """The n-step return of each state on its own remaining horizon, bootstrapped with the value `last` of the final state:
     y_t = r_t + discount (1 - terminated_t) y_{t+1} with y_T = last (the TD-k trick, arXiv 1803.00101, section 3.1).
 
-    The first of them is the longest of `value_expansion_targets`, and an actor's objective along the trajectory; for no
-    steps it is `last`.
+    The first one is the last of `value_expansion_targets`, and an actor's objective along the trajectory. Without any step
+    it is `last`.
 
     >>> from jaxmbrl import returns
     >>> ends = jnp.array([False, True, False])
-    >>> [float(target) for target in returns.suffixes(jnp.ones(3), ends, jnp.asarray(8.0), discount=0.5)]
+    >>> [float(target) for target in returns.n_step_returns(jnp.ones(3), ends, jnp.asarray(8.0), discount=0.5)]
     [1.5, 1.0, 5.0, 8.0]
     """
 
@@ -74,8 +75,9 @@ def n_step_returns(
 def lambda_return(
     rewards: Float[Array, "T"], terminated: Ends, values: Float[Array, "T"], discount: Discount, mix: Discount
 ) -> Float[Array, ""]:
-    """The expansions mixed by geometric weights, (1 - mix) sum_{i < T-1} mix^i T_i + mix^{T-1} T_{T-1} (Sutton and Barto,
-    Reinforcement Learning, 2nd edition, equation 12.3): mix 0 gives the one-step target, 1 the longest."""
+    """The lambda return with lambda = `mix`: the geometrically weighted mean of the `value_expansion_targets`,
+    (1 - mix) sum_{i < T-1} mix^i T_i + mix^{T-1} T_{T-1} (Sutton and Barto, Reinforcement Learning, 2nd edition, equation
+    12.3). mix = 0 gives the one-step target, mix = 1 that of the longest horizon."""
     targets = value_expansion_targets(rewards, terminated, values, discount)
     powers = jnp.asarray(mix, targets.dtype) ** jnp.arange(targets.shape[0])
     weights = jnp.concatenate([(1 - mix) * powers[:-1], powers[-1:]])
@@ -83,10 +85,11 @@ def lambda_return(
 
 
 def steve(samples: Float[Array, "S T"], epsilon: float = 1e-8) -> tuple[Float[Array, ""], Float[Array, "T"]]:
-    """STEVE's mixture over horizons (Buckman et al., arXiv 1807.01675, equation 5) and its weights [T], which sum to 1.
+    """(STEVE's target, a weighted mean over horizons; the weights [T], which sum to 1) (Buckman et al., arXiv 1807.01675,
+    equation 5).
 
-    `samples` are the targets of each horizon by S combinations of dynamics, reward and value functions. A horizon weighs
-    1 / (population variance over them + epsilon), as a constant: no gradient flows through the weights.
+    `samples` are the targets of each horizon by S combinations of dynamics, reward and value functions. The weight of a
+    horizon is proportional to 1 / (population variance over combinations + epsilon). No gradient flows through the weights.
 
     >>> from jaxmbrl import returns
     >>> samples = jnp.array([[9.0, 10.0], [11.0, 14.0]])  # variances 1 and 4 around means 10 and 12
@@ -100,5 +103,5 @@ def steve(samples: Float[Array, "S T"], epsilon: float = 1e-8) -> tuple[Float[Ar
 
 
 def _weighed(weight: Any, value: Any) -> Any:
-    # What follows a certain end does not count, even where it is not finite.
+    # Steps with weight 0 are ignored, even if they are not finite.
     return weight * jnp.where(weight == 0, 0.0, value)

@@ -1,4 +1,4 @@
-"""The only rollout: collecting, imagining, planning and evaluating are one fold over the same steps."""
+"""The rollout of a policy in a world, a fold over steps. Collecting, imagining, planning and evaluating all use it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def rollout(
 ) -> tuple[tuple[Carry, Memory], Any]:
     """Step `world` under `policy` for `length` steps from `state = (carry, memory)`.
 
-    `fold(acc, transition, i) -> acc` sees each transition in turn: it may store it, sum it, differentiate through it.
-    Without a fold the transitions are stacked on a leading axis [length, ...]. Nothing is ever reset here.
+    `fold(acc, transition, i) -> acc` receives each transition in turn, for example to store it or to sum its reward.
+    Without a fold the transitions are stacked on a leading axis [length, ...]. Nothing is reset here.
 
-    Step i draws its randomness from `fold_in(key, i)`, so a rollout's prefix does not depend on its length. `length` may
-    be traced if there is a fold; the rollout can then not be differentiated in reverse mode.
+    Step i uses the key `fold_in(key, i)`, so the prefix of a rollout does not depend on its length. With a fold, `length`
+    may be traced; the rollout then has no reverse-mode derivative.
 
     Returns ((carry, memory), acc or stacked transitions).
 
@@ -73,20 +73,21 @@ def step_keys(key: Key, i: int | Int[Array, ""]) -> tuple[Key, Key]:
 
 
 def with_full_state(world: World) -> World:
-    """`world` that shows a policy its whole carry, and starts from one: for planning in the true simulator."""
+    """`world` whose observation is its full carry, and which starts from a carry: for planning in the true simulator."""
     return world._replace(observe=lambda carry: carry, start=lambda carry, key: carry)
 
 
 def playback(rows: Transition) -> tuple[World, Policy]:
-    """A world that plays back rows [N, ...] in turn, from the first, and a policy that repeats their actions: `learn` is
-    then given data without collecting. The world begins again after the last row. The policy has no memory and no extras.
+    """A world that replays the rows [N, ...] in order, and a policy for it: with them the training loop passes stored data
+    to `learn` without collecting. After the last row the world continues with the first. The policy has no memory and no
+    extras.
     """
 
     def step(place: Int[Array, ""], action: Action, key: Key) -> tuple[Int[Array, ""], Transition]:
         return (place + 1) % rows.reward.shape[0], jax.tree.map(lambda leaf: jnp.asarray(leaf)[place], rows)
 
     def act(memory: Memory, place: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
-        # The world takes the recorded action whatever this one is.
+        # The world ignores the action: it replays the recorded one.
         return rows.action[0], (), memory
 
     first = jnp.zeros((), jnp.int32)
@@ -95,22 +96,22 @@ def playback(rows: Transition) -> tuple[World, Policy]:
 
 
 def world_of(task: Task, algorithm: Algorithm) -> World:
-    """The World of `task` as the policies of `algorithm` are shown it."""
+    """The World of `task` with the observation that the policies of `algorithm` need."""
     return with_full_state(task.world) if algorithm.observes_full_state else task.world
 
 
 class Episode(NamedTuple):
-    """Carry of an auto-resetting world: the inner carry, and whether it is an episode's first."""
+    """Carry of an auto-resetting world: the inner carry, and whether it is the first of an episode."""
 
     carry: Carry
     is_first: Bool[Array, ""]
 
 
 def auto_reset(world: World, policy: Policy) -> tuple[World, Policy]:
-    """The collector's wrapper: when an episode ends, the world starts another and the policy forgets.
+    """`world` and `policy` for collecting data: when an episode ends, the world is reset, and so is the policy's memory.
 
-    The transition that ended the episode still holds the true successor. World and policy belong together: the wrapped
-    world's observation carries the mark of an episode that begins, which only the wrapped policy reads.
+    The transition that ended the episode still contains the true successor. Use the two together: the wrapped world's
+    observation is (observation, is_first), which the wrapped policy expects.
     """
 
     def reset(key: Key) -> Episode:
@@ -139,45 +140,45 @@ def auto_reset(world: World, policy: Policy) -> tuple[World, Policy]:
 
 
 def reset_keys(key: Key) -> tuple[Key, Key]:
-    """(key of the step, key of a reset after it) of one step of an auto-resetting world."""
+    """(key of the step, key of a reset after it) for one step of an auto-resetting world."""
     step_key, again_key = jax.random.split(key)
     return step_key, again_key
 
 
 def open_loop(actions: Shaped[Array, "H ..."]) -> Policy:
-    """The policy that plays `actions` in turn; its memory is the index of the next one."""
+    """The policy that takes `actions` in order; its memory is the index of the next action."""
     return Policy(init=lambda key: jnp.zeros((), jnp.int32), act=lambda i, observation, key: (actions[i], (), i + 1))
 
 
 class Return(NamedTuple):
-    """Accumulator of an undiscounted return: rewards count while `alive`."""
+    """Accumulator of an undiscounted return: rewards are weighted by `alive`."""
 
     total: Float[Array, "*n"]
     alive: Float[Array, "*n"]
-    """1 until the end and 0 after it; the probability of being alive where ends come as probabilities."""
+    """1 until the episode ends and 0 afterwards; if termination is a probability, the probability of no termination yet."""
 
     @classmethod
     def zero(cls, shape: tuple[int, ...] = ()) -> Return:
-        """Nothing earned yet, everything alive."""
+        """Return 0, with no episode ended."""
         return cls(jnp.zeros(shape), jnp.ones(shape))
 
 
 def episode_return(acc: Return, transition: Transition, i: Int[Array, ""]) -> Return:
-    """Fold of an evaluation: the reward of the step that ends the episode counts, later ones do not."""
+    """Fold of an evaluation: rewards up to and including the step that ends the episode count."""
     return _earn(acc, transition.reward, transition.terminated | transition.truncated)
 
 
 def planned_return(acc: Return, transition: Transition, i: Int[Array, ""]) -> Return:
-    """Fold of a planner's objective: as `episode_return`, but blind to time limits, which a model does not know.
+    """Fold of a planner's objective: as `episode_return`, but ignoring time limits, which a model does not know.
 
-    Where the world tells a probability of termination, the reward counts by the probability of being alive still. That is
-    the expectation over drawn terminations, without their noise.
+    If the world returns a probability of termination, a reward is weighted by the probability that the episode has not
+    terminated before. This is the expectation over sampled terminations, without their noise.
     """
     return _earn(acc, transition.reward, transition.terminated)
 
 
 def _earn(acc: Return, reward: Float[Array, "*n"], ended: Bool[Array, "*n"] | Float[Array, "*n"]) -> Return:
-    # What the dead do may be anything, and not finite; a probability that is NaN stays one.
+    # Rewards after termination are ignored, even if they are not finite. A probability that is NaN stays NaN.
     lives = acc.alive != 0
     total = acc.total + jnp.where(lives, acc.alive * reward, 0.0)
     return Return(total, jnp.where(lives, acc.alive * (1 - ended), 0.0))

@@ -315,7 +315,7 @@ def test_init():
 def test_dtypes_stay(double):
     with jax.enable_x64(double):
         agent, state = agent_and_state()
-        after, metrics = jax.eval_shape(agent.update, state, on_device(batch_of()), jax.random.key(0))
+        after, metrics, _ = jax.eval_shape(agent.update, state, on_device(batch_of()), jax.random.key(0))
         expected = jnp.float64 if double else jnp.float32
         for before, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
             assert before.dtype == leaf.dtype

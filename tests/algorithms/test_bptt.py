@@ -210,7 +210,7 @@ def test_settings_are_checked(changes, told):
 
 def test_a_simulator_outside_of_jax_is_not_differentiated():
     outside = PENDULUM._replace(name="robot", host=lambda: None)
-    with pytest.raises(UserError, match="model must be 'learned' on 'robot', which is stepped outside of JAX"):
+    with pytest.raises(UserError, match="model must be 'learned' on 'robot', whose simulator is not in JAX"):
         bptt.make(dataclasses.replace(TINY, model="true"), outside)
     bptt.make(TINY, outside)
 

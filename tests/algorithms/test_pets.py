@@ -165,7 +165,7 @@ def test_rules_between_fields():
     pooled = {p: dataclasses.replace(TINY.ensemble, propagation=p) for p in ("distribution", "expectation")}
     check(dataclasses.replace(TINY, particles=5, ensemble=pooled["distribution"]))
     check(dataclasses.replace(TINY, particles=1, ensemble=pooled["expectation"]))
-    with pytest.raises(UserError, match="particles must be 1 under propagation 'expectation'"):
+    with pytest.raises(UserError, match="particles must be 1 with propagation 'expectation'"):
         check(dataclasses.replace(TINY, ensemble=pooled["expectation"]))
 
 

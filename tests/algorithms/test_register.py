@@ -84,7 +84,7 @@ def test_the_command_knows_it(known, capsys):
 @pytest.mark.parametrize(
     ("name", "method", "told"),
     [
-        ("sac", steady(), "there is a method 'sac' already: choose another name"),
+        ("sac", steady(), "a method 'sac' exists already: choose another name"),
         ("my method", steady(), "a method's name must be a letter, then letters, digits, '-' or '_', got 'my method'"),
         ("", steady(), "a method's name must be a letter, then letters, digits, '-' or '_', got ''"),
         ("mine", make, "method 'mine' must be an algorithms.Method, got function"),
@@ -101,11 +101,11 @@ def test_the_command_knows_it(known, capsys):
             steady(presets={}),
             "method 'mine' needs presets, such as {'default': Preset(Config(), 'my own', 5000)}, or a file mine.yaml",
         ),
-        ("mine", steady(presets={"a": Config()}), "preset 'a' of method 'mine' must be a Preset that holds a Config"),
+        ("mine", steady(presets={"a": Config()}), "preset 'a' of method 'mine' must be a Preset with a Config"),
         (
             "mine",
             steady(presets={"a": Preset(Short(), "", 200)}),
-            "preset 'a' of method 'mine' must be a Preset that holds a Config",
+            "preset 'a' of method 'mine' must be a Preset with a Config",
         ),
     ],
 )

@@ -353,7 +353,7 @@ def test_what_is_stored_tells_how_it_was_drawn():
 
 
 def test_what_is_wrong_is_told():
-    with pytest.raises(UserError, match="horizon must be at least 1 where noise is inferred"):
+    with pytest.raises(UserError, match="horizon must be at least 1 if noise is inferred"):
         check(dataclasses.replace(TINY, horizon=0))
     with pytest.raises(UserError, match="refit_every must be a multiple of num_envs"):
         check(dataclasses.replace(TINY, num_envs=3))

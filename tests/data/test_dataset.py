@@ -72,7 +72,7 @@ def test_how_often_each_action_was_applied_is_kept(tmp_path):
 def test_rows_of_another_repeat_do_not_fit(tmp_path):
     data = dataset.load(write(tmp_path, {"action_repeat": np.array(3)}))
     dataset.check_fits(data, envs.make("pendulum", 3))
-    with pytest.raises(UserError, match="action_repeat must be 3, as of the data, got 1"):
+    with pytest.raises(UserError, match="action_repeat must be 3, as in the data, got 1"):
         dataset.check_fits(data, envs.make("pendulum"))
 
 
@@ -146,7 +146,7 @@ WRONG = {
     ),
     "two kinds of successors": (
         {"last_observation": np.zeros((1, 3))},
-        "'last_observation' stands instead of 'next_observation': leave one of them out",
+        "'last_observation' replaces 'next_observation': remove one of them",
     ),
     "flat actions": (
         {"action": np.zeros(4)},
@@ -158,7 +158,7 @@ WRONG = {
     ),
     "no observation": (
         {"observation": np.zeros((4, 0)), "next_observation": np.zeros((4, 0))},
-        "'observation' must have at least one number a row",
+        "'observation' must have at least one number per row",
     ),
     "another successor": (
         {"next_observation": np.zeros((4, 2))},
@@ -384,7 +384,7 @@ def test_elements_of_discrete_spaces_are_int32(tmp_path):
 
 def test_vectors_of_integers_are_not_written(tmp_path):
     vectors = {"observation": np.zeros((4, 2), np.int32), "next_observation": np.zeros((4, 2), np.int32)}
-    with pytest.raises(UserError, match="'observation' are vectors of int32, which a file cannot store: make them floats"):
+    with pytest.raises(UserError, match="'observation' are vectors of int32, which a file cannot store: convert to floats"):
         dataset.save(tmp_path / "x.npz", Transition(**(arrays() | vectors)), "board")
     task = envs.make("pendulum")
     dataset.check_storable(task)

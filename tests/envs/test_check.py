@@ -384,7 +384,7 @@ def test_worlds_that_reset_by_themselves():
     idle = Policy(lambda key: (), lambda memory, observation, key: (jnp.zeros(1), (), memory))
     world, _ = auto_reset(POINT.world, idle)
     text = told(POINT._replace(world=world._replace(observe=lambda episode: world.observe(episode)[0])))
-    assert text.startswith("the world does not go on from the next_observation at step ")
+    assert text.startswith("the world does not continue from the next_observation at step ")
 
 
 def test_known_functions_that_differ_from_the_steps():
@@ -468,7 +468,7 @@ def test_discrete_observations():
     assert text.startswith("its next_observation looks like a reset's, at step ")
     world, _ = auto_reset(corridor(Corridor()).world, Policy(lambda key: (), lambda memory, seen, key: (0, (), memory)))
     automatic = corridor(Corridor())._replace(world=world._replace(observe=lambda episode: world.observe(episode)[0]))
-    assert told(automatic).startswith("the world does not go on from the next_observation at step ")
+    assert told(automatic).startswith("the world does not continue from the next_observation at step ")
 
 
 class Pictures(Corridor):
@@ -505,7 +505,7 @@ def test_images():
     )
     automatic = corridor(Pictures(), observation=image)
     automatic = automatic._replace(world=world._replace(observe=lambda episode: world.observe(episode)[0]))
-    assert told(automatic).startswith("the world does not go on from the next_observation at step ")
+    assert told(automatic).startswith("the world does not continue from the next_observation at step ")
 
 
 def test_methods_of_vectors_refuse_other_spaces_by_name():

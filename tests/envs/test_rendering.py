@@ -127,7 +127,7 @@ def test_what_cannot_be_drawn():
         def reset(self, rng):
             return initial_state(rng, super().reset(rng).obs)
 
-    with pytest.raises(NoPicture, match="no picture of mute: its states do not hold the model's positions"):
+    with pytest.raises(NoPicture, match="no picture of mute: its states have no positions of the model"):
         scene(envs.make_task("mute", Mute(), 5))
 
 

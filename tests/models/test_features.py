@@ -175,9 +175,9 @@ def test_a_linear_system_is_learned_with_its_speed_absolute():
     [
         ({}, Features(absolute=(3,)), "absolute must name observation dimensions below 3, got 3"),
         ({}, Features(constant=(-1,)), "constant must name observation dimensions below 3, got -1"),
-        ({"absolute": (2,)}, Features(constant=(1, 2)), "absolute must name no dimension that .* constant, got 2"),
-        ({}, Features(absolute=(1,), constant=(1,)), "absolute must name no dimension that .* constant, got 1"),
-        ({}, Features(lambda x: x[..., 0]), r"encode must make \[N, F\] of observations \[N, O\], got \(3,\)"),
+        ({"absolute": (2,)}, Features(constant=(1, 2)), "absolute must not name a dimension that is constant .*, got 2"),
+        ({}, Features(absolute=(1,), constant=(1,)), "absolute must not name a dimension that is constant .*, got 1"),
+        ({}, Features(lambda x: x[..., 0]), r"encode must map observations \[N, O\] to \[N, F\], got \(3,\)"),
     ],
 )
 def test_wrong_features_are_refused(config, features, told):

@@ -140,17 +140,17 @@ def test_a_policy_of_choices_plays_an_int32():
 def test_continuous_planners_refuse_choices_and_name_the_one_that_takes_them(method):
     with pytest.raises(UserError) as refused:
         planning.make(SMALL[method], Discrete(4))
-    assert str(refused.value) == f"{method} plans continuous actions, not 4 choices: use random-shooting, which plans both"
+    assert str(refused.value) == f"{method} needs continuous actions, got 4 choices: use random-shooting, which plans both"
 
 
 @every_planner
 def test_boxes_that_cannot_be_searched_are_refused(method):
     with pytest.raises(UserError) as refused:
         planning.make(SMALL[method], Box((2,), 0.0))
-    assert str(refused.value) == f"{method} plans bounded actions, and these are in [0.0, inf]"
+    assert str(refused.value) == f"{method} needs bounded actions, got bounds [0.0, inf]"
     with pytest.raises(UserError) as refused:
         planning.make(SMALL[method], Box((8, 8, 1), 0, 255, "uint8"))
-    assert str(refused.value) == f"{method} plans vectors of real numbers, and an action is uint8 [8, 8, 1]"
+    assert str(refused.value) == f"{method} needs vectors of real numbers as actions, got uint8 [8, 8, 1]"
 
 
 @every_planner

@@ -141,7 +141,7 @@ def test_risk_decides_between_a_safe_and_a_risky_plan():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"quantile": 0.1, "deviations": 1.0}, "deviations must be 0 where quantile is given, got 1.0"),
+        ({"quantile": 0.1, "deviations": 1.0}, "deviations must be 0 if quantile is given, got 1.0"),
         ({"quantile": 1.5}, "quantile must be at most 1, got 1.5"),
         ({"quantile": -0.1}, "quantile must be at least 0, got -0.1"),
         ({"deviations": float("inf")}, "deviations must be a finite number, got inf"),

@@ -91,7 +91,7 @@ REFUSED = {
     "sweep of-a-run.yaml": "run is the folder of a run",
     "sweep nowhere-to-go.yaml": "good.yaml/x cannot be created (Not a directory)",
     "sweep partly.yaml": "run sac-pendulum-batch_size=0: batch_size must be at least 1, got 0; "
-    "1 more not valid: sac-pendulum-batch_size=-1 (--keep-going does without)",
+    "1 more not valid: sac-pendulum-batch_size=-1 (--keep-going leaves out such runs)",
     "sweep partly.yaml --dry-run": "run sac-pendulum-batch_size=0: batch_size must be at least 1",
     "status": "DIR is missing",
     "status nowhere": "there is no folder nowhere",

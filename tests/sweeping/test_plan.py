@@ -178,7 +178,7 @@ REFUSED_FILES = {
     "hyper.discount must be a list of numbers, got ['high']": {**SAC, "hyper": {"discount": ["high"]}},
     "hyper.discount must be a list of numbers, got []": {**SAC, "hyper": {"discount": []}},
     "hyper.discount must be a list of numbers, got [True]": {**SAC, "hyper": {"discount": [True]}},
-    "hyper.discount holds the same number twice": {**SAC, "hyper": {"discount": [0.9, "9e-1"]}},
+    "hyper.discount contains the same number twice": {**SAC, "hyper": {"discount": [0.9, "9e-1"]}},
     "agent.learning_rate must be above 0, got -1.0": {**SAC, "hyper": {"learning_rate": [1, -1]}},
     "it is the same as sac-pendulum-seed=0": {**SAC, "runs": [{"seed": 0}, {"seed": 0, "seeds": 1}]},
 }

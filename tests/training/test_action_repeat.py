@@ -136,7 +136,7 @@ def test_random_actions_are_collected_repeated(tmp_path):
     assert data.rows.reward[0] == pytest.approx(total, rel=1e-5)
 
     code, said, err = call("train", "sac", "--env", "pendulum", "--data", file, *WORDS[:-4], "--out", tmp_path / "run")
-    assert (code, said) == (2, "") and err == "jaxmbrl: action_repeat must be 3, as of the data, got 1\n"
+    assert (code, said) == (2, "") and err == "jaxmbrl: action_repeat must be 3, as in the data, got 1\n"
     more = ["--action-repeat", 3, "--out", tmp_path / "run"]
     code, said, err = call("train", "sac", "--env", "pendulum", "--data", file, *WORDS[:-4], *more)
     assert (code, err) == (0, "") and f"train pets --env pendulum --action-repeat 3 --data {file}" in said

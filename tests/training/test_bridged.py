@@ -19,6 +19,7 @@ from jaxmbrl.algorithms.shooting import pets
 from jaxmbrl.core.config import from_dict
 from jaxmbrl.core.types import Algorithm, HostStep, Policy, row_like
 from jaxmbrl.data import sequences
+from jaxmbrl.envs.bridges import gymnasium_task
 from jaxmbrl.training import bridged, devices, loop, runner
 from jaxmbrl.training.hosted import host_seed
 
@@ -78,7 +79,7 @@ def exported(task):
         def close(self):
             pass
 
-    outside = envs.bridge._world(task.name)
+    outside = gymnasium_task._world(task.name)
     return task._replace(world=outside, host=Host)
 
 
@@ -303,8 +304,8 @@ def test_the_command_line_says_that_it_is_slower_and_planning_in_it_is_refused(t
     code, out, err = call("train", "sac", "--env", "gymnasium/Pendulum-v1", *options(settings), "--steps", 100)
     assert (code, err) == (0, "")
     run = tmp_path / "runs" / "sac-gymnasium-Pendulum-v1-1"
-    assert "gymnasium/Pendulum-v1 is stepped outside of the compiled program" in out
-    assert "episodes of at most 200 steps" in out
+    assert "gymnasium/Pendulum-v1 runs outside of the compiled program" in out
+    assert "episodes have at most 200 steps" in out
     code, out, err = call("evaluate", run, "--episodes", 2, "--json")
     assert (code, err) == (0, "")
     assert "played in Gymnasium 1." in out and "MuJoCo" not in out

@@ -143,16 +143,16 @@ def test_a_restored_state_runs_on_with_donation(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weights": jnp.zeros((5, 4))}, "leaf ['weights'] is expected as float32[5, 4], found as float32[5, 3]"),
-        ({"weights": jnp.zeros((5, 3), jnp.bfloat16)}, "leaf ['weights'] is expected as bfloat16[5, 3], found as float32"),
-        ({"more": jnp.zeros(2)}, "leaf ['more'] is expected as float32[2], found as nothing"),
-        ({"counts": (jnp.zeros(4, jnp.int32), None)}, "leaf ['counts'][1] is expected as nothing, found as int32[]"),
+        ({"weights": jnp.zeros((5, 4))}, "leaf ['weights'] must be float32[5, 4], got float32[5, 3]"),
+        ({"weights": jnp.zeros((5, 3), jnp.bfloat16)}, "leaf ['weights'] must be bfloat16[5, 3], got float32"),
+        ({"more": jnp.zeros(2)}, "leaf ['more'] must be float32[2], got nothing"),
+        ({"counts": (jnp.zeros(4, jnp.int32), None)}, "leaf ['counts'][1] must be nothing, got int32[]"),
         (
             {"counts": Pair(jnp.zeros(4, jnp.int32), jnp.zeros((), jnp.int32))},
-            "leaf ['counts'].first is expected as int32[4]",
+            "leaf ['counts'].first must be int32[4]",
         ),
-        ({"key": jnp.zeros(2, jnp.uint32)}, "leaf ['key'] is expected as uint32[2], found as key<fry>[]"),
-        ({"key": jax.random.key(0, impl="rbg")}, "leaf ['key'] is expected as key<rbg>[], found as key<fry>[]"),
+        ({"key": jnp.zeros(2, jnp.uint32)}, "leaf ['key'] must be uint32[2], got key<fry>[]"),
+        ({"key": jax.random.key(0, impl="rbg")}, "leaf ['key'] must be key<rbg>[], got key<fry>[]"),
     ],
 )
 def test_another_tree_is_refused_and_left_alone(tmp_path, change, message):
@@ -264,7 +264,7 @@ def test_leaves_are_checked_after_loading(tmp_path):
             copied = tmp_path / "w" / "00000001"
             (copied / file.relative_to(path)).write_bytes(flip(at, 5)(data))
             resign(copied)
-            with pytest.raises(CheckpointError, match=r"leaf .*values.* is not as it was saved"):
+            with pytest.raises(CheckpointError, match=r"leaf .*values.* differs from what was saved"):
                 restore(tmp_path / "w", state)
             shutil.rmtree(tmp_path / "w")
     assert silent > 3
@@ -528,7 +528,7 @@ def test_seeds_spread_over_devices_come_back_where_they_were(tmp_path):
 
 def test_float64_needs_float64(tmp_path):
     save(tmp_path, 1, {"x": np.ones(2)}, {})
-    with pytest.raises(CheckpointError, match=r"expected as float32\[2\], found as float64"):
+    with pytest.raises(CheckpointError, match=r"must be float32\[2\], got float64"):
         restore(tmp_path, {"x": jnp.ones(2)})
     with pytest.raises(CheckpointError, match="JAX_ENABLE_X64"):
         restore(tmp_path, {"x": jax.ShapeDtypeStruct((2,), np.float64)})

@@ -220,7 +220,7 @@ def test_a_run_of_another_task_is_told(runs):
 def test_more_than_the_machine_holds_is_told(monkeypatch, runs):
     # 5 rows of 3 + 1 + 1 + 3 numbers and two flags.
     monkeypatch.setattr(memory, "available", lambda: 5 * 34 - 1)
-    with pytest.raises(UserError, match=r"what is collected takes 0.0 MB, the device has 0.0 MB; lower steps"):
+    with pytest.raises(UserError, match=r"the collected data takes 0.0 MB, the device has 0.0 MB; lower steps"):
         collecting.collect_by("pendulum", "random", 5)
     monkeypatch.setattr(memory, "available", lambda: 5 * 34)
     assert collecting.collect_by("pendulum", "random", 5)[0].reward.shape == (5,)
@@ -312,9 +312,9 @@ def test_evaluation_plans_in_the_true_simulator_when_asked(runs, capsys):
 @pytest.mark.parametrize(
     ("run", "model", "message"),
     [
-        ("sac", "true", "model is a setting of planners, and sac is none: leave it out"),
+        ("sac", "true", "model is a setting of planners, and sac is not a planner: leave it out"),
         ("pets", "nonsense", "model must be 'learned' or 'true', got 'nonsense'"),
-        ("true", "learned", "the run planned in the true simulator and has learned no model: leave model out"),
+        ("true", "learned", "the run planned in the true simulator and did not learn a model: leave model out"),
     ],
 )
 def test_a_model_that_cannot_be_is_told(run, model, message, runs, capsys):

@@ -130,7 +130,7 @@ def test_a_run_of_four_devices_goes_on_with_one_and_back(runs):
     """
     assert on_four_devices(code, place / "one") == [5, 80]
     told = [event["text"] for event in RunFolder.open(place / "one").read_events() if event["kind"] == "warning"]
-    assert told == ["devices differ from those that the run started with: the resume need not be exact"]
+    assert told == ["devices differ from those that the run started with: the resume may not be exact"]
 
 
 def test_what_a_program_needs_is_told_before_it_runs(monkeypatch):

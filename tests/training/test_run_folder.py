@@ -130,7 +130,7 @@ def test_metrics_are_lines_of_json(run):
     run.truncate_metrics(offset)
     assert run.read_metrics() == rows and run.metrics_offset() == offset
     run.truncate_metrics(offset)
-    with pytest.raises(UserError, match=rf"has {offset} bytes, its checkpoint was written at {offset + 1}"):
+    with pytest.raises(UserError, match=rf"has {offset} bytes, but had {offset + 1} at its checkpoint"):
         run.truncate_metrics(offset + 1)
     assert run.read_metrics() == rows
     run.truncate_metrics(0)

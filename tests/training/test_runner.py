@@ -331,7 +331,7 @@ def test_without_imagined_transitions_checkpoints_are_small_and_a_resume_says_so
     result = jaxmbrl.resume(tmp_path / "small", steps=250)
     assert len(result.rows) == 5 and all("agent/critic_loss" in row for row in result.rows[1:])
     told = [event["text"] for event in RunFolder.open(tmp_path / "small").read_events() if event["kind"] == "warning"]
-    assert told == ["the resume need not be exact: the checkpoint has no imagined transitions (checkpoint.model_buffer)"]
+    assert told == ["the resume may not be exact: the checkpoint has no imagined transitions (checkpoint.model_buffer)"]
 
 
 def test_nested_settings_replace_their_own_fields_alone():
@@ -350,7 +350,7 @@ def test_another_version_is_told_on_resume(tmp_path):
     jaxmbrl.resume(tmp_path / "run", steps=40)
     events = RunFolder.open(tmp_path / "run").read_events()
     assert [e["text"] for e in events if e["kind"] == "warning"] == [
-        "versions differ from those that the run started with: the resume need not be exact"
+        "versions differ from those that the run started with: the resume may not be exact"
     ]
     assert next(e for e in events if e["kind"] == "resume")["versions"]["jax"] == jax.__version__
 
@@ -457,8 +457,8 @@ def test_hyper_acts_on_its_seed_alone(in_memory):
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"eval_episods": 3}, "unknown field 'eval_episods'; did you mean 'eval_episodes'"),
         ({"hyper": {"learning_rat": 1}}, "unknown hyper 'learning_rat' of sac; did you mean 'learning_rate'"),
-        ({"hyper": {"learning_rate": [1e-3] * 3}}, "hyper 'learning_rate' must be a number or one a seed (1)"),
-        ({"hyper": {"learning_rate": "fast"}}, "hyper 'learning_rate' must be a number or one a seed (1), got 'fast'"),
+        ({"hyper": {"learning_rate": [1e-3] * 3}}, "hyper 'learning_rate' must be a number or one per seed (1)"),
+        ({"hyper": {"learning_rate": "fast"}}, "hyper 'learning_rate' must be a number or one per seed (1), got 'fast'"),
         ({"hyper": {"learning_rate": None}}, "agent.learning_rate must be a finite number, got nan"),
         ({"hyper": {"learning_rate": -1}}, "agent.learning_rate must be above 0, got -1.0"),
         ({"hyper": {"discount": 1.5}}, "agent.discount must be at most 1, got 1.5"),
@@ -519,7 +519,7 @@ def test_a_run_whose_seeds_are_all_bad_ends_with_a_warning(tmp_path):
     code, said, err = call("train", "sac", "--env", "pendulum", *words)
     assert code == 1
     assert err.startswith("jaxmbrl: no seed finished") and err.count("\n") == 1 and "events.jsonl" in err
-    assert "warning: every seed has met a value that is not finite; the run ends here" in said
+    assert "warning: all seeds had a value that is not finite; the run ends here" in said
     rows = RunFolder.open(tmp_path / "run").read_metrics()
     assert [row["epoch"] for row in rows] == [1, 1, 2, 2] and all(row["frozen"] for row in rows[2:])
     before = digests(tmp_path / "run")

@@ -224,7 +224,7 @@ def test_a_method_that_can_use_the_true_simulator(trained, tmp_path):
     with pytest.raises(UserError, match="model must be 'learned' or 'true', got 'false'"):
         runner.trained(run, "false")
     train(tmp_path / "true", steps=10, settings={"model": "true"})
-    with pytest.raises(UserError, match="planned in the true simulator and has learned no model: leave model out"):
+    with pytest.raises(UserError, match="planned in the true simulator and did not learn a model: leave model out"):
         runner.trained(tmp_path / "true", "learned")
     task = envs.make("pendulum")
     rows = jax.tree.map(lambda leaf: jnp.zeros((20, *leaf.shape), leaf.dtype), row_like(task))

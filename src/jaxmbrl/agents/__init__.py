@@ -13,10 +13,10 @@ from jaxmbrl.core.types import ActorCritic
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """Which agent, and the settings of each: for methods that can sit on either."""
+    """Choice of an agent, with the settings of each, for methods that work with either."""
 
     method: Literal["sac", "td3"] = "sac"
-    """The agent that learns; the settings of the other do nothing."""
+    """The agent. The settings of the other one have no effect."""
     sac: SACConfig = field(default_factory=SACConfig)
     """Soft Actor-Critic."""
     td3: TD3Config = field(default_factory=TD3Config)
@@ -29,7 +29,7 @@ class AgentConfig:
 
 
 def make(config: AgentConfig | SACConfig | TD3Config, observation_size: int, action_size: int) -> ActorCritic:
-    """The agent of that `config`, or the one that it chooses."""
+    """The agent with the settings `config`, or the one that an `AgentConfig` chooses."""
     chosen = config.chosen if isinstance(config, AgentConfig) else config
     if isinstance(chosen, SACConfig):
         return sac.make(chosen, observation_size, action_size)

@@ -1,6 +1,6 @@
-"""Exploration: warm-up with random actions, and noise on top of a policy.
+"""Exploration: a warm-up with random actions, and noise added to a policy.
 
-A policy's extras say how each action was drawn, also where it was random: what is stored is then true of every step.
+Random actions have extras too, so that the stored extras describe how the action of every step was sampled.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from jaxmbrl.core.types import Action, Key, Memory, Observation, Policy, PyTree
 
 
 def no_extras(action: Action) -> PyTree:
-    """Nothing is known of an action."""
+    """Empty extras."""
     return ()
 
 
 def uniform(space: Space, extras: Callable[[Action], PyTree] = no_extras) -> Policy:
-    """Actions drawn uniformly from `space`, whatever is observed; `extras(action)` is returned with each. It returns the
-    memory that it is given, so it can stand in for a policy with any memory."""
+    """Actions sampled uniformly from `space`, with `extras(action)`. The memory is returned unchanged, so this policy can
+    replace a policy with any memory."""
 
     def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
         action = space.sample(key)
@@ -33,9 +33,10 @@ def uniform(space: Space, extras: Callable[[Action], PyTree] = no_extras) -> Pol
 
 
 def with_warmup(policy: Policy, random: Policy, warm: Bool[Array, ""]) -> Policy:
-    """`policy`, but actions of `random` while `warm`, which all seeds must share: only one of the two is then computed.
+    """`policy`, with actions of `random` while `warm` is true. All seeds must share `warm`, so that only one of the two
+    policies is computed.
 
-    Both return extras of the same structure. `random` is given the memory of `policy`.
+    Both must return extras of the same structure. `random` receives the memory of `policy`.
     """
 
     def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
@@ -50,11 +51,11 @@ def with_warmup(policy: Policy, random: Policy, warm: Bool[Array, ""]) -> Policy
 
 
 def with_gaussian_noise(policy: Policy, deviation: Any) -> Policy:
-    """`policy` with normal noise of standard deviation `deviation`, in units of the action, which is then clipped to
+    """`policy` with added Gaussian noise of standard deviation `deviation`, in units of the action; the sum is clipped to
     [-1, 1]."""
 
     def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
-        # A deterministic policy needs no key; one that needs it has one of its own.
+        # The policy has its own key, in case it is stochastic.
         action, extras, memory = policy.act(memory, observation, jax.random.fold_in(key, 0))
         noise = deviation * jax.random.normal(key, action.shape, action.dtype)
         return jnp.clip(action + noise, -1.0, 1.0), extras, memory
@@ -63,7 +64,7 @@ def with_gaussian_noise(policy: Policy, deviation: Any) -> Policy:
 
 
 def with_epsilon(policy: Policy, space: Space, epsilon: Float[Array, ""] | float) -> Policy:
-    """Epsilon-greedy: a uniform action of `space` with probability `epsilon`, else that of `policy`."""
+    """Epsilon-greedy: a uniform sample of `space` with probability `epsilon`, else the action of `policy`."""
 
     def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
         act_key, choice_key, random_key = jax.random.split(key, 3)
@@ -75,5 +76,5 @@ def with_epsilon(policy: Policy, space: Space, epsilon: Float[Array, ""] | float
 
 
 def linear(first: float, last: float, steps: int, env_steps: Any) -> Float[Array, ""]:
-    """A schedule from `first` to `last` over `steps` environment steps, constant after them."""
+    """A linear schedule from `first` to `last` over `steps` environment steps, then constant."""
     return first + (last - first) * jnp.clip(env_steps / steps, 0.0, 1.0)

@@ -1,6 +1,6 @@
-"""Published methods, one file each, by name: `algorithms.METHODS`, `algorithms.get`. Your own: `algorithms.register`.
+"""Published methods by name: `algorithms.METHODS`, `algorithms.get`. `algorithms.register` adds your own.
 
-Importing this package imports none of them: a method's module is imported when it is first looked up.
+Importing this package imports no method: the module of a method is imported when the method is first looked up.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
 """Presets: published and recommended settings of a method, as data.
 
-A method's presets lie in a YAML file beside its module, such as `mbpo.yaml`. Each entry has a name and these fields:
+A method's presets are in a YAML file beside its module, such as `mbpo.yaml`. Each entry has a name and these fields:
 
     paper-walker2d:
       source: arXiv 1906.08253, table 1     where the numbers come from, and what differs
-      steps: 300_000                        environment steps of a run unless it asks for others
-      tasks: [Walker2d-v5]                  tasks whose default it is; the first entry is the default of all others
-      extends: paper-hopper                 the preset that it changes; without it, the defaults of the method's config
-      settings:                             what it changes, nested as in a run's config.yaml
+      steps: 300_000                        default number of environment steps of a run
+      tasks: [Walker2d-v5]                  tasks with this default preset; all other tasks use the first entry
+      extends: paper-hopper                 the preset to start from; without it, the defaults of the method's config
+      settings:                             changed fields, nested as in a run's config.yaml
         agent: {target_entropy: -3.0}
 
-A preset inherits the source and the steps of the one that it extends, but not its tasks; the source of last resort is the
-file's name. A user's own file may hold one
-entry without a name, which is then called as the file is, or several with names; its entries may extend the method's.
+A preset inherits the source and the steps of the preset that it extends, but not its tasks. If no source is given, it is
+the file's name. A user's own file contains either one entry without a name, which is then named after the file, or several
+entries with names. Its entries may extend the method's presets.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from jaxmbrl.core.config import UserError, closest, from_dict, merged, read_yaml
 
 
 class Preset(NamedTuple):
-    """Settings under a name."""
+    """Named settings of a method."""
 
     config: Any
     source: str
     """Where the numbers come from, and what differs."""
     steps: int
-    """Environment steps of a run unless it asks for others."""
+    """Default number of environment steps of a run."""
     tasks: tuple[str, ...] = ()
-    """The tasks whose default it is."""
+    """Tasks with this default preset."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A preset as it stands in a file."""
+    """A preset as written in a file."""
 
     extends: str | None = None
     source: str | None = None
@@ -51,15 +51,15 @@ class Entry:
 
 
 def default_for(presets: Mapping[str, Any], task: str) -> str:
-    """Name of the preset that `task` gets when none is asked for: the one that lists it, else the first."""
+    """Name of the default preset of `task`: the one that lists it, else the first."""
     return next((name for name, preset in presets.items() if task in preset.tasks), next(iter(presets)))
 
 
 def read(file: str | Path, known: Mapping[str, Preset] | None = None) -> dict[str, Entry]:
-    """The entries of a file by name, with the source and steps that they inherit; settings are neither merged nor checked.
-    They may extend each other and the presets `known`.
+    """The entries of a file by name, with inherited sources and steps. Settings are neither merged nor checked. Entries may
+    extend each other and the presets `known`.
 
-    Raises UserError, naming file, preset and field, for whatever is missing, unknown or of the wrong type.
+    Raises UserError, naming file, preset and field, if something is missing, unknown or of the wrong type.
     """
     values = read_yaml(file)
     if not isinstance(values, Mapping) or not values:
@@ -71,9 +71,9 @@ def read(file: str | Path, known: Mapping[str, Preset] | None = None) -> dict[st
 
 
 def load(file: str | Path, config: type, known: Mapping[str, Preset] | None = None) -> dict[str, Preset]:
-    """The presets of a file, for a method whose settings are a `config`. They may extend each other and those `known`.
+    """The presets of a file, for a method with the config class `config`. They may extend each other and those `known`.
 
-    Raises UserError, naming file, preset and field, for whatever is missing, unknown, of the wrong type or out of range.
+    Raises UserError, naming file, preset and field, if something is missing, unknown, of the wrong type or out of range.
     """
     known = known or {}
     entries = read(file, known)
@@ -100,7 +100,7 @@ _FIELDS = tuple(field.name for field in fields(Entry))
 
 
 def _entry(place: str, values: Any) -> Entry:
-    """One entry, its own fields checked."""
+    """One entry. Raises UserError if one of its own fields is wrong."""
     try:
         entry = from_dict(Entry, values)
     except UserError as error:
@@ -111,7 +111,7 @@ def _entry(place: str, values: Any) -> Entry:
 
 
 def _inherited(file: str | Path, name: str, entries: Mapping[str, Entry], known: Mapping[str, Preset]) -> Entry:
-    """The entry `name` with the source and steps that it inherits."""
+    """The entry `name` with its inherited source and steps."""
     source, steps = entries[name].source, entries[name].steps
     trail = [name]
     while (base := entries[trail[-1]].extends) is not None:

@@ -1,6 +1,6 @@
-"""The methods by name. A method's record, `Method`, stands at the end of its own module; here is only where each one is.
+"""The registry of methods. Each method's record, a `Method`, is at the end of its own module; this file lists the modules.
 
-A module is imported when its record is first used. `cards` reads what records say about methods without importing any.
+A module is imported when its record is first used. `cards` reads the records from source, without importing any module.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ MODULES = {
     "td3": "model_free.td3",
     "ddpg": "model_free.td3:DDPG",
 }
-"""Method -> its module and, where that is not `METHOD`, the name of its record there. Tables and lists keep this order."""
+"""Method -> its module, and the name of its record there unless that is `METHOD`. Tables and lists keep this order."""
 
 LOOP = ("num_envs", "epoch_steps", "eval_every")
-"""Settings that the training loop reads of every method (`algorithms.shared.LoopSettings` describes them)."""
+"""Settings of every method that the training loop reads (`algorithms.shared.LoopSettings` describes them)."""
 
 TINY_RUN: Mapping[str, Any] = {"batch_size": 32, "warmup_steps": 100, "epoch_steps": 100, "replay_capacity": 997}
-"""What most methods' `tiny` settings begin with. No array but a replay buffer has 997 rows."""
+"""The common part of most methods' `tiny` settings. Only replay buffers have 997 rows, so tests can recognise them."""
 TINY_ENSEMBLE: Mapping[str, Any] = {
     "ensemble.members": 3,
     "ensemble.elites": 2,
@@ -54,27 +54,27 @@ TINY_ENSEMBLE: Mapping[str, Any] = {
 
 
 class Goal(NamedTuple):
-    """A learning goal: what to train, and the return that it must reach. `benchmarks/learning.py` checks it."""
+    """A learning goal: a case to train and the return that it must reach. `benchmarks/learning.py` checks it."""
 
     name: str
-    """Of the case, and of its file in `benchmarks/results`."""
+    """Name of the case and of its file in `benchmarks/results`."""
     task: str
     steps: int
     """Environment steps of each seed."""
     at_least: float | None
-    """Mean return of the deterministic policy that a seed must reach. None: all but a tenth of the gap between a random
-    policy and the same planner in the true simulator, on the same start states."""
+    """Mean return that the deterministic policy of a seed must reach. None: 90% of the way from a random policy's return to
+    that of the same planner in the true simulator, on the same start states."""
     seeds: int = 4
     seeds_at_goal: int = 4
-    """Seeds that must reach it; 0 for a case that is measured without a goal."""
+    """Number of seeds that must reach it; 0 for a case that is measured without a goal."""
     episodes: int = 100
-    """Start states of the evaluation."""
+    """Number of evaluation episodes, each with its own start state."""
     preset: str | None = None
-    """The task's default if None."""
+    """Name of the preset; None for the task's default."""
     settings: Mapping[str, Any] = MappingProxyType({})
     """Changes to the preset, by dotted field names."""
     about: str = "its preset"
-    """What the case is, in the tables of returns."""
+    """Description of the case in the tables of returns."""
 
 
 class Method(NamedTuple):
@@ -85,24 +85,24 @@ class Method(NamedTuple):
     config: type
     """Class of its settings, a frozen dataclass with the fields of `LOOP` besides its own."""
     presets: Mapping[str, Preset] = MappingProxyType({})
-    """Settings by name; a task that none of them lists gets the first. If empty, they are read from the YAML file that has
-    the method's name, beside the module of its config (`algorithms.presets` describes the format)."""
+    """Presets by name; the first is the default of tasks that no preset lists. If empty, they are read from the YAML file
+    with the method's name beside the module of its config (`algorithms.presets` describes the format)."""
     family: str = "user"
     """The folder of its module: methods of one kind."""
     paper: str = ""
     """arXiv number of its paper."""
     summary: str = ""
-    """What it is, in a line."""
+    """One-line description."""
     tiny: Mapping[str, Any] = MappingProxyType({})
-    """Changes to the default preset, by dotted field names, that make it as small as tests of every method need."""
+    """Changes to the default preset, by dotted field names, that make it small enough for the tests of all methods."""
     goals: tuple[Goal, ...] = ()
-    """What it must learn; `make learning NAME=method` checks the first."""
+    """Learning goals; `make learning NAME=method` checks the first."""
     requires: tuple[str, ...] = ()
-    """What it needs besides vectors of observations and continuous actions, in words."""
+    """Requirements besides vector observations and continuous actions, in words."""
 
     @property
     def hyper(self) -> tuple[str, ...]:
-        """Names of the settings that are traced and may differ between seeds: those marked `Traced` in the config."""
+        """Names of the traced settings, which may differ between seeds: those marked `Traced` in the config."""
         return traced(self.config)
 
 
@@ -115,7 +115,7 @@ class Outline(NamedTuple):
 
 
 class Card(NamedTuple):
-    """What a record says of its method, as plain data."""
+    """The descriptive part of a method's record, as plain data."""
 
     family: str
     paper: str
@@ -126,7 +126,7 @@ class Card(NamedTuple):
 
 
 class Methods(MutableMapping[str, Method]):
-    """Records by name; those of this package are imported when they are first looked up."""
+    """Records by name. The module of a record is imported when the record is first looked up."""
 
     def __init__(self, modules: Mapping[str, str]) -> None:
         self._entries: dict[str, str | Method] = dict(modules)
@@ -155,7 +155,7 @@ class Methods(MutableMapping[str, Method]):
         return len(self._entries)
 
     def card(self, name: str) -> Card:
-        """What the record of `name` says, read from its source where it has not been imported."""
+        """The card of the method `name`, read from its source if its module has not been imported."""
         entry = self._entries[name]
         if isinstance(entry, str):
             module, attribute = _place(entry)
@@ -170,23 +170,23 @@ class Methods(MutableMapping[str, Method]):
 
 
 METHODS = Methods(MODULES)
-"""Every method that is known in this process."""
+"""All methods that are registered in this process."""
 
 
 def cards() -> dict[str, Card]:
-    """What the records of all methods say, in order, without importing any of their modules."""
+    """The cards of all methods, in order, without importing any of their modules."""
     return {name: METHODS.card(name) for name in METHODS}
 
 
 def get(name: str) -> Method:
-    """The method called `name`. Raises UserError with the nearest name if there is none."""
+    """The method called `name`. Raises UserError with the nearest known name if there is none."""
     if name not in METHODS:
         raise UserError(f"unknown algorithm '{name}'; {closest(name, METHODS)}")
     return METHODS[name]
 
 
 def preset(name: str, task: str, wanted: str | None = None) -> tuple[str, Any]:
-    """(name, config) of the preset `wanted`, or of the default one for `task`. Raises UserError if there is none."""
+    """(name, config) of the preset `wanted`, or of the default preset of `task`. Raises UserError if there is none."""
     presets = get(name).presets
     wanted = wanted or preset_files.default_for(presets, task)
     if wanted not in presets:
@@ -195,8 +195,8 @@ def preset(name: str, task: str, wanted: str | None = None) -> tuple[str, Any]:
 
 
 def add_presets(name: str, file: str | Path) -> dict[str, Preset]:
-    """Add the presets in a YAML file to the method `name`, in this process, and return them; they replace those of the same
-    name. Raises UserError as `presets.load` does."""
+    """Add the presets in a YAML file to the method `name`, in this process, and return them. They replace presets with the
+    same name. Raises UserError as `presets.load` does."""
     method = get(name)
     added = preset_files.load(file, method.config, method.presets)
     METHODS[name] = method._replace(presets={**method.presets, **added})
@@ -204,18 +204,18 @@ def add_presets(name: str, file: str | Path) -> dict[str, Preset]:
 
 
 def register(name: str, method: Any) -> None:
-    """Make `method`, a `Method`, known as `name` in this process: to `jaxmbrl.train`, and to the command if it is called
-    from there, `jaxmbrl.cli.main()`.
+    """Register `method`, a `Method`, as `name` in this process, for `jaxmbrl.train` and for `jaxmbrl.cli.main()`, the
+    command called from Python.
 
         algorithms.register("mine", Method(make, Config, presets={"default": Preset(Config(), "my own", 5000)}))
 
-    Raises UserError if the name is taken, or is not made of letters, digits, `-` and `_` after a first letter, and if
-    config and presets do not fit each other.
+    Raises UserError if the name is taken or is not a letter followed by letters, digits, `-` and `_`, or if a preset is not
+    of the method's config class.
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
         raise UserError(f"a method's name must be a letter, then letters, digits, '-' or '_', got '{name}'")
     if name in METHODS:
-        raise UserError(f"there is a method '{name}' already: choose another name")
+        raise UserError(f"a method '{name}' exists already: choose another name")
     if not isinstance(method, Method):
         raise UserError(f"method '{name}' must be an algorithms.Method, got {type(method).__name__}")
     config = method.config
@@ -228,12 +228,12 @@ def register(name: str, method: Any) -> None:
     method = complete(name, method)
     for called, of in method.presets.items():
         if not isinstance(of, Preset) or not isinstance(of.config, config):
-            raise UserError(f"preset '{called}' of method '{name}' must be a Preset that holds a {config.__name__}")
+            raise UserError(f"preset '{called}' of method '{name}' must be a Preset with a {config.__name__}")
     METHODS[name] = method
 
 
 def complete(name: str, method: Method) -> Method:
-    """The record of `name` with presets: its own, or those of the YAML file beside its config's module. Raises UserError if
+    """The record `method` with presets: its own, or those of the YAML file beside its config's module. Raises UserError if
     there are none."""
     if method.presets:
         return method
@@ -246,13 +246,13 @@ def complete(name: str, method: Method) -> Method:
 
 
 def _place(entry: str) -> tuple[str, str]:
-    """The module and the record's name of an entry of `MODULES`."""
+    """(module, name of the record) of an entry of `MODULES`."""
     module, _, attribute = entry.partition(":")
     return module, attribute or "METHOD"
 
 
 def _literals(file: Path, attribute: str) -> dict[str, Any]:
-    """The fields of the record `attribute` in a module's source that a `Card` shows, which must be written as literals."""
+    """The fields of a `Card`, from the record `attribute` in a module's source. They must be written as literals."""
     found: dict[str, Any] = {key: value for key, value in Method._field_defaults.items() if key in Card._fields}
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == [attribute]:
@@ -263,7 +263,7 @@ def _literals(file: Path, attribute: str) -> dict[str, Any]:
 
 
 def _literal(node: ast.expr) -> Any:
-    """The value of a literal, in which `Goal(...)` may stand."""
+    """The value of a literal, which may contain `Goal(...)`."""
     if isinstance(node, ast.Tuple):
         return tuple(_literal(element) for element in node.elts)
     if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Goal":

@@ -1,7 +1,7 @@
-"""What methods are written from: groups of settings, when a model is fitted, and the updates of an actor-critic.
+"""Building blocks of methods: groups of settings, the schedule of model fits, and the updates of an actor-critic.
 
-Every function that decides by time takes the clock, which all seeds share: a count in the state of a seed would be batched
-over seeds, and so would every `lax.cond` and loop that depends on it.
+Functions that depend on the number of steps take the clock, which all seeds share. A counter in the state of each seed
+would be batched over seeds, and so would every `lax.cond` and loop that depends on it.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ from jaxmbrl.models.ensemble import EnsembleConfig
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Settings that every method has; the training loop reads `num_envs`, `epoch_steps` and `eval_every`."""
+    """Settings of every method. The training loop reads `num_envs`, `epoch_steps` and `eval_every`."""
 
     warmup_steps: Annotated[int, Ge(0)] = 5000
     """Environment steps of uniformly random actions, without updates, at the start."""
     num_envs: Annotated[int, Ge(1)] = 1
-    """Environments that each seed steps side by side."""
+    """Environments that each seed steps in parallel."""
     epoch_steps: Annotated[int, Ge(1)] = 1000
     """Environment steps between two rows of metrics."""
     eval_every: Annotated[int, Ge(0)] = 10
@@ -60,28 +60,28 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class OffPolicySettings(LoopSettings):
-    """Settings of methods that update an actor-critic on batches of a replay buffer."""
+    """Settings of methods that update an actor-critic on batches from a replay buffer."""
 
     batch_size: Annotated[int, Ge(1)] = 256
     """Transitions in each update."""
     updates_per_step: Annotated[int, Ge(1)] = 1
     """Updates for each environment step: the replay ratio, or update-to-data ratio (UTD)."""
     actor_delay: Annotated[int, Ge(1)] = 1
-    """Updates of the critics for each of the actor, and of what goes with it: SAC's temperature, TD3's targets."""
+    """Critic updates for each actor update. SAC's temperature and TD3's targets are updated with the actor."""
     replay_capacity: Annotated[int, Ge(1)] = 1_000_000
     """Transitions in the replay buffer; the oldest are overwritten first."""
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Settings of methods that use a learned model, or the true simulator in its place."""
+    """Settings of methods that use a learned model or, instead, the true simulator."""
 
     model: Literal["learned", "true"] = "learned"
-    """The model that is used: the ensemble, or the true simulator from its own state, which shows what the method can reach
-    with an exact model."""
+    """The model: the learned ensemble, or the true simulator started from its own state, which shows what the method
+    achieves with an exact model."""
 
     def uses_true_model(self) -> bool:
-        """Whether it is the true simulator."""
+        """Whether the model is the true simulator."""
         return self.model == "true"
 
     def with_model(self, model: Any) -> ModelChoice:
@@ -91,7 +91,7 @@ class ModelChoice:
 
 @runtime_checkable
 class UnknownToTheModel(Protocol):
-    """The settings that say what of a task a dynamics model learns."""
+    """Settings that determine which parts of a task a dynamics model learns."""
 
     @property
     def ensemble(self) -> EnsembleConfig:
@@ -99,25 +99,25 @@ class UnknownToTheModel(Protocol):
 
     @property
     def learn_reward(self) -> bool:
-        """Learn the reward even where the task's is known."""
+        """Learn the reward even if the task provides it."""
 
     @property
     def learn_termination(self) -> bool:
-        """Learn the termination even where the task's is known."""
+        """Learn the termination even if the task provides it."""
 
 
 @dataclass(frozen=True)
 class ModelBasedSettings(OffPolicySettings):
-    """Settings of methods that put a dynamics model beside an actor-critic."""
+    """Settings of methods with a dynamics model and an actor-critic."""
 
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     """The dynamics model."""
     refit_every: Annotated[int, Ge(1)] = 250
     """Environment steps between two fits of the model."""
     learn_reward: bool = True
-    """Learn the reward even where the task's is known."""
+    """Learn the reward even if the task provides it."""
     learn_termination: bool = False
-    """Learn the termination even where the task's is known."""
+    """Learn the termination even if the task provides it."""
     replay_capacity: Annotated[int, Ge(2)] = 1_000_000
     """Real transitions in the replay buffer; the oldest are overwritten first."""
     warmup_steps: Annotated[int, Ge(2)] = 1000
@@ -126,7 +126,7 @@ class ModelBasedSettings(OffPolicySettings):
     """Epochs between two evaluations; 0 for none."""
 
     def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
+        """(field, message) of the first violated rule that involves several fields, or None."""
         for name in ("refit_every", "warmup_steps"):
             if getattr(self, name) % self.num_envs:
                 return name, f"must be a multiple of num_envs ({self.num_envs}), got {getattr(self, name)}"
@@ -135,7 +135,7 @@ class ModelBasedSettings(OffPolicySettings):
 
 @dataclass(frozen=True)
 class RolloutLength:
-    """Steps k of a branch: `first`, then growing linearly between two environment steps, then `last`; rounded down.
+    """Schedule of the branch length k: `first` until `begins`, then linear, and `last` from `ends` on; rounded down.
 
     >>> from jaxmbrl.algorithms.shared import RolloutLength
     >>> hopper = RolloutLength(first=1, last=15, begins=20_000, ends=150_000)
@@ -148,12 +148,12 @@ class RolloutLength:
     last: Annotated[int, Ge(1)] = 1
     """Length at the end, at least `first`."""
     begins: Annotated[int, Ge(0)] = 20_000
-    """Environment steps after the warm-up at which it begins to grow."""
+    """Environment steps after the warm-up at which the length begins to grow."""
     ends: Annotated[int, Ge(1)] = 150_000
-    """Environment steps after the warm-up at which it is `last`."""
+    """Environment steps after the warm-up at which the length reaches `last`."""
 
     def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
+        """(field, message) of the first violated rule that involves several fields, or None."""
         if self.last < self.first:
             return "last", f"must be at least first ({self.first}), got {self.last}"
         if self.ends <= self.begins:
@@ -161,7 +161,7 @@ class RolloutLength:
         return None
 
     def at(self, steps: Int[Array, ""] | int) -> Int[Array, ""]:
-        """k after `steps` environment steps, the warm-up not counted (arXiv 1906.08253, appendix C)."""
+        """k at `steps` environment steps after the warm-up (arXiv 1906.08253, appendix C)."""
         grown = jnp.clip(steps - self.begins, 0, self.ends - self.begins)
         return self.first + (grown * (self.last - self.first)) // (self.ends - self.begins)
 
@@ -175,38 +175,38 @@ class BranchedSettings(ModelBasedSettings):
     rollout_length: RolloutLength = field(default_factory=RolloutLength)
     """Steps of an imagined branch."""
     trust: TrustConfig = field(default_factory=TrustConfig)
-    """Which imagined rows are kept."""
+    """The rule that filters imagined rows."""
     rollout_rows: Annotated[int, Ge(1)] = 100_000
-    """Real states from which branches begin after each fit."""
+    """Branches that are started from real states after each fit."""
     retain_steps: Annotated[int, Ge(1)] = 1000
-    """Environment steps for which imagined rows are kept, at least those of the last fit."""
+    """Environment steps for which imagined rows are kept. The rows of the last fit are always kept."""
     real_ratio: Annotated[float, Ge(0), Le(1), Traced] = 0.05
     """Share of real transitions in a batch, rounded down to whole rows."""
 
     def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
+        """(field, message) of the first violated rule that involves several fields, or None."""
         if self.trust.rule != "always" and not (self.ensemble.probabilistic and self.ensemble.members > 1):
-            return "trust.rule", f"must be always unless several probabilistic members disagree, got {self.trust.rule}"
+            return "trust.rule", f"must be always unless there are several probabilistic members, got {self.trust.rule}"
         return super().problem()
 
     @property
     def imagined_capacity(self) -> int:
-        """Rows that the imagined buffer can hold when k is at its largest."""
+        """Capacity of the imagined buffer at the largest k, in rows."""
         return self.rows_kept * self.rollout_length.last
 
     @property
     def rows_kept(self) -> int:
-        """Rows that the imagined buffer holds for each step of a branch."""
+        """Rows that the imagined buffer stores for each step of a branch."""
         return self.rollout_rows * self.rounds_kept
 
     @property
     def rounds_kept(self) -> int:
-        """Fits whose imagined rows are kept."""
+        """Number of fits whose imagined rows are kept."""
         return max(1, self.retain_steps // self.refit_every)
 
 
 def no_moment_matching(config: EnsembleConfig) -> tuple[str, str] | None:
-    """The rule that imagined rows are not refitted to a Gaussian, where they are states of a batch."""
+    """(field, message) if the propagation is moment matching, which is wrong for a batch of different states; else None."""
     if config.propagation == "moment_matching":
         return "ensemble.propagation", "must not be moment_matching: the rows of a batch are not one belief"
     return None
@@ -215,31 +215,32 @@ def no_moment_matching(config: EnsembleConfig) -> tuple[str, str] | None:
 def collector(
     policy: Policy, task: Task, config: Any, clock: Clock, extras: Callable[[Action], PyTree] = no_extras
 ) -> Policy:
-    """The policy that collects: uniformly random in the first `config.warmup_steps`, with extras
-    `extras(action)`, then `policy`."""
+    """The policy that collects data: uniformly random actions with extras `extras(action)` in the first
+    `config.warmup_steps`, then `policy`."""
     return with_warmup(policy, uniform(task.action, extras), clock.env_steps < config.warmup_steps)
 
 
 def new_replay(row: Transition, capacity: int, data: Transition | None = None) -> Replay:
-    """A buffer for rows like `row` that holds `data` [N, ...], where there are any."""
+    """A buffer for rows like `row`, filled with `data` [N, ...] if given."""
     buffer = replay.init(row, capacity)
     return buffer if data is None else replay.add(buffer, data)
 
 
 def no_data(data: Transition | None, method: str) -> None:
-    """Raise UserError where there are data to begin with, for a method that fits its model to what the clock counts."""
+    """Raise UserError if initial data are given. The clock does not count them, and these methods derive the buffer's size
+    from the clock."""
     if data is not None:
-        raise UserError(f"{method} does not take transitions to begin with; --data FILE trains it from a file instead")
+        raise UserError(f"{method} does not accept initial transitions; --data FILE trains it from a file instead")
 
 
 def rows_to_fit(buffer: Replay, clock: Clock, capacity: int) -> Replay:
-    """`buffer` of `capacity` rows with the size that follows from the clock: all seeds share it, so it is not batched
-    over them as `buffer.size` is."""
+    """`buffer` of `capacity` rows with a size computed from the clock. All seeds share this size, whereas `buffer.size` is
+    batched over seeds."""
     return replay.with_size(buffer, jnp.minimum(clock.env_steps, capacity))
 
 
 def refit_due(config: ModelBasedSettings, clock: Clock) -> Bool[Array, ""]:
-    """Whether the model is fitted in this call: every `refit_every` steps once the warm-up is over."""
+    """Whether the model is fitted in this call: every `refit_every` steps after the warm-up."""
     steps = steps_after_warmup(config, clock)
     return (steps >= 0) & (steps % config.refit_every == 0)
 
@@ -257,12 +258,13 @@ def update_agent(
     draw: Callable[[Key], Any],
     key: Key,
 ) -> tuple[PyTree, Metrics]:
-    """The updates of one call of `learn`, on batches that `draw(key)` makes; none before the warm-up is over.
+    """The updates of one call of `learn`, on batches sampled by `draw(key)`; none during the warm-up.
 
-    `updates_per_step` updates for each environment step; every `actor_delay`-th of all updates is of the actor too.
+    There are `updates_per_step` updates for each environment step. Every `actor_delay`-th of all updates also updates the
+    actor.
     """
     number = config.updates_per_step * config.num_envs
-    # Environment steps when updates begin; the call that reaches them is the first to update.
+    # The first call of `learn` that updates is the one at this number of environment steps.
     first = max(config.warmup_steps, config.num_envs)
 
     def update(state: PyTree) -> tuple[PyTree, Metrics]:
@@ -283,8 +285,8 @@ def branch_from_replay(
     steps: Int[Array, ""],
     key: Key,
 ) -> tuple[Imagined, Metrics]:
-    """Imagine branches from `rollout_rows` states of the buffer `real`, of the length k for `steps` environment steps after
-    the warm-up, and store what `rule` keeps. The imagined buffer's capacity grows with k."""
+    """Imagine branches from `rollout_rows` states of the buffer `real`, and store the rows that `rule` keeps. Their length
+    k is that at `steps` environment steps after the warm-up; the capacity of the imagined buffer grows with it."""
     start_key, branch_key = jax.random.split(key)
     length = config.rollout_length.at(steps)
     buffer = replay.resize(imagined.buffer, config.rows_kept * length)
@@ -293,7 +295,7 @@ def branch_from_replay(
 
 
 def ensemble_for(config: UnknownToTheModel, task: Task) -> DynamicsModel:
-    """The ensemble for `task`, which learns what is unknown of the task, or what the settings say to learn."""
+    """The ensemble for `task`. It learns the reward and the termination that the task lacks or that the settings name."""
     return ensemble.make(
         config.ensemble,
         *vector_sizes(task, "a dynamics model"),
@@ -304,12 +306,12 @@ def ensemble_for(config: UnknownToTheModel, task: Task) -> DynamicsModel:
 
 
 def known_reward(config: UnknownToTheModel, task: Task) -> Callable[..., Any] | None:
-    """The task's reward where the model does not learn it."""
+    """The task's reward function, or None if the model learns the reward."""
     return None if config.learn_reward else task.reward
 
 
 def model_view(config: UnknownToTheModel, task: Task, model: DynamicsModel, state: PyTree) -> ModelView:
-    """The view of an ensemble, or of a model that stands in for it."""
+    """The view of an ensemble or of a model that replaces it."""
     return ModelView(model, state, getattr(state, "fits", 1) > 0, known_reward(config, task))
 
 

@@ -1,1 +1,1 @@
-"""What the `jaxmbrl` command does."""
+"""The subcommands of `jaxmbrl`."""

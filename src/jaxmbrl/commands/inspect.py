@@ -37,16 +37,16 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object: per_seed, mean, iqm")
     film = "film the first seed's first episode, as a GIF of at most 300 frames (default: RUN/video.gif)"
     parser.add_argument("--video", nargs="?", const="", metavar="FILE", help=film)
-    asked = parser.parse_args(words)
-    if asked.episodes < 1:
-        raise UserError(f"--episodes must be at least 1, got {asked.episodes}")
-    config = programs.read(RunFolder.open(asked.run))
-    file = _new_file("--video", asked.video, ".gif") if asked.video else Path(asked.run) / "video.gif"
+    args = parser.parse_args(words)
+    if args.episodes < 1:
+        raise UserError(f"--episodes must be at least 1, got {args.episodes}")
+    config = programs.read(RunFolder.open(args.run))
+    file = _new_file("--video", args.video, ".gif") if args.video else Path(args.run) / "video.gif"
     seeds = f"{config.seeds} seed{'s' if config.seeds > 1 else ''}"
-    print(f"evaluating {config.algorithm} on {config.env}: {seeds}, {asked.episodes} episodes each ...", flush=True)
+    print(f"evaluating {config.algorithm} on {config.env}: {seeds}, {args.episodes} episodes each ...", flush=True)
     started = time.monotonic()
     with _warnings_in_a_line():
-        found = runner.evaluate(asked.run, asked.episodes, asked.model, asked.backend)
+        found = runner.evaluate(args.run, args.episodes, args.model, args.backend)
     print(f"the policy after {found.env_steps:,} of {config.total_steps:,} environment steps")
     for k, value in enumerate(found.per_seed):
         frozen = "  (frozen when a value was not finite)" if config.seed + k in found.frozen else ""
@@ -54,9 +54,9 @@ def evaluate(words: list[str]) -> int:
     if found.backend == "gymnasium":
         print(f"played in {twin.versions(physics=not config.env.startswith('gymnasium/'))}")
     print(f"mean {found.mean:.2f}, interquartile mean {found.iqm:.2f}, in {time.monotonic() - started:.1f} s")
-    if asked.video is not None:
-        _film(asked.run, asked.model, file)
-    if asked.json:
+    if args.video is not None:
+        _film(args.run, args.model, file)
+    if args.json:
         per_seed = [_finite(value) for value in found.per_seed]
         summary = {"per_seed": per_seed, "mean": _finite(found.mean), "iqm": _finite(found.iqm), "backend": found.backend}
         print(json.dumps(summary | {"env_steps": found.env_steps, "frozen": list(found.frozen)}, allow_nan=False))
@@ -64,19 +64,19 @@ def evaluate(words: list[str]) -> int:
 
 
 def debug(words: list[str]) -> int:
-    """`jaxmbrl debug`: the operation that made a run's first value that is not finite."""
+    """`jaxmbrl debug`: find the operation that produced a run's first value that is not finite."""
     from jaxmbrl.debug import replaying
 
-    parser = options.parser("debug", description="The operation that made a run's first non-finite value.")
+    parser = options.parser("debug", description="Find the operation that produced a run's first non-finite value.")
     parser.add_argument("run", metavar="RUN", help="a run folder")
-    parser.add_argument("--seed", type=int, metavar="S", help="the seed (default: the first that met one)")
-    asked = parser.parse_args(words)
+    parser.add_argument("--seed", type=int, metavar="S", help="the seed (default: the first with such a value)")
+    args = parser.parse_args(words)
     started = time.monotonic()
     with _warnings_in_a_line():
-        report = replaying.debug(asked.run, asked.seed)
+        report = replaying.debug(args.run, args.seed)
     if report is None:
-        who = "no seed" if asked.seed is None else f"seed {asked.seed} has not"
-        print(f"{who} met a value that is not finite, by the newest checkpoint of {asked.run}")
+        who = "no seed" if args.seed is None else f"seed {args.seed} has not"
+        print(f"{who} met a value that is not finite, by the newest checkpoint of {args.run}")
         return 0
     for line in replaying.describe(report):
         print(line)
@@ -86,19 +86,19 @@ def debug(words: list[str]) -> int:
     print("what to try next:")
     print("  lower the learning rates, and check the ranges above: divisors, logarithms, roots, exponentials")
     for other in report.others[:1]:
-        print(f"  {own_name()} debug {asked.run} --seed {other}")
-    print(f"  {own_name()} evaluate {asked.run}")
+        print(f"  {own_name()} debug {args.run} --seed {other}")
+    print(f"  {own_name()} evaluate {args.run}")
     return 0
 
 
 def _film(run: str, model: str | None, file: Path) -> None:
-    """Film an episode, or complain if nothing can be drawn."""
+    """Write a video of an episode, or print a message if nothing can be drawn."""
     from jaxmbrl.diagnostics import video
     from jaxmbrl.envs.mujoco.rendering import NoPicture
     from jaxmbrl.training import restoring
 
     with warnings.catch_warnings():
-        # The evaluation has reported them.
+        # The evaluation has already printed these warnings.
         warnings.simplefilter("ignore", restoring.RunWarning)
         try:
             print(f"video    {file}: {video.film(run, file, model)}")
@@ -108,7 +108,7 @@ def _film(run: str, model: str | None, file: Path) -> None:
 
 @contextlib.contextmanager
 def _warnings_in_a_line() -> Iterator[None]:
-    """Print warnings about a run in one line each, as our errors, and not in Python's form."""
+    """Print each warning about a run in one line, in the same form as our errors."""
     from jaxmbrl.training import restoring
 
     with warnings.catch_warnings(record=True) as heard:
@@ -119,7 +119,7 @@ def _warnings_in_a_line() -> Iterator[None]:
 
 
 def _new_file(option: str, text: str, suffix: str) -> Path:
-    """The new file that an option names, with its suffix. Raises UserError where it cannot be made."""
+    """The new file that an option names, with its suffix. Raises UserError if it cannot be created."""
     from jaxmbrl.data import dataset
 
     path = Path(text)
@@ -131,12 +131,12 @@ def _new_file(option: str, text: str, suffix: str) -> Path:
 
 
 def _finite(value: float) -> float | None:
-    """The value, or None where JSON cannot represent it."""
+    """The value, or None if it is not finite, which JSON cannot represent."""
     return value if math.isfinite(value) else None
 
 
 def collect(words: list[str]) -> int:
-    """`jaxmbrl collect`: write transitions to a file."""
+    """`jaxmbrl collect`: record transitions of a policy to a file."""
     from jaxmbrl.data import dataset
     from jaxmbrl.training import collecting
 
@@ -145,21 +145,19 @@ def collect(words: list[str]) -> int:
     parser.add_argument("--env", metavar="TASK", help="the task; by default the run's own")
     parser.add_argument("--out", required=True, metavar="FILE", help="the new file, FILE.npz")
     parser.add_argument("--steps", type=int, default=10_000, metavar="N", help="transitions (default: 10000)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all randomness (default: 0)")
-    alike = "act as in training, not deterministically (planners act the same in both)"
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="random seed (default: 0)")
+    alike = "act with exploration, as in training, not deterministically (planners act the same in both cases)"
     parser.add_argument("--explore", action="store_true", help=alike)
-    times = "times that each action is applied (default: 1, or the run's own)"
+    times = "how many times each action is applied (default: 1, or the run's own)"
     parser.add_argument("--action-repeat", type=int, metavar="N", help=times)
-    asked = parser.parse_args(words)
-    out = _new_file("--out", asked.out, ".npz")
+    args = parser.parse_args(words)
+    out = _new_file("--out", args.out, ".npz")
     started = time.monotonic()
     with _warnings_in_a_line():
-        rows, task = collecting.collect_by(
-            asked.env, asked.policy, asked.steps, asked.seed, asked.explore, asked.action_repeat
-        )
+        rows, task = collecting.collect_by(args.env, args.policy, args.steps, args.seed, args.explore, args.action_repeat)
     dataset.save(out, rows, task.name, task.action_repeat)
     ended = rows.terminated | rows.truncated
-    print(f"{asked.steps:,} transitions of {task.name} in {out}, {int(ended.sum())} finished episodes")
+    print(f"{args.steps:,} transitions of {task.name} in {out}, {int(ended.sum())} finished episodes")
     print(f"reward a step {float(rows.reward.mean()):.3f} on average, in {time.monotonic() - started:.1f} s")
     if rows.observation.ndim == rows.action.ndim == 2:
         print("what to try next:")
@@ -172,47 +170,46 @@ def fit(words: list[str]) -> int:
     """`jaxmbrl fit`: fit a model to transitions and evaluate it."""
     from jaxmbrl import envs
     from jaxmbrl.data import dataset
-    from jaxmbrl.diagnostics import model_evaluation as judging
-    from jaxmbrl.diagnostics import plotting
+    from jaxmbrl.diagnostics import model_evaluation, plotting
     from jaxmbrl.training.run_folder import write_figure
 
     early = options.parser("fit", add_help=False)
     for option in ("--data", "--env", "--out"):
         early.add_argument(option)
-    asked, rest = early.parse_known_args(words)
+    args, rest = early.parse_known_args(words)
     texts = [
         (option, Annotated[str, tyro.conf.arg(metavar=metavar, help=text)], "") for option, metavar, text in _FIT_TEXTS
     ]
     kind = dataclasses.make_dataclass(
-        "arguments", [("settings", Annotated[judging.FitConfig, tyro.conf.arg(name="")]), *texts], frozen=True
+        "arguments", [("settings", Annotated[model_evaluation.FitConfig, tyro.conf.arg(name="")]), *texts], frozen=True
     )
-    default = kind(judging.FitConfig())
+    default = kind(model_evaluation.FitConfig())
     config = check(
         options.parse(kind, default, rest, "fit", "Fit a dynamics model to transitions and evaluate it.").settings
     )
-    if not asked.data:
+    if not args.data:
         raise UserError("--data FILE is missing: an npz of transitions, as 'jaxmbrl collect' writes it")
-    data = dataset.load(asked.data)
-    name = asked.env or data.env
-    task = None if name is None or (asked.env is None and name not in envs.names()) else envs.make(name, data.action_repeat)
-    if asked.env is not None and data.env not in (None, asked.env):
-        raise UserError(f"{asked.data} holds transitions of {data.env}, not of {asked.env}")
+    data = dataset.load(args.data)
+    name = args.env or data.env
+    task = None if name is None or (args.env is None and name not in envs.names()) else envs.make(name, data.action_repeat)
+    if args.env is not None and data.env not in (None, args.env):
+        raise UserError(f"{args.data} holds transitions of {data.env}, not of {args.env}")
     if task is not None:
         dataset.check_fits(data, task)
     dataset.check_vectors(data.rows, "fit")
-    picture = None if asked.out is None else _new_file("--out", asked.out, ".png")
+    picture = None if args.out is None else _new_file("--out", args.out, ".png")
     started = time.monotonic()
     print(
-        f"fitting to {asked.data}: {len(data.rows.reward):,} transitions" + (f" of {name}" if name else "") + " ...",
+        f"fitting to {args.data}: {len(data.rows.reward):,} transitions" + (f" of {name}" if name else "") + " ...",
         flush=True,
     )
-    judged = judging.fit_and_judge(config, data.rows, task)
+    fitted = model_evaluation.fit_and_judge(config, data.rows, task)
     seconds = time.monotonic() - started
-    print(f"fitted to {judged.trained_on:,} rows, tested on the last {judged.tested_on:,}, in {seconds:.1f} s")
-    for metric, value in judged.found.items():
+    print(f"fitted to {fitted.trained_on:,} rows, tested on the last {fitted.tested_on:,}, in {seconds:.1f} s")
+    for metric, value in fitted.found.items():
         print(f"{metric:<26}{value:.5g}")
     print(f"\n{'':<18}{'error':>10}{'unexplained':>13}{'aleatoric':>11}{'epistemic':>11}{'miscalibration':>16}")
-    found = judged.evaluation
+    found = fitted.evaluation
     for d, what in enumerate(plotting.dimension_names(len(found.error), found.learns_reward)):
         error, share = found.error[d], found.unexplained[d]
         text = f"{'constant':>13}" if math.isnan(share) and math.isfinite(error) else f"{share:>13.4f}"
@@ -236,13 +233,13 @@ _FIT_TEXTS = (
 
 
 def doctor(words: list[str]) -> int:
-    """`jaxmbrl doctor`: whether this machine is ready."""
+    """`jaxmbrl doctor`: check whether this machine is ready."""
     import jax
 
     from jaxmbrl.diagnostics import doctor
 
     options.parser(
-        "doctor", description="What is installed, what it computes on, how exactly, and where it may write."
+        "doctor", description="Check versions, devices, precision, rendering, and the folders that are written to."
     ).parse_args(words)
     bad = 0
     cache = getattr(jax.config, "jax_compilation_cache_dir", None)

@@ -21,26 +21,26 @@ def list_all(words: list[str]) -> int:
     parser = options.parser("list", description=about)
     parser.add_argument("name", nargs="?", metavar="NAME", help="an algorithm, or a family of algorithms or tasks")
     parser.add_argument("--json", action="store_true", help="one JSON object, for other programs")
-    asked = parser.parse_args(words)
+    args = parser.parse_args(words)
     methods, tasks = algorithms.cards(), {name: envs.family(name) for name in envs.names()}
     others = {f"{prefix}/NAME": prefix for prefix in envs.FAMILIES}
     tasks |= others
-    if asked.name is not None:
-        methods, tasks = _chosen(asked.name, methods, tasks)
-    if asked.json:
+    if args.name is not None:
+        methods, tasks = _chosen(args.name, methods, tasks)
+    if args.json:
         print(json.dumps(_plain(methods, tasks), indent=1))
         return 0
     if methods:
-        print("\n".join(["algorithms", *(_details(methods) if asked.name is not None else _overview(methods))]))
+        print("\n".join(["algorithms", *(_details(methods) if args.name is not None else _overview(methods))]))
     if tasks:
         print("\n".join([*([""] if methods else []), "tasks", *_tasks(tasks)]))
-    if asked.name is None:
+    if args.name is None:
         print(f"\n'{options.own_name()} list NAME' shows the presets of an algorithm or of a family of algorithms")
     return 0
 
 
 def _chosen(name: str, methods: Mapping[str, Card], tasks: Mapping[str, str]) -> tuple[dict[str, Card], dict[str, str]]:
-    """The algorithms and tasks that `name` means, a method's or a family's name. Raises UserError if it is neither."""
+    """The algorithms and tasks that `name`, an algorithm or a family, refers to. Raises UserError if it is neither."""
     family = name.replace("-", "_")
     chosen = {other: card for other, card in methods.items() if other == name or (card.family == family != "")}
     found = {task: kind for task, kind in tasks.items() if kind == family or task == name}
@@ -51,14 +51,14 @@ def _chosen(name: str, methods: Mapping[str, Card], tasks: Mapping[str, str]) ->
 
 
 def _overview(methods: Mapping[str, Card]) -> Iterable[str]:
-    """A line for each algorithm, below its family."""
+    """One line for each algorithm, grouped by family."""
     for family in dict.fromkeys(card.family for card in methods.values()):
         yield f"  {family}"
         yield from (f"    {name:<22}{card.summary}" for name, card in methods.items() if card.family == family)
 
 
 def _details(methods: Mapping[str, Card]) -> Iterable[str]:
-    """Each algorithm with its paper, needs and presets."""
+    """Each algorithm with its paper, requirements and presets."""
     indent = " " * 8
     for name, card in methods.items():
         yield f"  {name:<24}{card.summary}"
@@ -71,14 +71,14 @@ def _details(methods: Mapping[str, Card]) -> Iterable[str]:
 
 
 def _tasks(tasks: Mapping[str, str]) -> Iterable[str]:
-    """Each task, below its family."""
+    """One line for each task, grouped by family."""
     for family in sorted(set(tasks.values())):
         yield f"  {family}"
         yield from (f"    {name}" for name, kind in tasks.items() if kind == family)
 
 
 def _plain(methods: Mapping[str, Card], tasks: Mapping[str, str]) -> dict[str, Any]:
-    """The same as values that JSON holds."""
+    """The same information as a JSON object."""
     found = []
     for name, card in methods.items():
         presets = [

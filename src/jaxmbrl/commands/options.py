@@ -1,4 +1,4 @@
-"""Parsers of command lines, by argparse and by tyro; a mistake in one is a `UserError` with a message of one line."""
+"""Command-line parsers, with argparse and with tyro. A mistake in a command line raises a `UserError` of one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxmbrl.core.config import UserError
 
 
 def complain(text: str) -> None:
-    """Print one line on standard error, also where `text` has several."""
+    """Print `text` to standard error, joined into one line."""
     print("jaxmbrl: " + " ".join(text.splitlines()), file=sys.stderr)
 
 
@@ -39,17 +39,17 @@ _PLAIN = (
     (r"^unrecognized arguments: (-\S*).*$", r"unknown option '\1'"),
     (r"^unrecognized arguments: (.*)$", r"unexpected argument '\1'"),
 )
-"""Messages of argparse, and ours in their place."""
+"""(pattern of a message of argparse, our message that replaces it)."""
 
 
 def parser(command: str, **more: Any) -> _Parser:
-    """A parser of argparse for a command; every option needs its whole name."""
+    """An argparse parser for a command. Options cannot be abbreviated."""
     return _Parser(prog=f"jaxmbrl {command}", allow_abbrev=False, **more)
 
 
 def parse(kind: type, default: Any, words: list[str], command: str, description: str) -> Any:
-    """A command line as a dataclass, by tyro, whose framed errors become a `UserError` of one line."""
-    import tyro  # here, for commands that do without it start sooner
+    """Parse a command line into a dataclass, with tyro. tyro's framed errors become a `UserError` of one line."""
+    import tyro  # here, so that commands without tyro start faster
 
     printed, prog = io.StringIO(), f"jaxmbrl {command}"
     try:
@@ -63,7 +63,7 @@ def parse(kind: type, default: Any, words: list[str], command: str, description:
 
 
 def _message(box: str) -> str:
-    """The message in tyro's framed error, below the title; it may be broken into lines."""
+    """The message below the title of tyro's framed error, with its lines joined."""
     sections: list[list[str]] = [[]]
     for line in box.splitlines()[1:]:
         text = line.strip(" │|")
@@ -75,7 +75,8 @@ def _message(box: str) -> str:
 
 
 def _reworded(message: str, options: dict[str, str], words: list[str]) -> str:
-    """tyro's message in our form: the option, what it takes and what it got. `options` maps options to what they take."""
+    """Rewrite tyro's message in our form: the option, the values it accepts, and the given value. `options` maps each
+    option to a description of the values it accepts."""
     if message.startswith("Unrecognized options:"):
         first = _first_unknown(message, words)
         if not first.startswith("-"):
@@ -105,7 +106,7 @@ def _place(word: str, listed: str) -> int:
 
 
 def values(option: str, words: list[str]) -> list[str]:
-    """What `words` give to `option`, the last time it comes."""
+    """The words that follow the last occurrence of `option` in `words`."""
     got: list[str] = []
     taken = False
     for word in words:
@@ -119,7 +120,7 @@ def values(option: str, words: list[str]) -> list[str]:
 
 
 def _options(kind: Any, prefix: str = "--") -> dict[str, str]:
-    """Each option of a config, and what it takes, in words."""
+    """Each option of a config, with a description of the values it accepts."""
     found: dict[str, str] = {}
     for name, hint in typing.get_type_hints(kind).items():
         option = prefix + name.replace("_", "-")
@@ -133,7 +134,7 @@ def _options(kind: Any, prefix: str = "--") -> dict[str, str]:
 
 
 def _taken(hint: Any) -> str:
-    """What an option takes, in words."""
+    """A description of the values that an option accepts."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return " or ".join(f"'{choice}'" for choice in args)
@@ -146,8 +147,8 @@ def _taken(hint: Any) -> str:
 
 
 def own_name() -> str:
-    """The command as the user called it: a path if `jaxmbrl` alone would not be found, or a script of the user's own, whose
-    tasks and methods the plain command does not know."""
+    """The command as the user called it: `jaxmbrl`, its path if it is not on PATH, or the user's own script, which may have
+    registered tasks and methods."""
     called = sys.argv[0]
     if called.endswith(".py") and Path(__file__).parents[1] not in Path(called).absolute().parents:
         return f"python {called}"

@@ -1,4 +1,4 @@
-"""The command `jaxmbrl report`: a page about runs."""
+"""The command `jaxmbrl report`: an HTML page about runs."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from jaxmbrl.core.config import UserError
 
 
 def report(words: list[str]) -> int:
-    """`jaxmbrl report`: one HTML page about runs."""
-    from jaxmbrl.report import build as making
+    """`jaxmbrl report`: write one HTML page about runs."""
+    from jaxmbrl.report import build
     from jaxmbrl.training.run_folder import write_file
 
     about = "One HTML page about runs, self-contained: curves, comparison, the model, the policy, the run."
     parser = options.parser("report", description=about)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, a sweep's folder, or one that holds runs")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, a sweep's folder, or a folder of runs")
     where = "the page (default: report.html in the folder of one RUN, beside the first of several)"
     parser.add_argument("--out", metavar="FILE", help=where)
-    returns = "a CSV of published returns, drawn where they are of the same task (benchmarks/published/returns.csv is one)"
+    returns = "a CSV of published returns, drawn for the same tasks (for example benchmarks/published/returns.csv)"
     parser.add_argument("--published", metavar="FILE", help=returns)
     parser.add_argument(
         "--no-rollouts", action="store_true", help="use only what the folders contain: run no policy, evaluate no model"
     )
-    asked = parser.parse_args(words)
+    args = parser.parse_args(words)
     started = time.monotonic()
-    file = _page(making.default_file(asked.runs) if asked.out is None else Path(asked.out))
-    made = making.make(asked.runs, not asked.no_rollouts, asked.published, lambda text: print(text, flush=True))
+    file = _page(build.default_file(args.runs) if args.out is None else Path(args.out))
+    page = build.make(args.runs, not args.no_rollouts, args.published, lambda text: print(text, flush=True))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_file(file, made)
+        write_file(file, page)
     except OSError as error:
         raise UserError(f"{file} cannot be written ({error.strerror}); name another file with --out") from None
-    print(f"report   {file}: {len(made) / 1e6:.1f} MB, in {time.monotonic() - started:.1f} s")
+    print(f"report   {file}: {len(page) / 1e6:.1f} MB, in {time.monotonic() - started:.1f} s")
     return 0
 
 
 def _page(path: Path) -> Path:
-    """The page's file. Raises UserError where another file would be overwritten."""
+    """The file of the page. Raises UserError if another file would be overwritten."""
     from jaxmbrl.report import page
 
     if not path.name or path.name == "..":

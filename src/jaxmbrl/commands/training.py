@@ -1,4 +1,4 @@
-"""The command `jaxmbrl train`: start a run, or continue one from where it stopped."""
+"""The command `jaxmbrl train`: start or resume a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def train(words: list[str]) -> int:
-    """`jaxmbrl train`; returns the exit code. Raises UserError for a mistake in the options, before compiling anything."""
+    """`jaxmbrl train`; returns the exit code. Raises UserError for mistakes in the options, before anything is compiled."""
     from jaxmbrl import algorithms
     from jaxmbrl.training import programs, runner
     from jaxmbrl.training.console import Progress
@@ -83,21 +83,21 @@ def train(words: list[str]) -> int:
 
 
 def _hosts(words: list[str]) -> tuple[Hosts, list[str]]:
-    """The processes that train together, once they are connected, and the other words of the command line."""
+    """Connect the processes that train together; returns them and the remaining words of the command line."""
     from jaxmbrl.training import hosts
 
     parser = options.parser("train", add_help=False)
     parser.add_argument("--coordinator")
     parser.add_argument("--hosts")
     parser.add_argument("--host", type=int)
-    asked, rest = parser.parse_known_args(words)
-    if asked.hosts is asked.host is asked.coordinator is None:
+    args, rest = parser.parse_known_args(words)
+    if args.hosts is args.host is args.coordinator is None:
         return hosts.ALONE, words
-    if asked.hosts == "auto" and asked.host is asked.coordinator is None:
+    if args.hosts == "auto" and args.host is args.coordinator is None:
         return hosts.join(None, None, None), rest
-    if asked.hosts is not None and not asked.hosts.isdecimal():
-        raise UserError(f"--hosts must be a whole number, or 'auto' alone, got '{asked.hosts}'")
-    return hosts.join(asked.coordinator, asked.hosts and int(asked.hosts), asked.host), rest
+    if args.hosts is not None and not args.hosts.isdecimal():
+        raise UserError(f"--hosts must be a whole number, or 'auto' alone, got '{args.hosts}'")
+    return hosts.join(args.coordinator, args.hosts and int(args.hosts), args.host), rest
 
 
 def _resume(words: list[str], hosts: Hosts) -> int:
@@ -106,17 +106,17 @@ def _resume(words: list[str], hosts: Hosts) -> int:
     from jaxmbrl.training.run_folder import RunFolder
 
     usage = "jaxmbrl train --resume RUN [--steps N] [--FIELD VALUE ...]"
-    about = f"Continue a run from where it stopped. These fields may change: {', '.join(programs.MAY_CHANGE)}."
+    about = f"Resume a run from its newest checkpoint. These fields may change: {', '.join(programs.MAY_CHANGE)}."
     parser = options.parser("train --resume", usage=usage, description=about, add_help=False)
-    parser.add_argument("--resume", required=True, metavar="RUN", help="the folder of the run to continue")
+    parser.add_argument("--resume", required=True, metavar="RUN", help="the folder of the run to resume")
     parser.add_argument("--steps", metavar="N", help="train up to this many environment steps")
     if "-h" in words or "--help" in words:
         parser.print_help()
         return 0
     early = options.parser("train --resume", add_help=False)
     early.add_argument("--resume", required=True)
-    asked, rest = early.parse_known_args(words)
-    folder = RunFolder.open(asked.resume)
+    args, rest = early.parse_known_args(words)
+    folder = RunFolder.open(args.resume)
     config = programs.read(folder)
     if rest and not rest[0].startswith("-"):
         name = rest.pop(0)
@@ -124,7 +124,7 @@ def _resume(words: list[str], hosts: Hosts) -> int:
             raise UserError(f"the run in {folder.path} is of {config.algorithm}, not {name}")
     for option in ("--out", "--config"):
         if options.values(option, rest):
-            raise UserError(f"--resume continues in the run's own folder with its own config: leave {option} out")
+            raise UserError(f"--resume uses the run's own folder and config: leave {option} out")
     if rest:
         config, _ = parse_train(config.algorithm, rest, config)
     progress = Progress(config.total_steps, config.seeds) if hosts.first else Progress.silent()
@@ -134,7 +134,7 @@ def _resume(words: list[str], hosts: Hosts) -> int:
 
 
 def finish(out: Path, progress: Progress, work: Callable[[Stopping], Result], first: bool = True) -> int:
-    """Do the work of a run and print its outcome; returns the exit code."""
+    """Train a run by calling `work`, and print its outcome; returns the exit code."""
     from jaxmbrl.training.checkpointing import Lost
     from jaxmbrl.training.stopping import ASKED_TO_STOP, Stopped, Stopping
 
@@ -160,7 +160,8 @@ def finish(out: Path, progress: Progress, work: Callable[[Stopping], Result], fi
 
 
 def _free_folder(parent: Path, stem: str) -> Path:
-    """The first of parent/stem-1, parent/stem-2, ... that does not exist, created at once so that no other run takes it."""
+    """The first of parent/stem-1, parent/stem-2, ... that does not exist. It is created now, so that no other run can take
+    it."""
     number = 1
     with contextlib.suppress(OSError):
         parent.mkdir(parents=True, exist_ok=True)
@@ -175,11 +176,11 @@ def _free_folder(parent: Path, stem: str) -> Path:
 
 
 def _report(result: Result, progress: Any) -> None:
-    """Print where a finished run is and what to do next."""
+    """Print the folder of a finished run and suggest what to do next."""
     from jaxmbrl.training import curve
 
     assert result.path is not None
-    # With data the policy finishes no episodes of its own: its return is known only where it is evaluated.
+    # With --data the policy plays no training episodes, so its return is known only from evaluations.
     if result.config.data is None or any("eval/return" in row for row in result.rows):
         progress.say(curve.text_curve(result.rows, width=min(progress.width, 80), height=12))
     finished = [row["train/return"] for row in result.rows if "train/return" in row]
@@ -202,12 +203,12 @@ def _report(result: Result, progress: Any) -> None:
 
 
 def task_words(task: Task) -> str:
-    """The options that ask for `task`."""
+    """The command-line options that select `task`."""
     return f"--env {task.name}" + (f" --action-repeat {task.action_repeat}" if task.action_repeat > 1 else "")
 
 
 def _mean_of_epoch(rows: list[dict[str, Any]], first: bool) -> float:
-    """Mean over seeds of train/return in the first or last epoch that has one."""
+    """Mean over seeds of train/return in the first or the last epoch that has one."""
     epochs = [row["epoch"] for row in rows if "train/return" in row]
     epoch = min(epochs) if first else max(epochs)
     values = [row["train/return"] for row in rows if row["epoch"] == epoch and "train/return" in row]
@@ -215,26 +216,26 @@ def _mean_of_epoch(rows: list[dict[str, Any]], first: bool) -> float:
 
 
 def parse_train(name: str, words: list[str], started: RunConfig | None = None) -> tuple[RunConfig, Path | None]:
-    """The run that a command line asks for: a preset, a saved config or `started`, with the given fields replaced."""
+    """The run that a command line describes: a preset, a saved config or `started`, with the given fields replaced."""
     from jaxmbrl import algorithms, envs
     from jaxmbrl.training import programs
 
     early = options.parser(f"train {name}", add_help=False)
     for option in ("--env", "--preset", "--config", "--data"):
         early.add_argument(option)
-    asked, rest = early.parse_known_args(words)
-    knows_task = asked.env is not None or started is not None
+    args, rest = early.parse_known_args(words)
+    knows_task = args.env is not None or started is not None
     if started is not None:
-        words_of_run = {field: getattr(asked, field) for field in ("env", "preset") if getattr(asked, field) is not None}
+        words_of_run = {field: getattr(args, field) for field in ("env", "preset") if getattr(args, field) is not None}
         base = dataclasses.replace(started, **words_of_run)
-    elif asked.config is not None:
-        base, of_run = _read_config(name, asked.config, asked.preset, asked.env)
+    elif args.config is not None:
+        base, of_run = _read_config(name, args.config, args.preset, args.env)
         knows_task |= of_run
-    elif asked.env is None:
-        # Any task will do for help, and to report other mistakes first.
-        base = programs.configure(name, envs.names()[0], asked.preset or next(iter(algorithms.get(name).presets)))
+    elif args.env is None:
+        # The task does not matter for --help, or for reporting other mistakes first.
+        base = programs.configure(name, envs.names()[0], args.preset or next(iter(algorithms.get(name).presets)))
     else:
-        base = programs.configure(name, asked.env, asked.preset)
+        base = programs.configure(name, args.env, args.preset)
     method = algorithms.get(name)
     arguments = dataclasses.make_dataclass(
         "arguments",
@@ -250,10 +251,10 @@ def parse_train(name: str, words: list[str], started: RunConfig | None = None) -
         ],
         frozen=True,
     )
-    if asked.data == "":
+    if args.data == "":
         raise UserError("--data needs a value: an npz of transitions, as 'jaxmbrl collect' writes it")
-    if asked.data is not None:
-        learned = programs.configure(name, base.env, settings=base.settings, data=asked.data)
+    if args.data is not None:
+        learned = programs.configure(name, base.env, settings=base.settings, data=args.data)
         fields = {field: getattr(learned, field) for field in ("steps", "data", "data_digest")}
         base = dataclasses.replace(base, **fields)
     run_fields = {f: getattr(base, f) for f in _OPTIONS}
@@ -269,10 +270,10 @@ def parse_train(name: str, words: list[str], started: RunConfig | None = None) -
 
 
 _OPTIONS = ("steps", "seeds", "seed", "eval_episodes", "checkpoint", "action_repeat", "settings")
-"""Fields of a run that are options of tyro's."""
+"""Fields of a run that tyro parses."""
 
 _KEPT = ("algorithm", "env", "preset", "data", "data_digest")
-"""Those that are not."""
+"""Fields of a run that tyro does not parse."""
 
 
 _TEXTS = (
@@ -282,12 +283,13 @@ _TEXTS = (
     ("config", "FILE", "Settings to start from: the config.yaml of a run, or presets of your own in YAML."),
     ("data", "FILE", "Transitions to learn from instead of collecting, as 'jaxmbrl collect' writes them."),
 )
-"""Options that are text. All but the first are read before the others, whose defaults depend on them."""
+"""Text options. All except the first are parsed before the other options, because the defaults of those depend on them."""
 
 
 def _read_config(name: str, file: str, preset: str | None, env: str | None) -> tuple[RunConfig, bool]:
-    """The run that a file asks for, and whether it is the config of a run, which names its task. Any other file holds
-    presets (`algorithms.presets`): the one called `preset`, or else the file's default for the task `env`."""
+    """(the run that a file describes, whether the file is the config of a run, which includes its task). Any other file
+    contains presets (`algorithms.presets`): the one called `preset` is used, or else the file's default for the task
+    `env`."""
     from jaxmbrl import algorithms, envs
     from jaxmbrl.training import programs
 

@@ -1,1 +1,1 @@
-"""What every part is written in: types and interfaces, spaces, metrics, configs, compiler options."""
+"""Shared definitions: types and interfaces, spaces, metrics, configs, compiler options."""

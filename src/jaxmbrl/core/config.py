@@ -1,9 +1,9 @@
-"""Configs are frozen dataclasses, nested as the parts nest. Here they meet the outside: YAML, checks, names.
+"""Reading and checking configs. A config is a frozen dataclass; the config of a part is a field of the config that uses it.
 
 Fields are annotated with `bool`, `int`, `float`, `str`, `Literal`, `tuple`, `dict[str, ...]`, other configs, and unions of
-these; ranges are given as `Annotated[int, Ge(1)]`, and numbers that may differ between seeds are marked
-`Annotated[float, Gt(0), Traced]`. A rule between fields is a method `problem(self) -> tuple[field, message] | None` on the
-dataclass.
+these. Ranges are given as `Annotated[int, Ge(1)]`. Numbers that may differ between seeds are marked
+`Annotated[float, Gt(0), Traced]`. A rule that involves several fields is a method
+`problem(self) -> tuple[field, message] | None` of the dataclass.
 """
 
 from __future__ import annotations
@@ -26,16 +26,19 @@ C = TypeVar("C")
 
 
 class UserError(Exception):
-    """A user's mistake, described in one line; the command line ends with exit code 2 and no traceback."""
+    """A user's mistake, described in one line. The command line prints it and exits with code 2, without a traceback."""
 
 
 class Traced:
-    """Marks a number of a config that compiled programs take as an input, so that it may differ between seeds and changing
-    it compiles nothing: `Annotated[float, Gt(0), Traced]`. An algorithm's `init` receives it by the name of its field."""
+    """Marks a config field whose value is an input of the compiled program: `Annotated[float, Gt(0), Traced]`.
+
+    Such a number may differ between seeds, and changing it does not recompile. An algorithm's `init` receives it in `hyper`
+    under the name of the field.
+    """
 
 
 def closest(name: str, names: Iterable[str]) -> str:
-    """`did you mean 'X'?` for a near miss, else the list of what there is.
+    """`did you mean 'X'?` if a known name is close, else the list of all known names.
 
     >>> from jaxmbrl.core.config import closest
     >>> closest("pendulm", ["cartpole", "pendulum"])
@@ -49,7 +52,7 @@ def closest(name: str, names: Iterable[str]) -> str:
 
 
 def read_yaml(file: str | Path, called: str | None = None) -> Any:
-    """The plain values in a YAML file. Raises UserError, which calls the file `called`, if it cannot be read or parsed."""
+    """The plain values in a YAML file. Raises UserError, which names the file `called`, if it cannot be read or parsed."""
     called = str(file) if called is None else called
     try:
         return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
@@ -62,7 +65,7 @@ def read_yaml(file: str | Path, called: str | None = None) -> Any:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A nested dict of plain values, as YAML holds it (tuples as lists)."""
+    """A nested dict of plain values that YAML can represent (tuples become lists)."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -75,10 +78,10 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(cls: type[C], values: Any, prefix: str = "") -> C:
     """Build a config from a nested dict, checking every name, type and range.
 
-    An int field takes whole numbers, a float field any finite number; either may be written `1e6`, which YAML reads as a
-    string. Where a field may hold one of several configs, the names given decide which.
+    An int field accepts whole numbers, a float field any finite number. Either may be written `1e6`, which YAML reads as a
+    string. If a field accepts several config classes, the class is chosen by the names in `values`.
 
-    Raises UserError naming the first bad field by its path, with the nearest known name where it is unknown.
+    Raises UserError with the path of the first bad field, and with the nearest known name if the field is unknown.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{prefix.rstrip('.') or 'the config'} must be a mapping from fields to values, got {values!r}")
@@ -98,7 +101,7 @@ def from_dict(cls: type[C], values: Any, prefix: str = "") -> C:
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with `changes` in their place. Mappings in both are merged field by field; anything else is replaced.
+    """`values` updated with `changes`. Where both are mappings they are merged recursively; anything else is replaced.
 
     >>> from jaxmbrl.core.config import merged
     >>> merged({"agent": {"hidden": [256, 256], "critics": 2}, "num_envs": 1}, {"agent": {"critics": 5}})
@@ -113,14 +116,14 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 
 def check(config: C) -> C:
-    """The config itself, after the checks of `from_dict`."""
+    """Run the checks of `from_dict` on a config and return it. Raises UserError as `from_dict` does."""
     return from_dict(type(config), _fields(config))
 
 
 def traced(config: type) -> tuple[str, ...]:
-    """Names of the fields marked `Traced` in a config class and in the configs nested in it, each once, in order.
+    """Names of the fields marked `Traced` in a config class and its nested configs, in order and without duplicates.
 
-    Where a field `method` selects one of several nested configs, only names that are traced in all of them count: the
+    If a field `method` selects one of several nested configs, only names that are traced in all of them are returned: the
     others would have no effect under some selections.
     """
     hints = typing.get_type_hints(config, include_extras=True)
@@ -138,7 +141,7 @@ def traced(config: type) -> tuple[str, ...]:
 
 
 def _nested(hint: Any) -> Any:
-    """The config class that a field is annotated with, or None."""
+    """The config class in a field's annotation, or None."""
     hint = hint.__origin__ if typing.get_origin(hint) is typing.Annotated else hint
     return hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
 
@@ -148,7 +151,7 @@ def _fields(config: Any) -> dict[str, Any]:
 
 
 def _value(hint: Any, value: Any, name: str) -> Any:
-    """`value` as the annotation `hint` asks for it, or a UserError about the field `name`."""
+    """`value` converted to the annotation `hint`. Raises UserError about the field `name` if that is impossible."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         value = _value(args[0], value, name)
@@ -182,11 +185,11 @@ def _value(hint: Any, value: Any, name: str) -> Any:
 
 _REFUSED = object()
 LARGEST = 3.4028234663852886e38
-"""Of float32."""
+"""Largest finite float32."""
 
 
 def _number(value: Any) -> Any:
-    """`value` if it is a finite number; YAML 1.1 leaves `1e-3` a string."""
+    """`value` as a finite number, else `_REFUSED`. YAML 1.1 reads `1e-3` as a string."""
     if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value):
         value = float(value)
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
@@ -201,7 +204,7 @@ def _whole(value: Any) -> Any:
 
 def _real(value: Any) -> Any:
     number = _number(value)
-    # Beyond it, a compiled program would see an infinity.
+    # A larger number becomes infinite in a compiled program.
     return float(number) if number is not _REFUSED and abs(number) <= LARGEST else _REFUSED
 
 
@@ -219,7 +222,7 @@ _PLAIN: dict[Any, tuple[Callable[[Any], Any], str]] = {
 
 
 def _one_of(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
-    """`value` as one of several kinds: a config by its field names, anything else as the first kind that takes it."""
+    """`value` as one of several kinds: a config is chosen by its field names, anything else by the first kind that fits."""
     configs = [kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
     if type(value) in configs:
         return _value(type(value), value, name)
@@ -241,7 +244,7 @@ def _one_of(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
 
 
 def _named_by(configs: list[Any], given: Iterable[str], path: str) -> Any:
-    """The smallest config that has all the names given; where none has, the one that has most of them."""
+    """The smallest config class that has all the given names; if none has, the one with most of them."""
     known = [{field.name for field in dataclasses.fields(config)} for config in configs]
     for name in given:
         if not any(name in names for names in known):

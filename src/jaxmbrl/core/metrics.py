@@ -1,4 +1,4 @@
-"""Metrics add up on the device as totals and weights (`types.Average`), and become plain numbers on the host."""
+"""Metrics are summed on the device as totals and weights (`types.Average`) and become plain numbers on the host."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from jaxmbrl.core.types import Average, Key, Metrics, PyTree
 
 
 def add(a: Metrics, b: Metrics) -> Metrics:
-    """The averages over both."""
+    """The averages over `a` and `b` together."""
     return jax.tree.map(jnp.add, a, b)
 
 
 def total(metrics: Metrics) -> Metrics:
-    """The averages over a leading axis, as `lax.scan` stacks it."""
+    """The averages over the leading axis, such as the one that `lax.scan` adds."""
     return jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
 
 
 def none_like(function: Callable[..., tuple[Any, Metrics]], *args: Any) -> Metrics:
-    """The metrics that `function(*args) -> (_, metrics)` would give, all unknown."""
+    """Empty averages with the names of the metrics that `function(*args) -> (_, metrics)` returns."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *args)[1])
 
 
 def cond_update(
     predicate: Bool[Array, ""], update: Callable[[PyTree], tuple[PyTree, Metrics]], state: PyTree
 ) -> tuple[PyTree, Metrics]:
-    """`update(state)` where `predicate` holds, else the state as it is and unknown metrics.
+    """`update(state)` if `predicate` is true, else the unchanged state and empty metrics.
 
-    Give it only the state that `update` changes, or buffers are copied. The predicate must not be batched over seeds.
+    Pass only the state that `update` changes; otherwise buffers are copied. The predicate must not be batched over seeds.
     """
     return jax.lax.cond(predicate, update, lambda state: (state, none_like(update, state)), state)
 
@@ -40,9 +40,9 @@ def cond_update(
 def repeat(
     number: Int[Array, ""], update: Callable[[PyTree, Key], tuple[PyTree, Metrics]], state: PyTree, key: Key
 ) -> tuple[PyTree, Metrics]:
-    """`update(state, key)` a `number` of times that is traced, each with a key of its own, and the averages over all.
+    """Apply `update(state, key)` `number` times, each with its own key. Returns the state and the averages over all calls.
 
-    The number must not be batched over seeds.
+    The number may be traced, but must not be batched over seeds.
     """
 
     def body(i: Int[Array, ""], loop: tuple[PyTree, Metrics]) -> tuple[PyTree, Metrics]:
@@ -54,5 +54,5 @@ def repeat(
 
 
 def known(metrics: Mapping[str, Average]) -> dict[str, float]:
-    """Plain numbers, on the host: those that have a weight."""
+    """The means as plain numbers, on the host, without those of weight zero."""
     return {name: float(x.total) / float(x.weight) for name, x in metrics.items() if float(x.weight) > 0}

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, Shaped
 
 
 class Box(NamedTuple):
-    """Arrays of one shape and dtype, between bounds. Actions of every continuous task are in [-1, 1].
+    """Bounded arrays of one shape and dtype. Actions of every continuous task are in [-1, 1].
 
     An image is `Box((H, W, C), 0, 255, "uint8")`.
     """
@@ -23,20 +23,20 @@ class Box(NamedTuple):
     """Name of the dtype; "float" is JAX's default float."""
 
     def sample(self, key: jax.Array) -> Shaped[Array, "*shape"]:
-        """A uniform draw; of integers both bounds are included. Raises ValueError where a bound is infinite."""
+        """A uniform sample; for integers both bounds are included. Raises ValueError if a bound is infinite."""
         if not math.isfinite(self.high - self.low):
-            raise ValueError(f"cannot draw from an unbounded space: {self}")
+            raise ValueError(f"cannot sample from an unbounded space: {self}")
         if jnp.issubdtype(self._dtype, jnp.floating):
             return jax.random.uniform(key, self.shape, self._dtype, self.low, self.high)
         return jax.random.randint(key, self.shape, int(self.low), int(self.high) + 1, jnp.int32).astype(self._dtype)
 
     def zeros(self) -> Shaped[Array, "*shape"]:
-        """An array of the right shape and dtype, for building buffers."""
+        """Zeros of the space's shape and dtype, for building buffers."""
         return jnp.zeros(self.shape, self._dtype)
 
     @property
     def is_vector(self) -> bool:
-        """Whether the elements are vectors of real numbers, [n]."""
+        """Whether an element is a vector of real numbers, [n]."""
         return len(self.shape) == 1 and bool(jnp.issubdtype(self._dtype, jnp.floating))
 
     @property
@@ -51,11 +51,11 @@ class Discrete(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one choice."""
+        """Shape of one element."""
         return ()
 
     def sample(self, key: jax.Array) -> Int[Array, ""]:
-        """A uniform draw."""
+        """A uniform sample."""
         return jax.random.randint(key, (), 0, self.n, jnp.int32)
 
     def zeros(self) -> Int[Array, ""]:

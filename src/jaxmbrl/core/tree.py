@@ -1,4 +1,4 @@
-"""Functions of whole pytrees that several parts need."""
+"""Functions on whole pytrees."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ PyTree = Any
 
 
 def where(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
-    """`yes` where the one `condition` is true, else `no`, leaf by leaf. It reads and writes every leaf."""
+    """`yes` if the scalar `condition` is true, else `no`, leaf by leaf. It reads and writes every leaf."""
     return jax.tree.map(partial(jnp.where, condition), yes, no)
 
 
 def zeros_like_shapes(shapes: PyTree) -> PyTree:
-    """Zeros of the shapes and dtypes of `shapes`, as `jax.eval_shape` returns them."""
+    """Zeros with the shapes and dtypes in `shapes`, a result of `jax.eval_shape`."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 def gate(healthy: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
-    """`new` where `healthy`, else what behaves as `old`: types with a method `gate` (`core.types.Gated`) decide themselves,
-    so that what is large is not copied; of all else the leaves are selected."""
+    """`new` if `healthy`, else state that behaves as `old`.
+
+    Types with a method `gate` (`core.types.Gated`) choose for themselves, so that large arrays are not copied. All other
+    leaves are selected by `where`.
+    """
 
     def choose(new: Any, old: Any) -> Any:
         return new.gate(healthy, old) if is_gated(new) else jnp.where(healthy, new, old)

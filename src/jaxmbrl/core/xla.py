@@ -11,16 +11,16 @@ import jax
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 EIGEN: Mapping[str, str] = MappingProxyType({"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"})
-"""Products by Eigen, and sums still by YNNPACK."""
+"""Eigen computes products; YNNPACK still computes sums."""
 
 
 def for_ensembles(precision: str = "default") -> Mapping[str, str]:
-    """Options for `jax.jit` and `Lowered.compile` of programs that spend their time in an ensemble's products.
+    """Options for `jax.jit` and `Lowered.compile` of programs whose time goes mostly into the matrix products of ensembles.
 
-    XLA's default on a CPU, YNNPACK, shares products that are batched over members out badly: with them Eigen is faster, by
-    8% in a plan and 16% in a fit on two cores; SAC's two critics are 5% faster with the default. Nothing on other devices,
-    where this version of XLA does not know the option, or for products of that `precision` "bfloat16": YNNPACK alone has
-    matrix units multiply them.
+    YNNPACK, XLA's default on a CPU, distributes products that are batched over members badly over threads. For them Eigen
+    is faster: by 8% in a plan and 16% in a fit on two cores. SAC's two critics are 5% faster with the default. Returns no
+    options on other devices, if this version of XLA does not know the option, or for `precision` "bfloat16", for which only
+    YNNPACK uses the CPU's matrix units.
     """
     return EIGEN if precision != "bfloat16" and jax.default_backend() == "cpu" and _known(tuple(EIGEN.items())) else NOTHING
 
@@ -35,11 +35,11 @@ def _known(options: tuple[tuple[str, str], ...]) -> bool:
 
 
 def ensure_threads() -> None:
-    """Let XLA's thread pool on a CPU have at least two threads. XLA reads the setting when JAX first computes: call this
+    """Give XLA's thread pool on a CPU at least two threads. XLA reads the setting when JAX first computes, so call this
     before.
 
-    The pool has one thread for each core. With a single thread, a program that calls back to Python can wait for the thread
-    that it occupies itself. A value of `PJRT_NPROC` that the user has chosen is kept.
+    By default the pool has one thread for each core. With a single thread, a program that calls back to Python can
+    deadlock: it waits for the thread that it occupies itself. If the user has set `PJRT_NPROC`, its value is kept.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores < 2:

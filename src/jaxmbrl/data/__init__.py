@@ -1,1 +1,1 @@
-"""Where transitions are kept: replay buffers and files."""
+"""Storage of transitions: replay buffers and files."""

@@ -1,19 +1,20 @@
-"""Transitions as a file: an npz with named arrays, one row a step, in the order in which they were collected.
+"""Files of transitions: an npz with named arrays, one row per step, in the order in which they were collected.
 
 observation       [N, O] floats; or [N] whole numbers, elements of a discrete space; or images [N, H, W, ...]
 action            [N, A] in [-1, 1]; or [N] whole numbers, elements of a discrete space
 reward            [N]
 next_observation  like `observation`: the true successor, not the first observation of the next episode
-last_observation  [M, H, W, ...], instead of `next_observation`: its values where the next row's observation is another one
+last_observation  [M, H, W, ...], instead of `next_observation`: the successors that are not the next row's observation
 terminated        [N] true where the task ended
-truncated         [N] true where only the time limit was reached; may be left out where it never was
-env               name of the task; may be left out
-action_repeat     times that each action was applied; may be left out where once
+truncated         [N] true where only the time limit was reached; optional if that never happened
+env               name of the task; optional
+action_repeat     number of times that each action was applied; optional if 1
 
 `last_observation` stores each image once: the successor of a row is the next row's observation, except at the end of an
-episode and of the file, whose M successors stand there in order. `save` writes images so where it loses nothing.
+episode and of the file, whose M successors are stored there in order. `save` uses this format for images if nothing is
+lost.
 
-A row that is both terminated and truncated, as Gymnasium may give one, counts as terminated only.
+A row that is both terminated and truncated, which Gymnasium allows, counts as terminated only.
 """
 
 from __future__ import annotations
@@ -41,27 +42,27 @@ class Dataset(NamedTuple):
     """The content of a file of transitions."""
 
     rows: Transition
-    """[N, ...], NumPy arrays: vectors and rewards in JAX's default float, elements of discrete spaces int32, images of
-    integers in their own dtype, flags bool."""
+    """[N, ...], NumPy arrays: vectors and rewards in JAX's default float, elements of discrete spaces int32, integer images
+    in their own dtype, flags bool."""
     env: str | None
-    """Name of the task, where the file has it."""
+    """Name of the task, if the file contains it."""
     digest: str
     """SHA-256 of the file."""
     action_repeat: int
-    """Times that each action was applied in a row."""
+    """Number of consecutive times that each action was applied."""
 
 
 def save(path: str | Path, rows: Transition, env: str, action_repeat: int = 1) -> None:
     """Write transitions [N, ...] of the task `env`, each action applied `action_repeat` times, to the new file `path`.
 
-    Raises UserError where the file cannot be made, or `load` would refuse the transitions or change their dtypes.
+    Raises UserError if the file cannot be created, or if `load` would reject the transitions or change their dtypes.
     """
     path = Path(path)
     arrays: dict[str, Any] = {name: np.asarray(getattr(rows, name)) for name in (*REQUIRED, "truncated")}
     checked = _rows(arrays)
     for name in ("observation", "action"):
         if arrays[name].ndim == 2 and arrays[name].dtype.kind != "f":
-            raise UserError(f"'{name}' are vectors of {arrays[name].dtype}, which a file cannot store: make them floats")
+            raise UserError(f"'{name}' are vectors of {arrays[name].dtype}, which a file cannot store: convert to floats")
     if checked.observation.ndim > 2:
         last = _last_observation(checked)
         if last is not None:
@@ -75,17 +76,17 @@ def save(path: str | Path, rows: Transition, env: str, action_repeat: int = 1) -
 
 
 def check_storable(task: Task) -> None:
-    """Raise UserError where a file cannot store the task's observations: vectors of integers, which `load` takes for floats
-    that were written by hand."""
+    """Raise UserError if a file cannot store the task's observations: vectors of integers, which `load` reads as floats, as
+    in files that were written by hand."""
     space = task.observation
     if isinstance(space, Box) and (not space.shape or (len(space.shape) == 1 and not space.is_vector)):
         raise UserError(
-            f"a file of transitions cannot store the observations of task '{task.name}', {space}: make them floats"
+            f"a file of transitions cannot store the observations of task '{task.name}', {space}: convert to floats"
         )
 
 
 def check_writable(path: str | Path) -> None:
-    """Raise UserError where `path` cannot become a new file. It leaves nothing behind, and is called before the work."""
+    """Raise UserError if the new file `path` cannot be created. Nothing is left on the disk: call it before long work."""
     path = Path(path)
     try:
         taken = path.is_symlink() or path.exists()
@@ -97,14 +98,14 @@ def check_writable(path: str | Path) -> None:
 
 
 def try_writing(folder: Path) -> None:
-    """Raise OSError where no file can be written to `folder`, or to its nearest parent that exists."""
+    """Raise OSError if no file can be written to `folder`, or to its nearest existing parent."""
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     with tempfile.TemporaryFile(dir=place) as file:
         file.write(b"jaxmbrl")
 
 
 def load(path: str | Path) -> Dataset:
-    """Read and check a file of transitions. Raises UserError naming the array that is missing or wrong."""
+    """Read and check a file of transitions. Raises UserError, naming the array, if one is missing or wrong."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -115,7 +116,7 @@ def load(path: str | Path) -> Dataset:
     except MemoryError:
         raise UserError(f"{path} does not fit into this machine's memory; split it") from None
     except Exception:
-        # A damaged zip file raises many kinds of errors, and no list of them is documented.
+        # A damaged zip file raises many kinds of undocumented errors.
         raise UserError(f"{path} is not an npz file of plain arrays, as numpy.savez writes it") from None
     try:
         return Dataset(_rows(arrays), _env(arrays), hashlib.sha256(content).hexdigest(), _action_repeat(arrays))
@@ -124,9 +125,9 @@ def load(path: str | Path) -> Dataset:
 
 
 def check_fits(data: Dataset, task: Task) -> None:
-    """Raise UserError where the rows are not elements of `task`'s spaces, or another action repeat was used."""
+    """Raise UserError if the rows are not elements of `task`'s spaces, or if another action repeat was used."""
     if data.action_repeat != task.action_repeat:
-        raise UserError(f"action_repeat must be {data.action_repeat}, as of the data, got {task.action_repeat}")
+        raise UserError(f"action_repeat must be {data.action_repeat}, as in the data, got {task.action_repeat}")
     for name, space in (("observation", task.observation), ("action", task.action)):
         found = getattr(data.rows, name)
         shape, zeros = found.shape[1:], space.zeros()
@@ -139,7 +140,7 @@ def check_fits(data: Dataset, task: Task) -> None:
 
 
 def check_vectors(rows: Transition, method: str) -> None:
-    """Raise UserError where `method` takes vectors, and the observations or actions of `rows` are none."""
+    """Raise UserError, naming `method`, if the observations or actions of `rows` are not vectors."""
     for name in ("observation", "action"):
         found = getattr(rows, name)
         if found.ndim != 2:
@@ -163,13 +164,13 @@ def _action_repeat(arrays: dict[str, Any]) -> int:
 
 
 def _rows(arrays: dict[str, Any]) -> Transition:
-    """The rows of a file's arrays, checked. Raises UserError naming the array that is missing or wrong."""
+    """The rows of a file's arrays, checked. Raises UserError, naming the array, if one is missing or wrong."""
     for name, value in arrays.items():
         if not isinstance(value, np.ndarray):
             raise UserError(f"'{name}' is not an array")
     once = "last_observation" in arrays
     if once and "next_observation" in arrays:
-        raise UserError("'last_observation' stands instead of 'next_observation': leave one of them out")
+        raise UserError("'last_observation' replaces 'next_observation': remove one of them")
     for name in REQUIRED:
         if name not in arrays and not (once and name == "next_observation"):
             raise UserError(f"the array '{name}' is missing; there is: {', '.join(sorted(arrays)) or 'nothing'}")
@@ -193,14 +194,14 @@ def _rows(arrays: dict[str, Any]) -> Transition:
             f"{successor.dtype} {successor.shape}"
         )
     if not observation[0].size:
-        raise UserError("'observation' must have at least one number a row")
+        raise UserError("'observation' must have at least one number per row")
     return rows._replace(truncated=rows.truncated & ~rows.terminated)
 
 
 def _successors(
     observation: Shaped[np.ndarray, "N *shape"], last: Shaped[np.ndarray, "..."], ended: Bool[np.ndarray, "N"]
 ) -> Shaped[np.ndarray, "N *shape"]:
-    """`next_observation` from the observations and the successors that are none of them."""
+    """`next_observation` from the observations and from `last`, the successors that are not among them."""
     torn = _torn(ended)
     if last.shape != (torn.sum(), *observation.shape[1:]):
         due = (int(torn.sum()), *observation.shape[1:])
@@ -213,7 +214,7 @@ def _successors(
 
 
 def _last_observation(rows: Transition) -> Shaped[np.ndarray, "M *shape"] | None:
-    """What `_successors` makes `rows.next_observation` of, or None where other rows do not continue in the next row."""
+    """The array `last` from which `_successors` restores `rows.next_observation`; None if that is impossible."""
     torn = _torn(np.asarray(rows.terminated | rows.truncated))
     goes_on = np.flatnonzero(~torn)
     same = all(np.array_equal(rows.next_observation[i], rows.observation[i + 1]) for i in goes_on)
@@ -226,7 +227,7 @@ def _torn(ended: Bool[np.ndarray, "N"]) -> Bool[np.ndarray, "N"]:
 
 
 def _column(name: str, value: np.ndarray, count: int) -> np.ndarray:
-    """One array in its dtype, checked."""
+    """One array, checked and converted to its dtype."""
     _check_shape(name, value, count)
     if name in FLAGS:
         if value.dtype.kind not in "biuf" or not np.isin(value, (0, 1)).all():
@@ -253,7 +254,7 @@ def _column(name: str, value: np.ndarray, count: int) -> np.ndarray:
 
 
 def _check_shape(name: str, value: np.ndarray, count: int) -> None:
-    """Raise UserError where an array has not `count` rows, or rows of a shape that no array of that name has."""
+    """Raise UserError if an array does not have `count` rows, or if their shape is not allowed for this name."""
     if name not in (*SPACES, "last_observation"):
         shapes, right = "[N]", value.ndim == 1
     elif name == "action":

@@ -1,4 +1,4 @@
-"""Batches of rows from several replay buffers: real and imagined, own and demonstrations."""
+"""Batches of rows from several replay buffers, such as real and imagined data, or own data and demonstrations."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from jaxmbrl.data.replay import Replay
 
 
 def mixture(sources: Sequence[Replay], shares: Sequence[Float[Array, ""] | float], key: Key, n: int) -> PyTree:
-    """`n` rows [n, ...], drawn uniformly from each of K `sources` in the proportions of the K `shares`, in their order.
+    """`n` rows [n, ...], sampled uniformly from each of K `sources` in the proportions of the K `shares`, in their order.
 
-    The first k of them, for k below K, fill the first floor(n (shares[0] + ... + shares[k - 1])) rows; the last fills
-    the rest, whatever its share. Shares may be traced. The rows of an empty source come from the first one.
-    Raises ValueError where there is no source, or not a share for each.
+    For k below K, the first k sources fill the first floor(n (shares[0] + ... + shares[k - 1])) rows; the last source fills
+    the rest, whatever its share. Shares may be traced. The first source replaces sources that are empty.
+    Raises ValueError if there is no source, or not one share for each.
 
     >>> from jaxmbrl.data import mixtures, replay
     >>> own, demonstrations = replay.of_rows(jnp.zeros(5)), replay.of_rows(jnp.ones(3))

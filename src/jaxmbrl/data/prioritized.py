@@ -1,9 +1,9 @@
-"""Prioritised experience replay (Schaul et al., arXiv 1511.05952), proportional variant, with a sum tree in the program.
+"""Prioritised experience replay (Schaul et al., arXiv 1511.05952), proportional variant, with a sum tree on the device.
 
-A row with the priority p_i = |error_i| + epsilon is drawn with the probability P(i) = p_i^alpha / sum_k p_k^alpha. Its
+A row with the priority p_i = |error_i| + epsilon is sampled with the probability P(i) = p_i^alpha / sum_k p_k^alpha. Its
 importance weight is (N P(i))^-beta, divided by the largest weight of the batch.
 
-Add before you sample in a scan body, and write the errors of a batch back after each update.
+In a scan body, add before you sample. After each update, write the errors of the batch back (`update`).
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from jaxmbrl.data.replay import Replay
 
 
 class Prioritized(NamedTuple):
-    """A ring of rows, and p^alpha of each in the leaves of a binary tree in which a node is the sum of its children."""
+    """A ring of rows, and a binary tree with p^alpha of each row in its leaves; each node is the sum of its children."""
 
     replay: Replay
     tree: Float[Array, "nodes"]
     """[2 P], where P is the smallest power of two that is at least C. Node 1 is the root, nodes 2 i and 2 i + 1 are the
-    children of i, and leaf P + slot is of the row in that slot. Leaves without a row are 0."""
+    children of i, and leaf P + slot belongs to the row in that slot. Leaves without a row are 0."""
     largest: Float[Array, ""]
-    """Largest priority p so far, 1 at the start: that of new rows, so that each is soon drawn."""
+    """Largest priority p so far, initially 1. New rows get this priority, so that each is soon sampled."""
     alpha: Float[Array, ""]
-    """Exponent of the priorities; 0 draws uniformly."""
+    """Exponent of the priorities; 0 for uniform sampling."""
     epsilon: Float[Array, ""]
-    """Added to each absolute error, so that every row can be drawn."""
+    """Added to each absolute error, so that every row can be sampled."""
     active: Bool[Array, ""]
-    """True while all errors were finite; once false, nothing more is written."""
+    """True as long as all errors were finite; once false, nothing more is written."""
 
     @property
     def checks(self) -> str:
@@ -41,7 +41,7 @@ class Prioritized(NamedTuple):
         return "priorities"
 
     def gate(self, healthy: Bool[Array, ""], old: Prioritized) -> Prioritized:
-        """The same where `healthy`, else closed to further writes, with the rows gated as `Replay.gate` does."""
+        """This buffer if `healthy`, else one that ignores further writes, with the rows gated as in `Replay.gate`."""
         return self._replace(
             replay=self.replay.gate(healthy, old.replay),
             largest=jnp.where(healthy, self.largest, old.largest),
@@ -51,7 +51,7 @@ class Prioritized(NamedTuple):
 
 def init(prototype: PyTree, capacity: int, alpha: Any = 0.6, epsilon: Any = 1e-6) -> Prioritized:
     """An empty buffer for rows like `prototype`; `alpha` in [0, 1] and `epsilon` above 0 may be traced. Raises ValueError
-    where `capacity` is below 1."""
+    if `capacity` is below 1."""
     rows = replay.init(prototype, capacity)
     leaves = 1 << (capacity - 1).bit_length()
     return Prioritized(
@@ -65,7 +65,7 @@ def init(prototype: PyTree, capacity: int, alpha: Any = 0.6, epsilon: Any = 1e-6
 
 
 def add(buffer: Prioritized, rows: PyTree, mask: Bool[Array, "n"] | None = None) -> Prioritized:
-    """Append those `rows` [n, ...] where `mask` is true, as `replay.add`, with the largest priority so far."""
+    """Append the `rows` [n, ...] for which `mask` is true, as `replay.add` does, with the largest priority so far."""
     n = jax.tree.leaves(rows)[0].shape[0]
     mask = (jnp.ones(n, bool) if mask is None else mask) & buffer.active
     slot = replay.slots_to_write(buffer.replay, mask)
@@ -77,24 +77,26 @@ def add(buffer: Prioritized, rows: PyTree, mask: Bool[Array, "n"] | None = None)
 def sample(
     buffer: Prioritized, key: Key, n: int, beta: Float[Array, ""] | float
 ) -> tuple[PyTree, Int[Array, "n"], Float[Array, "n"]]:
-    """(rows [n, ...], their indices, their importance weights in (0, 1]), drawn in proportion to p^alpha, with replacement.
+    """(rows [n, ...], their indices, their importance weights in (0, 1]), sampled in proportion to p^alpha, with
+    replacement.
 
-    The draws are stratified: one from each of n equal parts of the total. They come in the order of the slots: shuffle a
-    batch before it is split. `beta` in [0, 1] may be traced; 1 corrects for the priorities in full. An empty buffer gives
-    rows of zeros with weight 1: add first.
+    Sampling is stratified: one row from each of n equal parts of the total. Rows are returned in the order of their slots,
+    so shuffle a batch before splitting it. `beta` in [0, 1] may be traced; 1 corrects fully for the priorities. An empty
+    buffer returns rows of zeros with weight 1: add first.
     """
     part = (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
     index = find(buffer.tree, part)
     mass = buffer.tree[buffer.tree.shape[0] // 2 + index]
-    # N and the total cancel against the largest weight, which is that of the smallest priority.
+    # N and the total cancel: the largest weight is that of the smallest priority.
     weight = jnp.where(mass > 0, jnp.min(mass) / jnp.where(mass > 0, mass, 1.0), 1.0) ** beta
     return jax.tree.map(lambda x: x[index], buffer.replay.data), index, weight
 
 
 def update(buffer: Prioritized, index: Int[Array, "n"], error: Float[Array, "n"]) -> Prioritized:
-    """Set the priorities of the rows at `index`, as `sample` returned them before further rows were added, by their errors.
+    """Set the priorities of the rows at `index` from their errors. `index` is from `sample`; no rows may have been added
+    since.
 
-    Of a row that was drawn several times, the largest error counts. Where an error is not finite, `active` becomes false,
+    For a row that was sampled several times, the largest error counts. If an error is not finite, `active` becomes false
     and nothing more is written.
     """
     priority = jnp.abs(error) + buffer.epsilon
@@ -107,13 +109,13 @@ def update(buffer: Prioritized, index: Int[Array, "n"], error: Float[Array, "n"]
 
 
 def find(tree: Float[Array, "nodes"], part: Float[Array, "n"]) -> Int[Array, "n"]:
-    """The first slots at which the cumulative sum of the leaves exceeds `part` of the total; 0 where that is 0."""
+    """The first slots at which the cumulative sum of the leaves exceeds `part` times the total; 0 if the total is 0."""
     leaves = tree.shape[0] // 2
 
     def descend(_: Int[Array, ""], at: tuple[Array, Array]) -> tuple[Array, Array]:
         node, rest = at
         left = tree[2 * node]
-        # By rounding, `rest` may reach beyond the last leaf that is not 0.
+        # Because of rounding, `rest` may exceed the sum up to the last leaf that is not 0.
         right = (rest >= left) & (tree[2 * node + 1] > 0)
         return 2 * node + right, jnp.where(right, rest - left, rest)
 
@@ -124,8 +126,8 @@ def find(tree: Float[Array, "nodes"], part: Float[Array, "n"]) -> Int[Array, "n"
 def _set(
     tree: Float[Array, "nodes"], slot: Int[Array, "n"], mass: Float[Array, "n"], mask: Bool[Array, "n"]
 ) -> Float[Array, "nodes"]:
-    """`tree` with the leaves of those slots where `mask` is true set to `mass`, of a slot given twice the larger one. The
-    sums above them are computed anew, so that rounding errors do not accumulate."""
+    """`tree` with the leaves of the slots for which `mask` is true set to `mass`; the larger one if a slot occurs twice.
+    The sums above them are recomputed, so that rounding errors do not accumulate."""
     leaves = tree.shape[0] // 2
     node = jnp.where(mask, leaves + slot, 2 * leaves)
     tree = tree.at[node].set(0.0, mode="drop").at[node].max(mass, mode="drop")

@@ -21,22 +21,22 @@ class Replay(NamedTuple):
     data: PyTree
     """Leaves [C, ...]."""
     position: Int[Array, ""]
-    """Where the next row goes."""
+    """Slot of the next row."""
     size: Int[Array, ""]
-    """Rows that are valid."""
+    """Number of valid rows."""
     capacity: Int[Array, ""]
-    """The most rows that are valid; traced, so that it can change without recompiling (`resize`)."""
+    """Largest number of valid rows; traced, so that it can change without recompiling (`resize`)."""
 
     def gate(self, healthy: Bool[Array, ""], old: Replay) -> Replay:
-        """The same, but where not `healthy` with the old size and position: rows written since do not count. (Of a full
-        ring the oldest rows of one call are lost.)"""
+        """This buffer if `healthy`, else with the old size and position, which discards the rows written since. (In a full
+        ring, they have overwritten the oldest rows of one call.)"""
         return self._replace(
             position=jnp.where(healthy, self.position, old.position), size=jnp.where(healthy, self.size, old.size)
         )
 
 
 def init(prototype: PyTree, capacity: int) -> Replay:
-    """An empty buffer for rows like `prototype`. Raises ValueError where `capacity` is below 1."""
+    """An empty buffer for rows like `prototype`. Raises ValueError if `capacity` is below 1."""
     if capacity < 1:
         raise ValueError(f"a replay buffer needs a capacity of at least 1, got {capacity}")
     data = jax.tree.map(lambda x: jnp.zeros((capacity, *jnp.shape(x)), jnp.asarray(x).dtype), prototype)
@@ -44,9 +44,9 @@ def init(prototype: PyTree, capacity: int) -> Replay:
 
 
 def of_rows(rows: PyTree, size: Int[Array, ""] | int | None = None) -> Replay:
-    """A buffer of the rows [C, ...] as they are, oldest first, for a model that is fitted to data without a run.
+    """A buffer of given rows [C, ...], oldest first, for fitting a model to data without a run.
 
-    All rows are valid, or where `size` is given the first `size` <= C of them; it may be traced.
+    All rows are valid, or the first `size` <= C of them if `size` is given; it may be traced.
 
     >>> from jaxmbrl.data import replay
     >>> buffer = replay.of_rows(jnp.arange(3.0))
@@ -60,19 +60,19 @@ def of_rows(rows: PyTree, size: Int[Array, ""] | int | None = None) -> Replay:
 
 
 def with_size(replay: Replay, size: Int[Array, ""]) -> Replay:
-    """The same buffer whose `size` is `size`, which must be the same number.
+    """The same buffer with its `size` replaced by `size`, which must be the same number.
 
-    All seeds of a run have as many rows, min(environment steps, capacity) by the shared clock. Inside `vmap` over seeds the
-    buffer's own `size` is batched, and so would be the loops of a model's fit that run over its rows.
+    All seeds of a run have the same number of rows: min(environment steps, capacity), which the shared clock gives. Inside
+    `vmap` over seeds the buffer's own `size` is batched, and so would be the loops of a model's fit over its rows.
     """
     return replay._replace(size=jnp.asarray(size, jnp.int32))
 
 
 def add(replay: Replay, rows: PyTree, mask: Bool[Array, "n"] | None = None) -> Replay:
-    """Append those `rows` [n, ...] where `mask` is true; the oldest rows are overwritten first.
+    """Append the `rows` [n, ...] for which `mask` is true; the oldest rows are overwritten first.
 
-    Of more rows than fit, the last `capacity` stay, as if they had been added one by one. Raises AssertionError where a
-    leaf's shape or dtype is not the buffer's: a probability of termination is not a termination.
+    If there are more rows than fit, the last `capacity` remain, as if they had been added one by one. Raises AssertionError
+    if a leaf's shape or dtype is not the buffer's: a probability of termination is not a termination.
 
     >>> from jaxmbrl.data import replay
     >>> buffer = replay.init(jnp.zeros(()), capacity=3)
@@ -98,27 +98,28 @@ def add(replay: Replay, rows: PyTree, mask: Bool[Array, "n"] | None = None) -> R
 
 
 def slots_to_write(replay: Replay, mask: Bool[Array, "n"]) -> Int[Array, "n"]:
-    """Where `add` writes each of n rows; C where it writes none. No slot is written twice."""
+    """The slot to which `add` writes each of n rows; C for rows that it does not write. No slot is written twice."""
     rank = jnp.cumsum(mask, dtype=jnp.int32)
     stays = mask & (rank > jnp.sum(mask, dtype=jnp.int32) - replay.capacity)
     return jnp.where(stays, (replay.position + rank - 1) % _physical(replay), _physical(replay))
 
 
 def sample(replay: Replay, key: Key, n: int) -> PyTree:
-    """`n` rows drawn uniformly with replacement, [n, ...]. An empty buffer gives rows of zeros: add first."""
+    """`n` rows sampled uniformly with replacement, [n, ...]. An empty buffer returns rows of zeros: add first."""
     return _take(replay, _slot(replay, jax.random.randint(key, (n,), 0, jnp.maximum(replay.size, 1))))
 
 
 def sample_sequences(
     replay: Replay, key: Key, n: int, length: int, stride: int = 1
 ) -> tuple[PyTree, Bool[Array, "n length"], Bool[Array, "n length"]]:
-    """`n` windows of `length` successive rows of one environment, [n, length, ...], for rows like `Transition`.
+    """`n` windows of `length` consecutive rows of one environment, [n, length, ...], for rows like `Transition`.
 
-    `stride` is the number of environments whose steps were added in turn: successive rows of one are `stride` apart.
+    `stride` is the number of environments whose steps were added in turn: consecutive rows of one environment are `stride`
+    rows apart.
 
-    Returns (rows, start, valid). `start` marks a window's first row and every row after one that ended an episode: a
-    recurrent state must be reset there. `valid` is false on rows beyond the newest, in buffers of fewer rows than a window.
-    `data.sequences` samples windows of several environments without a stride, and stores images once.
+    Returns (rows, start, valid). `start` marks the first row of a window and every row after the end of an episode, where a
+    recurrent state must be reset. `valid` is false for rows beyond the newest, which occur only if the buffer has fewer
+    rows than a window. `data.sequences` samples windows of several environments without a stride, and stores images once.
     """
     whole = replay.size - (length - 1) * stride
     short = jnp.clip(replay.size, 1, stride)
@@ -131,13 +132,13 @@ def sample_sequences(
 
 
 def resize(replay: Replay, capacity: Int[Array, ""]) -> Replay:
-    """Set the most valid rows to `capacity` (at most C), keeping the newest that fit. It moves no row."""
+    """Set the capacity to `capacity` (at most C), keeping the newest rows that fit. No row is moved."""
     capacity = jnp.clip(capacity, 1, _physical(replay)).astype(jnp.int32)
     return replay._replace(size=jnp.minimum(replay.size, capacity), capacity=capacity)
 
 
 def empty(replay: Replay) -> Replay:
-    """The same buffer without valid rows. It writes none."""
+    """The same buffer without valid rows. No row is written."""
     return replay._replace(position=jnp.zeros_like(replay.position), size=jnp.zeros_like(replay.size))
 
 

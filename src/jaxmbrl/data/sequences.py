@@ -1,4 +1,4 @@
-"""A buffer of whole episodes side by side, for recurrent and latent models: windows of one environment, images stored once.
+"""A sequence buffer for recurrent and latent models: it samples windows of one environment, and stores each image once.
 
 Add to a buffer before reading it in a scan body: a read followed by an add makes XLA copy the whole buffer.
 """
@@ -18,27 +18,27 @@ from jaxmbrl.core.types import Key, PyTree, Transition
 class Sequences(NamedTuple):
     """The last `size` transitions, at most T, of each of N environments that are stepped together.
 
-    A row's successor is the observation stored after its own. That is the next row's observation; at the end of an episode,
-    and after the newest row, it is the true successor, in a place of its own. So N (T + E) observations are stored, where
-    2 N T would be without that.
+    The successor of a row is the observation stored after its own. Usually that is the next row's observation. At the end
+    of an episode, and after the newest row, it is the true successor, which is stored separately. So N (T + E)
+    observations are stored instead of 2 N T.
     """
 
     rows: Transition
     """Leaves [N, T, ...], without the observations."""
     observations: PyTree
-    """Leaves [N, T + E, ...]: each environment's observations in the order of time, in a ring."""
+    """Leaves [N, T + E, ...]: a ring of each environment's observations in temporal order."""
     number: Int[Array, "N T"]
-    """Of each row's observation, counted from the environment's first; its place is the remainder by T + E."""
+    """Number of each row's observation, counted from the environment's first; it is stored at this number modulo T + E."""
     position: Int[Array, ""]
     """Column of the next row."""
     size: Int[Array, ""]
-    """Columns that are valid: of all environments alike."""
+    """Number of valid columns, the same for all environments."""
     next_number: Int[Array, "N"]
     """Number of each environment's next observation."""
 
     def gate(self, healthy: Bool[Array, ""], old: Sequences) -> Sequences:
-        """The same where `healthy`, else with the old position, size and numbers: rows written since do not count. (Of a
-        full buffer the oldest rows of one call are lost.)"""
+        """This buffer if `healthy`, else with the old position, size and numbers, which discards the rows written since.
+        (In a full buffer, they have overwritten the oldest rows of one call.)"""
 
         def choose(new: Array, old: Array) -> Array:
             return jnp.where(healthy, new, old)
@@ -62,11 +62,11 @@ class Sequences(NamedTuple):
 def init(prototype: Transition, num_envs: int, length: int, ends: int | None = None) -> Sequences:
     """An empty buffer of T = `length` columns for rows like `prototype`, of `num_envs` environments.
 
-    There is room for E = `ends` + 1 successors that are no row's observation; `ends` is T // 64 unless given. Where an
-    environment's last T rows end more episodes than that, fewer rows are valid, by one for each end beyond.
+    It has room for E = `ends` + 1 successors that are not the observation of a row; `ends` is T // 64 by default. If the
+    last T rows of an environment contain more ends of episodes than that, one row fewer is valid for each further end.
 
-    The extras of the prototype are stored with each row; where it has none, those of the rows are dropped. Raises
-    ValueError where a number is below 1.
+    Extras are stored if the prototype has some; otherwise the extras of rows are dropped. Raises ValueError if a number is
+    below 1.
     """
     ends = max(1, length // 64) if ends is None else ends
     for name, number in (("num_envs", num_envs), ("length", length), ("ends", ends)):
@@ -89,14 +89,14 @@ def init(prototype: Transition, num_envs: int, length: int, ends: int | None = N
 def add(buffer: Sequences, transitions: Transition) -> Sequences:
     """Append `transitions` [period, num_envs, ...], which continue those added before; the oldest are overwritten first.
 
-    Of more rows than fit, the last ones stay, as if they had been added one by one. At most 2^31 observations can be
-    counted. Raises AssertionError where a leaf's shape or dtype is not the buffer's.
+    If there are more rows than fit, the last ones remain, as if they had been added one by one. At most 2^31 observations
+    can be counted. Raises AssertionError if a leaf's shape or dtype is not the buffer's.
     """
     length, room = buffer.number.shape[1], _room(buffer)
     transitions = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), transitions)
     period = transitions.reward.shape[1]
     ended = transitions.terminated | transitions.truncated
-    # One number a row, and one more for each successor at an end.
+    # One number per row, and one more for each successor at the end of an episode.
     number = buffer.next_number[:, None] + jnp.arange(period, dtype=jnp.int32) + _ends_before(ended)
     oldest = number[:, -1:] + 1 - room
     has_place = ended | (jnp.arange(period) == period - 1)
@@ -123,10 +123,11 @@ def add(buffer: Sequences, transitions: Transition) -> Sequences:
 def sample(
     buffer: Sequences, key: Key, batch: int, length: int
 ) -> tuple[Transition, Bool[Array, "batch length"], Bool[Array, "batch length"]]:
-    """`batch` windows of `length` successive rows of one environment, [batch, length, ...], drawn uniformly.
+    """`batch` windows of `length` consecutive rows of one environment, [batch, length, ...], sampled uniformly.
 
-    Returns (rows, is_first, valid). `is_first` marks a window's first row and every row after one that ended an episode: a
-    recurrent state is reset there. `valid` is false on rows beyond the newest, in buffers of fewer rows than `length`.
+    Returns (rows, is_first, valid). `is_first` marks the first row of a window and every row after the end of an episode,
+    where a recurrent state must be reset. `valid` is false for rows beyond the newest, which occur only if the buffer has
+    fewer than `length` columns.
     """
     num_envs, columns = buffer.number.shape
     env_key, first_key = jax.random.split(key)
@@ -146,7 +147,7 @@ def sample(
 
 
 def _room(buffer: Sequences) -> int:
-    """Observations that fit, of each environment."""
+    """Capacity in observations of each environment."""
     return jax.tree.leaves(buffer.observations)[0].shape[1]
 
 
@@ -155,7 +156,7 @@ def _ends_before(ended: Bool[Array, "N period"]) -> Int[Array, "N period"]:
 
 
 def _write(stored: PyTree, new: PyTree, number: Int[Array, "N period"], mask: Bool[Array, "N period"], room: int) -> PyTree:
-    """`stored` [N, room, ...] with those `new` [N, period, ...] where `mask` is true, at `number` modulo `room`."""
+    """`stored` [N, room, ...] with the entries of `new` [N, period, ...] where `mask` is true, at `number` mod `room`."""
     place = jnp.where(mask, number % room, room)
     env = jnp.arange(place.shape[0])[:, None]
 
@@ -168,7 +169,7 @@ def _write(stored: PyTree, new: PyTree, number: Int[Array, "N period"], mask: Bo
 
 
 def _with_observations(buffer: Sequences, oldest: Int[Array, "N"]) -> Int[Array, ""]:
-    """How many of the newest columns, at most `size`, have all their observations: those numbered above `oldest`."""
+    """Number of newest columns, at most `size`, whose observations are all still stored: numbered above `oldest`."""
     columns = buffer.number.shape[1]
 
     def halve(i: Int[Array, ""], bounds: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -177,6 +178,6 @@ def _with_observations(buffer: Sequences, oldest: Int[Array, "N"]) -> Int[Array,
         whole = (buffer.number[:, (buffer.position - middle) % columns] > oldest).all()
         return jnp.where(whole, middle, low), jnp.where(whole, high, middle - 1)
 
-    # Numbers fall with age; the newest column has its observations.
+    # Numbers decrease with age, and the observations of the newest column are always stored, so bisection works.
     one: Any = jnp.ones((), jnp.int32)
     return jax.lax.fori_loop(0, columns.bit_length(), halve, (one, buffer.size))[0]

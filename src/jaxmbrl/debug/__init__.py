@@ -1,1 +1,1 @@
-"""Where a value that is not finite came from."""
+"""Find the origin of a value that is not finite."""

@@ -1,4 +1,4 @@
-"""Which element of an operand makes an element of an operation's result bad."""
+"""Find the element of an operand that makes an element of an operation's result bad."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from jaxmbrl.debug.equations import Step, bound
 
 
 def cause(step: Step, operands: list[Any], place: Place) -> Place | None:
-    """An element of an operand that alone makes an element of a result bad; None where the operands' finite elements do.
-
-    Bad elements are replaced by finite ones and the operation is computed again.
+    """An element of an operand that alone makes the element `place` of a result bad; None if the finite elements of the
+    operands do. To find it, bad elements are replaced by finite ones and the operation is computed again.
     """
     marks = _marks(step, operands, place)
 
     def outcome(kept: dict[int, Any]) -> str:
-        """The kind of the result's element where, of the bad elements of the operands, only those in `kept` stay."""
+        """The kind of the result's element if only the bad elements in `kept` stay and all others are replaced."""
         tried = [
             x if i not in marks else jnp.where(jnp.asarray(marks[i] & ~kept.get(i, np.False_)), sound(x), x)
             for i, x in enumerate(operands)
@@ -43,9 +42,9 @@ def cause(step: Step, operands: list[Any], place: Place) -> Place | None:
 
 
 def _marks(step: Step, operands: list[Any], place: Place) -> dict[int, Any]:
-    """Masks of the bad elements of the operands that an element may come from, by position; operands with a NaN first."""
+    """Masks of the bad operand elements that may cause a bad result, by position; operands with a NaN come first."""
     of_truth = step.equation.outvars[place.position].aval.dtype == bool
-    # The predicate of a select decides which value is taken, but is none of the values.
+    # The predicate of a select chooses a value, but is not itself one of the values.
     first = 1 if step.primitive == "select_n" else 0
     marks = {}
     for i, x in list(enumerate(operands))[first:]:
@@ -57,7 +56,8 @@ def _marks(step: Step, operands: list[Any], place: Place) -> dict[int, Any]:
 
 
 def _narrowed(accepts: Callable[[Any], bool], mark: Any, guess: int) -> int:
-    """One of the marked elements that is accepted alone, or one of a few that are accepted only together."""
+    """A marked element that is accepted alone, or else one of a few that are only accepted together. `guess` is tried
+    first."""
 
     def only(elements: Any) -> Any:
         kept = np.zeros(mark.size, bool)

@@ -1,4 +1,5 @@
-"""Which elements of an array are bad: not finite, or, of truth values, false. Integers and random keys are never bad."""
+"""Find the bad elements of an array: those that are not finite, or false in a boolean array. Integers and random keys are
+never bad."""
 
 from __future__ import annotations
 
@@ -9,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 LARGE = 1_000_000
-"""Elements from which on an array is searched on its device instead of being copied to the host."""
+"""An array with at least this many elements is searched on its device instead of being copied to the host."""
 
 SOUND = 0.5
-"""Replaces an element that is not finite while its effect on a result is tested: few operations are undefined there."""
+"""Value that replaces an element that is not finite to test its effect on a result. Few operations are undefined there."""
 
 
 class Place(NamedTuple):
@@ -40,7 +41,7 @@ def any_bad(x: Any) -> bool:
     """Whether any element of `x` is bad."""
     if not is_inexact(x) and x.dtype != bool:
         return False
-    # A large array stays on its device; a small one is copied, which compiles nothing.
+    # A large array stays on its device; a small one is copied, which needs no compilation.
     return bool(_holds_bad(x)) if x.size >= LARGE else bool(bad(x).any())
 
 
@@ -60,7 +61,7 @@ def has_nan(x: Any) -> bool:
 
 
 def kind(x: Any, element: int) -> str:
-    """'nan', 'inf', 'false', or '' for an element of the flattened array that is not bad."""
+    """The kind of one element of the flattened array: 'nan', 'inf', 'false', or '' if it is not bad."""
     if not bad(x).flat[element]:
         return ""
     if x.dtype == bool:

@@ -1,7 +1,7 @@
-"""A traced function as a flat list of equations, and their evaluation in pieces.
+"""Flatten a traced function into a list of equations, and evaluate it in pieces.
 
-Functions that are called (`jit`, `remat`, custom derivatives) are inlined into their caller. `cond`, `scan` and `while`
-stay single equations.
+Function calls (`jit`, `remat`, custom derivatives) are inlined into their caller. `cond`, `scan` and `while` stay single
+equations.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Constant(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One equation. Operands and results are indices of values in its level."""
+    """One equation. Operands and results are indices of values in the level."""
 
     equation: Any
     operands: tuple[int | Constant, ...]
     results: tuple[int, ...]
     path: tuple[str, ...]
-    """The calls that it was inlined from, outermost first."""
+    """The calls from which it was inlined, outermost first."""
 
     @property
     def primitive(self) -> str:
@@ -49,7 +49,7 @@ class Step(NamedTuple):
 
 
 class Level(NamedTuple):
-    """The equations of a function, with those of the functions that it calls. Its inputs are the first values."""
+    """The equations of a function, including those of the functions that it calls. The inputs are the first values."""
 
     steps: tuple[Step, ...]
     inputs: int
@@ -57,7 +57,7 @@ class Level(NamedTuple):
 
 
 class Evaluator:
-    """Computes values of levels, and keeps what it has compiled."""
+    """Computes values of levels, and caches compiled programs."""
 
     def __init__(self) -> None:
         self._levels: dict[int, tuple[Any, Level]] = {}
@@ -66,7 +66,7 @@ class Evaluator:
     def level(self, closed: Any) -> Level:
         """The level of a jaxpr."""
         if id(closed) not in self._levels:
-            # The jaxpr is kept alive, so that its id is not used again.
+            # Keep a reference to the jaxpr, so that its id is not reused.
             self._levels[id(closed)] = closed, flattened(closed)
         return self._levels[id(closed)][1]
 
@@ -79,10 +79,10 @@ class Evaluator:
         return [x.value if isinstance(x, Constant) else computed[x] for x in wanted]
 
     def behind(self, level: Level, inputs: Sequence[Any], output: int) -> dict[int, Any]:
-        """Of the values that an output depends on: those with bad elements, and the operands of the equations that made
-        them.
+        """The values with bad elements on which an output depends, and the operands of the equations that produced them.
 
-        Each equation is compiled by itself: XLA takes minutes to compile a single program that returns all these values.
+        Each equation is compiled separately, because XLA takes minutes to compile one program that returns all of these
+        values.
         """
         needed = {output}
         for step in reversed(level.steps):
@@ -144,7 +144,7 @@ def flattened(closed: Any) -> Level:
 
 
 def jaxpr_of(closed: Any) -> Any:
-    """The jaxpr of a closed one, or of one that is not closed itself."""
+    """The jaxpr inside a closed jaxpr, or the argument itself if it is not closed."""
     return getattr(closed, "jaxpr", closed)
 
 
@@ -157,7 +157,7 @@ def bound(step: Step, operands: Sequence[Any]) -> Sequence[Any]:
 
 
 def _computed(level: Level, inputs: Sequence[Any]) -> dict[int, Any]:
-    """All values of a level."""
+    """Compute all values of a level."""
     known = dict(enumerate(inputs))
     for step in level.steps:
         operands = [x.value if isinstance(x, Constant) else known[x] for x in step.operands]

@@ -14,11 +14,11 @@ from jaxmbrl.debug.equations import Evaluator, Level, Step, jaxpr_of
 
 
 class Loop(NamedTuple):
-    """A `scan` or `while`, as steps of (constants, carry, row) -> (carry, row)."""
+    """A `scan` or `while` as a sequence of steps (constants, carry, row) -> (carry, row)."""
 
     evaluator: Evaluator
     operands: list[Any]
-    """Those of the loop's equation."""
+    """The operands of the loop's equation."""
     body: Any
     """The jaxpr of a step."""
     constants: tuple[int, ...]
@@ -26,10 +26,11 @@ class Loop(NamedTuple):
     carry: tuple[int, ...]
     rows: tuple[int, ...]
     length: int | None
-    """None for a `while`, which ends where `goes_on` of the carry is false."""
+    """Number of steps; None for a `while`, which ends when `goes_on` of the carry is false."""
     reverse: bool
     goes_on: Callable[[list[Any]], Any]
-    """Under `vmap` it may be one truth value for each row: the loop ends with the last of them, and each row by its own."""
+    """Condition of a `while`. Under `vmap` it may return one value for each row: each row ends by its own value, and the
+    loop ends with the last row."""
 
     @property
     def level(self) -> Level:
@@ -46,7 +47,7 @@ class Loop(NamedTuple):
         return [*(self.operands[x] for x in self.constants), *carry, *rows]
 
     def run(self, last: int | None, and_end: bool = False) -> Iterator[tuple[int, list[Any]]]:
-        """(number, carry) before each step below `last`; with `and_end` also after them all."""
+        """Yield (number, carry) before each step below `last`; with `and_end`, also after the last step."""
         carry, number = [self.operands[x] for x in self.carry], 0
         while np.any(on := self.goes_on(carry)) and (last is None or number < last):
             yield number, carry
@@ -59,8 +60,8 @@ class Loop(NamedTuple):
             yield number, carry
 
     def faulty_step(self, place: Place, last: int | None) -> tuple[int, list[Any]] | None:
-        """The last step before `last` in which an element of the carry ceased to be finite: its number and the carry
-        before it. None where there is no such step."""
+        """(number, carry before it) of the last step before `last` in which an element of the carry ceased to be finite.
+        None if there is no such step."""
         found, before = None, None
         for number, carry in self.run(last, and_end=True):
             bad = element_is_bad(carry[place.position], place.element)
@@ -85,7 +86,7 @@ def loop_of(step: Step, operands: list[Any], evaluator: Evaluator) -> Loop:
         return Loop(evaluator, operands, equation.params["body_jaxpr"], constants, carry, (), None, False, goes_on)
     body = equation.params["jaxpr"]
     jaxpr = jaxpr_of(body)
-    # Counted by ranks, which every version of JAX has: rows have one more axis outside of the body.
+    # Distinguish operands by rank, which works in every version of JAX: rows have one more axis outside of the body.
     pairs = list(zip(equation.invars, jaxpr.invars, strict=True))
     rows = sum(len(outer.aval.shape) > len(inner.aval.shape) for outer, inner in pairs)
     both = zip(equation.outvars, jaxpr.outvars, strict=True)
@@ -105,7 +106,7 @@ def loop_of(step: Step, operands: list[Any], evaluator: Evaluator) -> Loop:
 
 
 def _where(on: Any, new: Any, old: Any) -> Any:
-    """A step that only some rows take: what `vmap` makes of a loop whose rows end at different steps."""
+    """Take a step in some rows only, as `vmap` does in a loop whose rows end at different steps."""
     return jnp.where(on.reshape(on.shape + (1,) * (np.ndim(new) - on.ndim)), new, old)
 
 

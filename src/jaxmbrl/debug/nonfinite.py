@@ -1,14 +1,14 @@
-"""Where a value that is not finite comes from: the operation that made it, its operands, and its source lines.
+"""Find the origin of a value that is not finite: the operation that produced it, its operands, and its source lines.
 
-`find` traces a function and walks backwards from one element that is not finite: to an element of an operand that makes it
-so by itself, from there to the operation that made that one, and so on, until an operation makes it out of finite numbers.
-Values that the element does not depend on are never examined. So a NaN that a `where` discards, another seed's fault and an
-intended infinity (a mask of -inf, the worst return so far) are not reported. Functions that are called are part of their
-caller; the steps of a `scan` or `while` run compiled, and the walk continues in the last step in which the element ceased
-to be finite.
+`find` traces a function and walks backwards from one element that is not finite. It goes to an element of an operand that
+alone causes it, then to the operation that produced that element, and so on, until an operation produces it from finite
+numbers. Values on which the element does not depend are never examined. So it does not report a NaN that a `where`
+discards, a fault of another seed, or an intended infinity (a mask of -inf, an initial best value). Called functions are
+treated as part of their caller. The steps of a `scan` or `while` run compiled, and the walk continues in the last step in
+which the element ceased to be finite.
 
-All values are computed again, in smaller programs than the whole function: a value close to overflow may round differently,
-and the walk then ends early, at the last operation whose result is still not finite.
+All values are recomputed, in smaller programs than the whole function. A value close to overflow may then round
+differently, and the walk ends early, at the last operation with a result that is still not finite.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from jaxmbrl.debug.origins import Origin
 
 
 def find(function: Callable[..., PyTree], *arguments: PyTree, element: int | None = None) -> Origin | None:
-    """The origin of the first element of `function(*arguments)` that is NaN, infinite, or a false truth value; or, of a
-    function that returns one array, of the `element` of the flattened array. None where it is finite (or true).
+    """The origin of the first element of `function(*arguments)` that is NaN, infinite or false. If the function returns one
+    array, `element` is an index into the flattened array and selects the element. None if it is finite (or true).
 
     A false result is followed through `isfinite` and `all` to the number that is not finite. The function is traced and
-    compiled in parts, and the intermediate values that the element depends on are in memory at once.
+    compiled in parts. All intermediate values on which the element depends are in memory at the same time.
     """
     named = jax.tree_util.tree_flatten_with_path(arguments)[0]
     walk = _Walk()
@@ -62,10 +62,11 @@ class _Walk:
     def __init__(self) -> None:
         self.evaluator = Evaluator()
         self.turned: Origin | None = None
-        """The operation that made a NaN out of the infinity that is being followed."""
+        """The operation that turned the infinity that is being followed into a NaN."""
 
     def search(self, level: Level, inputs: Sequence[Any], place: Place, path: tuple[str, ...]) -> Origin | Place | None:
-        """Walk from an output of the level: to an `Origin` or a place in its inputs. None for an output that is not bad."""
+        """Walk back from an output of the level. Returns an `Origin` or a place in the level's inputs; None if the output
+        is not bad."""
         at, element = level.outputs[place.position], place.element
         if isinstance(at, Constant):
             return None
@@ -98,7 +99,7 @@ class _Walk:
             at = next_one
 
     def inside(self, step: Step, operands: list[Any], place: Place, path: tuple[str, ...]) -> Origin | Place | None:
-        """Walk from a result of a loop or a branch: to an `Origin`, or to a place in its operands."""
+        """Walk back from a result of a loop or a branch. Returns an `Origin` or a place in its operands."""
         name, path = step.primitive, (*path, *step.path)
         if name == "cond":
             branch = int(np.clip(operands[0], 0, len(step.equation.params["branches"]) - 1))

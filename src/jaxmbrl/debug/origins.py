@@ -1,4 +1,4 @@
-"""The operation that made a value that is not finite, described for the user."""
+"""Description, for the user, of the operation that produced a value that is not finite."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from jaxmbrl.debug.elements import kind
 from jaxmbrl.debug.equations import Step
 
 ARGUMENT = "argument"
-"""The operation of an argument that was not finite to begin with."""
+"""`Origin.operation` of an argument that was already not finite."""
 
 FRAMES = 8
-"""Source lines that are kept of an operation, at most."""
+"""Maximum number of source lines that are kept for an operation."""
 
 FOREIGN = frozenset(["jax", "jaxlib", "flax", "optax", "jaxtyping", "beartype"])
 """Packages whose source lines are left out."""
 
 FIRST = Path(__file__).with_name("nonfinite.py")
-"""Where the search traces the function: frames from here on outwards are its caller's."""
+"""The file in which the search traces the function. Frames outside of it belong to the caller of the search."""
 
 
 class Operand(NamedTuple):
@@ -31,35 +31,35 @@ class Operand(NamedTuple):
     type: str
     """Dtype and shape."""
     low: float | None
-    """Least of its finite values; None where it has none, or holds no numbers."""
+    """Smallest of its finite values; None if it has none, or if its elements are not numbers."""
     high: float | None
-    """Greatest of its finite values."""
+    """Largest of its finite values."""
     at: float | None
-    """Its value at the index of the result's element; None where its shape is another."""
+    """Its value at the index of the result's element; None if its shape is different."""
     finite: bool
-    """Whether all of it is finite."""
+    """Whether all of its values are finite."""
 
 
 class Origin(NamedTuple):
-    """The operation that made a value that is not finite."""
+    """The operation that produced a value that is not finite."""
 
     operation: str
-    """Name of its primitive in JAX; `ARGUMENT` for an argument that was not finite to begin with."""
+    """Name of its JAX primitive; `ARGUMENT` for an argument that was already not finite."""
     kind: str
-    """'nan' or 'inf'; 'false' for a truth value that no longer depends on finite or non-finite numbers."""
+    """'nan' or 'inf'; 'false' for a boolean that cannot be traced to a number that is not finite."""
     type: str
     """Dtype and shape of the result."""
     element: tuple[int, ...]
-    """Index into the result of the element that was followed."""
+    """Index, in the result, of the element that was followed."""
     operands: tuple[Operand, ...]
     where: tuple[str, ...]
-    """Source lines `FILE:LINE in FUNCTION`, innermost first. Of a gradient, those of what was differentiated."""
+    """Source lines `FILE:LINE in FUNCTION`, innermost first. For a gradient, those of the differentiated operation."""
     path: str
-    """Which step of which loop, in which function: 'scan step 7 / jit loss / log'; of an argument its name."""
+    """The steps of loops and the functions that contain it: 'scan step 7 / jit loss / log'. For an argument, its name."""
 
 
 def of_step(step: Step, operands: list[Any], result: Any, element: int, path: tuple[str, ...]) -> Origin:
-    """The operation of a step; `element` is an index into its flattened result."""
+    """Describe the operation of a step. `element` is an index into its flattened result."""
     index = tuple(int(x) for x in np.unravel_index(element, result.shape))
     described = tuple(_operand(x, result, element) for x in operands)
     where = _source(step.equation.source_info)
@@ -68,7 +68,7 @@ def of_step(step: Step, operands: list[Any], result: Any, element: int, path: tu
 
 
 def of_argument(path: tuple[Any, ...], value: Any, element: int) -> Origin:
-    """An argument that was not finite to begin with; `path` is its path in the tree of all arguments."""
+    """Describe an argument that was already not finite. `path` is its path in the tree of all arguments."""
     name = f"{path[0].idx}{jax.tree_util.keystr(path[1:])}"
     index = tuple(int(x) for x in np.unravel_index(element, value.shape))
     return Origin(ARGUMENT, kind(value, element), _type(value), index, (), (), name)
@@ -90,7 +90,7 @@ def _operand(x: Any, result: Any, element: int) -> Operand:
 
 
 def _source(info: Any) -> tuple[str, ...]:
-    """The source lines of an operation, innermost first, without those of JAX and those outside of `nonfinite.find`."""
+    """The source lines of an operation, innermost first, without those of JAX and of the callers of `nonfinite.find`."""
     traceback = getattr(info, "traceback", None)
     lines: list[str] = []
     for frame in traceback.frames if traceback is not None else ():
@@ -104,7 +104,7 @@ def _source(info: Any) -> tuple[str, ...]:
 
 
 def _short(file: Path) -> str:
-    """The path below the folder of the package that a file belongs to, or below the current folder."""
+    """The path of a file relative to the folder of its package, or to the current folder."""
     for base in (*Path(__file__).parents[2:3], *(x for x in file.parents if x.name == "site-packages"), Path.cwd()):
         if file.is_relative_to(base):
             return str(file.relative_to(base))

@@ -1,7 +1,7 @@
-"""Replays of the call of `learn` in which a seed produced a value that is not finite.
+"""Replay the call of `learn` in which a seed produced a value that is not finite.
 
-The run is repeated from the newest checkpoint before the fault, with all seeds side by side as in the run, so that each sum
-is rounded as it was; then `nonfinite.find` walks back from what was not finite in the faulty call.
+The run is repeated from the newest checkpoint before the fault. All seeds are computed together, as in the run, so that
+rounding is the same. Then `nonfinite.find` walks back from the value that was not finite in the faulty call.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ from jaxmbrl.training.run_folder import RunFolder
 
 
 class Fault(NamedTuple):
-    """The first value of a seed that was not finite."""
+    """The first value of a seed that is not finite."""
 
     seed: int
     what: str
-    """What was checked: a metric, a field of the collected transitions, or an optimiser's gradient."""
+    """Name of the value: a metric, a field of the collected transitions, or an optimiser's gradient."""
     env_steps: int
     """Environment steps after the faulty call of `learn`."""
     epoch: int
 
 
 class Report(NamedTuple):
-    """What a replay found."""
+    """The result of a replay."""
 
     fault: Fault
     others: tuple[int, ...]
-    """The other seeds with such a value."""
+    """The other seeds with a value that is not finite."""
     checkpoint: int
-    """Environment steps of the checkpoint that the replay started from."""
+    """Environment steps of the checkpoint from which the replay started."""
     origin: Origin | None
-    """None where the replay did not reproduce the fault."""
+    """None if the replay did not reproduce the fault."""
     instead: str
-    """What happened instead, where the replay did not reproduce the fault."""
+    """What happened instead, if the replay did not reproduce the fault."""
 
 
 def debug(run: str | Path, seed: int | None = None) -> Report | None:
-    """Find the operation that produced a seed's first value that is not finite, in the run in folder `run`: of the given
-    `seed`, or of the seed whose fault came first. None where there was no fault up to the newest checkpoint.
+    """Find the operation that produced the first value of a seed that is not finite, in the run in folder `run`. The seed
+    is `seed`, or by default the one with the first fault. None if there was no fault up to the newest checkpoint.
 
     Nothing in the folder is changed. The replay needs a few times the memory of the run.
 
-    Raises UserError where `run` is not a run, has no such seed or no checkpoint from before the fault, and where its task
-    runs outside of the compiled program.
+    Raises UserError if `run` is not a run, has no such seed or no checkpoint from before the fault, or if its task runs
+    outside of the compiled program.
     """
     folder = RunFolder.open(run)
     config = programs.read(folder)
@@ -104,7 +104,7 @@ def _replayed(program: Program, state: LoopState, begins: int, fault: Fault) -> 
     calls = (fault.env_steps - begins) // made.steps_per_call - 1
     if calls:
         with contextlib.ExitStack() as closing:
-            # The same program as the run's, so that the cache of compiled programs may have it.
+            # The same program as in the run, so that the compilation cache may contain it.
             run = made.compiled(program.compile, closing, clock, state, devices.alone(program.config.seeds))
             clock, state = run(clock, state, jnp.asarray(calls, jnp.int32))
     early = int(state.fault.what[k])

@@ -1,7 +1,7 @@
-"""Diagnostics: what a fitted model and a critic are good for, as functions of arrays, and pictures of what they find.
+"""Diagnostics of dynamics models and critics: functions that evaluate them on recorded data, and plots of the results.
 
-The model is a `DynamicsModel` and its state, or any function that predicts, as `Predictor(predict)`. Results are
-NamedTuples of arrays; each `plot_*` takes one and returns a matplotlib `Figure`.
+A model is a `DynamicsModel` with its state, or any prediction function, wrapped as `Predictor(predict)`. Results are
+NamedTuples of arrays; each `plot_*` function takes one and returns a matplotlib `Figure`.
 """
 
 from jaxmbrl.diagnostics.calibrating import Calibration, calibration

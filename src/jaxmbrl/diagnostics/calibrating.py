@@ -1,14 +1,15 @@
-"""Calibration: whether events predicted with some probability happen that often.
+"""Calibration: whether events occur as often as the model predicts.
 
 A model is calibrated if, for every level p, a share p of the observed values lies at or below the predicted p-quantile
-(Kuleshov et al., Accurate uncertainties for deep learning using calibrated regression, arXiv 1807.00263, section 3, whose
-measure is a weighted sum of squared differences; ours is their mean absolute value, in the unit of a share). The prediction
-is the equal mixture of the members' Gaussians, one dimension at a time; a value lies below the p-quantile where its
-probability integral transform, the mixture's distribution function at the value, is below p.
+(Kuleshov et al., Accurate uncertainties for deep learning using calibrated regression, arXiv 1807.00263, section 3). Their
+measure is a weighted sum of squared differences between observed shares and levels. Ours is the mean absolute difference.
 
-Members without variance make the distribution function jump. A value at a jump counts in proportion at every level between
-its ends, so that an exact prediction without noise is calibrated (Czado, Gneiting and Held, Predictive model assessment
-for count data, Biometrics 65, 2009).
+The prediction is the equally weighted mixture of the members' Gaussians, one dimension at a time. A value lies below the
+p-quantile if its probability integral transform, the mixture's distribution function (CDF) at the value, is below p.
+
+Where a member's variance is 0, the distribution function jumps. A value at a jump counts in proportion at every level
+between the ends of the jump, so that an exact prediction without noise is calibrated (Czado, Gneiting and Held, Predictive
+model assessment for count data, Biometrics 65, 2009).
 """
 
 from __future__ import annotations
@@ -24,30 +25,31 @@ from jaxmbrl.diagnostics import predicting
 from jaxmbrl.diagnostics.predicting import Model
 
 LEVELS = 19
-"""Quantile levels by default: 0.05 to 0.95."""
+"""Default number of quantile levels: 0.05 to 0.95."""
 
 
 class Calibration(NamedTuple):
-    """Observed shares against predicted quantile levels, for each target dimension: D of [next observation, reward]."""
+    """Observed shares for each predicted quantile level and each of the D target dimensions [next observation, reward]."""
 
     levels: Float[Array, "L"]
     """Quantile levels, in (0, 1)."""
     shares: Float[Array, "L D"]
     """Share of the observed values at or below the predicted quantile of the level."""
     error: Float[Array, "D"]
-    """Miscalibration: the mean over the levels of |share - level|. 0 is perfect; 1/2 is all values below, or above, every
-    quantile."""
+    """Miscalibration: the mean over the levels of |share - level|. 0 is perfect. It is about 1/2 if all values lie below,
+    or all above, every quantile."""
 
 
 def levels_between(count: int) -> Float[Array, "L"]:
-    """`count` levels that divide (0, 1) evenly."""
+    """`count` evenly spaced levels in (0, 1)."""
     return jnp.arange(1, count + 1) / (count + 1.0)
 
 
 def distribution_function(
     mean: Float[Array, "E N D"], variance: Float[Array, "E N D"], value: Float[Array, "N D"]
 ) -> tuple[Float[Array, "N D"], Float[Array, "N D"]]:
-    """The mixture's probability of less than `value`, and of `value` or less, which differ where it has an atom."""
+    """(P(X < value), P(X <= value)) under the mixture of the E Gaussians. They differ only at the mean of a member without
+    variance."""
     certain = variance == 0
     standard = (value - mean) / jnp.sqrt(jnp.where(certain, 1.0, variance))
     smooth = jax.scipy.stats.norm.cdf(standard)
@@ -62,9 +64,9 @@ def calibrate(
     observed: Float[Array, "N D"],
     levels: Float[Array, "L"] | None = None,
 ) -> Calibration:
-    """The calibration of the mixture of E Gaussians on N rows, all in the same units; NaN stays NaN.
+    """The calibration of the mixture of E Gaussians on N rows, all in the same units. NaN inputs give NaN.
 
-    N rows of a calibrated model have an error of about 0.3 / sqrt(N) by chance.
+    By chance, a calibrated model has an error of about 0.3 / sqrt(N) on N rows.
     """
     return of_transforms(*distribution_function(mean, variance, observed), levels)
 
@@ -74,18 +76,18 @@ def of_transforms(
 ) -> Calibration:
     """The calibration from the results of `distribution_function` for the observed values."""
     levels = levels_between(LEVELS) if levels is None else levels
-    # A jump of height 0 is a step at its place, without 0 / 0.
+    # `tiny` avoids 0 / 0: a jump of height 0 becomes a step.
     jump = jnp.maximum(or_less - less, jnp.finfo(less.dtype).tiny)
     shares = jax.lax.map(lambda level: jnp.mean(jnp.clip((level - less) / jump, 0.0, 1.0), axis=0), levels)
     return Calibration(levels, shares, jnp.mean(jnp.abs(shares - levels[:, None]), axis=0))
 
 
 def calibration(model: Model, state: Any, dataset: Transition, levels: Float[Array, "L"] | None = None) -> Calibration:
-    """The calibration of all members of a fitted model on the rows [N, ...] of `dataset`, to which it should not have been
-    fitted.
+    """The calibration of the mixture of all members of a fitted model on the rows [N, ...] of `dataset`. The rows should
+    not have been used to fit the model.
 
-    `model` is a `DynamicsModel` with its `state`, or anything with a `predict` (see `Predictor`). Raises UserError where
-    rows and model do not fit each other.
+    `model` is a `DynamicsModel` with its `state`, or any object with a `predict` function (see `Predictor`). Raises
+    UserError if the shapes of rows and model do not match.
     """
     (less, or_less), _ = predicting.summarize(_transforms, model, state, dataset)
     return of_transforms(jnp.asarray(less), jnp.asarray(or_less), levels)

@@ -1,4 +1,4 @@
-"""Is this machine ready? What is installed, what it computes on, how exactly, and where it may write."""
+"""Checks of this machine: package versions, devices, numerical precision, rendering, and folders that can be written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jaxmbrl.training.run_folder import versions
 
 RENDER_SECONDS = 60
 EXACT = 1e-5
-"""Relative error of a float32 product that physics and planning can live with."""
+"""Largest acceptable relative error of a float32 matrix product, for physics and planning."""
 _RENDER = """
 import mujoco
 renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>"), 8, 8)
@@ -29,16 +29,17 @@ renderer.render()
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     what: str
     state: str
-    """`ok`; `note` where something is lacking that training does without; `bad` where it does not."""
+    """`ok`; `note` if something is missing that training does not need; `bad` if training needs it."""
     told: str
 
 
 def examine(folder: Path, cache: str | None) -> Iterator[Finding]:
-    """Findings about this process's machine, one by one: `folder` is where runs shall go, `cache` the compile cache."""
+    """Check the machine of this process and yield the findings one by one. `folder` is the folder for runs, `cache` the
+    folder of the compilation cache."""
     installed = versions()
     yield Finding("python", "ok", f"{sys.version.split()[0]} on {sys.platform}")
     packages = (f"{name} {version}" for name, version in installed.items() if name != "python")
@@ -59,23 +60,23 @@ def examine(folder: Path, cache: str | None) -> Iterator[Finding]:
 
 
 def devices() -> Finding:
-    """What JAX computes on."""
+    """The devices that JAX uses."""
     try:
         found = jax.devices()
     except RuntimeError as error:
         return Finding("devices", "bad", " ".join(str(error).split()))
-    told = ", ".join(f"{device.device_kind} ({device.platform} {device.id})" for device in found)
+    message = ", ".join(f"{device.device_kind} ({device.platform} {device.id})" for device in found)
     if found[0].platform == "cpu" and shutil.which("nvidia-smi") and not os.environ.get("JAX_PLATFORMS"):
-        return Finding("devices", "note", f"{told}; for the NVIDIA GPU install 'jaxmbrl[cuda]'")
-    return Finding("devices", "ok", told)
+        return Finding("devices", "note", f"{message}; for the NVIDIA GPU install 'jaxmbrl[cuda]'")
+    return Finding("devices", "ok", message)
 
 
 def paired(versions: dict[str, str]) -> Finding:
-    """MuJoCo and MJX of different versions differ in their models' fields."""
+    """Whether MuJoCo and MJX have the same version; models of different versions have different fields."""
     simulators = [versions.get(name, "missing") for name in ("mujoco", "mujoco-mjx")]
     same = simulators[0] == simulators[1] != "missing"
-    told = f"mujoco {simulators[0]} and mujoco-mjx {simulators[1]}"
-    return Finding("simulator", "ok" if same else "bad", told if same else f"{told} must be of the same version")
+    message = f"mujoco {simulators[0]} and mujoco-mjx {simulators[1]}"
+    return Finding("simulator", "ok" if same else "bad", message if same else f"{message} must be of the same version")
 
 
 def precision() -> Finding:
@@ -87,14 +88,14 @@ def precision() -> Finding:
         found = jnp.matmul(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32), precision=chosen)
         errors.append(float(np.max(np.abs(np.asarray(found, np.float64) - exact) / scale)))
     width = "float64" if jax.config.jax_enable_x64 else "float32"  # type: ignore[attr-defined]
-    told = f"{width}; products err by {errors[0]:.0e} by default, {errors[1]:.0e} at the highest precision"
-    return Finding("precision", "ok" if errors[1] < EXACT else "bad", told)
+    message = f"{width}; products err by {errors[0]:.0e} by default, {errors[1]:.0e} at the highest precision"
+    return Finding("precision", "ok" if errors[1] < EXACT else "bad", message)
 
 
 def rendering() -> Finding:
-    """Which of MuJoCo's renderers works, each tried in a process of its own: a broken one may end it."""
-    asked = os.environ.get("MUJOCO_GL")
-    for name in (asked,) if asked else RENDERERS:
+    """The first of MuJoCo's renderers that works. Each is tried in its own process, because a broken one may crash it."""
+    chosen = os.environ.get("MUJOCO_GL")
+    for name in (chosen,) if chosen else RENDERERS:
         environment = os.environ | {"MUJOCO_GL": name}
         try:
             tried = subprocess.run(
@@ -104,8 +105,8 @@ def rendering() -> Finding:
             continue
         if tried.returncode == 0:
             return Finding("rendering", "ok", f"by {name}")
-    told = f"MUJOCO_GL={asked} does not work" if asked else f"none of {', '.join(RENDERERS)} works"
-    return Finding("rendering", "note", f"{told}: training goes on, videos will not; install EGL or OSMesa")
+    message = f"MUJOCO_GL={chosen} does not work" if chosen else f"none of {', '.join(RENDERERS)} works"
+    return Finding("rendering", "note", f"{message}: training goes on, videos will not; install EGL or OSMesa")
 
 
 def writing(what: str, folder: Path) -> Finding:

@@ -1,4 +1,4 @@
-"""A dynamics model alone: fitted to transitions, and evaluated on rows that were left out of the fit."""
+"""Fit a dynamics model to transitions, without an agent, and evaluate it on held-out rows."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class FitConfig:
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     """The dynamics model."""
     learn_reward: bool = False
-    """Learn the reward even where the task's is known."""
+    """Learn the reward even if the task's reward function is known."""
     learn_termination: bool = False
-    """Learn the termination even where the task's is known."""
+    """Learn the termination even if the task's termination function is known."""
     test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.2
-    """Share of the rows, the last ones, that are left out of the fit and used for the evaluation."""
+    """Share of the rows that are not used for the fit but for the evaluation: the last ones."""
     seed: Annotated[int, Ge(0), Lt(2**31)] = 0
     """Random seed of the initial weights and of the fit."""
 
@@ -41,18 +41,18 @@ class Judged(NamedTuple):
     model: DynamicsModel
     state: EnsembleState
     found: dict[str, float]
-    """Metrics of the fit, under the names that they have in a run."""
+    """Metrics of the fit, under the same names as in a run."""
     evaluation: ModelEvaluation
     trained_on: int
     tested_on: int
 
 
 def fit_and_judge(config: FitConfig, rows: Transition, task: Task | None = None) -> Judged:
-    """Fit an ensemble to the first of `rows` [N, ...] and evaluate it on the others.
+    """Fit an ensemble to the first `rows` [N, ...] and evaluate it on the last ones.
 
-    With a `task` its known reward and termination are used and not learned, unless the config says so. Without one, integer
-    actions [N] are those of a discrete space with the largest number that occurs. Raises UserError where the rows are too
-    few to split, the model is too large for the machine, or an ensemble cannot model the spaces.
+    With a `task`, its known reward and termination functions are used, unless the config asks to learn them. Without one,
+    integer actions [N] are taken to be from the smallest discrete space that contains them. Raises UserError if there are
+    too few rows to split, the model is too large for the machine's memory, or an ensemble cannot model the spaces.
     """
     programs.check_whole(to_dict(config))
     count = rows.reward.shape[0]
@@ -87,7 +87,7 @@ def fit_and_judge(config: FitConfig, rows: Transition, task: Task | None = None)
 
 
 def _space(values: Any, known: Space | None) -> Space | int:
-    """The space of one row of `values` [N, ...]: the `known` one, unless it is of vectors, whose size the rows have."""
+    """The space of one row of `values` [N, ...], or its length if it is a vector. `known` is the task's space."""
     if values.ndim == 2:
         return values.shape[1]
     if known is None and values.ndim == 1 and np.issubdtype(values.dtype, np.integer):

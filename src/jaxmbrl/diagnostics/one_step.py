@@ -1,7 +1,7 @@
 """Evaluation of a fitted model's one-step predictions: errors, likelihood, uncertainties and calibration.
 
-All numbers are for each dimension, over recorded rows to which the model should not have been fitted, and for all of its
-members, also those that are no elites.
+All numbers are given for each dimension, over recorded rows that should not have been used to fit the model. They include
+all members, elite or not.
 """
 
 from __future__ import annotations
@@ -22,38 +22,39 @@ from jaxmbrl.models import uncertainty
 
 
 class ModelEvaluation(NamedTuple):
-    """Quality of a model's one-step predictions. D: [next observation, reward], the reward only where it is learned. NumPy
-    arrays, in the task's units unless stated otherwise."""
+    """Quality of a model's one-step predictions. The D dimensions are [next observation, reward], with the reward only if
+    it is learned. NumPy arrays, in the task's units unless stated otherwise."""
 
     error: Float[np.ndarray, "D"]
     """Root mean squared error (RMSE) of the mean over members."""
     unexplained: Float[np.ndarray, "D"]
-    """That error squared, as a share of the variance of [observation change, reward]; NaN where that did not vary."""
+    """The squared error as a share of the variance of [observation change, reward]; NaN where the variance is 0."""
     aleatoric: Float[np.ndarray, "D"]
-    """Root mean variance that the members predict as noise."""
+    """Square root of the mean predicted noise variance of the members."""
     epistemic: Float[np.ndarray, "D"]
-    """Root mean variance between the members."""
+    """Square root of the mean variance between the members' predicted means."""
     member_nll: Float[np.ndarray, "E D"]
-    """Mean negative log-likelihood of each member, in nats: of its Gaussian's density in the task's units. NaN where a
-    variance is 0, which has no density."""
+    """Mean negative log-likelihood (NLL) of each member's Gaussian, in nats, with the density in the task's units. NaN if a
+    variance is 0, because there is no density then."""
     mixture_nll: Float[np.ndarray, "D"]
-    """The same of the equal mixture of the members' Gaussians, one dimension at a time."""
+    """The same for the equally weighted mixture of the members' Gaussians, one dimension at a time."""
     calibration: Calibration
     predicted: Float[np.ndarray, "N D"]
     """Mean over members of the predicted [observation change, reward]."""
     observed: Float[np.ndarray, "N D"]
     """The recorded [observation change, reward]."""
     learns_reward: bool
-    """Whether the last of the D is the reward."""
+    """Whether the last of the D dimensions is the reward."""
 
 
 def evaluate_model(
     model: Model, state: Any, dataset: Transition, levels: Float[Array, "L"] | None = None
 ) -> ModelEvaluation:
-    """Evaluate a fitted model on the rows [N, ...] of `dataset`, to which it should not have been fitted.
+    """Evaluate a fitted model on the rows [N, ...] of `dataset`, which should not have been used to fit it.
 
-    `model` is a `DynamicsModel` with its `state`, or anything with a `predict` (see `Predictor`). `levels` are the
-    calibration's, by default 0.05 to 0.95. Raises UserError where rows and model do not fit each other.
+    `model` is a `DynamicsModel` with its `state`, or any object with a `predict` function (see `Predictor`). `levels` are
+    the quantile levels of the calibration, by default 0.05 to 0.95. Raises UserError if the shapes of rows and model do not
+    match.
     """
     rows, means = predicting.summarize(_summary, model, state, dataset)
     size = np.shape(dataset.observation)[1]
@@ -63,7 +64,7 @@ def evaluate_model(
     before[:, :size] = dataset.observation
     squared = np.mean((middle - target) ** 2, axis=0)
     change = target - before
-    # Relative to one of the rows, so that what never varied has a variance of exactly 0.
+    # Relative to the first row, so that the variance of a constant dimension is exactly 0.
     variation = np.var(change - change[0], axis=0)
     return ModelEvaluation(
         error=np.sqrt(squared),

@@ -1,16 +1,16 @@
-"""Open-loop predictions of a fitted model over several steps, compared with the recorded ones under the same actions.
+"""Open-loop predictions of a fitted model over several steps, compared with recorded trajectories under the same actions.
 
-From a recorded observation s_0 and the recorded actions a_0, a_1, ... a trajectory of member e continues by its own
-predictions alone,
+A trajectory of member e starts at a recorded observation s_0. It takes the recorded actions a_0, a_1, ... and follows the
+member's own predictions:
 
-    x_0 = s_0,    x_{h+1} = m_e(x_h, a_h)         and, where it is sampled, + sqrt(v_e(x_h, a_h)) * a standard normal draw
+    x_0 = s_0,    x_{h+1} = m_e(x_h, a_h)         and, if it is sampled, + sqrt(v_e(x_h, a_h)) * a standard normal draw
 
-with the member's mean m_e and variance v_e: it stays with its member for all steps (TSinf of Chua et al., PETS, arXiv
-1805.12114, section 4). The trajectory of the mean continues by mean_e m_e(x_h, a_h) and is never sampled. The model sees no
-recorded observation but the first, so that its errors compound.
+Here m_e and v_e are the mean and the variance that the member predicts. A trajectory keeps its member for all steps (TSinf
+of Chua et al., PETS, arXiv 1805.12114, section 4). The trajectory of the mean follows mean_e m_e(x_h, a_h) and is never
+sampled. The model sees only the first recorded observation, so its errors compound.
 
-Recorded steps are never followed across an end or a reset: a sequence ends where `terminated` or `truncated` is set, and
-where the next row does not begin at this row's next observation, as between rows of several environments.
+A recorded sequence never continues across an end or a reset. It ends where `terminated` or `truncated` is set, and where
+the observation of the next row is not this row's next observation, as between the rows of several environments.
 """
 
 from __future__ import annotations
@@ -30,51 +30,52 @@ from jaxmbrl.diagnostics import predicting
 from jaxmbrl.diagnostics.predicting import Model, Predict
 
 MEAN = -1
-"""Owner of a trajectory that continues by the mean over members."""
+"""Member index of a trajectory that follows the mean over members."""
 STARTS = 200
 PARTICLES = 20
 CLOSE = 1e-3
-"""Largest distance of a row's observation from the previous row's next one within a sequence, in standard deviations."""
+"""Largest distance, in standard deviations, between a row's next observation and the observation of the following row for
+both to be in the same sequence."""
 
 
 class CompoundingError(NamedTuple):
-    """Errors of observations predicted h = 1 .. H steps ahead, over the same S start states at every h; entry h - 1 is for
+    """Errors of observations predicted h = 1 .. H steps ahead, over the same S start states at every h. Entry h - 1 is for
     h steps. NumPy arrays.
 
-    An error of dimension d is the root of the mean over starts of (x_h - s_h)^2, in the task's units. A scaled one is the
-    root of the mean over dimensions of (error / scale)^2: in standard deviations, so that 1 is an error as large as the
-    data's own spread. Dimensions that never vary are left out.
+    The error of dimension d is the root mean square over starts of x_h - s_h, in the task's units. A scaled error is the
+    root mean square over dimensions of error / scale. It is in standard deviations: a scaled error of 1 is as large as the
+    spread of the data. Dimensions that never vary are left out.
     """
 
     members: Float[np.ndarray, "E H O"]
-    """Of each member's own trajectory."""
+    """Error of each member's own trajectory."""
     mean: Float[np.ndarray, "H O"]
-    """Of the trajectory of the mean over members."""
+    """Error of the trajectory of the mean over members."""
     persistence: Float[np.ndarray, "H O"]
-    """Of the prediction that nothing changes, x_h = s_0: the baseline."""
+    """Error of the baseline that predicts no change, x_h = s_0."""
     scaled_members: Float[np.ndarray, "E H"]
     scaled_mean: Float[np.ndarray, "H"]
     scaled_persistence: Float[np.ndarray, "H"]
     scale: Float[np.ndarray, "O"]
     """Standard deviation of each dimension over all recorded observations."""
     starts: Int[np.ndarray, "S"]
-    """Numbers of the rows that trajectories start from, ascending."""
+    """Indices of the rows that trajectories start from, ascending."""
 
 
 class ImaginedVsReal(NamedTuple):
-    """Trajectories from one recorded state by the recorded actions. NumPy arrays in the task's units; entry 0 of the
-    observations is the start, and reward h is that of the step from h to h + 1."""
+    """Trajectories from one recorded state under the recorded actions. NumPy arrays in the task's units. Entry 0 of the
+    observations is the start, and reward h is the reward of the step from h to h + 1."""
 
     real: Float[np.ndarray, "H+1 O"]
     mean: Float[np.ndarray, "H+1 O"]
-    """By the mean over members."""
+    """Trajectory of the mean over members."""
     members: Float[np.ndarray, "E H+1 O"]
-    """By each member's own mean."""
+    """Trajectory of each member, by its own mean."""
     particles: Float[np.ndarray, "P H+1 O"]
-    """Sampled: particle p by member p mod E."""
+    """Sampled trajectories; particle p uses member p mod E."""
     real_reward: Float[np.ndarray, "H"]
     mean_reward: Float[np.ndarray, "H"] | None
-    """None, like the other two, where the reward is neither learned nor given."""
+    """None, like the other two, if the reward is neither learned nor given."""
     members_reward: Float[np.ndarray, "E H"] | None
     particles_reward: Float[np.ndarray, "P H"] | None
 
@@ -91,16 +92,16 @@ def compounding_error(
 ) -> CompoundingError:
     """The error of imagined observations after 1 .. `horizon` steps.
 
-    `model` is a `DynamicsModel` with its `state`, or anything with a `predict` (see `Predictor`). `episodes` are recorded
-    rows [N, ...], in time order within each episode, to which the model should not have been fitted. A start is the first
-    row of `horizon` steps of one episode; of more than `starts` such rows that many are drawn without replacement. Members
-    predict by their means; if `sampled`, noise of their variances is added.
+    `model` is a `DynamicsModel` with its `state`, or any object with a `predict` function (see `Predictor`). `episodes` are
+    recorded rows [N, ...], in time order within each episode, which should not have been used to fit the model. A row is a
+    possible start if it is the first of `horizon` steps of one episode. If there are more than `starts` of them, `starts`
+    are drawn without replacement. Members predict their means; if `sampled`, noise with their variances is added.
 
-    The measure is the root mean squared error of one-step predictions that are applied to themselves, each dimension in
-    units of its own spread (Lambert et al., Investigating compounding prediction errors in learned dynamics models, arXiv
-    2203.09637, without the root). The cost is that of E (E + 1) predictions for each start and step, with E members.
+    The measure is the root mean squared error of iterated one-step predictions, each dimension in units of its own standard
+    deviation (Lambert et al., Investigating compounding prediction errors in learned dynamics models, arXiv 2203.09637,
+    without the root). With E members, each start and step costs E (E + 1) predictions.
 
-    Raises UserError where no recorded episode is long enough, or rows and model do not fit each other.
+    Raises UserError if no recorded episode is long enough, or the shapes of rows and model do not match.
     """
     sizes = predicting.check(model, state, episodes)
     if horizon < 1 or starts < 1:
@@ -108,7 +109,7 @@ def compounding_error(
     left = steps_left(episodes)
     long_enough = np.flatnonzero(left >= horizon)
     if not len(long_enough):
-        raise UserError(f"horizon must be at most {left.max()}, the longest recorded stretch, got {horizon}")
+        raise UserError(f"horizon must be at most {left.max()}, the longest recorded sequence, got {horizon}")
     start_key, noise_key = jax.random.split(key)
     if len(long_enough) > starts:
         drawn = jax.random.choice(start_key, len(long_enough), (starts,), replace=False)
@@ -154,11 +155,11 @@ def imagined_vs_real(
     particles: int = PARTICLES,
     reward: Callable[..., Any] | None = None,
 ) -> ImaginedVsReal:
-    """Imagined trajectories from row `start` of the recorded rows [N, ...], and the recorded one.
+    """Imagined trajectories from row `start` of the recorded rows [N, ...], and the recorded trajectory.
 
     All trajectories take the recorded actions for `horizon` steps. `key` is for the noise of the `particles`. Rewards are
-    the model's, or `reward(observation, action, next_observation)`, a task's known function, where it is given. Raises
-    UserError where the recorded episode ends before, or rows and model do not fit each other.
+    those of `reward(observation, action, next_observation)`, a task's known function, if it is given, else the model's.
+    Raises UserError if the recorded episode is shorter than `horizon`, or the shapes of rows and model do not match.
     """
     sizes = predicting.check(model, state, episode)
     left = steps_left(episode)
@@ -208,11 +209,11 @@ def imagined_vs_real(
 
 
 def steps_left(rows: Transition) -> Int[np.ndarray, "N"]:
-    """Recorded steps from each of the rows [N, ...] to the end of its episode or of its record, itself included."""
+    """The number of recorded steps from each of the rows [N, ...], itself included, to the end of its episode or record."""
     observation = np.asarray(rows.observation, np.float64)
     ended = np.asarray(rows.terminated, bool) | np.asarray(rows.truncated, bool)
     apart = np.abs(np.asarray(rows.next_observation, np.float64)[:-1] - observation[1:])
-    # The same observation computed in two places of a program may differ by rounding.
+    # The same observation may differ by rounding if a compiled program computes it twice.
     close = CLOSE * _deviation(observation) + 1e-5 * np.abs(observation).max(axis=0)
     breaks = np.flatnonzero(np.append(ended[:-1] | (apart > close).any(axis=1), True))
     numbers = np.arange(len(observation))
@@ -220,7 +221,7 @@ def steps_left(rows: Transition) -> Int[np.ndarray, "N"]:
 
 
 def _deviation(values: Float[np.ndarray, "N O"]) -> Float[np.ndarray, "O"]:
-    """Standard deviations, exactly 0 where nothing varies."""
+    """Standard deviations, exactly 0 for a constant dimension."""
     return np.std(values - values[0], axis=0)
 
 
@@ -239,7 +240,7 @@ def _imagine(
     sampled: Bool[Array, "K"],
     key: Key,
 ) -> Float[Array, "H K S D"]:
-    """The prediction of each step of K trajectories from each origin, by their owners."""
+    """The prediction of each step of K trajectories from each of the S origins. `owners` are their member indices."""
     lanes, (starts, size) = owners.shape[0], origin.shape
 
     def step(

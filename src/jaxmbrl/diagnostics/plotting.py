@@ -1,8 +1,8 @@
-"""Pictures of the diagnostics: each function takes a result and returns a matplotlib `Figure`, which a notebook shows and
-`figure.savefig(path)` writes. None touches pyplot, and matplotlib is imported when the first is drawn.
+"""Plots of the diagnostics. Each function takes a result and returns a matplotlib `Figure`, which a notebook displays and
+`figure.savefig(path)` writes. None uses pyplot, and matplotlib is imported at the first plot.
 
-What was observed is black or grey, what the model says blue, and what it is held against orange and dashed; line styles and
-markers tell the same as colours do.
+Observed data are black or grey, the model's predictions blue, and references orange and dashed. Line styles and markers
+make the same distinctions as the colours.
 """
 
 from __future__ import annotations
@@ -24,25 +24,26 @@ BLUE, ORANGE, GREEN, PURPLE = "#0b3d91", "#c1440e", "#2e7d32", "#6a1b9a"
 COLORS = (BLUE, ORANGE, GREEN, PURPLE)
 MARKERS = "os^D"
 COLUMNS = 4
-"""Panels beside each other, at most."""
+"""Largest number of panels in a row."""
 
 
 def dimension_names(count: int, learns_reward: bool, names: Sequence[str] | None = None) -> list[str]:
-    """The names of `count` target dimensions, the last of them the reward where it is learned; `names` are those of the
-    observation. Raises UserError where they are not as many."""
+    """The names of `count` target dimensions. The last is the reward if it is learned; `names` are those of the observation
+    dimensions. Raises UserError if their number does not match."""
     size = count - learns_reward
     if names is not None and len(names) != size:
         raise UserError(f"names must be {size}, one for each observation dimension, got {len(names)}")
-    told = [f"observation {d}" for d in range(size)] if names is None else list(names)
-    return told + ["reward"] * learns_reward
+    labels = [f"observation {d}" for d in range(size)] if names is None else list(names)
+    return labels + ["reward"] * learns_reward
 
 
 def plot_model_evaluation(evaluation: ModelEvaluation, names: Sequence[str] | None = None) -> Any:
-    """The numbers of `evaluate_model`, a line for each dimension: error beside what the members expect of it, share of the
-    variance that is not explained, likelihood, miscalibration. `names` are those of the observation's dimensions."""
-    told = dimension_names(len(evaluation.error), evaluation.learns_reward, names)
-    place = np.arange(len(told))
-    figure = _figure(12, 1.8 + 0.3 * len(told))
+    """Plot the results of `evaluate_model`, with a row for each dimension: the error and the predicted uncertainties, the
+    unexplained share of the variance, the likelihood, and the miscalibration. `names` are those of the observation's
+    dimensions."""
+    labels = dimension_names(len(evaluation.error), evaluation.learns_reward, names)
+    place = np.arange(len(labels))
+    figure = _figure(12, 1.8 + 0.3 * len(labels))
     errors, unexplained, likelihood, quantiles = figure.subplots(1, 4, sharey=True)
     series = (("error", "error", BLUE, "o"), ("aleatoric", "noise", ORANGE, "s"), ("epistemic", "disagreement", GREEN, "^"))
     for name, label, color, marker in series:
@@ -61,8 +62,8 @@ def plot_model_evaluation(evaluation: ModelEvaluation, names: Sequence[str] | No
     likelihood.set(xlabel="nats of the density in the\ndimension's unit", title="Negative log-likelihood")
     quantiles.plot(np.asarray(evaluation.calibration.error), place, "o", color=BLUE, markersize=5)
     quantiles.set(xlabel="mean difference of shares\n(0 best, 0.5 worst)", title="Miscalibration", xlim=(-0.02, 0.52))
-    errors.set_yticks(place, told)
-    errors.set_ylim(len(told) - 0.5, -0.5)
+    errors.set_yticks(place, labels)
+    errors.set_ylim(len(labels) - 0.5, -0.5)
     for axes in (errors, unexplained, likelihood, quantiles):
         axes.set_title(axes.get_title(), fontsize=10)
         if axes.get_xscale() == "linear":
@@ -74,15 +75,15 @@ def plot_model_evaluation(evaluation: ModelEvaluation, names: Sequence[str] | No
 
 
 def plot_scatter(evaluation: ModelEvaluation, names: Sequence[str] | None = None) -> Any:
-    """Predicted against observed change in one step, a panel for each dimension and a point for each row; on the dashed
-    diagonal predictions are exact. `names` are those of the observation's dimensions."""
-    told = dimension_names(len(evaluation.error), evaluation.learns_reward, names)
-    figure, panels = _panels(len(told), 3.0, 2.9)
-    for d, (axes, name) in enumerate(zip(panels, told, strict=True)):
+    """Plot the predicted against the observed change in one step, with a panel for each dimension and a point for each row.
+    Points on the dashed diagonal are exact predictions. `names` are those of the observation's dimensions."""
+    labels = dimension_names(len(evaluation.error), evaluation.learns_reward, names)
+    figure, panels = _panels(len(labels), 3.0, 2.9)
+    for d, (axes, name) in enumerate(zip(panels, labels, strict=True)):
         observed, predicted = evaluation.observed[:, d], evaluation.predicted[:, d]
         _diagonal(axes, observed)
         axes.plot(observed, predicted, ".", color=BLUE, markersize=3, alpha=_faint(len(observed)), rasterized=True)
-        change = "" if evaluation.learns_reward and d == len(told) - 1 else " change"
+        change = "" if evaluation.learns_reward and d == len(labels) - 1 else " change"
         axes.set(xlabel=f"observed{change}", ylabel=f"predicted{change}")
         axes.set_title(name, fontsize=10, loc="left")
         axes.locator_params(nbins=5)
@@ -93,7 +94,7 @@ def plot_scatter(evaluation: ModelEvaluation, names: Sequence[str] | None = None
 
 
 def plot_calibration(calibrations: Calibration | Mapping[str, Calibration]) -> Any:
-    """A calibration, or several by their names: a thin line for each dimension, the mean over dimensions in bold."""
+    """Plot one calibration, or several by name: a thin line for each dimension, and the mean over dimensions in bold."""
     named = {"observed": calibrations} if isinstance(calibrations, Calibration) else calibrations
     figure = _figure(5, 5.3 + 0.22 * len(named))
     calibration_onto(figure.add_subplot(), named)
@@ -101,9 +102,9 @@ def plot_calibration(calibrations: Calibration | Mapping[str, Calibration]) -> A
 
 
 def calibration_onto(axes: Any, calibrations: Mapping[str, Calibration]) -> None:
-    """Draw calibrations by their names onto matplotlib axes, as `plot_calibration` does.
+    """Draw calibrations, by name, onto matplotlib axes, as `plot_calibration` does.
 
-    The dashed diagonal is perfect calibration. The legend tells the mean error.
+    The dashed diagonal is perfect calibration. The legend shows the mean error.
     """
     axes.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1, label="perfect")
     for i, (name, found) in enumerate(calibrations.items()):
@@ -116,23 +117,23 @@ def calibration_onto(axes: Any, calibrations: Mapping[str, Calibration]) -> None
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="predicted quantile level", ylabel="share of observed values at or below")
     axes.set_aspect("equal")
     _dress(axes)
-    # Below the axes: curves may go anywhere inside.
+    # Below the axes, because curves may be anywhere inside.
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=9)
 
 
 def plot_compounding_error(found: CompoundingError, names: Sequence[str] | None = None) -> Any:
-    """Error against the number of imagined steps: over all dimensions on top, in standard deviations of the data, and
-    below for each dimension in its own unit. `names` are those of the observation's dimensions."""
-    told = dimension_names(len(found.scale), False, names)
-    rows = math.ceil(len(told) / COLUMNS)
-    columns = min(COLUMNS, len(told))
+    """Plot the error against the number of imagined steps. The top panel is over all dimensions, in standard deviations of
+    the data; below is a panel for each dimension, in its own unit. `names` are those of the observation's dimensions."""
+    labels = dimension_names(len(found.scale), False, names)
+    rows = math.ceil(len(labels) / COLUMNS)
+    columns = min(COLUMNS, len(labels))
     figure = _figure(max(7.0, 3.0 * columns), 3.8 + 2.3 * rows)
     grid = figure.add_gridspec(1 + rows, columns, height_ratios=(1.5, *[1] * rows))
     whole = figure.add_subplot(grid[0, :])
     _errors(whole, found.scaled_members, found.scaled_mean, found.scaled_persistence)
     whole.set(xlabel="imagined steps", ylabel="error in standard\ndeviations of the data")
     whole.set_title(f"All dimensions, from {len(found.starts):,} starts", fontsize=10, loc="left")
-    for d, name in enumerate(told):
+    for d, name in enumerate(labels):
         axes = figure.add_subplot(grid[1 + d // COLUMNS, d % COLUMNS])
         _errors(axes, found.members[:, :, d], found.mean[:, d], found.persistence[:, d])
         axes.set_title(name, fontsize=9, loc="left")
@@ -144,12 +145,12 @@ def plot_compounding_error(found: CompoundingError, names: Sequence[str] | None 
 
 
 def plot_imagined_vs_real(found: ImaginedVsReal, names: Sequence[str] | None = None) -> Any:
-    """Imagined trajectories over the real one, a panel for each observation dimension and one for the reward where it is
-    known. `names` are those of the observation's dimensions."""
-    told = dimension_names(found.real.shape[1], False, names)
+    """Plot imagined trajectories and the real one, with a panel for each observation dimension, and one for the reward if
+    it is known. `names` are those of the observation's dimensions."""
+    labels = dimension_names(found.real.shape[1], False, names)
     rewarded = found.mean_reward is not None
-    figure, panels = _panels(len(told) + rewarded, 3.2, 2.5)
-    for d, (axes, name) in enumerate(zip(panels, told, strict=False)):
+    figure, panels = _panels(len(labels) + rewarded, 3.2, 2.5)
+    for d, (axes, name) in enumerate(zip(panels, labels, strict=False)):
         parts = (found.real[:, d], found.mean[:, d], found.members[:, :, d], found.particles[:, :, d])
         _trajectories(axes, 0, *parts)
         axes.set(xlabel="steps from the start", ylabel=name)
@@ -162,7 +163,8 @@ def plot_imagined_vs_real(found: ImaginedVsReal, names: Sequence[str] | None = N
 
 
 def plot_value_bias(found: ValueBias) -> Any:
-    """Values against the returns that followed, with the dashed diagonal of no error, and how often which difference is."""
+    """Plot Q-values against the returns that followed, with a dashed diagonal for zero error, and a histogram of the
+    differences."""
     figure = _figure(9, 4)
     scatter, differences = figure.subplots(1, 2, width_ratios=(1.2, 1))
     _diagonal(scatter, found.returns)
@@ -188,7 +190,7 @@ def _figure(width: float | int, height: float | int) -> Any:
 
 
 def _panels(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
-    """A figure of `count` dressed axes of that size in inches, in rows of at most `COLUMNS`."""
+    """A figure with `count` styled axes, each of the given size in inches, in rows of at most `COLUMNS`."""
     columns = min(COLUMNS, count)
     rows = math.ceil(count / columns)
     figure = _figure(max(width * columns, 4.2), height * rows + 0.4)
@@ -206,13 +208,13 @@ def _dress(axes: Any) -> None:
 
 
 def _legend_below(figure: Any, *panels: Any) -> None:
-    """One legend for the whole figure, of what those panels show: lines may go anywhere inside them."""
+    """Draw one legend below the whole figure, because lines may be anywhere inside the panels."""
     handles = [handle for axes in panels for handle in axes.get_legend_handles_labels()[0]]
     figure.legend(handles=handles, frameon=False, ncol=len(handles), loc="outside lower center", fontsize=9)
 
 
 def _faint(points: int) -> float:
-    """Opacity at which so many points still show where they are dense."""
+    """An opacity at which the density of that many points is visible."""
     return min(1.0, max(0.15, 10 / math.sqrt(max(points, 1))))
 
 
@@ -223,7 +225,7 @@ def _diagonal(axes: Any, values: Float[np.ndarray, "N"]) -> None:
 
 
 def _log(axes: Any, which: str, values: Any) -> None:
-    """A logarithmic axis where all values are above 0 and some differ much; what is not finite does not count."""
+    """Make an axis logarithmic if all finite values are positive and their range is large."""
     known = np.concatenate([np.ravel(x) for x in values]) if isinstance(values, list) else np.ravel(values)
     known = known[np.isfinite(known)]
     if len(known) and known.min() > 0 and known.max() > 10 * known.min():
@@ -233,7 +235,8 @@ def _log(axes: Any, which: str, values: Any) -> None:
 def _errors(
     axes: Any, members: Float[np.ndarray, "E H"], mean: Float[np.ndarray, "H"], persistence: Float[np.ndarray, "H"]
 ) -> None:
-    """One panel of errors against steps: the band and the lines of members, their mean's, persistence."""
+    """Draw one panel of errors against steps: the band and the lines of the members, the mean over members, and the
+    persistence baseline."""
     from matplotlib.ticker import MaxNLocator
 
     steps = np.arange(1, len(mean) + 1)
@@ -258,7 +261,7 @@ def _trajectories(
     members: Float[np.ndarray, "E T"],
     particles: Float[np.ndarray, "P T"],
 ) -> None:
-    """One panel of imagined and real trajectories, the first of its steps numbered `first`."""
+    """Draw one panel of imagined and real trajectories. Its first step has number `first`."""
     from matplotlib.ticker import MaxNLocator
 
     steps = np.arange(first, first + len(real))
@@ -277,7 +280,8 @@ def _trajectories(
 
 
 def _limits(real: Float[np.ndarray, "T"], imagined: Float[np.ndarray, "K T"]) -> tuple[float, float]:
-    """Of all, but at most twice the real range beyond it: imagined trajectories may go anywhere."""
+    """Limits of the y axis. They include all values, but exceed the real range by at most twice that range, because
+    imagined trajectories may diverge."""
     low, high = float(real.min()), float(real.max())
     known = imagined[np.isfinite(imagined)]
     room = 2 * max(high - low, 1e-3 * max(abs(low), abs(high)), 1e-6)

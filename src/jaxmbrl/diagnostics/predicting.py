@@ -1,9 +1,9 @@
-"""A dynamics model's predictions of recorded transitions, in chunks of rows: the base of the model's diagnostics.
+"""A dynamics model's predictions of recorded transitions, in chunks of rows. The diagnostics of models are built on this.
 
-All that they need of a model is `predict(state, observation [N, O], action [N, A]) -> mean, variance`, each [E, N, D] and
-in the task's units, written in JAX: D is O for the next observation alone, or O + 1 with the reward last. Actions of a
-discrete space are int32 [N]. A `DynamicsModel` has it; for a model of your own, any object with such a field will do, such
-as `Predictor`, and `state` is whatever its `predict` takes.
+A model needs only a function `predict(state, observation [N, O], action [N, A]) -> mean, variance`, written in JAX. Mean
+and variance are [E, N, D], in the task's units. D is O for the next observation alone, or O + 1 with the reward last.
+Actions of a discrete space are int32 [N]. A `DynamicsModel` has such a function. For your own model, use any object with a
+`predict` field, such as `Predictor`; `state` is then the first argument of its `predict`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Predict: TypeAlias = Callable[[Any, Float[Array, "N O"], Shaped[Array, "N *A"]],
 
 @runtime_checkable
 class Model(Protocol):
-    """Anything that predicts: a `DynamicsModel`, or a `Predictor` of your own."""
+    """Any object with a `predict` function: a `DynamicsModel`, or your own `Predictor`."""
 
     @property
     def predict(self) -> Predict:
@@ -34,7 +34,7 @@ class Model(Protocol):
 
 
 class Predictor(NamedTuple):
-    """A model of your own for the diagnostics: `Predictor(predict)`."""
+    """Your own model for the diagnostics: `Predictor(predict)`."""
 
     predict: Predict
 
@@ -45,7 +45,7 @@ class Sizes(NamedTuple):
     members: int
     observation: int
     targets: int
-    """D: the observation, then the reward where it is learned."""
+    """D: the size of the observation, plus 1 if the reward is learned."""
 
     @property
     def learns_reward(self) -> bool:
@@ -54,7 +54,7 @@ class Sizes(NamedTuple):
 
 
 def check(model: Model, state: Any, rows: Transition) -> Sizes:
-    """The sizes of `model` and `rows` [N, ...]; raises UserError where they do not fit each other."""
+    """The sizes of `model` and `rows` [N, ...]. Raises UserError if they do not match."""
     shapes = {name: np.shape(getattr(rows, name)) for name in ("observation", "action", "next_observation")}
     count = np.shape(rows.reward)[0] if np.ndim(rows.reward) == 1 else 0
     if count < 1:
@@ -87,8 +87,8 @@ def summarize(
     """`summary(mean [E, n, D], variance [E, n, D], target [n, D])` of all rows [N, ...], `ROWS_AT_ONCE` at a time.
 
     `summary` returns (arrays with a leading axis of rows, sums over the rows). Returns (the arrays [N, ...], means over the
-    N rows in float64). Activations of every member for all rows need not fit in memory. Pass a function of a module: each
-    new function object is compiled again.
+    N rows in float64). The members' activations for all rows need not fit in memory at once. `summary` should be a
+    module-level function, because each new function object is compiled again.
     """
     target = targets(rows, check(model, state, rows))
     count = target.shape[0]
@@ -110,7 +110,7 @@ def _summarized(summary: Callable[..., Any], predict: Predict, state: Any, *give
 
 
 def targets(rows: Transition, sizes: Sizes) -> Shaped[np.ndarray, "N D"]:
-    """The recorded [next observation, reward], the reward only where it is learned."""
+    """The recorded [next observation, reward], with the reward only if it is learned."""
     next_observation = np.asarray(rows.next_observation)
     if not sizes.learns_reward:
         return next_observation

@@ -1,7 +1,8 @@
-"""Learning curves beside published ones: others' returns read from a file, ours at the same steps, and a picture of both.
+"""Comparison of learning curves with published ones: published returns from a file, ours at the same steps, and a plot.
 
-A seed's return "at step N" is the mean of its evaluations within max(2500, 3 %) environment steps of N, ours as theirs.
-Over our seeds: mean, standard deviation, interquartile mean, and 95% bootstrap intervals (`training.evaluation`).
+The return of a seed "at step N" is the mean of its evaluations within max(2500, 3 %) environment steps of N, for ours and
+the published ones alike. Over our seeds: mean, standard deviation, interquartile mean, and 95% bootstrap intervals
+(`training.evaluation`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from jaxmbrl.training.evaluation import bootstrap_interval, interquartile_mean
 from jaxmbrl.training.run_folder import write_figure
 
 REFERENCE = "MBPO"
-"""The published method that others are measured by, drawn largest."""
+"""The published method that serves as the reference; it is drawn largest."""
 LOOKS: dict[str, dict[str, Any]] = {
     REFERENCE: {
         "color": "#c1440e",
@@ -40,12 +41,12 @@ LOOKS: dict[str, dict[str, Any]] = {
 """The methods that are drawn."""
 SMALL = {"markersize": 4.5, "elinewidth": 0.8, "capsize": 2, "alpha": 0.75, "zorder": 3}
 PLACES = (0, -2, 2, -3, 3, 4)
-"""Where each is drawn beside a step, for points of one step would hide each other."""
+"""Horizontal shifts of the methods, so that their points at the same step do not overlap."""
 OURS = "#0b3d91"
 
 
 class Point(NamedTuple):
-    """A published return: a row of the file."""
+    """A published return: one row of the file."""
 
     task: str
     environment_steps: int
@@ -56,7 +57,7 @@ class Point(NamedTuple):
     """Over seeds (n - 1)."""
     seeds: int
     wall_clock_hours: float | None
-    """To that step, on the authors' machines."""
+    """Until that step, on the authors' machines."""
     suite: str
     """Version of the environments."""
     source: str
@@ -74,7 +75,7 @@ class Summary(NamedTuple):
     interval: tuple[float, float]
     """95% bootstrap interval of the interquartile mean."""
     wall_clock_hours: float
-    """To that step."""
+    """Until that step."""
 
 
 class Comparison(NamedTuple):
@@ -85,12 +86,13 @@ class Comparison(NamedTuple):
     theirs: list[Point]
 
     def of(self, method: str) -> Point | None:
-        """The published return of `method`, if there is one."""
+        """The published return of `method`; None if there is none."""
         return next((point for point in self.theirs if point.method == method), None)
 
 
 def read(path: Path) -> list[Point]:
-    """The published returns in a CSV file whose header names the fields of `Point`. Raises UserError naming the line."""
+    """The published returns in a CSV file. Its header must be the field names of `Point`. Raises UserError with the number
+    of the wrong line."""
     try:
         lines = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
     except OSError as error:
@@ -118,13 +120,13 @@ def _hours(entry: str) -> float | None:
 
 
 def of_task(points: Sequence[Point], env: str) -> list[Point]:
-    """Those of the task that we call `env`: `Hopper-v5`'s published name is Hopper, `Ant-v5/truncated`'s Ant."""
+    """The points of the task `env`. Published names have no version: `Hopper-v5` is Hopper, `Ant-v5/truncated` is Ant."""
     named = re.fullmatch(r"(?:gymnasium/)?(\w+)-v\d+(?:/truncated)?", env)
     return [point for point in points if named and point.task == named[1]]
 
 
 def at_step(rows: Rows, step: int) -> dict[int, float]:
-    """Return of each seed at `step`, from evaluations of metrics `rows`; seeds that have not come so far are absent."""
+    """The return of each seed at `step`, from the evaluations in metrics `rows`. Seeds without one there are absent."""
     reach = max(2500, 0.03 * step)
     found = {}
     for seed, (steps, values) in seed_curves(rows, EVAL).items():
@@ -135,7 +137,7 @@ def at_step(rows: Rows, step: int) -> dict[int, float]:
 
 
 def compare(rows: Rows, points: Sequence[Point]) -> list[Comparison]:
-    """Ours beside the published `points` of the task, at each of their steps that a seed has reached."""
+    """Our returns and the published `points` of the task, at each published step that one of our seeds has reached."""
     found = []
     for step in sorted({point.environment_steps for point in points}):
         per_seed = at_step(rows, step)
@@ -154,8 +156,8 @@ def _summary(per_seed: dict[int, float], hours: float) -> Summary:
 
 
 def draw(rows: Rows, points: Sequence[Point], path: Path, title: str, label: str) -> None:
-    """Write a PNG to `path`: the mean over seeds of the evaluations in metrics `rows` with its 95% bootstrap band, called
-    `label`, and over it the published `points` of the task with their standard deviations."""
+    """Write a PNG to `path`. It shows the mean over seeds of the evaluations in metrics `rows` with its 95% bootstrap band,
+    named `label`, and the published `points` of the task with their standard deviations."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
@@ -177,13 +179,13 @@ def draw(rows: Rows, points: Sequence[Point], path: Path, title: str, label: str
     beside = {"frameon": False, "fontsize": 9, "title_fontsize": 9, "alignment": "left"}
     figure.legend(handles=ours, loc="outside right upper", title="ours", **beside)
     if theirs:
-        heading = "published: mean and standard\ndeviation, beside each other\nwhere steps are the same"
+        heading = "published: mean and standard\ndeviation, shifted where\nsteps are the same"
         figure.legend(handles=theirs, loc="outside right lower", title=heading, **beside)
     write_figure(path, figure)
 
 
 def _draw_ours(axes: Any, rows: Rows, label: str) -> tuple[list[Any], int]:
-    """Draw our mean and its band; what the legend shows, and the last step that was evaluated, 0 for none."""
+    """Draw our mean and its band. Returns (the handles for the legend, the last evaluated step or 0)."""
     steps, means = mean_curve(rows, EVAL)
     values: dict[int, list[float]] = {}
     for row in rows:
@@ -193,7 +195,7 @@ def _draw_ours(axes: Any, rows: Rows, label: str) -> tuple[list[Any], int]:
     look = {"linewidth": 2.6, "marker": "o" if len(steps) <= 30 else "", "markersize": 4, "zorder": 5}
     shown = axes.plot(steps, means, color=OURS, label=label if steps else "no evaluation yet", **look)
     if max(map(len, values.values()), default=0) > 1:
-        # The band of a single step has no width of its own.
+        # The band of a single step has no width, so its edge is drawn.
         edge = 0 if len(steps) > 1 else 8
         filled = axes.fill_between(steps, *zip(*bands, strict=True), color=OURS, alpha=0.18, linewidth=edge)
         filled.set_label("95% bootstrap interval\nof the mean")
@@ -202,7 +204,7 @@ def _draw_ours(axes: Any, rows: Rows, label: str) -> tuple[list[Any], int]:
 
 
 def _draw_method(axes: Any, points: Sequence[Point], look: dict[str, Any], shift: float) -> list[Any]:
-    """Draw the points of one method, if there are any, beside their steps; what the legend shows."""
+    """Draw the points of one method, shifted from their steps. Returns the handles for the legend."""
     if not points:
         return []
     steps = [point.environment_steps + shift for point in points]
@@ -212,23 +214,25 @@ def _draw_method(axes: Any, points: Sequence[Point], look: dict[str, Any], shift
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
-    """Ours beside the drawn methods' as text, a line a step; an interval is of the interquartile mean."""
+    """Our returns and those of the drawn methods as text, with a line for each step. Intervals are those of the
+    interquartile mean."""
     methods = [method for method in LOOKS if any(row.of(method) for row in comparisons)]
     lines = [f"{'steps':>9}  {'ours: mean, IQM [95% interval]':<38}" + "".join(f"{name:>17}" for name in methods)]
     for row in comparisons:
         ours, (low, high) = row.ours, row.ours.interval
-        told = f"{ours.mean:,.0f}, {ours.iqm:,.0f} [{low:,.0f}, {high:,.0f}], {len(ours.per_seed)} seeds"
-        lines.append(f"{row.environment_steps:>9,}  {told:<38}" + "".join(f"{_told(row.of(name)):>17}" for name in methods))
+        text = f"{ours.mean:,.0f}, {ours.iqm:,.0f} [{low:,.0f}, {high:,.0f}], {len(ours.per_seed)} seeds"
+        published = "".join(f"{_mean_and_std(row.of(name)):>17}" for name in methods)
+        lines.append(f"{row.environment_steps:>9,}  {text:<38}{published}")
     return "\n".join(lines)
 
 
-def _told(point: Point | None) -> str:
+def _mean_and_std(point: Point | None) -> str:
     return "-" if point is None else f"{point.return_mean:,.0f} \u00b1 {point.return_std:,.0f}"
 
 
 def share_of_reference(by_task: Sequence[Sequence[Comparison]]) -> dict[str, Any] | None:
-    """Our return over `REFERENCE`'s mean at the last step where both are known, over all seeds of all tasks: interquartile
-    mean and interval, resampled within each task; None where no task has come so far."""
+    """Our return divided by the mean of `REFERENCE` at the last step where both are known: the interquartile mean over all
+    seeds of all tasks, and its interval, with resampling within each task. None if no task has reached such a step."""
     shares = []
     for comparisons in by_task:
         known = [(row.ours, point) for row in comparisons if (point := row.of(REFERENCE))]

@@ -1,7 +1,7 @@
-"""Values beside what truly followed: a critic's Q against the discounted returns of recorded episodes.
+"""Bias of a critic: its Q-values compared with the discounted returns of recorded episodes.
 
-The return of row t of an episode is G_t = r_t + discount (1 - terminated_t) (b_{t+1} + G_{t+1}), where b is what a soft
-agent's actions earn besides, the entropy bonus -alpha log pi(a|s), which its Q(s_t, a_t) counts from the next action on.
+The return of row t of an episode is G_t = r_t + discount (1 - terminated_t) (b_{t+1} + G_{t+1}). For a soft agent, b is the
+entropy bonus -alpha log pi(a|s); Q(s_t, a_t) includes it from the next action on. For other agents, b is 0.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from jaxmbrl.core.config import UserError
 
 Numbers: TypeAlias = Float[np.ndarray, "_N"] | Float[Array, "_N"]
 Flags: TypeAlias = Bool[np.ndarray, "_N"] | Bool[Array, "_N"]
-"""[N]; lengths are checked by those who take them."""
+"""[N]; the functions below check lengths."""
 TOLERANCE = 0.05
 
 
 class ValueBias(NamedTuple):
-    """How a critic's values differ from returns, over the M rows whose return is known. In units of return."""
+    """Differences between a critic's values and returns, over the M rows with a known return. In units of return."""
 
     q: Float[np.ndarray, "M"]
     returns: Float[np.ndarray, "M"]
@@ -29,11 +29,11 @@ class ValueBias(NamedTuple):
     deviation: float
     """Standard deviation of q - return."""
     normalized_bias: float
-    """Bias as a share of |mean return| (Chen et al., REDQ, arXiv 2101.05982, section 3); NaN where that is 0."""
+    """Bias divided by |mean return| (Chen et al., REDQ, arXiv 2101.05982, section 3); NaN if that is 0."""
     normalized_deviation: float
-    """Deviation as such a share."""
+    """Deviation divided by |mean return|; NaN if that is 0."""
     correlation: float
-    """Of q with the return; NaN where one of them does not vary."""
+    """Correlation of q and the return; NaN if one of them is constant."""
 
 
 def monte_carlo_returns(
@@ -46,17 +46,18 @@ def monte_carlo_returns(
     bonus: Numbers | None = None,
     tolerance: float = TOLERANCE,
 ) -> Float[np.ndarray, "N"]:
-    """The discounted return from each of N recorded rows to the end of its episode; NaN where too little of it is known.
+    """The discounted return from each of N recorded rows to the end of its episode; NaN where too little of it is recorded.
 
-    Rows are in time order, one episode after another. After a termination nothing follows, and the return is exact. A time
-    limit, or the end of the record, hides what would have followed k steps on, which is at most
-    discount^k max|r| / (1 - discount); were all rewards alike, it would be the share discount^k of the return. So where an
-    episode was cut off, a return is known only as long as that share is at most `tolerance`: at a discount of 0.99 and the
-    default of 0.05 for rows that 299 rewards and more are recorded from. With `bootstrap`, a value [N] of each row's next
-    observation, a cut return goes on by it and all are known, at the price of being partly the critic's own.
+    Rows are in time order, one episode after another. If an episode terminates, its returns are exact. If it is cut off
+    after k more steps, by a time limit or by the end of the record, the rewards after the cut are unknown. They add at most
+    discount^k max|r| / (1 - discount) to the return; if all rewards were equal, they would be the share discount^k of it.
+    So the return of a row in such an episode is given only if discount^k is at most `tolerance`. With a discount factor of
+    0.99 and the default tolerance of 0.05, this takes at least 299 recorded rewards. With `bootstrap`, a value [N] of each
+    row's next observation, the value at the cut replaces the unknown rewards. All returns are then given, but they depend
+    partly on the critic.
 
-    `bonus` is b of the module's first lines, 0 if not given. The rows must come from the policy whose Q they are to judge,
-    or the returns are another's. Raises UserError where lengths differ or discount or tolerance are no shares.
+    `bonus` [N] is b in the docstring of this module, 0 by default. The rows must come from the policy that the critic
+    evaluates. Raises UserError if lengths differ, or if discount or tolerance are not in [0, 1].
     """
     count = np.shape(reward)[0]
     given = {"terminated": terminated, "truncated": truncated, "bootstrap": bootstrap, "bonus": bonus}
@@ -85,10 +86,10 @@ def monte_carlo_returns(
 
 
 def value_bias(q: Numbers, returns: Numbers) -> ValueBias:
-    """How values `q` [N] of recorded states and actions (`Agent.action_value`) differ from the `returns` [N] that followed.
+    """Compare the values `q` [N] of recorded states and actions with the `returns` [N] that followed them.
 
-    Rows whose return is NaN, unknown, are left out. Neighbouring rows share most of their return, so that N rows of few
-    episodes tell less than N draws would. Raises UserError where lengths differ or no return is known.
+    Rows with an unknown return (NaN) are left out. Neighbouring rows share most of their return, so N rows of a few
+    episodes contain less information than N independent samples. Raises UserError if lengths differ or no return is known.
     """
     if np.ndim(q) != 1 or np.shape(q) != np.shape(returns):
         raise UserError(f"q and returns must both be [N], got shapes {np.shape(q)} and {np.shape(returns)}")

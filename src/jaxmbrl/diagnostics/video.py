@@ -1,4 +1,4 @@
-"""Videos: an episode of an evaluation, as a GIF at the task's own speed."""
+"""Videos: an evaluation episode as a GIF in real time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COLORS = 64
 
 
 class Recording(NamedTuple):
-    """An episode from its start to its end."""
+    """A complete episode."""
 
     positions: Float[np.ndarray, "T nq"]
     """Positions of the model's joints (m, rad) at the start and after each step."""
@@ -35,11 +35,11 @@ class Recording(NamedTuple):
 
 
 def record(algorithm: Algorithm, task: Task, state: PyTree, index: int = 0, clock: Clock | None = None) -> Recording:
-    """Episode `index` of `evaluation.evaluate` under the policy of `state` (of one seed) at `clock`, by default that of a
-    run's start.
+    """Record episode `index` of `evaluation.evaluate` under the policy of `state` (of one seed) at `clock`, by default the
+    clock at the start of a run.
 
-    Start and randomness are the same. The episode is computed alone, so it differs from one of many by rounding, which can
-    grow to another trajectory and return over a long episode of a robot.
+    The start state and the random keys are those of the evaluation. The episode is computed alone and not in a batch, so
+    numbers may round differently. Over a long episode of a robot this can lead to another trajectory and return.
     """
 
     def play(state: PyTree) -> tuple[Float[Array, "L nq"], Int[Array, ""], Float[Array, ""]]:
@@ -68,10 +68,10 @@ def record(algorithm: Algorithm, task: Task, state: PyTree, index: int = 0, cloc
 
 
 def frames(positions: Float[np.ndarray, "T nq"], dt: float) -> tuple[Int[np.ndarray, "F"], Int[np.ndarray, "F"]]:
-    """(which of `positions`, `dt` seconds apart, to draw; how long to show each in ms).
+    """(indices of the `positions` to draw, duration of each frame in ms). The positions are `dt` seconds apart.
 
-    The frames are about `FRAME_SECONDS` apart, at most `MOST_FRAMES`, and end before a position that is not finite. A GIF
-    counts hundredths of a second, so the durations are rounded, without an accumulating error.
+    There are at most `MOST_FRAMES` frames, about `FRAME_SECONDS` apart. They end before the first position that is not
+    finite. A GIF counts hundredths of a second, so durations are rounded, without accumulating the error.
     """
     finite = np.isfinite(positions).all(1)
     length = len(finite) if finite.all() else int(finite.argmin())
@@ -82,10 +82,10 @@ def frames(positions: Float[np.ndarray, "T nq"], dt: float) -> tuple[Int[np.ndar
 
 
 def gif(pictures: Sequence[UInt8[np.ndarray, "H W 3"]], durations: Sequence[int]) -> bytes:
-    """A looping GIF of pictures, each shown for its duration in ms; all share 64 colours."""
+    """A looping GIF of pictures, each shown for its duration in ms. All pictures share a palette of 64 colours."""
     from PIL import Image
 
-    # One palette, from a few frames, so that parts that do not move do not flicker.
+    # One palette, from a few frames, so that parts at rest do not flicker.
     sampled = np.concatenate([pictures[i] for i in np.linspace(0, len(pictures) - 1, 5).astype(int)])
     palette = Image.fromarray(sampled).quantize(COLORS)
     images = [Image.fromarray(x).quantize(palette=palette, dither=Image.Dither.NONE) for x in pictures]
@@ -95,10 +95,10 @@ def gif(pictures: Sequence[UInt8[np.ndarray, "H W 3"]], durations: Sequence[int]
 
 
 def film(run: str | Path, file: Path, model: str | None = None) -> str:
-    """Write a GIF of the first episode of `runner.evaluate` with the first seed of the run in folder `run`, planning in
-    `model` where that is given; returns a description of it.
+    """Write a GIF of the first episode of `runner.evaluate` with the first seed of the run in folder `run`. Returns a
+    description of it. `model`, if given, is the model to plan in.
 
-    Raises NoPicture where the task has no MuJoCo model or the machine no renderer, before anything is computed; UserError
+    Raises NoPicture, before anything is computed, if the task has no MuJoCo model or the machine has no renderer; UserError
     as `runner.evaluate` does.
     """
     program, state, restored = runner.trained(run, model)

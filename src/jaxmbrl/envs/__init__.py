@@ -1,6 +1,7 @@
-"""Tasks by name: `envs.make("pendulum")`, `envs.names()`. Your own: `envs.make_task`, `envs.check`, `envs.register`;
-`envs.from_gymnasium` for what a compiled program cannot step. For learners of other packages: `envs.as_gymnasium`,
-`envs.as_gymnasium_vector`.
+"""Tasks by name: `envs.make("pendulum")`, `envs.names()`.
+
+For your own tasks: `envs.make_task`, `envs.check`, `envs.register`, and `envs.from_gymnasium` for environments that a
+compiled program cannot step. To use a task in other packages: `envs.as_gymnasium`, `envs.as_gymnasium_vector`.
 
 Importing this package imports no simulator: a task's module is imported when the task is made.
 """
@@ -45,14 +46,14 @@ TASKS: dict[str, str | Callable[[], Task]] = {
     "pets/Reacher3D": "mujoco.pets_reacher_3d:pets_reacher_3d",
     "reacher-2d": "classic.reacher_2d:reacher_2d",
 }
-"""Task -> the function without arguments that makes it, or where in this package that is: `module:function`."""
+"""Task name -> a function without arguments that makes the task, or the place of one in this package, `module:function`."""
 
 FAMILIES: dict[str, str | Callable[[str], Task]] = {
     "brax": "bridges.brax_playground:brax_task",
     "gymnasium": "bridges.gymnasium_task:registered",
     "playground": "bridges.brax_playground:playground_task",
 }
-"""Tasks of other packages: `make("family/name")` calls the family's function with the name."""
+"""Tasks of other packages: `make("family/name")` calls the function of the family with the name."""
 
 _LAZY = {
     "Task": "jaxmbrl.core.types",
@@ -64,36 +65,38 @@ _LAZY = {
     "as_gymnasium_vector": "jaxmbrl.envs.bridges.as_gymnasium",
     "from_gymnasium": "jaxmbrl.envs.bridges.gymnasium_task",
 }
-"""Names of this package -> the modules that define them, imported on use. No module here may have one of these names."""
+"""Public name -> the module that defines it, imported on first use. No module of this package may have one of these
+names."""
 
 
 def __getattr__(name: str) -> Any:
-    """What `_LAZY` names."""
+    """Import a name in `_LAZY` on first use."""
     if name not in _LAZY:
         raise AttributeError(f"module 'jaxmbrl.envs' has no attribute '{name}'")
     return getattr(importlib.import_module(_LAZY[name]), name)
 
 
 def names() -> list[str]:
-    """The names that `make` knows, except those of other packages' tasks (`FAMILIES`)."""
+    """The names of all tasks that `make` accepts, except the tasks of other packages (`FAMILIES`)."""
     return sorted(TASKS)
 
 
 def family(name: str) -> str:
-    """The kind of a task in `TASKS`: the folder of its module, such as `mujoco`, or `user` if it was registered."""
+    """The family of a task in `TASKS`: the folder of its module, such as `mujoco`, or `user` if it was registered."""
     place = TASKS[name]
     return place.partition(".")[0] if isinstance(place, str) else "user"
 
 
 def check_name(name: str) -> None:
-    """Raise UserError, with the nearest name, if `name` is neither a task's nor begins with a family's."""
+    """Raise UserError, with the nearest name, if `name` is not the name of a task and does not begin with a family."""
     if name not in TASKS and _prefix(name) not in FAMILIES:
         raise UserError(f"unknown task '{name}'; {closest(name, [*TASKS, *(f'{prefix}/NAME' for prefix in FAMILIES)])}")
 
 
 def make(name: str, action_repeat: int = 1) -> Task:
-    """The task called `name`, each action applied `action_repeat` times (`envs.repeat` says how episodes and rewards then
-    count). Raises UserError with the nearest name if there is none, and for a repeat that is longer than an episode.
+    """The task called `name`, with each action applied `action_repeat` times (see `envs.repeat` for episode lengths and
+    rewards). Raises UserError, with the nearest name, if there is no such task, and if `action_repeat` is longer than an
+    episode.
 
     >>> from jaxmbrl import envs
     >>> task = envs.make("pendulum")
@@ -116,7 +119,7 @@ def make(name: str, action_repeat: int = 1) -> Task:
 
 
 def _found(place: str | Callable[..., Task]) -> Callable[..., Task]:
-    """The function of an entry of `TASKS` or `FAMILIES`."""
+    """The function that an entry of `TASKS` or `FAMILIES` refers to."""
     if not isinstance(place, str):
         return place
     module, _, function = place.partition(":")
@@ -128,11 +131,11 @@ def _prefix(name: str) -> str:
 
 
 def register(name: str, factory: Callable[[], Task]) -> None:
-    """Make `factory()` known to `make` and `names` as `name`, in this process.
+    """Register `factory` under `name`, for `make` and `names` in this process.
 
         envs.register("mine", lambda: envs.make_task("mine", MyEnv(), episode_length=200))
 
-    Raises UserError if the name is taken, or is not made of letters, digits, `-`, `_` and `.` after a first letter.
+    Raises UserError if the name is taken, or is not a letter followed by letters, digits, `-`, `_` and `.`.
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", name):
         raise UserError(f"a task's name must be a letter, then letters, digits, '-', '_' or '.', got '{name}'")

@@ -1,4 +1,4 @@
-"""Action repeat: a task whose steps each apply one action several times."""
+"""Action repeat: each step of a task applies the same action several times."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from jaxmbrl.envs.base import typed
 
 
 def repeat(task: Task, times: int) -> Task:
-    """`task` with each action applied `times` times in a row; with 1, `task` itself.
+    """`task` with each action applied `times` times in a row. If `times` is 1, `task` itself.
 
-    A step's reward is the sum of those of its inner steps. It ends early where the task terminates, with the terminal state
-    as successor, and at the time limit, which stays at the same inner step: an episode has ceil(episode_length / times)
-    steps, the last of them shorter where that does not divide. Step counts everywhere are of these steps.
+    The reward of a step is the sum of the rewards of its inner steps. A step ends early if the task terminates, and its
+    next state is then the terminal state. It also ends early at the time limit, which stays at the same inner step. So an
+    episode has ceil(episode_length / times) steps, and the last one may be shorter. All step counts are of these steps.
 
-    The known `reward` is dropped where `times` is above 1: the sum is over states that no row stores, and over as many
-    steps as came before a termination. `terminated` is kept: an episode that ended stays at its terminal state, which is
-    the successor in the row.
+    If `times` is above 1, the known `reward` function is dropped: the sum depends on inner states that no row stores, and
+    on the number of inner steps before a termination. `terminated` is kept: a row stores the terminal state as its next
+    state.
 
-    `Task.env` repeats too, without the time limit, which an environment does not have.
+    `Task.env` repeats actions too, without the time limit, which an environment does not have.
 
-    Raises UserError where `times` is not a whole number between 1 and the episode's length.
+    Raises UserError if `times` is not a whole number from 1 to the length of an episode.
     """
     whole = isinstance(times, numbers.Integral) and not isinstance(times, bool)
     if not whole or not 1 <= times <= task.episode_length:
@@ -51,7 +51,7 @@ def repeat(task: Task, times: int) -> Task:
             return carry, row.reward, row.terminated
 
         left = task.episode_length - times * elapsed
-        # Beyond the time limit, where plans may look, steps are whole again.
+        # Plans may reach beyond the time limit; steps there are of full length.
         after, reward, terminated = _fold(once, carry, times, jnp.where(left > 0, left, times))
         transition = Transition(
             observation=inner.observe(carry),
@@ -84,17 +84,17 @@ def _repeated_host(make: Callable[[], HostEnv], times: int) -> HostEnv:
 
 
 class RepeatedHost:
-    """`host` with each action applied `times` times, or until the episode ends; rewards are summed."""
+    """`host` with each action applied `times` times, or until the episode ends. Rewards are summed."""
 
     def __init__(self, host: HostEnv, times: int) -> None:
         self._host, self._times = host, times
 
     def reset(self, seed: int) -> PyTree:
-        """Begin an episode."""
+        """Start an episode; returns its first observation."""
         return self._host.reset(seed)
 
     def step(self, action: Shaped[np.ndarray, "..."]) -> HostStep:
-        """Take the steps."""
+        """Take up to `times` steps with the same action."""
         total = 0.0
         for _ in range(self._times):
             result = self._host.step(action)
@@ -109,8 +109,8 @@ class RepeatedHost:
 
 
 class RepeatedEnv:
-    """`env` with each action applied `times` times, or until it is done; rewards are summed, and the rest of the state is
-    that after the last inner step."""
+    """`env` with each action applied `times` times, or until it is done. Rewards are summed; all else in the state is from
+    the last inner step."""
 
     def __init__(self, env: Env, times: int) -> None:
         self.env, self.times = env, times
@@ -126,11 +126,11 @@ class RepeatedEnv:
         return self.env.action_size
 
     def reset(self, rng: Key) -> Any:
-        """A first state."""
+        """The first state of an episode."""
         return self.env.reset(rng)
 
     def step(self, state: Any, action: Action) -> Any:
-        """The state `times` control steps later."""
+        """The state after `times` control steps."""
 
         def once(state: Any, i: Int[Array, ""]) -> tuple[Any, Float[Array, ""], Bool[Array, ""]]:
             state = jax.tree.map(typed, self.env.step(state, action))
@@ -141,7 +141,7 @@ class RepeatedEnv:
 
 
 def unrepeated(env: Any) -> Any:
-    """The environment whose actions are repeated, or `env` itself."""
+    """The environment inside all `RepeatedEnv` wrappers, or `env` itself without one."""
     while isinstance(env, RepeatedEnv):
         env = env.env
     return env
@@ -153,7 +153,7 @@ def _fold(
     times: int,
     limit: Int[Array, ""],
 ) -> tuple[PyTree, Float[Array, ""], Bool[Array, ""]]:
-    """(state, sum of rewards, whether it ended) of `once` up to `times` times, until it ends or `limit` is reached."""
+    """Apply `once` up to `times` times, until it ends or `limit` is reached. Returns (state, sum of rewards, ended)."""
 
     def body(i: Int[Array, ""], loop: tuple[PyTree, Array, Array]) -> tuple[PyTree, Array, Array]:
         state, total, ended = loop
@@ -162,5 +162,5 @@ def _fold(
         state = jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), after, state)
         return state, jnp.where(goes_on, total + reward, total), ended | (goes_on & over)
 
-    # A loop of fixed length can be differentiated, unlike one that stops.
+    # A loop of fixed length can be differentiated in reverse mode; a `while_loop` cannot.
     return jax.lax.fori_loop(0, times, body, (state, jnp.zeros(()), jnp.zeros((), bool)))

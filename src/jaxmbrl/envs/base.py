@@ -1,4 +1,4 @@
-"""Environments in the Brax interface, and how one becomes a `Task`."""
+"""Environments in the Brax interface, and their conversion to a `Task`."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from jaxmbrl.core.types import Action, Env, Features, Key, PyTree, Task, Transit
 
 
 class State(struct.PyTreeNode):
-    """State of an environment, with the fields of Brax's. Its leaves are arrays, or whatever tree functions put in their
-    place (`jax.eval_shape`, axes of a vmap), so no field is annotated as an array."""
+    """State of an environment, with the same fields as in Brax. The leaves are arrays, but tree functions may replace them
+    (`jax.eval_shape`, the axes of a vmap), so no field is annotated as an array."""
 
     pipeline_state: PyTree
     """The simulator's state."""
     obs: PyTree
-    """An element of the observation space: [O], or as `make_task` is given."""
+    """An element of the observation space: [O], or of the space that `make_task` was given."""
     reward: PyTree
     """[]."""
     done: PyTree
-    """[]; 1.0 where the task terminated, never for a time limit."""
+    """[]; 1.0 if the task terminated, never because of a time limit."""
     metrics: dict[str, Any]
     info: dict[str, Any]
 
 
 def initial_state(pipeline_state: PyTree, obs: Shaped[Array, "..."], metrics: dict[str, Any] | None = None) -> State:
-    """An episode's first state: reward 0, not done."""
+    """The first state of an episode, with reward 0 and not done."""
     return State(
         pipeline_state=pipeline_state, obs=obs, reward=jnp.zeros(()), done=jnp.zeros(()), metrics=metrics or {}, info={}
     )
@@ -49,16 +49,16 @@ def make_task(
     features: Features | None = None,
     observation: Space | None = None,
 ) -> Task:
-    """A `Task` from an environment. Its World's carry is (State, steps since the start); its origin is a `State`.
+    """Make a `Task` from an environment. The carry of its World is (State, steps since the start); its origin is a `State`.
 
-    `observation` is the space of `State.obs` where it is not a vector of `env.observation_size` floats: `Discrete(n)` for
-    int32 scalars, `Box((H, W, C), 0, 255, "uint8")` for images. `action` is the space of actions where it is not the box
-    [-1, 1] of `env.action_size`. `reward(obs, action, next_obs)` and `terminated(next_obs)` are given where the observation
-    determines them; `features` says how a dynamics model encodes the observation, where not as it is. `State.done` means
-    terminated; a step that Brax marks by `truncation` in `State.info` only ran out of time.
+    Give `observation` if `State.obs` is not a vector of `env.observation_size` floats: `Discrete(n)` for int32 scalars,
+    `Box((H, W, C), 0, 255, "uint8")` for images. Give `action` if the action space is not the box [-1, 1] of
+    `env.action_size`. Give `reward(obs, action, next_obs)` and `terminated(next_obs)` if the observation determines them.
+    Give `features` if a dynamics model should encode the observation. `State.done` means terminated, except in a step with
+    `truncation` in `State.info`, Brax's mark of a time limit.
 
-    Raises UserError where a size that is needed is not a number, as for environments with several observations, and, at the
-    first reset, where the environment is one of Brax's that resets by itself.
+    Raises UserError if a required size is not a number, as for environments with several observations; and, at the first
+    reset, if the environment is a Brax environment that resets itself.
     """
     observation = observation or Box((_size(name, env, "observation_size"),))
     action = action or Box((_size(name, env, "action_size"),), -1.0, 1.0)
@@ -71,7 +71,7 @@ def make_task(
 
     def step(carry: tuple[Any, Int[Array, ""]], action: Action, key: Key) -> tuple[Any, Transition]:
         state, elapsed = carry
-        # A copy of its containers, since Brax's environments update `info` and `metrics` in place.
+        # Copy the containers, because Brax's environments update `info` and `metrics` in place.
         successor = jax.tree.map(typed, env.step(jax.tree.map(lambda leaf: leaf, state), action))
         ended = _ended(successor)
         transition = Transition(
@@ -109,8 +109,8 @@ def never(next_observation: Float[Array, "*n O"]) -> Bool[Array, "*n"]:
 
 
 def vector_sizes(task: Task, method: str) -> tuple[int, int]:
-    """(length of an observation, length of an action) for a method that takes vectors of floats. Raises UserError where the
-    task has another space."""
+    """(length of an observation, length of an action) for a method that needs vectors of floats. Raises UserError if the
+    task has other spaces."""
     for what, space in (("observations", task.observation), ("actions", task.action)):
         if not isinstance(space, Box) or not space.is_vector:
             raise UserError(f"{method} takes vectors, and the {what} of task '{task.name}' are {space}: take another task")
@@ -118,14 +118,15 @@ def vector_sizes(task: Task, method: str) -> tuple[int, int]:
 
 
 def typed(leaf: Any) -> Array:
-    """`leaf` as an array without a weak type: a Python number in a state would change its dtype at the first step."""
+    """`leaf` as an array without a weak type. A Python number in a state would otherwise change its type at the first
+    step."""
     array = jnp.asarray(leaf)
     # Arrays of keys have no weak type.
     return jax.lax.convert_element_type(array, array.dtype) if getattr(array, "weak_type", False) else array
 
 
 def _size(name: str, env: Env, what: str) -> int:
-    """The environment's `observation_size` or `action_size`. Raises UserError where it is not the length of a vector."""
+    """The environment's `observation_size` or `action_size`. Raises UserError if it is not the length of a vector."""
     size = getattr(env, what)
     if not isinstance(size, numbers.Integral) or size < 1:
         raise UserError(f"task '{name}': the environment's {what} must be the length of one vector, got {size!r}")

@@ -1,4 +1,4 @@
-"""A checker of tasks: tests what algorithms rely on, before training."""
+"""A checker for tasks: tests, before training, the properties that algorithms rely on."""
 
 from __future__ import annotations
 
@@ -27,17 +27,20 @@ POLICIES = (
 
 
 def check(task: Task, seed: int = 0) -> None:
-    """Test `task`: raise UserError with all problems found, in one line, or return None.
+    """Test `task`. Raises UserError with all problems found, in one line; returns None if there are none.
 
-    Checked are: the spaces of observations and actions; shapes and dtypes of what reset and step return, and that a step
-    keeps those of the carry, so that it can be scanned; that reset and step depend on their arguments alone, leave them
-    unchanged, and give the same under jit, scan and vmap; over rollouts of `episode_length + 1` steps (2,000 at most), with
-    random actions and actions at the bounds: that observations and rewards are finite and within their space, that `done`
-    is 0 or 1 and never for a time limit, that the task truncates at `episode_length`, that nothing resets by itself; and
-    that the task's known `reward` and `terminated` agree with the steps, on a row and on rows [N, ...] and [M, N, ...].
+    The checks are:
 
-    Whether an environment resets by itself, or ends for a time limit, is inferred from these rollouts. Where they do not
-    show it, as where none of them terminates, the task passes.
+    - the observation and action spaces are valid;
+    - reset and step return the right shapes and dtypes, and a step keeps those of the carry, so that it can be scanned;
+    - reset and step depend on their arguments alone, leave them unchanged, and give the same under jit, scan and vmap;
+    - in rollouts of `episode_length + 1` steps (at most 2,000), with random actions and actions at the bounds: observations
+      and rewards are finite and within their space, `done` is 0 or 1 and not set by a time limit, the task truncates at
+      `episode_length`, and the environment does not reset itself;
+    - the task's known `reward` and `terminated` agree with the steps, for one row and for rows [N, ...] and [M, N, ...].
+
+    Whether an environment resets itself, or ends because of a time limit, is inferred from the rollouts. If they do not
+    show it, for example because none of them terminates, the task passes.
     """
     stages: tuple[tuple[str, Callable[[Task, Key], list[str]]], ...] = (
         ("reading its spaces", _check_spaces),
@@ -77,7 +80,7 @@ def _is_discrete(space: Any) -> bool:
 
 
 def _is_box(space: Any) -> bool:
-    """Whether it is a Box of floats or integers with sizes of at least 1 and ordered bounds."""
+    """Whether `space` is a Box of floats or integers with sizes of at least 1 and ordered bounds."""
     if not isinstance(space, Box) or not all(size >= 1 for size in space.shape) or not space.low < space.high:
         return False
     try:
@@ -91,15 +94,15 @@ def _dtype(space: Space) -> np.dtype[Any]:
 
 
 def _fits(space: Box) -> bool:
-    """Whether the bounds are whole numbers of the box's integer dtype."""
+    """Whether the bounds are whole numbers within the range of the box's integer dtype."""
     limits = np.iinfo(_dtype(space))
     return all(limits.min <= bound <= limits.max and float(bound).is_integer() for bound in (space.low, space.high))
 
 
 def _check_a_step(task: Task, key: Key) -> list[str]:
-    """Without jit, where state kept in Python would show."""
+    """Check a reset and a step without jit, which reveals state that is kept in Python."""
     reset_key, action_key, step_key = jax.random.split(key, 3)
-    # An accelerator may sum in another order each time.
+    # An accelerator may sum in a different order each time.
     tolerance = 0.0 if jax.default_backend() == "cpu" else _tolerance()
     carry = task.world.reset(reset_key)
     problems = _differences(
@@ -127,7 +130,7 @@ def _check_a_step(task: Task, key: Key) -> list[str]:
 
 
 def _changed_kinds(carry: Carry, successor: Carry) -> list[str]:
-    """What a scan would refuse."""
+    """Changes of the carry that `jax.lax.scan` does not allow."""
     before, after = _kinds(carry), _kinds(successor)
     problems = [f"step drops carry{path}: keep it, a scan needs it" for path in before if path not in after]
     problems += [f"step adds carry{path}: let reset return it too" for path in after if path not in before]
@@ -143,7 +146,7 @@ def _changed_kinds(carry: Carry, successor: Carry) -> list[str]:
 
 
 def _row_kinds(task: Task, row: Transition) -> list[str]:
-    """Shapes and dtypes of one transition, against the task's spaces."""
+    """Check shapes and dtypes of one transition against the task's spaces."""
     flag = jnp.zeros((), bool)
     expected = Transition(
         task.observation.zeros(), task.action.zeros(), jnp.zeros(()), task.observation.zeros(), flag, flag
@@ -168,15 +171,15 @@ def _check_compiled(task: Task, key: Key) -> list[str]:
 
 
 class _Rollouts(NamedTuple):
-    """Rollouts [ROWS, T, ...]; row r uses policy r mod 4, and the second half of the rows is reset at ends."""
+    """Rollouts [ROWS, T, ...]. Row r uses policy r mod 4; the second half of the rows is reset when an episode ends."""
 
     rows: Transition
     done: Shaped[np.ndarray, "R T"]
-    """The environment's own mark, where it can be seen, else `rows.terminated`."""
+    """The environment's own `done` if it is accessible, else `rows.terminated`."""
     alive: Bool[np.ndarray, "R T"]
-    """Not after an end that was not followed by a reset."""
+    """False for steps after an end that no reset followed."""
     elapsed: Int[np.ndarray, "R T"]
-    """Steps since the start, this one included."""
+    """Steps since the start of the episode, this one included."""
 
 
 def _check_rollouts(task: Task, key: Key) -> list[str]:
@@ -197,8 +200,8 @@ def _check_rollouts(task: Task, key: Key) -> list[str]:
 def _play(
     task: Task, keys: Key, actions: Shaped[Array, "T ..."], resets: Bool[Array, ""]
 ) -> tuple[Transition, Shaped[Array, "T"]]:
-    """(transitions, the environment's done) of a rollout with the given actions, with or without resets at ends; of the
-    keys [T + 1, 2] the first row is the start's, the others are those of a step and of the reset after it."""
+    """(transitions, the environment's done) of a rollout with the given actions, with or without resets when an episode
+    ends. Of the keys [T + 1, 2] the first row is for the start; each other row is for a step and for the reset after it."""
 
     def step(carry: Carry, turn: tuple[Any, Any]) -> tuple[Carry, tuple[Transition, Array]]:
         (step_key, again_key), action = turn
@@ -213,7 +216,7 @@ def _play(
 
 
 def _one_by_one(task: Task, keys: Key, actions: Shaped[Array, "R T ..."], rows: Transition) -> list[str]:
-    """The first two steps of two rows, played alone."""
+    """Check the first two steps of two rows, computed without vmap, against the batch."""
     reset, step = jax.jit(task.world.reset), jax.jit(task.world.step)
     for r in range(2):
         carry = reset(keys[r, 0, 0])
@@ -234,7 +237,7 @@ def _one_by_one(task: Task, keys: Key, actions: Shaped[Array, "R T ..."], rows: 
 
 
 def _actions(space: Space, length: int, key: Key) -> Shaped[Array, "R T ..."]:
-    """Actions of each policy, in turn."""
+    """Actions of the rows; row r uses policy r mod 4."""
     uniform_key, switch_key = jax.random.split(key)
     shape = (ROWS // 4, length, *space.shape)
     turns = (ROWS // 4, -(-length // HOLD), *space.shape)
@@ -290,12 +293,12 @@ def _ends(task: Task, rollouts: _Rollouts) -> list[str]:
     if (first == first[0]).all() and first[0] > 1:
         return [
             f"every episode terminates at step {first[0]}, whatever its actions, as for a time limit: done must be for "
-            "terminations alone, and the time limit is the task's episode_length"
+            "terminations only; give the time limit as the task's episode_length"
         ]
     truncated = rows.truncated & alive
     both = truncated & rows.terminated
     if both.any():
-        return [f"a step is terminated and truncated {_where(rollouts, both)}: a time limit on a termination is none"]
+        return [f"a step is terminated and truncated {_where(rollouts, both)}: a terminated step must not be truncated"]
     early = truncated & (rollouts.elapsed < limit)
     if early.any():
         return [f"a step is truncated {_where(rollouts, early)}, before the episode_length of {limit}"]
@@ -312,7 +315,7 @@ def _resets(task: Task, rollouts: _Rollouts) -> list[str]:
     torn = _apart(observation[:, 1:], successor[:, :-1]) & alive[:, :-1] & (kept | ~ended[:, :-1])
     if torn.any():
         where = _where(rollouts, np.pad(torn, ((0, 0), (0, 1))))
-        return [f"the world does not go on from the next_observation {where}: it must not reset by itself"]
+        return [f"the world does not continue from the next_observation {where}: it must not reset by itself"]
     terminated, going = rows.terminated & alive, alive & ~ended
     if terminated.sum() < 3 or not going.any():
         return []
@@ -335,14 +338,14 @@ def _resets(task: Task, rollouts: _Rollouts) -> list[str]:
 
 
 def _apart(a: Shaped[np.ndarray, "R T O"], b: Shaped[np.ndarray, "R T O"]) -> Bool[np.ndarray, "R T"]:
-    """Where two observations differ: floats by more than rounding, since a compiled program may compute a number twice."""
+    """Where two observations differ. Floats may differ by rounding, because a compiled program may compute them twice."""
     if a.dtype.kind != "f":
         return (a != b).any(-1)
     return (np.abs(a - b) > _tolerance() * (1 + np.abs(b))).any(-1)
 
 
 def _known(task: Task, rows: Transition) -> list[str]:
-    """The task's functions of the observation, on one row, on rows [N, ...] and on rows [1, N, ...]."""
+    """Check the task's known functions of the observation on one row, on rows [N, ...] and on rows [1, N, ...]."""
     problems = []
     for what in ("reward", "terminated"):
         known = getattr(task, what)
@@ -386,7 +389,7 @@ def _kinds(tree: PyTree) -> dict[str, str]:
 
 
 def _copied(leaf: Any) -> Any:
-    # Of an array that NumPy could write to, a copy; JAX's own don't change.
+    # Copy NumPy arrays, which can be changed in place; JAX's cannot.
     return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
 
@@ -401,7 +404,7 @@ def _tolerance() -> float:
 
 
 def _differences(expected: PyTree, seen: PyTree, tolerance: float, problem: str) -> list[str]:
-    """`problem` with the first path at which two trees differ by more than `tolerance` of the leaf's largest number."""
+    """`problem` with the first path at which two trees differ by more than `tolerance` times the leaf's largest number."""
     first, second = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (expected, seen))
     if list(first) != list(second):
         return [problem.format(path="") + ": their containers differ"]

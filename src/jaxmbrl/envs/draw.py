@@ -1,7 +1,7 @@
-"""The process that `rendering.Drawer` starts: frames of a MuJoCo model at positions that it is told.
+"""The process that `rendering.Drawer` starts. It renders frames of a MuJoCo model at given positions.
 
-It reads nq float64 numbers from standard input and writes a frame of height x width x 3 bytes to standard output, again and
-again, until the input ends. It is run as a file, so that nothing but MuJoCo is imported.
+In a loop, until the input ends, it reads nq float64 numbers from standard input and writes a frame of height x width x 3
+bytes to standard output. It is run as a file, so that only MuJoCo is imported.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ ELEVATION, DOWN = -15.0, -45.0  # degrees
 
 
 def camera(mujoco: Any, model: Any) -> Any:
-    """The camera to look through (`mujoco.MjvCamera`).
+    """The camera for the frames (`mujoco.MjvCamera`).
 
-    It is the model's first camera that follows a body. Where there is none, it is one from the side, 1.5 times the model's
-    extent away, that follows the body of the first joint where that slides or floats in the world. Where that does not, it
-    looks down on all that is no plane.
+    It is the model's first camera that follows a body. Without one, and if the first joint lets its body slide or float in
+    the world, it is a camera at the side that follows this body, 1.5 times the model's extent away. Otherwise it looks down
+    on everything except planes.
     """
-    # MuJoCo's members are not equal to NumPy's numbers.
+    # MuJoCo's enum members do not compare equal to NumPy numbers.
     following = (int(mujoco.mjtCamLight.mjCAMLIGHT_TRACK), int(mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM))
     found = mujoco.MjvCamera()
     for index in range(model.ncam):
@@ -45,8 +45,8 @@ def camera(mujoco: Any, model: Any) -> Any:
 
 
 def main(file: str, width: int, height: int) -> None:
-    """Draw frames of the model in `file`, a binary of MuJoCo's, until the input ends."""
-    # Whatever a library prints would be taken for a picture.
+    """Draw frames of the model in `file`, in MuJoCo's binary format, until the input ends."""
+    # Output that a library prints must not be read as a frame.
     frames = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
 
@@ -58,8 +58,8 @@ def main(file: str, width: int, height: int) -> None:
     with mujoco.Renderer(model, height, width) as renderer:
         seen = camera(mujoco, model)
         size = 8 * model.nq
-        while len(told := sys.stdin.buffer.read(size)) == size:
-            data.qpos[:] = np.frombuffer(told)
+        while len(received := sys.stdin.buffer.read(size)) == size:
+            data.qpos[:] = np.frombuffer(received)
             mujoco.mj_forward(model, data)
             renderer.update_scene(data, seen)
             frames.write(renderer.render().tobytes())

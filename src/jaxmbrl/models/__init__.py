@@ -1,4 +1,4 @@
-"""Dynamics models: a fitted model is a `World`."""
+"""Dynamics models. A fitted model is used as a `World`."""
 
 from jaxmbrl.models import ensemble
 from jaxmbrl.models.ensemble import EnsembleConfig, EnsembleState

@@ -30,12 +30,12 @@ from jaxmbrl.rollout import rollout
 
 
 class Imagined(NamedTuple):
-    """Imagined transitions, and the rule's memory."""
+    """Imagined transitions, and the state of the rule that filters them."""
 
     buffer: Replay
     thresholds: Thresholds
     stored: Int[Array, "rounds"]
-    """Rows stored by each of the last calls of `branch`, the latest first."""
+    """Number of rows stored by each of the last calls of `branch`, the latest first."""
 
 
 class _Progress(NamedTuple):
@@ -46,18 +46,18 @@ class _Progress(NamedTuple):
     alive: Bool[Array, "N"]
     """Branches that have not ended."""
     steps: Float[Array, ""]
-    """Steps of all branches before their ends."""
+    """Steps of all branches before they ended."""
     stored: Float[Array, ""]
     """Rows stored."""
     disagreement: Float[Array, ""]
     """Sum over those steps."""
     nonfinite: Float[Array, ""]
-    """Rows left out because a number in them was not finite."""
+    """Rows dropped because a number in them was not finite."""
 
 
 def init(row: Transition, capacity: int, lifetime: int, config: TrustConfig) -> Imagined:
-    """An empty buffer for `capacity` rows like `row`. Where the rule lets rows expire, they do after `lifetime` calls of
-    `branch`."""
+    """An empty buffer for `capacity` rows like `row`. With a rule that drops old rows, rows are dropped after `lifetime`
+    calls of `branch`."""
     return Imagined(replay.init(row, capacity), trust.init(config), jnp.zeros(lifetime, jnp.int32))
 
 
@@ -74,10 +74,9 @@ def branch(
     """Roll out a learned `world` under `policy` from the rows `origin` for at most `length` steps, and store the rows that
     `rule` keeps in the buffer of `imagined`.
 
-    A branch ends after a step that terminates, which is stored as such, where the rule ends it, or where a number is not
-    finite: that row is left out and counted as `imagine/broken`. A predicted probability of termination is sampled. The
-    length may be traced. Where the rule needs the disagreement, the policy must return it as its extras
-    (`with_disagreement`).
+    A branch ends after a step that terminates (which is stored as such), when the rule ends it, or at a number that is not
+    finite: such a row is dropped and counted as `imagine/broken`. A predicted probability of termination is sampled.
+    `length` may be traced. If the rule needs the disagreement, the policy must return it as extras (`with_disagreement`).
 
     Returns (imagined, metrics).
     """
@@ -122,8 +121,8 @@ def branch(
 
 
 def with_disagreement(policy: Policy, rule: Trust, model: DynamicsModel, state: PyTree) -> Policy:
-    """`policy`, which must have no memory, with the members' disagreement [N] about the outcome of its actions as extras;
-    unchanged where the rule needs none."""
+    """`policy`, which must have no memory, with the members' disagreement [N] about the outcome of its actions as extras.
+    If the rule needs no disagreement, `policy` itself."""
     measure = rule.disagreement
     if measure is None:
         return policy

@@ -1,19 +1,19 @@
 """Measures of the members' disagreement about a step, and rules that filter imagined rows by it.
 
-- `always`: every row is kept until its branch terminates, as in MBPO.
+- `always`: all rows are kept until their branch terminates, as in MBPO.
 - `macura`: a branch ends at the first step whose disagreement is not below a threshold, and that step is not kept
   (Frauenknecht et al., Trust the model where it trusts itself, arXiv 2405.19014). The disagreement is the mean over pairs
   of members of the geometric Jensen-Shannon divergence of their Gaussians, the threshold `scale` times the `percentile`
   of the first step's disagreement over the start rows, averaged over the last `rounds` refits, the present one included.
-  As it may keep few rows, old ones expire with time.
+  Since it may keep few rows, rows are dropped after some refits even if the buffer is not full.
 - `m2ac`: at step h of K, the share (K - h) / (2 (K + 1)) of the rows that have not terminated is kept, those with the least
-  disagreement, or half of them where K is 1; `penalty` times its disagreement is subtracted from each reward, and no branch
-  ends for it (Pan et al., arXiv 2010.04893). The disagreement is the Kullback-Leibler divergence of a member's Gaussian
-  from the one with the moments of all others' mixture.
+  disagreement, or half of them if K is 1; `penalty` times its disagreement is subtracted from each reward, and the rule
+  ends no branch (Pan et al., arXiv 2010.04893). The disagreement is the Kullback-Leibler divergence of a member's Gaussian
+  from the Gaussian with the moments of the mixture of all others.
 
 Differences: M2AC takes the divergence of the one member that the row was sampled from; here it is the mean over all
-members, each of which may be sampled; and only rows that have not terminated are ranked, where its code ranks all. Both
-measures are the same in any units of the predicted numbers.
+members, each of which may be sampled; and only rows that have not terminated are ranked, whereas its code ranks all. Both
+measures are independent of the units of the predicted numbers.
 """
 
 from __future__ import annotations
@@ -70,20 +70,20 @@ class Trust(NamedTuple):
     """A rule that filters imagined rows."""
 
     disagreement: Callable[[Float[Array, "E N D"], Float[Array, "E N D"]], Float[Array, "N"]] | None
-    """(means, variances) of the members -> nats; None where the rule needs none."""
+    """(means, variances) of the members -> disagreement in nats; None if the rule does not use it."""
     apply: Callable[[Thresholds, Float[Array, "N"], Bool[Array, "N"], Int[Array, ""], Int[Array, ""] | int], Filter]
-    """(thresholds, disagreement, alive, number of the step, length of the branches) -> Filter."""
+    """(thresholds, disagreement, alive, index of the step, length of the branches) -> Filter."""
     expires: bool = False
-    """Whether stored rows are dropped with time, even where there is room."""
+    """Whether old rows are dropped even if the buffer is not full."""
 
 
 def init(config: TrustConfig) -> Thresholds:
-    """No threshold yet."""
+    """Thresholds before the first refit."""
     return Thresholds(jnp.zeros(config.rounds), jnp.zeros((), jnp.int32))
 
 
 def make(config: TrustConfig) -> Trust:
-    """The rule that `config` names."""
+    """The rule selected by `config`."""
 
     def always(thresholds: Thresholds, disagreement: Array, alive: Array, i: Array, length: Array | int) -> Filter:
         return Filter(alive, alive, 0.0, thresholds)
@@ -119,7 +119,7 @@ def pairwise(mean: Float[Array, "E N D"], variance: Float[Array, "E N D"]) -> Fl
     """The mean over unordered pairs of the members' `geometric_jensen_shannon` divergences, in nats."""
     pairs = jnp.array(list(combinations(range(mean.shape[0]), 2)))
 
-    # One pair at a time: all at once would need 21 arrays where the seven members' predictions are 7.
+    # One pair at a time, to save memory: seven members have 21 pairs.
     def add(i: Int[Array, ""], total: Float[Array, "N"]) -> Float[Array, "N"]:
         a, b = pairs[i]
         return total + geometric_jensen_shannon(mean[a], variance[a], mean[b], variance[b])
@@ -140,7 +140,7 @@ def geometric_jensen_shannon(
 
         (difference of means)^2 / (2 (v + w)) + log((v + w) / (2 sqrt(v w)))
 
-    A dimension in which neither varies contributes nothing.
+    A dimension with variance 0 in both contributes nothing.
     """
     still = (variance == 0) & (other == 0)
     v, w = jnp.where(still, 1.0, variance), jnp.where(still, 1.0, other)
@@ -149,12 +149,12 @@ def geometric_jensen_shannon(
 
 
 def one_against_rest(mean: Float[Array, "E N D"], variance: Float[Array, "E N D"]) -> Float[Array, "N"]:
-    """The mean over members of the Kullback-Leibler divergence of the member's Gaussian from the one that has the mean and
-    the variance of all others' mixture, in nats (M2AC, arXiv 2010.04893, section 4.2)."""
+    """The mean over members of the Kullback-Leibler divergence of the member's Gaussian from the Gaussian with the mean and
+    the variance of the mixture of all others, in nats (M2AC, arXiv 2010.04893, section 4.2)."""
     others = mean.shape[0] - 1
 
     def divergence(e: Int[Array, ""]) -> Float[Array, "N"]:
-        # Relative to the member's own mean, so that what members agree on cancels exactly.
+        # Relative to the member's own mean, so that a common offset of the means cancels exactly.
         apart = mean - mean[e]
         rest = jnp.sum(apart, axis=0) / others
         spread = (jnp.sum(variance, axis=0) - variance[e] + jnp.sum((apart - rest) ** 2, axis=0) - rest**2) / others

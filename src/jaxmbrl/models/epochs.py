@@ -1,7 +1,7 @@
 """Epochs of training an ensemble: holdout, bootstraps, shuffled minibatches, early stopping.
 
-The number of valid rows is traced throughout, and the work of an epoch grows with it and not with the buffer's capacity.
-Nothing here depends on what the members are.
+The number of valid rows is traced throughout. The cost of an epoch grows with this number, not with the buffer's capacity.
+Nothing here depends on the kind of model.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from jaxmbrl.core.types import Key, PyTree
 
 ROUNDS = 6
 IMPROVEMENT = 0.01
-"""The share of its best holdout error by which a member must fall below it to have improved."""
+"""Relative decrease of a member's best holdout error that counts as an improvement."""
 
 
 class Split(NamedTuple):
-    """A random split of the valid rows among C."""
+    """A random split of the valid rows of a buffer with C rows."""
 
     order: Int[Array, "C"]
     """Row numbers: first the holdout, then the training rows, then the rows that are not valid."""
@@ -60,16 +60,15 @@ def bootstrap(key: Key, split: Split, members: int) -> Int[Array, "E C"]:
 def draw_shuffles(key: Key, members: int, capacity: int, count: Int[Array, ""]) -> Int[Array, "E rounds side"]:
     """One random permutation of range(count) for each member, in the form that `shuffled` reads.
 
-    To sort random numbers would cost a sort of the whole capacity every epoch. Instead a permutation is a Feistel network
-    of random functions on a square of at least `count` cells (Black and Rogaway, Ciphers with arbitrary finite domains,
-    2002).
+    Sorting random numbers would sort the whole capacity in every epoch. Instead, a permutation is a Feistel network of
+    random functions on a square of at least `count` cells (Black and Rogaway, Ciphers with arbitrary finite domains, 2002).
     """
     bits = jax.random.bits(key, (members, ROUNDS, math.isqrt(capacity) + 2), jnp.uint32)
     return (bits % _side(count).astype(jnp.uint32)).astype(jnp.int32)
 
 
 def shuffled(table: Int[Array, "rounds side"], position: Int[Array, "B"], count: Int[Array, ""]) -> Int[Array, "B"]:
-    """Where one of `draw_shuffles`'s permutations takes each position in range(count)."""
+    """The image of each position in range(count) under a permutation from `draw_shuffles`."""
     side = _side(count)
 
     def permute(cell: Int[Array, "B"]) -> Int[Array, "B"]:
@@ -82,13 +81,13 @@ def shuffled(table: Int[Array, "rounds side"], position: Int[Array, "B"], count:
         cell = jnp.where(place[1], permute(place[0]), place[0])
         return cell, cell >= count
 
-    # A cell beyond `count` is permuted again until it is below: cycles close, so this is a permutation of range(count).
+    # A cell at or above `count` is permuted again until it is below: cycles close, so this permutes range(count).
     start = position, jnp.ones(position.shape, bool)
     return jax.lax.while_loop(lambda place: jnp.any(place[1]), walk, start)[0]
 
 
 def _side(count: Int[Array, ""]) -> Int[Array, ""]:
-    # One more cell a side for rounding up, one for the root's own rounding.
+    # One more cell per side for rounding up, and one for the rounding error of the root.
     return jnp.floor(jnp.sqrt(count.astype(float))).astype(jnp.int32) + 2
 
 
@@ -98,7 +97,7 @@ def minibatch(
     """(row numbers, mask of valid ones) of an epoch's minibatch `number` for each member, from the first `count` of its
     `rows`.
 
-    The last minibatch of an epoch may be partial: its surplus places repeat a row and are not valid.
+    The last minibatch of an epoch may be partial: its surplus entries repeat a row and are not valid.
     """
     count = jnp.maximum(count, 1)
     position = (number * size + jnp.arange(size)).astype(jnp.int32)
@@ -107,18 +106,18 @@ def minibatch(
 
 
 class EarlyStopping(NamedTuple):
-    """State of a training with early stopping."""
+    """State of training with early stopping."""
 
     training: PyTree
-    """What the epochs change."""
+    """State that an epoch updates."""
     best: PyTree
     """Leaves [E, ...]: each member's weights at its best score."""
     score: Float[Array, "E"]
-    """Each member's best score; infinite before its first."""
+    """Each member's best score; infinite before the first."""
     epochs: Int[Array, ""]
     """Epochs so far."""
     stale: Int[Array, ""]
-    """Epochs in a row in which no member improved."""
+    """Consecutive epochs without improvement of any member."""
 
 
 def train_with_early_stopping(
@@ -131,12 +130,13 @@ def train_with_early_stopping(
     patience: int,
     max_epochs: int,
 ) -> EarlyStopping:
-    """Repeat `epoch(training, number)` until more than `patience` epochs in a row improve no member, at most `max_epochs`.
+    """Repeat `epoch(training, number)` at most `max_epochs` times, until more than `patience` epochs in a row improve no
+    member.
 
     After each epoch `score(training)` [E] is compared with each member's best score: a member more than 1 % below it has
-    improved, and its `weights(training)` [E, ...] are kept. With patience 5 the sixth epoch in a row without improvement is
-    the last, as in MBPO's code. A score that is not finite is no improvement. Where `has_holdout` is false, scores are
-    ignored: all epochs are run and the last weights are kept.
+    improved, and its `weights(training)` [E, ...] are kept. With patience 5, training stops after the sixth consecutive
+    epoch without improvement, as in MBPO's code. A score that is not finite is no improvement. If `has_holdout` is false,
+    scores are ignored: all epochs are run and the last weights are kept.
     """
 
     def unfinished(search: EarlyStopping) -> Bool[Array, ""]:

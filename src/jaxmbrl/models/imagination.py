@@ -37,11 +37,11 @@ class Trajectory(NamedTuple):
 
 @jax.named_scope("imagine")
 def imagine(world: World, policy: Policy, origin: PyTree, key: Key, length: int, rematerialize: bool = False) -> Trajectory:
-    """`length` steps of a learned `world` from rows `origin` [B, O], or whatever B rows its `start` takes, under a policy
-    without memory whose extras [B] are the entropy bonus (`ActorCritic.policy_with_entropy`).
+    """`length` steps of a learned `world` from rows `origin`, [B, O] or B rows of another type that its `start` accepts.
+    The policy must have no memory; its extras [B] are the entropy bonus (`ActorCritic.policy_with_entropy`).
 
-    Noise and actions are reparameterised: it can be differentiated in the policy's parameters and in `origin`. With
-    `rematerialize` the backward pass computes each step again and stores only the states of the forward pass.
+    Noise and actions are reparameterised, so the trajectory is differentiable in the policy's parameters and in `origin`.
+    With `rematerialize` only the states of the forward pass are stored, and the backward pass recomputes each step.
     """
     if rematerialize:
         world = world._replace(step=jax.checkpoint(world.step))
@@ -52,7 +52,7 @@ def imagine(world: World, policy: Policy, origin: PyTree, key: Key, length: int,
 
 
 def after(batch: Transition, imagined: Trajectory) -> Trajectory:
-    """The real steps of a `batch` [B], with an entropy bonus of 0, followed by the `imagined` steps from their ends."""
+    """The real steps of a `batch` [B], with an entropy bonus of 0, then the `imagined` steps from their successors."""
     first = (batch.observation, batch.action, batch.reward, jnp.zeros_like(batch.reward), batch.terminated)
     real = Trajectory(*first, batch.next_observation)
     return jax.tree.map(lambda step, steps: jnp.concatenate([step[None], steps]), real, imagined)

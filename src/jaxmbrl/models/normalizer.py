@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 SMALLEST_STD = 1e-12
-"""A column that varies less is only shifted, as in PETS (arXiv 1805.12114), and shifted back to a constant."""
+"""A column with a smaller standard deviation is only shifted, as in PETS (arXiv 1805.12114). Denormalising it returns a
+constant."""
 
 
 class Normalizer(NamedTuple):
-    """Mean and standard deviation of each column, in its units."""
+    """Mean and standard deviation of each column, in the column's units."""
 
     mean: Float[Array, "*e d"]
     std: Float[Array, "*e d"]
@@ -27,7 +28,7 @@ def measure(rows: Float[Array, "c d"], mask: Bool[Array, "c"]) -> Normalizer:
     """Mean and population standard deviation of the rows where `mask` is true.
 
     The moments are taken about one of the rows, so that a constant column has a std of exactly 0 in any precision.
-    No row at all gives a std of 0, too.
+    Without any row the std is 0, too.
     """
     count = jnp.maximum(jnp.sum(mask), 1)
     origin = rows[jnp.argmax(mask)]
@@ -45,7 +46,7 @@ def normalize(normalizer: Normalizer, x: Float[Array, "*n d"]) -> Float[Array, "
 def denormalize(normalizer: Normalizer, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
     """From normalised units to the rows'.
 
-    A column that did not vary comes back as its constant, whatever x: a planner would otherwise exploit a model's small
-    errors about a constant reward.
+    A column that did not vary is returned as its constant, for any x: otherwise a planner would exploit small errors of the
+    model in a constant reward.
     """
     return x * normalizer.std + normalizer.mean

@@ -2,14 +2,14 @@
 
 With mean m_e and variance v_e of member e at the row, a step of a row samples from
 
-    ts1, tsinf          N(m_e, v_e), e being the row's member, chosen anew at every step (ts1) or never (tsinf)
+    ts1, tsinf          N(m_e, v_e), where e is the row's member, which changes at every step (ts1) or never (tsinf)
     distribution        N(mean_e m_e, mean_e v_e + var_e m_e)
-    moment_matching     as distribution; then all rows anew from the diagonal Gaussian of the block's next observations
+    moment_matching     as distribution; then all rows are resampled from the diagonal Gaussian of the next observations
     expectation         mean_e m_e itself
 
 The first two cost one network evaluation a row, the others one for each member and row. Difference: moment matching refits
-the next observations, where PETS's code refits their changes; there each row keeps the spread that the rows had before the
-step, and the distribution of the particles is not Gaussian.
+the next observations, whereas PETS's code refits their changes; there the spread of the rows before the step remains, and
+the distribution of the particles is not Gaussian.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Propagation: TypeAlias = Literal["ts1", "tsinf", "expectation", "distribution", 
 
 
 def scatter_to_members(rows: Float[Array, "N I"], members: int, shift: Int[Array, ""] | int) -> Float[Array, "E M I"]:
-    """Give row n to member (n + shift) mod E; where E does not divide N, the last row is repeated at the end."""
+    """Assign row n to member (n + shift) mod E. If E does not divide N, the last row is repeated at the end."""
     padded = jnp.pad(rows, ((0, -rows.shape[0] % members), (0, 0)), mode="edge")
     return jnp.roll(padded.reshape(-1, members, rows.shape[1]), shift, axis=1).swapaxes(0, 1)
 
@@ -46,7 +46,7 @@ def evaluate(
     function: Callable[[Float[Array, "E M I"]], tuple[Float[Array, "E M D"], ...]],
     rows: Float[Array, "N I"],
 ) -> tuple[Float[Array, "K N D"], ...]:
-    """The members' `function` of the rows: K = 1 prediction by each row's own member, or K = E predictions by all."""
+    """The members' `function` at the rows: K = 1 prediction by each row's own member, or K = E predictions by all."""
     count = rows.shape[0]
     with jax.default_matmul_precision("highest"):
         if propagation not in ("ts1", "tsinf"):
@@ -78,9 +78,8 @@ def gaussian(
 
 
 def uncertain(mean: Float[Array, "K N D"], variance: Float[Array, "K N D"], threshold: float | None) -> Bool[Array, "N"]:
-    """Rows for which the standard deviation of some dimension, aleatoric and epistemic, is above `threshold`; None: no row.
-
-    K = 1 prediction, as under ts1 and tsinf, has no epistemic variance.
+    """Rows for which the standard deviation of some dimension, aleatoric and epistemic, is above `threshold`. None selects
+    no row. With K = 1, as under ts1 and tsinf, there is no epistemic variance.
     """
     if threshold is None:
         return jnp.zeros(mean.shape[1], bool)
@@ -88,7 +87,7 @@ def uncertain(mean: Float[Array, "K N D"], variance: Float[Array, "K N D"], thre
 
 
 def match_moments(rows: Float[Array, "N O"], key: Key) -> Float[Array, "N O"]:
-    """N rows sampled anew from the diagonal Gaussian with the mean and the population variance of the rows."""
+    """N rows resampled from the diagonal Gaussian with the mean and the population variance of the rows."""
     # Relative to one of the rows, so that equal rows stay equal in any precision.
     shifted = rows - rows[0]
     mean = rows[0] + jnp.mean(shifted, axis=0)
@@ -96,6 +95,6 @@ def match_moments(rows: Float[Array, "N O"], key: Key) -> Float[Array, "N O"]:
 
 
 def _sqrt(variance: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
-    # The root's derivative at 0 is infinite: where there is no variance, no gradient may flow through it.
+    # The derivative of the root at 0 is infinite, so no gradient flows through it there.
     none = variance == 0
     return jnp.where(none, 0.0, jnp.sqrt(jnp.where(none, 1.0, variance)))

@@ -1,4 +1,4 @@
-"""The few flax modules. Ensembles are made by `jax.vmap` over `init` and `apply`, not by modules of their own."""
+"""Flax modules. An ensemble is `jax.vmap` over `init` and `apply` of a module; it has no module of its own."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from jaxtyping import Array, Bool, Float
 
 Initializer = Callable[..., jax.Array]
 Precision = Literal["default", "bfloat16"]
-"""Of the products between hidden layers: JAX's default, or of factors rounded to bfloat16 and summed in float32."""
+"""Precision of the products between hidden layers: JAX's default, or factors rounded to bfloat16 and summed in float32."""
 
 
 def pets_kernel_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = float) -> jax.Array:
-    """Normal of standard deviation 1 / (2 sqrt(fan in)), cut off at two of them: PETS's initialisation."""
+    """PETS's initialisation: normal, standard deviation 1 / (2 sqrt(fan in)), truncated at two standard deviations."""
     return jax.nn.initializers.truncated_normal(1 / (2 * math.sqrt(shape[-2])))(key, shape, dtype)
 
 
 RARE = 0.05
-"""Below this rate, `bernoulli` draws where the true ones are, and not a number for each."""
+"""Below this rate, `bernoulli` samples the positions of the true entries, not one number for each entry."""
 
 
 def bernoulli(key: jax.Array, rate: float, shape: tuple[int, ...]) -> Bool[Array, "*shape"]:
-    """Independent truth values, true at `rate`, 0 <= rate < 1.
+    """Independent boolean samples, true with probability `rate`, 0 <= rate < 1.
 
-    Rare ones are found by the geometric gaps between them, of which a few more are drawn than are ever needed (fewer than
-    one mask in 10^12 would want more): the cost is that of the true ones, where a random number for each is dear.
+    At low rates the geometric gaps between true entries are sampled, so the cost grows with the number of true entries, not
+    with the size. Some more gaps are sampled than needed; fewer than one mask in 10^12 would need more than that.
     """
     if not 0 < rate < RARE:
         return jax.random.bernoulli(key, rate, shape)
@@ -45,10 +45,10 @@ def bernoulli(key: jax.Array, rate: float, shape: tuple[int, ...]) -> Bool[Array
 
 @jax.custom_vjp
 def bfloat16_product(x: Float[Array, "*n i"], kernel: Float[Array, "i o"]) -> Float[Array, "*n o"]:
-    """`x @ kernel` of both rounded to bfloat16 (8 bits of significand, so within 0.4%), summed in float32.
+    """`x @ kernel` with both factors rounded to bfloat16 (8 bits of significand, so within 0.4%), summed in float32.
 
-    In the gradient's two products the incoming gradient is rounded likewise. Devices with matrix units for bfloat16 (AMX,
-    tensor cores, TPUs) multiply several times as many numbers a second so; on others it is slower than float32.
+    In the two products of the backward pass the incoming gradient is rounded likewise. On devices with matrix units for
+    bfloat16 (AMX, tensor cores, TPUs) this is several times as fast as float32; on others it is slower.
     """
     return _with_factors(x, kernel)[0]
 
@@ -73,7 +73,7 @@ def _of_both_factors(factors: tuple[jax.Array, jax.Array], gradient: jax.Array) 
 
 
 def _transposed(x: jax.Array) -> jax.Array:
-    """`x.T`, on a CPU in memory: XLA folds a transposition into the product, for which it has no fast way there."""
+    """`x.T`, on a CPU as a copy in memory: XLA would fold the transposition into the product, which is slow there."""
     if jax.default_backend() != "cpu":
         return x.T
     return jax.lax.optimization_barrier(x.T.reshape(-1)).reshape(x.T.shape)
@@ -83,17 +83,17 @@ bfloat16_product.defvjp(_with_factors, _of_both_factors)
 
 
 def _dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, **asked: Any) -> jax.Array:
-    """`bfloat16_product` as `flax.linen.Dense` asks for it: x's last axis with the kernel's first."""
+    """`bfloat16_product` with the signature that `flax.linen.Dense` needs: x's last axis with the kernel's first."""
     return bfloat16_product(x, kernel)
 
 
 class MLP(nn.Module):
     """A multilayer perceptron: `hidden` layers with `activation`, then a linear layer of `out` units.
 
-    A hidden layer is linear, then drops the share `dropout` of its units, then has layer norm (Ba et al., arXiv 1607.06450)
-    where `layer_norm` says so, then the activation: DroQ's order (arXiv 2110.02034). Where there are `norms`, each hidden
-    layer's activations are normalised too, without learned scale and shift: these are the epsilons. Weights are of JAX's
-    default float, whatever the `precision` of the products between hidden layers.
+    A hidden layer consists of a linear layer, dropout with the rate `dropout`, layer norm (Ba et al., arXiv 1607.06450) if
+    `layer_norm` is set, and the activation, in the order of DroQ (arXiv 2110.02034). If `norms` is given, the activations
+    of each hidden layer are also normalised, without learned scale and shift; `norms` are the epsilons. Weights have JAX's
+    default float dtype for any `precision` of the products between hidden layers.
     """
 
     hidden: tuple[int, ...]
@@ -108,10 +108,10 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n i"], key: jax.Array | None = None) -> Float[Array, "*n o"]:
-        """Apply the network to the last axis; units are dropped, for each row others, only where a key is given."""
+        """Apply the network to the last axis. With a key, units are dropped, independently for each row."""
         dense = partial(nn.Dense, kernel_init=self.kernel_init, param_dtype=jnp.result_type(float))
         for i, units in enumerate(self.hidden):
-            # The first layer's inputs are measurements, which rounding would blur; it is small.
+            # The first layer is not rounded: its inputs are measurements, and it is small.
             rounded = self.precision == "bfloat16" and i > 0
             x = dense(units, dot_general=_dot_general if rounded else None)(x)
             if self.dropout and key is not None:

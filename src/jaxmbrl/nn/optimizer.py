@@ -1,11 +1,11 @@
-"""Parameters with their optimiser state, learning rate and target copy, updated as one.
+"""Parameters with their optimiser state, learning rate and target network.
 
 The update is Adam's (Kingma and Ba, arXiv 1412.6980) unless another chain of `optax` transformations is given, such as
 
     optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(), optax.add_decayed_weights(1e-4))
 
-A chain ends before the learning rate: `step` multiplies by it, since it may be traced and differ from seed to seed. A
-schedule is a part of the chain too (`optax.scale_by_schedule`). Give the same chain to `init` and to `step`.
+A chain does not contain the learning rate: `step` multiplies by it, because it may be traced and differ between seeds. A
+learning-rate schedule is part of the chain (`optax.scale_by_schedule`). Pass the same chain to `init` and to `step`.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ _adam = optax.scale_by_adam(_FIRST, _SECOND, _EPSILON)
 
 
 class Trainable(NamedTuple):
-    """Parameters and all that their updates need. While `active` is false nothing in it changes any more.
+    """Parameters and the state of their updates. Once `active` is false, updates change nothing.
 
-    The gate is part of the update itself, where it costs nothing: to choose between old and new parameters afterwards would
-    read and write them once more. It closes by itself at a gradient that is not finite, and the training loop closes it
-    when anything else of the seed is not finite.
+    The check of `active` is part of the update itself, where it costs nothing: selecting between old and new parameters
+    afterwards would read and write them again. `active` becomes false at a gradient that is not finite; the training loop
+    also sets it to false when any other value of the seed is not finite.
     """
 
     params: PyTree
     target: PyTree
-    """Slowly moving copy of `params`, or `()`."""
+    """Target network: a slowly moving copy of `params`, or `()`."""
     moments: Any
     """State of the optax chain: Adam's moments unless another chain is given."""
     learning_rate: Float[Array, ""]
     active: Bool[Array, ""]
 
     def gate(self, healthy: Bool[Array, ""], old: Trainable) -> Trainable:
-        """The same, inactive unless `healthy`."""
+        """This state, with `active` false unless `healthy`."""
         return self._replace(active=self.active & healthy)
 
 
 def init(
     params: PyTree, learning_rate: Any, with_target: bool = False, chain: optax.GradientTransformation | None = None
 ) -> Trainable:
-    """A new optimiser for `params`; `learning_rate` may be traced. Without a `chain` it is Adam."""
+    """The initial state for `params`; `learning_rate` may be traced. Without a `chain` the optimiser is Adam."""
     return Trainable(
         params=params,
         target=jax.tree.map(jnp.copy, params) if with_target else (),
@@ -65,10 +65,10 @@ def step(
     chain: optax.GradientTransformation | None = None,
     skip_nonfinite: bool = False,
 ) -> tuple[Trainable, Float[Array, ""]]:
-    """One step of the `chain` (without one: of Adam) down `gradient`, `scale` times the learning rate; returns the norm of
-    the gradient as given too.
+    """(state after one descent step, norm of `gradient`). The step is that of the `chain`, by default Adam, with `scale`
+    times the learning rate.
 
-    A gradient that is not finite changes nothing. It makes the optimiser inactive, or with `skip_nonfinite` is left out.
+    A gradient that is not finite changes no parameter. It sets `active` to false, or with `skip_nonfinite` is only skipped.
     """
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(norm)
@@ -81,8 +81,8 @@ def step(
 
 def _adam_step(trainable: Trainable, gradient: PyTree, rate: Any, moves: Bool[Array, ""]) -> tuple[PyTree, Any]:
     moments = tree.where(moves, _adam.update(gradient, trainable.moments)[1], trainable.moments)
-    # The parameters are computed from these, behind a barrier: from the gradient and the old moments, as Optax would, XLA
-    # keeps copies of those while the new ones are written over them, and a step takes up to twice as long.
+    # The barrier makes XLA compute the parameters from the new moments. Otherwise, as with Optax, it computes them from the
+    # gradient and copies of the old moments, and a step takes up to twice as long.
     moments = jax.lax.optimization_barrier(moments)
     mean = optax.tree.bias_correction(moments.mu, _FIRST, moments.count)
     square = optax.tree.bias_correction(moments.nu, _SECOND, moments.count)
@@ -99,13 +99,13 @@ def _chain_step(chain: optax.GradientTransformation) -> Any:
 
 
 def reset_moments(trainable: Trainable, chain: optax.GradientTransformation | None = None) -> Trainable:
-    """The same parameters with the optimiser's state as at the start."""
+    """The same parameters with the optimiser's initial state."""
     new = (_adam if chain is None else chain).init(trainable.params)
     return trainable._replace(moments=tree.where(trainable.active, new, trainable.moments))
 
 
 def move_target(trainable: Trainable, rate: float) -> Trainable:
-    """Move the target copy towards the parameters by the share `rate` (Polyak averaging; 1 copies them)."""
+    """Move the target network towards the parameters by the share `rate` (Polyak averaging; 1 copies them)."""
     moved = jax.tree.map(lambda t, p: t + rate * (p - t), trainable.target, trainable.params)
     target = trainable.params if rate == 1 else moved
     return trainable._replace(target=tree.where(trainable.active, target, trainable.target))
@@ -116,9 +116,9 @@ class LaPropState(NamedTuple):
 
     steps: Int[Array, ""]
     mu: PyTree
-    """Mean of the normalised gradients."""
+    """Moving average of the normalised gradients."""
     nu: PyTree
-    """Mean of the squared gradients."""
+    """Moving average of the squared gradients."""
 
 
 def scale_by_laprop(first: float = 0.9, second: float = 0.999, epsilon: float = 1e-15) -> optax.GradientTransformation:
@@ -146,10 +146,10 @@ def scale_by_laprop(first: float = 0.9, second: float = 0.999, epsilon: float = 
 
 
 def clip_by_parameter_norm(factor: float = 0.3, least_norm: float = 1e-3) -> optax.GradientTransformation:
-    """Adaptive gradient clipping, a tensor at a time: g / max(1, ||g|| / (factor max(least_norm, ||p||))).
+    """Adaptive gradient clipping (AGC) of each tensor: g / max(1, ||g|| / (factor max(least_norm, ||p||))).
 
-    It is that of Brock et al. (arXiv 2102.06171, equation 3) with the norm of a whole tensor instead of each unit's, as
-    DreamerV3 has it; `optax.adaptive_grad_clip` takes the norms of units.
+    As in DreamerV3, this is the rule of Brock et al. (arXiv 2102.06171, equation 3) with the norm of a whole tensor instead
+    of that of each unit; `optax.adaptive_grad_clip` uses the norms of units.
     """
 
     def update(gradient: PyTree, state: optax.EmptyState, params: PyTree = None) -> tuple[PyTree, optax.EmptyState]:

@@ -1,4 +1,4 @@
-"""Planners: optimisers of action sequences. Over a World a planner makes a policy, which is model-predictive control.
+"""Planners: optimisers of action sequences. A planner and a World together make a policy: model-predictive control (MPC).
 
     problem = make_problem(world, origin, action space)
     planner = make(PlannerConfig(method="icem"), action space)
@@ -6,12 +6,12 @@
     policy = planning_policy(planner, world, origin of an observation, action space)
 
 Every planner's `plan(problem, state, key, proposals=None)` returns actions [H, A] within the bounds of the space, or int32
-[H] for a discrete one (`random-shooting` alone), and the statistic `nonfinite`: the number of candidates of this plan whose
-return was not finite. `proposals` [P, H, A] are candidates beside the planner's own population, clipped to the bounds. In
-`cem` and `mppi` they join the population of every iteration, as the policy's sequences do in TD-MPC2 (Hansen et al., arXiv
-2310.16828, where they replace as many samples; here they are added). In `icem` they join the first iteration, and the
-elites that it keeps carry them on; where it keeps none they join every iteration. Proposals change no random number that a
-planner draws.
+[H] for a discrete one (only `random-shooting`), and the statistic `nonfinite`: the number of candidates of this plan whose
+return was not finite. `proposals` [P, H, A] are further candidates, clipped to the bounds. In `cem` and `mppi` they are
+added to the population of every iteration, as the policy's sequences are in TD-MPC2 (Hansen et al., arXiv 2310.16828, where
+they replace as many samples). In `icem` they are added to the first iteration only, because good ones remain among its kept
+elites; if no elites are kept, they are added to every iteration. Proposals do not change the random numbers that a planner
+draws.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ PLANNERS: dict[str, Callable[[Any, Space], Planner]] = {
     "mppi": mppi.make,
     "random-shooting": random_shooting.make,
 }
-"""Makes each planner from its config and the space of one action."""
+"""Constructor of each planner, from its config and the space of one action."""
 
 
 @dataclass(frozen=True)
 class PlannerConfig:
-    """Which planner, and the settings of each."""
+    """Choice of a planner, with the settings of each."""
 
     method: Literal["cem", "icem", "mppi", "random-shooting"] = "cem"
-    """The planner; the settings of the others have no effect."""
+    """The planner. The settings of the others have no effect."""
     cem: CEMConfig = field(default_factory=CEMConfig)
     """The cross-entropy method."""
     icem: ICEMConfig = field(default_factory=ICEMConfig)
@@ -83,11 +83,11 @@ class PlannerConfig:
 
     @property
     def horizon(self) -> int:
-        """Steps that `method` plans ahead."""
+        """Planning horizon H of `method`, in steps."""
         return self.chosen.horizon
 
 
 def make(config: PlannerConfig, action: Space) -> Planner:
-    """The planner that `config` names, for actions in the space `action`: a task's is `task.action`, and
-    `unit_box(size)` are vectors in [-1, 1]. Raises UserError where the planner cannot search the space."""
+    """The planner selected by `config`, for actions in the space `action`, such as `task.action`, or `unit_box(size)` for
+    vectors in [-1, 1]. Raises UserError if the planner cannot search the space."""
     return PLANNERS[config.method](config.chosen, action)

@@ -4,14 +4,14 @@
 
     start from mean = the last plan, shifted by one step; variance = (high - low)^2 / 16
     repeat while the largest variance exceeds a threshold, at most `iterations` times:
-        draw a population from the normal distribution cut off at two standard deviations, whose standard deviation is no
-            larger than half the distance to the nearer action bound
+        sample a population from the normal distribution truncated at two standard deviations; the standard deviation is
+            at most half the distance to the nearer action bound
         mean     <- momentum mean     + (1 - momentum) mean of the elites
         variance <- momentum variance + (1 - momentum) population variance of the elites
     return the mean
 
-The constrained variance serves only for sampling; the stored one is not constrained. Actions are within the bounds `low`
-and `high` of their box. Proposals are candidates of every iteration, after the population.
+The constrained variance is only used for sampling; the stored variance is not constrained. Actions are within the bounds
+`low` and `high` of their box. Proposals are candidates of every iteration, after the population.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ class CEMConfig:
     """Settings of the search."""
 
     horizon: Annotated[int, Ge(1)] = 25
-    """Steps planned ahead."""
+    """Planning horizon in steps."""
     population: Annotated[int, Ge(1)] = 400
-    """Action sequences tried in each iteration."""
+    """Action sequences evaluated in each iteration."""
     elites: Annotated[int, Ge(1)] = 40
-    """Best sequences that the distribution is refitted to."""
+    """Number of best sequences to which the distribution is refitted."""
     iterations: Annotated[int, Ge(1)] = 5
-    """Iterations at most."""
+    """Largest number of iterations."""
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.1
-    """Share of the old mean and variance that stays."""
+    """Weight of the old mean and variance in the new ones."""
     min_variance: Annotated[float, Ge(0), Le(1)] = 1e-3
-    """The search stops when no variance is above this, in units of the square of half the action range."""
+    """The search stops when all variances are at most this, in units of the squared half action range."""
 
     def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
+        """(field, message) of the first violated rule that involves several fields, or None."""
         if self.elites > self.population:
             return "elites", f"must be at most population ({self.population}), got {self.elites}"
         return None
@@ -90,7 +90,7 @@ def make(config: CEMConfig, action: Space) -> Planner:
         zero: Int[Array, ""] = jnp.zeros((), jnp.int32)
         variance = jnp.full(shape, (box.high - box.low) ** 2 / 16, float)
         _, mean, _, nonfinite = jax.lax.while_loop(unfinished, iteration, (zero, state.mean, variance, zero))
-        # Outside of the bounds by rounding only.
+        # Only rounding can exceed the bounds.
         mean = search.clip(mean, box)
         rest = jnp.full_like(mean[0], search.middle(box))
         return mean, PlanState(search.shift(mean, rest)), {"nonfinite": nonfinite}
@@ -105,7 +105,7 @@ def sample(
     room = jnp.minimum(mean - box.low, box.high - mean) / 2
     deviation = jnp.sqrt(jnp.minimum(variance, room**2))
     noise = jax.random.truncated_normal(key, -2.0, 2.0, (population, *mean.shape), mean.dtype)
-    # Outside of the bounds by rounding only.
+    # Only rounding can exceed the bounds.
     return search.clip(mean + deviation * noise, box)
 
 

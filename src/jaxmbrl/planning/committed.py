@@ -1,4 +1,4 @@
-"""Open-loop control: a plan is executed to its end without replanning. Model-predictive control is compared with it."""
+"""Open-loop control: a plan is executed to its end without replanning. It is a baseline for model-predictive control."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxmbrl.planning.problem import Discount, RiskConfig, TerminalValue, make_p
 
 
 class Playing(NamedTuple):
-    """A plan and the number of its actions that were played."""
+    """A plan, and the number of its actions that have been taken."""
 
     actions: Shaped[Array, "H ..."]
     played: Int[Array, ""]
@@ -33,7 +33,7 @@ def open_loop_policy(
     terminal_value: TerminalValue | None = None,
     proposals: Propose | None = None,
 ) -> Policy:
-    """Plan from the observation, play all H actions without observing again, then plan anew from scratch.
+    """Plan from the observation, take all H actions without feedback, then plan again from scratch.
 
     The parameters are those of `planning_policy`. The extras of a plan's first action are the statistics of the search,
     those of its other actions are zeros. Batched over environments and seeds, no search runs in a step where none of them
@@ -64,7 +64,7 @@ def open_loop_policy(
 
     def act(memory: Playing, observation: Observation, key: Key) -> tuple[Action, PyTree, Playing]:
         over = memory.played >= memory.actions.shape[0]
-        # A loop of zero or one iterations: where batched, a `lax.cond` would always search.
+        # A loop of zero or one iterations: a batched `lax.cond` would always search.
         _, actions, statistics = jax.lax.while_loop(
             lambda loop: loop[0],
             lambda loop: (jnp.zeros((), bool), *solve(observation, key)),

@@ -5,31 +5,31 @@
     start from mean = the last search's mean, shifted by one step; std = `deviation`
     for i in 0 .. iterations - 1, with N_0 = population and N_i = max(2 elites, floor(N_{i-1} / decay)):
         draw N_i sequences clip(mean + std * c), where c is noise of unit variance, coloured in time
-        i = 0: add the best elites of the last environment step, shifted, their last action freshly drawn
-        i > 0: add the best elites of the previous iteration with the returns that they had
-        last i: the first sequence drawn is replaced by the mean
+        i = 0: add the best elites of the last environment step, shifted, with a newly sampled last action
+        i > 0: add the best elites of the previous iteration with their earlier returns
+        last i: replace the first sampled sequence by the mean
         mean <- momentum mean + (1 - momentum) mean of the elites
         std  <- momentum std  + (1 - momentum) population standard deviation of the elites
     return the best sequence of the last iteration
 
 The next plan starts from the mean, shifted by one step, its last entry repeated; std is reset. The elites are part of the
-plan state, which is reset with the episode; where there are none, fresh sequences take their places. Actions are clipped to
+plan state, which is reset with the episode; without elites, newly sampled sequences replace them. Actions are clipped to
 the bounds of their box.
 
-The kept elites' returns were computed with the random numbers of the iteration that drew them, not with those of the
-iteration in which they compete: with a stochastic model, an elite that was lucky stays.
+The kept elites' returns were computed with the random numbers of the iteration that sampled them, not with those of the
+iteration in which they are compared: with a stochastic model, a lucky elite remains.
 
-Proposals are candidates of the first iteration; a good one stays among the kept elites. Where none are kept, proposals are
-candidates of every iteration.
+Proposals are candidates of the first iteration; a good one remains among the kept elites. If no elites are kept, proposals
+are candidates of every iteration.
 
 Published settings (martius-lab/iCEM: icem/settings): population 40, decay 1.25, horizon 30, 3 iterations, 10 elites, 0.3 of
 them kept, momentum 0.1, deviation 0.5, noise_beta 0.25 on half-cheetah, 2 on humanoid stand-up, 2.5 on door, 3 on fetch,
 3.5 on relocate. facebookresearch/mbrl-lib on its cart-pole: population 200, a tenth of them elites, decay 1.3,
-5 iterations, noise_beta 2, horizon 10; it returns the mean, lets momentum act on the variance and never forgets elites: not
-so here.
+5 iterations, noise_beta 2, horizon 10. Unlike here, it returns the mean, applies momentum to the variance and never
+discards elites.
 
-Our own for quick searches in small tasks: population 60, 20 elites, 2 iterations, deviation 0.7, horizon 20, which is 114
-candidates a plan. In the true cart-pole and pendulum it does no worse than the cross-entropy method with 400.
+Our own settings for quick searches in small tasks: population 60, 20 elites, 2 iterations, deviation 0.7, horizon 20, which
+are 114 candidates per plan. In the true cart-pole and pendulum they are not worse than the cross-entropy method with 400.
 """
 
 from __future__ import annotations
@@ -55,26 +55,26 @@ class ICEMConfig:
     """Settings of the search."""
 
     horizon: Annotated[int, Ge(1)] = 30
-    """Steps planned ahead."""
+    """Planning horizon in steps."""
     population: Annotated[int, Ge(2)] = 40
-    """Action sequences drawn in the first iteration."""
+    """Action sequences sampled in the first iteration."""
     elites: Annotated[int, Ge(1)] = 10
-    """Best sequences that the distribution is refitted to."""
+    """Number of best sequences to which the distribution is refitted."""
     iterations: Annotated[int, Ge(1)] = 3
     """Number of iterations."""
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.1
-    """Share of the old mean and standard deviation that stays."""
+    """Weight of the old mean and standard deviation in the new ones."""
     noise_beta: Annotated[float, Ge(0)] = 0.25
-    """Exponent of the noise: its power falls with frequency f as f^-noise_beta; 0 is white."""
+    """Exponent of the noise: its power decreases with frequency f as f^-noise_beta; 0 is white noise."""
     kept: Annotated[float, Ge(0), Le(1)] = 0.3
-    """Share of the elites that are candidates again in the next iteration and the next environment step, rounded down."""
+    """Share of the elites that remain candidates in the next iteration and the next environment step, rounded down."""
     decay: Annotated[float, Ge(1)] = 1.25
-    """Factor by which each iteration draws fewer sequences than the one before."""
+    """Factor by which the number of sampled sequences decreases in each iteration."""
     deviation: Annotated[float, Gt(0)] = 0.5
     """Standard deviation at the start, in units of half the action range."""
 
     def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
+        """(field, message) of the first violated rule that involves several fields, or None."""
         if 2 * self.elites > self.population:
             return "elites", f"must be at most half of population ({self.population}), got {self.elites}"
         if self.kept > 0 and not self.kept_elites:
@@ -83,12 +83,12 @@ class ICEMConfig:
 
     @property
     def kept_elites(self) -> int:
-        """How many elites are kept."""
+        """Number of elites that are kept."""
         return _floor(self.kept * self.elites)
 
     @property
     def populations(self) -> tuple[int, ...]:
-        """Sequences drawn in each iteration. A plan evaluates their sum and `kept_elites` more."""
+        """Number of sequences sampled in each iteration. A plan evaluates `kept_elites` more than their sum."""
         sizes = [self.population]
         while len(sizes) < self.iterations:
             sizes.append(max(2 * self.elites, _floor(sizes[-1] / self.decay)))
@@ -106,9 +106,9 @@ class PlanState(NamedTuple):
     mean: Float[Array, "H A"]
     """Mean of the next search's first population."""
     elites: Float[Array, "K H A"]
-    """The best sequences of the last plan, not shifted yet."""
+    """The best sequences of the last plan, not yet shifted."""
     known: Bool[Array, "K"]
-    """Whether there is such an elite: False before an episode's first plan, and where its return was not finite."""
+    """Whether the entry is an elite: False before an episode's first plan, and if its return was not finite."""
 
 
 def make(config: ICEMConfig, action: Space) -> Planner:
@@ -128,7 +128,7 @@ def make(config: ICEMConfig, action: Space) -> Planner:
         mean, deviation = state.mean, jnp.full(shape, config.deviation * search.half_range(box), float)
         elites, values = state.elites, jnp.zeros(kept)
         nonfinite = jnp.zeros((), jnp.int32)
-        # Unrolled, for each iteration has its own number of candidates.
+        # Unrolled, because each iteration has its own number of candidates.
         for i, size in enumerate(config.populations):
             population_key, objective_key = jax.random.split(jax.random.fold_in(key, i))
             noise = coloured_noise(population_key, (size if i else size + kept, *shape), config.noise_beta, mean.dtype)
@@ -138,7 +138,7 @@ def make(config: ICEMConfig, action: Space) -> Planner:
             if i == 0:
                 again = jnp.where(state.known[:, None, None], elites[:, 1:], population[size:, :-1])
                 population = population.at[size:, :-1].set(again)
-            # Later a kept proposal would compete with its own copy.
+            # In later iterations a kept proposal would be a candidate twice.
             joining = offered if i == 0 or kept == 0 else None
             population, returns, bad = search.evaluate(problem.score, population, objective_key, joining)
             nonfinite = nonfinite + bad
@@ -169,10 +169,10 @@ def refit(
 
 
 def coloured_noise(key: Key, shape: tuple[int, int, int], exponent: float, dtype: DTypeLike) -> Float[Array, "P H A"]:
-    """Normal noise [P, H, A] of unit variance whose power falls with the frequency over H as f^-exponent.
+    """Normal noise [P, H, A] of unit variance whose power decreases with the frequency over H as f^-exponent.
 
     White noise is filtered in the frequency domain, independently for candidates and action dimensions. Frequency 0 has the
-    power of the lowest other frequency, 1 / H. The noise is periodic in H, as that of Timmer and König (1995).
+    power of the lowest other frequency, 1 / H. The noise is periodic in H, as in Timmer and König (1995).
     """
     steps = shape[1]
     power = np.maximum(np.abs(np.fft.fftfreq(steps)), 1 / steps) ** -exponent

@@ -3,12 +3,12 @@
     maximise score(a_0 .. a_{H-1}):
 
     repeat `iterations` times:
-        draw candidates a_t = clip(smoothing (mean_t + noise_t) + (1 - smoothing) a_{t-1}), noise ~ N(0, deviation^2)
+        sample candidates a_t = clip(smoothing (mean_t + noise_t) + (1 - smoothing) a_{t-1}), noise ~ N(0, deviation^2)
         mean <- sum over candidates of softmax(returns / temperature) times the candidate
     return the mean
 
-The average is over the clipped candidates. a_{-1} is the last action that was played; at the start of an episode it is the
-middle of the bounds. The next plan starts from the mean, shifted by one step, with the middle of the bounds at its end.
+The average is over the clipped candidates. a_{-1} is the last action taken; at the start of an episode it is the middle of
+the bounds. The next plan starts from the mean, shifted by one step, with the middle of the bounds at its end.
 Proposals are candidates of every iteration, clipped and not smoothed.
 The paper's control cost, temperature mean' inverse(covariance) noise, is left out, as in vincekurtz/hydrax
 (hydrax/algs/mppi.py).
@@ -37,17 +37,17 @@ class MPPIConfig:
     """Settings of the search."""
 
     horizon: Annotated[int, Ge(1)] = 30
-    """Steps planned ahead."""
+    """Planning horizon in steps."""
     population: Annotated[int, Ge(1)] = 350
-    """Action sequences tried in each iteration."""
+    """Action sequences evaluated in each iteration."""
     iterations: Annotated[int, Ge(1)] = 5
-    """Refinements of the mean."""
+    """Number of updates of the mean."""
     temperature: Annotated[float, Gt(0)] = 1.1
-    """Difference between two returns whose weights differ by the factor e, in units of the return."""
+    """Difference of two returns at which their weights differ by the factor e, in units of the return."""
     deviation: Annotated[float, Gt(0)] = 1.0
     """Standard deviation of the noise, in units of half the action range."""
     smoothing: Annotated[float, Gt(0), Le(1)] = 0.9
-    """Weight of a new action in the mean with the action before it; 1 does not smooth."""
+    """Weight of a new action relative to the previous action; 1 for no smoothing."""
 
 
 class PlanState(NamedTuple):
@@ -56,7 +56,7 @@ class PlanState(NamedTuple):
     mean: Float[Array, "H A"]
     """Mean of the next search's first population."""
     played: Float[Array, "A"]
-    """The last action that was played."""
+    """The last action taken."""
 
 
 def make(config: MPPIConfig, action: Space) -> Planner:
@@ -94,7 +94,7 @@ def make(config: MPPIConfig, action: Space) -> Planner:
 def candidates(
     mean: Float[Array, "H A"], played: Float[Array, "A"], noise: Float[Array, "P H A"], smoothing: float, box: Box
 ) -> Float[Array, "P H A"]:
-    """Action sequences around `mean`, each action smoothed with the one before it, the first with `played`."""
+    """Action sequences around `mean`. Each action is smoothed with the previous one, the first with `played`."""
 
     def follow(before: Float[Array, "A"], target: Float[Array, "A"]) -> tuple[Array, Array]:
         action = search.clip(smoothing * target + (1 - smoothing) * before, box)
@@ -106,12 +106,12 @@ def candidates(
 def average(
     mean: Float[Array, "H A"], population: Float[Array, "P H A"], returns: Float[Array, "P"], temperature: float, box: Box
 ) -> Float[Array, "H A"]:
-    """The mean of the population by softmax(returns / temperature). Returns that are not finite have no weight; where
+    """The mean of the population weighted by softmax(returns / temperature). Returns that are not finite have no weight; if
     none is finite, the result is `mean`."""
     returns = search.finite_or_worst(returns)
     finite = jnp.isfinite(returns)
-    # Subtract before the division, which may overflow.
+    # Subtract first, because the division may overflow.
     weight = jax.nn.softmax((returns - jnp.max(returns)) / temperature, where=finite)
-    # Outside of the bounds by rounding only.
+    # Only rounding can exceed the bounds.
     found = search.clip(jnp.sum(weight[:, None, None] * population, axis=0), box)
     return jnp.where(jnp.any(finite), found, mean)

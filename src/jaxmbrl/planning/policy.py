@@ -1,7 +1,7 @@
-"""Model-predictive control: a planner over a World is a policy.
+"""Model-predictive control (MPC): the policy that replans at every step.
 
-At each step: solve the problem that starts from the observation, play the first action of the solution, and start the next
-search from what is left of it.
+At each step: solve the planning problem from the observation, take the first action of the solution, and start the next
+search from the rest of it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def planning_policy(
     terminal_value: TerminalValue | None = None,
     proposals: Propose | None = None,
 ) -> Policy:
-    """Model-predictive control: plan from each observation and play the plan's first action. Its memory is the planner's
-    state, its extras are the statistics of the search.
+    """Model-predictive control: plan from each observation and take the plan's first action. The memory is the planner's
+    state, the extras are the statistics of the search.
 
-    `origin(observation)` is what `world.start` takes: the rows of a learned World, or a simulator's state. `action` is the
-    space that the planner was made for, `risk`, `discount` and `terminal_value` are those of `make_problem`.
-    `proposals(observation, key)` gives action sequences [P, H, ...] that compete with the planner's own.
-    All candidates of an iteration share their random numbers: noise and ensemble members (common random numbers).
+    `origin(observation)` is the argument of `world.start`: the rows of a learned World, or a simulator's state. `action` is
+    the space for which the planner was made; `risk`, `discount` and `terminal_value` are those of `make_problem`.
+    `proposals(observation, key)` returns further candidate sequences [P, H, ...]. All candidates of an iteration share the
+    random numbers of noise and ensemble members (common random numbers).
     """
 
     @jax.named_scope("plan")
@@ -52,7 +52,7 @@ def planning_policy(
 
 
 def propose(proposals: Propose | None, observation: Observation, key: Key) -> tuple[Shaped[Array, "P H ..."] | None, Key]:
-    """(proposals for `observation`, the key that is left for the search): without a proposer, None and `key` itself."""
+    """(proposals for `observation`, key for the search). Without a proposer: None and `key` itself."""
     if proposals is None:
         return None, key
     search_key, proposal_key = jax.random.split(key)

@@ -1,11 +1,11 @@
-"""The problem that a planner solves: the return of an action sequence in a World, at a chosen risk over its rows.
+"""The problem that a planner solves: to maximise the return of an action sequence in a World, with a measure of risk.
 
     R_n   = sum_{t<H} discount^t m_nt r_nt  +  discount^H m_nH V(s_nH)
     score = mean of R,  or a quantile of R,  or  mean of R - k standard deviations of R      over the rows n
 
-r_nt is the reward of row n at step t, m_nt the probability that it has not terminated before (0 or 1 where terminations
-are certain), and V the terminal value, if there is one. The rows of a learned World are the particles of Chua et al.
-(PETS, arXiv 1805.12114), who take the mean; a simulator is a single row. The terminal value is that of Lowrey et al.
+r_nt is the reward of row n at step t, m_nt the probability that it has not terminated before (0 or 1 if terminations are
+certain), and V the terminal value, if any. The rows of a learned World are the particles of Chua et al. (PETS, arXiv
+1805.12114), who use the mean; a simulator is a single row. The terminal value is that of Lowrey et al.
 (POLO, arXiv 1811.01848) and Hansen et al. (TD-MPC, arXiv 2203.04955).
 """
 
@@ -32,22 +32,22 @@ TerminalValue = Callable[[Carry], Float[Array, "*n"]]
 
 @dataclass(frozen=True)
 class RiskConfig:
-    """How the returns of an action sequence's rows become one number; by default their mean."""
+    """How the score of an action sequence is computed from the returns of its rows. The default is the mean."""
 
     quantile: Annotated[float, Ge(0), Le(1)] | None = None
-    """The quantile of the rows' returns that is maximised, interpolated linearly: 0 is the worst row, 0.5 the median."""
+    """Quantile of the rows' returns to maximise, linearly interpolated: 0 is the worst row, 0.5 the median."""
     deviations: float = 0.0
-    """Standard deviations (population) subtracted from the mean return; a negative number seeks risk."""
+    """Number of (population) standard deviations subtracted from the mean return; negative numbers favour risk."""
 
     def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
+        """(field, message) of the first violated rule that involves several fields, or None."""
         if self.quantile is not None and self.deviations != 0:
-            return "deviations", f"must be 0 where quantile is given, got {self.deviations}"
+            return "deviations", f"must be 0 if quantile is given, got {self.deviations}"
         return None
 
 
 def at_risk(returns: Float[Array, "*n"], risk: RiskConfig) -> Float[Array, ""]:
-    """The returns of all rows as one number."""
+    """The score of an action sequence from the returns of its rows."""
     if risk.quantile is not None:
         return jnp.quantile(returns, risk.quantile)
     if risk.deviations != 0:
@@ -64,16 +64,17 @@ def make_problem(
     discount: Discount = 1.0,
     terminal_value: TerminalValue | None = None,
 ) -> Problem:
-    """Maximise the return of playing an action sequence open loop in `world` from `origin`.
+    """The problem to maximise the return of an action sequence, executed open loop in `world` from `origin`.
 
-    `origin` is what `world.start` takes. `terminal_value(carry)` has the shape of the world's rewards: [N], or [] of a
-    simulator. It is evaluated after the last step and counts by the probability of being alive. Rewards after termination
-    do not count; time limits are ignored. `discount` may be traced.
+    `origin` is the argument of `world.start`. `terminal_value(carry)` has the shape of the world's rewards: [N], or [] for
+    a simulator. It is evaluated after the last step and weighted by the probability of no termination before. Rewards after
+    termination do not count; time limits are ignored. `discount` may be traced.
 
-    One row whose return or observation, while it is alive, is not finite makes the score -inf, at any risk: a candidate
-    must not win by an average over the others, nor by a known reward that ignores the observation.
+    If the return of one row, or its observation before termination, is not finite, the score is -inf for any risk.
+    Otherwise a candidate could be chosen because of an average over the other rows, or because a known reward ignores the
+    observation.
 
-    Raises UserError where `risk` breaks its own rules.
+    Raises UserError if the fields of `risk` are inconsistent.
 
     >>> from jaxmbrl import envs, planning
     >>> task = envs.make("cartpole-continuous")
@@ -105,14 +106,14 @@ def make_problem(
 
 
 def play(problem: Problem, actions: Shaped[Array, "H ..."], key: Key) -> Transition:
-    """The transitions [H, N, ...] of playing `actions` open loop, or [H, ...] in a simulator: those that `problem.score`
-    adds up under the same key."""
+    """The transitions of executing `actions` open loop: [H, N, ...], or [H, ...] in a simulator. They are those from which
+    `problem.score` computes the return with the same key."""
     start, rollout_key = _begin(problem.world, problem.origin, key)
     return rollout(problem.world, open_loop(actions), start, rollout_key, actions.shape[0])[1]
 
 
 def problem_of_score(score: Objective, action: Space) -> Problem:
-    """A problem of a score alone, without a World: for planners that call nothing else.
+    """A problem with a score but without a World, for planners that only call `score`.
 
     >>> from jaxmbrl import planning
     >>> planner = planning.make(planning.PlannerConfig(), planning.unit_box(2))
@@ -123,7 +124,7 @@ def problem_of_score(score: Objective, action: Space) -> Problem:
     """
 
     def missing(*inputs: Any) -> Any:
-        raise ValueError("this problem has a score and no world")
+        raise ValueError("this problem has a score but no world")
 
     return Problem(World(missing, missing, missing, missing), (), score, action)
 
@@ -134,11 +135,11 @@ def unit_box(size: int) -> Box:
 
 
 class Outcome(NamedTuple):
-    """Accumulator of an action sequence, row by row."""
+    """Accumulator of an action sequence's return, for each row."""
 
     earned: Return
     finite: Bool[Array, "*n"]
-    """Whether all observations were finite while the row was alive."""
+    """Whether all observations before termination were finite."""
 
 
 def _accumulate(discount: Discount) -> Callable[[Outcome, Transition, Int[Array, ""]], Outcome]:
@@ -163,6 +164,6 @@ def _discounted(value: Float[Array, "*n"], discount: Discount, steps: int | Int[
 
 
 def _begin(world: World, origin: Any, key: Key) -> tuple[tuple[Carry, Int[Array, ""]], Key]:
-    """The state that a rollout of an action sequence starts from, and the rollout's key."""
+    """(initial state of the rollout of an action sequence, key of the rollout)."""
     start_key, rollout_key = jax.random.split(key)
     return (world.start(origin, start_key), jnp.zeros((), jnp.int32)), rollout_key

@@ -2,8 +2,9 @@
 
     A_1, ..., A_N ~ uniform over the action space, H times;    return the A_i of largest score
 
-The only planner of discrete actions too. There is no state between plans. Of equal returns the first wins. Where no return
-is finite, the plan repeats the middle of the bounds, or choice 0. Proposals are candidates beside the N.
+It is the only planner that also supports discrete actions. There is no state between plans. Among equal returns the first
+is chosen. If no return is finite, the plan repeats the middle of the bounds, or choice 0. Proposals are added to the N
+candidates.
 
 Published: N 2000 on PETS's cart-pole and reacher, 2500 on half-cheetah and pusher
 (kchua/handful-of-trials: dmbrl/config).
@@ -29,9 +30,9 @@ class RandomShootingConfig:
     """Settings of the search."""
 
     horizon: Annotated[int, Ge(1)] = 25
-    """Steps planned ahead."""
+    """Planning horizon in steps."""
     population: Annotated[int, Ge(1)] = 2000
-    """Action sequences tried."""
+    """Action sequences evaluated."""
 
 
 def make(config: RandomShootingConfig, action: Space) -> Planner:

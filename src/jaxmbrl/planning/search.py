@@ -1,4 +1,4 @@
-"""What the sampling planners share: spaces of actions, evaluation and ranking of candidates, proposals, the shift in time.
+"""Common functions of sampling planners: action spaces, evaluation and ranking of candidates, proposals, the time shift.
 
 An action sequence is [H, A] for a box of vectors and [H] for a discrete space, written `H ...` in the annotations.
 """
@@ -19,22 +19,22 @@ from jaxmbrl.core.types import Key, Objective, Problem
 
 
 def bounded_box(action: Space, planner: str) -> Box:
-    """`action` itself, for a planner that searches boxes of real vectors only. Raises UserError for any other space."""
+    """`action` itself, for planners that only search boxes of real vectors. Raises UserError for any other space."""
     if isinstance(action, Discrete):
         raise UserError(
-            f"{planner} plans continuous actions, not {action.n} choices: use random-shooting, which plans both"
+            f"{planner} needs continuous actions, got {action.n} choices: use random-shooting, which plans both"
         )
     if not action.is_vector:
-        raise UserError(f"{planner} plans vectors of real numbers, and an action is {action.dtype} {list(action.shape)}")
+        raise UserError(f"{planner} needs vectors of real numbers as actions, got {action.dtype} {list(action.shape)}")
     if not math.isfinite(action.high - action.low):
-        raise UserError(f"{planner} plans bounded actions, and these are in [{action.low}, {action.high}]")
+        raise UserError(f"{planner} needs bounded actions, got bounds [{action.low}, {action.high}]")
     return action
 
 
 def check_space(problem: Problem, action: Space) -> None:
-    """Raise ValueError where the planner was made for another space of actions than the problem's."""
+    """Raise ValueError if the planner was made for another action space than the problem's."""
     if problem.action != action:
-        raise ValueError(f"the planner was made for actions in {action}, and the problem's are in {problem.action}")
+        raise ValueError(f"the planner was made for actions in {action}, but the problem's are in {problem.action}")
 
 
 def middle(box: Box) -> float:
@@ -43,36 +43,36 @@ def middle(box: Box) -> float:
 
 
 def half_range(box: Box) -> float:
-    """Half the distance between the bounds: the unit of a planner's standard deviations."""
+    """Half the distance between the bounds, the unit of a planner's standard deviations."""
     return (box.high - box.low) / 2
 
 
 def clip(actions: Float[Array, "*n A"], box: Box) -> Float[Array, "*n A"]:
-    """Actions at the nearest point within the bounds."""
+    """Actions clipped to the bounds."""
     return jnp.clip(actions, box.low, box.high)
 
 
 def resting(horizon: int, action: Space) -> Shaped[Array, "H ..."]:
-    """The plan that repeats the middle of the bounds; of a discrete space, choice 0."""
+    """The plan that repeats the middle of the bounds; for a discrete space, choice 0."""
     if isinstance(action, Discrete):
         return jnp.zeros(horizon, jnp.int32)
     return jnp.full((horizon, *action.shape), middle(action), float)
 
 
 class Proposals(NamedTuple):
-    """Action sequences from outside of the search, ready to join a population."""
+    """Checked candidate sequences from outside of the search."""
 
     actions: Shaped[Array, "P H ..."]
-    """Within the bounds; the resting plan where a sequence was not valid."""
+    """Within the bounds; a sequence that was not valid is replaced by the resting plan."""
     valid: Bool[Array, "P"]
-    """Whether all of the sequence's actions were finite or, of a discrete space, existing choices."""
+    """Whether all actions of the sequence were finite or, in a discrete space, existing choices."""
 
 
 def admit(proposals: Shaped[Array, "P H ..."] | None, horizon: int, action: Space) -> Proposals | None:
-    """`proposals` clipped to the bounds; None where there are none.
+    """`proposals` clipped to the bounds; None if there are none.
 
-    A sequence with an action that is not finite, or no choice of a discrete space, takes part as one whose return is not
-    finite. Raises AssertionError where the shape is not [P, horizon, *action.shape], or choices are not integers.
+    A sequence with an action that is not finite, or that is not a choice of a discrete space, counts as one whose return is
+    not finite. Raises AssertionError if the shape is not [P, horizon, *action.shape], or if choices are not integers.
     """
     if proposals is None:
         return None
@@ -89,8 +89,8 @@ def admit(proposals: Shaped[Array, "P H ..."] | None, horizon: int, action: Spac
 def evaluate(
     score: Objective, population: Shaped[Array, "P H ..."], key: Key, proposals: Proposals | None = None
 ) -> tuple[Shaped[Array, "Q H ..."], Float[Array, "Q"], Int[Array, ""]]:
-    """(candidates, returns, nonfinite): the population and after it the proposals, Q in all, their returns under the same
-    key, -inf where not finite, and the number of those."""
+    """(candidates, returns, nonfinite): the Q candidates, first the population, then the proposals; their returns with the
+    same key, -inf if not finite; the number of returns that are not finite."""
     if proposals is not None:
         population = jnp.concatenate([population, proposals.actions])
     returns = jax.vmap(score, in_axes=(0, None))(population, key)
@@ -101,14 +101,14 @@ def evaluate(
 
 
 def finite_or_worst(returns: Float[Array, "P"]) -> Float[Array, "P"]:
-    """NaN and +inf become -inf, so that such a candidate is never chosen."""
+    """`returns` with NaN and +inf replaced by -inf, so that such a candidate is never chosen."""
     return jnp.where(jnp.isfinite(returns), returns, -jnp.inf)
 
 
 def best(
     population: Shaped[Array, "P H ..."], returns: Float[Array, "P"], count: int
 ) -> tuple[Shaped[Array, "K H ..."], Float[Array, "K"]]:
-    """The `count` candidates of largest return and their returns, best first; of equal ones the first in order."""
+    """The `count` candidates with the largest returns, and their returns, best first; equal ones in their order."""
     returns, chosen = jax.lax.top_k(finite_or_worst(returns), count)
     return population[chosen], returns
 
@@ -119,7 +119,7 @@ def moments(
     elites: Float[Array, "K H A"],
     returns: Float[Array, "K"],
 ) -> tuple[Float[Array, "H A"], Float[Array, "H A"]]:
-    """Mean and population variance of those elites whose return is finite; `mean` and `variance` where there is none."""
+    """Mean and population variance of the elites whose return is finite; `mean` and `variance` if there are none."""
     finite = jnp.isfinite(returns)
     count = jnp.maximum(jnp.sum(finite), 1)
     weight = jnp.where(finite, 1.0, 0.0)[:, None, None]
@@ -132,10 +132,10 @@ def moments(
 def best_or(
     default: Shaped[Array, "H ..."], elites: Shaped[Array, "K H ..."], returns: Float[Array, "K"]
 ) -> Shaped[Array, "H ..."]:
-    """The first of the elites; `default` where its return is not finite."""
+    """The first of the elites; `default` if its return is not finite."""
     return jnp.where(jnp.isfinite(returns[0]), elites[0], default)
 
 
 def shift(plan: Float[Array, "H A"], last: Float[Array, "A"]) -> Float[Array, "H A"]:
-    """The plan one step later: its first action is dropped, and `last` appended."""
+    """The plan one step later: the first action is dropped and `last` is appended."""
     return jnp.concatenate([plan[1:], last[None]])

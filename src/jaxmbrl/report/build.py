@@ -1,4 +1,4 @@
-"""The report of runs, from their folders to one HTML file."""
+"""Build the report of runs: read their folders and return one HTML file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxmbrl.report import diagnosing, gathering, page, sections
 from jaxmbrl.report.diagnosing import Diagnosis
 
 MOST_DIAGNOSED = 6
-"""Runs whose policies are restored and evaluated, at most."""
+"""Largest number of runs for which the policy is restored and evaluated."""
 
 
 def default_file(paths: Sequence[str | Path]) -> Path:
@@ -27,13 +27,13 @@ def make(
     published_file: str | Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> bytes:
-    """The page of the runs in `paths`: folders of runs, of sweeps, or with runs in them. Nothing is written.
+    """The page about the runs in `paths`: folders of runs, of sweeps, or with runs in them. Nothing is written.
 
-    With `rollouts` the newest policy is restored and evaluated, for one run of each group with the same settings and at
-    most `MOST_DIAGNOSED` runs. `published_file` is a CSV of published returns (`diagnostics.published`). `say` is called
-    before steps that take long.
+    With `rollouts` the newest policy is restored and evaluated, for one run of each group with the same settings, and for
+    at most `MOST_DIAGNOSED` runs. `published_file` is a CSV of published returns (`diagnostics.published`). `say` is called
+    with a message before each long step.
 
-    Raises UserError where a path is not a run, or a file cannot be read.
+    Raises UserError if a path is not a run, or a file cannot be read.
     """
     points = [] if published_file is None else published.read(Path(published_file))
     gathered = gathering.gather(paths)

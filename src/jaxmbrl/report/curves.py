@@ -1,4 +1,4 @@
-"""Rows of metrics as charts: each seed thin, the interquartile mean over seeds in bold, and its bootstrap band."""
+"""Charts of metrics: a thin line for each seed, the interquartile mean over seeds in bold, and its bootstrap band."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ UNITS = ((86_400.0, "days"), (3_600.0, "hours"), (60.0, "minutes"))
 
 
 class Curves(NamedTuple):
-    """One metric of a group's seeds, at the steps at which any of them has a value."""
+    """One metric of the seeds of a group, at the S steps at which any seed has a value."""
 
     steps: Float[np.ndarray, "S"]
     wall: Float[np.ndarray, "S"]
-    """Mean wall clock of the seeds that have a value there (s)."""
+    """Mean wall clock time, in s, of the seeds that have a value at the step."""
     walls: Float[np.ndarray, "S seeds"]
     values: Float[np.ndarray, "S seeds"]
     """NaN where a seed has no value."""
 
 
 def curves(group: Group, name: str) -> Curves | None:
-    """The curves of metric `name`, at no more than `MOST_POINTS` steps; None where no seed has a value."""
+    """The curves of metric `name`, at most at `MOST_POINTS` steps; None if no seed has a value."""
     steps = sorted({row["env_steps"] for seed in group.seeds for row in seed.rows if name in row})
     if not steps:
         return None
@@ -47,13 +47,13 @@ def curves(group: Group, name: str) -> Curves | None:
 
 
 def middle(values: Float[np.ndarray, "S seeds"]) -> Float[np.ndarray, "S"]:
-    """The interquartile mean over the seeds that have a value; NaN where none has."""
+    """The interquartile mean over the seeds that have a value; NaN if none has."""
     known = [row[~np.isnan(row)] for row in values]
     return np.asarray([interquartile_mean(row.tolist()) if len(row) else np.nan for row in known])
 
 
 def unit_of(seconds: float) -> tuple[float, str]:
-    """(seconds, name) of the largest unit of which `seconds` are at least two."""
+    """(seconds, name) of the largest unit that is at most half of `seconds`."""
     return next(((size, name) for size, name in UNITS if seconds >= 2 * size), (1.0, "s"))
 
 
@@ -69,7 +69,7 @@ def chart(
 ) -> Chart | None:
     """A chart of metric `name` of the groups over real environment steps, or over the `wall` clock; None without values.
 
-    With one group each seed has a colour and an entry in the legend; of several, each group has.
+    With one group, each seed has a colour and an entry in the legend; with several groups, each group has.
     """
     found = [(i, group, of) for i, group in enumerate(groups) if (of := curves(group, name)) is not None]
     if not found:
@@ -84,7 +84,7 @@ def chart(
 
 
 def _of_group(group: Group, of: Curves, alone: bool, color: int, size: float | None) -> list[Series]:
-    """The series of one group; `size` is the unit of the wall clock in s, None for steps."""
+    """The series of one group. `size` is the unit of the wall clock in s; None if x is steps."""
     x = of.steps if size is None else of.wall / size
     several = len(group.seeds) > 1
     series = []
@@ -109,7 +109,7 @@ def _of_group(group: Group, of: Curves, alone: bool, color: int, size: float | N
 
 
 def last_values(group: Group, name: str, at: int | None = None) -> dict[str, float]:
-    """Each seed's last value of metric `name`, not after step `at` where that is given; seeds without one are absent."""
+    """Each seed's last value of metric `name`, up to step `at` if given. Seeds without a value are absent."""
     found = {}
     for seed in group.seeds:
         values = [row[name] for row in seed.rows if name in row and (at is None or row["env_steps"] <= at)]
@@ -119,12 +119,12 @@ def last_values(group: Group, name: str, at: int | None = None) -> dict[str, flo
 
 
 def last_step(group: Group, name: str) -> int:
-    """The last step at which a seed has a value of metric `name`; 0 for none."""
+    """The last step at which any seed has a value of metric `name`; 0 if there is none."""
     return max((row["env_steps"] for seed in group.seeds for row in seed.rows if name in row), default=0)
 
 
 def shared_metric(groups: Sequence[Group], names: Sequence[str]) -> str | None:
-    """The first of `names` that all groups with any of these metrics have; None without such a metric."""
+    """The first of `names` that all groups with any of these metrics have; None if there is none."""
     present = [{name for name in names for seed in group.seeds for row in seed.rows if name in row} for group in groups]
     known = [of for of in present if of]
     return next((name for name in names if known and all(name in of for of in known)), None)

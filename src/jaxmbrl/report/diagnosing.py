@@ -1,8 +1,8 @@
-"""Diagnosis of a run's newest policy, model and critic: they are restored without changing the folder, and evaluated.
+"""Diagnosis of a run's newest policy, model and critic. They are restored, without changing the folder, and evaluated.
 
-One seed is examined. Its deterministic policy plays the task's episodes; the model is evaluated on their transitions, and
-their actions are counted. The critic is evaluated on episodes of the policy that it evaluates, which for a soft agent is
-stochastic. What an algorithm has, its `Algorithm.views` say.
+One seed is examined. Its deterministic policy plays episodes of the task; the model is evaluated on their transitions, and
+the report shows a histogram of their actions. The critic is evaluated on episodes of the policy whose value it estimates,
+which is stochastic for a soft agent. `Algorithm.views` says which of these parts an algorithm has.
 """
 
 from __future__ import annotations
@@ -36,38 +36,38 @@ from jaxmbrl.training.run_folder import RunFolder
 EPISODES = 5
 MOST_STEPS = 5_000
 CHUNK = 50
-"""Steps of one call of the compiled program; the time is checked between two calls."""
+"""Steps per call of the compiled program. The time limit is checked between calls."""
 PLAY_SECONDS = 45.0
-"""Time after which playing ends."""
+"""Time limit for playing episodes."""
 FILM_SECONDS = 90.0
-"""Time that the steps of an episode may take for a video to be made."""
+"""A video is only made if the steps of an episode take at most this time."""
 OBSERVED_MS = 100
 """Time for which each image is shown in a film of observations (ms)."""
 HIDDEN = 0.5
-"""Share of a discounted return that may lie beyond a time limit."""
+"""Largest share of a discounted return that may lie after a time limit."""
 HORIZON = 50
-"""Steps that a model predicts without a correction, at most."""
+"""Maximum length of open-loop predictions of the model."""
 ATTEMPTS = 5
-"""Attempts to restore a checkpoint of a run that is training, and removes old ones meanwhile."""
+"""Attempts to restore a checkpoint. A run that is training may remove old checkpoints meanwhile."""
 
 
 class Critic(NamedTuple):
-    """The critic's values beside the returns that followed."""
+    """The critic's values compared with the returns that followed."""
 
     bias: ValueBias
     soft: bool
     """Whether values include the entropy bonus."""
     discount: float
     ends_by_critic: bool
-    """Whether returns are bootstrapped at an episode's time limit, with the critic's own value."""
+    """Whether returns are bootstrapped with the critic's value at the time limit of an episode."""
 
 
 class Diagnosis(NamedTuple):
-    """The findings for one seed of a run; None for what its algorithm does not have."""
+    """The results for one seed of a run; None for parts that its algorithm does not have."""
 
     seed: int
     env_steps: int
-    """Environment steps that the policy was trained for."""
+    """Environment steps for which the policy was trained."""
     rows: Transition
     """Transitions of the deterministic policy, episode after episode, as NumPy arrays."""
     returns: tuple[float, ...]
@@ -82,18 +82,18 @@ class Diagnosis(NamedTuple):
     critic: Critic | None
     film: bytes | None
     film_note: str
-    """What the film shows, or why there is none."""
+    """A description of the film, or the reason why there is none."""
     state_bytes: int
-    """Size of the whole state of the run, of all seeds."""
+    """Size of the run's whole state, with all seeds."""
     notes: tuple[str, ...]
     """Parts that could not be evaluated, and newer checkpoints that are damaged."""
 
 
 def diagnose(run: str | Path) -> Diagnosis:
-    """Diagnose the first seed, of those that are not frozen, of the run in folder `run`.
+    """Diagnose the first seed that is not frozen of the run in folder `run`.
 
-    Nothing in the folder is changed, and the run may be training. Raises UserError where it has no intact checkpoint, or
-    its task cannot be made.
+    Nothing in the folder is changed, and the run may be training meanwhile. Raises UserError if it has no intact
+    checkpoint, or its task cannot be made.
     """
     program, state, restored = _restore(Path(run))
     notes = list(restored.warnings)
@@ -150,10 +150,11 @@ def play(
     policy: Callable[[PyTree], Policy] | None = None,
     seconds: float = PLAY_SECONDS,
 ) -> tuple[Transition, float]:
-    """(transitions [T, ...] episode after episode, seconds a step) of the deterministic policy of `state`, or of
-    `policy(state)`: `steps` of them, rounded up to chunks, or as many as there is time for.
+    """Play episodes with the deterministic policy of `state`, or with `policy(state)`. Returns (transitions [T, ...],
+    episode after episode; seconds per step).
 
-    A task on the host is played for one episode. The extras are the policy's own where `policy` is given, else ().
+    T is `steps`, rounded up to whole chunks, or fewer if the time limit is reached. A task on the host is played for one
+    episode. The extras of the transitions are those of `policy` if it is given, else ().
     """
     acting = policy or (lambda state: algorithm.policy(state, clock, False))
     started = time.monotonic()
@@ -185,7 +186,7 @@ def play(
         found.append(jax.device_get(rows))
         now = time.monotonic()
         if i == 0:
-            # The first call compiles.
+            # The first call compiles, so it is not timed.
             started = now
         else:
             step_seconds = (now - started) / (i * CHUNK)
@@ -195,13 +196,13 @@ def play(
 
 
 def returns_of(rows: Transition) -> tuple[float, ...]:
-    """Undiscounted returns of the episodes that end within `rows`."""
+    """Undiscounted returns of the episodes that end in `rows`."""
     ends = np.flatnonzero(rows.terminated | rows.truncated)
     return tuple(float(part.sum()) for part in np.split(np.asarray(rows.reward, float), ends + 1)[: len(ends)])
 
 
 def _stored(buffer: Any) -> Shaped[np.ndarray, "N *A"] | None:
-    """The actions in a buffer of `jaxmbrl.data`, where they are vectors or discrete choices and there are any."""
+    """The actions in a buffer of `jaxmbrl.data`, vectors or discrete choices; None if there are none."""
     buffer = buffer.replay if isinstance(buffer, Prioritized) else buffer
     if isinstance(buffer, Replay):
         action = np.asarray(buffer.data.action[: int(buffer.size)])
@@ -215,7 +216,7 @@ def _stored(buffer: Any) -> Shaped[np.ndarray, "N *A"] | None:
 
 
 def _model(view: ModelView | None, rows: Transition) -> dict[str, Any]:
-    """The model evaluated on `rows`, where there is one and it has been fitted."""
+    """Evaluate the model on `rows`, if there is a model and it has been fitted."""
     if view is None or not bool(view.fitted):
         return {}
     left = steps_left(rows)
@@ -230,7 +231,7 @@ def _model(view: ModelView | None, rows: Transition) -> dict[str, Any]:
 
 
 def _critic(program: Program, state: PyTree, clock: Clock) -> dict[str, Any]:
-    """The critic beside the returns of the policy that it evaluates, where there is one."""
+    """Compare the critic, if there is one, with the returns of the policy whose value it estimates."""
     algorithm, task = program.algorithm, program.task
     view = algorithm.views(state).critic
     if view is None or task.host is not None:
@@ -258,7 +259,7 @@ def _critic(program: Program, state: PyTree, clock: Clock) -> dict[str, Any]:
     returns = monte_carlo_returns(*followed, bonus=bonus)
     ends_by_critic = not np.isfinite(returns).any()
     if ends_by_critic:
-        # Where a time limit hides at most half of the return, the critic's own value replaces what it hides.
+        # If at most half of a return lies after a time limit, the critic's value replaces that part.
         enough = np.isfinite(monte_carlo_returns(*followed, bonus=bonus, tolerance=HIDDEN))
         returns = np.where(enough, monte_carlo_returns(*followed, bootstrap=bootstrap, bonus=bonus), np.nan)
     if not np.isfinite(returns).any():
@@ -274,7 +275,7 @@ def _film(run: Path, program: Program, rows: Transition, step_seconds: float) ->
         command = f"`jaxmbrl evaluate {run} --video` makes one"
         return None, f"an episode's steps would take about {needed / 60:.0f} minutes; {command}"
     with tempfile.TemporaryDirectory(prefix="jaxmbrl-") as place, warnings.catch_warnings():
-        # They are among the notes already.
+        # These warnings are in the notes already.
         warnings.simplefilter("ignore", restoring.RunWarning)
         file = Path(place) / "film.gif"
         try:

@@ -1,4 +1,4 @@
-"""The contents of run folders, read without writing to them, with their seeds grouped by settings."""
+"""Read run folders, without writing to them, and group their seeds by settings."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Run(NamedTuple):
 
     path: Path
     config: dict[str, Any]
-    """config.yaml as plain values, not checked, so that runs of older versions can be read."""
+    """config.yaml as plain values, without checks, so that runs of older versions can be read."""
     rows: Rows
     events: list[dict[str, Any]]
-    """Events of all hosts, in order of time."""
+    """Events of all hosts, sorted by time."""
     environment: dict[str, Any]
     status: status.RunStatus
     damaged: tuple[str, ...]
-    """Checkpoints that were set aside."""
+    """Damaged checkpoints, which were set aside."""
 
     @property
     def seeds(self) -> list[int]:
@@ -49,11 +49,11 @@ class Seed(NamedTuple):
     name: str
     """Its name on the page."""
     rows: Rows
-    """Its rows, by ascending steps."""
+    """Its rows, sorted by steps."""
 
 
 class Group(NamedTuple):
-    """Seeds with the same settings on the same task, of one or several runs."""
+    """Seeds with the same settings on the same task, from one or several runs."""
 
     label: str
     algorithm: str
@@ -75,7 +75,7 @@ class Gathered(NamedTuple):
 def gather(paths: Sequence[str | Path]) -> Gathered:
     """Read the runs in `paths`: folders of runs, of sweeps, or with runs in them.
 
-    Nothing is written, and a run may be training meanwhile. Raises UserError where a path is none of these, or cannot be
+    Nothing is written, and a run may be training meanwhile. Raises UserError if a path is none of these, or cannot be
     read.
     """
     found: list[Run] = []
@@ -98,7 +98,7 @@ def gather(paths: Sequence[str | Path]) -> Gathered:
 
 
 def read(path: Path, of: status.RunStatus) -> Run:
-    """The contents of the run folder `path`. Raises UserError where it cannot be read."""
+    """The contents of the run folder `path`. Raises UserError if it cannot be read."""
     folder = RunFolder.open(path)
     config = folder.read_config()
     for name in ("algorithm", "env", "settings", "steps"):
@@ -117,7 +117,7 @@ def read(path: Path, of: status.RunStatus) -> Run:
 
 
 def _events(folder: RunFolder) -> list[dict[str, Any]]:
-    """Events of all hosts, in order of time."""
+    """Events of all hosts, sorted by time."""
     found = folder.read_events()
     for file in sorted(folder.path.glob("events.host-*.jsonl")):
         with contextlib.suppress(ValueError, OSError):
@@ -127,8 +127,8 @@ def _events(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
-    """The seeds of `runs` grouped by their settings, in order of first appearance. Traced hyperparameters that differ from
-    seed to seed are among the settings."""
+    """The seeds of `runs`, grouped by settings, in order of first appearance. The settings include traced hyperparameters
+    that differ from seed to seed."""
     members: dict[str, list[tuple[int, int]]] = {}
     settings: dict[str, dict[str, Any]] = {}
     for i, run in enumerate(runs):
@@ -171,7 +171,7 @@ def _by_seed(rows: Rows) -> dict[int, Rows]:
 def _labels(
     runs: Sequence[Run], members: dict[str, list[tuple[int, int]]], settings: dict[str, dict[str, Any]]
 ) -> dict[str, str]:
-    """A short name for each group: its algorithm, and the settings in which it differs from others of that algorithm."""
+    """A short name for each group: its algorithm, and the settings in which groups of that algorithm differ."""
     found = {}
     for key, own in settings.items():
         mates = [other for other in settings.values() if all(other[name] == own[name] for name in ("algorithm", "env"))]
@@ -190,7 +190,8 @@ def _word(value: Any) -> str:
 
 
 def differences(config: dict[str, Any]) -> list[tuple[str, Any, Any]] | None:
-    """(field, the preset's, the run's) of the settings that differ from the run's preset; None where it is unknown."""
+    """(field, value in the preset, value in the run) of the settings that differ from the run's preset; None if the preset
+    is unknown."""
     try:
         method = algorithms.get(str(config.get("algorithm")))
         preset = method.presets[str(config.get("preset"))]

@@ -1,7 +1,7 @@
-"""The page: sections as one HTML file with its style, its script and its data within.
+"""The page: sections as one HTML file that includes its style sheet, script and data.
 
-Whatever a run is called or says is text and never markup. The page's own policy (Content-Security-Policy) allows no
-request, and no script but its own, which it names by its digest.
+Names and texts from runs are always escaped and never become markup. The Content-Security-Policy of the page allows no
+requests, and no script except its own, which is identified by its digest.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from jaxmbrl.report.parts import (
 )
 
 MARK = b'<meta name="generator" content="jaxmbrl report">'
-"""Identifies a page that was written here."""
+"""Identifies a page that this module wrote."""
 LONG = 40
-"""Characters from which on an entry of a table may be wrapped."""
+"""Longer table entries (in characters) may be wrapped."""
 
 
 def render(page: Page, footer: str) -> bytes:
@@ -66,7 +66,7 @@ def is_ours(path: Path) -> bool:
 
 
 def inlined(value: Any) -> str:
-    """JSON that cannot end a script element or open a comment, whatever its strings are."""
+    """JSON in which no string can end a script element or open a comment."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -92,7 +92,7 @@ def _part(part: Part, charts: list[Chart]) -> str:
             return _chart(part, charts)
         case Facets():
             inner = "\n".join(_chart(chart, charts) for chart in part.charts)
-            # Three in a row leave one of four alone.
+            # In rows of three, the last of four charts would be alone.
             pairs = " pairs" if len(part.charts) in (1, 2, 4) else ""
             return f'<div class="facets{pairs}">\n{inner}\n</div>'
         case Table():
@@ -127,7 +127,7 @@ def _picture(picture: Picture) -> str:
 
 def _table(table: Table, opener: str = "") -> str:
     columns = [[row[i] for row in table.rows if i < len(row)] for i in range(len(table.head))]
-    # The first column is the rows' name; another is text where one of its entries is.
+    # The first column has the names of the rows. Another column is text if any of its entries is.
     text = [i == 0 or any(isinstance(entry, str) for entry in column) for i, column in enumerate(columns)]
     head = "".join(f'<th scope="col"{_class(text[i] and i > 0)}>{_text(name)}</th>' for i, name in enumerate(table.head))
     body = "\n".join(f"<tr>{_row(row, text)}</tr>" for row in table.rows)
@@ -153,7 +153,7 @@ def _class(text: bool, entry: Any = "") -> str:
 
 
 def shown(entry: Any) -> str:
-    """An entry of a table as escaped text: whole numbers with separators, what is absent as a dash."""
+    """A table entry as escaped text: whole numbers with thousands separators, missing values as a dash."""
     if entry is None or (isinstance(entry, float) and math.isnan(entry)):
         return "–"
     if isinstance(entry, bool | str) or not isinstance(entry, numbers.Real):

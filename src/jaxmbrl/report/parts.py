@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 MOST_POINTS = 400
-"""Points of a line, at most; longer lines are thinned evenly."""
+"""Maximum number of points of a line; longer lines are thinned evenly."""
 MOST_ROWS = 120
-"""Rows of the table of a chart, at most."""
+"""Maximum number of rows of the table of a chart."""
 DIGITS = 6
 """Significant digits of the numbers on a page."""
 
@@ -22,12 +22,12 @@ Numbers: TypeAlias = Sequence[float] | np.ndarray[Any, Any]
 
 
 class Series(NamedTuple):
-    """One series of a chart. A `rule` is a horizontal line at its first y; `bars` start at 0, with edges `low` and `high`
-    on the x axis; of a `band` and of `errors` (points with error bars), `low` and `high` are the ends in y."""
+    """One series of a chart. A `rule` is a horizontal line at its first y. `bars` start at 0 and have edges `low` and
+    `high` on the x axis. For a `band` and for `errors` (points with error bars), `low` and `high` are the ends in y."""
 
     name: str
     key: str
-    """Entry of the legend; all series of an entry are shown and hidden together."""
+    """Entry of the legend; all series with the same entry are shown and hidden together."""
     kind: Kind
     x: Numbers
     y: Numbers
@@ -48,7 +48,7 @@ class Chart(NamedTuple):
     series: tuple[Series, ...]
     note: str = ""
     log: bool = False
-    """Whether y is logarithmic, where all values are positive."""
+    """Whether y is logarithmic, if all values are positive."""
     square: bool = False
     """Whether both axes have the same range, with the diagonal drawn."""
 
@@ -60,7 +60,7 @@ class Facets(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table; its first column has the names of the rows."""
+    """A table. The first column has the names of the rows."""
 
     title: str
     head: Sequence[str]
@@ -114,7 +114,7 @@ class Page(NamedTuple):
 
 
 def chosen(count: int, most: int) -> list[int]:
-    """At most `most` of `count` indices, evenly spaced, with the first and the last."""
+    """At most `most` of `count` indices, evenly spaced, including the first and the last."""
     return list(range(count)) if count <= most else np.unique(np.linspace(0, count - 1, most).round().astype(int)).tolist()
 
 
@@ -130,7 +130,7 @@ def numbers(values: Iterable[Any]) -> list[float | None]:
 
 
 def as_json(chart: Chart) -> dict[str, Any]:
-    """The JSON object of a chart, for the page's script."""
+    """A chart as a JSON object, for the script of the page."""
     series = []
     for one in chart.series:
         entry: dict[str, Any] = {"name": one.name, "key": one.key, "kind": one.kind, "color": one.color}
@@ -140,8 +140,8 @@ def as_json(chart: Chart) -> dict[str, Any]:
 
 
 def table_of(chart: Chart) -> Table:
-    """The numbers of a chart as a table: a row for each x and a column for each series of lines; a row for each bar or
-    point of other charts. Of more than `MOST_ROWS` rows, some are kept, evenly spaced."""
+    """The numbers of a chart as a table. Line charts have a row for each x and a column for each series; other charts have
+    a row for each bar or point. At most `MOST_ROWS` rows, evenly spaced, are kept."""
     if all(one.kind in ("line", "band", "rule") for one in chart.series):
         return _wide(chart)
     head = ["series", chart.x, chart.y]

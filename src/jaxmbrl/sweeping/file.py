@@ -1,7 +1,7 @@
-"""The file of a sweep, read into the runs that it asks for.
+"""Read the file of a sweep into a list of runs.
 
-The file is YAML: the fields of a run (`training.programs.RunConfig`), those of the algorithm's config under `settings`,
-nested or dotted, and also
+The file is YAML. It contains the fields of a run (`training.programs.RunConfig`), with those of the algorithm's config
+under `settings`, nested or dotted, and also
 
 grid    fields and a list of values for each: a run for each combination
 runs    a list of further runs, each a mapping of fields that replace the common ones (a file may be this list alone)
@@ -26,15 +26,15 @@ from jaxmbrl.sweeping.naming import Asked
 from jaxmbrl.training.programs import RunConfig
 
 FIELDS = tuple(field.name for field in dataclasses.fields(RunConfig) if field.name != "data_digest")
-"""Fields of a run that a sweep's file may contain."""
+"""Fields of a run that the file of a sweep may contain."""
 NESTED = ("settings", "checkpoint")
-"""Those that have fields of their own."""
+"""Fields of a run that have fields of their own."""
 MOST_RUNS = 10_000
-"""Runs of a sweep, at most."""
+"""Largest number of runs in a sweep."""
 
 
 class Sweep(NamedTuple):
-    """The contents of a sweep's file."""
+    """The contents of the file of a sweep."""
 
     file: Path
     folder: SweepFolder
@@ -42,10 +42,11 @@ class Sweep(NamedTuple):
 
 
 def read(file: str | Path, out: str | Path | None = None) -> Sweep:
-    """The sweep that `file` describes, into the folder `out`, or else the file's own, or else runs/FILE's-name.
+    """The sweep that `file` describes. Its folder is `out`, or else the one that the file names, or else runs/NAME with the
+    name of the file.
 
-    Raises UserError where the file cannot be read, is not YAML, or does not have the form of a sweep. The values of the
-    runs' fields are checked by `plan.checked`.
+    Raises UserError if the file cannot be read, is not YAML, or does not have the form of a sweep. `plan.checked` checks
+    the values of the fields.
     """
     file = Path(file)
     contents = read_yaml(file)
@@ -61,7 +62,7 @@ def read(file: str | Path, out: str | Path | None = None) -> Sweep:
 
 
 def expand(common: Mapping[str, Any]) -> list[Asked]:
-    """The runs that the fields of a file ask for, in order. Raises UserError where they do not have the form of a sweep."""
+    """The runs that the fields of a file describe, in order. Raises UserError if they do not have the form of a sweep."""
     common = dict(common)
     grid = _lists(_flat(_mapping(common.pop("grid", {}), "grid"), "grid"))
     explicit, hyper = common.pop("runs", []), _mapping(common.pop("hyper", {}), "hyper")
@@ -87,7 +88,7 @@ def expand(common: Mapping[str, Any]) -> list[Asked]:
 
 
 def find(sweep: Sweep, name: str) -> Asked:
-    """The run called `name`. Raises UserError where there is none."""
+    """The run called `name`. Raises UserError if there is none."""
     for run in sweep.runs:
         if run.name == name:
             return run
@@ -119,7 +120,7 @@ def _flat(values: Mapping[str, Any], where: str, prefix: str = "") -> dict[str, 
 
 
 def _check_path(path: str, shown: str) -> None:
-    """Raise UserError where no run has a field at `path`."""
+    """Raise UserError if a run has no field at `path`."""
     top, _, rest = path.partition(".")
     if top in NESTED or (top in FIELDS and not rest):
         return

@@ -21,7 +21,7 @@ LOGS = ".logs"
 KINDS = ("begins", "died", "failed", "finished", "stopped")
 """Kinds of notes in a log."""
 TAIL = 1 << 16
-"""Bytes at the end of a log that are searched for the last note."""
+"""Number of bytes at the end of a log in which the last note is searched."""
 
 
 class SweepFolder(NamedTuple):
@@ -38,7 +38,7 @@ class SweepFolder(NamedTuple):
         return self.path / LOGS / f"{name}.log"
 
     def create(self) -> None:
-        """Create the folder where it does not exist. Raises UserError where it cannot be created, or is a run's."""
+        """Create the folder if it does not exist. Raises UserError if it cannot be created, or is the folder of a run."""
         if (self.path / CONFIG).exists():
             raise UserError(f"{self.path} is the folder of a run; choose another folder for the sweep")
         try:
@@ -49,7 +49,8 @@ class SweepFolder(NamedTuple):
             ) from None
 
     def write_index(self, names: list[str], invalid: dict[str, str]) -> None:
-        """Write the names of all runs, and what is wrong with the invalid ones. Raises UserError where that fails."""
+        """Write the names of all runs, and the errors of the invalid ones. Raises UserError if the file cannot be
+        written."""
         text = json.dumps({"runs": names, "invalid": invalid}, indent=1)
         try:
             write_file(self.path / INDEX, text.encode() + b"\n")
@@ -59,7 +60,7 @@ class SweepFolder(NamedTuple):
             ) from None
 
     def read_index(self) -> tuple[list[str], dict[str, str]]:
-        """What `write_index` wrote; empty where the file is missing or not valid."""
+        """The arguments of the last `write_index`; empty if the file is missing or not valid."""
         try:
             found: Any = json.loads((self.path / INDEX).read_text(encoding="utf-8"))
             return [str(name) for name in found["runs"]], {str(k): str(v) for k, v in found["invalid"].items()}
@@ -67,19 +68,19 @@ class SweepFolder(NamedTuple):
             return [], {}
 
     def note(self, name: str, kind: str, text: str = "") -> None:
-        """Append a note on the process that works on a run to its log; `kind` is one of KINDS."""
+        """Append a note about the process of a run to the run's log. `kind` is one of KINDS."""
         if kind not in KINDS:
             raise ValueError(f"a note's kind is one of {', '.join(KINDS)}, got {kind!r}")
         time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         log = self.log(name)
         log.parent.mkdir(parents=True, exist_ok=True)
-        # On its own line, also after the incomplete line of a process that died.
+        # Start a new line, even after the incomplete last line of a process that died.
         before = "" if not log.exists() or _tail(log, 1) in ("", "\n") else "\n"
         with log.open("a", encoding="utf-8") as file:
             file.write(f"{before}[sweep {time}] {kind}: {' '.join(text.split())}".rstrip() + "\n")
 
     def last_note(self, name: str) -> tuple[str, str]:
-        """(kind, text) of the last note in a run's log; ("", "") without one."""
+        """(kind, text) of the last note in the log of a run; ("", "") if there is none."""
         try:
             text = _tail(self.log(name), TAIL)
         except OSError:

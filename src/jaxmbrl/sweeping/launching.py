@@ -1,4 +1,4 @@
-"""Starts the runs of a sweep, several at once, each in its own process; runs whose process dies are started again."""
+"""Start the runs of a sweep, several at once, each in its own process. If a process dies, its run is restarted."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from jaxmbrl.sweeping.folder import SweepFolder
 from jaxmbrl.training.stopping import ASKED_TO_STOP
 
 USER_ERROR = 2
-"""Exit code of a process that refused its options: a second attempt would do the same."""
+"""Exit code of a process with invalid options. It is not restarted, because it would fail again."""
 POLL_SECONDS = 0.2
 
 
 class Job(NamedTuple):
-    """A run to work on."""
+    """A run to start or resume."""
 
     name: str
     words: tuple[str, ...]
-    """Words of the `jaxmbrl` command that works on it, from its start or from where it stopped."""
+    """Arguments of the `jaxmbrl` command that starts or resumes it."""
     log: Path
-    """The file that its output is appended to."""
+    """The file to which its output is appended."""
 
 
 class Launcher(NamedTuple):
-    """A place in which jobs run."""
+    """An interface to start and stop jobs."""
 
     start: Callable[[Job], Any]
-    """Starts a job; returns its handle."""
+    """Start a job; returns its handle."""
     ended: Callable[[Any], int | str | None]
-    """(handle) -> exit code, negative for a signal; or what happened to the job in words; None while it runs."""
+    """(handle) -> exit code, negative for a signal; or a description of what happened to the job; None while it runs."""
     stop: Callable[[Any], None]
-    """Asks the job of a handle to save and end; the second time, to end at once."""
+    """Ask the job of a handle to save and exit; a second call asks it to exit at once."""
 
 
 def processes() -> Launcher:
-    """Processes on this machine."""
+    """A launcher that runs jobs as processes on this machine."""
 
     def stop(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -54,9 +54,9 @@ def processes() -> Launcher:
 
 
 def begin(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a process with a `jaxmbrl` command line; it stops when this process ends.
+    """Start a process with a `jaxmbrl` command line. It stops when this process ends.
 
-    It has its own session: Ctrl-C reaches this process alone, which passes it on once.
+    It has its own session, so Ctrl-C reaches only this process, which passes it on once.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "jaxmbrl", *words, "--with", str(os.getpid())]
@@ -67,14 +67,14 @@ def begin(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 class Signals:
-    """SIGINT and SIGTERM, counted and not obeyed inside of `counted`."""
+    """Counts SIGINT and SIGTERM inside `counted`, where they do not stop this process."""
 
     def __init__(self) -> None:
         self.received = 0
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[Signals]:
-        """Count signals while inside; only the main thread receives any."""
+        """Context manager that counts signals; only the main thread receives any."""
 
         def receive(*_: object) -> None:
             self.received += 1
@@ -97,10 +97,10 @@ def launch(
     signals: Signals,
     poll: float = POLL_SECONDS,
 ) -> dict[str, str]:
-    """Run all jobs, `at_once` at a time; returns the state of each: finished, failed, stopped or waiting.
+    """Run all jobs, `at_once` at a time. Returns the state of each: finished, failed, stopped or waiting.
 
-    A job whose process dies is started again, up to `retries` times, and continues where its run stopped. After a signal no
-    further job starts; running ones are asked to save and end, and are waited for.
+    If the process of a job dies, the job is restarted, up to `retries` times, and resumes its run. After a signal no
+    further job starts; running jobs are asked to save and exit, and this function waits for them.
     """
     waiting = deque(jobs)
     states = {job.name: "waiting" for job in jobs}
@@ -141,7 +141,8 @@ def launch(
 
 
 def judge(folder: SweepFolder, name: str, code: int | str, stopping: bool) -> tuple[str, str]:
-    """(state, reason) of a run whose process ended with `code`: finished, stopped, failed, or died, which is retried."""
+    """(state, reason) of a run after its process ended with `code`. The state is finished, stopped, failed or died; a run
+    that died is retried."""
     noted = folder.last_note(name)
     found = status.look(folder.run(name), noted)
     if found.ended:
@@ -155,7 +156,7 @@ def judge(folder: SweepFolder, name: str, code: int | str, stopping: bool) -> tu
 
 
 def _in_words(code: int | str) -> str:
-    """How a process ended."""
+    """A description of how a process ended."""
     if isinstance(code, str):
         return code
     if code == 0:

@@ -1,4 +1,4 @@
-"""The names of a sweep's runs, which are the names of their folders."""
+"""The names of the runs of a sweep. The folder of a run has the same name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LONGEST_NAME = 120
 
 
 class Asked(NamedTuple):
-    """A run that a sweep's file asks for, not checked yet."""
+    """A run as the file of a sweep describes it, not checked yet."""
 
     name: str
     fields: dict[str, Any]
@@ -23,7 +23,7 @@ class Asked(NamedTuple):
 
 
 def given(name: Any, where: str) -> str | None:
-    """A name from the file. Raises UserError, naming its place `where`, for what cannot be the name of a folder."""
+    """A name from the file. Raises UserError, with its place `where`, if it cannot be the name of a folder."""
     if name is None:
         return None
     if not isinstance(name, str) or not re.fullmatch(r"[\w=+,][\w.=+,-]*", name) or len(name) > LONGEST_NAME:
@@ -32,7 +32,7 @@ def given(name: Any, where: str) -> str | None:
 
 
 def derived(fields: Mapping[str, Any], change: Mapping[str, Any], hyper: Mapping[str, Any]) -> str:
-    """The name of a run without one: its algorithm and task, and the fields that it changes."""
+    """The name of a run to which the file gives none: its algorithm and task, and the fields that it changes."""
     parts = [_text(fields[field]) for field in ("algorithm", "env") if field in fields] or ["run"]
     changed = {**change, **{f"hyper.{name}": value for name, value in hyper.items()}}
     for path, value in changed.items():
@@ -42,10 +42,10 @@ def derived(fields: Mapping[str, Any], change: Mapping[str, Any], hyper: Mapping
 
 
 def distinct(runs: Sequence[Asked], named: Sequence[bool]) -> list[Asked]:
-    """The runs with distinct names, also where names differed only in characters that a folder's name may not have, or were
-    too long.
+    """The runs with distinct names. A derived name gets a digest if it is too long, or if another run has the same name
+    because characters that a folder name may not have were replaced.
 
-    Raises UserError where two runs are the same, or were given the same name.
+    Raises UserError if two runs are the same, or were given the same name.
     """
     seen: dict[str, Asked] = {}
     names = [run.name for run in runs]

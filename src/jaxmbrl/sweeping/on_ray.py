@@ -1,7 +1,7 @@
-"""Runs of a sweep on Ray, on a cluster or on this machine: each is one task, whose process trains.
+"""Runs of a sweep on Ray, on a cluster or on this machine. Each run is one Ray task, which starts the training process.
 
-Ray is imported where it is used. It is started without its dashboard and usage statistics. Results are only in the folder
-of the sweep, which all machines must have at the same path.
+Ray is imported where it is used. It is started without its dashboard and usage statistics. Results are written only to the
+folder of the sweep, which must have the same path on all machines.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from jaxmbrl.sweeping.launching import POLL_SECONDS, Job, Launcher, begin
 
 LOCAL = "local"
 OBJECT_STORE_BYTES = 100 * 2**20
-"""Size of the object store of a Ray that is started here; it stays empty."""
+"""Size of the object store if Ray is started here; the store stays empty."""
 
 
 def tasks(ray: Any, cpus: float, gpus: float) -> Launcher:
-    """Tasks of Ray, each with its share of the cluster."""
-    # Retries are ours: a task that dies is reported and started again as a process is.
+    """A launcher that runs jobs as Ray tasks, each with `cpus` CPUs and `gpus` GPUs."""
+    # We retry, not Ray: a task that dies is reported and restarted in the same way as a process.
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(attend)
 
     def start(job: Job) -> Any:
@@ -41,7 +41,7 @@ def tasks(ray: Any, cpus: float, gpus: float) -> Launcher:
             first = str(error).strip().partition("\n")[0]
             return f"{type(error).__name__}: {first}"
 
-    # A cancelled task asks its process to save and end, and waits for it.
+    # A cancelled task asks its process to save and exit, and waits for it.
     return Launcher(start, ended, lambda reference: ray.cancel(reference, force=False))
 
 
@@ -50,7 +50,7 @@ def attend(words: Sequence[str], log: str, cwd: str) -> int:
     os.chdir(cwd)
     process = begin(words, Path(log))
     while process.poll() is None:
-        # Short waits, because a cancellation is not received during a long one.
+        # Wait in short intervals, because a cancellation is only received between them.
         try:
             time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
@@ -60,9 +60,10 @@ def attend(words: Sequence[str], log: str, cwd: str) -> int:
 
 @contextlib.contextmanager
 def connected(address: str | None, cpus: float, gpus: float) -> Iterator[Launcher]:
-    """Tasks on the cluster at `address`, by default at RAY_ADDRESS, or else on a Ray of this machine that ends afterwards.
+    """A launcher on the cluster at `address`, by default at RAY_ADDRESS. Without either, Ray is started on this machine and
+    shut down afterwards.
 
-    Raises UserError where Ray is missing, there is no cluster, or this machine is too small for a run.
+    Raises UserError if Ray is not installed, there is no cluster, or this machine has too few resources for a run.
     """
     try:
         import ray
@@ -73,11 +74,11 @@ def connected(address: str | None, cpus: float, gpus: float) -> Iterator[Launche
     if address == LOCAL:
         own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     with _environment(RAY_USAGE_STATS_ENABLED="0"), warnings.catch_warnings():
-        # JAX warns of forks; those of Ray execute another program at once.
+        # JAX warns of forks, but the processes that Ray forks execute another program at once.
         warnings.simplefilter("ignore", RuntimeWarning)
         try:
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
-        except Exception as error:  # Ray raises a plain Exception where it does not start in time.
+        except Exception as error:  # Ray raises a plain Exception if it does not start in time.
             what = "Ray does not start here" if address == LOCAL else f"no Ray cluster at {address}"
             raise UserError(f"{what}: {str(error).strip().partition(chr(10))[0]}") from None
     try:
@@ -92,7 +93,7 @@ def connected(address: str | None, cpus: float, gpus: float) -> Iterator[Launche
 
 @contextlib.contextmanager
 def _environment(**values: str) -> Iterator[None]:
-    """Environment variables, set while inside."""
+    """Context manager that sets environment variables."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -1,4 +1,4 @@
-"""The runs of a sweep's file, checked before any of them starts."""
+"""Check all runs of a sweep before any of them starts."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from jaxmbrl.training import programs
 from jaxmbrl.training.programs import RunConfig
 
 TEXTS = ("algorithm", "env", "preset", "data")
-"""Fields of a run that are text."""
+"""Fields of a run that must be text."""
 
 
 def checked(run: Asked, folder: SweepFolder) -> Run:
-    """The run with its config checked; whether its parts fit each other is checked when they are built.
+    """The run with its config checked. Whether its parts fit together is checked later, when they are built.
 
-    Each combination of its traced hyperparameters gets the run's number of seeds, one after another: with 2 seeds, the
-    first combination has seeds 0 and 1 and the second 2 and 3. Raises UserError for what is missing, unknown or out of
-    range.
+    Each combination of the traced hyperparameters gets the run's number of seeds: with 2 seeds, the first combination has
+    seeds 0 and 1, and the second has seeds 2 and 3. Raises UserError if a field is missing, unknown or out of range.
     """
     fields = dict(run.fields)
     settings, kept = (
@@ -54,18 +53,18 @@ def checked(run: Asked, folder: SweepFolder) -> Run:
 
 
 def check_all(sweep: Sweep) -> tuple[list[Run], dict[str, str]]:
-    """The valid runs, and what is wrong with the others, by name."""
+    """(the valid runs, the errors of the other runs by name)."""
     runs: list[Run] = []
     wrong: dict[str, str] = {}
     seen: dict[str, str] = {}
     built: dict[str, str | None] = {}
-    for asked in sweep.runs:
+    for described in sweep.runs:
         try:
-            run = checked(asked, sweep.folder)
+            run = checked(described, sweep.folder)
             first = seen.setdefault(json.dumps([to_dict(run.config), run.hyper]), run.name)
             if first != run.name:
                 raise UserError(f"it is the same as {first}")
-            # Building takes seconds for tasks with contacts, and does not depend on the seed.
+            # Building takes seconds for tasks with contacts, so runs that differ only in the seed are built once.
             alike = json.dumps(to_dict(run.config) | {"seed": 0})
             if alike not in built:
                 built[alike] = _problem(run.config)
@@ -74,14 +73,14 @@ def check_all(sweep: Sweep) -> tuple[list[Run], dict[str, str]]:
                 raise UserError(problem)
             check_same(run)
         except UserError as error:
-            wrong[asked.name] = str(error)
+            wrong[described.name] = str(error)
         else:
             runs.append(run)
     return runs, wrong
 
 
 def _problem(config: RunConfig) -> str | None:
-    """Why the parts of a run do not fit each other; None where they do."""
+    """The error if the parts of a run do not fit together; None if they do."""
     try:
         programs.build(config)
     except UserError as error:
@@ -90,7 +89,7 @@ def _problem(config: RunConfig) -> str | None:
 
 
 def _combinations(hyper: Mapping[str, Any]) -> list[dict[str, float]]:
-    """All combinations of the values of traced hyperparameters; none without such."""
+    """All combinations of the values of traced hyperparameters; empty if there are none."""
     given = {name: _numbers(values, name) for name, values in hyper.items()}
     return [dict(zip(given, row, strict=True)) for row in itertools.product(*given.values())] if given else []
 
@@ -104,5 +103,5 @@ def _numbers(values: Any, name: str) -> list[float]:
     if not found or len(found) != len(listed):
         raise UserError(f"hyper.{name} must be a list of numbers, got {values!r:.60}")
     if len(set(found)) != len(found):
-        raise UserError(f"hyper.{name} holds the same number twice, got {values!r:.60}")
+        raise UserError(f"hyper.{name} contains the same number twice, got {values!r:.60}")
     return found

@@ -1,4 +1,4 @@
-"""A run of a sweep: its folder, and working on it."""
+"""One run of a sweep: checks of its folder, and training it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jaxmbrl.training.session import Result
 from jaxmbrl.training.stopping import Stopping
 
 PATIENCE = 120.0
-"""Seconds that a run waits for the process that worked on it before, which may still be saving."""
+"""Seconds to wait for an earlier process of the same run, which may still be saving."""
 
 
 class Run(NamedTuple):
@@ -34,21 +34,21 @@ class Run(NamedTuple):
 
 
 def has_started(path: Path) -> bool:
-    """Whether a run was started in the folder `path` and has something to resume from, or to lose."""
+    """Whether a run was started in the folder `path` and has data to resume from, or to lose."""
     saved = bool(checkpoint.steps(RunFolder(path).checkpoints)) or (path / METRICS).exists()
     return (path / CONFIG).is_file() and saved
 
 
 def check_same(run: Run) -> None:
-    """Raise UserError where the run's folder has a run that was started with another config, or something else."""
+    """Raise UserError if the run's folder contains a run that was started with another config, or other files."""
     if not has_started(run.path):
         foreign = _foreign(run.path)
         if foreign is not None:
             raise UserError(f"{run.path} is in use (it has {foreign}); remove it, or choose another out")
         return
     folder = RunFolder.open(run.path)
-    started, asked = (programs.leaves(to_dict(config)) for config in (programs.read(folder), run.config))
-    for path, value in asked.items():
+    started, described = (programs.leaves(to_dict(config)) for config in (programs.read(folder), run.config))
+    for path, value in described.items():
         before = started.get(path)
         if before != value:
             raise UserError(
@@ -66,9 +66,9 @@ def check_same(run: Run) -> None:
 
 
 def work(run: Run, progress: Progress, stopping: Stopping | None = None) -> Result:
-    """Train the run from its start, or resume it; it ends early when `stopping` is asked to stop.
+    """Start or resume the run. It ends early when `stopping` is asked to stop.
 
-    Raises UserError where its folder has another run, or another process keeps writing to it.
+    Raises UserError if its folder contains another run, or another process keeps writing to it.
     """
     _wait_for(run.path)
     check_same(run)
@@ -114,7 +114,8 @@ def _clear(path: Path) -> None:
 
 
 def _foreign(path: Path) -> str | None:
-    """The name of something in the folder `path` that no run writes before its first checkpoint; None for nothing."""
+    """The name of a file in the folder `path` that a run does not write before its first checkpoint; None if there is
+    none."""
     if not path.is_dir():
         return path.name if path.exists() else None
     ours = {".lock", ".probe", "checkpoints", CONFIG, ENVIRONMENT, EVENTS}

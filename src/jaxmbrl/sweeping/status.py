@@ -16,11 +16,11 @@ from jaxmbrl.training.run_folder import CONFIG, EVENTS, METRICS, RunFolder
 
 STATES = ("running", "waiting", "stopped", "finished", "failed", "invalid")
 FAILURES = ("died", "failed")
-"""Notes of a sweep that report a failure."""
+"""Kinds of notes that report a failure."""
 RETURNS = ("eval/return", "train/return", "data/return")
-"""Metrics of a policy's performance, the best measure first."""
+"""Metrics of a policy's performance, in order of preference."""
 TAIL = 1 << 22
-"""Bytes at the end of a file of metrics that are read."""
+"""Number of bytes that are read at the end of a file of metrics."""
 
 
 class RunStatus(NamedTuple):
@@ -30,26 +30,26 @@ class RunStatus(NamedTuple):
     state: str
     """One of STATES."""
     env_steps: int
-    """Environment steps done, of each seed."""
+    """Environment steps of each seed so far."""
     total_steps: int | None
-    """Steps of the whole run, in whole epochs; None where they are not known yet."""
+    """Steps of the whole run, in whole epochs; None if not known yet."""
     seeds: int | None
     frozen: tuple[int, ...]
-    """Seeds that met a value that was not finite."""
+    """Seeds that were frozen because a value was not finite."""
     metric: str | None
     """The metric of `value`: the first of RETURNS that the run has."""
     value: float | None
-    """Its last mean over seeds."""
+    """The last mean of the metric over seeds."""
     active: float | None
-    """When the run last wrote something, in seconds since 1970."""
+    """Time of the run's last write, in seconds since 1970."""
     error: str | None
-    """Why it failed, or is invalid."""
+    """Why the run failed or is invalid."""
     ended: bool
-    """Whether nothing is left to do: all steps are done, or every seed is frozen."""
+    """Whether the run is complete: all steps are done, or every seed is frozen."""
 
 
 def look(path: Path, log: tuple[str, str] = ("", "")) -> RunStatus:
-    """The state of the run in the folder `path`; `log` is the last note of its sweep, if there is one."""
+    """The state of the run in the folder `path`. `log` is the last note in its log, if it belongs to a sweep."""
     folder = RunFolder(path)
     running = folder.is_locked()
     if not (path / CONFIG).is_file():
@@ -83,9 +83,9 @@ def look(path: Path, log: tuple[str, str] = ("", "")) -> RunStatus:
 
 
 def of_folder(path: str | Path) -> list[RunStatus]:
-    """The states of all runs in the folder `path`: those of its sweep in their order, then others by name.
+    """The states of all runs in the folder `path`: first the runs of its sweep in their order, then others by name.
 
-    Raises UserError where there is no folder, or no run in it.
+    Raises UserError if there is no folder, or no run in it.
     """
     path = Path(path)
     if not path.is_dir():
@@ -110,7 +110,7 @@ def of_folder(path: str | Path) -> list[RunStatus]:
 
 
 def table(found: Sequence[RunStatus], now: float | None = None) -> str:
-    """The runs as lines of text; below those that failed, the reason."""
+    """The runs as lines of text, with the reason below each failed run."""
     now = time.time() if now is None else now
     head = ("run", "state", "steps", "", "seeds", "return", "last active")
     rows = [_columns(status, now) for status in found]
@@ -152,9 +152,9 @@ def _age(seconds: float) -> str:
 
 
 def _size(folder: RunFolder) -> tuple[int | None, int | None, str | None]:
-    """Steps in whole epochs, seeds, and what is wrong with the config.
+    """(steps in whole epochs, seeds, error of the config).
 
-    Its fields are not checked: a run of an older version, or on a task of the user's own, counts too.
+    The fields are not checked, so that runs of older versions, or on the user's own tasks, have a status too.
     """
     try:
         config = folder.read_config()
@@ -169,7 +169,7 @@ def _size(folder: RunFolder) -> tuple[int | None, int | None, str | None]:
 
 
 def _last_lines(file: Path) -> list[dict[str, Any]]:
-    """The objects at the end of a file of JSON lines, without incomplete or invalid lines."""
+    """The objects at the end of a file of JSON lines; incomplete and invalid lines are skipped."""
     try:
         with file.open("rb") as opened:
             start = max(opened.seek(0, 2) - TAIL, 0)
@@ -187,7 +187,7 @@ def _last_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _value(rows: list[dict[str, Any]]) -> tuple[str | None, float | None]:
-    """The best measure of the policy, and its mean over the seeds of the last epoch that has it."""
+    """(the first of RETURNS in the rows, its mean over the seeds of the last epoch that has it)."""
     for name in RETURNS:
         having = [row for row in rows if isinstance(row.get(name), int | float)]
         if having:

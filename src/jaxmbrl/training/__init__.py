@@ -1,1 +1,1 @@
-"""The loop that every algorithm runs in, and what surrounds it: checkpoints, metrics, evaluation, runs."""
+"""The training loop for every algorithm, with checkpoints, metrics, evaluation and run folders."""

@@ -1,4 +1,4 @@
-"""The arrays of a checkpoint as files, written and read by Orbax; on several hosts as plain bytes, each host its own."""
+"""Files with the arrays of a checkpoint, written and read by Orbax. On several hosts, each writes its own plain bytes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import numpy as np
 from jaxmbrl.training.manifest import CheckpointError
 
 PLAIN = ".bytes"
-"""Suffix of a file that holds the bytes of one array."""
+"""Suffix of a file with the bytes of one array."""
 
 
 def save(folder: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays, by name, into the new folder `folder`. Raises OSError where the disk refuses."""
+    """Write arrays, by name, into the new folder `folder`. Raises OSError if the disk cannot be written to."""
     if jax.process_count() > 1:
-        # Orbax saves what all processes have in common; here each process saves its own arrays.
+        # Orbax would save arrays that all processes share; here each process saves its own.
         folder.mkdir()
         for name, array in arrays.items():
             array.tofile(folder / f"{name}{PLAIN}")
@@ -39,9 +39,9 @@ def save(folder: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def load(folder: Path, like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Read arrays with the names, shapes and dtypes of `like`. A file of another size gives an array of another shape.
+    """Read arrays with the names, shapes and dtypes of `like`. A file of another size returns an array of another shape.
 
-    Raises CheckpointError where Orbax cannot read the files.
+    Raises CheckpointError if Orbax cannot read the files.
     """
     if not like:
         return {}
@@ -60,14 +60,14 @@ def load(folder: Path, like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _plain(file: Path, like: np.ndarray) -> np.ndarray:
-    """The array in a file of its bytes."""
+    """The array in a file of plain bytes."""
     data = file.read_bytes()
     return np.frombuffer(data, like.dtype).reshape(like.shape) if len(data) == like.nbytes else np.zeros(0)
 
 
 @contextlib.contextmanager
 def _orbax() -> Iterator[Any]:
-    """Orbax without its log messages (its errors are raised as well); the logging configuration is restored afterwards."""
+    """Orbax without its log messages, whose content it also raises as errors. The logging configuration is restored."""
     root = logging.getLogger()
     handlers = list(root.handlers)
     from orbax.checkpoint import v1 as orbax

@@ -1,7 +1,7 @@
-"""The loop for tasks that live on the host: the same keys and the same `learn` as in `loop`, with Python in between.
+"""The training loop for tasks that run on the host, with the same keys and the same `learn` as in `loop`.
 
-Each step of the environments, the policy acts for all seeds in one compiled call, and Python steps the environments; a
-second compiled call learns. Where a host environment is a `World` that is seeded alike, both loops train alike.
+At each step, one compiled call computes the actions of all seeds, and Python steps the environments; a second compiled call
+learns. If the host environment wraps a `World` and uses the same seeds, both loops give the same training.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from jaxmbrl.training.loop import (
 )
 
 ANEW = 4
-"""Stream of randomness, below a seed's running key, of episodes that begin after a resume; that key's own split takes 0
+"""Index, folded into a seed's key, of the random stream for episodes that begin after a resume. Splitting the key uses 0
 and 1."""
 
 
 class Outside(NamedTuple):
-    """What a `LoopState` carries of environments that it cannot hold."""
+    """The carry of a `LoopState` for environments on the host."""
 
     observation: Shaped[Array, "num_envs ..."]
     is_first: Bool[Array, "num_envs"]
-    """Whether that observation is an episode's first."""
+    """Whether that observation is the first of an episode."""
     seed: UInt32[Array, "num_envs"]
-    """With which the very first episodes begin."""
+    """Seeds of the first episodes of the run."""
 
 
 def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
-    """The loop of `algorithm` on `task`, which lives on the host. Seed k has the same randomness whatever the other seeds
-    are; a seed that met a value that is not finite is stepped no more.
+    """The loop of `algorithm` on `task`, which runs on the host. The randomness of a seed does not depend on the other
+    seeds. A frozen seed, which had a value that is not finite, is not stepped any more.
 
-    Environments are made when the loop is compiled. What is inside of them is in no `LoopState`: compiled for a clock
-    beyond 0, the loop begins new episodes.
+    Environments are created when the loop is compiled. Their internal state is not part of `LoopState`: a loop that is
+    compiled for a clock above 0 begins new episodes.
 
-    Raises UserError where the algorithm plans in the true simulator.
+    Raises UserError if the algorithm plans in the true simulator.
     """
     _check(algorithm, task)
 
@@ -74,7 +74,7 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
         is_first: Bool[Array, "num_envs"],
         i: Int[Array, ""],
     ) -> Any:
-        """Step `i` of a call, of one seed: (action, extras, memory, seeds of resets after the step), each [num_envs]."""
+        """Step `i` of a call for one seed: (action, extras, memory, seeds for resets after the step), each [num_envs]."""
         policy = collector(state.algorithm, clock)
         keys = jax.random.split(collecting_key(state), config.num_envs)
         return jax.vmap(lambda memory, seen, is_first, key: act(policy, memory, seen, is_first, key, i))(
@@ -82,7 +82,7 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
         )
 
     def shapes(clock: Clock, state: LoopState) -> Rollout:
-        """What a call collects, all zeros."""
+        """The rollout of one call, with all values zero."""
         seen, steps = state.carry, (algorithm.period, config.num_envs)
         action, extras, memory, _ = acting(
             clock, state, state.memory, seen.observation, seen.is_first, jnp.zeros((), jnp.int32)
@@ -97,7 +97,7 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
     parts = learning(algorithm, config, start, shapes)
 
     def learn(clock: Clock, learner: PyTree, states: LoopState, collected: Rollout) -> tuple[Clock, LoopState]:
-        # The learner's state apart, as it alone is large and given up: a memory may be in both of the others.
+        # The learner's state is a separate argument, because only it is large and donated.
         return parts.call(clock, states._replace(algorithm=learner), collected)
 
     def compiled(
@@ -133,13 +133,13 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
 def _check(algorithm: Algorithm, task: Task) -> None:
     if algorithm.observes_full_state:
         raise UserError(
-            f"model 'true' plans in the true simulator, and that of task '{task.name}' lives outside of the compiled "
+            f"model 'true' plans in the true simulator, but that of task '{task.name}' runs outside of the compiled "
             "program: leave model out"
         )
 
 
 class _Hosts:
-    """The environments of all seeds [K, num_envs], and collecting in them."""
+    """The environments of all seeds [K, num_envs], for collecting data."""
 
     def __init__(self, task: Task, seed: UInt32[np.ndarray, "K num_envs"]) -> None:
         self.seed = seed
@@ -147,15 +147,15 @@ class _Hosts:
         self.environments.begin(seed.reshape(-1))
 
     def seen(self) -> Outside:
-        """What they show now."""
+        """The current observations."""
         now = (self.environments.observation, self.environments.is_first)
-        # Copies, as the environments write into theirs.
+        # Copies, because the environments write into their own arrays.
         observation, is_first = (x.reshape(*self.seed.shape, *x.shape[1:]).copy() for x in now)
         seen: list[Any] = [observation, is_first, self.seed]
         return Outside(*seen)
 
     def collect(self, acts: Callable[..., Any], clock: Clock, states: LoopState, period: int) -> Rollout:
-        """What all seeds collect for one call of `learn`; that of a frozen seed means nothing."""
+        """The rollout of all seeds for one call of `learn`. That of a frozen seed is meaningless."""
         frozen = np.repeat(np.asarray(states.fault.what) >= 0, self.seed.shape[1])
         memory, rows = states.memory, []
         for i in range(period):
@@ -163,7 +163,7 @@ class _Hosts:
             told = acts(clock, states, memory, seen.observation, seen.is_first, jnp.asarray(i, jnp.int32))
             (action, extras, again), memory = jax.device_get((told[0], told[1], told[3])), told[2]
             action = action.reshape(-1, *action.shape[2:])
-            # What is not finite must not reach a simulator, still less a robot: the seed is frozen for it.
+            # An action that is not finite must not reach a simulator or a robot: the seed is frozen.
             row = self.environments.step(action, again.reshape(-1), ~frozen & finite_rows(action))
             row = jax.tree.map(lambda x: x.reshape(*self.seed.shape, *x.shape[1:]), row)
             rows.append(row._replace(extras=extras))
@@ -171,8 +171,8 @@ class _Hosts:
 
 
 def _anew(clock: Clock, states: LoopState, num_envs: int) -> LoopState:
-    """The states about to begin new episodes; at the start they are already. Parts of the algorithm's state that depend on
-    rows without a gap, such as buffers of sequences, have a method `interrupted` that says so to them."""
+    """The states, changed to begin new episodes. At the start of a run nothing changes. Parts of the algorithm's state whose
+    rows must continue each other, such as buffers of sequences, have a method `interrupted`, which is called here."""
     if int(clock.env_steps) == 0:
         return states
 

@@ -1,8 +1,8 @@
-"""Checkpoints that restore bit for bit, or say why they cannot.
+"""Checkpoints that are restored bit for bit, or rejected with the reason.
 
-The arrays are written and read by Orbax. It restores a flipped byte of array data as a wrong value, and casts to another
-dtype, both without an error; so each checkpoint has a manifest with a digest of every file and of every leaf's bytes, and
-everything that is loaded is compared with it.
+The arrays are written and read by Orbax. Orbax restores a flipped byte of array data as a wrong value, and casts to another
+dtype, both without an error. Therefore each checkpoint has a manifest with a digest of every file and of every leaf's
+bytes, and everything that is loaded is compared with it.
 
     00000123/            one complete checkpoint: it gets this name in one rename, after everything is on the disk
       arrays/            the leaves, numbered in tree order (`array_files`)
@@ -33,16 +33,16 @@ ARRAYS = "arrays"
 
 
 class Restored(NamedTuple):
-    """What `restore` found."""
+    """Result of `restore`."""
 
     step: int
     state: PyTree
     extra: dict[str, Any]
     path: Path
     warnings: tuple[str, ...]
-    """One line for each checkpoint that is damaged."""
+    """One line for each damaged checkpoint."""
     left_out: bool = False
-    """Whether leaves were left out when it was saved."""
+    """Whether leaves were omitted when it was saved."""
 
 
 class Snapshot(NamedTuple):
@@ -51,11 +51,11 @@ class Snapshot(NamedTuple):
     leaves: list[dict[str, Any]]
     """The manifest's entry of each leaf, without its digest."""
     arrays: list[np.ndarray | None]
-    """The leaves in this process's memory; of keys, their data; None for leaves that are left out."""
+    """The leaves in this process's memory, keys as their data; None for omitted leaves."""
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints in `folder`, ascending; [] where there is no such folder. Nothing is verified."""
+    """The steps of the checkpoints in `folder`, ascending; [] if there is no such folder. Nothing is verified."""
     if not folder.is_dir():
         return []
     return sorted(int(path.name) for path in folder.iterdir() if re.fullmatch(r"\d{8,}", path.name) and path.is_dir())
@@ -83,7 +83,7 @@ def take(state: PyTree, left_out: Collection[str] = ()) -> Snapshot:
         if not isinstance(leaf, jax.Array | np.ndarray):
             raise ValueError(f"leaf {name} must be an array, got {type(leaf).__name__}")
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            raise ValueError(f"leaf {name} is spread over several processes; gather it before saving")
+            raise ValueError(f"leaf {name} is distributed over several processes; gather it before saving")
         entry = {"path": name, **manifest.spec(leaf)}
         if name in left_out:
             leaves.append(entry | {"left_out": True})
@@ -94,7 +94,7 @@ def take(state: PyTree, left_out: Collection[str] = ()) -> Snapshot:
             entry["implementation"] = str(jax.random.key_impl(leaf))
             data = jax.random.key_data(leaf)
         leaves.append(entry)
-        # A copy: on a CPU a view would show what a compiled program later writes into the same memory.
+        # A copy: on a CPU, a compiled program may later overwrite the memory of a view.
         arrays.append(np.array(data))
     return Snapshot(leaves, arrays)
 
@@ -109,11 +109,11 @@ def save(
 ) -> Path:
     """Write `state` as the checkpoint of `step` and return its folder; it is on the disk when this returns.
 
-    `state` is what `take` accepts or returns; `extra` is plain JSON without NaN. Of the complete checkpoints the newest
-    `keep` and those of the steps in `precious` stay; damaged ones are not removed.
+    `state` is what `take` accepts or returns; `extra` is plain JSON without NaN. The newest `keep` complete checkpoints and
+    those of the steps in `precious` are kept; damaged ones are not removed.
 
-    Raises CheckpointError where the disk refuses, ValueError for a negative step, a `keep` below 1, an `extra` that is
-    not JSON, or a leaf that is not an array.
+    Raises CheckpointError if the disk cannot be written to; ValueError for a negative step, a `keep` below 1, an `extra`
+    that is not JSON, or a leaf that is not an array.
     """
     if step < 0 or keep < 1:
         raise ValueError(f"step must be at least 0 and keep at least 1, got {step} and {keep}")
@@ -125,7 +125,7 @@ def save(
     both = list(zip(snapshot.leaves, snapshot.arrays, strict=True))
     leaves = [entry if array is None else entry | {"sha256": manifest.digest(array)} for entry, array in both]
     arrays = {_array_name(i): array for i, (_, array) in enumerate(both) if array is not None and array.size}
-    # Orbax takes absolute paths only.
+    # Orbax only accepts absolute paths.
     folder = folder.absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,14 +151,14 @@ def restore(
     """Read the newest intact checkpoint in `folder`, bit for bit as it was saved.
 
     `like` is a pytree of arrays or `jax.ShapeDtypeStruct` (as from `jax.eval_shape`) with the expected structure, shapes
-    and dtypes; leaves are placed by its shardings, in NumPy where a leaf of `like` is NumPy, and on the default device
-    otherwise. Weak types become strong. Leaves that were left out are those of `fresh()`.
+    and dtypes. Leaves are placed with its shardings, as NumPy arrays if a leaf of `like` is one, and otherwise on the
+    default device. Weak types become strong. Omitted leaves are taken from `fresh()`.
 
-    A damaged checkpoint is renamed to `damaged-<step>`, with a warning line, and the one before is read. With `repair`
-    false nothing is renamed: use it to read a folder that another process may be writing to. With `before` only
-    checkpoints of lower steps are considered.
+    A damaged checkpoint is renamed to `damaged-<step>`, with a warning, and the one before is read. With `repair` false
+    nothing is renamed, so a folder to which another process may be writing can be read. With `before` only checkpoints of
+    lower steps are considered.
 
-    Raises CheckpointError where no checkpoint is intact, and where an intact one has other leaves than `like`.
+    Raises CheckpointError if no checkpoint is intact, or if an intact one has other leaves than `like`.
     """
     warnings: list[str] = []
     folder = folder.absolute()
@@ -191,7 +191,7 @@ def _array_name(i: int) -> str:
 def _write(
     folder: Path, step: int, leaves: list[dict[str, Any]], arrays: dict[str, np.ndarray], extra: dict[str, Any]
 ) -> Path:
-    """Write the checkpoint beside its place, bring it to the disk, and rename it."""
+    """Write the checkpoint under a temporary name, flush it to the disk, and rename it."""
     path = folder / f"{step:08}"
     partial = folder / f"{durable.PARTIAL}{path.name}"
     try:
@@ -223,7 +223,7 @@ def _prune(folder: Path, keep: int, newest: Path, precious: Collection[Path]) ->
 def _load(
     path: Path, leaves: list[dict[str, Any]], like: PyTree, fresh: Callable[[], PyTree] | None
 ) -> tuple[PyTree, bool]:
-    """The state, every leaf verified after loading, and whether some were left out; `like` has the same leaves."""
+    """(the state, with every leaf verified after loading; whether some leaves were omitted). `like` has the same leaves."""
     targets, treedef = jax.tree.flatten(like)
     order = {jax.tree_util.keystr(keys): i for i, (keys, _) in enumerate(jax.tree_util.tree_flatten_with_path(like)[0])}
     wanted, left_out = {}, [entry["path"] for entry in leaves if entry.get("left_out", False)]
@@ -244,7 +244,7 @@ def _load(
         array = loaded.get(name, wanted[name])
         same = array.shape == wanted[name].shape and array.dtype == wanted[name].dtype
         if not same or manifest.digest(array) != entry["sha256"]:
-            raise Damaged(f"leaf {entry['path']} is not as it was saved")
+            raise Damaged(f"leaf {entry['path']} differs from what was saved")
         at = order[entry["path"]]
         state[at] = _place(path, array, entry, targets[at])
     return jax.tree.unflatten(treedef, state), bool(left_out)
@@ -261,12 +261,12 @@ def _place(path: Path, array: np.ndarray, entry: dict[str, Any], target: Any) ->
         return keys if sharding is None else jax.device_put(keys, sharding)
     leaf = jax.device_put(array, sharding, may_alias=False)
     if leaf.dtype != array.dtype:
-        raise CheckpointError(f"checkpoint {path} holds {array.dtype} ({entry['path']}); set JAX_ENABLE_X64=1 to resume")
+        raise CheckpointError(f"checkpoint {path} has {array.dtype} ({entry['path']}); set JAX_ENABLE_X64=1 to resume")
     return leaf
 
 
 def _set_aside(path: Path) -> str:
-    """Rename a damaged checkpoint; the result in words."""
+    """Rename a damaged checkpoint and return the result in words."""
     aside = path.with_name(f"damaged-{path.name}")
     number = 1
     while aside.exists():

@@ -1,7 +1,7 @@
-"""Writing into a run's folder while it trains, without waiting for the disk, which may fail.
+"""Writing to a run's folder during training, without waiting for the disk, and with retries if the disk fails.
 
-Checkpoints are copied from the device and written by a thread while training continues. Where the disk refuses (full,
-missing, read-only), rows and events wait in memory and writing is tried again, for the run's `grace`.
+Checkpoints are copied from the device and written by a thread while training continues. If the disk cannot be written to
+(full, missing, read-only), rows and events are kept in memory and writing is retried for the run's `grace` period.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from jaxmbrl.training.programs import CheckpointConfig
 from jaxmbrl.training.run_folder import CONFIG, RunFolder, event_of
 
 SHARE = 0.05
-"""Share of the wall clock that checkpoints may cost."""
+"""Largest share of the wall-clock time for checkpoints."""
 LOST_SECONDS = 600.0
-"""Work that may be lost where a checkpoint each epoch costs too much, and within long epochs, in seconds."""
+"""Work that may be lost, in seconds, if a checkpoint every epoch is too expensive, and within long epochs."""
 RETRY_SECONDS = 5.0
-"""Time between two attempts to write to a disk that refused."""
+"""Time between two attempts to write after a failure."""
 LINES, CHECKPOINT = "lines", "checkpoint"
-"""What a disk can refuse."""
+"""The two kinds of writes that can fail."""
 
 
 class Lost(UserError):
-    """The run's folder could not be written to for longer than the grace."""
+    """The run's folder could not be written to for longer than the grace period."""
 
 
 def nothing(state: PyTree) -> PyTree:
@@ -45,11 +45,11 @@ def nothing(state: PyTree) -> PyTree:
 
 
 class Keeper:
-    """Writes into one run's folder, with messages to the user by `say` and `warn`. Each host saves its own seeds; the first
-    alone writes the metrics.
+    """Writes into one run's folder, with messages to the user by `say` and `warn`. Each host saves its own seeds; only the
+    first writes the metrics.
 
-    `reproducible` selects leaves of the state that can be made again (`types.Views`); a checkpoint leaves them out where
-    the config's `model_buffer` is false.
+    `reproducible` selects leaves of the state that can be recomputed (`types.Views`); checkpoints omit them if the config's
+    `model_buffer` is false.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Keeper:
         self._rows: list[dict[str, Any]] = []
         self._events: list[dict[str, Any]] = []
         self._refused: dict[str, float] = {}
-        """Since when the disk has refused LINES and CHECKPOINT."""
+        """Times since which writes of LINES and CHECKPOINT have failed."""
         self._tried = 0.0
         self._saved: tuple[int, int] | None = None
         """Step and metrics offset of the newest checkpoint."""
@@ -78,28 +78,28 @@ class Keeper:
         self._blocking, self._whole = 0.0, 0.0
 
     def continue_from(self, step: int) -> None:
-        """Note that there is a checkpoint of `step`, and nothing after it."""
+        """Record that the newest checkpoint is that of `step`, with nothing after it."""
         self._saved = (step, self._offset())
 
     def has_saved(self, step: int) -> bool:
-        """Whether all rows and events are on the disk, and a checkpoint of `step` after them."""
+        """Whether all rows and events, and then a checkpoint of `step`, are on the disk."""
         self.wait()
         return not (self._rows or self._events) and self._saved == (step, self._offset())
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Append to events.jsonl, now or as soon as the disk allows it."""
+        """Append to events.jsonl, now or as soon as the disk can be written to."""
         self._events.append(event_of(kind, **fields))
         self.flush()
 
     def rows(self, rows: list[dict[str, Any]]) -> None:
-        """Append rows to metrics.jsonl, now or as soon as the disk allows it."""
+        """Append rows to metrics.jsonl, now or as soon as the disk can be written to."""
         self._rows += rows if self.hosts.first else []
         self.flush()
 
     def flush(self, now: bool = False) -> None:
-        """Write the rows and events that wait; where the disk has just refused, only with `now` or after a while.
+        """Write the pending rows and events. After a recent failure this is only tried with `now`, or after a while.
 
-        Raises Lost when the disk has refused for longer than the grace.
+        Raises Lost if writing has failed for longer than the grace period.
         """
         self._collect()
         if LINES in self._refused and not now and time.monotonic() - self._tried < RETRY_SECONDS:
@@ -126,10 +126,10 @@ class Keeper:
         return time.monotonic() - self._last >= max(affordable, wanted)
 
     def save(self, step: int, state: PyTree, extra: dict[str, Any], wait: bool = False) -> None:
-        """Begin to write a checkpoint of `step`; with `wait` it is on the disk when this returns, unless the disk refuses.
+        """Begin to write a checkpoint of `step`. With `wait` it is on the disk when this returns, unless writing fails.
 
-        `extra` may hold a `score`: the checkpoint with the highest one is kept. It must hold `frozen`, the seeds frozen so
-        far: the newest checkpoint without any is kept too, so that the fault can be replayed from it.
+        `extra` may have a `score`: the checkpoint with the highest score is kept. It must have `frozen`, the seeds frozen
+        so far: the newest checkpoint without frozen seeds is kept too, to replay the fault from it.
         """
         self.wait()
         began = time.monotonic()
@@ -154,17 +154,17 @@ class Keeper:
             self._collect()
 
     def precious(self, now: dict[str, Any]) -> set[int]:
-        """Steps of the checkpoints to keep whatever their age, beside a new one whose extra is `now`."""
+        """Steps of the checkpoints to keep regardless of age, besides a new one with the extra `now`."""
         found = set()
         scored = {step: extra["score"] for step, extra in self._extras.items() if extra.get("score") is not None}
         if scored:
-            # Of equal ones, the later.
+            # Of equal scores, the later.
             found.add(max(scored, key=lambda step: (scored[step], step)))
         sound = [step for step, extra in self._extras.items() if not extra["frozen"]]
         return found | ({max(sound)} if sound and now["frozen"] else set())
 
     def _collect(self) -> None:
-        """Note that a checkpoint has been written, or could not be."""
+        """Record whether a checkpoint has been written or has failed."""
         writing = self._writing
         if self._thread is None or writing is None or self._thread.is_alive():
             return
@@ -198,12 +198,12 @@ class Keeper:
             self._events = []
 
     def _relieve(self, what: str) -> None:
-        """Note that the disk has accepted it."""
+        """Record that a write has succeeded."""
         if self._refused.pop(what, None) is not None and not self._refused:
             self._say(f"{self.folder.path} can be written to again; nothing was lost")
 
     def _refuse(self, what: str, reason: str) -> None:
-        """Note that the disk has refused it. Raises Lost after the grace."""
+        """Record that a write has failed. Raises Lost after the grace period."""
         now = self._tried = time.monotonic()
         minutes = f"{self.config.grace:g} minute{'s' if self.config.grace != 1 else ''}"
         known = bool(self._refused)
@@ -222,16 +222,16 @@ class Keeper:
 
 
 def paths_of(leaves: PyTree, state: PyTree) -> set[str]:
-    """Paths (`jax.tree_util.keystr`) of the leaves of `state` that are the very objects in `leaves`. An array that also
-    stands elsewhere in the state is not among them.
+    """Paths (`jax.tree_util.keystr`) of the leaves of `state` that are the same objects as in `leaves`. An array that also
+    occurs elsewhere in the state is not included.
 
-    Raises ValueError where `leaves` holds an array that is not in the state.
+    Raises ValueError if `leaves` contains an array that is not in the state.
     """
     selected = Counter(id(leaf) for leaf in jax.tree.leaves(leaves))
     named = [(jax.tree_util.keystr(path), id(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(state)]
     present = Counter(number for _, number in named)
     if selected.keys() - present.keys():
-        raise ValueError("Views.reproducible must hold leaves of the state itself, not arrays that are computed from it")
+        raise ValueError("Views.reproducible must contain leaves of the state itself, not arrays computed from it")
     return {name for name, number in named if selected[number] == present[number]}
 
 
@@ -245,7 +245,7 @@ class _Writing:
         self._keeper, self._snapshot = keeper, snapshot
 
     def run(self) -> None:
-        """Write it; an error is kept in `error`."""
+        """Write it and store an error in `error`."""
         began, keeper = time.monotonic(), self._keeper
         try:
             _check_exists(keeper.folder)
@@ -270,7 +270,7 @@ class _Writing:
 
 
 def _remove_remains(folder: RunFolder) -> None:
-    """Remove a folder that writing made again after the run's own was removed: it holds nothing but a checkpoint."""
+    """Remove a folder that writing created again after the run's folder was removed: it only contains a checkpoint."""
     with contextlib.suppress(OSError):
         if [path.name for path in folder.path.iterdir()] == [folder.checkpoints.name]:
             shutil.rmtree(folder.checkpoints)
@@ -278,6 +278,6 @@ def _remove_remains(folder: RunFolder) -> None:
 
 
 def _check_exists(folder: RunFolder) -> None:
-    """Raise FileNotFoundError where the run's folder was removed: writing into it would make it again."""
+    """Raise FileNotFoundError if the run's folder was removed: writing into it would create it again."""
     if not (folder.path / CONFIG).is_file():
         raise FileNotFoundError(2, "the folder is gone", str(folder.path))

@@ -1,4 +1,4 @@
-"""Collecting transitions apart from any training."""
+"""Collecting transitions without training."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def collect_by(
     explore: bool = False,
     action_repeat: int | None = None,
 ) -> tuple[Transition, Task]:
-    """(transitions, task) of `collect` by the policy called `policy`: `random`, or the folder of a run, of which the first
-    seed acts. The task and the action repeat are a run's own; for `random`, the repeat is 1 if not given.
+    """(transitions, task) of `collect` with the policy `policy`: `random`, or the folder of a run, whose first seed acts.
+    The task and the action repeat are those of the run; for `random`, the action repeat is 1 by default.
 
-    Raises UserError where the task is missing, or it or the action repeat is not the run's, where a number is out of range,
-    and where a file of transitions cannot store the task's observations or actions.
+    Raises UserError if the task is missing, if the task or the action repeat differs from the run's, if a number is out of
+    range, or if a file of transitions cannot store the task's observations or actions.
     """
     if not 1 <= steps < programs.WHOLE:
         raise UserError(f"steps must be at least 1 and below {programs.WHOLE}, got {steps}")
@@ -72,4 +72,4 @@ def collect_by(
 
 def _check_room(task: Task, steps: int) -> None:
     rows = jax.eval_shape(lambda: jax.tree.map(lambda leaf: jnp.zeros((steps, *leaf.shape), leaf.dtype), row_like(task)))
-    memory.check(rows, "what is collected", "lower steps")
+    memory.check(rows, "the collected data", "lower steps")

@@ -44,7 +44,7 @@ class _Nowhere(io.TextIOBase):
 class Progress:
     """The console of one run of `seeds` seeds, each of `total_steps` environment steps.
 
-    Writes to `out` (standard output by default). Use it as a context manager: the live part is drawn inside it.
+    Writes to `out` (standard output by default). Use it as a context manager: the live display is shown inside it.
     """
 
     def __init__(self, total_steps: int, seeds: int, out: TextIO | io.TextIOBase | None = None) -> None:
@@ -78,7 +78,7 @@ class Progress:
         self.end()
 
     def end(self) -> None:
-        """End the live part; further messages are plain lines."""
+        """End the live display; further messages are plain lines."""
         self._compiling = None
         if self._live is not None:
             self._live.stop()
@@ -86,15 +86,15 @@ class Progress:
 
     @property
     def width(self) -> int:
-        """Columns of the terminal; 80 where it is not a terminal."""
+        """Columns of the terminal; 80 if the output is not a terminal."""
         return 80 if self._console is None else self._console.width
 
     def say(self, text: str) -> None:
-        """Print lines that stay."""
+        """Print permanent lines."""
         self._print(text)
 
     def warn(self, text: str) -> None:
-        """Print a warning that stays."""
+        """Print a permanent warning."""
         self._print(f"warning: {text}", "yellow")
 
     def compiling(self, what: str) -> None:
@@ -118,7 +118,7 @@ class Progress:
         self._refresh()
 
     def add_columns(self, names: Sequence[str]) -> None:
-        """Show these metrics too, by their names."""
+        """Also show these metrics, titled by their names."""
         known = [name for _, name, _ in self._columns]
         more = [(name, name, ".4g") for name in names if name not in known]
         self._columns = (*self._columns[:-1], *more, SECONDS)
@@ -183,7 +183,7 @@ class Speed:
         self._marks: deque[tuple[float, int]] = deque()
 
     def add(self, now: float, steps: int) -> None:
-        """Note that `steps` were done by the time `now` (s)."""
+        """Record that `steps` were done at the time `now` (s)."""
         if self._marks and steps < self._marks[-1][1]:
             self._marks.clear()
         self._marks.append((now, steps))
@@ -191,7 +191,7 @@ class Speed:
             self._marks.popleft()
 
     def pause(self, seconds: float) -> None:
-        """Leave out the last `seconds`."""
+        """Exclude the last `seconds`."""
         self._marks = deque((then + seconds, steps) for then, steps in self._marks)
 
     def value(self) -> float | None:
@@ -240,7 +240,7 @@ def _plain_epoch(shown: dict[str, str], total_steps: int, columns: Sequence[Colu
 
 
 def _table(epochs: list[dict[str, str]], seeds: int, columns: Sequence[Column]) -> Table:
-    """The last epochs, with the columns in which any of them has a value."""
+    """A table of the last epochs, without empty columns."""
     titles = [t for t in ("epoch", "env steps", *(title for title, *_ in columns)) if any(t in e for e in epochs)]
     frozen = any("frozen" in epoch for epoch in epochs)
     table = Table(box=box.SIMPLE_HEAD, caption=f"mean over {seeds} seeds" if seeds > 1 else None, caption_justify="left")

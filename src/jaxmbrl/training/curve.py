@@ -51,8 +51,8 @@ def mean_curve(rows: Rows, name: str) -> Curve:
 def draw(rows: Rows, path: Path, title: str) -> None:
     """Write the learning curve of metrics `rows` to `path` as a PNG: a thin line for each seed, and their mean in bold.
 
-    Where there are evaluation returns, training returns are drawn beside them, grey and dashed. Where no episode has
-    finished, the picture says so.
+    If there are evaluation returns, training returns are also drawn, grey and dashed. If no episode has finished, the
+    picture says so.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
@@ -78,7 +78,7 @@ def draw(rows: Rows, path: Path, title: str) -> None:
 
 
 def _draw_metric(axes: Any, rows: Rows, name: str) -> bool:
-    """Draw one metric; returns whether it has a value."""
+    """Draw one metric. Return whether it has a value."""
     curves = seed_curves(rows, name)
     mean = mean_curve(rows, name)
     look = dict(LOOKS[name] if seed_curves(rows, EVAL) else LOOKS[EVAL])
@@ -96,7 +96,7 @@ def _draw_metric(axes: Any, rows: Rows, name: str) -> bool:
 def text_curve(rows: Rows, width: int = 72, height: int = 12) -> str:
     """The mean learning curve as plain text of at most `width` columns and `height` lines, steps from left to right.
 
-    Shows evaluation returns where there are any, else training returns. Raises ValueError below 24 by 5.
+    Shows evaluation returns if there are any, else training returns. Raises ValueError below 24 by 5.
     """
     if width < 24 or height < 5:
         raise ValueError(f"a text curve needs at least 24 by 5 characters, got {width} by {height}")
@@ -136,7 +136,7 @@ def _number(value: float, decimals: int) -> str:
 
 
 def _axis(steps: list[int], columns: int) -> str:
-    """First and last step at the ends of the axis, where there is room."""
+    """First and last step at the ends of the axis, if there is room."""
     first, last = f"{steps[0]:,}", f"{steps[-1]:,} steps"
     if len(steps) > 1 and len(first) + len(last) < columns:
         return first + last.rjust(columns - len(first))

@@ -1,4 +1,4 @@
-"""Seeds sharded over the devices of this process: each device trains its own seeds, and none waits for another."""
+"""Sharding of seeds over the devices of this process: each device trains its own seeds without waiting for others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxmbrl.core.types import PyTree
 SEEDS = "seeds"
 """Name of the mesh axis."""
 OF_SEEDS, OF_ALL = PartitionSpec(SEEDS), PartitionSpec()
-"""Partitioning of arrays [K, ...], and of those that all seeds share."""
+"""Partitioning of arrays [K, ...], and of arrays that all seeds share."""
 
 
 class SeedSharding(NamedTuple):
@@ -23,7 +23,7 @@ class SeedSharding(NamedTuple):
 
     seeds: int
     rows: int
-    """K plus the copies of the last seed that make all shares equal."""
+    """K plus the copies of the last seed that make the shares of all devices equal."""
     mesh: Mesh | None
     """None for a single device."""
 
@@ -33,14 +33,14 @@ class SeedSharding(NamedTuple):
         return 1 if self.mesh is None else self.mesh.size
 
     def over(self, function: Callable[..., Any], *arguments: PartitionSpec, result: Any) -> Callable[..., Any]:
-        """`function` of arrays with these partitionings, run on each device by itself: it sees the device's share of the
+        """`function` of arrays with these partitionings, run separately on each device with the device's share of the
         seeds."""
         if self.mesh is None:
             return function
         return jax.shard_map(function, mesh=self.mesh, in_specs=arguments, out_specs=result, check_vma=False)
 
     def place(self, arrays: PyTree) -> PyTree:
-        """Arrays [K, ...] as arrays [rows, ...] on the devices."""
+        """Arrays [K, ...] placed on the devices as arrays [rows, ...]."""
         if self.mesh is None:
             return arrays
         rows = np.minimum(np.arange(self.rows), self.seeds - 1)
@@ -65,7 +65,7 @@ def alone(seeds: int) -> SeedSharding:
 
 
 def shard_seeds(seeds: int, devices: Sequence[Any]) -> SeedSharding:
-    """`seeds` over all `devices`, or over fewer where that takes no longer: 5 seeds on 4 devices use 3 of them."""
+    """`seeds` over all `devices`, or over fewer if that takes no longer: 5 seeds on 4 devices use 3 of them."""
     share = -(-seeds // len(devices))
     used = -(-seeds // share)
     if used == 1:

@@ -1,4 +1,4 @@
-"""Folders and files that survive a crash: on the disk when a function returns, and never half of one under its name."""
+"""Folders and files that survive a crash: they are on the disk when a function returns, and never incomplete."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 PARTIAL, REPLACED = ".partial-", ".replaced-"
-"""Prefixes of folders that are being written or removed, and of folders whose successor is being put in place."""
+"""Prefixes of folders that are being written or removed, and of folders that are being replaced."""
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the entries of a folder, to the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -20,15 +20,15 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Bring a folder and everything in it to the disk."""
+    """Flush a folder and everything in it to the disk."""
     for path in sorted(folder.rglob("*")):
         sync(path)
     sync(folder)
 
 
 def put(partial: Path, path: Path) -> Path | None:
-    """Give the folder `partial` the name `path` in one rename. A folder that has the name already is renamed first and
-    returned: remove it once the new entry is on the disk."""
+    """Rename the folder `partial` to `path` in one operation. An existing folder `path` is renamed first and returned:
+    remove it once the new entry is on the disk."""
     replaced = path.with_name(f"{REPLACED}{path.name}")
     if path.exists():
         path.rename(replaced)
@@ -37,13 +37,13 @@ def put(partial: Path, path: Path) -> Path | None:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder. Where the process is killed meanwhile, nothing incomplete keeps its name."""
+    """Remove a folder. If the process is killed meanwhile, no incomplete folder has its name."""
     doomed = path.rename(path.with_name(f"{PARTIAL}{path.name.lstrip('.')}-removed"))
     shutil.rmtree(doomed)
 
 
 def recover(folder: Path) -> None:
-    """Give a replaced folder its name back where its successor was never put in place."""
+    """Restore the name of a replaced folder if its successor never got that name."""
     for old in folder.glob(f"{REPLACED}*"):
         path = folder / old.name.removeprefix(REPLACED)
         if path.exists():

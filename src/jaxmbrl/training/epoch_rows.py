@@ -42,11 +42,12 @@ def of_epoch(
     evaluated: Evaluated | None,
     frozen: Collection[int],
 ) -> tuple[list[Row], list[Notice]]:
-    """(rows, warnings) of the seeds of `program`. `common` begins each row: epoch, env_steps and wall_time. `found`, the
-    metrics of the epoch, and `fault` lead with an axis of seeds, on the host; `evaluated` is the epoch's evaluation.
+    """(rows, warnings) of the seeds of `program`. Each row begins with `common`: epoch, env_steps and wall_time. `found`,
+    the metrics of the epoch, and `fault` have a leading axis of seeds and are on the host; `evaluated` is the epoch's
+    evaluation.
 
-    A frozen seed has no metrics, and a warning unless it is among those in `frozen`. Values that are not finite are left
-    out with a warning.
+    A frozen seed has no metrics, and a warning unless it is in `frozen` already. Values that are not finite are omitted
+    with a warning.
     """
     epoch, rows, notices = common["epoch"], [], []
     for k in range(program.config.seeds):
@@ -73,7 +74,7 @@ def finite(row: Row, seed: int, epoch: int) -> tuple[Row, list[Notice]]:
     left_out = [name for name, value in row.items() if not np.isfinite(value)]
     notices = [
         Notice(
-            f"'{name}' of seed {seed} was {row[name]} in epoch {epoch} and is left out of the metrics",
+            f"'{name}' of seed {seed} was {row[name]} in epoch {epoch} and is omitted from the metrics",
             {"seed": seed, "epoch": epoch, "metric": name},
         )
         for name in left_out

@@ -19,7 +19,7 @@ from jaxmbrl.training.devices import OF_ALL, OF_SEEDS, SeedSharding
 from jaxmbrl.training.loop import Compile, clock_at
 
 _STREAM = 0x45564131
-"""Start states are drawn below this key, whatever the seed that was trained."""
+"""Key of the start states, independent of the trained seed."""
 
 
 def keys_of(index: int | Int[Array, ""]) -> tuple[Key, Key, Key]:
@@ -31,9 +31,9 @@ def keys_of(index: int | Int[Array, ""]) -> tuple[Key, Key, Key]:
 def episode(
     algorithm: Algorithm, task: Task, state: PyTree, index: Int[Array, ""], clock: Clock | None = None
 ) -> Float[Array, ""]:
-    """Undiscounted return of one episode under the policy of `state` (of one seed). The start state and all randomness
-    follow from `index` alone. The `clock` is that of the state, by default that of a
-    run's start: few deterministic policies depend on it."""
+    """Undiscounted return of one episode under the policy of `state` (of one seed). `index` alone determines the start
+    state and all randomness. `clock` is that of the state; the default is the start of a run, since few deterministic
+    policies depend on it."""
     world, policy, start, key = begin(algorithm, task, state, index, clock)
     return rollout(world, policy, start, key, task.episode_length, episode_return, Return.zero())[1].total
 
@@ -41,7 +41,7 @@ def episode(
 def begin(
     algorithm: Algorithm, task: Task, state: PyTree, index: Int[Array, ""], clock: Clock | None = None
 ) -> tuple[World, Policy, tuple[Carry, Memory], Key]:
-    """(world, policy, start, key): what `episode` rolls out."""
+    """(world, policy, start, key) of the rollout of `episode`."""
     start_key, memory_key, rollout_key = keys_of(index)
     policy = algorithm.policy(state, clock_at(0) if clock is None else clock, False)
     world = world_of(task, algorithm)
@@ -67,11 +67,10 @@ def evaluator(
     sharding: SeedSharding,
     in_gymnasium: bool = False,
 ) -> Callable[[Clock, PyTree], Float[Array, "K episodes"]]:
-    """`evaluate` of `states` [K, ...] at a clock, and of states like them, compiled; on the host for a task that
-    lives there, or for a task's twin in Gymnasium. The states are placed by `sharding`. What it opens is closed with
-    `closing`.
+    """A compiled `evaluate` for a clock and states like `states` [K, ...], placed according to `sharding`. Episodes run on
+    the host if the task does, or in the task's Gymnasium counterpart. Opened resources are released with `closing`.
 
-    Raises UserError where the task has no such twin.
+    Raises UserError if the task has no Gymnasium counterpart.
     """
     if task.host is None and not in_gymnasium:
         everywhere = sharding.over(
@@ -96,7 +95,7 @@ def _start(env: HostEnv, index: int) -> PyTree:
 def _twin_stage(
     algorithm: Algorithm, task: Task, qpos: Float[np.ndarray, "N nq"], qvel: Float[np.ndarray, "N nv"]
 ) -> hosted.Stage:
-    """Gymnasium's environment of the same task; an episode begins where the task's own does."""
+    """Gymnasium's environment of the same task, with episodes that begin in the same states as the task's own."""
 
     def start(env: Any, index: int) -> PyTree:
         at = min(index, len(qpos) - 1)
@@ -119,11 +118,11 @@ def interquartile_mean(values: Sequence[float]) -> float:
 def bootstrap_interval(
     *strata: Sequence[float], trim: float = 0.25, confidence: float = 0.95, repetitions: int = 50_000
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval over runs of the mean without a share `trim` at either end: of the interquartile mean
-    unless told otherwise, of the mean where it is 0 (Agarwal et al., arXiv 2108.13264).
+    """Percentile bootstrap interval over runs of the mean trimmed by the share `trim` at either end: by default the
+    interquartile mean; with 0 the mean (Agarwal et al., arXiv 2108.13264).
 
-    Each stratum, such as the runs of one task, is resampled within itself. The resampling is seeded, so the same values
-    give the same interval.
+    Each stratum, such as the runs of one task, is resampled separately. The resampling is seeded, so the same values give
+    the same interval.
 
     >>> from jaxmbrl.training.evaluation import bootstrap_interval
     >>> bootstrap_interval([2.0, 2.0, 2.0, 2.0])
@@ -139,10 +138,10 @@ def bootstrap_interval(
 def bootstrap_bands(
     values: Float[np.ndarray, "S runs"], trim: float = 0.25, confidence: float = 0.95, repetitions: int = 2_000
 ) -> tuple[Float[np.ndarray, "S"], Float[np.ndarray, "S"]]:
-    """(low, high) of `bootstrap_interval` at each of S steps of curves; NaN stands for a run that has no value there.
+    """(low, high) of `bootstrap_interval` at each of S steps of curves; NaN marks a missing value of a run.
 
-    What is resampled is runs as a whole, so that all steps see the same draws and a band is as smooth as its curves. Where
-    no run has a value the band is NaN.
+    Whole runs are resampled, so all steps use the same resamples and a band is as smooth as its curves. At steps without
+    any value the band is NaN.
     """
     values = np.asarray(values, float)
     low, high = np.full(len(values), np.nan), np.full(len(values), np.nan)
@@ -172,7 +171,7 @@ def probability_of_improvement(*tasks: Pair) -> float:
 
 def improvement_interval(*tasks: Pair, confidence: float = 0.95, repetitions: int = 10_000) -> tuple[float, float]:
     """Percentile bootstrap interval of `probability_of_improvement`: the runs of each method on each task are resampled
-    within themselves, seeded."""
+    separately, with a fixed seed."""
     random = np.random.default_rng(0)
     drawn = np.zeros(repetitions)
     for pair in tasks:
@@ -184,7 +183,7 @@ def improvement_interval(*tasks: Pair, confidence: float = 0.95, repetitions: in
 
 
 def _above(ours: Sequence[float], theirs: Sequence[float]) -> Float[np.ndarray, "X Y"]:
-    """1 where a run of ours is above one of theirs, 1/2 where they are the same."""
+    """1 where a run of `ours` is above one of `theirs`, 1/2 where they are equal."""
     x, y = np.asarray(ours, float)[:, None], np.asarray(theirs, float)[None]
     return (x > y) + 0.5 * (x == y)
 
@@ -202,7 +201,7 @@ def performance_profile(
     thresholds: Float[np.ndarray, "T"], *strata: Sequence[float], confidence: float = 0.95, repetitions: int = 2_000
 ) -> Profile:
     """The share of runs above each threshold, averaged over strata such as tasks (the score distributions of Agarwal et
-    al., arXiv 2108.13264, section 4.2), with a percentile bootstrap band: each stratum is resampled within itself."""
+    al., arXiv 2108.13264, section 4.2), with a percentile bootstrap band: each stratum is resampled separately."""
     thresholds, random = np.asarray(thresholds, float), np.random.default_rng(0)
     share, drawn = np.zeros(len(thresholds)), np.zeros((repetitions, len(thresholds)))
     for values in strata:

@@ -1,4 +1,4 @@
-"""Stepping tasks that run on the host: environments side by side, one compiled policy step for all of them."""
+"""Stepping tasks that run on the host: several environments, with one compiled policy step for all of them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from jaxmbrl.envs.bridges.twin import Twin
 from jaxmbrl.rollout import auto_reset, reset_keys, step_keys
 
 SIDE_BY_SIDE = 64
-"""Environments that an evaluation steps at a time, over all seeds; more episodes wait for their turn."""
+"""Largest number of environments that an evaluation steps at a time, over all seeds."""
 
 
 def host_seed(key: Key) -> UInt32[Array, ""]:
-    """The seed of a host environment's reset that a `World` would do with `key`; below 2**31."""
+    """The seed, below 2**31, for a host environment's reset in place of a `World`'s reset with `key`."""
     return jax.random.bits(key, (), jnp.uint32) >> 1
 
 
@@ -34,15 +34,15 @@ def act(
     key: Key,
     i: Int[Array, ""],
 ) -> tuple[Action, PyTree, Memory, UInt32[Array, ""]]:
-    """Step `i` of what `rollout` would do with `key` in an auto-resetting world: (action, extras, memory, the host seed of
-    a reset after the step). `policy` is the one that `auto_reset` wrapped; it forgets where `is_first`."""
+    """Step `i` of a `rollout` with `key` in an auto-resetting world: (action, extras, memory, host seed for a reset after
+    the step). `policy` is not wrapped by `auto_reset`; its memory is reset if `is_first`."""
     act_key, step_key = step_keys(key, i)
     action, extras, memory = policy.act(memory, (observation, is_first), act_key)
     return action, extras, memory, host_seed(reset_keys(step_key)[1])
 
 
 class Environments:
-    """n environments of a task on the host. When an episode ends, another begins."""
+    """n environments of a task on the host. When an episode ends, the environment is reset."""
 
     def __init__(self, task: Task, count: int) -> None:
         assert task.host is not None
@@ -67,8 +67,8 @@ class Environments:
     def step(
         self, action: Shaped[np.ndarray, "n ..."], seeds: UInt32[np.ndarray, "n"], active: Bool[np.ndarray, "n"]
     ) -> Transition:
-        """Transitions [n, ...] of one step in each environment that is `active`, without extras; others are not stepped.
-        After an episode's end, the next begins with the seed given."""
+        """Transitions [n, ...] of one step in each `active` environment, without extras; others are not stepped. After an
+        episode's end, the environment is reset with its entry of `seeds`."""
         count = len(self._envs)
         before, after = self.observation.copy(), self.observation.copy()
         reward = np.zeros(count, self._float)
@@ -89,9 +89,9 @@ class Environments:
         self.observation[n], self.is_first[n] = self._element(observation), True
 
     def _element(self, observation: Any) -> Shaped[np.ndarray, "..."]:
-        """An observation as an element of the task's space. Raises UserError where its shape or kind is another."""
+        """An observation as an element of the task's space. Raises UserError if it has another shape or kind of dtype."""
         found, due = np.asarray(observation), self.observation
-        # Floats may lose digits; nothing becomes an integer that was none, or wraps around in a smaller one.
+        # Floats may lose digits, but non-integers never become integers, and integers never overflow.
         if found.shape != due.shape[1:] or not (due.dtype.kind == "f" or _holds(due.dtype, found)):
             raise UserError(
                 f"task '{self._task.name}': an observation must be {due.dtype} {due.shape[1:]}, as its space says, got "
@@ -123,7 +123,7 @@ def finite_rows(tree: PyTree) -> Bool[np.ndarray, "n"]:
 
 
 def _holds(dtype: np.dtype[Any], found: Shaped[np.ndarray, "..."]) -> bool:
-    """Whether the integer `dtype` represents all numbers found."""
+    """Whether the integer `dtype` can represent all numbers in `found`."""
     if found.dtype == dtype:
         return True
     limits = np.iinfo(dtype)
@@ -133,7 +133,7 @@ def _holds(dtype: np.dtype[Any], found: Shaped[np.ndarray, "..."]) -> bool:
 def collect(task: Task, policy: Policy, steps: int, seed: int = 0) -> Transition:
     """`steps` transitions [steps, ...] of `policy` in one environment, episode after episode, without the policy's extras.
 
-    Raises UserError where an action is not finite.
+    Raises UserError if an action is not finite.
     """
     _, policy = auto_reset(task.world, policy)
     start_key, memory_key, key = jax.random.split(jax.random.key(seed), 3)
@@ -147,20 +147,20 @@ def collect(task: Task, policy: Policy, steps: int, seed: int = 0) -> Transition
             action, _, memory, again = acting(memory, seen, is_first, np.int32(i))
             action, again = jax.device_get((action, again))
             if not np.isfinite(action).all():
-                raise UserError(f"task '{task.name}': the policy's action is not finite at step {i + 1}; train it anew")
+                raise UserError(f"task '{task.name}': the policy's action is not finite at step {i + 1}; train it again")
             rows.append(environments.step(np.asarray(action)[None], np.asarray(again)[None], np.ones(1, bool)))
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *rows)
 
 
 class Stage(NamedTuple):
-    """Where episodes are evaluated on the host."""
+    """How episodes are evaluated on the host."""
 
     make: Callable[[], HostEnv | Twin]
     """Makes one more environment."""
     start: Callable[[Any, int], PyTree]
-    """(environment, index of the episode) -> what is seen first."""
+    """(environment, index of the episode) -> first observation of the environment."""
     show: Callable[[PyTree], PyTree]
-    """What is seen of one environment -> what the policy is shown, inside a compiled program."""
+    """Observation of one environment -> observation of the policy, inside a compiled program."""
 
 
 class Evaluator:
@@ -210,7 +210,7 @@ class Evaluator:
     def _play(
         self, clock: Clock, states: PyTree, seeds: int, indices: Int[np.ndarray, "wave"]
     ) -> Float[np.ndarray, "K wave"]:
-        """Returns of one episode of each seed and index; an index beyond the last episode is not played."""
+        """Returns of one episode of each seed and index; indices beyond the last episode are skipped."""
         rows = [(k, int(index)) for k in range(seeds) for index in indices]
         seen: list[PyTree] = []
         with named_errors(self._task.name, "reset"):

@@ -1,6 +1,6 @@
-"""Runs on several hosts: each process trains a share of the seeds, all in step, and the first process writes the metrics.
+"""Runs on several hosts: each process trains a share of the seeds, synchronously, and the first one writes the metrics.
 
-The processes exchange a few values between two calls of the compiled program, and nowhere else.
+The processes only exchange a few values, between two calls of the compiled program.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class Hosts:
         return self.index == 0
 
     def share(self, seeds: int) -> tuple[int, int]:
-        """(first, number) of this process's seeds among `seeds`; shares differ by one at most."""
+        """(first, number) of this process's seeds among `seeds`; the shares differ by at most one."""
         least, more = divmod(seeds, self.count)
         return self.index * least + min(self.index, more), least + (self.index < more)
 
     def checkpoints(self, folder: RunFolder) -> Path:
-        """The folder of this process's checkpoints of the run in `folder`."""
+        """The folder of this process's checkpoints, for the run in `folder`."""
         return folder.checkpoints if self.count == 1 else folder.checkpoints / f"host-{self.index}-of-{self.count}"
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, in order: plain JSON. All processes must call this equally often."""
+        """The values of all processes, in order. They must be plain JSON. All processes must call this equally often."""
         if self.count == 1:
             return [value]
         from jax.experimental import multihost_utils
@@ -57,9 +57,10 @@ ALONE = Hosts()
 
 
 def join(coordinator: str | None, count: int | None, index: int | None) -> Hosts:
-    """Join the other processes; what is not given is taken from the scheduler's environment (`jax.distributed.initialize`).
+    """Connect to the other processes. Arguments that are None are taken from the scheduler's environment
+    (`jax.distributed.initialize`).
 
-    Call it before any computation. Raises UserError where the processes do not find each other.
+    Call it before any computation. Raises UserError if the processes do not find each other.
     """
     if (count is None) != (index is None) or (count is None) != (coordinator is None):
         raise UserError("give --coordinator, --hosts and --host together, or --hosts auto alone")

@@ -1,6 +1,7 @@
-"""The training loop, the same for every algorithm: collect with auto-reset, learn, count, for all seeds at once.
+"""The training loop of every algorithm: collect with auto-reset, learn, count the steps, for all seeds at once.
 
-`Loop.run` is one compiled program that takes a traced number of steps, so how a run is cut into calls changes no bit of it.
+`Loop.run` is one compiled program with a traced number of steps. The result is the same, bit for bit, for any division of a
+run into calls.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from jaxmbrl.rollout import auto_reset, playback, rollout, world_of
 from jaxmbrl.training.devices import OF_ALL, OF_SEEDS, SeedSharding
 
 ENVIRONMENT, LEARNER, MEMORY, COLLECT = range(4)
-"""Independent streams of randomness below a seed's key."""
+"""Indices, folded into a seed's key, of independent random streams."""
 
 
 @runtime_checkable
@@ -42,24 +43,24 @@ class LoopConfig(Protocol):
 
     @property
     def num_envs(self) -> int:
-        """Environments of each seed."""
+        """Number of environments of each seed."""
 
     @property
     def epoch_steps(self) -> int:
-        """Environment steps of an epoch, whose metrics are averaged."""
+        """Environment steps of an epoch, over which metrics are averaged."""
 
 
 class Fault(NamedTuple):
     """The first value of a seed that was not finite."""
 
     what: Int[Array, ""]
-    """Index into `Loop.checked`; -1 while all is well."""
+    """Index into `Loop.checked`; -1 if there is none."""
     env_steps: Int[Array, ""]
-    """When it was seen."""
+    """Environment steps at which it occurred."""
 
 
 class LoopState(NamedTuple):
-    """The whole state of one seed. `Loop` carries it with a leading axis of seeds."""
+    """The whole state of one seed. In `Loop` it has a leading axis of seeds."""
 
     algorithm: PyTree
     carry: Carry
@@ -68,19 +69,19 @@ class LoopState(NamedTuple):
     """Of the policy, [num_envs]."""
     key: Key
     running_return: Float[Array, "num_envs"]
-    """Return so far of the episodes in progress."""
+    """Return so far of each episode in progress."""
     running_length: Int[Array, "num_envs"]
     metrics: Metrics
-    """Of the epoch in progress."""
+    """Metrics of the epoch in progress."""
     fault: Fault
 
 
 @runtime_checkable
 class Compile(Protocol):
-    """Compiles a jitted function for its arguments, ahead of time; `what` is its name to the user."""
+    """Compiles a jitted function for its arguments, ahead of time; `what` is its name in messages."""
 
     def __call__(self, what: str, function: Any, *arguments: Any) -> Callable[..., Any]:
-        """What takes the same arguments."""
+        """The compiled function, which takes the same arguments."""
 
 
 class Loop(NamedTuple):
@@ -89,21 +90,21 @@ class Loop(NamedTuple):
     init: Any
     """(seeds [K], hyper of arrays [K]) -> LoopState [K]."""
     run: Any
-    """(clock, LoopState [K], calls of `learn`) -> (clock, LoopState [K]); None for a task that lives on the host."""
+    """(clock, LoopState [K], number of calls of `learn`) -> (clock, LoopState [K]); None for a task on the host."""
     steps_per_call: int
     """Environment steps of each seed in one call of `learn`."""
     checked: tuple[str, ...]
-    """Names of what is checked to be finite at each call."""
+    """Names of the values that are checked to be finite at each call."""
     compiled: Callable[[Compile, contextlib.ExitStack, Clock, LoopState, SeedSharding], Any]
-    """(compile, closing, clock, LoopState [K], sharding) -> a compiled `run` for states placed by `sharding`. It may
-    donate the states that it is given. Resources that it opens are released with `closing`."""
+    """(compile, closing, clock, LoopState [K], sharding) -> a compiled `run` for states placed according to `sharding`. It may
+    donate the states that it receives. Resources that it opens are released with `closing`."""
     check: Callable[[Clock, LoopState], dict[str, Bool[Array, "K"]]] | None
-    """(clock, LoopState [K]) -> what the next call of `learn` computes that is finite, by the names in `checked`, also of a
-    frozen seed; None for a task on the host."""
+    """(clock, LoopState [K]) -> for each name in `checked`, whether the value is finite in the next call of `learn`, also
+    for a frozen seed; None for a task on the host."""
 
 
 class Rollout(NamedTuple):
-    """What a seed collected for one call of `learn`, and the state after it."""
+    """The transitions that a seed collects for one call of `learn`, and the state after them."""
 
     carry: Carry
     """Of the environments, [num_envs]."""
@@ -114,20 +115,20 @@ class Rollout(NamedTuple):
 
 
 class Learning(NamedTuple):
-    """The part of a loop that does not depend on how transitions are collected."""
+    """The part of a training loop that does not depend on how transitions are collected."""
 
     init: Callable[[Int[Array, ""], Hyper], LoopState]
     """(seed, hyper) -> LoopState of one seed."""
     call: Callable[[Clock, LoopState, Rollout], tuple[Clock, LoopState]]
     """(clock before the call, LoopState [K], Rollout [K]) -> (clock, LoopState [K]): one call of `learn`, counted."""
     check: Callable[[Clock, LoopState, Rollout], dict[str, Bool[Array, "K"]]]
-    """Of the same, what the call computes that is finite, by name."""
+    """The same arguments -> for each name, whether the value is finite in that call."""
     steps_per_call: int
     checked: tuple[str, ...]
 
 
 def collecting_key(state: LoopState) -> Key:
-    """The key of what a seed collects for its next call of `learn`."""
+    """The key with which a seed collects for its next call of `learn`."""
     return jax.random.split(state.key)[1]
 
 
@@ -138,18 +139,18 @@ def learning(
     collect: Callable[[Clock, LoopState], Rollout],
     of_data: bool = False,
 ) -> Learning:
-    """The part of a loop that both kinds share. `start(state of the algorithm, environment keys [num_envs], memory keys
-    [num_envs])` gives a seed's first carry and memory. Of `collect(clock, state)`, which collects for one call, only the
-    shapes matter here.
+    """The common part of both training loops. `start(state of the algorithm, environment keys [num_envs], memory keys
+    [num_envs])` returns a seed's initial carry and memory. `collect(clock, state)` collects for one call; only its shapes
+    are used here.
     """
     steps_per_call = algorithm.period * config.num_envs
 
     def first(seed: Int[Array, ""], hyper: Hyper) -> LoopState:
-        """The state of one seed at the start, without metrics."""
+        """The initial state of one seed, without metrics."""
         return _first_state(algorithm, config.num_envs, start, seed, hyper)
 
     def gated_update(clock: Clock, state: LoopState, collected: Rollout) -> tuple[LoopState, Metrics]:
-        """One call of `learn`, undone where it is not healthy; `clock` counts its steps already. Its metrics."""
+        """(state, metrics) after one call of `learn`, undone if a value is not finite. `clock` already counts its steps."""
         updated, found, finite = _update(algorithm, clock, state, collected, of_data)
         ok = jnp.stack(list(finite.values()))
         healthy = jnp.all(ok) & (state.fault.what < 0)
@@ -215,7 +216,7 @@ def _first_state(
 def _update(
     algorithm: Algorithm, clock: Clock, state: LoopState, collected: Rollout, of_data: bool
 ) -> tuple[LoopState, Metrics, dict[str, Bool[Array, ""]]]:
-    """One call of `learn`: (state, the call's metrics, what of it is finite, by name)."""
+    """One call of `learn`: (state, metrics of the call, whether each checked value is finite, by name)."""
     transitions = collected.transitions
     learned, found = algorithm.learn(clock, state.algorithm, transitions)
     (running_return, running_length), finished = _episodes((state.running_return, state.running_length), transitions)
@@ -236,10 +237,10 @@ def _update(
 
 
 def make(algorithm: Algorithm, task: Task, config: LoopConfig, data: Transition | None = None) -> Loop:
-    """The loop of `algorithm` on `task`, in one program. Seed k has the same randomness whatever the other seeds are.
+    """The loop of `algorithm` on `task`, in one program. The randomness of a seed does not depend on the other seeds.
 
-    With `data` [N, ...] nothing is collected: `learn` is given its rows in turn, as of a single environment and with extras
-    `()`. The returns of their episodes are the metrics `data/...`, where those of collecting are `train/...`.
+    With `data` [N, ...] nothing is collected: `learn` receives its rows in order, as those of a single environment and with
+    extras `()`. The returns of their episodes are the metrics `data/...` instead of `train/...`.
     """
     shown = world_of(task, algorithm)
 
@@ -291,7 +292,7 @@ def clock_at(env_steps: int) -> Clock:
 
 
 def _episodes(running: tuple[Array, Array], transitions: Transition) -> tuple[tuple[Array, Array], Metrics]:
-    """Count the episodes that finished in `transitions` [period, num_envs]."""
+    """Metrics of the episodes that finished in `transitions` [period, num_envs]."""
 
     def count(running: tuple[Array, Array], step: Transition) -> tuple[tuple[Array, Array], Metrics]:
         total, length = running[0] + step.reward, running[1] + 1
@@ -308,7 +309,7 @@ def _episodes(running: tuple[Array, Array], transitions: Transition) -> tuple[tu
 
 
 def _finite(found: Metrics, transitions: Transition, learned: PyTree) -> dict[str, Bool[Array, ""]]:
-    """What is finite, by the names of `_checked`: the data, the metrics, and whether each optimiser is still active."""
+    """Whether values are finite, by the names of `_checked`: data, metrics, and whether each optimiser is still active."""
     values = [_all_finite(getattr(transitions, name)) for name in DATA]
     values += [jnp.isfinite(found[name].total) for name in sorted(found)]
     values += [part.active for _, part in _with_active(learned)]

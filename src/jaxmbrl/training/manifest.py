@@ -20,20 +20,20 @@ MANIFEST = "manifest.json"
 
 
 class CheckpointError(UserError):
-    """A checkpoint cannot be written, or none can be restored; the reason is one line."""
+    """A checkpoint cannot be written, or none can be restored; the reason is in one line."""
 
 
 class Damaged(Exception):
-    """A checkpoint is not as it was written; the message says what is wrong with it."""
+    """A checkpoint differs from what was written; the message says how."""
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether an array holds typed random keys."""
+    """Whether an array has typed random keys."""
     return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
 def spec(leaf: Any) -> dict[str, Any]:
-    """Shape and dtype of an array, as the manifest holds them."""
+    """Shape and dtype of an array, in the form of the manifest."""
     return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
 
 
@@ -54,7 +54,7 @@ def body_digest(body: dict[str, Any]) -> str:
 
 
 def write(folder: Path, step: int, leaves: list[dict[str, Any]], extra: dict[str, Any]) -> None:
-    """Write the manifest of the checkpoint in `folder`, whose other files are complete."""
+    """Write the manifest of the checkpoint in `folder`. The other files must be complete."""
     files = {str(p.relative_to(folder)): file_entry(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     body = {"format": FORMAT, "step": step, "extra": extra, "leaves": leaves, "files": files}
     document = {"sha256": body_digest(body), "manifest": body}
@@ -62,8 +62,8 @@ def write(folder: Path, step: int, leaves: list[dict[str, Any]], extra: dict[str
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The manifest of the checkpoint `path`. Raises Damaged where it is not as it was written, CheckpointError where its
-    format is another one."""
+    """The manifest of the checkpoint `path`. Raises Damaged if it differs from what was written, CheckpointError if it has
+    another format."""
     try:
         document = json.loads((path / MANIFEST).read_bytes())
         intact = document["sha256"] == body_digest(document["manifest"])
@@ -72,7 +72,7 @@ def read(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         intact = False
     if not intact:
-        raise Damaged(f"{MANIFEST} is not as it was written")
+        raise Damaged(f"{MANIFEST} differs from what was written")
     body: dict[str, Any] = document["manifest"]
     if body["format"] != FORMAT:
         raise CheckpointError(f"checkpoint {path} has format {body['format']}, not {FORMAT}; use the version that wrote it")
@@ -82,7 +82,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def verified(path: Path) -> dict[str, Any]:
-    """The manifest, after comparing every file with its digest. Raises as `read` does, and Damaged where a file differs."""
+    """The manifest, after comparing every file with its digest. Raises as `read` does, and Damaged if a file differs."""
     body = read(path)
     for name, entry in body["files"].items():
         try:
@@ -99,7 +99,7 @@ def verified(path: Path) -> dict[str, Any]:
 
 
 def looks_complete(path: Path) -> bool:
-    """Whether the manifest is intact and every file has its size; the files' digests are not compared."""
+    """Whether the manifest is intact and every file has the right size. The files' digests are not compared."""
     try:
         files = read(path)["files"]
         return all((path / name).stat().st_size == entry["size"] for name, entry in files.items())
@@ -115,7 +115,7 @@ def compare(path: Path, leaves: list[dict[str, Any]], like: PyTree) -> None:
         here, there = _text(expected.get(name)), _text(found.get(name))
         if here != there:
             raise CheckpointError(
-                f"checkpoint {path} does not fit this run: leaf {name} is expected as {here}, found as {there}; "
+                f"checkpoint {path} does not fit this run: leaf {name} must be {here}, got {there}; "
                 "resume with the settings and the version it was written with"
             )
 

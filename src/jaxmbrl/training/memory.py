@@ -1,4 +1,4 @@
-"""Memory that a run needs of its devices, checked before it starts."""
+"""Device memory that a run needs, checked before it starts."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from jaxmbrl.core.types import PyTree
 
 LOWER = "lower seeds, num_envs, replay_capacity, batch_size, a planner's population or the networks' sizes"
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Files in which Linux says how much memory a container may use."""
+"""Linux files with the memory limit of a container."""
 
 
 class OutOfMemory(UserError):
-    """A run needs more memory than there is."""
+    """A run needs more memory than is available."""
 
 
 def check(arrays: PyTree, what: str, advice: str) -> None:
-    """Raise OutOfMemory, with `advice`, where `arrays` (or their shapes) do not fit into the devices; `what` names them."""
+    """Raise OutOfMemory, with `advice`, if `arrays` (or their shapes) do not fit into device memory; `what` names them."""
     needed, present = bytes_of(arrays), available()
     if needed > present:
         raise OutOfMemory(f"{what} takes {_text(needed)}, the device has {_text(present)}; {advice}")
@@ -36,7 +36,7 @@ def bytes_of(arrays: PyTree) -> int:
 
 
 def needed(compiled: Any) -> int | None:
-    """Bytes that a compiled program takes on each device while it runs: arguments, results and temporary memory."""
+    """Bytes that a compiled program uses on each device while it runs: arguments, results and temporary memory."""
     found = compiled.memory_analysis()
     if found is None:
         return None
@@ -45,7 +45,7 @@ def needed(compiled: Any) -> int | None:
 
 
 def check_compiled(what: str, compiled: Any, devices: int = 1) -> None:
-    """Raise OutOfMemory where a program, compiled for this number of devices, needs more than there is."""
+    """Raise OutOfMemory if a program, compiled for this number of devices, needs more memory than is available."""
     need = needed(compiled)
     if need is not None and need * devices > available():
         raise OutOfMemory(
@@ -55,7 +55,7 @@ def check_compiled(what: str, compiled: Any, devices: int = 1) -> None:
 
 @contextlib.contextmanager
 def explained(what: str, compiled: Any = None) -> Iterator[None]:
-    """Turn an allocation that fails inside into an OutOfMemory that says how much memory `compiled` needs."""
+    """Convert the error of a failed allocation into an OutOfMemory that says how much memory `compiled` needs."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -68,7 +68,7 @@ def explained(what: str, compiled: Any = None) -> Iterator[None]:
 
 
 def available() -> int:
-    """Bytes of all devices of this process together; on a CPU, those that this process may use of its machine."""
+    """Memory in bytes of all devices of this process together; on a CPU, the memory that this process may use."""
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
     known = [limit for limit in limits if limit is not None]
     if known:

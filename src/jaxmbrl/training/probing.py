@@ -12,11 +12,11 @@ from jaxmbrl.training.devices import OF_SEEDS, SeedSharding
 from jaxmbrl.training.loop import Compile, LoopState
 
 TAKEN = ("epoch", "env_steps", "seed", "wall_time", "frozen", "train/episodes", "eval/return")
-"""Names of a row that are not metrics of the algorithm; `time/...` are not either."""
+"""Names in a row that are not metrics of the algorithm; nor are `time/...`."""
 
 
 def check(algorithm: Algorithm, state: LoopState) -> None:
-    """Raise UserError where a probe has the name of something else in a row of metrics. `state` [K] may be its shapes."""
+    """Raise UserError if the name of a probe is already used in a row of metrics. `state` [K] may be its shapes."""
     for name in names(algorithm, state.algorithm):
         if name in TAKEN or name.startswith("time/") or name in state.metrics:
             raise UserError(f"a probe must not be called '{name}': the rows of metrics have a value of that name")
@@ -29,7 +29,8 @@ def names(algorithm: Algorithm, states: PyTree) -> tuple[str, ...]:
 
 
 def prober(algorithm: Algorithm, compile: Compile, states: PyTree, sharding: SeedSharding) -> Callable[[PyTree], Metrics]:
-    """The probes of states like `states` [K, ...], each [K], compiled. Without any, nothing is compiled."""
+    """A compiled function that returns the probes, each [K], of states like `states` [K, ...]. Without probes, nothing is
+    compiled."""
     if not names(algorithm, states):
         return lambda states: {}
     everywhere = sharding.over(jax.vmap(algorithm.probes), OF_SEEDS, result=OF_SEEDS)

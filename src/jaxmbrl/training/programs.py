@@ -1,4 +1,4 @@
-"""Programs: from settings to a run's parts, built and checked before anything is compiled."""
+"""Programs: the parts of a run, built from its settings and checked before anything is compiled."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ WHOLE = 2**31
 
 @runtime_checkable
 class ChoosesModel(Protocol):
-    """Settings of a method that can use the true simulator in place of the learned model: two methods of its config."""
+    """Config of a method that can use the true simulator instead of the learned model."""
 
     def uses_true_model(self) -> bool:
-        """Whether it uses the true simulator."""
+        """Whether the model is the true simulator."""
 
     def with_model(self, model: str) -> Any:
         """The same settings with the model "learned" or "true". The caller checks the result (`config.check`)."""
@@ -44,18 +44,18 @@ class CheckpointConfig:
     """Which checkpoints are written and kept."""
 
     every: Annotated[int, Ge(1)] | None = None
-    """Epochs between two checkpoints; if not given, as many as keep their cost below a twentieth of the time."""
+    """Epochs between two checkpoints; None for as many as keep their cost below 5% of the time."""
     keep: Annotated[int, Ge(1)] = 3
-    """Number of the newest checkpoints that are kept; the one with the best evaluation is kept as well."""
+    """Number of newest checkpoints that are kept. The one with the best evaluation is kept as well."""
     model_buffer: bool = True
-    """Save imagined transitions too. Without them checkpoints are smaller, and a resume need not be exact."""
+    """Save imagined transitions too. Without them checkpoints are smaller, but a resume may not be exact."""
     grace: Annotated[float, Ge(0)] = 10.0
     """Minutes for which training continues while the run's folder cannot be written to."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All that determines a run."""
+    """The full configuration of a run."""
 
     algorithm: str
     env: str
@@ -66,15 +66,15 @@ class RunConfig:
     steps: Annotated[int, Ge(1)]
     """Environment steps of each seed, rounded up to whole epochs."""
     seeds: Annotated[int, Ge(1)] = 1
-    """Number of seeds, trained side by side in one program."""
+    """Number of random seeds, trained in parallel in one program."""
     seed: Annotated[int, Ge(0), Lt(2**31)] = 0
-    """The first seed; the others follow it."""
+    """The first random seed; the others follow it."""
     eval_episodes: Annotated[int, Ge(1)] = 10
     """Episodes of each evaluation."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Which checkpoints are written and kept."""
     action_repeat: Annotated[int, Ge(1)] = 1
-    """Times that each action is applied; steps and episodes count the agent's actions (`envs.repeat`)."""
+    """Number of times that each action is applied. Steps and episodes count the agent's actions (`envs.repeat`)."""
     data: str | None = None
     """File of transitions to learn from instead of collecting (`data.dataset`), in the order of its rows."""
     data_digest: str | None = None
@@ -82,12 +82,12 @@ class RunConfig:
 
     @property
     def total_steps(self) -> int:
-        """The steps in whole epochs: rounded up, or down with `data`."""
+        """The steps rounded to whole epochs: up, or down with `data`."""
         epoch = self.settings.epoch_steps
         return (self.steps // epoch if self.data else -(-self.steps // epoch)) * epoch
 
     def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
+        """(field, message) of the first violated rule that involves several fields, or None."""
         if self.seed + self.seeds > WHOLE:
             return "seeds", f"must be at most {WHOLE - self.seed} from seed {self.seed} on, got {self.seeds}"
         return None
@@ -112,7 +112,7 @@ class Program(NamedTuple):
         return self.config.total_steps
 
     def compile(self, what: str, function: Any, *arguments: Any) -> Any:
-        """A `Compile`, with the options of this run's algorithm."""
+        """A `Compile` with the compiler options of this run's algorithm."""
         return function.lower(*arguments).compile(compiler_options=dict(self.algorithm.compiler_options))
 
 
@@ -126,8 +126,8 @@ def configure(
     **fields: Any,
 ) -> RunConfig:
     """A checked `RunConfig`. `settings` is the algorithm's config, or a mapping from dotted field names to values that
-    replace the preset's. With a file of `data` the steps are by default all its rows. Raises UserError for what is unknown
-    or out of range."""
+    replace the preset's. With a file of `data` the default of steps is the number of its rows. Raises UserError for names
+    that are unknown and values that are out of range."""
     method = algorithms.get(algorithm)
     envs.check_name(env)
     name, config = algorithms.preset(algorithm, env, preset)
@@ -153,14 +153,14 @@ MAY_CHANGE = ("steps", "eval_episodes", "checkpoint", "data", "settings.eval_eve
 
 
 def changed(config: RunConfig, settings: Mapping[str, Any], fields: Mapping[str, Any]) -> RunConfig:
-    """`config` with other `settings` and `fields`, named as in `configure`. Raises UserError for what is unknown or out of
-    range."""
+    """`config` with changed `settings` and `fields`, named as in `configure`. Raises UserError for names that are unknown
+    and values that are out of range."""
     values = _replaced(to_dict(config), fields)
     return parse(values | {"settings": _replaced(values["settings"], settings)})
 
 
 def drift(started: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(field, then, now) of the fields that differ between two configs (from `to_dict`) and must not."""
+    """(field, then, now) for the fields that differ between two configs (from `to_dict`) but must not."""
     found = []
     then, now = leaves(started), leaves(asked)
     for name in [*then, *(name for name in now if name not in then)]:
@@ -180,7 +180,7 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def parse(values: Any) -> RunConfig:
-    """The `RunConfig` of a config.yaml's values. Raises UserError naming the field that is wrong."""
+    """The `RunConfig` with the values of a config.yaml. Raises UserError, naming the field, if one is wrong."""
     config = from_dict(RunConfig, values)
     method = algorithms.get(config.algorithm)
     envs.check_name(config.env)
@@ -188,7 +188,7 @@ def parse(values: Any) -> RunConfig:
 
 
 def read(folder: RunFolder) -> RunConfig:
-    """The config of the run in `folder`. Raises UserError naming the file and the field that is wrong."""
+    """The config of the run in `folder`. Raises UserError, naming file and field, if one is wrong."""
     values = folder.read_config()
     try:
         return parse(values)
@@ -197,7 +197,7 @@ def read(folder: RunFolder) -> RunConfig:
 
 
 def build(config: RunConfig, learns: bool = True) -> Program:
-    """The parts of a run. Raises UserError where they do not fit each other or the machine.
+    """The parts of a run. Raises UserError if they are not compatible with each other or with the machine.
 
     With `learns` false, for a run that is only evaluated, the file of data is not needed.
     """
@@ -228,7 +228,7 @@ def build(config: RunConfig, learns: bool = True) -> Program:
 
 
 def _data(config: RunConfig, task: Task) -> Transition:
-    """The rows that a run learns from. Raises UserError where they do not fit it, or the file has changed."""
+    """The rows from which a run learns. Raises UserError if they do not fit the run, or if the file has changed."""
     assert config.data is not None
     data = dataset.load(config.data)
     if config.data_digest not in (None, data.digest):
@@ -246,19 +246,19 @@ def _data(config: RunConfig, task: Task) -> Transition:
             f"steps must be between an epoch ({settings.epoch_steps}) and the data's {rows} rows, got {config.steps}"
         )
     if isinstance(settings, ChoosesModel) and settings.uses_true_model():
-        raise UserError("model must be 'learned' with data: in the true simulator there is nothing to learn")
+        raise UserError("model must be 'learned' with data: with the true simulator there is nothing to learn")
     return jax.tree.map(jnp.asarray, data.rows)
 
 
 def initial(program: Program, hyper: dict[str, Array], sharding: SeedSharding | None = None) -> LoopState:
-    """The initial state of all seeds, distributed by `sharding` (by default on one device); `hyper` is of `hyper_of`."""
+    """The initial state of all seeds, distributed by `sharding` (by default on one device); `hyper` is from `hyper_of`."""
     sharding = sharding or devices.alone(program.config.seeds)
     init = sharding.over(program.loop.init, OF_SEEDS, OF_SEEDS, result=OF_SEEDS)
     return jax.jit(init)(devices.rows_of(sharding, program.config.seed), sharding.place(hyper))
 
 
 def check_whole(values: Any, name: str = "") -> None:
-    """Raise UserError for an integer that does not fit into a compiled program's."""
+    """Raise UserError for an integer that is too large for a compiled program."""
     if isinstance(values, dict):
         for key, value in values.items():
             check_whole(value, f"{name}.{key}".removeprefix(".").removeprefix("settings."))
@@ -270,7 +270,7 @@ def check_whole(values: Any, name: str = "") -> None:
 
 
 def hyper_of(given: Mapping[str, Any], config: RunConfig) -> dict[str, Array]:
-    """Arrays [seeds] of the traced hyperparameters. Raises UserError for one that is unknown or out of range."""
+    """Arrays [seeds] of the traced hyperparameters. Raises UserError if one is unknown or out of range."""
     method, values = algorithms.get(config.algorithm), to_dict(config.settings)
     found = {}
     for name, value in given.items():
@@ -279,7 +279,9 @@ def hyper_of(given: Mapping[str, Any], config: RunConfig) -> dict[str, Array]:
         try:
             found[name] = np.broadcast_to(np.asarray(value, float), (config.seeds,))
         except (TypeError, ValueError):
-            raise UserError(f"hyper '{name}' must be a number or one a seed ({config.seeds}), got {value!r:.60}") from None
+            raise UserError(
+                f"hyper '{name}' must be a number or one per seed ({config.seeds}), got {value!r:.60}"
+            ) from None
         for number in found[name]:
             from_dict(method.config, _replaced(copy.deepcopy(values), {_path(values, name): float(number)}))
     return {name: jnp.asarray(array, float) for name, array in found.items()}

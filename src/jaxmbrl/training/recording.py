@@ -1,4 +1,4 @@
-"""What a run shows on its console and writes into its folder."""
+"""Output of a run: its console and its folder."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from jaxmbrl.training.run_folder import RunFolder
 
 
 class Recorder:
-    """The console of a run and, where it has a folder, its rows, events, checkpoints and picture.
+    """The console of a run and, if it has a folder, its rows, events, checkpoints and picture.
 
-    `reproducible` selects the leaves of a state that a checkpoint may leave out (`checkpointing.Keeper`).
+    `reproducible` selects the leaves of a state that a checkpoint may omit (`checkpointing.Keeper`).
     """
 
     def __init__(
@@ -64,20 +64,20 @@ class Recorder:
         self.event("warning", text=text, **fields)
 
     def due(self, epoch: int | None) -> bool:
-        """Write what is waiting; whether a checkpoint is due, at the end of `epoch` or within an epoch (None)."""
+        """Write pending rows and events. Return whether a checkpoint is due at the end of `epoch`, or within one (None)."""
         if self.keeper is None:
             return False
         self.keeper.flush()
         return self.keeper.due(epoch)
 
     def score(self, env_steps: int) -> float | None:
-        """Mean evaluation return over seeds, where the newest rows are of an evaluation at this very step."""
+        """Mean evaluation return over seeds if the newest rows have an evaluation at this step, else None."""
         newest = self.rows[-self._config.seeds :]
         found = [row["eval/return"] for row in newest if row["env_steps"] == env_steps and "eval/return" in row]
         return float(np.mean(found)) if found else None
 
     def draw(self) -> None:
-        """Draw the learning curve, if there is one; an error is a warning, and training continues without the picture."""
+        """Draw the learning curve, if there is one. An error becomes a warning, and training continues."""
         if self.path is None or not self.rows or not self._draws:
             return
         path = self.path / "curve.png"

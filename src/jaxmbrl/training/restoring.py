@@ -1,4 +1,4 @@
-"""The state of a run, read from its checkpoints; what several hosts saved is put together."""
+"""Restoring the state of a run from its checkpoints, which may have been saved by several hosts."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from jaxmbrl.training.run_folder import RunFolder
 
 
 class RunWarning(UserWarning):
-    """Something about a run that its user should know."""
+    """A warning about a run."""
 
 
 def restore(
     folder: RunFolder, program: Program | None = None, repair: bool = True, before: int | None = None
 ) -> tuple[Program, LoopState, Restored]:
-    """The parts and the newest intact state of the run in `folder`; with `before`, of a lower step. With `repair`, damaged
-    checkpoints are set aside. Raises CheckpointError where no checkpoint is intact."""
+    """The parts and the newest intact state of the run in `folder`, with `before` only of lower steps. With `repair`,
+    damaged checkpoints are renamed. Raises CheckpointError if no checkpoint is intact."""
     program = build(read(folder), learns=False) if program is None else program
     warnings: list[str] = []
     while True:
@@ -42,7 +42,8 @@ def restore(
 
 
 def newest_step(folder: RunFolder, before: int | None) -> tuple[int, list[Hosts]]:
-    """The newest step that every host has a checkpoint of, below `before` where it is given, and the hosts; -1 for none."""
+    """(newest step of which every host has a checkpoint, below `before` if given; the hosts). The step is -1 if there is
+    none."""
     counts = {int(path.name.rsplit("-", 1)[1]) for path in folder.checkpoints.glob("host-0-of-*")}
     found = [(-1, [ALONE])]
     for count in sorted({1, *counts}):
@@ -53,8 +54,8 @@ def newest_step(folder: RunFolder, before: int | None) -> tuple[int, list[Hosts]
 
 
 def newest(run: str | Path) -> tuple[Program, LoopState, Restored]:
-    """The parts and the newest intact state of the run in folder `run`, which is not changed. Damaged checkpoints are a
-    `RunWarning`. Raises UserError where `run` is not a run, or has no intact checkpoint."""
+    """The parts and the newest intact state of the run in folder `run`, which is not changed. A damaged checkpoint gives a
+    `RunWarning`. Raises UserError if `run` is not a run or has no intact checkpoint."""
     program, state, restored = restore(RunFolder.open(run), repair=False)
     for text in restored.warnings:
         warnings.warn(text, RunWarning, stacklevel=3)
@@ -62,7 +63,7 @@ def newest(run: str | Path) -> tuple[Program, LoopState, Restored]:
 
 
 def share_of(program: Program, hosts: Hosts) -> Program:
-    """The program of this host's seeds alone."""
+    """The program restricted to this host's seeds."""
     first, number = hosts.share(program.config.seeds)
     return program._replace(config=dataclasses.replace(program.config, seed=program.config.seed + first, seeds=number))
 

@@ -1,10 +1,10 @@
 """The folder of a run: its settings, its environment and its results.
 
-config.yaml          the settings, enough to start the run again, except traced hyperparameters given seed by seed
+config.yaml          the settings, enough to start the run again, except traced hyperparameters given for each seed
 environment.json     versions, devices, source commit, command line, and those hyperparameters
 metrics.jsonl        one JSON object per line: a row for each epoch and seed
-events.jsonl         one JSON object per line: what happened when
-checkpoints/         see `checkpoint`; of a run on several hosts, a folder host-I-of-N for each
+events.jsonl         one JSON object per line: an event with its time
+checkpoints/         see `checkpoint`; on several hosts, each has a folder host-I-of-N
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class RunFolder(NamedTuple):
 
     @classmethod
     def create(cls, path: Path | str) -> RunFolder:
-        """A new, empty run folder, and its parents. Raises UserError where `path` exists or cannot be written to."""
+        """Create an empty run folder, and its parents. Raises UserError if `path` is not empty or cannot be written to."""
         path = Path(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ class RunFolder(NamedTuple):
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
-        """The run folder at `path`. Raises UserError where it is not one."""
+        """The run folder at `path`. Raises UserError if it is not one."""
         path = Path(path)
         if not path.is_dir():
             raise UserError(f"there is no folder {path}; give the folder of a run")
@@ -79,7 +79,7 @@ class RunFolder(NamedTuple):
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Lock the run for writing, at most until the process ends. Raises UserError where another process has the lock."""
+        """Lock the run for writing, at most until the process ends. Raises UserError if another process has the lock."""
         try:
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
@@ -97,7 +97,7 @@ class RunFolder(NamedTuple):
             os.close(handle)
 
     def is_locked(self) -> bool:
-        """Whether a process has the lock for writing. Nothing is written, and no lock is kept."""
+        """Whether a process has the lock for writing. This writes nothing and does not keep a lock."""
         try:
             handle = os.open(self.path / ".lock", os.O_RDONLY)
         except OSError:
@@ -115,7 +115,7 @@ class RunFolder(NamedTuple):
         write_file(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False).encode())
 
     def read_config(self) -> dict[str, Any]:
-        """Read config.yaml. Raises UserError where it is not valid."""
+        """Read config.yaml. Raises UserError if it is not valid."""
         file = self.path / CONFIG
         config = read_yaml(file)
         if not isinstance(config, dict):
@@ -130,7 +130,7 @@ class RunFolder(NamedTuple):
         write_file(self.path / ENVIRONMENT, text.encode() + b"\n")
 
     def read_environment(self) -> dict[str, Any]:
-        """Read environment.json; {} where it is missing or not valid."""
+        """Read environment.json; {} if it is missing or not valid."""
         try:
             found = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -140,7 +140,7 @@ class RunFolder(NamedTuple):
     def append_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Append rows to metrics.jsonl in one write, on the disk when this returns.
 
-        Raises ValueError for a NaN or an infinity, before anything is written: an unknown value is absent.
+        Raises ValueError for a NaN or an infinity, before anything is written: leave unknown values out.
         """
         for row in rows:
             for name, value in row.items():
@@ -154,11 +154,11 @@ class RunFolder(NamedTuple):
         return file.stat().st_size if file.exists() else 0
 
     def truncate_metrics(self, offset: int) -> None:
-        """Remove everything after the first `offset` bytes of metrics.jsonl. Raises UserError where it has fewer."""
+        """Remove everything after the first `offset` bytes of metrics.jsonl. Raises UserError if it has fewer bytes."""
         file = self.path / METRICS
         size = self.metrics_offset()
         if size < offset:
-            raise UserError(f"{file} has {size} bytes, its checkpoint was written at {offset}; restore the whole file")
+            raise UserError(f"{file} has {size} bytes, but had {offset} at its checkpoint; restore the whole file")
         if size > offset:
             with file.open("r+b") as opened:
                 opened.truncate(offset)
@@ -169,16 +169,16 @@ class RunFolder(NamedTuple):
         return _read_lines(self.path / METRICS)
 
     def append_events(self, events: list[dict[str, Any]], host: int = 0) -> None:
-        """Append events (of `event_of`) to events.jsonl; hosts other than the first have files of their own."""
+        """Append events (from `event_of`) to events.jsonl; hosts other than the first have their own files."""
         _append(self.path / (EVENTS if host == 0 else f"events.host-{host}.jsonl"), events)
 
     def read_events(self) -> list[dict[str, Any]]:
-        """The events of the first host, read as `read_metrics` does."""
+        """The events of the first host, read as in `read_metrics`."""
         return _read_lines(self.path / EVENTS)
 
 
 def event_of(kind: str, **fields: Any) -> dict[str, Any]:
-    """An event that happens now: time (ISO 8601, UTC), kind (one of KINDS), `fields`."""
+    """An event at the present time: time (ISO 8601, UTC), kind (one of KINDS), `fields`."""
     if kind not in KINDS:
         raise ValueError(f"an event's kind is one of {', '.join(KINDS)}, got {kind!r}")
     return {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"), "kind": kind, **fields}
@@ -207,7 +207,7 @@ def write_figure(path: Path, figure: Any) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of `PACKAGES`, without those that are not installed."""
+    """Versions of Python and of the installed `PACKAGES`."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -216,7 +216,7 @@ def versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine, source commit and command line of this process; unknown entries are absent."""
+    """Versions, machine, source commit and command line of this process; unknown entries are omitted."""
     return {
         "versions": versions(),
         "platform": platform.platform(),
@@ -236,7 +236,7 @@ def _processor() -> str:
 
 
 def _source(package: Path) -> dict[str, Any]:
-    """Commit of the git checkout of `package`, and whether the package differs from it; {} outside of one."""
+    """Commit of the git checkout of `package`, and whether the package differs from it; {} outside of a checkout."""
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
         return {}
     commit = _git(package, "rev-parse", "HEAD")
@@ -245,7 +245,7 @@ def _source(package: Path) -> dict[str, Any]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """The output of git; None where it fails or is missing."""
+    """The output of git; None if it fails or is not installed."""
     try:
         done = subprocess.run(
             ["git", *arguments],
@@ -272,7 +272,7 @@ def _try_writing(path: Path) -> None:
 
 
 def _append(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Append lines, and remove an incomplete last one first."""
+    """Append lines, after removing an incomplete last line."""
     data = "".join(json.dumps(row, allow_nan=False, default=lambda x: x.item()) + "\n" for row in rows).encode()
     with file.open("a+b", buffering=0) as opened:
         size = _whole_lines(opened)
@@ -282,7 +282,7 @@ def _append(file: Path, rows: list[dict[str, Any]]) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
             os.fsync(opened.fileno())
         except OSError:
-            # All of the rows or none, so that they can be written again.
+            # Write all rows or none, so that writing can be retried.
             opened.truncate(size)
             raise
 

@@ -1,4 +1,4 @@
-"""Runs: from settings to a trained policy, in memory or in a run folder, and their resumption and evaluation."""
+"""Runs: training from settings, in memory or in a run folder, resuming, loading and evaluating."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from jaxmbrl.training.session import Result, Session, policy_of
 from jaxmbrl.training.stopping import Stopping
 
 BACKENDS = ("jax", "gymnasium")
-"""Where a policy can be evaluated."""
+"""Backends in which a policy can be evaluated."""
 
 
 class Loaded(NamedTuple):
@@ -45,7 +45,7 @@ class Loaded(NamedTuple):
     policy: Callable[..., Policy]
     """(state of one seed, explore=False) -> policy."""
     state: PyTree
-    """The algorithm's state, leading with an axis of seeds."""
+    """The algorithm's state, with a leading axis of seeds."""
     task: Task
 
 
@@ -59,9 +59,9 @@ class Evaluation(NamedTuple):
     iqm: float
     """Interquartile mean of the seeds' means."""
     env_steps: int
-    """Environment steps that the policies were trained for."""
+    """Environment steps for which the policies were trained."""
     frozen: tuple[int, ...]
-    """Seeds that met a value that was not finite; they are evaluated with the policy that they had then."""
+    """Seeds with a value that was not finite; the policy from before that value is evaluated."""
     backend: str
     """Where the episodes ran: `jax` (in the compiled program) or `gymnasium`."""
 
@@ -85,14 +85,14 @@ def train(
 ) -> Result:
     """Train `algorithm` on the task `env` and return the result; nothing is written unless `out` names a folder.
 
-    `settings` is the algorithm's config, or a mapping such as `{"ensemble.members": 7}` that changes the preset's. `hyper`
-    gives hyperparameters that are traced (`{"learning_rate": [1e-3, 3e-4]}`), one value or one a seed. With `data`, a file
-    of transitions (`data.dataset`), nothing is collected: the algorithm learns from its rows in their order. `fields` are
-    those of `RunConfig`. When `stopping` is asked to stop, a run in a folder saves its state and ends. On several `hosts`,
+    `settings` is the algorithm's config, or a mapping such as `{"ensemble.members": 7}` that changes the preset. `hyper`
+    contains traced hyperparameters (`{"learning_rate": [1e-3, 3e-4]}`), one value or one per seed. With `data`, a file of
+    transitions (`data.dataset`), nothing is collected: the algorithm learns from its rows in their order. `fields` are
+    those of `RunConfig`. If `stopping` is asked to stop, a run in a folder saves its state and ends. On several `hosts`,
     which share the folder, each trains its share of the seeds and returns their state.
 
-    Raises UserError, before compiling, for settings that are unknown or out of range and for a folder that is not writable,
-    Stopped when asked to stop, and `checkpointing.Lost` where the folder could not be written to for too long.
+    Raises UserError, before compiling, for settings that are unknown or out of range and for a folder that is not writable;
+    Stopped if asked to stop; `checkpointing.Lost` if the folder could not be written to for too long.
     """
     xla.ensure_threads()
     config = configure(algorithm, env, preset, settings, steps, data, seeds=seeds, seed=seed, **fields)
@@ -125,8 +125,7 @@ def resume(
     """Continue the run in folder `run` from its newest intact checkpoint, to `steps` if given. `settings` and `fields`,
     named as in `train`, may change only what does not affect learning (`programs.MAY_CHANGE`).
 
-    Raises UserError where `run` is not a run, has no intact checkpoint, or was started with other settings; and as `train`
-    does.
+    Raises UserError if `run` is not a run, has no intact checkpoint, or was started with other settings; also as `train`.
     """
     xla.ensure_threads()
     folder = RunFolder.open(run)
@@ -159,7 +158,7 @@ def continue_run(
 
 
 def load(run: str | Path) -> Loaded:
-    """(policy, state, task) of the run in folder `run`, from its newest intact checkpoint. Raises UserError where there is
+    """(policy, state, task) of the run in folder `run`, from its newest intact checkpoint. Raises UserError if there is
     none.
 
     >>> policy, state, task = load("runs/x")                              # doctest: +SKIP
@@ -175,11 +174,11 @@ def evaluate(run: str | Path, episodes: int = 10, model: str | None = None, back
     """Returns of `episodes` episodes of each seed of the run in folder `run`, under its deterministic policy.
 
     The start state depends only on the episode's index: it is the same for every seed and every run of the task. With
-    `model` "true" the run's planner plans in the true simulator and not in the learned model. Raises UserError where the
+    `model` "true" the run's planner plans in the true simulator instead of the learned model. Raises UserError if the
     algorithm is not a planner.
 
     With the `backend` "gymnasium" the same episodes run in the task's Gymnasium counterpart, with C MuJoCo; tasks
-    `gymnasium/...` run there in any case. Raises UserError where there is no counterpart, or Gymnasium is missing.
+    `gymnasium/...` always run there. Raises UserError if there is no counterpart, or if Gymnasium is not installed.
     """
     xla.ensure_threads()
     if backend not in (None, *BACKENDS):
@@ -209,7 +208,7 @@ def evaluate(run: str | Path, episodes: int = 10, model: str | None = None, back
 
 
 def trained(run: str | Path, model: str | None = None) -> tuple[Program, LoopState, checkpoint.Restored]:
-    """As `restoring.newest`, with the run's planner planning in `model` where that is given."""
+    """As `restoring.newest`; if `model` is given, the run's planner uses that model."""
     program, state, restored = newest(run)
     if model is not None:
         program = build(_planning_in(program.config, model), learns=False)
@@ -217,19 +216,19 @@ def trained(run: str | Path, model: str | None = None) -> tuple[Program, LoopSta
 
 
 def _planning_in(config: RunConfig, model: str) -> RunConfig:
-    """The config of the same run, planning in `model`."""
+    """The config of the run, with a planner that uses `model`."""
     settings = config.settings
     if not isinstance(settings, ChoosesModel):
-        raise UserError(f"model is a setting of planners, and {config.algorithm} is none: leave it out")
+        raise UserError(f"model is a setting of planners, and {config.algorithm} is not a planner: leave it out")
     if settings.uses_true_model() and model == "learned":
-        raise UserError("the run planned in the true simulator and has learned no model: leave model out")
+        raise UserError("the run planned in the true simulator and did not learn a model: leave model out")
     return dataclasses.replace(config, settings=check(settings.with_model(model)))
 
 
 def summarise(
     returns: Float[Array, "seeds episodes"], env_steps: int, frozen: tuple[int, ...] = (), backend: str = "jax"
 ) -> Evaluation:
-    """Means by seed, and over seeds."""
+    """The `Evaluation` with means per seed and over seeds."""
     per_seed = [float(x) for x in np.mean(np.asarray(returns, np.float64), axis=1)]
     mean, iqm = float(np.mean(per_seed)), evaluation.interquartile_mean(per_seed)
     return Evaluation(returns, per_seed, mean, iqm, env_steps, frozen, backend)

@@ -28,13 +28,13 @@ from jaxmbrl.training.stopping import Stopped, Stopping
 from jaxmbrl.training.timing import Timing
 
 CHUNK_SECONDS = 3.0
-"""Wall clock that one call of the compiled program aims at; between two calls, progress is shown and signals are seen."""
+"""Target duration of one call of the compiled program; between calls, progress is shown and signals are handled."""
 
 PATIENCE_SECONDS = 20.0
-"""One of several hosts that was asked to stop waits this long to inform the others, before it stops alone."""
+"""Time for which one of several hosts that was asked to stop tries to inform the others, before it stops alone."""
 
 LARGE_STATE = 100_000_000
-"""Bytes from which on a run prints the size of its state."""
+"""A run prints the size of its state if it has at least this many bytes."""
 
 
 class Result(NamedTuple):
@@ -43,7 +43,7 @@ class Result(NamedTuple):
     rows: list[dict[str, Any]]
     """The metrics, one row for each epoch and seed."""
     state: PyTree
-    """The algorithm's state, leading with an axis of seeds."""
+    """The algorithm's state, with a leading axis of seeds."""
     policy: Callable[..., Policy]
     """(state of one seed, explore=False) -> policy."""
     task: Task
@@ -75,13 +75,13 @@ class Session:
         self.calls = 1
         """Calls of `learn` in the next call of the compiled program."""
         self.frozen: set[int] = set()
-        """Seeds that met a value that was not finite."""
+        """Seeds with a value that was not finite."""
         self.compiled: dict[str, Any] = {}
         self.run_compiled: Any = None
         self.evaluate_compiled: Any = None
         self.probes_compiled: Any = None
         self.closing = contextlib.ExitStack()
-        # A task on the host is stepped for all seeds at once.
+        # A task on the host is stepped for all seeds together.
         on_one = program.task.host is not None
         self.sharding = devices.shard_seeds(self.program.config.seeds, jax.local_devices()[: 1 if on_one else None])
         if self.sharding.devices > 1:
@@ -93,7 +93,7 @@ class Session:
         return int(self.clock.env_steps)
 
     def reproducible(self, state: LoopState) -> PyTree:
-        """The parts of a state that can be made again."""
+        """The parts of a state that can be recomputed."""
         return self.program.algorithm.views(state.algorithm).reproducible
 
     def begin(self, hyper: dict[str, Array]) -> Result:
@@ -107,12 +107,12 @@ class Session:
         first, number = self.hosts.share(self.config.seeds)
         own_hyper = jax.tree.map(lambda x: x[first : first + number], hyper)
         self.state = initial(self.program, own_hyper, self.sharding)
-        # Before the long compilation, so that a run can be resumed from its first moment on.
+        # Before the long compilation, so that a run can always be resumed.
         self.save(wait=True)
         return self.train()
 
     def resume(self) -> Result:
-        """Train on from the newest checkpoint."""
+        """Continue training from the newest checkpoint."""
         keeper = self.recorder.keeper
         assert keeper is not None
         folder = keeper.folder
@@ -147,22 +147,22 @@ class Session:
         return self.train()
 
     def differences(self, now: dict[str, Any], started: dict[str, Any], restored: checkpoint.Restored) -> Iterator[str]:
-        """Why the resumed run need not be the one that an uninterrupted run would have been."""
+        """Reasons why the resumed run may differ from an uninterrupted run."""
         for name in ("versions", "devices", "commit"):
             if now.get(name) != started.get(name):
-                yield f"{name} differ from those that the run started with: the resume need not be exact"
+                yield f"{name} differ from those that the run started with: the resume may not be exact"
         if self.collects_on_host() and self.has_next() and self.env_steps > 0:
             env = self.config.env
             yield f"the resume is not exact: checkpoints do not contain the state of {env}, so new episodes begin"
         if restored.left_out:
-            yield "the resume need not be exact: the checkpoint has no imagined transitions (checkpoint.model_buffer)"
+            yield "the resume may not be exact: the checkpoint has no imagined transitions (checkpoint.model_buffer)"
 
     def restore(self) -> tuple[LoopState, checkpoint.Restored]:
         """The newest intact state of this host's seeds."""
         assert self.recorder.keeper is not None
         folder, found = self.recorder.keeper.folder, None
         if self.hosts.first:
-            # Damaged checkpoints are set aside before the other hosts read the folder.
+            # Damaged checkpoints are renamed before the other hosts read the folder.
             found = restore(folder, self.whole)
         self.hosts.gather(None)
         _, state, restored = found or restore(folder, self.whole, repair=False)
@@ -176,11 +176,11 @@ class Session:
         return self.program.task.host is not None and self.config.data is None
 
     def has_next(self) -> bool:
-        """Whether steps are left, and a seed to take them."""
+        """Whether steps are left, and a seed that is not frozen."""
         return self.env_steps < self.program.total_steps and len(self.frozen) < self.config.seeds
 
     def has_pending_metrics(self) -> bool:
-        """Whether an epoch has ended whose metrics are not in the rows yet."""
+        """Whether the metrics of an epoch that has ended are not in the rows yet."""
         done, within = divmod(self.env_steps, self.program.epoch_steps)
         return not within and len(self.recorder.rows) < done * self.config.seeds
 
@@ -190,7 +190,7 @@ class Session:
         with self.progress, self.closing:
             if self.collects_on_host() and self.has_next():
                 self.progress.say(
-                    f"{program.task.name} is stepped outside of the compiled program, by Python at each step, which is "
+                    f"{program.task.name} runs outside of the compiled program and is stepped by Python, which is "
                     f"slower than a task in JAX; episodes have at most {program.task.episode_length:,} steps"
                 )
             self.progress.update(self.env_steps)
@@ -201,7 +201,7 @@ class Session:
                 self.timing.count()
                 self.report(epoch, evaluated)
                 if len(self.frozen) == self.config.seeds:
-                    self.recorder.warn("every seed has met a value that is not finite; the run ends here")
+                    self.recorder.warn("all seeds had a value that is not finite; the run ends here")
                 if self.has_next():
                     self.between(epoch)
             self.save_before_exit()
@@ -229,8 +229,8 @@ class Session:
                 self.between(None)
 
     def between(self, epoch: int | None) -> None:
-        """Stop if asked to, and save if a checkpoint is due: between two calls of the compiled program, at the end of
-        `epoch` or within an epoch (None)."""
+        """Between two calls of the compiled program, at the end of `epoch` or within one (None): stop if asked to, and save
+        if a checkpoint is due."""
         if self.gathered(any, self.stopping.asked):
             self.stop()
         if self.gathered(any, self.recorder.due(epoch)):
@@ -246,12 +246,13 @@ class Session:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Save and end the process when asked to stop while the main thread waits inside; the run's state must be whole."""
+        """Context in which a request to stop saves the run and ends the process, also while the main thread waits. The
+        run's state must be consistent."""
         with self.stopping.meanwhile(self.stop, self.patience):
             yield
 
     def gathered(self, over: Callable[[Iterable[Any]], Any], value: Any) -> Any:
-        """`over` the values of all hosts."""
+        """`over` applied to the values of all hosts."""
         with self.interruptible():
             return over(self.hosts.gather(value))
 
@@ -279,7 +280,7 @@ class Session:
         return Evaluated(returns, probes)
 
     def compile(self, what: str, function: Any, *args: Any) -> Any:
-        """Compile ahead of time, so that the console shows compilation as such."""
+        """Compile ahead of time, so that the console can show the compilation."""
         self.progress.compiling(what)
         started = time.monotonic()
         with self.interruptible(), memory.explained(f"compiling {what}"):
@@ -307,7 +308,7 @@ class Session:
         self.recorder.add(rows)
 
     def save(self, wait: bool = False) -> None:
-        """Begin to write a checkpoint, if there is a folder; with `wait` it is written when this returns."""
+        """Begin to write a checkpoint, if there is a folder. With `wait` it is written when this returns."""
         if self.recorder.keeper is None:
             return
         self.timing.count()
@@ -322,7 +323,7 @@ class Session:
         self.recorder.keeper.save(self.env_steps, self.sharding.of_seeds(self.state), extra, wait)
 
     def save_before_exit(self) -> None:
-        """Write everything that is not on the disk yet, and wait while the disk refuses. Raises Lost after the grace."""
+        """Write everything that is not on the disk yet, with retries. Raises Lost after the grace period."""
         keeper = self.recorder.keeper
         if keeper is None:
             return
@@ -334,5 +335,5 @@ class Session:
 
 
 def policy_of(algorithm: Algorithm, clock: Clock) -> Callable[..., Policy]:
-    """(state of one seed, explore=False) -> policy, at that clock."""
+    """(state of one seed, explore=False) -> policy, at the given clock."""
     return lambda state, explore=False: algorithm.policy(state, clock, explore)

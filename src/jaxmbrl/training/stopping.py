@@ -1,4 +1,4 @@
-"""Stopping a run by a signal: SIGTERM, which schedulers send before they kill, or SIGINT, which Ctrl-C sends."""
+"""Stopping a run by a signal: SIGTERM, which schedulers send before they kill a process, or SIGINT, which Ctrl-C sends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 ASKED_TO_STOP = 75
-"""Exit code of a process that was asked to stop and saved its state: EX_TEMPFAIL, try again."""
+"""Exit code of a process that was asked to stop and saved its state: EX_TEMPFAIL, which means to try again."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -26,19 +26,19 @@ class _Waiting(NamedTuple):
     finish: Callable[[], None]
     """Saves the state and raises Stopped."""
     patience: float
-    """Seconds before it is called."""
+    """Seconds before `finish` is called."""
 
 
 class Stopping:
-    """Whether the process was asked to stop, from the moment it is entered on.
+    """A context manager that records whether the process was asked to stop.
 
-    Python calls a signal's handler between two of its own instructions, so not while a compiled program runs. A thread
-    therefore watches for signals as well. While the main thread waits for something that may take long and does not change
-    the run's state (`meanwhile`), the thread finishes the run and ends the process; otherwise the main thread checks
-    `asked`, the next time that the state is whole. With several hosts, which have to be informed, the thread waits for its
-    patience first. A second signal ends the process at once.
+    Python calls signal handlers between two of its own instructions, so not while a compiled program runs. Therefore a
+    thread watches for signals as well. While the main thread waits for a long operation that does not change the run's
+    state (`meanwhile`), the thread finishes the run and ends the process. Otherwise the main thread checks `asked` the next
+    time that the state is consistent. With several hosts, which must be informed, the thread first waits for the given
+    patience. A second signal ends the process at once.
 
-    Messages go to `say`, and the end of a run to `farewell`.
+    Messages are passed to `say`, and the end of a run to `farewell`.
     """
 
     def __init__(self, say: Callable[[str], None], farewell: Callable[[Stopped], None] | None = None) -> None:
@@ -63,7 +63,7 @@ class Stopping:
             self._stack.callback(end.close)
         sender.setblocking(False)
         for number in SIGNALS:
-            # Python writes the byte only for signals with a handler; the thread does the work.
+            # Python writes the byte only for signals with a handler, so the handler does nothing; the thread reacts.
             self._stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
         self._stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False))
         thread = threading.Thread(target=self._listen, args=(receiver,), daemon=True, name="jaxmbrl-stopping")
@@ -86,7 +86,7 @@ class Stopping:
                 self._hurry(self._waiting)
 
     def _hurry(self, waiting: _Waiting) -> None:
-        """End the process after the patience of `waiting`; on another thread, so that a second signal is still handled."""
+        """End the process after the patience of `waiting`, on another thread, so that a second signal is still handled."""
         timer = threading.Timer(waiting.patience, self._give_up, (waiting,))
         timer.daemon = True
         timer.start()
@@ -97,7 +97,7 @@ class Stopping:
                 os._exit(self._end(waiting.finish))
 
     def _end(self, finish: Callable[[], None]) -> int:
-        """Finish the run; the exit code."""
+        """Finish the run and return the exit code."""
         try:
             finish()
         except Stopped as stopped:
@@ -112,8 +112,8 @@ class Stopping:
 
     @contextlib.contextmanager
     def meanwhile(self, finish: Callable[[], None], patience: float = 0.0) -> Iterator[None]:
-        """While the main thread waits inside, a request to stop calls `finish`, which raises Stopped, and ends the process;
-        with `patience`, in seconds, only if the wait takes longer. An earlier request is answered first, here."""
+        """Context in which the main thread waits: a request to stop calls `finish`, which raises Stopped, and ends the
+        process; with `patience`, in seconds, only if the wait takes longer. An earlier request is handled on entry."""
         waiting = _Waiting(finish, patience)
         with self._lock:
             before, late = self._waiting, self.asked

@@ -1,4 +1,4 @@
-"""Where the time of a run goes."""
+"""Measurement of the time of a run, by its parts."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ PARTS = ("compile", "train", "evaluate")
 
 
 class Timing:
-    """Wall clock of a run and of its epoch in progress, in seconds."""
+    """Wall-clock time of a run and of its epoch in progress, in seconds."""
 
     def __init__(self) -> None:
         self.wall_time = 0.0
-        """Of the whole run, with what came before a resume."""
+        """Time of the whole run, including the time before a resume."""
         self.epoch = 0.0
-        """Of the epoch in progress, without compilation."""
+        """Time of the epoch in progress, without compilation."""
         self.spent = dict.fromkeys(PARTS, 0.0)
-        """Of the epoch in progress; of training and evaluation, the time in which the compiled program ran."""
+        """Time of the epoch in progress for each part; for training and evaluation, that of the compiled program."""
         self._counted = time.monotonic()
 
     def count(self) -> None:
@@ -31,13 +31,13 @@ class Timing:
 
     @contextlib.contextmanager
     def spending(self, part: str) -> Iterator[None]:
-        """Count the time inside as spent on `part`; an exception inside counts nothing."""
+        """Context whose time is counted for `part`, unless an exception is raised inside."""
         started = time.monotonic()
         yield
         self.spent[part] += time.monotonic() - started
 
     def compiled(self, seconds: float) -> None:
-        """Note a compilation."""
+        """Record a compilation."""
         self.spent["compile"] += seconds
         self.epoch -= seconds
 
@@ -51,10 +51,10 @@ class Timing:
         self.epoch, self.spent = 0.0, dict.fromkeys(PARTS, 0.0)
 
     def extra(self) -> dict[str, Any]:
-        """What a checkpoint keeps. Programs are compiled again after a resume, so compilation is not among it."""
+        """Values to save in a checkpoint. Compilation is not included, because programs are compiled again on resume."""
         return {"wall_time": self.wall_time, "epoch_seconds": self.epoch, "spent": self.spent | {"compile": 0.0}}
 
     def resume(self, extra: dict[str, Any]) -> None:
-        """Continue from what a checkpoint kept."""
+        """Continue from the values saved in a checkpoint."""
         self.wall_time, self.epoch = extra["wall_time"], extra["epoch_seconds"]
         self.spent |= extra["spent"]

@@ -1,4 +1,4 @@
-"""What critics share, however their targets are made: the one-step target, the loss and its step."""
+"""Common functions of critics: the one-step TD target, the loss and its gradient step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxmbrl.nn.optimizer import Trainable
 def td_target(
     reward: Float[Array, "*n"], discount: Any, terminated: Bool[Array, "*n"], next_value: Float[Array, "*n"]
 ) -> Float[Array, "*n"]:
-    """The one-step target r + discount (1 - terminated) V(s'). The value after a termination may be anything."""
+    """The one-step TD target r + discount (1 - terminated) V(s'). The value after a termination is ignored."""
     return reward + discount * jnp.where(terminated, 0.0, next_value)
 
 
@@ -35,8 +35,9 @@ def regress(
     target: Float[Array, "B"],
     weight: Float[Array, "B"] | None = None,
 ) -> tuple[Trainable, Metrics, Float[Array, "B"]]:
-    """One step down `critic_loss`, where `values(parameters)` are the critics' values, and the mean absolute error of each
-    row before it. No gradient flows into the target, and the target critics stay as they are."""
+    """One gradient step on `critic_loss`, where `values(parameters)` are the critics' values. Returns (critics, metrics,
+    mean absolute error of each row before the step). No gradient flows into the target; the target critics are
+    unchanged."""
     target = jax.lax.stop_gradient(target)
 
     def loss(params: PyTree) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""Soft Actor-Critic (Haarnoja et al., arXiv 1812.05905), with N critics and learned temperature.
+"""Soft Actor-Critic (Haarnoja et al., arXiv 1812.05905), with N critics and a learned temperature.
 
 Critic target   y = r + discount (1 - terminated) (min Q'(s', a') - alpha log pi(a'|s')), a' ~ pi
 Critic loss     sum over critics of mean (Q(s, a) - y)^2
@@ -6,11 +6,11 @@ Actor loss      mean (alpha log pi(a|s) - min Q(s, a)), a ~ pi reparameterised
 Temperature     minimise -log alpha (log pi + target entropy)
 
 REDQ (Chen et al., arXiv 2101.05982): the target's minimum is over a random subset of the critics, the same for the whole
-batch, and the actor maximises the mean of all. DroQ (Hiraoka et al., arXiv 2110.02034): two critics with dropout and layer
-norm instead of many; units are dropped wherever a loss is computed, in the targets and in the actor's loss too.
+batch, and the actor maximises the mean of all critics. DroQ (Hiraoka et al., arXiv 2110.02034): two critics with dropout
+and layer norm instead of many; units are dropped in all losses, including targets and the actor's loss.
 
-Differs from the papers: losses carry no factor 1/2. Updates are sequential: the actor sees the critic just updated, as in
-REDQ's algorithm 1; its code takes the critic before that. The log standard deviation is clipped to [-20, 2].
+Differs from the papers: losses have no factor 1/2. Updates are sequential: the actor uses the critics after their update,
+as in REDQ's algorithm 1; REDQ's code uses the critics before it. The log standard deviation is clipped to [-20, 2].
 """
 
 from __future__ import annotations
@@ -57,69 +57,69 @@ class SACConfig:
     hidden: tuple[Annotated[int, Ge(1)], ...] = (256, 256)
     """Units of each hidden layer of actor and critics."""
     precision: Precision = "default"
-    """Of the products between hidden layers: JAX's default, or bfloat16, faster where a device has matrix units for it."""
+    """Precision of the products between hidden layers: JAX's default, or bfloat16 for devices with matrix units for it."""
     layer_norm: bool = False
     """Whether the critics' hidden layers are normalised (layer norm) before their activation."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Share of the critics' hidden units that is dropped in every loss and target."""
+    """Dropout rate of the critics' hidden units in losses and targets."""
     critics: Annotated[int, Ge(1)] = 2
     """Number of critics N."""
     critic_subset: Annotated[int, Ge(1)] = 2
-    """Critics drawn for each target's minimum."""
+    """Number of randomly chosen critics whose minimum a target uses."""
     actor_value: Literal["min", "mean"] = "min"
     """What the actor maximises: the critics' minimum (SAC), or their mean (REDQ, DroQ)."""
     learning_rate: Annotated[float, Gt(0), Traced] = 3e-4
     """Adam learning rate of actor, critics and temperature."""
     discount: Annotated[float, Ge(0), Le(1), Traced] = 0.99
-    """Discount a step."""
+    """Discount factor per step."""
     polyak: Annotated[float, Gt(0), Le(1)] = 0.005
-    """Share by which the target critics move at each update."""
+    """Polyak factor: the share by which the target critics move at each update."""
     initial_temperature: Annotated[float, Gt(0), Traced] = 1.0
     """Temperature alpha at the start."""
     target_entropy: float | None = None
-    """Entropy in nats that the temperature is learned for; minus the action's size where not given."""
+    """Target entropy in nats; None for minus the action's size."""
 
     def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
+        """(field, message) of the first violated rule that involves several fields, or None."""
         if self.critic_subset > self.critics:
             return "critic_subset", f"must be at most critics ({self.critics}), got {self.critic_subset}"
         return None
 
 
 class SACState(NamedTuple):
-    """Everything that learns."""
+    """Parameters and optimiser states of the agent."""
 
     actor: Trainable
     critic: Trainable
-    """Leaves lead with [critics]; its target copy is the target critics."""
+    """Leaves have the leading axis [critics]. Its `target` are the target critics."""
     log_temperature: Trainable
     discount: Float[Array, ""]
 
 
 ActorLoss = Callable[[PyTree, SACState, Transition, Key], tuple[Float[Array, ""], Float[Array, ""]]]
-"""(actor parameters, state, batch, key) -> (what the actor minimises, mean entropy bonus of actions that it drew)."""
+"""(actor parameters, state, batch, key) -> (loss, mean entropy bonus of the sampled actions)."""
 
 
 class SACFunctions(NamedTuple):
-    """The networks of the agent as functions of their parameters: `assemble` makes an agent from them."""
+    """The networks of the agent as functions of their parameters; `assemble` builds an agent from them."""
 
     init_actor: Callable[[Key, Observation], PyTree]
-    """(key, observation like one) -> parameters of the actor."""
+    """(key, example observation) -> parameters of the actor."""
     init_critic: Callable[[Key, Float[Array, "O+A"]], PyTree]
-    """(key, observation and action like ones) -> parameters of one critic."""
+    """(key, example observation and action, concatenated) -> parameters of one critic."""
     gaussian: Callable[[PyTree, Observation], tuple[Float[Array, "*n A"], Float[Array, "*n A"]]]
     """(actor parameters, observation) -> (mean, log standard deviation) of the action before tanh."""
     sample: Callable[[PyTree, Observation, Key], tuple[Float[Array, "*n A"], Float[Array, "*n"]]]
     """(actor parameters, observation, key) -> (action, log-density), reparameterised."""
     q: Callable[..., Float[Array, "N *n"]]
-    """(critic parameters, observation, action, key=None) -> each critic's value. With a key each critic drops units of its
-    own, as losses and targets want it; without one none."""
+    """(critic parameters, observation, action, key=None) -> the value by each critic. With a key, units are dropped,
+    independently for each critic, as in losses and targets."""
     target_q: Callable[..., Float[Array, "N *n"]]
-    """The same, for the value of a target."""
+    """The same, for values in targets."""
 
 
 def functions(config: SACConfig, action_size: int) -> SACFunctions:
-    """The agent's functions, pure in their parameters."""
+    """The networks as pure functions."""
     network = partial(MLP, config.hidden, precision=config.precision)
     actor, critic = network(2 * action_size), network(1, layer_norm=config.layer_norm, dropout=config.dropout)
 
@@ -135,7 +135,7 @@ def functions(config: SACConfig, action_size: int) -> SACFunctions:
 
 
 def each_critic(critic: MLP) -> Callable[..., Float[Array, "N *n"]]:
-    """`SACFunctions.q` of critics that are such networks."""
+    """`SACFunctions.q` for critics with the network `critic`."""
 
     def q(params: PyTree, observation: Observation, action: Action, key: Key | None = None) -> Array:
         x = jnp.concatenate([observation, action], axis=-1)
@@ -150,7 +150,7 @@ def each_critic(critic: MLP) -> Callable[..., Float[Array, "N *n"]]:
 def actor_loss(
     values: Float[Array, "N B"], log_density: Float[Array, "B"], temperature: Any, value: Literal["min", "mean"] = "min"
 ) -> Float[Array, ""]:
-    """mean_b (temperature log pi_b - Q_b) of actions that the actor drew, where Q is the minimum, or the mean, of the N
+    """mean_b (temperature log pi_b - Q_b) at actions sampled from the actor, where Q is the minimum or the mean of the N
     critics' values."""
     chosen = values.min(axis=0) if value == "min" else values.mean(axis=0)
     return -jnp.mean(chosen - temperature * log_density)
@@ -159,14 +159,14 @@ def actor_loss(
 def temperature_loss(
     log_temperature: Float[Array, ""], log_density: Float[Array, ""], target_entropy: float
 ) -> Float[Array, ""]:
-    """-log alpha (log pi + target entropy), of the batch's mean log pi (nats): minimised, it brings the policy's entropy to
-    the target."""
+    """-log alpha (log pi + target entropy) with the batch's mean log pi, in nats. Minimising it moves the policy's entropy
+    to the target."""
     return -log_temperature * (jax.lax.stop_gradient(log_density) + target_entropy)
 
 
 def make(config: SACConfig, observation_size: int, action_size: int, normalizer: Normalizer | None = None) -> ActorCritic:
-    """The agent for flat observations [O] and actions [A] in [-1, 1]; its state is a `SACState`. With a `normalizer` its
-    networks see observations normalised; all that is given to its functions stays in the task's units.
+    """The agent for flat observations [O] and actions [A] in [-1, 1]; its state is a `SACState`. With a `normalizer` the
+    networks receive normalised observations; the arguments of the agent's functions are always in the task's units.
 
     `hyper` may hold `learning_rate`, `discount` and `initial_temperature`, traced.
     """
@@ -180,7 +180,7 @@ def assemble(
     action_size: int,
     normalizer: Normalizer | None = None,
 ) -> ActorCritic:
-    """The agent of other networks `parts`, with the settings of `config` except those of networks."""
+    """An agent with the networks `parts`. Of `config`, the settings of networks are ignored."""
     target_entropy = -float(action_size) if config.target_entropy is None else config.target_entropy
     agent = _SAC(config, parts, observation_size, action_size, target_entropy, normalizer)
     return ActorCritic(
@@ -222,7 +222,7 @@ class _SAC(NamedTuple):
         )
 
     def shown(self, observation: Observation) -> Observation:
-        """The observation as the networks see it."""
+        """The observation in the networks' input, normalised if there is a normaliser."""
         return observation if self.normalizer is None else normalize(self.normalizer, observation)
 
     def policy(self, state: SACState, explore: bool) -> Policy:
@@ -245,7 +245,7 @@ class _SAC(NamedTuple):
         return self.target_value_by(state, observation, jax.random.split(key, 3))
 
     def target_value_by(self, state: SACState, observation: Observation, keys: Key) -> Float[Array, "N"]:
-        """`target_value` with the keys of action, subset and dropped units."""
+        """`target_value` with three keys: for the action, the subset of critics and dropout."""
         config, critics = self.config, state.critic.target
         if config.critic_subset < config.critics:
             drawn = jax.random.choice(keys[1], config.critics, (config.critic_subset,), replace=False)
@@ -263,7 +263,7 @@ class _SAC(NamedTuple):
         return values - jnp.exp(state.log_temperature.params) * log_density
 
     def action_values(self, state: SACState, observation: Observation, action: Action, key: Key) -> Float[Array, "L N"]:
-        """The value by each critic, as the actor maximises it."""
+        """The value by each critic, for the actor's objective."""
         unit_key = key if self.config.dropout else None
         return self.parts.q(state.critic.params, self.shown(observation), action, unit_key)
 
@@ -316,7 +316,7 @@ class _SAC(NamedTuple):
     def step(
         self, state: SACState, value: Float[Array, ""], gradient: PyTree, log_density: Float[Array, ""]
     ) -> tuple[SACState, Metrics]:
-        """A step of the actor down `gradient`, and one of the temperature, for the mean `log_density` (nats)."""
+        """One step of the actor along `gradient`, and one of the temperature with the mean `log_density`, in nats."""
         trained, norm = optimizer.step(state.actor, gradient)
         slope = jax.grad(temperature_loss)(state.log_temperature.params, log_density, self.target_entropy)
         temperature, _ = optimizer.step(state.log_temperature, slope)

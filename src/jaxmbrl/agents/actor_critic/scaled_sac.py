@@ -1,16 +1,17 @@
-"""Soft Actor-Critic as DHMBPO has it (Kubo et al., Double Horizon Model-Based Policy Optimization): critics that are scaled
-to what a return can be, so that one setting fits tasks of any scale.
+"""Soft Actor-Critic as in DHMBPO (Kubo et al., Double Horizon Model-Based Policy Optimization): the critics are scaled to
+the range of possible returns, so that one setting works for tasks of any reward scale.
 
-Critic          Q(s, a) = w network(s, a) + c with w = (high - low) / 2 and c = (high + low) / 2, the last layer 0 at first
-Bounds          low and high follow the 1 % and 99 % quantiles of what steps earn, over (1 - discount); the first call sets
-                them, each later one moves them by the share `bounds_rate`
+Critic          Q(s, a) = w network(s, a) + c with w = (high - low) / 2, c = (high + low) / 2; the last layer starts at 0
+Bounds          low and high follow the 1 % and 99 % quantiles of reward plus entropy bonus, divided by (1 - discount); the
+                first call sets them, each later call moves them by the share `bounds_rate`
 Target's value  clip(min over a random subset Q', low, high) - alpha log pi
 Actor's value   mean of all Q - alpha log pi
 
-The networks normalise each hidden layer's activations, without learned scale and shift (critics alone), with swish. The
-actor's standard deviation is softplus of its output. Units are dropped in losses and not in targets.
+Hidden layers have swish activations, and those of the critics are normalised, without learned scale and shift. The actor's
+standard deviation is the softplus of its output. Dropout is used in losses but not in targets.
 
-Differs from the published code: the temperature's gradient is SAC's, by its logarithm, and biases begin at 0.
+Differs from the published code: the gradient of the temperature is SAC's, with respect to its logarithm, and biases are
+initialised to 0.
 """
 
 from __future__ import annotations
@@ -45,33 +46,33 @@ class ScaledSACConfig:
     hidden: tuple[Annotated[int, Ge(1)], ...] = (256, 256, 256)
     """Units of each hidden layer of actor and critics."""
     precision: Precision = "default"
-    """Of the products between hidden layers: JAX's default, or bfloat16, faster where a device has matrix units for it."""
+    """Precision of the products between hidden layers: JAX's default, or bfloat16 for devices with matrix units for it."""
     critics: Annotated[int, Ge(1)] = 5
     """Number of critics N."""
     critic_subset: Annotated[int, Ge(1)] = 2
-    """Critics drawn for each target's minimum."""
+    """Number of randomly chosen critics whose minimum a target uses."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 1e-3
-    """Share of the critics' hidden units that is dropped in every loss."""
+    """Dropout rate of the critics' hidden units in losses."""
     learning_rate: Annotated[float, Gt(0), Traced] = 3e-4
     """Adam learning rate of actor, critics and temperature."""
     discount: Annotated[float, Ge(0), Lt(1), Traced] = 0.995
-    """Discount a step."""
+    """Discount factor per step."""
     polyak: Annotated[float, Gt(0), Le(1)] = 0.005
-    """Share by which the target critics move at each update."""
+    """Polyak factor: the share by which the target critics move at each update."""
     initial_temperature: Annotated[float, Gt(0), Traced] = 0.1
     """Temperature alpha at the start."""
     target_entropy: float | None = None
-    """Entropy in nats that the temperature is learned for; minus the action's size where not given."""
+    """Target entropy in nats; None for minus the action's size."""
     bounds_rate: Annotated[float, Ge(0), Le(1)] = 3e-4
-    """Share by which the bounds of the return move at each update."""
+    """Share by which the bounds of the return move at each update of the critics."""
 
     def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
+        """(field, message) of the first violated rule that involves several fields, or None."""
         return self.as_sac.problem()
 
     @property
     def as_sac(self) -> SACConfig:
-        """These settings as SAC's."""
+        """The corresponding settings of SAC."""
         names = (
             "precision",
             "critics",
@@ -89,13 +90,13 @@ class ScaledSACConfig:
 def make(
     config: ScaledSACConfig, observation_size: int, action_size: int, normalizer: Normalizer | None = None
 ) -> ActorCritic:
-    """The agent for flat observations [O] and actions [A] in [-1, 1]; its state is a `SACState`, and `follow` moves the
-    bounds. `normalizer` and `hyper` are as in `sac.make`."""
+    """The agent for flat observations [O] and actions [A] in [-1, 1]; its state is a `SACState`. `follow` moves the bounds.
+    `normalizer` and `hyper` are as in `sac.make`."""
     return sac.assemble(config.as_sac, functions(config, action_size), observation_size, action_size, normalizer)
 
 
 def functions(config: ScaledSACConfig, action_size: int) -> SACFunctions:
-    """The agent's functions, pure in their parameters; a critic's are its `network` and its `bounds` [2]."""
+    """The networks as pure functions. The parameters of a critic are its `network` and its `bounds` [2]."""
     norms = (CRITIC_NORM,) * len(config.hidden)
     orthogonal, he = nn.initializers.orthogonal(), nn.initializers.he_normal()
     network = partial(MLP, config.hidden, activation=nn.swish, precision=config.precision)
@@ -126,14 +127,15 @@ def functions(config: ScaledSACConfig, action_size: int) -> SACFunctions:
 
 
 def _ends(params: PyTree, dimensions: int) -> tuple[Array, Array]:
-    # No gradient: Adam then leaves them as they are, and only `follow` moves them.
+    # Without a gradient, Adam does not change the bounds; only `follow` does.
     low, high = jax.lax.stop_gradient(params["bounds"]).T
     shape = (-1, *[1] * (dimensions - 1))
     return low.reshape(shape), high.reshape(shape)
 
 
 def follow(config: ScaledSACConfig, state: SACState, earned: Float[Array, "*n"]) -> SACState:
-    """`state` with the bounds moved towards what steps `earned`, their reward and entropy bonus; NaN for none."""
+    """`state` with the bounds moved towards the quantiles of `earned`, reward plus entropy bonus of steps. NaN entries are
+    ignored."""
     quantiles = jnp.nanquantile(earned, jnp.array(QUANTILES)) / (1 - state.discount)
     critic = state.critic
     bounds = critic.params["bounds"]

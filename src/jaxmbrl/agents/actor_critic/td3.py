@@ -7,11 +7,11 @@ Critic loss     sum over critics of mean (Q(s, a) - y)^2
 Actor loss      -mean Q_1(s, pi(s)), pi = tanh of a network
 Exploration     clip(pi(s) + N(0, exploration_noise), -1, 1)
 
-The targets pi' and Q' move when the actor is updated, and only then: whoever updates it at every second update of the
-critics has TD3's delay. Noise is in units of the action, whose range is [-1, 1].
+The targets pi' and Q' move only when the actor is updated: TD3's delay is one actor update for two critic updates. Noise is
+in units of the action, whose range is [-1, 1].
 
-Differs from the papers: DDPG's noise has no memory, its critic sees the action from the first layer on and has no weight
-decay, as in the retuned DDPG of TD3's authors.
+Differs from the papers: as in the retuned DDPG of TD3's authors, DDPG's noise is uncorrelated in time, its critic receives
+the action in the first layer and has no weight decay.
 """
 
 from __future__ import annotations
@@ -55,34 +55,34 @@ class TD3Config:
     hidden: tuple[Annotated[int, Ge(1)], ...] = (256, 256)
     """Units of each hidden layer of actor and critics."""
     precision: Precision = "default"
-    """Of the products between hidden layers: JAX's default, or bfloat16, faster where a device has matrix units for it."""
+    """Precision of the products between hidden layers: JAX's default, or bfloat16 for devices with matrix units for it."""
     critics: Annotated[int, Ge(1)] = 2
-    """Number of critics N; targets take their minimum, the actor the first."""
+    """Number of critics N. Targets use their minimum, the actor the first."""
     learning_rate: Annotated[float, Gt(0), Traced] = 3e-4
     """Adam learning rate of actor and critics."""
     discount: Annotated[float, Ge(0), Le(1), Traced] = 0.99
-    """Discount a step."""
+    """Discount factor per step."""
     polyak: Annotated[float, Gt(0), Le(1)] = 0.005
-    """Share by which the targets of actor and critics move at each update of the actor."""
+    """Polyak factor: the share by which the targets of actor and critics move at each actor update."""
     exploration_noise: Annotated[float, Ge(0)] = 0.1
-    """Standard deviation of what is added to an action that explores."""
+    """Standard deviation of the noise that is added to actions for exploration."""
     target_noise: Annotated[float, Ge(0)] = 0.2
-    """Standard deviation of what is added to the target actor's action, before it is clipped."""
+    """Standard deviation of the noise that is added to the target actor's action, before clipping."""
     target_noise_clip: Annotated[float, Ge(0)] = 0.5
-    """The most that is added to the target actor's action."""
+    """Bound to which the noise of the target actor's action is clipped."""
 
 
 DDPG = TD3Config(critics=1, target_noise=0.0)
-"""DDPG, with the sizes and rates of TD3's code."""
+"""DDPG with the layer sizes and learning rates of TD3's code."""
 
 
 class TD3State(NamedTuple):
-    """Everything that learns."""
+    """Parameters and optimiser states of the agent."""
 
     actor: Trainable
-    """Its target copy is the target actor."""
+    """Its `target` is the target actor."""
     critic: Trainable
-    """Leaves lead with [critics]; its target copy is the target critics."""
+    """Leaves have the leading axis [critics]. Its `target` are the target critics."""
     discount: Float[Array, ""]
 
 
@@ -96,8 +96,8 @@ def smoothed(action: Float[Array, "*n A"], key: Key, deviation: float, most: flo
 
 
 def make(config: TD3Config, observation_size: int, action_size: int, normalizer: Normalizer | None = None) -> ActorCritic:
-    """The agent for flat observations [O] and actions [A] in [-1, 1]; its state is a `TD3State`. With a `normalizer` its
-    networks see observations normalised; all that is given to its functions stays in the task's units.
+    """The agent for flat observations [O] and actions [A] in [-1, 1]; its state is a `TD3State`. With a `normalizer` the
+    networks receive normalised observations; the arguments of the agent's functions are always in the task's units.
 
     `hyper` may hold `learning_rate` and `discount`, traced.
     """
@@ -140,7 +140,7 @@ class _TD3(NamedTuple):
         )
 
     def shown(self, observation: Observation) -> Observation:
-        """The observation as the networks see it."""
+        """The observation in the networks' input, normalised if there is a normaliser."""
         return observation if self.normalizer is None else normalize(self.normalizer, observation)
 
     def action_of(self, params: PyTree, observation: Observation) -> Float[Array, "*n A"]:
@@ -203,7 +203,7 @@ class _TD3(NamedTuple):
     ) -> tuple[TD3State, Metrics]:
         def own_loss(params: PyTree, *_: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
             action = self.action_of(params, batch.observation)
-            # A deterministic actor earns no entropy bonus.
+            # The entropy bonus of a deterministic actor is 0.
             return actor_loss(self.action_value(state, batch.observation, action, key)), jnp.zeros(())
 
         gradient_of = jax.value_and_grad(own_loss if loss is None else loss, has_aux=True)
@@ -222,5 +222,5 @@ class _TD3(NamedTuple):
 
 
 def actor_loss(values: Float[Array, "B"]) -> Float[Array, ""]:
-    """Minus the mean value, by the first critic, of the actor's actions."""
+    """Minus the mean of `values`, the first critic's values at the actor's actions."""
     return -jnp.mean(values)

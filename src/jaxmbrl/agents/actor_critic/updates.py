@@ -1,4 +1,4 @@
-"""Updates of an actor-critic: critics and actor in turn, either of them replaced, and many updates in a row."""
+"""Updates of an actor-critic: critics then actor, replacement of either update, and many updates in one scan."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def updates(
     actor_delay: int = 1,
     before: Int[Array, ""] | int = 0,
 ) -> tuple[Any, Metrics]:
-    """`number` updates of `agent` in one scan, each on a batch [B] that `draw(key)` makes.
+    """`number` updates of `agent` in one scan, each on a batch [B] sampled by `draw(key)`.
 
-    Every `actor_delay`-th update is of critics and actor; the others leave the actor as it is (TD3, arXiv 1802.09477,
-    algorithm 1; REDQ, arXiv 2101.05982, algorithm 1, where the delay is the number of updates for each environment step).
-    `before` is the number of earlier updates, or that modulo the delay, the same for all seeds.
+    Every update trains the critics, every `actor_delay`-th also the actor (TD3, arXiv 1802.09477, algorithm 1; REDQ, arXiv
+    2101.05982, algorithm 1, where the delay is the number of updates for each environment step). `before` is the number of
+    earlier updates, possibly modulo the delay; it must be the same for all seeds.
     """
 
     def update(state: Any, step: tuple[Int[Array, ""], Key]) -> tuple[Any, Metrics]:
@@ -43,7 +43,7 @@ def updates(
             return agent.update(state, batch, agent_key)[:2]
         critic_key, actor_key = jax.random.split(agent_key)
         state, of_critic, _ = agent.update_critic(state, batch, critic_key)
-        # The index is the same for all seeds, so only one branch of this runs.
+        # The index is not batched over seeds, so only one branch runs.
         last = (before + i + 1) % actor_delay == 0
         state, of_actor = metrics.cond_update(last, lambda state: agent.update_actor(state, batch, actor_key), state)
         return state, of_critic | of_actor
@@ -53,7 +53,7 @@ def updates(
 
 
 def in_turn(update_critic: UpdateCritic, update_actor: UpdateActor) -> UpdateCritic:
-    """The critics' update, then the actor's, on the same batch."""
+    """An update of the critics, then of the actor, on the same batch."""
 
     def update(state: Any, batch: Any, key: Key, **weight: Any) -> tuple[Any, Metrics, Float[Array, "B"]]:
         critic_key, actor_key = jax.random.split(key)
@@ -67,7 +67,7 @@ def in_turn(update_critic: UpdateCritic, update_actor: UpdateActor) -> UpdateCri
 def with_updates(
     agent: ActorCritic, *, critic: UpdateCritic | None = None, actor: UpdateActor | None = None
 ) -> ActorCritic:
-    """`agent` with another update of its critics, of its actor, or of both."""
+    """`agent` with the update of its critics, of its actor, or of both replaced."""
     critic = agent.update_critic if critic is None else critic
     actor = agent.update_actor if actor is None else actor
     return agent._replace(update_critic=critic, update_actor=actor, update=in_turn(critic, actor))

@@ -1,23 +1,24 @@
 """MBPO: model-based policy optimisation (Janner et al., When to trust your model, arXiv 1906.08253, algorithm 2).
 
-    the policy learner's own objective (SAC's), on transitions (s, a, r, s') that a learned model imagined:
-    s from the real data or a branch of at most k steps begun there, a ~ pi(.|s), (s', r) ~ a member of the ensemble
+    Objective: that of the policy learner (SAC), on transitions (s, a, r, s') imagined by a learned model, where
+    s is a real state or a state on a branch of at most k steps from one, a ~ pi(.|s), (s', r) ~ a member of the ensemble
 
-    for each step of the environment:
+    for each environment step:
         act by the stochastic policy (uniformly at random for the first `warmup_steps`), store the transition
-        each `refit_every` steps: fit the ensemble to all real data; from `rollout_rows` real states imagine branches of k
-            steps under the policy, each step by an elite drawn anew, and store them in a buffer of their own
-        `updates_per_step` times: update the agent on a batch of which a share `real_ratio` is real and the rest imagined
+        every `refit_every` steps: fit the ensemble to all real data; imagine branches of k steps under the policy from
+            `rollout_rows` real states, with a newly drawn elite at each step, and store them in a separate buffer
+        `updates_per_step` times: update the agent on a batch with a share `real_ratio` of real rows; the rest is imagined
 
-k grows linearly in environment steps from `first` to `last` (`RolloutLength`), and with it the imagined buffer, so that
-it holds the rows of the last `retain_steps` steps. Dyna (Sutton, 1990) is the case k = 1 throughout. The reward and its
-noise are the model's; the termination is the task's where it knows it. Which imagined rows are kept may depend on how far
-the members agree: MACURA and M2AC are rules of `models.trust`.
+k grows linearly in environment steps from `first` to `last` (`RolloutLength`). The capacity of the imagined buffer grows
+with it, so that the buffer stores the rows of the last `retain_steps` steps. Dyna (Sutton, 1990) is the case k = 1
+throughout. The reward and its noise are the model's; the termination is the task's if the task provides it. Imagined rows
+may be filtered by the disagreement of the members: MACURA and M2AC are rules of `models.disagreement`.
 
-Differs from the paper: k grows within an epoch too, and steps count from the warm-up's end, as epochs do in its code; the
-members of one imagined step are shared out to the start rows, which are drawn at random, by one random shift
-(`models.ensemble`); rows in which a number is not finite are left out and counted; while nothing is imagined, batches are
-real. MACURA's pink noise and its number of updates by the buffer's fill are left out.
+Differs from the paper: k also grows within an epoch, and steps are counted from the end of the warm-up, as epochs are in
+its code; the start rows, which are sampled at random, are distributed over the members by one random shift in each
+imagined step (`models.ensemble`); rows with a number that is not finite are dropped and counted; as long as the imagined
+buffer is empty, batches are real. MACURA's pink noise is left out, and so is its number of updates that depends on how full
+the buffer is.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Config(BranchedSettings):
     """Settings of a run of MBPO."""
 
     updates_per_step: Annotated[int, Ge(1)] = 20
-    """Updates of the agent for each environment step: the replay ratio (UTD)."""
+    """Agent updates for each environment step: the replay ratio (UTD)."""
     warmup_steps: Annotated[int, Ge(2)] = 5000
     """Environment steps of uniformly random actions, without updates, at the start."""
 
@@ -73,7 +74,7 @@ class State(NamedTuple):
 
     agent: PyTree
     model: PyTree
-    """The `EnsembleState`, or another model's state."""
+    """`EnsembleState`, or the state of another model."""
     replay: Replay
     """Real transitions."""
     imagined: Imagined

@@ -1,16 +1,16 @@
-"""Soft Actor-Critic (Haarnoja et al., arXiv 1812.05905), the model-free baseline, and REDQ and DroQ, settings of it that
-learn from fewer environment steps. The agent is `agents.actor_critic.sac`, which states the objectives.
+"""Soft Actor-Critic (Haarnoja et al., arXiv 1812.05905), the model-free baseline, with REDQ and DroQ, two of its settings
+that learn from fewer environment steps. The agent is `agents.actor_critic.sac`, which states the objectives.
 
 for each environment step:
     act by the stochastic policy (uniformly at random for the first `warmup_steps`), store the transition
-    `updates_per_step` times: update the critics on a batch drawn from the replay buffer;
-        at every `actor_delay`-th of these updates then the actor and the temperature, on the same batch
+    `updates_per_step` times: update the critics on a batch from the replay buffer;
+        at every `actor_delay`-th update, also update the actor and the temperature, on the same batch
 
-REDQ (Chen et al., arXiv 2101.05982, algorithm 1): 20 updates a step and the actor's on the last of them; 10 critics, of
-which a random two make a target's minimum; the actor maximises the mean of all. DroQ (Hiraoka et al., arXiv 2110.02034,
-algorithm 2): the same with two critics, which have dropout and layer norm.
+REDQ (Chen et al., arXiv 2101.05982, algorithm 1): 20 updates per step, the last of which also updates the actor; 10
+critics; a target takes the minimum over a random two of them; the actor maximises the mean of all. DroQ (Hiraoka et al.,
+arXiv 2110.02034, algorithm 2): the same with two critics, which have dropout and layer norm.
 
-Differs from the papers: of several environments side by side each adds its own updates.
+Differs from the papers: with several parallel environments, `updates_per_step` counts for the step of each.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class State(NamedTuple):
 
 
 def make(config: Config, task: Task) -> Algorithm:
-    """SAC, REDQ or DroQ on `task`, as the settings say."""
+    """SAC, REDQ or DroQ on `task`, depending on the settings."""
     agent = sac.make(config.agent, *vector_sizes(task, "sac"))
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:

@@ -2,14 +2,14 @@
 The agent is `agents.actor_critic.td3`, which states the objectives.
 
 for each environment step:
-    act by the policy and noise (uniformly at random for the first `warmup_steps`), store the transition
-    `updates_per_step` times: update the critics on a batch drawn from the replay buffer;
-        at every `actor_delay`-th update, counted across steps, then the actor on the same batch, and all targets
+    act by the policy with noise (uniformly at random for the first `warmup_steps`), store the transition
+    `updates_per_step` times: update the critics on a batch from the replay buffer;
+        at every `actor_delay`-th update, counted across steps, also update the actor, on the same batch, and all targets
 
 DDPG: one critic, no noise in its target, and no delay.
 
-Differs from the papers: settings are those of the code of TD3's authors, which has moved on from both; of several
-environments side by side each adds its own updates.
+Differs from the papers: the settings are those of the current code of TD3's authors, which differs from both papers; with
+several parallel environments, `updates_per_step` counts for the step of each.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Config(OffPolicySettings):
     agent: TD3Config = field(default_factory=TD3Config)
     """The policy learner."""
     actor_delay: Annotated[int, Ge(1)] = 2
-    """Updates of the critics for each of the actor and of all targets."""
+    """Critic updates for each update of the actor and of all targets."""
     warmup_steps: Annotated[int, Ge(0)] = 25_000
     """Environment steps of uniformly random actions, without updates, at the start."""
 
@@ -64,7 +64,7 @@ class State(NamedTuple):
 
 
 def make(config: Config, task: Task) -> Algorithm:
-    """TD3 or DDPG on `task`, as the settings say."""
+    """TD3 or DDPG on `task`, depending on the settings."""
     agent = td3.make(config.agent, *vector_sizes(task, "td3"))
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:

@@ -1,1 +1,1 @@
-"""Planning in a learned model by shooting: PETS."""
+"""Planning by shooting through a learned model: PETS."""

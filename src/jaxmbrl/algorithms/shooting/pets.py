@@ -4,12 +4,12 @@
 
     for each trial:
         fit the ensemble to all data so far
-        for each step: plan by CEM through the ensemble from the state seen, play the first action, store the transition
+        for each step: plan by CEM through the ensemble from the observation, take the first action, store the transition
 
-Differs from the paper: the model is refitted each `refit_every` steps, which need not be an episode; after a predicted
-termination a particle earns nothing; the candidates of a CEM iteration share their noise (common random numbers), and TS1
-redraws members by a cyclic shift that they share too (`models.ensemble`); a candidate with a particle that is not finite
-ranks last.
+Differs from the paper: the model is refitted every `refit_every` steps, which need not be an episode; a particle receives
+no reward after a predicted termination; the candidates of a CEM iteration share their noise (common random numbers), and
+under TS1 they also share the cyclic shift that draws new members (`models.ensemble`); a candidate with a particle that is
+not finite ranks last.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ class Config(ModelChoice, LoopSettings):
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     """The optimiser of action sequences."""
     open_loop: bool = False
-    """Play each plan to its end, blind, instead of planning anew at every step."""
+    """Execute each plan to its end without feedback, instead of replanning at every step."""
     refit: bool = True
-    """Refit as data come in; without it the model stays as it was fitted to the random warm-up."""
+    """Refit the model as new data arrive. Otherwise it is only fitted to the data of the random warm-up."""
     particles: Annotated[int, Ge(1)] = 20
-    """Imagined trajectories of each action sequence; the true simulator needs a single one."""
+    """Imagined trajectories of each action sequence. The true simulator uses one."""
     risk: RiskConfig = field(default_factory=RiskConfig)
-    """How the returns of an action sequence's particles become its score."""
+    """How the score of an action sequence is computed from the returns of its particles."""
     learn_reward: bool = False
-    """Learn the reward even where the task's is known."""
+    """Learn the reward even if the task provides it."""
     learn_termination: bool = False
-    """Learn the termination even where the task's is known."""
+    """Learn the termination even if the task provides it."""
     refit_every: Annotated[int, Ge(1)] = 200
     """Environment steps between two fits of the model."""
     replay_capacity: Annotated[int, Ge(2)] = 100_000
@@ -77,14 +77,14 @@ class Config(ModelChoice, LoopSettings):
     warmup_steps: Annotated[int, Ge(2)] = 200
     """Environment steps of uniformly random actions at the start, rounded up to whole refits."""
     eval_every: Annotated[int, Ge(0)] = 0
-    """Epochs between two evaluations; 0 for none: a planner's collected trials are its measure."""
+    """Epochs between two evaluations; 0 for none. The collected trials already measure a planner."""
 
     def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
+        """(field, message) of the first violated rule that involves several fields, or None."""
         if self.refit_every % self.num_envs:
             return "refit_every", f"must be a multiple of num_envs ({self.num_envs}), got {self.refit_every}"
         if self.ensemble.propagation == "expectation" and self.particles > 1:
-            return "particles", f"must be 1 under propagation 'expectation', where all are the same, got {self.particles}"
+            return "particles", f"must be 1 with propagation 'expectation', where all are equal, got {self.particles}"
         if self.particles % self.ensemble.elites and self.ensemble.propagation in ("ts1", "tsinf"):
             return "particles", f"must be a multiple of ensemble.elites ({self.ensemble.elites}), got {self.particles}"
         return None
@@ -99,7 +99,7 @@ class State(NamedTuple):
 
 
 def make(config: Config, task: Task) -> Algorithm:
-    """PETS on `task`. Reward and termination are the task's where it knows them, unless the settings say to learn them."""
+    """PETS on `task`. Reward and termination are the task's if it provides them and the settings do not learn them."""
     vector_sizes(task, "pets")
     model = shared.ensemble_for(config, task)
     planner = planning.make(config.planner, task.action)
@@ -132,7 +132,7 @@ def make(config: Config, task: Task) -> Algorithm:
             return model.fit(model_state, shared.rows_to_fit(real, clock, config.replay_capacity), fit_key)
 
         model_state, found = metrics.cond_update(due, fit, state.model)
-        # Transitions from a file were not planned.
+        # Transitions from a file have no statistics of a plan.
         if transitions.extras:
             nonfinite = jnp.mean(transitions.extras["nonfinite"])
             found |= {"plan/nonfinite": Average.of(nonfinite, before >= config.warmup_steps)}
@@ -153,7 +153,7 @@ def make(config: Config, task: Task) -> Algorithm:
 
 
 def no_search(action: Action) -> PyTree:
-    """The statistics of a plan where nothing was searched."""
+    """The statistics of a plan for an action that was not planned."""
     return {"nonfinite": jnp.zeros((), jnp.int32)}
 
 
@@ -230,8 +230,8 @@ METHOD = Method(
         Goal("pets-pendulum", "pendulum", 2000, None),
         Goal("icem-pendulum", "pendulum", 2000, None, preset="small-icem", about="planned by iCEM, reward known"),
         Goal("pets-swingup", "cartpole-swingup", 1000, None),
-        # All but a tenth of what lies between a random policy, which falls after 5 steps, and the most that the task pays,
-        # 1000: the planner in the true simulator cannot earn more, and would take hours.
+        # 90% of the way from a random policy, which falls after 5 steps, to the largest possible return, 1000. The planner
+        # in the true simulator cannot exceed that, and would take hours.
         Goal("pets-inverted-pendulum", "InvertedPendulum-v5", 2000, 901.0, episodes=20),
     ),
 )

@@ -1,1 +1,1 @@
-"""Critic targets that look ahead through a model: MVE, STEVE."""
+"""Value expansion, critic targets from rollouts of a model: MVE, STEVE."""

@@ -1,18 +1,19 @@
 """MVE: model-based value expansion (Feinberg et al., arXiv 1803.00101).
 
-The critics' target looks n steps ahead through the model before it trusts the target critics: from a real transition
-(s_0, a_0, r_0, s_1) imagine s_2 .. s_{n+1} under the policy, and
+The critics' target contains n imagined steps before it bootstraps from the target critics. From a real transition
+(s_0, a_0, r_0, s_1), s_2 .. s_{n+1} are imagined under the policy, and
 
     T = r_0 + sum_{t=1}^{n} discount^t m_t (r_t + bonus_t) + discount^{n+1} m_{n+1} V'(s_{n+1})
 
-where m_t is the probability that no step before t ended the episode, V' the agent's own target value, and bonus the
-entropy bonus of a soft agent, 0 of another. n = 0 is the agent's own one-step target.
+where m_t is the probability that no step before t ended the episode, V' the agent's target value, and bonus the entropy
+bonus of a soft agent, 0 for other agents. n = 0 is the agent's own one-step target.
 
-The TD-k trick (section 3.1): the critics are asked about imagined states, so they learn there too: each imagined (s_t, a_t)
-regresses on its own remaining horizon, and weighs m_t. Targets are made anew for each update, by the newest model.
+The TD-k trick (section 3.1): targets evaluate the critics at imagined states, so the critics also learn there. Each
+imagined (s_t, a_t) has the target of its own remaining horizon and the weight m_t. Targets are recomputed for each update,
+with the latest model.
 
-Differs from the paper: the model is a probabilistic ensemble; rows of a batch are imagined by one draw of model and actions
-each; an agent with an entropy bonus expands its soft value.
+Differs from the paper: the model is a probabilistic ensemble; each row of a batch is imagined with one sample of the model
+and the actions; a soft agent expands its soft value.
 """
 
 from __future__ import annotations
@@ -66,9 +67,9 @@ class Config(ModelBasedSettings):
     agent: AgentConfig = field(default_factory=AgentConfig)
     """The policy learner."""
     horizon: Annotated[int, Ge(0)] = 3
-    """Model steps n after the real one."""
+    """Model steps n after the real step."""
     td_k: bool = True
-    """Whether the critics learn on the imagined states too."""
+    """Whether the critics also learn on the imagined states."""
 
 
 class State(NamedTuple):
@@ -76,7 +77,7 @@ class State(NamedTuple):
 
     agent: PyTree
     model: PyTree
-    """The `EnsembleState`, or another model's state."""
+    """`EnsembleState`, or the state of another model."""
     replay: Replay
     """Real transitions."""
     key: Key
@@ -129,7 +130,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
 
 
 def with_mve_target(agent: ActorCritic, world: World, horizon: int, td_k: bool) -> ActorCritic:
-    """`agent` with critics that learn expanded targets."""
+    """`agent` with critics that learn the targets of `expand`."""
 
     def update_critic(state: PyTree, batch: Transition, key: Key) -> tuple[PyTree, Metrics, Float[Array, "B"]]:
         target_key, critic_key = jax.random.split(key)
@@ -138,7 +139,7 @@ def with_mve_target(agent: ActorCritic, world: World, horizon: int, td_k: bool) 
             return agent.update_critic(state, batch, critic_key, target=targets[0])
         rows, target, weight = td_k_batch(batch, trajectory, targets)
         state, found, error = agent.update_critic(state, rows, critic_key, target=target, weight=weight)
-        # The first rows are the batch's own.
+        # The first rows are the real transitions of the batch.
         own = error[: batch.reward.shape[0]]
         return state, found | {"expand/alive": Average.of(jnp.mean(trajectory.alive[-1]))}, own
 
@@ -148,8 +149,8 @@ def with_mve_target(agent: ActorCritic, world: World, horizon: int, td_k: bool) 
 def expand(
     agent: ActorCritic, world: World, state: PyTree, batch: Transition, key: Key, horizon: int
 ) -> tuple[Trajectory, Float[Array, "T B"]]:
-    """The real step and the imagined ones of each row, T = horizon + 1 in all, and the target of each on its own remaining
-    horizon; the first of them is T in the module's first lines."""
+    """(the real and the imagined steps of each row, T = horizon + 1 in total; the target of each step on its own remaining
+    horizon). The first target is T in the module's docstring."""
     value_key, imagine_key = jax.random.split(key)
     trajectory = after(
         batch, imagine(world, agent.policy_with_entropy(state), batch.next_observation, imagine_key, horizon)
@@ -162,8 +163,8 @@ def expand(
 def td_k_batch(
     batch: Transition, trajectory: Trajectory, targets: Float[Array, "T B"]
 ) -> tuple[Transition, Float[Array, "R"], Float[Array, "R"]]:
-    """All steps as R = T B rows of one batch, with their targets and the probability of each to be reached. What follows an
-    end may not be finite: the real row stands for it, without weight."""
+    """(all steps as R = T B rows of one batch, their targets, the probability that each step is reached). Steps after
+    termination may not be finite, so they are replaced by the real row with weight 0."""
     alive = trajectory.alive
     reached = alive > 0
     observation = jnp.where(reached[..., None], trajectory.observation, batch.observation)

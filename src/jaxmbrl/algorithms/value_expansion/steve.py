@@ -1,26 +1,27 @@
 """STEVE: stochastic ensemble value expansion (Buckman et al., arXiv 1807.01675).
 
-From a real transition (s_0, a_0, r_0, s_1) each of M dynamics members imagines its own s_2 .. s_{n+1} under the policy; R
-reward functions judge each imagined step, and L target critics the state that a horizon i = 0 .. n ends in. Each of the
-M R L combinations tells
+From a real transition (s_0, a_0, r_0, s_1), each of M dynamics members imagines its own s_2 .. s_{n+1} under the policy.
+R reward functions evaluate each imagined step, and L target critics the last state of each horizon i = 0 .. n. Each of the
+M R L combinations gives
 
     T_i = r_0 + sum_{t=1}^{i} discount^t m_t (r_t + bonus_t) + discount^{i+1} m_{i+1} V'(s_{i+1})
 
-where m_t is the probability that no step before t ended the episode, by the member's own rollout, V' one critic's target
-value, and bonus the entropy bonus of a soft agent, 0 of another. The critics' target is (equation 5)
+where m_t is the probability that no step before t ended the episode in the member's own rollout, V' the target value of one
+critic, and bonus the entropy bonus of a soft agent, 0 for other agents. The critics' target is (equation 5)
 
     y = sum_i w_i mean T_i,    w_i proportional to 1 / (var T_i + 1e-8),    sum_i w_i = 1
 
-with mean and variance over the combinations: the model is trusted, row by row, as far as all agree. T_0 looks through no
-model, and its variance is the critics'. What all are wrong about alike has no variance and is trusted.
+with mean and variance over the combinations. Long horizons thus count only in rows for which all combinations agree. T_0
+does not depend on the model; its variance is that of the critics. An error that all combinations share has no variance, and
+is not down-weighted.
 
-Differs from the paper: the agent is SAC unless the settings say TD3 or DDPG, so that values are soft; a row's actions have
-the same noise in all its rollouts, for the draw of an action is no disagreement. A member predicts reward and change
-jointly, R = M; where the task tells its reward, R = 1. In the paper's code moreover each row trains one critic drawn at
-random (here all learn from it), critics are copied to their targets every 500 updates, the actor's pre-tanh action is
-penalised, and rewards see the next state too; it has M = R = L = 4, n = 3, 8 layers of 512 units in the dynamics and 4 of
-128 elsewhere, batches of 512, 4 updates a frame, and 10,000 random frames and as many updates of the model before it
-starts.
+Differs from the paper: the agent is SAC unless the settings choose TD3 or DDPG, so values are soft; the actions of a row
+have the same noise in all its rollouts, because the sampling of actions is not disagreement. A member predicts reward and
+state change jointly, so R = M; if the task provides its reward, R = 1. The paper's code differs further: each row trains
+one critic chosen at random (here all critics learn from it), critics are copied to their targets every 500 updates, the
+actor's pre-tanh action is penalised, and reward functions also receive the next state. Its settings are M = R = L = 4,
+n = 3, 8 layers of 512 units in the dynamics and 4 of 128 elsewhere, batches of 512, 4 updates per frame, and 10,000 random
+frames and as many model updates before training starts.
 """
 
 from __future__ import annotations
@@ -73,21 +74,21 @@ class Config(ModelBasedSettings):
     """Settings of a run of STEVE."""
 
     agent: AgentConfig = field(default_factory=lambda: AgentConfig(sac=SACConfig(critics=4, actor_value="mean")))
-    """The policy learner; how it puts its target critics together does not matter, since each tells its own value."""
+    """The policy learner. How it combines its target critics has no effect, because STEVE uses the value of each."""
     ensemble: EnsembleConfig = field(
         default_factory=lambda: EnsembleConfig(members=4, elites=4, probabilistic=False, propagation="tsinf")
     )
-    """The dynamics model. Noise of probabilistic members would count as disagreement."""
+    """The dynamics model. Members are deterministic by default, because sampled noise would count as disagreement."""
     horizon: Annotated[int, Ge(0)] = 3
-    """Model steps n after the real one, at most."""
+    """Largest number n of model steps after the real step."""
 
     def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
+        """(field, message) of the first violated rule that involves several fields, or None."""
         members, elites, propagation = self.ensemble.members, self.ensemble.elites, self.ensemble.propagation
         if propagation != "tsinf":
-            return "ensemble.propagation", f"must be tsinf: each member has a rollout of its own; got {propagation}"
+            return "ensemble.propagation", f"must be tsinf, because each member has its own rollout, got {propagation}"
         if elites != members:
-            return "ensemble.elites", f"must be ensemble.members ({members}): all members have a say; got {elites}"
+            return "ensemble.elites", f"must be ensemble.members ({members}), because all members are used, got {elites}"
         return super().problem()
 
 
@@ -96,14 +97,14 @@ class State(NamedTuple):
 
     agent: PyTree
     model: PyTree
-    """The `EnsembleState`, or another model's state."""
+    """`EnsembleState`, or the state of another model."""
     replay: Replay
     """Real transitions."""
     key: Key
 
 
 def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
-    """STEVE on `task`; `model`, which must give row n of its world to member n mod M, overrides the default ensemble."""
+    """STEVE on `task`; `model` overrides the default ensemble. Its world must assign row n to member n mod M."""
     agent = agents.make(config.agent, *vector_sizes(task, "steve"))
     model = model or shared.ensemble_for(config, task)
 
@@ -149,7 +150,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
 
 
 def with_steve_target(agent: ActorCritic, model: DynamicsModel, fitted: PyTree, horizon: int, members: int) -> ActorCritic:
-    """`agent` with critics that learn the mixture over horizons; `fitted` is the state of `model`."""
+    """`agent` with critics that learn the weighted mean over horizons. `fitted` is the state of `model`."""
 
     def update_critic(state: PyTree, batch: Transition, key: Key) -> tuple[PyTree, Metrics, Float[Array, "B"]]:
         target_key, critic_key = jax.random.split(key)
@@ -172,9 +173,9 @@ def expand(
     horizon: int,
     members: int,
 ) -> Float[Array, "B S T"]:
-    """The targets T_i of each row, T = horizon + 1, by all S = M R L combinations."""
+    """The targets T_i of each row by all S = M R L combinations; T = horizon + 1."""
     value_key, imagine_key = jax.random.split(key)
-    # M rows in turn for each real one: row n of the block belongs to member n mod M.
+    # Each real row is repeated M times: row n of the block belongs to member n mod M.
     rows = jax.tree.map(lambda x: jnp.repeat(x, members, axis=0), batch)
     policy = shared_action_noise(agent.policy_with_entropy(state), members)
     imagined = imagine(model.world(fitted), policy, rows.next_observation, imagine_key, horizon)
@@ -191,7 +192,7 @@ def expand(
 
 
 def shared_action_noise(policy: Policy, members: int) -> Policy:
-    """`policy` on rows [B M, O], whose actions have the same noise in the M rows that follow each other."""
+    """`policy` on rows [B M, O], with the same action noise in each group of M consecutive rows."""
 
     def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
         by_member = observation.reshape(-1, members, observation.shape[-1])
@@ -202,7 +203,7 @@ def shared_action_noise(policy: Policy, members: int) -> Policy:
 
 
 def rewards_of(model: DynamicsModel, fitted: PyTree, imagined: Trajectory) -> Float[Array, "R n N"]:
-    """The rewards of imagined steps by every member of `model`, or the known ones where it does not predict them."""
+    """The rewards of imagined steps by each member of `model`, or the known rewards if it does not predict them (R = 1)."""
     steps, rows, size = imagined.observation.shape
     pairs = (x.reshape(-1, x.shape[-1]) for x in (imagined.observation, imagined.action))
     mean, _ = model.predict(fitted, *pairs)
@@ -214,7 +215,7 @@ def rewards_of(model: DynamicsModel, fitted: PyTree, imagined: Trajectory) -> Fl
 def values_of(
     agent: ActorCritic, state: PyTree, next_observation: Float[Array, "T N O"], key: Key, members: int
 ) -> Float[Array, "L T N"]:
-    """Every target critic's value of every state, under actions with the same noise for all members."""
+    """The value of each state by each target critic, with the same action noise for all members."""
     steps, rows, size = next_observation.shape
     by_member = jax.vmap(agent.target_values, (None, 1, None), 2)
     by_step = jax.vmap(by_member, (None, 0, 0), 1)

@@ -1,1 +1,1 @@
-"""Policy gradients through the derivatives of a model: SVG, MAAC, BPTT, DHMBPO."""
+"""Policy gradients that are back-propagated through a model: SVG, MAAC, BPTT, DHMBPO."""

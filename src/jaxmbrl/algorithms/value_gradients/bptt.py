@@ -1,19 +1,19 @@
-"""BPTT: the policy learns by back-propagation through time, from all that it earns along a trajectory, through the model
-and itself, without a critic. ("Version 1.5" of model-based reinforcement learning in Berkeley's lectures on deep
-reinforcement learning; through a simulator it is the analytic policy gradient of Brax, Freeman et al., arXiv 2106.13281.)
+"""BPTT: the gradient of the return along a trajectory is back-propagated through time, through the model and the policy,
+without a critic. ("Version 1.5" of model-based reinforcement learning in Berkeley's lectures on deep reinforcement
+learning; through a simulator it is the analytic policy gradient of Brax, Freeman et al., arXiv 2106.13281.)
 
     maximise J = mean over s_0 of sum_{t<H} discount^t m_t r(s_t, a_t),    a_t = tanh(network(s_t)), s_{t+1} = f(s_t, a_t)
 
-    each `refit_every` steps of the environment, once the warm-up is over:
+    every `refit_every` environment steps after the warm-up:
         fit the ensemble to all real data
-        `updates` times: from `batch_size` states s_0 of the data follow the policy for H steps, one Adam step up dJ
-    act by the policy with Gaussian noise (uniformly at random at first)
+        `updates` times: follow the policy for H steps from `batch_size` stored states s_0; one Adam step along dJ
+    act by the policy with Gaussian noise (uniformly at random during the warm-up)
 
-m_t is the probability that no step before t ended the episode. The derivative of r_t by the policy holds a product of t
-Jacobians, and so explodes or dies as H grows: gradients are clipped to a norm, and one that is not finite is left out and
-counted. With `model` "true" f is the simulator itself, from its own fresh episodes, whose steps are not counted as the
-environment's: it shows what such gradients are worth where the model is exact, and where contacts spoil them (Suh et al.,
-Do differentiable simulators give better policy gradients?, arXiv 2202.00817).
+m_t is the probability that no step before t ended the episode. The derivative of r_t with respect to the policy contains a
+product of t Jacobians, so it may explode or vanish as H grows. Gradients are clipped by their norm; one that is not finite
+is skipped and counted. With `model` "true", f is the simulator itself, started from new episodes whose steps do not count
+as environment steps. This shows how useful such gradients are with an exact model, and where contacts make them useless
+(Suh et al., Do differentiable simulators give better policy gradients?, arXiv 2202.00817).
 """
 
 from __future__ import annotations
@@ -73,21 +73,21 @@ class Config(ModelChoice, LoopSettings):
     learning_rate: Annotated[float, Gt(0), Traced] = 1e-3
     """Adam learning rate of the policy."""
     discount: Annotated[float, Gt(0), Lt(1), Traced] = 0.99
-    """Discount a step."""
+    """Discount factor per step."""
     exploration_noise: Annotated[float, Ge(0)] = 0.2
-    """Standard deviation of the Gaussian noise on actions while data are collected."""
+    """Standard deviation of the Gaussian noise that is added to actions when data are collected."""
     max_gradient_norm: Annotated[float, Gt(0)] = 1.0
-    """Norm to which larger gradients are clipped."""
+    """Norm to which gradients are clipped."""
     horizon: Annotated[int, Ge(1)] = 50
-    """Steps H that are followed and differentiated."""
+    """Steps H of a trajectory, through which the gradient is back-propagated."""
     rematerialize: bool = True
-    """Whether the backward pass computes each step again, and so holds the H states alone."""
+    """Whether the backward pass recomputes each step, so that only the H states are stored."""
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     """The dynamics model."""
     learn_reward: bool = True
-    """Learn the reward even where the task's is known."""
+    """Learn the reward even if the task provides it."""
     learn_termination: bool = False
-    """Learn the termination even where the task's is known."""
+    """Learn the termination even if the task provides it."""
     batch_size: Annotated[int, Ge(1)] = 64
     """Trajectories of each update."""
     updates: Annotated[int, Ge(1)] = 50
@@ -102,7 +102,7 @@ class Config(ModelChoice, LoopSettings):
     """Epochs between two evaluations; 0 for none."""
 
     def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
+        """(field, message) of the first violated rule that involves several fields, or None."""
         if self.refit_every % self.num_envs:
             return "refit_every", f"must be a multiple of num_envs ({self.num_envs}), got {self.refit_every}"
         return shared.no_moment_matching(self.ensemble)
@@ -114,18 +114,18 @@ class State(NamedTuple):
     actor: Trainable
     discount: Float[Array, ""]
     model: PyTree
-    """The `EnsembleState`, or another model's state; () where the true simulator is differentiated."""
+    """`EnsembleState`, or the state of another model; () with the true simulator."""
     replay: Replay
     key: Key
 
 
 def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
-    """BPTT on `task`; `model` overrides the default ensemble. Raises UserError where the true simulator is to be
-    differentiated and is not in JAX."""
+    """BPTT on `task`; `model` overrides the default ensemble. Raises UserError if the true simulator is chosen and is not
+    written in JAX."""
     observation_size, action_size = vector_sizes(task, "bptt")
     network, learned = MLP(config.hidden, action_size), not config.uses_true_model()
     if not learned and task.host is not None:
-        raise UserError(f"model must be 'learned' on '{task.name}', which is stepped outside of JAX, got 'true'")
+        raise UserError(f"model must be 'learned' on '{task.name}', whose simulator is not in JAX, got 'true'")
     model = model or shared.ensemble_for(config, task)
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
@@ -141,7 +141,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
         )
 
     def deterministic(params: PyTree) -> Policy:
-        """The policy with a bonus of 0, as `imagine` takes it."""
+        """The policy with an entropy bonus of 0, for `imagine`."""
 
         def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
             action = jnp.tanh(network.apply(params, observation))
@@ -187,7 +187,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
         return State(actor, state.discount, model_state, real, key), found
 
     def start_states(model_state: PyTree, real: Replay, key: Key) -> tuple[World, PyTree]:
-        """The world that is differentiated, and the rows that it starts from."""
+        """(world to differentiate through, rows to start from)."""
         if not learned:
             return simulated(task.world), jax.vmap(task.world.reset)(jax.random.split(key, config.batch_size))
         origin = replay.sample(real, key, config.batch_size).observation
@@ -208,11 +208,11 @@ def discounted_return(
 
 
 def clipped_step(config: Config, actor: Trainable, loss: Float[Array, ""], gradient: PyTree) -> tuple[Trainable, Metrics]:
-    """One Adam step down the `gradient` of `loss`, clipped to a norm; none where it is not finite."""
+    """One Adam step along the `gradient` of `loss`, clipped by its norm; no step if it is not finite."""
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(norm)
     scale = jnp.minimum(1.0, config.max_gradient_norm / norm)
-    # A norm may overflow where no entry does: that gradient is left out too.
+    # The norm may overflow although every entry is finite: such a gradient is skipped too.
     clipped = jax.tree.map(lambda leaf: jnp.where(finite, scale * leaf, jnp.nan), gradient)
     actor, _ = optimizer.step(actor, clipped, skip_nonfinite=True)
     return actor, {
@@ -224,8 +224,8 @@ def clipped_step(config: Config, actor: Trainable, loss: Float[Array, ""], gradi
 
 
 def simulated(world: World) -> World:
-    """Blocks of a task's environments as one differentiable `World`, which starts from their carries. Environments that
-    have ended go back to where they started: what follows is not counted, and it may not be finite."""
+    """A block of a task's environments as one differentiable `World`, which starts from their carries. Environments that
+    have ended return to their start states: steps after termination do not count, and might not be finite."""
 
     def start(carries: PyTree, key: Key) -> tuple[PyTree, PyTree]:
         return carries, carries

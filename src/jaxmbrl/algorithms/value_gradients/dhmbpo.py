@@ -1,24 +1,26 @@
-"""DHMBPO: double horizon model-based policy optimisation (Kubo et al., arXiv 2512.15439; its code is 4kubo/erl_lib). A long
-imagined rollout chooses the states that are learned on; a short one that is differentiated makes the gradients of critics
+"""DHMBPO: double horizon model-based policy optimisation (Kubo et al., arXiv 2512.15439; its code is 4kubo/erl_lib). Long
+imagined rollouts provide the states to learn on; a short differentiable rollout from them provides the gradients of critics
 and actor.
 
-    each `iteration_steps` steps of the environment, once the warm-up is over:
-        fit the ensemble to all real data, and measure its observations, by which the agent sees them normalised
-        imagine, from real states, long branches under the policy; update the critics alone `critic_share` of the updates
-        `updates_per_step` updates a step, before every `distribution_every`-th of them more branches, each on states x_0 of
-        branches, from which the policy is followed n = `horizon` model steps on:
+    every `iteration_steps` environment steps after the warm-up:
+        fit the ensemble to all real data; compute mean and deviation of their observations, which normalise the agent's
+        imagine long branches under the policy from real states; with a share `critic_share` of the updates train only the
+            critics
+        `updates_per_step` updates per step, with more long branches before every `distribution_every` updates; each update
+        follows the policy for n = `horizon` model steps from states x_0 of the branches:
             critics     (Q(x_0, a_0) - y)^2,
                         y = r_0 + sum_{t=1}^{n-1} discount^t m_t (r_t - alpha log pi_t) + discount^n m_n V'(x_n)
             actor       maximise sum_{t=0}^{n-1} discount^t m_t (r_t - alpha log pi_t) + discount^n m_n V(x_n),
                         through model and policy
 
 m_t is the probability that no step before t ended the episode; V' and V are the agent's values for targets and for the
-actor (`agents.scaled_sac`), which also says what a return can be. Both use the same steps. No real action teaches the
-critics.
+actor (`agents.actor_critic.scaled_sac`, which also defines the bounds of the return). Critics and actor use the same
+imagined steps. The critics never learn on real actions.
 
-Differs from the published code: imagined states are stored as they are, not normalised by what may be old statistics, and
-are forgotten at each fit, as that code means to; members are drawn by one random shift a step (`models.ensemble`), and
-fitted by our ensemble's bootstrap and early stopping, without dropout, for as many epochs at the first fit as later.
+Differs from the published code: imagined states are stored without normalisation, because the statistics may be outdated
+later, and are discarded at each fit, as that code intends; members are drawn by one random shift per step
+(`models.ensemble`), and are fitted with our ensemble's bootstrap and early stopping, without dropout, with the same number
+of epochs at the first fit as later.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ ALWAYS = TrustConfig()
 
 @dataclass(frozen=True)
 class Config(LoopSettings):
-    """Settings of a run of DHMBPO. The defaults are the published ones, for all tasks."""
+    """Settings of a run of DHMBPO. The defaults are the published settings for all tasks."""
 
     agent: ScaledSACConfig = field(default_factory=ScaledSACConfig)
     """The policy learner."""
@@ -99,29 +101,29 @@ class Config(LoopSettings):
     )
     """The dynamics model."""
     horizon: Annotated[int, Ge(1)] = 5
-    """Model steps n of the short rollout, through which the actor is differentiated."""
+    """Model steps n of the short rollout, through which the actor's gradient is back-propagated."""
     rematerialize: bool = False
-    """Whether the actor's backward pass computes each model step again, and so holds the n states alone."""
+    """Whether the actor's backward pass recomputes each model step, so that only the n states are stored."""
     distribution_horizon: Annotated[int, Ge(0)] = 20
-    """Model steps of the long rollout, whose states are learned on; 0 for real states."""
+    """Model steps of a long rollout, which provides the states to learn on; 0 for real states."""
     distribution_rows: Annotated[int, Ge(1)] = 256
-    """Real states from which long rollouts begin at a time."""
+    """Long rollouts that are started from real states at once."""
     distribution_every: Annotated[int, Ge(1)] = 20
     """Updates between two long rollouts."""
     distribution_capacity: Annotated[int, Ge(1)] = 51_200
-    """States of long rollouts that are kept; the oldest are overwritten first."""
+    """States of long rollouts in their buffer; the oldest are overwritten first."""
     iteration_steps: Annotated[int, Ge(1)] = 1000
-    """Environment steps between two rounds of fit and updates."""
+    """Environment steps between two rounds; a round is a fit and the updates after it."""
     updates_per_step: Annotated[int, Ge(1)] = 1
     """Updates for each environment step."""
     first_updates: Annotated[int, Ge(1)] = 5
-    """Times as many updates in the first round."""
+    """Factor by which the first round has more updates than later ones."""
     critic_share: Annotated[float, Ge(0), Le(1)] = 0.25
-    """Updates of the critics alone after each fit, in shares of a round's updates, rounded down."""
+    """Updates of only the critics after each fit, as a share of a round's updates, rounded down."""
     learn_reward: bool = True
-    """Learn the reward even where the task's is known."""
+    """Learn the reward even if the task provides it."""
     learn_termination: bool = False
-    """Learn the termination even where the task's is known."""
+    """Learn the termination even if the task provides it."""
     batch_size: Annotated[int, Ge(1)] = 256
     """States in each update."""
     replay_capacity: Annotated[int, Ge(2)] = 1_000_000
@@ -132,7 +134,7 @@ class Config(LoopSettings):
     """Epochs between two evaluations; 0 for none."""
 
     def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
+        """(field, message) of the first violated rule that involves several fields, or None."""
         if self.iteration_steps % self.num_envs:
             return "iteration_steps", f"must be a multiple of num_envs ({self.num_envs}), got {self.iteration_steps}"
         if self.warmup_steps % self.iteration_steps:
@@ -146,7 +148,7 @@ class Config(LoopSettings):
 
     @property
     def updates(self) -> int:
-        """Updates of a round that is not the first."""
+        """Updates of a round after the first."""
         return self.iteration_steps * self.updates_per_step
 
 
@@ -155,13 +157,13 @@ class State(NamedTuple):
 
     agent: SACState
     model: PyTree
-    """The `EnsembleState`, or another model's state."""
+    """`EnsembleState`, or the state of another model."""
     replay: Replay
     """Real transitions."""
     imagined: Imagined
-    """Those of the long rollouts."""
+    """Transitions of the long rollouts."""
     seen: Normalizer
-    """By which the agent sees observations."""
+    """Normaliser of the agent's observations."""
     key: Key
 
 
@@ -223,7 +225,7 @@ def fit_and_update(
     rounds: Int[Array, ""],
     key: Key,
 ) -> tuple[tuple[SACState, PyTree, Imagined, Normalizer], Metrics]:
-    """A round: the fit, the first long rollouts, updates of the critics alone, and `rounds` times a round's updates."""
+    """One round: the fit, the first long rollouts, updates of only the critics, then `rounds` times a round's updates."""
     agent_state, model_state, imagined, _ = learned
     fit_key, first_key, critic_key, update_key = jax.random.split(key, 4)
     rows = shared.rows_to_fit(real, clock, config.replay_capacity)
@@ -241,7 +243,7 @@ def fit_and_update(
         start_key, branch_key = jax.random.split(key)
         origin = replay.sample(real, start_key, config.distribution_rows).observation
         acting = agent.policy(agent_state, True)
-        # A state is stored with the step that leaves it, so one step more stores the last one too.
+        # A state is stored as the start of a transition, so one more step also stores the last state.
         steps = config.distribution_horizon + 1
         return branching.branch(world, acting, disagreement.make(ALWAYS), imagined, origin, branch_key, steps)
 
@@ -265,7 +267,7 @@ def fit_and_update(
 
 @jax.named_scope("update")
 def critics_alone(config: Config, learner: ActorCritic, state: SACState, buffer: Replay, key: Key) -> SACState:
-    """`config.critic_share` of a round's updates, of the critics alone."""
+    """Updates of only the critics: the share `config.critic_share` of a round's updates."""
 
     def update(state: SACState, key: Key) -> tuple[SACState, None]:
         draw_key, critic_key = jax.random.split(key)
@@ -276,7 +278,7 @@ def critics_alone(config: Config, learner: ActorCritic, state: SACState, buffer:
 
 
 def critic_target(agent: ActorCritic, state: PyTree, trajectory: Trajectory, key: Key) -> Float[Array, "B"]:
-    """y of the module's first lines, for the first state and action of each row."""
+    """y of the module's docstring, for the first state and action of each row."""
     last = agent.target_value(state, trajectory.next_observation[-1], key)
     # The value of (s, a) does not contain the entropy bonus of a itself.
     return trajectory.n_step_returns(last, state.discount)[0] - trajectory.entropy_bonus[0]

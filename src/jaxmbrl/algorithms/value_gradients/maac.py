@@ -1,16 +1,17 @@
 """MAAC: model-augmented actor-critic (Clavera et al., arXiv 2005.08068).
 
-The actor climbs what it earns over n model steps and from there on by the critics, through the model's derivatives:
+The actor maximises its return over n model steps, bootstrapped by the critics; the gradient is back-propagated through the
+model:
 
     J = E[sum_{t<n} discount^t m_t r_t + discount^n m_n min Q(s_n, a_n)] - alpha log pi(a_0|s_0)
 
-with a_t ~ pi reparameterised, each s_{t+1} drawn from a member of the ensemble that changes at every step, and m_t the
-probability that no step before t ended the episode. Of all actions the first alone earns its entropy, where SVG counts
-every one's. The critics learn plainly on real and imagined transitions, as MBPO's do, and the actor on the states of the
-same batches. n = 0 is MBPO's actor, which is SAC's.
+with reparameterised a_t ~ pi, each s_{t+1} sampled from a member of the ensemble that changes at every step, and m_t the
+probability that no step before t ended the episode. Only the first action has an entropy bonus; in SVG every action has
+one. The critics learn one-step targets on real and imagined transitions, as in MBPO, and the actor learns on the states of
+the same batches. n = 0 is the actor of MBPO, which is that of SAC.
 
-Differs from the paper's code: imagined transitions are branches of `rollout_length` steps and not single steps, the mask of
-ends is the running product of all, and the critics' minimum is taken of their values at one action of the policy's.
+Differs from the paper's code: imagined transitions are branches of `rollout_length` steps instead of single steps, m_t is
+the product over all earlier steps, and the minimum over critics is taken at one action sampled from the policy.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ class Config(BranchedSettings):
     horizon: Annotated[int, Ge(0)] = 4
     """Model steps n of the actor's objective."""
     rematerialize: bool = False
-    """Whether the actor's backward pass computes each model step again, and so stores the n states alone."""
+    """Whether the actor's backward pass recomputes each model step, so that only the n states are stored."""
     updates_per_step: Annotated[int, Ge(1)] = 8
-    """Updates of the agent for each environment step: the replay ratio (UTD)."""
+    """Agent updates for each environment step: the replay ratio (UTD)."""
     warmup_steps: Annotated[int, Ge(2)] = 5000
     """Environment steps of uniformly random actions, without updates, at the start."""
 
@@ -71,7 +72,7 @@ class State(NamedTuple):
 
     agent: PyTree
     model: PyTree
-    """The `EnsembleState`, or another model's state."""
+    """`EnsembleState`, or the state of another model."""
     replay: Replay
     """Real transitions."""
     imagined: Imagined

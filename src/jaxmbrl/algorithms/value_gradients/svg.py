@@ -1,27 +1,27 @@
 """SVG: stochastic value gradients (Heess et al., Learning continuous control policies by stochastic value gradients, arXiv
-1510.09142), on the soft critic that SAC-SVG puts under them (Amos et al., On the model-based stochastic value gradient for
-continuous reinforcement learning, arXiv 2008.12775).
+1510.09142), with the soft critics of SAC-SVG (Amos et al., On the model-based stochastic value gradient for continuous
+reinforcement learning, arXiv 2008.12775).
 
-With a_t = pi(s_t, eta_t) and s_{t+1} = f(s_t, a_t, xi_t), functions of their noise, the actor climbs
+With a_t = pi(s_t, eta_t) and s_{t+1} = f(s_t, a_t, xi_t), functions of their noise, the actor maximises
 
     J = sum_{t<n} discount^t m_t (r_t - alpha log pi(a_t|s_t)) + discount^n m_n (min Q(s_n, a_n) - alpha log pi(a_n|s_n))
 
-through the derivatives of policy and model, where m_t is the probability that no step before t ended the episode. The
-critics are SAC's, on real transitions.
+by gradients through policy and model, where m_t is the probability that no step before t ended the episode. The critics are
+SAC's, on real transitions.
 
-    SVG(0)          n = 0: the model is not asked, and what is left is SAC
-    SVG(k)          n = k steps imagined from replayed states, their noise drawn anew (SAC-SVG)
-    SVG(1)          n = 1, noise inferred: one real step re-created, with the noise that it must have had under the policy
-                    and the model of now, weighed by min(pi(a|s) / mu(a|s), 5), mu the density by which it was once drawn;
-                    of n steps the ratios are multiplied
-    SVG(infinity)   the same for n as long as an episode (`reconstruct_rollout`)
+    SVG(0)          n = 0: the model is not used; this is SAC
+    SVG(k)          n = k steps imagined from replayed states, with newly sampled noise (SAC-SVG)
+    SVG(1)          n = 1, noise inferred: one real step is reconstructed, with the noise that gives it under the current
+                    policy and model; its weight is min(pi(a|s) / mu(a|s), 5), where mu is the density with which the action
+                    was sampled; for n steps the ratios are multiplied
+    SVG(infinity)   the same with n as long as an episode (`reconstruct_rollout`)
 
-Values are real then and derivatives the model's: a re-created state equals the real one whatever the model.
+With inferred noise, values are real and derivatives the model's: a reconstructed state equals the real state for any model.
 
-Differs from the papers: the value after the last step is the critics', of a fresh action of the policy, and its gradient
-flows through that action too, where SVG(infinity) has no value at its end; a re-created step's model is the Gaussian with
-mean and variance of all members; SAC-SVG's model is a recurrent network fitted to sequences, ours an ensemble. The critics
-need no weight, since they judge actions.
+Differs from the papers: the last state is valued by the critics at a newly sampled action, and the gradient also flows
+through that action, whereas SVG(infinity) has no value at its end; the model of a reconstructed step is the Gaussian with
+the mean and variance of all members; the model of SAC-SVG is a recurrent network fitted to sequences, ours is an ensemble.
+The critics need no importance weight, because they evaluate actions.
 """
 
 from __future__ import annotations
@@ -82,16 +82,16 @@ class Config(ModelBasedSettings):
     horizon: Annotated[int, Ge(0)] = 3
     """Model steps n through which the actor's gradient flows."""
     noise: Literal["drawn", "inferred"] = "drawn"
-    """Of the actor's steps: drawn, or inferred from as many successive real ones."""
+    """Noise of the actor's steps: newly drawn, or inferred from the same number of consecutive real steps."""
     weight_cap: Annotated[float, Gt(0)] = 5.0
-    """Largest importance weight of what is re-created."""
+    """Largest importance weight of reconstructed steps."""
     rematerialize: bool = False
-    """Whether the actor's backward pass computes each imagined step again, and so holds the n states alone."""
+    """Whether the actor's backward pass recomputes each imagined step, so that only the n states are stored."""
 
     def problem(self) -> tuple[str, str] | None:
-        """A rule between fields that is broken."""
+        """(field, message) of the first violated rule that involves several fields, or None."""
         if self.noise == "inferred" and self.horizon < 1:
-            return "horizon", "must be at least 1 where noise is inferred, got 0"
+            return "horizon", "must be at least 1 if noise is inferred, got 0"
         return super().problem()
 
 
@@ -100,18 +100,18 @@ class State(NamedTuple):
 
     agent: PyTree
     model: PyTree
-    """The `EnsembleState`, or another model's state."""
+    """`EnsembleState`, or the state of another model."""
     replay: Replay
     """Real transitions."""
     key: Key
 
 
 class BehaviorAction(NamedTuple):
-    """How an action was drawn."""
+    """How an action was sampled."""
 
     pre_tanh: Float[Array, "*n A"]
     log_density: Float[Array, "*n"]
-    """Of the action, in nats."""
+    """Log-density of the action, in nats."""
 
 
 def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
@@ -171,7 +171,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
 
 
 def explorer(parts: SACFunctions, state: SACState) -> Policy:
-    """The stochastic policy, whose extras are `BehaviorAction`."""
+    """The stochastic policy with `BehaviorAction` as extras."""
 
     def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, BehaviorAction, Memory]:
         mean, log_std = parts.gaussian(state.actor.params, observation)
@@ -182,27 +182,27 @@ def explorer(parts: SACFunctions, state: SACState) -> Policy:
 
 
 def uniform_behavior(action: Float[Array, "*n A"]) -> BehaviorAction:
-    """How an action that was drawn uniformly from [-1, 1] would have been drawn before tanh."""
+    """The `BehaviorAction` of an action that was sampled uniformly from [-1, 1]."""
     inside = jnp.clip(action, -1 + 1e-6, 1 - 1e-6)
     return BehaviorAction(jnp.arctanh(inside), jnp.full(action.shape[:-1], -action.shape[-1] * math.log(2), action.dtype))
 
 
 def with_behavior(transitions: Transition) -> Transition:
-    """Rows with a `BehaviorAction` as their extras. Actions from a file, of which nothing is known, count as uniformly
-    drawn."""
+    """Rows with `BehaviorAction` as extras. The density of actions from a file is unknown; they are treated as sampled
+    uniformly."""
     extras = transitions.extras or uniform_behavior(transitions.action)
     return flatten(transitions)._replace(extras=jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), extras))
 
 
 class Windows(NamedTuple):
-    """Successive real steps of B windows, T each."""
+    """B windows of T consecutive real steps."""
 
     rows: Transition
-    """[T, B], their extras `BehaviorAction`."""
+    """[T, B], with `BehaviorAction` as extras."""
     counts: Float[Array, "T B"]
-    """1 where no step of the window before ended the episode: later rows are another's."""
+    """1 if no earlier step of the window ended the episode, else 0: the row belongs to another episode."""
     whole: Float[Array, "B"]
-    """1 where all rows that count are held and follow each other; 0 where a clock ran out in between."""
+    """1 if all rows that count are in the buffer and consecutive; 0 if a time limit or the buffer's end lies between."""
 
 
 def windows(config: Config, buffer: Replay, key: Key) -> Windows:
@@ -217,14 +217,14 @@ def windows(config: Config, buffer: Replay, key: Key) -> Windows:
 Predict = Callable[[Float[Array, "N O"], Float[Array, "N A"]], tuple[Float[Array, "E N D"], Float[Array, "E N D"]]]
 """`DynamicsModel.predict` of a fitted model."""
 NoiseConditionedPolicy = Callable[[Float[Array, "B O"], Transition], tuple[Float[Array, "B A"], Float[Array, "B"]]]
-"""(observations, the real step there) -> the actions that a policy takes by the noise of the real ones, and their bonus."""
+"""(observations, real step) -> (actions of a policy with the noise of the real actions, their entropy bonus)."""
 
 
 def with_inferred_noise(
     agent: ActorCritic, parts: SACFunctions, predict: Predict, reward: Callable[..., Any] | None, weight_cap: float
 ) -> ActorCritic:
-    """SAC's `agent` on batches of `Windows`: its actor maximises J along their real steps, reconstructed, and its critics
-    learn on the first of them."""
+    """SAC's `agent` for batches of `Windows`: its actor maximises J along the reconstructed steps, its critics learn on the
+    first step of each window."""
 
     def update_actor(state: SACState, batch: Windows, key: Key) -> tuple[SACState, Metrics]:
         _, act_key, value_key = jax.random.split(key, 3)
@@ -237,7 +237,7 @@ def with_inferred_noise(
             last = trajectory.next_observation[-1]
             action, bonus, _ = agent.policy_with_entropy(moved).act((), last, act_key)
             value = agent.action_value(state, last, action, value_key) + bonus
-            # The temperature learns from the new actions: those of the past are another policy's.
+            # The temperature learns from newly sampled actions: the stored ones are from earlier policies.
             return -jnp.sum(share * trajectory.n_step_returns(value, state.discount)[0]), jnp.mean(bonus)
 
         state, found = agent.update_actor(state, _first(batch), key, loss=loss)
@@ -258,7 +258,8 @@ def _first(batch: Windows) -> Transition:
 
 
 def importance(parts: SACFunctions, state: SACState, batch: Windows, cap: float) -> Float[Array, "B"]:
-    """min(pi / mu, cap) of each window's actions that count: the product of their densities now over those then."""
+    """min(pi / mu, cap) for each window: pi / mu is the product over the actions that count of their density under the
+    current policy over that with which they were sampled."""
     rows = batch.rows
     now = squashed_log_density(rows.extras.pre_tanh, *parts.gaussian(state.actor.params, rows.observation))
     ratio = jnp.sum(jnp.where(batch.counts > 0, now - rows.extras.log_density, 0.0), axis=0)
@@ -268,7 +269,7 @@ def importance(parts: SACFunctions, state: SACState, batch: Windows, cap: float)
 def act_again(
     parts: SACFunctions, state: SACState, observation: Float[Array, "B O"], row: Transition
 ) -> tuple[Float[Array, "B A"], Float[Array, "B"]]:
-    """`NoiseConditionedPolicy` of SAC's policy, for rows whose extras are `BehaviorAction`."""
+    """`NoiseConditionedPolicy` of SAC's policy, for rows with `BehaviorAction` as extras."""
     mean, log_std = parts.gaussian(state.actor.params, observation)
     pre_tanh = reparameterize_given(row.extras.pre_tanh, mean, jnp.exp(log_std))
     bonus = -jnp.exp(state.log_temperature.params) * squashed_log_density(pre_tanh, mean, log_std)
@@ -278,9 +279,9 @@ def act_again(
 def reconstruct_rollout(
     again: NoiseConditionedPolicy, predict: Predict, reward: Callable[..., Any] | None, rows: Transition
 ) -> Trajectory:
-    """Real successive steps `rows` [T, B] of one episode each once more, as functions of the policy's parameters: every
-    number is the real one, and derivatives are the policy's and the model's (arXiv 1510.09142, algorithm 1). A reward that
-    the model does not tell is the task's known `reward`, on rows. What follows an episode's end is not of it."""
+    """The consecutive real steps `rows` [T, B] as a function of the policy's parameters: all values are the real ones, with
+    the derivatives of policy and model (arXiv 1510.09142, algorithm 1). If the model does not predict the reward, `reward`
+    is the task's known function on rows. Steps after an episode's end are not meaningful."""
 
     def step(state: Float[Array, "B O"], row: Transition) -> tuple[Float[Array, "B O"], Trajectory]:
         action, bonus = again(state, row)
@@ -299,8 +300,8 @@ def reconstruct_rollout(
 def reparameterize_given(
     value: Float[Array, "*n"], mean: Float[Array, "*n"], std: Float[Array, "*#n"]
 ) -> Float[Array, "*n"]:
-    """`value`, as mean + std noise with the noise that it must have had. The noise is a constant, and so is what none
-    explains where there is no deviation: derivatives are those of `mean` and `std`."""
+    """`value` as mean + std * noise, with the noise inferred and held constant: the derivatives are those of `mean` and
+    `std`. Where `std` is 0, the remainder value - mean is a constant."""
     none = std == 0
     noise = jax.lax.stop_gradient(jnp.where(none, 0.0, (value - mean) / jnp.where(none, 1.0, std)))
     made = mean + std * noise

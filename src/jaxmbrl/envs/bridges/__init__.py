@@ -1,1 +1,1 @@
-"""Tasks of other packages, and our tasks for other packages."""
+"""Bridges between packages: environments of other packages as tasks, and our tasks as Gymnasium environments."""

@@ -1,6 +1,6 @@
-"""Our tasks as Gymnasium's environments, for other people's learners and wrappers.
+"""Our tasks as Gymnasium environments, for learners and wrappers of other packages.
 
-Gymnasium is an extra, `jaxmbrl[gym]`, and is imported when a task is converted.
+Gymnasium is an optional dependency, `jaxmbrl[gym]`, and is imported when a task is converted.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
 WIDTH, HEIGHT = 480, 480
-"""Of a frame, in pixels, as Gymnasium's robots have it."""
+"""Size of a frame in pixels, as in Gymnasium's MuJoCo environments."""
 
 
 def as_gymnasium(task: Task | str, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
-    """`task`, or the one of that name, as a `gymnasium.Env` whose reset and step are compiled programs.
+    """Convert `task`, or the task of that name, to a `gymnasium.Env` with compiled reset and step functions.
 
-    Vectors of observations and actions are float32, elements of a discrete space int64, images of the task's own dtype. An
-    action outside [-1, 1] reaches the task as it is. `terminated` and `truncated` are the task's own, so no `TimeLimit` is
-    needed. The info of a step has the terms in `State.metrics`, numbers as floats.
+    Vectors of observations and actions are float32, elements of a discrete space int64; images have the task's own dtype.
+    Actions outside [-1, 1] are passed on unchanged. `terminated` and `truncated` are those of the task, so no `TimeLimit`
+    wrapper is needed. The info of a step contains `State.metrics`, with numbers as floats.
 
-    `reset(seed=s)` determines all that follows, later resets without a seed included. `render_mode` "rgb_array" draws
-    frames of 480 x 480 pixels of a task that has a MuJoCo model (`rendering`).
+    `reset(seed=s)` determines everything that follows, including later resets without a seed. With `render_mode`
+    "rgb_array", `render` returns frames of 480 x 480 pixels, for tasks with a MuJoCo model (`rendering`).
 
-    Environments of one and the same `Task` share what they compile. As an entry point in Gymnasium's registry:
+    Environments of the same `Task` object share compiled programs. As an entry point in Gymnasium's registry:
 
         gymnasium.register("ours-v0", "jaxmbrl.envs:as_gymnasium", kwargs={"task": "pendulum"})
 
-    Raises UserError where Gymnasium is missing, the mode of rendering is unknown, or an action is not of the space's shape;
-    NoPicture, a UserError, where there is nothing to draw or no renderer; Gymnasium's ResetNeeded before the first reset.
+    Raises UserError if Gymnasium is not installed, the render mode is unknown, or an action has the wrong shape; NoPicture,
+    a UserError, if there is nothing to draw or no renderer; Gymnasium's ResetNeeded before the first reset.
     """
     gym, made = _import(), _task(task)
     base: Any = gym.Env
     drawn = _scene(made, render_mode)
 
     class TaskEnv(base):
-        """A task as Gymnasium's environment."""
+        """A task as a Gymnasium environment."""
 
         def __init__(self) -> None:
             frames = {} if drawn is None else {"render_fps": max(1, round(1 / drawn.dt))}
@@ -97,17 +97,17 @@ def as_gymnasium(task: Task | str, render_mode: str | None = None) -> gymnasium.
 
 
 def as_gymnasium_vector(task: Task | str, num_envs: int) -> VectorEnv[Any, Any, Any]:
-    """`num_envs` environments of `task`, or of the one of that name, as a `gymnasium.vector.VectorEnv`, whose step is one
-    compiled program for all.
+    """Convert `task`, or the task of that name, to a `gymnasium.vector.VectorEnv` of `num_envs` environments. One compiled
+    program steps all of them.
 
-    Each is what `as_gymnasium` would be, number i with seed s + i after `reset(seed=s)`, or with those of a list. An
-    environment that has ended is reset by the next step, which does not look at its action and rewards it with 0
-    (`AutoresetMode.NEXT_STEP`): the observation that ends an episode is the true successor. Infos are arrays, each beside
-    a mask of the environments that it holds for. Nothing is drawn.
+    Each behaves like an environment of `as_gymnasium`. After `reset(seed=s)`, environment i has seed s + i; a list gives
+    the seeds one by one. An environment that has ended is reset by the next step, which ignores its action and gives it a
+    reward of 0 (`AutoresetMode.NEXT_STEP`). So the last observation of an episode is the true next observation. Infos are
+    arrays, each with a mask of the environments for which it is valid. Rendering is not supported.
 
         gymnasium.register("ours-v0", vector_entry_point="jaxmbrl.envs:as_gymnasium_vector", kwargs={"task": "pendulum"})
 
-    Raises UserError where Gymnasium is missing, `num_envs` is not positive, seeds, options or actions do not fit;
+    Raises UserError if Gymnasium is not installed, `num_envs` is not positive, or seeds, options or actions are not valid;
     Gymnasium's ResetNeeded before the first reset.
     """
     gym, made = _import(), _task(task)
@@ -116,7 +116,7 @@ def as_gymnasium_vector(task: Task | str, num_envs: int) -> VectorEnv[Any, Any, 
     base: Any = gym.vector.VectorEnv
 
     class TaskVectorEnv(base):
-        """A task as Gymnasium's vector of environments."""
+        """A task as a Gymnasium vector environment."""
 
         def __init__(self) -> None:
             self.num_envs = num_envs
@@ -185,7 +185,7 @@ def _task(task: Task | str) -> Task:
 
 
 def _scene(task: Task, render_mode: str | None) -> rendering.Scene | None:
-    """What can be drawn, or None. Raises NoPicture where a picture is asked for and there is nothing to draw."""
+    """The scene to draw, or None without a render mode. Raises NoPicture if there is nothing to draw."""
     if render_mode not in (None, "rgb_array"):
         raise UserError(f"render_mode must be 'rgb_array' or None, got '{render_mode}'")
     try:
@@ -205,13 +205,13 @@ def _space(gym: ModuleType, spec: Space) -> Any:
 
 
 def _dtype(spec: Box) -> np.dtype[Any]:
-    """The dtype on Gymnasium's side: float32 for floats, the space's own for integers."""
+    """The dtype in Gymnasium: float32 for floats, the space's own dtype for integers."""
     dtype = np.dtype(spec.zeros().dtype)
     return np.dtype(np.float32) if dtype.kind == "f" else dtype
 
 
 def _keys(generators: Sequence[np.random.Generator]) -> Key:
-    """A key of each generator's next draw."""
+    """A random key from the next draw of each generator."""
     words = np.stack([generator.integers(2**32, size=2, dtype=np.uint32) for generator in generators])
     return jax.vmap(lambda pair: jax.random.fold_in(jax.random.key(pair[0]), pair[1]))(words)
 
@@ -230,7 +230,7 @@ def _actions(task: Task, given: Any, shape: tuple[int, ...]) -> Shaped[np.ndarra
 
 
 def _element(spec: Space, observation: Observation) -> Any:
-    """A copy for the caller, in the space's dtype."""
+    """A copy of the observation for the caller, in the dtype of the space."""
     if isinstance(spec, Discrete):
         return np.int64(observation) if np.ndim(observation) == 0 else np.array(observation, np.int64)
     return np.array(observation, _dtype(spec))
@@ -245,13 +245,13 @@ def _numbers(value: Any) -> Any:
 
 
 def _terms(carry: Carry) -> dict[str, Any]:
-    """The metrics of the environment's state; none for a World that was not made by `make_task`."""
+    """The metrics in the environment's state; empty for a World that was not made by `make_task`."""
     state = carry[0] if isinstance(carry, tuple) and carry else None
     return dict(getattr(state, "metrics", None) or {})
 
 
 StepResult: TypeAlias = tuple[Observation, Float[Array, "*n"], Bool[Array, "*n"], Bool[Array, "*n"], dict[str, Any]]
-"""Next observation, reward, terminated, truncated and terms of a step."""
+"""Next observation, reward, terminated, truncated and metrics of a step."""
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,4 +1,5 @@
-"""Brax's environments and MuJoCo Playground's as tasks, stepped without the packages' wrappers: no reset, no time limit."""
+"""Environments of Brax and MuJoCo Playground as tasks. They are stepped without the packages' wrappers, that is, without
+automatic resets and time limits."""
 
 from __future__ import annotations
 
@@ -19,21 +20,21 @@ from jaxmbrl.envs.mujoco.cholesky import one_by_one
 from jaxmbrl.envs.mujoco.mjx_env import import_mjx
 
 BRAX_LENGTH = 1000
-"""Steps of an episode of Brax's environments, as `brax.envs.create` has them by default."""
+"""Steps of an episode of Brax's environments: the default of `brax.envs.create`."""
 BACKENDS = ("generalized", "mjx", "positional", "spring")
 
 
 def brax_task(name: str) -> Task:
-    """`brax/NAME` or `brax/NAME:BACKEND`: an environment of `brax.envs`, by default with its own backend.
+    """`brax/NAME` or `brax/NAME:BACKEND`: an environment of `brax.envs`, by default with the backend that Brax chooses.
 
     An episode has 1,000 steps. `Task.env` is Brax's own environment.
 
-    Raises UserError where Brax is missing, the name or the backend is unknown, the environment cannot be made with the
-    packages installed, or it does not observe one vector.
+    Raises UserError if Brax is not installed, the name or the backend is unknown, the environment cannot be made with the
+    installed packages, or its observation is not a single vector.
     """
     package = _package("brax.envs", "brax")
     named, colon, backend = name.partition(":")
-    # What `register_environment` adds to; there is no public list.
+    # `register_environment` adds to this dictionary; there is no public list.
     known: dict[str, Any] = package._envs
     if named not in known:
         raise UserError(f"Brax has no environment '{named}'; {closest(named, known)}")
@@ -52,11 +53,12 @@ def brax_task(name: str) -> Task:
 def playground_task(name: str) -> Task:
     """`playground/NAME`: an environment of MuJoCo Playground on MJX (`impl="jax"`), with its own episode length.
 
-    `Task.env` is Playground's own environment. The `action_repeat` of its config is for Playground's trainers and not
-    applied. A simulation that diverges is done for Playground, and then observes what is not finite: a run freezes there.
+    `Task.env` is Playground's own environment. The `action_repeat` in its config is meant for Playground's trainers and is
+    not applied. If the simulation diverges, Playground sets `done` and returns observations that are not finite; a run
+    freezes the seed then.
 
-    Raises UserError where Playground is missing, the name is unknown, the environment needs robot models that are not
-    downloaded yet, cannot be made with the packages installed, or does not observe one vector.
+    Raises UserError if Playground is not installed, the name is unknown, the environment needs robot models that have not
+    been downloaded, it cannot be made with the installed packages, or its observation is not a single vector.
     """
     package = _package("mujoco_playground", "playground")
     suites = (package.dm_control_suite, package.locomotion, package.manipulation)
@@ -80,13 +82,14 @@ def playground_task(name: str) -> Task:
 
 
 class _Sized:
-    """An environment whose sizes are read without simulating: Brax's own property resets, not compiled, at each access."""
+    """An environment with its sizes determined once, by `jax.eval_shape`. Brax's own property runs a reset at each
+    access."""
 
     def __init__(self, env: Any) -> None:
         self._env = env
         self.action_size: int = env.action_size
         first = jax.eval_shape(self.reset, jax.random.key(0))
-        # An environment that cannot be stepped raises here and not in a run.
+        # An environment that cannot be stepped raises here, and not later in a run.
         jax.eval_shape(self.step, first, jnp.zeros(self.action_size))
         shapes = jax.tree.map(lambda x: x.shape, first.obs)
         self.observation_size: Any = shapes[0] if isinstance(shapes, tuple) and len(shapes) == 1 else shapes
@@ -101,7 +104,7 @@ class _Sized:
 
 
 def _task(name: str, package: str, make: Callable[[], Any], length: int) -> Task:
-    """The task of the environment that `make` makes; what the package raises becomes a UserError of one line."""
+    """The task of the environment that `make` returns. Errors of the package become a UserError of one line."""
     try:
         with _quiet():
             env = make()
@@ -118,25 +121,25 @@ def _task(name: str, package: str, make: Callable[[], Any], length: int) -> Task
 
 
 def _package(module: str, extra: str) -> Any:
-    """The module, whose import prints nothing. Raises UserError where it cannot be imported."""
+    """Import a module without printing anything. Raises UserError if it cannot be imported."""
     import_mjx()
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"tasks {extra}/NAME need a package more ({error}): pip install 'jaxmbrl[{extra}]'") from None
+        raise UserError(f"tasks {extra}/NAME need another package ({error}): pip install 'jaxmbrl[{extra}]'") from None
 
 
 NOTICES = (
     "compiler attribute 'settotalmass' is deprecated",
     "Brax System, piplines and environments are not actively being maintained",
 )
-"""First words of warnings about which a user can do nothing; MuJoCo would also write its own to a file in the working
+"""First words of warnings that a user can do nothing about. MuJoCo would also write its warnings to a file in the working
 folder."""
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Turn MuJoCo's warnings into Python's, and drop those of `NOTICES`."""
+    """Turn MuJoCo's warnings into Python warnings, and ignore those in `NOTICES`."""
     mujoco, _ = import_mjx()
     before, messages = mujoco.get_mju_user_warning(), list[str]()
     mujoco.set_mju_user_warning(messages.append)

@@ -1,6 +1,6 @@
-"""Gymnasium environments as tasks, and the user's own simulator or robot in the same interface.
+"""Gymnasium environments as tasks; a user's own simulator or robot can use the same interface.
 
-They run on the host: a compiled program cannot step them, so each step goes from the device to Python and back.
+They run on the host: a compiled program cannot step them, so each step passes data from the device to Python and back.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ if TYPE_CHECKING:
     import gymnasium
 
 DEFAULT_LENGTH = 1000
-"""Steps of an episode where neither the caller nor the environment's spec limits them."""
+"""Steps of an episode if neither the caller nor the environment's spec gives a limit."""
 
 
 def from_gymnasium(make_env: Callable[[], gymnasium.Env], name: str, episode_length: int | None = None) -> Task:
-    """A task of the environments that `make_env()` makes, one new one at each call.
+    """Make a task from Gymnasium environments. `make_env()` must return a new environment at each call.
 
-    Observations are a `Box` or `Discrete`. A `Box` of uint8 with two or more axes is an image and stays as it is, [H, W] as
-    [H, W, 1]; any other is flattened to floats [O]. Actions are `Discrete`, or a `Box` with finite bounds, flattened and
-    mapped from [-1, 1] onto the bounds. Discrete elements are numbered from 0 here, whatever the space's `start`.
+    The observation space must be a `Box` or `Discrete`. A `Box` of uint8 with two or more axes is an image and stays
+    unchanged, except that [H, W] becomes [H, W, 1]; any other `Box` is flattened to floats [O]. The action space must be
+    `Discrete`, or a `Box` with finite bounds, which is flattened and mapped from [-1, 1] onto the bounds. Elements of
+    discrete spaces are numbered from 0, whatever the `start` of the space.
 
-    A step that the environment reports as `terminated` is terminated; `truncated` without it, or `episode_length` steps,
-    truncate. Without `episode_length` the limit is the `max_episode_steps` of the environment's spec, and 1,000 steps where
-    it has none: an evaluation must end. Each reset is given a seed.
+    A step is terminated if the environment reports `terminated`. It is truncated if the environment reports only
+    `truncated`, or after `episode_length` steps. The default of `episode_length` is the `max_episode_steps` of the
+    environment's spec, or else 1,000 steps, because an evaluation must end. Each reset is given a seed.
 
-    One environment is made and closed here, to read its spaces. Training makes `num_envs` for each seed; each evaluation
-    makes others, at most 64 at a time.
+    This function makes one environment to read its spaces, and closes it. Training makes `num_envs` environments for each
+    seed; each evaluation makes its own, at most 64 at a time.
 
-    Raises UserError where `make_env` fails or returns something else, and where a space is none of these.
+    Raises UserError if `make_env` fails or does not return an environment, or if a space is not supported.
     """
     with named_errors(name, "being made"):
         env = make_env()
@@ -64,13 +65,13 @@ def from_gymnasium(make_env: Callable[[], gymnasium.Env], name: str, episode_len
 
 
 def registered(name: str) -> Task:
-    """The task `gymnasium/NAME`: what `gymnasium.make(NAME)` makes. Raises UserError where there is none, or where
-    Gymnasium is missing."""
+    """The task `gymnasium/NAME`, from `gymnasium.make(NAME)`. Raises UserError if there is no such environment, or
+    Gymnasium is not installed."""
     return from_gymnasium(lambda: make_registered(name), f"gymnasium/{name}")
 
 
 def make_registered(name: str, **options: Any) -> gymnasium.Env:
-    """`gymnasium.make(name, **options)`. Raises UserError where Gymnasium is missing or cannot make it."""
+    """`gymnasium.make(name, **options)`. Raises UserError if Gymnasium is not installed or cannot make it."""
     gymnasium = import_gymnasium()
     try:
         with _no_log_file():
@@ -80,7 +81,7 @@ def make_registered(name: str, **options: Any) -> gymnasium.Env:
 
 
 def import_gymnasium() -> Any:
-    """The module `gymnasium`. Raises UserError where it is missing."""
+    """The module `gymnasium`. Raises UserError if it is not installed."""
     try:
         import gymnasium
     except ImportError:
@@ -90,7 +91,7 @@ def import_gymnasium() -> Any:
 
 @contextlib.contextmanager
 def named_errors(name: str, doing: str) -> Iterator[None]:
-    """Turn what the environment of task `name` raises into a UserError of one line that names the task and the call."""
+    """Turn errors of the environment of task `name` into a UserError of one line that names the task and the call."""
     try:
         yield
     except UserError:
@@ -109,7 +110,7 @@ class GymnasiumEnv:
         self._space = _observation(name, env)
 
     def reset(self, seed: int) -> Shaped[np.ndarray, "..."]:
-        """Begin an episode."""
+        """Start an episode; returns its first observation."""
         self._elapsed = 0
         return self._element(self._env.reset(seed=seed)[0])
 
@@ -128,7 +129,7 @@ class GymnasiumEnv:
         self._env.close()
 
     def _element(self, observation: Any) -> Shaped[np.ndarray, "..."]:
-        """An observation as an element of the task's space. Raises UserError where it is none."""
+        """An observation as an element of the task's space. Raises UserError if it is not in the space."""
         if isinstance(self._space, Discrete):
             return self._choice(observation, self._space.n)
         if self._space.is_vector:
@@ -160,13 +161,13 @@ class GymnasiumEnv:
 def rescale(
     action: Float[np.ndarray, "A"], low: Float[np.ndarray, "A"], high: Float[np.ndarray, "A"]
 ) -> Float[np.ndarray, "A"]:
-    """From [-1, 1] onto [low, high], the bounds exactly and without clipping."""
+    """Map [-1, 1] linearly onto [low, high], exactly at the bounds and without clipping."""
     at = np.asarray(action, np.float64)
     return 0.5 * (1 - at) * low + 0.5 * (1 + at) * high
 
 
 class _Sizes:
-    """Stands for the environment in `Task.env`: it has sizes, and raises a UserError for all else."""
+    """Placeholder for the environment in `Task.env`: it has sizes, and raises UserError for everything else."""
 
     def __init__(self, name: str, observation_size: int, action_size: int) -> None:
         self._name, self.observation_size, self.action_size = name, observation_size, action_size
@@ -236,7 +237,7 @@ def _action(name: str, env: Any) -> Space:
 
 @contextlib.contextmanager
 def _no_log_file() -> Iterator[None]:
-    """Some of Gymnasium's model files make MuJoCo write a deprecation warning to a log file in the working folder."""
+    """Keep MuJoCo from writing deprecation warnings about Gymnasium's model files to a log file in the working folder."""
     import mujoco
 
     before = mujoco.get_mju_user_warning()
@@ -252,5 +253,5 @@ def _one_line(error: BaseException) -> str:
 
 
 def float_dtype() -> np.dtype[Any]:
-    """JAX's default float, for arrays on the host."""
+    """JAX's default float dtype, for arrays on the host."""
     return np.dtype(jnp.zeros(()).dtype)

@@ -1,4 +1,5 @@
-"""A MuJoCo task's twin in Gymnasium: the same task in C MuJoCo, on the host, from the same positions and velocities."""
+"""The Gymnasium counterpart ("twin") of a MuJoCo task: the same task in C MuJoCo, on the host, started from the same
+positions and velocities."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from jaxmbrl.envs.bridges.gymnasium_task import float_dtype, make_registered, re
 
 
 class Seen(NamedTuple):
-    """The observation of a twin, with the simulator's state for policies that plan in the true simulator."""
+    """The observation of a twin, and the simulator state for policies that plan in the true simulator."""
 
     observation: Float[Array, "*n O"] | Float[np.ndarray, "O"]
     qpos: Float[Array, "*n nq"] | Float[np.ndarray, "nq"]
@@ -28,7 +29,7 @@ class Seen(NamedTuple):
 
 
 class Twin:
-    """Gymnasium's environment of a task that has one. Raises UserError where it has none, or Gymnasium is missing."""
+    """The Gymnasium environment of a task. Raises UserError if the task has none, or Gymnasium is not installed."""
 
     def __init__(self, task: Task) -> None:
         env: Any = make_registered(check_twin(task), **unrepeated(task.env).gymnasium_options)
@@ -38,14 +39,15 @@ class Twin:
         self._elapsed, self._length, self._times = 0, task.episode_length, task.action_repeat
 
     def start(self, qpos: Float[np.ndarray, "nq"], qvel: Float[np.ndarray, "nv"]) -> Seen:
-        """Begin an episode with these positions and velocities, and the warm start of a reset: zero."""
+        """Start an episode with the given positions (m, rad) and velocities (m/s, rad/s). The solver's warm start is zero,
+        as after a reset."""
         self._env.reset(seed=0)
         self._inner.set_state(np.asarray(qpos, np.float64), np.asarray(qvel, np.float64))
         self._elapsed = 0
         return self._seen(self._inner._get_obs())
 
     def step(self, action: Float[np.ndarray, "A"]) -> HostStep:
-        """Take a step, with an action in [-1, 1], as often as the task repeats it and the episode lasts."""
+        """Apply an action in [-1, 1] as many times as the task repeats actions, or until the episode ends."""
         total, control = 0.0, rescale(action, self._low, self._high)
         for _ in range(self._times):
             observation, reward, terminated, truncated, _ = self._env.step(control)
@@ -67,7 +69,7 @@ class Twin:
 
 
 def check_twin(task: Task) -> str:
-    """The name of the task's environment in Gymnasium. Raises UserError where it has none."""
+    """The name of the task's environment in Gymnasium. Raises UserError if it has none."""
     name = getattr(unrepeated(task.env), "gymnasium_id", "")
     if not name:
         raise UserError(f"task '{task.name}' has no twin in Gymnasium: only MuJoCo tasks such as Hopper-v5 have one")
@@ -75,10 +77,11 @@ def check_twin(task: Task) -> str:
 
 
 def carry_of(task: Task) -> Callable[[Seen], Carry]:
-    """A function from the state of the task's twin to the carry of the task's own World.
+    """A function that maps the state of the task's twin to the carry of the task's own World.
 
-    Where a reward is for the distance of a body since the simulator's last evaluation (Ant, Humanoid), the first planned
-    step measures it from where the body is now; that is the same for all plans.
+    In some tasks (Ant, Humanoid) the reward is for the distance that a body moved since the simulator last computed its
+    position. The first planned step measures it from the current position instead; the difference is the same for all
+    plans.
     """
 
     def carry(seen: Seen) -> Carry:
@@ -92,6 +95,6 @@ def carry_of(task: Task) -> Callable[[Seen], Carry]:
 
 
 def versions(physics: bool = True) -> str:
-    """Names and versions of the packages that a twin runs in; without `physics` Gymnasium only."""
+    """Names and versions of the packages that a twin uses; without `physics`, only Gymnasium."""
     gymnasium, mujoco = (importlib.metadata.version(package) for package in ("gymnasium", "mujoco"))
     return f"Gymnasium {gymnasium}" + (f" (C MuJoCo {mujoco})" if physics else "")

@@ -1,1 +1,1 @@
-"""Tasks in closed form: pendulum, cart-pole, mountain car, planar reacher."""
+"""Tasks with dynamics in closed form: pendulum, cart-pole, mountain car, planar reacher."""

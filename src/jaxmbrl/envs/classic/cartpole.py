@@ -1,4 +1,5 @@
-"""Gymnasium's CartPole physics with a continuous force: balance a pole on a cart. What PETS implementations report."""
+"""Gymnasium's CartPole physics with a continuous force: balance a pole on a cart. PETS implementations report results on
+this task."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ class CartPole:
         return self.state_at(jax.random.uniform(rng, (4,), minval=-0.05, maxval=0.05))
 
     def step(self, state: State, action: Float[Array, "1"]) -> State:
-        """One explicit Euler step of 0.02 s; reward 1, also on the step that falls."""
+        """One explicit Euler step of 0.02 s. The reward is 1, also in the step in which the pole falls."""
         _, velocity, angle, spin = state.pipeline_state
         force = FORCE * jnp.clip(action[0], -1.0, 1.0)
         cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -55,15 +56,15 @@ class CartPole:
 def reward(
     observation: Float[Array, "*n 4"], action: Float[Array, "*n 1"], next_observation: Float[Array, "*n 4"]
 ) -> Float[Array, "*n"]:
-    """1 a step."""
+    """1 for each step."""
     return jnp.ones(next_observation.shape[:-1], next_observation.dtype)
 
 
 def terminated(next_observation: Float[Array, "*n 4"]) -> Bool[Array, "*n"]:
-    """The cart left the track, or the pole leans by more than 12 degrees."""
+    """Whether the cart has left the track, or the pole leans by more than 12 degrees."""
     return (jnp.abs(next_observation[..., 0]) > MAX_POSITION) | (jnp.abs(next_observation[..., 2]) > MAX_ANGLE)
 
 
 def cartpole_continuous() -> Task:
-    """`cartpole-continuous`: 200 steps, so at most 200."""
+    """`cartpole-continuous`: 200 steps; the return is at most 200."""
     return make_task("cartpole-continuous", CartPole(), 200, reward, terminated)

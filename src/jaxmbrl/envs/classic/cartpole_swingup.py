@@ -1,21 +1,24 @@
-"""PILCO's cart-pole swing-up: swing a pendulum up by moving the cart it hangs from, and balance it over the track's middle.
+"""PILCO's cart-pole swing-up: swing up a pendulum by moving the cart it hangs from, and balance it over the middle of the
+track.
 
-The numbers are those of PILCO's toolbox, version 0.9 (folder scenarios/cartPole). `dynamics_cp` has the masses, the
-pendulum's length (0.5 m; an earlier account of the task by Rasmussen has 0.6 m), the friction and gravity; the equations of
-motion are derived in Deisenroth, Efficient Reinforcement Learning using Gaussian Processes (2010), appendix C.2.
-`settings_cp` has the sampling at 10 Hz with zero-order hold, the 4 s, the 10 N, the distribution of the start and the
-width of the cost. `loss_cp` has the cost, the saturating one of Deisenroth and Rasmussen, PILCO: A Model-Based and
-Data-Efficient Approach to Policy Search (ICML 2011), of the distance between the pendulum's tip and its place when upright
-over the middle:
+The numbers are those of PILCO's toolbox, version 0.9 (folder scenarios/cartPole):
+
+- `dynamics_cp` has the masses, the length of the pendulum (0.5 m; an earlier description of the task by Rasmussen has
+  0.6 m), the friction and gravity. The equations of motion are derived in Deisenroth, Efficient Reinforcement Learning
+  using Gaussian Processes (2010), appendix C.2.
+- `settings_cp` has the control at 10 Hz with zero-order hold, the duration of 4 s, the force of 10 N, the distribution of
+  start states and the width of the cost.
+- `loss_cp` has the saturating cost of Deisenroth and Rasmussen, PILCO: A Model-Based and Data-Efficient Approach to Policy
+  Search (ICML 2011). It depends on the distance of the pendulum's tip from the upright position over the middle:
 
     cost = 1 - exp(-distance^2 / (2 * 0.25^2)),  distance^2 = (x + l sin(angle))^2 + (l + l cos(angle))^2.
 
-What differs: the reward is 1 - cost, in [0, 1], of the state after the step, so that a return is 40 less the sum of costs;
-the observation is exact, where the toolbox adds noise of standard deviation 0.01 to each coordinate; the force is clipped
-to 10 N, where the toolbox's policies squash.
+What differs: the reward is 1 - cost, in [0, 1], of the state after the step, so a return is 40 minus the sum of costs. The
+observation is exact; the toolbox adds noise with a standard deviation of 0.01 to each coordinate. The force is clipped to
+10 N; the toolbox's policies squash it.
 
-One step from 2,000 states with speeds up to 5 m/s and 15 rad/s differs from the exact solution by at most 1.1e-5 in any
-coordinate (float64).
+Accuracy: one step from each of 2,000 states with speeds up to 5 m/s and 15 rad/s differs from the exact solution by at most
+1.1e-5 in any coordinate (float64).
 """
 
 from __future__ import annotations
@@ -87,5 +90,5 @@ def reward(
 
 
 def cartpole_swingup() -> Task:
-    """`cartpole-swingup`: 40 steps, so at most 40."""
+    """`cartpole-swingup`: 40 steps; the return is at most 40."""
     return make_task("cartpole-swingup", CartPoleSwingUp(), 40, reward, never)

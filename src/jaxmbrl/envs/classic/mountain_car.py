@@ -22,7 +22,7 @@ CONTROL_COST = 0.1
 
 
 class MountainCar:
-    """State and observation [position, velocity (positions a step)]; action [engine's power, 1 full ahead]."""
+    """State and observation [position, velocity (positions per step)]; action [engine power, 1 is full power forward]."""
 
     observation_size = 2
     action_size = 1
@@ -36,7 +36,7 @@ class MountainCar:
         return self.state_at(jnp.stack([jax.random.uniform(rng, minval=-0.6, maxval=-0.4), jnp.zeros(())]))
 
     def step(self, state: State, action: Float[Array, "1"]) -> State:
-        """One step; the walls at -1.2 and 0.6 stop the car, but only the left one takes its velocity."""
+        """One step. The walls at -1.2 and 0.6 bound the position, but only the left wall sets the velocity to 0."""
         position, velocity = state.pipeline_state
         force = jnp.clip(action[0], -1.0, 1.0)
         velocity = velocity + force * POWER - GRAVITY * jnp.cos(3 * position)
@@ -55,15 +55,15 @@ class MountainCar:
 def reward(
     observation: Float[Array, "*n 2"], action: Float[Array, "*n 1"], next_observation: Float[Array, "*n 2"]
 ) -> Float[Array, "*n"]:
-    """100 on reaching the goal, less 0.1 times the squared action as it came, not clipped."""
+    """100 on reaching the goal, minus 0.1 times the squared action before clipping."""
     return GOAL_REWARD * terminated(next_observation) - CONTROL_COST * action[..., 0] ** 2
 
 
 def terminated(next_observation: Float[Array, "*n 2"]) -> Bool[Array, "*n"]:
-    """The car is at 0.45 or beyond, and does not roll back."""
+    """Whether the car is at 0.45 or beyond, with a velocity of at least 0."""
     return (next_observation[..., 0] >= GOAL) & (next_observation[..., 1] >= 0.0)
 
 
 def mountain_car_continuous() -> Task:
-    """`mountain-car-continuous`: 999 steps, as Gymnasium's."""
+    """`mountain-car-continuous`: 999 steps, as in Gymnasium."""
     return make_task("mountain-car-continuous", MountainCar(), 999, reward, terminated)

@@ -1,4 +1,4 @@
-"""Gymnasium's Pendulum-v1 in JAX: swing a pendulum up and hold it there, with a motor too weak to lift it at once."""
+"""Gymnasium's Pendulum-v1 in JAX: swing a pendulum up and balance it. The motor is too weak to lift it in one move."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Pendulum:
         return self.state_at(jax.random.uniform(rng, (2,), minval=-high, maxval=high))
 
     def step(self, state: State, action: Float[Array, "1"]) -> State:
-        """One step of 0.05 s; the cost is that of the state before it."""
+        """One step of 0.05 s. The cost is that of the state before the step."""
         angle, speed = state.pipeline_state
         torque = _torque(action)
         acceleration = 3 * GRAVITY / (2 * LENGTH) * jnp.sin(angle) + 3 / (MASS * LENGTH**2) * torque
@@ -60,11 +60,11 @@ class Pendulum:
 def reward(
     observation: Float[Array, "*n 3"], action: Float[Array, "*n 1"], next_observation: Float[Array, "*n 3"]
 ) -> Float[Array, "*n"]:
-    """The reward that the observation determines; [cos, sin] need not lie on the circle."""
+    """The reward, computed from the observation; [cos, sin] need not lie on the unit circle."""
     angle = jnp.arctan2(observation[..., 1], observation[..., 0])
     return -_cost(angle, observation[..., 2], _torque(action))
 
 
 def pendulum() -> Task:
-    """`pendulum`: 200 steps, as Gymnasium's."""
+    """`pendulum`: 200 steps, as in Gymnasium."""
     return make_task("pendulum", Pendulum(), 200, reward, never)

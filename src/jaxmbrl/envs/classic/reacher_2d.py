@@ -1,10 +1,11 @@
-"""A planar arm of two links reaches for a random target: motors at both joints, no gravity.
+"""A planar arm with two links reaches for a random target. It has a motor at each joint; there is no gravity.
 
-The task is our own, in the manner of Gymnasium's Reacher but analytic. The links are uniform rods; the equations of motion
-are those of Spong, Hutchinson and Vidyasagar, Robot Modeling and Control (2006), section 7.4, with friction at the joints.
+This is our own task, similar to Gymnasium's Reacher but with analytic dynamics. The links are uniform rods. The equations
+of motion are those of Spong, Hutchinson and Vidyasagar, Robot Modeling and Control (2006), section 7.4, with friction at
+the joints.
 
-One step from 2,000 states with speeds up to 10 rad/s differs from the exact solution by at most 1.4e-5 in any coordinate
-(float64).
+Accuracy: one step from each of 2,000 states with speeds up to 10 rad/s differs from the exact solution by at most 1.4e-5 in
+any coordinate (float64).
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Reacher2D:
         return self.state_at(jnp.concatenate([angles, jnp.zeros(2), target]))
 
     def step(self, state: State, action: Float[Array, "2"]) -> State:
-        """One step of 0.05 s under constant torques; the reward is that of the state after it."""
+        """One step of 0.05 s under constant torques. The reward is that of the state after the step."""
         torque = jnp.asarray(TORQUE, action.dtype) * jnp.clip(action, -1.0, 1.0)
         motion = runge_kutta(lambda y: _derivative(y, torque), state.pipeline_state[:4], DT, SUBSTEPS)
         coordinates = jnp.concatenate([motion, state.pipeline_state[4:]])
@@ -79,7 +80,7 @@ class Reacher2D:
 def reward(
     observation: Float[Array, "*n 8"], action: Float[Array, "*n 2"], next_observation: Float[Array, "*n 8"]
 ) -> Float[Array, "*n"]:
-    """Less the distance of tip and target in m, less 0.01 times the squared action, clipped to [-1, 1]."""
+    """Minus the distance between tip and target in m, minus 0.01 times the squared action, clipped to [-1, 1]."""
     distance = jnp.linalg.norm(next_observation[..., 6:], axis=-1)
     return -distance - CONTROL_COST * jnp.sum(jnp.clip(action, -1.0, 1.0) ** 2, axis=-1)
 

@@ -1,16 +1,17 @@
-"""Gymnasium's Ant-v5: a torso on four legs of two joints each runs forward.
+"""Gymnasium's Ant-v5: a torso on four legs with two joints each runs forward.
 
-`Ant-v5/truncated` is the same but for the observation, which has no contact forces: the 27 numbers on which MBPO and its
-successors report (Janner et al., arXiv 1906.08253, appendix).
+`Ant-v5/truncated` has the same dynamics, but its observation has no contact forces. It has the 27 numbers that MBPO and
+later methods use (Janner et al., arXiv 1906.08253, appendix).
 
-The reward is not a function of the observation: it pays for the distance moved over the step, and x is not observed.
+The reward is not a function of the observation: it depends on the distance moved along x, and x is not observed.
 
-One step from 1,000 states that random and scripted policies reach differs in float64 from C MuJoCo's solution by 3e-13,
-contact forces included, and from Gymnasium by as much in all but 2 of them, where C's solver stopped early. In float32
-coordinates differ by up to 4.7e-4, and the clipped contact forces by more than 1e-3 in 7 states, by up to 0.05.
+Accuracy: one step from each of 1,000 states that random and scripted policies reach differs from C MuJoCo's solution by
+3e-13 in float64, contact forces included. The difference from Gymnasium is the same in all but 2 states, where C's solver
+stopped early. In float32 coordinates differ by up to 4.7e-4; the clipped contact forces differ by more than 1e-3 in 7
+states, by up to 0.05.
 
-Solver iterations: on those states 4 with 8 line-search steps are wrong in 79, by up to 0.44, 6 with 12 in none; a step in
-a batch of 1,000 takes 1.7 and 2.8 ms of CPU time in float32. The task takes 6 and 12.
+Solver iterations: with 4 iterations and 8 line-search steps, 79 of those states are wrong, by up to 0.44; with 6 and 12,
+none. A step in a batch of 1,000 takes 1.7 and 2.8 ms of CPU time in float32. The task uses 6 and 12.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MIN_HEIGHT, MAX_HEIGHT = 0.2, 1.0  # m
 MAX_CONTACT_FORCE = 1.0  # N, N m
 CONTROL_COST, CONTACT_COST = 0.5, 5e-4
 COORDINATES = 27
-"""Numbers of the observation before the contact forces."""
+"""Length of the part of the observation before the contact forces."""
 
 
 class Ant(MujocoEnv):
@@ -46,7 +47,7 @@ class Ant(MujocoEnv):
     reward_terms = ("reward_forward", "reward_ctrl", "reward_contact", "reward_survive")
 
     def finish(self, data: Data) -> Data:
-        """With the contact forces on each body."""
+        """Add the contact forces on each body."""
         return self._mjx.rne_postconstraint(self._model, data)
 
     def mark(self, data: Data) -> Float[Array, ""]:
@@ -54,18 +55,18 @@ class Ant(MujocoEnv):
         return data.xpos[1, 0]
 
     def settle(self, data: Data) -> Data:
-        """With the bodies' positions; contact forces are zero after a reset."""
+        """Add the bodies' positions; contact forces are zero after a reset."""
         return self._mjx.kinematics(self._model, data)
 
     def observe(self, data: Data) -> Float[Array, "O"]:
-        """All coordinates but x and y, and the contact forces."""
+        """All coordinates except x and y, and the contact forces."""
         return jnp.concatenate([data.qpos[2:], data.qvel, _contact_forces(data)[1:].ravel()])
 
     def outcome(
         self, before: Simulation, control: Float[Array, "8"], after: Data
     ) -> tuple[dict[str, Float[Array, ""]], Bool[Array, ""]]:
-        """Speed along x over the step in m/s, 1 if healthy after it, less 0.5 times the squared action and 0.0005 times the
-        squared contact forces."""
+        """Mean speed along x over the step in m/s, plus 1 if healthy after it, minus 0.5 times the squared action, minus
+        0.0005 times the squared contact forces."""
         ended = ~(_healthy(after.qpos[2]) & jnp.all(jnp.isfinite(jnp.concatenate([after.qpos, after.qvel]))))
         terms = {
             "reward_forward": (self.mark(after) - before.mark) / self.dt,
@@ -77,12 +78,12 @@ class Ant(MujocoEnv):
 
 
 class TruncatedAnt(Ant):
-    """As `Ant`, but its observation has no contact forces."""
+    """Like `Ant`, but without contact forces in the observation."""
 
     gymnasium_options = MappingProxyType({"include_cfrc_ext_in_observation": False})
 
     def observe(self, data: Data) -> Float[Array, "27"]:
-        """All coordinates but x and y."""
+        """All coordinates except x and y."""
         return jnp.concatenate([data.qpos[2:], data.qvel])
 
 
@@ -95,7 +96,7 @@ def _healthy(height: Float[Array, "*n"]) -> Bool[Array, "*n"]:
 
 
 def terminated(next_observation: Float[Array, "*n O"]) -> Bool[Array, "*n"]:
-    """The torso is not between 0.2 and 1 m high, or a coordinate is not finite."""
+    """Whether the height of the torso is not between 0.2 and 1 m, or a coordinate is not finite."""
     finite = jnp.all(jnp.isfinite(next_observation[..., :COORDINATES]), axis=-1)
     return ~(_healthy(next_observation[..., 0]) & finite)
 

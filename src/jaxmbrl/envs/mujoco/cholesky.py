@@ -1,8 +1,8 @@
-"""Cholesky decompositions of small matrices on a CPU, one after another.
+"""Cholesky decompositions of small matrices on a CPU, one at a time.
 
-Before jaxlib 0.11.1 XLA shares the matrices of a batch out over its pool of threads, and the thread that does so waits for
-the others: as many decompositions at once as there are threads never return. A matrix alone needs no other thread. MJX's
-are so small that the batch takes no longer one by one: 0.9 ms for 1,000 of 9 x 9, both ways, on two cores.
+Before jaxlib 0.11.1, XLA distributes the matrices of a batch over its thread pool, and the thread that does so waits for
+the others. If as many decompositions run at once as there are threads, they deadlock. A single matrix needs no other
+thread. MJX's matrices are so small that one at a time is as fast: 0.9 ms for 1,000 of 9 x 9, both ways, on two cores.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 POOL_IS_HELD = tuple(int(number) for number in re.findall(r"\d+", version("jaxlib"))[:3]) < (0, 11, 1)
-"""Whether this jaxlib's decompositions wait for threads of the pool whose thread they hold."""
+"""Whether this jaxlib has the deadlock: a batched decomposition waits for the thread pool while it occupies a thread."""
 
 
 @jax.custom_jvp
 def cholesky(matrix: Float[Array, "N N"]) -> Float[Array, "N N"]:
-    """The lower triangular L with L L^T = matrix, of which the lower triangle is read; not finite where there is none."""
+    """The lower triangular L with L L^T = matrix. Only the lower triangle of `matrix` is read. Not finite if there is no
+    such L."""
     return jax.lax.platform_dependent(matrix, cpu=_alone, default=_decompose)
 
 
 @cholesky.defjvp
 def _derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    """dL = L F(L^-1 dA L^-T), F(x) the lower triangle of x with half its diagonal (Murray, 2016, equation 8)."""
+    """dL = L F(L^-1 dA L^-T), where F(x) is the lower triangle of x with its diagonal halved (Murray, 2016, equation 8)."""
     lower = cholesky(*primals)
     left = jax.scipy.linalg.solve_triangular(lower, *tangents, lower=True)
     both = jax.scipy.linalg.solve_triangular(lower, left.mT, lower=True).mT
@@ -45,8 +46,8 @@ _alone = jax.custom_batching.sequential_vmap(_decompose)
 
 @contextlib.contextmanager
 def one_by_one() -> Iterator[None]:
-    """Let what is traced meanwhile decompose by `cholesky` where it asks `jax.scipy.linalg` for single matrices' factors
-    or for solutions with positive definite ones, as MJX and Brax do. Numbers stay the same."""
+    """Context manager: code traced inside uses `cholesky` when it calls `jax.scipy.linalg` to factor a single matrix, or to
+    solve with a single positive definite one, as MJX and Brax do. The numbers stay the same."""
     if not POOL_IS_HELD:
         yield
         return

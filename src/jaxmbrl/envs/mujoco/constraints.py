@@ -1,12 +1,12 @@
-"""Derivatives of MJX's constraint solver: those of the accelerations that it looks for, whatever it did to find them.
+"""Derivatives of MJX's constraint solver, by the implicit function theorem.
 
 The solver minimises a convex cost over the accelerations q (Todorov, Convex and analytically-invertible dynamics with
-contacts and constraints, 2014). At the minimum the cost's slope g(q, theta) is 0, so by the implicit function theorem
+contacts and constraints, 2014). At the minimum the gradient g(q, theta) of the cost is 0, so
 
-    dq/dtheta = -H^{-1} dg/dtheta,    H the cost's curvature by q
+    dq/dtheta = -H^{-1} dg/dtheta,    where H is the Hessian of the cost with respect to q
 
-which is the derivative of one Newton step from there. MJX's own loops know no derivative in reverse mode. Where a contact
-opens or closes, a derivative on one side does not tell of the other.
+This is the derivative of one Newton step from the minimum. It does not depend on how the solver found the minimum. MJX's
+own loops cannot be differentiated in reverse mode. Where a contact opens or closes, the derivative is one-sided.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from jaxtyping import Array
 
 @contextlib.contextmanager
 def differentiable() -> Iterator[None]:
-    """Let MJX's steps traced meanwhile have these derivatives; their solver must be Newton's. Numbers stay the same."""
+    """Context manager: MJX steps traced inside have these derivatives. The model must use the Newton solver. The numbers
+    stay the same."""
     from mujoco.mjx._src import solver
 
     theirs = solver.solve
@@ -36,7 +37,7 @@ def differentiable() -> Iterator[None]:
         acceleration = found[0]
 
         def newton(model: Any, data: Any) -> tuple[Array, Array, Array]:
-            # With this solver `Mgrad` is the slope times the inverse of the curvature.
+            # With this solver, `Mgrad` is the inverse Hessian times the gradient.
             step = solver.Context.create(model, data.replace(qacc=acceleration)).Mgrad
             after = solver.Context.create(model, data.replace(qacc=acceleration - step), grad=False)
             return after.qacc, after.qfrc_constraint, after.efc_force

@@ -1,14 +1,16 @@
-"""Contacts as C MuJoCo has them, where MJX has others.
+"""Contacts as in C MuJoCo, for pairs of geoms for which MJX computes different ones.
 
-- A capsule on a plane: C turns the contact's tangents with the capsule's axis however it stands, MJX not within 30 degrees
-  of upright, which turns the friction pyramid (https://github.com/google-deepmind/mujoco/issues/2774).
-- Capsules and spheres with capsules: MJX adds 1e-6 to denominators, which moves the nearest points by up to 1e-5 of a
-  capsule's length.
-- A capsule and a cylinder: MJX descends to a contact in ten steps of a gradient and tells two; C finds one to its
-  tolerance (of 1e-6 by default). Ours is that one, in closed form but for a bisection: the signed distance to a cylinder is
-  convex, so its least value along the capsule's axis is where its slope changes sign. It holds while the axis stays
-  outside of the cylinder, which is to say until they overlap by the capsule's radius; deeper, the depth of the axis'
-  deepest point stands for the overlap, and C tells another. Of a capsule that lies along a face C tells two contacts.
+- A capsule on a plane: C MuJoCo aligns the contact's tangents with the axis of the capsule at every orientation. MJX does
+  not within 30 degrees of upright, which turns the friction pyramid
+  (https://github.com/google-deepmind/mujoco/issues/2774).
+- Capsules and spheres with capsules: MJX adds 1e-6 to denominators, which moves the nearest points by up to 1e-5 of the
+  length of a capsule.
+- A capsule and a cylinder: MJX takes ten gradient steps and returns two contacts. C MuJoCo returns one, to its tolerance
+  (1e-6 by default). Ours is that one, in closed form except for a bisection: the signed distance to a cylinder is convex,
+  so its minimum along the axis of the capsule is where its slope changes sign. This is valid while the axis is outside of
+  the cylinder, that is, until they overlap by the radius of the capsule. Beyond that, we take the depth of the deepest
+  point of the axis as the overlap, and C MuJoCo returns a different contact. For a capsule that lies along a face,
+  C MuJoCo returns two contacts.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ def capsule_cylinder(
     to_turn: Float[Array, "3 3"],
     to_size: Float[Array, "2"],
 ) -> tuple[Float[Array, ""], Float[Array, "3"], Float[Array, "3"]]:
-    """(distance, midpoint, normal from the capsule to the cylinder) of the capsule at `place` with axis `turn[:, 2]` and
-    `size` [radius, half of the axis' length], and the cylinder of `to_size` [radius, half of the height] (m)."""
+    """(distance, midpoint, normal from the capsule to the cylinder) of a capsule and a cylinder, in m. The capsule is at
+    `place`, with axis `turn[:, 2]` and `size` [radius, half of the length of the axis]. The cylinder is at `to_place`, with
+    axis `to_turn[:, 2]` and `to_size` [radius, half of the height]."""
     start, along = to_turn.T @ (place - to_place), to_turn.T @ turn[:, 2]
     low, high = -size[1], size[1]
 
@@ -49,7 +52,7 @@ def capsule_cylinder(
 
 
 def _signed_distance(point: Float[Array, "3"], size: Float[Array, "2"]) -> tuple[Float[Array, ""], Float[Array, "3"]]:
-    """(signed distance, its gradient) of a point to an upright cylinder in the origin."""
+    """(signed distance, its gradient) from a point to an upright cylinder at the origin."""
     from_axis = jnp.sqrt(point[0] ** 2 + point[1] ** 2)
     sideways = jnp.stack([point[0], point[1], jnp.zeros_like(from_axis)]) / jnp.where(from_axis == 0, 1.0, from_axis)
     upwards = jnp.stack([jnp.zeros_like(from_axis), jnp.zeros_like(from_axis), jnp.where(point[2] < 0, -1.0, 1.0)])
@@ -67,8 +70,8 @@ def _signed_distance(point: Float[Array, "3"], size: Float[Array, "2"]) -> tuple
 def plane_capsule_tangents(
     normal: Float[Array, "3"], axis: Float[Array, "3"], otherwise: Float[Array, "2 3"]
 ) -> Float[Array, "2 3"]:
-    """The tangents of a plane with a capsule along `axis`: the first is the axis seen along the normal; `otherwise` those
-    of a capsule that is upright to the last digits."""
+    """The tangents of the contact of a plane with a capsule along `axis`. The first is the projection of the axis onto the
+    plane. `otherwise` are the tangents for a capsule that is upright up to rounding."""
     seen = axis - normal * (normal @ axis)
     length = jnp.linalg.norm(seen)
     upright = length < jnp.finfo(seen.dtype).eps
@@ -77,7 +80,7 @@ def plane_capsule_tangents(
 
 
 def nearest_on_segment(start: Float[Array, "3"], end: Float[Array, "3"], point: Float[Array, "3"]) -> Float[Array, "3"]:
-    """The point of a segment of some length that is nearest to `point`."""
+    """The point of a segment of nonzero length that is nearest to `point`."""
     along = end - start
     return start + jnp.clip((point - start) @ along / (along @ along), 0.0, 1.0) * along
 
@@ -85,20 +88,20 @@ def nearest_on_segment(start: Float[Array, "3"], end: Float[Array, "3"], point: 
 def nearest_of_segments(
     start: Float[Array, "3"], end: Float[Array, "3"], other_start: Float[Array, "3"], other_end: Float[Array, "3"]
 ) -> tuple[Float[Array, "3"], Float[Array, "3"]]:
-    """The points of two segments of some length that are nearest to each other; of parallel ones, some that are."""
+    """The points of two segments of nonzero length that are nearest to each other. For parallel segments, one such pair."""
     along, other_along = end - start, other_end - other_start
     between = start - other_start
     normal = jnp.cross(along, other_along)
     lengths = (along @ along) * (other_along @ other_along)
     parallel = normal @ normal <= jnp.finfo(start.dtype).eps ** 2 * lengths
-    # Where the lines are nearest, then the nearest of one to what of the other is on its segment, and back.
+    # Take the nearest point of the infinite lines, clamp it to its segment, then project onto the other segment and back.
     share = jnp.where(parallel, 0.5, normal @ jnp.cross(other_along, between) / jnp.where(parallel, 1.0, normal @ normal))
     other = nearest_on_segment(other_start, other_end, start + jnp.clip(share, 0.0, 1.0) * along)
     return nearest_on_segment(start, end, other), other
 
 
 Collider = Callable[[Any, Any, Any, Any], tuple[Array, Array, Array]]
-"""As MJX calls it: (model, data, key, pairs [n, 2] of geoms) -> (distances [m], places [m, 3], frames [m, 3, 3])."""
+"""MJX's interface: (model, data, key, pairs [n, 2] of geoms) -> (distances [m], positions [m, 3], frames [m, 3, 3])."""
 
 
 def _of_plane_and_capsule(theirs: Collider) -> Collider:
@@ -129,7 +132,7 @@ def _with_contacts(collider: Any, number: int) -> Collider:
 
 @contextlib.contextmanager
 def in_mjx() -> Iterator[None]:
-    """Let models made and steps traced meanwhile use these contacts and not MJX's."""
+    """Context manager: models made and steps traced inside use these contacts instead of MJX's."""
     from mujoco.mjx._src import collision_driver, math
     from mujoco.mjx._src.types import GeomType
 

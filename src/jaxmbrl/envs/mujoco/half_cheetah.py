@@ -1,15 +1,15 @@
-"""Gymnasium's HalfCheetah-v5: a two-legged runner in the plane, with six motors, runs forward.
+"""Gymnasium's HalfCheetah-v5: a planar robot with two legs and six motors runs forward.
 
-The reward is not a function of the observation: it pays for the distance moved over the step, and x is not observed.
-Nothing terminates the task.
+The reward is not a function of the observation: it depends on the distance moved along x, and x is not observed. The task
+never terminates.
 
-One step from 3,000 states that random policies reach, in float64, differs from the solution of C MuJoCo by 2e-12, and from
-Gymnasium by as much in all but 2 of them: there, by up to 1.1e-6, C's solver stopped early at its tolerance of 1e-8.
-In float32 it differs by up to 5.9e-3.
+Accuracy: one step from each of 3,000 states that random policies reach differs from C MuJoCo's solution by 2e-12 in
+float64. The difference from Gymnasium is the same in all but 2 states; there it is up to 1.1e-6, because C's solver stopped
+early at its tolerance of 1e-8. In float32 the difference is up to 5.9e-3.
 
-Solver iterations: with 4 and 8 line-search steps 2 of those states are wrong, by up to 0.33, and of states drawn at random
-over the joints' ranges, many of them inside the floor, 12%; with 6 and 12 none and 2%. In float32 a step in a batch of
-1,024 takes 0.30 ms of CPU time with 4 and 8, 0.46 with 6 and 12. The task takes 6 and 12.
+Solver iterations: with 4 iterations and 8 line-search steps, 2 of those states are wrong, by up to 0.33, and 12% of states
+drawn at random over the joints' ranges, many of them inside the floor. With 6 and 12, none and 2% are wrong. In float32 a
+step in a batch of 1,024 takes 0.30 ms of CPU time with 4 and 8, and 0.46 ms with 6 and 12. The task uses 6 and 12.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class HalfCheetah(MujocoEnv):
     reward_terms = ("reward_forward", "reward_ctrl")
 
     def observe(self, data: Data) -> Float[Array, "17"]:
-        """All coordinates but x."""
+        """All coordinates except x."""
         return jnp.concatenate([data.qpos[1:], data.qvel])
 
     def outcome(
         self, before: Simulation, control: Float[Array, "6"], after: Data
     ) -> tuple[dict[str, Float[Array, ""]], Bool[Array, ""]]:
-        """Speed over the step in m/s, less 0.1 times the squared action; never terminated."""
+        """Mean speed over the step in m/s, minus 0.1 times the squared action; never terminated."""
         terms = {
             "reward_forward": (after.qpos[0] - before.qpos[0]) / self.dt,
             "reward_ctrl": -CONTROL_COST * jnp.sum(control**2),

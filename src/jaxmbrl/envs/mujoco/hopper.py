@@ -1,17 +1,17 @@
-"""Gymnasium's Hopper-v5: a leg of three joints hops forward.
+"""Gymnasium's Hopper-v5: a leg with three joints hops forward.
 
-The reward is not a function of the observation: it pays for the distance moved over the step, and x is not observed.
-Termination is one as far as robots go: the observation clips velocities at 10, so it does not show one beyond 100, where
-the task ends too. Random and extreme policies stay below 20.
+The reward is not a function of the observation: it depends on the distance moved along x, and x is not observed. In
+practice, termination is a function of the observation. The one exception: the task also ends at velocities beyond 100, and
+the observation clips them at 10. Random and extreme policies stay below 20.
 
-One step from 3,000 states that random policies reach, in float64, differs from the solution of C MuJoCo by 2e-15, and from
-Gymnasium by as much in all but 4 of them: there, by up to 2e-7, C's solver stopped early at its tolerance of 1e-8.
-In float32 it differs by up to 1.5e-5.
+Accuracy: one step from each of 3,000 states that random policies reach differs from C MuJoCo's solution by 2e-15 in
+float64. The difference from Gymnasium is the same in all but 4 states; there it is up to 2e-7, because C's solver stopped
+early at its tolerance of 1e-8. In float32 the difference is up to 1.5e-5.
 
-Solver iterations: on those states 4 with 8 line-search steps and 6 with 12 are equally exact, and 4 and 8 take 0.51 ms of
-CPU time a step in a batch of 1,024, 6 and 12 take 0.65. On states drawn at random over the joints' ranges, mostly inside
-the floor, 4 and 8 differ in 0.7% more of the states, so a planner that leaves what policies reach would pay; neither is
-right on all of them. The task takes 4 and 8.
+Solver iterations: on those states, 4 iterations with 8 line-search steps and 6 with 12 are equally exact. A step in a batch
+of 1,024 takes 0.51 ms of CPU time with 4 and 8, and 0.65 ms with 6 and 12. On states drawn at random over the joints'
+ranges, mostly inside the floor, neither is right everywhere, and 4 and 8 are wrong in 0.7% more of the states, which could
+affect a planner that goes beyond the states that policies reach. The task uses 4 and 8.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class Hopper(MujocoEnv):
     reward_terms = ("reward_forward", "reward_ctrl", "reward_survive")
 
     def observe(self, data: Data) -> Float[Array, "11"]:
-        """All coordinates but x."""
+        """All coordinates except x."""
         return jnp.concatenate([data.qpos[1:], jnp.clip(data.qvel, -MAX_OBSERVED_SPEED, MAX_OBSERVED_SPEED)])
 
     def outcome(
         self, before: Simulation, control: Float[Array, "3"], after: Data
     ) -> tuple[dict[str, Float[Array, ""]], Bool[Array, ""]]:
-        """Speed over the step in m/s, 1 if healthy after it, less 0.001 times the squared action."""
+        """Mean speed over the step in m/s, plus 1 if healthy after it, minus 0.001 times the squared action."""
         ended = terminated(jnp.concatenate([after.qpos[1:], after.qvel]))
         terms = {
             "reward_forward": (after.qpos[0] - before.qpos[0]) / self.dt,
@@ -60,7 +60,7 @@ class Hopper(MujocoEnv):
 
 
 def terminated(next_observation: Float[Array, "*n 11"]) -> Bool[Array, "*n"]:
-    """The torso is at 0.7 m or below, leans by 0.2 rad or more, or a number is beyond +-100 or not finite."""
+    """Whether the torso is at 0.7 m or below, leans by 0.2 rad or more, or a number is beyond +-100 or not finite."""
     height, rest = next_observation[..., 0], next_observation[..., 1:]
     healthy = (height > MIN_HEIGHT) & (height < jnp.inf) & (jnp.abs(rest[..., 0]) < MAX_ANGLE)
     return ~(healthy & jnp.all(jnp.abs(rest) < MAX_STATE, axis=-1))

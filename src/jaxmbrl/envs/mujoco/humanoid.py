@@ -1,17 +1,17 @@
-"""Gymnasium's Humanoid-v5: a body of 17 joints walks forward.
+"""Gymnasium's Humanoid-v5: a body with 17 joints walks forward.
 
-`Humanoid-v5/truncated` is the same but for the observation, which has coordinates alone: the 45 numbers on which MBPO and
-its successors report (Janner et al., arXiv 1906.08253, appendix).
+`Humanoid-v5/truncated` has the same dynamics, but its observation has only coordinates. It has the 45 numbers that MBPO and
+later methods use (Janner et al., arXiv 1906.08253, appendix).
 
-The reward is not a function of the observation: it pays for the distance that the centre of mass moved over the step.
+The reward is not a function of the observation: it depends on the distance that the centre of mass moved over the step.
 
-Gymnasium's model asks for the solver PGS, which MJX does not have: this task takes Newton's, and is compared with C
-MuJoCo under Newton's. One step from 1,000 states that random and scripted policies reach, limbs touching each other and
-the ground, then differs by 4e-13 in float64, and by 2e-12 of what is observed where that is large. In float32 coordinates
-differ by up to 1.8e-4, contact forces by up to 1.5e-3 of their size.
+Accuracy: Gymnasium's model uses the PGS solver, which MJX does not have. This task uses the Newton solver, and is compared
+with C MuJoCo with the Newton solver. One step from each of 1,000 states that random and scripted policies reach, with limbs
+that touch each other and the ground, differs by 4e-13 in float64; large observations differ by 2e-12 of their size. In
+float32 coordinates differ by up to 1.8e-4, and contact forces by up to 1.5e-3 of their size.
 
-Solver iterations: on those states 4 with 8 line-search steps are wrong in 7, by up to 0.028, 6 with 12 in none; a step in
-a batch of 1,000 takes 8.4 and 10.6 ms of CPU time in float64. The task takes 6 and 12.
+Solver iterations: with 4 iterations and 8 line-search steps, 7 of those states are wrong, by up to 0.028; with 6 and 12,
+none. A step in a batch of 1,000 takes 8.4 and 10.6 ms of CPU time in float64. The task uses 6 and 12.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Humanoid(MujocoEnv):
     reward_terms = ("reward_survive", "reward_forward", "reward_ctrl", "reward_contact")
 
     def settle(self, data: Data) -> Data:
-        """With the bodies' positions, inertias and velocities; forces are zero after a reset."""
+        """Add the bodies' positions, inertias and velocities; forces are zero after a reset."""
         for compute in (self._mjx.kinematics, self._mjx.com_pos, self._mjx.com_vel):
             data = compute(self._model, data)
         return data
 
     def finish(self, data: Data) -> Data:
-        """With the contact forces on each body."""
+        """Add the contact forces on each body."""
         return self._mjx.rne_postconstraint(self._model, data)
 
     def mark(self, data: Data) -> Float[Array, ""]:
@@ -60,15 +60,15 @@ class Humanoid(MujocoEnv):
         return jnp.sum(mass * data.xipos[:, 0]) / jnp.sum(mass)
 
     def observe(self, data: Data) -> Float[Array, "O"]:
-        """All coordinates but x and y, then what the simulator knows of each body."""
+        """All coordinates except x and y, then inertias, velocities and forces of the bodies."""
         bodies = (data._impl.cinert[1:], data.cvel[1:], data.qfrc_actuator[6:], data._impl.cfrc_ext[1:])
         return jnp.concatenate([data.qpos[2:], data.qvel, *(part.ravel() for part in bodies)])
 
     def outcome(
         self, before: Simulation, control: Float[Array, "17"], after: Data
     ) -> tuple[dict[str, Float[Array, ""]], Bool[Array, ""]]:
-        """1.25 times the speed along x over the step in m/s, 5 if healthy after it, less 0.1 times the squared control and
-        what contacts cost."""
+        """1.25 times the mean speed along x over the step in m/s, plus 5 if healthy after it, minus 0.1 times the squared
+        control, minus the cost of contacts."""
         ended = _ended(after.qpos[2])
         contact_cost = CONTACT_COST * jnp.sum(after._impl.cfrc_ext**2)
         terms = {
@@ -81,14 +81,14 @@ class Humanoid(MujocoEnv):
 
 
 class TruncatedHumanoid(Humanoid):
-    """As `Humanoid`, but its observation has coordinates alone."""
+    """Like `Humanoid`, but with only coordinates in the observation."""
 
     gymnasium_options = MappingProxyType(
         {f"include_{part}_in_observation": False for part in ("cinert", "cvel", "qfrc_actuator", "cfrc_ext")}
     )
 
     def observe(self, data: Data) -> Float[Array, "45"]:
-        """All coordinates but x and y."""
+        """All coordinates except x and y."""
         return jnp.concatenate([data.qpos[2:], data.qvel])
 
 
@@ -97,7 +97,7 @@ def _ended(height: Float[Array, "*n"]) -> Bool[Array, "*n"]:
 
 
 def terminated(next_observation: Float[Array, "*n O"]) -> Bool[Array, "*n"]:
-    """The torso is not between 1 and 2 m high."""
+    """Whether the height of the torso is not between 1 and 2 m."""
     return _ended(next_observation[..., 0])
 
 

@@ -1,10 +1,11 @@
-"""Gymnasium's HumanoidStandup-v5: a body of 17 joints gets up from lying on its back.
+"""Gymnasium's HumanoidStandup-v5: a body with 17 joints gets up from lying on its back.
 
-Nothing terminates the task. The observation shows the torso's height and the contact forces, and so determines the
+The task never terminates. The observation contains the height of the torso and the contact forces, so it determines the
 reward.
 
-Solver as of `Humanoid`, but lying on the ground takes more iterations: of 1,000 states that random and scripted policies
-reach, 6 with 12 line-search steps are wrong in 14, by up to 0.011, 8 with 16 in none. The task takes 8 and 16.
+Solver: as for `Humanoid`, but a body that lies on the ground needs more iterations. Of 1,000 states that random and
+scripted policies reach, 14 are wrong with 6 iterations and 12 line-search steps, by up to 0.011; with 8 and 16, none. The
+task uses 8 and 16.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ MAX_CONTROL = 0.4
 MAX_IMPACT_COST = 10.0
 CONTROL_COST, IMPACT_COST = 0.1, 0.5e-6
 FORCES = 78
-"""Numbers of contact torques and forces, the observation's last."""
+"""Number of contact torques and forces, the last part of the observation."""
 
 
 class HumanoidStandup(Humanoid):
-    """Observation and action as of `Humanoid`."""
+    """Observation and action as in `Humanoid`."""
 
     gymnasium_id = "HumanoidStandup-v5"
     xml = "humanoidstandup.xml"
@@ -35,14 +36,14 @@ class HumanoidStandup(Humanoid):
     reward_terms = ("reward_linup", "reward_quadctrl", "reward_impact", "reward_survive")
 
     def mark(self, data: Data) -> PyTree:
-        """Nothing."""
+        """Empty: the outcome compares nothing."""
         return ()
 
     def outcome(
         self, before: Simulation, control: Float[Array, "17"], after: Data
     ) -> tuple[dict[str, Float[Array, ""]], Bool[Array, ""]]:
-        """The torso's height over the simulator's time step in m/s, 1, less 0.1 times the squared control and what contacts
-        cost; never terminated."""
+        """The height of the torso divided by the simulator's time step in m/s, plus 1, minus 0.1 times the squared control,
+        minus the cost of contacts; never terminated."""
         return _terms(control, self.observe(after)), jnp.zeros((), bool)
 
 
@@ -60,8 +61,8 @@ def _terms(control: Float[Array, "*n 17"], next_observation: Float[Array, "*n 34
 def reward(
     observation: Float[Array, "*n 348"], action: Float[Array, "*n 17"], next_observation: Float[Array, "*n 348"]
 ) -> Float[Array, "*n"]:
-    """The torso's height over the simulator's time step in m/s, 1, less 0.1 times the squared control and what contacts
-    cost."""
+    """The height of the torso divided by the simulator's time step in m/s, plus 1, minus 0.1 times the squared control,
+    minus the cost of contacts."""
     return sum(_terms(MAX_CONTROL * action, next_observation).values(), jnp.zeros(()))
 
 

@@ -1,11 +1,12 @@
 """Gymnasium's InvertedDoublePendulum-v5: balance two poles, one on the other, on a cart that a motor pushes along a rail.
 
-Neither reward nor termination are functions of the observation: both look at the place of the tip as the simulator's last
-evaluation of the dynamics had it, shortly before the step's end, and the reward at velocities that the observation clips.
+Neither the reward nor the termination is a function of the observation. Both use the position of the tip at the simulator's
+last evaluation of the dynamics, shortly before the end of the step. The reward also uses velocities that the observation
+clips.
 
-Only the rail's ends constrain this model, for which 4 solver iterations of 8 line-search steps are enough. One step from
-1,000 states that random and scripted policies reach differs from Gymnasium's by 6e-15 in float64, by up to 3.1e-6 in
-float32.
+Accuracy: only the ends of the rail constrain this model, so 4 solver iterations with 8 line-search steps are enough. One
+step from each of 1,000 states that random and scripted policies reach differs from Gymnasium's by 6e-15 in float64, and by
+up to 3.1e-6 in float32.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ class InvertedDoublePendulum(MujocoEnv):
     reward_terms = ("reward_survive", "distance_penalty", "velocity_penalty")
 
     def settle(self, data: Data) -> Data:
-        """With the rail's force, which a reset may start beyond the end of."""
+        """Add the force of the rail, because a reset may start beyond the end of the rail."""
         return self._mjx.forward(self._model, data)
 
     def observe(self, data: Data) -> Float[Array, "9"]:
-        """The cart's place, the joints, all velocities, the rail's force."""
+        """The cart's position, the joints, all velocities, and the rail's force."""
         cart, joints = data.qpos[:1], data.qpos[1:]
         seen = jnp.clip(jnp.concatenate([data.qvel, data.qfrc_constraint[:1]]), -MAX_OBSERVED, MAX_OBSERVED)
         return jnp.concatenate([cart, jnp.sin(joints), jnp.cos(joints), seen])
@@ -48,7 +49,7 @@ class InvertedDoublePendulum(MujocoEnv):
     def outcome(
         self, before: Simulation, control: Float[Array, "1"], after: Data
     ) -> tuple[dict[str, Float[Array, ""]], Bool[Array, ""]]:
-        """10 unless the tip is at 1 m or below, less what the tip is away from (0, 2) m and what the joints move."""
+        """10 unless the tip is at 1 m or below, minus costs of the tip's distance from (0, 2) m and of joint velocities."""
         x, _, height = after.site_xpos[0]
         first, second = after.qvel[1], after.qvel[2]
         ended = height <= MIN_HEIGHT

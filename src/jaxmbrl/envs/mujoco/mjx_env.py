@@ -1,7 +1,8 @@
-"""Gymnasium's MuJoCo tasks on MJX: what they share. A task is a subclass with a model file, an observation and an outcome.
+"""Base class of Gymnasium's MuJoCo tasks on MJX. A task is a subclass with a model file, an observation and an outcome.
 
-A step is C MuJoCo's: from the same positions, velocities and warm start it differs by rounding, in float64 by less than
-1e-8, but where C's constraint solver stops early at its tolerance. Each file has its task's figures, float32's too.
+A step agrees with C MuJoCo. From the same positions, velocities and warm start it differs only by rounding, in float64 by
+less than 1e-8, except where C's constraint solver stops early at its tolerance. The module of each task gives its numbers,
+also for float32.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ NO_WARP = (
 
 
 class Simulation(struct.PyTreeNode):
-    """What the next step needs of `mjx.Data`, under its names; the simulator computes all the rest anew from it.
+    """The fields of `mjx.Data` that the next step needs, under the same names. The simulator recomputes all others.
 
-    It is a carry of 72 bytes for the hopper in float32, where the whole of `mjx.Data` has 6,596.
-    Leaves are arrays, or what stands for them in tree functions.
+    For the hopper in float32 this carry has 72 bytes; the whole `mjx.Data` has 6,596. The leaves are arrays, but tree
+    functions may replace them.
     """
 
     qpos: PyTree
@@ -46,48 +47,48 @@ class Simulation(struct.PyTreeNode):
     qvel: PyTree
     """[nv] joint velocities (m/s, rad/s)."""
     qacc_warmstart: PyTree
-    """[nv] joint accelerations, where the constraint solver starts; zero after a reset, as in C MuJoCo."""
+    """[nv] joint accelerations from which the constraint solver starts; zero after a reset, as in C MuJoCo."""
     mark: PyTree = ()
-    """What the outcome of the next step compares with the same after it (see `MujocoEnv.mark`)."""
+    """A quantity before the step, which the outcome compares with the same quantity after it (see `MujocoEnv.mark`)."""
 
 
 class MujocoEnv:
-    """A task of Gymnasium's on MJX, in the Brax interface; the simulator's state is a `Simulation`.
+    """A Gymnasium task on MJX, in the Brax interface. The simulator state is a `Simulation`.
 
-    Actions are in [-1, 1] and become actuator units by one linear map onto the actuator's range. Beyond [-1, 1] MuJoCo
-    clamps the control, while a control cost sees the action as it came, as in Gymnasium.
+    Actions are in [-1, 1]; a linear map turns them into actuator units over the actuator's range. Beyond [-1, 1] MuJoCo
+    clamps the control, while a control cost uses the action before clamping, as in Gymnasium.
 
-    The model takes JAX's default float at construction: make the task where `jax.enable_x64` is as in its use. A process
-    that uses both widths needs `jax.clear_caches()` in between.
+    The model uses JAX's default float type at construction, so make the task with the same `jax.enable_x64` with which it
+    is used. A process that uses both float widths must call `jax.clear_caches()` in between.
     """
 
     gymnasium_id: str = ""
-    """Name of the task that this one equals, for `gymnasium.make`; empty where there is none."""
+    """Name of the equivalent environment for `gymnasium.make`; empty if there is none."""
     gymnasium_options: Mapping[str, Any] = MappingProxyType({})
-    """Options of `gymnasium.make` with which it does."""
+    """Options for `gymnasium.make` that make it equivalent."""
     xml: str
     """Name of the model file in `assets`."""
     frame_skip: int
-    """Simulator steps in a control step."""
+    """Simulator steps per control step."""
     reset_noise: float
     """Half-width of the uniform noise on each initial position and velocity."""
     normal_velocities: bool = False
     """Whether the noise on velocities is normal instead, with standard deviation `reset_noise`."""
     iterations: int
-    """Newton iterations of the constraint solver, at most."""
+    """Maximum number of Newton iterations of the constraint solver."""
     line_search_iterations: int
-    """Line-search iterations in each of them; batched environments always run them all."""
+    """Maximum number of line-search iterations per Newton iteration; batched environments always run all of them."""
     reward_terms: tuple[str, ...]
-    """Names of the terms that the reward sums, in `State.metrics`."""
+    """Names of the terms of the reward, in `State.metrics`. The reward is their sum."""
 
     def __init__(self) -> None:
         mujoco, self._mjx = import_mjx()
         text = (resources.files("jaxmbrl.envs") / "assets" / self.xml).read_text(encoding="utf-8")
         with warnings.catch_warnings():
-            # The model files are Gymnasium's; compiled directly, the warning would go to a log file in the working folder.
+            # The model files are Gymnasium's. If compiled directly, MuJoCo writes a warning to a log in the working folder.
             warnings.filterwarnings("ignore", "compiler attribute 'settotalmass' is deprecated")
             self.mj_model = mujoco.MjSpec.from_string(text).compile()
-        # MJX has no PGS, for which the humanoids' model files ask.
+        # The humanoids' model files ask for PGS, which MJX does not have.
         self.mj_model.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON
         self.mj_model.opt.iterations = self.iterations
         self.mj_model.opt.ls_iterations = self.line_search_iterations
@@ -105,42 +106,44 @@ class MujocoEnv:
             self._data = self._mjx.make_data(self.mj_model, impl="jax")
 
     def observe(self, data: Data) -> Float[Array, "O"]:
-        """The observation. After a step all of the data is known, as C MuJoCo leaves it: what is computed from positions is
-        of the last evaluation of the dynamics within the step. After a reset `qpos`, `qvel` and what `settle` adds are."""
+        """The observation. After a step, all fields of `data` are valid, as in C MuJoCo: fields computed from positions are
+        from the last evaluation of the dynamics within the step. After a reset, only `qpos`, `qvel` and the fields that
+        `settle` adds are valid."""
         raise NotImplementedError
 
     def settle(self, data: Data) -> Data:
-        """`data` after a reset, with what `observe` and `mark` read besides `qpos` and `qvel`."""
+        """Add to `data`, after a reset, the fields that `observe` and `mark` read besides `qpos` and `qvel`."""
         return data
 
     def finish(self, data: Data) -> Data:
-        """`data` after a step, with what `observe`, `outcome` and `mark` read and a simulator step does not compute."""
+        """Add to `data`, after a step, the fields that `observe`, `outcome` and `mark` read and a simulator step does not
+        compute."""
         return data
 
     def mark(self, data: Data) -> PyTree:
-        """What `outcome` compares with the same of the step before, where `qpos` and `qvel` do not tell it."""
+        """A quantity that `outcome` compares with its value before the step, if `qpos` and `qvel` do not determine it."""
         return ()
 
     def outcome(
         self, before: Simulation, control: Float[Array, "A"], after: Data
     ) -> tuple[dict[str, Float[Array, ""]], Bool[Array, ""]]:
-        """(terms that the reward sums, terminated) of a step with `control` in actuator units."""
+        """(terms of the reward, terminated) of a step with `control` in actuator units."""
         raise NotImplementedError
 
     def state_at(self, qpos: Float[Array, "nq"], qvel: Float[Array, "nv"]) -> State:
-        """An episode's first state with these positions (m, rad) and velocities (m/s, rad/s)."""
+        """The first state of an episode with the given positions (m, rad) and velocities (m/s, rad/s)."""
         chex.assert_shape(qpos, (self.mj_model.nq,))
         chex.assert_shape(qvel, (self.mj_model.nv,))
         qpos, qvel = jnp.asarray(qpos, float), jnp.asarray(qvel, float)
         with jax.default_matmul_precision("highest"), as_ours():
             data = self.settle(self._data.replace(qpos=qpos, qvel=qvel))
-        # MJX has made the quaternions of unit length on the way; C MuJoCo shows them as they were set.
+        # MJX has normalised the quaternions; C MuJoCo shows them as they were set.
         data = data.replace(qpos=qpos)
         simulation = Simulation(qpos, qvel, jnp.zeros(self.mj_model.nv), self.mark(data))
         return initial_state(simulation, self.observe(data), {term: jnp.zeros(()) for term in self.reward_terms})
 
     def initial(self, rng: Key) -> tuple[Float[Array, "nq"], Float[Array, "nv"]]:
-        """(positions, velocities) of a reset: the model's, with noise on each (see `reset_noise`)."""
+        """(positions, velocities) of a reset: those of the model, with noise on each (see `reset_noise`)."""
         position_key, velocity_key = jax.random.split(rng)
         low, high = -self.reset_noise, self.reset_noise
         qpos = self._data.qpos + jax.random.uniform(position_key, (self.mj_model.nq,), minval=low, maxval=high)
@@ -153,7 +156,7 @@ class MujocoEnv:
         return self.state_at(*self.initial(rng))
 
     def _simulate(self, data: Data) -> Data:
-        """One simulator step, which keeps the types of all that the data hold (MJX widens its tables in float64)."""
+        """One simulator step that keeps the dtypes of all fields of `data` (in float64, MJX widens its tables)."""
         return jax.tree.map(lambda new, old: new.astype(old.dtype), self._mjx.step(self._model, data), data)
 
     def step(self, state: State, action: Float[Array, "A"]) -> State:
@@ -177,18 +180,18 @@ class MujocoEnv:
 
 @contextlib.contextmanager
 def as_ours() -> Iterator[None]:
-    """What MJX makes and traces meanwhile has C MuJoCo's contacts, can be differentiated, compiles fast, and comes to an
-    end on a CPU of few cores."""
+    """Context manager: models that MJX makes and steps that it traces inside have C MuJoCo's contacts, can be
+    differentiated, compile fast, and do not deadlock on a CPU with few cores."""
     with contacts.in_mjx(), constraints.differentiable(), levels_apart(), cholesky.one_by_one():
         yield
 
 
 @contextlib.contextmanager
 def levels_apart() -> Iterator[None]:
-    """While MJX is traced inside, its passes over the tree of bodies have a barrier after each level.
+    """Context manager: MJX code traced inside has an optimization barrier after each level of the tree of bodies.
 
-    XLA fuses the levels otherwise, and computes each body's pose anew from the root for each of its uses: on a CPU one
-    evaluation of the dynamics of an arm of seven joints takes 4.2 ms in a batch of 64 then, and 0.011 with the barriers.
+    Without barriers, XLA fuses the levels and recomputes the pose of each body from the root for each use. On a CPU, one
+    evaluation of the dynamics of an arm with seven joints then takes 4.2 ms in a batch of 64, and 0.011 ms with barriers.
     """
     from mujoco.mjx._src import scan
 
@@ -205,7 +208,7 @@ def levels_apart() -> Iterator[None]:
 
 
 def import_mjx() -> tuple[Any, Any]:
-    """The modules `mujoco` and `mujoco.mjx`; the import's notice that warp is missing, which we don't use, is dropped."""
+    """The modules `mujoco` and `mujoco.mjx`. The notice that warp, which we do not use, is missing is not printed."""
     heard = io.StringIO()
     try:
         with contextlib.redirect_stdout(heard):

@@ -1,7 +1,7 @@
-"""Where the hand of PETS's arm is: the forward kinematics that its two tasks of seven joints share.
+"""Forward kinematics of the arm in PETS: the position of the hand. The two tasks with seven joints share it.
 
-From the shoulder outwards the joints turn about z (pan), y (lift), x (upper arm's roll), y (elbow), x (forearm's roll),
-y (wrist) and x (wrist's roll); at angles 0 the arm is stretched along x.
+From the shoulder outwards the joints turn about z (pan), y (lift), x (roll of the upper arm), y (elbow), x (roll of the
+forearm), y (wrist) and x (roll of the wrist). If all angles are 0, the arm is stretched along x.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ FOREARM = 0.321  # m
 
 
 def hand(joints: Float[Array, "*n 7"], base: tuple[float, float, float], reach: float) -> Float[Array, "*n 3"]:
-    """The place (m) of the point `reach` beyond the wrist, on the hand's axis, for joint angles (rad) of an arm whose pan's
-    axis goes through `base`. The wrist's roll turns about that axis and does not move it."""
+    """The position (m) of the point on the hand's axis that is `reach` beyond the wrist, for joint angles (rad). The pan
+    axis of the arm goes through `base`. The wrist rolls about the hand's axis, which does not move the point."""
     pan, lift, upper_roll, elbow, forearm_roll, wrist, _ = jnp.moveaxis(joints, -1, 0)
     zero = jnp.zeros_like(pan)
     point = [zero + reach, zero, zero]
@@ -34,7 +34,7 @@ def hand(joints: Float[Array, "*n 7"], base: tuple[float, float, float], reach: 
 
 
 def _turned(point: list[Float[Array, "*n"]], angle: Float[Array, "*n"], axis: int) -> list[Float[Array, "*n"]]:
-    """`point` turned about a coordinate axis, by the right hand."""
+    """`point` rotated about a coordinate axis, by the right-hand rule."""
     first, second = (axis + 1) % 3, (axis + 2) % 3
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     turned = list(point)

@@ -1,8 +1,8 @@
-"""PETS's HalfCheetah: Gymnasium's HalfCheetah-v5 with the speed over the last step in the observation, so that the reward
-is known (Chua et al., arXiv 1805.12114; code: kchua/handful-of-trials, dmbrl/env and dmbrl/config).
+"""HalfCheetah as in PETS: Gymnasium's HalfCheetah-v5 with the speed over the last step in the observation, so that the
+reward is a known function (Chua et al., arXiv 1805.12114; code: kchua/handful-of-trials, dmbrl/env and dmbrl/config).
 
-Model, frame skip and reward are HalfCheetah-v5's, and so are the solver's iterations and how near a step is to C MuJoCo's.
-What differs from it is the observation, and the start, which is normal with a standard deviation of 0.001.
+Model, frame skip, reward, solver iterations and accuracy are those of HalfCheetah-v5. What differs is the observation, and
+the start state, which is normally distributed with a standard deviation of 0.001.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ START_DEVIATION = 1e-3  # m, rad, m/s, rad/s
 
 
 class PetsHalfCheetah(HalfCheetah):
-    """Observation [x's mean velocity over the last step (m/s), 0 at the start, then HalfCheetah-v5's]; action as there."""
+    """Observation [mean velocity along x over the last step (m/s), 0 at the start, then the observation of HalfCheetah-v5];
+    action as in HalfCheetah-v5."""
 
     gymnasium_id = ""
 
     def observe(self, data: Data) -> Float[Array, "18"]:
-        """As at the start, where nothing has moved yet: `step` fills in the speed."""
+        """The observation with speed 0, as at the start; `step` fills in the speed."""
         return jnp.concatenate([jnp.zeros(1), data.qpos[1:], data.qvel])
 
     def initial(self, rng: Key) -> tuple[Float[Array, "9"], Float[Array, "9"]]:
@@ -44,16 +45,17 @@ class PetsHalfCheetah(HalfCheetah):
 def reward(
     observation: Float[Array, "*n 18"], action: Float[Array, "*n 6"], next_observation: Float[Array, "*n 18"]
 ) -> Float[Array, "*n"]:
-    """Speed over the step in m/s, less 0.1 times the squared action."""
+    """Mean speed over the step in m/s, minus 0.1 times the squared action."""
     return next_observation[..., 0] - CONTROL_COST * jnp.sum(action**2, axis=-1)
 
 
 def encode(observation: Float[Array, "*n 18"]) -> Float[Array, "*n 18"]:
-    """Height, sine and cosine of the torso's angle, then the other angles and the velocities; without the speed."""
+    """Height, sine and cosine of the torso angle, then the other angles and the velocities, without the mean speed."""
     height, angle, rest = observation[..., 1:2], observation[..., 2:3], observation[..., 3:]
     return jnp.concatenate([height, jnp.sin(angle), jnp.cos(angle), rest], axis=-1)
 
 
 def pets_half_cheetah() -> Task:
-    """`pets/HalfCheetah`: 1,000 steps. A model is shown `encode`, and predicts the speed itself and not its change."""
+    """`pets/HalfCheetah`: 1,000 steps. The input of a dynamics model is `encode`; it predicts the speed itself and not its
+    change."""
     return make_task("pets/HalfCheetah", PetsHalfCheetah(), 1000, reward, never, features=Features(encode, absolute=(0,)))

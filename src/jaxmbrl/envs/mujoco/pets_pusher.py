@@ -1,19 +1,20 @@
-"""PETS's Pusher: an arm of seven joints, without gravity, pushes a cylinder over a table to a goal that is always the same
-(Chua et al., arXiv 1805.12114; code: kchua/handful-of-trials, dmbrl/env and dmbrl/config).
+"""Pusher as in PETS: an arm with seven joints, without gravity, pushes a cylinder over a table to a fixed goal (Chua et
+al., arXiv 1805.12114; code: kchua/handful-of-trials, dmbrl/env and dmbrl/config).
 
-The model is that of Gymnasium's older Pusher (pusher.xml) with a wider range of the first joint.
+The model is that of Gymnasium's older Pusher (pusher.xml), with a wider range of the first joint.
 
-What differs: reward and observation are of the state after the step. PETS's code pays for the places before it, unlike
-the cost that its planner minimises, and the places that it observes are those of one simulator step (0.01 s) before. The
-tip is the middle between the two prongs, as in PETS's code, where a body's place is its centre of mass; under today's
-Gymnasium the same code takes the wrist.
+What differs: reward and observation are those of the state after the step. In PETS's code, the reward is that of the
+positions before the step, unlike the cost that its planner minimises, and the observed positions are one simulator step
+(0.01 s) old. The tip is the midpoint of the two prongs, as in PETS's code, where the position of a body was its centre of
+mass; in current versions of Gymnasium the same code gives the wrist.
 
-One step from 1,000 states of random policies, with the cylinder between the prongs half of the time, differs from the
-solution of C MuJoCo by less than 1e-9 in float64, but for 10 of the 66 in which the hand touches the cylinder: there it
-lies on the cylinder, or overlaps it by more than 2 cm (`contacts`), and the step differs by up to 1.7e-5.
+Accuracy: one step from each of 1,000 states of random policies, in half of them with the cylinder between the prongs,
+differs from C MuJoCo's solution by less than 1e-9 in float64. The exceptions are 10 of the 66 states in which the hand
+touches the cylinder. There the hand lies on the cylinder, or overlaps it by more than 2 cm (`contacts`), and the step
+differs by up to 1.7e-5.
 
-Solver iterations: 4 with 8 line-search steps and 6 with 12 are equally exact on 3,000 such states, and as fast. The task
-takes 4 and 8.
+Solver iterations: 4 with 8 line-search steps and 6 with 12 are equally exact on 3,000 such states, and equally fast. The
+task uses 4 and 8.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ NEAR_COST, DISTANCE_COST, CONTROL_COST = 0.5, 1.25, 0.1
 
 
 class PetsPusher(MujocoEnv):
-    """Observation [the seven joints (rad), their velocities (rad/s), then the places of tip and cylinder, each x, y, z
+    """Observation [the seven joints (rad), their velocities (rad/s), then the positions of tip and cylinder, each x, y, z
     (m)]; action [torque / 2 N m of the seven joints]."""
 
     xml = "pets_pusher.xml"
@@ -49,14 +50,14 @@ class PetsPusher(MujocoEnv):
     reward_terms = ("reward_near", "reward_dist", "reward_ctrl")
 
     def observe(self, data: Data) -> Float[Array, "20"]:
-        """The arm's joints, and where tip and cylinder are."""
+        """The joints and their velocities, and the positions of tip and cylinder."""
         along_y, along_x = data.qpos[7], data.qpos[8]
         cylinder = jnp.asarray(CYLINDER) + jnp.stack([along_x, along_y, jnp.zeros_like(along_x)])
         return jnp.concatenate([data.qpos[:7], data.qvel[:7], hand(data.qpos[:7], BASE, REACH), cylinder])
 
     def initial(self, rng: Key) -> tuple[Float[Array, "11"], Float[Array, "11"]]:
-        """The stretched arm at up to 0.005 rad/s a joint; the cylinder at rest and normal around (0.6, -0.3) m with a
-        standard deviation of 0.025 m."""
+        """The stretched arm, with up to 0.005 rad/s at each joint. The cylinder is at rest; its position is normally
+        distributed around (0.6, -0.3) m with a standard deviation of 0.025 m."""
         place_key, speed_key = jax.random.split(rng)
         place = jnp.asarray(START) + START_DEVIATION * jax.random.normal(place_key, (2,))
         speed = jax.random.uniform(speed_key, (7,), minval=-SPEED_NOISE, maxval=SPEED_NOISE)
@@ -65,8 +66,8 @@ class PetsPusher(MujocoEnv):
     def outcome(
         self, before: Simulation, control: Float[Array, "7"], after: Data
     ) -> tuple[dict[str, Float[Array, ""]], Bool[Array, ""]]:
-        """Less half of the tip's distance from the cylinder, 1.25 of the cylinder's from the goal, both as sums of the
-        absolute coordinates in m, and 0.1 times the squared torques; never terminated."""
+        """Minus 0.5 times the distance of tip and cylinder, minus 1.25 times the distance of cylinder and goal, minus 0.1
+        times the squared torques. Distances are L1 norms in m. Never terminated."""
         return _terms(control, self.observe(after)), jnp.zeros((), bool)
 
 
@@ -82,8 +83,8 @@ def _terms(control: Float[Array, "*n 7"], next_observation: Float[Array, "*n 20"
 def reward(
     observation: Float[Array, "*n 20"], action: Float[Array, "*n 7"], next_observation: Float[Array, "*n 20"]
 ) -> Float[Array, "*n"]:
-    """Less half of the tip's distance from the cylinder, 1.25 of the cylinder's from the goal, both as sums of the absolute
-    coordinates in m, and 0.1 times the squared torques."""
+    """Minus 0.5 times the distance of tip and cylinder, minus 1.25 times the distance of cylinder and goal, minus 0.1 times
+    the squared torques. Distances are L1 norms in m."""
     terms = _terms(MAX_TORQUE * action, next_observation)
     return terms["reward_near"] + terms["reward_dist"] + terms["reward_ctrl"]
 

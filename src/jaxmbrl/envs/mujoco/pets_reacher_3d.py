@@ -1,15 +1,15 @@
-"""PETS's Reacher3D: an arm of seven joints, without gravity, reaches for a goal in space that each episode draws anew
-(Chua et al., arXiv 1805.12114; code: kchua/handful-of-trials, dmbrl/env and dmbrl/config).
+"""Reacher3D as in PETS: an arm with seven joints, without gravity, reaches for a goal in space, which is random in each
+episode (Chua et al., arXiv 1805.12114; code: kchua/handful-of-trials, dmbrl/env and dmbrl/config).
 
-The model file is our own, with that task's geometry, masses, dampings and limits: of its links those without a joint are
-part of the body that they are fixed to. It collides with nothing.
+The model file is our own, with the geometry, masses, damping and limits of that task. Links without a joint are part of the
+body that they are fixed to. The arm collides with nothing.
 
-What differs: the hand's place is that of the arm as it is. In PETS's code it is where the joints are within their limits,
-but beyond 0 of the elbow or the wrist, where they get by the softness of the limit, the links after them are mirrored, and
-at 0 the roll before it is lost.
+What differs: the position of the hand is always the true one. In PETS's code it is correct only within the joint limits.
+The limits are soft, so elbow and wrist can pass 0. Beyond 0 that code mirrors the links after the joint, and at 0 it loses
+the roll before it.
 
-One step from 1,000 states that random policies reach, in float64, differs from C MuJoCo by 5e-13, with 4 solver iterations
-and 8 line-search steps as with 6 and 12. The task takes 4 and 8.
+Accuracy: one step from each of 1,000 states that random policies reach differs from C MuJoCo by 5e-13 in float64, both with
+4 solver iterations and 8 line-search steps and with 6 and 12. The task uses 4 and 8.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ class PetsReacher3D(MujocoEnv):
     reward_terms = ("reward_dist", "reward_ctrl")
 
     def observe(self, data: Data) -> Float[Array, "17"]:
-        """All coordinates, and the velocities but the goal's, which never moves."""
+        """All coordinates, and all velocities except those of the goal, which never moves."""
         return jnp.concatenate([data.qpos, data.qvel[:7]])
 
     def initial(self, rng: Key) -> tuple[Float[Array, "10"], Float[Array, "10"]]:
-        """The stretched arm at rest, and a goal that is normal around (0, 0.25, 0) m with a standard deviation of 0.1 m."""
+        """The stretched arm at rest, and a goal that is normally distributed around (0, 0.25, 0) m with a standard
+        deviation of 0.1 m."""
         goal = self._data.qpos[7:] + GOAL_DEVIATION * jax.random.normal(rng, (3,))
         return self._data.qpos.at[7:].set(goal), jnp.zeros(self.mj_model.nv)
 
     def outcome(
         self, before: Simulation, control: Float[Array, "7"], after: Data
     ) -> tuple[dict[str, Float[Array, ""]], Bool[Array, ""]]:
-        """Less the squared distance of the hand from the goal in m^2 and 0.01 times the squared torques; never
-        terminated."""
+        """Minus the squared distance of hand and goal in m^2, minus 0.01 times the squared torques; never terminated."""
         return _terms(control, self.observe(after)), jnp.zeros((), bool)
 
 
@@ -68,11 +68,12 @@ def _terms(control: Float[Array, "*n 7"], next_observation: Float[Array, "*n 17"
 def reward(
     observation: Float[Array, "*n 17"], action: Float[Array, "*n 7"], next_observation: Float[Array, "*n 17"]
 ) -> Float[Array, "*n"]:
-    """Less the squared distance of the hand from the goal in m^2 and 0.01 times the squared torques."""
+    """Minus the squared distance of hand and goal in m^2, minus 0.01 times the squared torques."""
     terms = _terms(MAX_TORQUE * action, next_observation)
     return terms["reward_dist"] + terms["reward_ctrl"]
 
 
 def pets_reacher_3d() -> Task:
-    """`pets/Reacher3D`: 150 steps. A model is told that the goal stays, as PETS's planner is told the goal."""
+    """`pets/Reacher3D`: 150 steps. A dynamics model predicts that the goal does not move, because PETS's planner knows the
+    goal."""
     return make_task("pets/Reacher3D", PetsReacher3D(), 150, reward, never, features=Features(constant=(7, 8, 9)))

@@ -1,12 +1,12 @@
-"""Gymnasium's Pusher-v5: an arm of seven joints pushes a cylinder over a table to a goal.
+"""Gymnasium's Pusher-v5: an arm with seven joints pushes a cylinder over a table to a goal.
 
-Nothing terminates the task. The observation shows the places of fingertip, cylinder and goal, and so determines the
+The task never terminates. The observation contains the positions of fingertip, cylinder and goal, so it determines the
 reward.
 
-A contact of hand and cylinder is C MuJoCo's while they overlap by less than 2 cm (`contacts`). One step from 1,000 states
-that random policies and one that pushes reach differs in float64 from C MuJoCo's solution by 1e-13; Gymnasium is off that
-by up to 3e-5 in the 27 of them in which C's search for that contact stopped at its tolerance of 1e-6. 4 solver iterations
-of 8 line-search steps are enough.
+Accuracy: a contact of hand and cylinder is the same as in C MuJoCo while they overlap by less than 2 cm (`contacts`). One
+step from each of 1,000 states that random policies and a pushing policy reach differs from C MuJoCo's solution by 1e-13 in
+float64. Gymnasium differs from that solution by up to 3e-5 in 27 of the states, where C's search for that contact stopped
+at its tolerance of 1e-6. 4 solver iterations with 8 line-search steps are enough.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NEAR_COST, CONTROL_COST = 0.5, 0.1
 
 
 class Pusher(MujocoEnv):
-    """Observation [the seven joints (rad) and their velocities (rad/s), then the places of fingertip, cylinder and goal,
+    """Observation [the seven joints (rad) and their velocities (rad/s), then the positions of fingertip, cylinder and goal,
     each x, y, z (m)]; action [torque / 2 N m of the seven joints]."""
 
     gymnasium_id = "Pusher-v5"
@@ -37,8 +37,8 @@ class Pusher(MujocoEnv):
     reward_terms = ("reward_dist", "reward_ctrl", "reward_near")
 
     def initial(self, rng: Key) -> tuple[Float[Array, "11"], Float[Array, "11"]]:
-        """The arm as in the model at up to 0.005 rad/s; the cylinder at rest in a box of 0.3 by 0.4 m beside the goal, and
-        farther than 0.17 m from it."""
+        """The arm in the position of the model file, with up to 0.005 rad/s at each joint. The cylinder is at rest, at a
+        random position in a box of 0.3 by 0.4 m beside the goal and more than 0.17 m from it."""
         place_key, speed_key = jax.random.split(rng)
 
         def draw(drawn: tuple[Key, Float[Array, "2"]]) -> tuple[Key, Float[Array, "2"]]:
@@ -54,19 +54,19 @@ class Pusher(MujocoEnv):
         return qpos, jnp.concatenate([speed, jnp.zeros(4)])
 
     def settle(self, data: Data) -> Data:
-        """With the bodies' positions."""
+        """Add the bodies' positions."""
         return self._mjx.kinematics(self._model, data)
 
     def observe(self, data: Data) -> Float[Array, "23"]:
-        """The arm's joints, and where fingertip, cylinder and goal are."""
+        """The joints and their velocities, and the positions of fingertip, cylinder and goal."""
         places = [data.xpos[self.mj_model.body(name).id] for name in ("tips_arm", "object", "goal")]
         return jnp.concatenate([data.qpos[:7], data.qvel[:7], *places])
 
     def outcome(
         self, before: Simulation, control: Float[Array, "7"], after: Data
     ) -> tuple[dict[str, Float[Array, ""]], Bool[Array, ""]]:
-        """Less the cylinder's distance from the goal in m, half of the fingertip's from the cylinder, and 0.1 times the
-        squared torques; never terminated."""
+        """Minus the distance of cylinder and goal in m, minus 0.5 times the distance of fingertip and cylinder, minus 0.1
+        times the squared torques; never terminated."""
         return _terms(control, self.observe(after)), jnp.zeros((), bool)
 
 
@@ -82,8 +82,8 @@ def _terms(control: Float[Array, "*n 7"], next_observation: Float[Array, "*n 23"
 def reward(
     observation: Float[Array, "*n 23"], action: Float[Array, "*n 7"], next_observation: Float[Array, "*n 23"]
 ) -> Float[Array, "*n"]:
-    """Less the cylinder's distance from the goal in m, half of the fingertip's from the cylinder, and 0.1 times the squared
-    torques."""
+    """Minus the distance of cylinder and goal in m, minus 0.5 times the distance of fingertip and cylinder, minus 0.1 times
+    the squared torques."""
     terms = _terms(MAX_TORQUE * action, next_observation)
     return terms["reward_dist"] + terms["reward_ctrl"] + terms["reward_near"]
 

@@ -1,12 +1,11 @@
-"""Gymnasium's Reacher-v5: an arm of two joints brings its fingertip to a target in the plane.
+"""Gymnasium's Reacher-v5: an arm with two joints brings its fingertip to a target in the plane.
 
-Nothing terminates the task. The observation shows the way from target to fingertip that the reward pays for, and so
-determines the reward.
+The task never terminates. The observation contains the vector from target to fingertip, so it determines the reward.
 
-Only a joint's limit constrains this model, for which 4 solver iterations of 8 line-search steps are enough. One step from
-1,000 states that random and scripted policies reach differs from C MuJoCo's solution by 4e-14 in float64, and from
-Gymnasium by as much in all but 1: there, by 4.6e-7, C's solver stopped early. In float32 it differs by up to 3.7e-3, of
-velocities up to 126 rad/s.
+Accuracy: only the limit of one joint constrains this model, so 4 solver iterations with 8 line-search steps are enough. One
+step from each of 1,000 states that random and scripted policies reach differs from C MuJoCo's solution by 4e-14 in float64.
+The difference from Gymnasium is the same in all but 1 state; there it is 4.6e-7, because C's solver stopped early. In
+float32 the difference is up to 3.7e-3, with velocities up to 126 rad/s.
 """
 
 from __future__ import annotations
@@ -36,7 +35,8 @@ class Reacher(MujocoEnv):
     reward_terms = ("reward_dist", "reward_ctrl")
 
     def initial(self, rng: Key) -> tuple[Float[Array, "4"], Float[Array, "4"]]:
-        """Joints by up to 0.1 rad from straight, at up to 0.005 rad/s; the target at rest anywhere within 0.2 m."""
+        """Joints up to 0.1 rad from straight, with up to 0.005 rad/s. The target is at rest, at a random position within
+        0.2 m of the shoulder."""
         arm_key, speed_key, distance_key, angle_key = jax.random.split(rng, 4)
         arm = self._data.qpos[:2] + jax.random.uniform(arm_key, (2,), minval=-ARM_NOISE, maxval=ARM_NOISE)
         speed = jax.random.uniform(speed_key, (2,), minval=-SPEED_NOISE, maxval=SPEED_NOISE)
@@ -46,11 +46,11 @@ class Reacher(MujocoEnv):
         return jnp.concatenate([arm, target]), jnp.concatenate([speed, jnp.zeros(2)])
 
     def settle(self, data: Data) -> Data:
-        """With the bodies' positions."""
+        """Add the bodies' positions."""
         return self._mjx.kinematics(self._model, data)
 
     def observe(self, data: Data) -> Float[Array, "10"]:
-        """Joints, target, velocities, and the way from target to fingertip."""
+        """Joints, target, velocities, and the vector from target to fingertip."""
         arm = data.qpos[:2]
         way = data.xpos[self.mj_model.body("fingertip").id] - data.xpos[self.mj_model.body("target").id]
         return jnp.concatenate([jnp.cos(arm), jnp.sin(arm), data.qpos[2:], data.qvel[:2], way[:2]])
@@ -58,7 +58,7 @@ class Reacher(MujocoEnv):
     def outcome(
         self, before: Simulation, control: Float[Array, "2"], after: Data
     ) -> tuple[dict[str, Float[Array, ""]], Bool[Array, ""]]:
-        """Less the distance from target to fingertip in m, less the squared action; never terminated."""
+        """Minus the distance from target to fingertip in m, minus the squared action; never terminated."""
         return _terms(control, self.observe(after)), jnp.zeros((), bool)
 
 
@@ -72,7 +72,7 @@ def _terms(control: Float[Array, "*n 2"], next_observation: Float[Array, "*n 10"
 def reward(
     observation: Float[Array, "*n 10"], action: Float[Array, "*n 2"], next_observation: Float[Array, "*n 10"]
 ) -> Float[Array, "*n"]:
-    """Less the distance from target to fingertip in m, less the squared action."""
+    """Minus the distance from target to fingertip in m, minus the squared action."""
     terms = _terms(action, next_observation)
     return terms["reward_dist"] + terms["reward_ctrl"]
 

@@ -1,8 +1,8 @@
-"""Pictures of tasks that have a MuJoCo model.
+"""Rendering of tasks that have a MuJoCo model.
 
-MuJoCo chooses its graphics library once, when it is imported, and a broken one may end the process or hang. So frames are
-drawn in a process of their own, `draw.py`: by the library that the variable MUJOCO_GL names, else by the first of
-`RENDERERS` that works.
+MuJoCo chooses its graphics library once, when it is imported, and a broken library may crash the process or hang. So frames
+are drawn in a separate process, `draw.py`. It uses the library that the environment variable MUJOCO_GL names, or else the
+first of `RENDERERS` that works.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from jaxmbrl.envs.action_repeat import unrepeated
 
 RENDERERS = ("egl", "osmesa", "glfw")
 SECONDS = 60.0
-"""What a frame may take, the first one with the start of its process."""
+"""Timeout for a frame; for the first one, it includes the start of the process."""
 
 
 class NoPicture(UserError):
-    """Nothing can be drawn: the task has no MuJoCo model, or the machine no renderer."""
+    """Nothing can be drawn: the task has no MuJoCo model, or the machine has no renderer."""
 
 
 class Scene(NamedTuple):
-    """What there is to draw of a task."""
+    """The MuJoCo model of a task, for drawing."""
 
     model: Any
     """`mujoco.MjModel`."""
@@ -44,8 +44,8 @@ class Scene(NamedTuple):
 
 
 def scene(task: Task) -> Scene:
-    """What there is to draw of `task`: its `env.mj_model` at the positions `State.pipeline_state.qpos`, every `env.dt`
-    seconds, with action repeat or without. Raises NoPicture where one of the three is missing."""
+    """The scene of `task`: its `env.mj_model`, to be drawn at the positions `State.pipeline_state.qpos` every `env.dt`
+    seconds. Action repeat is taken into account. Raises NoPicture if one of the three is missing."""
     model, dt = (getattr(unrepeated(task.env), name, None) for name in ("mj_model", "dt"))
     if model is None or dt is None:
         raise NoPicture(f"no picture of {task.name}: it has no MuJoCo model")
@@ -54,20 +54,20 @@ def scene(task: Task) -> Scene:
     except (AttributeError, TypeError, IndexError):
         shape = None
     if shape != (model.nq,):
-        raise NoPicture(f"no picture of {task.name}: its states do not hold the model's positions, pipeline_state.qpos")
+        raise NoPicture(f"no picture of {task.name}: its states have no positions of the model, pipeline_state.qpos")
     return Scene(model, float(dt) * task.action_repeat)
 
 
 def positions(carry: Carry) -> Float[Array, "nq"]:
     """The positions (m, rad) in the carry of a task's World."""
-    # (State, steps), in as many more tuples as actions are repeated in one another.
+    # The carry is (State, steps), nested in one more tuple for each action repeat.
     while isinstance(carry, tuple):
         carry = carry[0]
     return carry.pipeline_state.qpos
 
 
 class Drawer:
-    """Draws a MuJoCo model; to be closed. Raises NoPicture where no renderer works."""
+    """Draws a MuJoCo model; close it after use. Raises NoPicture if no renderer works."""
 
     def __init__(self, model: Any, width: int, height: int) -> None:
         import mujoco
@@ -77,8 +77,8 @@ class Drawer:
         self._process: subprocess.Popen[bytes] | None = None
         file = Path(self._folder.name) / "model.mjb"
         mujoco.mj_saveModel(model, str(file), None)
-        asked = os.environ.get("MUJOCO_GL")
-        for name in (asked,) if asked else RENDERERS:
+        chosen = os.environ.get("MUJOCO_GL")
+        for name in (chosen,) if chosen else RENDERERS:
             self._start(file, name)
             try:
                 self.frame(model.qpos0)
@@ -87,12 +87,12 @@ class Drawer:
             else:
                 return
         self.close()
-        tried = f"MUJOCO_GL={asked} does not work" if asked else f"none of {', '.join(RENDERERS)} works"
+        tried = f"MUJOCO_GL={chosen} does not work" if chosen else f"none of {', '.join(RENDERERS)} works"
         raise NoPicture(f"no picture: {tried} on this machine; install EGL or OSMesa, and name it in MUJOCO_GL")
 
     def _start(self, file: Path, renderer: str) -> None:
         height, width, _ = self._shape
-        # MuJoCo may leave a log in the working folder.
+        # Run in the temporary folder, because MuJoCo may write a log file to the working folder.
         self._process = subprocess.Popen(
             [sys.executable, "-P", draw.__file__, str(file), str(width), str(height)],
             stdin=subprocess.PIPE,
@@ -103,7 +103,7 @@ class Drawer:
         )
 
     def frame(self, qpos: Float[np.ndarray, "nq"]) -> UInt8[np.ndarray, "H W 3"]:
-        """The picture of the model at positions (m, rad). Raises NoPicture where the renderer fails or takes a minute."""
+        """The picture of the model at positions (m, rad). Raises NoPicture if the renderer fails or takes a minute."""
         if self._process is None:
             raise NoPicture("no picture: the drawer is closed")
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -122,14 +122,14 @@ class Drawer:
         return np.frombuffer(seen, np.uint8).reshape(self._shape).copy()
 
     def _stop(self) -> None:
-        """End the process; what it says while ending is of no interest, since all its frames are here."""
+        """End the process. Its remaining output is ignored, because all frames have been received."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
             self._process = None
 
     def close(self) -> None:
-        """End the process and remove its files; again, it does nothing."""
+        """End the process and remove its files. A second call does nothing."""
         self._stop()
         self._folder.cleanup()
 

@@ -1,11 +1,11 @@
 """Gymnasium's Swimmer-v5: a chain of three links in a viscous fluid swims forward.
 
-The reward is not a function of the observation: it pays for the distance moved over the step, and x is not observed.
-Nothing terminates the task.
+The reward is not a function of the observation: it depends on the distance moved along x, and x is not observed. The task
+never terminates.
 
-Only joint limits constrain this model, for which 4 solver iterations of 8 line-search steps are enough. One step from
-1,000 states that random and scripted policies reach differs from Gymnasium's by 7e-11 in float64, by up to 4.3e-5 in
-float32.
+Accuracy: only joint limits constrain this model, so 4 solver iterations with 8 line-search steps are enough. One step from
+each of 1,000 states that random and scripted policies reach differs from Gymnasium's by 7e-11 in float64, and by up to
+4.3e-5 in float32.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Swimmer(MujocoEnv):
     reward_terms = ("reward_forward", "reward_ctrl")
 
     def observe(self, data: Data) -> Float[Array, "8"]:
-        """All coordinates but x and y."""
+        """All coordinates except x and y."""
         return jnp.concatenate([data.qpos[2:], data.qvel])
 
     def outcome(
         self, before: Simulation, control: Float[Array, "2"], after: Data
     ) -> tuple[dict[str, Float[Array, ""]], Bool[Array, ""]]:
-        """Speed along x over the step in m/s, less 0.0001 times the squared action; never terminated."""
+        """Mean speed along x over the step in m/s, minus 0.0001 times the squared action; never terminated."""
         terms = {
             "reward_forward": (after.qpos[0] - before.qpos[0]) / self.dt,
             "reward_ctrl": -CONTROL_COST * jnp.sum(control**2),

@@ -1,10 +1,10 @@
-"""Gymnasium's Walker2d-v5: two legs of three joints each walk forward in the plane.
+"""Gymnasium's Walker2d-v5: two legs with three joints each walk forward in the plane.
 
-The reward is not a function of the observation: it pays for the distance moved over the step, and x is not observed.
+The reward is not a function of the observation: it depends on the distance moved along x, and x is not observed.
 
-Solver iterations: of 1,000 states that random and scripted policies reach, 4 with 8 line-search steps are wrong in 3, by
-up to 3.8e-3, 6 with 12 in none; a step in a batch of 1,000 takes 0.97 and 1.27 ms of CPU time in float64. The task takes
-6 and 12. One step then differs from Gymnasium's by 2e-13 in float64, by up to 3.2e-4 in float32.
+Solver iterations: of 1,000 states that random and scripted policies reach, 3 are wrong with 4 iterations and 8 line-search
+steps, by up to 3.8e-3; with 6 and 12, none. A step in a batch of 1,000 takes 0.97 and 1.27 ms of CPU time in float64. The
+task uses 6 and 12. One step then differs from Gymnasium's by 2e-13 in float64, and by up to 3.2e-4 in float32.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Walker2d(MujocoEnv):
     reward_terms = ("reward_forward", "reward_ctrl", "reward_survive")
 
     def observe(self, data: Data) -> Float[Array, "17"]:
-        """All coordinates but x."""
+        """All coordinates except x."""
         return jnp.concatenate([data.qpos[1:], jnp.clip(data.qvel, -MAX_OBSERVED_SPEED, MAX_OBSERVED_SPEED)])
 
     def outcome(
         self, before: Simulation, control: Float[Array, "6"], after: Data
     ) -> tuple[dict[str, Float[Array, ""]], Bool[Array, ""]]:
-        """Speed over the step in m/s, 1 if healthy after it, less 0.001 times the squared action."""
+        """Mean speed over the step in m/s, plus 1 if healthy after it, minus 0.001 times the squared action."""
         ended = terminated(self.observe(after))
         terms = {
             "reward_forward": (after.qpos[0] - before.qpos[0]) / self.dt,
@@ -53,7 +53,7 @@ class Walker2d(MujocoEnv):
 
 
 def terminated(next_observation: Float[Array, "*n 17"]) -> Bool[Array, "*n"]:
-    """The torso is not between 0.8 and 2 m high, or leans by 1 rad or more."""
+    """Whether the height of the torso is not between 0.8 and 2 m, or the torso leans by 1 rad or more."""
     height, angle = next_observation[..., 0], next_observation[..., 1]
     return ~((height > MIN_HEIGHT) & (height < MAX_HEIGHT) & (jnp.abs(angle) < MAX_ANGLE))
 

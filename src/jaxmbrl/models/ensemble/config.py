@@ -14,22 +14,22 @@ from jaxmbrl.nn.networks import Precision
 
 @dataclass(frozen=True)
 class EnsembleConfig:
-    """Settings of the ensemble. By default members and batch size are PETS's, layers, holdout and patience MBPO's."""
+    """Settings of the ensemble. Defaults: members and batch size are PETS's; layers, holdout and patience MBPO's."""
 
     members: Annotated[int, Ge(1)] = 5
     """Networks that are fitted."""
     elites: Annotated[int, Ge(1)] = 5
     """Members with the smallest holdout error; only these are used to imagine."""
     probabilistic: bool = True
-    """Whether members predict a variance too; without, they fit the squared error and imagine no noise of their own."""
+    """Whether members also predict a variance. Otherwise they are fitted by squared error and predict no noise."""
     noise: Literal["input", "constant"] = "input"
     """What a member's variance depends on: the input, or nothing."""
     reward_noise: bool = True
-    """Whether an imagined reward that is learned is sampled; otherwise it is the mean."""
+    """Whether a learned reward is sampled in imagined steps; otherwise it is the predicted mean."""
     hidden: tuple[Annotated[int, Ge(1)], ...] = (200, 200, 200, 200)
     """Units of each hidden layer (swish)."""
     precision: Precision = "default"
-    """Of the products between hidden layers: JAX's default, or bfloat16, faster where a device has matrix units for it."""
+    """Precision of the products between hidden layers: JAX's default, or bfloat16 for devices with matrix units for it."""
     norms: tuple[Annotated[float, Gt(0)], ...] = ()
     """Epsilon of a layer norm without learned scale and shift after each hidden layer's swish; empty for none."""
     weight_decay: tuple[Annotated[float, Ge(0)], ...] = ()
@@ -42,36 +42,38 @@ class EnsembleConfig:
     batch_size: Annotated[int, Ge(1)] = 32
     """Rows per gradient step for each member."""
     max_epochs: Annotated[int, Ge(1)] = 200
-    """Largest number of epochs of one fit, and the exact number where there is no holdout."""
+    """Largest number of epochs of one fit; the exact number if there is no holdout."""
     patience: Annotated[int, Ge(0)] = 5
-    """Epochs in a row without improvement after which a fit continues; one more ends it."""
+    """Consecutive epochs without improvement that are allowed; one more ends the fit."""
     holdout_fraction: Annotated[float, Ge(0), Le(0.9)] = 0.2
     """Share of the data in the holdout of each fit; 0 for no early stopping and no selection of elites."""
     holdout_cap: Annotated[int, Ge(1)] = 5000
     """Largest number of rows in the holdout."""
     termination_hidden: tuple[Annotated[int, Ge(1)], ...] = (64, 64)
-    """Units of each hidden layer (swish) of the networks that learn the termination, where it is not known."""
+    """Units of each hidden layer (swish) of the networks that predict the termination if it is not known."""
     normalize_targets: bool = True
     """Whether targets are shifted and scaled like inputs."""
     absolute: tuple[Annotated[int, Ge(0)], ...] = ()
-    """Observation dimensions that are predicted themselves and not as changes, besides those that the task names."""
+    """Observation dimensions that are predicted as absolute values, not as changes, besides those that the task names."""
     features: bool = True
-    """Whether the networks see the task's features of the observation (`Task.features`), such as sine and cosine of an
-    angle, where the task has some; without, they see the observation itself, and the task makes no entry absolute or
-    constant."""
+    """Whether the networks receive the task's features of the observation (`Task.features`), such as sine and cosine of an
+    angle, if the task has any. Otherwise they receive the observation itself, and the absolute and constant entries of the
+    task's features are ignored."""
     propagation: Propagation = "ts1"
-    """What an imagined row is sampled from: a member that changes at every step (ts1) or never (tsinf), the mean of all
-    members (expectation) or their Gaussian (distribution), refitted to the block's next observations (moment_matching)."""
+    """How imagined rows are sampled: from a member that changes at every step (ts1) or never (tsinf), as the mean of all
+    members (expectation), from their Gaussian (distribution), or from it with the block's next observations refitted to a
+    Gaussian (moment_matching)."""
     beta_nll: Annotated[float, Ge(0), Le(1)] = 0.0
-    """Exponent of the variance that weights each row's likelihood: 0 none, 1 the squared error's gradient for the mean."""
+    """Exponent of the variance that weights each row's likelihood. 0: no weight; 1: the mean has the gradient of the
+    squared error."""
     halt_above: Annotated[float, Gt(0)] | None = None
-    """An imagined row terminates where the standard deviation predicted for any dimension, in units of the normalised
-    targets, is above this; None for never."""
+    """An imagined row terminates if the standard deviation of any predicted dimension, in units of the normalised targets,
+    is above this. None: never."""
     bounds_weight: Annotated[float, Ge(0)] = 0.01
-    """Weight of the sum of the log-variance bounds' distances in the loss."""
+    """Weight in the loss of the summed distances between the log-variance bounds."""
 
     def problem(self) -> tuple[str, str] | None:
-        """The first rule between fields that is broken, as (field, message)."""
+        """(field, message) of the first violated rule that involves several fields, or None."""
         layers = len(self.hidden) + 1
         if self.elites > self.members:
             return "elites", f"must be at most members ({self.members}), got {self.elites}"

@@ -1,4 +1,4 @@
-"""The fit of an ensemble to a replay buffer's rows: holdout, bootstraps, epochs of Adam, early stopping, elites."""
+"""Fitting an ensemble to the rows of a replay buffer: holdout, bootstraps, epochs of Adam, early stopping, elites."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def measure_rows(layout: Layout, rows: Transition, mask: Bool[Array, "C"]) -> tu
 def holdout_statistics(
     layout: Layout, parameters: Parameters, gather: Callable[[Int[Array, "*n"]], Batch], split: epochs.Split
 ) -> dict[str, Float[Array, "E"]]:
-    """For each member, means over the holdout's rows and dimensions, in the space of the fitted targets; zeros where the
+    """For each member, means over the holdout's rows and dimensions, in the space of the fitted targets; zeros if the
     holdout is empty.
 
     - error: squared error.

@@ -1,4 +1,4 @@
-"""How rows are encoded for the ensemble's networks: inputs, targets, and the parts of the observation that they cover."""
+"""Encoding of rows for the ensemble's networks: inputs, targets, and which observation entries they contain."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from jaxmbrl.models.ensemble.config import EnsembleConfig
 from jaxmbrl.models.normalizer import Normalizer, normalize
 
 PLAIN = Features()
-"""Of a task without features of its own: the observation itself."""
+"""Features of a task that defines none: the observation itself."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which numbers go in and out of the networks."""
+    """Inputs and outputs of the networks."""
 
     config: EnsembleConfig
     observation: Box
     """A vector [O]."""
     action: Space
-    """A vector [A], or discrete; the networks see a discrete action one-hot."""
+    """A vector [A], or discrete; discrete actions are one-hot encoded."""
     learns_reward: bool
     learns_termination: bool
     features: Features = PLAIN
@@ -37,27 +37,27 @@ class Layout:
 
     @property
     def feature_size(self) -> int:
-        """F: the observation's features."""
+        """F, the size of the observation's features."""
         return jax.eval_shape(lambda: self.features.encode(jnp.zeros(self.observation_size))).shape[0]
 
     @property
     def input_size(self) -> int:
-        """I: the observation's features and the action."""
+        """I, the size of the observation's features and the action."""
         return self.feature_size + (self.action.n if isinstance(self.action, Discrete) else self.action.shape[0])
 
     @property
     def absolute(self) -> tuple[int, ...]:
-        """Observation dimensions that are predicted themselves."""
+        """Observation dimensions that are predicted as absolute values."""
         return self.config.absolute + self.features.absolute
 
     @property
     def target_size(self) -> int:
-        """D: the observation, then the reward where it is learned."""
+        """D, the size of the observation plus 1 if the reward is learned."""
         return self.observation_size + self.learns_reward
 
     @property
     def input_noise(self) -> bool:
-        """Whether the networks have log-variances as outputs, within learned bounds."""
+        """Whether the networks output log-variances, within learned bounds."""
         return self.config.probabilistic and self.config.noise == "input"
 
     @property
@@ -74,19 +74,19 @@ def inputs_of(layout: Layout, observation: Float[Array, "*n O"], action: Shaped[
 
 
 def targets_of(layout: Layout, rows: Transition) -> Float[Array, "*n D"]:
-    """[change of the observation, or the next one where a dimension is absolute; the reward where it is learned]."""
+    """[change of the observation, or its next value in absolute dimensions; the reward if it is learned]."""
     change = rows.next_observation - delta_mask(layout) * rows.observation
     return jnp.concatenate([change, rows.reward[..., None]], axis=-1) if layout.learns_reward else change
 
 
 def features_of_next(layout: Layout, inputs: Normalizer, next_observation: Float[Array, "*n O"]) -> Float[Array, "*n F"]:
-    """The features of next observations, normalised by the features' part of the inputs' normaliser."""
+    """The features of next observations, normalised like the features in the inputs."""
     of_features = jax.tree.map(lambda leaf: leaf[: layout.feature_size], inputs)
     return normalize(of_features, layout.features.encode(next_observation))
 
 
 def delta_mask(layout: Layout) -> Float[Array, "O"]:
-    """1 where a dimension is predicted as a change of the observation, 0 where it is predicted itself."""
+    """1 for dimensions that are predicted as changes, 0 for absolute ones."""
     return jnp.ones(layout.observation_size).at[jnp.array(layout.absolute, int)].set(0.0)
 
 

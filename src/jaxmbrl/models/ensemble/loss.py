@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     inputs: Float[Array, "E B I"]
     targets: Float[Array, "E B D"]
     next_features: Float[Array, "E B F"]
-    """The next observation's features, normalised as the inputs' are."""
+    """Features of the next observation, normalised like those in the inputs."""
     terminated: Bool[Array, "E B"]
 
 
@@ -42,19 +42,20 @@ def termination_loss(
 ) -> Float[Array, ""]:
     """Half the binary cross-entropy of the `valid` rows, summed over members and averaged over rows.
 
-    A terminated row weighs `end_weight` times as much as another: it is rare, and would be learned last. The logit is
-    then that of equally frequent classes; log `end_weight` less, it is that of the data (King and Zeng, Logistic regression
-    in rare events data, 2001).
+    Terminated rows have the weight `end_weight`, because they are rare and would otherwise be learned last. The logit is
+    then that of equally frequent classes; subtracting log `end_weight` gives that of the data (King and Zeng, Logistic
+    regression in rare events data, 2001).
     """
     entropy = jax.nn.softplus(logit) - jnp.where(terminated, logit, 0.0)
     weight = jnp.where(terminated, end_weight, 1.0) * valid
-    # Over twice the rows, the mean weight of the training data, and not over the weights of this minibatch: a rare row
-    # would then count no more than the others together.
+    # Divided by twice the rows, since 2 is nearly the mean weight over the training data. Dividing by the summed weights of
+    # this minibatch would limit a rare row to the weight of all others together.
     return jnp.sum(weight * entropy) / (2 * jnp.sum(valid))
 
 
 def regularizer(layout: Layout, parameters: Parameters) -> Float[Array, ""]:
-    """The part of the loss that does not depend on data: the bounds' distance, and kernels (no biases, no bounds)."""
+    """The part of the loss that does not depend on data: the distance of the bounds, and the weight decay of kernels (not
+    of biases or bounds)."""
     total = jnp.zeros(())
     if layout.input_noise:
         total += layout.config.bounds_weight * (jnp.sum(parameters.high) - jnp.sum(parameters.low))
@@ -70,9 +71,9 @@ def fit_loss(
     valid: Bool[Array, "B"],
     end_weight: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, ""]:
-    """What a fit minimises (see `models.ensemble`), over the rows that are `valid`.
+    """The loss of a fit (see `models.ensemble`), over the rows that are `valid`.
 
-    The termination has parameters of its own: on shared layers the likelihood of precise dynamics would dominate it.
+    The termination has its own parameters: in shared layers the likelihood of precise dynamics would dominate it.
     """
     output = forward(layout, parameters, batch.inputs)
     if layout.config.probabilistic:

@@ -21,35 +21,35 @@ from jaxmbrl.nn.optimizer import Trainable
 FIRST_HIGH = 0.5
 FIRST_LOW = -10.0
 LEAST_LOG_VARIANCE = 2 * math.log(1e-3)
-"""Of constant noise: a standard deviation of 0.001 in units of the fitted targets (4kubo/erl_lib)."""
+"""Lower bound of constant noise: a standard deviation of 0.001 in units of the fitted targets (4kubo/erl_lib)."""
 
 
 class Parameters(NamedTuple):
-    """What the fit learns."""
+    """Learned parameters."""
 
     network: PyTree
-    """Leaves [E, ...]; "log_variance" [E, D] among them where the noise is constant."""
+    """Leaves [E, ...]. With constant noise they include "log_variance" [E, D]."""
     low: PyTree
-    """Lower bound [D] of the log-variance, shared by the members; `()` where the input does not change it."""
+    """Lower bound [D] of the log-variance, shared by the members; `()` if the log-variance does not depend on the input."""
     high: PyTree
     """Upper bound, likewise."""
     termination: PyTree
-    """Leaves [E, ...]; `()` where the termination is known."""
+    """Leaves [E, ...]; `()` if the termination is known."""
 
 
 class EnsembleState(NamedTuple):
-    """A fitted ensemble, ready to be fitted further."""
+    """State of an ensemble: parameters, optimiser state, normalisers, elites."""
 
     members: Trainable
     """`Parameters` with Adam's moments and the learning rate."""
     inputs: Normalizer
-    """Of [the observation's features, action], over the last fit's training rows."""
+    """Normaliser of [the observation's features, action], over the last fit's training rows."""
     targets: Normalizer
-    """Of [observation change, reward], likewise."""
+    """Normaliser of [observation change, reward], likewise."""
     end_weight: Float[Array, ""]
-    """Rows without termination for each terminated one, in the last fit's training rows; at least 1."""
+    """Ratio of rows without termination to terminated rows in the last fit's training rows; at least 1."""
     elites: Int[Array, "elites"]
-    """Numbers of the elite members, the best first."""
+    """Indices of the elite members, the best first."""
     fits: Int[Array, ""]
     """Fits so far."""
     steps: Int[Array, ""]
@@ -61,11 +61,11 @@ class Output(NamedTuple):
 
     mean: Float[Array, "E B D"]
     log_variance: Float[Array, "E B D"]
-    """Minus infinity where the members are deterministic."""
+    """Minus infinity for deterministic members."""
 
 
 def dynamics_network(layout: Layout) -> nn.Module:
-    """One member: D means and, where the variance depends on the input, D log-variances."""
+    """One member: D means and, if the variance depends on the input, D log-variances."""
     size = (1 + layout.input_noise) * layout.target_size
     config = layout.config
     return MLP(config.hidden, size, nn.swish, pets_kernel_init, norms=config.norms, precision=config.precision)

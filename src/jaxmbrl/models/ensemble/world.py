@@ -33,7 +33,7 @@ def predict(
 def learned_world(
     layout: Layout, reward: Callable[..., Any] | None, terminated: Callable[..., Any] | None, state: EnsembleState
 ) -> World:
-    """The `World` whose item is a block of N observation rows [N, O], moved by the elites as `config.propagation` says.
+    """The `World` that steps a block of N observation rows [N, O] with the elites and the rule `config.propagation`.
 
     `reward(observation, action, next_observation)` and `terminated(next_observation)` are the task's known functions on
     rows; without them both are predicted, the termination as a probability.
@@ -70,7 +70,7 @@ def learned_world(
     def step(
         observation: Float[Array, "N O"], action: Shaped[Array, "..."], key: Key
     ) -> tuple[Float[Array, "N O"], Transition]:
-        # The first key moves rows to other members or matches their moments; the noise is the same under all propagations.
+        # The first key is for the shift of rows or for moment matching; the noise is the same under all propagations.
         other_key, noise_key = jax.random.split(key)
         shift = jax.random.randint(other_key, (), 0, config.elites) if config.propagation == "ts1" else 0
         action = jnp.broadcast_to(action, (observation.shape[0], *layout.action.shape))

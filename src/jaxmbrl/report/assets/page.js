@@ -162,7 +162,7 @@
       const fy = (v) => pad.top + (1 - unit(v)) * h;
 
       const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", tabindex: "0" });
-      svg.setAttribute("aria-label", `${this.chart.title}: ${this.chart.y} over ${this.chart.x}. Arrow keys tell values; the table below holds all.`);
+      svg.setAttribute("aria-label", `${this.chart.title}: ${this.chart.y} over ${this.chart.x}. Use the arrow keys to read values; the table below has all of them.`);
       for (const [v, text] of yTicks) {
         make("line", { class: "grid", x1: pad.left, x2: width - pad.right, y1: fy(v), y2: fy(v) }, svg);
         make("text", { x: pad.left - 6, y: fy(v) + 4, "text-anchor": "end" }, svg).textContent = text;

@@ -21,8 +21,8 @@ def page(
     points: Sequence[Point],
     source: str = "",
 ) -> Page:
-    """The whole page. `diagnoses` has, by the index of a run, its diagnosis, or why there is none; `points` are published
-    returns, from the file called `source`."""
+    """The whole page. `diagnoses` maps the index of a run to its diagnosis, or to the reason why there is none. `points`
+    are published returns, from the file called `source`."""
     groups = gathered.groups
     algorithms = list(dict.fromkeys(group.algorithm for group in groups))
     tasks = list(dict.fromkeys(group.env for group in groups))

@@ -1,4 +1,4 @@
-"""Returns of the runs: learning curves, beside published returns, and comparisons."""
+"""Returns of the runs: learning curves, with published returns, and comparisons."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS = {"eval/return": "evaluation", "train/return": "training", "data/return":
 
 
 def learning(gathered: Gathered, tasks: Sequence[str], points: Sequence[Point], source: str) -> list[Part]:
-    """Curves and a table of the last returns, for each task."""
+    """For each task, learning curves and a table of the last returns."""
     parts: list[Part] = []
     for run in gathered.runs:
         if run.status.state == "running":
@@ -77,7 +77,7 @@ def _learning_on(groups: Sequence[Group], points: Sequence[Point], source: str) 
 
 
 def _published(groups: Sequence[Group], points: Sequence[Point], name: str) -> list[Series]:
-    """Published returns up to our last step; of a method whose first one is later, a horizontal line at it."""
+    """Published returns up to our last step. If the first one of a method is later, a horizontal line at its value."""
     ours = max(curves.last_step(group, name) for group in groups)
     if not ours:
         return []
@@ -101,7 +101,7 @@ def _published(groups: Sequence[Group], points: Sequence[Point], name: str) -> l
 
 
 def _final(groups: Sequence[Group]) -> Table:
-    """The last returns of all groups."""
+    """A table of the last returns of all groups."""
     head = (
         "",
         "return of",
@@ -153,7 +153,7 @@ def _beside_published(group: Group, comparisons: Sequence[published.Comparison])
 
 
 def comparison(groups: Sequence[Group], tasks: Sequence[str]) -> list[Part]:
-    """The groups compared at the last step that all have reached, and over all tasks where there are several."""
+    """Comparisons of the groups at the last step that all have reached, and over all tasks if there are several."""
     parts: list[Part] = []
     normalized: dict[str, dict[str, list[float]]] = {}
     for env in tasks:
@@ -190,7 +190,7 @@ def comparison(groups: Sequence[Group], tasks: Sequence[str]) -> list[Part]:
 
 
 def _compared(scores: Mapping[str, Sequence[Sequence[float]]], what: str, unit: str) -> list[Part]:
-    """Tables and the profile of scores: by name, the values of each task."""
+    """Tables and the performance profile of scores. `scores` maps each name to its values on each task."""
     rows = []
     for label, strata in scores.items():
         every = [value for values in strata for value in values]

@@ -23,7 +23,7 @@ from jaxmbrl.report.sections.shared import (
 
 
 def policy(gathered: Gathered, diagnoses: Mapping[int, Diagnosis | str]) -> list[Part]:
-    """The newest policies' episodes, then metrics of imagination and of the agent over time."""
+    """Episodes of the newest policies, then metrics of imagined rollouts and of the agent over time."""
     groups = with_tasks(gathered.groups)
     parts: list[Part] = []
     for i, found in diagnoses.items():

@@ -15,7 +15,7 @@ from jaxmbrl.training import programs
 
 
 def running(gathered: Gathered, diagnoses: Mapping[int, Diagnosis | str]) -> list[Part]:
-    """Warnings and events, settings, time and memory, versions and machine of each run."""
+    """For each run: warnings and events, settings, time and memory, versions and machine."""
     parts: list[Part] = []
     for i, run in enumerate(gathered.runs):
         if len(gathered.runs) > 1:
@@ -136,7 +136,7 @@ def _bytes(size: Any) -> str:
 
 
 def _asked(run: Run) -> list[Part]:
-    """The whole config, and the environment in which the run was started."""
+    """The whole config, and the machine and versions with which the run was started."""
     leaves = [[name, _plain(value)] for name, value in programs.leaves(run.config).items()]
     parts: list[Part] = [Table("All settings", ("setting", "value"), leaves, closed=True)]
     known = run.environment

@@ -1,4 +1,4 @@
-"""Metrics of the rows as charts, and the names of runs and groups in all sections."""
+"""Shared by the sections: charts of metrics, and the names of runs and groups."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from jaxmbrl.report.gathering import Gathered, Group
 from jaxmbrl.report.parts import Facets, Part
 
 SCATTERED = 400
-"""Points of a scatter plot, at most."""
+"""Maximum number of points of a scatter plot."""
 DIMENSIONS = 12
-"""Dimensions of an observation with a chart each, at most; tables have all."""
+"""Maximum number of observation dimensions with a chart each; tables have all dimensions."""
 LIKE_TARGETS = "in units of the fitted targets' variance"
 
 
 class Metric(NamedTuple):
-    """The presentation of a metric."""
+    """How the chart of a metric is labelled."""
 
     title: str
     y: str
@@ -75,11 +75,11 @@ ELSEWHERE = (
     *("train/return", "train/episodes", "train/episode_length", "eval/return"),
     *("data/return", "data/episode_length"),
 )
-"""Metrics that other sections show, or that are not shown; so are `time/...`."""
+"""Metrics that other sections show, or that are not shown. The same holds for `time/...`."""
 
 
 def others(groups: Sequence[Group]) -> dict[str, Metric]:
-    """The metrics of the rows that no section has a title for, such as an algorithm's probes."""
+    """The metrics in the rows for which no section has a title, such as an algorithm's probes."""
     rows = [row for group in groups for seed in group.seeds for row in seed.rows]
     present = {name for row in rows for name, value in row.items() if isinstance(value, int | float)}
     titled = {*MODEL, *IMAGINED, *AGENT, *COUNTERS, *ELSEWHERE}
@@ -87,13 +87,13 @@ def others(groups: Sequence[Group]) -> dict[str, Metric]:
 
 
 def with_tasks(groups: Sequence[Group]) -> list[Group]:
-    """The groups, with the task in their labels where there are several tasks."""
+    """The groups, with the task in their labels if there are several tasks."""
     several = len({group.env for group in groups}) > 1
     return [group._replace(label=f"{group.label} on {group.env}") if several else group for group in groups]
 
 
 def metrics(groups: Sequence[Group], shown: Mapping[str, Metric]) -> list[Part]:
-    """A chart over steps of each metric that any of the groups has."""
+    """A chart over steps for each metric that any of the groups has."""
     charts = []
     for name, of in shown.items():
         chart = curves.chart(groups, name, of.title, of.y, of.note, of.log)
@@ -103,6 +103,6 @@ def metrics(groups: Sequence[Group], shown: Mapping[str, Metric]) -> list[Part]:
 
 
 def run_name(gathered: Gathered, index: int) -> str:
-    """The name of a run's folder, or its path where several runs have that name."""
+    """The name of a run's folder, or its path if several runs have that name."""
     names = [run.path.absolute().name for run in gathered.runs]
     return names[index] if names.count(names[index]) == 1 else str(gathered.runs[index].path)
