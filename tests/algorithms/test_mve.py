@@ -109,7 +109,7 @@ def test_with_no_model_step_it_is_the_agents_own_target():
 def test_with_no_model_step_its_update_is_the_agents_own(td_k):
     agent, state, batch = sac_and_rows()
     key = jax.random.key(5)
-    found, _ = jax.jit(mve.with_mve_target(agent, lq.world(), 0, td_k).update)(state, batch, key)
+    found, _, _ = jax.jit(mve.with_mve_target(agent, lq.world(), 0, td_k).update)(state, batch, key)
     critic_key, actor_key = jax.random.split(key)
     target_key, fit_key = jax.random.split(critic_key)
 

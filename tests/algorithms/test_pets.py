@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmbrl import algorithms, envs
+from jaxmbrl import algorithms, envs, planning
 from jaxmbrl.algorithms.shooting import pets
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import UserError, check

@@ -94,10 +94,10 @@ class Loop(NamedTuple):
     steps_per_call: int
     """Environment steps of each seed in one call of `learn`."""
     checked: tuple[str, ...]
-    """Names of the values that are checked to be finite at each call."""
+    """Names of values that are checked to be finite at each call."""
     compiled: Callable[[Compile, contextlib.ExitStack, Clock, LoopState, SeedSharding], Any]
-    """(compile, closing, clock, LoopState [K], sharding) -> a compiled `run` for states placed according to `sharding`. It may
-    donate the states that it receives. Resources that it opens are released with `closing`."""
+    """(compile, closing, clock, LoopState [K], sharding) -> a compiled `run` for states placed according to `sharding`. It
+    may donate the states that it receives. Resources that it opens are released with `closing`."""
     check: Callable[[Clock, LoopState], dict[str, Bool[Array, "K"]]] | None
     """(clock, LoopState [K]) -> for each name in `checked`, whether the value is finite in the next call of `learn`, also
     for a frozen seed; None for a task on the host."""
