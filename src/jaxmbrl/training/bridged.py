@@ -171,8 +171,8 @@ class _Hosts:
 
 
 def _anew(clock: Clock, states: LoopState, num_envs: int) -> LoopState:
-    """The states, changed to begin new episodes. At the start of a run nothing changes. Parts of the algorithm's state whose
-    rows must continue each other, such as buffers of sequences, have a method `interrupted`, which is called here."""
+    """The states, changed to begin new episodes. At the start of a run nothing changes. Parts of the algorithm's state in
+    which rows continue each other, such as buffers of sequences, have a method `interrupted`, which is called here."""
     if int(clock.env_steps) == 0:
         return states
 
