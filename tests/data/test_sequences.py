@@ -228,6 +228,27 @@ def test_a_frozen_seed_samples_what_it_had():
     assert newest.any() and same.sum() > 100
 
 
+def test_rows_after_an_interruption_do_not_continue_those_before():
+    """Environment 0 is cut off in the middle of an episode; environment 1 has just ended one."""
+    player = Player(2, chance=0.0)
+    ends = np.zeros((3, 2), bool)
+    ends[-1, 1] = True
+    before = add(sequences.init(prototype({"step": jnp.zeros((), jnp.int32)}), 2, 8), player.play(3, ends))
+    buffer = jax.jit(lambda buffer: buffer.interrupted())(before)
+    # New episodes begin, with an observation of a number of its own.
+    player.now[0] += 1
+    row = player.lists[0][-1]
+    player.lists[0][-1] = (*row[:3], True)
+    buffer = add(buffer, player.play(3, np.zeros((3, 2), bool)))
+    check_windows(buffer, player, 6, 5, jax.random.key(0))
+    rows, is_first, _ = sample(buffer, jax.random.key(1), 64, 6)
+    np.testing.assert_array_equal(is_first, np.tile([True, False, False, True, False, False], (64, 1)))
+    assert not rows.terminated[rows.observation[:, 0, 0] == 0].any()
+    # Where nothing has been added, nothing was cut off.
+    empty = sequences.init(prototype(), 2, 8)
+    jax.tree.map(np.testing.assert_array_equal, empty, empty.interrupted())
+
+
 def test_vmap_over_seeds_equals_each_seed_alone():
     players = [Player(2, seed) for seed in range(2)]
     given = [player.play(9) for player in players]

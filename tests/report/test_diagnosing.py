@@ -1,5 +1,6 @@
 """A run's policy, model and critic looked at: what is played, from what, and that the folder stays as it is."""
 
+import io
 import shutil
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from command_line import call
+from PIL import Image, ImageSequence
 from run_by_hand import data_of
 from slider import slider
 
@@ -192,6 +194,34 @@ def test_stored_actions_of_every_kind_of_buffer(kind):
     assert diagnosing._stored(empty) is None and diagnosing._stored(None) is None
     found = diagnosing._stored(buffer)
     assert found.shape == (6, 1) and sorted(found[:, 0]) == [2, 3, 4, 5, 6, 7]
+
+
+def test_stored_actions_may_be_choices():
+    row = row_like(envs.make("pendulum"))._replace(action=jnp.zeros((), jnp.int32))
+    rows = jax.tree.map(lambda leaf: jnp.zeros((3, *leaf.shape), leaf.dtype), row)._replace(action=jnp.array([2, 0, 1]))
+    np.testing.assert_array_equal(diagnosing._stored(replay.add(replay.init(row, 6), rows)), [2, 0, 1])
+
+
+def test_a_film_of_images_that_were_observed():
+    """An image of 2 x 3 pixels fills the height of a frame of 240 x 320 in blocks of 106, and stands in its middle."""
+    flags, ends = np.zeros(5, bool), np.arange(5) == 2
+    images = np.zeros((5, 2, 3, 1), np.uint8)
+    images[1, 0, 2] = 255
+    rows = Transition(images, np.zeros(5, int), np.zeros(5), images, flags, ends, ())
+    film, shown = diagnosing._observed(rows)
+    assert shown == "what the policy observed in the first 3 steps"
+    with Image.open(io.BytesIO(film)) as gif:
+        frames = [np.asarray(frame.convert("L")) for frame in ImageSequence.Iterator(gif)]
+    assert [frame.shape for frame in frames] == 3 * [(240, 320)]
+    expected = np.full((240, 320), 128)
+    expected[14:226, 1:319] = 0
+    np.testing.assert_array_equal(frames[0], expected)
+    expected[14:120, 213:319] = 255
+    np.testing.assert_array_equal(frames[1], expected)
+    # A large image is thinned out.
+    assert diagnosing._framed(np.zeros((1000, 500, 3), np.uint8)).shape == (240, 320, 3)
+    assert diagnosing._observed(rows._replace(observation=np.zeros((5, 2, 3, 1), np.float32))) is None
+    assert diagnosing._observed(rows._replace(observation=np.zeros((5, 3), np.uint8))) is None
 
 
 def test_what_cannot_be_played_is_told(run, monkeypatch):

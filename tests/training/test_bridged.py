@@ -17,7 +17,8 @@ from jaxmbrl import envs
 from jaxmbrl.algorithms.model_free import sac
 from jaxmbrl.algorithms.shooting import pets
 from jaxmbrl.core.config import from_dict
-from jaxmbrl.core.types import Algorithm, HostStep, Policy
+from jaxmbrl.core.types import Algorithm, HostStep, Policy, row_like
+from jaxmbrl.data import sequences
 from jaxmbrl.envs.bridges import gymnasium_task
 from jaxmbrl.training import bridged, devices, loop, runner
 from jaxmbrl.training.hosted import host_seed
@@ -261,6 +262,21 @@ def test_a_resume_begins_new_episodes_says_so_and_neither_doubles_nor_skips_a_ro
     # Nothing is left to do: no episode begins, and nothing need be said.
     assert untimed(runner.resume(copy).rows) == untimed(rows)
     assert sum("not exact" in line for line in (copy / "events.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_resume_tells_buffers_of_sequences_that_new_episodes_begin(mass):
+    task, config = envs.make("mass"), from_dict(sac.Config, SAC)
+    buffer = sequences.init(row_like(task), config.num_envs, 8)
+    made = bridged.make(drawing(task)._replace(init=lambda key, hyper, data: {"rows": buffer, "key": key}), task, config)
+    states = jax.jit(made.init)(jnp.arange(2), {})
+    rows = jax.tree.map(lambda x: np.zeros((3, config.num_envs, *x.shape), x.dtype), row_like(task))
+    filled = jax.jit(jax.vmap(lambda buffer: sequences.add(buffer, rows)))(states.algorithm["rows"])
+    states = states._replace(algorithm=states.algorithm | {"rows": filled})
+    assert bridged._anew(loop.clock_at(0), states, config.num_envs) is states
+    found = bridged._anew(loop.clock_at(3), states, config.num_envs).algorithm
+    due = jax.vmap(lambda buffer: buffer.interrupted())(filled)
+    jax.tree.map(np.testing.assert_array_equal, found["rows"], due)
+    assert found["key"] is states.algorithm["key"] and due.rows.truncated.sum() == 2 * config.num_envs
 
 
 def test_what_is_not_finite_never_reaches_an_environment(mass):

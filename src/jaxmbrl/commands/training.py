@@ -14,6 +14,7 @@ import tyro
 from jaxmbrl.commands import options
 from jaxmbrl.commands.options import complain, own_name
 from jaxmbrl.core.config import UserError, check, closest, from_dict, read_yaml
+from jaxmbrl.core.spaces import Box
 
 if TYPE_CHECKING:
     from jaxmbrl.core.types import Task
@@ -194,8 +195,10 @@ def _report(result: Result, progress: Any) -> None:
     progress.say(f"  {command} evaluate {result.path}")
     if config.data is None:
         progress.say(f"  {command} train --resume {result.path} --steps {2 * int(result.rows[-1]['env_steps'])}")
-    again = task_words(result.task) + (f" --data {config.data}" if config.data else "")
-    progress.say(f"  {command} train {other} {again}")
+    spaces = (result.task.observation, result.task.action)
+    if all(isinstance(space, Box) and space.is_vector for space in spaces):
+        again = task_words(result.task) + (f" --data {config.data}" if config.data else "")
+        progress.say(f"  {command} train {other} {again}")
     progress.say(f"  {command} list")
 
 

@@ -49,6 +49,15 @@ class Sequences(NamedTuple):
             next_number=choose(self.next_number, old.next_number),
         )
 
+    def interrupted(self) -> Sequences:
+        """The same where the rows added next do not continue the newest ones, whose episodes were cut off: these are
+        truncated, so that no window takes the next row's observation for their successor."""
+        newest = (self.position - 1) % self.number.shape[1]
+        truncated = self.rows.truncated[:, newest]
+        cut_off = (self.size > 0) & ~(self.rows.terminated[:, newest] | truncated)
+        rows = self.rows._replace(truncated=self.rows.truncated.at[:, newest].set(truncated | cut_off))
+        return self._replace(rows=rows, next_number=self.next_number + cut_off)
+
 
 def init(prototype: Transition, num_envs: int, length: int, ends: int | None = None) -> Sequences:
     """An empty buffer of T = `length` columns for rows like `prototype`, of `num_envs` environments.

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Shaped, UInt8
 
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Algorithm, Clock, CriticView, ModelView, Policy, PyTree, Task, Transition, World
@@ -41,6 +41,8 @@ PLAY_SECONDS = 45.0
 """Time limit for playing episodes."""
 FILM_SECONDS = 90.0
 """A video is only made if the steps of an episode take at most this time."""
+OBSERVED_MS = 100
+"""Time for which each image is shown in a film of observations (ms)."""
 HIDDEN = 0.5
 """Largest share of a discounted return that may lie after a time limit."""
 HORIZON = 50
@@ -72,8 +74,8 @@ class Diagnosis(NamedTuple):
     """Undiscounted returns of the episodes that ended."""
     step_seconds: float
     """Time of one step of the deterministic policy and of the task."""
-    stored: Float[np.ndarray, "N A"] | None
-    """Actions in the replay buffer."""
+    stored: Shaped[np.ndarray, "N *A"] | None
+    """Actions in the replay buffer: vectors [A], or numbers of discrete choices."""
     model: ModelEvaluation | None
     errors: CompoundingError | None
     imagined: ImaginedVsReal | None
@@ -111,7 +113,7 @@ def diagnose(run: str | Path) -> Diagnosis:
                 found |= look()
             except UserError as error:
                 notes.append(str(error))
-    film, film_note = _film(Path(run), program, step_seconds)
+    film, film_note = _film(Path(run), program, rows, step_seconds)
     return Diagnosis(
         seed=seed,
         env_steps=restored.extra["env_steps"],
@@ -199,8 +201,8 @@ def returns_of(rows: Transition) -> tuple[float, ...]:
     return tuple(float(part.sum()) for part in np.split(np.asarray(rows.reward, float), ends + 1)[: len(ends)])
 
 
-def _stored(buffer: Any) -> Float[np.ndarray, "N A"] | None:
-    """The actions in a buffer of `jaxmbrl.data`; None if there are none, or if they are not vectors."""
+def _stored(buffer: Any) -> Shaped[np.ndarray, "N *A"] | None:
+    """The actions in a buffer of `jaxmbrl.data`, vectors or discrete choices; None if there are none."""
     buffer = buffer.replay if isinstance(buffer, Prioritized) else buffer
     if isinstance(buffer, Replay):
         action = np.asarray(buffer.data.action[: int(buffer.size)])
@@ -210,7 +212,7 @@ def _stored(buffer: Any) -> Float[np.ndarray, "N A"] | None:
         action = np.asarray(buffer.rows.action)[:, newest_first].reshape(-1, *buffer.rows.action.shape[2:])
     else:
         return None
-    return action if action.ndim == 2 and len(action) else None
+    return action if action.ndim <= 2 and len(action) else None
 
 
 def _model(view: ModelView | None, rows: Transition) -> dict[str, Any]:
@@ -265,7 +267,9 @@ def _critic(program: Program, state: PyTree, clock: Clock) -> dict[str, Any]:
     return {"critic": Critic(value_bias(q, returns), bool(np.any(bonus != 0)), discount, ends_by_critic)}
 
 
-def _film(run: Path, program: Program, step_seconds: float) -> tuple[bytes | None, str]:
+def _film(run: Path, program: Program, rows: Transition, step_seconds: float) -> tuple[bytes | None, str]:
+    """(GIF of an episode or None, what it shows or why there is none). Without a MuJoCo model it shows the images that the
+    policy observed in the first episode of `rows`, where the observations are images."""
     needed = step_seconds * program.task.episode_length
     if needed > FILM_SECONDS:
         command = f"`jaxmbrl evaluate {run} --video` makes one"
@@ -277,5 +281,28 @@ def _film(run: Path, program: Program, step_seconds: float) -> tuple[bytes | Non
         try:
             shown = video.film(run, file)
         except UserError as error:
-            return None, str(error)
+            return _observed(rows) or (None, str(error))
         return file.read_bytes(), shown
+
+
+def _observed(rows: Transition) -> tuple[bytes, str] | None:
+    """(GIF of the images observed in the first episode of `rows`, what it shows); None where they are no images."""
+    images = np.asarray(rows.observation)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        return None
+    ends = np.flatnonzero(rows.terminated | rows.truncated)
+    length = min(int(ends[0]) + 1 if len(ends) else len(images), video.MOST_FRAMES)
+    frames = [_framed(image) for image in images[:length]]
+    return video.gif(frames, [OBSERVED_MS] * length), f"what the policy observed in the first {length} steps"
+
+
+def _framed(image: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "h w 3"]:
+    """A frame of a film with an image of one or three channels in its middle, as large as whole multiples of pixels fit."""
+    thinned = max(-(-image.shape[0] // video.HEIGHT), -(-image.shape[1] // video.WIDTH))
+    image = image[::thinned, ::thinned]
+    factor = min(video.HEIGHT // image.shape[0], video.WIDTH // image.shape[1])
+    image = image.repeat(factor, axis=0).repeat(factor, axis=1)
+    top, left = (video.HEIGHT - image.shape[0]) // 2, (video.WIDTH - image.shape[1]) // 2
+    frame = np.full((video.HEIGHT, video.WIDTH, 3), 128, np.uint8)
+    frame[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return frame

@@ -171,11 +171,20 @@ class _Hosts:
 
 
 def _anew(clock: Clock, states: LoopState, num_envs: int) -> LoopState:
-    """The states, changed to begin new episodes. At the start of a run nothing changes."""
+    """The states, changed to begin new episodes. At the start of a run nothing changes. Parts of the algorithm's state in
+    which rows continue each other, such as buffers of sequences, have a method `interrupted`, which is called here."""
     if int(clock.env_steps) == 0:
         return states
+
+    def depends(x: Any) -> bool:
+        return hasattr(type(x), "interrupted")
+
+    def interrupted(x: Any) -> Any:
+        return jax.vmap(lambda x: x.interrupted())(x) if depends(x) else x
+
     keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, ANEW), num_envs))(states.key)
     return states._replace(
+        algorithm=jax.tree.map(interrupted, states.algorithm, is_leaf=depends),
         carry=states.carry._replace(seed=jax.vmap(jax.vmap(host_seed))(keys)),
         running_return=jnp.zeros_like(states.running_return),
         running_length=jnp.zeros_like(states.running_length),

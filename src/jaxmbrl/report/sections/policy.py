@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,10 +71,7 @@ def _acting(found: Diagnosis) -> list[Part]:
         parts.append(Picture("An episode", found.film, found.film_note, 320, 240))
     else:
         parts.append(Text(f"There is no film of an episode: {found.film_note}."))
-    charts = _episode(found)
-    action = np.asarray(found.rows.action, float)
-    if action.ndim == 2:
-        charts += [_histogram(found, d) for d in range(min(action.shape[1], DIMENSIONS))]
+    charts = [*_episode(found), *_histograms(found)]
     if found.critic is not None:
         charts.append(_values(found.critic))
     parts.append(Facets(tuple(charts)))
@@ -97,25 +94,36 @@ def _episode(found: Diagnosis) -> list[Chart]:
         series = [Series(name, name, "line", at, values[:, d], color=d, thin=several) for d, name in enumerate(names)]
         return Chart(f"First episode: {what}", "step of the episode", unit, tuple(series))
 
-    found_charts = [
-        chart("observation", rows.observation, "observation (task's units)"),
-        chart("action", rows.action, "action (-1 to 1)"),
-        chart("reward", rows.reward, "reward of a step"),
+    charts = [] if rows.observation.ndim > 2 else [chart("observation", rows.observation, "observation (task's units)")]
+    action = "action (number of the choice)" if _is_discrete(rows.action) else "action (-1 to 1)"
+    return [*charts, chart("action", rows.action, action), chart("reward", rows.reward, "reward of a step")]
+
+
+def _is_discrete(action: Any) -> bool:
+    return np.issubdtype(np.asarray(action).dtype, np.integer)
+
+
+def _histograms(found: Diagnosis) -> list[Chart]:
+    """How often each action was taken, of the deterministic policy and in training: a chart for each dimension."""
+    taken = [np.asarray(found.rows.action)] + ([] if found.stored is None else [found.stored])
+    if _is_discrete(taken[0]):
+        edges = np.arange(max(int(actions.max()) for actions in taken) + 2) - 0.5
+        return [_histogram("Actions", "action (number of the choice)", edges, taken)]
+    if taken[0].ndim != 2:
+        return []
+    edges, taken = np.linspace(-1.0, 1.0, 21), [np.clip(np.asarray(actions, float), -1, 1) for actions in taken]
+    return [
+        _histogram(f"Actions, dimension {d}", "action (-1 to 1)", edges, [actions[:, d] for actions in taken])
+        for d in range(min(taken[0].shape[1], DIMENSIONS))
     ]
-    return found_charts
 
 
-def _histogram(found: Diagnosis, d: int) -> Chart:
-    edges = np.linspace(-1.0, 1.0, 21)
-    middle = (edges[:-1] + edges[1:]) / 2
-    actions = [("deterministic policy", np.asarray(found.rows.action, float)[:, d], 0)]
-    if found.stored is not None:
-        actions.append(("in training", found.stored[:, d], 1))
+def _histogram(title: str, x: str, edges: Any, taken: Sequence[Any]) -> Chart:
     series = []
-    for name, values, color in actions:
-        count = np.histogram(np.clip(values, -1, 1), edges)[0]
-        series.append(Series(name, name, "bars", middle, count / max(len(values), 1), edges[:-1], edges[1:], color))
-    return Chart(f"Actions, dimension {d}", "action (-1 to 1)", "share of steps", tuple(series))
+    for color, (name, actions) in enumerate(zip(("deterministic policy", "in training"), taken, strict=False)):
+        share = np.histogram(actions, edges)[0] / max(len(actions), 1)
+        series.append(Series(name, name, "bars", (edges[:-1] + edges[1:]) / 2, share, edges[:-1], edges[1:], color))
+    return Chart(title, x, "share of steps", tuple(series))
 
 
 def _values(critic: Critic) -> Chart:
