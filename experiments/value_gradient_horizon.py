@@ -138,8 +138,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, default=Path("runs/value_gradient_horizon"))
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--episodes", type=int, default=50, help="of an evaluation")
-    parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and 400 steps: does it run?")
+    parser.add_argument("--episodes", type=int, default=50, help="episodes of an evaluation")
+    parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and 400 steps, to check that it runs")
     args = parser.parse_args(arguments)
     steps, seeds, episodes = (400, 2, 2) if args.quick else (args.steps, args.seeds, args.episodes)
     found: dict[str, dict[str, Any]] = {}
