@@ -454,7 +454,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=[*CASES], metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"), help="the Python of mbrl-lib's environment")
+    parser.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"), help="Python with mbrl-lib")
     parser.add_argument("--out", type=Path, help="write the results here, as JSON; other cases in the file are kept")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")

@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, default=Path("runs/gradients_of_contacts"))
     parser.add_argument("--points", type=int, default=201)
     parser.add_argument("--span", type=float, default=0.5, help="largest distance from the policy")
-    parser.add_argument("--quick", action="store_true", help="only the pendulum and few steps, to check that it runs")
+    parser.add_argument("--quick", action="store_true", help="only the pendulum and few steps (smoke test)")
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     tasks, steps, points = (("pendulum",), 10, 11) if args.quick else (TASKS, HORIZONS[-1], args.points)

@@ -135,7 +135,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--steps", type=int, help="environment steps of each seed; the preset's if not given")
     parser.add_argument("--out", type=Path, default=Path("runs/mbpo_gym"))
     parser.add_argument("--draw-only", action="store_true", help="only draw the existing runs")
-    parser.add_argument("--quick", action="store_true", help="1,000 steps of two seeds on pendulum, to check that it runs")
+    parser.add_argument("--quick", action="store_true", help="1,000 steps of two seeds on pendulum (smoke test)")
     words = list(words)
     cut = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:cut])

@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/model_based_ladder"))
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--quick", action="store_true", help="tiny searches and 400 steps, to check that it runs")
+    parser.add_argument("--quick", action="store_true", help="tiny searches and 400 steps (smoke test)")
     args = parser.parse_args()
     steps, changes = (400, QUICK) if args.quick else (args.steps, {})
 

@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/rollout_length"))
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and 400 steps, to check that it runs")
+    parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and 400 steps (smoke test)")
     args = parser.parse_args(arguments)
     steps, seeds, changes = (400, 2, QUICK) if args.quick else (args.steps, args.seeds, {})
     by_length, by_share = sweep(steps, seeds, changes, args.out)

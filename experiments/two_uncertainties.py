@@ -179,7 +179,7 @@ def main(arguments: list[str] | None = None) -> Study:
     parser = argparse.ArgumentParser(description="Two kinds of uncertainty of a probabilistic ensemble.")
     parser.add_argument("--out", type=Path, default=Path("runs/two-uncertainties"), help="folder of the picture")
     parser.add_argument("--seed", type=int, default=0, help="seed of the data and the fit")
-    parser.add_argument("--quick", action="store_true", help="fewer epochs, to check that it runs")
+    parser.add_argument("--quick", action="store_true", help="fewer epochs (smoke test)")
     options = parser.parse_args(arguments)
     try:
         options.out.mkdir(parents=True, exist_ok=True)

@@ -280,7 +280,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--updates", type=int, default=3000)
-    parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and few updates, to check that it runs")
+    parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and few updates (smoke test)")
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     full = (args.steps, args.seeds, args.updates, Sizes(), {})

@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--episodes", type=int, default=50, help="episodes of an evaluation")
-    parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and 400 steps, to check that it runs")
+    parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and 400 steps (smoke test)")
     args = parser.parse_args(arguments)
     steps, seeds, episodes = (400, 2, 2) if args.quick else (args.steps, args.seeds, args.episodes)
     found: dict[str, dict[str, Any]] = {}

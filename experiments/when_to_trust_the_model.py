@@ -491,7 +491,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, default=Path("runs/when_to_trust_the_model"))
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="tiny networks, 1000 steps and few episodes, to check that it runs")
+    parser.add_argument("--quick", action="store_true", help="tiny networks, 1000 steps and few episodes (smoke test)")
     args = parser.parse_args(arguments)
     if not args.quick and args.steps < 5 * EVERY:
         parser.error(f"--steps must be at least {5 * EVERY}, so that there are later policies")
