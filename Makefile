@@ -1,12 +1,12 @@
-# make demo   install into .venv, then watch a learned model and a planner solve a task
+# make demo   install into .venv, then train a planner with a learned model on a small task
 # make test   install the test extra, then run the tests
 # make lint   install the dev extra, then ruff and mypy
 # make docs   install the docs extra, then build the pages in docs/_build/html and run their doctests
-# make linkcheck   ask for every address that the pages name, over the network
-# make slow   the learning checks, which take many minutes
-# make promises   compile every method, and variants, and check what `make test` checks of one method a family
-# make learning NAME=mbpo   one method's learning goal, from minutes to hours: trained, evaluated and judged
-# make bench-peers   mbrl-lib into .venv-peers, then its speed and Brax's beside ours, in about ten minutes
+# make linkcheck   check every link in the pages, over the network
+# make slow   run the learning tests, which take many minutes
+# make promises   run, for every method and its variants, the contract tests that `make test` runs for one method per family
+# make learning NAME=mbpo   train and evaluate a method and check its learning goal, which takes minutes to hours
+# make bench-peers   install mbrl-lib into .venv-peers and compare its speed and Brax's with ours, in about ten minutes
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -18,14 +18,14 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 demo: .venv/jaxmbrl
 	@n=1; while [ -e runs/demo-$$n ]; do n=$$((n + 1)); done; \
 	echo; \
-	echo "jaxmbrl demo: PETS learns to balance a pole (cartpole-continuous) from nothing, two seeds side by side."; \
-	echo "It fits an ensemble of neural networks to what it saw and plans each step through it. 200 is a perfect trial;"; \
+	echo "jaxmbrl demo: PETS learns to balance a pole (cartpole-continuous) from scratch, with two seeds in one program."; \
+	echo "It fits an ensemble of neural networks to its data and plans each step with it. The best possible return is 200;"; \
 	echo "random actions, with which it starts, get about 20 to 30. This takes about two minutes on two CPU cores."; \
 	echo; \
 	$(BIN)/jaxmbrl train pets --env cartpole-continuous --preset small --steps 1000 --seeds 2 --out runs/demo-$$n
 
-# Most of a test's time is compiling, which keeps one core busy: so there are two workers, which compile without optimizing.
-# Whole files, which share what they compile, go to one worker. A test that takes ten minutes hangs: it ends, with its stack.
+# Most of the test time is compilation, which uses one core, so there are two workers, which compile without optimization.
+# A file runs in one worker, because its tests share compiled programs. After ten minutes a test is ended with a traceback.
 WORKERS ?= 2
 COMPILING := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 $$XLA_FLAGS"
 HANGING := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true --max-worker-restart 0
@@ -41,7 +41,7 @@ promises: .venv/test
 
 NAME ?=
 
-# NAME is a method, or one of its cases, as in: make learning NAME=mbpo-hopper
+# NAME is a method or one of its cases, for example: make learning NAME=mbpo-hopper
 learning: .venv/jaxmbrl
 	$(BIN)/python benchmarks/learning.py $(NAME) --out runs/learning/results
 
@@ -61,7 +61,7 @@ linkcheck: .venv/docs
 
 PEERS ?=
 
-# PEERS are arguments of the script, as in: make bench-peers PEERS="--full --out benchmarks/results/peers-cpu.json"
+# PEERS are arguments of the script, for example: make bench-peers PEERS="--full --out benchmarks/results/peers-cpu.json"
 bench-peers: .venv/test .venv-peers/mbrl
 	$(BIN)/python benchmarks/peers.py $(PEERS)
 
@@ -81,22 +81,22 @@ clean:
 	@touch $@
 
 .venv/test: .venv/jaxmbrl
-	@echo "installing what the tests need"
+	@echo "installing the requirements of the tests"
 	@$(INSTALL) --editable '.[test]'
 	@touch $@
 
 .venv/slow: .venv/test
-	@echo "installing what the slow tests need besides"
+	@echo "installing the further requirements of the slow tests"
 	@$(INSTALL) --editable '.[test,ray]'
 	@touch $@
 
 .venv/docs: .venv/jaxmbrl
-	@echo "installing what the documentation needs"
+	@echo "installing the requirements of the documentation"
 	@$(INSTALL) --editable '.[docs]'
 	@touch $@
 
 .venv/dev: .venv/jaxmbrl
-	@echo "installing what development needs"
+	@echo "installing the requirements of development"
 	@$(INSTALL) --editable '.[dev]'
 	@touch $@ .venv/test
 

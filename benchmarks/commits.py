@@ -74,15 +74,15 @@ def worker() -> None:
         compiled = time.perf_counter()
         warm = -(-program.config.settings.warmup_steps // program.loop.steps_per_call)
         clock, state = run(clock, state, jnp.asarray(warm + 1, jnp.int32))
-        tell({"trace": lowered - began, "compile": compiled - lowered})
+        send({"trace": lowered - began, "compile": compiled - lowered})
         calls = jnp.asarray(case.calls, jnp.int32)
         while sys.stdin.readline().strip() == "again":
             began = time.perf_counter()
             clock, state = jax.block_until_ready(run(clock, state, calls))
-            tell({"seconds": time.perf_counter() - began})
+            send({"seconds": time.perf_counter() - began})
 
 
-def tell(message: dict[str, float]) -> None:
+def send(message: dict[str, float]) -> None:
     print(json.dumps(message), flush=True)
 
 

@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--particles", type=int, default=20)
     parser.add_argument("--horizon", type=int, default=15)
     parser.add_argument("--rows", type=int, default=10_000)
-    parser.add_argument("--out", type=Path, help="write the figures here, as JSON")
+    parser.add_argument("--out", type=Path, help="write the results here, as JSON")
     options = parser.parse_args()
 
     shape = f"{options.candidates} x {options.particles} x {options.horizon}"

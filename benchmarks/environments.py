@@ -116,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 64, 1024])
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds of each measurement")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     mujoco.set_mju_user_warning(lambda message: None)

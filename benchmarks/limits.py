@@ -117,7 +117,7 @@ def stepping(repeats: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--out", type=Path, help="write the figures here, as JSON")
+    parser.add_argument("--out", type=Path, help="write the results here, as JSON")
     args = parser.parse_args()
     run_plan, flops, evaluations = planning()
     plan = measure(run_plan, flops, args.repeats)

@@ -454,8 +454,8 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=[*CASES], metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"), help="of mbrl-lib's environment")
-    parser.add_argument("--out", type=Path, help="write the figures here, as JSON; other cases that it tells of stay")
+    parser.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"), help="Python with mbrl-lib")
+    parser.add_argument("--out", type=Path, help="write the results here, as JSON; other cases in the file are kept")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     load = os.getloadavg()[0]

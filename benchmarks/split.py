@@ -128,7 +128,7 @@ def part_of(path: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--out", type=Path, help="write the figures here, as JSON; other cases that it tells of stay")
+    parser.add_argument("--out", type=Path, help="write the results here, as JSON; other cases in the file are kept")
     args = parser.parse_args()
     for name in args.cases:
         case = CASES[name]

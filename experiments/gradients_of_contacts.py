@@ -1,17 +1,17 @@
-"""What the true simulator's gradients are worth: along one direction of a policy's parameters, with contacts and without.
+"""How useful the gradients of the true simulator are, with and without contacts, along one direction of policy parameters.
 
     J_H(e) = sum_{t<H} w(s_{t+1}) under the policy with parameters p + e d,    from one start state, d a unit vector
 
-The slope of J_H by differentiating MJX (`envs/constraints.py`) is exact wherever J_H has one. Whether it tells where J_H
-rises is another matter: a contact that comes a step earlier or later, or a foot that slips, bends J_H within less than any
-step that an optimiser takes, and small differences grow with every step (Suh et al., arXiv 2202.00817). Compared are
+The slope of J_H from differentiating MJX (`envs/constraints.py`) is exact wherever J_H has one. It may still be useless to
+an optimiser. A contact one step earlier or later, or a slipping foot, bends J_H on a scale smaller than the optimiser's
+steps, and small differences grow with every step (Suh et al., arXiv 2202.00817). This experiment compares
 
     slopes      dJ_H/de at each point of a grid over e, by differentiating the simulator
     chords      differences of J_H between the point's neighbours on the grid, divided by their distance
 
-on the inverted pendulum, which touches nothing but the ends of its rail, with w = -angle^2, and on the hopper, with w its
-forward velocity. (The tasks' own rewards jump by themselves: they pay 1 for each step that is not over.) Ends of episodes
-are not counted, and the hopper falls.
+on the inverted pendulum, with w = -angle^2, which has contacts only at the ends of its rail, and on the hopper, with w its
+forward velocity. (The tasks' own rewards are not used, because they are discontinuous: they add 1 for each step until the
+episode ends.) Terminations are ignored, so the hopper falls.
 
     python experiments/gradients_of_contacts.py [--out FOLDER] [--points 201] [--span 0.5] [--quick]
 
@@ -51,7 +51,7 @@ HIDDEN = (32, 32)
 
 
 class Scan(NamedTuple):
-    """Of one task, at each point of the grid."""
+    """Results for one task, at each point of the grid."""
 
     earned: Float[np.ndarray, "points H"]
     """J_1 .. J_H."""
@@ -90,7 +90,7 @@ def scan(name: str, at: Float[np.ndarray, "points"], steps: int, seed: int = 0) 
 
 
 def without_ends(step: Any) -> Any:
-    """A task's step that never terminates."""
+    """A step function of a task that never terminates."""
 
     def on(*of: Any) -> Any:
         carry, made = step(*of)
@@ -100,24 +100,24 @@ def without_ends(step: Any) -> Any:
 
 
 def chords(at: Float[np.ndarray, "points"], earned: Float[np.ndarray, "points H"]) -> Float[np.ndarray, "inner H"]:
-    """Slopes between each inner point's two neighbours."""
+    """Slopes between the two neighbours of each inner point."""
     return (earned[2:] - earned[:-2]) / (at[2:] - at[:-2])[:, None]
 
 
 def summary(at: Float[np.ndarray, "points"], found: Scan) -> dict[str, dict[str, float]]:
-    """By horizon: root mean squares of slopes and chords, and the share of points where both point up, or both down."""
-    told = {}
+    """For each horizon, the root mean squares of slopes and chords, and the share of points where their signs agree."""
+    of_horizon = {}
     for horizon in HORIZONS:
         if horizon > found.earned.shape[1]:
             continue
         slope, chord = found.slopes[1:-1, horizon - 1], chords(at, found.earned)[:, horizon - 1]
-        told[str(horizon)] = {
+        of_horizon[str(horizon)] = {
             "slopes": float(np.sqrt(np.mean(slope**2))),
             "chords": float(np.sqrt(np.mean(chord**2))),
             "largest slope": float(np.max(np.abs(slope))),
             "same sign": float(np.mean(np.sign(slope) == np.sign(chord))),
         }
-    return told
+    return of_horizon
 
 
 def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
@@ -125,13 +125,14 @@ def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
     columns = ("slopes", "chords", "largest slope", "same sign")
     lines = [f"  {'':<26}" + "".join(f"{c:>16}" for c in columns)]
     for task, by_horizon in found.items():
-        for horizon, told in by_horizon.items():
-            lines.append(f"  {task + ', H = ' + horizon:<26}" + "".join(f"{told[c]:>16.4g}" for c in columns))
+        for horizon, of_horizon in by_horizon.items():
+            lines.append(f"  {task + ', H = ' + horizon:<26}" + "".join(f"{of_horizon[c]:>16.4g}" for c in columns))
     return "\n".join(lines)
 
 
 def draw(at: Float[np.ndarray, "points"], scans: dict[str, Scan], path: Path) -> None:
-    """Write the picture: a row a task; J along the direction with its slopes as dashes, and slopes against chords."""
+    """Write the picture, with a row for each task: J along the direction with its slopes as dashes, and the root mean
+    squares of slopes and chords."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 3.8 * len(scans)), dpi=120, layout="constrained")
@@ -161,7 +162,7 @@ def draw(at: Float[np.ndarray, "points"], scans: dict[str, Scan], path: Path) ->
 
 
 def limits(values: Float[np.ndarray, "points"]) -> tuple[float, float]:
-    """Where an axis ends that shows `values`, whatever is drawn beyond."""
+    """The limits of an axis that shows `values`, even if more is drawn."""
     room = 0.1 * (np.ptp(values) or 1.0)
     return float(values.min() - room), float(values.max() + room)
 
@@ -172,17 +173,17 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, default=Path("runs/gradients_of_contacts"))
     parser.add_argument("--points", type=int, default=201)
     parser.add_argument("--span", type=float, default=0.5, help="largest distance from the policy")
-    parser.add_argument("--quick", action="store_true", help="the pendulum alone, few steps: does it run?")
-    asked = parser.parse_args(arguments)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    tasks, steps, points = (("pendulum",), 10, 11) if asked.quick else (TASKS, HORIZONS[-1], asked.points)
-    at = np.linspace(-asked.span, asked.span, points)
+    parser.add_argument("--quick", action="store_true", help="only the pendulum and few steps (smoke test)")
+    args = parser.parse_args(arguments)
+    args.out.mkdir(parents=True, exist_ok=True)
+    tasks, steps, points = (("pendulum",), 10, 11) if args.quick else (TASKS, HORIZONS[-1], args.points)
+    at = np.linspace(-args.span, args.span, points)
     scans = {task: scan(task, at, steps) for task in tasks}
     found = {task: summary(at, of) for task, of in scans.items()}
     print(table(found))
-    picture, numbers = asked.out / "gradients-of-contacts.png", asked.out / "gradients-of-contacts.json"
+    picture, numbers = args.out / "gradients-of-contacts.png", args.out / "gradients-of-contacts.json"
     draw(at, scans, picture)
-    command = f"python experiments/gradients_of_contacts.py --points {points} --span {asked.span}"
+    command = f"python experiments/gradients_of_contacts.py --points {points} --span {args.span}"
     curves = {
         task: {
             str(h): {"earned": of.earned[:, h - 1].tolist(), "slopes": of.slopes[:, h - 1].tolist()}

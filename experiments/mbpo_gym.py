@@ -1,16 +1,16 @@
-"""MBPO on Gymnasium's MuJoCo tasks, our learning curves over the published ones.
+"""MBPO on Gymnasium's MuJoCo tasks: our learning curves together with published ones.
 
 Each task is a run of `jaxmbrl train` in a folder TASK-METHOD below --out, with the method's preset for the task unless
---preset names another. A run that is there already goes on where it stopped, to --steps if that is further than it was
-begun with: so the study can be cut at any time and called again. After each task the pictures are drawn: mean over seeds of
-the evaluations, 95% bootstrap band, and what is published (`benchmarks/published/`) with standard deviations.
+--preset names another. An existing run is resumed and continues to --steps, so the study can be interrupted at any time and
+called again. After each task the pictures are drawn. They show the mean over seeds of the evaluations, its 95% bootstrap
+band, and published returns (`benchmarks/published/`) with standard deviations.
 
     python experiments/mbpo_gym.py [--tasks Hopper-v5 ...] [--method mbpo] [--preset NAME] [--seeds 4] [--steps N]
                                    [--out FOLDER] [--draw-only] [--quick] [-- any other option of jaxmbrl train]
 
-`mbpo_gym.json` holds, for the tasks asked for, settings, curves, and the table of ours against theirs at each published
-step that the run has reached. MBPO: Janner et al., arXiv 1906.08253. At the paper's settings a seed takes hours on a GPU;
-`--quick` checks in some minutes on a CPU that it runs, on a task without published returns.
+`mbpo_gym.json` contains, for the given tasks, the settings, the curves, and a table of our returns and the published ones
+at each published step that the run has reached. MBPO: Janner et al., arXiv 1906.08253. With the paper's settings a seed
+takes hours on a GPU. `--quick` checks in a few minutes on a CPU that the script runs, on a task without published returns.
 """
 
 from __future__ import annotations
@@ -42,36 +42,36 @@ def stem(task: str, method: str) -> str:
     return f"{re.sub('[/:]', '-', task)}-{method}"
 
 
-def words_of(asked: argparse.Namespace, task: str, extra: Sequence[str]) -> list[str]:
-    """The words of `jaxmbrl train` behind the method's name; what the study decides comes last and so holds."""
-    given = {"env": task, "seeds": asked.seeds, "steps": asked.steps, "preset": asked.preset}
+def words_of(args: argparse.Namespace, task: str, extra: Sequence[str]) -> list[str]:
+    """The arguments of `jaxmbrl train` after the method's name. Options of the study come last and so take precedence."""
+    given = {"env": task, "seeds": args.seeds, "steps": args.steps, "preset": args.preset}
     own = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-    return [*extra, *own, "--out", str(asked.out / stem(task, asked.method))]
+    return [*extra, *own, "--out", str(args.out / stem(task, args.method))]
 
 
 def train(method: str, words: list[str], steps: int | None) -> int:
-    """Begin the run that the words ask for, or go on with it; the exit code of `jaxmbrl`."""
+    """Start or resume the run that the words describe; returns the exit code of `jaxmbrl`."""
     config, folder = training.parse_train(method, words)
     if not (folder / CONFIG).exists():
         return cli.main(["train", method, *words])
-    held = programs.read(RunFolder.open(folder))
-    check_same(held, config, folder)
+    saved = programs.read(RunFolder.open(folder))
+    check_same(saved, config, folder)
     done = max(checkpoint.steps(folder / "checkpoints"), default=0)
-    aim = held.steps if steps is None else steps
+    aim = saved.steps if steps is None else steps
     if done >= aim:
         print(f"{folder} is at {done:,} steps already", flush=True)
         return 0
     return cli.main(["train", "--resume", str(folder), "--steps", str(aim)])
 
 
-def check_same(held: programs.RunConfig, asked: programs.RunConfig, folder: Path) -> None:
-    """Raise UserError where a run that goes on would be another than was asked for, its length aside."""
-    for name, then, now in programs.drift(to_dict(held), to_dict(asked)):
+def check_same(saved: programs.RunConfig, wanted: programs.RunConfig, folder: Path) -> None:
+    """Raise UserError if the config of an existing run differs from the wanted one, except for its length."""
+    for name, then, now in programs.drift(to_dict(saved), to_dict(wanted)):
         raise UserError(f"{folder} was begun with {name} {then}, not {now}: ask for the same, or another --out")
 
 
 def describe(folder: RunFolder, points: Sequence[published.Point], picture: Path) -> tuple[dict[str, Any], Any]:
-    """Draw a run; what the JSON says of it, and the comparisons with the published points."""
+    """Draw a run. Returns (its entry in the JSON, the comparisons with the published points)."""
     config, rows = programs.read(folder), folder.read_metrics()
     known = published.of_task(points, config.env)
     comparisons = published.compare(rows, known)
@@ -98,35 +98,35 @@ def describe(folder: RunFolder, points: Sequence[published.Point], picture: Path
     return found, comparisons
 
 
-def report(asked: argparse.Namespace, points: Sequence[published.Point]) -> None:
-    """Draw all runs that are there of the tasks asked for, and write the JSON."""
+def report(args: argparse.Namespace, points: Sequence[published.Point]) -> None:
+    """Draw all existing runs of the given tasks, and write the JSON."""
     found, comparisons = {}, []
-    for task in asked.tasks:
-        name = stem(task, asked.method)
-        if (asked.out / name / CONFIG).exists():
-            found[task], compared = describe(RunFolder.open(asked.out / name), points, asked.out / f"{name}.png")
+    for task in args.tasks:
+        name = stem(task, args.method)
+        if (args.out / name / CONFIG).exists():
+            found[task], compared = describe(RunFolder.open(args.out / name), points, args.out / f"{name}.png")
             comparisons.append(compared)
     if not found:
-        raise UserError(f"there is no run of {asked.method} on {', '.join(asked.tasks)} below {asked.out}")
+        raise UserError(f"there is no run of {args.method} on {', '.join(args.tasks)} below {args.out}")
     overall = published.share_of_reference(comparisons)
     if overall is not None:
         low, high = overall["interval"]
-        told = (
+        summary = (
             f"{overall['iqm']:.2f} [{low:.2f}, {high:.2f}], {overall['tasks']} tasks, each at the last step known of both"
         )
-        print(f"\nreturn over {published.REFERENCE}'s published mean, interquartile mean: {told}")
-    held = {
+        print(f"\nreturn over {published.REFERENCE}'s published mean, interquartile mean: {summary}")
+    result = {
         "command": shlex.join(["python", "experiments/mbpo_gym.py", *sys.argv[1:]]),
         "tasks": found,
         f"share of {published.REFERENCE}": overall,
         "drawn": environment(),
     }
-    write_file(asked.out / "mbpo_gym.json", json.dumps(held, indent=1).encode() + b"\n")
-    print(f"numbers  {asked.out / 'mbpo_gym.json'}", flush=True)
+    write_file(args.out / "mbpo_gym.json", json.dumps(result, indent=1).encode() + b"\n")
+    print(f"numbers  {args.out / 'mbpo_gym.json'}", flush=True)
 
 
 def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The study's options, and the words behind `--`."""
+    """(the options of the study, the words after `--`)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", metavar="TASK")
     parser.add_argument("--method", default="mbpo")
@@ -134,35 +134,35 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--steps", type=int, help="environment steps of each seed; the preset's if not given")
     parser.add_argument("--out", type=Path, default=Path("runs/mbpo_gym"))
-    parser.add_argument("--draw-only", action="store_true", help="train nothing: draw what is there")
-    parser.add_argument("--quick", action="store_true", help="does it run? 1,000 steps of two seeds on pendulum")
+    parser.add_argument("--draw-only", action="store_true", help="only draw the existing runs")
+    parser.add_argument("--quick", action="store_true", help="1,000 steps of two seeds on pendulum (smoke test)")
     words = list(words)
     cut = words.index("--") if "--" in words else len(words)
-    asked = parser.parse_args(words[:cut])
-    for name, value in (QUICK if asked.quick else {"tasks": list(TASKS), "seeds": 4}).items():
-        if getattr(asked, name) is None:
-            setattr(asked, name, value)
-    return asked, words[cut + 1 :]
+    args = parser.parse_args(words[:cut])
+    for name, value in (QUICK if args.quick else {"tasks": list(TASKS), "seeds": 4}).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args, words[cut + 1 :]
 
 
-def study(asked: argparse.Namespace, extra: Sequence[str]) -> int:
-    """Train and draw task by task; the exit code."""
+def study(args: argparse.Namespace, extra: Sequence[str]) -> int:
+    """Train and draw task by task; returns the exit code."""
     points = published.read(PUBLISHED)
-    if asked.draw_only:
-        report(asked, points)
+    if args.draw_only:
+        report(args, points)
         return 0
-    commands = [words_of(asked, task, extra) for task in asked.tasks]
+    commands = [words_of(args, task, extra) for task in args.tasks]
     for words in commands:
-        # All mistakes are told before the first hours of training.
-        training.parse_train(asked.method, words)
+        # Report all mistakes before the first hours of training.
+        training.parse_train(args.method, words)
     worst = 0
     for words in commands:
-        code = train(asked.method, words, asked.steps)
+        code = train(args.method, words, args.steps)
         if code > 1:
             return code
-        # With 1 a run has ended with all its seeds frozen, which is no reason to leave out the other tasks.
+        # Code 1 means that all seeds of a run are frozen; the other tasks still run.
         worst = max(worst, code)
-        report(asked, points)
+        report(args, points)
     return worst
 
 

@@ -1,24 +1,25 @@
-"""From vanilla model-based reinforcement learning to PETS, rung by rung, on the cart-pole swing-up.
+"""From vanilla model-based reinforcement learning to PETS, step by step, on the cart-pole swing-up.
 
-    0.5  collect random data once, fit a model, plan each episode through it, open loop
+    0.5  collect random data once, fit a model, plan each episode with it, open loop
     1.0  the same, but refit to all data after every episode
-    1.5  the same, but plan anew at every step and play the first action: model-predictive control
-    PETS the same, but with a probabilistic ensemble and trajectory sampling: plan under what is not known
+    1.5  the same, but replan at every step and take the first action: model-predictive control (MPC)
+    PETS the same, but with a probabilistic ensemble and trajectory sampling: plan under model uncertainty
 
-0.5 should fail because the plan leaves the states of the random data (distribution mismatch), 1.0 because a plan's small
-errors grow unseen over an episode, 1.5 because a plan exploits a single model's errors. The first two do; 1.5 and PETS both
-reach the planner in the true simulator, for on this smooth task without noise a single model is soon good enough.
+Version 0.5 should fail because the plan leaves the states of the random data (distribution mismatch). Version 1.0 should
+fail because small errors of a plan grow over an episode without feedback. Version 1.5 should fail because a plan exploits
+the errors of a single model. The first two do fail. Both 1.5 and PETS reach the planner in the true simulator, because on
+this smooth task without noise a single model is soon good enough.
 
-The rungs are settings of one algorithm, `pets`; the planner is CEM in all of them. Lectures on deep reinforcement learning
-call the rungs by these numbers; PETS: Chua et al., arXiv 1805.12114.
+All versions are settings of one algorithm, `pets`, with CEM as the planner. Lectures on deep reinforcement learning use
+these version numbers. PETS: Chua et al., arXiv 1805.12114.
 
     python experiments/model_based_ladder.py [--out FOLDER] [--seeds 4] [--steps 1000] [--quick]
 
-An episode lasts 40 steps. Blind plans must be as long; they are searched with more candidates, since one search serves an
-episode. The others look 12 steps ahead, in the true simulator about the best. The black lines are the same planners in the
-true simulator: the blind one's tells how much of a failure is not the model's but the task's, which is to hold an unstable
-pole without looking. It takes about twenty minutes on two CPU cores; `--quick` checks in a minute that it runs. A run that
-is there already is not run again.
+An episode has 40 steps. Open-loop plans must be as long; they use more candidates, because there is only one search per
+episode. The others plan 12 steps ahead, which is about the best in the true simulator. The black lines are the same
+planners in the true simulator. The open-loop one shows how much of a failure is due to the task and not the model: it has
+to balance an unstable pole without feedback. The script takes about twenty minutes on two CPU cores; `--quick` checks in a
+minute that it runs. Existing runs are not repeated.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ COLORS = ("#9e9e9e", "#c1440e", "#2e7d32", "#0b3d91")
 
 
 def value_gradient_step(name: str, settings: dict[str, Any], steps: int, seeds: int, out: Path) -> list[dict[str, Any]]:
-    """The metrics of one rung, trained into a folder of its own unless they are there."""
+    """The metrics of one version. It is trained in its own folder, unless the metrics exist already."""
     folder = out / name.partition(":")[0].replace(" ", "-").replace(",", "")
     progress = Progress(steps, seeds)
     progress.say(name)
@@ -85,7 +86,7 @@ def value_gradient_step(name: str, settings: dict[str, Any], steps: int, seeds: 
 
 
 def returns_at_end(rows: list[dict[str, Any]]) -> list[float]:
-    """Mean return of each seed's episodes in the last two epochs."""
+    """For each seed, the mean return of the episodes in the last two epochs."""
     last = max(row["epoch"] for row in rows)
     seeds = sorted({row["seed"] for row in rows})
     return [
@@ -95,7 +96,7 @@ def returns_at_end(rows: list[dict[str, Any]]) -> list[float]:
 
 
 def draw(curves: dict[str, list[dict[str, Any]]], limits: dict[str, float], path: Path) -> None:
-    """Write the picture: each rung's mean over seeds and each seed, against environment steps."""
+    """Write the picture: for each version, the mean over seeds and each seed, against environment steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.5, 5.4), dpi=120, layout="constrained")
@@ -120,22 +121,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/model_based_ladder"))
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--quick", action="store_true", help="tiny searches and 400 steps: does it run?")
-    asked = parser.parse_args()
-    steps, changes = (400, QUICK) if asked.quick else (asked.steps, {})
+    parser.add_argument("--quick", action="store_true", help="tiny searches and 400 steps (smoke test)")
+    args = parser.parse_args()
+    steps, changes = (400, QUICK) if args.quick else (args.steps, {})
 
     def rows_of(name: str, settings: dict[str, Any], seeds: int, steps: int) -> list[dict[str, Any]]:
-        return value_gradient_step(name, {**COMMON, **settings, **changes}, steps, seeds, asked.out)
+        return value_gradient_step(name, {**COMMON, **settings, **changes}, steps, seeds, args.out)
 
-    curves = {name: rows_of(name, settings, asked.seeds, steps) for name, settings in RUNGS.items()}
-    # The true simulator needs no data: two epochs after the random one are enough.
+    curves = {name: rows_of(name, settings, args.seeds, steps) for name, settings in RUNGS.items()}
+    # A planner in the true simulator needs no data, so two epochs after the random one are enough.
     limits = {
         name: float(np.mean(returns_at_end(rows_of(name, settings, 2, min(steps, 600))))) for name, settings in TRUE.items()
     }
-    picture = asked.out / "ladder.png"
+    picture = args.out / "ladder.png"
     draw(curves, limits, picture)
     summary = {}
-    print(f"\nreturn of the last two epochs' episodes, {asked.seeds} seeds: interquartile mean [95% interval]")
+    print(f"\nreturn of the last two epochs' episodes, {args.seeds} seeds: interquartile mean [95% interval]")
     for name, rows in curves.items():
         per_seed = returns_at_end(rows)
         low, high = bootstrap_interval(per_seed)
@@ -143,11 +144,11 @@ def main() -> None:
         print(f"  {name:<38}{summary[name]['iqm']:>6.1f} [{low:.1f}, {high:.1f}]")
     for name, value in limits.items():
         print(f"  {name:<38}{value:>6.1f}")
-    environment = RunFolder.open(asked.out / "0.5").read_environment()
-    (asked.out / "ladder.json").write_text(
+    environment = RunFolder.open(args.out / "0.5").read_environment()
+    (args.out / "ladder.json").write_text(
         json.dumps({"rungs": summary, "true": limits, "steps": steps, "environment": environment}, indent=1) + "\n"
     )
-    print(f"picture  {picture}\nnumbers  {asked.out / 'ladder.json'}")
+    print(f"picture  {picture}\nnumbers  {args.out / 'ladder.json'}")
 
 
 if __name__ == "__main__":

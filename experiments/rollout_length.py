@@ -1,25 +1,27 @@
-"""How long to imagine, and how much: MBPO's branch length and its share of real data, at equal environment steps.
+"""MBPO's rollout length and share of real data, compared at equal numbers of environment steps.
 
     branch length   k = 1, 5, 15 throughout, and k growing from 1 to 15 over the first half of the run; 5 % real data
-    real share      5 %, 50 % and 100 % of a batch, with k = 1; at 100 % nothing imagined is learned from: SAC
+    real share      5 %, 50 % and 100 % of a batch, with k = 1; at 100 % no imagined data are used, as in SAC
 
-The task is `pendulum`, the settings are the preset `small`: all runs do ten updates a step, so the last case is SAC with as
-many. MBPO's paper (Janner et al., arXiv 1906.08253) ablates the same two choices on the Hopper in 125,000 steps; there
-branches of some steps beat single ones and very long ones, and model data beat real data alone.
+The task is `pendulum` with the preset `small`. All runs do ten updates per step, so the last case is SAC with the same
+number of updates. MBPO's paper (Janner et al., arXiv 1906.08253) has ablations of the same two choices on the Hopper with
+125,000 steps. There, branches of a few steps are better than single steps and very long branches, and model data are better
+than real data alone.
 
-Here four seeds do not tell the cases apart: all intervals overlap, at the end and over the run. All cases solve the task
-(about -150) on most seeds within the 2,000 steps; every seed is there in the end with k = 15 and with k growing to 15,
-while single steps, five and real data alone each had one that faltered. So the model, which explains 99 % of the held-out
-variance, does no harm in branches of 15. SAC learns as fast: with ten updates a step, few real data are enough for so small
-a task. The paper's question needs a harder one.
+Here, four seeds do not distinguish the cases: all intervals overlap, at the end and over the run. All cases solve the task
+(about -150) on most seeds within 2,000 steps. With k = 15, and with k growing to 15, every seed has solved it at the end.
+With k = 1, with k = 5 and with real data alone, one seed each has not. So the model, which explains 99 % of the holdout
+variance, does no harm in branches of 15 steps. SAC learns as fast: with ten updates per step, few real data are enough for
+such a small task. A harder task is needed to answer the paper's question.
 
     python experiments/rollout_length.py [--out FOLDER] [--seeds 4] [--steps 2000] [--quick]
 
 Writes `rollout-length.png`, the interquartile mean over seeds of the evaluated return with its 95 % bootstrap interval at
-each evaluation, and `rollout-length.json`: for each case mean, interquartile mean and interval of the return at the end
-(last two evaluations) and over the run (all evaluations: who learns early), with command, commit, versions and machine. It
-takes about twenty minutes of one CPU core; `--quick` checks in two that it runs. The real shares run side by side in one
-program, since the share is a traced number, and each has seeds of its own. A run that is there already is not run again.
+each evaluation, and `rollout-length.json`. For each case the JSON contains the mean, the interquartile mean and its
+interval of the return at the end (last two evaluations) and over the run (all evaluations, which rewards early learning),
+with command, commit, versions and machine. The script takes about twenty minutes of one CPU core; `--quick` checks in two
+minutes that it runs. The real shares are traced hyperparameters and run in one program, each with its own seeds. Existing
+runs are not repeated.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ class Curves(NamedTuple):
 
 
 def lengths(steps: int) -> dict[str, dict[str, int]]:
-    """Settings of the branch length by case; the last grows over the first half of the run, the warm-up not counted."""
+    """Settings of the branch length by case. In the last, it grows over the first half of the run after the warm-up."""
     fixed = {f"k = {k}": {"rollout_length.first": k, "rollout_length.last": k} for k in (1, 5, LONGEST)}
     growing = {
         "rollout_length.first": 1,
@@ -73,12 +75,12 @@ def lengths(steps: int) -> dict[str, dict[str, int]]:
 
 
 def shares() -> tuple[str, ...]:
-    """Names of the real shares' cases."""
+    """Names of the cases with different real shares."""
     return tuple(f"{ratio:.0%} real" + (", k = 1" if ratio < 1 else ": SAC") for ratio in RATIOS)
 
 
 def returns_of(rows: list[dict[str, Any]], cases: int) -> list[Curves]:
-    """The curves of a run's `cases`, which have equal numbers of successive seeds."""
+    """The curves of the `cases` of a run, which have equal numbers of consecutive seeds."""
     found = list(seed_curves(rows, EVAL).values())
     seeds = len(found) // cases
     return [
@@ -88,18 +90,18 @@ def returns_of(rows: list[dict[str, Any]], cases: int) -> list[Curves]:
 
 
 def train(name: str, settings: dict[str, Any], hyper: dict[str, Any], steps: int, seeds: int, out: Path) -> Any:
-    """The metrics of one run, trained into a folder of its own unless they are there."""
+    """The metrics of one run. It is trained in its own folder, unless the metrics exist already."""
     folder = out / name
     progress = Progress(steps, seeds)
     progress.say(name)
     if folder.exists():
         return jaxmbrl.resume(folder, progress=progress).rows
-    asked = {"steps": steps, "seeds": seeds, "preset": "small", "settings": {**COMMON, **settings}, "hyper": hyper}
-    return jaxmbrl.train("mbpo", TASK, **asked, out=folder, progress=progress).rows
+    args = {"steps": steps, "seeds": seeds, "preset": "small", "settings": {**COMMON, **settings}, "hyper": hyper}
+    return jaxmbrl.train("mbpo", TASK, **args, out=folder, progress=progress).rows
 
 
 def sweep(steps: int, seeds: int, changes: dict[str, Any], out: Path) -> tuple[dict[str, Curves], dict[str, Curves]]:
-    """Curves by branch length and by real share; the first case of both is the same run."""
+    """(curves by branch length, curves by real share). The first case of both is the same run."""
     by_length = lengths(steps)
     single, *longer = by_length
     hyper = {"real_ratio": [ratio for ratio in RATIOS for _ in range(seeds)]}
@@ -127,7 +129,7 @@ def summary(curves: Curves) -> dict[str, Any]:
 
 
 def draw(panels: dict[str, dict[str, Curves]], path: Path) -> None:
-    """Write the picture: a panel for each choice, in it a line and a band for each case."""
+    """Write the picture: a panel for each choice, with a line and a band for each case."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5), dpi=120, layout="constrained")
@@ -159,16 +161,16 @@ def table(cases: dict[str, dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run what is missing, print the table, write picture and numbers."""
+    """Train the missing runs, print the table, and write the picture and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/rollout_length"))
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and 400 steps: does it run?")
-    asked = parser.parse_args(arguments)
-    steps, seeds, changes = (400, 2, QUICK) if asked.quick else (asked.steps, asked.seeds, {})
-    by_length, by_share = sweep(steps, seeds, changes, asked.out)
-    picture, numbers = asked.out / "rollout-length.png", asked.out / "rollout-length.json"
+    parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and 400 steps (smoke test)")
+    args = parser.parse_args(arguments)
+    steps, seeds, changes = (400, 2, QUICK) if args.quick else (args.steps, args.seeds, {})
+    by_length, by_share = sweep(steps, seeds, changes, args.out)
+    picture, numbers = args.out / "rollout-length.png", args.out / "rollout-length.json"
     draw({"branch length, 5 % real data": by_length, "real share of a batch": by_share}, picture)
     found = {
         "branch length": {name: summary(curves) for name, curves in by_length.items()},

@@ -1,15 +1,16 @@
-"""Two kinds of uncertainty: what a model cannot know, and what it has not seen.
+"""Aleatoric and epistemic uncertainty of a probabilistic ensemble.
 
-A probabilistic ensemble is fitted to y = sin(1.5 x) + noise, whose noise grows from left to right, with no data in a gap in
-the middle nor beyond the right end. The mean over members of their variance is the aleatoric uncertainty: it should follow
-the noise wherever there are data. The variance over members of their means is the epistemic one: it should be small where
-there are data, and grow in the gap and beyond. Lastly, calibration: for new values at places like those of the data the
-predicted quantiles should hold; where no data were, an ensemble promises nothing.
+The ensemble is fitted to y = sin(1.5 x) + noise. The noise grows from left to right. There are no data in a gap in the
+middle and beyond the right end. The aleatoric uncertainty is the mean over members of their variances. It should match the
+noise wherever there are data. The epistemic uncertainty is the variance of the members' means. It should be small where
+there are data, and grow in the gap and beyond the data. The ensemble should be calibrated for new values in the regions
+with data; elsewhere, nothing is guaranteed.
 
     python experiments/two_uncertainties.py [--out FOLDER] [--quick]
 
 The fit is that of the dynamics model: x is the observation, y the next observation, and there is no action. The two kinds
-are those of Chua et al., PETS, arXiv 1805.12114, section 4; the setting is our own. It takes about 20 s on two CPU cores.
+of uncertainty are those of Chua et al., PETS, arXiv 1805.12114, section 4; the data are our own. It takes about 20 s on two
+CPU cores.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from jaxmbrl.diagnostics.plotting import calibration_onto
 from jaxmbrl.models import EnsembleConfig, ensemble, uncertainty
 
 REGIONS = {"data": ((-4.0, -1.0), (1.0, 4.0)), "gap": ((-1.0, 1.0),), "beyond": ((4.0, 6.0),)}
-"""Intervals of x; only the first have data."""
+"""Intervals of x; only the intervals of the first region have data."""
 TITLES = {"data": "where data are", "gap": "in the gap", "beyond": "beyond the data"}
 FIRST, LAST = -4.0, 6.0
 DATA = 1000
-"""Rows that are fitted, some of them held out to stop in time."""
+"""Number of rows for the fit, including a holdout for early stopping."""
 NEW = 4000
-"""Rows of each region that the fit has not seen."""
+"""Number of test rows in each region."""
 BLUE, RED, GREY = "#0b3d91", "#c1440e", "0.55"
 
 
@@ -52,7 +53,7 @@ def noise(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
 
 def sample(key: Key, region: str, rows: int) -> Transition:
-    """Rows with x uniform over a region, whose intervals are equally long."""
+    """Rows with x uniform over a region. The intervals of a region have equal lengths."""
     which_key, place_key, noise_key = jax.random.split(key, 3)
     low, high = jnp.array(REGIONS[region]).T
     which = jax.random.randint(which_key, (rows,), 0, low.size)
@@ -63,7 +64,7 @@ def sample(key: Key, region: str, rows: int) -> Transition:
 
 
 class Study(NamedTuple):
-    """What was fitted and found. Deviations are standard deviations in the unit of y."""
+    """The data, the fit and its results. `aleatoric` and `epistemic` are standard deviations in the unit of y."""
 
     data: Transition
     x: Float[Array, "N"]
@@ -73,16 +74,16 @@ class Study(NamedTuple):
     calibrations: dict[str, Calibration]
     """By region."""
     numbers: dict[str, dict[str, float]]
-    """By region, over new rows in it: root mean squares, and the calibration's error."""
+    """For each region, over its test rows: root mean squares, and the calibration error."""
 
 
 def study(epochs: int, seed: int) -> Study:
-    """Fit an ensemble to the data in at most `epochs` epochs, and look at its uncertainties."""
+    """Fit an ensemble to the data in at most `epochs` epochs, and evaluate its uncertainties."""
     data_key, init_key, fit_key, new_key = jax.random.split(jax.random.key(seed), 4)
     config = EnsembleConfig(
         members=5, elites=5, hidden=(64, 64), learning_rate=3e-3, max_epochs=epochs, patience=40, absolute=(0,)
     )
-    # Reward and termination are known, and nothing to learn.
+    # Reward and termination are given as known functions, so they are not learned.
     model = ensemble.make(
         config, 1, 0, reward=lambda s, a, t: jnp.zeros(len(s)), terminated=lambda t: jnp.zeros(len(t), bool)
     )
@@ -114,7 +115,7 @@ def _root_mean(squares: Float[Array, "*n"]) -> float:
 
 
 def draw(found: Study, path: Path) -> None:
-    """Write the picture to `path`: fit, aleatoric and epistemic deviation above each other, calibration beside them."""
+    """Write the picture to `path`: fit, aleatoric and epistemic standard deviation in a column, calibration beside it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 7.2), dpi=120, layout="constrained")
@@ -137,13 +138,13 @@ def draw(found: Study, path: Path) -> None:
     epistemic.plot(x, np.abs(np.asarray(found.means).mean(axis=0) - truth), **dashed, label="error of the ensemble's mean")
     epistemic.set_xlabel("x")
 
-    titles = ("Fit", "What cannot be known", "What was not seen")
+    titles = ("Fit", "Aleatoric uncertainty", "Epistemic uncertainty")
     for axes, title in zip((fit, aleatoric, epistemic), titles, strict=True):
         for region in ("gap", "beyond"):
             named = "no data" if axes is fit and region == "gap" else None
             axes.axvspan(*REGIONS[region][0], color="0.93", linewidth=0, zorder=0, label=named)
         axes.set_title(title, loc="left", fontsize=11)
-        # Beside the title, over the axes: lines may go anywhere inside.
+        # Next to the title, above the axes, because lines may be anywhere inside.
         axes.legend(frameon=False, fontsize=9, ncol=4, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
         axes.spines[["top", "right"]].set_visible(False)
         if axes is not epistemic:
@@ -159,7 +160,7 @@ def draw(found: Study, path: Path) -> None:
 
 
 def _limits(y: np.ndarray, means: np.ndarray) -> tuple[float, float]:
-    """Of the data and the means, but at most three times the data's range: members may go anywhere beyond."""
+    """Limits for the data and the means, but at most three times the range of the data, because members may diverge."""
     low, high = float(y.min()), float(y.max())
     room = high - low
     return max(low - room, min(low, float(means.min()))) - 0.1, min(high + room, max(high, float(means.max()))) + 0.1
@@ -178,7 +179,7 @@ def main(arguments: list[str] | None = None) -> Study:
     parser = argparse.ArgumentParser(description="Two kinds of uncertainty of a probabilistic ensemble.")
     parser.add_argument("--out", type=Path, default=Path("runs/two-uncertainties"), help="folder of the picture")
     parser.add_argument("--seed", type=int, default=0, help="seed of the data and the fit")
-    parser.add_argument("--quick", action="store_true", help="fewer epochs, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="fewer epochs (smoke test)")
     options = parser.parse_args(arguments)
     try:
         options.out.mkdir(parents=True, exist_ok=True)

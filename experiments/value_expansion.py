@@ -1,21 +1,21 @@
-"""How far a critic may look through a model: value expansion by MVE and by STEVE, with good and with bad models.
+"""Value expansion with MVE and STEVE, with good and bad models: the effect of the horizon.
 
-A policy is trained on the pendulum, and stays. New critics then learn its values from the run's data by targets that look n
-steps ahead through a model, and are compared with returns in the true simulator. Only the targets differ:
+A policy is trained on the pendulum, and then fixed. New critics learn its value function from the data of the run, with
+targets that look n steps ahead with a model. They are compared with returns in the true simulator. Only the targets differ:
 
-    MVE     the longest horizon's target, T_n (Feinberg et al., arXiv 1803.00101), without learning on imagined states
-    STEVE   all horizons' targets T_0 .. T_n, mixed by how far the members of the ensembles agree (Buckman et al., arXiv
+    MVE     the target of the longest horizon, T_n (Feinberg et al., arXiv 1803.00101), without training on imagined states
+    STEVE   the targets T_0 .. T_n of all horizons, weighted by the agreement of the ensemble members (Buckman et al., arXiv
             1807.01675)
 
-Both take the mean of the target critics for a state's value, so that at n = 0 they are one. The models are
+Both use the mean of the target critics as the value of a state, so they are equal at n = 0. The models are
 
-    fitted  the ensemble, fitted to the run's data
-    jumps   the same, but at each step a row goes to any state of the data with a chance of one in ten: the members' errors
-            are their own
-    biased  the same, but the speed of every next state is 0.5 rad/s too high: the members' errors are all alike
+    fitted  the ensemble, fitted to the data of the run
+    jumps   the same, but each step goes to a random state of the data with probability 0.1; members have independent errors
+    biased  the same, but the speed of every next state is 0.5 rad/s too high; all members have the same error
 
-The error is that of the critics' mean on states and actions of the data: the root mean square difference to the discounted
-soft return, divided by the standard deviation of those returns. At 1 a critic knows no more than the mean.
+The error is that of the mean of the critics on states and actions of the data: the root mean square difference to the
+discounted soft return, divided by the standard deviation of these returns. A critic with an error of 1 is no better than
+the mean return.
 
     python experiments/value_expansion.py [--out FOLDER] [--seeds 4] [--steps 3000] [--updates 3000] [--quick]
 
@@ -48,32 +48,32 @@ from jaxmbrl.training.run_folder import environment
 
 TASK = "pendulum"
 HORIZONS = (1, 3, 5)
-"""Besides 0."""
+"""Horizons in addition to 0."""
 QUICK = {"agent.sac.hidden": [8, 8], "ensemble.hidden": [8, 8], "ensemble.max_epochs": 2, "updates_per_step": 1}
 COLORS = {"MVE": "#c1440e", "STEVE": "#0b3d91"}
 
 
 class Sizes(NamedTuple):
-    """How much is measured."""
+    """Sizes of the measurements."""
 
     points: int = 12
-    """Times that the critics are judged, at equal distances."""
+    """Number of evaluations of the critics, evenly spaced."""
     pairs: int = 256
-    """States and actions that they are judged on."""
+    """Number of states and actions on which they are evaluated."""
     repeats: int = 8
-    """Returns of each, to be averaged."""
+    """Number of returns that are averaged for each."""
     horizon: int = 500
-    """Steps of a return; the discount to this power is left out."""
+    """Steps of a return; rewards after them are neglected."""
 
 
 SMALL = Sizes(points=2, pairs=8, repeats=2, horizon=10)
 
 
 class Fault(NamedTuple):
-    """What is wrong with a model."""
+    """The fault of a model."""
 
     jumps: Float[Array, "*m"]
-    """Probability of a step to go to another state of the data."""
+    """Probability that a step goes to another state of the data."""
     bias: Float[Array, "*m O"]
     """Added to every next observation."""
 
@@ -82,18 +82,18 @@ FAULTS = {"fitted": (0.0, (0.0, 0.0, 0.0)), "jumps": (0.1, (0.0, 0.0, 0.0)), "bi
 
 
 class Judged(NamedTuple):
-    """Of one method, horizon, model and seed."""
+    """Results of one method, horizon, model and seed."""
 
     error: Float[Array, "*n points"]
     """Root mean square error in standard deviations of the returns."""
     offset: Float[Array, "*n points"]
-    """Mean of the error, likewise."""
+    """Mean error in standard deviations of the returns."""
     weights: Float[Array, "*n T"]
-    """STEVE's mean weight of each horizon over the last updates; MVE has none."""
+    """STEVE's mean weight of each horizon over the last updates; empty for MVE."""
 
 
 def faulty(model: DynamicsModel, fault: Fault, rows: PyTree, count: Any) -> DynamicsModel:
-    """`model` with a world that goes wrong; it jumps to states of the first `count` of `rows`."""
+    """`model` with a faulty world. It jumps to states of the first `count` of `rows`."""
 
     def world(fitted: PyTree) -> World:
         right = model.world(fitted)
@@ -114,7 +114,7 @@ def faulty(model: DynamicsModel, fault: Fault, rows: PyTree, count: Any) -> Dyna
 def soft_returns(
     task: Task, agent: ActorCritic, state: PyTree, rows: Transition, key: Key, horizon: int, repeats: int
 ) -> Float[Array, "N"]:
-    """Mean discounted return, with entropy bonus, from each row's state and action on in the true simulator."""
+    """Mean discounted return in the true simulator, with entropy bonus, from the state and action of each row."""
     policy, discounts = agent.policy_with_entropy(state), state.discount ** jnp.arange(1, horizon + 1)
 
     def earned(acc: Return, transition: Transition, i: Any) -> Return:
@@ -135,16 +135,16 @@ def soft_returns(
 
 
 class Study:
-    """The trained seeds, and what new critics make of their data."""
+    """The trained seeds, and new critics that learn from their data."""
 
     def __init__(self, steps: int, seeds: int, updates: int, sizes: Sizes, changes: dict[str, Any]) -> None:
-        # With no model step STEVE is SAC on the mean of its critics, whose model is fitted and not used.
+        # Without model steps, STEVE is SAC with the mean of its critics; its model is fitted but not used.
         settings = {"eval_every": 0, "horizon": 0, **changes}
         program = programs.build(programs.configure("steve", TASK, "small", settings, steps, seeds=seeds))
         self.task, self.config = program.task, program.config.settings
         self.model = shared.ensemble_for(self.config, self.task)
         agent = sac.make(self.config.agent.sac, *self.sizes_of_task())
-        self.agent = agent._replace(target_value=lambda *asked: jnp.mean(agent.target_values(*asked), axis=0))
+        self.agent = agent._replace(target_value=lambda *args: jnp.mean(agent.target_values(*args), axis=0))
         self.q = sac.functions(self.config.agent.sac, self.sizes_of_task()[1]).q
         self.updates, self.sizes, self.seeds = updates, sizes, seeds
         calls = jnp.asarray(program.total_steps // program.loop.steps_per_call, jnp.int32)
@@ -155,17 +155,17 @@ class Study:
         self.pairs, self.truth = jax.jit(jax.vmap(self.judges))(self.trained, self.keys)
 
     def sizes_of_task(self) -> tuple[int, int]:
-        """Numbers of an observation and of an action."""
+        """(length of an observation, length of an action)."""
         return self.task.observation.shape[0], self.task.action.shape[0]
 
     def judges(self, trained: State, key: Key) -> tuple[Transition, Float[Array, "N"]]:
-        """Rows that critics are judged on, and their returns."""
+        """(rows on which the critics are evaluated, their returns)."""
         row_key, return_key = jax.random.split(jax.random.fold_in(key, 1))
         rows, sizes = replay.sample(trained.replay, row_key, self.sizes.pairs), self.sizes
         return rows, soft_returns(self.task, self.agent, trained.agent, rows, return_key, sizes.horizon, sizes.repeats)
 
     def learner(self, name: str, horizon: int, model: DynamicsModel, fitted: PyTree) -> ActorCritic:
-        """The agent whose critics learn by the method's targets; its actor does not learn."""
+        """An agent with critics that learn from the method's targets. Its actor does not learn."""
         if name == "MVE":
             changed = mve.with_mve_target(self.agent, model.world(fitted), horizon, td_k=False)
         else:
@@ -175,7 +175,7 @@ class Study:
     def learn(
         self, name: str, horizon: int, trained: State, pairs: Transition, truth: Float[Array, "N"], key: Key, fault: Fault
     ) -> Judged:
-        """New critics of one seed, judged as they learn."""
+        """Train new critics of one seed and evaluate them at intervals."""
         points, spread = self.sizes.points, jnp.std(truth)
         model = faulty(self.model, fault, trained.replay.data.observation, self.count)
         agent = self.learner(name, horizon, model, trained.model)
@@ -195,7 +195,7 @@ class Study:
         return Judged(error, offset, jnp.array(weights))
 
     def case(self, name: str, horizon: int) -> Judged:
-        """All models and seeds: leaves [models, seeds, ...]."""
+        """The results for all models and seeds: leaves [models, seeds, ...]."""
 
         def of_model(fault: Fault) -> Judged:
             of_seed = jax.vmap(lambda *of: self.learn(name, horizon, *of, fault))
@@ -207,7 +207,7 @@ class Study:
 
 def summary(study: Study) -> dict[str, dict[str, dict[str, Any]]]:
     """By model, method and horizon: error and offset [seeds, points] and weights [seeds, T]."""
-    # With no model step all are one.
+    # Without model steps, both methods and all models are the same.
     single = study.case("STEVE", 0)
     found: dict[str, dict[str, dict[str, Any]]] = {model: {name: {} for name in COLORS} for model in FAULTS}
     for name in COLORS:
@@ -220,7 +220,7 @@ def summary(study: Study) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def at_end(case: dict[str, Any]) -> tuple[float, tuple[float, float]]:
-    """Interquartile mean over seeds, and its interval, of the last error."""
+    """(interquartile mean over seeds of the last error, its interval)."""
     last = [errors[-1] for errors in case["error"]]
     return interquartile_mean(last), bootstrap_interval(last)
 
@@ -240,7 +240,8 @@ def table(found: dict[str, Any]) -> str:
 
 
 def draw(found: dict[str, Any], updates: int, path: Path) -> None:
-    """Write the picture: a column a model; the last errors against the horizon, the errors against updates, the weights."""
+    """Write the picture, with a column for each model: the last errors against the horizon, the errors against updates, and
+    the weights."""
     from matplotlib.figure import Figure
 
     horizons, longest = (0, *HORIZONS), str(HORIZONS[-1])
@@ -273,22 +274,22 @@ def draw(found: dict[str, Any], updates: int, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Train, learn, print the table, write picture and numbers."""
+    """Train the policy and the critics, print the table, and write the picture and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/value_expansion"))
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--updates", type=int, default=3000)
-    parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and few updates: does it run?")
-    asked = parser.parse_args(arguments)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    full = (asked.steps, asked.seeds, asked.updates, Sizes(), {})
-    steps, seeds, updates, sizes, changes = (400, 2, 20, SMALL, QUICK) if asked.quick else full
+    parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and few updates (smoke test)")
+    args = parser.parse_args(arguments)
+    args.out.mkdir(parents=True, exist_ok=True)
+    full = (args.steps, args.seeds, args.updates, Sizes(), {})
+    steps, seeds, updates, sizes, changes = (400, 2, 20, SMALL, QUICK) if args.quick else full
     study = Study(steps, seeds, updates, sizes, changes)
     found = summary(study)
     print(f"error at the end, in standard deviations of the returns: interquartile mean of {seeds} seeds [95% interval]")
     print(table(found))
-    picture, numbers = asked.out / "value-expansion.png", asked.out / "value-expansion.json"
+    picture, numbers = args.out / "value-expansion.png", args.out / "value-expansion.json"
     draw(found, updates, picture)
     command = f"python experiments/value_expansion.py --seeds {seeds} --steps {steps} --updates {updates}"
     written = {

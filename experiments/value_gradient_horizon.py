@@ -1,18 +1,18 @@
-"""How far a value gradient may reach through a learned model: its norm, and what the policy earns, against the horizon n.
+"""Value gradients through a learned model: gradient norm and return of the policy against the horizon n.
 
-    SVG(n)   the actor climbs n imagined steps and the critics' value after them (`algorithms/svg.py`); n = 0 is SAC
-    BPTT     it climbs H imagined steps and nothing after them (`algorithms/bptt.py`)
+    SVG(n)   the actor maximises the rewards of n imagined steps plus the critics' value after them (`algorithms/svg.py`);
+             n = 0 is SAC
+    BPTT     the actor maximises the rewards of H imagined steps alone (`algorithms/bptt.py`)
 
-It is taught that gradients through many steps get very large and ill-behaved, so that a medium number works best. Measured
-are the return of the deterministic policy on fixed start states, the norm of the gradient by the actor's parameters, and
-the norm of the gradient by each state along the way: one that grows with the distance from the end explodes backwards, one
-that shrinks dies.
+It is often said that gradients through many steps become very large and ill-behaved, so that a medium number works best.
+This experiment measures the return of the deterministic policy on fixed start states, the norm of the gradient with respect
+to the actor's parameters, and the norm of the gradient with respect to each imagined state. If the latter grows with the
+distance from the end, gradients explode; if it shrinks, they vanish.
 
     python experiments/value_gradient_horizon.py [--env pendulum] [--out FOLDER] [--seeds 4] [--steps 2000] [--quick]
 
-Writes `value-gradient-horizon.png` and `value-gradient-horizon.json`, with command, commit, versions and machine; the
-gradient norms are means over the last fifth of the run. A run that is there already is not run again, and one that was cut
-off goes on.
+Writes `value-gradient-horizon.png` and `value-gradient-horizon.json`, with command, commit, versions and machine. The
+gradient norms are means over the last fifth of the run. Finished runs are not repeated, and interrupted runs are resumed.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ STATE = "gradient/state_"
 def train(
     method: str, env: str, horizon: int, steps: int, seeds: int, changes: dict[str, Any], out: Path
 ) -> list[dict[str, Any]]:
-    """The metrics of one run, trained into a folder of its own unless it is there."""
+    """The metrics of one run. It is trained in its own folder, unless it exists already."""
     progress = Progress(steps, seeds)
     progress.say(f"{method}, n = {horizon}")
     folder = out / f"{method}-{horizon}"
     if folder.exists():
         return jaxmbrl.resume(folder, progress=progress).rows
     settings = {"eval_every": 0, "horizon": horizon, **SETTINGS[method], **changes}
-    asked = {"steps": steps, "seeds": seeds, "preset": "small", "settings": settings}
-    return jaxmbrl.train(method, env, **asked, out=folder, progress=progress).rows
+    args = {"steps": steps, "seeds": seeds, "preset": "small", "settings": settings}
+    return jaxmbrl.train(method, env, **args, out=folder, progress=progress).rows
 
 
 def of_run(rows: list[dict[str, Any]], per_seed: list[float]) -> dict[str, Any]:
-    """What is told of a run: returns at the end and while training, and gradient norms, by seed."""
+    """The summary of a run: returns at the end and during training, and gradient norms, by seed."""
     seeds = sorted({row["seed"] for row in rows})
     late = [row for row in rows if row["env_steps"] > 0.8 * rows[-1]["env_steps"]]
 
@@ -90,14 +90,14 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 
 def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
-    """Write the picture: returns and gradient norms against the horizon, and the gradient by each state along the way."""
+    """Write the picture: returns and gradient norms against the horizon, and the gradient with respect to each state."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 4.8), dpi=120, layout="constrained")
     earned, norms, along = figure.subplots(1, 3)
     for method, cases in found.items():
-        # Both axes tell of 0 too.
+        # Both axes include n = 0.
         at = [int(horizon) for horizon in cases]
         color, label = COLORS[method], NAMES[method]
         earned.fill_between(at, *np.array([c["interval"] for c in cases.values()]).T, color=color, alpha=0.15, linewidth=0)
@@ -106,16 +106,16 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
             earned.plot([x] * len(case["returns"]), case["returns"], ".", color=color, alpha=0.5, markersize=5)
             norms.plot([x] * len(case["norms"]), case["norms"], ".", color=color, alpha=0.5, markersize=5)
         norms.plot(at, [np.mean(c["norms"]) for c in cases.values()], color=color, linewidth=2.2, marker="o", label=label)
-    told = [(h, c["state_norms"]) for h, c in found["svg"].items() if c["state_norms"]]
-    for (horizon, values), shade in zip(told, np.linspace(0.15, 0.85, len(told)), strict=True):
+    norms_of = [(h, c["state_norms"]) for h, c in found["svg"].items() if c["state_norms"]]
+    for (horizon, values), shade in zip(norms_of, np.linspace(0.15, 0.85, len(norms_of)), strict=True):
         mean = [np.mean(x) for x in values]
         along.plot(
             range(len(mean)), mean, color=colormaps["viridis"](shade), linewidth=2, marker=".", label=f"n = {horizon}"
         )
     for axes, title, x, y in (
-        (earned, "what the policy earns", "horizon n", "return of an evaluation episode"),
-        (norms, "gradient of the objective by the actor's parameters", "horizon n", "norm, mean over updates"),
-        (along, "gradient by each state along the way, SVG(n)", "step t of n", "norm, mean over rows"),
+        (earned, "return of the policy", "horizon n", "return of an evaluation episode"),
+        (norms, "gradient with respect to the actor's parameters", "horizon n", "norm, mean over updates"),
+        (along, "gradient with respect to each state, SVG(n)", "step t of n", "norm, mean over rows"),
     ):
         axes.set_title(title, loc="left", fontsize=11)
         axes.set(xlabel=x, ylabel=y)
@@ -132,31 +132,31 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Run what is missing, print the table, write picture and numbers."""
+    """Train the missing runs, print the table, and write the picture and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="pendulum")
     parser.add_argument("--out", type=Path, default=Path("runs/value_gradient_horizon"))
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--episodes", type=int, default=50, help="of an evaluation")
-    parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and 400 steps: does it run?")
-    asked = parser.parse_args(arguments)
-    steps, seeds, episodes = (400, 2, 2) if asked.quick else (asked.steps, asked.seeds, asked.episodes)
+    parser.add_argument("--episodes", type=int, default=50, help="episodes of an evaluation")
+    parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and 400 steps (smoke test)")
+    args = parser.parse_args(arguments)
+    steps, seeds, episodes = (400, 2, 2) if args.quick else (args.steps, args.seeds, args.episodes)
     found: dict[str, dict[str, Any]] = {}
-    for method, horizons in (QUICK_HORIZONS if asked.quick else HORIZONS).items():
-        changes = QUICK[method] | QUICK_MODEL if asked.quick else {}
+    for method, horizons in (QUICK_HORIZONS if args.quick else HORIZONS).items():
+        changes = QUICK[method] | QUICK_MODEL if args.quick else {}
         found[method] = {}
         for horizon in horizons:
-            rows = train(method, asked.env, horizon, steps, seeds, changes, asked.out)
-            judged = jaxmbrl.evaluate(asked.out / f"{method}-{horizon}", episodes)
+            rows = train(method, args.env, horizon, steps, seeds, changes, args.out)
+            judged = jaxmbrl.evaluate(args.out / f"{method}-{horizon}", episodes)
             found[method][str(horizon)] = of_run(rows, judged.per_seed)
-    print(f"\n{asked.env}, {seeds} seeds: IQM of the return [95% interval], mean gradient norm [least, largest seed]")
+    print(f"\n{args.env}, {seeds} seeds: IQM of the return [95% interval], mean gradient norm [least, largest seed]")
     print(table(found))
-    picture, numbers = asked.out / "value-gradient-horizon.png", asked.out / "value-gradient-horizon.json"
+    picture, numbers = args.out / "value-gradient-horizon.png", args.out / "value-gradient-horizon.json"
     draw(found, picture)
-    command = f"python experiments/value_gradient_horizon.py --env {asked.env} --seeds {seeds} --steps {steps}"
+    command = f"python experiments/value_gradient_horizon.py --env {args.env} --seeds {seeds} --steps {steps}"
     where = environment() | {"command": command}
-    written = {"task": asked.env, "steps": steps, "seeds": seeds, "episodes": episodes, **found, "environment": where}
+    written = {"task": args.env, "steps": steps, "seeds": seeds, "episodes": episodes, **found, "environment": where}
     numbers.write_text(json.dumps(written, indent=1) + "\n")
     print(f"picture  {picture}\nnumbers  {numbers}")
     return written

@@ -1,18 +1,20 @@
-"""When to trust the model: its error along a branch, its error under later policies, and the bound that MBPO rests on.
+"""When to trust the model: its error along a branch, its error under later policies, and the theoretical bound of MBPO.
 
-One run of MBPO on the pendulum (preset `small`) is kept every 200 steps. What is then measured:
+One run of MBPO on the pendulum (preset `small`) is saved every 200 steps. Three things are then measured:
 
-(a) Along a branch. From states of the run's data the model imagines branches under the policy of the same moment; the true
-    simulator plays the same actions from the very same states, which the observation determines. The error after h steps is
-    the root mean square over dimensions of the difference of the two observations, in standard deviations of the data, so
-    two unrelated states of the data are about 1.4 apart. Drawn: median and 5 % to 95 % over the start states.
+(a) Error along a branch. The model imagines branches from states of the run's data, under the policy of the same time. The
+    true simulator plays the same actions from the same states, which the observation determines. The error after h steps is
+    the root mean square over dimensions of the difference of the two observations, in standard deviations of the data. Two
+    unrelated states of the data are about 1.4 apart. Drawn are the median and the 5 % to 95 % range over the start states.
 
-(b) Under later policies. A policy pi_D of the run collects fresh data, and a model is fitted to them alone. Its error
-    epsilon_m' is measured on states and actions of each later policy pi, against the shift epsilon_pi between pi_D and pi.
+(b) Error under later policies. A policy pi_D of the run collects new data, and a model is fitted to them alone. Its error
+    epsilon_m' is measured on states and actions of each later policy pi, and compared with the shift epsilon_pi between
+    pi_D and pi.
 
-(c) The bound. With pi_D, pi and that model, three returns discounted by gamma from the same first states: eta of pi in the
-    true simulator, eta-hat of pi in the model, and eta-branch(k), in which the state at time t comes from t - k true steps
-    of pi_D and k imagined ones of pi. MBPO's paper (Janner et al., arXiv 1906.08253) states as lower bounds of eta
+(c) The bound. For pi_D, pi and that model there are three returns, discounted by gamma, from the same first states: eta of
+    pi in the true simulator, eta-hat of pi in the model, and eta-branch(k), in which the state at time t comes from t - k
+    true steps of pi_D and k imagined steps of pi. MBPO's paper (Janner et al., arXiv 1906.08253) gives these lower bounds
+    of eta:
 
     4.1  |eta - eta-hat| <= 2 gamma r_max (epsilon_m + 2 epsilon_pi) / (1 - gamma)^2 + 4 r_max epsilon_pi / (1 - gamma)
     4.2  |eta - eta-branch(k)| <= 2 r_max [gamma^(k+1) epsilon_pi / (1 - gamma)^2 + (gamma^k + 2) epsilon_pi / (1 - gamma)
@@ -20,32 +22,38 @@ One run of MBPO on the pendulum (preset `small`) is kept every 200 steps. What i
     4.3  |eta - eta-branch(k)| <= 2 r_max [gamma^(k+1) epsilon_pi / (1 - gamma)^2 + gamma^k epsilon_pi / (1 - gamma)
                                            + k epsilon_m' / (1 - gamma)]
 
-    Drawn are 4.3 and the gap itself. The right side of 4.2 is least at k = 0 always, that of 4.3 above it wherever
+    Drawn are 4.3 and the gap itself. The right side of 4.2 always has its minimum at k = 0, that of 4.3 at k > 0 if
     epsilon_m' is below epsilon_pi.
 
-    epsilon_pi   max over states of the total variation between pi and pi_D: their Gaussians', since tanh is one-to-one;
-                 the max is over the states that pi_D visited
+    epsilon_pi   max over the states that pi_D visited of the total variation between pi and pi_D, computed from their
+                 Gaussians, because tanh is one-to-one
     epsilon_m    max over t of the mean over states and actions at time t, under pi_D, of the total variation between the
-                 true next state's distribution and the model's; epsilon_m' the same under pi. The reward is known.
+                 distributions of the next state in the true simulator and in the model; epsilon_m' is the same under pi.
+                 The reward is known.
 
-The simulator is deterministic and the model has densities, so the total variation proper is 1, always. What is called
-epsilon_m here is that of both after Gaussian noise of a twentieth of the data's standard deviation: how well one step tells
-model from truth for who sees no finer. Noise only lowers a total variation, so the theorems do not hold for it; it is the
-kind reading of the bound. The kindest takes means where the theorems have maxima. In any case two returns differ by
-r_max / (1 - gamma) at most.
+The simulator is deterministic and the model has densities, so the exact total variation is always 1. Here, epsilon_m is the
+total variation after Gaussian noise is added to both, with a twentieth of the standard deviation of the data. It measures
+how well model and truth can be distinguished by one step at that resolution. Noise only lowers a total variation, so the
+theorems do not hold for it, and the bound is optimistic. Even more optimistic is a version with means instead of the
+theorems' maxima. In any case, two returns differ by at most r_max / (1 - gamma).
 
-What was seen, of one seed: (a) a trained policy's branches are off by a hundredth of a deviation after one step and a sixth
-after 15, and half are anywhere after 30, since upright the pendulum is unstable. (b) A model of 1,000 rows errs little more
-under later policies than under its own, though they differ by half and more, as the paper found; but 5,000 rows make it no
-better, where the paper's models gained. (c) The bound is some two hundred times what holds in any case, a hundred times
-under the kindest reading, and a thousand times the gap; 4.1 is more than twice as large again. Yet its two terms are both
-seen: the policy after 1,600 steps earns much more than pi_D, and its gap falls from 240 at k = 0 until from k = 15 on it
-cannot be told from 0; that after 1,000 steps earns no more than pi_D, and its gap is seen from k = 20 on alone, and grows.
+Results, for one seed:
+
+(a) Under a trained policy, the error of a branch is a hundredth of a standard deviation after one step and a sixth after
+    15 steps. After 30 steps half of the branches are as far away as unrelated states, because the upright pendulum is
+    unstable.
+(b) A model fitted to 1,000 rows has little more error under later policies than under its own, although their shift is one
+    half and more, as in the paper. But 5,000 rows do not improve it, while the paper's models improved.
+(c) The bound is about two hundred times the difference that is possible in any case, a hundred times with means instead of
+    maxima, and a thousand times the gap; 4.1 is more than twice as large again. Yet both of its terms are visible. The
+    policy after 1,600 steps has a much higher return than pi_D; its gap falls from 240 at k = 0, and from k = 15 on it
+    cannot be distinguished from 0. The policy after 1,000 steps has no higher return than pi_D; its gap is visible only
+    from k = 20 on, and grows.
 
     python experiments/when_to_trust_the_model.py [--out FOLDER] [--steps 1600] [--seed 0] [--quick]
 
 Writes `when-to-trust.png` and `when-to-trust.json`, with command, commit, versions and machine. It takes about three
-minutes of one CPU core, half of it compiling; `--quick` checks in one that it runs.
+minutes of one CPU core, half of them for compiling; `--quick` checks in one minute that it runs.
 """
 
 from __future__ import annotations
@@ -81,27 +89,27 @@ R_MAX = math.pi**2 + 0.1 * MAX_SPEED**2 + 0.001 * MAX_TORQUE**2
 BLUR = 0.05
 """Standard deviation of the noise under which model and truth are compared, in standard deviations of the data."""
 SAMPLES = 64
-"""Draws for each total variation."""
+"""Number of samples for each total variation."""
 EVERY = 200
-"""Environment steps between two kept states of the run."""
+"""Environment steps between two saved states of the run."""
 BLUE, RED, GREEN, GREY = "#0b3d91", "#c1440e", "#2e7d32", "0.45"
 
 
 class Sizes(NamedTuple):
-    """How much is measured."""
+    """Sizes of the measurements."""
 
     starts: int = 500
-    """Branches of (a)."""
+    """Number of branches in (a)."""
     branch: int = 50
-    """Their steps."""
+    """Length of these branches."""
     rows: tuple[int, ...] = (200, 1000, 5000)
-    """Rows that the models of (b) are fitted to; the one in the middle is that of (c)."""
+    """Numbers of rows to which the models of (b) are fitted; (c) uses the model in the middle."""
     episodes: int = 48
-    """Episodes behind each mean of (b) and (c)."""
+    """Number of episodes for each mean in (b) and (c)."""
     horizon: int = 500
-    """Steps of a return; gamma to this power is left out."""
+    """Steps of a return; rewards after them are neglected."""
     longest: int = 60
-    """The longest branch of (c)."""
+    """Length of the longest branch in (c)."""
 
 
 SMALL = Sizes(starts=20, branch=5, rows=(100, 200), episodes=4, horizon=30, longest=5)
@@ -109,17 +117,17 @@ QUICK = {"agent.hidden": [8, 8], "ensemble.hidden": [8, 8], "ensemble.max_epochs
 
 
 class Kept(NamedTuple):
-    """A moment of the run."""
+    """A saved state of the run."""
 
     steps: int
     state: State
 
 
-# --- what is measured ---
+# --- measures ---
 
 
 def truth(task: Task, origin: Float[Array, "N O"], actions: Float[Array, "H N A"]) -> Float[Array, "H N O"]:
-    """Observations after each of the actions, in the true simulator from the states that `origin` determines."""
+    """Observations after each of the actions in the true simulator, starting from the states that `origin` determines."""
 
     def state_of(observation: Float[Array, "O"]) -> Any:
         angle = jnp.arctan2(observation[1], observation[0])
@@ -135,8 +143,8 @@ def truth(task: Task, origin: Float[Array, "N O"], actions: Float[Array, "H N A"
 def compounding(
     task: Task, world: World, policy: Policy, origin: Float[Array, "N O"], scale: Float[Array, "O"], key: Key, length: int
 ) -> Float[Array, "length N"]:
-    """Error of branches of `world` under `policy` after 1, 2, ... steps, in units of `scale`: root mean square over
-    dimensions of the difference to the true simulator under the same actions."""
+    """Error of branches of `world` under `policy` after 1, 2, ... steps, in units of `scale`: the root mean square over
+    dimensions of the difference from the true simulator under the same actions."""
     start_key, key = jax.random.split(key)
     _, imagined = rollout(world, policy, (world.start(origin, start_key), ()), key, length)
     difference = imagined.next_observation - truth(task, origin, imagined.action)
@@ -146,8 +154,8 @@ def compounding(
 def total_variation(
     mean: Float[Array, "N d"], std: Float[Array, "N d"], log_density: Callable[[Float[Array, "N d"]], Any], key: Key
 ) -> Float[Array, "N"]:
-    """Total variation between the Gaussians N(mean, std^2) and other densities q, whose logarithms [N] `log_density` gives:
-    the mean of max(0, 1 - q/p) over draws of the Gaussian p."""
+    """Total variation between the Gaussians p = N(mean, std^2) and other densities q: the mean of max(0, 1 - q/p) over
+    samples of p. `log_density` returns log q [N]."""
 
     def draw(key: Key) -> Float[Array, "N"]:
         x = mean + std * jax.random.normal(key, mean.shape, mean.dtype)
@@ -163,8 +171,8 @@ def model_error(
     blur: Float[Array, "O"],
     key: Key,
 ) -> Float[Array, "N"]:
-    """Total variation between the true `following` and the equal mixture of the members' Gaussians, both after Gaussian
-    noise of standard deviation `blur`."""
+    """Total variation between the true next observation `following` and the equally weighted mixture of the members'
+    Gaussians, both after adding Gaussian noise with standard deviation `blur`."""
     log_std = 0.5 * jnp.log(variance + blur**2)
 
     def mixture(x: Float[Array, "N O"]) -> Float[Array, "N"]:
@@ -183,8 +191,8 @@ def policy_shift(
 
 
 def branched_returns(rewards: Float[np.ndarray, "K1 T N"], discount: float) -> Float[np.ndarray, "K1 N"]:
-    """eta-branch(k) for k = 0..K, of each episode, from `rewards[h, j]` after h imagined steps from true state j: at time t
-    the state is min(t, k) imagined steps behind the true one."""
+    """eta-branch(k) for k = 0..K and each episode. `rewards[h, j]` is the reward after h imagined steps from true state j.
+    At time t, the state is min(t, k) imagined steps after a true state."""
     longest, steps = len(rewards), np.arange(rewards.shape[1])
     depth = np.minimum(steps, np.arange(longest)[:, None])
     return np.einsum("t,ktn->kn", discount**steps, rewards[depth, steps - depth])
@@ -197,20 +205,20 @@ def rollout_bound(shift: float, error: float, discount: float, r_max: float = R_
 
 
 def old_policy_bound(shift: float, error: float, k: Any, discount: float, r_max: float = R_MAX) -> Any:
-    """The right side of theorem 4.2, `error` being epsilon_m."""
+    """The right side of theorem 4.2; `error` is epsilon_m."""
     left = 1 - discount
     behind = discount ** (k + 1) * shift / left**2 + (discount**k + 2) * shift / left
     return 2 * r_max * (behind + k * (error + 2 * shift) / left)
 
 
 def branch_bound(shift: float, error: float, k: Any, discount: float, r_max: float = R_MAX) -> Any:
-    """The right side of theorem 4.3, `error` being epsilon_m'."""
+    """The right side of theorem 4.3; `error` is epsilon_m'."""
     left = 1 - discount
     return 2 * r_max * (discount ** (k + 1) * shift / left**2 + discount**k * shift / left + k * error / left)
 
 
 def best_length(shift: float, error: float, discount: float) -> int:
-    """The k at which theorem 4.3 promises most, up to 10,000."""
+    """The k up to 10,000 at which the bound of theorem 4.3 is tightest."""
     return int(np.argmin(branch_bound(shift, error, np.arange(10_001), discount)))
 
 
@@ -218,7 +226,7 @@ def best_length(shift: float, error: float, discount: float) -> int:
 
 
 def learn(steps: int, seed: int, changes: dict[str, Any]) -> tuple[programs.Program, list[Kept]]:
-    """A run of MBPO, kept every `EVERY` steps from the second time on."""
+    """A run of MBPO, with its states saved every `EVERY` steps, without the first one."""
     settings = {"learn_reward": False, "replay_capacity": steps, **changes}
     program = programs.build(programs.configure("mbpo", TASK, "small", settings, steps))
     run = jax.jit(program.loop.run)
@@ -231,7 +239,7 @@ def learn(steps: int, seed: int, changes: dict[str, Any]) -> tuple[programs.Prog
 
 
 class Study:
-    """What is measured of one run. Functions that compile take the states as arguments, so each compiles once."""
+    """Measurements of one run. Compiled functions take the states as arguments, so each compiles only once."""
 
     def __init__(self, program: programs.Program, kept: list[Kept], sizes: Sizes, seed: int) -> None:
         self.task, self.kept, self.sizes = program.task, kept, sizes
@@ -242,8 +250,8 @@ class Study:
         self.start_key = next(self.keys)
         known = self.task.reward, self.task.terminated
         self.model = ensemble.make(self.config.ensemble, 3, 1, *known)
-        held = kept[-1].state.replay.data.observation[: int(kept[-1].state.replay.size)]
-        self.scale = jnp.std(held, axis=0)
+        observations = kept[-1].state.replay.data.observation[: int(kept[-1].state.replay.size)]
+        self.scale = jnp.std(observations, axis=0)
         self.gaussian = sac.functions(self.config.agent, 1).gaussian
         self.fit = jax.jit(self.model.fit)
         self.error = jax.jit(partial(_errors, self.model, BLUR * self.scale))
@@ -252,7 +260,8 @@ class Study:
         self.branch = jax.jit(partial(_branch, self.task, self.agent, self.model), static_argnums=4)
 
     def along_branches(self) -> dict[int, Float[np.ndarray, "3 H"]]:
-        """(a): the 5 %, 50 % and 95 % quantile of the error over start states, for the first, middle and last moment."""
+        """(a): the 5 %, 50 % and 95 % quantiles of the error over start states, for the first, middle and last saved
+        state."""
         task, scale, length = self.task, self.scale, self.sizes.branch
 
         @jax.jit
@@ -268,11 +277,11 @@ class Study:
         }
 
     def fitted(self, old: State, rows: int) -> EnsembleState:
-        """A new model, fitted to that many rows that the policy `old` collects, in episodes of the task's length."""
+        """A new model, fitted to `rows` rows that the policy `old` collects in episodes of the task's length."""
         length = self.task.episode_length
         episodes = -(-max(self.sizes.rows) // length)
         data = self.play(old, next(self.keys), next(self.keys), episodes, length)
-        # Whole episodes first, so that fewer rows are fewer episodes.
+        # Order rows by episode, so that fewer rows mean fewer episodes.
         data = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:]), data)
         return self.fit(self.model.init(next(self.keys), {}), replay.of_rows(data, rows), next(self.keys))[0]
 
@@ -283,14 +292,14 @@ class Study:
         return {"max": float(found.max()), "mean": float(found.mean())}
 
     def judged(self, model: EnsembleState, rows: Transition) -> dict[str, float]:
-        """epsilon_m on rows [T, N]: the largest over time of the mean over episodes, and the mean of all."""
+        """epsilon_m on rows [T, N]: the maximum over time of the mean over episodes, and the mean over everything."""
         found = self.error(model, rows, next(self.keys)).mean(axis=1)
         return {"max": float(found.max()), "mean": float(found.mean())}
 
     def run(self) -> dict[str, Any]:
         """All numbers."""
         sizes, middle = self.sizes, len(self.sizes.rows) // 2
-        # A third into the kept moments: the policy is about to learn, and there are later ones.
+        # After a third of the saved states the policy is about to improve, and there are later ones.
         at = len(self.kept) // 3
         old, later = self.kept[at].state, self.kept[at:]
         models = [self.fitted(old, rows) for rows in sizes.rows]
@@ -319,8 +328,9 @@ class Study:
         }
 
     def returns(self, new: State, model: EnsembleState, visited: Transition, rows: Transition) -> dict[str, Any]:
-        """eta, eta-hat and eta-branch(k), and their differences to eta: means over episodes with the half width of the 95 %
-        interval of the mean. All have the same first states. `visited` is the old policy's, `rows` the new one's."""
+        """eta, eta-hat and eta-branch(k), and their differences from eta: means over episodes, with the half width of the
+        95 % interval of the mean. All start from the same states. `visited` are rows of the old policy, `rows` of the new
+        one."""
         discounts = self.discount ** np.arange(self.sizes.horizon)
         true = np.einsum("t,tn->n", discounts, np.asarray(rows.reward, np.float64))
         shape = visited.reward.shape
@@ -336,8 +346,8 @@ class Study:
         }
 
     def bounds(self, found: dict[str, Any], on_old: dict[str, float], rows: str) -> dict[str, Any]:
-        """The theorems' terms and least right sides: as stated (max), with means (mean), and with a total variation of 1
-        between model and truth (proper)."""
+        """The terms of the theorems and the minima of their right sides: as stated (max), with means (mean), and with the
+        exact total variation of 1 between model and truth (proper)."""
         shift, error = found["policy_shift"], found["model_error"][rows]
         readings = {name: (shift[name], on_old[name], error[name]) for name in ("max", "mean")}
         readings["proper"] = (shift["max"], 1.0, 1.0)
@@ -357,7 +367,7 @@ class Study:
 
 
 def _play(task: Task, agent: ActorCritic, state: State, start_key: Key, key: Key, episodes: int, length: int) -> Transition:
-    """Rows [length, episodes] of the true simulator under the stochastic policy; no time limit is heeded."""
+    """Rows [length, episodes] of the true simulator under the stochastic policy, without a time limit."""
     carry = jax.vmap(task.world.reset)(jax.random.split(start_key, episodes))
     policy = agent.policy(state.agent, True)
     play = jax.vmap(lambda carry, key: rollout(task.world, policy, (carry, ()), key, length)[1], out_axes=1)
@@ -376,7 +386,7 @@ def _branch(
 def _errors(
     model: DynamicsModel, blur: Float[Array, "O"], fitted: EnsembleState, rows: Transition, key: Key
 ) -> Float[Array, "T N"]:
-    """`model_error` of each of the rows [T, N], by the members that imagine."""
+    """`model_error` of each of the rows [T, N], with the elite members."""
 
     def at(rows: Transition, key: Key) -> Float[Array, "N"]:
         mean, variance = (x[fitted.elites] for x in model.predict(fitted, rows.observation, rows.action))
@@ -387,12 +397,12 @@ def _errors(
 
 
 def _mean(values: Float[np.ndarray, "N"]) -> list[float]:
-    """Mean, and half the width of its 95 % interval."""
+    """[mean, half width of its 95 % interval]."""
     return [float(values.mean()), float(1.96 * values.std(ddof=1) / math.sqrt(len(values)))]
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Write the picture: (a), (b) and (c) beside each other."""
+    """Write the picture: (a), (b) and (c) side by side."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(16, 5), dpi=110, layout="constrained")
@@ -446,7 +456,7 @@ def _draw_bound(axes: Any, found: dict[str, Any]) -> None:
     axes.axhline(found["at_most_in_any_case"], color="black", linestyle="--", linewidth=1, label="true in any case")
     for one, color in ((following, "#e09f3e"), (last, BLUE)):
         gap, half = np.array(one["returns"]["gap_of_branches"]).T
-        # Nothing below 1 has a place on this axis.
+        # The axis starts at 1.
         low = np.maximum(np.abs(gap) - half, 1)
         axes.fill_between(np.arange(len(gap)), low, np.abs(gap) + half, color=color, alpha=0.2, linewidth=0)
         axes.plot(np.abs(gap), color=color, linewidth=2.2, label=f"gap of the policy after {one['steps']:,} steps")
@@ -456,7 +466,7 @@ def _draw_bound(axes: Any, found: dict[str, Any]) -> None:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The bound's terms and the gaps as text, a line for each later policy."""
+    """The terms of the bound and the gaps as text, with a line for each later policy."""
     rows, later = str(found["rows_of_the_bound"]), found["under_later_policies"]
     longest = len(later[0]["returns"]["gap_of_branches"]) - 1
     shown = (0, longest // 4, longest // 2, longest)
@@ -476,27 +486,27 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Train, measure, print the table, write picture and numbers."""
+    """Train, measure, print the table, and write the picture and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/when_to_trust_the_model"))
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="tiny networks, 1000 steps and few episodes: does it run?")
-    asked = parser.parse_args(arguments)
-    if not asked.quick and asked.steps < 5 * EVERY:
+    parser.add_argument("--quick", action="store_true", help="tiny networks, 1000 steps and few episodes (smoke test)")
+    args = parser.parse_args(arguments)
+    if not args.quick and args.steps < 5 * EVERY:
         parser.error(f"--steps must be at least {5 * EVERY}, so that there are later policies")
-    asked.out.mkdir(parents=True, exist_ok=True)
-    steps, sizes, changes = (1000, SMALL, QUICK) if asked.quick else (asked.steps, Sizes(), {})
-    program, kept = learn(steps, asked.seed, changes)
-    found = Study(program, kept, sizes, asked.seed).run()
+    args.out.mkdir(parents=True, exist_ok=True)
+    steps, sizes, changes = (1000, SMALL, QUICK) if args.quick else (args.steps, Sizes(), {})
+    program, kept = learn(steps, args.seed, changes)
+    found = Study(program, kept, sizes, args.seed).run()
     print(f"model fitted to {found['rows_of_the_bound']} rows of the policy after {found['old_policy_steps']} steps; total")
     print(f"variations, discounted returns; in any case a gap is below {found['at_most_in_any_case']:,.0f}")
     print(table(found))
-    picture, numbers = asked.out / "when-to-trust.png", asked.out / "when-to-trust.json"
+    picture, numbers = args.out / "when-to-trust.png", args.out / "when-to-trust.json"
     draw(found, picture)
-    command = f"python experiments/when_to_trust_the_model.py --steps {steps} --seed {asked.seed}"
+    command = f"python experiments/when_to_trust_the_model.py --steps {steps} --seed {args.seed}"
     where = {"environment": environment() | {"command": command}}
-    written = {"task": TASK, "steps": steps, "seed": asked.seed, "blur": BLUR, **found, **where}
+    written = {"task": TASK, "steps": steps, "seed": args.seed, "blur": BLUR, **found, **where}
     numbers.write_text(json.dumps(written, indent=1) + "\n")
     print(f"picture  {picture}\nnumbers  {numbers}")
     return found

@@ -1,6 +1,6 @@
-"""Write each notebook's cells from the script beside it, without outputs: python notebooks/cells.py
+"""Write the cells of each notebook, without outputs, from the script of the same name: python notebooks/cells.py
 
-A cell begins after a line `# %%`, one of prose after `# %% [markdown]`, in comments or in one docstring.
+A code cell begins after a line `# %%`, a text cell after `# %% [markdown]`, as comments or as one docstring.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def cells(script: str) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Write them all."""
+    """Write all notebooks."""
     for script in sorted(HERE.glob("*.py")):
         if script == Path(__file__):
             continue

@@ -1,14 +1,14 @@
 # %% [markdown]
 """
-# A dynamics ensemble and CEM, without any of the rest
+# A dynamics ensemble and CEM on their own
 
-The parts of `jaxmbrl` work alone. Here a probabilistic ensemble is fitted to transitions that we make ourselves
-in plain NumPy, and the cross-entropy method plans through it. There is no environment class, no training loop and
-no run folder.
+The parts of `jaxmbrl` can be used on their own. Here we fit a probabilistic ensemble to transitions that we generate in
+plain NumPy, and plan with the cross-entropy method (CEM) in the fitted model. There is no environment class, no training
+loop and no run folder.
 
-The system is a puck on a table with one fan in the middle: the fan blows the puck outwards, the stronger the nearer
-it is, and makes it flutter. The puck shall go from one side to the other and stay there. The straight way leads over
-the fan.
+The system is a puck on a table with a fan in the middle. The fan blows the puck outwards, more strongly at a short
+distance, and makes it flutter. The task is to move the puck from one side to the other and to stay there. The straight
+path leads over the fan.
 """
 
 # %%
@@ -33,9 +33,8 @@ random = np.random.default_rng(0)
 # %% [markdown]
 # ## The system, in NumPy
 #
-# An observation is `[x, y, x velocity, y velocity]`, an action is a push in `[-1, 1]` along each axis. Where the
-# puck is near the fan, the next velocity is uncertain: this is noise of the system itself, which no amount of
-# data removes.
+# An observation is `[x, y, x velocity, y velocity]`. An action is a push in `[-1, 1]` along each axis. Near the fan the
+# next velocity is uncertain. This is noise of the system itself, which no amount of data removes.
 
 # %%
 DT, DRAG, PUSH = 0.1, 0.5, 1.5
@@ -43,12 +42,12 @@ FAN, FAN_WIDTH, FLUTTER = 4.0, 0.4, 0.1
 
 
 def wind(place):
-    """Strength of the fan at places [N, 2], 1 above it."""
+    """Strength of the fan at positions [N, 2]; 1 at its centre."""
     return np.exp(-np.sum(place**2, axis=1) / (2 * FAN_WIDTH**2))
 
 
 def step(observation, action):
-    """The next observations [N, 4] of a puck each."""
+    """The next observations [N, 4] of N pucks."""
     place, velocity = observation[:, :2], observation[:, 2:]
     strength = wind(place)[:, None]
     force = PUSH * action - DRAG * velocity + FAN * strength * place / FAN_WIDTH
@@ -58,8 +57,8 @@ def step(observation, action):
 
 
 # %% [markdown]
-# Data: pucks dropped on the table and pushed at random, one step each. We leave out the upper left corner, to see
-# whether the ensemble notices that it has never been there.
+# The data are single steps of pucks at random positions with random pushes. We leave out the upper left corner, to see
+# whether the ensemble is uncertain there.
 
 # %%
 ROWS = 5000
@@ -72,21 +71,21 @@ following = step(observation, action)
 # %% [markdown]
 # ## Fit the ensemble
 #
-# `ensemble.make` gives four pure functions: `init`, `fit`, `predict` and `world`. The rows go in as one
-# `Transition` of arrays, in a replay buffer. The reward and the end of an episode are given as functions, since we
-# know them: the model then learns the motion alone.
+# `ensemble.make` returns four pure functions: `init`, `fit`, `predict` and `world`. The rows are one `Transition` of
+# arrays, in a replay buffer. We know the reward and the termination, so we pass them as functions, and the model learns
+# only the motion.
 
 # %%
 
 
 def reward(observation, action, next_observation):
-    """Nearer to the goal is better, and pushing costs a little."""
+    """Minus the distance from the goal, minus a small cost of pushing."""
     distance = jnp.sqrt(jnp.sum((next_observation[..., :2] - GOAL) ** 2, axis=-1) + 1e-4)
     return -distance - 0.02 * jnp.sum(action**2, axis=-1)
 
 
 def terminated(next_observation):
-    """Never."""
+    """The task never terminates."""
     return jnp.zeros(next_observation.shape[:-1], bool)
 
 
@@ -101,12 +100,12 @@ for name, average in metrics.items():
     print(f"{name:<26}{float(average.total / average.weight):.4g}")
 
 # %% [markdown]
-# ## What it knows, and what it knows that it does not know
+# ## Aleatoric and epistemic uncertainty
 #
-# Along the diagonal from the upper left corner to the lower right one, a puck at rest is let go, and we ask for
-# its next velocity away from the fan. `uncertainty` parts the members' predictions into two variances: what they
-# expect as noise (aleatoric) and what they disagree on (epistemic). The first should follow the fan. The second
-# should grow on the left, where no data were.
+# We release a puck at rest at points on the diagonal from the upper left corner to the lower right one, and predict its
+# next velocity. `uncertainty` splits the members' predictions into two variances: the predicted noise (aleatoric) and the
+# disagreement of the members (epistemic). The first should follow the strength of the fan. The second should grow on the
+# left, where there are no data.
 
 # %%
 along = np.linspace(-1.6, 1.6, 161)
@@ -140,17 +139,17 @@ below.set(xlabel="x, with y = -x", ylabel="standard deviation")
 below.legend(frameon=False, loc="upper right")
 
 # %% [markdown]
-# The noise is found where it is. Disagreement is small where data are plenty and the motion is simple, larger on
-# the fan's flanks, where the motion bends and noise hides it, and it grows far from all data. But it is no alarm
-# bell: just beyond the data's edge the members still extrapolate alike.
+# The aleatoric uncertainty matches the true noise. The disagreement is small where there are many data and the motion is
+# simple. It is larger on the flanks of the fan, where the motion is curved and noisy, and it grows far from all data. But
+# it is not a reliable warning: just beyond the edge of the data the members still extrapolate in the same way.
 
 # %% [markdown]
 # ## Plan
 #
-# A fitted model is a world: `model.world(state)` can be rolled out like a simulator. Its item is a block of rows,
-# the particles, which all start where the puck is and spread by noise and by the members that move them.
-# `make_problem` makes it a problem for a planner: its `score` is the mean return over particles of an action
-# sequence, and CEM searches for a sequence that makes it large.
+# A fitted model is a world: `model.world(state)` can be rolled out like a simulator. It moves a block of rows at once, the
+# particles. All particles start at the state of the puck, and spread because of noise and because different members move
+# them. `make_problem` turns the world into a problem for a planner. Its `score` is the mean return over the particles of
+# an action sequence. CEM searches for a sequence with a high score.
 
 # %%
 PARTICLES = 10
@@ -162,7 +161,7 @@ planner = planning.make(
 
 
 def particles(observation):
-    """One start, many rows."""
+    """Copies of one start state, one for each particle."""
     return jnp.tile(jnp.asarray(observation, float), (PARTICLES, 1))
 
 
@@ -178,26 +177,26 @@ print(f"of 300 random plans, the best     {float(random_returns.max()):8.2f}")
 print(f"                     on average   {float(random_returns.mean()):8.2f}")
 
 # %% [markdown]
-# What does the model imagine the plan to do? `play` returns the steps that the score adds up: it has the same
-# random numbers.
+# What happens in the model under the plan? `play` returns the steps of which the score is the sum, with the same random
+# numbers.
 
 # %%
 imagined = jax.jit(lambda key: planning.play(problem, plan, key))(imagine_key)
 imagined_ways = np.concatenate([np.tile(start, (1, PARTICLES, 1)), np.asarray(imagined.next_observation)])
 
 # %% [markdown]
-# ## Play
+# ## Act in the real system
 #
-# Now the real system. First the plan is played blind. Then we plan anew at every step from where the puck really
-# is, and play only the first action: model-predictive control, which `planning_policy` makes of a planner and a
-# world. A shorter horizon will do for it, and its search starts from what is left of the last plan.
+# First we play the plan open loop. Then we replan at every step from the real state of the puck, and take only the first
+# action. This is model-predictive control (MPC); `planning_policy` makes such a policy from a planner and a world. A
+# shorter horizon is enough for it, and each search starts from the rest of the last plan.
 
 # %%
 PUCKS = 6
 
 
 def play(choose):
-    """Ways [STEPS + 1, 4] and the return of a puck pushed by `choose(observation, i)`."""
+    """(states [STEPS + 1, 4], return) of a puck that is pushed by `choose(observation, i)`."""
     ways, earned = [start], 0.0
     for i in range(STEPS):
         push = np.asarray(choose(ways[-1], i), float)
@@ -212,12 +211,13 @@ act = jax.jit(policy.act)
 
 
 def controlled(puck):
-    """`planning_policy` as something to play: its memory is what is left of the last plan."""
+    """`planning_policy` as a function for `play`. Its memory is the rest of the last plan."""
     key = jax.random.fold_in(plan_key, puck)
-    held = {"memory": policy.init(key)}
+    memory = policy.init(key)
 
     def choose(observation, i):
-        chosen, _, held["memory"] = act(held["memory"], jnp.asarray(observation, float), jax.random.fold_in(key, i))
+        nonlocal memory
+        chosen, _, memory = act(memory, jnp.asarray(observation, float), jax.random.fold_in(key, i))
         return chosen
 
     return choose
@@ -232,13 +232,12 @@ for name, played in (("random pushes", drifting), ("the plan, blind", blind), ("
     print(f"{name:<34}{means[name]:8.2f}")
 
 # %% [markdown]
-# ## What came of it
+# ## Results
 #
-# Left, what the model imagined. Right, what the system did. The blind plan does what was imagined of it: the
-# model is right about where it will be, and its particles spread as the pucks do. But a search for 80 numbers at
-# once ends far from the best. Planning anew at every step has as many searches as steps, each from where the last
-# one ended and from where the puck really is: it goes around the fan, which nobody told it to, and stops at the
-# goal.
+# The left picture shows the imagined trajectories, the right one the real ones. Under the open-loop plan the pucks move
+# as imagined: the model predicts the positions well, and its particles spread like the real pucks. But one search for 80
+# numbers ends far from the optimum. Replanning makes one search per step, each from the end of the last search and from
+# the real state of the puck. It finds a path around the fan, without being given one, and stops at the goal.
 
 # %%
 picture, (left, right) = plt.subplots(1, 2, figsize=(10, 5), sharex=True, sharey=True, layout="constrained")

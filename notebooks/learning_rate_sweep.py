@@ -1,9 +1,9 @@
 # %% [markdown]
 """
-# Learning rates, side by side
+# A sweep of learning rates in one program
 
-What is a number to the compiled program need not be the same for all seeds. Here six learning rates fit a dynamics model at
-once, by `jax.vmap` around one function; and three rates of Soft Actor-Critic are the seeds of one training run.
+A traced hyperparameter need not have the same value for all seeds. Here we fit a dynamics model with six learning rates at
+once, with `jax.vmap` around one function. Then we train Soft Actor-Critic with three learning rates as seeds of one run.
 """
 
 # %%
@@ -23,10 +23,10 @@ from jaxmbrl.rollout import open_loop, rollout
 BLUE, RED = "#0b3d91", "#c1440e"
 
 # %% [markdown]
-# ## A part: the fit of an ensemble
+# ## One part: the fit of an ensemble
 #
-# Random actions on the pendulum, 20 episodes of 100 steps, all at once: `rollout` is written for one episode, and
-# `vmap` makes it twenty.
+# The data are 20 episodes of the pendulum with 100 random actions each. `rollout` is written for one episode, and `vmap`
+# runs it for all 20 at once.
 
 # %%
 task = envs.make("pendulum")
@@ -44,7 +44,7 @@ steps = jax.jit(jax.vmap(episode))(jax.random.split(jax.random.key(0), 20))
 rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps._replace(extras=()))
 
 # %% [markdown]
-# `model.init` takes traced numbers by name, so the rate can be an argument of a function that is vmapped.
+# `model.init` takes traced hyperparameters by name, so the learning rate can be an argument of a function under `vmap`.
 
 # %%
 config = EnsembleConfig(members=3, elites=3, hidden=(64, 64), batch_size=128, max_epochs=20, patience=20)
@@ -53,7 +53,7 @@ rates = jnp.array([1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
 
 
 def error_with(rate):
-    """Holdout error after a fit with this rate, in units of the fitted targets."""
+    """Holdout error after a fit with this learning rate, in units of the fitted targets."""
     init_key, fit_key = jax.random.split(jax.random.key(1))
     _, found = model.fit(model.init(init_key, {"learning_rate": rate}), replay.of_rows(rows), fit_key)
     return found["model/holdout_error"].total / found["model/holdout_error"].weight
@@ -66,7 +66,7 @@ for rate, error in zip(rates, errors, strict=True):
 # %% [markdown]
 # ## A whole run: Soft Actor-Critic
 #
-# `hyper` gives a number for each seed. Two seeds of each of three rates are six seeds of one program.
+# `hyper` gives a value for each seed. Three learning rates with two seeds each are six seeds of one program.
 
 # %%
 wanted = [1e-5, 1e-5, 1e-3, 1e-3, 1e-1, 1e-1]
@@ -88,11 +88,11 @@ for rate, curve in curves.items():
     print(f"sac {rate:<10.0e}{np.mean(curve[3000]):12.1f}")
 
 # %% [markdown]
-# ## What came of it
+# ## Results
 #
-# In 20 epochs a small rate has hardly begun to fit, and even 1e-2 is not too large for the ensemble. Soft Actor-Critic has
-# a middle: at 1e-1 it learns nothing that lasts, at 1e-5 nothing at all. Six values cost as much as six seeds of one
-# value, and were compiled once.
+# In 20 epochs a small learning rate has hardly begun to fit, and even 1e-2 is not too large for the ensemble. For Soft
+# Actor-Critic the middle value is best: with 1e-1 it learns nothing that lasts, with 1e-5 nothing at all. Six values cost
+# as much as six seeds with one value, and the program was compiled once.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")

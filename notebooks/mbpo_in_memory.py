@@ -2,9 +2,9 @@
 """
 # MBPO in memory
 
-`jaxmbrl.train` without `out` writes nothing: what it returns is the whole run. Here MBPO learns to swing up a pendulum,
-two seeds in one compiled program. We draw what it learned and how its model fares, and then take the trained policy
-out and play an episode with it.
+`jaxmbrl.train` without `out` writes no files; it returns the whole run. Here MBPO learns to swing up a pendulum, with two
+seeds in one compiled program. We plot the returns and the error of the model, and then play an episode with the trained
+policy.
 """
 
 # %%
@@ -22,8 +22,8 @@ BLUE, RED = "#0b3d91", "#c1440e"
 # %% [markdown]
 # ## Train
 #
-# The preset `small` is sized for a CPU. Any field of the config can be given by its path; here an evaluation after each
-# epoch of 200 steps.
+# The preset `small` is sized for a CPU. Any field of the config can be set by its path. Here we ask for an evaluation
+# after each epoch of 200 steps.
 
 # %%
 result = jaxmbrl.train("mbpo", "pendulum", steps=2000, seeds=2, preset="small", settings={"eval_every": 1})
@@ -31,11 +31,11 @@ print(f"rows                {len(result.rows)}")
 print("what a row holds    " + ", ".join(sorted(result.rows[-1])))
 
 # %% [markdown]
-# ## What it learned
+# ## Learning curves
 #
-# A row is an epoch of a seed. `eval/return` is the deterministic policy's on fixed start states. A random policy gets
-# about -1,200; the best possible is near -140. The model's error need not fall: each epoch brings rows from places where
-# it has not been, and it is judged on them too.
+# A row is one epoch of one seed. `eval/return` is the return of the deterministic policy on fixed start states. A random
+# policy gets about -1,200; the best possible return is near -140. The error of the model need not fall, because each epoch
+# adds rows from new states, and the model is evaluated on them too.
 
 
 # %%
@@ -66,10 +66,10 @@ print(f"model's error, first            {errors[:, 0].mean():.4f}")
 print(f"model's error, last             {errors[:, -1].mean():.4f}")
 
 # %% [markdown]
-# ## Play
+# ## Play an episode
 #
-# `result.policy` makes a policy of one seed's state, and `result.task.world` is the pendulum. The same `rollout` that
-# training collects by stacks an episode's steps.
+# `result.policy` makes a policy from the state of one seed, and `result.task.world` is the pendulum. `rollout`, which also
+# collects the training data, returns the steps of an episode as stacked arrays.
 
 # %%
 policy = result.policy(jax.tree.map(lambda leaf: leaf[0], result.state))

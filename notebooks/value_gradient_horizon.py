@@ -1,10 +1,10 @@
 # %% [markdown]
 """
-# How far do gradients reach through a model?
+# Over how many steps are gradients through a model useful?
 
-A value gradient follows what some imagined steps earn, differentiated through the model. A model that predicts well
-need not have good derivatives, and they are multiplied along the way. Here the true simulator is differentiable too, so
-the gradient through a fitted model can be laid beside the true one, over longer and longer horizons.
+A value gradient is the derivative of the return of some imagined steps, taken through the model. A model that predicts well
+need not have accurate derivatives, and errors multiply over the steps. Here the true simulator is differentiable too, so we
+can compare the gradient through a fitted model with the true one for longer and longer horizons.
 """
 
 # %%
@@ -26,9 +26,9 @@ task = envs.make("pendulum")
 # %% [markdown]
 # ## Data and models
 #
-# 3,000 single steps from states all over, under random actions. Two ensembles are fitted to them: to all, and to the
-# first 150. The reward is known, and members have no noise, so that nothing but the learned motion differs from the
-# simulator.
+# The data are 3,000 single steps from states in the whole state space, under random actions. One ensemble is fitted to all
+# of them, another to the first 150. The reward is known and members predict no noise, so only the learned motion differs
+# from the simulator.
 
 
 # %%
@@ -61,13 +61,13 @@ fitted = {count: fit(jax.random.key(1), jnp.asarray(count)) for count in (150, 3
 # %% [markdown]
 # ## Gradients
 #
-# From 50 states near the top, a sequence of random actions is played, and its return differentiated by all actions:
-# through the simulator, and through the model. The world is the only difference.
+# We play sequences of random actions from 50 states near the top, and differentiate the return with respect to all actions,
+# through the simulator and through the model. The world is the only difference.
 
 
 # %%
 def slope(world, origin, actions):
-    """Derivative of the return of `actions` from `origin` by the actions."""
+    """Derivative of the return of `actions` from `origin` with respect to the actions."""
 
     def earned(actions):
         start = (world.start(origin, jax.random.key(0)), jnp.zeros((), jnp.int32))
@@ -95,17 +95,17 @@ for horizon in HORIZONS:
         norm, cosine = many(keys, state)
         cosines[count].append(float(jnp.median(cosine)))
     norms.append(float(jnp.median(norm)))
-    told = "".join(f"{cosines[count][-1]:12.4f}" for count in fitted)
-    print(f"horizon {horizon:<4}{norms[-1]:12.3f}{told}")
+    columns = "".join(f"{cosines[count][-1]:12.4f}" for count in fitted)
+    print(f"horizon {horizon:<4}{norms[-1]:12.3f}{columns}")
 
 # %% [markdown]
-# ## What came of it
+# ## Results
 #
-# Near the top the pendulum falls, and small pushes grow: so does the gradient, two hundredfold from 5 steps to 20. So
-# long as it falls, both models' gradients point where the true one does. At 40 steps it has swung through, in places
-# where the speed is clipped and where a push decides to which side it goes: the good model's direction is half right
-# there, and that of the model of 150 steps is worth nothing. This is why the methods that climb through a model take
-# few steps of it, and let a critic tell the rest.
+# Near the top the pendulum falls, and the effect of small pushes grows. So does the norm of the gradient, by a factor of
+# two hundred from 5 steps to 20. While the pendulum falls, the gradients of both models have the same direction as the
+# true one. After 40 steps it has swung through states where the speed is clipped, and where a small push decides to which
+# side it goes. There the direction of the good model is half right, and that of the model fitted to 150 steps is useless.
+# This is why value-gradient methods take only a few steps in the model, and use a critic for the value after them.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -120,7 +120,7 @@ right.axhline(1.0, color="0.8", linewidth=1, zorder=0)
 right.set(
     xscale="log", xlabel="steps differentiated through", ylabel="cosine of the angle to the true one", ylim=(-0.4, 1.05)
 )
-right.set_title("and far out their direction gets lost", loc="left", fontsize=11)
+right.set_title("and their direction is lost at long horizons", loc="left", fontsize=11)
 right.legend(frameon=False, loc="lower left")
 for axes in (left, right):
     axes.set_xticks(HORIZONS, [str(horizon) for horizon in HORIZONS])

@@ -63,7 +63,7 @@ def sweep(words: list[str], switches: list[str]) -> int:
 
 
 def status(words: list[str]) -> int:
-    """`jaxmbrl status`; returns the exit code. Raises UserError where there are no runs."""
+    """`jaxmbrl status`; returns the exit code. Raises UserError if there are no runs."""
     from jaxmbrl.sweeping import status as run_status
 
     parser = options.parser("status", description="Progress of runs: those of a sweep, or of any folder of runs.")

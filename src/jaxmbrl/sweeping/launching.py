@@ -151,7 +151,7 @@ def judge(folder: SweepFolder, name: str, code: int | str, stopping: bool) -> tu
         return "stopped", ""
     why = noted[1] if noted[0] == "failed" else ""
     if code == USER_ERROR:
-        return "failed", why or "it refused its options"
+        return "failed", why or "its options are not valid"
     return "died", why or _in_words(code)
 
 
