@@ -223,7 +223,7 @@ REFUSED = {
     "train --resume run-good --env cartpole-continuous": ["(env was 'pendulum' and is 'cartpole-continuous')"],
     "train --resume run-good --preset small": ["cannot continue with other settings (preset was "],
     "train --resume run-good --checkpoint.keep 0": ["checkpoint.keep must be at least 1, got 0"],
-    "train --resume run-good --out elsewhere": ["in the run's own folder with its own config: leave --out out"],
+    "train --resume run-good --out elsewhere": ["--resume uses the run's own folder and config: leave --out out"],
     "train --resume run-good --config good.yaml": ["leave --config out"],
     "train --resume run-good --step 3": ["unknown option '--step'"],
     "train pets --resume run-good": ["run-good is of sac, not pets"],
