@@ -256,7 +256,7 @@ def test_a_living_row_that_is_not_finite_is_not_hidden():
 def test_members_that_would_not_have_a_rollout_each_are_refused():
     for field, value in (("propagation", "ts1"), ("elites", 3)):
         config = steve.Config()
-        with pytest.raises(UserError, match=f"^ensemble.{field} must be .*; got {value}$"):
+        with pytest.raises(UserError, match=f"^ensemble.{field} must be .*, got {value}$"):
             check(dataclasses.replace(config, ensemble=dataclasses.replace(config.ensemble, **{field: value})))
 
 
