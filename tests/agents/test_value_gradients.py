@@ -36,7 +36,7 @@ def actor_objective(how, agent, world, state, origin, key=0):
     perturbations = jnp.zeros((how.horizon + 1, *origin.shape))
     follow_key, *keys = jax.random.split(jax.random.key(key), 3)
     trajectory = value_gradients.imagine_perturbed(how, agent, world, state, origin, perturbations, follow_key)
-    return value_gradients.actor_objective(how, agent, state, origin, trajectory, jnp.stack(keys))
+    return value_gradients.actor_objective(how, agent, state, origin, trajectory, tuple(keys))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -257,9 +257,9 @@ class _SAC(NamedTuple):
 
     def target_values_by(self, critics: PyTree, state: SACState, observation: Observation, keys: Key) -> Array:
         """The soft value Q'(s, a) - alpha log pi(a|s), a ~ pi, by each of `critics`, [L, N]."""
-        observation, (action_key, _, unit_key) = self.shown(observation), keys
-        action, log_density = self.parts.sample(state.actor.params, observation, action_key)
-        values = self.parts.target_q(critics, observation, action, unit_key)
+        observation = self.shown(observation)
+        action, log_density = self.parts.sample(state.actor.params, observation, keys[0])
+        values = self.parts.target_q(critics, observation, action, keys[2])
         return values - jnp.exp(state.log_temperature.params) * log_density
 
     def action_values(self, state: SACState, observation: Observation, action: Action, key: Key) -> Float[Array, "L N"]:

@@ -78,7 +78,7 @@ def actor_objective(
     state: PyTree,
     origin: Float[Array, "B O"],
     trajectory: Trajectory,
-    keys: Key,
+    keys: tuple[Key, Key],
 ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
     """(J of each row along `trajectory` from `origin`, entropy bonus of its first action). The two `keys` are for the last
     action and for the critics."""
@@ -120,9 +120,9 @@ def with_value_gradient(agent: ActorCritic, world: World, config: ValueGradientC
         return agent
 
     def update_actor(state: PyTree, batch: Transition, key: Key) -> tuple[PyTree, Metrics]:
-        imagine_key, *keys = jax.random.split(key, 3)
+        imagine_key, action_key, value_key = jax.random.split(key, 3)
         trajectory, vjp = imagine_with_vjp(config, agent, world, state, batch.observation, imagine_key)
-        return value_gradient_step(config, agent, state, batch, trajectory, vjp, jnp.stack(keys))
+        return value_gradient_step(config, agent, state, batch, trajectory, vjp, (action_key, value_key))
 
     return with_updates(agent, actor=update_actor)
 
@@ -134,7 +134,7 @@ def value_gradient_step(
     batch: Transition,
     trajectory: Trajectory,
     vjp: VjpFn,
-    keys: Key,
+    keys: tuple[Key, Key],
 ) -> tuple[PyTree, Metrics]:
     """One gradient ascent step of the actor on the mean `actor_objective` along the `trajectory` from the batch's states.
     `vjp` is the trajectory's vector-Jacobian product (`imagine_with_vjp`).

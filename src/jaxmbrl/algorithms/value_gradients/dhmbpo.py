@@ -307,10 +307,10 @@ def with_short_horizon(config: Config, agent: ActorCritic, world: World) -> Acto
         return learn_critic(state, imagine(world, acting, batch.observation, imagine_key, config.horizon), critic_key)
 
     def update(state: SACState, batch: Transition, key: Key) -> tuple[SACState, Metrics, Float[Array, "B"]]:
-        imagine_key, critic_key, *actor_keys = jax.random.split(key, 4)
+        imagine_key, critic_key, action_key, value_key = jax.random.split(key, 4)
         trajectory, vjp = imagine_with_vjp(gradient, agent, world, state, batch.observation, imagine_key)
         state, of_critic, error = learn_critic(state, trajectory, critic_key)
-        state, of_actor = value_gradient_step(gradient, agent, state, batch, trajectory, vjp, jnp.stack(actor_keys))
+        state, of_actor = value_gradient_step(gradient, agent, state, batch, trajectory, vjp, (action_key, value_key))
         return state, of_critic | of_actor, error
 
     return with_value_gradient(agent, world, gradient)._replace(update_critic=update_critic, update=update)
