@@ -17,7 +17,7 @@ from jaxmbrl.envs.mujoco.cholesky import POOL_IS_HELD, cholesky, one_by_one
 SIDE_BY_SIDE = """
 import jax
 import jax.numpy as jnp
-from jaxmbrl.envs.cholesky import cholesky
+from jaxmbrl.envs.mujoco.cholesky import cholesky
 
 def factor(matrices):
     factors = [jax.vmap(cholesky)(matrix) for matrix in matrices]

@@ -32,7 +32,7 @@ def test_soft_returns_by_hand(script):
     def act(memory, observation, key):
         return jnp.zeros(1), jnp.asarray(0.5), memory
 
-    agent = SimpleNamespace(actor=lambda state: Policy(init=None, act=act))
+    agent = SimpleNamespace(policy_with_entropy=lambda state: Policy(init=None, act=act))
     state = SimpleNamespace(discount=jnp.asarray(0.9))
     rows = SimpleNamespace(
         observation=jnp.array([[1.0, 0, 0], [-1, 0, 0], [1, 0, 0]]),

@@ -222,7 +222,7 @@ def test_the_exit_code_tells_what_became_of_the_runs(code, expected, monkeypatch
     ended, out, _ = call("sweep good.yaml --retries 2")
     assert ended == expected
     assert len(words) == (6 if code in (1, -9) else 2)
-    assert ("call the same command again to continue" in out) == (code == 75)
+    assert ("to resume the runs that stopped or wait" in out) == (code == 75)
 
 
 def test_a_run_alone_notes_how_it_ends(place, monkeypatch):
