@@ -1,5 +1,7 @@
 """What holds for all tests: types and shapes in annotations are checked, and the longest files come first."""
 
+import os
+
 import jaxtyping
 import pytest
 
@@ -35,6 +37,17 @@ def x64():
 
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """What a test compiles is reused by later tests of this run, in both workers: files forget what they compiled."""
+    import jax
+
+    folder = tmp_path_factory.getbasetemp()
+    shared = (folder.parent if os.environ.get("PYTEST_XDIST_WORKER") else folder) / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(shared))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from jaxmbrl.data.replay import Replay
 from jaxmbrl.nn.optimizer import Trainable
 from jaxmbrl.training import loop, programs
 
-from .cases import CASES, EPOCH, SEEDS, TASK, configured
+from .cases import CASES, EPOCH, SEEDS, TASK, VARIANTS, configured
 
 LARGE = 4_000
 """Numbers in a leaf from which on a frozen seed must not copy it."""
@@ -82,7 +82,7 @@ def traced(case: str) -> Traced:
     )
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=[pytest.param(case, marks=[pytest.mark.promises] if case in VARIANTS else []) for case in CASES])
 def method(request: pytest.FixtureRequest, spinning: None) -> Traced:
     return traced(request.param)
 

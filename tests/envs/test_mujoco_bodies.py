@@ -9,8 +9,10 @@ from gymnasium_steps import recorded
 
 from jaxmbrl import envs
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("Walker2d-v5", "Humanoid-v5", "HumanoidStandup-v5")]
-NAMES = ["Pusher-v5", "Ant-v5", *SLOW]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("Pusher-v5", "Walker2d-v5", "Humanoid-v5", "HumanoidStandup-v5")
+]
+NAMES = ["Ant-v5", *SLOW]
 ALL = [name for name in envs.names() if name.endswith("-v5")]
 TRUNCATED = {"Ant-v5/truncated": 27, "Humanoid-v5/truncated": 45}
 

@@ -238,7 +238,13 @@ def test_what_cannot_be_played_is_told(run, monkeypatch):
 
 @pytest.mark.parametrize(
     ("algorithm", "model", "critic"),
-    [("td3", False, True), ("dhmbpo", True, True), ("steve", True, True), ("pets", True, False), ("bptt", True, False)],
+    [
+        ("td3", False, True),
+        pytest.param("dhmbpo", True, True, marks=pytest.mark.slow),
+        ("steve", True, True),
+        ("pets", True, False),
+        pytest.param("bptt", True, False, marks=pytest.mark.slow),
+    ],
 )
 def test_every_kind_of_algorithm_is_looked_at(algorithm, model, critic):
     """Models and critics as they begin, taken for trained ones."""
