@@ -139,9 +139,10 @@ def learning(
     collect: Callable[[Clock, LoopState], Rollout],
     of_data: bool = False,
 ) -> Learning:
-    """The common part of both training loops. `start(state of the algorithm, environment keys [num_envs], memory keys
-    [num_envs])` returns a seed's initial carry and memory. `collect(clock, state)` collects for one call; only its shapes
-    are used here.
+    """The part of a loop that both kinds share.
+
+    `start(state, environment_keys, memory_keys)`, with keys [num_envs], returns a seed's first carry and memory from the
+    algorithm's state. Of `collect(clock, state)`, which collects for one call, only the shapes matter here.
     """
     steps_per_call = algorithm.period * config.num_envs
 
