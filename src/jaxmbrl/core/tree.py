@@ -17,11 +17,6 @@ def where(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(partial(jnp.where, condition), yes, no)
 
 
-def zeros_like_shapes(shapes: PyTree) -> PyTree:
-    """Zeros with the shapes and dtypes in `shapes`, a result of `jax.eval_shape`."""
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-
 def gate(healthy: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
     """`new` if `healthy`, else state that behaves as `old`.
 
