@@ -4,7 +4,7 @@
 # make docs   install the docs extra, then build the pages in docs/_build/html and run their doctests
 # make linkcheck   check every link in the pages, over the network
 # make slow   run the learning tests, which take many minutes
-# make promises   run, for every method and its variants, the contract tests that `make test` runs for one method per family
+# make promises   run, for all other methods and tasks, the tests that `make test` runs for one method or task of a kind
 # make learning NAME=mbpo   train and evaluate a method and check its learning goal, which takes minutes to hours
 # make bench-peers   install mbrl-lib into .venv-peers and compare its speed and Brax's with ours, in about ten minutes
 
@@ -25,19 +25,20 @@ demo: .venv/jaxmbrl
 	$(BIN)/jaxmbrl train pets --env cartpole-continuous --preset small --steps 1000 --seeds 2 --out runs/demo-$$n
 
 # Most of the test time is compilation, which uses one core, so there are two workers, which compile without optimization.
-# A file runs in one worker, because its tests share compiled programs. After ten minutes a test is ended with a traceback.
+# After ten minutes a test is ended with a traceback.
 WORKERS ?= 2
-COMPILING := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 $$XLA_FLAGS"
+FAST_COMPILE := --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false
+COMPILING := XLA_FLAGS="$(FAST_COMPILE) $$XLA_FLAGS"
 HANGING := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true --max-worker-restart 0
 
 test: .venv/test
-	$(COMPILING) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(HANGING)
+	$(COMPILING) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder $(HANGING)
 
 slow: .venv/slow
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 promises: .venv/test
-	$(COMPILING) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup -m "promises and not gpu" tests/contracts
+	$(COMPILING) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder $(HANGING) -m "promises and not slow and not gpu"
 
 NAME ?=
 

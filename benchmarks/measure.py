@@ -116,7 +116,7 @@ class Training:
     def megabytes(self) -> dict[str, float]:
         """Memory of the state, and further memory that the program uses while it runs."""
         memory = self.compiled.memory_analysis()
-        return {"state": memory.argument_size_in_bytes / 1e6, "besides": memory.temp_size_in_bytes / 1e6}
+        return {"state": memory.argument_size_in_bytes / 1e6, "temporary": memory.temp_size_in_bytes / 1e6}
 
 
 def compiled_twice(program: Program) -> tuple[Training, dict[str, float]]:

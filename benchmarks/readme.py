@@ -151,7 +151,7 @@ def compiling() -> list[str]:
     rows = []
     for about, figures in read("compiling-cpu").items():
         seconds = (number(figures[f"seconds to compile, {how}"]) for how in ("cold", "cached"))
-        memory = (number(figures[f"MB, {of}"]) for of in ("state", "besides"))
+        memory = (number(figures[f"MB, {of}"]) for of in ("state", "temporary"))
         rows.append((about.removesuffix(", seeds: 1"), *seconds, *memory))
     return table(("one seed", "compile, cold (s)", "compile, cached (s)", "state (MB)", "other memory (MB)"), rows)
 

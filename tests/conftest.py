@@ -1,9 +1,11 @@
 """What holds for all tests: types and shapes in annotations are checked, and the longest files come first."""
 
+import gc
 import os
 
 import jaxtyping
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 LONGEST = (
     "test_kills.py",
@@ -23,8 +25,23 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
+class SharedPrograms(LoadScopeScheduling):
+    """A file runs in one worker, because its tests share compiled programs; the compiled promises do so by method."""
+
+    def _split_scope(self, nodeid):
+        file, _, test = nodeid.partition("::")
+        return f"{file} {test.partition('[')[2]}" if file.endswith("test_promises.py") else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return SharedPrograms(config, log)
+
+
 _hook = jaxtyping.install_import_hook("jaxmbrl", "beartype.beartype")
 from jaxmbrl.core import xla  # noqa: E402 (after the hook)
+
+# Tracing makes many objects that live long; the default threshold searches all of them for garbage again and again.
+gc.set_threshold(100_000, 20, 20)
 
 # Before any test computes: with a single thread some programs never return.
 xla.ensure_threads()

@@ -6,12 +6,14 @@ import sys
 import time
 from pathlib import Path
 
+import small_method
 from command_line import untimed
 
 from jaxmbrl.training import checkpoint
 from jaxmbrl.training.run_folder import RunFolder
 
 TINY = {
+    "linear": "--env pendulum --updates-per-step 10 --eval-episodes 1",
     "sac": "--env pendulum --agent.hidden 16 16 --batch-size 16 --updates-per-step 30 --replay-capacity 1000 "
     "--warmup-steps 100 --epoch-steps 100 --eval-every 5 --eval-episodes 1",
     "pets": "--env cartpole-continuous --ensemble.members 2 --ensemble.elites 2 --ensemble.hidden 16 "
@@ -30,8 +32,8 @@ PATIENCE = 240.0
 
 
 def begin(*words):
-    """A process at work on a command line."""
-    command = [sys.executable, "-m", "jaxmbrl", *map(str, words)]
+    """A process at work on a command line of `jaxmbrl`, which knows the small method too."""
+    command = [sys.executable, small_method.__file__, *map(str, words)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -75,7 +75,7 @@ def test_a_critic_is_its_network_between_the_bounds(x64):
 def test_at_first_all_critics_are_the_middle_of_the_bounds():
     agent = scaled_sac.make(TINY, O, A)
     state = jax.jit(agent.init)(jax.random.key(0), {})
-    state = scaled_sac.follow(TINY, state, jnp.linspace(-1.0, 3.0, 101))
+    state = scaled_sac.update_bounds(TINY, state, jnp.linspace(-1.0, 3.0, 101))
     low, high = state.critic.params["bounds"][0]
     found = scaled_sac.functions(TINY, A).q(state.critic.params, *map(jnp.asarray, (np.ones((4, O)), np.ones((4, A)))))
     np.testing.assert_allclose(found, np.full((3, 4), (low + high) / 2), rtol=1e-6)
@@ -116,9 +116,9 @@ def test_the_bounds_begin_at_the_quantiles_and_then_follow_them(x64):
     agent = scaled_sac.make(TINY, O, A)
     state = jax.jit(agent.init)(jax.random.key(0), {})
     earned = jnp.asarray(np.random.default_rng(1).permutation(np.arange(101.0)))
-    first = scaled_sac.follow(TINY, state, earned)
+    first = scaled_sac.update_bounds(TINY, state, earned)
     np.testing.assert_allclose(first.critic.params["bounds"], np.tile([10.0, 990.0], (3, 1)), rtol=1e-12)
-    second = scaled_sac.follow(TINY, first, earned - 50)
+    second = scaled_sac.update_bounds(TINY, first, earned - 50)
     expected = np.array([10.0, 990.0]) + 3e-4 * (np.array([-490.0, 490.0]) - np.array([10.0, 990.0]))
     np.testing.assert_allclose(second.critic.params["bounds"], np.tile(expected, (3, 1)), rtol=1e-12)
     jax.tree.map(np.testing.assert_array_equal, second.critic.params["bounds"], second.critic.target["bounds"])
@@ -128,13 +128,13 @@ def test_what_the_dead_earn_does_not_count(x64):
     agent = scaled_sac.make(TINY, O, A)
     state = jax.jit(agent.init)(jax.random.key(0), {})
     earned = jnp.concatenate([jnp.arange(101.0), jnp.full(30, jnp.nan)])
-    np.testing.assert_allclose(scaled_sac.follow(TINY, state, earned).critic.params["bounds"][0], [10.0, 990.0])
+    np.testing.assert_allclose(scaled_sac.update_bounds(TINY, state, earned).critic.params["bounds"][0], [10.0, 990.0])
 
 
 def test_nothing_follows_in_a_seed_that_is_closed(x64):
     _, state = agent_and_state()
     closed = state._replace(critic=state.critic._replace(active=jnp.zeros((), bool)))
-    after = scaled_sac.follow(TINY, closed, jnp.arange(5.0))
+    after = scaled_sac.update_bounds(TINY, closed, jnp.arange(5.0))
     jax.tree.map(np.testing.assert_array_equal, after, closed)
 
 

@@ -82,7 +82,7 @@ def test_nothing_is_learned_before_the_warm_up_is_over():
     state, found = after(1)
     assert int(state.model) == 0 and int(state.imagined.buffer.size) == 0 and int(state.replay.size) == STEPS
     assert all(float(x.weight) == 0 for x in found[0].values())
-    np.testing.assert_array_equal(state.seen.std, np.ones(3))
+    np.testing.assert_array_equal(state.statistics.std, np.ones(3))
 
 
 def test_the_first_round_has_more_updates_and_each_fits_once():
@@ -106,13 +106,13 @@ def test_states_of_long_rollouts_are_stored_from_the_first_to_the_last_and_forgo
 def test_the_agent_sees_what_the_real_data_say():
     state, _ = after(3)
     seen = np.concatenate([collected(i).observation[:, 0] for i in range(3)])
-    np.testing.assert_allclose(state.seen.mean, seen.mean(axis=0), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(state.seen.std, seen.std(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(state.statistics.mean, seen.mean(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(state.statistics.std, seen.std(axis=0), rtol=1e-5)
     algorithm = learning()[2]
     observation = jnp.array([[1500.0, 0.3, -0.2]])
     action, _, _ = algorithm.policy(state, loop.clock_at(0), False).act((), observation, jax.random.key(1))
     bare = scaled_sac.make(TINY.agent, 3, 1).policy(state.agent, False)
-    plain, _, _ = bare.act((), (observation - state.seen.mean) / state.seen.std, jax.random.key(1))
+    plain, _, _ = bare.act((), (observation - state.statistics.mean) / state.statistics.std, jax.random.key(1))
     np.testing.assert_array_equal(action, plain)
 
 
@@ -157,7 +157,7 @@ def test_of_one_step_it_is_sacs_target_on_the_policys_actions(x64):
     config = dataclasses.replace(TINY, horizon=1)
     agent = scaled_sac.make(config.agent, 1, 1)
     state = jax.jit(agent.init)(jax.random.key(0), {})
-    state = scaled_sac.follow(config.agent, state, jnp.linspace(-3.0, 3.0, 50))
+    state = scaled_sac.update_bounds(config.agent, state, jnp.linspace(-3.0, 3.0, 50))
     ends = lq.world(ends=lambda s: s[:, 0] > 0.2)
     trajectory = dhmbpo.imagine(ends, agent.policy_with_entropy(state), lq.rows(count=20).observation, jax.random.key(3), 1)
     step = jax.tree.map(lambda x: x[0], trajectory)
@@ -194,7 +194,7 @@ def test_no_real_action_teaches_the_critics(x64):
 def test_seen_through_a_normaliser_an_agent_acts_and_learns_as_on_normalised_rows(x64):
     bare = scaled_sac.make(TINY.agent, 1, 1)
     state = jax.jit(bare.init)(jax.random.key(0), {})
-    state = scaled_sac.follow(TINY.agent, state, jnp.linspace(-3.0, 3.0, 50))
+    state = scaled_sac.update_bounds(TINY.agent, state, jnp.linspace(-3.0, 3.0, 50))
     by = Normalizer(jnp.array([0.4]), jnp.array([2.5]))
     agent = scaled_sac.make(TINY.agent, 1, 1, normalizer=by)
     batch, key = lq.rows(), jax.random.key(2)

@@ -79,7 +79,7 @@ def test_two_four_and_eight_seeds_agree_on_seed_0_to_the_bit(compiled: Compiled,
     program = programs.build(configured(compiled.case, TASK, seeds=seeds))
     state = jax.jit(program.loop.init)(jnp.arange(seeds), {"learning_rate": jnp.full(seeds, 1e-3, float)})
     _, more = jax.jit(program.loop.run)(loop.clock_at(0), state, jnp.asarray(2 * compiled.calls, jnp.int32))
-    _, two = compiled.epochs(compiled.start(), [2 * compiled.calls])
+    _, two = compiled.undisturbed(2)
     assert_equal(of_seed(more, 0), of_seed(two, 0))
 
 
@@ -88,7 +88,7 @@ def test_a_seed_that_goes_non_finite_is_named_and_frozen_and_leaves_the_others(c
 
 
 def test_a_simulator_that_breaks_is_named_at_once(compiled: Compiled) -> None:
-    _, healthy = compiled.epochs(compiled.start(), [2 * compiled.calls])
+    _, healthy = compiled.undisturbed(2)
     clock, start = compiled.start()
 
     def broken(leaf: Any) -> Any:
@@ -104,7 +104,7 @@ def test_a_simulator_that_breaks_is_named_at_once(compiled: Compiled) -> None:
 
 def test_no_row_is_a_reset_and_no_time_limit_a_termination(compiled: Compiled) -> None:
     """Every stored row is a step of the task: its successor is the simulator's, across episode ends too."""
-    _, state = compiled.epochs(compiled.start(), [3 * compiled.calls])
+    _, state = compiled.undisturbed(3)
     step = jax.jit(jax.vmap(lambda coordinates, action: Spinning().step(Spinning().state_at(coordinates), action)))
     counts = np.zeros(2, int)
     for k in range(SEEDS):

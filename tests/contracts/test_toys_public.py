@@ -15,6 +15,9 @@ import pytest
 import jaxmbrl
 from jaxmbrl import cli
 from jaxmbrl.commands import training
+from jaxmbrl.core.config import UserError
+from jaxmbrl.data import dataset
+from jaxmbrl.training import collecting
 from jaxmbrl.training.console import Progress
 
 from .toys import CELLS, TOYS, optimal_values, registered
@@ -115,6 +118,17 @@ def test_the_command_proposes_no_method_that_refuses_the_task(trained: Trained) 
     training._report(trained.whole, Progress(1, SEEDS, out=out))
     assert f" evaluate {trained.folder}\n" in out.getvalue()
     assert [line for line in out.getvalue().splitlines() if re.search(r" train (pets|sac) ", line)] == []
+
+
+@pytest.mark.parametrize("trained", ["toy-recurrent"], indirect=True)
+def test_a_method_that_needs_its_own_transitions_refuses_a_file(trained: Trained, tmp_path: Path) -> None:
+    file = tmp_path / "rows.npz"
+    rows, _ = collecting.collect_by(trained.name, "random", 600)
+    dataset.save(file, rows, trained.name)
+    with pytest.raises(
+        UserError, match="toy-recurrent learns from transitions of its own policy: it cannot be trained from"
+    ):
+        jaxmbrl.train(trained.name, trained.name, data=file)
 
 
 def test_the_command_lists_it(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:

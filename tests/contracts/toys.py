@@ -26,7 +26,7 @@ from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Algorithm, Average, Clock, CriticView, Key, Policy, Transition, Views, flatten, row_like
 from jaxmbrl.data import sequences
 from jaxmbrl.data.sequences import Sequences
-from jaxmbrl.envs.base import initial_state
+from jaxmbrl.envs.base import discrete_sizes, initial_state
 from jaxmbrl.nn import optimizer
 from jaxmbrl.nn.optimizer import Trainable
 
@@ -43,8 +43,6 @@ LEFT, RIGHT = 0, 1
 
 class Corridor:
     """Cells in a row. An episode starts in one of the first two; a step into the last one earns 1 and ends it."""
-
-    observation_size = action_size = 1
 
     def reset(self, rng: Key) -> Any:
         cell = jax.random.randint(rng, (), 0, 2, jnp.int32)
@@ -95,11 +93,12 @@ class Table(NamedTuple):
 
 def make_table(config: TableConfig, task: Any) -> Algorithm:
     """Watkins's Q-learning, epsilon-greedy."""
+    sizes = discrete_sizes(task, "toy-table")
     optimum = jnp.asarray(optimal_values(), float)
 
     def init(key: Key, hyper: Any, data: Any) -> Table:
         no_data(data, "toy-table")
-        q = jnp.zeros((task.observation.n, task.action.n))
+        q = jnp.zeros(sizes)
         return Table(q, jnp.asarray(hyper.get("learning_rate", config.learning_rate), float))
 
     def policy(state: Table, clock: Clock, explore: bool) -> Policy:
@@ -146,8 +145,6 @@ WAIT, FIRST, SECOND = range(3)
 class Recall:
     """A cue of -1 or 1 is seen at the first step alone. From step DELAY on the second observation is 1, and an answer ends
     the episode: it earns 1 where it is the cue's, else -1. Earlier answers and waiting do nothing."""
-
-    observation_size, action_size = 2, 1
 
     def reset(self, rng: Key) -> Any:
         cue = jnp.where(jax.random.bernoulli(rng), 1.0, -1.0)
@@ -272,7 +269,7 @@ def make_recurrent(config: RecurrentConfig, task: Any) -> Algorithm:
         trained, found = metrics.repeat(jnp.asarray(config.updates), update, state.network, jax.random.key(0))
         return OnPolicy(trained), found | {"recurrent/recomputed": Average.of(jnp.max(differs))}
 
-    return Algorithm(init, policy, learn, period=64)
+    return Algorithm(init, policy, learn, period=64, on_policy=True)
 
 
 def lambda_returns(rows: Transition, successor: Any, seam: Any) -> Any:
@@ -303,8 +300,6 @@ def drawn(place: Any) -> Any:
 class Square:
     """A square on a board of 8 x 8 places, seen as an image. It moves up, down, left or right, and starts in one of the
     first 4 x 4 places; a step to the goal earns 1 and ends the episode."""
-
-    observation_size = action_size = 1
 
     def reset(self, rng: Key) -> Any:
         place = jax.random.randint(rng, (2,), 0, START, jnp.int32)

@@ -41,9 +41,9 @@ def test_a_machine_that_is_ready(healthy, capsys):
     found = findings(cache=str(healthy / "cache"))
     order = ["python", "versions", "simulator", "devices", "precision", "rendering", "runs", "compile cache"]
     assert list(found) == order and {finding.state for finding in found.values()} == {"ok"}
-    assert found["python"].told.startswith("{}.{}.{} on ".format(*sys.version_info))
-    assert f"jax {jax.__version__}" in found["versions"].told and "python" not in found["versions"].told
-    assert found["devices"].told == ", ".join(f"{d.device_kind} ({d.platform} {d.id})" for d in jax.devices())
+    assert found["python"].message.startswith("{}.{}.{} on ".format(*sys.version_info))
+    assert f"jax {jax.__version__}" in found["versions"].message and "python" not in found["versions"].message
+    assert found["devices"].message == ", ".join(f"{d.device_kind} ({d.platform} {d.id})" for d in jax.devices())
     assert list(healthy.iterdir()) == [], "looking leaves nothing"
     code, said = run(capsys)
     assert code == 0 and said.splitlines()[-1] == "this machine is ready"
@@ -68,15 +68,15 @@ def test_versions_that_do_not_match_are_bad(healthy, capsys, monkeypatch):
 )
 def test_both_simulators_are_needed(versions, state, told):
     found = doctor.paired(versions)
-    assert found.state == state and told in found.told
+    assert found.state == state and told in found.message
 
 
 def test_a_folder_that_cannot_be_written_is_bad(healthy, capsys):
     (healthy / "runs").write_text("a file")
     (healthy / "cache").write_text("a file")
     found = findings(cache=str(healthy / "cache" / "deep"))
-    assert (found["runs"].state, found["runs"].told) == ("bad", "runs cannot be written to (Not a directory)")
-    assert (found["compile cache"].state, found["compile cache"].told[-34:]) == (
+    assert (found["runs"].state, found["runs"].message) == ("bad", "runs cannot be written to (Not a directory)")
+    assert (found["compile cache"].state, found["compile cache"].message[-34:]) == (
         "bad",
         " cannot be written to (Not a directory)"[-34:],
     )
@@ -89,13 +89,13 @@ def test_a_folder_that_cannot_be_written_is_bad(healthy, capsys):
 def test_a_folder_without_permission_is_bad(tmp_path):
     (tmp_path / "shut").mkdir(mode=0o500)
     found = doctor.writing("runs", tmp_path / "shut" / "runs")
-    assert found.state == "bad" and "Permission denied" in found.told
+    assert found.state == "bad" and "Permission denied" in found.message
 
 
 def test_a_cache_elsewhere_and_none_are_notes(healthy):
     assert findings()["compile cache"] == ("compile cache", "note", "off: every start compiles afresh")
     found = findings(cache="gs://bucket/cache")["compile cache"]
-    assert found.state == "note" and "not looked at" in found.told
+    assert found.state == "note" and "not looked at" in found.message
 
 
 def test_a_machine_that_computes_roughly_is_bad(healthy, monkeypatch, capsys):
@@ -108,7 +108,7 @@ def test_a_machine_that_computes_roughly_is_bad(healthy, monkeypatch, capsys):
     assert doctor.precision().state == "ok"
     monkeypatch.setattr(doctor.jnp, "matmul", rough)
     found = doctor.precision()
-    assert found.state == "bad" and "err by" in found.told
+    assert found.state == "bad" and "err by" in found.message
     code, _ = run(capsys)
     assert code == 1
 
@@ -123,7 +123,7 @@ def test_the_default_precision_alone_may_be_low(monkeypatch):
 
     monkeypatch.setattr(doctor.jnp, "matmul", as_on_a_gpu)
     found = doctor.precision()
-    errors = [float(word) for word in found.told.replace(",", "").split() if "e-" in word]
+    errors = [float(word) for word in found.message.replace(",", "").split() if "e-" in word]
     assert found.state == "ok" and errors[1] < 1e-6 < 1e-4 < errors[0] < 1e-2
 
 
@@ -145,7 +145,7 @@ def test_a_gpu_that_is_not_used_is_a_note(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}" if name == "nvidia-smi" else None)
     found = doctor.devices()
-    assert found.state == "note" and "jaxmbrl[cuda]" in found.told
+    assert found.state == "note" and "jaxmbrl[cuda]" in found.message
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert doctor.devices().state == "ok", "the CPU was asked for"
 
@@ -153,7 +153,7 @@ def test_a_gpu_that_is_not_used_is_a_note(monkeypatch):
 def test_a_renderer_that_is_broken_is_a_note(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "nonsense")
     found = doctor.rendering()
-    assert found.state == "note" and "MUJOCO_GL=nonsense does not work: training goes on" in found.told
+    assert found.state == "note" and "MUJOCO_GL=nonsense does not work: training goes on" in found.message
 
 
 def test_renderers_are_tried_in_turn(monkeypatch):
@@ -171,7 +171,7 @@ def test_renderers_are_tried_in_turn(monkeypatch):
     assert doctor.rendering() == ("rendering", "ok", "by glfw") and tried == ["egl", "osmesa", "glfw"]
     monkeypatch.setattr(doctor.subprocess, "run", lambda command, **more: subprocess.CompletedProcess(command, 1))
     found = doctor.rendering()
-    assert found.state == "note" and "none of egl, osmesa, glfw works" in found.told
+    assert found.state == "note" and "none of egl, osmesa, glfw works" in found.message
 
 
 def test_the_real_command(tmp_path):

@@ -17,7 +17,7 @@ from jaxmbrl.core.types import Transition
 from jaxmbrl.data import dataset
 from jaxmbrl.diagnostics import model_evaluation as judging
 from jaxmbrl.diagnostics import predicting
-from jaxmbrl.diagnostics.model_evaluation import FitConfig, fit_and_judge
+from jaxmbrl.diagnostics.model_evaluation import FitConfig, fit_and_evaluate
 from jaxmbrl.models import EnsembleConfig
 from jaxmbrl.training import memory
 
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("compile_cache")
 
 @pytest.fixture(scope="module")
 def judged():
-    return fit_and_judge(CONFIG, made_up())
+    return fit_and_evaluate(CONFIG, made_up())
 
 
 def softplus(x):
@@ -94,7 +94,7 @@ def test_the_numbers_as_transcribed(judged):
 def test_the_rows_that_judge_are_never_fitted_to(judged):
     rows = made_up()
     other = rows._replace(next_observation=np.concatenate([rows.next_observation[:35], 9 + rows.next_observation[35:]]))
-    again = fit_and_judge(CONFIG, other)
+    again = fit_and_evaluate(CONFIG, other)
     for a, b in zip(jax.tree.leaves(again.state), jax.tree.leaves(judged.state), strict=True):
         np.testing.assert_array_equal(a, b)
     assert (again.evaluation.error[:2] > 5).all()
@@ -102,7 +102,7 @@ def test_the_rows_that_judge_are_never_fitted_to(judged):
 
 def test_many_rows_are_judged_some_at_a_time(judged, monkeypatch):
     monkeypatch.setattr(predicting, "ROWS_AT_ONCE", 4)
-    again = fit_and_judge(CONFIG, made_up())
+    again = fit_and_evaluate(CONFIG, made_up())
     for name in ("error", "unexplained", "aleatoric", "epistemic"):
         np.testing.assert_allclose(getattr(again.evaluation, name), getattr(judged.evaluation, name), rtol=1e-5)
     np.testing.assert_allclose(again.evaluation.calibration.shares, judged.evaluation.calibration.shares, atol=1e-5)
@@ -110,7 +110,7 @@ def test_many_rows_are_judged_some_at_a_time(judged, monkeypatch):
 
 def test_what_never_varied_has_nothing_to_explain():
     """0.1 is no binary number: a mean over rows would leave a variance of rounding errors."""
-    found = fit_and_judge(CONFIG, made_up(constant=True))
+    found = fit_and_evaluate(CONFIG, made_up(constant=True))
     assert np.isfinite(found.evaluation.unexplained[:2]).all() and np.isnan(found.evaluation.unexplained[2])
     assert found.evaluation.error[2] < 1e-6
 
@@ -141,7 +141,7 @@ def test_what_the_task_knows_is_not_learned(fields, knows, monkeypatch):
     given = dict(fields)
     task = given.pop("task", pendulum)
     with pytest.raises(Made):
-        fit_and_judge(FitConfig(ensemble=TINY, **given), made_up(), task)
+        fit_and_evaluate(FitConfig(ensemble=TINY, **given), made_up(), task)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_the_spaces_of_other_rows(name, values, space, monkeypatch):
 
     monkeypatch.setattr(judging.ensemble, "make", make)
     with pytest.raises(Made):
-        fit_and_judge(CONFIG, made_up()._replace(**{name: values}))
+        fit_and_evaluate(CONFIG, made_up()._replace(**{name: values}))
 
 
 @pytest.mark.parametrize(
@@ -171,13 +171,13 @@ def test_the_spaces_of_other_rows(name, values, space, monkeypatch):
 )
 def test_too_few_rows_are_told(rows, fraction, told):
     with pytest.raises(UserError) as error:
-        fit_and_judge(FitConfig(ensemble=TINY, test_fraction=fraction), made_up(rows))
+        fit_and_evaluate(FitConfig(ensemble=TINY, test_fraction=fraction), made_up(rows))
     assert str(error.value) == told
 
 
 @pytest.mark.slow
 def test_three_rows_will_do():
-    found = fit_and_judge(FitConfig(ensemble=TINY), made_up(3))
+    found = fit_and_evaluate(FitConfig(ensemble=TINY), made_up(3))
     assert (found.trained_on, found.tested_on) == (2, 1)
     assert np.isfinite(found.evaluation.error).all() and np.isnan(found.evaluation.unexplained).all()
 
@@ -187,7 +187,7 @@ def test_a_model_too_large_is_told(monkeypatch):
     with pytest.raises(
         UserError, match=r"the model takes .* MB, the device has .* MB; lower ensemble.members or ensemble.h"
     ):
-        fit_and_judge(FitConfig(ensemble=TINY), made_up())
+        fit_and_evaluate(FitConfig(ensemble=TINY), made_up())
 
 
 @pytest.mark.slow
@@ -199,7 +199,7 @@ def test_noise_is_told_from_ignorance():
     rows = made_up(3000)
     # An exact reward would draw the fit to itself.
     noise = 0.2 * np.random.default_rng(1).normal(size=3000)
-    found = fit_and_judge(FitConfig(ensemble=config), rows._replace(reward=rows.reward + noise.astype(np.float32)))
+    found = fit_and_evaluate(FitConfig(ensemble=config), rows._replace(reward=rows.reward + noise.astype(np.float32)))
     seen, push = rows.observation[2400:], rows.action[2400:, 0]
     truth = np.stack([seen[:, 0] + seen[:, 1] + push, seen[:, 1] - seen[:, 0] + 0.5 * push, seen[:, 0] - push], axis=1)
     mean, _ = found.model.predict(found.state, jnp.asarray(seen), jnp.asarray(rows.action[2400:]))
@@ -271,6 +271,6 @@ def test_a_constant_is_called_one(tmp_path):
 def test_numbers_are_in_the_default_float():
     with jax.enable_x64(True):
         rows = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, made_up())
-        found = fit_and_judge(FitConfig(ensemble=TINY), rows)
+        found = fit_and_evaluate(FitConfig(ensemble=TINY), rows)
         assert found.evaluation.calibration.shares.dtype == jax.tree.leaves(found.state.members)[0].dtype == jnp.float64
         assert np.isfinite(found.evaluation.error).all()

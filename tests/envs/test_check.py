@@ -1,5 +1,6 @@
 """The checker of tasks: every task passes, and every broken one is told by what is wrong with it."""
 
+import re
 from importlib import import_module
 
 import flax.struct
@@ -12,7 +13,7 @@ from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Policy
-from jaxmbrl.envs.base import initial_state, vector_sizes
+from jaxmbrl.envs.base import discrete_sizes, initial_state, vector_sizes
 from jaxmbrl.rollout import auto_reset
 
 checker = import_module("jaxmbrl.envs.checking")
@@ -527,6 +528,15 @@ def test_methods_of_vectors_refuse_other_spaces_by_name():
         assert message in str(caught.value)
 
 
+def test_methods_of_tables_refuse_other_spaces_by_name():
+    table = POINT._replace(observation=Discrete(5), action=Discrete(3))
+    assert discrete_sizes(table, "q-learning") == (5, 3)
+    for what, space in (("observation", Box((1,))), ("action", Box((1,), -1.0, 1.0))):
+        message = f"q-learning takes discrete observations and actions, and the {what}s of task 'point' are {space}"
+        with pytest.raises(UserError, match=re.escape(message)):
+            discrete_sizes(table._replace(**{what: space}), "q-learning")
+
+
 @pytest.fixture
 def tasks(monkeypatch):
     monkeypatch.setattr(envs, "TASKS", dict(envs.TASKS))
@@ -597,6 +607,18 @@ def test_environments_of_several_observations_are_refused():
 
     with pytest.raises(UserError, match=r"observation_size must be the length of one vector, got {'state'"):
         task_of(Several())
+
+
+def test_environments_without_sizes_need_spaces():
+    class Bare:
+        reset, step = Point.reset, Point.step
+
+    with pytest.raises(UserError, match=r"observation_size must be the length of one vector, got None"):
+        envs.make_task("bare", Bare(), 10)
+    with pytest.raises(UserError, match=r"action_size must be the length of one vector, got None"):
+        envs.make_task("bare", Bare(), 10, observation=Box((1,)))
+    task = envs.make_task("bare", Bare(), 10, observation=Box((1,)), action=Box((1,), -1.0, 1.0))
+    assert task.observation.shape == task.action.shape == (1,)
 
 
 def test_environments_that_reset_by_themselves_in_braxs_way_are_refused():

@@ -20,7 +20,7 @@ from jaxmbrl.envs.mujoco.pets_pusher import REACH as PUSHERS_REACH
 from jaxmbrl.envs.mujoco.pets_reacher_3d import BASE, REACH
 
 NAMES = ["pets/HalfCheetah", "pets/Pusher", "pets/Reacher3D"]
-COMPILED = [pytest.param(name, marks=pytest.mark.slow if name != "pets/Pusher" else ()) for name in NAMES]
+COMPILED = [pytest.param(name, marks=pytest.mark.slow if name != "pets/Pusher" else pytest.mark.promises) for name in NAMES]
 """HalfCheetah steps as HalfCheetah-v5 does, and the arm in free space as the one that pushes."""
 STEPS = 1000
 TORQUE = {"pets/HalfCheetah": 1.0, "pets/Pusher": 2.0, "pets/Reacher3D": 20.0}

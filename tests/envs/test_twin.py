@@ -46,7 +46,7 @@ def returns(algorithm, task, states, episodes, in_gymnasium):
     with contextlib.ExitStack() as closing:
         clock = loop.clock_at(0)
         made = evaluation.evaluator(
-            algorithm, task, episodes, plain, closing, clock, states, devices.alone(1), in_gymnasium
+            algorithm, task, episodes, plain, closing, clock, states, devices.single_device(1), in_gymnasium
         )
         return np.asarray(made(clock, states))
 

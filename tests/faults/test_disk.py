@@ -22,8 +22,7 @@ from jaxmbrl.training.console import Progress
 from jaxmbrl.training.programs import CheckpointConfig
 from jaxmbrl.training.run_folder import RunFolder
 
-SAC = {
-    "agent.hidden": (4,),
+SMALL = {
     "batch_size": 4,
     "replay_capacity": 300,
     "warmup_steps": 20,
@@ -36,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("compile_cache")
 def train(out, said=None, **checkpoint):
     progress = Progress(200, 1, out=said or io.StringIO())
     fields = {"steps": 200, "out": out, "progress": progress, "checkpoint": {"every": 1, **checkpoint}}
-    return jaxmbrl.train("sac", "pendulum", settings=SAC, **fields)
+    return jaxmbrl.train("linear", "pendulum", settings=SMALL, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +98,8 @@ def test_after_the_grace_it_ends_with_what_it_has(tmp_path, monkeypatch):
 
     monkeypatch.setattr(durable, "sync_tree", refuse)
     monkeypatch.setattr(keeping, "RETRY_SECONDS", 0.0)
-    words = [*options(SAC), "--steps", 4000, "--checkpoint.every", 1, "--checkpoint.grace", 0.01, "--out", run]
-    code, said, err = call("train", "sac", "--env", "pendulum", *words)
+    words = [*options(SMALL), "--steps", 4000, "--checkpoint.every", 1, "--checkpoint.grace", 0.01, "--out", run]
+    code, said, err = call("train", "linear", "--env", "pendulum", *words)
     assert code == 1
     assert err == (
         f"jaxmbrl: {run} could not be written to for 0.01 minutes (No space left on device) and training has stopped; the "
@@ -298,7 +297,15 @@ def test_a_file_size_limit_in_a_real_run(undisturbed, tmp_path):
     import resource
 
     run = tmp_path / "run"
-    words = [*options(SAC | {"replay_capacity": 60_000}), "--steps", 2000, "--checkpoint.every", 1, "--out", run]
+    words = [
+        *options(SMALL | {"agent.hidden": (4,), "replay_capacity": 60_000}),
+        "--steps",
+        2000,
+        "--checkpoint.every",
+        1,
+        "--out",
+        run,
+    ]
     command = [sys.executable, "-c", "import signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "]
     command[-1] += "from jaxmbrl.cli import main; sys.exit(main())"
     process = subprocess.Popen([*command, "train", "sac", "--env", "pendulum", *map(str, words)], stdout=subprocess.PIPE)

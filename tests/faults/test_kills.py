@@ -81,7 +81,9 @@ def kill_and_resume(algorithm, run, saves, epochs, chance, last=STEPS):
     return done(process)
 
 
-@pytest.mark.parametrize("algorithm", ["sac", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pets", "mbpo"))])
+@pytest.mark.parametrize(
+    "algorithm", ["linear", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sac", "pets", "mbpo"))]
+)
 def test_a_killed_run_goes_on_bit_for_bit(algorithm, straight, tmp_path):
     out = kill_and_resume(algorithm, tmp_path / "run", saves=1, epochs=1, chance=random.Random(0))
     assert f"of {STEPS:,} steps" in out and "resuming at " in out
@@ -100,7 +102,7 @@ def test_a_run_killed_again_and_again_goes_on_bit_for_bit(algorithm, straight, t
 @pytest.mark.slow
 def test_a_run_killed_before_its_first_epoch_goes_on_and_alone(straight, tmp_path):
     run = tmp_path / "run"
-    process = train("sac", run)
+    process = train("linear", run)
     assert wait(process, lambda: steps(run) == [0])
     kill(process)
     assert steps(run) == [0]
@@ -114,16 +116,16 @@ def test_a_run_killed_before_its_first_epoch_goes_on_and_alone(straight, tmp_pat
     assert code == 2
     assert err == f"jaxmbrl: another process is writing to {run}; wait for it or stop it\n"
     assert f"resuming at 0 of {STEPS:,} steps" in done(process)
-    assert_same(run, straight("sac"))
+    assert_same(run, straight("linear"))
 
 
 @pytest.mark.slow
 def test_more_steps_are_as_a_longer_run_and_no_steps_are_nothing(straight, tmp_path):
     run = tmp_path / "run"
-    done(train("sac", run, steps=STEPS // 2))
+    done(train("linear", run, steps=STEPS // 2))
     assert steps(run)[-1] == -(-(STEPS // 2) // 100) * 100 < STEPS
     done(begin("train", "--resume", run, "--steps", STEPS))
-    assert_same(run, straight("sac"))
+    assert_same(run, straight("linear"))
 
     before = untouched(run)
     (run / "curve.png").unlink()
@@ -145,12 +147,12 @@ def untouched(run):
 @pytest.mark.slow
 def test_a_damaged_checkpoint_costs_only_its_epochs(straight, tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(straight("sac"), run)
+    shutil.copytree(straight("linear"), run)
     newest = run / "checkpoints" / f"{STEPS:08}" / "manifest.json"
     newest.write_bytes(newest.read_bytes()[:-100])
     out = done(begin("train", "--resume", run))
     assert "warning: checkpoint" in out and f"set aside as damaged-{STEPS:08}" in out
-    assert rows(run) == rows(straight("sac"))
-    assert leaves(run, STEPS) == leaves(straight("sac"), STEPS)
+    assert rows(run) == rows(straight("linear"))
+    assert leaves(run, STEPS) == leaves(straight("linear"), STEPS)
     warnings = [event["text"] for event in RunFolder.open(run).read_events() if event["kind"] == "warning"]
     assert len(warnings) == 1 and "is damaged" in warnings[0]

@@ -14,6 +14,7 @@ from jaxmbrl.training.run_folder import RunFolder
 AGENT = {"agent.hidden": [16, 16], "batch_size": 16, "warmup_steps": 100, "replay_capacity": 1000, "epoch_steps": 100}
 MODEL = {"ensemble.members": 3, "ensemble.elites": 2, "ensemble.hidden": [16], "ensemble.max_epochs": 3, "refit_every": 50}
 SETTINGS = {
+    "linear": {"eval_every": 2},
     "sac": {**AGENT, "updates_per_step": 2, "eval_every": 2},
     "mbpo": {**AGENT, **MODEL, "updates_per_step": 2, "rollout_rows": 200, "retain_steps": 200, "eval_every": 2},
     "pets": {
@@ -28,7 +29,7 @@ SETTINGS = {
         "epoch_steps": 100,
     },
 }
-TASKS = {"sac": "pendulum", "mbpo": "pendulum", "pets": "cartpole-continuous"}
+TASKS = {"linear": "pendulum", "sac": "pendulum", "mbpo": "pendulum", "pets": "cartpole-continuous"}
 FIRST, BAD = 3, 2
 """The first seed, and the place of the one that breaks."""
 
@@ -52,7 +53,9 @@ def raw(leaf):
     return np.asarray(jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
 
 
-@pytest.mark.parametrize("algorithm", ["sac", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pets", "mbpo"))])
+@pytest.mark.parametrize(
+    "algorithm", ["linear", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sac", "pets", "mbpo"))]
+)
 def test_three_of_four_seeds_end_as_without_the_fault(algorithm, compile_cache, tmp_path):
     rate = 1e-3
     whole = train(algorithm, tmp_path / "whole", [rate] * 4)

@@ -23,7 +23,7 @@ def ask(process, number=signal.SIGTERM):
 
 def stopped_at(out, run):
     """The step at which a run says that it stopped, after checking that it is saved there."""
-    found = re.search(rf"stopped at ([\d,]+) of [\d,]+ steps; 'jaxmbrl train --resume {run}' continues it", out)
+    found = re.search(rf"stopped at ([\d,]+) of [\d,]+ steps; '[^']*train --resume {run}' continues it", out)
     assert found, out
     at = int(found[1].replace(",", ""))
     assert steps(run)[-1] == at
@@ -37,7 +37,7 @@ def seen(run, kind):
     return (run / "events.jsonl").is_file() and f'"{kind}"' in (run / "events.jsonl").read_text()
 
 
-@pytest.mark.parametrize("algorithm", ["sac", pytest.param("mbpo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("algorithm", ["linear", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sac", "mbpo"))])
 def test_a_run_asked_to_stop_saves_and_goes_on_bit_for_bit(algorithm, straight, tmp_path):
     run, chance, stops = tmp_path / "run", random.Random(2), []
     process = train(algorithm, run)
@@ -89,7 +89,7 @@ def test_asked_while_compiling_it_stops_at_once_and_loses_nothing(moment, straig
     run = tmp_path / "run"
     # Nothing of it may come out of a cache, so that compiling lasts.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    process = train("sac", run)
+    process = train("linear", run)
     said = []
     for line in process.stdout:
         said.append(line)
@@ -104,13 +104,13 @@ def test_asked_while_compiling_it_stops_at_once_and_loses_nothing(moment, straig
     # The epoch that was being evaluated has no row yet; the resume evaluates first.
     assert len(rows(run)) == (0 if at == 0 else 2 * 4)
     done(begin("train", "--resume", run))
-    assert_same_end(run, straight("sac"))
+    assert_same_end(run, straight("linear"))
 
 
 def test_asked_twice_it_ends_at_once(tmp_path, monkeypatch):
     run = tmp_path / "run"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    process = train("sac", run)
+    process = train("linear", run)
     wait(process, lambda: seen(run, "checkpoint"))
     process.send_signal(signal.SIGSTOP)
     # Both wait for it when it goes on.
@@ -193,4 +193,4 @@ def test_without_a_folder_or_a_command_line_signals_are_left_alone():
 
 def test_all_saved_is_what_the_exit_code_says(straight):
     assert ASKED_TO_STOP == 75
-    assert steps(straight("sac"))[-1] == STEPS
+    assert steps(straight("linear"))[-1] == STEPS

@@ -54,7 +54,7 @@ def termination_logit(layers, following):
     return network(layers, following)[0][:, 0]
 
 
-def end_weight(ended):
+def termination_weight(ended):
     """Rows that went on for each that terminated, at least 1."""
     ends = sum(1 for row in ended if row)
     return max((len(ended) - ends) / ends, 1.0)

@@ -65,7 +65,7 @@ def blank(config, size=(2, 1), reward=None, terminated=None):
     one = {
         name: getattr(state, name)._replace(std=jnp.ones_like(getattr(state, name).std)) for name in ("inputs", "targets")
     }
-    first = {"elites": jnp.arange(config.elites, dtype=jnp.int32), "end_weight": jnp.ones(())}
+    first = {"elites": jnp.arange(config.elites, dtype=jnp.int32), "termination_weight": jnp.ones(())}
     return model, state._replace(members=members, **first, **one)
 
 

@@ -83,7 +83,7 @@ def test_every_step_of_every_branch_is_stored_in_turn():
         "imagine/rollout_length": 3,
         "imagine/branch_length": 3,
         "imagine/rows": 3 * ROWS,
-        "imagine/broken": 0,
+        "imagine/nonfinite": 0,
     }
 
 
@@ -118,7 +118,7 @@ def test_a_row_that_is_not_finite_is_left_out_counted_and_ends_its_branch():
     rows, found = run(counting(spoiled=103.0), 3)
     assert np.isfinite(rows.reward).all()
     assert [x for x in rows.observation[:, 0] if x % 100 == 3] == [3.0]
-    assert found["imagine/broken"] == 1
+    assert found["imagine/nonfinite"] == 1
     assert found["imagine/rows"] == 3 * ROWS - 2
 
 

@@ -33,7 +33,7 @@ def test_the_first_state_and_its_soft_bounds():
             assert kernel.shape[:2] == (3, units)
             assert 0 < np.abs(kernel).max() <= 1 / np.sqrt(units)
             assert np.unique(kernel).size == kernel.size
-    np.testing.assert_array_equal(state.end_weight, [1.0, 1.0])
+    np.testing.assert_array_equal(state.termination_weight, [1.0, 1.0])
     with jax.enable_x64(True):
         low, high = (jnp.asarray(np.asarray(x[0, :1], float)) for x in state.members.params[1:3])
         clamped = soft_clamp(jnp.array([[0.0], [5.0], [-20.0]]), low, high)[:, 0]
@@ -202,7 +202,7 @@ def test_fits_as_transcribed(annealing):
             y_mean, y_std = reference.moments(y_all[train])
             x, y = (x_all - x_mean) / x_std, (y_all - y_mean) / y_std
             following = (np.asarray(rows.next_observation) - x_mean[:2]) / x_std[:2]
-            weight = reference.end_weight(ended[train])
+            weight = reference.termination_weight(ended[train])
             assert weight > 1.5
             stopping, snapshots = reference.EarlyStopping(3, config.patience), []
             for epoch in range(config.max_epochs):
@@ -224,7 +224,7 @@ def test_fits_as_transcribed(annealing):
                 np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
             np.testing.assert_allclose(state.inputs.mean, x_mean, rtol=1e-12)
             np.testing.assert_allclose(state.targets.std, y_std, rtol=1e-12)
-            np.testing.assert_allclose(state.end_weight, weight, rtol=1e-12)
+            np.testing.assert_allclose(state.termination_weight, weight, rtol=1e-12)
             ranked = sorted(range(3), key=lambda e: stopping.best[e])[:2]
             assert list(state.elites) == ranked
             predictions = [reference.forward(members[e], low, high, x[hold]) for e in ranked]
@@ -275,7 +275,7 @@ def test_predictions_and_imagined_steps_as_transcribed():
     config = dataclasses.replace(TINY, absolute=(1,), propagation="tsinf")
     with jax.enable_x64(True):
         model, state = ready(config)
-        state = fitted_normalisers(state)._replace(elites=jnp.array([2, 0], jnp.int32), end_weight=jnp.asarray(3.0))
+        state = fitted_normalisers(state)._replace(elites=jnp.array([2, 0], jnp.int32), termination_weight=jnp.asarray(3.0))
         rng = np.random.default_rng(6)
         observation, action = rng.normal(size=(5, 2)), rng.uniform(-1, 1, (5, 1))
         mean, variance = jax.jit(model.predict)(state, jnp.asarray(observation), jnp.asarray(action))
@@ -382,7 +382,7 @@ def test_the_holdout_never_trains_and_rows_beyond_the_count_do_nothing(one_epoch
     for at, same in ((hold, True), (np.arange(40, 60), True), (train, False)):
         flipped = rows.terminated.at[jnp.asarray(at)].set(~rows.terminated[jnp.asarray(at)])
         after, _ = run(state, of_rows(rows._replace(terminated=flipped), count), key)
-        assert np.array_equal(after.end_weight, before.end_weight) == same
+        assert np.array_equal(after.termination_weight, before.termination_weight) == same
         pairs = zip(jax.tree.leaves(after.members), jax.tree.leaves(before.members), strict=True)
         assert all(np.array_equal(a, b) for a, b in pairs) == same
 
@@ -410,7 +410,7 @@ def test_few_rows_and_none_leave_everything_finite(one_epoch):
             assert after.elites.tolist() == [2, 1]
             assert float(metrics["model/holdout_error"].weight) == 0
         assert int(after.steps) == (count > 0)
-        assert float(after.end_weight) >= 1
+        assert float(after.termination_weight) >= 1
         compiled = compiled or run._cache_size()
     assert run._cache_size() == compiled
 
@@ -539,7 +539,7 @@ def test_a_rare_termination_is_learned_beside_precise_dynamics():
     edge = np.quantile(after, 0.98)
     ends = after > edge
     state, chance = learned_chance(rows._replace(terminated=jnp.asarray(ends)), 4000)
-    assert 40 < float(state.end_weight) < 60
+    assert 40 < float(state.termination_weight) < 60
     new, clear = ends[4000:], np.abs(after[4000:] - edge) > 0.05
     assert (new & clear).sum() >= 20
     assert chance[new & clear].mean() > 0.85
@@ -610,13 +610,13 @@ def test_a_coins_terminations_come_as_often_as_in_the_data():
     rows = cheap_task(1, 6000)
     ends = np.random.default_rng(2).uniform(size=6000) < 0.05
     state, chance = learned_chance(rows._replace(terminated=jnp.asarray(ends)), 4000)
-    assert 15 < float(state.end_weight) < 25
+    assert 15 < float(state.termination_weight) < 25
     assert abs(chance.mean() - 0.05) < 0.0125, chance.mean()
 
 
 def test_without_any_termination_none_is_imagined():
     state, chance = learned_chance(cheap_task(1, 6000), 4000)
-    assert float(state.end_weight) == 1
+    assert float(state.termination_weight) == 1
     assert chance.mean() < 1e-3
 
 

@@ -42,7 +42,7 @@ def random_state(model, seed=0):
         members=state.members._replace(params=params),
         inputs=normaliser(state.inputs),
         targets=normaliser(state.targets),
-        end_weight=jnp.asarray(3.0),
+        termination_weight=jnp.asarray(3.0),
         elites=jnp.array([2, 0], jnp.int32),
     )
 

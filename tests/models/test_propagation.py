@@ -73,7 +73,7 @@ def test_a_row_ends_by_the_elite_that_moved_it(mode):
     model, state = constant(
         config, [[0.0], [1.0], [2.0], [3.0]], [3, 0, 2], terminated=None, ends=[60.0, 60.0, -60.0, -60.0]
     )
-    world = model.world(state._replace(end_weight=jnp.asarray(50.0)))
+    world = model.world(state._replace(termination_weight=jnp.asarray(50.0)))
     step = jax.jit(jax.vmap(lambda key: world.step(jnp.zeros((7, 1)), jnp.zeros(1), key)[1]))
     imagined = step(jax.random.split(jax.random.key(0), 50))
     movers = np.asarray(jnp.round(imagined.next_observation[..., 0])).astype(int)
@@ -245,7 +245,7 @@ def world_parts():
     """A state with fitted normalisers, rows to start from, and NumPy's predictions for them: mean, variance [E, N, D]."""
     config = dataclasses.replace(TINY, absolute=(1,))
     _, state = ready(config)
-    state = fitted_normalisers(state)._replace(elites=jnp.array([2, 0], jnp.int32), end_weight=jnp.asarray(3.0))
+    state = fitted_normalisers(state)._replace(elites=jnp.array([2, 0], jnp.int32), termination_weight=jnp.asarray(3.0))
     rng = np.random.default_rng(6)
     observation, action = rng.normal(size=(5, 2)), rng.uniform(-1, 1, (5, 1))
     members, low, high, ends = layers_of(state.members.params)

@@ -18,7 +18,6 @@ from jaxmbrl.training import collecting, programs
 from jaxmbrl.training.run_folder import RunFolder
 
 SETTINGS = {
-    "agent.hidden": (8,),
     "batch_size": 8,
     "replay_capacity": 200,
     "warmup_steps": 20,
@@ -34,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("compile_cache")
 def run(tmp_path_factory):
     """Two episodes of 67 steps, each action applied 3 times, by the command line: its folder, and what the console said."""
     out = tmp_path_factory.mktemp("runs") / "thrice"
-    code, said, err = call("train", "sac", "--env", "pendulum", "--action-repeat", 3, *WORDS, "--out", out)
+    code, said, err = call("train", "linear", "--env", "pendulum", "--action-repeat", 3, *WORDS, "--out", out)
     assert (code, err) == (0, "")
     return out, said
 
@@ -57,7 +56,7 @@ def test_the_config_and_the_console_tell_it(run):
 
 
 def test_the_interface_and_the_command_line_agree(run):
-    result = jaxmbrl.train("sac", "pendulum", settings=SETTINGS, steps=134, action_repeat=3, checkpoint={"every": 1})
+    result = jaxmbrl.train("linear", "pendulum", settings=SETTINGS, steps=134, action_repeat=3, checkpoint={"every": 1})
     assert untimed(result.rows) == untimed(RunFolder.open(run[0]).read_metrics())
     assert (result.task.action_repeat, result.task.episode_length) == (3, 67)
 
@@ -104,7 +103,7 @@ def test_a_config_without_it_is_of_actions_applied_once(run):
 
 
 def test_a_config_of_a_run_begins_one_alike(run, tmp_path):
-    code, _, err = call("train", "sac", "--config", run[0] / "config.yaml", "--steps", 67, "--out", tmp_path / "again")
+    code, _, err = call("train", "linear", "--config", run[0] / "config.yaml", "--steps", 67, "--out", tmp_path / "again")
     assert (code, err) == (0, "")
     assert programs.read(RunFolder.open(tmp_path / "again")).action_repeat == 3
 
@@ -135,10 +134,10 @@ def test_random_actions_are_collected_repeated(tmp_path):
     np.testing.assert_allclose(data.rows.next_observation[0], state.obs, atol=1e-5)
     assert data.rows.reward[0] == pytest.approx(total, rel=1e-5)
 
-    code, said, err = call("train", "sac", "--env", "pendulum", "--data", file, *WORDS[:-4], "--out", tmp_path / "run")
+    code, said, err = call("train", "linear", "--env", "pendulum", "--data", file, *WORDS[:-4], "--out", tmp_path / "run")
     assert (code, said) == (2, "") and err == "jaxmbrl: action_repeat must be 3, as in the data, got 1\n"
     more = ["--action-repeat", 3, "--out", tmp_path / "run"]
-    code, said, err = call("train", "sac", "--env", "pendulum", "--data", file, *WORDS[:-4], *more)
+    code, said, err = call("train", "linear", "--env", "pendulum", "--data", file, *WORDS[:-4], *more)
     assert (code, err) == (0, "") and f"train pets --env pendulum --action-repeat 3 --data {file}" in said
     small = ["--ensemble.members", 2, "--ensemble.elites", 2, "--ensemble.hidden", 8, "--ensemble.max-epochs", 1]
     code, said, err = call("fit", "--data", file, *small)
@@ -148,7 +147,7 @@ def test_random_actions_are_collected_repeated(tmp_path):
 @pytest.mark.parametrize("times", [0, 201])
 def test_a_repeat_that_cannot_be_is_told(times, tmp_path):
     for line in (
-        ["train", "sac", "--env", "pendulum", "--action-repeat", times, "--out", tmp_path / "new"],
+        ["train", "linear", "--env", "pendulum", "--action-repeat", times, "--out", tmp_path / "new"],
         ["collect", "--policy", "random", "--env", "pendulum", "--action-repeat", times, "--out", tmp_path / "new"],
     ):
         code, said, err = call(*line)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_method
 from command_line import call, options, untimed
 
 import jaxmbrl
@@ -23,6 +24,7 @@ from jaxmbrl.envs.bridges import gymnasium_task
 from jaxmbrl.training import bridged, devices, loop, runner
 from jaxmbrl.training.hosted import host_seed
 
+SMALL = {"batch_size": 8, "replay_capacity": 200, "warmup_steps": 40, "num_envs": 2, "epoch_steps": 40}
 SAC = {
     "agent": {"hidden": (8, 8)},
     "batch_size": 8,
@@ -41,7 +43,6 @@ PETS = {
     "epoch_steps": 40,
 }
 TRAINED = {
-    "agent.hidden": (8,),
     "batch_size": 8,
     "replay_capacity": 400,
     "warmup_steps": 50,
@@ -84,7 +85,12 @@ def exported(task):
 
 
 @pytest.mark.parametrize(
-    ("method", "settings", "calls"), [(sac, SAC, 45), pytest.param(pets, PETS, 4, marks=pytest.mark.slow)]
+    ("method", "settings", "calls"),
+    [
+        (small_method, SMALL, 80),
+        pytest.param(sac, SAC, 45, marks=pytest.mark.promises),
+        pytest.param(pets, PETS, 4, marks=pytest.mark.slow),
+    ],
 )
 def test_both_loops_train_alike(method, settings, calls):
     """Terminations, resets, warm-up and learning included."""
@@ -97,7 +103,7 @@ def test_both_loops_train_alike(method, settings, calls):
     states, theirs = jax.jit(fused.init)(seeds, {}), jax.jit(hosts.init)(seeds, {})
     clock, run = loop.clock_at(0), jax.jit(fused.run)
     with contextlib.ExitStack() as closing:
-        run_hosts = hosts.compiled(plain, closing, clock, theirs, devices.alone(2))
+        run_hosts = hosts.compiled(plain, closing, clock, theirs, devices.single_device(2))
         their_clock = clock
         for _ in range(2):
             half = jnp.asarray(calls // 2, jnp.int32)
@@ -161,7 +167,7 @@ def mass(monkeypatch):
 
 def train(**changes):
     given = {"steps": 200, "seeds": 2, "seed": 5, "eval_episodes": 2, "settings": TRAINED} | changes
-    return jaxmbrl.train("sac", "mass", **given)
+    return jaxmbrl.train("linear", "mass", **given)
 
 
 def test_the_same_run_twice_gives_the_same_rows_and_other_seeds_others(mass):
@@ -195,12 +201,12 @@ def drawing(task):
 
 def begun(mass, seeds, calls=20):
     """The seeds of all episodes of each environment, two of each seed."""
-    task, config = envs.make("mass"), from_dict(sac.Config, SAC)
+    task, config = envs.make("mass"), from_dict(small_method.Config, SMALL)
     mass.made.clear()
     made = bridged.make(drawing(task), task, config)
     state = jax.jit(made.init)(jnp.asarray(seeds), {})
     with contextlib.ExitStack() as closing:
-        run = made.compiled(plain, closing, loop.clock_at(0), state, devices.alone(2))
+        run = made.compiled(plain, closing, loop.clock_at(0), state, devices.single_device(2))
         run(loop.clock_at(0), state, jnp.asarray(calls, jnp.int32))
     assert all(env.steps == 5 * calls for env in mass.made)
     return [env.seeds for env in mass.made]
@@ -220,7 +226,7 @@ def test_a_seed_whose_environment_breaks_is_frozen_and_the_others_go_on_as_witho
     with_fault = train()
     assert [row.get("frozen", False) for row in with_fault.rows] == [True, False, True, False]
     assert untimed(with_fault.rows)[1::2] == untimed(sound.rows)[1::2]
-    for a, b in zip(*(jax.tree.leaves(r.state.agent.actor) for r in (sound, with_fault)), strict=True):
+    for a, b in zip(*(jax.tree.leaves(r.state.learner) for r in (sound, with_fault)), strict=True):
         np.testing.assert_array_equal(a[1], b[1])
     # The policy saw NaN once; nothing that it then said was played.
     assert mass.made[1].steps == 60
@@ -265,15 +271,15 @@ def test_a_resume_begins_new_episodes_says_so_and_neither_doubles_nor_skips_a_ro
 
 
 def test_a_resume_tells_buffers_of_sequences_that_new_episodes_begin(mass):
-    task, config = envs.make("mass"), from_dict(sac.Config, SAC)
+    task, config = envs.make("mass"), from_dict(small_method.Config, SMALL)
     buffer = sequences.init(row_like(task), config.num_envs, 8)
     made = bridged.make(drawing(task)._replace(init=lambda key, hyper, data: {"rows": buffer, "key": key}), task, config)
     states = jax.jit(made.init)(jnp.arange(2), {})
     rows = jax.tree.map(lambda x: np.zeros((3, config.num_envs, *x.shape), x.dtype), row_like(task))
     filled = jax.jit(jax.vmap(lambda buffer: sequences.add(buffer, rows)))(states.algorithm["rows"])
     states = states._replace(algorithm=states.algorithm | {"rows": filled})
-    assert bridged._anew(loop.clock_at(0), states, config.num_envs) is states
-    found = bridged._anew(loop.clock_at(3), states, config.num_envs).algorithm
+    assert bridged._with_new_episodes(loop.clock_at(0), states, config.num_envs) is states
+    found = bridged._with_new_episodes(loop.clock_at(3), states, config.num_envs).algorithm
     due = jax.vmap(lambda buffer: buffer.interrupted())(filled)
     jax.tree.map(np.testing.assert_array_equal, found["rows"], due)
     assert found["key"] is states.algorithm["key"] and due.rows.truncated.sum() == 2 * config.num_envs
@@ -284,7 +290,7 @@ def test_what_is_not_finite_never_reaches_an_environment(mass):
     hosts = bridged._Hosts(task, np.arange(4, dtype=np.uint32).reshape(2, 2))
     action = np.array([[[0.5], [np.nan]], [[0.25], [-1.0]]], np.float32)
     seeds = np.zeros((2, 2), np.uint32)
-    states = bridged.make(drawing(task), task, from_dict(sac.Config, SAC)).init(jnp.arange(2), {})
+    states = bridged.make(drawing(task), task, from_dict(small_method.Config, SMALL)).init(jnp.arange(2), {})
     # Seed 1 met a fault before.
     states = states._replace(fault=states.fault._replace(what=jnp.array([-1, 0], jnp.int32)))
     before = hosts.seen().observation
@@ -301,9 +307,9 @@ def test_what_is_not_finite_never_reaches_an_environment(mass):
 def test_the_command_line_says_that_it_is_slower_and_planning_in_it_is_refused(tmp_path, monkeypatch):
     settings = {**TRAINED, "eval_every": 0, "num_envs": 2}
     monkeypatch.chdir(tmp_path)
-    code, out, err = call("train", "sac", "--env", "gymnasium/Pendulum-v1", *options(settings), "--steps", 100)
+    code, out, err = call("train", "linear", "--env", "gymnasium/Pendulum-v1", *options(settings), "--steps", 100)
     assert (code, err) == (0, "")
-    run = tmp_path / "runs" / "sac-gymnasium-Pendulum-v1-1"
+    run = tmp_path / "runs" / "linear-gymnasium-Pendulum-v1-1"
     assert "gymnasium/Pendulum-v1 runs outside of the compiled program" in out
     assert "episodes have at most 200 steps" in out
     code, out, err = call("evaluate", run, "--episodes", 2, "--json")

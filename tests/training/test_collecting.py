@@ -19,7 +19,7 @@ from jaxmbrl.rollout import with_full_state
 from jaxmbrl.training import collecting, memory, programs
 from jaxmbrl.training.session import Session
 
-SAC = {"agent.hidden": (8,), "replay_capacity": 100, "epoch_steps": 100}
+SMALL = {"replay_capacity": 100, "epoch_steps": 100}
 PETS = {
     "ensemble.members": 2,
     "ensemble.elites": 2,
@@ -52,9 +52,9 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Session, "train", began)
-        for name, settings in (("sac", SAC), ("pets", PETS), ("true", PETS | {"model": "true"})):
+        for name, settings in (("linear", SMALL), ("pets", PETS), ("true", PETS | {"model": "true"})):
             with pytest.raises(Began):
-                method = "sac" if name == "sac" else "pets"
+                method = "linear" if name == "linear" else "pets"
                 jaxmbrl.train(method, "pendulum", settings=settings, out=folder / name, seeds=2, seed=7)
     return folder
 
@@ -127,20 +127,20 @@ def act_of(run, explore=False):
 
 
 def test_the_deterministic_policy_of_a_run_acts(runs):
-    rows, task = collecting.collect_by(None, str(runs / "sac"), 30, seed=1)
+    rows, task = collecting.collect_by(None, str(runs / "linear"), 30, seed=1)
     assert task.name == "pendulum"
     check_pendulum(rows)
-    acting = act_of(runs / "sac")
+    acting = act_of(runs / "linear")
     actions = jax.vmap(lambda seen: acting.act((), seen, jax.random.key(9))[0])(rows.observation)
     np.testing.assert_allclose(rows.action, actions, atol=1e-6)
 
 
 def test_exploring_draws_about_it(runs):
-    plain, _ = collecting.collect_by("pendulum", str(runs / "sac"), 30, seed=1)
-    rows, _ = collecting.collect_by("pendulum", str(runs / "sac"), 30, seed=1, explore=True)
+    plain, _ = collecting.collect_by("pendulum", str(runs / "linear"), 30, seed=1)
+    rows, _ = collecting.collect_by("pendulum", str(runs / "linear"), 30, seed=1, explore=True)
     check_pendulum(rows)
     np.testing.assert_array_equal(rows.observation[0], plain.observation[0])
-    acting = act_of(runs / "sac")
+    acting = act_of(runs / "linear")
     means = jax.vmap(lambda seen: acting.act((), seen, jax.random.key(9))[0])(rows.observation)
     assert (np.abs(np.asarray(rows.action - means)) > 1e-3).mean() > 0.9
 
@@ -184,13 +184,15 @@ def test_a_seed_makes_the_file(tmp_path, monkeypatch):
 
 def test_a_run_is_collected_from_by_the_command_line(runs, tmp_path, capsys):
     out = tmp_path / "new" / "folder" / "rows.npz"
-    assert cli.main(["collect", "--policy", str(runs / "sac"), "--steps", "10", "--explore", "--out", str(out)]) == 0
+    assert cli.main(["collect", "--policy", str(runs / "linear"), "--steps", "10", "--explore", "--out", str(out)]) == 0
     said, err = capsys.readouterr()
     assert not err and f"10 transitions of pendulum in {out}, 0 finished episodes" in said
     rows = dataset.load(out).rows
     assert f"reward a step {rows.reward.mean():.3f} on average" in said
     assert f"jaxmbrl fit --data {out}\n" in said and f"train pets --env pendulum --data {out}\n" in said
-    np.testing.assert_array_equal(rows.action, collecting.collect_by(None, str(runs / "sac"), 10, explore=True)[0].action)
+    np.testing.assert_array_equal(
+        rows.action, collecting.collect_by(None, str(runs / "linear"), 10, explore=True)[0].action
+    )
 
 
 @pytest.mark.parametrize(
@@ -213,8 +215,8 @@ def test_mistakes_are_told(arguments, message):
 
 
 def test_a_run_of_another_task_is_told(runs):
-    with pytest.raises(UserError, match=r"the run in .*sac is of pendulum, not of cartpole-continuous"):
-        collecting.collect_by("cartpole-continuous", str(runs / "sac"), 5)
+    with pytest.raises(UserError, match=r"the run in .*linear is of pendulum, not of cartpole-continuous"):
+        collecting.collect_by("cartpole-continuous", str(runs / "linear"), 5)
 
 
 def test_more_than_the_machine_holds_is_told(monkeypatch, runs):
@@ -312,7 +314,7 @@ def test_evaluation_plans_in_the_true_simulator_when_asked(runs, capsys):
 @pytest.mark.parametrize(
     ("run", "model", "message"),
     [
-        ("sac", "true", "model is a setting of planners, and sac is not a planner: leave it out"),
+        ("linear", "true", "model is a setting of planners, and linear is not a planner: leave it out"),
         ("pets", "nonsense", "model must be 'learned' or 'true', got 'nonsense'"),
         ("true", "learned", "the run planned in the true simulator and did not learn a model: leave model out"),
     ],

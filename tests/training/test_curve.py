@@ -4,7 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from jaxmbrl.training import hosts, programs, recording
+from jaxmbrl.training.console import Progress
 from jaxmbrl.training.curve import NOTHING, draw, mean_curve, seed_curves, text_curve
+from jaxmbrl.training.run_folder import RunFolder
 
 
 def row(env_steps: int, seed: int, **values: float) -> dict:
@@ -157,3 +160,24 @@ def test_training_returns_alone_are_drawn_in_the_dark_style(tmp_path):
     below_the_legend = np.s_[150:, :]
     np.testing.assert_array_equal(alone[below_the_legend], evaluation[below_the_legend])
     assert not np.array_equal(alone, evaluation)
+
+
+def test_the_picture_takes_a_small_share_of_the_time_and_the_last_one_is_always_drawn(tmp_path, monkeypatch):
+    """Epochs of 1 s, and pictures that take 0.5 s: one in 25 s of training."""
+    now, drawn = [0.0], []
+
+    def slow(rows, path, title):
+        drawn.append((now[0], len(rows)))
+        now[0] += 0.5
+
+    monkeypatch.setattr(recording.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(recording.curve, "draw", slow)
+    folder, config = RunFolder.create(tmp_path / "run"), programs.configure("linear", "pendulum")
+    recorder = recording.Recorder(folder, config, Progress.silent(), hosts.ALONE, lambda state: state)
+    for epoch in range(1, 61):
+        now[0] = float(epoch)
+        recorder.rows.append(row(epoch, 0))
+        recorder.draw(final=False)
+    assert drawn == [(1.0, 1), (27.0, 27), (53.0, 53)]
+    recorder.draw()
+    assert drawn[-1] == (60.0, 60)

@@ -1,5 +1,6 @@
 """Learning from a file of transitions: its rows and nothing else, in their order; mistakes are told before compiling."""
 
+import functools
 import json
 import shutil
 
@@ -22,8 +23,7 @@ from jaxmbrl.training.session import Session
 ROWS = 130
 STEPS = 120
 SETTINGS = {
-    "sac": {
-        "agent.hidden": (8,),
+    "linear": {
         "batch_size": 8,
         "replay_capacity": 1000,
         "warmup_steps": 50,
@@ -47,6 +47,7 @@ SETTINGS = {
         "eval_every": 0,
     },
 }
+METHODS = ["linear", pytest.param("pets", marks=pytest.mark.promises)]
 NUMBERS = ("observation", "action", "reward", "next_observation")
 
 
@@ -89,24 +90,25 @@ def file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(file, tmp_path_factory):
-    """A run of each algorithm by the command line, two seeds from 5 on: its folder, and what the console said."""
-    found = {}
-    patch = pytest.MonkeyPatch()
-    patch.chdir(file.parent)
-    for name, settings in SETTINGS.items():
+    """Runs by the command line, two seeds from 5 on, by method: the folder, and what the console said."""
+
+    @functools.cache
+    def run(name):
         out = tmp_path_factory.mktemp("runs") / name
-        words = [*options(settings), "--seeds", 2, "--seed", 5, "--checkpoint.every", 1, "--out", out]
-        code, said, err = call("train", name, "--env", "pendulum", "--data", "rows.npz", *words)
+        words = [*options(SETTINGS[name]), "--seeds", 2, "--seed", 5, "--checkpoint.every", 1, "--out", out]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(file.parent)
+            code, said, err = call("train", name, "--env", "pendulum", "--data", "rows.npz", *words)
         assert (code, err) == (0, "")
-        found[name] = out, said
-    patch.undo()
-    return found
+        return out, said
+
+    return run
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", METHODS)
 def test_the_buffer_holds_the_files_rows_in_order(name, runs):
     """And so nothing was collected: no pendulum yields these rows."""
-    replay = jaxmbrl.load(runs[name][0]).state.replay
+    replay = jaxmbrl.load(runs(name)[0]).state.replay
     assert replay.size.tolist() == [STEPS, STEPS]
     rows = made_up()
     for field in Transition._fields[:-1]:
@@ -117,7 +119,7 @@ def test_the_buffer_holds_the_files_rows_in_order(name, runs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_run_is_learn_called_by_hand(name, runs):
     """To the bit: the loop gives `learn` the same arrays with the same seeds side by side, which is all that it depends on.
 
@@ -136,12 +138,12 @@ def test_a_run_is_learn_called_by_hand(name, runs):
         part = part._replace(extras={"nonfinite": nothing} if name == "pets" else {})
         both = jax.tree.map(lambda x: jnp.stack([x, x]), part)
         state, _ = learn(Clock(jnp.asarray(start + algorithm.period, jnp.int32)), state, both)
-    assert same(state, jaxmbrl.load(runs[name][0]).state)
+    assert same(state, jaxmbrl.load(runs(name)[0]).state)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", METHODS)
 def test_metrics_tell_of_the_data_and_not_of_training(name, runs):
-    rows = RunFolder.open(runs[name][0]).read_metrics()
+    rows = RunFolder.open(runs(name)[0]).read_metrics()
     assert [(row["epoch"], row["env_steps"], row["seed"]) for row in rows] == [
         (epoch, 40 * epoch, seed) for epoch in (1, 2, 3) for seed in (5, 6)
     ]
@@ -158,13 +160,13 @@ def test_metrics_tell_of_the_data_and_not_of_training(name, runs):
         assert len(here) >= 1
         assert row["data/return"] == pytest.approx(np.mean([total for total, _ in here]), rel=1e-5)
         assert row["data/episode_length"] == pytest.approx(np.mean([length for _, length in here]), rel=1e-6)
-        learns = "agent/critic_loss" if name == "sac" else "model/fit_steps"
+        learns = "agent/critic_loss" if name == "linear" else "model/fit_steps"
         assert (learns in row) == (row["epoch"] > 1)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", METHODS)
 def test_what_the_console_and_the_folder_say(name, runs, file):
-    run, said = runs[name]
+    run, said = runs(name)
     assert f"{ROWS} steps are rounded down to {STEPS}, whole epochs of 40" in said
     assert f"on pendulum: {STEPS} transitions of {file}, 2 seeds, into {run}" in " ".join(said.split())
     assert "environment steps" not in said and "train --resume" not in said
@@ -177,16 +179,16 @@ def test_what_the_console_and_the_folder_say(name, runs, file):
 
 def test_the_interface_and_the_command_line_agree(runs, file):
     """And the steps are all rows unless told otherwise."""
-    result = jaxmbrl.train("sac", "pendulum", settings=SETTINGS["sac"], data=file, seeds=2, seed=5)
+    result = jaxmbrl.train("linear", "pendulum", settings=SETTINGS["linear"], data=file, seeds=2, seed=5)
     assert result.config.steps == ROWS
-    assert untimed(result.rows) == untimed(RunFolder.open(runs["sac"][0]).read_metrics())
-    assert same(result.state, jaxmbrl.load(runs["sac"][0]).state)
+    assert untimed(result.rows) == untimed(RunFolder.open(runs("linear")[0]).read_metrics())
+    assert same(result.state, jaxmbrl.load(runs("linear")[0]).state)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_resumed_run_goes_on_bit_for_bit(name, runs, tmp_path, monkeypatch):
     """From another folder than it was started in."""
-    shutil.copytree(runs[name][0], tmp_path / "run")
+    shutil.copytree(runs(name)[0], tmp_path / "run")
     folder = RunFolder.open(tmp_path / "run")
     for later in sorted(folder.checkpoints.iterdir(), key=lambda path: int(path.name))[-2:]:
         assert int(later.name) in (80, 120)
@@ -194,18 +196,18 @@ def test_a_resumed_run_goes_on_bit_for_bit(name, runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, said, err = call("train", "--resume", "run")
     assert (code, err) == (0, "") and f"resuming at 40 of {STEPS} steps" in said
-    assert untimed(folder.read_metrics()) == untimed(RunFolder.open(runs[name][0]).read_metrics())
+    assert untimed(folder.read_metrics()) == untimed(RunFolder.open(runs(name)[0]).read_metrics())
 
     def leaves(run):
         (last,) = (path for path in (run / "checkpoints").iterdir() if int(path.name) == STEPS)
         manifest = json.loads((last / "manifest.json").read_text())["manifest"]
         return {leaf["path"]: leaf["sha256"] for leaf in manifest["leaves"]}
 
-    assert leaves(tmp_path / "run") == leaves(runs[name][0])
+    assert leaves(tmp_path / "run") == leaves(runs(name)[0])
 
 
 def test_no_further_than_the_rows(runs, tmp_path):
-    shutil.copytree(runs["sac"][0], tmp_path / "run")
+    shutil.copytree(runs("linear")[0], tmp_path / "run")
     code, said, err = call("train", "--resume", tmp_path / "run", "--steps", ROWS + 1)
     assert (code, said) == (2, "") and f"the data's {ROWS} rows, got {ROWS + 1}" in err and err.count("\n") == 1
     code, said, err = call("train", "--resume", tmp_path / "run")
@@ -214,13 +216,13 @@ def test_no_further_than_the_rows(runs, tmp_path):
 
 def test_a_file_that_is_another_is_not_learned_from(runs, file, tmp_path):
     """Not by a resume, nor by a config; what was learned is there without the file."""
-    shutil.copytree(runs["sac"][0], tmp_path / "run")
+    shutil.copytree(runs("linear")[0], tmp_path / "run")
     folder = RunFolder.open(tmp_path / "run")
     config = folder.read_config() | {"data": str(tmp_path / "rows.npz")}
     folder.write_config(config)
     config_file = tmp_path / "run" / "config.yaml"
     before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
-    lines = [("train", "--resume", folder.path), ("train", "sac", "--config", config_file, "--out", tmp_path / "new")]
+    lines = [("train", "--resume", folder.path), ("train", "linear", "--config", config_file, "--out", tmp_path / "new")]
     for line in lines:
         code, _, err = call(*line)
         assert code == 2 and f"{tmp_path / 'rows.npz'} cannot be read" in err and err.count("\n") == 1
@@ -231,9 +233,9 @@ def test_a_file_that_is_another_is_not_learned_from(runs, file, tmp_path):
         assert err.startswith("jaxmbrl: ") and err.count("\n") == 1
     assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
     assert not (tmp_path / "new").exists()
-    assert same(jaxmbrl.load(folder.path).state, jaxmbrl.load(runs["sac"][0]).state)
+    assert same(jaxmbrl.load(folder.path).state, jaxmbrl.load(runs("linear")[0]).state)
     returns = jaxmbrl.evaluate(folder.path, 1).per_seed
-    assert returns == jaxmbrl.evaluate(runs["sac"][0], 1).per_seed
+    assert returns == jaxmbrl.evaluate(runs("linear")[0], 1).per_seed
     shutil.copy(file, tmp_path / "rows.npz")
     code, said, err = call("train", "--resume", folder.path)
     assert (code, err) == (0, "") and "nothing to do" in said
@@ -252,13 +254,13 @@ def nothing_begins(monkeypatch):
 
 
 def test_a_config_of_a_run_from_data_begins_the_same_run(runs, file, tmp_path, nothing_begins):
-    config = runs["pets"][0] / "config.yaml"
+    config = runs("linear")[0] / "config.yaml"
     with pytest.raises(Began):
-        call("train", "pets", "--config", config, "--out", tmp_path / "again")
+        call("train", "linear", "--config", config, "--out", tmp_path / "again")
     assert (tmp_path / "again" / "config.yaml").read_text() == config.read_text()
     other = write(tmp_path / "other.npz", made_up(90, seed=2), env="pendulum")
     with pytest.raises(Began):
-        call("train", "pets", "--config", config, "--data", other, "--steps", 40, "--out", tmp_path / "other")
+        call("train", "linear", "--config", config, "--data", other, "--steps", 40, "--out", tmp_path / "other")
     given = yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())
     expected = {"data": str(other), "data_digest": dataset.load(other).digest, "steps": 40}
     assert given == yaml.safe_load(config.read_text()) | expected
@@ -287,7 +289,7 @@ def test_mistakes_are_told_before_anything_begins(case, file, tmp_path, monkeypa
     write(tmp_path / "wide.npz", made_up(observation=4))
     write(tmp_path / "torques.npz", made_up()._replace(action=np.full((ROWS, 1), 2.0)))
     changes, message = REFUSED[case]
-    given = {"algorithm": "sac", "env": "pendulum", "data": file, "out": "out", **changes}
+    given = {"algorithm": "linear", "env": "pendulum", "data": file, "out": "out", **changes}
     name = given.pop("algorithm")
     settings = SETTINGS[name] | given.pop("settings", {})
     words = ["train", name, *options(settings), *(word for k, v in given.items() for word in (f"--{k}", v))]
@@ -301,7 +303,7 @@ def test_mistakes_are_told_before_anything_begins(case, file, tmp_path, monkeypa
 
 def test_a_file_that_tells_no_task_is_taken_for_any_that_it_fits(tmp_path):
     path = write(tmp_path / "rows.npz", made_up())
-    config = programs.configure("sac", "pendulum", settings=SETTINGS["sac"], data=path)
+    config = programs.configure("linear", "pendulum", settings=SETTINGS["linear"], data=path)
     assert programs.build(config).total_steps == STEPS
 
 

@@ -16,7 +16,6 @@ from jaxmbrl.training import checkpoint, devices, memory
 from jaxmbrl.training.run_folder import RunFolder
 
 SETTINGS = {
-    "agent.hidden": (8, 8),
     "batch_size": 8,
     "replay_capacity": 300,
     "warmup_steps": 20,
@@ -29,11 +28,16 @@ COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "
 
 def on_four_devices(code, *arguments):
     """What Python prints where there are four devices, as JSON."""
-    prelude = f"import sys, json, jax, jaxmbrl\nSETTINGS, SEEDS = {SETTINGS!r}, {SEEDS}\nassert len(jax.devices()) == 4\n"
+    prelude = f"""
+import sys, json, jax, jaxmbrl, small_method
+SETTINGS, SEEDS = {SETTINGS!r}, {SEEDS}
+assert len(jax.devices()) == 4
+jaxmbrl.algorithms.register(small_method.NAME, small_method.METHOD)
+"""
     flags = " ".join([os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4"])
     done = subprocess.run(
         [sys.executable, "-c", prelude + textwrap.dedent(code), *map(str, arguments)],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=500,
@@ -56,7 +60,9 @@ def test_how_seeds_lie():
         8: (8, 4),
         9: (9, 3),
     }
-    assert devices.shard_seeds(1, four) == devices.alone(1) and devices.shard_seeds(5, four[:1]) == devices.alone(5)
+    assert devices.shard_seeds(1, four) == devices.single_device(1) and devices.shard_seeds(
+        5, four[:1]
+    ) == devices.single_device(5)
     assert lie[6].describe() == "6 seeds on 3 devices, 2 on each"
     assert lie[5].describe() == "5 seeds on 3 devices, 2 on each, 1 fewer on the last"
 
@@ -87,7 +93,7 @@ def runs(tmp_path_factory):
             seen["shape"], seen["shards"] = leaf.shape, [s.data.shape[0] for s in leaf.addressable_shards]
         session.Session.run_to = run_to
         fields = dict(steps=60, seeds=SEEDS - 1, seed=3, eval_episodes=2, checkpoint={"every": 1}, settings=SETTINGS)
-        result = jaxmbrl.train("sac", "pendulum", out=sys.argv[1], progress=Progress(60, SEEDS - 1, out=said), **fields)
+        result = jaxmbrl.train("linear", "pendulum", out=sys.argv[1], progress=Progress(60, SEEDS - 1, out=said), **fields)
         seen["returned"] = sorted({leaf.shape[0] for leaf in jax.tree.leaves(result.state)})
         seen["collectives"] = [n for n in sys.argv[2:] for text in seen["texts"].values() if n in text]
         seen["programs"] = sorted(seen.pop("texts"))
@@ -95,7 +101,7 @@ def runs(tmp_path_factory):
     """
     seen = on_four_devices(code, place / "four", *COLLECTIVES)
     fields = {"steps": 60, "seeds": SEEDS - 1, "seed": 3, "eval_episodes": 2, "checkpoint": {"every": 1}}
-    jaxmbrl.train("sac", "pendulum", out=place / "one", settings=SETTINGS, **fields)
+    jaxmbrl.train("linear", "pendulum", out=place / "one", settings=SETTINGS, **fields)
     return place, seen
 
 
@@ -171,5 +177,5 @@ def test_a_run_that_does_not_fit_ends_before_it_trains(tmp_path, monkeypatch):
     real = memory.needed
     monkeypatch.setattr(memory, "needed", lambda compiled: real(compiled) + 10**15)
     with pytest.raises(memory.OutOfMemory, match=r"training needs 1,000,000\.\d GB of memory while it runs"):
-        jaxmbrl.train("sac", "pendulum", settings=SETTINGS, steps=20, out=tmp_path / "run")
+        jaxmbrl.train("linear", "pendulum", settings=SETTINGS, steps=20, out=tmp_path / "run")
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [0], "with more memory it can be resumed"

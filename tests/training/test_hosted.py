@@ -18,7 +18,7 @@ from jaxmbrl.training import collecting
 from jaxmbrl.training.session import Session
 
 PAGE = Path(__file__).parents[2] / "docs" / "own_simulator.md"
-SETTINGS = {"agent.hidden": (8,), "replay_capacity": 100, "epoch_steps": 100}
+SETTINGS = {"replay_capacity": 100, "epoch_steps": 100}
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
 
@@ -80,7 +80,7 @@ def begun(tmp_path_factory):
         patch.setattr(Session, "train", began)
         for env in ("InvertedPendulum-v5", "pendulum"):
             with pytest.raises(Began):
-                jaxmbrl.train("sac", env, settings=SETTINGS, seeds=2, out=folder / env)
+                jaxmbrl.train("linear", env, settings=SETTINGS, seeds=2, out=folder / env)
     return folder
 
 

@@ -150,7 +150,7 @@ def test_without_probes_nothing_is_compiled():
 
     algorithm = make(Config(), envs.make("pendulum"))._replace(probes=lambda state: {})
     state = jax.eval_shape(jax.vmap(lambda seed: algorithm.init(jax.random.key(seed), {}, None)), jnp.arange(2))
-    assert probing.prober(algorithm, refuse, state, devices.alone(2))(state) == {}
+    assert probing.prober(algorithm, refuse, state, devices.single_device(2))(state) == {}
 
 
 def test_a_checkpoint_leaves_out_what_views_call_reproducible(trained):

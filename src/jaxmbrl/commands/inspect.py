@@ -203,7 +203,7 @@ def fit(words: list[str]) -> int:
         f"fitting to {args.data}: {len(data.rows.reward):,} transitions" + (f" of {name}" if name else "") + " ...",
         flush=True,
     )
-    fitted = model_evaluation.fit_and_judge(config, data.rows, task)
+    fitted = model_evaluation.fit_and_evaluate(config, data.rows, task)
     seconds = time.monotonic() - started
     print(f"fitted to {fitted.trained_on:,} rows, tested on the last {fitted.tested_on:,}, in {seconds:.1f} s")
     for metric, value in fitted.found.items():
@@ -244,7 +244,7 @@ def doctor(words: list[str]) -> int:
     bad = 0
     cache = getattr(jax.config, "jax_compilation_cache_dir", None)
     for finding in doctor.examine(Path("runs"), cache):
-        print(f"{finding.state:<6}{finding.what:<15}{finding.told}", flush=True)
+        print(f"{finding.state:<6}{finding.what:<15}{finding.message}", flush=True)
         bad += finding.state == "bad"
     print("this machine is ready" if not bad else f"{bad} problem{'s' if bad > 1 else ''} to fix")
     return 1 if bad else 0

@@ -261,20 +261,17 @@ class Algorithm(NamedTuple):
     """Whether the policy receives the world's full carry instead of the observation, to plan in the true simulator."""
     compiler_options: Mapping[str, str] = MappingProxyType({})
     """XLA compiler options for the programs of a run."""
+    on_policy: bool = False
+    """Whether `learn` needs transitions that the current policy collected. Such a method cannot be trained from a file."""
 
 
 @runtime_checkable
 class Env(Protocol):
     """The Brax environment interface, used by all tasks. `State` has the fields `pipeline_state`, `obs`, `reward`, `done`
-    (1.0 on termination only, never for a time limit), `metrics` and `info`."""
+    (1.0 on termination only, never for a time limit), `metrics` and `info`.
 
-    @property
-    def observation_size(self) -> int:
-        """Length of `State.obs`."""
-
-    @property
-    def action_size(self) -> int:
-        """Length of the action, each entry in [-1, 1]."""
+    An environment of vectors also has `observation_size`, the length of `State.obs`, and `action_size`, the length of the
+    action, whose entries are in [-1, 1]. For other spaces `make_task` is given the spaces instead."""
 
     def reset(self, rng: Key) -> Any:
         """The state at the beginning of an episode."""

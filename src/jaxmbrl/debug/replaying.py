@@ -105,7 +105,7 @@ def _replayed(program: Program, state: LoopState, begins: int, fault: Fault) -> 
     if calls:
         with contextlib.ExitStack() as closing:
             # The same program as in the run, so that the compilation cache may contain it.
-            run = made.compiled(program.compile, closing, clock, state, devices.alone(program.config.seeds))
+            run = made.compiled(program.compile, closing, clock, state, devices.single_device(program.config.seeds))
             clock, state = run(clock, state, jnp.asarray(calls, jnp.int32))
     early = int(state.fault.what[k])
     if early >= 0:

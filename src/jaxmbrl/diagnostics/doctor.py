@@ -34,7 +34,7 @@ class Finding(NamedTuple):
     what: str
     state: str
     """`ok`; `note` if something is missing that training does not need; `bad` if training needs it."""
-    told: str
+    message: str
 
 
 def examine(folder: Path, cache: str | None) -> Iterator[Finding]:

@@ -35,7 +35,7 @@ class FitConfig:
     """Random seed of the initial weights and of the fit."""
 
 
-class Judged(NamedTuple):
+class FitEvaluation(NamedTuple):
     """A fitted model and its evaluation on the test rows."""
 
     model: DynamicsModel
@@ -47,7 +47,7 @@ class Judged(NamedTuple):
     tested_on: int
 
 
-def fit_and_judge(config: FitConfig, rows: Transition, task: Task | None = None) -> Judged:
+def fit_and_evaluate(config: FitConfig, rows: Transition, task: Task | None = None) -> FitEvaluation:
     """Fit an ensemble to the first `rows` [N, ...] and evaluate it on the last ones.
 
     With a `task`, its known reward and termination functions are used, unless the config asks to learn them. Without one,
@@ -76,7 +76,7 @@ def fit_and_judge(config: FitConfig, rows: Transition, task: Task | None = None)
     known = replay.of_rows(jax.tree.map(lambda leaf: leaf[:trained], rows))
     state, found = jax.jit(model.fit)(model.init(init_key, {}), known, fit_key)
     unseen = jax.tree.map(lambda leaf: leaf[trained:], rows)
-    return Judged(
+    return FitEvaluation(
         model=model,
         state=state,
         found=metrics.known(found),

@@ -113,7 +113,8 @@ class RepeatedEnv:
     the last inner step."""
 
     def __init__(self, env: Env, times: int) -> None:
-        self.env, self.times = env, times
+        self.env: Any = env
+        self.times = times
 
     @property
     def observation_size(self) -> int:

@@ -12,7 +12,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxmbrl.core.config import UserError
-from jaxmbrl.core.spaces import Box, Space
+from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import Action, Env, Features, Key, PyTree, Task, Transition, World
 
 
@@ -117,6 +117,19 @@ def vector_sizes(task: Task, method: str) -> tuple[int, int]:
     return task.observation.shape[0], task.action.shape[0]
 
 
+def discrete_sizes(task: Task, method: str) -> tuple[int, int]:
+    """(number of observations, number of actions) for a method that needs tables. Raises UserError if the task has other
+    spaces."""
+    for what, space in (("observations", task.observation), ("actions", task.action)):
+        if not isinstance(space, Discrete):
+            raise UserError(
+                f"{method} takes discrete observations and actions, and the {what} of task '{task.name}' are {space}: "
+                "take another task"
+            )
+    assert isinstance(task.observation, Discrete) and isinstance(task.action, Discrete)
+    return task.observation.n, task.action.n
+
+
 def typed(leaf: Any) -> Array:
     """`leaf` as an array without a weak type. A Python number in a state would otherwise change its type at the first
     step."""
@@ -127,7 +140,7 @@ def typed(leaf: Any) -> Array:
 
 def _size(name: str, env: Env, what: str) -> int:
     """The environment's `observation_size` or `action_size`. Raises UserError if it is not the length of a vector."""
-    size = getattr(env, what)
+    size = getattr(env, what, None)
     if not isinstance(size, numbers.Integral) or size < 1:
         raise UserError(f"task '{name}': the environment's {what} must be the length of one vector, got {size!r}")
     return int(size)

@@ -75,7 +75,7 @@ def branch(
     `rule` keeps in the buffer of `imagined`.
 
     A branch ends after a step that terminates (which is stored as such), when the rule ends it, or at a number that is not
-    finite: such a row is dropped and counted as `imagine/broken`. A predicted probability of termination is sampled.
+    finite: such a row is dropped and counted as `imagine/nonfinite`. A predicted probability of termination is sampled.
     `length` may be traced. If the rule needs the disagreement, the policy must return it as extras (`with_disagreement`).
 
     Returns (imagined, metrics).
@@ -108,7 +108,7 @@ def branch(
         "imagine/rollout_length": Average.of(jnp.asarray(length)),
         "imagine/branch_length": Average.of(done.steps / rows),
         "imagine/rows": Average.of(done.stored),
-        "imagine/broken": Average.of(done.nonfinite),
+        "imagine/nonfinite": Average.of(done.nonfinite),
     }
     if rule.disagreement:
         metrics["imagine/disagreement"] = Average.of(done.disagreement / done.steps)

@@ -67,7 +67,7 @@ def make(config: CEMConfig, action: Space) -> Planner:
     shape, min_variance = (config.horizon, box.shape[0]), config.min_variance * search.half_range(box) ** 2
 
     def init() -> PlanState:
-        return PlanState(search.resting(config.horizon, box))
+        return PlanState(search.default_plan(config.horizon, box))
 
     def plan(
         problem: Problem, state: PlanState, key: Key, proposals: Float[Array, "P H A"] | None = None

@@ -118,7 +118,7 @@ def make(config: ICEMConfig, action: Space) -> Planner:
     shape, kept = (config.horizon, box.shape[0]), config.kept_elites
 
     def init() -> PlanState:
-        return PlanState(search.resting(config.horizon, box), jnp.zeros((kept, *shape), float), jnp.zeros(kept, bool))
+        return PlanState(search.default_plan(config.horizon, box), jnp.zeros((kept, *shape), float), jnp.zeros(kept, bool))
 
     def plan(
         problem: Problem, state: PlanState, key: Key, proposals: Float[Array, "P H A"] | None = None

@@ -66,7 +66,7 @@ def make(config: MPPIConfig, action: Space) -> Planner:
     deviation = config.deviation * search.half_range(box)
 
     def init() -> PlanState:
-        rest = search.resting(config.horizon, box)
+        rest = search.default_plan(config.horizon, box)
         return PlanState(rest, rest[0])
 
     def plan(

@@ -50,7 +50,7 @@ def make(config: RandomShootingConfig, action: Space) -> Planner:
         drawn = sample(population_key, config.population, config.horizon, action)
         population, returns, nonfinite = search.evaluate(problem.score, drawn, objective_key, offered)
         first, value = search.best(population, returns, 1)
-        return search.best_or(search.resting(config.horizon, action), first, value), (), {"nonfinite": nonfinite}
+        return search.best_or(search.default_plan(config.horizon, action), first, value), (), {"nonfinite": nonfinite}
 
     return Planner(lambda: (), plan)
 

@@ -52,7 +52,7 @@ def clip(actions: Float[Array, "*n A"], box: Box) -> Float[Array, "*n A"]:
     return jnp.clip(actions, box.low, box.high)
 
 
-def resting(horizon: int, action: Space) -> Shaped[Array, "H ..."]:
+def default_plan(horizon: int, action: Space) -> Shaped[Array, "H ..."]:
     """The plan that repeats the middle of the bounds; for a discrete space, choice 0."""
     if isinstance(action, Discrete):
         return jnp.zeros(horizon, jnp.int32)
@@ -63,7 +63,7 @@ class Proposals(NamedTuple):
     """Checked candidate sequences from outside of the search."""
 
     actions: Shaped[Array, "P H ..."]
-    """Within the bounds; a sequence that was not valid is replaced by the resting plan."""
+    """Within the bounds; a sequence that was not valid is replaced by the default plan."""
     valid: Bool[Array, "P"]
     """Whether all actions of the sequence were finite or, in a discrete space, existing choices."""
 
@@ -78,7 +78,7 @@ def admit(proposals: Shaped[Array, "P H ..."] | None, horizon: int, action: Spac
         return None
     chex.assert_shape(proposals, (None, horizon, *action.shape))
     chex.assert_type(proposals, int if isinstance(action, Discrete) else float)
-    rest = resting(horizon, action)
+    rest = default_plan(horizon, action)
     if isinstance(action, Discrete):
         valid = jnp.all((proposals >= 0) & (proposals < action.n), axis=1)
         return Proposals(jnp.where(valid[:, None], proposals.astype(rest.dtype), rest), valid)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from jaxmbrl.core.config import UserError, closest, read_yaml
 from jaxmbrl.sweeping import naming
 from jaxmbrl.sweeping.folder import SweepFolder
-from jaxmbrl.sweeping.naming import Asked
+from jaxmbrl.sweeping.naming import RunRequest
 from jaxmbrl.training.programs import RunConfig
 
 FIELDS = tuple(field.name for field in dataclasses.fields(RunConfig) if field.name != "data_digest")
@@ -38,7 +38,7 @@ class Sweep(NamedTuple):
 
     file: Path
     folder: SweepFolder
-    runs: list[Asked]
+    runs: list[RunRequest]
 
 
 def read(file: str | Path, out: str | Path | None = None) -> Sweep:
@@ -61,7 +61,7 @@ def read(file: str | Path, out: str | Path | None = None) -> Sweep:
     return Sweep(file, SweepFolder(Path(out or own or Path("runs", file.stem))), runs)
 
 
-def expand(common: Mapping[str, Any]) -> list[Asked]:
+def expand(common: Mapping[str, Any]) -> list[RunRequest]:
     """The runs that the fields of a file describe, in order. Raises UserError if they do not have the form of a sweep."""
     common = dict(common)
     grid = _lists(_flat(_mapping(common.pop("grid", {}), "grid"), "grid"))
@@ -81,13 +81,13 @@ def expand(common: Mapping[str, Any]) -> list[Asked]:
         name, traced = given.pop("name", None), _mapping(given.pop("hyper", {}), f"runs[{i}].hyper")
         changes.append((naming.given(name, f"runs[{i}].name"), _flat(given, f"runs[{i}]"), traced))
     runs = [
-        Asked(name or naming.derived(base | change, change, traced), base | change, {**hyper, **traced})
+        RunRequest(name or naming.derived(base | change, change, traced), base | change, {**hyper, **traced})
         for name, change, traced in changes
     ]
     return naming.distinct(runs, [name is not None for name, _, _ in changes])
 
 
-def find(sweep: Sweep, name: str) -> Asked:
+def find(sweep: Sweep, name: str) -> RunRequest:
     """The run called `name`. Raises UserError if there is none."""
     for run in sweep.runs:
         if run.name == name:

@@ -123,7 +123,7 @@ def launch(
         ended = {name: code for name, (_, handle, _) in active.items() if (code := launcher.ended(handle)) is not None}
         for name, code in ended.items():
             job, _, began = active.pop(name)
-            state, why = judge(folder, name, code, stopping=bool(signals.received))
+            state, why = outcome(folder, name, code, stopping=bool(signals.received))
             seconds = f"in {time.monotonic() - began:.0f} s"
             if state == "died" and tries[name] <= retries:
                 folder.note(name, "died", why)
@@ -140,7 +140,7 @@ def launch(
     return states
 
 
-def judge(folder: SweepFolder, name: str, code: int | str, stopping: bool) -> tuple[str, str]:
+def outcome(folder: SweepFolder, name: str, code: int | str, stopping: bool) -> tuple[str, str]:
     """(state, reason) of a run after its process ended with `code`. The state is finished, stopped, failed or died; a run
     that died is retried."""
     noted = folder.last_note(name)

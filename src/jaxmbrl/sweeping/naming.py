@@ -13,7 +13,7 @@ from jaxmbrl.core.config import UserError
 LONGEST_NAME = 120
 
 
-class Asked(NamedTuple):
+class RunRequest(NamedTuple):
     """A run as the file of a sweep describes it, not checked yet."""
 
     name: str
@@ -41,13 +41,13 @@ def derived(fields: Mapping[str, Any], change: Mapping[str, Any], hyper: Mapping
     return re.sub(r"[^\w.=+,-]+", "-", "-".join(parts), flags=re.ASCII).lstrip(".-") or "run"
 
 
-def distinct(runs: Sequence[Asked], named: Sequence[bool]) -> list[Asked]:
+def distinct(runs: Sequence[RunRequest], named: Sequence[bool]) -> list[RunRequest]:
     """The runs with distinct names. A derived name gets a digest if it is too long, or if another run has the same name
     because characters that a folder name may not have were replaced.
 
     Raises UserError if two runs are the same, or were given the same name.
     """
-    seen: dict[str, Asked] = {}
+    seen: dict[str, RunRequest] = {}
     names = [run.name for run in runs]
     for run, is_given in zip(runs, named, strict=True):
         name = run.name

@@ -11,7 +11,7 @@ from typing import Any
 from jaxmbrl.core.config import UserError, check, from_dict, to_dict
 from jaxmbrl.sweeping.file import NESTED, Sweep
 from jaxmbrl.sweeping.folder import SweepFolder
-from jaxmbrl.sweeping.naming import Asked
+from jaxmbrl.sweeping.naming import RunRequest
 from jaxmbrl.sweeping.runs import Run, check_same
 from jaxmbrl.training import programs
 from jaxmbrl.training.programs import RunConfig
@@ -20,7 +20,7 @@ TEXTS = ("algorithm", "env", "preset", "data")
 """Fields of a run that must be text."""
 
 
-def checked(run: Asked, folder: SweepFolder) -> Run:
+def checked(run: RunRequest, folder: SweepFolder) -> Run:
     """The run with its config checked. Whether its parts fit together is checked later, when they are built.
 
     Each combination of the traced hyperparameters gets the run's number of seeds: with 2 seeds, the first combination has

@@ -31,12 +31,12 @@ from jaxmbrl.training.loop import (
     learning,
 )
 
-ANEW = 4
+NEW_EPISODES = 4
 """Index, folded into a seed's key, of the random stream for episodes that begin after a resume. Splitting the key uses 0
 and 1."""
 
 
-class Outside(NamedTuple):
+class HostCarry(NamedTuple):
     """The carry of a `LoopState` for environments on the host."""
 
     observation: Shaped[Array, "num_envs ..."]
@@ -60,11 +60,11 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
     def collector(learner: PyTree, clock: Clock) -> Policy:
         return auto_reset(task.world, algorithm.policy(learner, clock, True))[1]
 
-    def start(learner: PyTree, environment_keys: Key, memory_keys: Key) -> tuple[Outside, Memory]:
+    def start(learner: PyTree, environment_keys: Key, memory_keys: Key) -> tuple[HostCarry, Memory]:
         observation = jnp.broadcast_to(task.observation.zeros(), (config.num_envs, *task.observation.shape))
         seeds = jax.vmap(host_seed)(environment_keys)
         memory = jax.vmap(collector(learner, clock_at(0)).init)(memory_keys)
-        return Outside(observation, jnp.ones(config.num_envs, bool), seeds), memory
+        return HostCarry(observation, jnp.ones(config.num_envs, bool), seeds), memory
 
     def acting(
         clock: Clock,
@@ -104,7 +104,7 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
         compile: Compile, closing: contextlib.ExitStack, clock: Clock, states: LoopState, sharding: SeedSharding
     ) -> Any:
         assert sharding.mesh is None, "what lives on the host is stepped from one device"
-        states = _anew(clock, states, config.num_envs)
+        states = _with_new_episodes(clock, states, config.num_envs)
         hosts = _Hosts(task, np.asarray(states.carry.seed))
         closing.callback(hosts.environments.close)
         seen, zero = hosts.seen(), jnp.zeros((), jnp.int32)
@@ -118,7 +118,7 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
 
         def run(clock: Clock, states: LoopState, calls: Int[Array, ""]) -> tuple[Clock, LoopState]:
             nonlocal started
-            states = states if started else _anew(clock, states, config.num_envs)
+            states = states if started else _with_new_episodes(clock, states, config.num_envs)
             started = True
             for _ in range(int(calls)):
                 collected = hosts.collect(acts, clock, states, algorithm.period)
@@ -146,13 +146,13 @@ class _Hosts:
         self.environments = Environments(task, seed.size)
         self.environments.begin(seed.reshape(-1))
 
-    def seen(self) -> Outside:
+    def seen(self) -> HostCarry:
         """The current observations."""
         now = (self.environments.observation, self.environments.is_first)
         # Copies, because the environments write into their own arrays.
         observation, is_first = (x.reshape(*self.seed.shape, *x.shape[1:]).copy() for x in now)
         seen: list[Any] = [observation, is_first, self.seed]
-        return Outside(*seen)
+        return HostCarry(*seen)
 
     def collect(self, acts: Callable[..., Any], clock: Clock, states: LoopState, period: int) -> Rollout:
         """The rollout of all seeds for one call of `learn`. That of a frozen seed is meaningless."""
@@ -170,7 +170,7 @@ class _Hosts:
         return Rollout(self.seen(), memory, jax.tree.map(lambda *x: np.stack(x, axis=1), *rows))
 
 
-def _anew(clock: Clock, states: LoopState, num_envs: int) -> LoopState:
+def _with_new_episodes(clock: Clock, states: LoopState, num_envs: int) -> LoopState:
     """The states, changed to begin new episodes. At the start of a run nothing changes. Parts of the algorithm's state in
     which rows continue each other, such as buffers of sequences, have a method `interrupted`, which is called here."""
     if int(clock.env_steps) == 0:
@@ -182,7 +182,7 @@ def _anew(clock: Clock, states: LoopState, num_envs: int) -> LoopState:
     def interrupted(x: Any) -> Any:
         return jax.vmap(lambda x: x.interrupted())(x) if depends(x) else x
 
-    keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, ANEW), num_envs))(states.key)
+    keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, NEW_EPISODES), num_envs))(states.key)
     return states._replace(
         algorithm=jax.tree.map(interrupted, states.algorithm, is_leaf=depends),
         carry=states.carry._replace(seed=jax.vmap(jax.vmap(host_seed))(keys)),

@@ -59,7 +59,7 @@ class SeedSharding(NamedTuple):
         return f"{self.seeds} seeds on {self.devices} devices, {share} on each{short}"
 
 
-def alone(seeds: int) -> SeedSharding:
+def single_device(seeds: int) -> SeedSharding:
     """All seeds on one device."""
     return SeedSharding(seeds, seeds, None)
 
@@ -69,7 +69,7 @@ def shard_seeds(seeds: int, devices: Sequence[Any]) -> SeedSharding:
     share = -(-seeds // len(devices))
     used = -(-seeds // share)
     if used == 1:
-        return alone(seeds)
+        return single_device(seeds)
     return SeedSharding(seeds, share * used, Mesh(np.array(devices[:used]), (SEEDS,)))
 
 

@@ -101,8 +101,8 @@ def _twin_stage(
         at = min(index, len(qpos) - 1)
         return env.start(qpos[at], qvel[at])
 
-    show = twin.carry_of(task) if algorithm.observes_full_state else lambda seen: seen.observation
-    return hosted.Stage(lambda: twin.Twin(task), start, show)
+    observe = twin.carry_of(task) if algorithm.observes_full_state else lambda seen: seen.observation
+    return hosted.Stage(lambda: twin.Twin(task), start, observe)
 
 
 def interquartile_mean(values: Sequence[float]) -> float:

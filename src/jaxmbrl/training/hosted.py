@@ -159,7 +159,7 @@ class Stage(NamedTuple):
     """Makes one more environment."""
     start: Callable[[Any, int], PyTree]
     """(environment, index of the episode) -> first observation of the environment."""
-    show: Callable[[PyTree], PyTree]
+    observe: Callable[[PyTree], PyTree]
     """Observation of one environment -> observation of the policy, inside a compiled program."""
 
 
@@ -186,7 +186,7 @@ class Evaluator:
 
         def one(clock: Clock, state: PyTree, memory: Memory, seen: PyTree, index: Int[Array, ""], i: Int[Array, ""]) -> Any:
             act_key, _ = step_keys(keys(index)[2], i)
-            action, _, memory = algorithm.policy(state, clock, False).act(memory, stage.show(seen), act_key)
+            action, _, memory = algorithm.policy(state, clock, False).act(memory, stage.observe(seen), act_key)
             return action, memory
 
         self._init = jax.jit(jax.vmap(jax.vmap(init, in_axes=(None, None, 0)), in_axes=(None, 0, None)))

@@ -205,6 +205,8 @@ def build(config: RunConfig, learns: bool = True) -> Program:
     check_whole(to_dict(config))
     task = envs.make(config.env, config.action_repeat)
     algorithm = method.make(settings, task)
+    if config.data is not None and algorithm.on_policy:
+        raise UserError(f"{config.algorithm} learns from transitions of its own policy: it cannot be trained from data")
     steps_per_call = algorithm.period * settings.num_envs
     if settings.epoch_steps % steps_per_call:
         raise UserError(
@@ -252,7 +254,7 @@ def _data(config: RunConfig, task: Task) -> Transition:
 
 def initial(program: Program, hyper: dict[str, Array], sharding: SeedSharding | None = None) -> LoopState:
     """The initial state of all seeds, distributed by `sharding` (by default on one device); `hyper` is from `hyper_of`."""
-    sharding = sharding or devices.alone(program.config.seeds)
+    sharding = sharding or devices.single_device(program.config.seeds)
     init = sharding.over(program.loop.init, OF_SEEDS, OF_SEEDS, result=OF_SEEDS)
     return jax.jit(init)(devices.rows_of(sharding, program.config.seed), sharding.place(hyper))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from jaxmbrl.training.console import Progress
 from jaxmbrl.training.hosts import Hosts
 from jaxmbrl.training.programs import RunConfig
 from jaxmbrl.training.run_folder import RunFolder
+
+PICTURE_SHARE = 0.02
+"""Largest share of the training time in which the picture is drawn. The last one of a run is always drawn."""
 
 
 class Recorder:
@@ -40,6 +44,7 @@ class Recorder:
         self._config = config
         self._draws = hosts.first
         self._warned_of_picture = False
+        self._next_picture = 0.0
 
     @property
     def path(self) -> Path | None:
@@ -76,9 +81,11 @@ class Recorder:
         found = [row["eval/return"] for row in newest if row["env_steps"] == env_steps and "eval/return" in row]
         return float(np.mean(found)) if found else None
 
-    def draw(self) -> None:
-        """Draw the learning curve, if there is one. An error becomes a warning, and training continues."""
-        if self.path is None or not self.rows or not self._draws:
+    def draw(self, final: bool = True) -> None:
+        """Draw the learning curve, if there is one; unless `final`, only if that takes at most `PICTURE_SHARE` of the time.
+        An error becomes a warning, and training continues."""
+        started = time.monotonic()
+        if self.path is None or not self.rows or not self._draws or (not final and started < self._next_picture):
             return
         path = self.path / "curve.png"
         try:
@@ -87,3 +94,4 @@ class Recorder:
             if not self._warned_of_picture:
                 self._warned_of_picture = True
                 self.warn(f"{path} could not be drawn ({type(error).__name__}: {error}); training continues without it")
+        self._next_picture = time.monotonic() + (time.monotonic() - started) / PICTURE_SHARE

@@ -181,7 +181,7 @@ def event_of(kind: str, **fields: Any) -> dict[str, Any]:
     """An event at the present time: time (ISO 8601, UTC), kind (one of KINDS), `fields`."""
     if kind not in KINDS:
         raise ValueError(f"an event's kind is one of {', '.join(KINDS)}, got {kind!r}")
-    return {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"), "kind": kind, **fields}
+    return {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"), "kind": kind, **fields}
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -200,7 +200,7 @@ def evaluate(run: str | Path, episodes: int = 10, model: str | None = None, back
             closing,
             clock,
             state.algorithm,
-            devices.alone(program.config.seeds),
+            devices.single_device(program.config.seeds),
             in_gymnasium=chosen == "gymnasium",
         )
         returns = function(clock, state.algorithm)

@@ -235,7 +235,7 @@ class Session:
             self.stop()
         if self.gathered(any, self.recorder.due(epoch)):
             self.save()
-            self.recorder.draw()
+            self.recorder.draw(final=False)
 
     def stop(self) -> None:
         """Save, and end the session. Raises Stopped."""

@@ -221,22 +221,22 @@ class _SAC(NamedTuple):
             discount=jnp.asarray(hyper.get("discount", config.discount), float),
         )
 
-    def shown(self, observation: Observation) -> Observation:
+    def normalized(self, observation: Observation) -> Observation:
         """The observation in the networks' input, normalised if there is a normaliser."""
         return observation if self.normalizer is None else normalize(self.normalizer, observation)
 
     def policy(self, state: SACState, explore: bool) -> Policy:
         def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
             if explore:
-                return self.parts.sample(state.actor.params, self.shown(observation), key)[0], (), memory
-            mean, _ = self.parts.gaussian(state.actor.params, self.shown(observation))
+                return self.parts.sample(state.actor.params, self.normalized(observation), key)[0], (), memory
+            mean, _ = self.parts.gaussian(state.actor.params, self.normalized(observation))
             return jnp.tanh(mean), (), memory
 
         return Policy(init=lambda key: (), act=act)
 
     def policy_with_entropy(self, state: SACState) -> Policy:
         def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
-            action, log_density = self.parts.sample(state.actor.params, self.shown(observation), key)
+            action, log_density = self.parts.sample(state.actor.params, self.normalized(observation), key)
             return action, -jnp.exp(state.log_temperature.params) * log_density, memory
 
         return Policy(init=lambda key: (), act=act)
@@ -257,7 +257,7 @@ class _SAC(NamedTuple):
 
     def target_values_by(self, critics: PyTree, state: SACState, observation: Observation, keys: Key) -> Array:
         """The soft value Q'(s, a) - alpha log pi(a|s), a ~ pi, by each of `critics`, [L, N]."""
-        observation = self.shown(observation)
+        observation = self.normalized(observation)
         action, log_density = self.parts.sample(state.actor.params, observation, keys[0])
         values = self.parts.target_q(critics, observation, action, keys[2])
         return values - jnp.exp(state.log_temperature.params) * log_density
@@ -265,7 +265,7 @@ class _SAC(NamedTuple):
     def action_values(self, state: SACState, observation: Observation, action: Action, key: Key) -> Float[Array, "L N"]:
         """The value by each critic, for the actor's objective."""
         unit_key = key if self.config.dropout else None
-        return self.parts.q(state.critic.params, self.shown(observation), action, unit_key)
+        return self.parts.q(state.critic.params, self.normalized(observation), action, unit_key)
 
     def action_value(self, state: SACState, observation: Observation, action: Action, key: Key) -> Float[Array, "N"]:
         values = self.action_values(state, observation, action, key)
@@ -284,7 +284,7 @@ class _SAC(NamedTuple):
         if target is None:
             next_value = self.target_value_by(state, batch.next_observation, keys[:3])
             target = td_target(batch.reward, state.discount, batch.terminated, next_value)
-        observation = self.shown(batch.observation)
+        observation = self.normalized(batch.observation)
         trained, found, error = regress(
             state.critic, lambda params: self.parts.q(params, observation, batch.action, keys[3]), target, weight
         )
@@ -299,7 +299,7 @@ class _SAC(NamedTuple):
 
         def own_loss(params: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
             action_key, value_key = jax.random.split(key) if self.config.dropout else (key, key)
-            action, log_density = self.parts.sample(params, self.shown(batch.observation), action_key)
+            action, log_density = self.parts.sample(params, self.normalized(batch.observation), action_key)
             values = self.action_values(state, batch.observation, action, value_key)
             temperature = jnp.exp(state.log_temperature.params)
             return actor_loss(values, log_density, temperature, self.config.actor_value), jnp.mean(log_density)

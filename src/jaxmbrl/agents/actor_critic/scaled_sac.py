@@ -90,8 +90,8 @@ class ScaledSACConfig:
 def make(
     config: ScaledSACConfig, observation_size: int, action_size: int, normalizer: Normalizer | None = None
 ) -> ActorCritic:
-    """The agent for flat observations [O] and actions [A] in [-1, 1]; its state is a `SACState`. `follow` moves the bounds.
-    `normalizer` and `hyper` are as in `sac.make`."""
+    """The agent for flat observations [O] and actions [A] in [-1, 1]; its state is a `SACState`. `update_bounds` moves the
+    bounds. `normalizer` and `hyper` are as in `sac.make`."""
     return sac.assemble(config.as_sac, functions(config, action_size), observation_size, action_size, normalizer)
 
 
@@ -127,13 +127,13 @@ def functions(config: ScaledSACConfig, action_size: int) -> SACFunctions:
 
 
 def _ends(params: PyTree, dimensions: int) -> tuple[Array, Array]:
-    # Without a gradient, Adam does not change the bounds; only `follow` does.
+    # Without a gradient, Adam does not change the bounds; only `update_bounds` does.
     low, high = jax.lax.stop_gradient(params["bounds"]).T
     shape = (-1, *[1] * (dimensions - 1))
     return low.reshape(shape), high.reshape(shape)
 
 
-def follow(config: ScaledSACConfig, state: SACState, earned: Float[Array, "*n"]) -> SACState:
+def update_bounds(config: ScaledSACConfig, state: SACState, earned: Float[Array, "*n"]) -> SACState:
     """`state` with the bounds moved towards the quantiles of `earned`, reward plus entropy bonus of steps. NaN entries are
     ignored."""
     quantiles = jnp.nanquantile(earned, jnp.array(QUANTILES)) / (1 - state.discount)

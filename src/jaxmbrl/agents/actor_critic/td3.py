@@ -139,17 +139,17 @@ class _TD3(NamedTuple):
             discount=jnp.asarray(hyper.get("discount", config.discount), float),
         )
 
-    def shown(self, observation: Observation) -> Observation:
+    def normalized(self, observation: Observation) -> Observation:
         """The observation in the networks' input, normalised if there is a normaliser."""
         return observation if self.normalizer is None else normalize(self.normalizer, observation)
 
     def action_of(self, params: PyTree, observation: Observation) -> Float[Array, "*n A"]:
         """pi(s) = tanh of the actor network."""
-        return jnp.tanh(self.actor.apply(params, self.shown(observation)))
+        return jnp.tanh(self.actor.apply(params, self.normalized(observation)))
 
     def q(self, params: PyTree, observation: Observation, action: Action) -> Float[Array, "*n"]:
         """The value by one critic."""
-        return self.critic.apply(params, jnp.concatenate([self.shown(observation), action], axis=-1))[..., 0]
+        return self.critic.apply(params, jnp.concatenate([self.normalized(observation), action], axis=-1))[..., 0]
 
     def every_q(self, params: PyTree, observation: Observation, action: Action) -> Float[Array, "L *n"]:
         """The value by each critic."""

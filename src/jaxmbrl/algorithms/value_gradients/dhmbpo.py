@@ -162,8 +162,8 @@ class State(NamedTuple):
     """Real transitions."""
     imagined: Imagined
     """Transitions of the long rollouts."""
-    seen: Normalizer
-    """Normaliser of the agent's observations."""
+    statistics: Normalizer
+    """Mean and standard deviation that normalise the observations of the agent."""
     key: Key
 
 
@@ -172,24 +172,24 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
     observation_size, action_size = vector_sizes(task, "dhmbpo")
     model = model or shared.ensemble_for(config, task)
 
-    def agent_of(seen: Normalizer) -> ActorCritic:
-        return scaled_sac.make(config.agent, observation_size, action_size, seen)
+    def agent_of(statistics: Normalizer) -> ActorCritic:
+        return scaled_sac.make(config.agent, observation_size, action_size, statistics)
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         shared.no_data(data, "dhmbpo")
         agent_key, key, model_key = jax.random.split(key, 3)
-        seen = normalizer.identity(observation_size)
+        statistics = normalizer.identity(observation_size)
         return State(
-            agent=agent_of(seen).init(agent_key, hyper),
+            agent=agent_of(statistics).init(agent_key, hyper),
             model=model.init(model_key, {}),
             replay=replay.init(row_like(task), config.replay_capacity),
             imagined=branching.init(row_like(task), config.distribution_capacity, 1, ALWAYS),
-            seen=seen,
+            statistics=statistics,
             key=key,
         )
 
     def policy(state: State, clock: Clock, explore: bool) -> Policy:
-        acting = agent_of(state.seen).policy(state.agent, explore)
+        acting = agent_of(state.statistics).policy(state.agent, explore)
         return shared.collector(acting, task, config, clock) if explore else acting
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
@@ -199,16 +199,16 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
         learned, found = metrics.cond_update(
             clock.env_steps >= config.warmup_steps,
             lambda learned: fit_and_update(config, model, agent_of, learned, real, clock, rounds, round_key),
-            (state.agent, state.model, state.imagined, state.seen),
+            (state.agent, state.model, state.imagined, state.statistics),
         )
-        agent_state, model_state, imagined, seen = learned
-        return State(agent_state, model_state, real, imagined, seen, key), found
+        agent_state, model_state, imagined, statistics = learned
+        return State(agent_state, model_state, real, imagined, statistics, key), found
 
     def views(state: State) -> Views:
         return Views(
             replay=state.replay,
             model=shared.model_view(config, task, model, state.model),
-            critic=shared.critic_view(agent_of(state.seen), state.agent),
+            critic=shared.critic_view(agent_of(state.statistics), state.agent),
             reproducible=state.imagined.buffer,
         )
 
@@ -231,8 +231,8 @@ def fit_and_update(
     rows = shared.rows_to_fit(real, clock, config.replay_capacity)
     model_state, fitted = model.fit(model_state, rows, fit_key)
     observations = rows.data.observation
-    seen = normalizer.measure(observations, jnp.arange(config.replay_capacity) < rows.size)
-    agent, world = agent_of(seen), model.world(model_state)
+    statistics = normalizer.measure(observations, jnp.arange(config.replay_capacity) < rows.size)
+    agent, world = agent_of(statistics), model.world(model_state)
     agent_state = agent_state._replace(
         actor=optimizer.reset_moments(agent_state.actor), critic=optimizer.reset_moments(agent_state.critic)
     )
@@ -262,7 +262,7 @@ def fit_and_update(
     agent_state = critics_alone(config, learner, agent_state, imagined.buffer, critic_key)
     number = rounds * (config.updates // config.distribution_every)
     (agent_state, imagined), found = metrics.repeat(number, block, (agent_state, imagined), update_key)
-    return (agent_state, model_state, imagined, seen), fitted | found
+    return (agent_state, model_state, imagined, statistics), fitted | found
 
 
 @jax.named_scope("update")
@@ -291,7 +291,7 @@ def with_short_horizon(config: Config, agent: ActorCritic, world: World) -> Acto
     def learn_critic(state: SACState, trajectory: Trajectory, key: Key) -> tuple[SACState, Metrics, Float[Array, "B"]]:
         value_key, critic_key = jax.random.split(key)
         earned = jnp.where(trajectory.alive > 0, trajectory.reward + trajectory.entropy_bonus, jnp.nan)
-        state = scaled_sac.follow(config.agent, state, earned)
+        state = scaled_sac.update_bounds(config.agent, state, earned)
         target = critic_target(agent, state, trajectory, value_key)
         first = jax.tree.map(lambda leaf: leaf[0], trajectory)
         rows = Transition(

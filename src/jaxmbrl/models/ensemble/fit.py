@@ -36,7 +36,7 @@ def fit_members(layout: Layout, state: EnsembleState, replay: Replay, key: Key) 
     trained = epochs.training_mask(split)
     inputs, targets = measure_rows(layout, rows, trained)
     ends = jnp.sum(trained & rows.terminated)
-    end_weight = jnp.where(ends > 0, jnp.maximum((split.train - ends) / jnp.maximum(ends, 1), 1.0), 1.0)
+    termination_weight = jnp.where(ends > 0, jnp.maximum((split.train - ends) / jnp.maximum(ends, 1), 1.0), 1.0)
 
     def gather(index: Int[Array, "*n"]) -> Batch:
         taken = jax.tree.map(lambda leaf: leaf[index], rows._replace(extras=()))
@@ -54,7 +54,7 @@ def fit_members(layout: Layout, state: EnsembleState, replay: Replay, key: Key) 
 
         def step(i: Int[Array, ""], members: Trainable) -> Trainable:
             index, valid = epochs.minibatch(shuffles, own_rows, split.train, i, config.batch_size)
-            gradient = jax.grad(partial(fit_loss, layout))(members.params, gather(index), valid, end_weight)
+            gradient = jax.grad(partial(fit_loss, layout))(members.params, gather(index), valid, termination_weight)
             return optimizer.step(members, gradient, scale)[0]
 
         return jax.lax.fori_loop(0, batches, step, members)
@@ -84,7 +84,7 @@ def fit_members(layout: Layout, state: EnsembleState, replay: Replay, key: Key) 
         "model/fit_steps": Average.of(steps),
         "model/fit_epochs": Average.of(search.epochs),
     }
-    return EnsembleState(members, inputs, targets, end_weight, elites, state.fits + 1, state.steps + steps), metrics
+    return EnsembleState(members, inputs, targets, termination_weight, elites, state.fits + 1, state.steps + steps), metrics
 
 
 def measure_rows(layout: Layout, rows: Transition, mask: Bool[Array, "C"]) -> tuple[Normalizer, Normalizer]:

@@ -38,16 +38,16 @@ def termination_loss(
     logit: Float[Array, "E B"],
     terminated: Bool[Array, "E B"],
     valid: Bool[Array, "B"],
-    end_weight: Float[Array, ""] | float,
+    termination_weight: Float[Array, ""] | float,
 ) -> Float[Array, ""]:
     """Half the binary cross-entropy of the `valid` rows, summed over members and averaged over rows.
 
-    Terminated rows have the weight `end_weight`, because they are rare and would otherwise be learned last. The logit is
-    then that of equally frequent classes; subtracting log `end_weight` gives that of the data (King and Zeng, Logistic
-    regression in rare events data, 2001).
+    Terminated rows have the weight `termination_weight`, because they are rare and would otherwise be learned last. The
+    logit is then that of equally frequent classes; subtracting log `termination_weight` gives that of the data (King and
+    Zeng, Logistic regression in rare events data, 2001).
     """
     entropy = jax.nn.softplus(logit) - jnp.where(terminated, logit, 0.0)
-    weight = jnp.where(terminated, end_weight, 1.0) * valid
+    weight = jnp.where(terminated, termination_weight, 1.0) * valid
     # Divided by twice the rows, since 2 is nearly the mean weight over the training data. Dividing by the summed weights of
     # this minibatch would limit a rare row to the weight of all others together.
     return jnp.sum(weight * entropy) / (2 * jnp.sum(valid))
@@ -69,7 +69,7 @@ def fit_loss(
     parameters: Parameters,
     batch: Batch,
     valid: Bool[Array, "B"],
-    end_weight: Float[Array, ""] | float = 1.0,
+    termination_weight: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, ""]:
     """The loss of a fit (see `models.ensemble`), over the rows that are `valid`.
 
@@ -83,5 +83,5 @@ def fit_loss(
     data = jnp.sum(jnp.where(valid, jnp.mean(error, axis=-1), 0.0)) / jnp.sum(valid)
     if layout.learns_termination:
         logit = termination_logit(layout, parameters, batch.next_features)
-        data += termination_loss(logit, batch.terminated, valid, end_weight)
+        data += termination_loss(logit, batch.terminated, valid, termination_weight)
     return data + regularizer(layout, parameters)

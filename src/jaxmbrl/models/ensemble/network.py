@@ -46,7 +46,7 @@ class EnsembleState(NamedTuple):
     """Normaliser of [the observation's features, action], over the last fit's training rows."""
     targets: Normalizer
     """Normaliser of [observation change, reward], likewise."""
-    end_weight: Float[Array, ""]
+    termination_weight: Float[Array, ""]
     """Ratio of rows without termination to terminated rows in the last fit's training rows; at least 1."""
     elites: Int[Array, "elites"]
     """Indices of the elite members, the best first."""
@@ -97,7 +97,7 @@ def init_state(layout: Layout, key: Key, hyper: Hyper) -> EnsembleState:
         members=optimizer.init(parameters, hyper.get("learning_rate", layout.config.learning_rate)),
         inputs=identity(layout.input_size),
         targets=identity(layout.target_size),
-        end_weight=jnp.ones(()),
+        termination_weight=jnp.ones(()),
         elites=jnp.arange(layout.config.elites, dtype=jnp.int32),
         fits=jnp.zeros((), jnp.int32),
         steps=jnp.zeros((), jnp.int32),

@@ -57,7 +57,7 @@ def learned_world(
             return terminated(next_observation) | uncertain
 
         def probabilities(x: Float[Array, "E M F"]) -> tuple[Float[Array, "E M 1"]]:
-            return (jax.nn.sigmoid(termination_logit(layout, elites, x) - jnp.log(state.end_weight))[..., None],)
+            return (jax.nn.sigmoid(termination_logit(layout, elites, x) - jnp.log(state.termination_weight))[..., None],)
 
         x = features_of_next(layout, state.inputs, next_observation)
         (probability,) = propagation.evaluate(config.propagation, config.elites, shift, probabilities, x)

@@ -56,7 +56,7 @@ IMAGINED = {
     "imagine/rollout_length": Metric("Rollout length", "imagined steps", "By the schedule."),
     "imagine/branch_length": Metric("Length of branches", "imagined steps", "Mean length in fact."),
     "imagine/rows": Metric("Imagined transitions of a refresh", "transitions"),
-    "imagine/broken": Metric("Broken branches", "rows", "Rows left out because a value was not finite."),
+    "imagine/nonfinite": Metric("Non-finite rows", "rows", "Rows left out because a value was not finite."),
     "imagine/disagreement": Metric("Disagreement along branches", "the trust rule's measure"),
     "imagine/threshold": Metric("Threshold of trust", "the trust rule's measure"),
 }
