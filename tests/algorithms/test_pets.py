@@ -218,20 +218,3 @@ def test_paper_presets_are_the_defaults_of_the_papers_tasks_with_its_inputs():
         state = jax.eval_shape(pets.make(config, envs.make(task)).init, jax.random.key(0), {})
         kernel = state.model.members.params.network["params"]["Dense_0"]["kernel"]
         assert (found, kernel.shape) == (name, (5, inputs, config.ensemble.hidden[0]))
-
-
-@pytest.mark.slow
-def test_it_learns_to_balance_a_pole():
-    """The last trial that finished within 1,000 steps."""
-    task, config = envs.make("cartpole-continuous"), algorithms.get("pets").presets["small"].config
-    program = loop.make(pets.make(config, task), task, config)
-    run, time, best = jax.jit(program.run), loop.clock_at(0), np.zeros(2)
-    state = jax.jit(program.init)(jnp.arange(2), {})
-    for _ in range(5):
-        time, state = run(time, state, jnp.asarray(200 // program.steps_per_call, jnp.int32))
-        found = state.metrics["train/return"]
-        weight = np.asarray(found.weight)
-        best = np.where(weight > 0, np.maximum(best, np.asarray(found.total) / np.maximum(weight, 1)), best)
-        print("steps", int(time.env_steps), "mean return of finished trials", np.asarray(found.total) / weight)
-    assert not np.any(np.asarray(state.fault.what) >= 0)
-    assert np.all(best >= 195)

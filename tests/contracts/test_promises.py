@@ -25,7 +25,7 @@ REPRESENTATIVES = {
     "model_free": "sac",
     "shooting": "pets",
     "value_expansion": "mve",
-    "value_gradients": "svg",
+    "value_gradients": "bptt",
 }
 """The method of each family that is compiled on every run."""
 

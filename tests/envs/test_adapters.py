@@ -248,6 +248,7 @@ def test_an_agent_trains_and_is_resumed(name, tmp_path):
     assert jaxmbrl.evaluate(tmp_path / "run", 1).returns.shape == (1, 1)
 
 
+@pytest.mark.promises
 def test_an_agent_trains_on_an_environment_of_braxs(brax_envs):
     trained = jaxmbrl.train("sac", "brax/fast", settings=SETTINGS, steps=60, seeds=2)
     rows = [row for row in trained.rows if row["env_steps"] == 60]

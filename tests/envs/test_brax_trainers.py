@@ -66,6 +66,7 @@ def test_ppo_trains_on_pendulum(brax):
         assert -200 * 16.3 < metrics["eval/episode_reward"] < 0
 
 
+@pytest.mark.promises
 def test_ppo_trains_on_cartpole(brax):
     """Each step earns 1 until the pole falls, so the return is the length."""
     seen, params = train(envs.make("cartpole-continuous"), 320)

@@ -105,7 +105,13 @@ def test_many_side_by_side_come_to_an_end():
 
 
 @pytest.mark.skipif(not POOL_IS_HELD, reason="decompositions in batches wait for no thread")
-@pytest.mark.parametrize("name", ["InvertedPendulum-v5", "brax/inverted_pendulum:mjx", "brax/fast"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "brax/fast",
+        *(pytest.param(name, marks=pytest.mark.promises) for name in ("InvertedPendulum-v5", "brax/inverted_pendulum:mjx")),
+    ],
+)
 def test_no_task_decomposes_in_batches(name):
     with jax.enable_x64(False):
         task = envs.make(name)

@@ -71,6 +71,7 @@ def test_derivatives_in_and_out_of_contact_are_those_of_c():
     assert abs(found["resting"][3, 5]) < 0.5 * abs(found["flying"][3, 5])
 
 
+@pytest.mark.promises
 def test_no_number_changes():
     model = mujoco.MjModel.from_xml_string(SLIDING)
     x = jnp.array([0.3, TOUCHING, 0.4, -0.1, 0.8, 0.2])

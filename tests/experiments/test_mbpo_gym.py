@@ -52,6 +52,7 @@ def places(out):
     return [(row["env_steps"], row["seed"]) for row in rows(out)]
 
 
+@pytest.mark.promises
 def test_a_study_leaves_runs_a_picture_and_numbers(begun):
     assert sorted(path.name for path in begun.iterdir()) == ["mbpo_gym.json", "pendulum-sac", "pendulum-sac.png"]
     with Image.open(begun / "pendulum-sac.png") as image:

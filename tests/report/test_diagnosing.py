@@ -241,8 +241,8 @@ def test_what_cannot_be_played_is_told(run, monkeypatch):
     [
         ("td3", False, True),
         pytest.param("dhmbpo", True, True, marks=pytest.mark.slow),
-        ("steve", True, True),
-        ("pets", True, False),
+        pytest.param("steve", True, True, marks=pytest.mark.promises),
+        pytest.param("pets", True, False, marks=pytest.mark.promises),
         pytest.param("bptt", True, False, marks=pytest.mark.slow),
     ],
 )

@@ -59,26 +59,8 @@ def train(words: list[str]) -> int:
         f"{'transitions of ' + config.data if config.data else 'environment steps'}, "
         f"{config.seeds} seed{'s' if config.seeds > 1 else ''}, into {out}"
     )
-    fields = {field: getattr(config, field) for field in ("eval_episodes", "checkpoint", "action_repeat")}
     return finish(
-        out,
-        progress,
-        lambda stopping: runner.train(
-            config.algorithm,
-            config.env,
-            steps=config.steps,
-            seeds=config.seeds,
-            seed=config.seed,
-            preset=config.preset,
-            settings=config.settings,
-            data=config.data,
-            out=out,
-            progress=progress,
-            stopping=stopping,
-            hosts=hosts,
-            **fields,
-        ),
-        hosts.first,
+        out, progress, lambda stopping: runner.begin_run(program, {}, out, progress, stopping, hosts), hosts.first
     )
 
 

@@ -96,10 +96,22 @@ def train(
     """
     xla.ensure_threads()
     config = configure(algorithm, env, preset, settings, steps, data, seeds=seeds, seed=seed, **fields)
+    return begin_run(build(config), hyper or {}, out, progress, stopping, hosts)
+
+
+def begin_run(
+    program: Program,
+    hyper: Mapping[str, Any],
+    out: str | Path | None,
+    progress: Progress | None = None,
+    stopping: Stopping | None = None,
+    hosts: Hosts = ALONE,
+) -> Result:
+    """Train `program` from the start. The other arguments and the errors are those of `train`."""
+    xla.ensure_threads()
+    config, traced = program.config, hyper_of(hyper, program.config)
     if config.seeds < hosts.count:
         raise UserError(f"seeds must be at least the number of hosts ({hosts.count}), got {config.seeds}")
-    program = build(config)
-    traced = hyper_of(hyper or {}, config)
     progress = progress or Progress.silent()
     if out is None:
         return Session(program, None, progress, stopping, hosts).begin(traced)
