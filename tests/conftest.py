@@ -1,4 +1,4 @@
-"""What holds for all tests: types and shapes in annotations are checked, and the longest files come first."""
+"""What holds for all tests: which check types and shapes, how they share workers, what they compile."""
 
 import gc
 import os
@@ -18,6 +18,12 @@ LONGEST = (
     "test_ensemble.py",
     "test_bridged.py",
 )
+
+OF_RUNS = {
+    *("training", "faults", "report", "diagnostics", "debug", "experiments", "sweeping", "notebooks"),
+    *("test_promises.py", "test_loop.py", "test_toys_public.py", "test_cli.py", "test_tutorials.py"),
+}
+"""Folders and files whose tests make whole runs."""
 
 
 def pytest_collection_modifyitems(items):
@@ -45,6 +51,16 @@ gc.set_threshold(100_000, 20, 20)
 
 # Before any test computes: with a single thread some programs never return.
 xla.ensure_threads()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def checked_types(request):
+    """Types and shapes are checked where formulas are tested, and where every method is traced; not in tests of runs, which
+    trace the same functions again."""
+    place = {request.path.name, request.path.parent.name}
+    jaxtyping.config.update("jaxtyping_disable", not place.isdisjoint(OF_RUNS))
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -201,17 +201,15 @@ def test_seen_through_a_normaliser_an_agent_acts_and_learns_as_on_normalised_row
     plain = batch._replace(
         observation=(batch.observation - 0.4) / 2.5, next_observation=(batch.next_observation - 0.4) / 2.5
     )
-    same = functools.partial(np.testing.assert_allclose, rtol=1e-12)
-    jax.tree.map(same, agent.update(state, batch, key), bare.update(state, plain, key))
-    for name in ("target_value", "target_values"):
-        of_agent, of_bare = getattr(agent, name), getattr(bare, name)
-        same(of_agent(state, batch.next_observation, key), of_bare(state, plain.next_observation, key))
-    values = (x.action_value(state, rows.observation, batch.action, key) for x, rows in ((agent, batch), (bare, plain)))
-    same(*values)
-    np.testing.assert_array_equal(
-        agent.policy_with_entropy(state).act((), batch.observation, key)[0],
-        bare.policy_with_entropy(state).act((), plain.observation, key)[0],
-    )
+
+    def of(agent, rows):
+        values = (name(state, rows.next_observation, key) for name in (agent.target_value, agent.target_values))
+        action = agent.policy_with_entropy(state).act((), rows.observation, key)[0]
+        value = agent.action_value(state, rows.observation, batch.action, key)
+        return agent.update(state, rows, key), *values, value, action
+
+    found, due = (jax.jit(functools.partial(of, x))(rows) for x, rows in ((agent, batch), (bare, plain)))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), found, due)
 
 
 @pytest.mark.parametrize(

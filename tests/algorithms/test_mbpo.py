@@ -305,6 +305,7 @@ def test_without_disagreement_nothing_is_dropped_and_without_bound_neither():
     assert np.all(np.abs(stored["mbpo"].reward - PENDULUM.reward(*seen)) > 1e-3)
 
 
+@pytest.mark.promises
 def test_imagined_terminations_are_the_tasks_known_ones():
     task = envs.make("cartpole-continuous")
     members = EnsembleConfig(members=2, elites=2, hidden=(8,), batch_size=4, max_epochs=1)

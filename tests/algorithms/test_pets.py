@@ -99,6 +99,7 @@ def test_a_model_is_fitted_once_where_it_is_not_refitted():
     assert int(state.algorithm.model.fits[0]) == 1
 
 
+@pytest.mark.promises
 def test_the_true_simulator_is_planned_in_and_nothing_fitted():
     """The plan's value is the true one: the action is that of the planner over the task's own World, from its state."""
     task, search = envs.make("cartpole-continuous"), PlannerConfig(cem=CEMConfig(horizon=8, population=30, elites=4))

@@ -336,6 +336,7 @@ def chain_error_of_mve(noise):
     return np.mean((values - np.arange(GOAL)) ** 2)
 
 
+@pytest.mark.promises
 def test_on_the_chain_a_model_that_jumps_misleads_mve_and_not_steve():
     """The paper's section 4.1: the model's jumps cost MVE 2647, and STEVE nothing."""
     assert chain_error_of_mve(0.0) < 1e-20 and chain_error_of_mve(0.1) == pytest.approx(2647, abs=1)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import pytest
 from jax.errors import KeyReuseError
 
@@ -75,11 +76,15 @@ def traced(case: str) -> Traced:
     algorithm, clock = program.algorithm, loop.clock_at(0)
     state = jax.eval_shape(lambda key: algorithm.init(key, {}, None), jax.random.key(0))
     transitions = collected(algorithm, program, state)
-    one = jax.make_jaxpr(algorithm.learn)(clock, state, transitions)
     over_seeds = jax.vmap(algorithm.learn, (None, 0, 0))
-    return Traced(
-        program, state, transitions, one, jax.make_jaxpr(over_seeds)(clock, seeds_of(state), seeds_of(transitions))
-    )
+    # Building the program has checked the types and shapes of `learn`, which is traced again here.
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        one = jax.make_jaxpr(algorithm.learn)(clock, state, transitions)
+        many = jax.make_jaxpr(over_seeds)(clock, seeds_of(state), seeds_of(transitions))
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+    return Traced(program, state, transitions, one, many)
 
 
 @pytest.fixture(params=[pytest.param(case, marks=[pytest.mark.promises] if case in VARIANTS else []) for case in CASES])

@@ -251,6 +251,26 @@ def test_short_windows_of_several_environments_come_from_all_of_them():
     assert (env[valid] == np.repeat(env[:, 0], 2)).all() and (time[:, :2] == [0, 1]).all()
 
 
+@pytest.mark.parametrize("capacity", [20, 6])
+def test_no_window_of_rows_crosses_an_interruption(capacity):
+    """Environment 0 is cut off in the middle of an episode; environment 1 has just ended one. The ring may be full."""
+    ends = np.zeros((2, 3), bool)
+    ends[1, 2] = True
+    before = filled(2, 3, capacity, ends)
+    buffer = jax.jit(lambda buffer: buffer.interrupted(2))(before)
+    after = filled(2, 3, capacity, np.zeros((2, 3), bool))
+    buffer = replay.add(buffer, jax.tree.map(lambda x: x[: 4 if capacity == 20 else 2], after.data))
+    rows, start, valid = sample_sequences(buffer, jax.random.key(0), 200, 2, 2)
+    (env, time), start = np.moveaxis(np.asarray(rows.observation, int), -1, 0), np.asarray(start)
+    assert np.asarray(valid).all() and (time[:, 0] == 2).any()
+    np.testing.assert_array_equal(start[:, 1], time[:, 0] == 2)
+    assert not np.asarray(rows.terminated)[env == 0].any(), "an interruption is no termination"
+    # Where nothing has been added, nothing that is valid changes, and rows of other kinds have no ends.
+    assert int(replay.init(before.data, 4).interrupted(2).size) == 0
+    other = replay.init(jnp.zeros(3), 4)
+    assert other.interrupted(2) is other
+
+
 def test_sequences_after_a_resize():
     buffer = resize(filled(1, 30, 20, np.zeros((1, 30), bool)), jnp.int32(7))
     rows, _, valid = sample_sequences(buffer, jax.random.key(0), 500, 3, 1)

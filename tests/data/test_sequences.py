@@ -234,7 +234,7 @@ def test_rows_after_an_interruption_do_not_continue_those_before():
     ends = np.zeros((3, 2), bool)
     ends[-1, 1] = True
     before = add(sequences.init(prototype({"step": jnp.zeros((), jnp.int32)}), 2, 8), player.play(3, ends))
-    buffer = jax.jit(lambda buffer: buffer.interrupted())(before)
+    buffer = jax.jit(lambda buffer: buffer.interrupted(2))(before)
     # New episodes begin, with an observation of a number of its own.
     player.now[0] += 1
     row = player.lists[0][-1]
@@ -246,7 +246,7 @@ def test_rows_after_an_interruption_do_not_continue_those_before():
     assert not rows.terminated[rows.observation[:, 0, 0] == 0].any()
     # Where nothing has been added, nothing was cut off.
     empty = sequences.init(prototype(), 2, 8)
-    jax.tree.map(np.testing.assert_array_equal, empty, empty.interrupted())
+    jax.tree.map(np.testing.assert_array_equal, empty, empty.interrupted(2))
 
 
 def test_vmap_over_seeds_equals_each_seed_alone():

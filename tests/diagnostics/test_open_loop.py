@@ -314,6 +314,7 @@ def test_what_cannot_be_is_told(call, message):
         call(linear([0.9]), still())
 
 
+@pytest.mark.promises
 def test_errors_of_a_fitted_model_grow_with_the_horizon_and_shrink_with_data():
     """A pendulum pushed at random: a tenth of the data fits worse at every horizon, and both are soon off."""
     task = envs.make("pendulum")

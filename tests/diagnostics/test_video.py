@@ -126,6 +126,7 @@ def call(capsys, *words):
     return code, told.out.splitlines(), told.err
 
 
+@pytest.mark.promises
 @pytest.mark.skipif(doctor.rendering().state != "ok", reason=doctor.rendering().told)
 def test_the_command_films_the_first_episode(run, capsys):
     code, lines, err = call(capsys, run, "--video", "--json")

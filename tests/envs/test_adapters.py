@@ -84,6 +84,7 @@ def test_a_collector_resets_after_the_true_successor(brax_envs):
     assert rows.observation[1000].tolist() == [0, 0]
 
 
+@pytest.mark.promises
 def test_an_environment_of_braxs_terminates(brax_envs):
     """The pole falls over under a full push, and never by the clock."""
     env = brax_envs.get_environment("inverted_pendulum", backend="spring")

@@ -57,6 +57,7 @@ def check_trained(seen, params, steps):
     assert all(distance > 0 for distance in jax.tree.leaves(moved)), "the policy has been updated"
 
 
+@pytest.mark.promises
 def test_ppo_trains_on_pendulum(brax):
     """No episode terminates, and each earns between 0 and -16.3 a step."""
     seen, params = train(envs.make("pendulum"), 320)

@@ -17,8 +17,7 @@ from jaxmbrl.rollout import Episode, auto_reset, rollout
 
 NAMES = [
     "InvertedPendulum-v5",
-    "Hopper-v5",
-    pytest.param("HalfCheetah-v5", marks=pytest.mark.promises),
+    *(pytest.param(name, marks=pytest.mark.promises) for name in ("Hopper-v5", "HalfCheetah-v5")),
     *(pytest.param(name, marks=pytest.mark.slow) for name in ("InvertedDoublePendulum-v5", "Reacher-v5", "Swimmer-v5")),
 ]
 FALLS = ["InvertedPendulum-v5", "Hopper-v5"]

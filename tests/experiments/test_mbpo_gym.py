@@ -103,6 +103,7 @@ def test_drawing_trains_nothing_and_needs_a_run(script, copy, tmp_path, capsys):
     assert "there is no run of sac on pendulum below" in capsys.readouterr().err
 
 
+@pytest.mark.promises
 def test_a_run_goes_on_once_and_no_row_comes_twice(script, copy, capsys):
     words = [*STUDY, "--out", str(copy), "--steps"]
     before = rows(copy)

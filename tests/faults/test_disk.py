@@ -60,7 +60,7 @@ def warnings(run):
     return [event["text"] for event in RunFolder.open(run).read_events() if event["kind"] == "warning"]
 
 
-@pytest.mark.parametrize("what", ["lines", "checkpoints"])
+@pytest.mark.parametrize("what", [pytest.param("lines", marks=pytest.mark.promises), "checkpoints"])
 def test_a_disk_that_is_full_for_a_while_costs_nothing(what, undisturbed, tmp_path, monkeypatch):
     run, left, said = tmp_path / "run", [6], io.StringIO()
     monkeypatch.setattr(keeping, "RETRY_SECONDS", 0.0)

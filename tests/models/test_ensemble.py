@@ -532,6 +532,7 @@ def learned_chance(rows, train):
     return state, np.asarray(chance(state, jax.tree.map(lambda leaf: leaf[train:], rows)))
 
 
+@pytest.mark.promises
 def test_a_rare_termination_is_learned_beside_precise_dynamics():
     """One row in fifty ends, beyond an edge; the holdout's rows within 0.05 of it are ambiguous."""
     rows = cheap_task(0, 6000)

@@ -193,6 +193,7 @@ def test_the_other_planners_balance_it_too(config):
     np.testing.assert_array_equal(found, np.full(4, 200.0))
 
 
+@pytest.mark.promises
 def test_a_simulator_that_resets_by_itself_misleads_the_planner():
     task, planner = envs.make("cartpole-continuous"), cem.make(SEARCH, ONE)
     starts = jax.vmap(task.env.reset)(jax.random.split(jax.random.key(1), 4))

@@ -118,6 +118,7 @@ def test_the_page_shows_it(run, tmp_path):
     assert "no picture of pendulum" in text and "The critic&#x27;s bias" in text and "memory while it runs" in text
 
 
+@pytest.mark.promises
 def test_damaged_checkpoints_are_told_and_stay_where_they_are(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     newest = sorted((copy / "checkpoints").glob("0*"))[-1]
@@ -130,6 +131,7 @@ def test_damaged_checkpoints_are_told_and_stay_where_they_are(run, tmp_path):
         diagnosing.diagnose(copy)
 
 
+@pytest.mark.promises
 def test_a_run_that_has_not_learned_yet_is_only_played(tmp_path, monkeypatch):
     monkeypatch.setitem(envs.TASKS, "slider", slider)
     config = programs.configure("sac", "slider", settings={"agent.hidden": (4,), "replay_capacity": 1000}, seeds=2, seed=3)

@@ -94,6 +94,7 @@ for step in range(1400, 10**9, 200):
 """
 
 
+@pytest.mark.promises
 def test_rows_are_read_while_another_process_writes_them(run):
     writer = subprocess.Popen([sys.executable, "-c", APPEND, str(run / "metrics.jsonl")])
     try:

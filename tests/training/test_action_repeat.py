@@ -117,6 +117,7 @@ def test_collecting_by_a_run_is_with_its_own(run, tmp_path):
         collecting.collect_by("pendulum", str(run[0]), 5, action_repeat=1)
 
 
+@pytest.mark.promises
 def test_random_actions_are_collected_repeated(tmp_path):
     """And a fit to them and a run from them are of the same repeat."""
     file = tmp_path / "rows.npz"

@@ -280,7 +280,7 @@ def test_a_resume_tells_buffers_of_sequences_that_new_episodes_begin(mass):
     states = states._replace(algorithm=states.algorithm | {"rows": filled})
     assert bridged._with_new_episodes(loop.clock_at(0), states, config.num_envs) is states
     found = bridged._with_new_episodes(loop.clock_at(3), states, config.num_envs).algorithm
-    due = jax.vmap(lambda buffer: buffer.interrupted())(filled)
+    due = jax.vmap(lambda buffer: buffer.interrupted(config.num_envs))(filled)
     jax.tree.map(np.testing.assert_array_equal, found["rows"], due)
     assert found["key"] is states.algorithm["key"] and due.rows.truncated.sum() == 2 * config.num_envs
 

@@ -289,6 +289,7 @@ def test_a_task_that_no_file_stores_is_refused_before_collecting(monkeypatch):
         collecting.collect_by("board", "random", 5)
 
 
+@pytest.mark.promises
 def test_tasks_are_collected_from_in_shapes_that_fit():
     for name in envs.names():
         if name.endswith("-v5") or name.startswith("pets/"):

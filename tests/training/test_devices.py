@@ -105,6 +105,7 @@ def runs(tmp_path_factory):
     return place, seen
 
 
+@pytest.mark.promises
 def test_each_device_works_through_its_seeds_alone(runs):
     _, seen = runs
     assert seen["shape"][0] == 6 and seen["shards"] == [2, 2, 2]
@@ -113,6 +114,7 @@ def test_each_device_works_through_its_seeds_alone(runs):
     assert "5 seeds on 3 devices, 2 on each, 1 fewer on the last" in seen["said"]
 
 
+@pytest.mark.promises
 def test_one_chunk_is_that_of_one_device(runs):
     place, _ = runs
     for name in ("four", "one"):
@@ -126,6 +128,7 @@ def test_one_chunk_is_that_of_one_device(runs):
                 assert a[name] == pytest.approx(b[name], rel=1e-6, abs=1e-6), name
 
 
+@pytest.mark.promises
 def test_a_run_of_four_devices_goes_on_with_one_and_back(runs):
     place, _ = runs
     on_one = jaxmbrl.resume(place / "four", steps=80)

@@ -84,6 +84,7 @@ def begun(tmp_path_factory):
     return folder
 
 
+@pytest.mark.promises
 def test_evaluation_in_gymnasium_by_the_command_line(begun, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["evaluate", begun / "InvertedPendulum-v5", "--backend", "gymnasium", "--episodes", 3, "--json"]

@@ -114,7 +114,7 @@ def ten_episodes(small_run):
     return jaxmbrl.evaluate(small_run[0], 10)
 
 
-@pytest.mark.parametrize("which", ["small_run", "pets_run"])
+@pytest.mark.parametrize("which", ["small_run", pytest.param("pets_run", marks=pytest.mark.promises)])
 def test_a_run_folder_holds_what_it_should(which, request):
     run, _ = request.getfixturevalue(which)
     names = {path.name for path in run.iterdir()} - {".lock"}
@@ -138,7 +138,8 @@ MODEL = {"model/holdout_error", "model/holdout_likelihood", "model/fit_steps"}
 
 
 @pytest.mark.parametrize(
-    ("which", "epochs", "epoch_steps", "seeds"), [("small_run", 4, 200, [3, 4]), ("pets_run", 3, 100, [0, 1])]
+    ("which", "epochs", "epoch_steps", "seeds"),
+    [("small_run", 4, 200, [3, 4]), pytest.param("pets_run", 3, 100, [0, 1], marks=pytest.mark.promises)],
 )
 def test_metrics_have_a_row_for_each_epoch_and_seed(which, epochs, epoch_steps, seeds, request):
     rows = [json.loads(line) for line in (request.getfixturevalue(which)[0] / "metrics.jsonl").read_text().splitlines()]
@@ -166,6 +167,7 @@ def test_the_small_method_tells_what_it_knows_and_nothing_else(small_run):
         assert ("time/compile" in row) == (row["epoch"] in (1, 2)), "training, then evaluation"
 
 
+@pytest.mark.promises
 def test_pets_tells_what_it_knows_and_nothing_else(pets_run):
     for row in RunFolder.open(pets_run[0]).read_metrics():
         assert "eval/return" not in row
@@ -173,7 +175,7 @@ def test_pets_tells_what_it_knows_and_nothing_else(pets_run):
         assert (set(row) & MODEL == set()) == (row["env_steps"] < 150)
 
 
-@pytest.mark.parametrize("which", ["small_run", "pets_run"])
+@pytest.mark.parametrize("which", ["small_run", pytest.param("pets_run", marks=pytest.mark.promises)])
 def test_events_tell_what_happened_when(which, request):
     events = RunFolder.open(request.getfixturevalue(which)[0]).read_events()
     kinds = [event["kind"] for event in events]

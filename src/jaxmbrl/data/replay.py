@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxmbrl.core.types import Key, PyTree
+from jaxmbrl.core.types import Key, PyTree, Transition
 
 
 class Replay(NamedTuple):
@@ -33,6 +33,16 @@ class Replay(NamedTuple):
         return self._replace(
             position=jnp.where(healthy, self.position, old.position), size=jnp.where(healthy, self.size, old.size)
         )
+
+    def interrupted(self, num_envs: int) -> Replay:
+        """The same where the rows of `num_envs` environments that are added next do not continue the newest ones. For rows
+        like `Transition`, the newest one of each environment is truncated, so that no window of rows crosses the seam."""
+        if not isinstance(self.data, Transition):
+            return self
+        newest = _slot(self, self.size - 1 - jnp.arange(num_envs))
+        # With fewer rows than environments, the other slots are not valid, and are written before they are.
+        truncated = self.data.truncated[newest] | ~self.data.terminated[newest]
+        return self._replace(data=self.data._replace(truncated=self.data.truncated.at[newest].set(truncated)))
 
 
 def init(prototype: PyTree, capacity: int) -> Replay:

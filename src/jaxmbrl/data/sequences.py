@@ -49,9 +49,10 @@ class Sequences(NamedTuple):
             next_number=choose(self.next_number, old.next_number),
         )
 
-    def interrupted(self) -> Sequences:
+    def interrupted(self, num_envs: int) -> Sequences:
         """The same where the rows added next do not continue the newest ones, whose episodes were cut off: these are
         truncated, so that no window takes the next row's observation for their successor."""
+        chex.assert_axis_dimension(self.number, 0, num_envs)
         newest = (self.position - 1) % self.number.shape[1]
         truncated = self.rows.truncated[:, newest]
         cut_off = (self.size > 0) & ~(self.rows.terminated[:, newest] | truncated)

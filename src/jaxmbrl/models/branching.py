@@ -37,6 +37,10 @@ class Imagined(NamedTuple):
     stored: Int[Array, "rounds"]
     """Number of rows stored by each of the last calls of `branch`, the latest first."""
 
+    def interrupted(self, num_envs: int) -> Imagined:
+        """The same: imagined rows do not continue each other, so that an interruption of real episodes changes nothing."""
+        return self
+
 
 class _Progress(NamedTuple):
     """Accumulator of the rollout from N start rows."""

@@ -172,7 +172,7 @@ class _Hosts:
 
 def _with_new_episodes(clock: Clock, states: LoopState, num_envs: int) -> LoopState:
     """The states, changed to begin new episodes. At the start of a run nothing changes. Parts of the algorithm's state in
-    which rows continue each other, such as buffers of sequences, have a method `interrupted`, which is called here."""
+    which rows continue each other, such as buffers, have a method `interrupted`, which is called here."""
     if int(clock.env_steps) == 0:
         return states
 
@@ -180,7 +180,7 @@ def _with_new_episodes(clock: Clock, states: LoopState, num_envs: int) -> LoopSt
         return hasattr(type(x), "interrupted")
 
     def interrupted(x: Any) -> Any:
-        return jax.vmap(lambda x: x.interrupted())(x) if depends(x) else x
+        return jax.vmap(lambda x: x.interrupted(num_envs))(x) if depends(x) else x
 
     keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, NEW_EPISODES), num_envs))(states.key)
     return states._replace(

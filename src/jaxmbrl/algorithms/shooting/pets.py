@@ -123,6 +123,7 @@ def make(config: Config, task: Task) -> Algorithm:
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, fit_key = jax.random.split(state.key)
         real = replay.add(state.replay, flatten(transitions))
+        # The environment steps before those that this call is given, which the clock already counts.
         before = clock.env_steps - transitions.reward.size
         due = (clock.env_steps >= config.warmup_steps) & learns
         if not config.refit:

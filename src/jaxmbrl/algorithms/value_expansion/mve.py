@@ -104,7 +104,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
         real = replay.add(state.replay, flatten(transitions))
 
         def fit(model_state: PyTree) -> tuple[PyTree, Metrics]:
-            fit_key, _ = jax.random.split(refit_key)
+            fit_key, _ = jax.random.split(refit_key)  # the second key is for methods that also imagine here
             return model.fit(model_state, shared.rows_to_fit(real, clock, config.replay_capacity), fit_key)
 
         model_state, fitted = metrics.cond_update(shared.refit_due(config, clock), fit, state.model)

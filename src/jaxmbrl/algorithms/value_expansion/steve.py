@@ -127,7 +127,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
         real = replay.add(state.replay, flatten(transitions))
 
         def fit(model_state: PyTree) -> tuple[PyTree, Metrics]:
-            fit_key, _ = jax.random.split(refit_key)
+            fit_key, _ = jax.random.split(refit_key)  # the second key is for methods that also imagine here
             return model.fit(model_state, shared.rows_to_fit(real, clock, config.replay_capacity), fit_key)
 
         model_state, fitted = metrics.cond_update(shared.refit_due(config, clock), fit, state.model)
@@ -184,10 +184,12 @@ def expand(
     real = jnp.broadcast_to(rows.reward, (rewards.shape[0], 1, *rows.reward.shape))
     rewards = jnp.concatenate([real, rewards], axis=1) + trajectory.entropy_bonus
     values = values_of(agent, state, trajectory.next_observation, value_key, members)
+    # rewards [R, T, N], terminated [T, N], values [L, T, N] -> targets [N, R, L, T], where N = B M
     by_value = jax.vmap(returns.value_expansion_targets, (None, None, 0, None))
     by_reward = jax.vmap(by_value, (0, None, None, None))
     by_row = jax.vmap(by_reward, (2, 1, 2, None))
     samples = by_row(rewards, trajectory.terminated, values, state.discount)
+    # The M repetitions of a real row become M R L samples of its targets.
     return samples.reshape(batch.reward.shape[0], -1, horizon + 1)
 
 

@@ -123,8 +123,8 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
     """BPTT on `task`; `model` overrides the default ensemble. Raises UserError if the true simulator is chosen and is not
     written in JAX."""
     observation_size, action_size = vector_sizes(task, "bptt")
-    network, learned = MLP(config.hidden, action_size), not config.uses_true_model()
-    if not learned and task.host is not None:
+    network, learns_model = MLP(config.hidden, action_size), not config.uses_true_model()
+    if not learns_model and task.host is not None:
         raise UserError(f"model must be 'learned' on '{task.name}', whose simulator is not in JAX, got 'true'")
     model = model or shared.ensemble_for(config, task)
 
@@ -135,7 +135,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
         return State(
             actor=optimizer.init(params, hyper.get("learning_rate", config.learning_rate)),
             discount=jnp.asarray(hyper.get("discount", config.discount), float),
-            model=model.init(model_key, {}) if learned else (),
+            model=model.init(model_key, {}) if learns_model else (),
             replay=replay.init(row_like(task), config.replay_capacity),
             key=key,
         )
@@ -160,10 +160,10 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
         key, fit_key, update_key = jax.random.split(state.key, 3)
         real = replay.add(state.replay, flatten(transitions))
 
-        def fit_and_update(learned_parts: tuple[Trainable, PyTree]) -> tuple[tuple[Trainable, PyTree], Metrics]:
-            actor, model_state = learned_parts
+        def fit_and_update(parts: tuple[Trainable, PyTree]) -> tuple[tuple[Trainable, PyTree], Metrics]:
+            actor, model_state = parts
             fitted: Metrics = {}
-            if learned:
+            if learns_model:
                 rows = shared.rows_to_fit(real, clock, config.replay_capacity)
                 model_state, fitted = model.fit(model_state, rows, fit_key)
 
@@ -188,13 +188,13 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
 
     def start_states(model_state: PyTree, real: Replay, key: Key) -> tuple[World, PyTree]:
         """(world to differentiate through, rows to start from)."""
-        if not learned:
+        if not learns_model:
             return simulated(task.world), jax.vmap(task.world.reset)(jax.random.split(key, config.batch_size))
         origin = replay.sample(real, key, config.batch_size).observation
         return perturbed(model.world(model_state), origin, jnp.zeros((config.horizon + 1, *origin.shape))), origin
 
     def views(state: State) -> Views:
-        return Views(state.replay, shared.model_view(config, task, model, state.model) if learned else None)
+        return Views(state.replay, shared.model_view(config, task, model, state.model) if learns_model else None)
 
     return Algorithm(init, policy, learn, period=config.refit_every // config.num_envs, views=views)
 

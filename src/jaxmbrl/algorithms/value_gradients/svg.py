@@ -144,7 +144,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
         real = replay.add(state.replay, with_behavior(transitions) if inferred else flatten(transitions))
 
         def fit(model_state: PyTree) -> tuple[PyTree, Metrics]:
-            fit_key, _ = jax.random.split(refit_key)
+            fit_key, _ = jax.random.split(refit_key)  # the second key is for methods that also imagine here
             return model.fit(model_state, shared.rows_to_fit(real, clock, config.replay_capacity), fit_key)
 
         model_state, fitted = metrics.cond_update(shared.refit_due(config, clock), fit, state.model)
@@ -227,7 +227,7 @@ def with_inferred_noise(
     first step of each window."""
 
     def update_actor(state: SACState, batch: Windows, key: Key) -> tuple[SACState, Metrics]:
-        _, act_key, value_key = jax.random.split(key, 3)
+        _, act_key, value_key = jax.random.split(key, 3)  # the first key is the model's noise, which is inferred here
         weight = importance(parts, state, batch, weight_cap)
         share = weight * batch.whole / jnp.maximum(jnp.sum(batch.whole), 1.0)
 
