@@ -127,7 +127,7 @@ def call(capsys, *words):
 
 
 @pytest.mark.promises
-@pytest.mark.skipif(doctor.rendering().state != "ok", reason=doctor.rendering().told)
+@pytest.mark.skipif(doctor.rendering().state != "ok", reason=doctor.rendering().message)
 def test_the_command_films_the_first_episode(run, capsys):
     code, lines, err = call(capsys, run, "--video", "--json")
     assert (code, err) == (0, "")
@@ -175,7 +175,7 @@ def test_a_task_without_a_model_is_not_drawn(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(doctor.rendering().state != "ok", reason=doctor.rendering().told)
+@pytest.mark.skipif(doctor.rendering().state != "ok", reason=doctor.rendering().message)
 def test_a_robots_episode_cut_short():
     task = envs.make("InvertedPendulum-v5")._replace(episode_length=12)
     found = video.record(to_the_right, task, jnp.asarray(0.2))

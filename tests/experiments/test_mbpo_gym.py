@@ -72,6 +72,7 @@ def test_a_study_leaves_runs_a_picture_and_numbers(begun):
     assert {"versions", "processor"} <= set(told["environment"]) and {"versions", "processor"} <= set(found["drawn"])
 
 
+@pytest.mark.promises
 def test_the_table_holds_what_is_published_at_steps_that_were_reached(script, copy, monkeypatch, capsys):
     def read(path):
         assert path.is_file()
