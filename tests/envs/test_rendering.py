@@ -22,8 +22,8 @@ def working():
     """The renderer that works here."""
     found = doctor.rendering()
     if found.state != "ok":
-        pytest.skip(found.told)
-    return found.told.split()[-1]
+        pytest.skip(found.message)
+    return found.message.split()[-1]
 
 
 def model(body, more=""):
