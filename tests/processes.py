@@ -13,7 +13,7 @@ from jaxmbrl.training import checkpoint
 from jaxmbrl.training.run_folder import RunFolder
 
 TINY = {
-    "linear": "--env pendulum --updates-per-step 10 --eval-episodes 1",
+    "linear": "--env pendulum --updates-per-step 20 --batch-size 64 --replay-capacity 20000 --eval-episodes 1",
     "sac": "--env pendulum --agent.hidden 16 16 --batch-size 16 --updates-per-step 30 --replay-capacity 1000 "
     "--warmup-steps 100 --epoch-steps 100 --eval-every 5 --eval-episodes 1",
     "pets": "--env cartpole-continuous --ensemble.members 2 --ensemble.elites 2 --ensemble.hidden 16 "

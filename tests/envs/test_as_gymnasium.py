@@ -202,6 +202,14 @@ def test_gymnasiums_wrappers_work(registered):
     assert info["episode"]["r"] == pytest.approx(total) and info["episode"]["l"] == 4
 
 
+def assert_same_within_rounding(mine, due):
+    """Types are the same, and numbers to the rounding of sines, which XLA may compute otherwise for a batch."""
+    assert jax.tree.structure(mine) == jax.tree.structure(due)
+    for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(due), strict=True):
+        assert (type(a), a.dtype) == (type(b), b.dtype)
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     "task",
     [envs.make("pendulum"), envs.make("cartpole-continuous"), counter(), switch(), painter()],
@@ -220,7 +228,10 @@ def test_a_vector_is_gymnasiums_own_of_single_environments(task):
     for _ in range(60):
         actions = ours.action_space.sample()
         mine, due = ours.step(actions), theirs.step(actions)
-        assert data_equivalence(mine, due), (mine, due)
+        if task.name == "pendulum":
+            assert_same_within_rounding(mine, due)
+        else:
+            assert data_equivalence(mine, due), (mine, due)
         ended += np.sum(mine[2] | mine[3])
     assert ended >= 3 or task.name == "pendulum"
     # Without a seed both go on.
