@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -111,23 +111,23 @@ def never(next_observation: Float[Array, "*n O"]) -> Bool[Array, "*n"]:
 def vector_sizes(task: Task, method: str) -> tuple[int, int]:
     """(length of an observation, length of an action) for a method that needs vectors of floats. Raises UserError if the
     task has other spaces."""
-    for what, space in (("observations", task.observation), ("actions", task.action)):
-        if not isinstance(space, Box) or not space.is_vector:
-            raise UserError(f"{method} takes vectors, and the {what} of task '{task.name}' are {space}: take another task")
+    _check_spaces(task, method, "vectors", lambda space: isinstance(space, Box) and space.is_vector)
     return task.observation.shape[0], task.action.shape[0]
 
 
 def discrete_sizes(task: Task, method: str) -> tuple[int, int]:
     """(number of observations, number of actions) for a method that needs tables. Raises UserError if the task has other
     spaces."""
+    _check_spaces(task, method, "discrete observations and actions", lambda space: isinstance(space, Discrete))
+    observation, action = cast(Discrete, task.observation), cast(Discrete, task.action)
+    return observation.n, action.n
+
+
+def _check_spaces(task: Task, method: str, takes: str, fits: Callable[[Space], bool]) -> None:
+    """Raise UserError if `fits` is false for a space of the task."""
     for what, space in (("observations", task.observation), ("actions", task.action)):
-        if not isinstance(space, Discrete):
-            raise UserError(
-                f"{method} takes discrete observations and actions, and the {what} of task '{task.name}' are {space}: "
-                "take another task"
-            )
-    assert isinstance(task.observation, Discrete) and isinstance(task.action, Discrete)
-    return task.observation.n, task.action.n
+        if not fits(space):
+            raise UserError(f"{method} takes {takes}, and the {what} of task '{task.name}' are {space}: take another task")
 
 
 def typed(leaf: Any) -> Array:

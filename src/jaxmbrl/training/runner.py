@@ -108,7 +108,6 @@ def begin_run(
     hosts: Hosts = ALONE,
 ) -> Result:
     """Train `program` from the start. The other arguments and the errors are those of `train`."""
-    xla.ensure_threads()
     config, traced = program.config, hyper_of(hyper, program.config)
     if config.seeds < hosts.count:
         raise UserError(f"seeds must be at least the number of hosts ({hosts.count}), got {config.seeds}")
