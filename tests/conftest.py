@@ -1,5 +1,6 @@
 """What holds for all tests: which check types and shapes, how they share workers, what they compile."""
 
+import contextlib
 import gc
 import os
 
@@ -44,7 +45,9 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 _hook = jaxtyping.install_import_hook("jaxmbrl", "beartype.beartype")
-from jaxmbrl.core import xla  # noqa: E402 (after the hook)
+from small_method import registered  # noqa: E402 (after the hook)
+
+from jaxmbrl.core import xla  # noqa: E402
 
 # Tracing makes many objects that live long; the default threshold searches all of them for garbage again and again.
 gc.set_threshold(100_000, 20, 20)
@@ -61,6 +64,13 @@ def checked_types(request):
     jaxtyping.config.update("jaxtyping_disable", not place.isdisjoint(OF_RUNS))
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_method_is_known(request):
+    """The small method is registered for tests of the training loop and of faults."""
+    with registered() if request.path.parent.name in ("training", "faults") else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A method that compiles in a second, for tests of what surrounds methods: a linear actor-critic with a replay buffer.
+"""A method that compiles quickly, for tests of what surrounds methods: a linear actor-critic with a replay buffer.
 
 `registered()` makes it known in this process. As a script this file is the `jaxmbrl` command with the method known to it.
 """

@@ -1,5 +1,6 @@
 """Our tasks as Gymnasium's environments: by Gymnasium's own checks, against the task's steps, a vector against singles."""
 
+import os
 import sys
 import warnings
 
@@ -202,8 +203,12 @@ def test_gymnasiums_wrappers_work(registered):
     assert info["episode"]["r"] == pytest.approx(total) and info["episode"]["l"] == 4
 
 
+SINES_DIFFER_IN_BATCHES = "--xla_cpu_use_fusion_emitters=false" in os.environ.get("XLA_FLAGS", "")
+"""Whether XLA compiles as in `make test`, which is faster and rounds the sines of a batch otherwise than single ones."""
+
+
 def assert_same_within_rounding(mine, due):
-    """Types are the same, and numbers to the rounding of sines, which XLA may compute otherwise for a batch."""
+    """Types are the same, and numbers to the rounding of sines."""
     assert jax.tree.structure(mine) == jax.tree.structure(due)
     for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(due), strict=True):
         assert (type(a), a.dtype) == (type(b), b.dtype)
@@ -228,7 +233,7 @@ def test_a_vector_is_gymnasiums_own_of_single_environments(task):
     for _ in range(60):
         actions = ours.action_space.sample()
         mine, due = ours.step(actions), theirs.step(actions)
-        if task.name == "pendulum":
+        if task.name == "pendulum" and SINES_DIFFER_IN_BATCHES:
             assert_same_within_rounding(mine, due)
         else:
             assert data_equivalence(mine, due), (mine, due)

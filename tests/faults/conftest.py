@@ -4,13 +4,6 @@ import functools
 
 import pytest
 from processes import STEPS, done, train
-from small_method import registered
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_method_is_known():
-    with registered():
-        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

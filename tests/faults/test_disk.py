@@ -297,15 +297,8 @@ def test_a_file_size_limit_in_a_real_run(undisturbed, tmp_path):
     import resource
 
     run = tmp_path / "run"
-    words = [
-        *options(SMALL | {"agent.hidden": (4,), "replay_capacity": 60_000}),
-        "--steps",
-        2000,
-        "--checkpoint.every",
-        1,
-        "--out",
-        run,
-    ]
+    settings = SMALL | {"agent.hidden": (4,), "replay_capacity": 60_000}
+    words = [*options(settings), "--steps", 2000, "--checkpoint.every", 1, "--out", run]
     command = [sys.executable, "-c", "import signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "]
     command[-1] += "from jaxmbrl.cli import main; sys.exit(main())"
     process = subprocess.Popen([*command, "train", "sac", "--env", "pendulum", *map(str, words)], stdout=subprocess.PIPE)

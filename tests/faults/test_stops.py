@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+import small_method
 from processes import LONG, STEPS, TINY, assert_same_end, begin, done, finish, rows, steps, train, wait
 
 from jaxmbrl.training import stopping as stopping_module
@@ -23,7 +24,8 @@ def ask(process, number=signal.SIGTERM):
 
 def stopped_at(out, run):
     """The step at which a run says that it stopped, after checking that it is saved there."""
-    found = re.search(rf"stopped at ([\d,]+) of [\d,]+ steps; '[^']*train --resume {run}' continues it", out)
+    command = f"python {small_method.__file__} train --resume {run}"
+    found = re.search(rf"stopped at ([\d,]+) of [\d,]+ steps; '{command}' continues it", out)
     assert found, out
     at = int(found[1].replace(",", ""))
     assert steps(run)[-1] == at

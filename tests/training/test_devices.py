@@ -60,9 +60,8 @@ def test_how_seeds_lie():
         8: (8, 4),
         9: (9, 3),
     }
-    assert devices.shard_seeds(1, four) == devices.single_device(1) and devices.shard_seeds(
-        5, four[:1]
-    ) == devices.single_device(5)
+    assert devices.shard_seeds(1, four) == devices.single_device(1)
+    assert devices.shard_seeds(5, four[:1]) == devices.single_device(5)
     assert lie[6].describe() == "6 seeds on 3 devices, 2 on each"
     assert lie[5].describe() == "5 seeds on 3 devices, 2 on each, 1 fewer on the last"
 

@@ -341,6 +341,12 @@ def test_nested_settings_replace_their_own_fields_alone():
     assert (nested.settings.ensemble.members, nested.settings.ensemble.hidden) == (6, (64, 64, 64))
 
 
+def test_a_nested_field_that_differs_is_named_by_its_path():
+    started = programs.configure("sac", "pendulum", settings={"agent.hidden": (16, 16)})
+    asked = programs.configure("sac", "pendulum", settings={"agent.hidden": (8,)})
+    assert programs.drift(to_dict(started), to_dict(asked)) == [("agent.hidden", [16, 16], [8])]
+
+
 @pytest.mark.slow
 def test_another_version_is_told_on_resume(tmp_path):
     settings = {"warmup_steps": 20, "epoch_steps": 20, "replay_capacity": 50}
