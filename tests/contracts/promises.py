@@ -44,13 +44,13 @@ class Compiled(NamedTuple):
         return state
 
     def undisturbed(self, epochs: int) -> tuple[Any, Any]:
-        """Clock and state of seeds 0 and 1 after 1, 2 or 3 epochs. The checks share this run."""
+        """Clock and state of seeds 0 and 1 after 1, 2 or 3 epochs, on the host. The checks share this run."""
         if not self.shared:
             state = self.start()
             for number in (1, 2, 3):
                 state = self.epochs(state, [self.calls])
-                self.shared[number] = copied(state)
-        return copied(self.shared[epochs])
+                self.shared[number] = on_host(state)
+        return self.shared[epochs]
 
     @property
     def epoch(self) -> int:
@@ -63,9 +63,13 @@ class Compiled(NamedTuple):
         return self.epoch // self.program.loop.steps_per_call
 
 
-def copied(state: Any) -> Any:
-    """A copy, which stays when the state is donated."""
-    return jax.tree.map(lambda leaf: leaf.copy(), state)
+def on_host(state: Any) -> Any:
+    """A copy in NumPy, but for keys, which stays when the state is donated."""
+
+    def copy(leaf: Any) -> Any:
+        return leaf.copy() if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.array(leaf)
+
+    return jax.tree.map(copy, state)
 
 
 def compile_loop(case: str, program: programs.Program) -> Compiled:
@@ -99,7 +103,12 @@ def assert_equal(a: Any, b: Any) -> None:
 
 
 def of_seed(state: Any, k: int) -> Any:
-    return jax.tree.map(lambda x: x[k], state)
+    """The state of seed k on the host, keys as their data."""
+
+    def part(leaf: Any) -> np.ndarray:
+        return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)[k]
+
+    return jax.tree.map(part, state)
 
 
 def of_type(state: Any, *kinds: type) -> list[Any]:
@@ -187,12 +196,21 @@ def check_that_the_same_seeds_give_the_same_run(compiled: Compiled) -> None:
 
 
 def check_that_seed_k_starts_the_same_whatever_the_others(compiled: Compiled) -> None:
+    """In either place, beside either of two others."""
+    state = {pair: compiled.start(pair)[1] for pair in ((0, 1), (1, 2), (2, 0))}
+    assert_equal(of_seed(state[0, 1], 0), of_seed(state[2, 0], 1))
+    assert_equal(of_seed(state[1, 2], 0), of_seed(state[0, 1], 1))
+    assert_equal(of_seed(state[2, 0], 0), of_seed(state[1, 2], 1))
+    assert len({of_seed(state[pair], 0).key.tobytes() for pair in state}) == 3
+
+
+def check_that_seed_k_starts_the_same_among_more(compiled: Compiled) -> None:
     init = jax.jit(compiled.program.loop.init)
     four = init(jnp.arange(4), {"learning_rate": jnp.full(4, 1e-3, float)})
-    for k in range(4):
-        assert_equal(of_seed(four, k), of_seed(compiled.start((k, 9))[1], 0))
-    keys = jax.random.key_data(four.key)
-    assert len({key.tobytes() for key in np.asarray(keys)}) == 4
+    for pair in ((0, 1), (2, 3)):
+        state = compiled.start(pair)[1]
+        for place, k in enumerate(pair):
+            assert_equal(of_seed(four, k), of_seed(state, place))
 
 
 def check_that_seeds_do_not_touch_each_other(compiled: Compiled) -> None:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import pytest
 from jax.errors import KeyReuseError
 
@@ -76,14 +75,8 @@ def traced(case: str) -> Traced:
     algorithm, clock = program.algorithm, loop.clock_at(0)
     state = jax.eval_shape(lambda key: algorithm.init(key, {}, None), jax.random.key(0))
     transitions = collected(algorithm, program, state)
-    over_seeds = jax.vmap(algorithm.learn, (None, 0, 0))
-    # Building the program has checked the types and shapes of `learn`, which is traced again here.
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        one = jax.make_jaxpr(algorithm.learn)(clock, state, transitions)
-        many = jax.make_jaxpr(over_seeds)(clock, seeds_of(state), seeds_of(transitions))
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    one = jax.make_jaxpr(algorithm.learn)(clock, state, transitions)
+    many = jax.make_jaxpr(jax.vmap(algorithm.learn, (None, 0, 0)))(clock, seeds_of(state), seeds_of(transitions))
     return Traced(program, state, transitions, one, many)
 
 

@@ -39,20 +39,23 @@ def seen(run, kind):
     return (run / "events.jsonl").is_file() and f'"{kind}"' in (run / "events.jsonl").read_text()
 
 
-@pytest.mark.parametrize("algorithm", ["linear", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sac", "mbpo"))])
-def test_a_run_asked_to_stop_saves_and_goes_on_bit_for_bit(algorithm, straight, tmp_path):
+@pytest.mark.parametrize(
+    ("algorithm", "times"),
+    [("linear", 1), pytest.param("sac", 2, marks=pytest.mark.slow), pytest.param("mbpo", 2, marks=pytest.mark.slow)],
+)
+def test_a_run_asked_to_stop_saves_and_goes_on_bit_for_bit(algorithm, times, straight, tmp_path):
     run, chance, stops = tmp_path / "run", random.Random(2), []
     process = train(algorithm, run)
     # Within an epoch, or at its end: wherever a chunk ends.
     while wait(process, lambda: len(steps(run)) > 1 and steps(run)[-1] > (stops or [0])[-1]):
         time.sleep(chance.uniform(0.0, 0.3))
-        code, out, err = ask(process, (signal.SIGTERM, signal.SIGINT)[len(stops) % 2])
+        code, out, err = ask(process, (signal.SIGINT, signal.SIGTERM)[len(stops) % 2])
         if code == 0:
             break
         assert (code, err) == (ASKED_TO_STOP, "")
         stops.append(stopped_at(out, run))
         process = begin("train", "--resume", run)
-        if len(stops) == 2:
+        if len(stops) == times:
             break
     assert stops == sorted(stops) and len(stops) >= 1
     if process.poll() is None:
@@ -86,7 +89,7 @@ def test_twenty_random_moments(algorithm, straight, tmp_path):
     assert_same_end(run, straight(algorithm, LONG), LONG)
 
 
-@pytest.mark.parametrize("moment", ["compiling training", "compiling evaluation"])
+@pytest.mark.parametrize("moment", [pytest.param("compiling training", marks=pytest.mark.promises), "compiling evaluation"])
 def test_asked_while_compiling_it_stops_at_once_and_loses_nothing(moment, straight, tmp_path, monkeypatch):
     run = tmp_path / "run"
     # Nothing of it may come out of a cache, so that compiling lasts.

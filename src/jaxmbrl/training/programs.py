@@ -204,7 +204,7 @@ def build(config: RunConfig, learns: bool = True) -> Program:
     method, settings = algorithms.get(config.algorithm), config.settings
     check_whole(to_dict(config))
     task = envs.make(config.env, config.action_repeat)
-    algorithm = method.make(settings, task)
+    algorithm = _traced_once(method.make(settings, task))
     if config.data is not None and algorithm.on_policy:
         raise UserError(f"{config.algorithm} learns from transitions of its own policy: it cannot be trained from data")
     steps_per_call = algorithm.period * settings.num_envs
@@ -227,6 +227,15 @@ def build(config: RunConfig, learns: bool = True) -> Program:
     probing.check(algorithm, state)
     memory.check(state, "the state of the run", "lower seeds, replay_capacity or the networks' sizes")
     return program
+
+
+def _traced_once(algorithm: Algorithm) -> Algorithm:
+    """The algorithm with functions that keep their traces. Building a program traces them for the shapes of the state and
+    the names of the metrics; the programs that are compiled afterwards use the same traces."""
+    return algorithm._replace(
+        init=jax.jit(algorithm.init, inline=True),
+        learn=jax.jit(algorithm.learn, inline=True),
+    )
 
 
 def _data(config: RunConfig, task: Task) -> Transition:
