@@ -413,6 +413,26 @@ def test_train_in_memory_and_into_a_folder_agree(small_run, in_memory):
     assert same(in_memory[0].state, jaxmbrl.load(small_run[0]).state)
 
 
+def test_a_run_traces_its_method_once(monkeypatch):
+    """Building the program and compiling it need the same traces, of which each can take seconds."""
+    method, traced = algorithms.get("linear"), []
+
+    def counted(function):
+        def call(*arguments):
+            traced.append(function.__name__)
+            return function(*arguments)
+
+        return call
+
+    def make(config, task):
+        made = method.make(config, task)
+        return made._replace(init=counted(made.init), learn=counted(made.learn))
+
+    monkeypatch.setitem(algorithms.METHODS, "linear", method._replace(make=make))
+    jaxmbrl.train("linear", "pendulum", settings=SMALL | {"eval_every": 0}, steps=200)
+    assert traced == ["init", "learn"]
+
+
 def test_the_size_of_a_large_state_is_said_before_it_is_made(monkeypatch):
     said, progress = [], Progress.silent()
     monkeypatch.setattr(progress, "say", said.append)
