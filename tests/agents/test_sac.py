@@ -72,8 +72,6 @@ def compiled(config, observation_size=O, action_size=A):
     agent = sac.make(config, observation_size, action_size)
     return agent._replace(
         init=jax.jit(agent.init),
-        target_value=jax.jit(agent.target_value),
-        target_values=jax.jit(agent.target_values),
         update_critic=jax.jit(agent.update_critic),
         update_actor=jax.jit(agent.update_actor, static_argnames="loss"),
         update=jax.jit(agent.update),
@@ -104,6 +102,17 @@ def state_of(config, seed=0, observation_size=O, action_size=A):
 
 def agent_and_state(config=TINY):
     return compiled(config), state_of(config)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def targets_of(agent, state, batch, key):
+    """The one-step target of each row, the value of its next observation, and that by each critic."""
+    seen = state, batch.next_observation, key
+    return critic_target(agent, state, batch, key), agent.target_value(*seen), agent.target_values(*seen)
+
+
+def target_of(*given):
+    return targets_of(*given)[0]
 
 
 def noise_of(key, rows=B):
@@ -161,7 +170,7 @@ def test_critic_target(x64):
     agent, state = agent_and_state()
     batch, key = batch_of(), jax.random.key(3)
     assert 0 < batch["terminated"].sum() < B
-    found = critic_target(agent, state, on_device(batch), key)
+    found = target_of(agent, state, on_device(batch), key)
     np.testing.assert_allclose(found, expected_target(state, batch, key, (0, 1)), rtol=1e-10)
 
 
@@ -171,9 +180,9 @@ def test_terminated_masks_value_and_entropy_and_truncated_does_not(x64):
     yes, no = np.ones(B, bool), np.zeros(B, bool)
     # What lies beyond the end of an episode must not matter, not even where it is not a number.
     ended = batch | {"terminated": yes, "next_observation": np.full((B, O), np.nan)}
-    np.testing.assert_array_equal(critic_target(agent, state, on_device(ended), key), batch["reward"])
-    timed_out = critic_target(agent, state, on_device(batch | {"terminated": no, "truncated": yes}), key)
-    going_on = critic_target(agent, state, on_device(batch | {"terminated": no, "truncated": no}), key)
+    np.testing.assert_array_equal(target_of(agent, state, on_device(ended), key), batch["reward"])
+    timed_out = target_of(agent, state, on_device(batch | {"terminated": no, "truncated": yes}), key)
+    going_on = target_of(agent, state, on_device(batch | {"terminated": no, "truncated": no}), key)
     np.testing.assert_array_equal(timed_out, going_on)
     assert np.all(np.abs(np.asarray(going_on) - batch["reward"]) > 1e-4)
 
@@ -207,7 +216,7 @@ def test_two_critics_of_five_are_drawn_for_the_whole_batch(x64):
 def test_a_subset_of_all_critics_is_the_minimum_over_all(x64):
     agent, state = agent_and_state(dataclasses.replace(MANY, critic_subset=5))
     batch, key = batch_of(), jax.random.key(3)
-    found = critic_target(agent, state, on_device(batch), key)
+    found = target_of(agent, state, on_device(batch), key)
     np.testing.assert_allclose(found, expected_target(state, batch, key, range(5)), rtol=1e-10)
 
 
@@ -218,7 +227,7 @@ def test_without_entropy_and_noise_it_is_ddpgs_target_with_the_minimum_of_two(x6
     actor = state.actor._replace(params=replaced(state.actor.params, "Dense_2", kernel=kernel, bias=bias))
     cold = state.log_temperature._replace(params=np.asarray(-1e3))
     state, batch = state._replace(actor=actor, log_temperature=cold), batch_of()
-    found = critic_target(agent, state, on_device(batch), jax.random.key(3))
+    found = target_of(agent, state, on_device(batch), jax.random.key(3))
     mean = reference.gaussian(layers_of(actor.params), batch["next_observation"])[0]
     least = reference.values(critics_of(state.critic.target), batch["next_observation"], np.tanh(mean)).min(axis=0)
     np.testing.assert_allclose(found, batch["reward"] + 0.9 * np.where(batch["terminated"], 0.0, least), rtol=1e-7)
@@ -259,7 +268,7 @@ def test_given_target_and_weight(x64):
     batch, key = batch_of(), jax.random.key(3)
     rows = on_device(batch)
     plain = agent.update_critic(state, rows, key)
-    own = agent.update_critic(state, rows, key, target=critic_target(agent, state, rows, key), weight=np.ones(B))
+    own = agent.update_critic(state, rows, key, target=target_of(agent, state, rows, key), weight=np.ones(B))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15), plain, own)
 
     rng = np.random.default_rng(1)
@@ -299,25 +308,23 @@ def test_actor_and_temperature_update(x64):
 @pytest.mark.parametrize("config", [TINY, MANY, dataclasses.replace(TINY, dropout=0.1)])
 def test_the_one_step_target_is_put_together_from_the_target_value(x64, config):
     agent, state = agent_and_state(config)
-    batch, key = batch_of(), jax.random.key(3)
-    value = np.asarray(agent.target_value(state, batch["next_observation"], key))
-    expected = batch["reward"] + 0.9 * np.where(batch["terminated"], 0.0, value)
-    np.testing.assert_allclose(critic_target(agent, state, on_device(batch), key), expected, rtol=1e-12)
+    batch = batch_of()
+    found, value, _ = jax.device_get(targets_of(agent, state, on_device(batch), jax.random.key(3)))
+    np.testing.assert_allclose(found, batch["reward"] + 0.9 * np.where(batch["terminated"], 0.0, value), rtol=1e-12)
 
 
 @pytest.mark.parametrize("config", [TINY, dataclasses.replace(TINY, dropout=0.1)])
 def test_the_target_value_is_the_least_of_the_target_critics_own(x64, config):
     agent, state = agent_and_state(config)
-    batch, key = batch_of(), jax.random.key(3)
-    each = np.asarray(agent.target_values(state, batch["next_observation"], key))
+    _, value, each = jax.device_get(targets_of(agent, state, on_device(batch_of()), jax.random.key(3)))
     assert each.shape == (2, B) and len(set(each.argmin(axis=0))) == 2
-    np.testing.assert_array_equal(each.min(axis=0), agent.target_value(state, batch["next_observation"], key))
+    np.testing.assert_array_equal(each.min(axis=0), value)
 
 
 def test_every_target_critic_tells_a_value_of_its_own_and_none_is_left_out(x64):
     agent, state = agent_and_state(MANY)
     batch, key = batch_of(), jax.random.key(3)
-    found = agent.target_values(state, batch["next_observation"], key)
+    _, _, found = targets_of(agent, state, on_device(batch), key)
     noise = noise_of(split(key, 3)[0])
     action, density = reference.sample(layers_of(state.actor.params), batch["next_observation"], noise)
     each = reference.values(critics_of(state.critic.target), batch["next_observation"], action)
@@ -337,7 +344,11 @@ def test_the_actor_descends_the_value_and_the_bonus_that_the_agent_tells(x64, co
         action, bonus, _ = actor.act((), batch.observation, act_key)
         return -jnp.mean(agent.action_value(state, batch.observation, action, value_key) + bonus), jnp.mean(bonus)
 
-    own, told = (agent.update_actor(state, on_device(batch), key, **by) for by in ({}, {"loss": loss}))
+    @jax.jit
+    def both(*given):
+        return agent.update_actor(*given), agent.update_actor(*given, loss=loss)
+
+    own, told = both(state, on_device(batch), key)
     assert_close((told[0].actor.moments, told[0].log_temperature), (own[0].actor.moments, own[0].log_temperature))
     assert_close(told[1], own[1])
 
