@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from one_step_targets import critic_target
@@ -23,9 +22,12 @@ from .test_sac import (
     assert_gradient,
     batch_of,
     compiled,
+    critics_of,
     layers_of,
     noise_of,
     on_device,
+    replaced,
+    split,
     state_of,
 )
 
@@ -41,9 +43,9 @@ def droq_state():
 
 def droq_critics(params):
     """Each critic as `droq_in_numpy` has it."""
-    found = []
+    found, params = [], jax.device_get(params)
     for i in range(2):
-        named = jax.tree.map(lambda x, i=i: np.asarray(x[i]), params["params"])
+        named = jax.tree.map(lambda x, i=i: x[i], params["params"])
         hidden = [
             (
                 named[f"Dense_{j}"]["kernel"],
@@ -57,15 +59,24 @@ def droq_critics(params):
     return found
 
 
+@jax.jit
+def dropped_of(key):
+    """[layer] -> whether the units [critics, B, units] are dropped."""
+    own = jax.random.split(key, 2)
+    return [
+        jax.vmap(lambda k, j=j, units=units: jax.random.bernoulli(jax.random.fold_in(k, j), RATE, (B, units)))(own)
+        for j, units in enumerate(DROQ.hidden)
+    ]
+
+
 def masks_of(key):
     """[critic][layer] -> what the units [B, units] are multiplied by."""
-    return [
-        [
-            ~np.asarray(jax.random.bernoulli(jax.random.fold_in(own, j), RATE, (B, units))) / (1 - RATE)
-            for j, units in enumerate(DROQ.hidden)
-        ]
-        for own in jax.random.split(key, 2)
-    ]
+    return list(zip(*(~np.asarray(dropped) / (1 - RATE) for dropped in dropped_of(key)), strict=True))
+
+
+def twins_of(params):
+    """Critics that are both the first."""
+    return jax.tree.map(lambda x: np.stack([x[0], x[0]]), jax.device_get(params))
 
 
 def pair_of(observation, action):
@@ -98,20 +109,19 @@ def test_the_transcriptions_gradients_are_difference_quotients():
 
 def test_each_critic_drops_units_of_its_own_and_only_with_a_key():
     q, state = jax.jit(sac.functions(DROQ, A).q), droq_state()
-    twins = jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), state.critic.params)
-    batch = on_device(batch_of())
-    calm, bold = q(twins, batch.observation, batch.action), q(twins, batch.observation, batch.action, jax.random.key(0))
+    twins, batch, key = twins_of(state.critic.params), batch_of(), jax.random.key(0)
+    pair = batch["observation"], batch["action"]
+    calm, bold = jax.device_get((q(twins, *pair), q(twins, *pair, key)))
     np.testing.assert_array_equal(calm[0], calm[1])
-    assert np.all(np.asarray(bold[0] != bold[1]))
-    rows = on_device(batch_of() | {"observation": np.ones((B, 3)), "action": np.ones((B, A))})
-    alike = q(twins, rows.observation, rows.action, jax.random.key(0))
-    assert len(np.unique(np.asarray(alike))) > B, "rows drop units of their own"
+    assert np.all(bold[0] != bold[1])
+    alike = q(twins, np.ones((B, 3)), np.ones((B, A)), key)
+    assert len(np.unique(alike)) > B, "rows drop units of their own"
 
 
 def test_units_are_dropped_in_the_target(x64):
     agent, state = compiled(DROQ), droq_state()
     batch, key = batch_of(), jax.random.key(3)
-    action_key, _, unit_key = jax.random.split(key, 3)
+    action_key, _, unit_key = split(key, 3)
     expected = expected_target(state, batch, action_key, unit_key)
     np.testing.assert_allclose(critic_target(agent, state, on_device(batch), key), expected, rtol=1e-9)
 
@@ -120,7 +130,7 @@ def test_critic_update(x64):
     """Units are dropped in target and loss, of each by a key of its own; the loss is the sum over critics."""
     agent, state = compiled(DROQ), droq_state()
     batch, key = batch_of(), jax.random.key(3)
-    action_key, _, target_key, unit_key = jax.random.split(key, 4)
+    action_key, _, target_key, unit_key = split(key, 4)
     y = expected_target(state, batch, action_key, target_key)
     pair = pair_of(batch["observation"], batch["action"])
     loss, gradients = droq.critic_loss(droq_critics(state.critic.params), masks_of(unit_key), pair, y)
@@ -135,7 +145,7 @@ def test_critic_update(x64):
 def test_units_are_dropped_in_the_actors_loss_which_takes_the_mean(x64):
     agent, state = compiled(DROQ), droq_state()
     batch, key = batch_of(), jax.random.key(4)
-    action_key, unit_key = jax.random.split(key)
+    action_key, unit_key = split(key)
     loss, gradient, density = reference.actor_loss(
         layers_of(state.actor.params),
         droq_critics(state.critic.params),
@@ -160,7 +170,7 @@ def test_redqs_actor_takes_the_mean_of_all_critics(x64):
         slopes = [reference.backward(c, inputs, share)[1] for c, (_, inputs) in zip(critics, found, strict=True)]
         return np.mean([output[:, 0] for output, _ in found], axis=0), np.sum(slopes, axis=0)
 
-    critics = [layers_of(jax.tree.map(lambda x, i=i: x[i], state.critic.params)) for i in range(5)]
+    critics = critics_of(state.critic.params)
     loss, gradient, _ = reference.actor_loss(
         layers_of(state.actor.params), critics, 0.3, batch["observation"], noise_of(key), mean
     )
@@ -172,8 +182,7 @@ def test_redqs_actor_takes_the_mean_of_all_critics(x64):
 def test_the_mean_of_equal_critics_is_their_minimum(x64):
     """Two critics that agree: the actor of REDQ and that of SAC move alike."""
     state = state_of(TINY)
-    twins = jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), state.critic.params)
-    state = state._replace(critic=state.critic._replace(params=twins))
+    state = state._replace(critic=state.critic._replace(params=twins_of(state.critic.params)))
     rows, key = on_device(batch_of()), jax.random.key(4)
     least, mean = (
         compiled(config).update_actor(state, rows, key) for config in (TINY, dataclasses.replace(TINY, actor_value="mean"))
@@ -194,11 +203,10 @@ def test_the_drawn_critics_are_whole_critics():
     """The subset is drawn from the parameters: with one critic drawn of five the target is one critic's, all over."""
     config = dataclasses.replace(TINY, critics=5, critic_subset=1)
     agent, state = agent_and_state(config)
-    flat = jax.tree.map(jnp.zeros_like, state.critic.target)
-    levels = flat["params"]["Dense_2"] | {"bias": 10.0 * jnp.arange(5.0)[:, None]}
+    flat = jax.tree.map(np.zeros_like, jax.device_get(state.critic.target))
     state = state._replace(
-        critic=state.critic._replace(target={"params": flat["params"] | {"Dense_2": levels}}),
-        log_temperature=state.log_temperature._replace(params=jnp.asarray(-1e3)),
+        critic=state.critic._replace(target=replaced(flat, "Dense_2", bias=10 * np.arange(5, dtype=np.float32)[:, None])),
+        log_temperature=state.log_temperature._replace(params=np.asarray(-1e3, np.float32)),
     )
     rows = on_device(batch_of() | {"terminated": np.zeros(B, bool), "reward": np.zeros(B)})
     keys = jax.random.split(jax.random.key(0), 40)

@@ -36,6 +36,18 @@ def batch_of(seed=0, rows=B):
     }
 
 
+def two_states():
+    """Rows in which state 0 leads to 1 and 1 to 0, with rewards 1 and 3."""
+    return {
+        "observation": np.eye(2),
+        "action": np.zeros((2, 1)),
+        "reward": np.array([1.0, 3.0]),
+        "next_observation": np.eye(2)[::-1],
+        "terminated": np.zeros(2, bool),
+        "truncated": np.ones(2, bool),
+    }
+
+
 def on_device(batch):
     default = jnp.result_type(float)
     return jax.device_put(Transition(**{name: x if x.dtype == bool else x.astype(default) for name, x in batch.items()}))
@@ -440,16 +452,7 @@ def test_two_states_and_one_action_learn_the_solution_of_the_linear_system():
     blind[:, 2] = 0.0
     params = replaced(state.critic.params, "Dense_0", kernel=blind)
     state = state._replace(critic=state.critic._replace(params=params, target=params))
-    rows = on_device(
-        {
-            "observation": np.eye(2),
-            "action": np.zeros((2, 1)),
-            "reward": np.array([1.0, 3.0]),
-            "next_observation": np.eye(2)[::-1],
-            "terminated": np.zeros(2, bool),
-            "truncated": np.ones(2, bool),
-        }
-    )
+    rows = on_device(two_states())
 
     def step(state, key):
         return agent.update_critic(state, rows, key)[0], None

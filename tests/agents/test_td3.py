@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from one_step_targets import critic_target
 
 from jaxmbrl import agents
 from jaxmbrl.agents import AgentConfig
@@ -16,12 +15,28 @@ from jaxmbrl.agents.actor_critic import td3
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.agents.actor_critic.td3 import DDPG, TD3Config
 from jaxmbrl.core.config import UserError, from_dict
-from jaxmbrl.core.types import Transition
 from jaxmbrl.nn import optimizer
 
 from . import sac_in_numpy as networks
 from . import td3_in_numpy as reference
-from .test_sac import A, B, O, assert_gradient, assert_same, batch_of, critics_of, layers_of, noise_of, on_device
+from .test_sac import (
+    A,
+    B,
+    O,
+    assert_gradient,
+    assert_same,
+    batch_of,
+    critics_of,
+    layers_of,
+    member,
+    noise_of,
+    on_device,
+    replaced,
+    split,
+    target_of,
+    targets_of,
+    two_states,
+)
 
 TINY = TD3Config(hidden=(9, 7), critics=3, polyak=0.25, discount=0.9, target_noise=0.6, target_noise_clip=0.4)
 
@@ -31,33 +46,36 @@ def compiled(config, observation_size=O, action_size=A):
     """The agent with its functions compiled."""
     agent = td3.make(config, observation_size, action_size)
     return agent._replace(
+        init=jax.jit(agent.init),
         update_critic=jax.jit(agent.update_critic),
         update_actor=jax.jit(agent.update_actor, static_argnames="loss"),
         update=jax.jit(agent.update),
     )
 
 
+@jax.jit
+def with_optimizers(parts, targets, learning_rate, discount):
+    actor, critic = (
+        optimizer.init(params, learning_rate, with_target=True)._replace(target=target)
+        for params, target in zip(parts, targets, strict=True)
+    )
+    return td3.TD3State(actor, critic, jnp.asarray(discount, float))
+
+
 def state_of(config, observation_size=O, action_size=A):
     """A state with random networks, whose targets differ from them."""
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(td3.make(config, observation_size, action_size).init, jax.random.key(0), {})
+    shapes = jax.eval_shape(compiled(config, observation_size, action_size).init, jax.random.key(0), {})
 
     def filled(params):
-        return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) / np.sqrt(x.shape[-1]), float), params)
+        return jax.tree.map(lambda x: rng.normal(size=x.shape) / np.sqrt(x.shape[-1]), params)
 
-    def trainable(part):
-        fresh = optimizer.init(filled(part.params), config.learning_rate, with_target=True)
-        return fresh._replace(target=filled(part.params))
-
-    return td3.TD3State(trainable(shapes.actor), trainable(shapes.critic), jnp.asarray(config.discount, float))
+    drawn = [(filled(part.params), filled(part.params)) for part in (shapes.actor, shapes.critic)]
+    return with_optimizers(*zip(*drawn, strict=True), config.learning_rate, config.discount)
 
 
 def agent_and_state(config=TINY):
     return compiled(config), state_of(config)
-
-
-def member(critic, i):
-    return jax.tree.map(lambda x: x[i] if x.ndim else x, critic)
 
 
 def expected_target(state, batch, noise, limit=0.4, discount=0.9):
@@ -66,12 +84,13 @@ def expected_target(state, batch, noise, limit=0.4, discount=0.9):
 
 
 def assert_close(a, b):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), a, b)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), *jax.device_get((a, b)))
 
 
 def assert_moved(after, before, share=0.25):
     """The target copy moved by `share` towards the parameters as they are now."""
-    expected = jax.tree.map(lambda t, p: (1 - share) * t + share * p, before.target, after.params)
+    target, params = jax.device_get((before.target, after.params))
+    expected = jax.tree.map(lambda t, p: (1 - share) * t + share * p, target, params)
     assert_close(after.target, expected)
 
 
@@ -81,9 +100,8 @@ def test_critic_target_with_clipped_noise_and_clipped_actions(x64):
     noise = 0.6 * noise_of(key)
     smoothed = reference.action_of(layers_of(state.actor.target), batch["next_observation"]) + np.clip(noise, -0.4, 0.4)
     assert 0 < np.mean(np.abs(noise) > 0.4) < 1 and 0 < np.mean(np.abs(smoothed) > 1) < 1
-    found = critic_target(agent, state, on_device(batch), key)
+    found, value, _ = jax.device_get(targets_of(agent, state, on_device(batch), key))
     np.testing.assert_allclose(found, expected_target(state, batch, noise), rtol=1e-10)
-    value = np.asarray(agent.target_value(state, jnp.asarray(batch["next_observation"]), key))
     expected = batch["reward"] + 0.9 * np.where(batch["terminated"], 0.0, value)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
@@ -93,7 +111,7 @@ def test_however_wide_the_noise_it_moves_the_action_by_no_more_than_its_clip(x64
     batch, key = batch_of(), jax.random.key(3)
     wide = compiled(dataclasses.replace(TINY, target_noise=1e9))
     at_the_ends = 0.4 * np.sign(noise_of(key))
-    found = critic_target(wide, state, on_device(batch), key)
+    found = target_of(wide, state, on_device(batch), key)
     np.testing.assert_allclose(found, expected_target(state, batch, at_the_ends, np.inf), rtol=1e-10)
 
 
@@ -101,8 +119,8 @@ def test_however_wide_the_noise_it_moves_the_action_by_no_more_than_its_clip(x64
 def test_without_noise_the_target_is_ddpgs_with_the_minimum_over_critics(x64, changes):
     agent, state = agent_and_state(dataclasses.replace(TINY, **changes))
     batch = batch_of()
-    found = critic_target(agent, state, on_device(batch), jax.random.key(3))
-    np.testing.assert_array_equal(found, critic_target(agent, state, on_device(batch), jax.random.key(4)))
+    found = target_of(agent, state, on_device(batch), jax.random.key(3))
+    np.testing.assert_array_equal(found, target_of(agent, state, on_device(batch), jax.random.key(4)))
     action = reference.action_of(layers_of(state.actor.target), batch["next_observation"])
     least = networks.values(critics_of(state.critic.target), batch["next_observation"], action).min(axis=0)
     np.testing.assert_allclose(found, batch["reward"] + 0.9 * np.where(batch["terminated"], 0.0, least), rtol=1e-10)
@@ -114,9 +132,9 @@ def test_terminated_masks_the_value_and_truncated_does_not(x64):
     yes, no = np.ones(B, bool), np.zeros(B, bool)
     # What lies beyond the end of an episode must not matter, not even where it is not a number.
     ended = batch | {"terminated": yes, "next_observation": np.full((B, O), np.nan)}
-    np.testing.assert_array_equal(critic_target(agent, state, on_device(ended), key), on_device(batch).reward)
-    timed_out = critic_target(agent, state, on_device(batch | {"terminated": no, "truncated": yes}), key)
-    going_on = critic_target(agent, state, on_device(batch | {"terminated": no, "truncated": no}), key)
+    np.testing.assert_array_equal(target_of(agent, state, on_device(ended), key), batch["reward"])
+    timed_out = target_of(agent, state, on_device(batch | {"terminated": no, "truncated": yes}), key)
+    going_on = target_of(agent, state, on_device(batch | {"terminated": no, "truncated": no}), key)
     np.testing.assert_array_equal(timed_out, going_on)
     assert np.all(np.abs(np.asarray(going_on) - batch["reward"]) > 1e-4)
 
@@ -142,8 +160,7 @@ def test_given_target_and_weight(x64):
     agent, state = agent_and_state()
     batch, rng = batch_of(), np.random.default_rng(1)
     y, weight = rng.normal(size=B), rng.choice([0.0, 0.5, 2.0], B)
-    given = {"target": jnp.asarray(y), "weight": jnp.asarray(weight)}
-    after, metrics, _ = agent.update_critic(state, on_device(batch), jax.random.key(3), **given)
+    after, metrics, _ = agent.update_critic(state, on_device(batch), jax.random.key(3), target=y, weight=weight)
     loss, gradients = networks.critic_loss(critics_of(state.critic.params), batch, y, weight)
     assert float(metrics["agent/critic_loss"].total) == pytest.approx(loss, rel=1e-10)
     for i, expected in enumerate(gradients):
@@ -169,11 +186,15 @@ def test_actor_update_climbs_the_first_critic_and_moves_both_targets(x64):
     assert_moved(after.critic, state.critic)
     assert_same(after.critic._replace(target=()), state.critic._replace(target=()))
     # What the actor maximises is what the agent calls its value.
-    observation = jnp.asarray(batch["observation"])
-    action, bonus, _ = agent.policy_with_entropy(state).act((), observation, key)
-    value = agent.action_value(state, observation, action, key)
+
+    @jax.jit
+    def told(state, observation):
+        action, bonus, _ = agent.policy_with_entropy(state).act((), observation, key)
+        return agent.action_value(state, observation, action, key), bonus
+
+    value, bonus = told(state, batch["observation"])
     assert not np.any(bonus)
-    assert float(jnp.mean(value)) == pytest.approx(-loss, rel=1e-10)
+    assert np.mean(value) == pytest.approx(-loss, rel=1e-10)
 
 
 def test_another_actor_loss(x64):
@@ -198,7 +219,7 @@ def test_another_actor_loss(x64):
 def test_update_is_critic_then_actor(x64):
     agent, state = agent_and_state()
     rows, key = on_device(batch_of()), jax.random.key(8)
-    critic_key, actor_key = jax.random.split(key)
+    critic_key, actor_key = split(key)
     middle, critic_metrics, _ = agent.update_critic(state, rows, critic_key)
     last, actor_metrics = agent.update_actor(middle, rows, actor_key)
     found, metrics, _ = agent.update(state, rows, key)
@@ -210,7 +231,8 @@ def test_tied_critics_without_noise_and_delay_are_ddpg(x64):
     """But for rounding, since XLA sums a matrix product of two critics in another order than of one."""
     single = dataclasses.replace(TINY, hidden=(8,), critics=1, target_noise=0.0)
     (twins, _), (ddpg, plain) = agent_and_state(dataclasses.replace(single, critics=2)), agent_and_state(single)
-    tied = plain._replace(critic=jax.tree.map(lambda x: jnp.concatenate([x, x]) if x.ndim else x, plain.critic))
+    twice = jax.tree.map(lambda x: np.concatenate([x, x]) if x.ndim else x, jax.device_get(plain.critic))
+    tied = plain._replace(critic=twice)
     for i in range(4):
         rows, key = on_device(batch_of(i)), jax.random.key(i)
         tied, plain = twins.update(tied, rows, key)[0], ddpg.update(plain, rows, key)[0]
@@ -245,47 +267,43 @@ def test_two_states_and_one_action_learn_the_solution_of_the_linear_system():
     config = TD3Config(hidden=(16,), learning_rate=3e-3, discount=0.5, polyak=0.05)
     state = state_of(config, 2, 1)
     # Kernels that do not look at the action: its value is the state's.
-    first = state.critic.params["params"]["Dense_0"]
-    blind = first | {"kernel": first["kernel"].at[:, 2].set(0.0)}
-    params = {"params": state.critic.params["params"] | {"Dense_0": blind}}
+    blind = np.array(state.critic.params["params"]["Dense_0"]["kernel"])
+    blind[:, 2] = 0.0
+    params = replaced(state.critic.params, "Dense_0", kernel=blind)
     state = state._replace(critic=state.critic._replace(params=params, target=params))
-    rows = Transition(
-        observation=jnp.eye(2),
-        action=jnp.zeros((2, 1)),
-        reward=jnp.array([1.0, 3.0]),
-        next_observation=jnp.eye(2)[::-1],
-        terminated=jnp.zeros(2, bool),
-        truncated=jnp.ones(2, bool),
-    )
+    rows = on_device(two_states())
     state = after_updates(config, state, rows, 3000, (2, 1))
     expected = np.linalg.solve(np.array([[1.0, -0.5], [-0.5, 1.0]]), np.array([1.0, 3.0]))
     found = networks.values(critics_of(state.critic.params), np.eye(2), np.zeros((2, 1)))
     np.testing.assert_allclose(found, np.tile(expected, (2, 1)), atol=0.03)
 
 
-def test_policy():
+def test_policy(x64):
     agent, state = agent_and_state(dataclasses.replace(TINY, exploration_noise=0.5))
-    observation = on_device(batch_of()).observation
-    calm, bold = (jax.jit(agent.policy(state, explore).act) for explore in (False, True))
-    mean = reference.action_of(layers_of(state.actor.params), np.asarray(observation, np.float64))
-    action, extras, memory = calm((), observation, jax.random.key(2))
-    np.testing.assert_allclose(action, mean, rtol=1e-5)
-    assert_same(calm((), observation, jax.random.key(99))[0], action)
+    observation = batch_of()["observation"]
+
+    @jax.jit
+    def act(state, observation, key):
+        policies = agent.policy(state, False), agent.policy(state, True), agent.policy_with_entropy(state)
+        return [policy.act((), observation, key) for policy in policies]
+
+    mean = reference.action_of(layers_of(state.actor.params), observation)
+    (action, extras, memory), (found, _, _), (judged, bonus, _) = act(state, observation, jax.random.key(2))
+    np.testing.assert_allclose(action, mean, rtol=1e-10)
+    assert_same(act(state, observation, jax.random.key(99))[0][0], action)
     assert extras == memory == ()
     noisy = mean + 0.5 * noise_of(jax.random.key(2))
     assert 0 < np.mean(np.abs(noisy) > 1) < 1
-    found = np.asarray(bold((), observation, jax.random.key(2))[0])
-    np.testing.assert_allclose(found, np.clip(noisy, -1, 1), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found, np.clip(noisy, -1, 1), rtol=1e-10)
     assert np.abs(found).max() == 1.0
     # The policy that the critics judge adds nothing and earns nothing besides.
-    judged, bonus, _ = agent.policy_with_entropy(state).act((), observation, jax.random.key(2))
-    np.testing.assert_allclose(judged, mean, rtol=1e-5)
+    np.testing.assert_allclose(judged, mean, rtol=1e-10)
     assert bonus.shape == (B,) and not np.any(bonus)
 
 
 def test_hyper_is_traced_and_each_seeds_own():
     agent = compiled(TINY)
-    hyper = {"learning_rate": jnp.array([1e-2, 1e-3]), "discount": jnp.array([0.0, 0.5])}
+    hyper = {"learning_rate": np.array([1e-2, 1e-3], np.float32), "discount": np.array([0.0, 0.5], np.float32)}
     state = jax.jit(jax.vmap(agent.init, in_axes=(None, 0)))(jax.random.key(0), hyper)
     for part in (state.actor, state.critic):
         np.testing.assert_array_equal(part.learning_rate, hyper["learning_rate"])
@@ -295,20 +313,20 @@ def test_hyper_is_traced_and_each_seeds_own():
 def test_the_discount_is_the_states(x64):
     agent, state = agent_and_state()
     batch, key = batch_of(), jax.random.key(3)
-    found = critic_target(agent, state._replace(discount=jnp.asarray(0.5)), on_device(batch), key)
+    found = target_of(agent, state._replace(discount=np.asarray(0.5)), on_device(batch), key)
     np.testing.assert_allclose(found, expected_target(state, batch, 0.6 * noise_of(key), discount=0.5), rtol=1e-10)
 
 
 def test_init():
     """Defaults come from the config; critics differ from each other; targets start as copies."""
-    state = jax.jit(td3.make(TINY, O, A).init)(jax.random.key(0), {})
+    state = jax.device_get(compiled(TINY).init(jax.random.key(0), {}))
     assert float(state.discount) == pytest.approx(0.9)
     for part in (state.actor, state.critic):
         assert float(part.learning_rate) == pytest.approx(3e-4)
         assert_same(part.target, part.params)
     kernels = state.critic.params["params"]["Dense_0"]["kernel"]
     assert kernels.shape == (3, O + A, 9)
-    assert np.abs(np.asarray(kernels[0] - kernels[1])).min() > 0
+    assert np.abs(kernels[0] - kernels[1]).min() > 0
 
 
 @pytest.mark.parametrize("double", [False, True])
