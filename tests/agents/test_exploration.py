@@ -9,7 +9,7 @@ from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Policy
 
 SPACE = Box((2,), -1.0, 1.0)
-SEEN = jnp.zeros(3)
+SEEN = np.zeros(3, np.float32)
 
 
 def fixed(value):
@@ -18,19 +18,23 @@ def fixed(value):
 
 
 def test_the_warm_up_is_uniform_says_so_and_keeps_the_memory():
-    extras = {"log_density": jnp.asarray(-2 * np.log(2))}
-    random = exploration.uniform(SPACE, lambda action: extras)
-    policy = exploration.with_warmup(fixed(jnp.full(2, 0.7)), random, jnp.asarray(True))
+    extras = {"log_density": -2 * np.log(np.float32(2))}
+
+    @jax.jit
+    def acted(warm, keys):
+        random = exploration.uniform(SPACE, lambda action: jax.tree.map(jnp.asarray, extras))
+        policy = exploration.with_warmup(fixed(jnp.full(2, 0.7)), random, warm)
+        return jax.vmap(lambda key: policy.act(jnp.asarray(5.0), SEEN, key))(keys)
+
     keys = jax.random.split(jax.random.key(0), 4000)
-    action, found, memory = jax.vmap(lambda key: policy.act(jnp.asarray(5.0), SEEN, key))(keys)
-    np.testing.assert_allclose(jnp.mean(action, axis=0), 0.0, atol=0.05)
-    np.testing.assert_allclose(jnp.var(action, axis=0), 1 / 3, atol=0.02)
+    action, found, memory = jax.device_get(acted(True, keys))
+    np.testing.assert_allclose(np.mean(action, axis=0), 0.0, atol=0.05)
+    np.testing.assert_allclose(np.var(action, axis=0), 1 / 3, atol=0.02)
     np.testing.assert_allclose(found["log_density"], -2 * np.log(2))
     assert np.all(memory == 5) and np.abs(action).max() <= 1
-    later = exploration.with_warmup(fixed(jnp.full(2, 0.7)), random, jnp.asarray(False))
-    action, found, memory = later.act(jnp.asarray(5.0), SEEN, keys[0])
+    action, found, memory = jax.device_get(acted(False, keys))
     np.testing.assert_allclose(action, 0.7)
-    assert (float(found["log_density"]), float(memory)) == (0.0, 6.0)
+    assert np.all(found["log_density"] == 0) and np.all(memory == 6)
 
 
 def test_only_one_of_them_runs_for_all_seeds():
@@ -45,23 +49,30 @@ def test_only_one_of_them_runs_for_all_seeds():
 
 
 def test_gaussian_noise_is_clipped_to_the_actions():
-    keys = jax.random.split(jax.random.key(1), 4000)
-    policy = exploration.with_gaussian_noise(fixed(jnp.array([0.0, 0.95])), 0.1)
-    action = jax.vmap(lambda key: policy.act(jnp.zeros(()), SEEN, key)[0])(keys)
-    np.testing.assert_allclose([jnp.mean(action[:, 0]), jnp.std(action[:, 0])], [0.0, 0.1], atol=0.01)
+    @jax.jit
+    def acted(keys):
+        noisy, still = (exploration.with_gaussian_noise(fixed(jnp.array([0.0, 0.95])), most) for most in (0.1, 0.0))
+        action = jax.vmap(lambda key: noisy.act(jnp.zeros(()), SEEN, key)[0])(keys)
+        return action, still.act(jnp.zeros(()), SEEN, keys[0])[0]
+
+    action, of_still = jax.device_get(acted(jax.random.split(jax.random.key(1), 4000)))
+    np.testing.assert_allclose([np.mean(action[:, 0]), np.std(action[:, 0])], [0.0, 0.1], atol=0.01)
     assert float(action.max()) == 1.0
-    still = exploration.with_gaussian_noise(fixed(jnp.array([0.0, 0.95])), 0.0)
-    np.testing.assert_allclose(still.act(jnp.zeros(()), SEEN, keys[0])[0], [0.0, 0.95])
+    np.testing.assert_allclose(of_still, [0.0, 0.95])
 
 
 def test_epsilon_greedy_takes_a_uniform_choice_with_that_probability():
+    @jax.jit
+    def acted(epsilon, keys):
+        policy = exploration.with_epsilon(fixed(jnp.asarray(2, jnp.int32)), Discrete(3), epsilon)
+        return jax.vmap(lambda key: policy.act(jnp.zeros(()), SEEN, key)[0])(keys)
+
     keys = jax.random.split(jax.random.key(2), 6000)
     for epsilon, expected in ((0.0, [0, 0, 1]), (0.3, [0.1, 0.1, 0.8]), (1.0, [1 / 3] * 3)):
-        policy = exploration.with_epsilon(fixed(jnp.asarray(2, jnp.int32)), Discrete(3), epsilon)
-        action = jax.vmap(lambda key, policy=policy: policy.act(jnp.zeros(()), SEEN, key)[0])(keys)
-        np.testing.assert_allclose(np.bincount(action, minlength=3) / 6000, expected, atol=0.03)
+        np.testing.assert_allclose(np.bincount(acted(epsilon, keys), minlength=3) / 6000, expected, atol=0.03)
 
 
 def test_a_linear_schedule_ends():
-    found = [float(exploration.linear(1.0, 0.1, 100, jnp.asarray(step))) for step in (0, 50, 100, 1000)]
+    schedule = jax.jit(lambda step: exploration.linear(1.0, 0.1, 100, step))
+    found = [float(schedule(step)) for step in (0, 50, 100, 1000)]
     np.testing.assert_allclose(found, [1.0, 0.55, 0.1, 0.1], rtol=1e-6)

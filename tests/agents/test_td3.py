@@ -301,13 +301,26 @@ def test_policy(x64):
     assert bonus.shape == (B,) and not np.any(bonus)
 
 
+HYPER = {"learning_rate": np.array([1e-2, 1e-3], np.float32), "discount": np.array([0.0, 0.5], np.float32)}
+
+
+@functools.cache
+def initial_states():
+    """By the configuration alone, and of two seeds with hyperparameters of their own."""
+
+    @jax.jit
+    def initial(key, hyper):
+        init = td3.make(TINY, O, A).init
+        return init(key, {}), jax.vmap(init, in_axes=(None, 0))(key, hyper)
+
+    return jax.device_get(initial(jax.random.key(0), HYPER))
+
+
 def test_hyper_is_traced_and_each_seeds_own():
-    agent = compiled(TINY)
-    hyper = {"learning_rate": np.array([1e-2, 1e-3], np.float32), "discount": np.array([0.0, 0.5], np.float32)}
-    state = jax.jit(jax.vmap(agent.init, in_axes=(None, 0)))(jax.random.key(0), hyper)
+    _, state = initial_states()
     for part in (state.actor, state.critic):
-        np.testing.assert_array_equal(part.learning_rate, hyper["learning_rate"])
-    np.testing.assert_array_equal(state.discount, hyper["discount"])
+        np.testing.assert_array_equal(part.learning_rate, HYPER["learning_rate"])
+    np.testing.assert_array_equal(state.discount, HYPER["discount"])
 
 
 def test_the_discount_is_the_states(x64):
@@ -319,7 +332,7 @@ def test_the_discount_is_the_states(x64):
 
 def test_init():
     """Defaults come from the config; critics differ from each other; targets start as copies."""
-    state = jax.device_get(compiled(TINY).init(jax.random.key(0), {}))
+    state, _ = initial_states()
     assert float(state.discount) == pytest.approx(0.9)
     for part in (state.actor, state.critic):
         assert float(part.learning_rate) == pytest.approx(3e-4)
