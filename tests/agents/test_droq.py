@@ -15,6 +15,8 @@ from jaxmbrl.core.config import UserError, from_dict
 from . import droq_in_numpy as droq
 from . import sac_in_numpy as reference
 from .test_sac import (
+    MEAN,
+    SMALL,
     TINY,
     A,
     B,
@@ -33,7 +35,6 @@ from .test_sac import (
 
 RATE = 0.3
 DROQ = dataclasses.replace(TINY, dropout=RATE, layer_norm=True, actor_value="mean")
-MEAN = dataclasses.replace(TINY, critics=5, actor_value="mean")
 
 
 def droq_state():
@@ -181,31 +182,32 @@ def test_redqs_actor_takes_the_mean_of_all_critics(x64):
 
 def test_the_mean_of_equal_critics_is_their_minimum(x64):
     """Two critics that agree: the actor of REDQ and that of SAC move alike."""
-    state = state_of(TINY)
+    state = state_of(SMALL)
     state = state._replace(critic=state.critic._replace(params=twins_of(state.critic.params)))
     rows, key = on_device(batch_of()), jax.random.key(4)
     least, mean = (
-        compiled(config).update_actor(state, rows, key) for config in (TINY, dataclasses.replace(TINY, actor_value="mean"))
+        compiled(config).update_actor(state, rows, key)
+        for config in (SMALL, dataclasses.replace(SMALL, actor_value="mean"))
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14), least, mean)
 
 
 def test_what_drops_next_to_nothing_is_sac(x64):
     """A share of 1e-14 drops no unit: target and critic update are SAC's, with the same keys."""
-    state, rows, key = state_of(TINY), on_device(batch_of()), jax.random.key(3)
-    almost = compiled(dataclasses.replace(TINY, dropout=1e-14))
+    state, rows, key = state_of(SMALL), on_device(batch_of()), jax.random.key(3)
+    almost = compiled(dataclasses.replace(SMALL, dropout=1e-14))
     for of in (critic_target, lambda agent, *rest: agent.update_critic(*rest)):
-        plain, dropped = (of(agent, state, rows, key) for agent in (compiled(TINY), almost))
+        plain, dropped = (of(agent, state, rows, key) for agent in (compiled(SMALL), almost))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-12), plain, dropped)
 
 
 def test_the_drawn_critics_are_whole_critics():
     """The subset is drawn from the parameters: with one critic drawn of five the target is one critic's, all over."""
-    config = dataclasses.replace(TINY, critics=5, critic_subset=1)
+    config = dataclasses.replace(SMALL, critics=5, critic_subset=1)
     agent, state = agent_and_state(config)
     flat = jax.tree.map(np.zeros_like, jax.device_get(state.critic.target))
     state = state._replace(
-        critic=state.critic._replace(target=replaced(flat, "Dense_2", bias=10 * np.arange(5, dtype=np.float32)[:, None])),
+        critic=state.critic._replace(target=replaced(flat, "Dense_1", bias=10 * np.arange(5, dtype=np.float32)[:, None])),
         log_temperature=state.log_temperature._replace(params=np.asarray(-1e3, np.float32)),
     )
     rows = on_device(batch_of() | {"terminated": np.zeros(B, bool), "reward": np.zeros(B)})

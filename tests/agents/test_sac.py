@@ -21,7 +21,9 @@ from . import sac_in_numpy as reference
 
 O, A, B = 3, 2, 16  # noqa: E741
 TINY = SACConfig(hidden=(9, 7), polyak=0.25, discount=0.9, initial_temperature=0.3)
-MANY = dataclasses.replace(TINY, critics=5)
+SMALL = dataclasses.replace(TINY, hidden=(9,))
+"""Where two ways to one number are compared."""
+MANY, MEAN = dataclasses.replace(TINY, critics=5), dataclasses.replace(SMALL, critics=5, actor_value="mean")
 
 
 def batch_of(seed=0, rows=B):
@@ -343,9 +345,7 @@ def test_every_target_critic_tells_a_value_of_its_own_and_none_is_left_out(x64):
     np.testing.assert_allclose(found, each - 0.3 * density, rtol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "config", [TINY, dataclasses.replace(MANY, actor_value="mean"), dataclasses.replace(TINY, dropout=0.1)]
-)
+@pytest.mark.parametrize("config", [SMALL, MEAN, dataclasses.replace(SMALL, dropout=0.1)])
 def test_the_actor_descends_the_value_and_the_bonus_that_the_agent_tells(x64, config):
     agent, state = agent_and_state(config)
     batch, key = batch_of(), jax.random.key(4)
@@ -465,7 +465,7 @@ def test_two_states_and_one_action_learn_the_solution_of_the_linear_system():
 
 @pytest.mark.parametrize(("target_entropy", "rises"), [(20.0, True), (-20.0, False)])
 def test_temperature_rises_where_entropy_is_below_its_target(target_entropy, rises):
-    agent, state = agent_and_state(dataclasses.replace(TINY, target_entropy=target_entropy))
+    agent, state = agent_and_state(dataclasses.replace(SMALL, target_entropy=target_entropy))
     before = state.log_temperature.params
     for i in range(3):
         state, _ = agent.update_actor(state, on_device(batch_of(i)), jax.random.key(i))
@@ -493,7 +493,7 @@ def test_policy(x64):
 
 
 def test_hyper_is_traced_and_each_seeds_own():
-    agent = compiled(TINY)
+    agent = compiled(SMALL)
     rows, key = on_device(batch_of()), jax.random.key(3)
     hyper = {
         "learning_rate": np.array([1e-2, 1e-3], np.float32),
