@@ -63,21 +63,21 @@ def again(gain, std, observation, row):
     )
 
 
-def whole(gain, rows, noise=lq.STATE_NOISE):
-    """SVG(infinity)'s objective [B]: rewards of re-created trajectories, and nothing after them."""
+@jax.jit
+@functools.partial(jax.value_and_grad, has_aux=True)
+def whole(gain, rows, noise):
+    """SVG(infinity)'s objective, the mean over rows of the rewards of re-created trajectories, with nothing after them."""
     predict = functools.partial(lq.model(noise=noise).predict, ())
     trajectory = svg.reconstruct_rollout(functools.partial(again, gain, lq.ACTION_NOISE), predict, None, rows)
-    return trajectory.n_step_returns(jnp.zeros(rows.reward.shape[1]), jnp.asarray(lq.DISCOUNT))[0], trajectory
-
-
-def gradient(rows):
-    return float(jax.jit(jax.grad(lambda gain: jnp.mean(whole(gain, rows)[0])))(lq.GAIN))
+    earned = trajectory.n_step_returns(jnp.zeros(rows.reward.shape[1]), jnp.asarray(lq.DISCOUNT))[0]
+    return jnp.mean(earned), trajectory
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(10, -1.100617), (60, -1.107633)])
 def test_without_noise_svg_infinity_is_the_closed_forms_gradient(steps, expected):
-    none = np.zeros((steps, 1))
-    assert gradient(played([1.0], none, none)) == pytest.approx(expected, abs=1e-6)
+    none = np.zeros((steps, 5))
+    _, slope = whole(lq.GAIN, played(np.ones(5), none, none), lq.STATE_NOISE)
+    assert float(slope) == pytest.approx(expected, abs=1e-6)
 
 
 def test_with_noise_svg_infinity_is_on_average_the_closed_forms_gradient():
@@ -86,18 +86,17 @@ def test_with_noise_svg_infinity_is_on_average_the_closed_forms_gradient():
     steps = 330
     axes = np.eye(2 * steps) * np.sqrt(2 * steps)
     noise = np.concatenate([axes, -axes]).T.reshape(2, steps, -1)
-    rows = played(np.ones(noise.shape[2]), *noise)
-    earned, _ = jax.jit(whole)(lq.GAIN, rows)
-    assert float(jnp.mean(earned)) == pytest.approx(-1.351581, abs=1e-6)
-    assert gradient(rows) == pytest.approx(-1.528534, abs=1e-6)
+    (earned, _), slope = whole(lq.GAIN, played(np.ones(noise.shape[2]), *noise), lq.STATE_NOISE)
+    assert float(earned) == pytest.approx(-1.351581, abs=1e-6)
+    assert float(slope) == pytest.approx(-1.528534, abs=1e-6)
 
 
 def test_what_is_recreated_is_what_was():
     """Also by another policy and a model that is wrong."""
     rng = np.random.default_rng(0)
-    rows = played(rng.normal(size=5), *rng.normal(size=(2, 8, 5)))
+    rows = played(rng.normal(size=5), *rng.normal(size=(2, 10, 5)))
     for noise in (0.7, 0.0):
-        _, trajectory = whole(0.9, rows, noise)
+        (_, trajectory), _ = whole(0.9, rows, noise)
         for found, real in zip(trajectory, (*rows[:3], None, rows.terminated, rows.next_observation), strict=True):
             if real is not None:
                 np.testing.assert_allclose(found, real, rtol=1e-12, atol=1e-14)
@@ -149,23 +148,23 @@ def test_svg_infinity_is_the_backward_recursion():
 
 def test_in_the_true_simulator_it_is_backpropagation_through_time():
     rng = np.random.default_rng(2)
-    eta, xi = rng.normal(size=(2, 9, 1))
-    rows = played([0.8], eta, xi)
+    start, (eta, xi) = rng.normal(size=5), rng.normal(size=(2, 10, 5))
 
     def earned(gain):
-        s, total = 0.8, 0.0
-        for t in range(9):
-            u = gain * s + lq.ACTION_NOISE * eta[t, 0]
+        s, total = start, 0.0
+        for t in range(10):
+            u = gain * s + lq.ACTION_NOISE * eta[t]
             total += lq.DISCOUNT**t * -(s**2 + lq.COST * u**2) / 2
-            s = lq.A * s + lq.B * u + lq.STATE_NOISE * xi[t, 0]
-        return total
+            s = lq.A * s + lq.B * u + lq.STATE_NOISE * xi[t]
+        return jnp.mean(total)
 
-    assert gradient(rows) == pytest.approx(float(jax.grad(earned)(lq.GAIN)), rel=1e-12)
+    _, slope = whole(lq.GAIN, played(start, eta, xi), lq.STATE_NOISE)
+    assert float(slope) == pytest.approx(float(jax.jit(jax.grad(earned))(lq.GAIN)), rel=1e-12)
 
 
 def test_a_known_reward_keeps_its_real_value_and_its_own_slope():
     rows = lq.rows(count=4)
-    steps = jax.tree.map(lambda x: x[None], rows)
+    steps = jax.tree.map(lambda x: np.asarray(x)[None], rows)
 
     def predict(observation, action):
         mean, variance = lq.model(noise=0.1).predict((), observation, action)
@@ -177,9 +176,10 @@ def test_a_known_reward_keeps_its_real_value_and_its_own_slope():
     def earned(gain):
         return svg.reconstruct_rollout(functools.partial(again, gain, 0.2), predict, known, steps).reward[0]
 
-    np.testing.assert_allclose(earned(0.3), rows.reward, rtol=1e-12)
+    value, slope = jax.jit(lambda gain: (earned(gain), jax.jacobian(earned)(gain)))(0.3)
+    np.testing.assert_allclose(value, rows.reward, rtol=1e-12)
     # The action moves by s, and the next state by B times that.
-    np.testing.assert_allclose(jax.jacobian(earned)(0.3), (3 + lq.B) * rows.observation[:, 0], rtol=1e-12)
+    np.testing.assert_allclose(slope, (3 + lq.B) * np.asarray(rows.observation[:, 0]), rtol=1e-12)
 
 
 @functools.cache
@@ -188,49 +188,64 @@ def sac_agent():
     return agent, sac.functions(SAC, 1), jax.jit(agent.init)(jax.random.key(1), {})
 
 
-def drawn(count=6, seed=0):
-    """Real steps of SAC's own policy on the noisy task, with how they were drawn."""
-    _, parts, state = sac_agent()
-    rng = np.random.default_rng(seed)
-    origin = jnp.asarray(rng.normal(size=(count, 1)))
-    action, extras, _ = svg.explorer(parts, state).act((), origin, jax.random.key(seed))
-    _, made = lq.world(lq.STATE_NOISE).step(origin, action, jax.random.key(seed + 1))
+@functools.cache
+def drawn(seed=0):
+    """Six real steps of SAC's own policy on the noisy task, with how they were drawn."""
+    origin = np.random.default_rng(seed).normal(size=(6, 1))
+    return jax.device_get(stepped(sac_agent()[2], origin, jax.random.key(seed), jax.random.key(seed + 1)))
+
+
+@jax.jit
+def stepped(state, origin, action_key, key):
+    action, extras, _ = svg.explorer(sac_agent()[1], state).act((), origin, action_key)
+    _, made = lq.world(lq.STATE_NOISE).step(origin, action, key)
     return made._replace(extras=extras)
+
+
+def drawn_when(times, seed=0):
+    """The same, of which the density was so many times smaller than that of now."""
+    rows = drawn(seed)
+    return rows._replace(extras=rows.extras._replace(log_density=rows.extras.log_density - np.log(times)))
 
 
 def alone(rows):
     """Windows of one step."""
     count = len(rows.reward)
-    return svg.Windows(jax.tree.map(lambda x: x[None], rows), jnp.ones((1, count)), jnp.ones(count))
+    return svg.Windows(jax.tree.map(lambda x: np.asarray(x)[None], rows), np.ones((1, count)), np.ones(count))
 
 
-def replaying(cap=5.0, noise=lq.STATE_NOISE):
+@jax.jit
+def replayed_update(state, batch, key):
+    """(updated state, metrics, importance weights) where the noise of the steps is inferred."""
     agent, parts, _ = sac_agent()
-    return svg.with_inferred_noise(agent, parts, functools.partial(lq.model(noise=noise).predict, ()), None, cap)
+    predict = functools.partial(lq.model(noise=lq.STATE_NOISE).predict, ())
+    learner = svg.with_inferred_noise(agent, parts, predict, None, 5.0)
+    return *learner.update_actor(state, batch, key), svg.importance(parts, state, batch, 5.0)
 
 
 def test_on_its_own_actions_every_weight_is_1_and_replayed_steps_are_imagined_ones():
     """Where the noise is inferred from a step that the model made, SVG(1) is one imagined step."""
-    agent, parts, state = sac_agent()
+    agent, _, state = sac_agent()
     key, how = jax.random.key(2), ValueGradientConfig(1, entropy_at_every_step=True, rematerialize=False)
-    origin, perturbations = lq.rows().observation, jnp.zeros((2, 5, 1))
-    world = lq.world(lq.STATE_NOISE)
-    start = imagine(
-        value_gradients.perturbed(world, origin, perturbations),
-        agent.policy_with_entropy(state),
-        origin,
-        jax.random.split(key, 3)[0],
-        1,
-    )
-    action, following = start.action[0], start.next_observation[0]
-    pre_tanh = jnp.arctanh(action)
-    extras = svg.BehaviorAction(pre_tanh, -start.entropy_bonus[0] / 0.3)
-    batch = lq.rows()._replace(
-        action=action, reward=start.reward[0], next_observation=following, terminated=start.terminated[0], extras=extras
-    )
-    np.testing.assert_allclose(svg.importance(parts, state, alone(batch), 5.0), 1.0, rtol=1e-9)
-    replayed, found = jax.jit(replaying().update_actor)(state, alone(batch), key)
-    imagined, told = jax.jit(value_gradients.with_value_gradient(agent, world, how).update_actor)(state, batch, key)
+    real, world = lq.rows(count=6), lq.world(lq.STATE_NOISE)
+
+    @jax.jit
+    def by_imagining(state, key):
+        around = value_gradients.perturbed(world, real.observation, jnp.zeros((2, 6, 1)))
+        steps = imagine(around, agent.policy_with_entropy(state), real.observation, jax.random.split(key, 3)[0], 1)
+        step = jax.tree.map(lambda x: x[0], steps)
+        made = real._replace(
+            action=step.action,
+            reward=step.reward,
+            next_observation=step.next_observation,
+            terminated=step.terminated,
+            extras=svg.BehaviorAction(jnp.arctanh(step.action), -step.entropy_bonus / 0.3),
+        )
+        return made, *value_gradients.with_value_gradient(agent, world, how).update_actor(state, made, key)
+
+    made, imagined, told = by_imagining(state, key)
+    replayed, found, weight = replayed_update(state, alone(made), key)
+    np.testing.assert_allclose(weight, 1.0, rtol=1e-9)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-12)
     jax.tree.map(close, replayed.actor.moments, imagined.actor.moments)
     close(found["agent/actor_loss"].total, told["agent/actor_loss"].total)
@@ -238,30 +253,26 @@ def test_on_its_own_actions_every_weight_is_1_and_replayed_steps_are_imagined_on
 
 
 def test_weights_are_the_ratio_of_densities_up_to_their_cap():
-    _, parts, state = sac_agent()
-    rows = drawn()
-    shift = np.log([1.0, 0.5, 0.1, 2.0, 40.0, 0.25])  # the past density was so many times the present one
-    rows = rows._replace(extras=rows.extras._replace(log_density=rows.extras.log_density + shift))
-    np.testing.assert_allclose(svg.importance(parts, state, alone(rows), 5.0), [1.0, 2.0, 5.0, 0.5, 1 / 40, 4.0], rtol=1e-9)
+    rows = drawn_when([1.0, 2.0, 10.0, 0.5, 1 / 40, 4.0])
+    _, _, weight = replayed_update(sac_agent()[2], alone(rows), jax.random.key(0))
+    np.testing.assert_allclose(weight, [1.0, 2.0, 5.0, 0.5, 1 / 40, 4.0], rtol=1e-9)
 
 
 def test_the_update_descends_the_weighed_mean_and_the_weight_is_a_constant():
     state, key = sac_agent()[2], jax.random.key(3)
     ratio = np.array([0.25, 1.0, 2.0, 0.5, 4.0, 6.0])
     weight = np.minimum(ratio, 5.0)
-    update = jax.jit(replaying().update_actor)
     # After an end the fresh action, which differs from row to row, does not count.
-    rows = drawn()._replace(terminated=jnp.ones(6, bool))
+    rows, past = (x._replace(terminated=np.ones(6, bool)) for x in (drawn(), drawn_when(ratio)))
 
     def slope(rows):
-        return update(state, alone(rows), key)[0].actor.moments.mu
+        return jax.device_get(replayed_update(state, alone(rows), key)[0].actor.moments.mu)
 
-    each = [slope(jax.tree.map(lambda x, i=i: jnp.repeat(x[i : i + 1], 6, axis=0), rows)) for i in range(6)]
+    each = [slope(jax.tree.map(lambda x, i=i: np.repeat(x[i : i + 1], 6, axis=0), rows)) for i in range(6)]
     expected = jax.tree.map(lambda *g: sum(w * x for w, x in zip(weight, g, strict=True)) / 6, *each)
-    past = rows._replace(extras=rows.extras._replace(log_density=rows.extras.log_density - np.log(ratio)))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-12)
     jax.tree.map(close, slope(past), expected)
-    _, found = update(state, alone(past), key)
+    _, found, _ = replayed_update(state, alone(past), key)
     close(found["svg/weight"].total, weight.mean())
     close(found["svg/weights_capped"].total, 1 / 6)
 
@@ -272,12 +283,17 @@ def test_windows_end_with_the_episode_and_do_not_count_where_the_clock_cut_them(
     second = np.tile([False, True], 8)
     terminated, truncated = (steps == 3) & ~second, (steps == 3) & second
     s = (steps + 100.0 * second)[:, None]
-    extras = svg.BehaviorAction(jnp.asarray(s), jnp.asarray(s[:, 0]))
-    rows = Transition(*map(jnp.asarray, (s, s, s[:, 0], s + 1, terminated, truncated)), extras)
-    buffer = replay.add(replay.init(jax.tree.map(lambda x: x[0], rows), 40), rows)
+    extras = svg.BehaviorAction(s, s[:, 0])
     config = dataclasses.replace(TINY, horizon=3, num_envs=2, batch_size=200)
-    found = jax.jit(functools.partial(svg.windows, config))(buffer, jax.random.key(0))
-    first = np.asarray(found.rows.observation[0, :, 0])
+
+    @jax.jit
+    def windows(rows, key):
+        buffer = replay.add(replay.init(jax.tree.map(lambda x: x[0], rows), 40), rows)
+        return svg.windows(config, buffer, key)
+
+    rows = Transition(s, s, s[:, 0], s + 1, terminated, truncated, extras)
+    found = jax.device_get(windows(rows, jax.random.key(0)))
+    first = found.rows.observation[0, :, 0]
     begun, other = first % 100, first >= 100
     assert set(begun) == set(range(6)) and 0 < other.sum() < 200
     np.testing.assert_array_equal(found.rows.observation[:, :, 0], first + np.arange(3)[:, None])
@@ -290,42 +306,47 @@ def test_windows_end_with_the_episode_and_do_not_count_where_the_clock_cut_them(
 
 
 def test_a_windows_weight_is_the_product_and_what_does_not_count_moves_nothing():
-    _, parts, state = sac_agent()
-    rows = jax.tree.map(lambda x: x.reshape(3, 2, *x.shape[1:]), drawn())
+    state, key = sac_agent()[2], jax.random.key(5)
     times = np.array([[2.0, 0.5], [3.0, 0.25], [0.5, 7.0]])
-    rows = rows._replace(
-        extras=rows.extras._replace(log_density=rows.extras.log_density - np.log(times)),
-        terminated=jnp.array([[False, False], [False, True], [False, False]]),
-    )
-    batch = svg.Windows(rows, jnp.array([[1.0, 1.0], [1.0, 1.0], [1.0, 0.0]]), jnp.ones(2))
-    np.testing.assert_allclose(svg.importance(parts, state, batch, 5.0), [3.0, 0.125], rtol=1e-9)
-    update, key = jax.jit(replaying().update_actor), jax.random.key(5)
-    one = batch._replace(whole=jnp.array([0.0, 1.0]))
-    other = drawn(seed=9)
-    changed = jax.tree.map(lambda x, y: x.at[:, 0].set(y[:3]).at[2, 1].set(y[5]), rows, other)
-    a, b = (update(state, one._replace(rows=x), key)[0].actor.moments.mu for x in (rows, changed))
+    rows = jax.tree.map(lambda x: x.reshape(3, 2, *x.shape[1:]), drawn_when(times.flatten()))
+    rows = rows._replace(terminated=np.array([[False, False], [False, True], [False, False]]))
+    batch = svg.Windows(rows, np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 0.0]]), np.array([0.0, 1.0]))
+
+    def changed(x, y):
+        x = x.copy()
+        x[:, 0], x[2, 1] = y[:3], y[5]
+        return x
+
+    others = batch._replace(rows=jax.tree.map(changed, rows, drawn(9)))
+    (a, _, weight), (b, _, _) = (replayed_update(state, x, key) for x in (batch, others))
+    np.testing.assert_allclose(weight, [3.0, 0.125], rtol=1e-9)
+    a, b = jax.device_get((a.actor.moments.mu, b.actor.moments.mu))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-14), a, b)
-    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(a)) > 1e-4
+    assert max(float(np.abs(x).max()) for x in jax.tree.leaves(a)) > 1e-4
 
 
 def test_how_actions_were_drawn_is_stored_and_actions_from_a_file_count_as_uniform():
     rows = jax.tree.map(lambda x: x.reshape(3, 2, *x.shape[1:]), drawn())
-    stored = svg.with_behavior(rows)
+    stored = jax.jit(svg.with_behavior)(rows)
     np.testing.assert_array_equal(stored.extras.pre_tanh, drawn().extras.pre_tanh)
     np.testing.assert_array_equal(stored.extras.log_density, drawn().extras.log_density)
     np.testing.assert_array_equal(stored.action, drawn().action)
-    uniform = jnp.linspace(-1.0, 1.0, 6).reshape(3, 2, 1)
-    stored = svg.with_behavior(rows._replace(action=uniform, extras=()))
-    np.testing.assert_allclose(jnp.tanh(stored.extras.pre_tanh), uniform.reshape(6, 1), atol=2e-6)
+    uniform = np.linspace(-1.0, 1.0, 6).reshape(3, 2, 1)
+    stored = jax.jit(svg.with_behavior)(rows._replace(action=uniform, extras=()))
+    np.testing.assert_allclose(np.tanh(stored.extras.pre_tanh), uniform.reshape(6, 1), atol=2e-6)
     np.testing.assert_allclose(stored.extras.log_density, np.log(0.5), rtol=1e-12)
     assert np.all(np.isfinite(stored.extras.pre_tanh))
 
 
 def test_the_explorer_acts_as_sac_does():
     agent, parts, state = sac_agent()
-    origin, key = lq.rows().observation, jax.random.key(4)
-    action, extras, _ = svg.explorer(parts, state).act((), origin, key)
-    judged, bonus, _ = agent.policy_with_entropy(state).act((), origin, key)
+
+    @jax.jit
+    def acted(state, key):
+        policies = svg.explorer(parts, state), agent.policy_with_entropy(state)
+        return [policy.act((), lq.rows().observation, key)[:2] for policy in policies]
+
+    (action, extras), (judged, bonus) = jax.device_get(acted(state, jax.random.key(4)))
     np.testing.assert_allclose(action, judged, rtol=1e-12)
     np.testing.assert_allclose(-0.3 * extras.log_density, bonus, rtol=1e-12)
 
@@ -344,8 +365,8 @@ def test_what_is_stored_tells_how_it_was_drawn():
         program = loop.make(algorithm, task, config)
         state = jax.jit(program.init)(jnp.arange(1), {})
         _, state = jax.jit(program.run)(loop.clock_at(0), state, jnp.asarray(20, jnp.int32))
-        rows = jax.tree.map(lambda x: x[0, :20], state.algorithm.replay.data)
-        np.testing.assert_allclose(jnp.tanh(rows.extras.pre_tanh), rows.action, atol=1e-5)
+        rows = jax.tree.map(lambda x: np.asarray(x)[0, :20], state.algorithm.replay.data)
+        np.testing.assert_allclose(np.tanh(rows.extras.pre_tanh), rows.action, atol=1e-5)
         uniform = np.isclose(rows.extras.log_density, -np.log(2), atol=1e-6)
         assert uniform[:12].all() and not uniform[12:].any()
         assert int(state.algorithm.agent.actor.moments.count[0]) == 9
