@@ -62,10 +62,11 @@ def learning():
 def collected(seed):
     """Transitions [STEPS, 1] whose first entry is a multiple of 1000, so that imagined states tell their origin."""
     rng = np.random.default_rng(seed)
-    observation = jnp.asarray(rng.normal(size=(STEPS, 1, 3)), float).at[..., 0].set(1000.0 * (seed + 1))
-    none = jnp.zeros((STEPS, 1), bool)
-    action = jnp.asarray(rng.uniform(-1, 1, (STEPS, 1, 1)), float)
-    return Transition(observation, action, jnp.zeros((STEPS, 1)), observation, none, none)
+    observation = rng.normal(size=(STEPS, 1, 3)).astype(np.float32)
+    observation[..., 0] = 1000.0 * (seed + 1)
+    none = np.zeros((STEPS, 1), bool)
+    action = rng.uniform(-1, 1, (STEPS, 1, 1)).astype(np.float32)
+    return Transition(observation, action, np.zeros((STEPS, 1), np.float32), observation, none, none)
 
 
 def after(rounds):
@@ -73,9 +74,9 @@ def after(rounds):
     assert algorithm.period == STEPS
     state, found = init(jax.random.key(0), {}), []
     for i in range(rounds):
-        state, told = learn(Clock(jnp.asarray((i + 1) * STEPS, jnp.int32)), state, collected(i))
+        state, told = learn(Clock(np.asarray((i + 1) * STEPS, np.int32)), state, collected(i))
         found.append(told)
-    return state, found
+    return jax.device_get((state, found))
 
 
 def test_nothing_is_learned_before_the_warm_up_is_over():
@@ -108,12 +109,16 @@ def test_the_agent_sees_what_the_real_data_say():
     seen = np.concatenate([collected(i).observation[:, 0] for i in range(3)])
     np.testing.assert_allclose(state.statistics.mean, seen.mean(axis=0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(state.statistics.std, seen.std(axis=0), rtol=1e-5)
-    algorithm = learning()[2]
-    observation = jnp.array([[1500.0, 0.3, -0.2]])
-    action, _, _ = algorithm.policy(state, loop.clock_at(0), False).act((), observation, jax.random.key(1))
-    bare = scaled_sac.make(TINY.agent, 3, 1).policy(state.agent, False)
-    plain, _, _ = bare.act((), (observation - state.statistics.mean) / state.statistics.std, jax.random.key(1))
-    np.testing.assert_array_equal(action, plain)
+    algorithm, bare = learning()[2], scaled_sac.make(TINY.agent, 3, 1)
+
+    @jax.jit
+    def actions(state, observation, normalized, key):
+        of_raw = algorithm.policy(state, loop.clock_at(0), False).act((), observation, key)[0]
+        return of_raw, bare.policy(state.agent, False).act((), normalized, key)[0]
+
+    observation = np.array([[1500.0, 0.3, -0.2]], np.float32)
+    normalized = (observation - state.statistics.mean) / state.statistics.std
+    np.testing.assert_array_equal(*actions(state, observation, normalized, jax.random.key(1)))
 
 
 def test_adam_forgets_what_it_knew_of_actor_and_critics_at_each_fit():
@@ -133,47 +138,63 @@ def lq_agent(**more):
     return lq.agent(**more)._replace(update_critic=update_critic)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def target_of(horizon, observation, bonus):
+    agent, state = lq_agent(bonus=bonus), lq.state_of()
+    trajectory = dhmbpo.imagine(lq.world(), agent.policy_with_entropy(state), observation, jax.random.key(0), horizon)
+    return dhmbpo.critic_target(agent, state, trajectory, jax.random.key(1))
+
+
 @pytest.mark.parametrize("horizon", [1, 2, 5])
 def test_with_an_exact_model_the_target_is_the_policys_value_at_every_horizon(x64, horizon):
-    agent, state = lq_agent(), lq.state_of()
-    batch = lq.rows()
-    trajectory = dhmbpo.imagine(lq.world(), agent.policy_with_entropy(state), batch.observation, jax.random.key(0), horizon)
-    found = dhmbpo.critic_target(agent, state, trajectory, jax.random.key(1))
-    s = np.asarray(batch.observation[:, 0])
-    np.testing.assert_allclose(found, lq.action_value(s, lq.GAIN * s), rtol=1e-12)
+    s = np.asarray(lq.rows().observation)
+    found = target_of(horizon, s, 0.0)
+    np.testing.assert_allclose(found, lq.action_value(s, lq.GAIN * s)[:, 0], rtol=1e-12)
 
 
 def test_the_first_actions_bonus_is_in_the_actors_objective_and_not_in_the_target(x64):
-    agent, state = lq_agent(bonus=0.7), lq.state_of()
-    batch = lq.rows()
-    trajectory = dhmbpo.imagine(lq.world(), agent.policy_with_entropy(state), batch.observation, jax.random.key(0), 3)
-    s = np.asarray(batch.observation[:, 0])
-    later = 0.7 * (lq.DISCOUNT + lq.DISCOUNT**2)
-    found = dhmbpo.critic_target(agent, state, trajectory, jax.random.key(1))
-    np.testing.assert_allclose(found, lq.action_value(s, lq.GAIN * s) + later, rtol=1e-12)
+    s = np.asarray(lq.rows().observation)
+    later = 0.7 * sum(lq.DISCOUNT**t for t in range(1, 5))
+    found = target_of(5, s, 0.7)
+    np.testing.assert_allclose(found, lq.action_value(s, lq.GAIN * s)[:, 0] + later, rtol=1e-12)
+
+
+@functools.cache
+def scaled_agent():
+    """An agent for one number, and a state whose bounds have moved."""
+    agent = scaled_sac.make(TINY.agent, 1, 1)
+
+    @jax.jit
+    def init(key):
+        return scaled_sac.update_bounds(TINY.agent, agent.init(key, {}), jnp.linspace(-3.0, 3.0, 50))
+
+    return agent, init(jax.random.key(0))
 
 
 def test_of_one_step_it_is_sacs_target_on_the_policys_actions(x64):
-    config = dataclasses.replace(TINY, horizon=1)
-    agent = scaled_sac.make(config.agent, 1, 1)
-    state = jax.jit(agent.init)(jax.random.key(0), {})
-    state = scaled_sac.update_bounds(config.agent, state, jnp.linspace(-3.0, 3.0, 50))
+    agent, state = scaled_agent()
     ends = lq.world(ends=lambda s: s[:, 0] > 0.2)
-    trajectory = dhmbpo.imagine(ends, agent.policy_with_entropy(state), lq.rows(count=20).observation, jax.random.key(3), 1)
-    step = jax.tree.map(lambda x: x[0], trajectory)
-    assert 0 < step.terminated.sum() < 20
-    rows = Transition(step.observation, step.action, step.reward, step.next_observation, step.terminated, step.terminated)
-    key = jax.random.key(4)
-    np.testing.assert_allclose(
-        dhmbpo.critic_target(agent, state, trajectory, key), own_target(agent, state, rows, key), rtol=1e-12
-    )
+
+    @jax.jit
+    def targets(state, observation, key):
+        trajectory = dhmbpo.imagine(ends, agent.policy_with_entropy(state), observation, jax.random.key(3), 1)
+        step = jax.tree.map(lambda x: x[0], trajectory)
+        rows = Transition(
+            step.observation, step.action, step.reward, step.next_observation, step.terminated, step.terminated
+        )
+        found = dhmbpo.critic_target(agent, state, trajectory, key)
+        return found, own_target(agent, state, rows, key), jnp.sum(step.terminated)
+
+    found, due, ended = targets(state, lq.rows(count=20).observation, jax.random.key(4))
+    assert 0 < ended < 20
+    np.testing.assert_allclose(found, due, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("horizon", "slope"), [(1, -0.867620), (2, -0.995907)])
 def test_its_actor_climbs_what_the_short_rollout_earns(x64, horizon, slope):
     """The closed form's gradient; with the exact value of actions n steps are those of n + 1 with that of states."""
     config, state, batch = dataclasses.replace(TINY, horizon=horizon), lq.state_of(), lq.rows()
-    ones = batch._replace(observation=jnp.ones_like(batch.observation))
+    ones = batch._replace(observation=np.ones_like(batch.observation))
     learner = dhmbpo.with_short_horizon(config, lq_agent(), lq.world())
     _, found = jax.jit(learner.update_actor)(state, ones, jax.random.key(0))
     assert float(-found["agent/slope"].total) == pytest.approx(slope, abs=1e-6)
@@ -182,34 +203,32 @@ def test_its_actor_climbs_what_the_short_rollout_earns(x64, horizon, slope):
 def test_no_real_action_teaches_the_critics(x64):
     """What they regress on are the batch's states with the policy's own actions."""
     config = dataclasses.replace(TINY, horizon=2)
-    agent = scaled_sac.make(config.agent, 1, 1)
-    state = jax.jit(agent.init)(jax.random.key(0), {})
+    agent, state = scaled_agent()
     learner = dhmbpo.with_short_horizon(config, agent, lq.world())
-    batch = lq.rows()
+    batch = jax.device_get(lq.rows())
     other = batch._replace(action=-batch.action, reward=batch.reward + 9, next_observation=batch.next_observation + 1)
     update = jax.jit(learner.update)
     jax.tree.map(np.testing.assert_array_equal, *(update(state, b, jax.random.key(1))[0] for b in (batch, other)))
 
 
 def test_seen_through_a_normaliser_an_agent_acts_and_learns_as_on_normalised_rows(x64):
-    bare = scaled_sac.make(TINY.agent, 1, 1)
-    state = jax.jit(bare.init)(jax.random.key(0), {})
-    state = scaled_sac.update_bounds(TINY.agent, state, jnp.linspace(-3.0, 3.0, 50))
-    by = Normalizer(jnp.array([0.4]), jnp.array([2.5]))
-    agent = scaled_sac.make(TINY.agent, 1, 1, normalizer=by)
-    batch, key = lq.rows(), jax.random.key(2)
+    state, batch, key = scaled_agent()[1], jax.device_get(lq.rows()), jax.random.key(2)
     plain = batch._replace(
         observation=(batch.observation - 0.4) / 2.5, next_observation=(batch.next_observation - 0.4) / 2.5
     )
 
-    def of(agent, rows):
+    @jax.jit
+    def through(by, rows):
+        agent = scaled_sac.make(TINY.agent, 1, 1, normalizer=by)
         values = (name(state, rows.next_observation, key) for name in (agent.target_value, agent.target_values))
         action = agent.policy_with_entropy(state).act((), rows.observation, key)[0]
-        value = agent.action_value(state, rows.observation, batch.action, key)
+        value = agent.action_value(state, rows.observation, rows.action, key)
         return agent.update(state, rows, key), *values, value, action
 
-    found, due = (jax.jit(functools.partial(of, x))(rows) for x, rows in ((agent, batch), (bare, plain)))
+    some, none = (Normalizer(np.array([mean]), np.array([std])) for mean, std in ((0.4, 2.5), (0.0, 1.0)))
+    found, due = jax.device_get((through(some, batch), through(none, plain)))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), found, due)
+    assert not np.allclose(through(none, batch)[-1], due[-1])
 
 
 @pytest.mark.parametrize(
