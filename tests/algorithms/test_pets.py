@@ -28,6 +28,10 @@ TINY = pets.Config(
 )
 
 
+def first_seed(tree):
+    return jax.tree.map(lambda x: x[0], jax.device_get(tree))
+
+
 def test_refits_and_plans_with_two_environments():
     """Each call of `learn` is one refit once the warm-up of 20 steps is over; then actions are planned."""
     task = envs.make("cartpole-continuous")
@@ -36,13 +40,13 @@ def test_refits_and_plans_with_two_environments():
     program = loop.make(algorithm, task, TINY)
     assert program.steps_per_call == 10
     run, time = jax.jit(program.run), loop.clock_at(0)
-    state = jax.jit(program.init)(jnp.arange(1), {"learning_rate": jnp.array([0.01])})
+    state = jax.jit(program.init)(np.arange(1, dtype=np.int32), {"learning_rate": np.array([0.01], np.float32)})
     assert float(state.algorithm.model.members.learning_rate[0]) == pytest.approx(0.01)
     untouched, gradient_steps = state.algorithm.model, 0
     for call in range(1, 13):
-        before = metrics.known(jax.tree.map(lambda x: x[0], state.metrics))
-        time, state = run(time, state, jnp.asarray(1, jnp.int32))
-        model, buffer = (jax.tree.map(lambda x: x[0], x) for x in (state.algorithm.model, state.algorithm.replay))
+        before = metrics.known(first_seed(state.metrics))
+        time, state = run(time, state, np.asarray(1, np.int32))
+        model, buffer = first_seed((state.algorithm.model, state.algorithm.replay))
         count = min(10 * call, 100)
         assert int(time.env_steps) == 10 * call
         assert int(buffer.size) == count
@@ -121,10 +125,15 @@ def test_the_true_simulator_is_planned_in_and_nothing_fitted():
 
 def test_the_true_simulator_balances_the_pole_at_once():
     task = envs.make("cartpole-continuous")
-    search = PlannerConfig(cem=CEMConfig(horizon=20, population=100, elites=10, iterations=4))
+    search = PlannerConfig(cem=CEMConfig(horizon=20, population=50, elites=5, iterations=3))
     algorithm = pets.make(dataclasses.replace(TINY, model="true", planner=search), task)
-    states = jax.tree.map(lambda x: x[None], algorithm.init(jax.random.key(0), {}))
-    returns = jax.jit(lambda s: evaluation.evaluate(algorithm, task, s, 3))(states)
+
+    @jax.jit
+    def evaluated(key):
+        states = jax.tree.map(lambda x: x[None], algorithm.init(key, {}))
+        return evaluation.evaluate(algorithm, task, states, 3)
+
+    returns = evaluated(jax.random.key(0))
     np.testing.assert_array_equal(returns, [[200.0, 200.0, 200.0]])
 
 
@@ -132,30 +141,36 @@ def test_an_open_loop_plan_is_played_to_its_end_and_then_made_anew():
     """The actions of three steps are those of one plan from the observation at its start; the statistics come with it."""
     task = envs.make("pendulum")
     algorithm = pets.make(dataclasses.replace(TINY, open_loop=True), task)
-    learned = algorithm.init(jax.random.key(5), {})
-    policy = algorithm.policy(learned, loop.clock_at(0), False)
-    planner, world = planning.make(TINY.planner, task.action), ensemble_world(TINY, task, learned.model)
-    act, memory = jax.jit(policy.act), policy.init(jax.random.key(0))
+    model, search = (
+        ensemble.make(TINY.ensemble, 3, 1, task.reward, task.terminated),
+        planning.make(TINY.planner, task.action),
+    )
+
+    def policy(learned):
+        return algorithm.policy(learned, loop.clock_at(0), False)
 
     @jax.jit
-    def plan(observation, key):
-        problem = planning.make_problem(world, jnp.tile(observation, (4, 1)), task.action)
-        return planner.plan(problem, planner.init(), key)[0]
+    def start(key):
+        learned = algorithm.init(key, {})
+        return learned, policy(learned).init(key)
 
+    @jax.jit
+    def act(learned, memory, observation, key):
+        """The policy's action, and a plan made at the same time."""
+        problem = planning.make_problem(model.world(learned.model), jnp.tile(observation, (4, 1)), task.action)
+        return policy(learned).act(memory, observation, key), search.plan(problem, search.init(), key)[0]
+
+    learned, fresh = start(jax.random.key(5))
+    memory = fresh
     for step in range(7):
-        observation, key = jnp.array([np.cos(step), np.sin(step), 0.1 * step]), jax.random.key(10 + step)
-        action, statistics, memory = act(memory, observation, key)
+        observation = np.array([np.cos(step), np.sin(step), 0.1 * step], np.float32)
+        (action, statistics, memory), plan = act(learned, memory, observation, jax.random.key(10 + step))
         if step % 3 == 0:
-            expected = plan(observation, key)
+            expected = np.asarray(plan)
         np.testing.assert_allclose(action, expected[step % 3], rtol=1e-6)
         assert int(statistics["nonfinite"]) == 0
     # An episode's end forgets the plan.
-    assert int(policy.init(jax.random.key(0)).played) == 3
-
-
-def ensemble_world(config, task, state):
-    """The fitted model as a World."""
-    return ensemble.make(config.ensemble, 3, 1, task.reward, task.terminated).world(state)
+    assert int(fresh.played) == 3
 
 
 def test_rules_between_fields():

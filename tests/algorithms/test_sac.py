@@ -1,6 +1,7 @@
 """SAC, REDQ and DroQ as a whole: when they update, what they store, their presets, and that they learn."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,72 +17,92 @@ from jaxmbrl.core.types import Clock, Transition
 from jaxmbrl.training import loop
 
 TINY = sac.Config(
-    agent=SACConfig(hidden=(8,)), batch_size=4, updates_per_step=3, warmup_steps=10, replay_capacity=500, num_envs=2
+    agent=SACConfig(hidden=(8,)),
+    batch_size=4,
+    updates_per_step=3,
+    actor_delay=3,
+    warmup_steps=10,
+    replay_capacity=500,
+    num_envs=2,
 )
 
 
 def clock(steps):
-    return Clock(jnp.asarray(steps, jnp.int32))
+    return Clock(np.asarray(steps, np.int32))
 
 
 def rows(start, count):
     """Transitions [1, count] that all differ."""
     rng = np.random.default_rng(start)
     return Transition(
-        observation=jnp.asarray(rng.normal(size=(1, count, 3)), float),
-        action=jnp.asarray(rng.uniform(-1, 1, (1, count, 1)), float),
-        reward=jnp.asarray(rng.normal(size=(1, count)), float),
-        next_observation=jnp.asarray(rng.normal(size=(1, count, 3)), float),
-        terminated=jnp.asarray(rng.random((1, count)) < 0.3),
-        truncated=jnp.asarray(rng.random((1, count)) < 0.3),
+        observation=rng.normal(size=(1, count, 3)).astype(np.float32),
+        action=rng.uniform(-1, 1, (1, count, 1)).astype(np.float32),
+        reward=rng.normal(size=(1, count)).astype(np.float32),
+        next_observation=rng.normal(size=(1, count, 3)).astype(np.float32),
+        terminated=rng.random((1, count)) < 0.3,
+        truncated=rng.random((1, count)) < 0.3,
     )
 
 
-def test_updates_begin_after_the_warmup_and_the_buffer_holds_what_came():
+@functools.cache
+def compiled():
+    """(SAC with TINY settings, its `init`, its `learn`)."""
     algorithm = sac.make(TINY, envs.make("pendulum"))
+    return algorithm, jax.jit(algorithm.init), jax.jit(algorithm.learn)
+
+
+def started(discount=0.99, learning_rate=3e-4):
+    hyper = {"discount": np.float32(discount), "learning_rate": np.float32(learning_rate)}
+    return compiled()[1](jax.random.key(0), hyper)
+
+
+def test_updates_begin_after_the_warmup_and_the_buffer_holds_what_came():
+    algorithm, _, learn = compiled()
     assert algorithm.period == 1
-    learn, state, given = jax.jit(algorithm.learn), jax.jit(algorithm.init)(jax.random.key(0), {}), []
-    keys = {tuple(np.asarray(jax.random.key_data(state.key)))}
-    for call in range(1, 9):
-        transitions = rows(call, 2)
+    state, given, keys = started(), [], set()
+    for call in range(9):
+        seen, before = jax.random.key_data(state.key), jax.device_get(state.agent)
+        keys.add(tuple(np.asarray(seen).tolist()))
+        if call == 8:
+            break
+        steps, transitions = 2 * (call + 1), rows(call, 2)
         given.append(transitions)
-        before = state
-        state, metrics = learn(clock(2 * call), state, transitions)
-        updates = 0 if 2 * call < 10 else (call - 4) * 3 * 2
-        for part in (state.agent.actor, state.agent.critic, state.agent.log_temperature):
-            assert int(part.moments.count) == updates
-        assert float(metrics["agent/critic_loss"].weight) == (0 if 2 * call < 10 else 6)
-        if 2 * call < 10:
-            jax.tree.map(np.testing.assert_array_equal, before.agent, state.agent)
-        keys.add(tuple(np.asarray(jax.random.key_data(state.key))))
+        state, metrics = learn(clock(steps), state, transitions)
+        updates = 0 if steps < 10 else (call - 3) * 3 * 2
+        agent = jax.device_get(state.agent)
+        counts = [int(part.moments.count) for part in (agent.critic, agent.actor, agent.log_temperature)]
+        assert counts == [updates, updates // 3, updates // 3]
+        assert float(metrics["agent/critic_loss"].weight) == (0 if steps < 10 else 6)
+        if steps < 10:
+            jax.tree.map(np.testing.assert_array_equal, before, agent)
     assert learn._cache_size() == 1
     assert len(keys) == 9
-    held = jax.tree.map(lambda x: x[:16], in_order(state.replay))
-    expected = jax.tree.map(lambda *xs: jnp.concatenate([x[0] for x in xs]), *given)
+    held = jax.tree.map(lambda x: np.asarray(x)[:16], jax.jit(in_order)(state.replay))
+    expected = jax.tree.map(lambda *xs: np.concatenate([x[0] for x in xs]), *given)
     jax.tree.map(np.testing.assert_array_equal, held, expected)
     assert int(state.replay.size) == 16
 
 
 def test_the_actor_and_the_temperature_move_once_while_critics_and_targets_move_each_time():
     """Three updates for each of two environments, by two calls of `learn`; the actor's delay is three."""
-    config = dataclasses.replace(TINY, actor_delay=3, warmup_steps=0)
-    algorithm = sac.make(config, envs.make("pendulum"))
-    learn, state = jax.jit(algorithm.learn), jax.jit(algorithm.init)(jax.random.key(0), {})
+    learn, state = compiled()[2], started()
     for call in (1, 2):
         before = state.agent
-        state, metrics = learn(clock(2 * call), state, rows(call, 2))
+        state, metrics = learn(clock(8 + 2 * call), state, rows(call, 2))
         counts = [int(part.moments.count) for part in (state.agent.critic, state.agent.actor, state.agent.log_temperature)]
         assert counts == [6 * call, 2 * call, 2 * call]
         assert float(metrics["agent/actor_loss"].weight) == 2
         # Adam moves a number by little more than the learning rate an update, so the temperature was moved twice only.
-        moved = abs(float(state.agent.log_temperature.params - before.log_temperature.params))
+        moved = abs(float(state.agent.log_temperature.params) - float(before.log_temperature.params))
         assert 1.5 * 3e-4 < moved < 2.5 * 3e-4
     # Critics that stay where they are, and targets that begin at zero, count the moves of the targets.
     critic = state.agent.critic
-    critic = critic._replace(learning_rate=jnp.zeros(()), target=jax.tree.map(jnp.zeros_like, critic.params))
-    state, _ = learn(clock(6), state._replace(agent=state.agent._replace(critic=critic)), rows(3, 2))
-    expected = jax.tree.map(lambda p: (1 - 0.995**6) * p, critic.params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), state.agent.critic.target, expected)
+    params = jax.device_get(critic.params)
+    critic = critic._replace(learning_rate=np.zeros((), np.float32), target=jax.tree.map(np.zeros_like, params))
+    state, _ = learn(clock(14), state._replace(agent=state.agent._replace(critic=critic)), rows(3, 2))
+    jax.tree.map(
+        lambda a, p: np.testing.assert_allclose(a, (1 - 0.995**6) * p, rtol=1e-4), state.agent.critic.target, params
+    )
 
 
 def test_time_limits_are_stored_as_such_with_the_true_successor():
@@ -91,7 +112,7 @@ def test_time_limits_are_stored_as_such_with_the_true_successor():
     program = loop.make(sac.make(config, task), task, config)
     state = jax.jit(program.init)(jnp.arange(1), {})
     _, state = jax.jit(program.run)(loop.clock_at(0), state, jnp.asarray(420, jnp.int32))
-    held = jax.tree.map(lambda x: np.asarray(x[0]), state.algorithm.replay)
+    held = jax.tree.map(lambda x: np.asarray(x)[0], state.algorithm.replay)
     assert held.size == 420
     data = jax.tree.map(lambda x: x[:420], held.data)
     assert np.flatnonzero(data.truncated).tolist() == [199, 399]
@@ -100,8 +121,13 @@ def test_time_limits_are_stored_as_such_with_the_true_successor():
     assert np.flatnonzero(~continued).tolist() == [199, 399]
     # The step from each stored state by each stored action leads to the stored successor.
     angle = np.arctan2(data.observation[:, 1], data.observation[:, 0])
-    states = jax.vmap(task.env.state_at)(jnp.stack([angle, data.observation[:, 2]], axis=1))
-    after = jax.vmap(task.env.step)(states, data.action)
+
+    @jax.jit
+    @jax.vmap
+    def stepped(state, action):
+        return task.env.step(task.env.state_at(state), action)
+
+    after = stepped(np.stack([angle, data.observation[:, 2]], axis=1), data.action)
     np.testing.assert_allclose(after.obs, data.next_observation, atol=1e-5)
     np.testing.assert_allclose(after.reward, data.reward, atol=1e-4)
     # No update before the warm-up is over, and uniform actions until then.
@@ -110,15 +136,19 @@ def test_time_limits_are_stored_as_such_with_the_true_successor():
 
 
 def test_the_agents_policy_is_the_algorithms():
-    algorithm = sac.make(TINY, envs.make("pendulum"))
-    state = jax.jit(algorithm.init)(jax.random.key(0), {"discount": jnp.asarray(0.5), "learning_rate": jnp.asarray(0.1)})
+    algorithm, state = compiled()[0], started(discount=0.5, learning_rate=0.1)
     assert float(state.agent.discount) == 0.5
     assert float(state.agent.actor.learning_rate) == pytest.approx(0.1)
-    observation = jnp.array([1.0, 0.0, 0.2])
-    calm = [algorithm.policy(state, clock(10_000), False).act((), observation, jax.random.key(k))[0] for k in range(2)]
-    bold = [algorithm.policy(state, clock(10_000), True).act((), observation, jax.random.key(k))[0] for k in range(2)]
-    np.testing.assert_array_equal(*calm)
-    assert float(bold[0][0]) != float(bold[1][0])
+
+    @jax.jit
+    def actions(key):
+        observation = jnp.array([1.0, 0.0, 0.2])
+        time = loop.clock_at(10_000)
+        return [algorithm.policy(state, time, explore).act((), observation, key)[0] for explore in (False, True)]
+
+    (calm, bold), (again, other) = (actions(jax.random.key(k)) for k in range(2))
+    np.testing.assert_array_equal(calm, again)
+    assert float(bold[0]) != float(other[0])
 
 
 def test_published_settings():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,59 +31,79 @@ def x64():
         yield
 
 
-def perhaps(following):
-    """Ends with a probability, and near 0 for sure."""
-    return jnp.where(jnp.abs(following) < 0.1, 1.0, 0.25)
+class Fake(NamedTuple):
+    """A model and critics of which everything is known. Its numbers are traced: what differs in them is one program."""
+
+    slopes: Any = np.array(SLOPES)
+    """Member e moves by s' = slopes[e] s + 0.5 u."""
+    weights: Any = np.array(WEIGHTS)
+    """Member e rewards weights[e] times what the linear task does; None if the reward is not the model's."""
+    critics: Any = np.array(CRITICS)
+    near: float = 0.0
+    """An imagined state as near to 0 is an end."""
+    ends: float = 0.0
+    """The probability that another one is."""
+    broken: float = np.nan
+    """What the model says of states that are not finite."""
+    bonus: float = 0.0
+    noise: float = 0.0
+    """Of the actions."""
+    discount: float = lq.DISCOUNT
 
 
-def never(following):
-    return jnp.zeros(following.shape)
-
-
-def fake(slopes=SLOPES, weights=WEIGHTS, ends=never, rewarded=True):
-    """A model whose member e moves by s' = slopes[e] s + 0.5 u and rewards weights[e] times what the linear task does."""
-    slope, weight = jnp.array(slopes), jnp.array(weights)
-
+def model_of(fake):
     def cost(observation, action):
         return (observation[:, 0] ** 2 + lq.COST * action[:, 0] ** 2) / 2
 
     def predict(state, observation, action):
-        mean = slope[:, None, None] * observation + lq.B * action
-        if rewarded:
-            mean = jnp.concatenate([mean, -weight[:, None, None] * cost(observation, action)[:, None]], axis=-1)
+        mean = fake.slopes[:, None, None] * observation + lq.B * action
+        if fake.weights is not None:
+            mean = jnp.concatenate([mean, -fake.weights[:, None, None] * cost(observation, action)[:, None]], axis=-1)
+        mean = jnp.where(jnp.isfinite(observation), mean, fake.broken)
         return mean, jnp.zeros_like(mean)
 
     def step(observation, action, key):
-        member = jnp.arange(observation.shape[0]) % len(slopes)
-        following = slope[member][:, None] * observation + lq.B * action
-        ended = ends(following[:, 0])
+        member = jnp.arange(observation.shape[0]) % len(fake.slopes)
+        following = fake.slopes[member][:, None] * observation + lq.B * action
+        ended = jnp.where(jnp.abs(following[:, 0]) < fake.near, 1.0, fake.ends)
+        ended = jnp.where(jnp.isfinite(following[:, 0]), ended, fake.broken)
         none = jnp.zeros(ended.shape, bool)
         return following, Transition(observation, action, -cost(observation, action), following, ended, none)
 
     return DynamicsModel(init=None, fit=None, predict=predict, world=lambda state: lq.world()._replace(step=step))
 
 
-def agent(critics=CRITICS, **changes):
-    """The linear task's agent with `critics`; its update hands back its target."""
+def agent_of(fake):
+    """The linear task's agent with the critics; its update hands back its target."""
 
     def target_values(state, observation, key):
-        return jnp.stack([slope * observation[:, 0] + height for slope, height in critics])
+        return fake.critics[:, :1] * observation[:, 0] + fake.critics[:, 1:]
 
-    def told(state, batch, key, *, target):
-        return target, {}, jnp.zeros(target.shape)
-
-    return lq.agent(**changes)._replace(target_values=target_values, update_critic=told)
+    return lq.agent(bonus=fake.bonus, noise=fake.noise)._replace(target_values=target_values, update_critic=told)
 
 
-def samples_of(batch, horizon, model, agent, members, seed=0, fitted=None):
-    expand = jax.jit(functools.partial(steve.expand, agent, model, horizon=horizon, members=members))
-    return np.asarray(expand(fitted, lq.state_of(), batch, jax.random.key(seed)))
+def told(state, batch, key, *, target):
+    return target, {}, jnp.zeros(target.shape)
 
 
-def target_of(batch, horizon, model, agent, members, seed=0):
-    update = jax.jit(steve.with_steve_target(agent, model, None, horizon, members).update_critic)
-    target, metrics, _ = update(lq.state_of(), batch, jax.random.key(seed))
-    return np.asarray(target), [float(metrics[f"steve/weight_{i}"].total) for i in range(horizon + 1)]
+def found_of(fake, batch, horizon=2):
+    """(samples, target, trust in each horizon)"""
+    samples, target, metrics = jax.device_get(expand(fake, batch, jax.random.key(0), horizon))
+    return samples, target, [float(metrics[f"steve/weight_{i}"].total) for i in range(horizon + 1)]
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def expand(fake, batch, key, horizon):
+    fake = jax.tree.map(jnp.asarray, fake)
+    agent, model, members = agent_of(fake), model_of(fake), len(fake.slopes)
+    state = lq.state_of()._replace(discount=fake.discount)
+    learner = steve.with_steve_target(agent, model, None, horizon, members)
+    target, metrics, _ = learner.update_critic(state, batch, key)
+    return steve.expand(agent, model, None, state, batch, key, horizon, members), target, metrics
+
+
+def rows(count=7, **how):
+    return jax.device_get(lq.rows(count=count, **how))
 
 
 def transcribed(batch, horizon, moves, rewards, ends, values):
@@ -129,14 +150,13 @@ def of_the_fakes(batch, horizon, ends, rewarded):
 
 @pytest.mark.parametrize(("rewarded", "combinations"), [(True, 18), (False, 6)])
 def test_samples_and_mixture_are_the_transcriptions(rewarded, combinations):
-    batch, critics = lq.rows(seed=2, count=7, ends=True), agent(bonus=BONUS)
+    batch = rows(seed=2, ends=True)
     assert 0 < batch.terminated.sum() < 7
-    model = fake(ends=perhaps, rewarded=rewarded)
     expected = of_the_fakes(batch, 2, lambda s: 1.0 if abs(s) < 0.1 else 0.25, rewarded)
-    found = samples_of(batch, 2, model, critics, 3)
+    fake = Fake(weights=Fake().weights if rewarded else None, near=0.1, ends=0.25, bonus=BONUS)
+    found, target, trust = found_of(fake, batch)
     assert found.shape == (7, combinations, 3)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
-    target, trust = target_of(batch, 2, model, critics, 3)
     expected_target, weights = mixed(expected)
     np.testing.assert_allclose(target, expected_target, rtol=1e-9)
     np.testing.assert_allclose(trust, weights.mean(axis=0), rtol=1e-9)
@@ -146,14 +166,14 @@ def test_samples_and_mixture_are_the_transcriptions(rewarded, combinations):
 def test_members_of_a_real_ensemble_each_keep_their_rollout():
     config = EnsembleConfig(members=3, elites=3, hidden=(5,), probabilistic=False, propagation="tsinf", halt_above=None)
     model = ensemble.make(config, 1, 1, terminated=lambda following: jnp.abs(following[..., 0]) < 0.1)
-    fitted = jax.jit(model.init)(jax.random.key(3), {})._replace(elites=jnp.array([2, 0, 1], jnp.int32))
+    fitted = jax.jit(model.init)(jax.random.key(3), {})._replace(elites=np.array([2, 0, 1], np.int32))
     predict = jax.jit(model.predict)
 
     def told(s, u):
-        return np.asarray(predict(fitted, jnp.array([[s]]), jnp.array([[u]]))[0])[:, 0]
+        return np.asarray(predict(fitted, np.array([[s]]), np.array([[u]]))[0])[:, 0]
 
     moves = [lambda s, u, e=e: float(told(s, u)[e, 0]) for e in (2, 0, 1)]
-    batch = lq.rows(seed=4, count=3)
+    batch = rows(seed=4, count=3)
     expected = transcribed(
         batch,
         2,
@@ -162,13 +182,14 @@ def test_members_of_a_real_ensemble_each_keep_their_rollout():
         ends=lambda s: float(abs(s) < 0.1),
         values=lambda s: [a * s + b for a, b in CRITICS],
     )
-    found = samples_of(batch, 2, model, agent(bonus=BONUS), 3, fitted=fitted)
+    samples = jax.jit(functools.partial(steve.expand, agent_of(Fake(bonus=BONUS)), model, horizon=2, members=3))
+    found = np.asarray(samples(fitted, lq.state_of(), batch, jax.random.key(0)))
     np.testing.assert_allclose(found, expected, rtol=1e-9)
     assert found[..., 2].std(axis=1).min() > 1e-3
 
 
 def test_the_shortest_horizon_looks_through_no_model():
-    found = samples_of(lq.rows(), 2, fake(), agent(), 3)
+    found, _, _ = found_of(Fake(), rows())
     for of_row in found:
         # Each of two critics' targets, by three members and as many rewards.
         numbers, counts = np.unique(of_row[:, 0], return_counts=True)
@@ -176,21 +197,22 @@ def test_the_shortest_horizon_looks_through_no_model():
         assert len(np.unique(of_row[:, 2])) == 18
 
 
+AGREEING = Fake(slopes=np.full(3, 0.9), weights=np.ones(3))
+
+
 def test_the_noise_of_an_action_is_no_disagreement():
     """Members that agree in everything have the same samples under a policy with noise, and other rows have others."""
-    batch = jax.tree.map(lambda x: jnp.repeat(x[:1], 3, axis=0), lq.rows())
-    judge = agent(critics=CRITICS[:1], noise=lq.ACTION_NOISE)
-    found = samples_of(batch, 3, fake((0.9, 0.9), (1.0, 1.0)), judge, 2)
-    assert found.shape == (3, 4, 4)
+    batch = jax.tree.map(lambda x: np.repeat(x[:1], 7, axis=0), rows())
+    critics = np.array(CRITICS[:1] * 2)
+    found, _, _ = found_of(AGREEING._replace(critics=critics, noise=lq.ACTION_NOISE), batch)
+    assert found.shape == (7, 18, 3)
     np.testing.assert_allclose(found - found[:, :1], 0.0, atol=1e-12)
     assert np.ptp(found[:, 0, 1:], axis=0).min() > 1e-3
 
 
 def test_members_and_critics_that_are_single_leave_the_plain_mean_over_horizons():
-    batch, one = lq.rows(seed=2, count=7, ends=True), agent(critics=CRITICS[:1])
-    model = fake(SLOPES[1:2], WEIGHTS[1:2])
-    target, trust = target_of(batch, 3, model, one, 1, seed=5)
-    samples = samples_of(batch, 3, model, one, 1)
+    batch, one = rows(seed=2, ends=True), Fake(*(np.array(x[:1]) for x in (SLOPES[1:], WEIGHTS[1:], CRITICS)))
+    samples, target, trust = found_of(one, batch, 3)
     assert samples.shape == (7, 1, 4) and np.ptp(samples, axis=2).max() > 0.1
     np.testing.assert_allclose(target, samples.mean(axis=(1, 2)), rtol=1e-12)
     np.testing.assert_allclose(trust, np.full(4, 0.25), rtol=1e-12)
@@ -198,12 +220,8 @@ def test_members_and_critics_that_are_single_leave_the_plain_mean_over_horizons(
 
 def test_equal_variances_leave_the_plain_mean_over_horizons():
     """Without discount, critics that differ by a constant disagree as much at every horizon of members that agree."""
-    batch, same = lq.rows(), agent(critics=((1.0, 0.0), (1.0, 2.0)))
-    state = lq.state_of()._replace(discount=jnp.ones(()))
-    model = fake((0.9, 0.9), (1.0, 1.0))
-    update = jax.jit(steve.with_steve_target(same, model, None, 2, 2).update_critic)
-    target, _, _ = update(state, batch, jax.random.key(0))
-    samples = np.asarray(steve.expand(same, model, None, state, batch, jax.random.key(0), 2, 2))
+    same = AGREEING._replace(critics=np.array([[1.0, 0.0], [1.0, 2.0]]), discount=1.0)
+    samples, target, _ = found_of(same, rows())
     np.testing.assert_allclose(samples.var(axis=1), 1.0, rtol=1e-12)
     assert np.ptp(samples.mean(axis=1), axis=1).max() > 0.1
     np.testing.assert_allclose(target, samples.mean(axis=(1, 2)), rtol=1e-9)
@@ -212,12 +230,18 @@ def test_equal_variances_leave_the_plain_mean_over_horizons():
 def test_with_no_model_step_it_is_the_mean_of_all_critics_one_step_targets():
     config = SACConfig(hidden=(7,), critics=3)
     learner = sac.make(config, 1, 1)
-    state, batch, key = jax.jit(learner.init)(jax.random.key(1), {}), lq.rows(count=6, ends=True), jax.random.key(4)
-    told = learner._replace(update_critic=agent().update_critic)
-    found, metrics, _ = jax.jit(steve.with_steve_target(told, fake(), None, 0, 3).update_critic)(state, batch, key)
-    target_key, _ = jax.random.split(key)
-    value_key = jax.random.split(jax.random.split(target_key)[0], 1)[0]
-    values = np.asarray(learner.target_values(state, batch.next_observation, value_key))
+    batch, model = rows(count=6, ends=True), model_of(jax.tree.map(jnp.asarray, Fake()))
+
+    @jax.jit
+    def found_and_values(state, batch, key):
+        of_steve = steve.with_steve_target(learner._replace(update_critic=told), model, None, 0, 3)
+        target_key, _ = jax.random.split(key)
+        value_key = jax.random.split(jax.random.split(target_key)[0], 1)[0]
+        values = learner.target_values(state, batch.next_observation, value_key)
+        return of_steve.update_critic(state, batch, key)[:2], values
+
+    state = jax.jit(learner.init)(jax.random.key(1), {})
+    (found, metrics), values = jax.device_get(found_and_values(state, batch, jax.random.key(4)))
     assert values.shape == (3, 6) and values.std(axis=0).min() > 1e-3
     one_step = batch.reward + 0.99 * np.where(batch.terminated, 0.0, values.mean(axis=0))
     np.testing.assert_allclose(found, one_step, rtol=1e-12)
@@ -226,30 +250,20 @@ def test_with_no_model_step_it_is_the_mean_of_all_critics_one_step_targets():
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_after_a_real_end_the_reward_alone_is_every_horizons_target(broken):
-    batch, sane = lq.rows(seed=2, count=7, ends=True), fake()
-    batch = batch._replace(next_observation=jnp.where(batch.terminated[:, None], broken, batch.next_observation))
-
-    def predict(state, observation, action):
-        mean, variance = sane.predict(state, observation, action)
-        return jnp.where(jnp.isfinite(observation), mean, broken), variance
-
-    def ends(following):
-        return jnp.where(jnp.isfinite(following), 0.25, broken)
-
-    model = fake(ends=ends)._replace(predict=predict)
-    samples = samples_of(batch, 3, model, agent(), 3)
-    target, trust = target_of(batch, 3, model, agent(), 3)
-    over = np.asarray(batch.terminated)
+    batch = rows(seed=2, ends=True)
+    over = batch.terminated
+    batch = batch._replace(next_observation=np.where(over[:, None], broken, batch.next_observation))
+    samples, target, trust = found_of(Fake(ends=0.25, broken=broken), batch)
     np.testing.assert_array_equal(samples[over], np.broadcast_to(batch.reward[over][:, None, None], samples[over].shape))
     np.testing.assert_allclose(target[over], batch.reward[over], rtol=1e-12)
     assert np.isfinite(target).all() and np.isfinite(trust).all()
 
 
 def test_a_living_row_that_is_not_finite_is_not_hidden():
-    batch = lq.rows()
-    batch = batch._replace(next_observation=batch.next_observation.at[2].set(jnp.nan))
-    target, _ = target_of(batch, 2, fake(), agent(), 3)
-    np.testing.assert_array_equal(np.isfinite(target), [True, True, False, True, True])
+    batch = rows()
+    batch = batch._replace(next_observation=np.where(np.arange(7)[:, None] == 2, np.nan, batch.next_observation))
+    _, target, _ = found_of(Fake(), batch)
+    np.testing.assert_array_equal(np.isfinite(target), np.arange(7) != 2)
 
 
 def test_members_that_would_not_have_a_rollout_each_are_refused():

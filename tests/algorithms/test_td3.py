@@ -20,11 +20,12 @@ def test_the_actor_and_all_targets_move_at_every_second_step():
     algorithm = td3.make(TINY, envs.make("pendulum"))
     learn, state = jax.jit(algorithm.learn), jax.jit(algorithm.init)(jax.random.key(0), {})
     for call in range(4):
-        before = state.agent
+        before = jax.device_get(state.agent)
         state, _ = learn(clock(10 + call), state, rows(call, 1))
-        counts = [int(part.moments.count) for part in (state.agent.critic, state.agent.actor)]
+        agent = jax.device_get(state.agent)
+        counts = [int(part.moments.count) for part in (agent.critic, agent.actor)]
         assert counts == [call + 1, (call + 1) // 2]
-        for part, old in ((state.agent.actor, before.actor), (state.agent.critic, before.critic)):
+        for part, old in ((agent.actor, before.actor), (agent.critic, before.critic)):
             changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), part.target, old.target)
             assert set(jax.tree.leaves(changed)) == {call % 2 == 1}
 
