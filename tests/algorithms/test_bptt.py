@@ -64,9 +64,8 @@ def test_ten_steps_of_the_linear_quadratic_problem(x64, rematerialize):
 
 def test_through_the_true_simulator_it_is_what_plain_steps_earn_and_its_differences(x64):
     task, config = envs.make("pendulum"), of_steps(7)
-    origins = jax.vmap(task.world.reset)(jax.random.split(jax.random.key(1), 3))
-    discount = jnp.asarray(0.9, float)
-    row = jnp.array([0.4, -0.7, 0.2])
+    origins = jax.jit(lambda key: jax.vmap(task.world.reset)(jax.random.split(key, 3)))(jax.random.key(1))
+    row = np.array([0.4, -0.7, 0.2])
 
     def acting(row):
         return Policy(
@@ -76,23 +75,21 @@ def test_through_the_true_simulator_it_is_what_plain_steps_earn_and_its_differen
     @jax.jit
     @functools.partial(jax.value_and_grad)
     def objective(row):
-        world = bptt.simulated(task.world)
+        world, discount = bptt.simulated(task.world), jnp.asarray(0.9, float)
         return jnp.mean(bptt.discounted_return(config, world, acting(row), origins, jax.random.key(2), discount))
 
-    step = jax.jit(task.world.step)
+    observe, step = jax.jit(jax.vmap(task.world.observe)), jax.jit(jax.vmap(task.world.step, (0, 0, None)))
 
     def stepped(row):
-        total = 0.0
-        for i in range(3):
-            carry = jax.tree.map(lambda leaf, i=i: leaf[i], origins)
-            for t in range(7):
-                action = np.tanh(np.asarray(task.world.observe(carry)) @ row)[None]
-                carry, made = step(carry, jnp.asarray(action), jax.random.key(0))
-                total += 0.9**t * float(made.reward) / 3
+        total, carry = 0.0, origins
+        for t in range(7):
+            action = np.tanh(np.asarray(observe(carry)) @ row)[:, None]
+            carry, made = step(carry, action, jax.random.key(0))
+            total += 0.9**t * float(np.mean(np.asarray(made.reward)))
         return total
 
     value, slope = objective(row)
-    assert float(value) == pytest.approx(stepped(np.asarray(row)), rel=1e-10)
+    assert float(value) == pytest.approx(stepped(row), rel=1e-10)
     differences = [(stepped(row + d) - stepped(row - d)) / 2e-5 for d in 1e-5 * np.eye(3)]
     np.testing.assert_allclose(slope, differences, rtol=1e-6)
 
@@ -118,13 +115,17 @@ def test_the_ended_go_back_and_leave_the_gradient_finite(x64):
         policy = Policy(lambda key: (), lambda m, s, key: (jnp.full_like(s, gain), jnp.zeros(s.shape[0]), m))
         return bptt.discounted_return(of_steps(4), world, policy, origins, jax.random.key(0), jnp.asarray(1.0))
 
-    earned = jax.jit(objective)(0.2)
+    @jax.jit
+    def results(gain):
+        total = jax.grad(lambda gain: jnp.sum(objective(gain)))(gain)
+        return objective(gain), jax.jacfwd(objective)(gain), total, objective(gain, False)
+
+    earned, slopes, total, endless = results(0.2)
     # 0 + 0.2 + 0.4 + 0.6, and 0.9 alone: the step to 1.1 ended it.
     np.testing.assert_allclose(earned, [1.2, 0.9], rtol=1e-12)
-    slopes = jax.jit(jax.jacfwd(objective))(0.2)
     np.testing.assert_allclose(slopes, [1 + 2 + 3, 0], rtol=1e-12)
-    assert float(jax.jit(jax.grad(lambda gain: jnp.sum(objective(gain))))(0.2)) == pytest.approx(6)
-    assert np.isnan(jax.jit(lambda gain: objective(gain, False))(0.2)[1]), "what follows an end is not finite"
+    assert float(total) == pytest.approx(6)
+    assert np.isnan(np.asarray(endless)[1]), "what follows an end is not finite"
 
 
 def test_clipped_and_left_out_gradients():
@@ -152,8 +153,8 @@ def test_clipped_and_left_out_gradients():
 def rows(seed, count=4):
     rng = np.random.default_rng(seed)
     shapes = [(2, 2, 3), (2, 2, 1), (2, 2), (2, 2, 3)]
-    none = jnp.zeros((2, 2), bool)
-    return Transition(*(jnp.asarray(rng.uniform(-1, 1, shape), float) for shape in shapes), none, none)
+    none = np.zeros((2, 2), bool)
+    return Transition(*(rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes), none, none)
 
 
 @pytest.mark.parametrize("model", ["learned", "true"])
@@ -161,10 +162,10 @@ def test_it_learns_from_the_warm_ups_end_on_and_fits_a_model_where_it_is_asked(m
     algorithm = bptt.make(dataclasses.replace(TINY, model=model), PENDULUM)
     assert algorithm.period == 2
     learn, state = jax.jit(algorithm.learn), jax.jit(algorithm.init)(jax.random.key(0), {})
-    states, found = [state], []
+    states, found = [jax.device_get(state)], []
     for call in range(3):
-        state, told = learn(Clock(jnp.asarray(4 * call + 4, jnp.int32)), state, rows(call))
-        states, found = [*states, state], [*found, metrics.known(told)]
+        state, told = learn(Clock(np.asarray(4 * call + 4, np.int32)), state, rows(call))
+        states, found = [*states, jax.device_get(state)], [*found, metrics.known(jax.device_get(told))]
     assert found[0] == {} and int(states[3].replay.size) == 12
     jax.tree.map(np.testing.assert_array_equal, states[1].actor, states[0].actor)
     jax.tree.map(np.testing.assert_array_equal, states[1].model, states[0].model)
@@ -183,17 +184,21 @@ def flat(tree):
 
 def test_it_explores_with_noise_and_acts_without():
     algorithm = bptt.make(dataclasses.replace(TINY, exploration_noise=0.1), PENDULUM)
-    state = jax.jit(algorithm.init)(jax.random.key(0), {})
-    observation = jnp.zeros((2000, 3)) + jnp.array([0.3, -0.2, 0.5])
-    keys = jax.random.split(jax.random.key(1), 2000)
 
-    def actions(explore):
-        policy = algorithm.policy(state, loop.clock_at(10_000), explore)
-        return jax.jit(jax.vmap(lambda seen, key: policy.act((), seen, key)[0]))(observation, keys)
+    @jax.jit
+    def actions(key):
+        state, observation = algorithm.init(key, {}), jnp.array([0.3, -0.2, 0.5])
+        keys = jax.random.split(jax.random.key(1), 2000)
 
-    plain, noisy = actions(False), actions(True)
-    assert np.ptp(plain) == 0 and abs(float(jnp.std(noisy)) - 0.1) < 0.01 and abs(float(jnp.mean(noisy - plain))) < 0.01
-    assert float(jnp.max(jnp.abs(noisy))) <= 1
+        def of(explore):
+            policy = algorithm.policy(state, loop.clock_at(10_000), explore)
+            return jax.vmap(lambda key: policy.act((), observation, key)[0])(keys)
+
+        return of(False), of(True)
+
+    plain, noisy = jax.device_get(actions(jax.random.key(0)))
+    assert np.ptp(plain) == 0 and abs(float(np.std(noisy)) - 0.1) < 0.01 and abs(float(np.mean(noisy - plain))) < 0.01
+    assert float(np.max(np.abs(noisy))) <= 1
 
 
 @pytest.mark.parametrize(
