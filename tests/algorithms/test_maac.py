@@ -40,10 +40,9 @@ def rows(seed, count=2):
     return Transition(*(rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes), none, none)
 
 
-def learned(algorithm):
-    """State and metrics after each of eight calls of `learn`, the last four of which make one update each."""
-    learn, state = jax.jit(algorithm.learn), jax.jit(algorithm.init)(jax.random.key(0), {})
-    found = []
+def learned(algorithm, state):
+    """Agent, model and metrics after each of eight calls of `learn`, the last four of which make one update each."""
+    learn, found = jax.jit(algorithm.learn), []
     for call in range(8):
         state, told = learn(Clock(np.asarray(2 * call + 2, np.int32)), state, rows(call))
         agent, model, told = jax.device_get((state.agent, state.model, told))
@@ -54,7 +53,17 @@ def learned(algorithm):
 @functools.cache
 def learned_by_mbpo():
     fields = {f.name: getattr(TINY, f.name) for f in dataclasses.fields(mbpo.Config)}
-    return learned(mbpo.make(mbpo.Config(**fields), PENDULUM, drifting()))
+    algorithm = mbpo.make(mbpo.Config(**fields), PENDULUM, drifting())
+    return learned(algorithm, jax.jit(algorithm.init)(jax.random.key(0), {}))
+
+
+@functools.cache
+def start():
+    return jax.jit(maac.make(TINY, PENDULUM, drifting()).init)(jax.random.key(0), {})
+
+
+def learned_by_maac(horizon):
+    return learned(maac.make(dataclasses.replace(TINY, horizon=horizon), PENDULUM, drifting()), start())
 
 
 def drifting():
@@ -74,8 +83,7 @@ def drifting():
 
 
 def test_without_model_steps_it_is_mbpo_bit_for_bit():
-    ours = learned(maac.make(dataclasses.replace(TINY, horizon=0), PENDULUM, drifting()))
-    for (agent, model, found), (its_agent, its_model, told) in zip(ours, learned_by_mbpo(), strict=True):
+    for (agent, model, found), (its_agent, its_model, told) in zip(learned_by_maac(0), learned_by_mbpo(), strict=True):
         jax.tree.map(np.testing.assert_array_equal, agent, its_agent)
         assert found == told and model == its_model
     assert int(agent.actor.moments.count) == 4
@@ -83,9 +91,7 @@ def test_without_model_steps_it_is_mbpo_bit_for_bit():
 
 def test_its_critics_are_mbpos_and_its_actor_climbs_through_the_newest_fit():
     """One update: the critics see the same rows by the same keys, and the actor the model of the fit just made."""
-    (ours, model, found), (theirs, _, _) = (
-        x[4] for x in (learned(maac.make(TINY, PENDULUM, drifting())), learned_by_mbpo())
-    )
+    (ours, model, found), (theirs, _, _) = learned_by_maac(2)[4], learned_by_mbpo()[4]
     jax.tree.map(np.testing.assert_array_equal, ours.critic, theirs.critic)
     leaves = zip(*(jax.tree.leaves(agent.actor.moments.mu) for agent in (ours, theirs)), strict=True)
     assert min(float(np.abs(a - b).max()) for a, b in leaves) > 0

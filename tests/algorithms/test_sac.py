@@ -108,10 +108,10 @@ def test_the_actor_and_the_temperature_move_once_while_critics_and_targets_move_
 def test_time_limits_are_stored_as_such_with_the_true_successor():
     """Random actions through the loop: the pendulum's episodes end by the clock alone, after 200 steps."""
     task = envs.make("pendulum")
-    config = sac.Config(agent=SACConfig(hidden=(4,)), batch_size=1, warmup_steps=450, replay_capacity=450)
+    config = sac.Config(agent=SACConfig(hidden=()), batch_size=1, warmup_steps=450, replay_capacity=450)
     program = loop.make(sac.make(config, task), task, config)
-    state = jax.jit(program.init)(jnp.arange(1), {})
-    _, state = jax.jit(program.run)(loop.clock_at(0), state, jnp.asarray(420, jnp.int32))
+    steps = jnp.asarray(420, jnp.int32)
+    _, state = jax.jit(lambda seeds: program.run(loop.clock_at(0), program.init(seeds, {}), steps))(np.arange(1))
     held = jax.tree.map(lambda x: np.asarray(x)[0], state.algorithm.replay)
     assert held.size == 420
     data = jax.tree.map(lambda x: x[:420], held.data)

@@ -355,7 +355,7 @@ def test_what_is_stored_tells_how_it_was_drawn():
     """Through the loop, first at random and then by the policy."""
     with jax.enable_x64(False):
         task = envs.make("pendulum")
-        config = dataclasses.replace(TINY, warmup_steps=12)
+        config = dataclasses.replace(TINY, agent=SACConfig(hidden=()), warmup_steps=12)
         fixed = lq.model()._replace(
             init=lambda key, hyper: jnp.zeros(()),
             fit=lambda state, buffer, key: (state, {}),
@@ -363,8 +363,8 @@ def test_what_is_stored_tells_how_it_was_drawn():
         )
         algorithm = svg.make(config, task, fixed)
         program = loop.make(algorithm, task, config)
-        state = jax.jit(program.init)(jnp.arange(1), {})
-        _, state = jax.jit(program.run)(loop.clock_at(0), state, jnp.asarray(20, jnp.int32))
+        steps = jnp.asarray(20, jnp.int32)
+        _, state = jax.jit(lambda seeds: program.run(loop.clock_at(0), program.init(seeds, {}), steps))(np.arange(1))
         rows = jax.tree.map(lambda x: np.asarray(x)[0, :20], state.algorithm.replay.data)
         np.testing.assert_allclose(np.tanh(rows.extras.pre_tanh), rows.action, atol=1e-5)
         uniform = np.isclose(rows.extras.log_density, -np.log(2), atol=1e-6)
