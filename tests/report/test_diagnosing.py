@@ -5,6 +5,7 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import linear_model
 import numpy as np
 import pytest
 from command_line import call
@@ -13,7 +14,7 @@ from run_by_hand import data_of
 from slider import slider
 
 import jaxmbrl
-from jaxmbrl import envs
+from jaxmbrl import algorithms, envs
 from jaxmbrl.core.config import UserError, to_dict
 from jaxmbrl.core.types import Algorithm, Policy, Transition, flatten, row_like
 from jaxmbrl.data import prioritized, replay, sequences
@@ -22,11 +23,11 @@ from jaxmbrl.report import build as making
 from jaxmbrl.report import diagnosing
 from jaxmbrl.training import evaluation, loop, programs
 from jaxmbrl.training.console import Progress
+from jaxmbrl.training.programs import Program
 from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.training.session import Session
 
 TINY = {
-    "agent.hidden": (8,),
     "batch_size": 16,
     "replay_capacity": 500,
     "warmup_steps": 50,
@@ -34,7 +35,8 @@ TINY = {
     "eval_every": 1,
     "updates_per_step": 1,
 }
-MODEL = {
+OF_MBPO = {
+    "agent.hidden": (8,),
     "ensemble.members": 3,
     "ensemble.elites": 2,
     "ensemble.hidden": (8,),
@@ -42,14 +44,17 @@ MODEL = {
     "refit_every": 50,
     "rollout_rows": 20,
 }
+SETTINGS = {linear_model.NAME: ("default", TINY | {"discount": 0.99}), "mbpo": ("small", TINY | OF_MBPO)}
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, compile_cache):
-    """A run of MBPO with two seeds, trained for 200 steps of the pendulum."""
-    path = tmp_path_factory.mktemp("runs") / "mbpo"
-    jaxmbrl.train("mbpo", "pendulum", preset="small", steps=200, seeds=2, seed=5, settings=TINY | MODEL, out=path)
-    return path
+@pytest.fixture(scope="module", params=[linear_model.NAME, pytest.param("mbpo", marks=pytest.mark.promises)])
+def run(request, tmp_path_factory, compile_cache):
+    """A run with two seeds, trained for 200 steps of the pendulum, of a method with a model and a critic."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    preset, settings = SETTINGS[request.param]
+    with linear_model.registered():
+        jaxmbrl.train(request.param, "pendulum", preset=preset, steps=200, seeds=2, seed=5, settings=settings, out=path)
+        yield path
 
 
 @pytest.fixture(scope="module")
@@ -183,25 +188,31 @@ def test_returns_are_of_whole_episodes():
 def test_stored_actions_of_every_kind_of_buffer(kind):
     """Four steps of two environments, in a buffer with room for three of each."""
     row = row_like(envs.make("pendulum"))
-    steps = jax.tree.map(lambda leaf: jnp.zeros((4, 2, *leaf.shape), leaf.dtype), row)
-    steps = steps._replace(action=jnp.arange(8.0).reshape(4, 2, 1))
-    if kind == "sequences":
-        empty = sequences.init(row, 2, 3)
-        first, second = (jax.tree.map(lambda x, part=part: x[part], steps) for part in (slice(2), slice(2, 4)))
-        buffer = sequences.add(sequences.add(empty, first), second)
-    else:
+    steps = jax.tree.map(lambda leaf: np.zeros((4, 2, *leaf.shape), leaf.dtype), row)
+    steps = steps._replace(action=np.arange(8.0, dtype=np.float32).reshape(4, 2, 1))
+
+    @jax.jit
+    def fill(steps):
+        if kind == "sequences":
+            empty = sequences.init(row, 2, 3)
+            first, second = (jax.tree.map(lambda x, part=part: x[part], steps) for part in (slice(2), slice(2, 4)))
+            return empty, sequences.add(sequences.add(empty, first), second)
         made = replay if kind == "rows" else prioritized
         empty = made.init(row, 6)
-        buffer = made.add(empty, flatten(steps))
+        return empty, made.add(empty, flatten(steps))
+
+    empty, buffer = jax.device_get(fill(steps))
     assert diagnosing._stored(empty) is None and diagnosing._stored(None) is None
     found = diagnosing._stored(buffer)
     assert found.shape == (6, 1) and sorted(found[:, 0]) == [2, 3, 4, 5, 6, 7]
 
 
 def test_stored_actions_may_be_choices():
-    row = row_like(envs.make("pendulum"))._replace(action=jnp.zeros((), jnp.int32))
-    rows = jax.tree.map(lambda leaf: jnp.zeros((3, *leaf.shape), leaf.dtype), row)._replace(action=jnp.array([2, 0, 1]))
-    np.testing.assert_array_equal(diagnosing._stored(replay.add(replay.init(row, 6), rows)), [2, 0, 1])
+    row = row_like(envs.make("pendulum"))._replace(action=np.zeros((), np.int32))
+    rows = jax.tree.map(lambda leaf: np.zeros((3, *leaf.shape), leaf.dtype), row)
+    rows = rows._replace(action=np.array([2, 0, 1], np.int32))
+    buffer = jax.device_get(jax.jit(lambda rows: replay.add(replay.init(row, 6), rows))(rows))
+    np.testing.assert_array_equal(diagnosing._stored(buffer), [2, 0, 1])
 
 
 def test_a_film_of_images_that_were_observed():
@@ -235,13 +246,14 @@ def test_what_cannot_be_played_is_told(run, monkeypatch):
 
     monkeypatch.setattr(making.diagnosing, "diagnose", diagnose)
     made = making.make([run])
-    assert played == ["mbpo"] and "could not be evaluated: not now" in made.decode()
+    assert played == ["run"] and "could not be evaluated: not now" in made.decode()
 
 
 @pytest.mark.parametrize(
     ("algorithm", "model", "critic"),
     [
-        ("td3", False, True),
+        ("mbpo", True, True),
+        pytest.param("td3", False, True, marks=pytest.mark.promises),
         pytest.param("dhmbpo", True, True, marks=pytest.mark.slow),
         pytest.param("steve", True, True, marks=pytest.mark.promises),
         pytest.param("pets", True, False, marks=pytest.mark.promises),
@@ -250,14 +262,17 @@ def test_what_cannot_be_played_is_told(run, monkeypatch):
 )
 def test_every_kind_of_algorithm_is_looked_at(algorithm, model, critic):
     """Models and critics as they begin, taken for trained ones."""
-    config = programs.configure(algorithm, "pendulum", settings={"replay_capacity": 1000})
-    program = programs.build(config)
-    state = jax.tree.map(lambda leaf: leaf[0], programs.initial(program, {}).algorithm)
+    settings = {"replay_capacity": 1000} | ({"ensemble.hidden": (8,)} if model else {})
+    config = programs.configure(algorithm, "pendulum", settings=settings)
+    task = envs.make("pendulum")
+    made = algorithms.get(algorithm).make(config.settings, task)
+    program = Program(config, task, made, loop=None)
+    state = jax.jit(lambda: made.init(jax.random.key(0), {}, None))()
     views, clock = program.algorithm.views(state), loop.clock_at(0)
     rows, _ = diagnosing.play(program.task, Algorithm(None, still, None, 1), (), clock, 200)
     if model:
         assert not views.model.fitted and diagnosing._model(views.model, rows) == {}
-        views = program.algorithm.views(state._replace(model=state.model._replace(fits=jnp.asarray(1))))
+        views = program.algorithm.views(state._replace(model=state.model._replace(fits=np.int32(1))))
     found = diagnosing._model(views.model, rows) | diagnosing._critic(program, state, clock)
     assert set(found) == ({"model", "errors", "imagined"} if model else set()) | ({"critic"} if critic else set())
     if model:
