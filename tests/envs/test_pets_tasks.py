@@ -109,10 +109,13 @@ def start(name: str, episode: int, rng: np.random.Generator) -> tuple[np.ndarray
 
 def touching(model: mujoco.MjModel, data: mujoco.MjData) -> tuple[bool, bool, bool]:
     """(anything, a capsule and the cylinder, these deep or along a face)."""
-    kinds = {int(mujoco.mjtGeom.mjGEOM_CAPSULE), int(mujoco.mjtGeom.mjGEOM_CYLINDER)}
-    rolled = [c for c in data.contact if {int(model.geom_type[geom]) for geom in c.geom} == kinds]
-    twice = len({tuple(contact.geom) for contact in rolled}) < len(rolled)
-    return data.ncon > 0, bool(rolled), twice or any(c.dist < -model.geom_size[min(c.geom), 0] for c in rolled)
+    if not data.ncon:
+        return False, False, False
+    kinds = sorted([int(mujoco.mjtGeom.mjGEOM_CAPSULE), int(mujoco.mjtGeom.mjGEOM_CYLINDER)])
+    rolled = (np.sort(model.geom_type[data.contact.geom], axis=1) == kinds).all(axis=1)
+    pairs, depths = data.contact.geom[rolled], -data.contact.dist[rolled]
+    twice = len(set(map(tuple, pairs))) < len(pairs)
+    return True, bool(rolled.any()), twice or bool((depths > model.geom_size[pairs.min(axis=1), 0]).any())
 
 
 @functools.cache
@@ -204,7 +207,7 @@ def test_known_rewards_as_transcribed(name):
     task, rows = case(name).task, recorded(name)
     observation, reward = transcribed(name, rows, rows.after)
     with jax.enable_x64(True):
-        known = task.reward(jnp.zeros_like(observation), jnp.asarray(rows.action), jnp.asarray(observation))
+        known = jax.jit(task.reward)(np.zeros_like(observation), rows.action, observation)
     np.testing.assert_allclose(known, reward, rtol=0, atol=1e-11)
 
 
@@ -247,7 +250,7 @@ def laws(name: str) -> dict[int, scipy.stats.rv_continuous]:
 def test_resets_are_petss(name):
     env = case(name).env
     with jax.enable_x64(True):
-        state = as_numpy(jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 20_000)))
+        state = as_numpy(jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 20_000)))
     drawn = np.concatenate([state.qpos, state.qvel], axis=1)
     default, law = np.concatenate([model(name).qpos0, np.zeros(env.mj_model.nv)]), laws(name)
     for i, coordinate in enumerate(drawn.T):
@@ -282,7 +285,7 @@ def test_the_hand_is_where_mujoco_has_it(name):
     joints = np.random.default_rng(0).uniform(-np.pi, np.pi, (4, 50, 7))
     joints[0, 0] = 0.0
     with jax.enable_x64(True):
-        seen = np.asarray(hand(jnp.asarray(joints), base, reach))
+        seen = np.asarray(jax.jit(lambda at: hand(at, base, reach))(joints))
     data = mujoco.MjData(model(name))
     for at, mine in zip(joints.reshape(-1, 7), seen.reshape(-1, 3), strict=True):
         data.qpos[:7] = at
@@ -321,7 +324,9 @@ def test_petss_numbers_in_the_model_files():
         assert not arm.opt.gravity.any()
 
 
-def test_levels_are_apart_only_inside():
+def test_levels_are_apart_only_inside(monkeypatch):
+    """Also in a step, of which kinematics is the part that is traced here."""
+    from mujoco import mjx
     from mujoco.mjx._src import scan
 
     before = scan.body_tree
@@ -330,6 +335,8 @@ def test_levels_are_apart_only_inside():
         raise ValueError("inside")
     assert scan.body_tree is before
     env = case("pets/Reacher3D").env
+    monkeypatch.setattr(env, "_mjx", SimpleNamespace(step=mjx.kinematics))
     with jax.enable_x64(True):
-        traced = jax.make_jaxpr(env.step)(env.reset(jax.random.key(0)), jnp.zeros(7))
+        state = jax.eval_shape(env.reset, jax.random.key(0))
+        traced = jax.make_jaxpr(env.step)(state, np.zeros(7))
     assert str(traced).count("optimization_barrier") >= 7
