@@ -29,6 +29,8 @@ PLANE = """
   </worldbody>
 </mujoco>
 """
+CAPSULE_CYLINDER = jax.jit(contacts.capsule_cylinder)
+NEAREST_OF_SEGMENTS = jax.jit(contacts.nearest_of_segments)
 
 
 @pytest.fixture(autouse=True)
@@ -54,11 +56,11 @@ def pose(model, data, geom):
 
 @pytest.mark.parametrize("radius", [0.05, 0.3])
 def test_a_capsule_meets_a_cylinder_where_c_finds_it(radius):
-    find, seen, overlaps = jax.jit(contacts.capsule_cylinder), 0, 0
+    seen, overlaps = 0, 0
     for model, data in placed(PAIR.format(radius=radius, half=0.5, second=CYLINDER), 300, 0.4):
         if data.ncon != 1:  # C tells two of a capsule along a face
             continue
-        distance, place, normal = find(*pose(model, data, 0), *pose(model, data, 1))
+        distance, place, normal = CAPSULE_CYLINDER(*pose(model, data, 0), *pose(model, data, 1))
         theirs = data.contact[0]
         if theirs.dist < -0.95 * radius:  # the axis is inside
             continue
@@ -74,13 +76,12 @@ def test_a_capsule_and_a_cylinder_by_hand():
     """Upright cylinder of radius 1 and height 2; capsules of radius 0.25 and length 1."""
     cylinder = (np.zeros(3), np.eye(3), np.array([1.0, 1.0]))
     along_x = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
-    find = jax.jit(contacts.capsule_cylinder)
     for place, turn, distance, at, normal in [
         ((2.0, 0.0, 0.3), np.eye(3), 0.75, (1.375, 0.0, None), (-1, 0, 0)),  # beside it, upright
         ((1.6, 0.0, 0.5), along_x, -0.15, (0.925, 0.0, 0.5), (-1, 0, 0)),  # end on, overlapping
         ((0.0, 0.0, 2.0), np.eye(3), 0.25, (0.0, 0.0, 1.125), (0, 0, -1)),  # on top of it
     ]:
-        found = find(np.array(place), turn, np.array([0.25, 0.5]), *cylinder)
+        found = jax.device_get(CAPSULE_CYLINDER(np.array(place), turn, np.array([0.25, 0.5]), *cylinder))
         np.testing.assert_allclose(found[0], distance, atol=1e-12)
         np.testing.assert_allclose(found[2], normal, atol=1e-12)
         for mine, due in zip(found[1], at, strict=True):
@@ -88,10 +89,8 @@ def test_a_capsule_and_a_cylinder_by_hand():
 
 
 def test_beyond_the_axis_the_deepest_point_stands_for_the_overlap():
-    cylinder = (np.zeros(3), np.eye(3), np.array([1.0, 1.0]))
-    distance, _, normal = contacts.capsule_cylinder(
-        jnp.array([0.6, 0.0, 0.0]), jnp.eye(3), jnp.array([0.25, 0.5]), *map(jnp.asarray, cylinder)
-    )
+    capsule = (np.array([0.6, 0.0, 0.0]), np.eye(3), np.array([0.25, 0.5]))
+    distance, _, normal = CAPSULE_CYLINDER(*capsule, np.zeros(3), np.eye(3), np.array([1.0, 1.0]))
     np.testing.assert_allclose(distance, -0.4 - 0.25, atol=1e-12)
     np.testing.assert_allclose(normal, [-1, 0, 0], atol=1e-12)
 
@@ -99,7 +98,7 @@ def test_beyond_the_axis_the_deepest_point_stands_for_the_overlap():
 @pytest.mark.parametrize("second", [CAPSULE, SPHERE])
 def test_nearest_points_are_where_c_has_contacts(second):
     seen = 0
-    both, on = jax.jit(contacts.nearest_of_segments), jax.jit(contacts.nearest_on_segment)
+    on = jax.jit(contacts.nearest_on_segment)
     for model, data in placed(PAIR.format(radius=0.1, half=0.5, second=second), 200, 0.6):
         if not data.ncon:  # farther apart than the margin
             continue
@@ -113,49 +112,51 @@ def test_nearest_points_are_where_c_has_contacts(second):
         if second is SPHERE:
             first, other = on(ends[0], ends[1], ends[2]), ends[2]
         else:
-            first, other = both(*ends)
+            first, other = NEAREST_OF_SEGMENTS(*ends)
         apart = np.linalg.norm(other - first)
         np.testing.assert_allclose(apart - sum(radii), data.contact[0].dist, atol=1e-12)
     assert seen > 100
 
 
 def test_nearest_points_of_segments_by_scipy():
-    rng, both = np.random.default_rng(1), jax.jit(contacts.nearest_of_segments)
-    inner = 0
+    rng, inner = np.random.default_rng(1), 0
     for _ in range(200):
         a, b, c, d = rng.normal(size=(4, 3))
 
         def squared(shares, a=a, b=b, c=c, d=d):
-            return np.sum((a + shares[0] * (b - a) - c - shares[1] * (d - c)) ** 2)
+            apart = a + shares[0] * (b - a) - c - shares[1] * (d - c)
+            return apart @ apart, 2 * np.array([apart @ (b - a), apart @ (c - d)])
 
-        best = minimize(squared, [0.5, 0.5], bounds=[(0, 1)] * 2, method="L-BFGS-B", options={"ftol": 1e-16, "gtol": 1e-12})
-        first, second = both(a, b, c, d)
+        options = {"ftol": 1e-16, "gtol": 1e-12}
+        best = minimize(squared, [0.5, 0.5], jac=True, bounds=[(0, 1)] * 2, method="L-BFGS-B", options=options)
+        first, second = map(np.asarray, NEAREST_OF_SEGMENTS(a, b, c, d))
         np.testing.assert_allclose(np.sum((first - second) ** 2), best.fun, atol=1e-9)
         inner += bool((np.abs(best.x - 0.5) < 0.49).all())
     assert 20 < inner < 180
 
 
 def test_parallel_segments():
-    first, second = contacts.nearest_of_segments(*jnp.array([[0.0, 0, 0], [1, 0, 0], [0.5, 2, 0], [3, 2, 0]]))
+    first, second = map(np.asarray, NEAREST_OF_SEGMENTS(*np.array([[0.0, 0, 0], [1, 0, 0], [0.5, 2, 0], [3, 2, 0]])))
     np.testing.assert_allclose(second - first, [0, 2, 0], atol=1e-12)
-    first, second = contacts.nearest_of_segments(*jnp.array([[0.0, 0, 0], [1, 0, 0], [4, 2, 0], [3, 2, 0]]))
+    first, second = map(np.asarray, NEAREST_OF_SEGMENTS(*np.array([[0.0, 0, 0], [1, 0, 0], [4, 2, 0], [3, 2, 0]])))
     np.testing.assert_allclose(second - first, [2, 2, 0], atol=1e-12)
 
 
 def test_a_capsule_turns_the_tangents_of_a_plane_as_in_c():
-    upright, otherwise = 0, jnp.zeros((2, 3))
+    upright, otherwise = 0, np.zeros((2, 3))
+    find = jax.jit(contacts.plane_capsule_tangents)
     for model, data in placed(PLANE, 200, 0.3):
         normal, axis = data.geom_xmat[0].reshape(3, 3)[:, 2], data.geom_xmat[1].reshape(3, 3)[:, 2]
-        tangents = contacts.plane_capsule_tangents(jnp.asarray(normal), jnp.asarray(axis), otherwise)
+        tangents = find(normal, axis, otherwise)
         assert data.ncon == 2
         for contact in data.contact:
             np.testing.assert_allclose(tangents, contact.frame.reshape(3, 3)[1:], atol=1e-12)
         upright += bool(abs(normal @ axis) > np.cos(np.pi / 6))
         assert model.nq == 7
     assert upright > 10  # where MJX takes others
-    kept = jnp.array([[0.0, 1, 0], [0, 0, 1]])
-    up = jnp.array([1.0, 0, 0])
-    np.testing.assert_array_equal(contacts.plane_capsule_tangents(up, -up, kept), kept)
+    kept = np.array([[0.0, 1, 0], [0, 0, 1]])
+    up = np.array([1.0, 0, 0])
+    np.testing.assert_array_equal(find(up, -up, kept), kept)
 
 
 def test_mjx_is_as_before_afterwards():
@@ -182,5 +183,5 @@ def test_distances_have_gradients(order):
         return found[0]
 
     slope = jax.grad(distance)
-    value = (slope if order == 1 else jax.grad(slope))(jnp.asarray(2.0))
+    value = jax.jit(slope if order == 1 else jax.grad(slope))(2.0)
     np.testing.assert_allclose(value, 1.0 if order == 1 else 0.0, atol=1e-9)
