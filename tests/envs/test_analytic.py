@@ -1,5 +1,7 @@
 """Pendulum and cartpole against Gymnasium, in float64."""
 
+import functools
+
 import gymnasium
 import jax
 import jax.numpy as jnp
@@ -18,14 +20,26 @@ NAMES = ["cartpole-continuous", "pendulum"]
 ANALYTIC = [*NAMES, "cartpole-swingup", "mountain-car-continuous", "reacher-2d"]
 
 
-def one_step(task, coordinates, actions):
-    """Transitions of one step from each of the states."""
+@functools.cache
+def stepper(name):
+    """Of the task: (coordinates, actions) -> transitions of one step from each of the states."""
+    task = envs.make(name)
 
     def step(coordinates, action):
         carry = task.world.start(task.env.state_at(coordinates), jax.random.key(0))
         return task.world.step(carry, action, jax.random.key(1))[1]
 
-    return jax.jit(jax.vmap(step))(jnp.asarray(coordinates), jnp.asarray(actions))
+    return jax.jit(jax.vmap(step))
+
+
+def one_step(name, coordinates, actions):
+    return jax.device_get(stepper(name)(coordinates, actions))
+
+
+def known_of(task, rows):
+    """The task's (reward, terminated) of transitions."""
+    reward = task.reward(rows.observation, rows.action, rows.next_observation)
+    return reward, task.terminated(rows.next_observation)
 
 
 def pendulum_cases():
@@ -42,8 +56,7 @@ def cartpole_cases():
 
 def test_pendulum_is_gymnasiums(x64):
     states, actions = pendulum_cases()
-    task = envs.make("pendulum")
-    rows = one_step(task, states, actions)
+    rows = one_step("pendulum", states, actions)
     theirs = gymnasium.make("Pendulum-v1").unwrapped
     theirs.reset(seed=0)
     after, rewards = np.zeros((N, 2)), np.zeros(N)
@@ -57,14 +70,14 @@ def test_pendulum_is_gymnasiums(x64):
     np.testing.assert_allclose(rows.observation, observe(states), rtol=0, atol=1e-12)
     np.testing.assert_allclose(rows.next_observation, observe(after), rtol=0, atol=1e-12)
     np.testing.assert_allclose(rows.reward, rewards, rtol=0, atol=1e-12)
-    assert not np.asarray(rows.terminated).any()
+    assert not rows.terminated.any()
     assert (np.abs(after[:, 1]) == 8).any(), "no case reaches the speed limit"
     np.testing.assert_array_equal(rows.action, actions)
 
 
 def test_cartpole_is_gymnasiums_at_full_force(x64):
     states, actions = cartpole_cases()
-    rows = one_step(envs.make("cartpole-continuous"), states, actions)
+    rows = one_step("cartpole-continuous", states, actions)
     theirs = gymnasium.make("CartPole-v1").unwrapped
     theirs.reset(seed=0)
     after, rewards, terminated = np.zeros((N, 4)), np.zeros(N), np.zeros(N, bool)
@@ -81,7 +94,7 @@ def test_cartpole_is_gymnasiums_at_full_force(x64):
 def test_cartpole_between_full_forces_is_gymnasiums_with_that_force(x64):
     states, _ = cartpole_cases()
     actions = np.random.default_rng(2).uniform(-1.5, 1.5, (N, 1))
-    rows = one_step(envs.make("cartpole-continuous"), states, actions)
+    rows = one_step("cartpole-continuous", states, actions)
     theirs = gymnasium.make("CartPole-v1").unwrapped
     theirs.reset(seed=0)
     after = np.zeros((N, 4))
@@ -100,9 +113,11 @@ def test_a_trajectory_in_float32_stays_with_gymnasium(name):
     theirs.reset(seed=3)
     start = np.asarray(theirs.state, np.float64)
     actions = np.random.default_rng(0).choice([-1.0, 1.0], (8, 1))
-    carry = task.world.start(task.env.state_at(jnp.asarray(start, jnp.float32)), jax.random.key(0))
+    key = jax.random.key(0)
+    carry = jax.jit(lambda start: task.world.start(task.env.state_at(start), key))(start.astype(np.float32))
+    step = jax.jit(task.world.step)
     for action in actions:
-        carry, row = task.world.step(carry, jnp.asarray(action, jnp.float32), jax.random.key(0))
+        carry, row = step(carry, action.astype(np.float32), key)
         observation, reward, *_ = theirs.step(2 * action if name == "pendulum" else int(action[0] > 0))
         np.testing.assert_allclose(row.next_observation, observation, atol=2e-5)
         np.testing.assert_allclose(row.reward, reward, atol=2e-4)
@@ -111,13 +126,13 @@ def test_a_trajectory_in_float32_stays_with_gymnasium(name):
 
 @pytest.mark.parametrize(("name", "cases"), [("pendulum", pendulum_cases), ("cartpole-continuous", cartpole_cases)])
 def test_known_reward_and_termination_agree_with_steps(x64, name, cases):
-    task = envs.make(name)
-    rows = one_step(task, *cases())
-    known = task.reward(rows.observation, rows.action, rows.next_observation)
-    np.testing.assert_allclose(known, rows.reward, rtol=0, atol=1e-11)
-    np.testing.assert_array_equal(task.terminated(rows.next_observation), rows.terminated)
-    stacked = task.reward(rows.observation[None], rows.action[None], rows.next_observation[None])
-    assert stacked.shape == task.terminated(rows.next_observation[None]).shape == (1, N)
+    task, rows = envs.make(name), one_step(name, *cases())
+    known = functools.partial(known_of, task)
+    reward, terminated = jax.jit(known)(rows)
+    np.testing.assert_allclose(reward, rows.reward, rtol=0, atol=1e-11)
+    np.testing.assert_array_equal(terminated, rows.terminated)
+    stacked = jax.eval_shape(known, jax.tree.map(lambda x: x[None], rows))
+    assert stacked[0].shape == stacked[1].shape == (1, N)
 
 
 @pytest.mark.parametrize("name", ANALYTIC)
@@ -125,24 +140,26 @@ def test_known_reward_and_termination_agree_with_rollouts(x64, name):
     """32 rollouts of random actions, some of them beyond [-1, 1]."""
     task = envs.make(name)
 
-    def play(key):
-        reset_key, action_key = jax.random.split(key)
-        actions = jax.random.uniform(action_key, (120, *task.action.shape), minval=-1.3, maxval=1.3)
-        step = lambda carry, action: task.world.step(carry, action, action_key)  # noqa: E731
-        return jax.lax.scan(step, task.world.reset(reset_key), actions)[1]
+    def play(key, actions):
+        step = lambda carry, action: task.world.step(carry, action, key)  # noqa: E731
+        return jax.lax.scan(step, task.world.reset(key), actions)[1]
 
-    rows = jax.jit(jax.vmap(play))(jax.random.split(jax.random.key(0), 32))
-    known = task.reward(rows.observation, rows.action, rows.next_observation)
-    np.testing.assert_allclose(known, rows.reward, rtol=0, atol=1e-10)
-    np.testing.assert_array_equal(task.terminated(rows.next_observation), rows.terminated)
-    assert known.shape == (32, 120) and (np.std(known) > 1e-3 or name == "cartpole-continuous")
-    assert (np.asarray(rows.terminated).any()) == (name == "cartpole-continuous")
+    @jax.jit
+    def look(keys, actions):
+        rows = jax.vmap(play)(keys, actions)
+        return rows, known_of(task, rows)
+
+    actions = np.random.default_rng(0).uniform(-1.3, 1.3, (32, 120, *task.action.shape))
+    rows, (reward, terminated) = jax.device_get(look(jax.random.split(jax.random.key(0), 32), actions))
+    np.testing.assert_allclose(reward, rows.reward, rtol=0, atol=1e-10)
+    np.testing.assert_array_equal(terminated, rows.terminated)
+    assert reward.shape == (32, 120) and (np.std(reward) > 1e-3 or name == "cartpole-continuous")
+    assert rows.terminated.any() == (name == "cartpole-continuous")
 
 
 def test_pendulum_reward_of_an_observation_off_the_circle(x64):
-    task = envs.make("pendulum")
-    on = jnp.array([jnp.cos(2.0), jnp.sin(2.0), 3.0])
-    got = task.reward(on * jnp.array([0.5, 0.5, 1.0]), jnp.array([0.5]), on)
+    on = np.array([np.cos(2.0), np.sin(2.0), 3.0])
+    got = jax.jit(envs.make("pendulum").reward)(on * np.array([0.5, 0.5, 1.0]), np.array([0.5]), on)
     assert float(got) == pytest.approx(-(2.0**2 + 0.1 * 3.0**2 + 0.001 * 1.0**2), abs=1e-12)
 
 
@@ -158,7 +175,8 @@ def test_pendulum_reward_of_an_observation_off_the_circle(x64):
     ],
 )
 def test_cartpole_bounds(x64, coordinates, fallen):
-    assert bool(envs.make("cartpole-continuous").terminated(jnp.array(coordinates, float))) == fallen
+    terminated = jax.jit(envs.make("cartpole-continuous").terminated)
+    assert bool(terminated(np.array(coordinates, float))) == fallen
 
 
 def play(task, coordinates, policy, length):
@@ -168,8 +186,12 @@ def play(task, coordinates, policy, length):
         action = policy(task.world.observe(carry))
         return task.world.step(carry, action, jax.random.key(0))
 
-    carry = task.world.start(task.env.state_at(coordinates), jax.random.key(0))
-    return jax.lax.scan(step, carry, None, length)[1]
+    @jax.jit
+    def run(coordinates):
+        carry = task.world.start(task.env.state_at(coordinates), jax.random.key(0))
+        return jax.lax.scan(step, carry, None, length)[1]
+
+    return jax.device_get(run(np.asarray(coordinates, np.float32)))
 
 
 def balance(observation):
@@ -178,13 +200,13 @@ def balance(observation):
 
 def test_time_limits_truncate():
     for name, start, policy in (
-        ("pendulum", jnp.array([3.0, 0.0]), lambda observation: jnp.zeros(1)),
-        ("cartpole-continuous", jnp.array([0.01, 0.0, 0.01, 0.0]), balance),
+        ("pendulum", [3.0, 0.0], lambda observation: jnp.zeros(1)),
+        ("cartpole-continuous", [0.01, 0.0, 0.01, 0.0], balance),
     ):
         task = envs.make(name)
         assert task.episode_length == 200
         rows = play(task, start, policy, 200)
-        assert not np.asarray(rows.terminated).any()
+        assert not rows.terminated.any()
         np.testing.assert_array_equal(rows.truncated, [False] * 199 + [True])
         if name == "cartpole-continuous":
             assert float(rows.reward.sum()) == 200
@@ -192,7 +214,7 @@ def test_time_limits_truncate():
 
 def test_a_fall_on_the_last_step_terminates_and_does_not_truncate():
     base = envs.make("cartpole-continuous")
-    start = jnp.array([0.0, 0.0, 0.05, 0.0])
+    start = [0.0, 0.0, 0.05, 0.0]
     rows = play(base, start, lambda observation: jnp.ones(1), 60)
     fall = int(np.argmax(rows.terminated))
     assert 3 < fall < 59
@@ -204,7 +226,8 @@ def test_a_fall_on_the_last_step_terminates_and_does_not_truncate():
 
 
 def resets(name, n=4000):
-    return np.asarray(jax.vmap(envs.make(name).env.reset)(jax.random.split(jax.random.key(0), n)).pipeline_state)
+    reset = jax.jit(jax.vmap(envs.make(name).env.reset))
+    return np.asarray(reset(jax.random.split(jax.random.key(0), n)).pipeline_state)
 
 
 def test_resets_are_gymnasiums_in_distribution():
@@ -226,28 +249,35 @@ def test_states_have_the_fields_and_dtypes_of_the_interface(name, double):
         assert task.name == name
         assert task.observation == Box((task.env.observation_size,))
         assert task.action == Box((task.env.action_size,), -1.0, 1.0)
-        state = task.env.reset(jax.random.key(0))
+        state = jax.eval_shape(task.env.reset, jax.random.key(0))
         assert isinstance(state, State)
-        after = task.env.step(state, task.action.zeros())
+        after = jax.eval_shape(task.env.step, state, task.action.zeros())
+
+        @jax.jit
+        def play(key):
+            carry = task.world.reset(key)
+            stepped, row = task.world.step(carry, task.action.zeros(), key)
+            return carry, stepped, row, task.world.observe(stepped)
+
+        carry, stepped, row, observed = play(jax.random.key(0))
         kinds = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)  # noqa: E731
-        assert kinds(state) == kinds(after)
+        assert kinds(state) == kinds(after) and kinds(carry) == kinds(stepped)
+        assert not any(leaf.weak_type for leaf in jax.tree.leaves((state, carry)))
         float_type = jnp.float64 if double else jnp.float32
         assert state.obs.dtype == state.reward.dtype == state.done.dtype == float_type
         assert state.obs.shape == task.observation.shape
-        carry = task.world.reset(jax.random.key(0))
-        stepped, row = task.world.step(carry, task.action.zeros(), jax.random.key(1))
-        assert kinds(carry) == kinds(stepped)
         assert row.terminated.dtype == row.truncated.dtype == bool
-        np.testing.assert_array_equal(task.world.observe(stepped), row.next_observation)
+        np.testing.assert_array_equal(observed, row.next_observation)
 
 
 def test_states_stand_in_tree_functions():
     task = envs.make("pendulum")
     shapes = jax.eval_shape(task.env.reset, jax.random.key(0))
     assert shapes.obs.shape == (3,)
-    states = jax.vmap(task.env.reset)(jax.random.split(jax.random.key(0), 2))
+    states = jax.eval_shape(jax.vmap(task.env.reset), jax.random.split(jax.random.key(0), 2))
     axes = jax.tree.map(lambda _: 0, states)
-    assert jax.vmap(task.env.step, in_axes=(axes, None))(states, jnp.zeros(1)).obs.shape == (2, 3)
+    stepped = jax.eval_shape(jax.vmap(task.env.step, in_axes=(axes, None)), states, np.zeros(1))
+    assert stepped.obs.shape == (2, 3)
 
 
 def test_a_task_may_have_discrete_actions():
