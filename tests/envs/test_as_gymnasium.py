@@ -1,5 +1,6 @@
 """Our tasks as Gymnasium's environments: by Gymnasium's own checks, against the task's steps, a vector against singles."""
 
+import functools
 import os
 import sys
 import warnings
@@ -39,8 +40,7 @@ class Counter:
         return state.replace(pipeline_state=count, obs=count[None], reward=count / 4, done=done, metrics=terms)
 
 
-def counter(length=4):
-    return envs.make_task("counter", Counter(), length)
+COUNTER = envs.make_task("counter", Counter(), 4)
 
 
 class Switch:
@@ -55,8 +55,7 @@ class Switch:
         return state.replace(obs=action, reward=action.astype(float))
 
 
-def switch():
-    return envs.make_task("switch", Switch(), 5, action=Discrete(3), observation=Discrete(3))
+SWITCH = envs.make_task("switch", Switch(), 5, action=Discrete(3), observation=Discrete(3))
 
 
 IMAGE = Box((8, 8, 3), 0, 255, "uint8")
@@ -77,8 +76,13 @@ class Painter:
         return state.replace(pipeline_state=key, obs=state.obs.at[row].set(color), reward=action[0])
 
 
-def painter():
-    return envs.make_task("painter", Painter(), 6, action=Box((3,), -1.0, 1.0), observation=IMAGE)
+PAINTER = envs.make_task("painter", Painter(), 6, action=Box((3,), -1.0, 1.0), observation=IMAGE)
+
+
+@functools.cache
+def made(name):
+    """The same task in every test, whose programs are compiled once."""
+    return envs.make(name)
 
 
 @pytest.fixture
@@ -97,7 +101,7 @@ def registered():
 
 
 @pytest.mark.parametrize(
-    "task", ["pendulum", "cartpole-continuous", switch(), painter()], ids=["pendulum", "cartpole", "discrete", "image"]
+    "task", [made("pendulum"), made("cartpole-continuous"), SWITCH, PAINTER], ids=lambda task: task.name
 )
 def test_gymnasiums_check_has_nothing_to_say(task, registered):
     with warnings.catch_warnings():
@@ -112,15 +116,15 @@ def test_the_spaces_are_the_tasks():
     env = envs.as_gymnasium("pendulum")
     assert env.action_space == gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
     assert env.observation_space == gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
-    vector = envs.as_gymnasium_vector(switch(), 2)
+    vector = envs.as_gymnasium_vector(SWITCH, 2)
     assert vector.single_action_space == vector.single_observation_space == gymnasium.spaces.Discrete(3)
     assert vector.action_space == gymnasium.spaces.MultiDiscrete([3, 3])
-    assert envs.as_gymnasium(painter()).observation_space == gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    assert envs.as_gymnasium(PAINTER).observation_space == gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)
 
 
 def test_images_and_choices_there_and_back():
     """A task as Gymnasium's environment as a task has the same spaces, and shows the same."""
-    for task in (switch(), painter()):
+    for task in (SWITCH, PAINTER):
         env = envs.as_gymnasium(task)
         back = envs.from_gymnasium(lambda env=env: env, task.name, task.episode_length)
         assert (back.observation, back.action) == (task.observation, task.action)
@@ -133,7 +137,7 @@ def test_images_and_choices_there_and_back():
 @pytest.mark.parametrize("name", ["pendulum", "cartpole-continuous"])
 def test_steps_are_those_of_the_tasks_environment(name):
     """Whose own steps are tested against independent ones."""
-    task = envs.make(name)
+    task = made(name)
     env, step = envs.as_gymnasium(task), jax.jit(task.env.step)
     observation, info = env.reset(seed=5)
     assert info == {} and observation.dtype == np.float32
@@ -149,7 +153,7 @@ def test_steps_are_those_of_the_tasks_environment(name):
 
 
 def test_ends_terms_and_actions_beyond_the_bounds_come_as_they_are():
-    env = envs.as_gymnasium(counter())
+    env = envs.as_gymnasium(COUNTER)
     start = env.reset(seed=0)[0][0]
     # 0.5, then 9 at once: the counter adds what it is given.
     observation, reward, terminated, truncated, info = env.step([0.5])
@@ -163,7 +167,7 @@ def test_ends_terms_and_actions_beyond_the_bounds_come_as_they_are():
 
 
 def test_a_seed_determines_all_that_follows():
-    task = envs.make("pendulum")
+    task = made("pendulum")
 
     def play(env, seed):
         starts = [env.reset(seed=seed)[0]]
@@ -183,7 +187,7 @@ def test_a_seed_determines_all_that_follows():
 
 
 def test_what_is_returned_is_the_callers():
-    env = envs.as_gymnasium("pendulum")
+    env = envs.as_gymnasium(made("pendulum"))
     observation, _ = env.reset(seed=0)
     before = observation.copy()
     observation[:] = 7.0
@@ -193,7 +197,7 @@ def test_what_is_returned_is_the_callers():
 
 
 def test_gymnasiums_wrappers_work(registered):
-    env = gymnasium.wrappers.RecordEpisodeStatistics(gymnasium.make(registered(counter())))
+    env = gymnasium.wrappers.RecordEpisodeStatistics(gymnasium.make(registered(COUNTER)))
     env.reset(seed=1)
     total = 0.0
     for _ in range(4):
@@ -217,7 +221,7 @@ def assert_same_within_rounding(mine, due):
 
 @pytest.mark.parametrize(
     "task",
-    [envs.make("pendulum"), envs.make("cartpole-continuous"), counter(), switch(), painter()],
+    [made("pendulum"), made("cartpole-continuous"), COUNTER, SWITCH, PAINTER],
     ids=lambda task: task.name,
 )
 def test_a_vector_is_gymnasiums_own_of_single_environments(task):
@@ -244,7 +248,7 @@ def test_a_vector_is_gymnasiums_own_of_single_environments(task):
 
 
 def test_a_vector_resets_what_has_ended_in_the_next_step():
-    env = envs.as_gymnasium_vector(counter(), 2)
+    env = envs.as_gymnasium_vector(COUNTER, 2)
     start, info = env.reset(seed=[8, 9])
     assert info == {} and start.shape == (2, 1) and start.dtype == np.float32
     # The first ends at once, by 9 more; the second by the clock after four steps.
@@ -266,7 +270,7 @@ def test_a_vector_resets_what_has_ended_in_the_next_step():
 
 
 def test_a_vectors_seeds():
-    task = envs.make("pendulum")
+    task = made("pendulum")
     env, single = envs.as_gymnasium_vector(task, 3), envs.as_gymnasium(task)
     first = env.reset(seed=20)[0]
     by_number = np.stack([single.reset(seed=20 + i)[0] for i in range(3)])
@@ -281,14 +285,14 @@ def test_a_vectors_seeds():
 
 
 def test_make_vec_makes_ours(registered):
-    name = registered("pendulum", vector_entry_point="jaxmbrl.envs:as_gymnasium_vector")
-    env = gymnasium.make_vec(name, num_envs=4, vectorization_mode="vector_entry_point")
+    name = registered(made("pendulum"), vector_entry_point="jaxmbrl.envs:as_gymnasium_vector")
+    env = gymnasium.make_vec(name, num_envs=3, vectorization_mode="vector_entry_point")
     env = gymnasium.wrappers.vector.RecordEpisodeStatistics(env)
     env.reset(seed=0)
     for _ in range(200):
         *_, truncated, info = env.step(env.action_space.sample())
     assert truncated.all()
-    np.testing.assert_array_equal(info["episode"]["l"], [200] * 4)
+    np.testing.assert_array_equal(info["episode"]["l"], [200] * 3)
 
 
 MISTAKES = {
@@ -315,7 +319,7 @@ def test_a_mistake_is_told(mistake, told):
 
 
 def test_wrong_actions_are_told():
-    env, vector = envs.as_gymnasium("pendulum"), envs.as_gymnasium_vector("pendulum", 2)
+    env, vector = envs.as_gymnasium(made("pendulum")), envs.as_gymnasium_vector(made("pendulum"), 3)
     for unready in (env, vector):
         with pytest.raises(gymnasium.error.ResetNeeded):
             unready.step(np.zeros(1))
@@ -324,9 +328,9 @@ def test_wrong_actions_are_told():
         env.step(np.zeros(2))
     with pytest.raises(UserError, match=r"actions must be numbers of shape \(1,\), got 'up'"):
         env.step("up")
-    with pytest.raises(UserError, match=r"actions must be of shape \(2, 1\), got \(2,\)"):
-        vector.step(np.zeros(2))
-    choices = envs.as_gymnasium(switch())
+    with pytest.raises(UserError, match=r"actions must be of shape \(3, 1\), got \(3,\)"):
+        vector.step(np.zeros(3))
+    choices = envs.as_gymnasium(SWITCH)
     choices.reset(seed=0)
     with pytest.raises(UserError, match=r"actions must be whole numbers, got 1\.5"):
         choices.step(1.5)

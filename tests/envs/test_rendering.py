@@ -17,7 +17,7 @@ from jaxmbrl.envs.mujoco import rendering
 from jaxmbrl.envs.mujoco.rendering import Drawer, NoPicture, scene
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def working():
     """The renderer that works here."""
     found = doctor.rendering()
