@@ -46,7 +46,7 @@ def same(a, b):
 def compare(name, env, actions, key=KEY):
     """A rollout of the task against the package's own environment, scanned and never reset; returns the rollout's rows."""
     task = envs.make(name)
-    policy = open_loop(actions)
+    policy = open_loop(jnp.asarray(actions))
 
     def by_hand():
         def step(state, action):
@@ -57,17 +57,19 @@ def compare(name, env, actions, key=KEY):
         first = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), env.reset(key))
         return jax.lax.scan(step, first, actions)[1]
 
-    rows = jax.jit(lambda: rollout(task.world, policy, (task.world.reset(key), policy.init(key)), key, len(actions))[1])()
-    observation, reward, successor, done = jax.jit(by_hand)()
+    def rolled():
+        return rollout(task.world, policy, (task.world.reset(key), policy.init(key)), key, len(actions))[1]
+
+    rows, (observation, reward, successor, done) = jax.device_get((jax.jit(rolled)(), jax.jit(by_hand)()))
     assert same(rows.observation, observation) and same(rows.next_observation, successor)
     assert same(rows.reward, reward) and same(rows.terminated, done > 0)
     np.testing.assert_array_equal(rows.action, actions)
-    return task, jax.tree.map(np.asarray, rows)
+    return task, rows
 
 
 def test_the_time_limit_of_braxs_environments_is_1000(brax_envs):
     """And what follows it is the true successor: `fast` goes on and on."""
-    actions = jax.random.uniform(KEY, (1003, 1), minval=-1.0, maxval=1.0)
+    actions = np.random.default_rng(2).uniform(-1, 1, (1003, 1)).astype(np.float32)
     task, rows = compare("brax/fast", brax_envs.get_environment("fast"), actions)
     assert task.episode_length == 1000 and type(task.env) is type(brax_envs.get_environment("fast"))
     assert np.flatnonzero(rows.truncated).tolist() == [999, 1000, 1001, 1002] and not rows.terminated.any()
@@ -76,8 +78,9 @@ def test_the_time_limit_of_braxs_environments_is_1000(brax_envs):
 
 def test_a_collector_resets_after_the_true_successor(brax_envs):
     task = envs.make("brax/fast")
-    world, policy = auto_reset(task.world, open_loop(jnp.ones((1002, 1))))
+    world, policy = auto_reset(task.world, open_loop(jnp.asarray(np.ones((1002, 1), np.float32))))
     rows = jax.jit(lambda: rollout(world, policy, (world.reset(KEY), policy.init(KEY)), KEY, 1002)[1])()
+    rows = jax.device_get(rows)
     assert np.flatnonzero(rows.truncated).tolist() == [999]
     # It has gained 0.02 of speed a step from rest, and begins anew at 0.
     assert float(rows.next_observation[999, 1]) == pytest.approx(20, rel=1e-4)
@@ -88,7 +91,7 @@ def test_a_collector_resets_after_the_true_successor(brax_envs):
 def test_an_environment_of_braxs_terminates(brax_envs):
     """The pole falls over under a full push, and never by the clock."""
     env = brax_envs.get_environment("inverted_pendulum", backend="spring")
-    task, rows = compare(BRAX, env, jnp.ones((40, 1)))
+    task, rows = compare(BRAX, env, np.ones((40, 1), np.float32))
     assert (task.name, task.observation.shape, task.action.shape) == (BRAX, (4,), (1,))
     assert (task.reward, task.terminated) == (None, None)
     np.testing.assert_array_equal(rows.terminated, np.abs(rows.next_observation[:, 1]) > 0.2)
@@ -115,7 +118,7 @@ def test_environments_of_playgrounds_are_sound(name, playground):
 def test_an_environment_of_playgrounds_is_the_packages_own(playground):
     """Over its time limit of 1,000 steps. The pole starts upright, where it earns, and falls."""
     env = playground.registry.load("PendulumSwingup", config_overrides={"impl": "jax"})
-    actions = jnp.sign(jnp.sin(jnp.arange(1002.0) / 9))[:, None]
+    actions = np.sign(np.sin(np.arange(1002) / 9))[:, None].astype(np.float32)
     task, rows = compare("playground/PendulumSwingup", env, actions, jax.random.key(0))
     assert (task.episode_length, task.observation.shape, task.action.shape) == (1000, (3,), (1,))
     assert np.flatnonzero(rows.truncated).tolist() == [999, 1000, 1001] and not rows.terminated.any()

@@ -56,8 +56,8 @@ def stepper(task):
     compiled = jax.jit(jax.vmap(step))
 
     def steps(coordinates, actions):
-        (state, _), rows = compiled(jnp.asarray(coordinates), jnp.asarray(actions))
-        return np.asarray(state.pipeline_state), rows
+        (state, _), rows = jax.device_get(compiled(coordinates, actions))
+        return state.pipeline_state, rows
 
     return steps
 
@@ -184,7 +184,7 @@ def test_energy_changes_by_the_work_done(name):
         force = 10 * action[0] if name == "cartpole-swingup" else jnp.array([2.0, 1.0]) * action
         return jax.grad(energy)(y) @ module._derivative(y, force), power(name, y, action)
 
-    changes, work = jax.jit(jax.vmap(change))(jnp.asarray(states[:, :4]), jnp.asarray(actions.clip(-1, 1)))
+    changes, work = jax.jit(jax.vmap(change))(states[:, :4], actions.clip(-1, 1))
     np.testing.assert_allclose(changes, work, rtol=1e-10, atol=1e-10)
 
 
@@ -194,21 +194,22 @@ def test_energy_is_conserved_without_friction_and_force(name, monkeypatch):
     monkeypatch.setattr(module, "FRICTION", 0.0)
     energies = jax.jit(jax.vmap(energy))
     states, actions = CASES[name][0](50)
-    before, step = energies(jnp.asarray(states[:, :4])), stepper(envs.make(name))
+    before, step = energies(states[:, :4]), stepper(envs.make(name))
     for _ in range(10):
         states, _ = step(states, 0 * actions)
-    after = energies(jnp.asarray(states[:, :4]))
+    after = np.asarray(energies(states[:, :4]))
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4)
     monkeypatch.setattr(module, "FRICTION", 0.1)
     braked, _ = stepper(envs.make(name))(states, 0 * actions)
-    assert (energies(jnp.asarray(braked[:, :4])) < after).all()
+    assert (np.asarray(energies(braked[:, :4])) < after).all()
 
 
 def test_runge_kutta_is_of_order_four():
     exact = np.array([np.cos(2.0), -np.sin(2.0)])
     errors = []
     for substeps in (10, 20, 40):
-        ours = runge_kutta(lambda y: jnp.stack([y[1], -y[0]]), jnp.array([1.0, 0.0]), 2.0, substeps)
+        solve = jax.jit(lambda y, n=substeps: runge_kutta(lambda y: jnp.stack([y[1], -y[0]]), y, 2.0, n))
+        ours = np.asarray(solve(np.array([1.0, 0.0])))
         errors.append(np.abs(ours - exact).max())
     orders = np.log2(np.array(errors[:-1]) / errors[1:])
     np.testing.assert_allclose(orders, 4.0, atol=0.1)
@@ -216,8 +217,8 @@ def test_runge_kutta_is_of_order_four():
 
 def test_swingup_rewards_of_hand_made_states():
     reward = envs.make("cartpole-swingup").reward
-    states = jnp.array([[0, 3, 2, 0, -1], [0, 0, 0, 0, 1], [0.5, 0, 0, -1, 0], [0.25, 0, 0, 0, -1]], float)
-    got = reward(states, jnp.zeros((4, 1)), states)
+    states = np.array([[0, 3, 2, 0, -1], [0, 0, 0, 0, 1], [0.5, 0, 0, -1, 0], [0.25, 0, 0, 0, -1]], float)
+    got = jax.jit(reward)(states, np.zeros((4, 1)), states)
     expected = [1.0, np.exp(-8.0), np.exp(-2.0), np.exp(-0.5)]  # tip at the goal, hanging, level beneath it, 0.25 m aside
     np.testing.assert_allclose(got, expected, rtol=1e-12)
 
@@ -225,10 +226,16 @@ def test_swingup_rewards_of_hand_made_states():
 def test_reacher_rewards_of_hand_made_states():
     """An arm bent upwards at the elbow has its tip at (0.5, 0.5); a torque moves it by little in one step."""
     task = envs.make("reacher-2d")
-    state = task.env.state_at(jnp.array([0.0, np.pi / 2, 0.0, 0.0, 0.5, 0.2]))
-    np.testing.assert_allclose(state.obs, [1, 0, 0, 1, 0, 0, 0, -0.3], atol=1e-12)
-    assert float(task.env.step(state, jnp.zeros(2)).reward) == pytest.approx(-0.3, abs=1e-12)
-    assert float(task.reward(state.obs, jnp.array([3.0, -0.5]), state.obs)) == pytest.approx(-0.3 - 0.0125, abs=1e-12)
+
+    @jax.jit
+    def found(coordinates, torques):
+        state = task.env.state_at(coordinates)
+        return state.obs, task.env.step(state, 0 * torques).reward, task.reward(state.obs, torques, state.obs)
+
+    observation, still, moved = found(np.array([0.0, np.pi / 2, 0.0, 0.0, 0.5, 0.2]), np.array([3.0, -0.5]))
+    np.testing.assert_allclose(observation, [1, 0, 0, 1, 0, 0, 0, -0.3], atol=1e-12)
+    assert float(still) == pytest.approx(-0.3, abs=1e-12)
+    assert float(moved) == pytest.approx(-0.3 - 0.0125, abs=1e-12)
 
 
 def resets(name, n=4000):
@@ -264,7 +271,7 @@ def test_time_limits_truncate(name, steps):
     task = envs.make(name)
     assert task.episode_length == steps
     idle = lambda carry, _: task.world.step(carry, task.action.zeros(), jax.random.key(0))  # noqa: E731
-    rows = jax.lax.scan(idle, task.world.reset(jax.random.key(0)), None, steps)[1]
+    rows = jax.jit(lambda key: jax.lax.scan(idle, task.world.reset(key), None, steps)[1])(jax.random.key(0))
     np.testing.assert_array_equal(rows.truncated, [False] * (steps - 1) + [True])
     assert not np.asarray(rows.terminated).any()
 
@@ -302,19 +309,20 @@ def test_a_car_step_is_gymnasiums(monkeypatch):
     np.testing.assert_allclose(rows.reward, rewards, rtol=0, atol=1e-12)
     np.testing.assert_array_equal(rows.terminated, ends)
     np.testing.assert_allclose(
-        task.reward(rows.observation, rows.action, rows.next_observation), rewards, rtol=0, atol=1e-12
+        jax.jit(task.reward)(rows.observation, rows.action, rows.next_observation), rewards, rtol=0, atol=1e-12
     )
-    np.testing.assert_array_equal(task.terminated(rows.next_observation), ends)
+    np.testing.assert_array_equal(jax.jit(task.terminated)(rows.next_observation), ends)
 
 
 def test_a_car_swings_up_as_gymnasiums_and_terminates():
     task, theirs = envs.make("mountain-car-continuous"), gymnasium.make("MountainCarContinuous-v0")
     theirs.reset(seed=1)
-    carry = task.world.start(task.env.state_at(jnp.asarray(theirs.unwrapped.state)), jax.random.key(0))
+    key = jax.random.key(0)
+    carry = jax.jit(lambda start: task.world.start(task.env.state_at(start), key))(np.asarray(theirs.unwrapped.state))
     step = jax.jit(task.world.step)
     for _ in range(300):
         action = np.array([1.0 if theirs.unwrapped.state[1] >= 0 else -1.0])
-        carry, row = step(carry, jnp.asarray(action), jax.random.key(0))
+        carry, row = step(carry, action, key)
         observation, reward, terminated, truncated, _ = theirs.step(action)
         np.testing.assert_allclose(row.next_observation, observation, atol=1e-4)
         assert float(row.reward) == pytest.approx(reward)
