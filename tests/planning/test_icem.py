@@ -1,5 +1,7 @@
 """iCEM: its noise, whole plans replayed in NumPy from the noise that was drawn, what it keeps, and what it costs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,11 +25,22 @@ def theory(steps, exponent, lag):
     return sum(p * np.cos(2 * np.pi * k * lag / steps) for k, p in enumerate(power)) / sum(power)
 
 
+EXPONENTS = (0.0, 0.25, 2.0, 3.5)
+
+
+@functools.cache
+def noises(seed, shape, exponents):
+    """The noise of every exponent, from the same key."""
+    key = jax.random.key(seed)
+    found = jax.jit(lambda key: [icem.coloured_noise(key, shape, exponent, jnp.float32) for exponent in exponents])(key)
+    return [np.asarray(noise, np.float64) for noise in found]
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7, 20])
-@pytest.mark.parametrize("exponent", [0.0, 0.25, 2.0, 3.5])
+@pytest.mark.parametrize("exponent", EXPONENTS)
 def test_noise_has_unit_variance_and_the_colour_asked_for(steps, exponent):
     count = 20_000
-    noise = np.asarray(icem.coloured_noise(jax.random.key(0), (count, steps, 3), exponent, jnp.float32), np.float64)
+    noise = noises(0, (count, steps, 3), EXPONENTS)[EXPONENTS.index(exponent)]
     assert noise.shape == (count, steps, 3)
     assert np.abs(noise.mean(axis=0)).max() < 4.5 / np.sqrt(count)
     # At each time, not on average over times.
@@ -41,19 +54,15 @@ def test_noise_has_unit_variance_and_the_colour_asked_for(steps, exponent):
 
 
 def test_noise_is_the_smoother_the_larger_its_exponent():
-    def neighbours(exponent):
-        noise = np.asarray(icem.coloured_noise(jax.random.key(1), (4000, 30, 1), exponent, jnp.float32))
-        return np.mean(noise[:, 1:] * noise[:, :-1])
-
-    found = [neighbours(exponent) for exponent in (0.0, 0.25, 1.0, 2.0, 3.0)]
+    found = [np.mean(x[:, 1:] * x[:, :-1]) for x in noises(1, (4000, 30, 1), (0.0, 0.25, 1.0, 2.0, 3.0))]
     assert abs(found[0]) < 0.01
     assert np.all(np.diff(found) > 0.02)
     assert found[-1] > 0.9
 
 
 def test_the_power_of_the_noise_falls_with_frequency_by_the_exponent():
-    for exponent in (0.5, 2.0):
-        noise = np.asarray(icem.coloured_noise(jax.random.key(2), (4000, 64, 1), exponent, jnp.float32), np.float64)
+    exponents = (0.5, 2.0)
+    for exponent, noise in zip(exponents, noises(2, (4000, 64, 1), exponents), strict=True):
         power = np.mean(np.abs(np.fft.rfft(noise[..., 0], axis=1)) ** 2, axis=0)[1:]
         slope = np.polyfit(np.log(np.arange(1, 33)), np.log(power), 1)[0]
         assert slope == pytest.approx(-exponent, abs=0.03)
@@ -94,7 +103,7 @@ def fed(config, monkeypatch):
         assert feed == []
         return actions, after
 
-    return planner.init(), jax.jit(plan)
+    return jax.jit(planner.init)(), jax.jit(plan)
 
 
 def noises_for(config, rng):
@@ -147,11 +156,11 @@ def replay(config, plans):
 )
 def test_plans_replayed_in_numpy(config, monkeypatch):
     """Three plans in a row, in double precision, from the same noise."""
-    noises = noises_for(config, np.random.default_rng(0))
+    plans = noises_for(config, np.random.default_rng(0))
     with jax.enable_x64(True):
         state, plan = fed(config, monkeypatch)
-        for drawn, (best, mean, elites) in zip(noises, replay(config, noises)[1], strict=True):
-            actions, state = plan(state, [jnp.asarray(x) for x in drawn])
+        for drawn, (best, mean, elites) in zip(plans, replay(config, plans)[1], strict=True):
+            actions, state = plan(state, drawn)
             np.testing.assert_allclose(actions, best, rtol=0, atol=1e-13)
             np.testing.assert_allclose(state.mean, mean, rtol=0, atol=1e-13)
             np.testing.assert_allclose(state.elites, elites.reshape(-1, H, A), rtol=0, atol=1e-13)
@@ -167,18 +176,18 @@ def test_without_its_improvements_it_is_the_clipped_gaussian_cross_entropy_metho
     white[3, 0] = 0.0
     with jax.enable_x64(True):
         state, plan = fed(config, monkeypatch)
-        actions, state = plan(state, list(jnp.asarray(white)))
+        actions, state = plan(state, list(white))
     mean, std = np.zeros((H, A)), np.full((H, A), 0.7)
     for noise in white:
         xs = np.clip(mean + std * noise, -1, 1)
         best = xs[np.argsort(-score(xs))[:6]]
         mean, std = 0.2 * mean + 0.8 * best.mean(0), 0.2 * std + 0.8 * best.std(0)
     np.testing.assert_allclose(actions, best[0], atol=1e-13)
-    np.testing.assert_allclose(state.mean[:-1], mean[1:], atol=1e-13)
+    np.testing.assert_allclose(np.asarray(state.mean)[:-1], mean[1:], atol=1e-13)
 
 
 def test_white_noise_is_what_is_drawn_where_the_exponent_is_0():
-    noise = icem.coloured_noise(jax.random.key(3), (50, 9, 2), 0.0, jnp.float32)
+    (noise,) = noises(3, (50, 9, 2), (0.0,))
     np.testing.assert_allclose(noise, jax.random.normal(jax.random.key(3), (50, 9, 2)), atol=1e-6)
 
 
@@ -191,9 +200,9 @@ def test_the_best_never_gets_worse_while_elites_are_kept(monkeypatch):
         with jax.enable_x64(True):
             first, plan = fed(config, monkeypatch)
             for seed in range(12):
-                (noises, *_) = noises_for(config, np.random.default_rng(seed))
-                actions, _ = plan(first, [jnp.asarray(x) for x in noises])
-                tried, _ = replay(config, [noises])
+                (drawn, *_) = noises_for(config, np.random.default_rng(seed))
+                actions, _ = plan(first, drawn)
+                tried, _ = replay(config, [drawn])
                 lacking.append(max(score(x).max() for x in tried) - score(np.asarray(actions)[None])[0])
         return lacking
 
@@ -201,42 +210,47 @@ def test_the_best_never_gets_worse_while_elites_are_kept(monkeypatch):
     assert max(shortfall(0.0)) > 0.01
 
 
-def test_kept_elites_are_not_tried_again_within_a_plan(watched):
+@pytest.fixture(scope="module")
+def searched(watched):
+    """`searched(score, state, seed)`: a plan, the next state, and what was tried, under a `score` in NumPy."""
+    planner = icem.make(ICEMConfig(horizon=H, population=20, elites=5, kept=0.6, iterations=3), SPACE)
+    asked, tried = [None], []
+    # Looked up when it is called, for the compiled plan is asked with several scores.
+    problem = problem_of_score(watched(lambda population: (asked[0])(population), tried), SPACE)  # noqa: PLW0108
+    plan = jax.jit(lambda state, seed: planner.plan(problem, state, jax.random.key(seed)))
+    first = jax.jit(planner.init)()
+
+    def searched(score, state=first, seed=0):
+        asked[0] = score
+        tried.clear()
+        actions, state, _ = jax.device_get(jax.block_until_ready(plan(state, seed)))
+        return actions, state, list(tried)
+
+    return searched
+
+
+def test_kept_elites_are_not_tried_again_within_a_plan(searched):
     """Their returns are those they had, under the key of an earlier iteration."""
-    planner, tried = icem.make(ICEMConfig(horizon=H, population=20, elites=5, kept=0.6, iterations=3), SPACE), []
     calls = iter([0.0, -100.0, -200.0])
-    plan = jax.jit(
-        lambda key: planner.plan(
-            problem_of_score(watched(lambda x: score(x) + next(calls), tried), SPACE), planner.init(), key
-        )
-    )
-    actions, state, _ = jax.block_until_ready(plan(jax.random.key(0)))
+    actions, state, tried = searched(lambda x: score(x) + next(calls))
     assert [len(population) for population in tried] == [23, 16, 12]
     first = tried[0][np.argsort(-score(tried[0]))[:3]]
     np.testing.assert_array_equal(state.elites, first)
     np.testing.assert_array_equal(actions, first[0])
 
 
-def test_before_there_are_elites_fresh_sequences_stand_in_their_places(watched):
-    planner, tried = icem.make(ICEMConfig(horizon=H, population=20, elites=5, kept=0.6, iterations=1), SPACE), []
-    plan = jax.jit(lambda state, key: planner.plan(problem_of_score(watched(score, tried), SPACE), state, key))
-    _, state, _ = jax.block_until_ready(plan(planner.init(), jax.random.key(0)))
-    assert len(np.unique(tried[0].reshape(23, -1), axis=0)) == 23
-    assert np.abs(tried[0][1:]).min() > 0
-    half = state._replace(known=jnp.array([True, False, True]))
-    jax.block_until_ready(plan(half, jax.random.key(1)))
-    same = [np.array_equal(tried[1][20 + i, :-1], np.asarray(state.elites)[i, 1:]) for i in range(3)]
+def test_before_there_are_elites_fresh_sequences_stand_in_their_places(searched):
+    _, state, (tried, *_) = searched(score)
+    assert len(np.unique(tried.reshape(23, -1), axis=0)) == 23
+    assert np.abs(tried).min() > 0
+    _, _, (tried, *_) = searched(score, state._replace(known=np.array([True, False, True])), 1)
+    same = [np.array_equal(tried[20 + i, :-1], state.elites[i, 1:]) for i in range(3)]
     assert same == [True, False, True]
-    assert not np.any(tried[1][20:, -1] == np.asarray(state.elites)[:, -1])
+    assert not np.any(tried[20:, -1] == state.elites[:, -1])
 
 
-def test_where_all_are_equal_the_mean_is_played(watched):
-    planner = icem.make(ICEMConfig(horizon=H, population=20, elites=5, iterations=3), SPACE)
-    tried = []
-    plan = jax.jit(
-        lambda key: planner.plan(problem_of_score(watched(lambda x: np.zeros(len(x)), tried), SPACE), planner.init(), key)
-    )
-    actions, _, _ = jax.block_until_ready(plan(jax.random.key(0)))
+def test_where_all_are_equal_the_mean_is_played(searched):
+    actions, _, tried = searched(lambda x: np.zeros(len(x)))
     np.testing.assert_array_equal(actions, tried[-1][0])
     mean = 0.1 * 0.9 * tried[0][:5].mean(axis=0) + 0.9 * tried[1][:5].mean(axis=0)
     np.testing.assert_allclose(actions, mean, atol=1e-6)
