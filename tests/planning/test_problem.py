@@ -1,6 +1,7 @@
 """The score of a problem: discount, terminal value and risk against numbers computed by hand, and the plan played."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,6 @@ from jaxmbrl.core.types import Transition, World
 from jaxmbrl.planning import RiskConfig, make_problem, play, problem_of_score, unit_box
 from jaxmbrl.planning.problem import at_risk
 
-KEY = jax.random.key(0)
 ONE = unit_box(1)
 
 
@@ -29,64 +29,83 @@ def counting(ends=lambda x: jnp.zeros(x.shape, bool), reward=lambda x, a: x + a)
 
 
 def score(world, rows, actions, **settings):
-    origin = jnp.arange(float(rows))[:, None]
-    problem = make_problem(world, origin, ONE, **settings)
-    return float(problem.score(jnp.asarray(actions, float)[:, None], KEY))
+    problem = make_problem(world, jnp.arange(float(rows))[:, None], ONE, **settings)
+    return problem.score(jnp.asarray(actions, float)[:, None], jax.random.key(0))
+
+
+def numbers(scores):
+    """What `scores()` gives, computed under one compilation."""
+    return [float(x) for x in jax.jit(scores)()]
 
 
 def test_rewards_are_discounted():
+    found = numbers(
+        lambda: [
+            score(counting(), 2, [0.0, 0.0, 0.0], discount=0.5),
+            *(score(counting(), 2, [1.0, 1.0, 1.0], discount=discount) for discount in (0.5, 0.0, 1.0)),
+            score(counting(), 2, [1.0, 1.0, 1.0]),
+        ]
+    )
     # Row 0: 0 + 1/2 * 1 + 1/4 * 2 = 1; row 1: 1 + 1/2 * 2 + 1/4 * 3 = 2.75.
-    assert score(counting(), 2, [0.0, 0.0, 0.0], discount=0.5) == (1 + 2.75) / 2
     # With the actions 1, 1, 1 each row earns 1.75 more.
-    assert score(counting(), 2, [1.0, 1.0, 1.0], discount=0.5) == (2.75 + 4.5) / 2
-    assert score(counting(), 2, [1.0, 1.0, 1.0], discount=0.0) == 1.5
-    assert score(counting(), 2, [1.0, 1.0, 1.0]) == 7.5
+    assert found == [(1 + 2.75) / 2, (2.75 + 4.5) / 2, 1.5, 7.5, 7.5]
 
 
 def test_the_discount_may_be_traced_and_differ_from_seed_to_seed():
-    def scored(discount):
-        problem = make_problem(counting(), jnp.arange(2.0)[:, None], ONE, discount=discount)
-        return problem.score(jnp.zeros((3, 1)), KEY)
-
-    found = jax.jit(jax.vmap(scored))(jnp.array([0.5, 1.0, 0.0]))
-    np.testing.assert_array_equal(found, [1.875, 4.5, 0.5])
+    found = jax.jit(jax.vmap(lambda discount: score(counting(), 2, [0.0, 0.0, 0.0], discount=discount)))
+    np.testing.assert_array_equal(found(np.array([0.5, 1.0, 0.0], np.float32)), [1.875, 4.5, 0.5])
 
 
 def test_the_terminal_value_is_discounted_and_counts_for_rows_that_are_alive():
     """Rows 0, 1, 2 start at their number; a row that steps from 2 terminates. The value of arriving at x is 10 x."""
     world = counting(ends=lambda x: x == 2)
     value = lambda carry: 10 * carry[:, 0]  # noqa: E731
+    discounted, plain, worthless, without = numbers(
+        lambda: [
+            score(world, 3, [0.0, 0.0], discount=0.5, terminal_value=value),
+            score(world, 3, [0.0, 0.0], terminal_value=value),
+            score(world, 3, [0.0, 0.0], terminal_value=lambda carry: jnp.zeros(3)),
+            score(world, 3, [0.0, 0.0]),
+        ]
+    )
     # Two steps: row 0 earns 0 + 1/2 * 1 and is worth 1/4 * 10 * 2; row 1 earns 1 + 1/2 * 2, row 2 earns 2, and both end.
     by_hand = [0.5 + 5.0, 2.0, 2.0]
-    assert score(world, 3, [0.0, 0.0], discount=0.5, terminal_value=value) == pytest.approx(np.mean(by_hand), rel=1e-6)
+    assert discounted == pytest.approx(np.mean(by_hand), rel=1e-6)
     # Undiscounted: 0 + 1 + 20, 1 + 2, 2.
-    assert score(world, 3, [0.0, 0.0], terminal_value=value) == pytest.approx((21 + 3 + 2) / 3, rel=1e-6)
-    assert score(world, 3, [0.0, 0.0], terminal_value=lambda carry: jnp.zeros(3)) == score(world, 3, [0.0, 0.0])
+    assert plain == pytest.approx((21 + 3 + 2) / 3, rel=1e-6)
+    assert worthless == without
 
 
 def test_the_terminal_value_counts_by_the_probability_of_being_alive():
     world = counting(ends=lambda x: jnp.full(x.shape, 0.25))
     # One row: 0 + 3/4 * 1 + 9/16 * 16.
-    assert score(world, 1, [0.0, 0.0], terminal_value=lambda carry: jnp.full(1, 16.0)) == 9.75
+    assert numbers(lambda: [score(world, 1, [0.0, 0.0], terminal_value=lambda carry: jnp.full(1, 16.0))]) == [9.75]
+
+
+@jax.jit
+def with_a_bad_terminal_value(bad):
+    """The scores where arriving at 4 is worth `bad`, and where, moreover, row 2 ends with its first step."""
+    value = lambda carry: jnp.where(carry[:, 0] == 4, bad, 1.0)  # noqa: E731
+    world = counting()
+    only_row_2 = lambda o, a, k: (o + 1, world.step(o, a, k)[1]._replace(terminated=jnp.arange(3) == 2))  # noqa: E731
+    dying = world._replace(step=only_row_2)
+    return [score(each, 3, [0.0, 0.0], terminal_value=value) for each in (world, dying)]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_terminal_value_that_is_not_finite_rules_out_the_candidate_while_the_row_is_alive(bad):
-    value = lambda carry: jnp.where(carry[:, 0] == 4, bad, 1.0)  # noqa: E731
-    assert score(counting(), 3, [0.0, 0.0], terminal_value=value) == -np.inf
-    # Only row 2 arrives at 4. Here its first step ends it: 0 + 1 + 1, 1 + 2 + 1, 2.
-    world = counting()
-    only_row_2 = lambda o, a, k: (o + 1, world.step(o, a, k)[1]._replace(terminated=jnp.arange(3) == 2))  # noqa: E731
-    dying = world._replace(step=only_row_2)
-    assert score(dying, 3, [0.0, 0.0], terminal_value=value) == pytest.approx((2 + 4 + 2) / 3)
+    living, dying = with_a_bad_terminal_value(bad)
+    assert float(living) == -np.inf
+    # Only row 2 arrives at 4. There its first step ends it: 0 + 1 + 1, 1 + 2 + 1, 2.
+    assert float(dying) == pytest.approx((2 + 4 + 2) / 3)
 
 
 def test_a_terminal_value_of_another_shape_than_the_rewards_is_refused():
     with pytest.raises(AssertionError, match="shape"):
-        score(counting(), 3, [0.0], terminal_value=lambda carry: carry)
+        jax.eval_shape(lambda: score(counting(), 3, [0.0], terminal_value=lambda carry: carry))
 
 
-RETURNS = jnp.array([4.0, 1.0, 3.0, 2.0, 10.0])
+RETURNS = np.array([4.0, 1.0, 3.0, 2.0, 10.0], np.float32)
 
 
 @pytest.mark.parametrize(
@@ -103,39 +122,53 @@ RETURNS = jnp.array([4.0, 1.0, 3.0, 2.0, 10.0])
     ],
 )
 def test_the_risk_over_rows_by_hand(risk, expected):
-    assert float(at_risk(RETURNS, risk)) == pytest.approx(expected, rel=1e-6)
-    world = counting(reward=lambda x, a: RETURNS)
-    assert score(world, 5, [0.0], risk=risk) == pytest.approx(expected, rel=1e-6)
-    assert score(world, 5, [0.0, 0.0], risk=risk) == pytest.approx(2 * expected, rel=1e-6)
+    world = counting(reward=lambda x, a: jnp.asarray(RETURNS))
+    found = numbers(
+        lambda: [at_risk(jnp.asarray(RETURNS), risk), *(score(world, 5, steps, risk=risk) for steps in ([0.0], [0.0, 0.0]))]
+    )
+    assert found == pytest.approx([expected, expected, 2 * expected], rel=1e-6)
 
 
 @pytest.mark.parametrize(
     "risk", [RiskConfig(), RiskConfig(quantile=0.5), RiskConfig(quantile=0.0), RiskConfig(deviations=2.0)]
 )
 def test_the_risk_of_a_single_return_is_that_return(risk):
-    assert float(at_risk(jnp.float32(-3.25), risk)) == float(at_risk(jnp.full(1, -3.25), risk)) == -3.25
-    assert float(at_risk(jnp.full(4, -3.25), risk)) == -3.25
+    returns = [np.full(shape, -3.25, np.float32) for shape in ((), 1, 4)]
+    found = jax.jit(lambda returns: [at_risk(x, risk) for x in returns])(returns)
+    assert [float(x) for x in found] == [-3.25] * 3
 
 
 def test_no_deviation_is_the_mean_bit_for_bit():
-    returns = jax.random.normal(KEY, (1000,)) * 1e3
-    assert float(at_risk(returns, RiskConfig(deviations=0.0))) == float(jnp.mean(returns))
+    returns = np.random.default_rng(0).normal(size=1000).astype(np.float32) * 1000
+    risky, mean = jax.jit(lambda x: at_risk(x, RiskConfig(deviations=0.0))), jax.jit(jnp.mean)
+    assert float(risky(returns)) == float(mean(returns))
+
+
+@functools.cache
+def with_a_bad_row(risk):
+    """`(bad, actions) -> score` where row 1 earns `bad` for actions above 0, compiled."""
+
+    def found(bad, actions):
+        world = counting(reward=lambda x, a: jnp.where((x == 1) & (a > 0), bad, 1.0))
+        return score(world, 4, actions, risk=risk)
+
+    return jax.jit(found)
 
 
 @pytest.mark.parametrize("risk", [RiskConfig(), RiskConfig(quantile=0.9), RiskConfig(deviations=1.0)])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_one_row_that_is_not_finite_rules_out_the_candidate_at_any_risk(risk, bad):
-    world = counting(reward=lambda x, a: jnp.where((x == 1) & (a > 0), bad, 1.0))
-    assert score(world, 4, [1.0, -1.0], risk=risk) == -np.inf
-    assert score(world, 4, [-1.0, -1.0], risk=risk) == 2.0
+    found = with_a_bad_row(risk)
+    assert float(found(bad, np.array([1.0, -1.0]))) == -np.inf
+    assert float(found(bad, np.array([-1.0, -1.0]))) == 2.0
 
 
 def test_risk_decides_between_a_safe_and_a_risky_plan():
     """The action 1 earns 0 or 10, the action -1 earns 4 for certain."""
     world = counting(reward=lambda x, a: jnp.where(a > 0, jnp.where(x == 0, 0.0, 10.0), 4.0))
-    mean, careful = [{"risk": risk} for risk in (RiskConfig(), RiskConfig(quantile=0.1))]
-    assert score(world, 2, [1.0], **mean) == 5.0 > score(world, 2, [-1.0], **mean)
-    assert score(world, 2, [1.0], **careful) == 1.0 < score(world, 2, [-1.0], **careful)
+    risks = RiskConfig(), RiskConfig(quantile=0.1)
+    found = numbers(lambda: [score(world, 2, [action], risk=risk) for risk in risks for action in (1.0, -1.0)])
+    assert found == [5.0, 4.0, 1.0, 4.0]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +185,7 @@ def test_a_risk_that_makes_no_sense_is_refused(values, message):
         from_dict(RiskConfig, values)
     assert str(refused.value) == message
     with pytest.raises(UserError):
-        make_problem(counting(), jnp.zeros((1, 1)), ONE, risk=RiskConfig(**values))
+        make_problem(counting(), np.zeros((1, 1)), ONE, risk=RiskConfig(**values))
 
 
 def test_a_risk_is_a_plain_setting():
@@ -177,14 +210,20 @@ def noisy():
 
 
 def test_a_played_plan_is_the_one_that_was_scored():
-    problem = make_problem(noisy(), jnp.zeros((6, 1)), ONE)
-    actions, key = jnp.array([[0.5], [-0.25], [1.0]]), jax.random.key(3)
-    steps = play(problem, actions, key)
+    problem = make_problem(noisy(), np.zeros((6, 1), np.float32), ONE)
+    actions = np.array([[0.5], [-0.25], [1.0]], np.float32)
+
+    @jax.jit
+    def both(actions, seed):
+        key = jax.random.key(seed)
+        return play(problem, actions, key), problem.score(actions, key)
+
+    (steps, scored), (_, other) = jax.device_get([both(actions, seed) for seed in (3, 4)])
     assert steps.reward.shape == (3, 6) and steps.next_observation.shape == (3, 6, 1)
     np.testing.assert_array_equal(steps.action, actions)
     np.testing.assert_array_equal(steps.observation[1:], steps.next_observation[:-1])
-    assert float(problem.score(actions, key)) == pytest.approx(float(steps.reward.sum(axis=0).mean()), rel=1e-6)
-    assert float(problem.score(actions, jax.random.key(4))) != float(problem.score(actions, key))
+    assert float(scored) == pytest.approx(float(steps.reward.sum(axis=0).mean()), rel=1e-6)
+    assert float(other) != float(scored)
 
 
 def test_discrete_actions_are_scored_and_played():
@@ -196,10 +235,14 @@ def test_discrete_actions_are_scored_and_played():
         return after, row
 
     world = World(reset=None, start=lambda origin, key: origin, observe=lambda carry: carry[None], step=step)
-    problem = make_problem(world, jnp.int32(1), Discrete(3), terminal_value=lambda carry: 100.0 * carry)
-    actions = jnp.array([2, 0, 1], jnp.int32)
-    assert float(problem.score(actions, KEY)) == (3 + 3 + 4) + 400
-    steps = play(problem, actions, KEY)
+
+    @jax.jit
+    def both(actions, origin):
+        problem = make_problem(world, origin, Discrete(3), terminal_value=lambda carry: 100.0 * carry)
+        return problem.score(actions, jax.random.key(0)), play(problem, actions, jax.random.key(0))
+
+    scored, steps = both(np.array([2, 0, 1], np.int32), np.int32(1))
+    assert float(scored) == (3 + 3 + 4) + 400
     assert steps.action.tolist() == [2, 0, 1] and steps.action.dtype == jnp.int32
     assert steps.reward.tolist() == [3.0, 3.0, 4.0]
 
@@ -207,6 +250,7 @@ def test_discrete_actions_are_scored_and_played():
 def test_a_problem_of_a_score_has_no_world():
     problem = problem_of_score(lambda actions, key: jnp.sum(actions), ONE)
     assert problem.action == Box((1,), -1.0, 1.0) and problem.terminal_value is None
-    assert float(problem.score(jnp.ones((2, 1)), KEY)) == 2.0
+    actions, key = jnp.asarray(np.ones((2, 1))), jax.random.key(0)
+    assert float(problem.score(actions, key)) == 2.0
     with pytest.raises(ValueError, match="no world"):
-        play(problem, jnp.ones((2, 1)), KEY)
+        play(problem, actions, key)
