@@ -33,14 +33,19 @@ def joined(*episodes):
     return jax.tree.map(lambda *parts: np.concatenate(parts), *episodes)
 
 
-def linear(factors, noise=0.0):
-    """Members x' = factor x + action of one dimension, each with the same noise."""
+def members(state, observation, action):
+    """x' = factor x + action by a member for each factor, all with the same noise."""
+    factors, noise = state
+    mean = factors[:, None, None] * observation + action
+    return mean, jnp.full_like(mean, noise**2)
 
-    def predict(state, observation, action):
-        mean = jnp.stack([factor * observation + action for factor in factors])
-        return mean, jnp.full_like(mean, noise**2)
 
-    return Predictor(predict)
+LINEAR = Predictor(members)
+
+
+def linear(*factors, noise=0.0):
+    """State of `LINEAR`."""
+    return np.array(factors), np.array(noise)
 
 
 def still(episodes=2, steps=12, factor=0.9):
@@ -51,18 +56,19 @@ def still(episodes=2, steps=12, factor=0.9):
 def test_errors_of_a_linear_model_in_closed_form():
     """x' = 0.9 x by members 0.9 + e: after h steps |(0.9 + e)^h - 0.9^h| |x_0|, the mean over members having the mean e."""
     horizon, wrong = 5, (0.05, -0.02, 0.0)
+    rows = still(4, 8)
     with jax.enable_x64(True):
-        found = compounding_error(linear([0.9 + e for e in wrong]), (), still(), horizon, KEY)
-    starts = [*range(8), *range(12, 20)]
+        found = compounding_error(LINEAR, linear(*(0.9 + e for e in wrong)), rows, horizon, KEY)
+    starts = [8 * i + j for i in range(4) for j in range(4)]
     assert found.starts.tolist() == starts
-    first = still().observation[starts, 0]
+    first = rows.observation[starts, 0]
     size = np.sqrt(np.mean(first**2))
     steps = np.arange(1, horizon + 1)
     for e, error in zip(wrong, found.members[:, :, 0], strict=True):
         np.testing.assert_allclose(error, abs((0.9 + e) ** steps - 0.9**steps) * size, rtol=1e-9, atol=1e-14)
     np.testing.assert_allclose(found.mean[:, 0], abs(0.91**steps - 0.9**steps) * size, rtol=1e-9)
     np.testing.assert_allclose(found.persistence[:, 0], (1 - 0.9**steps) * size, rtol=1e-9)
-    spread = still().observation.std()
+    spread = rows.observation.std()
     np.testing.assert_allclose(found.scale, [spread], rtol=1e-12)
     for name in ("members", "mean", "persistence"):
         np.testing.assert_allclose(getattr(found, f"scaled_{name}"), getattr(found, name)[..., 0] / spread, rtol=1e-12)
@@ -73,10 +79,11 @@ def test_a_perfect_model_errs_by_exactly_nothing_also_beside_resets():
     rng = np.random.default_rng(0)
     episodes = []
     for i, ended in enumerate(["terminated", "truncated", "truncated", "terminated"]):
-        actions = rng.integers(-2, 3, (6 + i, 1)) / 2
+        actions = rng.integers(-2, 3, ((7, 8, 8, 9)[i], 1)) / 2
         episodes.append(play(lambda x, a: x / 2 + a, [8.0 * (i + 1)], actions, ended))
-    found = compounding_error(linear([0.5, 0.5]), (), joined(*episodes), 4, KEY)
-    assert found.starts.tolist() == [0, 1, 2, 6, 7, 8, 9, 13, 14, 15, 16, 17, 21, 22, 23, 24, 25, 26]
+    with jax.enable_x64(True):
+        found = compounding_error(LINEAR, linear(0.5, 0.5, 0.5), joined(*episodes), 5, KEY)
+    assert found.starts.tolist() == [0, 1, 2, 7, 8, 9, 10, 15, 16, 17, 18, 23, 24, 25, 26, 27]
     for error in (found.members, found.mean, found.scaled_members, found.scaled_mean):
         np.testing.assert_array_equal(error, 0.0)
     assert (found.persistence > 0).all()
@@ -159,10 +166,15 @@ def by_hand(rows, start, horizon):
     return np.array(trajectories), np.array(rewards)
 
 
-def test_compounding_as_looped_in_numpy():
-    rows, horizon = swings(), 6
+@pytest.fixture(scope="module")
+def compounded():
+    """The errors of the pendulums after 6 steps."""
     with jax.enable_x64(True):
-        found = compounding_error(Predictor(pendulums), 0.5, rows, horizon, KEY)
+        return compounding_error(Predictor(pendulums), 0.5, swings(), 6, KEY)
+
+
+def test_compounding_as_looped_in_numpy(compounded):
+    rows, horizon, found = swings(), 6, compounded
     starts = [20 * i + j for i in range(3) for j in range(15)]
     assert found.starts.tolist() == starts
     miss = []
@@ -179,32 +191,35 @@ def test_compounding_as_looped_in_numpy():
     np.testing.assert_allclose(found.scaled_mean, np.sqrt(((error[0] / spread) ** 2).mean(axis=1)), rtol=1e-9)
 
 
-def test_the_first_step_is_the_one_step_error():
-    rows = swings()
+def test_the_first_step_is_the_one_step_error(compounded):
     with jax.enable_x64(True):
-        found = compounding_error(Predictor(pendulums), 0.5, rows, 1, KEY)
-        one = evaluate_model(Predictor(pendulums), 0.5, rows)
-    assert len(found.starts) == 60
-    np.testing.assert_allclose(found.mean[0], one.error[:2], rtol=1e-9)
+        one = evaluate_model(Predictor(pendulums), 0.5, jax.tree.map(lambda x: x[compounded.starts], swings()))
+    np.testing.assert_allclose(compounded.mean[0], one.error[:2], rtol=1e-9)
+
+
+def test_every_row_is_the_start_of_one_step():
+    found = compounding_error(LINEAR, linear(0.8), still(), 1, KEY)
+    assert found.starts.tolist() == list(range(24))
 
 
 def test_sampled_noise_adds_up_as_a_random_walk():
     """Nothing moves and members step with deviation 0.3: after h steps 0.3 sqrt(h). The mean over members stays."""
     rows = joined(*(play(lambda x, a: x, [float(i)], np.zeros((8, 1))) for i in range(2)))
     many = joined(*[rows] * 150)
-    found = compounding_error(linear([1.0, 1.0], 0.3), (), many, 8, KEY, starts=300, sampled=True)
+    model = LINEAR, linear(1.0, 1.0, noise=0.3)
+    found = compounding_error(*model, many, 8, KEY, starts=300, sampled=True)
     expected = 0.3 * np.sqrt(np.arange(1, 9))
     for error in found.members[:, :, 0]:
         np.testing.assert_allclose(error, expected, rtol=4 / np.sqrt(2 * 300))
     np.testing.assert_array_equal(found.mean, 0.0)
     assert (found.members[0] != found.members[1]).all()
-    certain = compounding_error(linear([1.0, 1.0], 0.3), (), many, 8, KEY)
+    certain = compounding_error(*model, many, 8, KEY, starts=300)
     np.testing.assert_array_equal(certain.members, 0.0)
 
 
 def test_starts_are_drawn_without_repetition():
     rows = still(4, 30)
-    found = [compounding_error(linear([0.8]), (), rows, 3, jax.random.key(seed), starts=10).starts for seed in (0, 0, 1)]
+    found = [compounding_error(LINEAR, linear(0.8), rows, 3, jax.random.key(seed), starts=10).starts for seed in (0, 0, 1)]
     assert all(len(set(starts.tolist())) == 10 and (np.diff(starts) > 0).all() for starts in found)
     np.testing.assert_array_equal(found[0], found[1])
     assert (found[0] != found[2]).any()
@@ -273,45 +288,38 @@ def test_a_known_reward_is_told_of_what_is_imagined():
     def reward(seen, action, following):
         return seen[..., 0] + 10 * action[..., 0] + 100 * following[..., 1]
 
-    found = imagined_vs_real(linear_of_two(), (), rows, 5, 4, KEY, particles=2, reward=reward)
+    model = LINEAR, linear(0.9, 0.5)
+    found = imagined_vs_real(*model, rows, 5, 4, KEY, reward=reward)
     taken = rows.action[5:9, 0]
     for path, earned in ((found.mean, found.mean_reward), (found.members[1], found.members_reward[1])):
         np.testing.assert_allclose(earned, path[:-1, 0] + 10 * taken + 100 * path[1:, 1], rtol=1e-5)
-    unknown = imagined_vs_real(linear_of_two(), (), rows, 5, 4, KEY)
+    unknown = imagined_vs_real(*model, rows, 5, 4, KEY)
     assert (unknown.mean_reward, unknown.members_reward, unknown.particles_reward) == (None, None, None)
     assert unknown.particles.shape == (20, 5, 2)
-
-
-def linear_of_two():
-    def predict(state, observation, action):
-        mean = jnp.stack([factor * observation + action for factor in (0.9, 0.5)])
-        return mean, jnp.zeros_like(mean)
-
-    return Predictor(predict)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (
-            lambda m, r: compounding_error(m, (), r, 13, KEY),
+            lambda m, r: compounding_error(*m, r, 13, KEY),
             "horizon must be at most 12, the longest .* got 13",
         ),
-        (lambda m, r: compounding_error(m, (), r, 0, KEY), "horizon and starts must be at least 1, got 0 and 200"),
-        (lambda m, r: compounding_error(m, (), r, 3, KEY, starts=0), "horizon and starts must be at least 1, got 3 and 0"),
-        (lambda m, r: imagined_vs_real(m, (), r, 24, 1, KEY), "start must be a row from 0 to 23, got 24"),
-        (lambda m, r: imagined_vs_real(m, (), r, -1, 1, KEY), "start must be a row from 0 to 23, got -1"),
+        (lambda m, r: compounding_error(*m, r, 0, KEY), "horizon and starts must be at least 1, got 0 and 200"),
+        (lambda m, r: compounding_error(*m, r, 3, KEY, starts=0), "horizon and starts must be at least 1, got 3 and 0"),
+        (lambda m, r: imagined_vs_real(*m, r, 24, 1, KEY), "start must be a row from 0 to 23, got 24"),
+        (lambda m, r: imagined_vs_real(*m, r, -1, 1, KEY), "start must be a row from 0 to 23, got -1"),
         (
-            lambda m, r: imagined_vs_real(m, (), r, 9, 4, KEY),
+            lambda m, r: imagined_vs_real(*m, r, 9, 4, KEY),
             "horizon must be from 1 to 3, .* at row 9, got 4",
         ),
-        (lambda m, r: imagined_vs_real(m, (), r, 9, 0, KEY), "horizon must be from 1 to 3"),
-        (lambda m, r: imagined_vs_real(m, (), r, 0, 3, KEY, particles=-1), "particles must be at least 0, got -1"),
+        (lambda m, r: imagined_vs_real(*m, r, 9, 0, KEY), "horizon must be from 1 to 3"),
+        (lambda m, r: imagined_vs_real(*m, r, 0, 3, KEY, particles=-1), "particles must be at least 0, got -1"),
     ],
 )
 def test_what_cannot_be_is_told(call, message):
     with pytest.raises(UserError, match=message):
-        call(linear([0.9]), still())
+        call((LINEAR, linear(0.9)), still())
 
 
 @pytest.mark.promises
