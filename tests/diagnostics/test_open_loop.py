@@ -197,11 +197,6 @@ def test_the_first_step_is_the_one_step_error(compounded):
     np.testing.assert_allclose(compounded.mean[0], one.error[:2], rtol=1e-9)
 
 
-def test_every_row_is_the_start_of_one_step():
-    found = compounding_error(LINEAR, linear(0.8), still(), 1, KEY)
-    assert found.starts.tolist() == list(range(24))
-
-
 def test_sampled_noise_adds_up_as_a_random_walk():
     """Nothing moves and members step with deviation 0.3: after h steps 0.3 sqrt(h). The mean over members stays."""
     rows = joined(*(play(lambda x, a: x, [float(i)], np.zeros((8, 1))) for i in range(2)))
@@ -238,12 +233,14 @@ def test_what_never_varies_is_not_in_the_scaled_error():
     def predict(state, observation, action):
         return (observation * jnp.array([0.8, 1.0]))[None], jnp.zeros((1, *observation.shape))
 
-    found = compounding_error(Predictor(predict), (), rows, 3, KEY)
+    found = compounding_error(Predictor(predict), (), rows, 1, KEY)
+    # Every row is the first of one step.
+    assert found.starts.tolist() == list(range(24))
     assert found.scale[1] == 0
     np.testing.assert_allclose(found.scaled_mean, found.mean[:, 0] / found.scale[0], rtol=1e-12)
     alike = np.full_like(rows.observation, 0.1)
     frozen = rows._replace(observation=alike, next_observation=alike)
-    assert np.isnan(compounding_error(Predictor(predict), (), frozen, 3, KEY).scaled_mean).all()
+    assert np.isnan(compounding_error(Predictor(predict), (), frozen, 1, KEY).scaled_mean).all()
 
 
 def test_imagined_trajectories_as_looped_in_numpy():
