@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -29,11 +30,12 @@ from jaxmbrl.diagnostics.plotting import dimension_names
 RNG = np.random.default_rng(0)
 
 
+compiled = jax.jit(calibrate)
+
+
 def calibrated(size=2, rows=300):
     mean, deviation = RNG.normal(size=(3, rows, size)), RNG.uniform(0.2, 1.5, (3, rows, size))
-    return calibrate(
-        *(jnp.asarray(x) for x in (mean, deviation**2, mean[0] + deviation[0] * RNG.normal(size=(rows, size))))
-    )
+    return compiled(mean, deviation**2, mean[0] + deviation[0] * RNG.normal(size=(rows, size)))
 
 
 def evaluated(size=3, reward=True, rows=50):
@@ -80,7 +82,7 @@ def looked_at(figure):
     """Render it; every axes with data has names on both axes, and the picture shows something."""
     assert type(figure) is Figure
     picture = io.BytesIO()
-    figure.savefig(picture, format="png")
+    figure.savefig(picture, format="png", dpi=50)
     with Image.open(picture) as image:
         assert np.asarray(image.convert("L"), float).std() > 10
     return figure.axes
@@ -147,7 +149,7 @@ def test_an_evaluation_without_density_or_error_is_drawn():
 
 def test_calibrations_by_their_names():
     good = calibrated()
-    bad = good._replace(shares=good.shares**3, error=jnp.array([0.2, 0.3]))
+    bad = good._replace(shares=jnp.asarray(np.asarray(good.shares) ** 3), error=jnp.array([0.2, 0.3]))
     (axes,) = looked_at(plot_calibration({"in": good, "out": bad}))
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["perfect", f"in: error {float(good.error.mean()):.3f}", "out: error 0.250"]

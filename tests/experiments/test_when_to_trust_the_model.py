@@ -1,5 +1,6 @@
 """When to trust the model: the measures by hand and in exact cases, the bounds by hand, and the study runs."""
 
+import functools
 import importlib.util
 import json
 import math
@@ -17,7 +18,7 @@ from jaxmbrl.rollout import rollout
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "when_to_trust_the_model.py"
 TASK = envs.make("pendulum")
-STARTS = jnp.array([[1.0, 0.0, 0.5], [-1.0, 0.0, -2.0], [0.6, 0.8, 3.0]])
+STARTS = np.array([[1.0, 0.0, 0.5], [-1.0, 0.0, -2.0], [0.6, 0.8, 3.0]], np.float32)
 SWING = Policy(lambda key: (), lambda memory, seen, key: (0.1 * seen[..., 2:], (), memory))
 
 
@@ -42,51 +43,70 @@ def exact(script, off=0.0):
 
 def test_a_perfect_model_errs_nowhere_along_a_branch(script):
     scale = jnp.array([0.5, 0.5, 2.0])
-    found = script.compounding(TASK, exact(script), SWING, STARTS, scale, jax.random.key(0), 20)
+
+    @jax.jit
+    def compounding(starts, off):
+        return script.compounding(TASK, exact(script, off), SWING, starts, scale, jax.random.key(0), 20)
+
+    found = compounding(STARTS, np.zeros(3, np.float32))
     assert found.shape == (20, 3)
     np.testing.assert_allclose(found, 0.0, atol=1e-3)
     # Off by 0.5, 0.5 and 1: by 1, 1 and 0.5 deviations.
-    off = exact(script, jnp.array([0.5, 0.5, 1.0]))
-    found = script.compounding(TASK, off, SWING, STARTS, scale, jax.random.key(0), 20)
+    found = compounding(STARTS, np.array([0.5, 0.5, 1.0], np.float32))
     np.testing.assert_allclose(found, math.sqrt((1 + 1 + 0.25) / 3), rtol=1e-3)
 
 
 def test_the_truth_is_the_simulator_stepped(script):
-    carry = (TASK.env.state_at(jnp.array([0.3, -1.0])), jnp.zeros((), jnp.int32))
-    actions = jnp.array([[0.5], [-1.0], [0.25]])
-    seen = script.truth(TASK, TASK.world.observe(carry)[None], actions[:, None])
-    for action, found in zip(actions, seen, strict=True):
-        carry, row = TASK.world.step(carry, action, jax.random.key(0))
+    actions = np.array([[0.5], [-1.0], [0.25]], np.float32)
+
+    @jax.jit
+    def first(actions):
+        carry = (TASK.env.state_at(jnp.array([0.3, -1.0])), jnp.zeros((), jnp.int32))
+        return carry, script.truth(TASK, TASK.world.observe(carry)[None], actions[:, None])
+
+    carry, seen = first(actions)
+    step = jax.jit(TASK.world.step)
+    for action, found in zip(actions, np.asarray(seen), strict=True):
+        carry, row = step(carry, action, jax.random.key(0))
         np.testing.assert_allclose(found[0], row.next_observation, atol=1e-5)
+
+
+@functools.cache
+def variation(script):
+    def of_gaussians(mean, std, other):
+        log_density = lambda x: gaussian_log_density(x, other, jnp.log(std))  # noqa: E731
+        return script.total_variation(mean, std, log_density, jax.random.key(0))
+
+    return jax.jit(of_gaussians)
 
 
 @pytest.mark.parametrize("distance", [0.0, 0.5, 2.0, 20.0])
 def test_the_total_variation_of_two_gaussians(script, distance):
     rows = 2000
-    mean, std = jnp.zeros((rows, 2)), jnp.tile(jnp.array([[0.5, 2.0]]), (rows, 1))
+    mean, std = np.zeros((rows, 2), np.float32), np.tile(np.array([[0.5, 2.0]], np.float32), (rows, 1))
     # Apart by `distance` deviations in all, 0.6 and 0.8 of it along the axes.
-    other = mean + distance * jnp.array([0.6, -0.8]) * std
-    found = script.total_variation(mean, std, lambda x: gaussian_log_density(x, other, jnp.log(std)), jax.random.key(0))
+    other = mean + np.float32(distance) * np.array([0.6, -0.8], np.float32) * std
+    found = np.asarray(variation(script)(mean, std, other))
     assert found.shape == (rows,) and float(found.min()) >= 0 and float(found.max()) <= 1
     np.testing.assert_allclose(found.mean(), math.erf(distance / 2 / math.sqrt(2)), atol=5e-3)
 
 
 def test_the_models_error_is_0_where_it_is_exact_and_a_half_where_one_of_two_members_is_far_off(script):
-    following, blur = STARTS, jnp.array([0.1, 0.1, 0.3])
-    mean, key = jnp.stack([following, following]), jax.random.key(0)
-    np.testing.assert_allclose(script.model_error(mean, jnp.zeros_like(mean), following, blur, key), 0.0, atol=1e-5)
-    mean = mean.at[1].add(100.0)
-    np.testing.assert_allclose(script.model_error(mean, jnp.zeros_like(mean), following, blur, key), 0.5, atol=1e-5)
+    mean, blur = np.stack([STARTS, STARTS]), np.array([0.1, 0.1, 0.3], np.float32)
+    error = jax.jit(lambda mean: script.model_error(mean, jnp.zeros_like(mean), STARTS, blur, jax.random.key(0)))
+    np.testing.assert_allclose(error(mean), 0.0, atol=1e-5)
+    mean[1] += 100.0
+    np.testing.assert_allclose(error(mean), 0.5, atol=1e-5)
 
 
 def test_policies_differ_by_what_their_gaussians_do(script):
     def gaussian(mean, seen):
         return jnp.full((len(seen), 1), mean), jnp.full((len(seen), 1), math.log(0.5))
 
-    seen = jnp.zeros((2000, 3))
-    found = script.policy_shift(gaussian, 0.0, 1.0, seen, jax.random.key(0))
-    np.testing.assert_allclose(found.mean(), math.erf(1 / math.sqrt(2)), atol=5e-3)
-    np.testing.assert_array_equal(script.policy_shift(gaussian, 1.0, 1.0, seen, jax.random.key(0)), 0.0)
+    seen = np.zeros((2000, 3), np.float32)
+    shift = jax.jit(lambda old, new: script.policy_shift(gaussian, old, new, seen, jax.random.key(0)))
+    np.testing.assert_allclose(np.asarray(shift(0.0, 1.0)).mean(), math.erf(1 / math.sqrt(2)), atol=5e-3)
+    np.testing.assert_array_equal(shift(1.0, 1.0), 0.0)
 
 
 def test_branched_returns_by_hand(script):
@@ -99,9 +119,14 @@ def test_branched_returns_by_hand(script):
 
 def test_with_a_perfect_model_and_the_old_policy_every_branch_has_the_true_return(script):
     world, steps, longest = exact(script), 12, 4
-    _, true = rollout(world, SWING, (STARTS, ()), jax.random.key(0), steps)
-    starts = true.observation.reshape(-1, 3)
-    _, imagined = rollout(world, SWING, (starts, ()), jax.random.key(1), longest + 1)
+
+    @jax.jit
+    def played(starts):
+        _, true = rollout(world, SWING, (starts, ()), jax.random.key(0), steps)
+        _, imagined = rollout(world, SWING, (true.observation.reshape(-1, 3), ()), jax.random.key(1), longest + 1)
+        return true, imagined
+
+    true, imagined = played(STARTS)
     found = script.branched_returns(np.asarray(imagined.reward).reshape(longest + 1, steps, 3), 0.9)
     wanted = np.einsum("t,tn->n", 0.9 ** np.arange(steps), np.asarray(true.reward))
     np.testing.assert_allclose(found, np.broadcast_to(wanted, found.shape), rtol=1e-4)
