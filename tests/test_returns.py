@@ -1,13 +1,16 @@
 """Targets against numbers by hand, a transcription in NumPy, and their identities."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxmbrl import returns
 
-REWARDS, VALUES = [1.0, 2.0, 3.0], [10.0, 20.0, 30.0]
+REWARDS, VALUES = np.array([1.0, 2.0, 3.0]), np.array([10.0, 20.0, 30.0])
+NEVER = np.zeros(3, bool)
+value_expansion_targets, n_step_returns = jax.jit(returns.value_expansion_targets), jax.jit(returns.n_step_returns)
+lambda_return, alive_before, steve = jax.jit(returns.lambda_return), jax.jit(returns.alive_before), jax.jit(returns.steve)
+last_target_by_values = jax.jit(jax.grad(lambda v, r, e: returns.value_expansion_targets(r, e, v, 0.9)[-1]))
 
 
 @pytest.fixture(autouse=True)
@@ -33,50 +36,51 @@ def trajectory(seed, steps=6):
 
 def test_expansions_by_hand():
     # 1 + .5*10; 1 + .5*2 + .25*20; 1 + .5*2 + .25*3 + .125*30
-    found = returns.value_expansion_targets(jnp.array(REWARDS), jnp.zeros(3, bool), jnp.array(VALUES), 0.5)
+    found = value_expansion_targets(REWARDS, NEVER, VALUES, 0.5)
     np.testing.assert_allclose(found, [6.0, 7.0, 6.5], rtol=1e-12)
 
 
 def test_a_probable_end_weighs_what_follows_by_hand():
     # The first step ends with probability 0.25: 1 + .5*.75*10; 1 + .5*.75*2 + .25*.75*.2*20 (the second with 0.8).
-    found = returns.value_expansion_targets(jnp.array(REWARDS[:2]), jnp.array([0.25, 0.8]), jnp.array(VALUES[:2]), 0.5)
+    found = value_expansion_targets(REWARDS[:2], np.array([0.25, 0.8]), VALUES[:2], 0.5)
     np.testing.assert_allclose(found, [4.75, 2.5], rtol=1e-12)
 
 
 @pytest.mark.parametrize("discount", [0.0, 0.9, 1.0])
 def test_expansions_are_the_sums(discount):
     rewards, ended, values = trajectory(1)
-    found = returns.value_expansion_targets(jnp.array(rewards), jnp.array(ended), jnp.array(values), discount)
+    found = value_expansion_targets(rewards, ended, values, discount)
     np.testing.assert_allclose(found, expand(rewards, ended, values, discount), rtol=1e-12)
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
 def test_what_follows_an_end_counts_for_nothing_and_may_not_be_finite(broken):
     """The real step that ended the episode leaves its reward alone as every horizon's target."""
-    rewards, values = jnp.array([1.5, broken, broken]), jnp.full(3, broken)
-    ended = jnp.array([True, False, True])
-    np.testing.assert_array_equal(returns.value_expansion_targets(rewards, ended, values, 0.9), [1.5, 1.5, 1.5])
-    assert float(returns.n_step_returns(rewards, ended, jnp.asarray(broken), 0.9)[0]) == 1.5
-    assert float(returns.lambda_return(rewards, ended, values, 0.9, 0.5)) == pytest.approx(1.5, rel=1e-12)
+    rewards, values = np.array([1.5, broken, broken]), np.full(3, broken)
+    ended = np.array([True, False, True])
+    np.testing.assert_array_equal(value_expansion_targets(rewards, ended, values, 0.9), [1.5, 1.5, 1.5])
+    assert np.asarray(n_step_returns(rewards, ended, np.asarray(broken), 0.9))[0] == 1.5
+    assert float(lambda_return(rewards, ended, values, 0.9, 0.5)) == pytest.approx(1.5, rel=1e-12)
     # Nor may a later probability of ending be.
-    unsure = jnp.array([1.0, broken, 0.5])
-    np.testing.assert_array_equal(returns.alive_before(unsure), [1, 0, 0])
-    np.testing.assert_array_equal(returns.value_expansion_targets(rewards, unsure, values, 0.9), [1.5, 1.5, 1.5])
-    by_value = jax.grad(lambda v: returns.value_expansion_targets(rewards, ended, v, 0.9)[-1])(values)
-    np.testing.assert_array_equal(by_value, np.zeros(3))
+    unsure = np.array([1.0, broken, 0.5])
+    np.testing.assert_array_equal(alive_before(unsure), [1, 0, 0])
+    np.testing.assert_array_equal(value_expansion_targets(rewards, unsure, values, 0.9), [1.5, 1.5, 1.5])
+    np.testing.assert_array_equal(last_target_by_values(values, rewards, ended), np.zeros(3))
 
 
 def test_a_probability_of_ending_that_is_not_finite_is_not_hidden_from_the_living():
-    ended = jnp.array([0.5, np.nan, 1.0])
-    np.testing.assert_array_equal(returns.alive_before(ended), [1.0, 0.5, np.nan])
-    found = np.asarray(returns.value_expansion_targets(jnp.array(REWARDS), ended, jnp.array(VALUES), 0.9))
-    np.testing.assert_array_equal(np.isfinite(found), [True, False, False])
+    ended = np.array([0.5, np.nan, 1.0])
+    np.testing.assert_array_equal(alive_before(ended), [1.0, 0.5, np.nan])
+    np.testing.assert_array_equal(
+        np.isfinite(np.asarray(value_expansion_targets(REWARDS, ended, VALUES, 0.9))), [True, False, False]
+    )
 
 
 def test_a_living_value_that_is_not_finite_is_not_hidden():
-    values = jnp.array([1.0, np.nan, 1.0])
-    found = np.asarray(returns.value_expansion_targets(jnp.array(REWARDS), jnp.zeros(3, bool), values, 0.9))
-    np.testing.assert_array_equal(np.isfinite(found), [True, False, True])
+    values = np.array([1.0, np.nan, 1.0])
+    np.testing.assert_array_equal(
+        np.isfinite(np.asarray(value_expansion_targets(REWARDS, NEVER, values, 0.9))), [True, False, True]
+    )
 
 
 def test_an_exact_model_with_the_policys_values_has_one_target_for_all_horizons():
@@ -87,13 +91,13 @@ def test_an_exact_model_with_the_policys_values_has_one_target_for_all_horizons(
     for t in reversed(range(8)):
         values[t] = after
         after = rewards[t] + discount * after
-    found = returns.value_expansion_targets(jnp.array(rewards), jnp.zeros(8, bool), jnp.array(values), discount)
+    found = value_expansion_targets(rewards, np.zeros(8, bool), values, discount)
     np.testing.assert_allclose(found, np.full(8, after), rtol=1e-12)
 
 
 def test_suffixes_are_each_states_own_longest_expansion():
     rewards, ended, values = trajectory(3)
-    found = np.asarray(returns.n_step_returns(jnp.array(rewards), jnp.array(ended), jnp.asarray(values[-1]), 0.9))
+    found = np.asarray(n_step_returns(rewards, ended, values[-1], 0.9))
     assert found.shape == (7,)
     for t in range(6):
         np.testing.assert_allclose(found[t], expand(rewards[t:], ended[t:], values[t:], 0.9)[-1], rtol=1e-12)
@@ -101,16 +105,16 @@ def test_suffixes_are_each_states_own_longest_expansion():
 
 
 def test_of_no_steps_the_last_value_is_the_target():
-    assert returns.n_step_returns(jnp.zeros(0), jnp.zeros(0, bool), jnp.asarray(2.5), 0.9).tolist() == [2.5]
+    assert n_step_returns(np.zeros(0), np.zeros(0, bool), np.asarray(2.5), 0.9).tolist() == [2.5]
 
 
 def test_lambda_return_by_hand_and_at_its_ends():
-    rewards, ended, values = jnp.array(REWARDS), jnp.zeros(3, bool), jnp.array(VALUES)
-    targets = returns.value_expansion_targets(rewards, ended, values, 0.5)
+    given = REWARDS, NEVER, VALUES
+    targets = np.asarray(value_expansion_targets(*given, 0.5))
     # .75*6 + .25*.75*7 + .0625*6.5
-    assert float(returns.lambda_return(rewards, ended, values, 0.5, 0.25)) == pytest.approx(6.21875, rel=1e-12)
-    assert float(returns.lambda_return(rewards, ended, values, 0.5, 0.0)) == float(targets[0])
-    assert float(returns.lambda_return(rewards, ended, values, 0.5, 1.0)) == float(targets[-1])
+    assert float(lambda_return(*given, 0.5, 0.25)) == pytest.approx(6.21875, rel=1e-12)
+    assert float(lambda_return(*given, 0.5, 0.0)) == float(targets[0])
+    assert float(lambda_return(*given, 0.5, 1.0)) == float(targets[-1])
 
 
 def test_lambda_return_is_the_recursion():
@@ -119,13 +123,13 @@ def test_lambda_return_is_the_recursion():
     following = values[-1]
     for reward, end, value in zip(rewards[::-1], ended[::-1], values[::-1], strict=True):
         following = reward + 0.9 * (1 - end) * (0.3 * value + 0.7 * following)
-    found = returns.lambda_return(jnp.array(rewards), jnp.array(ended), jnp.array(values), 0.9, 0.7)
+    found = lambda_return(rewards, ended, values, 0.9, 0.7)
     assert float(found) == pytest.approx(following, rel=1e-12)
 
 
 def test_steve_weighs_variances_of_one_and_three_by_three_quarters_and_one_quarter():
-    samples = jnp.array([[9.0, 20.0 - np.sqrt(3)], [11.0, 20.0 + np.sqrt(3)]])
-    mixed, weights = returns.steve(samples, epsilon=0.0)
+    samples = np.array([[9.0, 20.0 - np.sqrt(3)], [11.0, 20.0 + np.sqrt(3)]])
+    mixed, weights = jax.jit(lambda x: returns.steve(x, epsilon=0.0))(samples)
     np.testing.assert_allclose(weights, [0.75, 0.25], rtol=1e-12)
     assert float(mixed) == pytest.approx(0.75 * 10 + 0.25 * 20, rel=1e-12)
 
@@ -133,22 +137,22 @@ def test_steve_weighs_variances_of_one_and_three_by_three_quarters_and_one_quart
 def test_steve_takes_the_plain_mean_where_variances_are_equal_or_nothing_varies():
     rng = np.random.default_rng(5)
     samples = rng.normal(size=(4, 1)) + np.array([1.0, 5.0, 9.0])
-    mixed, weights = returns.steve(jnp.array(samples))
+    mixed, weights = steve(samples)
     np.testing.assert_allclose(weights, np.full(3, 1 / 3), rtol=1e-9)
     assert float(mixed) == pytest.approx(samples.mean(), rel=1e-9)
-    single, weights = returns.steve(jnp.array([[2.0, 4.0, 9.0]]))
+    single, weights = steve(np.array([[2.0, 4.0, 9.0]]))
     np.testing.assert_allclose(weights, np.full(3, 1 / 3), rtol=1e-12)
     assert float(single) == pytest.approx(5.0, rel=1e-12)
 
 
 def test_steve_gives_a_horizon_that_all_agree_on_nearly_all_weight_and_stays_finite():
-    mixed, weights = returns.steve(jnp.array([[3.0, -5.0], [3.0, 5.0]]))
+    mixed, weights = steve(np.array([[3.0, -5.0], [3.0, 5.0]]))
     np.testing.assert_allclose(weights, [1.0, 0.0], atol=1e-9)
     assert float(mixed) == pytest.approx(3.0, rel=1e-8)
 
 
 def test_steves_weights_are_constants():
-    samples = jnp.array([[1.0, 2.0], [4.0, -3.0]])
-    weights = returns.steve(samples)[1]
-    gradient = jax.grad(lambda x: returns.steve(x)[0])(samples)
+    samples = np.array([[1.0, 2.0], [4.0, -3.0]])
+    weights = steve(samples)[1]
+    gradient = jax.jit(jax.grad(lambda x: returns.steve(x)[0]))(samples)
     np.testing.assert_allclose(gradient, np.tile(np.asarray(weights) / 2, (2, 1)), rtol=1e-12)
