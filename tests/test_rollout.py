@@ -1,5 +1,7 @@
 """The rollout on a world whose every number is known by hand."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,9 +57,24 @@ def begin(world, policy, key=None):
     return world.reset(key), policy.init(key)
 
 
+def played(world, policy, length, key=0):
+    """A rollout from the beginning, compiled."""
+
+    @jax.jit
+    def play():
+        return rollout(world, policy, begin(world, policy), jax.random.key(key), length)
+
+    return jax.device_get(play())
+
+
+@partial(jax.jit, static_argnums=0)
+def noisy(length, key):
+    world, policy = counter(noisy=True), remembering(noisy=True)
+    return rollout(world, policy, begin(world, policy), jax.random.key(key), length)
+
+
 def test_stacked_transitions_by_hand():
-    world, policy = counter(fall=99.0), remembering(2.0)
-    (carry, memory), rows = rollout(world, policy, begin(world, policy), jax.random.key(0), 3)
+    (carry, memory), rows = played(counter(fall=99.0), remembering(2.0), 3)
     np.testing.assert_array_equal(rows.observation, [[0], [2], [4]])
     np.testing.assert_array_equal(rows.next_observation, [[2], [4], [6]])
     np.testing.assert_array_equal(rows.action, [[2], [2], [2]])
@@ -68,30 +85,25 @@ def test_stacked_transitions_by_hand():
 
 
 def test_nothing_is_reset_without_the_wrapper():
-    world, policy = counter(), remembering()
-    _, rows = rollout(world, policy, begin(world, policy), jax.random.key(0), 6)
+    _, rows = played(counter(), remembering(), 6)
     np.testing.assert_array_equal(rows.observation[:, 0], range(6))
     np.testing.assert_array_equal(rows.terminated, [False, False, True, True, True, True])
     np.testing.assert_array_equal(rows.extras["count"], range(100, 106))
 
 
 def test_a_prefix_does_not_depend_on_the_length():
-    world, policy = counter(noisy=True), remembering(noisy=True)
-    _, short = rollout(world, policy, begin(world, policy), jax.random.key(0), 3)
-    _, long = rollout(world, policy, begin(world, policy), jax.random.key(0), 9)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:3]), short, long)
-    assert len(np.unique(np.asarray(long.action))) == 9
+    short, long = (jax.device_get(noisy(length, 0)[1]) for length in (5, 500))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:5]), short, long)
+    assert len(np.unique(long.action[:9])) == 9
 
 
 def test_world_and_policy_draw_different_noise_at_every_step():
-    world, policy = counter(noisy=True), remembering(noisy=True)
-    _, rows = rollout(world, policy, begin(world, policy), jax.random.key(0), 500)
-    acted = np.asarray(rows.action[:, 0] - 1, np.float64)
-    moved = np.asarray(rows.next_observation - rows.observation - rows.action, np.float64)[:, 0]
+    rows, other = (jax.device_get(noisy(500, key)[1]) for key in (0, 1))
+    acted = (rows.action[:, 0] - 1).astype(np.float64)
+    moved = (rows.next_observation - rows.observation - rows.action).astype(np.float64)[:, 0]
     assert abs(np.corrcoef(acted, moved)[0, 1]) < 0.2
     assert abs(np.corrcoef(acted[1:], acted[:-1])[0, 1]) < 0.2
-    _, other = rollout(world, policy, begin(world, policy), jax.random.key(1), 500)
-    assert not np.isin(np.asarray(other.action), np.asarray(rows.action)).any()
+    assert not np.isin(other.action, rows.action).any()
 
 
 def stack_into(acc, transition, i):
@@ -100,74 +112,74 @@ def stack_into(acc, transition, i):
 
 @pytest.mark.parametrize("traced", [False, True])
 def test_a_fold_sees_what_is_stacked(traced):
-    world, policy = counter(noisy=True), remembering(noisy=True)
-    state = begin(world, policy)
-    end, rows = rollout(world, policy, state, jax.random.key(0), 5)
-    empty = jax.tree.map(jnp.zeros_like, rows)
+    end, rows = jax.device_get(noisy(5, 0))
 
-    @jax.jit
-    def folded(length):
-        return rollout(world, policy, state, jax.random.key(0), length, stack_into, empty)
+    def fold(length):
+        world, policy = counter(noisy=True), remembering(noisy=True)
+        empty = jax.tree.map(jnp.zeros_like, rows)
+        return rollout(world, policy, begin(world, policy), jax.random.key(0), length, stack_into, empty)
 
-    result = folded(jnp.int32(5)) if traced else rollout(world, policy, state, jax.random.key(0), 5, stack_into, empty)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), result, (end, rows))
+    folded = jax.jit(fold, static_argnums=() if traced else 0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), jax.device_get(folded(5)), (end, rows))
     if traced:
-        _, three = folded(jnp.int32(3))
+        _, three = jax.device_get(folded(3))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a[:3], b[:3], rtol=1e-6), three, rows)
-        assert not np.asarray(three.action[3:]).any()
-        (carry, _), _ = folded(jnp.int32(0))
+        assert not three.action[3:].any()
+        (carry, _), _ = folded(0)
         assert int(carry[1]) == 0
 
 
-def collect(world, policy, length, key=0):
-    world, policy = auto_reset(world, policy)
-    return rollout(world, policy, begin(world, policy), jax.random.key(key), length)
+@partial(jax.jit, static_argnums=1)
+def resetting(fall, length, start=None):
+    """The counter under `auto_reset`, from `start` or from the beginning."""
+    world, policy = auto_reset(counter(fall), remembering())
+    state = begin(world, policy) if start is None else start
+    return rollout(world, policy, state, jax.random.key(0), length)
 
 
 def test_auto_reset_at_a_termination():
-    (episode, memory), rows = collect(counter(), remembering(), 7)
-    np.testing.assert_array_equal(rows.observation[:, 0], [0, 1, 2, 0, 1, 2, 0])
-    np.testing.assert_array_equal(rows.next_observation[:, 0], [1, 2, 3, 1, 2, 3, 1])
-    np.testing.assert_array_equal(rows.terminated, [0, 0, 1, 0, 0, 1, 0])
-    assert not np.asarray(rows.truncated).any()
-    np.testing.assert_array_equal(rows.extras["count"], [100, 101, 102, 100, 101, 102, 100])
-    assert (float(episode.carry[0]), int(memory), bool(episode.is_first)) == (1.0, 101, False)
+    (episode, memory), rows = jax.device_get(resetting(3.0, 8))
+    np.testing.assert_array_equal(rows.observation[:, 0], [0, 1, 2, 0, 1, 2, 0, 1])
+    np.testing.assert_array_equal(rows.next_observation[:, 0], [1, 2, 3, 1, 2, 3, 1, 2])
+    np.testing.assert_array_equal(rows.terminated, [0, 0, 1, 0, 0, 1, 0, 0])
+    assert not rows.truncated.any()
+    np.testing.assert_array_equal(rows.extras["count"], [100, 101, 102, 100, 101, 102, 100, 101])
+    assert (float(episode.carry[0]), int(memory), bool(episode.is_first)) == (2.0, 102, False)
 
 
 def test_auto_reset_at_a_truncation():
-    (episode, _), rows = collect(counter(fall=99.0), remembering(), 8)
+    (episode, _), rows = jax.device_get(resetting(99.0, 8))
     np.testing.assert_array_equal(rows.observation[:, 0], [0, 1, 2, 3, 0, 1, 2, 3])
     np.testing.assert_array_equal(rows.next_observation[:, 0], [1, 2, 3, 4, 1, 2, 3, 4])
     np.testing.assert_array_equal(rows.truncated, [0, 0, 0, 1, 0, 0, 0, 1])
-    assert not np.asarray(rows.terminated).any()
+    assert not rows.terminated.any()
     np.testing.assert_array_equal(rows.extras["count"], [100, 101, 102, 103, 100, 101, 102, 103])
     # the last step ended an episode: the next one has begun, and is marked so
     assert (float(episode.carry[0]), int(episode.carry[1]), bool(episode.is_first)) == (0.0, 0, True)
 
 
 def test_auto_reset_when_every_step_ends_an_episode():
-    _, rows = collect(counter(fall=1.0), remembering(), 4)
-    np.testing.assert_array_equal(rows.observation[:, 0], [0, 0, 0, 0])
-    np.testing.assert_array_equal(rows.next_observation[:, 0], [1, 1, 1, 1])
-    np.testing.assert_array_equal(rows.terminated, [1, 1, 1, 1])
-    np.testing.assert_array_equal(rows.extras["count"], [100, 100, 100, 100])
+    _, rows = jax.device_get(resetting(1.0, 8))
+    np.testing.assert_array_equal(rows.observation[:, 0], np.zeros(8))
+    np.testing.assert_array_equal(rows.next_observation[:, 0], np.ones(8))
+    np.testing.assert_array_equal(rows.terminated, np.ones(8))
+    np.testing.assert_array_equal(rows.extras["count"], np.full(8, 100))
 
 
 def test_auto_reset_goes_on_across_two_rollouts():
-    world, policy = auto_reset(counter(), remembering())
-    state, _ = rollout(world, policy, begin(world, policy), jax.random.key(0), 3)
+    state, _ = resetting(3.0, 3)
     assert bool(state[0].is_first)
-    _, second = rollout(world, policy, state, jax.random.key(1), 2)
-    np.testing.assert_array_equal(second.observation[:, 0], [0, 1])
-    np.testing.assert_array_equal(second.extras["count"], [100, 101])
+    _, second = jax.device_get(resetting(3.0, 5, state))
+    np.testing.assert_array_equal(second.observation[:, 0], [0, 1, 2, 0, 1])
+    np.testing.assert_array_equal(second.extras["count"], [100, 101, 102, 100, 101])
 
 
 def test_a_start_from_a_state_is_a_fresh_episode():
-    world, policy = auto_reset(counter(fall=99.0), remembering())
+    world, _ = auto_reset(counter(fall=99.0), remembering())
     stale = jnp.asarray(5, jnp.int32)
-    episode = world.start(jnp.asarray(2.0), jax.random.key(0))
+    episode = jax.jit(world.start)(np.float32(2.0), jax.random.key(0))
     assert bool(episode.is_first)
-    _, rows = rollout(world, policy, (episode, stale), jax.random.key(0), 5)
+    _, rows = jax.device_get(resetting(99.0, 5, (episode, stale)))
     np.testing.assert_array_equal(rows.observation[:, 0], [2, 3, 4, 5, 0])
     np.testing.assert_array_equal(rows.extras["count"], [100, 101, 102, 103, 100])
 
@@ -176,9 +188,9 @@ def test_each_reset_of_world_and_policy_is_a_new_draw():
     base = counter(fall=99.0)
     world = base._replace(reset=lambda key: (jax.random.uniform(key), jnp.zeros((), jnp.int32)))
     policy = remembering()._replace(init=lambda key: jax.random.randint(key, (), 0, 2**30, jnp.int32))
-    _, rows = collect(world, policy, 40)
-    first = np.asarray(rows.observation)[::LIMIT, 0]
-    counts = np.asarray(rows.extras["count"])
+    _, rows = played(*auto_reset(world, policy), 40)
+    first = rows.observation[::LIMIT, 0]
+    counts = rows.extras["count"]
     assert len(np.unique(first)) == 10 and (first >= 0).all() and (first < 1).all()
     assert len(np.unique(counts[::LIMIT])) == 10
     np.testing.assert_array_equal(counts.reshape(10, LIMIT) - counts[::LIMIT, None], np.tile(range(LIMIT), (10, 1)))
@@ -189,18 +201,18 @@ def test_memory_may_hold_a_key():
         return jax.random.normal(memory, (1,)), jax.random.key_data(memory), memory
 
     policy = Policy(init=lambda key: key, act=act)
-    _, rows = collect(counter(fall=99.0), policy, 8)
-    data = np.asarray(rows.extras)
+    _, rows = played(*auto_reset(counter(fall=99.0), policy), 8)
+    data = rows.extras
     assert (data[:4] == data[0]).all() and (data[4:] == data[4]).all() and (data[0] != data[4]).any()
 
 
 def test_no_reset_leaks_into_a_transition_of_a_real_task():
     task = envs.make("cartpole-continuous")
     policy = Policy(lambda key: (), lambda memory, observation, key: (task.action.sample(key), (), memory))
-    _, rows = jax.jit(lambda: collect(task.world, policy, 300))()
-    ended = np.asarray(rows.terminated | rows.truncated)
+    _, rows = played(*auto_reset(task.world, policy), 300)
+    ended = rows.terminated | rows.truncated
     assert ended.sum() > 3
-    observation, after = np.asarray(rows.observation), np.asarray(rows.next_observation)
+    observation, after = rows.observation, rows.next_observation
     np.testing.assert_array_equal(observation[1:][~ended[:-1]], after[:-1][~ended[:-1]])
     assert (np.abs(observation[1:][ended[:-1]]) <= 0.05).all()
     # position and angle move by the velocities held before the step: true of the last step of an episode too
@@ -208,21 +220,23 @@ def test_no_reset_leaks_into_a_transition_of_a_real_task():
 
 
 def test_open_loop_plays_the_actions_in_turn():
-    world, actions = counter(fall=99.0), jnp.array([[1.0], [-2.0], [0.5]])
-    policy = open_loop(actions)
-    (carry, memory), rows = rollout(world, policy, begin(world, policy), jax.random.key(0), 3)
+    actions = jnp.array([[1.0], [-2.0], [0.5]])
+    (carry, memory), rows = played(counter(fall=99.0), open_loop(actions), 3)
     np.testing.assert_array_equal(rows.action, actions)
     np.testing.assert_array_equal(rows.next_observation[:, 0], [1, -1, -0.5])
     assert (rows.extras, int(memory), float(carry[0])) == ((), 3, -0.5)
 
 
+FOLDS = {fold: jax.jit(fold) for fold in (episode_return, planned_return)}
+
+
 def summed(fold, rewards, terminated, truncated, kind=bool):
     """The fold over hand-made steps, [T] or [T, N]."""
-    acc = Return.zero(np.shape(rewards)[1:])
+    shape = np.shape(rewards)[1:]
+    acc, blank = Return(np.zeros(shape, np.float32), np.ones(shape, np.float32)), np.zeros((*shape, 1), np.float32)
     for i, (reward, end, cut) in enumerate(zip(rewards, terminated, truncated, strict=True)):
-        blank = jnp.zeros((*np.shape(reward), 1))
-        step = Transition(blank, blank, jnp.asarray(reward, float), blank, jnp.asarray(end, kind), jnp.asarray(cut, bool))
-        acc = fold(acc, step, jnp.asarray(i))
+        numbers = np.asarray(reward, np.float32), np.asarray(end, kind), np.asarray(cut, bool)
+        acc = FOLDS[fold](acc, Transition(blank, blank, numbers[0], blank, *numbers[1:]), i)
     return acc
 
 
@@ -287,8 +301,12 @@ def test_a_probability_that_is_not_a_number_is_not_lost():
 
 def test_return_of_a_rollout():
     world, policy = counter(), remembering()
-    _, acc = rollout(world, policy, begin(world, policy), jax.random.key(0), 6, episode_return, Return.zero())
-    assert float(acc.total) == 1 + 11 + 21
+
+    @jax.jit
+    def play():
+        return rollout(world, policy, begin(world, policy), jax.random.key(0), 6, episode_return, Return.zero())[1]
+
+    assert float(play().total) == 1 + 11 + 21
 
 
 def test_reverse_mode_through_a_static_fold():
@@ -300,56 +318,60 @@ def test_reverse_mode_through_a_static_fold():
         state = begin(world, policy)
         return rollout(world, policy, state, jax.random.key(0), 3, planned_return, Return.zero())[1].total
 
-    np.testing.assert_allclose(jax.grad(objective)(jnp.array([[0.3], [-0.2], [0.1]])), [[21], [11], [1]], rtol=1e-6)
+    gradient = jax.jit(jax.grad(objective))(np.array([[0.3], [-0.2], [0.1]], np.float32))
+    np.testing.assert_allclose(gradient, [[21], [11], [1]], rtol=1e-6)
 
 
 def test_vmap_over_environments_equals_each_alone():
     world, policy = auto_reset(counter(noisy=True), remembering(noisy=True))
 
-    def one(key):
-        reset_key, run_key = jax.random.split(key)
+    def one(seed):
+        reset_key, run_key = jax.random.split(jax.random.key(seed))
         return rollout(world, policy, begin(world, policy, reset_key), run_key, 12)[1]
 
-    keys = jax.random.split(jax.random.key(0), 4)
-    together = jax.jit(jax.vmap(one))(keys)
-    assert len(np.unique(np.asarray(together.action))) == 48
-    assert len({tuple(row) for row in np.asarray(together.terminated)}) > 1
+    together = jax.device_get(jax.jit(jax.vmap(one))(np.arange(4)))
+    assert len(np.unique(together.action)) == 48
+    assert len({tuple(row) for row in together.terminated}) > 1
     alone = jax.jit(one)
     for i in range(4):
-        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6), together, alone(keys[i]))
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6), together, alone(i))
 
 
 def test_float64_stays_float64():
     with jax.enable_x64(True):
         world, policy = auto_reset(counter(), remembering())
-        state = begin(world, policy)
-        (end, rows) = rollout(world, policy, state, jax.random.key(0), 5)
+
+        @jax.jit
+        def play():
+            state = begin(world, policy)
+            acc = rollout(world, policy, state, jax.random.key(0), 5, episode_return, Return.zero())[1]
+            return state, rollout(world, policy, state, jax.random.key(0), 5), acc
+
+        state, (end, rows), acc = play()
         assert rows.reward.dtype == rows.next_observation.dtype == jnp.float64
         assert jax.tree.map(lambda x: x.dtype, end) == jax.tree.map(lambda x: x.dtype, state)
-        acc = rollout(world, policy, state, jax.random.key(0), 5, episode_return, Return.zero())[1]
         assert acc.total.dtype == jnp.float64
 
 
 def recorded(rows=3):
     """Transitions that tell their own number, and could come from no world."""
-    number = jnp.arange(rows, dtype=jnp.float32)
-    return Transition(
-        observation=jnp.stack([number, number + 0.5], axis=1),
+    number = np.arange(rows, dtype=np.float32)
+    data = Transition(
+        observation=np.stack([number, number + 0.5], axis=1),
         action=-number[:, None] / rows,
         reward=100 * number,
-        next_observation=jnp.stack([number + 0.25, number], axis=1),
-        terminated=jnp.arange(rows) == 1,
-        truncated=jnp.arange(rows) == 2,
+        next_observation=np.stack([number + 0.25, number], axis=1),
+        terminated=np.arange(rows) == 1,
+        truncated=np.arange(rows) == 2,
     )
+    return jax.tree.map(jnp.asarray, data)
 
 
 @pytest.mark.parametrize(("rows", "steps"), [(3, 8), (1, 2), (5, 3)])
 def test_recorded_rows_come_in_turn_without_extras(rows, steps):
     data = recorded(rows)
 
-    world, policy = playback(data)
-    state = begin(world, policy)
-    (place, memory), found = jax.jit(lambda: rollout(world, policy, state, jax.random.key(3), steps))()
+    (place, memory), found = played(*playback(data), steps, 3)
     expected = np.arange(steps) % rows
     for name in Transition._fields[:-1]:
         np.testing.assert_array_equal(getattr(found, name), np.asarray(getattr(data, name))[expected], strict=True)
@@ -359,6 +381,11 @@ def test_recorded_rows_come_in_turn_without_extras(rows, steps):
 def test_a_playback_goes_on_where_it_stood():
     data = recorded(5)
     world, policy = playback(data)
-    halfway, first = rollout(world, policy, begin(world, policy), jax.random.key(0), 3)
-    _, second = rollout(world, policy, halfway, jax.random.key(1), 4)
+
+    @jax.jit
+    def play():
+        halfway, first = rollout(world, policy, begin(world, policy), jax.random.key(0), 3)
+        return first, rollout(world, policy, halfway, jax.random.key(1), 4)[1]
+
+    first, second = play()
     assert [*first.reward.tolist(), *second.reward.tolist()] == [0, 100, 200, 300, 400, 0, 100]
