@@ -42,17 +42,22 @@ def layers_of(parameters):
     return networks(parameters.network), low, high, networks(parameters.termination)
 
 
+def floats(value):
+    """In NumPy, of the type that JAX gives to floats now."""
+    return np.asarray(value, jax.dtypes.canonicalize_dtype(float))
+
+
 def table(rng, rows, observation=2, action=1):
     before = rng.normal(1.0, 2.0, (rows, observation))
     act = rng.uniform(-1, 1, (rows, action))
     after = before + np.tanh(before[:, ::-1]) * 0.3 + 0.2 * act + 0.05 * rng.normal(size=before.shape)
     return Transition(
-        observation=jnp.asarray(before),
-        action=jnp.asarray(act),
-        reward=jnp.asarray(10 * before[:, 0] * act[:, 0]),
-        next_observation=jnp.asarray(after),
-        terminated=jnp.asarray(after[:, 1] > 2.5),
-        truncated=jnp.zeros(rows, bool),
+        observation=floats(before),
+        action=floats(act),
+        reward=floats(10 * before[:, 0] * act[:, 0]),
+        next_observation=floats(after),
+        terminated=after[:, 1] > 2.5,
+        truncated=np.zeros(rows, bool),
     )
 
 
@@ -60,23 +65,23 @@ def blank(config, size=(2, 1), reward=None, terminated=None):
     """A model and a state whose weights are all 0: `init` without its random numbers, which take long to compile."""
     model = ensemble.make(config, *size, reward, terminated)
     shapes = jax.eval_shape(model.init, jax.random.key(0), {})
-    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    members = state.members._replace(learning_rate=jnp.asarray(config.learning_rate, float), active=jnp.ones((), bool))
+    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    members = state.members._replace(learning_rate=floats(config.learning_rate), active=np.ones((), bool))
     one = {
-        name: getattr(state, name)._replace(std=jnp.ones_like(getattr(state, name).std)) for name in ("inputs", "targets")
+        name: getattr(state, name)._replace(std=np.ones_like(getattr(state, name).std)) for name in ("inputs", "targets")
     }
-    first = {"elites": jnp.arange(config.elites, dtype=jnp.int32), "termination_weight": jnp.ones(())}
-    return model, state._replace(members=members, **first, **one)
+    first = {"elites": np.arange(config.elites, dtype=np.int32), "termination_weight": floats(1.0)}
+    return model, jax.device_put(state._replace(members=members, **first, **one))
 
 
 def ready(config, reward=None, terminated=None, seed=0):
     """A model and a state in which every weight, bias and bound is random, so that none of them is special."""
     model, state = blank(config, (2, 1), reward, terminated)
     rng = np.random.default_rng(seed)
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), leaf.dtype), state.members.params)
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.4, leaf.shape).astype(leaf.dtype), state.members.params)
     if config.probabilistic:
         params = params._replace(low=params.low - 10, high=params.high + 0.5)
-    return model, state._replace(members=state.members._replace(params=params))
+    return model, state._replace(members=state.members._replace(params=jax.device_put(params)))
 
 
 def constant(config, deltas, elites=None, log_variance=None, reward=nothing, terminated=alive, ends=None):
@@ -84,20 +89,18 @@ def constant(config, deltas, elites=None, log_variance=None, reward=nothing, ter
 
     Where `terminated` is None, `ends` has every member's logit of termination.
     """
-    deltas = jnp.asarray(deltas, float)
+    deltas = floats(deltas)
     members, size = deltas.shape
     model, state = blank(config, (size, 1), reward, terminated)
     params = state.members.params
-    raw = jnp.zeros((members, size)) if log_variance is None else jnp.broadcast_to(log_variance, (members, size))
+    raw = np.broadcast_to(floats(0.0 if log_variance is None else log_variance), (members, size))
     last = f"Dense_{len(config.hidden)}"
-    params.network["params"][last]["bias"] = jnp.concatenate([deltas, raw], axis=1)
+    params.network["params"][last]["bias"] = np.concatenate([deltas, raw], axis=1)
     if ends is not None:
-        params.termination["params"][f"Dense_{len(config.termination_hidden)}"]["bias"] = jnp.asarray(ends, float)[:, None]
-    if log_variance is None:
-        params = params._replace(low=jnp.full(size, -90.0), high=jnp.full(size, -80.0))
-    else:
-        params = params._replace(low=jnp.full(size, -90.0), high=jnp.full(size, 90.0))
-    state = state._replace(members=state.members._replace(params=params))
+        params.termination["params"][f"Dense_{len(config.termination_hidden)}"]["bias"] = floats(ends)[:, None]
+    high = -80.0 if log_variance is None else 90.0
+    params = params._replace(low=floats(np.full(size, -90.0)), high=floats(np.full(size, high)))
+    state = state._replace(members=state.members._replace(params=jax.device_put(params)))
     return model, state if elites is None else state._replace(elites=jnp.asarray(elites, jnp.int32))
 
 
