@@ -28,7 +28,7 @@ def one_hot_reward(observation, action, next_observation):
 
 
 def test_a_fit_to_discrete_actions_is_that_to_one_hot_vectors():
-    rows, numbers = table(np.random.default_rng(0), 20), np.random.default_rng(1).integers(0, 3, 20)
+    rows, numbers = jax.device_put(table(np.random.default_rng(0), 20)), np.random.default_rng(1).integers(0, 3, 20)
     ours, plain = ensemble.make(SMALL, 2, Discrete(3), terminated=alive), ensemble.make(SMALL, 2, 3, terminated=alive)
     first, key = jax.jit(lambda key: plain.init(key, {}))(jax.random.key(0)), jax.random.key(1)
     by_number = rows._replace(action=jnp.asarray(numbers, jnp.int32))
@@ -43,7 +43,11 @@ def test_a_fit_to_discrete_actions_is_that_to_one_hot_vectors():
 def test_predictions_and_imagined_steps_of_discrete_actions_are_those_of_one_hot_vectors(known):
     ours = ensemble.make(SMALL, Box((2,)), Discrete(3), reward if known else None, alive)
     plain = ensemble.make(SMALL, 2, 3, one_hot_reward if known else None, alive)
-    rows, numbers, key = table(np.random.default_rng(0), 6), jnp.array([0, 2, 1, 1, 2, 0], jnp.int32), jax.random.key(1)
+    rows, numbers, key = (
+        jax.device_put(table(np.random.default_rng(0), 6)),
+        jnp.array([0, 2, 1, 1, 2, 0], jnp.int32),
+        jax.random.key(1),
+    )
 
     @jax.jit
     def results(key):
@@ -72,7 +76,7 @@ def test_predictions_and_imagined_steps_of_discrete_actions_are_those_of_one_hot
 def test_branches_store_discrete_actions():
     model = ensemble.make(SMALL, 2, Discrete(3), terminated=alive)
     state = jax.jit(lambda key: model.init(key, {}))(jax.random.key(0))
-    rows = table(np.random.default_rng(0), 4)
+    rows = jax.device_put(table(np.random.default_rng(0), 4))
     row = jax.tree.map(lambda x: x[0], rows)._replace(action=jnp.zeros((), jnp.int32))
     config = disagreement.TrustConfig("macura", scale=1e30)
     rule = disagreement.make(config)

@@ -16,6 +16,7 @@ from jaxmbrl.models import ensemble
 SMALL = dataclasses.replace(TINY, members=2, hidden=(4,), weight_decay=(), max_epochs=2)
 MODEL = ensemble.make(SMALL, 2, 1)
 FIT, ADD = jax.jit(MODEL.fit), jax.jit(replay.add)
+INIT = jax.jit(lambda key: MODEL.init(key, {}))
 
 
 def test_of_rows_is_a_buffer_of_the_rows_as_they_are():
@@ -43,12 +44,12 @@ def test_with_size_changes_the_size_alone():
 def test_the_fit_of_a_ring_is_that_of_its_rows_where_they_lie(added):
     """A ring of 12 rows, partly filled, full, and full for long."""
     rows = table(np.random.default_rng(0), 20)
-    ring = replay.init(jax.tree.map(lambda x: x[0], rows), 12)
+    ring = replay.init(jax.tree.map(lambda x: jax.device_put(x[0]), rows), 12)
     for i in range(added):
-        ring = ADD(ring, jax.tree.map(lambda x, i=i: np.asarray(x)[i : i + 1], rows))
-    state, key = MODEL.init(jax.random.key(0), {}), jax.random.key(1)
+        ring = ADD(ring, jax.tree.map(lambda x, i=i: x[i : i + 1], rows))
+    state, key = INIT(jax.random.key(0)), jax.random.key(1)
     last = {i % 12: i for i in range(added)}
-    lying = jax.tree.map(lambda x: x[jnp.array([last.get(slot, 19) for slot in range(12)])], rows)
+    lying = jax.tree.map(lambda x: x[[last.get(slot, 19) for slot in range(12)]], rows)
     jax.tree.map(
         np.testing.assert_array_equal, FIT(state, ring, key), FIT(state, replay.of_rows(lying, min(added, 12)), key)
     )
@@ -68,9 +69,9 @@ def loops_of(jaxpr):
 
 
 def test_a_size_that_all_seeds_share_leaves_the_loops_over_rows_unbatched():
-    rows = jax.tree.map(lambda x: jnp.stack([x, x]), table(np.random.default_rng(0), 12))
-    buffers, keys = jax.vmap(replay.of_rows)(rows), jax.random.split(jax.random.key(0), 2)
-    states = jax.vmap(lambda key: MODEL.init(key, {}))(keys)
+    rows = jax.tree.map(lambda x: np.stack([x, x]), table(np.random.default_rng(0), 12))
+    keys = jax.random.split(jax.random.key(0), 2)
+    buffers, states = jax.eval_shape(lambda rows, keys: (jax.vmap(replay.of_rows)(rows), jax.vmap(INIT)(keys)), rows, keys)
 
     def loops(fit):
         return loops_of(jax.make_jaxpr(jax.vmap(fit))(states, buffers, keys).jaxpr)
