@@ -1,6 +1,7 @@
 """Branched rollouts, through worlds simple enough to know every row."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +18,18 @@ from jaxmbrl.models.disagreement import TrustConfig
 
 ROWS, CAPACITY = 6, 40
 ALWAYS = TrustConfig()
-RULE = trust.make(ALWAYS)
-ORIGIN = jnp.arange(1.0, ROWS + 1)[:, None]
-ROW = Transition(jnp.zeros(1), jnp.zeros(1), jnp.zeros(()), jnp.zeros(1), jnp.zeros((), bool), jnp.zeros((), bool))
+ORIGIN = np.arange(1.0, ROWS + 1, dtype=np.float32)[:, None]
+ROW = Transition(*(np.zeros(shape, np.float32) for shape in (1, 1, (), 1)), np.zeros((), bool), np.zeros((), bool))
 
 
-def counting(ends_above=jnp.inf, chance=None, spoiled=None):
+def counting(ends_above=np.inf, chance=None, spoiled=np.nan):
     """A world in which each row grows by its action: reward is ten times the number of the step."""
 
     def step(carry, action, key):
         observation, i = carry
         following = observation + action
         ended = following[:, 0] > ends_above
-        reward = jnp.full(len(observation), 10.0 * i)
-        if spoiled is not None:
-            reward = jnp.where(observation[:, 0] == spoiled, jnp.nan, reward)
+        reward = jnp.where(observation[:, 0] == spoiled, jnp.nan, 10.0 * i)
         row = Transition(
             observation,
             action,
@@ -54,26 +52,25 @@ def policy(disagreement=None):
     return Policy(lambda key: (), act)
 
 
-def run(world, length, config=ALWAYS, disagreement=None, key=0):
-    rows, size, found = compiled(world, length, config, disagreement)(jax.random.key(key))
+def run(length, config=ALWAYS, disagreement=None, key=0, ends_above=np.inf, chance=None, spoiled=np.nan):
+    """(rows stored, oldest first; metrics) of branches through a `counting` world."""
+    rows, size, found = compiled(length, config, disagreement)(jax.random.key(key), ends_above, chance, spoiled)
     return jax.tree.map(lambda x: np.asarray(x)[: int(size)], rows), metrics.known(found)
 
 
-def compiled(world, length, config=ALWAYS, disagreement=None):
-    """key -> (rows stored, oldest first; how many; metrics)."""
-
+@functools.cache
+def compiled(length, config, disagreement):
     @jax.jit
-    def go(key):
-        made, found = branch(
-            world, policy(disagreement), trust.make(config), init(ROW, CAPACITY, 2, config), ORIGIN, key, length
-        )
+    def go(key, *given):
+        empty, origin = init(ROW, CAPACITY, 2, config), jnp.asarray(ORIGIN)
+        made, found = branch(counting(*given), policy(disagreement), trust.make(config), empty, origin, key, length)
         return in_order(made.buffer), made.buffer.size, found
 
     return go
 
 
 def test_every_step_of_every_branch_is_stored_in_turn():
-    rows, found = run(counting(), 3)
+    rows, found = run(3)
     expected = np.concatenate([np.arange(1.0, 7) + 100 * h for h in range(3)])
     np.testing.assert_array_equal(rows.observation[:, 0], expected)
     np.testing.assert_array_equal(rows.next_observation[:, 0], expected + 100)
@@ -88,7 +85,7 @@ def test_every_step_of_every_branch_is_stored_in_turn():
 
 
 def test_a_termination_is_stored_and_ends_its_branch():
-    rows, found = run(counting(ends_above=104.5), 4)
+    rows, found = run(3, ends_above=104.5)
     # Rows 5 and 6 end at their first step, the others at their second.
     np.testing.assert_array_equal(rows.observation[:, 0], [1, 2, 3, 4, 5, 6, 101, 102, 103, 104])
     assert rows.terminated.tolist() == [False] * 4 + [True] * 6
@@ -97,14 +94,13 @@ def test_a_termination_is_stored_and_ends_its_branch():
 
 
 def test_a_chance_of_termination_is_drawn_once_and_stored_as_what_came():
-    sure, _ = run(counting(chance=1.0), 3)
+    sure, _ = run(3, chance=1.0)
     assert sure.terminated.all() and len(sure.reward) == ROWS
-    never, _ = run(counting(chance=0.0), 3)
+    never, _ = run(3, chance=0.0)
     assert not never.terminated.any() and len(never.reward) == 3 * ROWS
-    ends, go = [], compiled(counting(chance=0.4), 3)
+    ends = []
     for key in range(30):
-        rows, size, _ = go(jax.random.key(key))
-        rows = jax.tree.map(lambda x, size=size: np.asarray(x)[: int(size)], rows)
+        rows, _ = run(3, key=key, chance=0.4)
         assert rows.terminated.dtype == bool
         for start in range(1, ROWS + 1):
             own = rows.terminated[rows.observation[:, 0] % 100 == start]
@@ -115,7 +111,7 @@ def test_a_chance_of_termination_is_drawn_once_and_stored_as_what_came():
 
 
 def test_a_row_that_is_not_finite_is_left_out_counted_and_ends_its_branch():
-    rows, found = run(counting(spoiled=103.0), 3)
+    rows, found = run(3, spoiled=103.0)
     assert np.isfinite(rows.reward).all()
     assert [x for x in rows.observation[:, 0] if x % 100 == 3] == [3.0]
     assert found["imagine/nonfinite"] == 1
@@ -123,11 +119,15 @@ def test_a_row_that_is_not_finite_is_left_out_counted_and_ends_its_branch():
 
 
 def test_a_shorter_length_is_a_prefix_without_compiling_again():
-    empty = init(ROW, 50, 1, ALWAYS)
-    go = jax.jit(lambda length: branch(counting(), policy(), RULE, empty, ORIGIN, jax.random.key(0), length)[0].buffer)
-    short, long = go(2), go(5)
+
+    @jax.jit
+    def go(origin, length):
+        empty = init(ROW, 50, 1, ALWAYS)
+        return branch(counting(), policy(), trust.make(ALWAYS), empty, origin, jax.random.key(0), length)[0].buffer
+
+    short, long = (jax.device_get(go(ORIGIN, length)) for length in (2, 5))
     assert go._cache_size() == 1
-    assert (int(short.size), int(long.size)) == (12, 30)
+    assert (short.size, long.size) == (12, 30)
     np.testing.assert_array_equal(short.data.observation[:12], long.data.observation[:12])
 
 
@@ -135,7 +135,7 @@ def test_macura_cuts_a_branch_for_good():
     config = TrustConfig("macura", percentile=100.0)
     # The first step's disagreement is 1 for all but row 6 (2, the threshold); row 2 has 2 at its second step alone.
     disagreement = lambda x: jnp.where(x == 6, 2.0, jnp.where(x == 102, 2.0, 1.0))  # noqa: E731
-    rows, found = run(counting(), 3, config, disagreement)
+    rows, found = run(3, config, disagreement)
     np.testing.assert_array_equal(rows.observation[:, 0], [1, 2, 3, 4, 5, 101, 103, 104, 105, 201, 203, 204, 205])
     assert found["imagine/threshold"] == 2.0
     # 6 + 5 + 4 steps before the ends, of which two with a disagreement of 2.
@@ -146,39 +146,52 @@ def test_macura_cuts_a_branch_for_good():
 @pytest.mark.parametrize(("rule", "sizes"), [("macura", [6, 12, 12, 12]), ("always", [6, 12, 18, 20])])
 def test_what_macura_keeps_expires_and_mbpos_rows_go_when_there_is_no_room(rule, sizes):
     config = TrustConfig(rule, scale=1e30)
-    imagined = init(ROW, 20, 2, config)
-    go = jax.jit(
-        lambda imagined, key: branch(
-            counting(), policy(lambda x: x), trust.make(config), imagined, ORIGIN + 10 * key, jax.random.key(key), 1
-        )[0]
-    )
+    imagined = jax.jit(lambda: init(ROW, 20, 2, config))()
+
+    @jax.jit
+    def go(imagined, round):
+        origin, key = ORIGIN + 10 * round, jax.random.key(round)
+        made, _ = branch(counting(), policy(lambda x: x), trust.make(config), imagined, origin, key, 1)
+        return made, in_order(made.buffer)
+
     for round, size in enumerate(sizes):
-        imagined = go(imagined, round)
+        imagined, rows = go(imagined, round)
         assert int(imagined.buffer.size) == size
-        stored = np.asarray(in_order(imagined.buffer).observation)[:size, 0]
+        stored = np.asarray(rows.observation)[:size, 0]
         # The newest rows stay: six from 10 times the number of the round on.
         assert stored.tolist() == [10 * r + x for r in range(round + 1) for x in range(1, 7)][-size:]
 
 
 def test_m2ac_stores_the_surest_rows_at_a_price_and_goes_on():
     config = TrustConfig("m2ac", penalty=0.5)
-    rows, _ = run(counting(), 2, config, lambda x: x % 100)
+
+    def disagreement(x):
+        return x % 100
+
+    rows, _ = run(2, config, disagreement)
     # K = 2: 2/6 of six rows at the first step, 1/6 at the second.
     np.testing.assert_array_equal(rows.observation[:, 0], [1, 2, 101])
     np.testing.assert_allclose(rows.reward, [-0.5, -1.0, 10 - 0.5])
-    everything, _ = run(counting(), 2)
-    free, _ = run(counting(), 2, dataclasses.replace(config, penalty=0.0), lambda x: x % 100)
+    everything, _ = run(3)
+    free, _ = run(2, dataclasses.replace(config, penalty=0.0), disagreement)
     places = [list(everything.observation[:, 0]).index(x) for x in free.observation[:, 0]]
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[places]), free, everything)
 
 
 def test_disagreement_is_of_what_the_policys_own_actions_lead_to():
     model, state = ready(dataclasses.replace(TINY, elites=3), terminated=alive)
-    observation = jnp.asarray(np.random.default_rng(1).normal(size=(5, 2)))
     bare = Policy(lambda key: (), lambda memory, x, key: (jax.random.uniform(key, (len(x), 1)), (), memory))
     rule = trust.make(TrustConfig("macura"))
-    action, disagreement, _ = with_disagreement(bare, rule, model, state).act((), observation, jax.random.key(3))
-    np.testing.assert_array_equal(action, bare.act((), observation, jax.random.key(3))[0])
-    np.testing.assert_array_equal(disagreement, trust.pairwise(*model.predict(state, observation, action)))
+
+    @jax.jit
+    def both(state, observation, key):
+        own = bare.act((), observation, key)[0]
+        action, disagreement, _ = with_disagreement(bare, rule, model, state).act((), observation, key)
+        return (action, disagreement), (own, trust.pairwise(*model.predict(state, observation, own)))
+
+    observation = np.random.default_rng(1).normal(size=(5, 2))
+    (action, disagreement), (own, expected) = both(state, observation, jax.random.key(3))
+    np.testing.assert_array_equal(action, own)
+    np.testing.assert_array_equal(disagreement, expected)
     assert disagreement.shape == (5,) and float(disagreement.min()) > 0
     assert with_disagreement(bare, trust.make(TrustConfig()), model, state) is bare

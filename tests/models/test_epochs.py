@@ -1,5 +1,7 @@
 """Splits, bootstraps, shuffles, early stopping and the normaliser, apart from any network."""
 
+import functools
+
 import ensemble_in_numpy as reference
 import jax
 import jax.numpy as jnp
@@ -17,32 +19,41 @@ minibatch = jax.jit(epochs.minibatch, static_argnums=4)
 
 @pytest.fixture(scope="module")
 def split_of_64():
-    return jax.jit(lambda key, count: epochs.split_rows(key, 64, count, 0.2, 7))
+    def split(key, count):
+        made = epochs.split_rows(key, 64, count, 0.2, 7)
+        return made, epochs.training_mask(made)
+
+    return jax.jit(split)
 
 
 @pytest.mark.parametrize(
     ("count", "holdout"), [(0, 0), (1, 0), (4, 0), (5, 1), (9, 1), (10, 2), (15, 3), (34, 6), (35, 7), (64, 7)]
 )
 def test_split_divides_the_valid_rows(split_of_64, count, holdout):
-    split = split_of_64(jax.random.key(count), jnp.asarray(count))
+    split, mask = jax.device_get(split_of_64(jax.random.key(count), np.int32(count)))
     assert (int(split.holdout), int(split.train)) == (holdout, count - holdout)
-    assert sorted(np.asarray(split.order[:count])) == list(range(count))
-    mask = np.asarray(epochs.training_mask(split))
-    assert set(np.flatnonzero(mask)) == set(np.asarray(split.order[holdout:count]))
+    assert sorted(split.order[:count]) == list(range(count))
+    assert set(np.flatnonzero(mask)) == set(split.order[holdout:count])
 
 
 def test_each_valid_row_is_equally_likely_to_be_held_out():
-    keys = jax.random.split(jax.random.key(0), 4000)
-    splits = jax.vmap(lambda key: epochs.split_rows(key, 16, jnp.asarray(10), 0.3, 100))(keys)
-    held_out = np.bincount(np.asarray(splits.order[:, :3]).ravel(), minlength=16)
+    @jax.jit
+    def orders(key, count):
+        return jax.vmap(lambda key: epochs.split_rows(key, 16, count, 0.3, 100).order)(jax.random.split(key, 4000))
+
+    held_out = np.bincount(np.asarray(orders(jax.random.key(0), np.int32(10)))[:, :3].ravel(), minlength=16)
     assert (held_out[10:] == 0).all()
     np.testing.assert_allclose(held_out[:10] / 4000, 0.3, atol=5 * np.sqrt(0.3 * 0.7 / 4000))
 
 
 def test_bootstraps_draw_with_replacement_from_the_training_rows_and_differ():
-    split = epochs.split_rows(jax.random.key(0), 1000, jnp.asarray(800), 0.25, 500)
-    rows = np.asarray(epochs.bootstrap(jax.random.key(1), split, 4))[:, : int(split.train)]
-    training = set(np.asarray(split.order[200:800]))
+    @jax.jit
+    def draw(count):
+        split = epochs.split_rows(jax.random.key(0), 1000, count, 0.25, 500)
+        return split, epochs.bootstrap(jax.random.key(1), split, 4)
+
+    split, rows = jax.device_get(draw(np.int32(800)))
+    rows, training = rows[:, : split.train], set(split.order[200:800])
     for own in rows:
         assert set(own) <= training
         # With replacement a share of 1 - 1/e of the rows is drawn at all.
@@ -53,22 +64,28 @@ def test_bootstraps_draw_with_replacement_from_the_training_rows_and_differ():
 @settings(max_examples=40, deadline=None)
 @given(count=st.integers(1, 300), seed=st.integers(0, 2**31 - 1))
 def test_a_shuffle_is_a_permutation(count, seed):
-    places = _shuffle_300(jax.random.key(seed), jnp.asarray(count))
-    assert sorted(np.asarray(places[:count])) == list(range(count))
+    places = shuffle_300(jax.random.key(seed), np.int32(count))
+    assert sorted(np.asarray(places)[:count]) == list(range(count))
 
 
 @jax.jit
-def _shuffle_300(key, count):
+def shuffle_300(key, count):
     (table,) = draw_shuffles(key, 1, 300, count)
     return epochs.shuffled(table, jnp.minimum(jnp.arange(300), count - 1), count)
 
 
 def test_shuffles_take_each_position_anywhere_and_pairs_apart():
     count, draws = 23, 6000
-    places = np.asarray(
-        jax.vmap(lambda key: _shuffle_300(key, jnp.asarray(count)))(jax.random.split(jax.random.key(0), draws))
-    )
-    places = places[:, :count]
+
+    @jax.jit
+    def shuffles(key, count):
+        def shuffle(key):
+            (table,) = epochs.draw_shuffles(key, 1, 300, count)
+            return epochs.shuffled(table, jnp.arange(23), count)
+
+        return jax.vmap(shuffle)(jax.random.split(key, draws))
+
+    places = np.asarray(shuffles(jax.random.key(0), np.int32(count)))
     for position in (0, 7, 22):
         seen = np.bincount(places[:, position], minlength=count)
         # Chi-square with 22 degrees of freedom: mean 22, standard deviation 6.6.
@@ -83,51 +100,59 @@ def test_shuffles_take_each_position_anywhere_and_pairs_apart():
 
 def test_a_shuffle_of_a_large_buffer_is_a_permutation():
     count = 100_003
-    (table,) = draw_shuffles(jax.random.key(3), 1, 200_000, jnp.asarray(count))
-    places = np.asarray(epochs.shuffled(table, jnp.arange(count, dtype=jnp.int32), jnp.asarray(count)))
+
+    @jax.jit
+    def shuffle(count):
+        (table,) = epochs.draw_shuffles(jax.random.key(3), 1, 200_000, count)
+        return epochs.shuffled(table, jnp.arange(100_003, dtype=jnp.int32), count)
+
+    places = np.asarray(shuffle(np.int32(count)))
     assert (np.sort(places) == np.arange(count)).all()
     assert abs(np.corrcoef(places, np.arange(count))[0, 1]) < 5 / np.sqrt(count)
 
 
 @pytest.mark.parametrize(("count", "size"), [(10, 4), (8, 4), (3, 4), (1, 1)])
 def test_an_epoch_visits_each_bootstrapped_row_once(count, size):
-    rows = 100 + jnp.arange(24, dtype=jnp.int32).reshape(2, 12)
-    shuffles = draw_shuffles(jax.random.key(0), 2, 12, jnp.asarray(count))
+    rows = 100 + np.arange(24, dtype=np.int32).reshape(2, 12)
+    shuffles = draw_shuffles(jax.random.key(0), 2, 12, np.int32(count))
     seen = [[], []]
     for number in range(-(-count // size)):
-        index, valid = minibatch(shuffles, rows, jnp.asarray(count), jnp.asarray(number), size)
-        assert int(valid.sum()) == min(size, count - number * size)
+        index, valid = jax.device_get(minibatch(shuffles, rows, np.int32(count), np.int32(number), size))
+        assert valid.sum() == min(size, count - number * size)
         for e in range(2):
-            seen[e] += list(np.asarray(index[e])[np.asarray(valid)])
+            seen[e] += list(index[e][valid])
     for e in range(2):
-        assert sorted(seen[e]) == list(np.asarray(rows[e, :count]))
+        assert sorted(seen[e]) == list(rows[e, :count])
 
 
 def test_members_and_epochs_have_orders_of_their_own():
-    first = draw_shuffles(jax.random.key(0), 2, 50, jnp.asarray(50))
-    later = draw_shuffles(jax.random.key(1), 2, 50, jnp.asarray(50))
-    rows = jnp.tile(jnp.arange(50, dtype=jnp.int32), (2, 1))
-    a, _ = minibatch(first, rows, jnp.asarray(50), jnp.asarray(0), 50)
-    b, _ = minibatch(later, rows, jnp.asarray(50), jnp.asarray(0), 50)
+    @jax.jit
+    def batch(key, rows, count):
+        return epochs.minibatch(epochs.draw_shuffles(key, 2, 50, count), rows, count, jnp.zeros((), int), 50)[0]
+
+    rows = np.tile(np.arange(50, dtype=np.int32), (2, 1))
+    a, b = (np.asarray(batch(jax.random.key(seed), rows, np.int32(50))) for seed in range(2))
     assert (a[0] != a[1]).mean() > 0.8
     assert (a[0] != b[0]).mean() > 0.8
 
 
 def run_search(scores, patience, max_epochs, has_holdout=True):
     """Early stopping over given scores [epoch, member]; the weights of a member are the numbers of the epochs done."""
-    scores = jnp.asarray(scores)
-    return jax.jit(
-        lambda: epochs.train_with_early_stopping(
-            epoch=lambda training, number: number + 1,
-            score=lambda training: scores[training - 1],
-            weights=lambda training: {"w": jnp.full((scores.shape[1], 2), training)},
-            training=jnp.zeros((), jnp.int32),
-            members=scores.shape[1],
-            has_holdout=jnp.asarray(has_holdout),
-            patience=patience,
-            max_epochs=max_epochs,
-        )
-    )()
+    return jax.device_get(search(np.asarray(scores, np.float32), patience, max_epochs, np.bool_(has_holdout)))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def search(scores, patience, max_epochs, has_holdout):
+    return epochs.train_with_early_stopping(
+        epoch=lambda training, number: number + 1,
+        score=lambda training: scores[training - 1],
+        weights=lambda training: {"w": jnp.full((scores.shape[1], 2), training)},
+        training=jnp.zeros((), jnp.int32),
+        members=scores.shape[1],
+        has_holdout=has_holdout,
+        patience=patience,
+        max_epochs=max_epochs,
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -141,20 +166,20 @@ def test_early_stopping_as_transcribed(seed, patience):
         if expected.stops_with(row):
             break
     search = run_search(scores, patience, max_epochs=25)
-    assert int(search.epochs) == expected.epochs
+    assert search.epochs == expected.epochs
     np.testing.assert_allclose(search.score, expected.best, rtol=1e-6)
     np.testing.assert_array_equal(search.best["w"], np.array(expected.at)[:, None].repeat(2, 1) + 1)
 
 
 def test_patience_five_bears_five_barren_epochs_and_stops_with_the_sixth():
-    flat = np.ones((30, 2))
-    assert int(run_search(flat, 5, 30).epochs) == 1 + 6
-    assert int(run_search(flat, 0, 30).epochs) == 1 + 1
+    flat = np.ones((30, 3))
+    assert run_search(flat, 5, 25).epochs == 1 + 6
+    assert run_search(flat, 0, 25).epochs == 1 + 1
 
 
 def test_one_percent_is_not_enough_and_a_little_more_is():
-    assert int(run_search([[1.0], [0.991], [0.5]], 0, 3).epochs) == 2
-    assert int(run_search([[1.0], [0.989], [0.97]], 0, 3).epochs) == 3
+    assert run_search([[1.0], [0.991], [0.5]], 0, 3).epochs == 2
+    assert run_search([[1.0], [0.989], [0.97]], 0, 3).epochs == 3
 
 
 def test_each_member_keeps_its_own_best():
@@ -171,8 +196,16 @@ def test_a_member_that_never_has_a_finite_score_keeps_what_it_had_and_ranks_last
 
 def test_without_a_holdout_all_epochs_are_run_and_the_last_weights_kept():
     search = run_search(np.zeros((9, 2)), 0, 9, has_holdout=False)
-    assert int(search.epochs) == 9
+    assert search.epochs == 9
     np.testing.assert_array_equal(search.best["w"], np.full((2, 2), 9))
+
+
+@jax.jit
+def measured(rows, mask, x):
+    """The normaliser of the masked rows, x normalised, and that denormalised."""
+    normalizer = measure(rows, mask)
+    normal = normalize(normalizer, x)
+    return normalizer, normal, denormalize(normalizer, normal)
 
 
 def test_normaliser_measures_the_masked_rows():
@@ -183,24 +216,23 @@ def test_normaliser_measures_the_masked_rows():
     mean, std = reference.moments(rows[mask])
     rows[~mask] = np.nan
     with jax.enable_x64(True):
-        normalizer = measure(jnp.asarray(rows), jnp.asarray(mask))
+        normalizer, shifted, back = jax.device_get(measured(rows, mask, rows[mask]))
         np.testing.assert_allclose(normalizer.mean, mean, rtol=1e-12)
         np.testing.assert_allclose(normalizer.std, std, rtol=1e-10)
-        assert float(normalizer.std[3]) == 0.0
-        x = jnp.asarray(rows[mask])
-        np.testing.assert_allclose(normalize(normalizer, x), (rows[mask] - mean) / np.where(std == 0, 1, std), atol=1e-9)
-        np.testing.assert_allclose(denormalize(normalizer, normalize(normalizer, x)), x, rtol=1e-12)
+        assert normalizer.std[3] == 0.0
+        np.testing.assert_allclose(shifted, (rows[mask] - mean) / np.where(std == 0, 1, std), atol=1e-9)
+        np.testing.assert_allclose(back, rows[mask], rtol=1e-12)
 
 
 def test_normaliser_leaves_a_constant_column_unscaled_in_single_precision():
-    normalizer = measure(jnp.full((1000, 1), 0.1), jnp.arange(1000) < 777)
-    assert (float(normalizer.mean[0]), float(normalizer.std[0])) == (float(jnp.float32(0.1)), 0.0)
-    assert float(normalize(normalizer, jnp.array([0.6]))[0]) == pytest.approx(0.5)
+    rows, mask, x = np.full((1000, 1), 0.1, np.float32), np.arange(1000) < 777, np.array([[0.6], [7.1]], np.float32)
+    normalizer, normal, back = jax.device_get(measured(rows, mask, x))
+    assert (normalizer.mean[0], normalizer.std[0]) == (np.float32(0.1), 0.0)
+    assert normal[:, 0] == pytest.approx([0.5, 7.0])
     # Whatever a network says about it, it is what it was.
-    assert float(denormalize(normalizer, jnp.array([7.0]))[0]) == float(jnp.float32(0.1))
+    assert (back == np.float32(0.1)).all()
 
 
 def test_normaliser_of_no_row_is_finite():
-    normalizer = measure(jnp.ones((4, 2)), jnp.zeros(4, bool))
-    assert np.isfinite(np.asarray(normalize(normalizer, jnp.ones(2)))).all()
-    assert np.isfinite(np.asarray(denormalize(normalizer, jnp.ones(2)))).all()
+    _, normal, back = jax.device_get(measured(np.ones((4, 2), np.float32), np.zeros(4, bool), np.ones(2, np.float32)))
+    assert np.isfinite(normal).all() and np.isfinite(back).all()
