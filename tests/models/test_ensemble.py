@@ -443,7 +443,7 @@ def test_seeds_side_by_side_fit_as_alone(one_epoch):
     buffers = jax.vmap(of_rows)(tables_together, counts)
     together, found = jax.jit(jax.vmap(run))(states_together, buffers, keys)
     for i in range(2):
-        alone, refound = run(states[i], of_rows(tables[i], counts[i]), keys[i])
+        alone, refound = run(states[i], of_rows(tables[i], int(counts[i])), keys[i])
         pairs = zip(jax.tree.leaves((alone, refound)), jax.tree.leaves((together, found)), strict=True)
         for a, b in pairs:
             np.testing.assert_allclose(b[i], a, rtol=1e-5, atol=1e-5)
