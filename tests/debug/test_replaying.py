@@ -99,6 +99,19 @@ def debug(*words):
     return code, out.getvalue(), err.getvalue()
 
 
+@pytest.fixture
+def reports(monkeypatch):
+    """What `replaying.debug` returned to the command."""
+    found, real = [], replaying.debug
+
+    def recorded(*given):
+        found.append(real(*given))
+        return found[-1]
+
+    monkeypatch.setattr(replaying, "debug", recorded)
+    return found
+
+
 def test_the_operation_the_seed_and_the_step_are_named(broken):
     before = contents(broken)
     report = replaying.debug(broken)
@@ -143,19 +156,19 @@ def test_a_closed_optimiser_is_followed_to_its_gradient(tmp_path):
     assert (report.origin.operation, report.origin.kind, report.origin.element[0]) == ("sqrt", "nan", 1)
 
 
-def test_a_run_without_a_fault(tmp_path):
+def test_a_run_without_a_fault(tmp_path, reports):
     train(tmp_path / "run", rate=1e-3, steps=EPOCH)
-    assert replaying.debug(tmp_path / "run") is None
     code, out, err = debug(tmp_path / "run")
+    assert reports == [None]
     assert (code, err) == (0, "") and out.startswith("no seed met a value that is not finite")
 
 
-def test_a_replay_that_goes_another_way_says_so(broken, monkeypatch):
+def test_a_replay_that_goes_another_way_says_so(broken, monkeypatch, reports):
     """As if the machine computed otherwise: the root is taken of what is never below 0."""
     monkeypatch.setitem(globals(), "loss_of", lambda weight: jnp.sum(jnp.sqrt(1 + weight**2)))
-    report = replaying.debug(broken)
-    assert report.origin is None and report.instead == "everything was finite"
     code, out, err = debug(broken)
+    (report,) = reports
+    assert report.origin is None and report.instead == "everything was finite"
     assert (code, err) == (1, "") and "the replay did not reproduce the fault: everything was finite" in out
 
 
