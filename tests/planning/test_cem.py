@@ -88,7 +88,14 @@ def test_refit_sees_the_order_of_returns_only(transform):
     np.testing.assert_array_equal(plain[1], other[1])
 
 
-@pytest.mark.parametrize(("size", "error", "deviation"), [(1, 4.8e-5, 3.5e-5), (5, 3.0e-3, 1.0e-3), (25, 0.045, 0.007)])
+@pytest.mark.parametrize(
+    ("size", "error", "deviation"),
+    [
+        (1, 4.8e-5, 3.5e-5),
+        pytest.param(5, 3.0e-3, 1.0e-3, marks=pytest.mark.promises),
+        (25, 0.045, 0.007),
+    ],
+)
 def test_accuracy_on_a_quadratic(size, error, deviation):
     """Root mean square error of the mean after 5 iterations of 400 with 40 elites, momentum 0.1, no early stop."""
     planner = cem.make(CEMConfig(horizon=size, min_variance=0.0), ONE)

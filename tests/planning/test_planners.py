@@ -28,11 +28,11 @@ SMALL = {
     "random-shooting": RandomShootingConfig(horizon=H, population=60),
 }
 every_planner = pytest.mark.parametrize("method", sorted(SMALL))
-remembers_its_plan = pytest.mark.parametrize(
+one_a_kind = pytest.mark.parametrize(
     "method",
     [
-        *sorted(SMALL.keys() - {"random-shooting"}),
-        pytest.param("random-shooting", marks=pytest.mark.promises),
+        *sorted(SMALL.keys() - {"mppi", "random-shooting"}),
+        *(pytest.param(method, marks=pytest.mark.promises) for method in ("mppi", "random-shooting")),
     ],
 )
 
@@ -179,7 +179,7 @@ def test_a_constant_objective_is_safe(method, value, search):
     assert nonfinite == 0
 
 
-@remembers_its_plan
+@one_a_kind
 def test_many_states_at_once_are_planned_as_one_by_one(method):
     """Up to rounding, and so up to ties that rounding decides."""
     planner = build(method)
@@ -244,7 +244,7 @@ def test_settings_that_make_no_sense_are_refused(method, changes, message):
     assert str(refused.value) == message
 
 
-@remembers_its_plan
+@one_a_kind
 def test_a_plan_starts_from_the_last_one_and_anew_with_each_episode(method):
     """On the cart and pole, as seen by planners that want to push, whatever ends: so episodes end soon."""
     task, planner = envs.make("cartpole-continuous"), build(method, action=ONE, horizon=8, iterations=1)

@@ -209,7 +209,9 @@ def test_planning_in_the_true_cart_and_pole_balances_it():
     "config",
     [
         PlannerConfig("icem", icem=ICEMConfig(horizon=25, iterations=2)),
-        PlannerConfig("mppi", mppi=MPPIConfig(horizon=25, population=100, iterations=2)),
+        pytest.param(
+            PlannerConfig("mppi", mppi=MPPIConfig(horizon=25, population=100, iterations=2)), marks=pytest.mark.promises
+        ),
         pytest.param(
             PlannerConfig("random-shooting", random_shooting=RandomShootingConfig(horizon=50, population=2000)),
             marks=pytest.mark.promises,
