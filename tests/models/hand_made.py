@@ -33,10 +33,10 @@ def layers_of(parameters):
     def networks(variables):
         if variables == ():
             return []
-        dense = variables["params"]
+        dense = jax.device_get(variables["params"])
         names = sorted(dense)
         count = dense[names[0]]["kernel"].shape[0]
-        return [[(np.asarray(dense[n]["kernel"][e]), np.asarray(dense[n]["bias"][e])) for n in names] for e in range(count)]
+        return [[(dense[n]["kernel"][e], dense[n]["bias"][e]) for n in names] for e in range(count)]
 
     low, high = np.asarray(parameters.low), np.asarray(parameters.high)
     return networks(parameters.network), low, high, networks(parameters.termination)
@@ -74,12 +74,12 @@ def blank(config, size=(2, 1), reward=None, terminated=None):
     return model, jax.device_put(state._replace(members=members, **first, **one))
 
 
-def ready(config, reward=None, terminated=None, seed=0):
+def ready(config, reward=None, terminated=None, seed=0, size=(2, 1)):
     """A model and a state in which every weight, bias and bound is random, so that none of them is special."""
-    model, state = blank(config, (2, 1), reward, terminated)
+    model, state = blank(config, size, reward, terminated)
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.4, leaf.shape).astype(leaf.dtype), state.members.params)
-    if config.probabilistic:
+    if config.probabilistic and config.noise != "constant":
         params = params._replace(low=params.low - 10, high=params.high + 0.5)
     return model, state._replace(members=state.members._replace(params=jax.device_put(params)))
 
@@ -101,7 +101,7 @@ def constant(config, deltas, elites=None, log_variance=None, reward=nothing, ter
     high = -80.0 if log_variance is None else 90.0
     params = params._replace(low=floats(np.full(size, -90.0)), high=floats(np.full(size, high)))
     state = state._replace(members=state.members._replace(params=jax.device_put(params)))
-    return model, state if elites is None else state._replace(elites=jnp.asarray(elites, jnp.int32))
+    return model, state if elites is None else state._replace(elites=np.asarray(elites, np.int32))
 
 
 def imagine(model, state, particles, horizon, key):
@@ -116,6 +116,6 @@ def imagine(model, state, particles, horizon, key):
 def fitted_normalisers(state):
     rng = np.random.default_rng(5)
     return state._replace(
-        inputs=state.inputs._replace(mean=jnp.asarray(rng.normal(size=3)), std=jnp.asarray(rng.uniform(0.5, 2, 3))),
-        targets=state.targets._replace(mean=jnp.asarray(rng.normal(size=3)), std=jnp.asarray(rng.uniform(0.5, 2, 3))),
+        inputs=state.inputs._replace(mean=floats(rng.normal(size=3)), std=floats(rng.uniform(0.5, 2, 3))),
+        targets=state.targets._replace(mean=floats(rng.normal(size=3)), std=floats(rng.uniform(0.5, 2, 3))),
     )

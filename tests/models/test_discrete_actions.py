@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hand_made import TINY, alive, table
+from hand_made import TINY, alive, ready, table
 
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete
@@ -28,11 +28,11 @@ def one_hot_reward(observation, action, next_observation):
 
 
 def test_a_fit_to_discrete_actions_is_that_to_one_hot_vectors():
-    rows, numbers = jax.device_put(table(np.random.default_rng(0), 20)), np.random.default_rng(1).integers(0, 3, 20)
-    ours, plain = ensemble.make(SMALL, 2, Discrete(3), terminated=alive), ensemble.make(SMALL, 2, 3, terminated=alive)
-    first, key = jax.jit(lambda key: plain.init(key, {}))(jax.random.key(0)), jax.random.key(1)
-    by_number = rows._replace(action=jnp.asarray(numbers, jnp.int32))
-    by_vector = rows._replace(action=jnp.asarray(np.eye(3)[numbers]))
+    rows, numbers = table(np.random.default_rng(0), 20), np.random.default_rng(1).integers(0, 3, 20)
+    ours, (plain, first) = ensemble.make(SMALL, 2, Discrete(3), terminated=alive), ready(SMALL, None, alive, size=(2, 3))
+    key = jax.random.key(1)
+    by_number = rows._replace(action=numbers.astype(np.int32))
+    by_vector = rows._replace(action=np.eye(3)[numbers])
     state, found = jax.jit(ours.fit)(first, of_rows(by_number), key)
     expected, refound = jax.jit(plain.fit)(first, of_rows(by_vector), key)
     assert state.inputs.mean.shape == (5,) and not np.array_equal(state.inputs.std[2:], np.ones(3))
@@ -42,16 +42,11 @@ def test_a_fit_to_discrete_actions_is_that_to_one_hot_vectors():
 @pytest.mark.parametrize("known", [False, True])
 def test_predictions_and_imagined_steps_of_discrete_actions_are_those_of_one_hot_vectors(known):
     ours = ensemble.make(SMALL, Box((2,)), Discrete(3), reward if known else None, alive)
-    plain = ensemble.make(SMALL, 2, 3, one_hot_reward if known else None, alive)
-    rows, numbers, key = (
-        jax.device_put(table(np.random.default_rng(0), 6)),
-        jnp.array([0, 2, 1, 1, 2, 0], jnp.int32),
-        jax.random.key(1),
-    )
+    plain, first = ready(SMALL, one_hot_reward if known else None, alive, size=(2, 3))
+    rows, numbers = table(np.random.default_rng(0), 6), np.array([0, 2, 1, 1, 2, 0], np.int32)
 
     @jax.jit
-    def results(key):
-        state, observation = ours.init(key, {}), rows.observation
+    def results(state, observation, numbers, key):
         worlds = ours.world(state), plain.world(state)
         vectors = jnp.eye(3)[numbers]
         return [
@@ -60,7 +55,9 @@ def test_predictions_and_imagined_steps_of_discrete_actions_are_those_of_one_hot
             (worlds[0].step(observation, numbers[1], key), worlds[0].step(observation, jnp.full(6, 2, jnp.int32), key)),
         ]
 
-    (predicted, (carry, imagined)), (expected, (again, same)), one = results(key)
+    (predicted, (carry, imagined)), (expected, (again, same)), one = results(
+        first, rows.observation, numbers, jax.random.key(1)
+    )
     np.testing.assert_array_equal(imagined.action, numbers)
     assert imagined.action.dtype == jnp.int32
     ours_found, expected_found = (
@@ -74,21 +71,24 @@ def test_predictions_and_imagined_steps_of_discrete_actions_are_those_of_one_hot
 
 
 def test_branches_store_discrete_actions():
-    model = ensemble.make(SMALL, 2, Discrete(3), terminated=alive)
-    state = jax.jit(lambda key: model.init(key, {}))(jax.random.key(0))
-    rows = jax.device_put(table(np.random.default_rng(0), 4))
-    row = jax.tree.map(lambda x: x[0], rows)._replace(action=jnp.zeros((), jnp.int32))
+    model, state = ready(SMALL, None, alive, size=(2, Discrete(3)))
+    rows = table(np.random.default_rng(0), 4)
+    row = jax.tree.map(lambda x: x[0], rows)._replace(action=np.zeros((), np.int32))
     config = disagreement.TrustConfig("macura", scale=1e30)
     rule = disagreement.make(config)
     policy = Policy(
         lambda key: (), lambda memory, x, key: (jax.random.randint(key, (len(x),), 0, 3, jnp.int32), (), memory)
     )
-    policy = branching.with_disagreement(policy, rule, model, state)
-    world, empty = model.world(state), branching.init(row, 20, 1, config)
-    branch = jax.jit(lambda key: branching.branch(world, policy, rule, empty, rows.observation, key, 3))
-    imagined, _ = branch(jax.random.key(1))
-    assert int(imagined.buffer.size) == 12
-    assert set(imagined.buffer.data.action[:12].tolist()) == {0, 1, 2}
+
+    @jax.jit
+    def branch(state, origin, key):
+        judged = branching.with_disagreement(policy, rule, model, state)
+        empty = branching.init(row, 20, 1, config)
+        return branching.branch(model.world(state), judged, rule, empty, origin, key, 3)[0].buffer
+
+    buffer = jax.device_get(branch(state, rows.observation, jax.random.key(1)))
+    assert buffer.size == 12
+    assert set(buffer.data.action[:12].tolist()) == {0, 1, 2}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hand_made import TINY, alive, blank, floats, layers_of, nothing, table
+from hand_made import TINY, alive, blank, floats, layers_of, nothing, ready, table
 
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Features, Transition
@@ -143,19 +143,14 @@ def test_no_uncertainty_of_a_constant_entry_halts_a_row():
     np.testing.assert_array_equal(told["unknown"], [True, True])
 
 
-def fitted(config, features, data, count):
-    model = ensemble.make(config, data.observation.shape[1], data.action.shape[1], features=features)
-    fit = jax.jit(lambda key, data: model.fit(model.init(key, {}), of_rows(data, count), key))
-    return model, *fit(jax.random.key(0), data)
-
-
 def test_without_features_the_model_is_the_same_bit_for_bit():
-    data = table(np.random.default_rng(0), 24)
-    _, plain, plain_metrics = fitted(TINY, None, data, 20)
+    model, state = ready(TINY)
+    given = state, of_rows(table(np.random.default_rng(0), 24), 20), jax.random.key(0)
+    plain = jax.jit(model.fit)(*given)
     unused = Features(lambda observation: observation[..., :1], absolute=(1,), constant=(0,))
     for config, features in ((TINY, Features()), (dataclasses.replace(TINY, features=False), unused)):
-        _, state, metrics = fitted(config, features, data, 20)
-        jax.tree.map(np.testing.assert_array_equal, (state, metrics), (plain, plain_metrics))
+        found = jax.jit(ensemble.make(config, 2, 1, features=features).fit)(*given)
+        jax.tree.map(np.testing.assert_array_equal, found, plain)
 
 
 def test_a_linear_system_is_learned_with_its_speed_absolute():
@@ -169,7 +164,9 @@ def test_a_linear_system_is_learned_with_its_speed_absolute():
     config = EnsembleConfig(
         members=2, elites=2, hidden=(16,), learning_rate=1e-2, batch_size=64, max_epochs=60, holdout_fraction=0.0
     )
-    model, state, _ = fitted(config, Features(lambda x: x[..., 1:], absolute=(0,)), data, 500)
+    model = ensemble.make(config, 2, 1, features=Features(lambda x: x[..., 1:], absolute=(0,)))
+    fit = jax.jit(lambda key, data: model.fit(model.init(key, {}), of_rows(data, 500), key)[0])
+    state = fit(jax.random.key(0), data)
     observed = after[500:]
     mean = np.asarray(jax.jit(model.predict)(state, data.observation[500:], data.action[500:])[0])[..., :2]
     assert np.abs(mean - observed).max() < 0.1

@@ -55,25 +55,33 @@ def test_uncertainty_is_parted_by_the_law_of_total_variance():
 @pytest.mark.parametrize(("mode", "deviation"), [("expectation", 0.5), ("distribution", 0.5), ("tsinf", 0.4)])
 def test_rows_end_where_the_predicted_deviation_is_above_the_threshold(mode, deviation):
     """Noise of variance 0.16 and members 0.6 apart, of variance 0.09; under tsinf a row hears its own member alone."""
-    for threshold, ends in ((0.98 * deviation, True), (1.02 * deviation, False), (None, False)):
+    models, noise = [], np.log([0.16, 0.01])
+    for threshold in (0.98 * deviation, 1.02 * deviation, None):
         config = EnsembleConfig(members=2, elites=2, hidden=(3,), propagation=mode, halt_above=threshold)
-        told = []
-        for terminated, ends_of in ((alive, None), (None, [-2.0, -2.0])):
-            noise = np.log([0.16, 0.01])
-            model, state = constant(config, [[0.0, 0.0], [0.6, 0.0]], None, noise, terminated=terminated, ends=ends_of)
-            state = state._replace(targets=state.targets._replace(std=np.array([5.0, 1.0], np.float32)))
-            told.append(stepped(model)(state, np.zeros((4, 2), np.float32), np.zeros(1, np.float32), jax.random.key(0)))
-        np.testing.assert_array_equal(told[0].terminated, np.full(4, ends))
-        np.testing.assert_allclose(told[1].terminated, np.full(4, 1.0 if ends else 1 / (1 + np.exp(2.0))), rtol=1e-6)
-        assert np.abs(np.asarray(told[0].next_observation)).max() < 20
+        for terminated, ends in ((alive, None), (None, [-2.0, -2.0])):
+            model, state = constant(config, [[0.0, 0.0], [0.6, 0.0]], None, noise, terminated=terminated, ends=ends)
+            models.append((model, state._replace(targets=state.targets._replace(std=np.array([5.0, 1.0], np.float32)))))
+
+    @jax.jit
+    def steps(states, key):
+        worlds = [model.world(state) for (model, _), state in zip(models, states, strict=True)]
+        return [world.step(jnp.zeros((4, 2)), jnp.zeros(1), key)[1] for world in worlds]
+
+    told = jax.device_get(steps([state for _, state in models], jax.random.key(0)))
+    for known, learned, ends in zip(told[::2], told[1::2], (True, False, False), strict=True):
+        np.testing.assert_array_equal(known.terminated, np.full(4, ends))
+        np.testing.assert_allclose(learned.terminated, np.full(4, 1.0 if ends else 1 / (1 + np.exp(2.0))), rtol=1e-6)
+        assert np.abs(known.next_observation).max() < 20
 
 
 def test_only_elites_imagine_and_each_its_rows():
     config = EnsembleConfig(members=4, elites=2, hidden=(3,), propagation="tsinf")
     model, state = constant(config, [[0.0], [1.0], [2.0], [3.0]], elites=[3, 1])
-    for steps in (1, 3):
-        reached = jax.jit(lambda state, key, h=steps: imagine(model, state, 5, h, key))(state, jax.random.key(0))
-        np.testing.assert_allclose(reached[:, 0], steps * np.array([3.0, 1.0, 3.0, 1.0, 3.0]))
+    reached = jax.jit(lambda state, key: [imagine(model, state, 5, steps, key) for steps in (1, 3)])(
+        state, jax.random.key(0)
+    )
+    for steps, found in zip((1, 3), reached, strict=True):
+        np.testing.assert_allclose(found[:, 0], steps * np.array([3.0, 1.0, 3.0, 1.0, 3.0]))
 
 
 @pytest.mark.parametrize("mode", ["ts1", "tsinf"])
@@ -147,12 +155,14 @@ def noisy(mode, members, alike=False):
 
 @pytest.mark.parametrize("members", [1, 3])
 def test_one_member_or_members_all_alike_propagate_alike_given_equal_noise(members):
-    reached = {}
     with jax.enable_x64(True):
-        for mode in ("ts1", "tsinf", "distribution"):
-            model, state = noisy(mode, members, alike=True)
-            reached[mode] = jax.jit(lambda state, m=model: imagine(m, state, 6, 5, jax.random.key(3)))(state)
-    assert np.asarray(reached["ts1"]).std(axis=0).min() > 0.01
+        models = {mode: noisy(mode, members, alike=True) for mode in ("ts1", "tsinf", "distribution")}
+        state = models["ts1"][1]
+        results = jax.jit(
+            lambda state, key: {mode: imagine(model, state, 6, 5, key) for mode, (model, _) in models.items()}
+        )
+        reached = jax.device_get(results(state, jax.random.key(3)))
+    assert reached["ts1"].std(axis=0).min() > 0.01
     np.testing.assert_array_equal(reached["ts1"], reached["tsinf"])
     np.testing.assert_allclose(reached["ts1"], reached["distribution"], rtol=1e-10)
 
@@ -367,13 +377,14 @@ def test_gradients_flow_through_pooled_steps(probabilistic):
             return jnp.sum(rollout(world, policy, (jnp.ones((5, 2)), policy.init(key)), key, 2)[0][0])
 
         actions = np.array([[0.1], [0.2]])
-        run = jax.jit(reached)
-        slope = np.asarray(jax.jit(jax.grad(reached))(actions))
-        for i in range(2):
-            nudge = 1e-5 * np.eye(2)[:, i : i + 1]
-            by_hand = (float(run(actions + nudge)) - float(run(actions - nudge))) / 2e-5
-            assert abs(slope[i, 0] - by_hand) < 1e-7
-            assert abs(slope[i, 0]) > 1e-4
+        nudges = 1e-5 * np.eye(2)[:, :, None]
+        value, slope = jax.device_get(
+            jax.jit(jax.vmap(jax.value_and_grad(reached)))(
+                np.concatenate([actions + nudges, actions - nudges, actions[None]])
+            )
+        )
+        np.testing.assert_allclose(slope[4, :, 0], (value[:2] - value[2:4]) / 2e-5, rtol=0, atol=1e-7)
+        assert np.abs(slope[4]).min() > 1e-4
 
 
 @pytest.mark.parametrize("part", [0, 1])
