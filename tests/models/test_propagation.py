@@ -253,14 +253,13 @@ def test_linear_members_have_the_moments_of_algebra(mode):
     rows, mean, variance = 100_000, 0.7, 0.0
     covariance = np.mean(SLOPES * SHIFTS) - SLOPES.mean() * SHIFTS.mean()
     model, state = linear(mode)
-    world = model.world(state)
 
     @jax.jit
-    def run(start, key):
-        policy = open_loop(jnp.zeros((2, 1)))
+    def run(state, start, key):
+        world, policy = model.world(state), open_loop(jnp.zeros((2, 1)))
         return rollout(world, policy, (start, policy.init(jax.random.key(0))), key, 2)[1].next_observation
 
-    steps = run(np.full((rows, 1), mean, np.float32), jax.random.key(1))
+    steps = run(state, np.full((rows, 1), mean, np.float32), jax.random.key(1))
     for particles in np.asarray(steps, float)[..., 0]:
         expected = (1 + SLOPES.mean()) * mean + SHIFTS.mean()
         disagree = SLOPES.var() * (mean**2 + variance) + 2 * covariance * mean + SHIFTS.var()
