@@ -34,6 +34,7 @@ def cond_update(
 
     Pass only the state that `update` changes; otherwise buffers are copied. The predicate must not be batched over seeds.
     """
+    update = _traced_once(update)
     return jax.lax.cond(predicate, update, lambda state: (state, none_like(update, state)), state)
 
 
@@ -45,12 +46,19 @@ def repeat(
     The number may be traced, but must not be batched over seeds.
     """
 
+    update = _traced_once(update)
+
     def body(i: Int[Array, ""], loop: tuple[PyTree, Metrics]) -> tuple[PyTree, Metrics]:
         state, found = loop
         state, more = update(state, jax.random.fold_in(key, i))
         return state, add(found, more)
 
     return jax.lax.fori_loop(0, number, body, (state, none_like(update, state, key)))
+
+
+def _traced_once(update: Callable[..., Any]) -> Callable[..., Any]:
+    """`update` with one trace, for the names of its metrics and for the program."""
+    return jax.jit(update, inline=True)
 
 
 def known(metrics: Mapping[str, Average]) -> dict[str, float]:

@@ -74,7 +74,7 @@ def fit_and_evaluate(config: FitConfig, rows: Transition, task: Task | None = No
     shapes = jax.eval_shape(lambda: model.init(init_key, {}))
     memory.check(shapes, "the model", "lower ensemble.members or ensemble.hidden")
     known = replay.of_rows(jax.tree.map(lambda leaf: leaf[:trained], rows))
-    state, found = jax.jit(model.fit)(model.init(init_key, {}), known, fit_key)
+    state, found = jax.jit(model.fit)(jax.jit(model.init)(init_key, {}), known, fit_key)
     unseen = jax.tree.map(lambda leaf: leaf[trained:], rows)
     return FitEvaluation(
         model=model,
