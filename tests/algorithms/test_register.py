@@ -117,6 +117,26 @@ def test_what_does_not_fit_is_refused_in_one_line(name, method, told):
     assert before == METHODS
 
 
+def test_a_method_that_is_registered_again_is_replaced_with_a_warning(known):
+    again = steady(summary="pushes more steadily")
+    with pytest.warns(UserWarning, match="the method 'steady' was registered before and is replaced") as heard:
+        algorithms.register("steady", again)
+    assert len(heard) == 1
+    assert algorithms.get("steady") is again
+
+
+def test_a_method_is_unregistered():
+    algorithms.register("steady", steady())
+    with pytest.raises(UserError, match=r"no method 'stead' was registered; did you mean 'steady'\?"):
+        algorithms.unregister("stead")
+    algorithms.unregister("steady")
+    assert "steady" not in METHODS
+    with pytest.raises(UserError, match="no method 'steady' was registered; nor was any other"):
+        algorithms.unregister("steady")
+    with pytest.raises(UserError, match="'sac' is a method of jaxmbrl: only methods that were registered can be"):
+        algorithms.unregister("sac")
+
+
 def test_every_published_method_could_have_been_registered(monkeypatch):
     for name, method in list(METHODS.items()):
         monkeypatch.delitem(METHODS, name)

@@ -568,10 +568,30 @@ def test_a_registered_task_is_made_and_named(tasks):
     task = envs.make("mine")
     assert (task.name, task.episode_length, task.observation) == ("mine", 20, Box((1,)))
     assert envs.check(task) is None
-    with pytest.raises(UserError, match=r"there is a task 'mine' already: choose another name"):
-        envs.register("mine", lambda: POINT)
-    with pytest.raises(UserError, match="there is a task 'pendulum' already"):
+    with pytest.raises(UserError, match="there is a task 'pendulum' already: choose another name"):
         envs.register("pendulum", lambda: POINT)
+
+
+def test_a_task_that_is_registered_again_is_replaced_with_a_warning(tasks):
+    """As where a notebook's cell is run twice."""
+    envs.register("mine", lambda: envs.make_task("mine", Point(), episode_length=20))
+    with pytest.warns(UserWarning, match="the task 'mine' was registered before and is replaced") as heard:
+        envs.register("mine", lambda: envs.make_task("mine", Point(), episode_length=30))
+    assert len(heard) == 1
+    assert envs.make("mine").episode_length == 30
+
+
+def test_a_task_is_unregistered(tasks):
+    envs.register("mine", lambda: POINT)
+    with pytest.raises(UserError, match=r"no task 'min' was registered; did you mean 'mine'\?"):
+        envs.unregister("min")
+    envs.unregister("mine")
+    with pytest.raises(UserError, match="unknown task 'mine'"):
+        envs.make("mine")
+    with pytest.raises(UserError, match="no task 'mine' was registered; nor was any other"):
+        envs.unregister("mine")
+    with pytest.raises(UserError, match="'pendulum' is a task of jaxmbrl: only tasks that were registered can be"):
+        envs.unregister("pendulum")
 
 
 class Own:

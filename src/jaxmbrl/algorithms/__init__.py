@@ -6,7 +6,19 @@ Importing this package imports no method: the module of a method is imported whe
 from __future__ import annotations
 
 from jaxmbrl.algorithms.presets import Preset, default_for
-from jaxmbrl.algorithms.registry import LOOP, METHODS, Card, Goal, Method, add_presets, cards, get, preset, register
+from jaxmbrl.algorithms.registry import (
+    LOOP,
+    METHODS,
+    Card,
+    Goal,
+    Method,
+    add_presets,
+    cards,
+    get,
+    preset,
+    register,
+    unregister,
+)
 
 __all__ = [
     "LOOP",
@@ -21,4 +33,5 @@ __all__ = [
     "get",
     "preset",
     "register",
+    "unregister",
 ]

@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from types import MappingProxyType
@@ -209,12 +210,13 @@ def register(name: str, method: Any) -> None:
 
         algorithms.register("mine", Method(make, Config, presets={"default": Preset(Config(), "my own", 5000)}))
 
-    Raises UserError if the name is taken or is not a letter followed by letters, digits, `-` and `_`, or if a preset is not
-    of the method's config class.
+    A method of one's own that has this name already, as when a notebook's cell is run again, is replaced with a warning.
+    Raises UserError if the name is that of a published method or is not a letter followed by letters, digits, `-` and `_`,
+    or if a preset is not of the method's config class.
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
         raise UserError(f"a method's name must be a letter, then letters, digits, '-' or '_', got '{name}'")
-    if name in METHODS:
+    if name in METHODS and name in MODULES:
         raise UserError(f"a method '{name}' exists already: choose another name")
     if not isinstance(method, Method):
         raise UserError(f"method '{name}' must be an algorithms.Method, got {type(method).__name__}")
@@ -229,7 +231,19 @@ def register(name: str, method: Any) -> None:
     for called, of in method.presets.items():
         if not isinstance(of, Preset) or not isinstance(of.config, config):
             raise UserError(f"preset '{called}' of method '{name}' must be a Preset with a {config.__name__}")
+    if name in METHODS:
+        warnings.warn(f"the method '{name}' was registered before and is replaced", stacklevel=2)
     METHODS[name] = method
+
+
+def unregister(name: str) -> None:
+    """Forget the method that was registered as `name`. Raises UserError if there is none, or if it is a published one."""
+    if name in MODULES:
+        raise UserError(f"'{name}' is a method of jaxmbrl: only methods that were registered can be unregistered")
+    if name not in METHODS:
+        known = set(METHODS) - set(MODULES)
+        raise UserError(f"no method '{name}' was registered; {closest(name, known) if known else 'nor was any other'}")
+    del METHODS[name]
 
 
 def complete(name: str, method: Method) -> Method:

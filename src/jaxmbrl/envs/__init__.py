@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,9 @@ TASKS: dict[str, str | Callable[[], Task]] = {
     "reacher-2d": "classic.reacher_2d:reacher_2d",
 }
 """Task name -> a function without arguments that makes the task, or the place of one in this package, `module:function`."""
+
+PUBLISHED = frozenset(TASKS)
+"""Names of the tasks of this package, which are not replaced."""
 
 FAMILIES: dict[str, str | Callable[[str], Task]] = {
     "brax": "bridges.brax_playground:brax_task",
@@ -135,17 +139,31 @@ def register(name: str, factory: Callable[[], Task]) -> None:
 
         envs.register("mine", lambda: envs.make_task("mine", MyEnv(), episode_length=200))
 
-    Raises UserError if the name is taken, or is not a letter followed by letters, digits, `-`, `_` and `.`.
+    A task of one's own that has this name already, as when a notebook's cell is run again, is replaced with a warning.
+    Raises UserError if the name is that of a published task, or is not a letter followed by letters, digits, `-`, `_` and
+    `.`.
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", name):
         raise UserError(f"a task's name must be a letter, then letters, digits, '-', '_' or '.', got '{name}'")
-    if name in TASKS:
+    if name in TASKS and name in PUBLISHED:
         raise UserError(f"there is a task '{name}' already: choose another name")
     if not callable(factory):
         raise UserError(
             f"the factory of task '{name}' must be a function that returns a Task, got {type(factory).__name__}"
         )
+    if name in TASKS:
+        warnings.warn(f"the task '{name}' was registered before and is replaced", stacklevel=2)
     TASKS[name] = factory
+
+
+def unregister(name: str) -> None:
+    """Forget the task that was registered as `name`. Raises UserError if there is none, or if it is a published one."""
+    if name in PUBLISHED:
+        raise UserError(f"'{name}' is a task of jaxmbrl: only tasks that were registered can be unregistered")
+    if name not in TASKS:
+        known = TASKS.keys() - PUBLISHED
+        raise UserError(f"no task '{name}' was registered; {closest(name, known) if known else 'nor was any other'}")
+    del TASKS[name]
 
 
 __all__ = [
@@ -164,4 +182,5 @@ __all__ = [
     "names",
     "register",
     "repeat",
+    "unregister",
 ]
