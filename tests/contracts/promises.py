@@ -103,10 +103,10 @@ def assert_equal(a: Any, b: Any) -> None:
 
 
 def of_seed(state: Any, k: int) -> Any:
-    """The state of seed k on the host, keys as their data."""
+    """A copy of the state of seed k on the host, keys as their data; it stays when the state is donated."""
 
     def part(leaf: Any) -> np.ndarray:
-        return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)[k]
+        return np.array(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)[k]
 
     return jax.tree.map(part, state)
 
@@ -186,9 +186,7 @@ def check_that_it_goes_on_from_a_checkpoint(compiled: Compiled, folder: Path) ->
     checkpoint.save(folder, int(clock.env_steps), half, {})
     like = jax.eval_shape(lambda: compiled.start()[1])
     restored = checkpoint.restore(folder, like)
-    assert_equal(
-        compiled.undisturbed(3), compiled.epochs((loop.clock_at(restored.step), restored.state), [2 * compiled.calls])
-    )
+    assert_equal(compiled.undisturbed(2), compiled.epochs((loop.clock_at(restored.step), restored.state), [compiled.calls]))
 
 
 def check_that_the_same_seeds_give_the_same_run(compiled: Compiled) -> None:
@@ -223,19 +221,19 @@ def check_that_seeds_do_not_touch_each_other(compiled: Compiled) -> None:
 
 def check_that_a_non_finite_seed_is_frozen_alone(compiled: Compiled, earliest: int) -> Any:
     """Named at `earliest` steps or later; returns the frozen seed's state."""
-    calls = 3 * compiled.calls
-    _, healthy = compiled.undisturbed(3)
+    calls = 2 * compiled.calls
+    _, healthy = compiled.undisturbed(2)
     faulty_start = compiled.start(learning_rate=[1e-3, np.nan])
-    _, faulty = compiled.epochs(faulty_start, [calls])
+    clock, faulty = compiled.epochs(faulty_start, [calls])
     assert_equal(of_seed(healthy, 0)._replace(metrics=()), of_seed(faulty, 0)._replace(metrics=()))
     assert_equal(of_seed(healthy, 0).metrics, of_seed(faulty, 0).metrics)
     assert int(healthy.fault.what[1]) == int(faulty.fault.what[0]) == -1
     what = compiled.program.loop.checked[int(faulty.fault.what[1])]
     assert "gradient" in what or "/" in what
-    assert earliest <= int(faulty.fault.env_steps[1]) <= 3 * compiled.epoch
-    # Nothing of it moves any more: two more epochs leave what learns, the data that count and the environments alone.
+    assert earliest <= int(faulty.fault.env_steps[1]) < 2 * compiled.epoch
+    # Nothing of it moves any more: another epoch leaves what learns, the data that count and the environments alone.
     frozen = of_seed(faulty, 1)
-    _, later = compiled.epochs((loop.clock_at(3 * compiled.epoch), faulty), [2 * compiled.calls])
+    _, later = compiled.epochs((clock, faulty), [compiled.calls])
     assert_equal(still(frozen), still(of_seed(later, 1)))
     return frozen
 

@@ -221,7 +221,7 @@ runs = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(runs)
 def test_round_trip_through_yaml(config):
     text = yaml.safe_dump(to_dict(config), allow_unicode=True)

@@ -91,6 +91,7 @@ def test_what_is_traced_inside_has_scipys_meaning(lower):
     np.testing.assert_allclose(of_any, np.linalg.solve(matrix + np.triu(np.ones((5, 5))), other), rtol=1e-12)
 
 
+@pytest.mark.promises
 def test_many_side_by_side_come_to_an_end():
     """With a single thread XLA's own batches never return; 2 + 200 times a millionth of itself."""
     done = subprocess.run(

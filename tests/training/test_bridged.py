@@ -170,6 +170,7 @@ def train(**changes):
     return jaxmbrl.train("linear", "mass", **given)
 
 
+@pytest.mark.promises
 def test_the_same_run_twice_gives_the_same_rows_and_other_seeds_others(mass):
     first, again = train(), train()
     assert untimed(first.rows) == untimed(again.rows)

@@ -23,6 +23,7 @@ SETTINGS = {"replay_capacity": 100, "epoch_steps": 100}
 pytestmark = pytest.mark.usefixtures("compile_cache")
 
 
+@pytest.mark.promises
 def test_the_example_of_the_page_runs(monkeypatch, capsys):
     monkeypatch.setattr(envs, "TASKS", dict(envs.TASKS))
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
