@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import sys
+from unittest import mock
 
 from jaxmbrl import cli
 
@@ -20,7 +22,8 @@ def options(settings):
 def call(*words):
     """Exit code, standard output and standard error of a command line."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    called = mock.patch.object(sys, "argv", ["jaxmbrl"])
+    with called, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = cli.main([str(word) for word in words])
     return code, out.getvalue(), err.getvalue()
 

@@ -105,6 +105,7 @@ def test_the_actor_and_the_temperature_move_once_while_critics_and_targets_move_
     )
 
 
+@pytest.mark.promises
 def test_time_limits_are_stored_as_such_with_the_true_successor():
     """Random actions through the loop: the pendulum's episodes end by the clock alone, after 200 steps."""
     task = envs.make("pendulum")

@@ -22,7 +22,7 @@ from jaxmbrl.training.console import Progress
 
 from .toys import CELLS, TOYS, optimal_values, registered
 
-EPOCHS = {"toy-table": (4, 6), "toy-recurrent": (4, 6), "toy-image": (10, 14)}
+EPOCHS = {"toy-table": (4, 6), "toy-recurrent": (4, 6), "toy-image": (8, 10)}
 """Trained first, and in all."""
 SEEDS, EPISODES = 2, 16
 

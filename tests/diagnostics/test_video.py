@@ -137,6 +137,13 @@ def begun(task, path):
     return path
 
 
+@pytest.fixture(scope="module")
+def renderer():
+    found = doctor.rendering()
+    if found.state != "ok":
+        pytest.skip(found.message)
+
+
 def call(capsys, *words):
     code = cli.main([str(word) for word in ("evaluate", *words, "--episodes", "2", "--no-compile-cache")])
     told = capsys.readouterr()
@@ -144,7 +151,7 @@ def call(capsys, *words):
 
 
 @pytest.mark.promises
-@pytest.mark.skipif(doctor.rendering().state != "ok", reason=doctor.rendering().message)
+@pytest.mark.usefixtures("renderer")
 def test_the_command_films_the_first_episode(run, capsys):
     code, lines, err = call(capsys, run, "--video", "--json")
     assert (code, err) == (0, "")
@@ -192,7 +199,7 @@ def test_a_task_without_a_model_is_not_drawn(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(doctor.rendering().state != "ok", reason=doctor.rendering().message)
+@pytest.mark.usefixtures("renderer")
 def test_a_robots_episode_cut_short():
     task = envs.make("InvertedPendulum-v5")._replace(episode_length=12)
     found = video.record(to_the_right, task, jnp.asarray(0.2))
