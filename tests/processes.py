@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import small_method
-from command_line import untimed
+from command_line import call, untimed
 
 from jaxmbrl.training import checkpoint
 from jaxmbrl.training.run_folder import RunFolder
@@ -43,9 +43,21 @@ def finish(process):
     return process.returncode, out, err
 
 
-def train(algorithm, out, steps=STEPS):
+def words_of(algorithm, out, steps=STEPS):
+    """The command line of a run."""
     words = ["--steps", steps, "--seeds", 2, "--checkpoint.every", 1, "--out", out]
-    return begin("train", algorithm, *TINY[algorithm].split(), *words)
+    return ["train", algorithm, *TINY[algorithm].split(), *words]
+
+
+def train(algorithm, out, steps=STEPS):
+    return begin(*words_of(algorithm, out, steps))
+
+
+def here(*words):
+    """The output of a command line that is run to its end in this process, which takes less time than one of its own."""
+    code, out, err = call(*words)
+    assert (code, err) == (0, "")
+    return out
 
 
 def done(process):

@@ -225,7 +225,7 @@ def test_seen_through_a_normaliser_an_agent_acts_and_learns_as_on_normalised_row
         value = agent.action_value(state, rows.observation, rows.action, key)
         return agent.update(state, rows, key), *values, value, action
 
-    some, none = (Normalizer(np.array([mean]), np.array([std])) for mean, std in ((0.4, 2.5), (0.0, 1.0)))
+    some, none = (Normalizer(*np.array([[mean], [std], [-1e9], [1e9]])) for mean, std in ((0.4, 2.5), (0.0, 1.0)))
     found, due = jax.device_get((through(some, batch), through(none, plain)))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), found, due)
     assert not np.allclose(through(none, batch)[-1], due[-1])

@@ -301,7 +301,7 @@ def test_a_torn_file_is_refused_or_whole(good, data):
 def test_whatever_the_arrays_are_rows_are_good_or_refused(tmp_path_factory, changes):
     path = write(tmp_path_factory.mktemp("any"), changes)
     try:
-        rows, env, _, times = dataset.load(path)
+        rows, env, _, times, *_ = dataset.load(path)
     except UserError as error:
         assert str(path) in str(error) and "\n" not in str(error)
         return

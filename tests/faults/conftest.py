@@ -2,15 +2,18 @@
 
 import functools
 
+import jax
 import pytest
-from processes import STEPS, done, train
+from processes import STEPS, here, words_of
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
-    """Compiled programs are shared by the processes of this file."""
+    """Compiled programs are shared by the processes of this file and by this one."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    folder = tmp_path_factory.mktemp("cache")
+    patch.setenv("XDG_CACHE_HOME", str(folder))
+    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(jax.config.jax_compilation_cache_dir or folder))
     patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     yield
     patch.undo()
@@ -23,7 +26,7 @@ def straight(tmp_path_factory):
     @functools.cache
     def run(algorithm, steps=STEPS):
         out = tmp_path_factory.mktemp("straight") / algorithm
-        done(train(algorithm, out, steps))
+        here(*words_of(algorithm, out, steps))
         return out
 
     return run

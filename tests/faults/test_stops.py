@@ -10,7 +10,7 @@ import time
 
 import pytest
 import small_method
-from processes import LONG, STEPS, TINY, assert_same_end, begin, done, finish, rows, steps, train, wait
+from processes import LONG, STEPS, TINY, assert_same_end, begin, done, finish, here, rows, steps, train, wait
 
 from jaxmbrl.training import stopping as stopping_module
 from jaxmbrl.training.run_folder import RunFolder
@@ -54,12 +54,11 @@ def test_a_run_asked_to_stop_saves_and_goes_on_bit_for_bit(algorithm, times, str
             break
         assert (code, err) == (ASKED_TO_STOP, "")
         stops.append(stopped_at(out, run))
-        process = begin("train", "--resume", run)
         if len(stops) == times:
+            here("train", "--resume", run)
             break
+        process = begin("train", "--resume", run)
     assert stops == sorted(stops) and len(stops) >= 1
-    if process.poll() is None:
-        done(process)
     assert_same_end(run, straight(algorithm))
 
 
@@ -93,7 +92,7 @@ def test_twenty_random_moments(algorithm, straight, tmp_path):
 def test_asked_while_compiling_it_stops_at_once_and_loses_nothing(moment, straight, tmp_path, monkeypatch):
     run = tmp_path / "run"
     # Nothing of it may come out of a cache, so that compiling lasts.
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     process = train("linear", run)
     said = []
     for line in process.stdout:
@@ -108,13 +107,13 @@ def test_asked_while_compiling_it_stops_at_once_and_loses_nothing(moment, straig
     monkeypatch.undo()
     # The epoch that was being evaluated has no row yet; the resume evaluates first.
     assert len(rows(run)) == (0 if at == 0 else 2 * 4)
-    done(begin("train", "--resume", run))
+    here("train", "--resume", run)
     assert_same_end(run, straight("linear"))
 
 
 def test_asked_twice_it_ends_at_once(tmp_path, monkeypatch):
     run = tmp_path / "run"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     process = train("linear", run)
     wait(process, lambda: seen(run, "checkpoint"))
     process.send_signal(signal.SIGSTOP)

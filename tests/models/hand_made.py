@@ -61,15 +61,22 @@ def table(rng, rows, observation=2, action=1):
     )
 
 
+SCALED = ("inputs", "targets")
+
+
+def unlimited(normalizer):
+    """The normaliser without clipping."""
+    widest = np.full_like(normalizer.low, np.finfo(normalizer.low.dtype).max)
+    return normalizer._replace(low=-widest, high=widest)
+
+
 def blank(config, size=(2, 1), reward=None, terminated=None):
     """A model and a state whose weights are all 0: `init` without its random numbers, which take long to compile."""
     model = ensemble.make(config, *size, reward, terminated)
     shapes = jax.eval_shape(model.init, jax.random.key(0), {})
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     members = state.members._replace(learning_rate=floats(config.learning_rate), active=np.ones((), bool))
-    one = {
-        name: getattr(state, name)._replace(std=np.ones_like(getattr(state, name).std)) for name in ("inputs", "targets")
-    }
+    one = {name: unlimited(getattr(state, name))._replace(std=np.ones_like(getattr(state, name).std)) for name in SCALED}
     first = {"elites": np.arange(config.elites, dtype=np.int32), "termination_weight": floats(1.0)}
     return model, jax.device_put(state._replace(members=members, **first, **one))
 

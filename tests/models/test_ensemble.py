@@ -463,7 +463,7 @@ def test_without_holdout_every_epoch_is_run_and_every_member_an_elite():
     assert mean_of(metrics, "model/fit_steps") == 4 * 3
     assert float(metrics["model/holdout_error"].weight) == float(metrics["model/holdout_likelihood"].weight) == 0
     assert after.elites.tolist() == [0, 1, 2]
-    np.testing.assert_array_equal(after.targets, [np.zeros(3), np.ones(3)])
+    np.testing.assert_array_equal(after.targets[:2], [np.zeros(3), np.ones(3)])
 
 
 @pytest.mark.slow

@@ -233,6 +233,42 @@ def test_normaliser_leaves_a_constant_column_unscaled_in_single_precision():
     assert (back == np.float32(0.1)).all()
 
 
+def test_normaliser_measures_in_any_units_that_the_dtype_holds():
+    rng = np.random.default_rng(1)
+    rows = rng.normal(0.5, 1.0, (300, 1)) * np.array([1.0, 1e20, 1e-13, 1e30])
+    rows = np.concatenate([rows, 0.5 + 1e-9 * rng.normal(size=(300, 1)), 5.2e6 + 10 * rng.normal(size=(300, 1))], axis=1)
+    single = rows.astype(np.float32)
+    normalizer, normal, _ = jax.device_get(measured(single, np.ones(300, bool), single))
+    mean, std = single.mean(axis=0, dtype=np.float64), single.astype(np.float64).std(axis=0)
+    varying = [0, 1, 2, 3, 5]
+    np.testing.assert_allclose(normalizer.mean, mean, rtol=1e-5)
+    np.testing.assert_allclose(normalizer.std[varying], std[varying], rtol=1e-5)
+    np.testing.assert_allclose(normal[:, varying].std(axis=0), 1.0, rtol=1e-4)
+    # What is below the rounding of single precision is no variation.
+    assert normalizer.std[4] == 0.0
+
+
+def test_normaliser_clips_to_the_measured_range_and_its_margin():
+    rows = np.array([[1.0, 7.0], [3.0, 7.0], [2.0, 7.0], [99.0, 99.0]], np.float32)
+    mask = np.array([True, True, True, False])
+    x = np.array([[-9.0, 7.5], [0.5, 7.0], [4.5, 6.0], [9.0, np.nan]], np.float32)
+
+    @jax.jit
+    def clipped(rows, mask, x):
+        kept = measure(rows, mask, 0.5)
+        nothing = measure(rows, jnp.zeros_like(mask), 0.5)
+        return kept, normalize(kept, x), normalize(nothing, x), normalize(measure(rows, mask), x)
+
+    kept, normal, unmeasured, free = jax.device_get(clipped(rows, mask, x))
+    np.testing.assert_array_equal([kept.low, kept.high], [[0.0, 7.0], [4.0, 7.0]])
+    std = np.sqrt(2 / 3)
+    np.testing.assert_allclose(normal[:, 0], (np.array([0.0, 0.5, 4.0, 4.0]) - 2) / std, rtol=1e-6)
+    np.testing.assert_array_equal(normal[:, 1], [0.0, 0.0, 0.0, np.nan])
+    np.testing.assert_allclose(free[:, 0], (x[:, 0] - 2) / std, rtol=1e-6)
+    # Without rows there is no range.
+    np.testing.assert_allclose(unmeasured[:, 0], x[:, 0] - 1.0)
+
+
 def test_normaliser_of_no_row_is_finite():
     _, normal, back = jax.device_get(measured(np.ones((4, 2), np.float32), np.zeros(4, bool), np.ones(2, np.float32)))
     assert np.isfinite(normal).all() and np.isfinite(back).all()

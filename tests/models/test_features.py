@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hand_made import TINY, alive, blank, floats, layers_of, nothing, ready, table
+from hand_made import TINY, alive, blank, floats, layers_of, nothing, ready, table, unlimited
 
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Features, Transition
@@ -34,7 +34,8 @@ def random_state(model, seed=0):
     params = params._replace(low=params.low - 10, high=params.high + 0.5)
 
     def normaliser(of):
-        return of._replace(mean=floats(rng.normal(size=of.mean.shape)), std=floats(rng.uniform(0.5, 2, of.std.shape)))
+        mean, std = floats(rng.normal(size=of.mean.shape)), floats(rng.uniform(0.5, 2, of.std.shape))
+        return unlimited(of)._replace(mean=mean, std=std)
 
     return state._replace(
         members=state.members._replace(params=params),

@@ -45,7 +45,7 @@ def evaluate(words: list[str]) -> int:
     seeds = f"{config.seeds} seed{'s' if config.seeds > 1 else ''}"
     print(f"evaluating {config.algorithm} on {config.env}: {seeds}, {args.episodes} episodes each ...", flush=True)
     started = time.monotonic()
-    with _warnings_in_a_line():
+    with options.warnings_in_a_line():
         found = runner.evaluate(args.run, args.episodes, args.model, args.backend)
     print(f"the policy after {found.env_steps:,} of {config.total_steps:,} environment steps")
     for k, value in enumerate(found.per_seed):
@@ -72,7 +72,7 @@ def debug(words: list[str]) -> int:
     parser.add_argument("--seed", type=int, metavar="S", help="the seed (default: the first with such a value)")
     args = parser.parse_args(words)
     started = time.monotonic()
-    with _warnings_in_a_line():
+    with options.warnings_in_a_line():
         report = replaying.debug(args.run, args.seed)
     if report is None:
         who = "no seed" if args.seed is None else f"seed {args.seed} has not"
@@ -104,18 +104,6 @@ def _film(run: str, model: str | None, file: Path) -> None:
             print(f"video    {file}: {video.film(run, file, model)}")
         except NoPicture as error:
             complain(str(error))
-
-
-@contextlib.contextmanager
-def _warnings_in_a_line() -> Iterator[None]:
-    """Print each warning about a run in one line, in the same form as our errors."""
-    from jaxmbrl.training import restoring
-
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always", restoring.RunWarning)
-        yield
-    for warning in heard:
-        complain(f"warning: {warning.message}")
 
 
 def _new_file(option: str, text: str, suffix: str) -> Path:
@@ -153,7 +141,7 @@ def collect(words: list[str]) -> int:
     args = parser.parse_args(words)
     out = _new_file("--out", args.out, ".npz")
     started = time.monotonic()
-    with _warnings_in_a_line():
+    with options.warnings_in_a_line():
         rows, task = collecting.collect_by(args.env, args.policy, args.steps, args.seed, args.explore, args.action_repeat)
     dataset.save(out, rows, task.name, task.action_repeat)
     ended = rows.terminated | rows.truncated
@@ -194,7 +182,10 @@ def fit(words: list[str]) -> int:
     task = None if name is None or (args.env is None and name not in envs.names()) else envs.make(name, data.action_repeat)
     if args.env is not None and data.env not in (None, args.env):
         raise UserError(f"{args.data} holds transitions of {data.env}, not of {args.env}")
-    if task is not None:
+    if task is None:
+        # Nothing depends on absolute values: no task has a reward function of them, and no policy will act on them.
+        data = dataset.load(args.data, centered=True)
+    else:
         dataset.check_fits(data, task)
     dataset.check_vectors(data.rows, "fit")
     picture = None if args.out is None else _new_file("--out", args.out, ".png")
@@ -203,7 +194,9 @@ def fit(words: list[str]) -> int:
         f"fitting to {args.data}: {len(data.rows.reward):,} transitions" + (f" of {name}" if name else "") + " ...",
         flush=True,
     )
-    fitted = model_evaluation.fit_and_evaluate(config, data.rows, task)
+    with options.warnings_in_a_line():
+        data.warn()
+        fitted = model_evaluation.fit_and_evaluate(config, data.rows, task)
     seconds = time.monotonic() - started
     print(f"fitted to {fitted.trained_on:,} rows, tested on the last {fitted.tested_on:,}, in {seconds:.1f} s")
     for metric, value in fitted.found.items():

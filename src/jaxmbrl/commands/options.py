@@ -12,6 +12,8 @@ import shutil
 import sys
 import types
 import typing
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +23,27 @@ from jaxmbrl.core.config import UserError
 def complain(text: str) -> None:
     """Print `text` to standard error, joined into one line."""
     print("jaxmbrl: " + " ".join(text.splitlines()), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def warnings_in_a_line(show: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Show each warning about a run or about data in one line by calling `show`, by default in the form of our errors."""
+    from jaxmbrl.data.dataset import DataWarning
+    from jaxmbrl.training.restoring import RunWarning
+
+    def shown(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if not issubclass(category, (RunWarning, DataWarning)):
+            others(message, category, *place, **more)
+        elif show is not None:
+            show(str(message))
+        else:
+            complain(f"warning: {message}")
+
+    with warnings.catch_warnings():
+        for kind in (RunWarning, DataWarning):
+            warnings.simplefilter("always", kind)
+        others, warnings.showwarning = warnings.showwarning, shown
+        yield
 
 
 class _Parser(argparse.ArgumentParser):

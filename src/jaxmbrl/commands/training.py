@@ -42,7 +42,8 @@ def train(words: list[str]) -> int:
         )
     algorithms.get(name)
     config, out = parse_train(name, words[1:])
-    program = programs.build(config)
+    with options.warnings_in_a_line():
+        program = programs.build(config)
     progress = Progress(program.total_steps, config.seeds) if hosts.first else Progress.silent()
     if hosts.first:
         stem = f"{config.algorithm}-{re.sub('[/:]', '-', config.env)}"
@@ -124,7 +125,7 @@ def finish(out: Path, progress: Progress, work: Callable[[Stopping], Result], fi
         progress.say(f"{stopped}; '{own_name()} train --resume {out}' continues it")
 
     try:
-        with Stopping(progress.say, farewell) as stopping:
+        with options.warnings_in_a_line(progress.warn), Stopping(progress.say, farewell) as stopping:
             result = work(stopping)
     except Stopped as stopped:
         farewell(stopped)

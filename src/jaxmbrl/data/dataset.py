@@ -22,20 +22,25 @@ from __future__ import annotations
 import hashlib
 import io
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Task, Transition
+from jaxmbrl.data import examining
 
 REQUIRED = ("observation", "action", "reward", "next_observation", "terminated")
 SPACES = ("observation", "action", "next_observation")
+OBSERVATIONS = ("observation", "next_observation", "last_observation")
 FLAGS = ("terminated", "truncated")
+LARGEST_EXPONENT = 0.4
+"""Numbers must be below the dtype's largest number to this power, so that a sum of many squares does not overflow."""
 
 
 class Dataset(NamedTuple):
@@ -50,6 +55,19 @@ class Dataset(NamedTuple):
     """SHA-256 of the file."""
     action_repeat: int
     """Number of consecutive times that each action was applied."""
+    offset: Float[np.ndarray, "O"] | None
+    """What was subtracted from each column of vector observations; None for other observations."""
+    warnings: tuple[str, ...]
+    """What looks like a mistake in the rows, or like a loss of digits (`data.examining`)."""
+
+    def warn(self) -> None:
+        """Give each of `warnings` as a `DataWarning`."""
+        for text in self.warnings:
+            warnings.warn(text, DataWarning, stacklevel=3)
+
+
+class DataWarning(UserWarning):
+    """A warning about recorded transitions."""
 
 
 def save(path: str | Path, rows: Transition, env: str, action_repeat: int = 1) -> None:
@@ -104,8 +122,13 @@ def try_writing(folder: Path) -> None:
         file.write(b"jaxmbrl")
 
 
-def load(path: str | Path) -> Dataset:
-    """Read and check a file of transitions. Raises UserError, naming the array, if one is missing or wrong."""
+def load(path: str | Path, centered: bool = False) -> Dataset:
+    """Read and check a file of transitions. Raises UserError, naming the array, if one is missing or wrong.
+
+    Files may contain numbers of higher precision than JAX's default float. With `centered`, an offset is subtracted, before
+    the conversion, from each column of the observation whose changes would be lost in it, such as a clock or a position in
+    world coordinates. Use it only where nothing depends on the absolute values.
+    """
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -119,9 +142,56 @@ def load(path: str | Path) -> Dataset:
         # A damaged zip file raises many kinds of undocumented errors.
         raise UserError(f"{path} is not an npz file of plain arrays, as numpy.savez writes it") from None
     try:
-        return Dataset(_rows(arrays), _env(arrays), hashlib.sha256(content).hexdigest(), _action_repeat(arrays))
+        rows = _rows(arrays)
+        found: list[str] = []
+        offset = None
+        if rows.observation.ndim == 2:
+            offset = np.zeros(rows.observation.shape[1])
+            lost = _lost(arrays, rows)
+            if centered and lost.any():
+                offset = np.where(lost, _middle(arrays["observation"]), 0.0)
+                arrays |= {name: arrays[name] - offset for name in OBSERVATIONS if name in arrays}
+                rows, found = _rows(arrays), _subtracted(offset)
+                lost = _lost(arrays, rows)
+            found += _lost_digits(arrays["observation"], lost)
+            found += [text for text in (examining.hardly_varying(rows),) if text is not None]
+        found += examining.examine(rows)
+        digest = hashlib.sha256(content).hexdigest()
+        return Dataset(rows, _env(arrays), digest, _action_repeat(arrays), offset, tuple(found))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _lost(arrays: dict[str, Any], rows: Transition) -> Bool[np.ndarray, "O"]:
+    """Columns of vector observations whose changes are lost in the conversion to JAX's default float."""
+    observation = arrays["observation"]
+    if "next_observation" in arrays:
+        successor = arrays["next_observation"]
+    else:
+        successor = np.roll(observation, -1, axis=0)
+        successor[_torn(rows.terminated | rows.truncated)] = arrays["last_observation"]
+    return examining.lost_digits(observation, successor, jnp.zeros(()).dtype)
+
+
+def _middle(values: Float[np.ndarray, "N O"]) -> Float[np.ndarray, "O"]:
+    return (values.min(axis=0).astype(np.float64) + values.max(axis=0)) / 2
+
+
+def _subtracted(offset: Float[np.ndarray, "O"]) -> list[str]:
+    dtype = jnp.zeros(()).dtype
+    return [
+        f"{offset[d]:.6g} is subtracted from observation {d}: {dtype} would lose its changes otherwise"
+        for d in np.flatnonzero(offset)
+    ]
+
+
+def _lost_digits(values: Shaped[np.ndarray, "N O"], lost: Bool[np.ndarray, "O"]) -> list[str]:
+    dtype = jnp.zeros(()).dtype
+    return [
+        f"observation {d} reaches {np.abs(values[:, d]).max():.6g}, where {dtype} loses its changes by rounding: subtract an "
+        "offset, or set JAX_ENABLE_X64=1"
+        for d in np.flatnonzero(lost)
+    ]
 
 
 def check_fits(data: Dataset, task: Task) -> None:
@@ -247,10 +317,24 @@ def _column(name: str, value: np.ndarray, count: int) -> np.ndarray:
     wrong = np.flatnonzero(~np.isfinite(value).reshape(count, -1).all(axis=1))
     if len(wrong):
         raise UserError(f"'{name}' is not finite in {len(wrong)} rows, the first of them row {wrong[0]}")
+    _check_scale(name, value)
     if name == "action" and np.abs(value).max(initial=0.0) > 1:
         beyond = value.flat[np.abs(value).argmax()]
         raise UserError(f"'action' must be in [-1, 1], got {beyond:g}: divide by the actuator's range")
     return value
+
+
+def _check_scale(name: str, value: Float[np.ndarray, "N ..."]) -> None:
+    """Raise UserError, naming the column, if sums of squares would overflow."""
+    largest = float(np.finfo(value.dtype).max) ** LARGEST_EXPONENT
+    reached = np.abs(value).reshape(len(value), -1).max(axis=0)
+    beyond = np.flatnonzero(reached > largest)
+    if len(beyond):
+        of = f" {beyond[0]}" if value.ndim > 1 else ""
+        raise UserError(
+            f"'{name}'{of} reaches {reached[beyond[0]]:.3g}, and sums of squares would overflow {value.dtype}: give it in "
+            f"other units, below {largest:.0e}"
+        )
 
 
 def _check_shape(name: str, value: np.ndarray, count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
@@ -13,7 +14,7 @@ from jaxmbrl.core import metrics
 from jaxmbrl.core.config import UserError, to_dict
 from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import DynamicsModel, Task, Transition
-from jaxmbrl.data import replay
+from jaxmbrl.data import dataset, examining, replay
 from jaxmbrl.diagnostics.one_step import ModelEvaluation, evaluate_model
 from jaxmbrl.models import EnsembleConfig, EnsembleState, ensemble
 from jaxmbrl.training import memory, programs
@@ -52,7 +53,8 @@ def fit_and_evaluate(config: FitConfig, rows: Transition, task: Task | None = No
 
     With a `task`, its known reward and termination functions are used, unless the config asks to learn them. Without one,
     integer actions [N] are taken to be from the smallest discrete space that contains them. Raises UserError if there are
-    too few rows to split, the model is too large for the machine's memory, or an ensemble cannot model the spaces.
+    too few rows to split, the model is too large for the machine's memory, or an ensemble cannot model the spaces. Gives a
+    `DataWarning` for each column that is far outside of the fitted rows' range in the test rows.
     """
     programs.check_whole(to_dict(config))
     count = rows.reward.shape[0]
@@ -73,9 +75,10 @@ def fit_and_evaluate(config: FitConfig, rows: Transition, task: Task | None = No
     init_key, fit_key = jax.random.split(jax.random.key(config.seed))
     shapes = jax.eval_shape(lambda: model.init(init_key, {}))
     memory.check(shapes, "the model", "lower ensemble.members or ensemble.hidden")
-    known = replay.of_rows(jax.tree.map(lambda leaf: leaf[:trained], rows))
-    state, found = jax.jit(model.fit)(jax.jit(model.init)(init_key, {}), known, fit_key)
-    unseen = jax.tree.map(lambda leaf: leaf[trained:], rows)
+    known, unseen = (jax.tree.map(lambda leaf: leaf[part], rows) for part in (slice(trained), slice(trained, None)))
+    for text in examining.out_of_range(known, unseen):
+        warnings.warn(text, dataset.DataWarning, stacklevel=2)
+    state, found = jax.jit(model.fit)(jax.jit(model.init)(init_key, {}), replay.of_rows(known), fit_key)
     return FitEvaluation(
         model=model,
         state=state,

@@ -1,4 +1,4 @@
-"""Shift and scale of columns to mean 0 and standard deviation 1."""
+"""Shift and scale of columns to mean 0 and standard deviation 1, within the range of the rows that were measured."""
 
 from __future__ import annotations
 
@@ -7,40 +7,66 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-SMALLEST_STD = 1e-12
-"""A column with a smaller standard deviation is only shifted, as in PETS (arXiv 1805.12114). Denormalising it returns a
-constant."""
+ROUNDING = 4.0
+"""A column whose standard deviation is below its largest magnitude times this many units of rounding (the epsilon of the
+dtype) is only shifted: what varies is rounding. PETS (arXiv 1805.12114) compares with 1e-12 instead, whatever the units.
+Denormalising such a column returns a constant."""
 
 
 class Normalizer(NamedTuple):
-    """Mean and standard deviation of each column, in the column's units."""
+    """Statistics of each column, in the column's units."""
 
     mean: Float[Array, "*e d"]
     std: Float[Array, "*e d"]
+    """Population standard deviation; 0 for a column that varies by rounding only."""
+    low: Float[Array, "*e d"]
+    """Smallest value that is not clipped."""
+    high: Float[Array, "*e d"]
+    """Largest value that is not clipped."""
 
 
 def identity(size: int) -> Normalizer:
     """The normaliser of `size` columns that changes nothing."""
-    return Normalizer(jnp.zeros(size), jnp.ones(size))
+    low, high = _unlimited(jnp.zeros(size))
+    return Normalizer(jnp.zeros(size), jnp.ones(size), low, high)
 
 
-def measure(rows: Float[Array, "c d"], mask: Bool[Array, "c"]) -> Normalizer:
+def measure(rows: Float[Array, "c d"], mask: Bool[Array, "c"], margin: float | None = None) -> Normalizer:
     """Mean and population standard deviation of the rows where `mask` is true.
 
-    The moments are taken about one of the rows, so that a constant column has a std of exactly 0 in any precision.
-    Without any row the std is 0, too.
+    The moments are taken about one of the rows, so that a constant column has a std of exactly 0 in any precision, and in
+    units of a power of two near the largest deviation, so that their squares do not overflow or underflow. Without any row
+    the std is 0, too.
+
+    With a `margin`, values are clipped to the range of these rows, widened on each side by `margin` times its width. A
+    column that hardly varies has a tiny std. Without clipping, a later value that is a little different would become a huge
+    input, for which a network's outputs are arbitrary.
     """
     count = jnp.maximum(jnp.sum(mask), 1)
     origin = rows[jnp.argmax(mask)]
     shifted = jnp.where(mask[:, None], rows - origin, 0.0)
+    # Multiplication by a power of two is exact, so that it does not change a result that neither overflows nor underflows.
+    exponent = jnp.frexp(jnp.max(jnp.abs(shifted), axis=0))[1]
+    shifted = jnp.ldexp(shifted, -exponent)
     mean = jnp.sum(shifted, axis=0) / count
     variance = jnp.sum(jnp.where(mask[:, None], shifted - mean, 0.0) ** 2, axis=0) / count
-    return Normalizer(origin + mean, jnp.sqrt(variance))
+    std = jnp.ldexp(jnp.sqrt(variance), exponent)
+    magnitude = jnp.max(jnp.where(mask[:, None], jnp.abs(rows), 0.0), axis=0)
+    varies = std > ROUNDING * jnp.finfo(rows.dtype).eps * magnitude
+    low, high = _unlimited(origin)
+    if margin is not None:
+        smallest, largest = (
+            extreme(jnp.where(mask[:, None], rows, origin), axis=0) for extreme in (jnp.min, jnp.max)
+        )
+        widening, measured = margin * (largest - smallest), jnp.any(mask)
+        low = jnp.where(measured, smallest - widening, low)
+        high = jnp.where(measured, largest + widening, high)
+    return Normalizer(origin + jnp.ldexp(mean, exponent), jnp.where(varies, std, 0.0), low, high)
 
 
 def normalize(normalizer: Normalizer, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-    """From the rows' units to normalised ones."""
-    return (x - normalizer.mean) / jnp.where(normalizer.std < SMALLEST_STD, 1.0, normalizer.std)
+    """From the rows' units to normalised ones, clipped to the normaliser's range. NaN stays NaN."""
+    return (_clip(normalizer, x) - normalizer.mean) / jnp.where(normalizer.std > 0, normalizer.std, 1.0)
 
 
 def denormalize(normalizer: Normalizer, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
@@ -50,3 +76,13 @@ def denormalize(normalizer: Normalizer, x: Float[Array, "*n d"]) -> Float[Array,
     model in a constant reward.
     """
     return x * normalizer.std + normalizer.mean
+
+
+def _clip(normalizer: Normalizer, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+    return jnp.clip(x, normalizer.low, normalizer.high)
+
+
+def _unlimited(like: Float[Array, "d"]) -> tuple[Float[Array, "d"], Float[Array, "d"]]:
+    """(low, high) for no clipping: the smallest and largest finite numbers, so that a state contains no infinity."""
+    largest = jnp.full_like(like, jnp.finfo(like.dtype).max)
+    return -largest, largest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,13 +13,20 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.spaces import Box
 from jaxmbrl.core.types import Action, Algorithm, Clock, HostEnv, HostStep, Key, Memory, Policy, PyTree, Task, Transition
+from jaxmbrl.data import examining
+from jaxmbrl.data.dataset import DataWarning
 from jaxmbrl.envs.bridges.gymnasium_task import float_dtype, named_errors
 from jaxmbrl.envs.bridges.twin import Twin
 from jaxmbrl.rollout import auto_reset, reset_keys, step_keys
 
 SIDE_BY_SIDE = 64
 """Largest number of environments that an evaluation steps at a time, over all seeds."""
+
+
+WATCHED = 100
+"""Steps after which an environment's observations are examined for a loss of digits."""
 
 
 def host_seed(key: Key) -> UInt32[Array, ""]:
@@ -58,6 +66,8 @@ class Environments:
         element = task.observation.zeros()
         self.observation: Shaped[np.ndarray, "n ..."] = np.zeros((count, *element.shape), element.dtype)
         self.is_first: Bool[np.ndarray, "n"] = np.ones(count, bool)
+        self._precise: list[Any] = []
+        """First observations of the first environment, before their conversion to the dtype of the task's space."""
 
     def begin(self, seeds: UInt32[np.ndarray, "n"]) -> None:
         """Begin an episode in each."""
@@ -78,10 +88,26 @@ class Environments:
             after[n], reward[n] = self._element(result.observation), result.reward
             terminated[n], truncated[n] = result.terminated, result.truncated
             self.observation[n], self.is_first[n] = after[n], False
+            if n == 0 and len(self._precise) < WATCHED:
+                self._watch(result)
             if result.terminated or result.truncated:
                 self._reset(n, int(seeds[n]))
         rows: tuple[Any, ...] = (before, action, reward, after, terminated, truncated)
         return Transition(*rows)
+
+    def _watch(self, result: HostStep) -> None:
+        """Give a `DataWarning` if the conversion to the space's dtype loses the changes of the first `WATCHED` steps."""
+        self._precise.append(result.observation)
+        if len(self._precise) != WATCHED or not (isinstance(self._task.observation, Box) and self._task.observation.is_vector):
+            return
+        values = np.stack([np.asarray(x, np.float64) for x in self._precise])
+        for d in np.flatnonzero(examining.lost_digits(values[:-1], values[1:], self.observation.dtype)):
+            warnings.warn(
+                f"task '{self._task.name}': observation {d} is about {values[-1, d]:.6g}, where {self.observation.dtype} "
+                "loses its changes by rounding: subtract an offset in the environment, or set JAX_ENABLE_X64=1",
+                DataWarning,
+                stacklevel=2,
+            )
 
     def _reset(self, n: int, seed: int) -> None:
         with named_errors(self._task.name, "reset"):

@@ -247,6 +247,7 @@ def _data(config: RunConfig, task: Task) -> Transition:
     if data.env not in (None, task.name):
         raise UserError(f"{config.data} holds transitions of {data.env}, not of {task.name}")
     dataset.check_fits(data, task)
+    data.warn()
     rows, settings = len(data.rows.reward), config.settings
     if settings.num_envs != 1:
         raise UserError(f"num_envs must be 1 with data, got {settings.num_envs}")

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from jaxmbrl.core.config import UserError, to_dict
 from jaxmbrl.core.types import Algorithm, Clock, Policy, PyTree, Task
-from jaxmbrl.training import checkpoint, devices, epoch_rows, evaluation, loop, memory, probing
+from jaxmbrl.training import checkpoint, devices, epoch_rows, evaluation, first_rows, loop, memory, probing
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.epoch_rows import Evaluated
 from jaxmbrl.training.hosts import ALONE, Hosts
@@ -306,6 +306,8 @@ class Session:
         self.frozen |= {row["seed"] for row in rows if row.get("frozen", False)}
         self.timing.end_epoch()
         self.recorder.add(rows)
+        for text in first_rows.examine(self.program, self.state.algorithm, self.env_steps):
+            self.recorder.warn(text)
 
     def save(self, wait: bool = False) -> None:
         """Begin to write a checkpoint, if there is a folder. With `wait` it is written when this returns."""

@@ -231,7 +231,8 @@ def fit_and_update(
     rows = shared.rows_to_fit(real, clock, config.replay_capacity)
     model_state, fitted = model.fit(model_state, rows, fit_key)
     observations = rows.data.observation
-    statistics = normalizer.measure(observations, jnp.arange(config.replay_capacity) < rows.size)
+    known = jnp.arange(config.replay_capacity) < rows.size
+    statistics = normalizer.measure(observations, known, config.ensemble.input_margin)
     agent, world = agent_of(statistics), model.world(model_state)
     agent_state = agent_state._replace(
         actor=optimizer.reset_moments(agent_state.actor), critic=optimizer.reset_moments(agent_state.critic)

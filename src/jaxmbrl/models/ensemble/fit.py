@@ -89,7 +89,7 @@ def fit_members(layout: Layout, state: EnsembleState, replay: Replay, key: Key) 
 
 def measure_rows(layout: Layout, rows: Transition, mask: Bool[Array, "C"]) -> tuple[Normalizer, Normalizer]:
     """The normalisers of inputs and targets over the rows where `mask` is true."""
-    inputs = measure(inputs_of(layout, rows.observation, rows.action), mask)
+    inputs = measure(inputs_of(layout, rows.observation, rows.action), mask, layout.config.input_margin)
     if not layout.config.normalize_targets:
         return inputs, identity(layout.target_size)
     return inputs, measure(targets_of(layout, rows), mask)

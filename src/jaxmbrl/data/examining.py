@@ -1,0 +1,176 @@
+"""Common mistakes in recorded transitions, recognised from the numbers alone.
+
+None of them makes a file invalid, but each one makes a model wrong without an error. Each function returns a message for
+the user, or None.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+
+from jaxmbrl.core.types import Transition
+
+FEWEST_EPISODES = 5
+"""Episodes that are needed to recognise a time limit or resets."""
+FEWEST_ROWS = 200
+MOST_ROWS = 4000
+"""Rows, the first ones, from which a shift by a row is recognised."""
+FEWEST_ROWS_PER_FEATURE = 5
+LEAST_UNEXPLAINED = 0.01
+MUCH_BETTER = 0.2
+"""The rewards are explained much better by another row if it leaves at most this share of the unexplained variance, and
+their own row leaves at least `LEAST_UNEXPLAINED`."""
+LEAP = 3.0
+"""A change is a leap if it is this many times larger than the median change."""
+LOST = 0.01
+"""Largest error of the changes, relative to their standard deviation, that is accepted."""
+OUTSIDE = 0.01
+ROUNDING = 4.0
+"""Units of rounding below which a standard deviation is rounding alone, as for a model's normaliser."""
+HARDLY_VARIES = 1e-5
+"""A column hardly varies if its standard deviation is a smaller share of its largest magnitude."""
+
+
+def examine(rows: Transition) -> list[str]:
+    """Messages about the transitions [N, ...], in the order in which they were collected."""
+    found = (resets_as_transitions(rows), time_limit(rows), shifted_rewards(rows))
+    return [message for message in found if message is not None]
+
+
+def resets_as_transitions(rows: Transition) -> str | None:
+    """Whether `next_observation` of an episode's last row belongs to the next episode.
+
+    It does if it equals the next row's observation, or, where an episode terminated, if it is where episodes begin. Where
+    episodes only end because a long recording was cut, the next row does continue the last one. Therefore the changes at
+    the ends must also be leaps, if the observations have a distance.
+    """
+    ended = rows.terminated | rows.truncated
+    ends = np.flatnonzero(ended[:-1])
+    if len(ends) < FEWEST_EPISODES:
+        return None
+    observation, successor = _flat(rows.observation), _flat(rows.next_observation)
+    last, first = successor[ends], observation[ends + 1]
+    again = (last == first).all(axis=1)
+    if rows.observation.ndim > 1:
+        again |= rows.terminated[ends] & _within(last, first)
+        # Unlike a difference, this does not wrap around in unsigned integers.
+        change = (np.maximum(successor, observation) - np.minimum(successor, observation)).astype(np.float64)
+        change = (change / np.maximum(change.std(axis=0), np.finfo(np.float64).tiny)).max(axis=1)
+        if not again.any() or ended.all() or np.median(change[ends][again]) <= LEAP * np.median(change[~ended]):
+            return None
+    if again.mean() <= 0.5:
+        return None
+    return (
+        f"the next_observation of the last row belongs to the next episode in {again.sum()} of {len(ends)} episodes: a model "
+        "would learn resets as dynamics; give the observation from before the reset"
+    )
+
+
+def _within(values: np.ndarray, starts: np.ndarray) -> Bool[np.ndarray, "N"]:
+    """Which rows are in the range of `starts`, widened by half of its width."""
+    low, high = starts.min(axis=0).astype(np.float64), starts.max(axis=0).astype(np.float64)
+    margin = (high - low) / 2
+    return ((values >= low - margin) & (values <= high + margin)).all(axis=1)
+
+
+def time_limit(rows: Transition) -> str | None:
+    """Whether all episodes terminate after the same number of steps, as at a time limit."""
+    ends = np.flatnonzero(rows.terminated | rows.truncated)
+    if len(ends) < FEWEST_EPISODES or rows.truncated.any():
+        return None
+    lengths = np.diff(ends, prepend=-1)
+    if lengths[0] <= 1 or (lengths != lengths[0]).any():
+        return None
+    return (
+        f"all {len(ends)} episodes terminate after exactly {lengths[0]} steps, as at a time limit: if it is one, these rows "
+        "are truncated and not terminated; values would be learned as if nothing followed"
+    )
+
+
+def hardly_varying(rows: Transition) -> str | None:
+    """Columns of the observation that vary by more than rounding and by less than `HARDLY_VARIES` of their size."""
+    if rows.observation.ndim != 2:
+        return None
+    values = rows.observation.astype(np.float64)
+    size, spread = np.abs(values).max(axis=0), np.std(values - values[0], axis=0)
+    rounding = ROUNDING * float(np.finfo(rows.observation.dtype).eps) * size
+    found = [
+        f"{d} ({values[0, d]:.6g} with a standard deviation of {spread[d]:.2g})"
+        for d in np.flatnonzero((spread > rounding) & (spread < HARDLY_VARIES * size))
+    ]
+    if not found:
+        return None
+    return f"these observations hardly vary, and a model knows nothing about other values of them: {', '.join(found)}"
+
+
+def out_of_range(known: Transition, unseen: Transition) -> list[str]:
+    """Columns of the observation that leave the range of the `known` rows by more than its width in more than `OUTSIDE` of
+    the `unseen` rows."""
+    if known.observation.ndim != 2:
+        return []
+    low, high = known.observation.min(axis=0), known.observation.max(axis=0)
+    width = high - low
+    outside = ((unseen.observation < low - width) | (unseen.observation > high + width)).mean(axis=0)
+    return [
+        f"observation {d} is between {low[d]:.6g} and {high[d]:.6g} in the rows that the model is fitted to, and far outside "
+        f"of it in {outside[d]:.0%} of the test rows: a model knows nothing about these values"
+        for d in np.flatnonzero(outside > OUTSIDE)
+    ]
+
+
+def lost_digits(
+    observation: Shaped[np.ndarray, "N O"], successor: Shaped[np.ndarray, "N O"], dtype: np.dtype
+) -> Bool[np.ndarray, "O"]:
+    """Columns whose changes are not the same after a conversion to `dtype`, by more than `LOST`."""
+    change = successor.astype(np.float64) - observation.astype(np.float64)
+    rounded = successor.astype(dtype).astype(np.float64) - observation.astype(dtype).astype(np.float64)
+    error = np.sqrt(np.mean((rounded - change) ** 2, axis=0))
+    return error > LOST * np.sqrt(np.mean(change**2, axis=0))
+
+
+def shifted_rewards(rows: Transition) -> str | None:
+    """Whether the rewards are explained much better by the row before or after.
+
+    The reward is regressed on observation, action, next observation and their squares.
+    """
+    count = min(len(rows.reward), MOST_ROWS)
+    if rows.observation.ndim != 2 or rows.action.ndim != 2:
+        return None
+    columns = [rows.observation, rows.action, rows.next_observation]
+    features = _quadratic(np.concatenate([column[:count].astype(np.float64) for column in columns], axis=1))
+    if count < max(FEWEST_ROWS, FEWEST_ROWS_PER_FEATURE * features.shape[1]):
+        return None
+    reward = rows.reward[:count].astype(np.float64)
+    goes_on = np.flatnonzero(~(rows.terminated | rows.truncated)[:count])
+    # Rows that have a row before and after them in the same episode.
+    inner = np.intersect1d(goes_on, goes_on + 1)
+    inner = inner[(inner > 0) & (inner < count - 1)]
+    if len(inner) < count / 2 or np.ptp(reward[inner]) == 0:
+        return None
+    own, before, after = (_unexplained(features[inner + shift], reward[inner]) for shift in (0, -1, 1))
+    if own < LEAST_UNEXPLAINED or min(before, after) > MUCH_BETTER * own:
+        return None
+    place, due = ("before", "previous") if before < after else ("after", "next")
+    return (
+        f"the rewards seem to belong to the row {place}, which leaves {min(before, after):.2g} of their variance unexplained "
+        f"and their own row {own:.2g}: if so, store each reward with the {due} row"
+    )
+
+
+def _unexplained(features: Float[np.ndarray, "n F"], target: Float[np.ndarray, "n"]) -> float:
+    """Share of the target's variance that a linear function of the features does not explain."""
+    weights = np.linalg.lstsq(features, target, rcond=None)[0]
+    return float(np.var(target - features @ weights) / np.var(target))
+
+
+def _quadratic(values: Float[np.ndarray, "N d"]) -> Float[np.ndarray, "N F"]:
+    """A constant, the standardised columns and their squares."""
+    centered = values - values.mean(axis=0)
+    spread = centered.std(axis=0)
+    scaled = centered / np.where(spread > 0, spread, 1.0)
+    return np.concatenate([np.ones((len(values), 1)), scaled, scaled**2], axis=1)
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    return values.reshape(len(values), -1)

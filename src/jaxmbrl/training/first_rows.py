@@ -1,0 +1,36 @@
+"""A look at the first transitions that a run collects, for mistakes of its environment that no error shows."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from jaxmbrl.core.types import PyTree, Transition
+from jaxmbrl.data import examining
+from jaxmbrl.data.replay import Replay
+from jaxmbrl.training.programs import Program
+
+ROWS = 1000
+"""Steps of an environment after which its transitions are examined, at the end of the epoch."""
+
+
+def examine(program: Program, state: PyTree, env_steps: int) -> list[str]:
+    """Messages about the transitions in the buffer of the first seed, at the end of the epoch in which each environment
+    has taken `ROWS` steps; otherwise, and for an algorithm without a buffer, there are none.
+
+    `state` is the algorithm's state with a leading axis of seeds. Only one environment is examined, because the rows of
+    several alternate in the buffer.
+    """
+    stride = program.config.settings.num_envs
+    count = ROWS * stride
+    if program.config.data is not None or not env_steps - program.epoch_steps < count <= env_steps:
+        return []
+    replay = program.algorithm.views(state).replay
+    if not isinstance(replay, Replay) or not isinstance(replay.data, Transition):
+        return []
+    if env_steps > replay.data.reward.shape[1]:
+        # The first rows may have been overwritten.
+        return []
+    rows = jax.device_get(jax.tree.map(lambda leaf: leaf[0, :count:stride], replay.data._replace(extras=())))
+    rows = jax.tree.map(np.asarray, rows)
+    return [f"task '{program.task.name}': {message}" for message in examining.examine(rows)]
