@@ -120,8 +120,8 @@ def compounding_error(
     imagined = _imagine(
         model.predict,
         state,
-        jnp.asarray(episodes.observation)[long_enough],
-        jnp.swapaxes(jnp.asarray(episodes.action)[trajectory], 0, 1),
+        jnp.asarray(np.asarray(episodes.observation)[long_enough]),
+        jnp.asarray(np.swapaxes(np.asarray(episodes.action)[trajectory], 0, 1)),
         jnp.asarray(owners),
         jnp.asarray((owners != MEAN) & sampled),
         noise_key,
@@ -174,22 +174,23 @@ def imagined_vs_real(
     members = np.arange(sizes.members)
     owners = np.concatenate([[MEAN], members, np.arange(particles) % sizes.members])
     part = slice(start, start + horizon)
-    action = jnp.asarray(episode.action[part])
+    action = np.asarray(episode.action[part])
     imagined = _imagine(
         model.predict,
         state,
         jnp.asarray(episode.observation[start : start + 1]),
-        action[:, None],
+        jnp.asarray(action[:, None]),
         jnp.asarray(owners),
         jnp.asarray(np.arange(len(owners)) > sizes.members),
         key,
-    )[:, :, 0]
-    later = jnp.swapaxes(imagined[..., : sizes.observation], 0, 1)
-    first = jnp.broadcast_to(jnp.asarray(episode.observation[start]), (len(owners), 1, sizes.observation))
-    observation = jnp.concatenate([first, later], axis=1)
+    )
+    imagined = np.asarray(imagined)[:, :, 0]
+    later = np.swapaxes(imagined[..., : sizes.observation], 0, 1)
+    first = np.broadcast_to(np.asarray(episode.observation[start], imagined.dtype), (len(owners), 1, sizes.observation))
+    observation = np.concatenate([first, later], axis=1)
     rewards = None
     if reward is not None:
-        taken = jnp.broadcast_to(action, (len(owners), *action.shape))
+        taken = np.broadcast_to(action, (len(owners), *action.shape))
         rewards = np.asarray(reward(observation[:, :-1], taken, observation[:, 1:]), np.float64)
     elif sizes.learns_reward:
         rewards = np.asarray(imagined[..., -1].T, np.float64)
