@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import jaxmbrl
 from jaxmbrl import algorithms, cli, envs
-from jaxmbrl.commands import options
+from jaxmbrl.commands import calling
 from jaxmbrl.core.config import to_dict
 from jaxmbrl.training import programs
 from jaxmbrl.training.session import Session
@@ -608,4 +608,5 @@ def test_a_cache_that_cannot_be_made_is_reported_once(place):
 def test_what_to_type_next_is_what_was_typed(called, named, monkeypatch):
     """A script of one's own knows the tasks and methods that it registers, the plain command does not."""
     monkeypatch.setattr("sys.argv", [called, "train"])
-    assert options.own_name() == named
+    calling.with_words(["train"])
+    assert calling.again() == named

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import jaxmbrl
-from jaxmbrl import cli
+from jaxmbrl import cli, envs
 from jaxmbrl.core.config import UserError, to_dict
 from jaxmbrl.sweeping import file as sweep_file
 from jaxmbrl.sweeping import launching, on_ray, plan
@@ -175,7 +175,7 @@ def test_a_sweep_works_on_what_is_left(place, monkeypatch):
     assert (code, err) == (0, "")
     names = [f"sac-pendulum-batch_size={size}" for size in (8, 16)]
     own = [("--only", name, "--out", str(place / "runs" / "good")) for name in names]
-    assert words == [("sweep", str(place / "good.yaml"), *only) for only in own]
+    assert words == [("-m", "jaxmbrl", "sweep", str(place / "good.yaml"), *only) for only in own]
     assert "2 runs into runs/good: 2 to do" in out and "2 runs: 2 finished" in out
     assert sorted(os.listdir("runs/good")) == [".logs", ".sweep.json", *sorted(names)]
     code, out, err = call("sweep good.yaml")
@@ -187,6 +187,38 @@ def test_a_sweep_works_on_what_is_left(place, monkeypatch):
     before = contents(place)
     code, out, err = call("sweep good.yaml")
     assert code == 2 and "was started with steps 1000 and the sweep asks for 2000" in err and contents(place) == before
+
+
+def mine():
+    raise AssertionError("it is not made here")
+
+
+def test_the_users_own_program_is_what_a_sweep_starts_and_prints(place, monkeypatch):
+    words = stand_in(monkeypatch, 0)
+    (place / "own.yaml").write_text(yaml.safe_dump({**SAC, "env": "cart"}))
+    (place / "my task.py").touch()
+    monkeypatch.setitem(envs.TASKS, "cart", mine)
+    for line in ("sweep own.yaml --dry-run", "sweep own.yaml"):
+        monkeypatch.setattr(sys, "argv", ["my task.py", "--mass", "2", *line.split()])
+        monkeypatch.setattr(sys, "orig_argv", ["python3", *sys.argv])
+        code, out, err = call(line)
+        assert (code, err) == (0, "")
+        start = "python3 'my task.py' --mass 2 "
+        assert (f"{start}sweep own.yaml --only sac-cart" in out) == ("--dry-run" in line)
+        assert (f"{start}status runs/own shows" in out) == ("--dry-run" not in line)
+    last = ("sweep", str(place / "own.yaml"), "--only", "sac-cart", "--out", str(place / "runs" / "own"))
+    assert words == [(str(place / "my task.py"), "--mass", "2", *last)]
+
+
+def test_a_task_that_only_this_process_knows_is_refused(place, monkeypatch):
+    """As of a notebook: the processes of the runs would not know it."""
+    (place / "own.yaml").write_text(yaml.safe_dump({**SAC, "env": "cart"}))
+    monkeypatch.setitem(envs.TASKS, "cart", mine)
+    before = contents(place)
+    for line in ("sweep own.yaml", "sweep own.yaml --dry-run"):
+        code, _, err = call(line)
+        assert code == 2 and err.count("\n") == 1 and contents(place) == before
+        assert err.startswith("jaxmbrl: own.yaml: run sac-cart: only this process knows 'cart', and each run is a process")
 
 
 def test_a_sweep_leaves_a_run_alone_that_another_process_has(place, monkeypatch):

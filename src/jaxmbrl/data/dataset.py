@@ -30,6 +30,7 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.places import expanded
 from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Task, Transition
 
@@ -57,7 +58,7 @@ def save(path: str | Path, rows: Transition, env: str, action_repeat: int = 1) -
 
     Raises UserError if the file cannot be created, or if `load` would reject the transitions or change their dtypes.
     """
-    path = Path(path)
+    path = expanded(path)
     arrays: dict[str, Any] = {name: np.asarray(getattr(rows, name)) for name in (*REQUIRED, "truncated")}
     checked = _rows(arrays)
     for name in ("observation", "action"):
@@ -87,7 +88,7 @@ def check_storable(task: Task) -> None:
 
 def check_writable(path: str | Path) -> None:
     """Raise UserError if the new file `path` cannot be created. Nothing is left on the disk: call it before long work."""
-    path = Path(path)
+    path = expanded(path)
     try:
         taken = path.is_symlink() or path.exists()
         try_writing(path.parent)
@@ -107,7 +108,7 @@ def try_writing(folder: Path) -> None:
 def load(path: str | Path) -> Dataset:
     """Read and check a file of transitions. Raises UserError, naming the array, if one is missing or wrong."""
     try:
-        content = Path(path).read_bytes()
+        content = expanded(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
     try:

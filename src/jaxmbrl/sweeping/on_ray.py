@@ -1,7 +1,8 @@
 """Runs of a sweep on Ray, on a cluster or on this machine. Each run is one Ray task, which starts the training process.
 
 Ray is imported where it is used. It is started without its dashboard and usage statistics. Results are written only to the
-folder of the sweep, which must have the same path on all machines.
+folder of the sweep. It must have the same path on all machines, and so must the user's program that is started, if there
+is one.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def tasks(ray: Any, cpus: float, gpus: float) -> Launcher:
 
 
 def attend(words: Sequence[str], log: str, cwd: str) -> int:
-    """The body of a task: start a process with a `jaxmbrl` command line and wait for it; returns its exit code."""
+    """The body of a task: start a process as `begin` does and wait for it; returns its exit code."""
     os.chdir(cwd)
     process = begin(words, Path(log))
     while process.poll() is None:

@@ -17,6 +17,7 @@ from jaxtyping import Array
 
 from jaxmbrl import algorithms, envs
 from jaxmbrl.core.config import UserError, check, closest, from_dict, to_dict
+from jaxmbrl.core.places import expanded
 from jaxmbrl.core.types import Algorithm, Task, Transition, row_like
 from jaxmbrl.data import dataset
 from jaxmbrl.training import bridged, devices, loop, memory, probing
@@ -142,7 +143,7 @@ def configure(
     if data is not None:
         loaded = dataset.load(data)
         steps = len(loaded.rows.reward) if steps is None else steps
-        fields |= {"data": str(Path(data).resolve()), "data_digest": loaded.digest}
+        fields |= {"data": str(expanded(data).resolve()), "data_digest": loaded.digest}
     steps = method.presets[name].steps if steps is None else steps
     given = dict(algorithm=algorithm, env=env, preset=name, steps=steps, settings=check(config), **fields)
     return from_dict(RunConfig, given)
