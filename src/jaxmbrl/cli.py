@@ -9,7 +9,9 @@ import importlib
 import io
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from jaxmbrl.commands import calling
 from jaxmbrl.commands.options import complain
@@ -102,11 +104,14 @@ def _command(words: list[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f"unknown command '{name}'; {closest(name, COMMANDS)}")
     if name not in COMPILES_NOTHING:
-        from jaxmbrl.core import xla
-
+        try:
+            from jaxmbrl.core import xla
+        except ValueError as error:
+            # JAX reads its environment variables when it is imported.
+            raise UserError(f"JAX cannot be imported ({error}); correct that environment variable or unset it") from None
         xla.ensure_threads()
         if cached:
-            _cache_compilations()
+            _cache_compilations(check=name != "doctor")
     module, _, function = COMMANDS[name].partition(":")
     command: Callable[..., int] = getattr(importlib.import_module(f"jaxmbrl.commands.{module}"), function)
     return command(rest, [] if cached else [CACHE_SWITCH]) if name == "sweep" else command(rest)
@@ -140,27 +145,37 @@ def _replaced(error: UnicodeError) -> tuple[bytes | str, int]:
     return b"".join(bytes([ord(x) - 0xDC00]) if "\udc80" <= x <= "\udcff" else b"?" for x in letters), error.end
 
 
-def _cache_compilations() -> None:
-    """Cache compiled programs in the user's cache folder, to make the next start fast."""
+def _cache_compilations(check: bool) -> None:
+    """Cache compiled programs in the folder that the user has set, or else in the user's cache folder, to make the next
+    start fast. With `check`, a folder that cannot be written to is not used; JAX would warn of every program."""
     import jax
 
-    if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
-        # The user has set a cache folder.
+    given = getattr(jax.config, "jax_compilation_cache_dir", None)
+    folder = _own_cache() if given is None else expanded(given)
+    if folder is None or "://" in (given or ""):
         return
+    try:
+        if check or given is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(b"jaxmbrl")
+    except OSError as error:
+        complain(f"compiled programs are not cached: {folder} cannot be written to ({error.strerror})")
+        jax.config.update("jax_compilation_cache_dir", None)
+    else:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _own_cache() -> Path | None:
+    """The cache folder of jaxmbrl; None, with a message, if there is no home folder."""
     try:
         chosen = expanded(os.environ.get("XDG_CACHE_HOME", ""))
         # The XDG specification ignores paths that are not absolute.
         base = chosen if chosen.is_absolute() else expanded("~/.cache")
     except UserError:
         complain("compiled programs are not cached: there is no home folder; set XDG_CACHE_HOME to a folder")
-        return
-    folder = base / "jaxmbrl" / "compiled"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        complain(f"compiled programs are not cached: {folder} cannot be created ({error.strerror})")
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+        return None
+    return base / "jaxmbrl" / "compiled"
 
 
 if __name__ == "__main__":

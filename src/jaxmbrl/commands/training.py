@@ -178,7 +178,8 @@ def _report(result: Result, progress: Any) -> None:
     progress.say("what to try next:")
     progress.say(f"  {again('evaluate', result.path)}")
     if config.data is None:
-        progress.say(f"  {command} train --resume {result.path} --steps {2 * int(result.rows[-1]['env_steps'])}")
+        steps = str(2 * int(result.rows[-1]["env_steps"]))
+        progress.say(f"  {again('train', '--resume', result.path, '--steps', steps)}")
     spaces = (result.task.observation, result.task.action)
     if all(isinstance(space, Box) and space.is_vector for space in spaces):
         data = ["--data", config.data] if config.data else []

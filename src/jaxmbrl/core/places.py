@@ -37,5 +37,9 @@ def check_utf8(path: str | Path) -> None:
     except UnicodeEncodeError:
         pass
     encoding = sys.getfilesystemencoding()
-    advice = "rename the folder" if encoding == "utf-8" else f"this process uses {encoding}: set PYTHONUTF8=1"
-    raise UserError(f"{path} cannot be a folder of checkpoints, because its name is not UTF-8; {advice}")
+    if encoding == "utf-8":
+        raise UserError(f"{path} cannot hold checkpoints: its name is not UTF-8; rename the folder")
+    raise UserError(
+        f"{path} cannot hold checkpoints: this process reads names as {encoding}, and Orbax writes them as UTF-8; "
+        "set PYTHONUTF8=1"
+    )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.surroundings import environment
 from jaxmbrl.sweeping.launching import POLL_SECONDS, Job, Launcher, begin
 
 LOCAL = "local"
@@ -74,7 +75,7 @@ def connected(address: str | None, cpus: float, gpus: float) -> Iterator[Launche
     own: dict[str, Any] = {}
     if address == LOCAL:
         own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-    with _environment(RAY_USAGE_STATS_ENABLED="0"), warnings.catch_warnings():
+    with environment(RAY_USAGE_STATS_ENABLED="0"), warnings.catch_warnings():
         # JAX warns of forks, but the processes that Ray forks execute another program at once.
         warnings.simplefilter("ignore", RuntimeWarning)
         try:
@@ -90,18 +91,3 @@ def connected(address: str | None, cpus: float, gpus: float) -> Iterator[Launche
         yield tasks(ray, cpus, gpus)
     finally:
         ray.shutdown()
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Context manager that sets environment variables."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

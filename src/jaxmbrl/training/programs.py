@@ -16,6 +16,7 @@ from annotated_types import Ge, Lt
 from jaxtyping import Array
 
 from jaxmbrl import algorithms, envs
+from jaxmbrl.core import surroundings
 from jaxmbrl.core.config import UserError, check, closest, from_dict, to_dict
 from jaxmbrl.core.places import expanded
 from jaxmbrl.core.types import Algorithm, Task, Transition, row_like
@@ -202,6 +203,7 @@ def build(config: RunConfig, learns: bool = True) -> Program:
 
     With `learns` false, for a run that is only evaluated, the file of data is not needed.
     """
+    surroundings.check()
     method, settings = algorithms.get(config.algorithm), config.settings
     check_whole(to_dict(config))
     task = envs.make(config.env, config.action_repeat)

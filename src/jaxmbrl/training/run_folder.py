@@ -31,6 +31,7 @@ import yaml
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.places import check_utf8, expanded
 from jaxmbrl.core.plain_yaml import read_yaml
+from jaxmbrl.core.surroundings import import_despite
 from jaxmbrl.training import durable
 
 CONFIG = "config.yaml"
@@ -202,6 +203,12 @@ def write_file(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
         raise
     durable.sync(path.parent)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A matplotlib figure of this size in inches. It needs no backend, so MPLBACKEND does not matter."""
+    figures = import_despite("MPLBACKEND", None, "matplotlib.figure")
+    return figures.Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
 def write_figure(path: Path, figure: Any) -> None:
