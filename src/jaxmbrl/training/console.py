@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import statistics
@@ -42,6 +43,12 @@ class _Nowhere(io.TextIOBase):
         return len(text)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Raises the error; rich would end the process."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def discard(stream: TextIO | io.TextIOBase | None) -> None:
     """Discard what a stream still holds and what will be written to it. Otherwise Python reports it at its end."""
     with contextlib.suppress(AttributeError, OSError, ValueError):
@@ -67,7 +74,7 @@ class Progress:
             and self._out.isatty()
             and os.environ.get("TERM", "") not in ("", "dumb")
         )
-        self._console = Console(file=self._out, force_terminal=True, highlight=False) if on_terminal else None
+        self._console = _Console(file=self._out, force_terminal=True, highlight=False) if on_terminal else None
         self._columns = COLUMNS
         self._live: Live | None = None
         self._epochs: deque[dict[str, str]] = deque(maxlen=EPOCHS_SHOWN)
@@ -171,7 +178,7 @@ class Progress:
         except (OSError, ValueError) as error:
             if isinstance(self._out, _Nowhere):
                 return
-            reason = error.strerror if isinstance(error, OSError) else error
+            reason = getattr(error, "strerror", None) or error
             if self._out is sys.stdout:
                 discard(self._out)
             self._out, self._console, self._live = cast(TextIO, _Nowhere()), None, None
