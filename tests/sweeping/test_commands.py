@@ -402,3 +402,52 @@ def test_a_task_waits_until_its_process_has_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(on_ray.time, "sleep", nap)
     assert on_ray.attend(("sweep",), str(tmp_path / "log"), str(tmp_path)) == 75
     assert slow.asked == 1
+
+
+OWN_TASK = """
+import jax.numpy as jnp
+from jaxmbrl import cli, envs
+from jaxmbrl.envs import State
+from small_method import registered
+
+class Cart:
+    observation_size, action_size = 2, 1
+    def reset(self, rng):
+        zero = jnp.zeros(())
+        return State(pipeline_state=jnp.ones(2), obs=jnp.ones(2), reward=zero, done=zero, metrics={}, info={})
+    def step(self, state, action):
+        x = state.pipeline_state + 0.1 * action[0]
+        return state.replace(pipeline_state=x, obs=x, reward=-jnp.abs(x[0]), done=jnp.zeros(()))
+
+envs.register("cart", lambda: envs.make_task("cart", Cart(), episode_length=20))
+if __name__ == "__main__":
+    with registered():
+        raise SystemExit(cli.main())
+"""
+OWN_SWEEP = {
+    "algorithm": "linear",
+    "env": "cart",
+    "steps": 100,
+    "settings": {"warmup_steps": 20, "epoch_steps": 50, "replay_capacity": 100, "eval_every": 0},
+    "out": "~/läufe",
+}
+
+
+@pytest.mark.promises
+def test_a_sweep_trains_the_users_own_task_and_method(place, monkeypatch):
+    """Real processes, of a script and of a module, in a folder with a space and an umlaut in its name."""
+    folder = place / "my täsks"
+    (folder / "package").mkdir(parents=True)
+    (folder / "package" / "__init__.py").touch()
+    (folder / "package" / "my task.py").write_text(OWN_TASK)
+    (folder / "package" / "task.py").write_text(OWN_TASK)
+    (folder / "study.yaml").write_text(yaml.safe_dump(OWN_SWEEP))
+    here = os.path.dirname(__file__)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.path.dirname(here), os.environ.get("PYTHONPATH", "")]))
+    for home, start in (("a", ["package/my task.py"]), ("b", ["-m", "package.task"])):
+        monkeypatch.setenv("HOME", str(place / home))
+        command = [sys.executable, *start, "sweep", "study.yaml", "--retries", "0"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+        assert (done.returncode, done.stderr) == (0, "") and "1 run: 1 finished" in done.stdout, done.stdout
+        run = RunFolder.open(place / home / "läufe" / "linear-cart")
+        assert run.read_metrics()[-1]["env_steps"] == 100
