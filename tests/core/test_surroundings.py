@@ -57,6 +57,13 @@ def test_what_is_not_compiled_is_refused():
         programs.build(programs.configure("sac", "pendulum"))
 
 
+def test_a_share_of_memory_that_is_no_number_is_refused(monkeypatch):
+    """JAX would say nothing and train without the GPU."""
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "50%")
+    with pytest.raises(UserError, match=r"^XLA_PYTHON_CLIENT_MEM_FRACTION must be a number above 0, .* got '50%'; correct"):
+        programs.build(programs.configure("sac", "pendulum"))
+
+
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A package that is imported only if a variable has a value that it likes."""

@@ -146,8 +146,13 @@ def test_without_a_backend_the_rest_is_still_told(healthy, monkeypatch, capsys):
     ("name", "value", "state", "told"),
     [
         ("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5", None, ""),
-        ("XLA_PYTHON_CLIENT_MEM_FRACTION", "half", "bad", "must be a number above 0 and at most 1"),
-        ("XLA_PYTHON_CLIENT_MEM_FRACTION", "50", "bad", "XLA_PYTHON_CLIENT_MEM_FRACTION=50 must be a number above 0"),
+        (
+            "XLA_PYTHON_CLIENT_MEM_FRACTION",
+            "half",
+            "bad",
+            "MEM_FRACTION must be a number above 0, a share of the GPU's memory, got 'half'",
+        ),
+        ("XLA_PYTHON_CLIENT_MEM_FRACTION", "-1", "bad", "got '-1'; correct it or unset it"),
         ("XLA_CLIENT_MEM_FRACTION", "nan", "bad", "must be a number above 0"),
         ("XLA_PYTHON_CLIENT_PREALLOCATE", "false", None, ""),
         ("XLA_PYTHON_CLIENT_PREALLOCATE", "no", "note", "=no counts as true: set it to true or false"),

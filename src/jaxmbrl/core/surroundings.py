@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,14 +15,31 @@ import jax
 
 from jaxmbrl.core.config import UserError
 
+MEMORY_SHARE = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION")
+
 
 def check() -> None:
-    """Raise UserError if JAX does not compile, or finds no device. This initialises JAX's devices."""
+    """Raise UserError if JAX does not compile, finds no device, or cannot read the variables of its memory. This
+    initialises JAX's devices."""
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         raise UserError("JAX_DISABLE_JIT (jax_disable_jit) is set, but runs are compiled programs: unset it")
-    problem = device_problem()
+    # Before the devices: JAX would leave out the GPU without an error.
+    problem = memory_problem() or device_problem()
     if problem is not None:
         raise UserError(problem)
+
+
+def memory_problem() -> str | None:
+    """What is wrong with the share of a GPU's memory that JAX shall reserve, in one line; None if nothing is."""
+    for name in MEMORY_SHARE:
+        value = os.environ.get(name)
+        try:
+            right = not value or 0 < float(value) < math.inf
+        except ValueError:
+            right = False
+        if not right:
+            return f"{name} must be a number above 0, a share of the GPU's memory, got '{value}'; correct it or unset it"
+    return None
 
 
 def device_problem() -> str | None:

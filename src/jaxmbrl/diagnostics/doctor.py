@@ -74,12 +74,9 @@ def environment() -> Iterator[Finding]:
     if jax.config.jax_debug_nans or jax.config.jax_debug_infs:  # type: ignore[attr-defined]
         text = "JAX_DEBUG_NANS is set: not needed, runs check all values, and 'jaxmbrl debug' finds the operation"
         yield Finding("environment", "note", text)
-    for name in ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION"):
-        value = os.environ.get(name)
-        if value and not _is_share(value):
-            yield Finding(
-                "environment", "bad", f"{name}={value} must be a number above 0 and at most 1: correct or unset it"
-            )
+    problem = surroundings.memory_problem()
+    if problem is not None:
+        yield Finding("environment", "bad", problem)
     value = os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
     if value.lower() not in ("true", "false", "1", "0"):
         text = f"XLA_PYTHON_CLIENT_PREALLOCATE={value} counts as true: set it to true or false"
@@ -89,13 +86,6 @@ def environment() -> Iterator[Finding]:
     except ValueError:
         text = f"MPLBACKEND={os.environ.get('MPLBACKEND')} is unknown to matplotlib; pictures are drawn without it"
         yield Finding("environment", "note", text)
-
-
-def _is_share(value: str) -> bool:
-    try:
-        return 0 < float(value) <= 1
-    except ValueError:
-        return False
 
 
 def compiler_flags() -> Finding | None:

@@ -51,7 +51,9 @@ class _Console(Console):
 
 def discard(stream: TextIO | io.TextIOBase | None) -> None:
     """Discard what a stream still holds and what will be written to it. Otherwise Python reports it at its end."""
-    with contextlib.suppress(AttributeError, OSError, ValueError):
+    if stream is None:
+        return
+    with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
