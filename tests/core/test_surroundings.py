@@ -58,10 +58,15 @@ def test_what_is_not_compiled_is_refused():
 
 
 def test_a_share_of_memory_that_is_no_number_is_refused(monkeypatch):
-    """JAX would say nothing and train without the GPU."""
+    """With it JAX cannot start a GPU."""
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "50%")
     with pytest.raises(UserError, match=r"^XLA_PYTHON_CLIENT_MEM_FRACTION must be a number above 0, .* got '50%'; correct"):
         programs.build(programs.configure("sac", "pendulum"))
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.5")
+    assert surroundings.memory_problem().endswith("XLA_CLIENT_MEM_FRACTION are both set; unset the first")
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION")
+    assert surroundings.memory_problem() is None
 
 
 @pytest.fixture

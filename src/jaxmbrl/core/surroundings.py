@@ -23,7 +23,7 @@ def check() -> None:
     initialises JAX's devices."""
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         raise UserError("JAX_DISABLE_JIT (jax_disable_jit) is set, but runs are compiled programs: unset it")
-    # Before the devices: JAX would leave out the GPU without an error.
+    # Before the devices: with a wrong variable JAX cannot start the GPU, and may continue on the CPU.
     problem = memory_problem() or device_problem()
     if problem is not None:
         raise UserError(problem)
@@ -31,6 +31,8 @@ def check() -> None:
 
 def memory_problem() -> str | None:
     """What is wrong with the share of a GPU's memory that JAX shall reserve, in one line; None if nothing is."""
+    if all(os.environ.get(name) for name in MEMORY_SHARE):
+        return f"{' and '.join(MEMORY_SHARE)} are both set; unset the first"
     for name in MEMORY_SHARE:
         value = os.environ.get(name)
         try:
