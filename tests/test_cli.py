@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import jaxmbrl
 from jaxmbrl import algorithms, cli, envs
-from jaxmbrl.commands import options
+from jaxmbrl.commands import calling
 from jaxmbrl.core.config import to_dict
 from jaxmbrl.training import programs
 from jaxmbrl.training.session import Session
@@ -79,6 +79,8 @@ def place(tmp_path_factory):
         "nothing": "",
         "torn": yaml.safe_dump(config)[:-40] + ": :\n - {",
         "list": "[1, 2]",
+        "twice": "steps: 10\nsteps: 20\n",
+        "octal": "steps: 010\n",
     }
     for name, text in texts.items():
         (folder / f"{name}.yaml").write_text(text)
@@ -103,6 +105,7 @@ def contents(folder):
 
 
 SAC = "train sac --env pendulum "
+NOT_UTF8 = os.fsdecode(b"l\xe4ufe")
 PETS = "train pets --env cartpole-continuous "
 COLLECT = "collect --policy random --env pendulum "
 FIT = "fit --data good.npz "
@@ -171,6 +174,7 @@ REFUSED = {
     SAC + "--out": ["--out needs a value"],
     SAC + "--out ''": ["--out needs a value"],
     SAC + "--out file": ["file is a file", "choose another folder"],
+    SAC + f"--out {NOT_UTF8}": ["cannot hold checkpoints: its name is not UTF-8; rename the folder"],
     SAC + "--out file/run": ["a parent is a file", "choose another folder"],
     SAC + "--out full": ["full is not empty (it has thesis.tex)"],
     SAC + "--out /proc/run": ["/proc/run cannot be created"],
@@ -180,6 +184,12 @@ REFUSED = {
     "train sac --config full": ["--config full cannot be read (Is a directory)"],
     "train sac --config file": ["--config file is not valid YAML (line 2: "],
     "train sac --config bytes.yaml": ["--config bytes.yaml is not valid YAML"],
+    "train sac --config twice.yaml": [
+        "--config twice.yaml is not valid YAML (line 2: 'steps' is given twice, first in line 1)"
+    ],
+    "train sac --config octal.yaml": [
+        "--config octal.yaml is not valid YAML (line 1: '010' could be octal: write a number"
+    ],
     "train sac --config torn.yaml": ["--config torn.yaml is not valid YAML (line "],
     "train sac --config nothing.yaml": ["--config nothing.yaml: the config must be a mapping"],
     "train sac --config list.yaml": ["--config list.yaml: the config must be a mapping"],
@@ -585,6 +595,75 @@ def test_a_reader_that_leaves_is_no_error():
     assert process.wait(60) == 141 and err == b""
 
 
+def shell(line, folder, **variables):
+    """Exit code, standard output and standard error of a line for a shell, where `jaxmbrl` is the command."""
+    line = line.replace("jaxmbrl", f"'{sys.executable}' -m jaxmbrl")
+    done = subprocess.run(
+        line, shell=True, cwd=folder, env=os.environ | variables, capture_output=True, timeout=60, check=False
+    )
+    return done.returncode, done.stdout, done.stderr.decode(errors="surrogateescape")
+
+
+def test_streams_that_are_closed_or_full_are_no_error(tmp_path):
+    """Also the files of a run must not take the places of the streams."""
+    assert shell("jaxmbrl --version <&- >&- 2>&-", tmp_path) == (0, b"", "")
+    # Python's own standard error is None, and nothing is lost.
+    assert shell("jaxmbrl nonsense 2>&-", tmp_path)[0] == 2
+    assert shell("jaxmbrl --version >/dev/full", tmp_path) == (1, b"", "jaxmbrl: output: No space left on device\n")
+
+
+def test_a_locale_without_umlauts_prints_what_was_given(tmp_path):
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    code, out, err = shell("jaxmbrl Läufe", tmp_path, **ascii_only)
+    assert (code, out) == (2, b"") and err.startswith("jaxmbrl: unknown command 'Läufe'; there is: ")
+
+
+def test_text_that_an_encoding_lacks_is_replaced():
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii", write_through=True)
+    with contextlib.redirect_stdout(stream):
+        assert cli.main(["--version"]) == 0
+        # The second is how Python reads the byte E4 in the name of a file.
+        print("Läufe l\udce4ufe")
+    assert raw.getvalue().splitlines()[-1] == b"L?ufe l\xe4ufe"
+
+
+def test_what_jax_does_not_understand_is_told_in_a_line(tmp_path):
+    code, out, err = shell("jaxmbrl fit", tmp_path, JAX_ENABLE_X64="perhaps")
+    assert (code, out) == (2, b"") and err.count("\n") == 1
+    assert err.startswith(
+        "jaxmbrl: JAX cannot be imported (invalid truth value 'perhaps' for environment 'JAX_ENABLE_X64')"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"XDG_CACHE_HOME": "~/cache"}, "home/cache/jaxmbrl/compiled"),
+        ({"XDG_CACHE_HOME": "cache"}, "home/.cache/jaxmbrl/compiled"),
+        ({"XDG_CACHE_HOME": ""}, "home/.cache/jaxmbrl/compiled"),
+    ],
+)
+def test_the_folder_of_the_cache_is_found(variables, expected, tmp_path, monkeypatch):
+    """The XDG specification ignores paths that are not absolute."""
+    for name, value in {"HOME": str(tmp_path / "home"), **variables}.items():
+        monkeypatch.setenv(name, value)
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        call(["fit", "--help"])
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / expected)
+        jax.config.update("jax_compilation_cache_dir", "~/own")
+        assert call(["fit", "--help"])[2] == "" and jax.config.jax_compilation_cache_dir == str(tmp_path / "home" / "own")
+        (tmp_path / "home" / "file").touch()
+        jax.config.update("jax_compilation_cache_dir", "~/file/x")
+        _, _, err = call(["fit", "--help"])
+        told = f"jaxmbrl: compiled programs are not cached: {tmp_path}/home/file/x cannot be written to (Not a directory)\n"
+        assert err == told and jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
 def test_a_cache_that_cannot_be_made_is_reported_once(place):
     code, out, err = call(["debug", "--help"])
     assert not err
@@ -608,4 +687,5 @@ def test_a_cache_that_cannot_be_made_is_reported_once(place):
 def test_what_to_type_next_is_what_was_typed(called, named, monkeypatch):
     """A script of one's own knows the tasks and methods that it registers, the plain command does not."""
     monkeypatch.setattr("sys.argv", [called, "train"])
-    assert options.own_name() == named
+    calling.with_words(["train"])
+    assert calling.again() == named

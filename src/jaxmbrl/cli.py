@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import errno
 import importlib
+import io
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from jaxmbrl.commands import calling
 from jaxmbrl.commands.options import complain
 from jaxmbrl.core.config import UserError, closest
+from jaxmbrl.core.places import expanded
 
 USAGE = """usage: jaxmbrl COMMAND ...
 
@@ -39,8 +45,13 @@ CACHE_SWITCH = "--no-compile-cache"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    calling.with_words(words)
+    _prepare_streams()
     try:
-        return _command(words)
+        code = _command(words)
+        if not getattr(sys.stdout, "closed", True):
+            sys.stdout.flush()
+        return code
     except UserError as error:
         complain(str(error))
         return 2
@@ -52,9 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # The reader has closed the pipe (`| head`): the interpreter must not flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 141
     except OSError as error:
+        if error.filename is None:
+            _discard_output()
         complain(f"{error.filename or 'output'}: {error.strerror or error}")
         return 2 if error.errno == errno.ENAMETOOLONG else 1
 
@@ -91,35 +104,78 @@ def _command(words: list[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f"unknown command '{name}'; {closest(name, COMMANDS)}")
     if name not in COMPILES_NOTHING:
-        from jaxmbrl.core import xla
-
+        try:
+            from jaxmbrl.core import xla
+        except ValueError as error:
+            # JAX reads its environment variables when it is imported.
+            raise UserError(f"JAX cannot be imported ({error}); correct that environment variable or unset it") from None
         xla.ensure_threads()
         if cached:
-            _cache_compilations()
+            _cache_compilations(check=name != "doctor")
     module, _, function = COMMANDS[name].partition(":")
     command: Callable[..., int] = getattr(importlib.import_module(f"jaxmbrl.commands.{module}"), function)
     return command(rest, [] if cached else [CACHE_SWITCH]) if name == "sweep" else command(rest)
 
 
-def _cache_compilations() -> None:
-    """Cache compiled programs in the user's cache folder, to make the next start fast."""
+def _discard_output() -> None:
+    from jaxmbrl.training import console
+
+    console.discard(sys.stdout)
+
+
+def _prepare_streams() -> None:
+    """Open closed standard streams, so that no file of a run takes their place, and let the others print any text."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    codecs.register_error("jaxmbrl", _replaced)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.closed:
+            stream.reconfigure(errors="jaxmbrl")
+
+
+def _replaced(error: UnicodeError) -> tuple[bytes | str, int]:
+    """Encodes what an encoding lacks: the bytes of a file's name as they are, and anything else as `?`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    return b"".join(bytes([ord(x) - 0xDC00]) if "\udc80" <= x <= "\udcff" else b"?" for x in letters), error.end
+
+
+def _cache_compilations(check: bool) -> None:
+    """Cache compiled programs in the folder that the user has set, or else in the user's cache folder, to make the next
+    start fast. With `check`, a folder that cannot be written to is not used; JAX would warn of every program."""
     import jax
 
-    if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
-        # The user has set a cache folder.
+    given = getattr(jax.config, "jax_compilation_cache_dir", None)
+    folder = _own_cache() if given is None else expanded(given)
+    if folder is None or "://" in (given or ""):
         return
     try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        complain("compiled programs are not cached: there is no home folder; set XDG_CACHE_HOME to a folder")
-        return
-    folder = base / "jaxmbrl" / "compiled"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if check or given is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(b"jaxmbrl")
     except OSError as error:
-        complain(f"compiled programs are not cached: {folder} cannot be created ({error.strerror})")
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+        complain(f"compiled programs are not cached: {folder} cannot be written to ({error.strerror})")
+        jax.config.update("jax_compilation_cache_dir", None)
+    else:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _own_cache() -> Path | None:
+    """The cache folder of jaxmbrl; None, with a message, if there is no home folder."""
+    try:
+        chosen = expanded(os.environ.get("XDG_CACHE_HOME", ""))
+        # The XDG specification ignores paths that are not absolute.
+        base = chosen if chosen.is_absolute() else expanded("~/.cache")
+    except UserError:
+        complain("compiled programs are not cached: there is no home folder; set XDG_CACHE_HOME to a folder")
+        return None
+    return base / "jaxmbrl" / "compiled"
 
 
 if __name__ == "__main__":

@@ -96,6 +96,7 @@ def refusal(**values: Any) -> str:
         ({"discount": "high"}, "discount must be a finite number, got 'high'"),
         ({"resume": 1}, "resume must be true or false, got 1"),
         ({"resume": "true"}, "resume must be true or false, got 'true'"),
+        ({"resume": "y"}, "resume must be true or false, got 'y'"),
         ({"env": 3}, "env must be text, got 3"),
         ({"clip": "no"}, "clip must be a finite number, got 'no'"),
         ({"entropy": "aut"}, "entropy must be a finite number or 'auto', got 'aut'"),
@@ -183,6 +184,11 @@ def test_what_yaml_writes_is_read():
     kinds = [type(x) for x in (config.seeds, config.discount, config.clip, config.entropy, *config.span)]
     assert kinds == [int, float, float, float, int, float]
     assert run(clip=None).clip is None
+
+
+def test_the_words_of_yaml_for_true_and_false_are_read():
+    words = {"yes": True, "On": True, "NO": False, "off": False}
+    assert [run(resume=word).resume for word in words] == list(words.values())
 
 
 def test_numpy_numbers_become_plain_ones():

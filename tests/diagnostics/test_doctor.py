@@ -20,6 +20,7 @@ def healthy(monkeypatch, tmp_path):
     """A machine on which all is well, so that one thing alone can be bad."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(doctor, "rendering", lambda: doctor.Finding("rendering", "ok", "by a fake"))
+    monkeypatch.setattr(doctor, "compiler_flags", lambda: None)
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     yield tmp_path
@@ -39,7 +40,7 @@ def run(capsys):
 
 def test_a_machine_that_is_ready(healthy, capsys):
     found = findings(cache=str(healthy / "cache"))
-    order = ["python", "versions", "simulator", "devices", "precision", "rendering", "runs", "compile cache"]
+    order = ["python", "versions", "simulator", "environment", "devices", "precision", "rendering", "runs", "compile cache"]
     assert list(found) == order and {finding.state for finding in found.values()} == {"ok"}
     assert found["python"].message.startswith("{}.{}.{} on ".format(*sys.version_info))
     assert f"jax {jax.__version__}" in found["versions"].message and "python" not in found["versions"].message
@@ -133,19 +134,86 @@ def test_without_a_backend_the_rest_is_still_told(healthy, monkeypatch, capsys):
 
     monkeypatch.setattr(doctor.jax, "devices", broken)
     found = findings()
-    assert found["devices"] == ("devices", "bad", "Unable to initialize backend 'cuda': no driver")
+    assert (
+        found["devices"].state == "bad" and "(Unable to initialize backend 'cuda': no driver)" in found["devices"].message
+    )
     assert "precision" not in found and {"rendering", "runs"} <= set(found)
     code, _ = run(capsys)
     assert code == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "state", "told"),
+    [
+        ("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5", None, ""),
+        (
+            "XLA_PYTHON_CLIENT_MEM_FRACTION",
+            "half",
+            "bad",
+            "MEM_FRACTION must be a number above 0, a share of the GPU's memory, got 'half'",
+        ),
+        ("XLA_PYTHON_CLIENT_MEM_FRACTION", "-1", "bad", "got '-1'; correct it or unset it"),
+        ("XLA_CLIENT_MEM_FRACTION", "nan", "bad", "must be a number above 0"),
+        ("XLA_PYTHON_CLIENT_PREALLOCATE", "false", None, ""),
+        ("XLA_PYTHON_CLIENT_PREALLOCATE", "no", "note", "=no counts as true: set it to true or false"),
+    ],
+)
+def test_variables_of_memory_are_checked(name, value, state, told, monkeypatch):
+    monkeypatch.setenv(name, value)
+    found = [(finding.state, finding.message) for finding in doctor.environment()]
+    assert [entry[0] for entry in found] == ([state] if state else []) and all(told in text for _, text in found)
+
+
+@pytest.mark.parametrize(
+    ("option", "state", "told"),
+    [
+        ("jax_disable_jit", "bad", "JAX_DISABLE_JIT is set, but runs are compiled programs: unset it"),
+        ("jax_enable_x64", "note", "runs are in float64"),
+        ("jax_debug_nans", "note", "'jaxmbrl debug' finds the operation"),
+    ],
+)
+def test_settings_of_jax_are_told(option, state, told):
+    jax.config.update(option, True)
+    try:
+        (found,) = doctor.environment()
+    finally:
+        jax.config.update(option, False)
+    assert (found.what, found.state) == ("environment", state) and told in found.message
+
+
+def test_a_backend_that_matplotlib_does_not_know_is_a_note(monkeypatch):
+    def fails(name):
+        raise ValueError("Key backend: 'nonsense' is not a valid value")
+
+    monkeypatch.setenv("MPLBACKEND", "nonsense")
+    monkeypatch.setattr(doctor.importlib, "import_module", fails)
+    (found,) = doctor.environment()
+    assert found.state == "note" and found.message.startswith("MPLBACKEND=nonsense is unknown to matplotlib")
+
+
+def test_flags_that_xla_does_not_know_are_told(healthy, monkeypatch):
+    """XLA ends a process that computes; the doctor lets another one do it."""
+    monkeypatch.undo()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_of_old=1")
+    assert doctor.compiler_flags() == (
+        "devices",
+        "bad",
+        "XLA ends every process (Unknown flag in XLA_FLAGS: --xla_of_old=1): remove what this version does not know",
+    )
+    monkeypatch.delenv("XLA_FLAGS")
+    assert doctor.compiler_flags() is None
 
 
 def test_a_gpu_that_is_not_used_is_a_note(monkeypatch):
     if jax.devices()[0].platform != "cpu":
         pytest.skip("it is used")
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}" if name == "nvidia-smi" else None)
     found = doctor.devices()
     assert found.state == "note" and "jaxmbrl[cuda]" in found.message
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "CUDA_VISIBLE_DEVICES='' hides the GPUs: unset it" in doctor.devices().message
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert doctor.devices().state == "ok", "the CPU was asked for"
 
@@ -186,6 +254,7 @@ def test_the_real_command(tmp_path):
         "python",
         "versions",
         "simulator",
+        "environment",
         "devices",
         "precision",
         "rendering",
@@ -194,4 +263,4 @@ def test_the_real_command(tmp_path):
     ]
     assert set(shown.values()) <= {"ok", "note"} and not (tmp_path / "runs").exists()
     assert str(tmp_path / "cache" / "jaxmbrl" / "compiled") in done.stdout
-    assert np.isfinite([float(word) for word in lines[4].split() if "e-" in word]).all()
+    assert np.isfinite([float(word) for word in lines[5].split() if "e-" in word]).all()

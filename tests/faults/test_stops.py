@@ -4,7 +4,9 @@ import os
 import queue
 import random
 import re
+import shlex
 import signal
+import sys
 import threading
 import time
 
@@ -24,8 +26,8 @@ def ask(process, number=signal.SIGTERM):
 
 def stopped_at(out, run):
     """The step at which a run says that it stopped, after checking that it is saved there."""
-    command = f"python {small_method.__file__} train --resume {run}"
-    found = re.search(rf"stopped at ([\d,]+) of [\d,]+ steps; '{command}' continues it", out)
+    command = shlex.join([sys.executable, small_method.__file__, "train", "--resume", str(run)])
+    found = re.search(rf"stopped at ([\d,]+) of [\d,]+ steps; to continue: {re.escape(command)}\n", out)
     assert found, out
     at = int(found[1].replace(",", ""))
     assert steps(run)[-1] == at

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import jaxmbrl
-from jaxmbrl import cli
+from jaxmbrl import cli, envs
 from jaxmbrl.core.config import UserError, to_dict
 from jaxmbrl.sweeping import file as sweep_file
 from jaxmbrl.sweeping import launching, on_ray, plan
@@ -175,7 +175,7 @@ def test_a_sweep_works_on_what_is_left(place, monkeypatch):
     assert (code, err) == (0, "")
     names = [f"sac-pendulum-batch_size={size}" for size in (8, 16)]
     own = [("--only", name, "--out", str(place / "runs" / "good")) for name in names]
-    assert words == [("sweep", str(place / "good.yaml"), *only) for only in own]
+    assert words == [("-m", "jaxmbrl", "sweep", str(place / "good.yaml"), *only) for only in own]
     assert "2 runs into runs/good: 2 to do" in out and "2 runs: 2 finished" in out
     assert sorted(os.listdir("runs/good")) == [".logs", ".sweep.json", *sorted(names)]
     code, out, err = call("sweep good.yaml")
@@ -187,6 +187,38 @@ def test_a_sweep_works_on_what_is_left(place, monkeypatch):
     before = contents(place)
     code, out, err = call("sweep good.yaml")
     assert code == 2 and "was started with steps 1000 and the sweep asks for 2000" in err and contents(place) == before
+
+
+def mine():
+    raise AssertionError("it is not made here")
+
+
+def test_the_users_own_program_is_what_a_sweep_starts_and_prints(place, monkeypatch):
+    words = stand_in(monkeypatch, 0)
+    (place / "own.yaml").write_text(yaml.safe_dump({**SAC, "env": "cart"}))
+    (place / "my task.py").touch()
+    monkeypatch.setitem(envs.TASKS, "cart", mine)
+    for line in ("sweep own.yaml --dry-run", "sweep own.yaml"):
+        monkeypatch.setattr(sys, "argv", ["my task.py", "--mass", "2", *line.split()])
+        monkeypatch.setattr(sys, "orig_argv", ["python3", *sys.argv])
+        code, out, err = call(line)
+        assert (code, err) == (0, "")
+        start = "python3 'my task.py' --mass 2 "
+        assert (f"{start}sweep own.yaml --only sac-cart" in out) == ("--dry-run" in line)
+        assert (f"{start}status runs/own shows" in out) == ("--dry-run" not in line)
+    last = ("sweep", str(place / "own.yaml"), "--only", "sac-cart", "--out", str(place / "runs" / "own"))
+    assert words == [(str(place / "my task.py"), "--mass", "2", *last)]
+
+
+def test_a_task_that_only_this_process_knows_is_refused(place, monkeypatch):
+    """As of a notebook: the processes of the runs would not know it."""
+    (place / "own.yaml").write_text(yaml.safe_dump({**SAC, "env": "cart"}))
+    monkeypatch.setitem(envs.TASKS, "cart", mine)
+    before = contents(place)
+    for line in ("sweep own.yaml", "sweep own.yaml --dry-run"):
+        code, _, err = call(line)
+        assert code == 2 and err.count("\n") == 1 and contents(place) == before
+        assert err.startswith("jaxmbrl: own.yaml: run sac-cart: only this process knows 'cart', and each run is a process")
 
 
 def test_a_sweep_leaves_a_run_alone_that_another_process_has(place, monkeypatch):
@@ -370,3 +402,52 @@ def test_a_task_waits_until_its_process_has_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(on_ray.time, "sleep", nap)
     assert on_ray.attend(("sweep",), str(tmp_path / "log"), str(tmp_path)) == 75
     assert slow.asked == 1
+
+
+OWN_TASK = """
+import jax.numpy as jnp
+from jaxmbrl import cli, envs
+from jaxmbrl.envs import State
+from small_method import registered
+
+class Cart:
+    observation_size, action_size = 2, 1
+    def reset(self, rng):
+        zero = jnp.zeros(())
+        return State(pipeline_state=jnp.ones(2), obs=jnp.ones(2), reward=zero, done=zero, metrics={}, info={})
+    def step(self, state, action):
+        x = state.pipeline_state + 0.1 * action[0]
+        return state.replace(pipeline_state=x, obs=x, reward=-jnp.abs(x[0]), done=jnp.zeros(()))
+
+envs.register("cart", lambda: envs.make_task("cart", Cart(), episode_length=20))
+if __name__ == "__main__":
+    with registered():
+        raise SystemExit(cli.main())
+"""
+OWN_SWEEP = {
+    "algorithm": "linear",
+    "env": "cart",
+    "steps": 100,
+    "settings": {"warmup_steps": 20, "epoch_steps": 50, "replay_capacity": 100, "eval_every": 0},
+    "out": "~/läufe",
+}
+
+
+@pytest.mark.promises
+def test_a_sweep_trains_the_users_own_task_and_method(place, monkeypatch):
+    """Real processes, of a script and of a module, in a folder with a space and an umlaut in its name."""
+    folder = place / "my täsks"
+    (folder / "package").mkdir(parents=True)
+    (folder / "package" / "__init__.py").touch()
+    (folder / "package" / "my task.py").write_text(OWN_TASK)
+    (folder / "package" / "task.py").write_text(OWN_TASK)
+    (folder / "study.yaml").write_text(yaml.safe_dump(OWN_SWEEP))
+    here = os.path.dirname(__file__)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.path.dirname(here), os.environ.get("PYTHONPATH", "")]))
+    for home, start in (("a", ["package/my task.py"]), ("b", ["-m", "package.task"])):
+        monkeypatch.setenv("HOME", str(place / home))
+        command = [sys.executable, *start, "sweep", "study.yaml", "--retries", "0"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+        assert (done.returncode, done.stderr) == (0, "") and "1 run: 1 finished" in done.stdout, done.stdout
+        run = RunFolder.open(place / home / "läufe" / "linear-cart")
+        assert run.read_metrics()[-1]["env_steps"] == 100

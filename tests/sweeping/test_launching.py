@@ -102,6 +102,47 @@ def test_other_ends_are_told(tmp_path, code, why):
     assert states == {"a": "failed"} and said[-1].endswith(f": {why}")
 
 
+class Writes(Made):
+    """A launcher whose processes print `text` to their log before they end."""
+
+    text = ""
+
+    def start(self, job):
+        job.log.parent.mkdir(exist_ok=True)
+        with job.log.open("a") as log:
+            log.write(self.text)
+        return super().start(job)
+
+
+REFUSAL = "jaxmbrl: unknown task 'cart'; did you mean 'cartpole-swingup'?\n"
+TRACEBACK = "Traceback (most recent call last):\n  File ...\nModuleNotFoundError: No module named 'mine'\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "why"),
+    [
+        (
+            2,
+            f"training ...\n{REFUSAL}bye from a script of one's own\n",
+            "unknown task 'cart'; did you mean 'cartpole-swingup'?",
+        ),
+        (2, "", "its options are not valid"),
+        (0, REFUSAL, "it ended before all steps were done: unknown task 'cart'; did you mean 'cartpole-swingup'?"),
+        (1, f"jaxmbrl: warning\n{TRACEBACK}\n", "exit code 1: ModuleNotFoundError: No module named 'mine'"),
+        (-6, "F0000 Unknown flag in XLA_FLAGS\n", "killed by SIGABRT: F0000 Unknown flag in XLA_FLAGS"),
+        (-11, "compiling training ...\n", "killed by SIGSEGV"),
+    ],
+)
+def test_the_reason_of_a_failure_is_the_last_line_of_its_process(code, text, why, tmp_path, monkeypatch):
+    folder = SweepFolder(tmp_path)
+    folder.note("a", "failed", "of an earlier process")
+    monkeypatch.setattr(Writes, "text", text)
+    monkeypatch.setitem(globals(), "Made", Writes)
+    states, _, said = play(tmp_path, {"a": [code]}, retries=0)
+    assert states == {"a": "failed"} and said[-1].endswith(f" s: {why}")
+    assert folder.last_note("a") == ("failed", why)
+
+
 def test_a_process_that_was_asked_to_stop_is_no_failure(tmp_path):
     states, launcher, _ = play(tmp_path, {"a": [75], "b": ["finishes"]})
     assert states == {"a": "stopped", "b": "finished"} and launcher.begun == ["a", "b"]
@@ -130,14 +171,10 @@ def test_signals_are_counted_inside_alone():
 
 
 @pytest.fixture
-def stand_in(tmp_path, monkeypatch):
-    """Processes that run a script of Python's in place of jaxmbrl."""
-    package = tmp_path / "instead" / "jaxmbrl"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "__main__.py").write_text("import sys\nexec(sys.argv[1])\n")
-    monkeypatch.setenv("PYTHONPATH", str(package.parent))
-    return launching.processes()
+def stand_in():
+    """Processes that run a script of Python's, given as its text."""
+    launcher = launching.processes()
+    return launcher._replace(start=lambda job: launcher.start(job._replace(words=("-c", *job.words))))
 
 
 def ended(launcher, process, seconds=20.0):
@@ -150,7 +187,7 @@ def ended(launcher, process, seconds=20.0):
 
 def test_processes_log_what_they_print_and_tell_how_they_end(stand_in, tmp_path):
     log = tmp_path / "logs" / "a.log"
-    script = "import sys, os; print('out'); print('err', file=sys.stderr); print(sys.argv[2:], os.getsid(0) == os.getpid())"
+    script = "import sys, os; print('out'); print('err', file=sys.stderr); print(sys.argv[1:], os.getsid(0) == os.getpid())"
     process = stand_in.start(Job("a", (f"{script}; sys.exit(3)",), log))
     assert ended(stand_in, process) == 3
     assert sorted(log.read_text().splitlines()) == [f"['--with', '{os.getpid()}'] True", "err", "out"]

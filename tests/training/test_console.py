@@ -106,6 +106,69 @@ def test_text_that_the_stream_cannot_hold_is_replaced():
     assert raw.getvalue() == b"return ??\n"
 
 
+class Broken(io.StringIO):
+    """A stream that fails after its first line: a pipe whose reader has ended, a full disk, a closed stream."""
+
+    def __init__(self, error, terminal=False):
+        super().__init__()
+        self.error, self.terminal = error, terminal
+
+    def isatty(self):
+        return self.terminal
+
+    def write(self, text):
+        if "\n" in self.getvalue():
+            raise self.error
+        return super().write(text)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (BrokenPipeError(32, "Broken pipe"), "Broken pipe"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (ValueError("I/O operation on closed file."), "I/O operation on closed file."),
+    ],
+)
+def test_a_run_goes_on_without_an_output_that_fails(error, reason, terminal, capsys, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    out = Broken(error, terminal)
+    progress = Progress(1000, 1, out)
+    progress.say("shown")
+    progress.say("lost")
+    with progress:
+        progress.update(100)
+        progress.epoch(rows(1, 1))
+        progress.warn("lost")
+    assert "shown" in out.getvalue() and "lost" not in out.getvalue()
+    told = f"jaxmbrl: warning: the output cannot be written to ({reason}): continuing without it\n"
+    assert capsys.readouterr() == ("", told), "it is told once"
+
+
+def test_a_process_without_standard_output_has_a_console(monkeypatch, capsys):
+    for missing in (None, closed()):
+        monkeypatch.setattr(sys, "stdout", missing)
+        with Progress(10, 1) as progress:
+            progress.say("x")
+            progress.epoch(rows(1))
+    assert capsys.readouterr().out == ""
+
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+def test_a_command_on_a_narrow_terminal_stays_one_line(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    out = Terminal()
+    Progress(10, 1, out).say("  jaxmbrl train --resume 'runs/a long name of a folder' --steps 100000")
+    assert out.getvalue() == "  jaxmbrl train --resume 'runs/a long name of a folder' --steps 100000\n"
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [

@@ -24,7 +24,8 @@ from typing import Annotated, Any, NamedTuple
 
 from annotated_types import Ge
 
-from jaxmbrl.core.config import UserError, closest, from_dict, merged, read_yaml, to_dict
+from jaxmbrl.core.config import UserError, closest, from_dict, merged, to_dict
+from jaxmbrl.core.plain_yaml import read_yaml
 
 
 class Preset(NamedTuple):

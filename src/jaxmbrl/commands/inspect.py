@@ -15,9 +15,11 @@ from typing import Annotated
 import tyro
 
 from jaxmbrl.commands import options
-from jaxmbrl.commands.options import complain, own_name
+from jaxmbrl.commands.calling import again
+from jaxmbrl.commands.options import complain
 from jaxmbrl.commands.training import task_words
 from jaxmbrl.core.config import UserError, check
+from jaxmbrl.core.places import expanded
 
 
 def evaluate(words: list[str]) -> int:
@@ -41,7 +43,7 @@ def evaluate(words: list[str]) -> int:
     if args.episodes < 1:
         raise UserError(f"--episodes must be at least 1, got {args.episodes}")
     config = programs.read(RunFolder.open(args.run))
-    file = _new_file("--video", args.video, ".gif") if args.video else Path(args.run) / "video.gif"
+    file = _new_file("--video", args.video, ".gif") if args.video else expanded(args.run) / "video.gif"
     seeds = f"{config.seeds} seed{'s' if config.seeds > 1 else ''}"
     print(f"evaluating {config.algorithm} on {config.env}: {seeds}, {args.episodes} episodes each ...", flush=True)
     started = time.monotonic()
@@ -86,8 +88,8 @@ def debug(words: list[str]) -> int:
     print("what to try next:")
     print("  lower the learning rates, and check the ranges above: divisors, logarithms, roots, exponentials")
     for other in report.others[:1]:
-        print(f"  {own_name()} debug {args.run} --seed {other}")
-    print(f"  {own_name()} evaluate {args.run}")
+        print(f"  {again('debug', args.run, '--seed', str(other))}")
+    print(f"  {again('evaluate', args.run)}")
     return 0
 
 
@@ -110,7 +112,7 @@ def _new_file(option: str, text: str, suffix: str) -> Path:
     """The new file that an option names, with its suffix. Raises UserError if it cannot be created."""
     from jaxmbrl.data import dataset
 
-    path = Path(text)
+    path = expanded(text)
     if not path.name or path.name == "..":
         raise UserError(f"{option} must be the name of a new file, FILE{suffix}, got '{text}'")
     path = path if path.suffix == suffix else path.with_name(path.name + suffix)
@@ -149,8 +151,8 @@ def collect(words: list[str]) -> int:
     print(f"reward a step {float(rows.reward.mean()):.3f} on average, in {time.monotonic() - started:.1f} s")
     if rows.observation.ndim == rows.action.ndim == 2:
         print("what to try next:")
-        print(f"  {own_name()} fit --data {out}")
-        print(f"  {own_name()} train pets {task_words(task)} --data {out}")
+        print(f"  {again('fit', '--data', out)}")
+        print(f"  {again('train', 'pets', *task_words(task), '--data', out)}")
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from jaxmbrl import algorithms, envs
 from jaxmbrl.algorithms import Card
 from jaxmbrl.commands import options
+from jaxmbrl.commands.calling import again
 from jaxmbrl.core.config import UserError, closest
 
 WIDTH = 120
@@ -35,7 +36,7 @@ def list_all(words: list[str]) -> int:
     if tasks:
         print("\n".join([*([""] if methods else []), "tasks", *_tasks(tasks)]))
     if args.name is None:
-        print(f"\n'{options.own_name()} list NAME' shows the presets of an algorithm or of a family of algorithms")
+        print(f"\n{again('list', 'NAME')} shows the presets of an algorithm or of a family of algorithms")
     return 0
 
 

@@ -8,13 +8,11 @@ import dataclasses
 import difflib
 import io
 import re
-import shutil
 import sys
 import types
 import typing
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxmbrl.core.config import UserError
@@ -167,13 +165,3 @@ def _taken(hint: Any) -> str:
         return {int: "whole numbers", float: "numbers"}.get(args[0], "values") + ", each a word of its own"
     plain = {int: "a whole number", float: "a number", bool: "given without a value", str: "text", type(None): "'None'"}
     return plain.get(hint, "a value")
-
-
-def own_name() -> str:
-    """The command as the user called it: `jaxmbrl`, its path if it is not on PATH, or the user's own script, which may have
-    registered tasks and methods."""
-    called = sys.argv[0]
-    if called.endswith(".py") and Path(__file__).parents[1] not in Path(called).absolute().parents:
-        return f"python {called}"
-    plain = Path(called).name != "jaxmbrl" or shutil.which("jaxmbrl") == str(Path(called).absolute())
-    return "jaxmbrl" if plain else called

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jaxmbrl.commands import options
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.places import expanded
 
 
 def report(words: list[str]) -> int:
@@ -26,7 +27,7 @@ def report(words: list[str]) -> int:
     )
     args = parser.parse_args(words)
     started = time.monotonic()
-    file = _page(build.default_file(args.runs) if args.out is None else Path(args.out))
+    file = _page(build.default_file(args.runs) if args.out is None else expanded(args.out))
     page = build.make(args.runs, not args.no_rollouts, args.published, lambda text: print(text, flush=True))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from jaxmbrl.commands import options
+from jaxmbrl.commands import calling, options
 from jaxmbrl.commands.training import finish
 from jaxmbrl.core.config import UserError
 
@@ -51,13 +51,14 @@ def sweep(words: list[str], switches: list[str]) -> int:
         raise UserError(f"{file.file}: run {name}: {problem}{others} (--keep-going leaves out such runs)")
     for name, problem in wrong.items():
         options.complain(f"{file.file}: run {name}: {problem}")
+    _check_known(file, runs)
     if args.dry_run:
-        command = options.own_name()
-        if command == "jaxmbrl" and shutil.which(command) is None:
-            command = f"{shlex.quote(sys.executable)} -m jaxmbrl"
+        start = calling.shown()
+        if start == (calling.JAXMBRL,) and shutil.which(calling.JAXMBRL) is None:
+            start = (sys.executable, *calling.PLAIN)
         for run in runs:
             out = ["--out", args.out] if args.out else []
-            print(f"{command} {shlex.join([*switches, 'sweep', args.file, '--only', run.name, *out])}")
+            print(shlex.join([*start, *switches, "sweep", args.file, "--only", run.name, *out]))
         return 1 if wrong else 0
     return _launch(args, file, runs, wrong, switches)
 
@@ -117,6 +118,22 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
 
 
+def _check_known(sweep: Sweep, runs: list[Run]) -> None:
+    """Raise UserError if the processes of the runs would not know a task or a method, because only this process does."""
+    from jaxmbrl import envs
+    from jaxmbrl.algorithms import registry
+
+    if calling.program() not in (None, calling.PLAIN):
+        return
+    own = (envs.TASKS.keys() - envs.PUBLISHED) | (registry.METHODS.keys() - registry.MODULES.keys())
+    for run in runs:
+        for name in {run.config.env, run.config.algorithm} & own:
+            raise UserError(
+                f"{sweep.file}: run {run.name}: only this process knows '{name}', and each run is a process of its own: "
+                f"register it in a script that calls cli.main() without arguments, and call 'python SCRIPT sweep FILE'"
+            )
+
+
 def _work(run: Run, sweep: Sweep, parent: int | None) -> int:
     """Start or resume one run in this process, and record how it ended for `jaxmbrl status`."""
     from jaxmbrl.sweeping import runs
@@ -170,9 +187,11 @@ def _launch(args: argparse.Namespace, sweep: Sweep, runs: list[Run], wrong: dict
     """Start or resume all unfinished runs; returns the exit code."""
     from jaxmbrl.sweeping import launching, on_ray
     from jaxmbrl.sweeping import status as run_status
+    from jaxmbrl.training.console import Progress
     from jaxmbrl.training.stopping import ASKED_TO_STOP
 
-    folder = sweep.folder
+    say = Progress(0, 0).say
+    folder, start = sweep.folder, calling.program() or calling.PLAIN
     states: dict[str, str] = dict.fromkeys(wrong, "invalid")
     jobs: list[Job] = []
     for run in runs:
@@ -183,7 +202,7 @@ def _launch(args: argparse.Namespace, sweep: Sweep, runs: list[Run], wrong: dict
             states[run.name] = "running elsewhere"
         else:
             own = ("--only", run.name, "--out", str(folder.path.absolute()))
-            words = (*switches, "sweep", str(sweep.file.absolute()), *own)
+            words = (*start, *switches, "sweep", str(sweep.file.absolute()), *own)
             jobs.append(launching.Job(run.name, words, folder.log(run.name)))
     at_once = args.jobs or (1 if args.launcher == "local" else max(len(jobs), 1))
     cpus, gpus = (x if x is not None else d for x, d in ((args.cpus_per_run, 1.0), (args.gpus_per_run, 0.0)))
@@ -191,30 +210,29 @@ def _launch(args: argparse.Namespace, sweep: Sweep, runs: list[Run], wrong: dict
     where = here if args.launcher == "local" or not jobs else on_ray.connected(args.ray_address, cpus, gpus)
     # Ray installs a handler for SIGTERM; ours must be installed after it.
     with where as launcher, launching.Signals().counted() as signals:
-        _begin(sweep, wrong, jobs, states)
-        states |= launching.launch(jobs, folder, launcher, at_once, args.retries, _say, signals)
+        say(_begin(sweep, wrong, jobs, states))
+        states |= launching.launch(jobs, folder, launcher, at_once, args.retries, say, signals)
     counts = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
-    _say(
+    say(
         f"{len(states)} run{'s' if len(states) > 1 else ''}: "
         + ", ".join(f"{count} {state}" for state, count in counts.items())
     )
-    _say(f"jaxmbrl status {folder.path} shows each of them" + (f"; logs are in {folder.path}/.logs" if jobs else ""))
+    say(
+        f"{calling.again('status', folder.path)} shows each of them"
+        + (f"; logs are in {folder.path}/.logs" if jobs else "")
+    )
     if set(counts) & {"failed", "invalid", "running elsewhere"}:
         return 1
     if set(counts) & {"stopped", "waiting"}:
-        _say("call the same command again to resume the runs that stopped or wait")
+        say("call the same command again to resume the runs that stopped or wait")
         return ASKED_TO_STOP
     return 0
 
 
-def _begin(sweep: Sweep, wrong: dict[str, str], jobs: list[Any], states: dict[str, str]) -> None:
-    """Create the sweep's folder and print how many runs are left."""
+def _begin(sweep: Sweep, wrong: dict[str, str], jobs: list[Any], states: dict[str, str]) -> str:
+    """Create the sweep's folder. Returns the line that says how many runs are left."""
     sweep.folder.create()
     sweep.folder.write_index([run.name for run in sweep.runs], wrong)
     before = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
     already = "".join(f", {count} {state}" for state, count in before.items())
-    _say(f"{len(sweep.runs)} run{'s' if len(sweep.runs) > 1 else ''} into {sweep.folder.path}: {len(jobs)} to do{already}")
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
+    return f"{len(sweep.runs)} run{'s' if len(sweep.runs) > 1 else ''} into {sweep.folder.path}: {len(jobs)} to do{already}"

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from jaxmbrl.commands import options
-from jaxmbrl.commands.options import complain, own_name
-from jaxmbrl.core.config import UserError, check, closest, from_dict, read_yaml
+from jaxmbrl.commands.calling import again
+from jaxmbrl.commands.options import complain
+from jaxmbrl.core.config import UserError, check, closest, from_dict
+from jaxmbrl.core.plain_yaml import read_yaml
 from jaxmbrl.core.spaces import Box
 
 if TYPE_CHECKING:
@@ -122,7 +124,7 @@ def finish(out: Path, progress: Progress, work: Callable[[Stopping], Result], fi
     from jaxmbrl.training.stopping import ASKED_TO_STOP, Stopped, Stopping
 
     def farewell(stopped: Stopped) -> None:
-        progress.say(f"{stopped}; '{own_name()} train --resume {out}' continues it")
+        progress.say(f"{stopped}; to continue: {again('train', '--resume', out)}")
 
     try:
         with options.warnings_in_a_line(progress.warn), Stopping(progress.say, farewell) as stopping:
@@ -172,22 +174,23 @@ def _report(result: Result, progress: Any) -> None:
         progress.say(f"return of the first finished trials {first:.1f}, of the last {last:.1f} (mean over seeds)")
     progress.say(f"run      {result.path}")
     progress.say(f"picture  {result.path / 'curve.png'}")
-    command, config = own_name(), result.config
+    config = result.config
     other = "sac" if config.algorithm == "pets" else "pets"
     progress.say("what to try next:")
-    progress.say(f"  {command} evaluate {result.path}")
+    progress.say(f"  {again('evaluate', result.path)}")
     if config.data is None:
-        progress.say(f"  {command} train --resume {result.path} --steps {2 * int(result.rows[-1]['env_steps'])}")
+        steps = str(2 * int(result.rows[-1]["env_steps"]))
+        progress.say(f"  {again('train', '--resume', result.path, '--steps', steps)}")
     spaces = (result.task.observation, result.task.action)
     if all(isinstance(space, Box) and space.is_vector for space in spaces):
-        again = task_words(result.task) + (f" --data {config.data}" if config.data else "")
-        progress.say(f"  {command} train {other} {again}")
-    progress.say(f"  {command} list")
+        data = ["--data", config.data] if config.data else []
+        progress.say(f"  {again('train', other, *task_words(result.task), *data)}")
+    progress.say(f"  {again('list')}")
 
 
-def task_words(task: Task) -> str:
+def task_words(task: Task) -> list[str]:
     """The command-line options that select `task`."""
-    return f"--env {task.name}" + (f" --action-repeat {task.action_repeat}" if task.action_repeat > 1 else "")
+    return ["--env", task.name, *(["--action-repeat", str(task.action_repeat)] if task.action_repeat > 1 else [])]
 
 
 def _mean_of_epoch(rows: list[dict[str, Any]], first: bool) -> float:

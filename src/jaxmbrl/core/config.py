@@ -16,11 +16,9 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import annotated_types
-import yaml
 
 C = TypeVar("C")
 
@@ -49,19 +47,6 @@ def closest(name: str, names: Iterable[str]) -> str:
     names = sorted(names)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean '{near[0]}'?" if near else f"there is: {', '.join(names)}"
-
-
-def read_yaml(file: str | Path, called: str | None = None) -> Any:
-    """The plain values in a YAML file. Raises UserError, which names the file `called`, if it cannot be read or parsed."""
-    called = str(file) if called is None else called
-    try:
-        return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{called} cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        reason = f"line {mark.line + 1}: {problem}" if mark and problem else " ".join(str(error).split())
-        raise UserError(f"{called} is not valid YAML ({reason})") from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -208,6 +193,13 @@ def _real(value: Any) -> Any:
     return float(number) if number is not _REFUSED and abs(number) <= LARGEST else _REFUSED
 
 
+def _truth(value: Any) -> Any:
+    """`value` as a bool, else `_REFUSED`. `plain_yaml` reads YAML 1.1's words for them as text."""
+    if isinstance(value, str):
+        return {"yes": True, "on": True, "no": False, "off": False}.get(value.lower(), _REFUSED)
+    return value if isinstance(value, bool) else _REFUSED
+
+
 def _exactly(kind: type) -> Callable[[Any], Any]:
     return lambda value: value if isinstance(value, kind) else _REFUSED
 
@@ -215,7 +207,7 @@ def _exactly(kind: type) -> Callable[[Any], Any]:
 _PLAIN: dict[Any, tuple[Callable[[Any], Any], str]] = {
     int: (_whole, "a whole number"),
     float: (_real, "a finite number"),
-    bool: (_exactly(bool), "true or false"),
+    bool: (_truth, "true or false"),
     str: (_exactly(str), "text"),
     type(None): (_exactly(type(None)), "null"),
 }

@@ -31,6 +31,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.places import expanded
 from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Task, Transition
 from jaxmbrl.data import examining
@@ -75,7 +76,7 @@ def save(path: str | Path, rows: Transition, env: str, action_repeat: int = 1) -
 
     Raises UserError if the file cannot be created, or if `load` would reject the transitions or change their dtypes.
     """
-    path = Path(path)
+    path = expanded(path)
     arrays: dict[str, Any] = {name: np.asarray(getattr(rows, name)) for name in (*REQUIRED, "truncated")}
     checked = _rows(arrays)
     for name in ("observation", "action"):
@@ -105,7 +106,7 @@ def check_storable(task: Task) -> None:
 
 def check_writable(path: str | Path) -> None:
     """Raise UserError if the new file `path` cannot be created. Nothing is left on the disk: call it before long work."""
-    path = Path(path)
+    path = expanded(path)
     try:
         taken = path.is_symlink() or path.exists()
         try_writing(path.parent)
@@ -130,7 +131,7 @@ def load(path: str | Path, centered: bool = False) -> Dataset:
     world coordinates. Use it only where nothing depends on the absolute values.
     """
     try:
-        content = Path(path).read_bytes()
+        content = expanded(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmbrl.core import surroundings
 from jaxmbrl.data.dataset import try_writing
 from jaxmbrl.envs.mujoco.rendering import RENDERERS
 from jaxmbrl.training.run_folder import versions
@@ -45,7 +47,10 @@ def examine(folder: Path, cache: str | None) -> Iterator[Finding]:
     packages = (f"{name} {version}" for name, version in installed.items() if name != "python")
     yield Finding("versions", "ok", ", ".join(packages))
     yield paired(installed)
-    found = devices()
+    settings = list(environment())
+    yield from settings or [Finding("environment", "ok", "no variable of JAX or XLA is wrong")]
+    flags = compiler_flags()
+    found = flags or devices()
     yield found
     if found.state != "bad":
         yield precision()
@@ -59,14 +64,67 @@ def examine(folder: Path, cache: str | None) -> Iterator[Finding]:
         yield writing("compile cache", Path(cache))
 
 
+def environment() -> Iterator[Finding]:
+    """The environment variables of JAX and XLA that a run cannot work with, and those that change how it works."""
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        yield Finding("environment", "bad", "JAX_DISABLE_JIT is set, but runs are compiled programs: unset it")
+    if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        text = "JAX_ENABLE_X64 is set: runs are in float64, slower and larger; those in float32 cannot be resumed"
+        yield Finding("environment", "note", text)
+    if jax.config.jax_debug_nans or jax.config.jax_debug_infs:  # type: ignore[attr-defined]
+        text = "JAX_DEBUG_NANS is set: not needed, runs check all values, and 'jaxmbrl debug' finds the operation"
+        yield Finding("environment", "note", text)
+    problem = surroundings.memory_problem()
+    if problem is not None:
+        yield Finding("environment", "bad", problem)
+    value = os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
+    if value.lower() not in ("true", "false", "1", "0"):
+        text = f"XLA_PYTHON_CLIENT_PREALLOCATE={value} counts as true: set it to true or false"
+        yield Finding("environment", "note", text)
+    try:
+        importlib.import_module("matplotlib")
+    except ValueError:
+        text = f"MPLBACKEND={os.environ.get('MPLBACKEND')} is unknown to matplotlib; pictures are drawn without it"
+        yield Finding("environment", "note", text)
+
+
+def compiler_flags() -> Finding | None:
+    """A finding if XLA ends the process because of XLA_FLAGS; tried in another process."""
+    if not os.environ.get("XLA_FLAGS"):
+        return None
+    variables = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-c", "import jax; jax.devices()"],
+            env=variables,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=RENDER_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    told = [line for line in tried.stderr.splitlines() if "XLA_FLAGS" in line]
+    if tried.returncode == 0 or not told:
+        return None
+    reason = told[-1].rpartition("] ")[2]
+    return Finding("devices", "bad", f"XLA ends every process ({reason}): remove what this version does not know")
+
+
 def devices() -> Finding:
     """The devices that JAX uses."""
-    try:
-        found = jax.devices()
-    except RuntimeError as error:
-        return Finding("devices", "bad", " ".join(str(error).split()))
+    problem = surroundings.device_problem()
+    if problem is not None:
+        return Finding("devices", "bad", problem)
+    found = jax.devices()
     message = ", ".join(f"{device.device_kind} ({device.platform} {device.id})" for device in found)
     if found[0].platform == "cpu" and shutil.which("nvidia-smi") and not os.environ.get("JAX_PLATFORMS"):
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if hidden in ("", "-1", "NoDevFiles"):
+            return Finding(
+                "devices", "note", f"{message}; CUDA_VISIBLE_DEVICES='{hidden}' hides the GPUs: unset it to use them"
+            )
         return Finding("devices", "note", f"{message}; for the NVIDIA GPU install 'jaxmbrl[cuda]'")
     return Finding("devices", "ok", message)
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from annotated_types import Ge, Gt, Lt
 
-from jaxmbrl.core import metrics
+from jaxmbrl.core import metrics, surroundings
 from jaxmbrl.core.config import UserError, to_dict
 from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import DynamicsModel, Task, Transition
@@ -56,6 +56,7 @@ def fit_and_evaluate(config: FitConfig, rows: Transition, task: Task | None = No
     too few rows to split, the model is too large for the machine's memory, or an ensemble cannot model the spaces. Gives a
     `DataWarning` for each column that is far outside of the fitted rows' range in the test rows.
     """
+    surroundings.check()
     programs.check_whole(to_dict(config))
     count = rows.reward.shape[0]
     tested = round(config.test_fraction * count)

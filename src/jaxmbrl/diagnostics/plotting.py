@@ -19,6 +19,7 @@ from jaxmbrl.diagnostics.calibrating import Calibration
 from jaxmbrl.diagnostics.one_step import ModelEvaluation
 from jaxmbrl.diagnostics.open_loop import CompoundingError, ImaginedVsReal
 from jaxmbrl.diagnostics.values import ValueBias
+from jaxmbrl.training.run_folder import new_figure
 
 BLUE, ORANGE, GREEN, PURPLE = "#0b3d91", "#c1440e", "#2e7d32", "#6a1b9a"
 COLORS = (BLUE, ORANGE, GREEN, PURPLE)
@@ -43,7 +44,7 @@ def plot_model_evaluation(evaluation: ModelEvaluation, names: Sequence[str] | No
     dimensions."""
     labels = dimension_names(len(evaluation.error), evaluation.learns_reward, names)
     place = np.arange(len(labels))
-    figure = _figure(12, 1.8 + 0.3 * len(labels))
+    figure = new_figure(12, 1.8 + 0.3 * len(labels))
     errors, unexplained, likelihood, quantiles = figure.subplots(1, 4, sharey=True)
     series = (("error", "error", BLUE, "o"), ("aleatoric", "noise", ORANGE, "s"), ("epistemic", "disagreement", GREEN, "^"))
     for name, label, color, marker in series:
@@ -96,7 +97,7 @@ def plot_scatter(evaluation: ModelEvaluation, names: Sequence[str] | None = None
 def plot_calibration(calibrations: Calibration | Mapping[str, Calibration]) -> Any:
     """Plot one calibration, or several by name: a thin line for each dimension, and the mean over dimensions in bold."""
     named = {"observed": calibrations} if isinstance(calibrations, Calibration) else calibrations
-    figure = _figure(5, 5.3 + 0.22 * len(named))
+    figure = new_figure(5, 5.3 + 0.22 * len(named))
     calibration_onto(figure.add_subplot(), named)
     return figure
 
@@ -127,7 +128,7 @@ def plot_compounding_error(found: CompoundingError, names: Sequence[str] | None 
     labels = dimension_names(len(found.scale), False, names)
     rows = math.ceil(len(labels) / COLUMNS)
     columns = min(COLUMNS, len(labels))
-    figure = _figure(max(7.0, 3.0 * columns), 3.8 + 2.3 * rows)
+    figure = new_figure(max(7.0, 3.0 * columns), 3.8 + 2.3 * rows)
     grid = figure.add_gridspec(1 + rows, columns, height_ratios=(1.5, *[1] * rows))
     whole = figure.add_subplot(grid[0, :])
     _errors(whole, found.scaled_members, found.scaled_mean, found.scaled_persistence)
@@ -165,7 +166,7 @@ def plot_imagined_vs_real(found: ImaginedVsReal, names: Sequence[str] | None = N
 def plot_value_bias(found: ValueBias) -> Any:
     """Plot Q-values against the returns that followed, with a dashed diagonal for zero error, and a histogram of the
     differences."""
-    figure = _figure(9, 4)
+    figure = new_figure(9, 4)
     scatter, differences = figure.subplots(1, 2, width_ratios=(1.2, 1))
     _diagonal(scatter, found.returns)
     scatter.plot(found.returns, found.q, ".", color=BLUE, markersize=4, alpha=_faint(len(found.q)), rasterized=True)
@@ -183,17 +184,11 @@ def plot_value_bias(found: ValueBias) -> Any:
     return figure
 
 
-def _figure(width: float | int, height: float | int) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=120, layout="constrained")
-
-
 def _panels(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
     """A figure with `count` styled axes, each of the given size in inches, in rows of at most `COLUMNS`."""
     columns = min(COLUMNS, count)
     rows = math.ceil(count / columns)
-    figure = _figure(max(width * columns, 4.2), height * rows + 0.4)
+    figure = new_figure(max(width * columns, 4.2), height * rows + 0.4)
     grid = figure.add_gridspec(rows, columns)
     panels = [figure.add_subplot(grid[i // columns, i % columns]) for i in range(count)]
     for axes in panels:

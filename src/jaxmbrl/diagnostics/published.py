@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from jaxmbrl.core.config import UserError
 from jaxmbrl.training.curve import EVAL, Rows, mean_curve, seed_curves
 from jaxmbrl.training.evaluation import bootstrap_interval, interquartile_mean
-from jaxmbrl.training.run_folder import write_figure
+from jaxmbrl.training.run_folder import new_figure, write_figure
 
 REFERENCE = "MBPO"
 """The published method that serves as the reference; it is drawn largest."""
@@ -158,10 +158,9 @@ def _summary(per_seed: dict[int, float], hours: float) -> Summary:
 def draw(rows: Rows, points: Sequence[Point], path: Path, title: str, label: str) -> None:
     """Write a PNG to `path`. It shows the mean over seeds of the evaluations in metrics `rows` with its 95% bootstrap band,
     named `label`, and the published `points` of the task with their standard deviations."""
-    from matplotlib.figure import Figure
+    figure = new_figure(9.5, 5)
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    figure = Figure(figsize=(9.5, 5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     ours, last = _draw_ours(axes, rows, label)
     last = max([1, last, *(point.environment_steps for point in points if point.method == REFERENCE)])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jaxmbrl import __version__
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.places import expanded
 from jaxmbrl.diagnostics import published
 from jaxmbrl.report import diagnosing, gathering, page, sections
 from jaxmbrl.report.diagnosing import Diagnosis
@@ -17,7 +18,7 @@ MOST_DIAGNOSED = 6
 
 def default_file(paths: Sequence[str | Path]) -> Path:
     """The default file of a report of `paths`: in the folder of one run or sweep, beside the first of several."""
-    first = Path(paths[0])
+    first = expanded(paths[0])
     return (first if len(paths) == 1 else first.absolute().parent) / "report.html"
 
 
@@ -35,7 +36,7 @@ def make(
 
     Raises UserError if a path is not a run, or a file cannot be read.
     """
-    points = [] if published_file is None else published.read(Path(published_file))
+    points = [] if published_file is None else published.read(expanded(published_file))
     gathered = gathering.gather(paths)
     found: dict[int, Diagnosis | str] = {}
     for index in dict.fromkeys(group.runs[0] for group in gathered.groups) if rollouts else ():

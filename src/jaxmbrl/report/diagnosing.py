@@ -7,6 +7,7 @@ which is stochastic for a soft agent. `Algorithm.views` says which of these part
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 import time
 import warnings
@@ -272,7 +273,7 @@ def _film(run: Path, program: Program, rows: Transition, step_seconds: float) ->
     policy observed in the first episode of `rows`, where the observations are images."""
     needed = step_seconds * program.task.episode_length
     if needed > FILM_SECONDS:
-        command = f"`jaxmbrl evaluate {run} --video` makes one"
+        command = f"`{shlex.join(['jaxmbrl', 'evaluate', str(run), '--video'])}` makes one"
         return None, f"an episode's steps would take about {needed / 60:.0f} minutes; {command}"
     with tempfile.TemporaryDirectory(prefix="jaxmbrl-") as place, warnings.catch_warnings():
         # These warnings are in the notes already.

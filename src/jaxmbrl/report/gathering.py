@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from jaxmbrl import algorithms
 from jaxmbrl.core.config import UserError, to_dict
+from jaxmbrl.core.places import expanded
 from jaxmbrl.sweeping import status
 from jaxmbrl.training import programs
 from jaxmbrl.training.run_folder import CONFIG, RunFolder
@@ -81,7 +82,7 @@ def gather(paths: Sequence[str | Path]) -> Gathered:
     found: list[Run] = []
     absent: list[status.RunStatus] = []
     seen: set[Path] = set()
-    for path in map(Path, paths):
+    for path in map(expanded, paths):
         single = (path / CONFIG).is_file()
         for found_status in status.of_folder(path):
             folder = path if single else path / found_status.name

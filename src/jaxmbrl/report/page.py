@@ -56,7 +56,7 @@ def render(page: Page, footer: str) -> bytes:
         "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "data": inlined([as_json(chart) for chart in charts]),
     }
-    return string.Template(_asset("page.html")).substitute(parts).encode()
+    return string.Template(_asset("page.html")).substitute(parts).encode(errors="replace")
 
 
 def is_ours(path: Path) -> bool:

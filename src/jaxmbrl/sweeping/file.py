@@ -19,7 +19,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxmbrl.core.config import UserError, closest, read_yaml
+from jaxmbrl.core.config import UserError, closest
+from jaxmbrl.core.places import expanded
+from jaxmbrl.core.plain_yaml import read_yaml
 from jaxmbrl.sweeping import naming
 from jaxmbrl.sweeping.folder import SweepFolder
 from jaxmbrl.sweeping.naming import RunRequest
@@ -48,7 +50,7 @@ def read(file: str | Path, out: str | Path | None = None) -> Sweep:
     Raises UserError if the file cannot be read, is not YAML, or does not have the form of a sweep. `plan.checked` checks
     the values of the fields.
     """
-    file = Path(file)
+    file = expanded(file)
     contents = read_yaml(file)
     try:
         common = _mapping({"runs": contents} if isinstance(contents, list) else contents, "a sweep")
@@ -58,7 +60,7 @@ def read(file: str | Path, out: str | Path | None = None) -> Sweep:
         runs = expand(common)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-    return Sweep(file, SweepFolder(Path(out or own or Path("runs", file.stem))), runs)
+    return Sweep(file, SweepFolder(expanded(out or own or Path("runs", file.stem))), runs)
 
 
 def expand(common: Mapping[str, Any]) -> list[RunRequest]:
@@ -97,7 +99,9 @@ def find(sweep: Sweep, name: str) -> RunRequest:
 
 def _mapping(values: Any, what: str) -> dict[str, Any]:
     if not isinstance(values, Mapping):
-        raise UserError(f"{what} must be a mapping from fields to values, got {values!r:.60}")
+        raise UserError(
+            f"{what} must be a mapping from fields to values, got {'nothing' if values is None else repr(values):.60}"
+        )
     for name in values:
         if not isinstance(name, str):
             raise UserError(f"a field of {what} must be text, got {name!r:.60}")

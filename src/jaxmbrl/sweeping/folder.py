@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.places import check_utf8
 from jaxmbrl.training.run_folder import CONFIG, write_file
 
 INDEX = ".sweep.json"
@@ -21,7 +22,11 @@ LOGS = ".logs"
 KINDS = ("begins", "died", "failed", "finished", "stopped")
 """Kinds of notes in a log."""
 TAIL = 1 << 16
-"""Number of bytes at the end of a log in which the last note is searched."""
+"""Number of bytes at the end of a log in which the last note or error is searched."""
+SAYS = "jaxmbrl: "
+"""Start of the line of an error (`commands.options.complain`)."""
+MOST_WORDS = 500
+"""Most characters of a line of a log that are repeated."""
 
 
 class SweepFolder(NamedTuple):
@@ -38,9 +43,11 @@ class SweepFolder(NamedTuple):
         return self.path / LOGS / f"{name}.log"
 
     def create(self) -> None:
-        """Create the folder if it does not exist. Raises UserError if it cannot be created, or is the folder of a run."""
+        """Create the folder if it does not exist. Raises UserError if it cannot be created, is the folder of a run,
+        or is not UTF-8."""
         if (self.path / CONFIG).exists():
             raise UserError(f"{self.path} is the folder of a run; choose another folder for the sweep")
+        check_utf8(self.path)
         try:
             (self.path / LOGS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -79,14 +86,29 @@ class SweepFolder(NamedTuple):
         with log.open("a", encoding="utf-8") as file:
             file.write(f"{before}[sweep {time}] {kind}: {' '.join(text.split())}".rstrip() + "\n")
 
-    def last_note(self, name: str) -> tuple[str, str]:
-        """(kind, text) of the last note in the log of a run; ("", "") if there is none."""
+    def last_note(self, name: str, since: int = 0) -> tuple[str, str]:
+        """(kind, text) of the last note in the log of a run, after its first `since` bytes; ("", "") if there is none."""
+        found = re.findall(rf"^\[sweep [^\]\s]+\] ({'|'.join(KINDS)}): ?(.*)$", self._end(name, since), re.MULTILINE)
+        return found[-1] if found else ("", "")
+
+    def last_words(self, name: str, since: int = 0, ours: bool = False) -> str:
+        """The last line that a process printed to the log of a run, after its first `since` bytes; "" if there is none.
+        With `ours`, the last of our error messages, if there is one."""
+        lines = [line.strip() for line in self._end(name, since).splitlines() if not line.startswith("[sweep ")]
+        errors = [line for line in lines if ours and line.startswith(SAYS)]
+        return next((line.removeprefix(SAYS) for line in reversed(errors or lines) if line), "")[:MOST_WORDS]
+
+    def log_size(self, name: str) -> int:
+        """Bytes of the log of a run."""
+        log = self.log(name)
+        return log.stat().st_size if log.exists() else 0
+
+    def _end(self, name: str, since: int) -> str:
+        """The end of the log of a run, after its first `since` bytes; "" if it cannot be read."""
         try:
-            text = _tail(self.log(name), TAIL)
+            return _tail(self.log(name), min(max(self.log_size(name) - since, 0), TAIL))
         except OSError:
-            return "", ""
-        notes = re.findall(rf"^\[sweep [^\]\s]+\] ({'|'.join(KINDS)}): ?(.*)$", text, re.MULTILINE)
-        return notes[-1] if notes else ("", "")
+            return ""
 
 
 def _tail(file: Path, size: int) -> str:

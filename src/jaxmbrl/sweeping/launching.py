@@ -27,7 +27,7 @@ class Job(NamedTuple):
 
     name: str
     words: tuple[str, ...]
-    """Arguments of the `jaxmbrl` command that starts or resumes it."""
+    """Arguments of Python that start or resume it: those of the program, and those of its `jaxmbrl` command."""
     log: Path
     """The file to which its output is appended."""
 
@@ -54,12 +54,12 @@ def processes() -> Launcher:
 
 
 def begin(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a process with a `jaxmbrl` command line. It stops when this process ends.
+    """Start a Python process whose arguments, `words`, run a `jaxmbrl` command. It stops when this process ends.
 
     It has its own session, so Ctrl-C reaches only this process, which passes it on once.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "jaxmbrl", *words, "--with", str(os.getpid())]
+    command = [sys.executable, *words, "--with", str(os.getpid())]
     with log.open("ab") as out:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
@@ -105,25 +105,26 @@ def launch(
     waiting = deque(jobs)
     states = {job.name: "waiting" for job in jobs}
     tries = dict.fromkeys(states, 0)
-    active: dict[str, tuple[Job, Any, float]] = {}
+    active: dict[str, tuple[Job, Any, float, int]] = {}
     passed_on = 0
     while active or (waiting and not signals.received):
         if passed_on < signals.received:
             if passed_on == 0 and active:
                 say(f"asked to stop: {len(active)} running, which save and end (a second signal ends them at once)")
             passed_on = signals.received
-            for _, handle, _ in active.values():
+            for _, handle, *_ in active.values():
                 launcher.stop(handle)
         while waiting and len(active) < at_once and not signals.received:
             job = waiting.popleft()
             tries[job.name] += 1
             steps = status.look(folder.run(job.name)).env_steps
             say(f"starts    {job.name}" + (f" at {steps:,} steps" if steps else ""))
-            active[job.name] = (job, launcher.start(job), time.monotonic())
-        ended = {name: code for name, (_, handle, _) in active.items() if (code := launcher.ended(handle)) is not None}
+            size = folder.log_size(job.name)
+            active[job.name] = (job, launcher.start(job), time.monotonic(), size)
+        ended = {name: code for name, (_, handle, *_) in active.items() if (code := launcher.ended(handle)) is not None}
         for name, code in ended.items():
-            job, _, began = active.pop(name)
-            state, why = outcome(folder, name, code, stopping=bool(signals.received))
+            job, _, began, size = active.pop(name)
+            state, why = outcome(folder, name, code, stopping=bool(signals.received), since=size)
             seconds = f"in {time.monotonic() - began:.0f} s"
             if state == "died" and tries[name] <= retries:
                 folder.note(name, "died", why)
@@ -132,7 +133,7 @@ def launch(
                 continue
             state = "failed" if state == "died" else state
             states[name] = state
-            if folder.last_note(name)[0] != state:
+            if folder.last_note(name, size)[0] != state:
                 folder.note(name, state, why)
             say(f"{state:<9} {name} {seconds}" + (f": {why}" if why else ""))
         if not ended:
@@ -140,19 +141,24 @@ def launch(
     return states
 
 
-def outcome(folder: SweepFolder, name: str, code: int | str, stopping: bool) -> tuple[str, str]:
+def outcome(folder: SweepFolder, name: str, code: int | str, stopping: bool, since: int = 0) -> tuple[str, str]:
     """(state, reason) of a run after its process ended with `code`. The state is finished, stopped, failed or died; a run
-    that died is retried."""
+    that died is retried. Of a process that noted no reason, the reason is its last line in the log after the first `since`
+    bytes."""
     noted = folder.last_note(name)
     found = status.look(folder.run(name), noted)
     if found.ended:
         return found.state, found.error or ""
     if code == ASKED_TO_STOP or (stopping and code != USER_ERROR):
         return "stopped", ""
-    why = noted[1] if noted[0] == "failed" else ""
+    kind, why = folder.last_note(name, since)
+    if kind == "failed":
+        return ("failed" if code == USER_ERROR else "died"), why
+    said = folder.last_words(name, since, ours=code == USER_ERROR)
     if code == USER_ERROR:
-        return "failed", why or "its options are not valid"
-    return "died", why or _in_words(code)
+        return "failed", said or "its options are not valid"
+    killed = isinstance(code, int) and code < 0 and code != -signal.SIGABRT
+    return "died", _in_words(code) + (f": {said}" if said and not killed else "")
 
 
 def _in_words(code: int | str) -> str:

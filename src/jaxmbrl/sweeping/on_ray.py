@@ -1,7 +1,8 @@
 """Runs of a sweep on Ray, on a cluster or on this machine. Each run is one Ray task, which starts the training process.
 
 Ray is imported where it is used. It is started without its dashboard and usage statistics. Results are written only to the
-folder of the sweep, which must have the same path on all machines.
+folder of the sweep. It must have the same path on all machines, and so must the user's program that is started, if there
+is one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.surroundings import environment
 from jaxmbrl.sweeping.launching import POLL_SECONDS, Job, Launcher, begin
 
 LOCAL = "local"
@@ -46,7 +48,7 @@ def tasks(ray: Any, cpus: float, gpus: float) -> Launcher:
 
 
 def attend(words: Sequence[str], log: str, cwd: str) -> int:
-    """The body of a task: start a process with a `jaxmbrl` command line and wait for it; returns its exit code."""
+    """The body of a task: start a process as `begin` does and wait for it; returns its exit code."""
     os.chdir(cwd)
     process = begin(words, Path(log))
     while process.poll() is None:
@@ -73,7 +75,7 @@ def connected(address: str | None, cpus: float, gpus: float) -> Iterator[Launche
     own: dict[str, Any] = {}
     if address == LOCAL:
         own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-    with _environment(RAY_USAGE_STATS_ENABLED="0"), warnings.catch_warnings():
+    with environment(RAY_USAGE_STATS_ENABLED="0"), warnings.catch_warnings():
         # JAX warns of forks, but the processes that Ray forks execute another program at once.
         warnings.simplefilter("ignore", RuntimeWarning)
         try:
@@ -89,18 +91,3 @@ def connected(address: str | None, cpus: float, gpus: float) -> Iterator[Launche
         yield tasks(ray, cpus, gpus)
     finally:
         ray.shutdown()
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Context manager that sets environment variables."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.places import expanded
 from jaxmbrl.sweeping.folder import LOGS, SweepFolder
 from jaxmbrl.training import checkpoint
 from jaxmbrl.training.run_folder import CONFIG, EVENTS, METRICS, RunFolder
@@ -87,7 +88,7 @@ def of_folder(path: str | Path) -> list[RunStatus]:
 
     Raises UserError if there is no folder, or no run in it.
     """
-    path = Path(path)
+    path = expanded(path)
     if not path.is_dir():
         raise UserError(f"there is no folder {path}; give the folder of a sweep, or of runs")
     if (path / CONFIG).is_file():

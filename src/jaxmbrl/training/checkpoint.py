@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxmbrl.core.places import check_utf8
 from jaxmbrl.core.types import PyTree
 from jaxmbrl.training import array_files, durable, manifest
 from jaxmbrl.training.manifest import CheckpointError, Damaged
@@ -158,10 +159,12 @@ def restore(
     nothing is renamed, so a folder to which another process may be writing can be read. With `before` only checkpoints of
     lower steps are considered.
 
-    Raises CheckpointError if no checkpoint is intact, or if an intact one has other leaves than `like`.
+    Raises CheckpointError if no checkpoint is intact, or if an intact one has other leaves than `like`; UserError if the
+    path is not UTF-8.
     """
     warnings: list[str] = []
     folder = folder.absolute()
+    check_utf8(folder)
     try:
         if repair:
             durable.recover(folder)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxmbrl import envs
 from jaxmbrl.agents.exploration import uniform
+from jaxmbrl.core import surroundings
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Policy, Task, Transition, World, row_like
 from jaxmbrl.data import dataset
@@ -50,6 +51,7 @@ def collect_by(
         raise UserError(f"steps must be at least 1 and below {programs.WHOLE}, got {steps}")
     if not 0 <= seed < programs.WHOLE:
         raise UserError(f"seed must be at least 0 and below {programs.WHOLE}, got {seed}")
+    surroundings.check()
     if policy == "random":
         if task is None:
             raise UserError(f"--env TASK is missing; there is: {', '.join(envs.names())}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import os
 import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, TextIO, cast
 
@@ -41,18 +43,40 @@ class _Nowhere(io.TextIOBase):
         return len(text)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Raises the error; rich would end the process."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def discard(stream: TextIO | io.TextIOBase | None) -> None:
+    """Discard what a stream still holds and what will be written to it. Otherwise Python reports it at its end."""
+    if stream is None:
+        return
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 class Progress:
     """The console of one run of `seeds` seeds, each of `total_steps` environment steps.
 
-    Writes to `out` (standard output by default). Use it as a context manager: the live display is shown inside it.
+    Writes to `out` (standard output by default). Use it as a context manager: the live display is shown inside it. If `out`
+    can no longer be written to, as a pipe whose reader has ended, nothing more is shown and the run continues.
     """
 
     def __init__(self, total_steps: int, seeds: int, out: TextIO | io.TextIOBase | None = None) -> None:
         self.total_steps = total_steps
         self.seeds = seeds
-        self._out = cast(TextIO, sys.stdout if out is None else out)
-        on_terminal = self._out.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
-        self._console = Console(file=self._out, force_terminal=True, highlight=False) if on_terminal else None
+        # A process without a terminal may have no standard output.
+        self._out = cast(TextIO, (sys.stdout or _Nowhere()) if out is None else out)
+        on_terminal = (
+            not getattr(self._out, "closed", False)
+            and self._out.isatty()
+            and os.environ.get("TERM", "") not in ("", "dumb")
+        )
+        self._console = _Console(file=self._out, force_terminal=True, highlight=False) if on_terminal else None
         self._columns = COLUMNS
         self._live: Live | None = None
         self._epochs: deque[dict[str, str]] = deque(maxlen=EPOCHS_SHOWN)
@@ -69,7 +93,8 @@ class Progress:
     def __enter__(self) -> Progress:
         if self._console is not None:
             self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4)
-            self._live.start()
+            with self._kept():
+                self._live.start()
         return self
 
     def __exit__(
@@ -80,9 +105,10 @@ class Progress:
     def end(self) -> None:
         """End the live display; further messages are plain lines."""
         self._compiling = None
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        live, self._live = self._live, None
+        if live is not None:
+            with self._kept():
+                live.stop()
 
     @property
     def width(self) -> int:
@@ -135,16 +161,38 @@ class Progress:
         self._refresh()
 
     def _print(self, text: str, style: str = "") -> None:
-        if self._console is not None:
-            self._console.print(Text(text, style=style))
-            return
-        encoding = getattr(self._out, "encoding", None) or "utf-8"
-        self._out.write(text.encode(encoding, "replace").decode(encoding) + "\n")
-        self._out.flush()
+        with self._kept():
+            if self._console is not None:
+                # Without line breaks of its own, so that commands can be copied.
+                self._console.print(Text(text, style=style), soft_wrap=True)
+                return
+            try:
+                self._out.write(text + "\n")
+            except UnicodeEncodeError:
+                self._out.write(text.encode(self._out.encoding, "replace").decode(self._out.encoding) + "\n")
+            self._out.flush()
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Context in which an output that cannot be written to is reported once and given up."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if isinstance(self._out, _Nowhere):
+                return
+            reason = getattr(error, "strerror", None) or error
+            if self._out is sys.stdout:
+                discard(self._out)
+            self._out, self._console, self._live = cast(TextIO, _Nowhere()), None, None
+            with contextlib.suppress(OSError, ValueError):
+                print(
+                    f"jaxmbrl: warning: the output cannot be written to ({reason}): continuing without it", file=sys.stderr
+                )
 
     def _refresh(self) -> None:
         if self._live is not None:
-            self._live.refresh()
+            with self._kept():
+                self._live.refresh()
 
     def _render(self) -> RenderableType:
         parts: list[RenderableType] = []

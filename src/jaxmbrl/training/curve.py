@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmbrl.training.run_folder import write_figure
+from jaxmbrl.training.run_folder import new_figure, write_figure
 
 Rows = Sequence[dict[str, Any]]
 TRAIN = "train/return"
@@ -54,10 +54,9 @@ def draw(rows: Rows, path: Path, title: str) -> None:
     If there are evaluation returns, training returns are also drawn, grey and dashed. If no episode has finished, the
     picture says so.
     """
-    from matplotlib.figure import Figure
+    figure = new_figure(7, 4.5)
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     drawn = [_draw_metric(axes, rows, name) for name in LOOKS]
     axes.set_title(title, fontsize=11)

@@ -58,7 +58,7 @@ def write(folder: Path, step: int, leaves: list[dict[str, Any]], extra: dict[str
     files = {str(p.relative_to(folder)): file_entry(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     body = {"format": FORMAT, "step": step, "extra": extra, "leaves": leaves, "files": files}
     document = {"sha256": body_digest(body), "manifest": body}
-    (folder / MANIFEST).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    (folder / MANIFEST).write_bytes(json.dumps(document, indent=1, allow_nan=False).encode() + b"\n")
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from annotated_types import Ge, Lt
 from jaxtyping import Array
 
 from jaxmbrl import algorithms, envs
+from jaxmbrl.core import surroundings
 from jaxmbrl.core.config import UserError, check, closest, from_dict, to_dict
+from jaxmbrl.core.places import expanded
 from jaxmbrl.core.types import Algorithm, Task, Transition, row_like
 from jaxmbrl.data import dataset
 from jaxmbrl.training import bridged, devices, loop, memory, probing
@@ -142,7 +144,7 @@ def configure(
     if data is not None:
         loaded = dataset.load(data)
         steps = len(loaded.rows.reward) if steps is None else steps
-        fields |= {"data": str(Path(data).resolve()), "data_digest": loaded.digest}
+        fields |= {"data": str(expanded(data).resolve()), "data_digest": loaded.digest}
     steps = method.presets[name].steps if steps is None else steps
     given = dict(algorithm=algorithm, env=env, preset=name, steps=steps, settings=check(config), **fields)
     return from_dict(RunConfig, given)
@@ -201,6 +203,7 @@ def build(config: RunConfig, learns: bool = True) -> Program:
 
     With `learns` false, for a run that is only evaluated, the file of data is not needed.
     """
+    surroundings.check()
     method, settings = algorithms.get(config.algorithm), config.settings
     check_whole(to_dict(config))
     task = envs.make(config.env, config.action_repeat)

@@ -28,7 +28,10 @@ from typing import Any, BinaryIO, NamedTuple
 import jax
 import yaml
 
-from jaxmbrl.core.config import UserError, read_yaml
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.places import check_utf8, expanded
+from jaxmbrl.core.plain_yaml import read_yaml
+from jaxmbrl.core.surroundings import import_despite
 from jaxmbrl.training import durable
 
 CONFIG = "config.yaml"
@@ -46,8 +49,10 @@ class RunFolder(NamedTuple):
 
     @classmethod
     def create(cls, path: Path | str) -> RunFolder:
-        """Create an empty run folder, and its parents. Raises UserError if `path` is not empty or cannot be written to."""
-        path = Path(path)
+        """Create an empty run folder, and its parents. Raises UserError if `path` is not empty, cannot be written to, or is
+        not UTF-8."""
+        path = expanded(path)
+        check_utf8(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             taken = next(path.iterdir(), None)
@@ -65,7 +70,7 @@ class RunFolder(NamedTuple):
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
         """The run folder at `path`. Raises UserError if it is not one."""
-        path = Path(path)
+        path = expanded(path)
         if not path.is_dir():
             raise UserError(f"there is no folder {path}; give the folder of a run")
         if not (path / CONFIG).is_file():
@@ -186,6 +191,7 @@ def event_of(kind: str, **fields: Any) -> dict[str, Any]:
 
 def write_file(path: Path, data: bytes) -> None:
     """Write the file `path` in one step: readers see the old file or the new one, also after a crash."""
+    path = expanded(path)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         with partial.open("wb") as file:
@@ -197,6 +203,12 @@ def write_file(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
         raise
     durable.sync(path.parent)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A matplotlib figure of this size in inches. It needs no backend, so MPLBACKEND does not matter."""
+    figures = import_despite("MPLBACKEND", None, "matplotlib.figure")
+    return figures.Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
 def write_figure(path: Path, figure: Any) -> None:
@@ -253,7 +265,8 @@ def _git(folder: Path, *arguments: str) -> str | None:
             env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=20,
             check=True,
         )

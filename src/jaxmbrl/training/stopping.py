@@ -107,7 +107,9 @@ class Stopping:
             return 1
         finally:
             for stream in (sys.stdout, sys.stderr):
-                stream.flush()
+                with contextlib.suppress(AttributeError, OSError, ValueError):
+                    # A stream may be closed, or None in a process without a terminal.
+                    stream.flush()
         return ASKED_TO_STOP
 
     @contextlib.contextmanager

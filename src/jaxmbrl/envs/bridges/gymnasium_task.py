@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, Shaped
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import Action, Carry, HostStep, Key, Task, Transition, World
+from jaxmbrl.envs.mujoco.mjx_env import import_mujoco
 
 if TYPE_CHECKING:
     import gymnasium
@@ -238,8 +239,7 @@ def _action(name: str, env: Any) -> Space:
 @contextlib.contextmanager
 def _no_log_file() -> Iterator[None]:
     """Keep MuJoCo from writing deprecation warnings about Gymnasium's model files to a log file in the working folder."""
-    import mujoco
-
+    mujoco = import_mujoco()
     before = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(lambda message: None)
     try:

@@ -8,8 +8,8 @@ also for float32.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
+from jaxmbrl.core.surroundings import import_despite
 from jaxmbrl.core.types import Key, PyTree
 from jaxmbrl.envs.base import State, initial_state
 from jaxmbrl.envs.mujoco import cholesky, constraints, contacts
@@ -207,14 +208,18 @@ def levels_apart() -> Iterator[None]:
         scan.body_tree = theirs
 
 
+def import_mujoco() -> Any:
+    """The module `mujoco`. Its import fails if MUJOCO_GL names no library for rendering that works; physics needs none."""
+    return import_despite("MUJOCO_GL", "disable", "mujoco")
+
+
 def import_mjx() -> tuple[Any, Any]:
     """The modules `mujoco` and `mujoco.mjx`. The notice that warp, which we do not use, is missing is not printed."""
     heard = io.StringIO()
     try:
         with contextlib.redirect_stdout(heard):
-            import mujoco
-            from mujoco import mjx
+            mujoco, mjx = import_mujoco(), importlib.import_module("mujoco.mjx")
     finally:
         lines = heard.getvalue().splitlines(keepends=True)
-        sys.stdout.write("".join(line for line in lines if line.strip() not in NO_WARP))
+        print("".join(line for line in lines if line.strip() not in NO_WARP), end="")
     return mujoco, mjx

@@ -1,0 +1,94 @@
+"""How the command was called: command lines that call it again, for the user to paste and for the processes of a sweep.
+
+A user's own program registers tasks and methods and then calls `jaxmbrl.cli.main`. Only that program knows them, so
+commands that are printed, and processes that are started, call it and not `jaxmbrl`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+JAXMBRL = "jaxmbrl"
+PLAIN = ("-m", JAXMBRL)
+"""Arguments of Python that run the plain command."""
+_words: list[str] = []
+"""Arguments of the last call of `cli.main`."""
+
+
+def with_words(words: Sequence[str]) -> None:
+    """Record the arguments of `cli.main`, those of the command line or others."""
+    _words[:] = words
+
+
+def program() -> tuple[str, ...] | None:
+    """Arguments of Python that run this program again, to be followed by the words of a `jaxmbrl` command.
+
+    They include options of Python and the program's own arguments before the command: for `python -O mine.py --mass 2 train
+    ...` they are `-O`, the absolute path of mine.py, `--mass`, `2`. None if the command line of this process does not end
+    with the words of the command: in a notebook, or if a program calls `cli.main` with words of its own.
+    """
+    own = _own_arguments()
+    if own is None:
+        return None
+    if Path(sys.argv[0]).name == JAXMBRL or _module() == JAXMBRL:
+        return PLAIN
+    start = _start()
+    if not start:
+        return None
+    return (*start, *own) if _module() is not None or sys.argv[0] == "-c" else (*start[:-1], _file(), *own)
+
+
+def shown() -> tuple[str, ...]:
+    """The words with which the user calls this program, before those of the command: `jaxmbrl`, its path if it is not on
+    PATH, or the user's own program."""
+    called, found, own = sys.argv[0], program(), _own_arguments()
+    script = called.endswith(".py") and Path(__file__).parents[1] not in Path(called).absolute().parents
+    if found == PLAIN or own is None or (found is None and not script):
+        elsewhere = Path(called).name == JAXMBRL and shutil.which(JAXMBRL) != os.path.abspath(called)
+        return (called if elsewhere else JAXMBRL,)
+    if found is None:
+        return ("python", called, *own)
+    if not script and shutil.which(Path(called).name) == _file():
+        # A console script of the user's package.
+        return (Path(called).name, *own)
+    return (sys.orig_argv[0], *_start(), *own)
+
+
+def again(*words: str | Path) -> str:
+    """A command line of this program with the command `words`, quoted for a shell."""
+    return shlex.join([*shown(), *map(str, words)])
+
+
+def _own_arguments() -> list[str] | None:
+    """Arguments of the process before the words of the command; None if its arguments do not end with these words."""
+    given = sys.argv[1:]
+    count = len(given) - len(_words)
+    return given[:count] if count >= 0 and given[count:] == _words else None
+
+
+def _start() -> list[str]:
+    """Arguments of Python up to the name of the program, as the process was started; [] if `sys.argv` was changed since."""
+    count = len(sys.orig_argv) - len(sys.argv) + 1
+    start = sys.orig_argv[1:count]
+    if not start or sys.orig_argv[count:] != sys.argv[1:] or sys.argv[0] == "-":
+        return []
+    return start if start[-1] == sys.argv[0] or _module() is not None or sys.argv[0] == "-c" else []
+
+
+def _module() -> str | None:
+    """The module that runs as the program, as in `python -m MODULE`; None if it is a file."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if spec is None or spec.origin is None or spec.origin != sys.argv[0]:
+        return None
+    return str(spec.name).removesuffix(".__main__")
+
+
+def _file() -> str:
+    """The absolute path of the program; Python keeps it for a file, also if the working folder has changed."""
+    called, kept = sys.argv[0], getattr(sys.modules.get("__main__"), "__file__", None) or ""
+    return kept if Path(kept).name == Path(called).name else os.path.abspath(called)
