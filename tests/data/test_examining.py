@@ -23,7 +23,9 @@ def recorded(seed=0, terminates=False):
             v = 0.9 * x[1] + 0.2 * action
             after = np.array([x[0] + 0.1 * v, v])
             last = t == LENGTH - 1
-            rows.append((x, [action], -(after[0] ** 2) - 2 * action**2, after, last and terminates, last and not terminates))
+            rows.append(
+                (x, [action], -(after[0] ** 2) - 2 * action**2, after, last and terminates, last and not terminates)
+            )
             x = after
     observation, action, reward, successor, terminated, truncated = map(np.array, zip(*rows, strict=True))
     return Transition(

@@ -61,8 +61,8 @@ def test_a_time_limit_that_is_called_done_is_told_after_the_first_thousand_steps
     jaxmbrl.train("linear", "limited", steps=1500, settings=settings, out=run, progress=Progress.silent())
     warnings = [event["text"] for event in RunFolder.open(run).read_events() if event["kind"] == "warning"]
     assert warnings == [
-        f"task 'limited': all 40 episodes terminate after exactly {LIMIT} steps, as at a time limit: if it is one, these rows "
-        "are truncated and not terminated; values would be learned as if nothing followed"
+        f"task 'limited': all 40 episodes terminate after exactly {LIMIT} steps, as at a time limit: if it is one, these "
+        "rows are truncated and not terminated; values would be learned as if nothing followed"
     ]
 
 

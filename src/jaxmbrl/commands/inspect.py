@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 

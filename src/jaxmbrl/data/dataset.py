@@ -170,7 +170,7 @@ def _lost(arrays: dict[str, Any], rows: Transition) -> Bool[np.ndarray, "O"]:
         successor = arrays["next_observation"]
     else:
         successor = np.roll(observation, -1, axis=0)
-        successor[_torn(rows.terminated | rows.truncated)] = arrays["last_observation"]
+        successor[_torn(np.asarray(rows.terminated | rows.truncated))] = arrays["last_observation"]
     return examining.lost_digits(observation, successor, jnp.zeros(()).dtype)
 
 
@@ -189,8 +189,8 @@ def _subtracted(offset: Float[np.ndarray, "O"]) -> list[str]:
 def _lost_digits(values: Shaped[np.ndarray, "N O"], lost: Bool[np.ndarray, "O"]) -> list[str]:
     dtype = jnp.zeros(()).dtype
     return [
-        f"observation {d} reaches {np.abs(values[:, d]).max():.6g}, where {dtype} loses its changes by rounding: subtract an "
-        "offset, or set JAX_ENABLE_X64=1"
+        f"observation {d} reaches {np.abs(values[:, d]).max():.6g}, where {dtype} loses its changes by rounding: "
+        "subtract an offset, or set JAX_ENABLE_X64=1"
         for d in np.flatnonzero(lost)
     ]
 

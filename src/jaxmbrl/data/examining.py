@@ -62,8 +62,8 @@ def resets_as_transitions(rows: Transition) -> str | None:
     if again.mean() <= 0.5:
         return None
     return (
-        f"the next_observation of the last row belongs to the next episode in {again.sum()} of {len(ends)} episodes: a model "
-        "would learn resets as dynamics; give the observation from before the reset"
+        f"the next_observation of the last row belongs to the next episode in {again.sum()} of {len(ends)} episodes: "
+        "a model would learn resets as dynamics; give the observation from before the reset"
     )
 
 
@@ -83,8 +83,8 @@ def time_limit(rows: Transition) -> str | None:
     if lengths[0] <= 1 or (lengths != lengths[0]).any():
         return None
     return (
-        f"all {len(ends)} episodes terminate after exactly {lengths[0]} steps, as at a time limit: if it is one, these rows "
-        "are truncated and not terminated; values would be learned as if nothing followed"
+        f"all {len(ends)} episodes terminate after exactly {lengths[0]} steps, as at a time limit: if it is one, these "
+        "rows are truncated and not terminated; values would be learned as if nothing followed"
     )
 
 
@@ -113,8 +113,8 @@ def out_of_range(known: Transition, unseen: Transition) -> list[str]:
     width = high - low
     outside = ((unseen.observation < low - width) | (unseen.observation > high + width)).mean(axis=0)
     return [
-        f"observation {d} is between {low[d]:.6g} and {high[d]:.6g} in the rows that the model is fitted to, and far outside "
-        f"of it in {outside[d]:.0%} of the test rows: a model knows nothing about these values"
+        f"observation {d} is between {low[d]:.6g} and {high[d]:.6g} in the rows that the model is fitted to, and far "
+        f"outside of it in {outside[d]:.0%} of the test rows: a model knows nothing about these values"
         for d in np.flatnonzero(outside > OUTSIDE)
     ]
 
@@ -141,7 +141,7 @@ def shifted_rewards(rows: Transition) -> str | None:
     features = _quadratic(np.concatenate([column[:count].astype(np.float64) for column in columns], axis=1))
     if count < max(FEWEST_ROWS, FEWEST_ROWS_PER_FEATURE * features.shape[1]):
         return None
-    reward = rows.reward[:count].astype(np.float64)
+    reward = np.asarray(rows.reward[:count], np.float64)
     goes_on = np.flatnonzero(~(rows.terminated | rows.truncated)[:count])
     # Rows that have a row before and after them in the same episode.
     inner = np.intersect1d(goes_on, goes_on + 1)
@@ -153,8 +153,8 @@ def shifted_rewards(rows: Transition) -> str | None:
         return None
     place, due = ("before", "previous") if before < after else ("after", "next")
     return (
-        f"the rewards seem to belong to the row {place}, which leaves {min(before, after):.2g} of their variance unexplained "
-        f"and their own row {own:.2g}: if so, store each reward with the {due} row"
+        f"the rewards seem to belong to the row {place}, which leaves {min(before, after):.2g} of their variance "
+        f"unexplained and their own row {own:.2g}: if so, store each reward with the {due} row"
     )
 
 

@@ -76,7 +76,8 @@ def fit_and_evaluate(config: FitConfig, rows: Transition, task: Task | None = No
     init_key, fit_key = jax.random.split(jax.random.key(config.seed))
     shapes = jax.eval_shape(lambda: model.init(init_key, {}))
     memory.check(shapes, "the model", "lower ensemble.members or ensemble.hidden")
-    known, unseen = (jax.tree.map(lambda leaf: leaf[part], rows) for part in (slice(trained), slice(trained, None)))
+    known = jax.tree.map(lambda leaf: leaf[:trained], rows)
+    unseen = jax.tree.map(lambda leaf: leaf[trained:], rows)
     for text in examining.out_of_range(known, unseen):
         warnings.warn(text, dataset.DataWarning, stacklevel=2)
     state, found = jax.jit(model.fit)(jax.jit(model.init)(init_key, {}), replay.of_rows(known), fit_key)

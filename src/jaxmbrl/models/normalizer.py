@@ -55,9 +55,7 @@ def measure(rows: Float[Array, "c d"], mask: Bool[Array, "c"], margin: float | N
     varies = std > ROUNDING * jnp.finfo(rows.dtype).eps * magnitude
     low, high = _unlimited(origin)
     if margin is not None:
-        smallest, largest = (
-            extreme(jnp.where(mask[:, None], rows, origin), axis=0) for extreme in (jnp.min, jnp.max)
-        )
+        smallest, largest = (extreme(jnp.where(mask[:, None], rows, origin), axis=0) for extreme in (jnp.min, jnp.max))
         widening, measured = margin * (largest - smallest), jnp.any(mask)
         low = jnp.where(measured, smallest - widening, low)
         high = jnp.where(measured, largest + widening, high)

@@ -98,7 +98,9 @@ class Environments:
     def _watch(self, result: HostStep) -> None:
         """Give a `DataWarning` if the conversion to the space's dtype loses the changes of the first `WATCHED` steps."""
         self._precise.append(result.observation)
-        if len(self._precise) != WATCHED or not (isinstance(self._task.observation, Box) and self._task.observation.is_vector):
+        if len(self._precise) != WATCHED or not (
+            isinstance(self._task.observation, Box) and self._task.observation.is_vector
+        ):
             return
         values = np.stack([np.asarray(x, np.float64) for x in self._precise])
         for d in np.flatnonzero(examining.lost_digits(values[:-1], values[1:], self.observation.dtype)):
