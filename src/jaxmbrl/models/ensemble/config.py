@@ -55,7 +55,8 @@ class EnsembleConfig:
     """Whether targets are shifted and scaled like inputs."""
     input_margin: Annotated[float, Ge(0)] | None = 1.0
     """Inputs are clipped to the range of the training rows, widened on each side by this many times its width. A sensor
-    that hardly varied in training and later does then leaves the other predictions as they are. None: inputs are not clipped."""
+    that hardly varied in training and later does then leaves the other predictions as they are. None: inputs are not
+    clipped."""
     absolute: tuple[Annotated[int, Ge(0)], ...] = ()
     """Observation dimensions that are predicted as absolute values, not as changes, besides those that the task names."""
     features: bool = True
