@@ -399,3 +399,11 @@ def test_a_robots_episode_cut_short():
     frames, _ = read(video.gif(pictures, durations.tolist()))
     assert frames.shape == (len(found.shown), 240, 320, 3) and len(frames) > 4
     assert all((a != b).any() for a, b in zip(frames[1:], frames[:-1], strict=True))
+
+
+@pytest.mark.promises
+@pytest.mark.usefixtures("renderer")
+def test_gymnasiums_robots_are_rendered_as_ours():
+    task = envs.make("gymnasium/InvertedPendulum-v5")._replace(episode_length=4)
+    film = video.film_on_host(still, task, jnp.zeros(1), clock_at(0))
+    assert [picture.shape for picture in film.pictures] == [(240, 320, 3)] * 5 and film.seconds == pytest.approx(0.16)

@@ -21,12 +21,15 @@ from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import Action, Carry, HostStep, Key, Task, Transition, World
 from jaxmbrl.envs.drawing.interface import NoPicture
 from jaxmbrl.envs.drawing.own import checked
+from jaxmbrl.envs.drawing.rendering import ModelDrawer
 
 if TYPE_CHECKING:
     import gymnasium
 
 DEFAULT_LENGTH = 1000
 """Steps of an episode if neither the caller nor the environment's spec gives a limit."""
+WIDTH, HEIGHT = 320, 240
+"""Size of a rendered frame of a MuJoCo environment, in pixels."""
 
 
 def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_length: int | None = None) -> Task:
@@ -46,6 +49,7 @@ def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_le
 
     A video is made by `env.render()` of one more environment: of `make_env(render_mode="rgb_array")` if `make_env` has this
     argument, else of `make_env()` if the environment's `render_mode` is "rgb_array". Its speed is `metadata["render_fps"]`.
+    Of an environment of C MuJoCo, the model is rendered as for the tasks of this package.
 
     Raises UserError if `make_env` fails or does not return an environment, or if a space is not supported.
     """
@@ -180,15 +184,39 @@ class FilmedEnv(GymnasiumEnv):
         known = isinstance(frequency, numbers.Real) and frequency > 0
         self.dt: float | None = 1 / float(frequency) if known else None
         """Seconds of a step, if the environment gives them."""
+        self._drawer: ModelDrawer | None = None
 
     def render(self) -> UInt8[np.ndarray, "H W 3"]:
-        """The picture of the environment. Raises NoPicture if its `render` fails or returns none."""
+        """The picture of the environment: by its own `render`, or of its MuJoCo model. Raises NoPicture if it fails."""
+        if _has_model(self._env):
+            # Gymnasium renders in this process, which a broken graphics library may end.
+            inner: Any = self._env.unwrapped
+            if self._drawer is None:
+                self._drawer = ModelDrawer(inner.model, WIDTH, HEIGHT)
+            return self._drawer.frame(inner.data.qpos)
         try:
             picture: Any = self._env.render()
         except Exception as error:
             raise NoPicture(f"no picture of {self._name}: {_one_line(error)}") from error
         picture, self._shape = checked(self._name, "render", picture, self._shape)
         return picture
+
+    def close(self) -> None:
+        """Close the environment."""
+        if self._drawer is not None:
+            self._drawer.close()
+            self._drawer = None
+        super().close()
+
+
+def _has_model(env: Any) -> bool:
+    """Whether the environment is one of C MuJoCo, with a model and data."""
+    import mujoco
+
+    inner = getattr(env, "unwrapped", env)
+    return isinstance(getattr(inner, "model", None), mujoco.MjModel) and isinstance(
+        getattr(inner, "data", None), mujoco.MjData
+    )
 
 
 def rescale(
@@ -211,7 +239,7 @@ def _drawn(name: str, make_env: Callable[..., gymnasium.Env]) -> gymnasium.Env:
     except Exception as error:
         raise NoPicture(f"no picture of {name}: {_one_line(error)}") from error
     mode = getattr(env, "render_mode", None)
-    if mode != "rgb_array":
+    if mode != "rgb_array" and not _has_model(env):
         env.close()
         raise NoPicture(
             f"no picture of {name}: its environment has the render_mode {mode!r}; give from_gymnasium a function that "
