@@ -139,6 +139,13 @@ def installed(tmp_path_factory):
     return folder, python, Path(own)
 
 
+DEMO = (
+    "train pets --env cartpole-continuous --preset small --seeds 2 --steps 400 --out runs/demo "
+    "--ensemble.hidden 8 --ensemble.max-epochs 1 --planner.cem.population 20 --planner.cem.horizon 2"
+)
+"""The demo of `make demo`, small."""
+
+
 @pytest.mark.slow
 def test_the_installed_wheel_trains_renders_and_is_typed(installed):
     folder, python, own = installed
@@ -147,10 +154,8 @@ def test_the_installed_wheel_trains_renders_and_is_typed(installed):
     assert Path(place) == own / "jaxmbrl" / "__init__.py"
     for words in ((command, "--version"), (python, "-m", "jaxmbrl", "--version")):
         assert run(*words, folder=folder)[:2] == (0, f"{jaxmbrl.__version__}\n")
-    # The demo, small: presets, the report's assets, a drawing.
-    tiny = "--ensemble.hidden 8 --ensemble.max-epochs 1 --planner.cem.population 20 --planner.cem.horizon 2".split()
-    demo = "train pets --env cartpole-continuous --preset small --seeds 2 --steps 400 --out runs/demo".split()
-    for words in (demo + tiny, ["evaluate", "runs/demo", "--episodes", "1", "--video"], ["report", "runs/demo"]):
+    # Presets, a drawing, the report's assets.
+    for words in (DEMO.split(), ["evaluate", "runs/demo", "--episodes", "1", "--video"], ["report", "runs/demo"]):
         code, _, told = run(command, *words, folder=folder, XDG_CACHE_HOME=str(folder / "cache"))
         assert code == 0, told
     made = {path.name for path in (folder / "runs" / "demo").iterdir()}
@@ -173,5 +178,7 @@ def test_mypy_finds_the_types_of_the_installed_wheel(installed):
     command = [sys.executable, "-m", "mypy", "--python-executable", python, "--follow-imports", "silent", "typed.py"]
     code, out, _ = run(*command, folder=folder)
     assert code == 1 and "Found 1 error in 1 file" in out, out
-    assert 'typed.py:8: error: Incompatible types in assignment (expression has type "Task", variable has type "int")' in out
+    assert (
+        'typed.py:8: error: Incompatible types in assignment (expression has type "Task", variable has type "int")' in out
+    )
     assert 'typed.py:7: note: Revealed type is "def (algorithm: str, env: str, *, steps: int | None =' in out
