@@ -318,7 +318,8 @@ class Silent(Outside):
 
 
 WITHOUT_PICTURES = {
-    "no mode": (lambda: Outside(None), "its environment has the render_mode None; give from_gymnasium a function"),
+    "no mode": (lambda: Outside(None), "its environment does not render; give from_gymnasium a function"),
+    "ignored mode": (lambda render_mode=None: Outside(None), "its environment does not take on the render_mode"),
     "no dependency": (Broken, "no picture of outside: pygame is not installed"),
     "no array": (Silent, "render of its environment must return uint8"),
     "no such argument": (lambda **more: Outside(**({"other": 1} if more else {})), "no picture of outside: .*other"),
@@ -329,8 +330,18 @@ WITHOUT_PICTURES = {
 def test_why_there_are_no_pictures_of_an_environment_on_the_host(make_env, told):
     with pytest.raises(NoPicture, match=told):
         video.film_on_host(still, outside(make_env), jnp.zeros(1), clock_at(0))
-    with pytest.raises(NoPicture, match="its environment on the host makes no pictures"):
-        video.film_on_host(still, outside(make_env)._replace(filmed=None), jnp.zeros(1), clock_at(0))
+
+
+def test_an_environment_that_does_not_render_is_not_made_once_more():
+    made = []
+
+    def make_env():
+        made.append(Outside())
+        return made[-1]
+
+    with pytest.raises(NoPicture, match="its environment does not render"):
+        video.film_on_host(still, outside(make_env), jnp.zeros(1), clock_at(0))
+    assert len(made) == 1, "the one that was asked for its spaces"
 
 
 def test_the_command_draws_an_analytic_task(tmp_path, capsys):

@@ -189,14 +189,21 @@ def film_on_host(algorithm: Algorithm, task: Task, states: PyTree, clock: Clock)
     with contextlib.ExitStack() as closing:
         if task.host is not None:
             if task.filmed is None:
-                raise NoPicture(f"no picture of {task.name}: its environment on the host makes no pictures")
+                raise NoPicture(
+                    f"no picture of {task.name}: its environment does not render; give from_gymnasium a function that makes "
+                    "it with render_mode='rgb_array'"
+                )
             stage, camera = stage._replace(make=task.filmed), _Camera(task, _rendered)
         else:
             drawn = drawing(task)
             drawer = closing.enter_context(drawn.drawer(WIDTH, HEIGHT))
             camera = _Camera(task, lambda env, seen: drawer.frame(seen.qpos) if np.isfinite(seen.qpos).all() else None)
             camera.dt = drawn.dt
-        watched = hosted.Stage(lambda: _Watched(stage.make(), camera), _started(stage, camera), stage.observe)
+
+        def make() -> Any:
+            return _Watched(stage.make(), camera)
+
+        watched = hosted.Stage(make, _started(stage, camera), stage.observe)
         evaluator = hosted.Evaluator(algorithm, task, watched, evaluation.keys_of, 1, lambda name, function, *of: function)
         closing.callback(evaluator.close)
         total = float(evaluator(clock, jax.tree.map(lambda leaf: leaf[:1], states))[0, 0])

@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import math
 import numbers
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,7 @@ def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_le
         env = make_env()
     try:
         observation, action = _observation(name, env), _action(name, env)
+        draws = _takes_render_mode(make_env) or _draws(env)
         limit = getattr(getattr(env, "spec", None), "max_episode_steps", None) or DEFAULT_LENGTH
         length = limit if episode_length is None else episode_length
     finally:
@@ -72,7 +74,8 @@ def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_le
         action=action,
         episode_length=length,
         host=lambda: GymnasiumEnv(name, make_env(), length),
-        filmed=lambda: FilmedEnv(name, _drawn(name, make_env), length),
+        # The environments of a robot are not made for pictures that they do not have.
+        filmed=(lambda: FilmedEnv(name, _drawn(name, make_env), length)) if draws else None,
     )
 
 
@@ -180,8 +183,8 @@ class FilmedEnv(GymnasiumEnv):
     def __init__(self, name: str, env: gymnasium.Env, episode_length: int) -> None:
         super().__init__(name, env, episode_length)
         self._shape: tuple[int, ...] | None = None
-        frequency = (getattr(env, "metadata", None) or {}).get("render_fps")
-        known = isinstance(frequency, numbers.Real) and frequency > 0
+        frequency: Any = (getattr(env, "metadata", None) or {}).get("render_fps")
+        known = isinstance(frequency, numbers.Real) and float(frequency) > 0
         self.dt: float | None = 1 / float(frequency) if known else None
         """Seconds of a step, if the environment gives them."""
         self._drawer: ModelDrawer | None = None
@@ -211,12 +214,11 @@ class FilmedEnv(GymnasiumEnv):
 
 def _has_model(env: Any) -> bool:
     """Whether the environment is one of C MuJoCo, with a model and data."""
-    import mujoco
-
-    inner = getattr(env, "unwrapped", env)
-    return isinstance(getattr(inner, "model", None), mujoco.MjModel) and isinstance(
-        getattr(inner, "data", None), mujoco.MjData
-    )
+    mujoco, inner = sys.modules.get("mujoco"), getattr(env, "unwrapped", env)
+    if mujoco is None:
+        return False
+    kinds = {"model": mujoco.MjModel, "data": mujoco.MjData}
+    return all(isinstance(getattr(inner, name, None), kind) for name, kind in kinds.items())
 
 
 def rescale(
@@ -227,24 +229,28 @@ def rescale(
     return 0.5 * (1 - at) * low + 0.5 * (1 + at) * high
 
 
+def _takes_render_mode(make_env: Callable[..., gymnasium.Env]) -> bool:
+    try:
+        takes = inspect.signature(make_env).parameters
+    except (TypeError, ValueError):
+        return False
+    return "render_mode" in takes or any(kind.kind is kind.VAR_KEYWORD for kind in takes.values())
+
+
+def _draws(env: Any) -> bool:
+    """Whether the environment makes pictures, or can be rendered by its model."""
+    return getattr(env, "render_mode", None) == "rgb_array" or _has_model(env)
+
+
 def _drawn(name: str, make_env: Callable[..., gymnasium.Env]) -> gymnasium.Env:
     """An environment that makes pictures. Raises NoPicture if there is none."""
     try:
-        takes = inspect.signature(make_env).parameters
-        given = "render_mode" in takes or any(kind.kind is kind.VAR_KEYWORD for kind in takes.values())
-    except (TypeError, ValueError):
-        given = False
-    try:
-        env: Any = make_env(render_mode="rgb_array") if given else make_env()
+        env = make_env(render_mode="rgb_array") if _takes_render_mode(make_env) else make_env()
     except Exception as error:
         raise NoPicture(f"no picture of {name}: {_one_line(error)}") from error
-    mode = getattr(env, "render_mode", None)
-    if mode != "rgb_array" and not _has_model(env):
+    if not _draws(env):
         env.close()
-        raise NoPicture(
-            f"no picture of {name}: its environment has the render_mode {mode!r}; give from_gymnasium a function that "
-            "makes it with render_mode='rgb_array'"
-        )
+        raise NoPicture(f"no picture of {name}: its environment does not take on the render_mode 'rgb_array'")
     return env
 
 

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Shaped, UInt8
 
@@ -64,6 +65,6 @@ def on_host(tree: PyTree) -> PyTree:
     """The tree with NumPy arrays. Random keys stay as they are, because NumPy has none."""
 
     def copied(leaf: Any) -> Any:
-        return leaf if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.asarray(leaf)
+        return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.asarray(leaf)
 
     return jax.tree.map(copied, tree)
