@@ -190,8 +190,8 @@ def film_on_host(algorithm: Algorithm, task: Task, states: PyTree, clock: Clock)
         if task.host is not None:
             if task.filmed is None:
                 raise NoPicture(
-                    f"no picture of {task.name}: its environment does not render; give from_gymnasium a function that makes "
-                    "it with render_mode='rgb_array'"
+                    f"no picture of {task.name}: its environment does not render; give from_gymnasium a function "
+                    "that makes it with render_mode='rgb_array'"
                 )
             stage, camera = stage._replace(make=task.filmed), _Camera(task, _rendered)
         else:
