@@ -2,6 +2,7 @@
 # make test   install the test extra, then run the tests
 # make lint   install the dev extra, then ruff and mypy
 # make docs   install the docs extra, then build the pages in docs/_build/html and run their doctests
+# make wheel  install the dev extra, then make dist/jaxmbrl-VERSION.tar.gz, and the wheel beside it from that file
 # make linkcheck   check every link in the pages, over the network
 # make slow   run the learning tests, which take many minutes
 # make promises   run, for all other methods and tasks, the tests that `make test` runs for one method or task of a kind
@@ -12,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow promises learning lint docs linkcheck bench-peers clean
+.PHONY: demo test slow promises learning lint docs wheel linkcheck bench-peers clean
 .DELETE_ON_ERROR:
 
 demo: .venv/jaxmbrl
@@ -60,6 +61,9 @@ docs: .venv/docs
 linkcheck: .venv/docs
 	$(SPHINX) --builder linkcheck docs docs/_build/linkcheck
 
+wheel: .venv/dev
+	$(BIN)/python -m build --outdir dist
+
 PEERS ?=
 
 # PEERS are arguments of the script, for example: make bench-peers PEERS="--full --out benchmarks/results/peers-cpu.json"
@@ -67,7 +71,7 @@ bench-peers: .venv/test .venv-peers/mbrl
 	$(BIN)/python benchmarks/peers.py $(PEERS)
 
 clean:
-	rm -rf .venv .venv-peers docs/_build docs/api
+	rm -rf .venv .venv-peers dist docs/_build docs/api
 
 .venv/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

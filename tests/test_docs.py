@@ -11,6 +11,9 @@ import pytest
 
 import jaxmbrl
 from jaxmbrl import algorithms
+from jaxmbrl.core import types
+from jaxmbrl.training.programs import RunConfig
+from jaxmbrl.training.session import Result
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -152,12 +155,15 @@ def test_the_glossary_defines_terms(term):
     assert any(term.lower() in row.lower() for row in rows)
 
 
-def test_names_in_the_glossary_exist():
-    names = re.findall(r"`([a-z]+(?:\.\w+)+)`", GLOSSARY.read_text())
-    names = [
+def names_in(text):
+    """Names of the code in backticks, below `jaxmbrl`."""
+    names = re.findall(r"`([a-z]+(?:\.\w+)+)`", text)
+    return [
         name for name in names if (PACKAGE / name.split(".")[0]).exists() or (PACKAGE / f"{name.split('.')[0]}.py").exists()
     ]
-    assert len(names) > 40
+
+
+def assert_exist(names):
     for name in names:
         parts = name.split(".")
         at = next(i for i in range(len(parts), 0, -1) if _is_module(parts[:i]))
@@ -168,6 +174,12 @@ def test_names_in_the_glossary_exist():
             ]
             assert hasattr(found, part) or part in fields, f"{name} does not exist"
             found = getattr(found, part, None)
+
+
+def test_names_in_the_glossary_exist():
+    names = names_in(GLOSSARY.read_text())
+    assert len(names) > 40
+    assert_exist(names)
 
 
 def _is_module(parts):
@@ -181,6 +193,42 @@ def test_options_in_the_glossary_exist():
     named = re.findall(r"`--([a-z][\w.-]*)", GLOSSARY.read_text())
     assert len(named) > 40
     assert set(named) <= known
+
+
+COMING = (DOCS / "coming_from.md").read_text()
+
+OF_OTHER_COMMANDS = {"video"}
+TO_COME = {"log", "stop-at-return"}
+"""Options of `jaxmbrl train` that are named whether or not this version has them."""
+
+
+@pytest.mark.parametrize(
+    ("package", "methods"),
+    [
+        ("Stable-Baselines3", ("sac", "td3")),
+        ("mbrl-lib", ("pets", "mbpo")),
+        ("Brax", ("sac",)),
+        ("dreamerv3", tuple(algorithms.METHODS)),
+        ("CleanRL and rejax", ("sac",)),
+    ],
+)
+def test_options_beside_those_of_other_packages_exist(package, methods):
+    section = re.split(r"^## ", COMING.partition(f"\n## {package}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+    known = {"env", "out", "resume", "config", *OF_OTHER_COMMANDS, *TO_COME, *option_names(RunConfig)}
+    known = known.union(*(option_names(algorithms.METHODS[name].config) for name in methods))
+    named = re.findall(r"--([a-z][\w.-]*\w)", section)
+    assert len(named) > 3
+    assert set(named) <= known
+
+
+def test_names_beside_those_of_other_packages_exist():
+    names = names_in(COMING)
+    assert {"envs.make_task", "planning.cem", "data.replay.Replay"} <= set(names)
+    assert_exist(names)
+    assert set(re.findall(r"jaxmbrl\.(\w+)", COMING)) <= set(jaxmbrl.__all__)
+    own = {**vars(types), "Result": Result}
+    fields = [(kind, field) for kind, field in re.findall(r"`([A-Z]\w+)\.(\w+)", COMING) if kind in own]
+    assert len(fields) > 8 and all(hasattr(own[kind], field) for kind, field in fields)
 
 
 def test_the_reference_covers_the_package():

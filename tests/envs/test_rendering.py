@@ -12,9 +12,9 @@ from slider import Slider, centre, slider
 from jaxmbrl import envs
 from jaxmbrl.diagnostics import doctor
 from jaxmbrl.envs.base import initial_state
-from jaxmbrl.envs.draw import camera
-from jaxmbrl.envs.mujoco import rendering
-from jaxmbrl.envs.mujoco.rendering import Drawer, NoPicture, scene
+from jaxmbrl.envs.drawing import NoPicture, drawing, rendering
+from jaxmbrl.envs.drawing.rendering import ModelDrawer
+from jaxmbrl.envs.drawing.rendering_process import camera
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_else_the_whole_is_looked_at(body):
 
 def test_a_picture_shows_the_positions(working):
     """The camera follows the box, so the box stays and the post moves."""
-    with Drawer(scene(slider()).model, 160, 120) as drawer:
+    with ModelDrawer(Slider().mj_model, 160, 120) as drawer:
         seen = {x: drawer.frame(np.array([x])) for x in (-0.5, 0.0, 0.5)}
     for picture in seen.values():
         assert picture.shape == (120, 160, 3) and picture.dtype == np.uint8
@@ -79,7 +79,7 @@ def test_a_picture_shows_the_positions(working):
 def test_renderers_are_tried_in_turn(working, monkeypatch):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr(rendering, "RENDERERS", ("nonsense", working))
-    with Drawer(scene(slider()).model, 64, 64) as drawer:
+    with ModelDrawer(Slider().mj_model, 64, 64) as drawer:
         assert drawer.frame(np.zeros(1)).any()
 
 
@@ -87,30 +87,30 @@ def test_without_a_renderer_it_is_said_what_to_do(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr(rendering, "RENDERERS", ("nonsense", "rubbish"))
     with pytest.raises(NoPicture, match="none of nonsense, rubbish works on this machine; install EGL or OSMesa"):
-        Drawer(scene(slider()).model, 64, 64)
+        ModelDrawer(Slider().mj_model, 64, 64)
 
 
 def test_the_users_renderer_alone_is_tried(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "nonsense")
     with pytest.raises(NoPicture, match="MUJOCO_GL=nonsense does not work"):
-        Drawer(scene(slider()).model, 64, 64)
+        ModelDrawer(Slider().mj_model, 64, 64)
 
 
 @pytest.mark.parametrize("fault", ["import time; time.sleep(60)", "import os; os.abort()"])
 def test_a_renderer_that_hangs_or_dies_is_given_up(fault, tmp_path, monkeypatch):
     (tmp_path / "draw.py").write_text(fault)
-    monkeypatch.setattr(rendering.draw, "__file__", str(tmp_path / "draw.py"))
+    monkeypatch.setattr(rendering.rendering_process, "__file__", str(tmp_path / "draw.py"))
     monkeypatch.setattr(rendering, "SECONDS", 0.2)
     monkeypatch.setenv("MUJOCO_GL", "any")
     started = time.monotonic()
     with pytest.raises(NoPicture, match="MUJOCO_GL=any does not work"):
-        Drawer(scene(slider()).model, 64, 64)
+        ModelDrawer(Slider().mj_model, 64, 64)
     assert time.monotonic() - started < 30
 
 
 def test_a_closed_drawer_leaves_nothing_behind_and_says_so(working, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    drawer = Drawer(scene(slider()).model, 64, 64)
+    drawer = ModelDrawer(Slider().mj_model, 64, 64)
     assert list(tmp_path.iterdir())
     drawer.close()
     drawer.close()
@@ -119,21 +119,18 @@ def test_a_closed_drawer_leaves_nothing_behind_and_says_so(working, tmp_path, mo
         drawer.frame(np.zeros(1))
 
 
-def test_what_cannot_be_drawn():
-    with pytest.raises(NoPicture, match="no picture of pendulum: it has no MuJoCo model"):
-        scene(envs.make("pendulum"))
-
+def test_a_model_without_positions_is_not_drawn():
     class Mute(Slider):
         def reset(self, rng):
             return initial_state(rng, super().reset(rng).obs)
 
     with pytest.raises(NoPicture, match="no picture of mute: its states have no positions of the model"):
-        scene(envs.make_task("mute", Mute(), 5))
+        drawing(envs.make_task("mute", Mute(), 5))
 
 
 def test_the_robots_can_be_drawn():
     for name, dt in (("InvertedPendulum-v5", 0.04), ("Hopper-v5", 0.008), ("HalfCheetah-v5", 0.05)):
-        assert scene(envs.make(name)).dt == pytest.approx(dt)
+        assert drawing(envs.make(name)).dt == pytest.approx(dt)
 
 
 @pytest.mark.filterwarnings("error", "ignore:.*A Box observation space (minimum|maximum)")

@@ -56,7 +56,7 @@ def kinds(tmp_path_factory):
         Chart("wide", "time (s)", "height (m)", (Series("l", "l", "line", [1, 2], [0, 1]), wide)),
         Chart("nothing", "time (s)", "height (m)", ()),
         Chart("one", "time (s)", "height (m)", (Series("one", "one", "line", [5], [5]),)),
-        *(Heading("h"), Text("t", True), Table("t", ("a", "b"), [[1, 2]]), Picture("film", GIF, "moves", 320, 240)),
+        *(Heading("h"), Text("t", True), Table("t", ("a", "b"), [[1, 2]]), Picture("film", GIF, "moves")),
     )
     path = tmp_path_factory.mktemp("kinds") / "page.html"
     path.write_bytes(page.render(Page("kinds", ("fact",), (Section("s", "s", parts),)), "footer"))

@@ -35,7 +35,7 @@ def evaluate(words: list[str]) -> int:
     backends = "'gymnasium': the same episodes in real Gymnasium, with C MuJoCo; 'jax': in the compiled program"
     parser.add_argument("--backend", metavar="BACKEND", help=backends)
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object: per_seed, mean, iqm")
-    film = "film the first seed's first episode, as a GIF of at most 300 frames (default: RUN/video.gif)"
+    film = "film the first seed's first episode, as a GIF of at most 300 frames (default: RUN/video.gif); else exit code 1"
     parser.add_argument("--video", nargs="?", const="", metavar="FILE", help=film)
     args = parser.parse_args(words)
     if args.episodes < 1:
@@ -54,13 +54,12 @@ def evaluate(words: list[str]) -> int:
     if found.backend == "gymnasium":
         print(f"played in {twin.versions(physics=not config.env.startswith('gymnasium/'))}")
     print(f"mean {found.mean:.2f}, interquartile mean {found.iqm:.2f}, in {time.monotonic() - started:.1f} s")
-    if args.video is not None:
-        _film(args.run, args.model, file)
+    filmed = args.video is None or _film(args.run, args.model, args.backend, file)
     if args.json:
         per_seed = [_finite(value) for value in found.per_seed]
         summary = {"per_seed": per_seed, "mean": _finite(found.mean), "iqm": _finite(found.iqm), "backend": found.backend}
         print(json.dumps(summary | {"env_steps": found.env_steps, "frozen": list(found.frozen)}, allow_nan=False))
-    return 0
+    return 0 if filmed else 1
 
 
 def debug(words: list[str]) -> int:
@@ -91,19 +90,21 @@ def debug(words: list[str]) -> int:
     return 0
 
 
-def _film(run: str, model: str | None, file: Path) -> None:
-    """Write a video of an episode, or print a message if nothing can be drawn."""
+def _film(run: str, model: str | None, backend: str | None, file: Path) -> bool:
+    """Write a video of an episode. If nothing can be drawn, print a message and return False."""
     from jaxmbrl.diagnostics import video
-    from jaxmbrl.envs.mujoco.rendering import NoPicture
+    from jaxmbrl.envs.drawing import NoPicture
     from jaxmbrl.training import restoring
 
     with warnings.catch_warnings():
         # The evaluation has already printed these warnings.
         warnings.simplefilter("ignore", restoring.RunWarning)
         try:
-            print(f"video    {file}: {video.film(run, file, model)}")
+            print(f"video    {file}: {video.film(run, file, model, backend)}")
         except NoPicture as error:
             complain(str(error))
+            return False
+    return True
 
 
 def _new_file(option: str, text: str, suffix: str) -> Path:

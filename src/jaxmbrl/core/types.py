@@ -343,6 +343,9 @@ class Task(NamedTuple):
     host: Callable[[], HostEnv] | None = None
     """Creates one more environment, for a task outside of any compiled program. Of such a task's `world` only `observe` may
     be called, which returns the observation unchanged; `env` gives its sizes only."""
+    filmed: Callable[[], HostEnv] | None = None
+    """Creates an environment like those of `host` for a video. It also has `render() -> uint8 [H, W, 3]`, the picture of
+    its state, and `dt`, the seconds of a step or None."""
 
 
 def row_like(task: Task) -> Transition:

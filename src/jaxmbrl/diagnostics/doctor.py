@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxmbrl.core import surroundings
 from jaxmbrl.data.dataset import try_writing
-from jaxmbrl.envs.mujoco.rendering import RENDERERS
+from jaxmbrl.envs.drawing.rendering import RENDERERS
 from jaxmbrl.training.run_folder import versions
 
 RENDER_SECONDS = 60
@@ -164,7 +164,9 @@ def rendering() -> Finding:
         if tried.returncode == 0:
             return Finding("rendering", "ok", f"by {name}")
     message = f"MUJOCO_GL={chosen} does not work" if chosen else f"none of {', '.join(RENDERERS)} works"
-    return Finding("rendering", "note", f"{message}: training goes on, videos will not; install EGL or OSMesa")
+    return Finding(
+        "rendering", "note", f"{message}: training goes on, videos of MuJoCo tasks will not; install EGL or OSMesa"
+    )
 
 
 def writing(what: str, folder: Path) -> Finding:

@@ -76,6 +76,7 @@ def repeat(task: Task, times: int) -> Task:
         reward=None,
         action_repeat=times * task.action_repeat,
         host=None if task.host is None else partial(_repeated_host, task.host, times),
+        filmed=None if task.filmed is None else partial(_repeated_host, task.filmed, times),
     )
 
 
@@ -102,6 +103,16 @@ class RepeatedHost:
             if result.terminated or result.truncated:
                 break
         return result._replace(reward=total)
+
+    def render(self) -> Any:
+        """The picture of the environment, if it makes pictures."""
+        host: Any = self._host
+        return host.render()
+
+    @property
+    def dt(self) -> float | None:
+        """Seconds of an inner step, if the environment knows them."""
+        return getattr(self._host, "dt", None)
 
     def close(self) -> None:
         """Close the environment."""

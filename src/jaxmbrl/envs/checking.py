@@ -14,6 +14,8 @@ from jaxtyping import Array, Bool, Int, Shaped
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import Carry, Key, PyTree, Task, Transition
+from jaxmbrl.envs.drawing.interface import on_host
+from jaxmbrl.envs.drawing.own import own_drawing
 
 ROWS = 8
 LONGEST = 2000
@@ -37,7 +39,8 @@ def check(task: Task, seed: int = 0) -> None:
     - in rollouts of `episode_length + 1` steps (at most 2,000), with random actions and actions at the bounds: observations
       and rewards are finite and within their space, `done` is 0 or 1 and not set by a time limit, the task truncates at
       `episode_length`, and the environment does not reset itself;
-    - the task's known `reward` and `terminated` agree with the steps, for one row and for rows [N, ...] and [M, N, ...].
+    - the task's known `reward` and `terminated` agree with the steps, for one row and for rows [N, ...] and [M, N, ...];
+    - the environment's own `draw`, if it has one, returns pictures, uint8 [H, W, 3] of one size (`envs.drawing`).
 
     Whether an environment resets itself, or ends because of a time limit, is inferred from the rollouts. If they do not
     show it, for example because none of them terminates, the task passes.
@@ -58,6 +61,20 @@ def check(task: Task, seed: int = 0) -> None:
             raise UserError(f"task '{task.name}': {what} fails with {type(error).__name__}: {message}") from error
         if problems:
             raise UserError(f"task '{task.name}': {'; '.join(problems)}")
+    _check_drawing(task, jax.random.fold_in(jax.random.key(seed), len(stages)))
+
+
+def _check_drawing(task: Task, key: Key) -> None:
+    """Draw a reset and a step, if the environment has its own drawing. Raises NoPicture if it fails."""
+    found = own_drawing(task)
+    if found is None:
+        return
+    reset_key, action_key, step_key = jax.random.split(key, 3)
+    carry, action = task.world.reset(reset_key), task.action.sample(action_key)
+    successor, _ = task.world.step(carry, action, step_key)
+    with found.drawer(0, 0) as drawer:
+        drawer.frame(on_host(found.shown(carry)))
+        drawer.frame(on_host(found.shown(successor)), np.asarray(action))
 
 
 def _check_spaces(task: Task, key: Key) -> list[str]:

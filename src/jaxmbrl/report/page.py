@@ -14,6 +14,7 @@ import json
 import math
 import numbers
 import string
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,11 +117,13 @@ def _chart(chart: Chart, charts: list[Chart]) -> str:
 
 
 def _picture(picture: Picture) -> str:
+    # The header of a GIF: six letters, then width and height.
+    width, height = struct.unpack_from("<HH", picture.data, 6)
     data = base64.b64encode(picture.data).decode()
     return (
         f"<figure><figcaption>{_text(picture.title)}</figcaption>"
         f'<p class="note">{_text(picture.note)}</p>'
-        f'<img src="data:image/gif;base64,{data}" width="{picture.width}" height="{picture.height}" '
+        f'<img src="data:image/gif;base64,{data}" width="{width}" height="{height}" '
         f'alt="{_text(picture.title)}: {_text(picture.note)}"></figure>'
     )
 

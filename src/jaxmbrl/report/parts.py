@@ -89,8 +89,6 @@ class Picture(NamedTuple):
     title: str
     data: bytes
     note: str
-    width: int
-    height: int
 
 
 Part: TypeAlias = Chart | Facets | Table | Text | Heading | Picture

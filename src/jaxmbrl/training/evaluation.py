@@ -77,15 +77,19 @@ def evaluator(
             lambda clock, states: evaluate(algorithm, task, states, episodes, clock), OF_ALL, OF_SEEDS, result=OF_SEEDS
         )
         return compile("evaluation", jax.jit(everywhere), clock, states)
-    if task.host is None:
-        twin.check_twin(task)
-        starts = jax.jit(jax.vmap(lambda i: task.env.reset(keys_of(i)[0]).pipeline_state))(jnp.arange(episodes))
-        stage = _twin_stage(algorithm, task, np.asarray(starts.qpos), np.asarray(starts.qvel))
-    else:
-        stage = hosted.Stage(task.host, _start, lambda seen: seen)
-    found = hosted.Evaluator(algorithm, task, stage, keys_of, episodes, compile)
+    found = hosted.Evaluator(algorithm, task, stage(algorithm, task, episodes), keys_of, episodes, compile)
     closing.callback(found.close)
     return found
+
+
+def stage(algorithm: Algorithm, task: Task, episodes: int) -> hosted.Stage:
+    """How episodes of a task that runs on the host are evaluated, or of any other task in its Gymnasium counterpart. Raises
+    UserError if it has none."""
+    if task.host is not None:
+        return hosted.Stage(task.host, _start, lambda seen: seen)
+    twin.check_twin(task)
+    starts = jax.jit(jax.vmap(lambda i: task.env.reset(keys_of(i)[0]).pipeline_state))(jnp.arange(episodes))
+    return _twin_stage(algorithm, task, np.asarray(starts.qpos), np.asarray(starts.qvel))
 
 
 def _start(env: HostEnv, index: int) -> PyTree:

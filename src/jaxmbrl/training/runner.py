@@ -222,11 +222,11 @@ def trained(run: str | Path, model: str | None = None) -> tuple[Program, LoopSta
     """As `restoring.newest`; if `model` is given, the run's planner uses that model."""
     program, state, restored = newest(run)
     if model is not None:
-        program = build(_planning_in(program.config, model), learns=False)
+        program = build(planning_in(program.config, model), learns=False)
     return program, state, restored
 
 
-def _planning_in(config: RunConfig, model: str) -> RunConfig:
+def planning_in(config: RunConfig, model: str) -> RunConfig:
     """The config of the run, with a planner that uses `model`."""
     settings = config.settings
     if not isinstance(settings, ChoosesModel):

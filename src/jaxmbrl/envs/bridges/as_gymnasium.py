@@ -18,14 +18,14 @@ from jaxtyping import Array, Bool, Float, Shaped
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import Action, Carry, Key, Observation, Task, World
-from jaxmbrl.envs.mujoco import rendering
+from jaxmbrl.envs.drawing import Drawer, Drawing, NoPicture, drawing, on_host
 
 if TYPE_CHECKING:
     import gymnasium
     from gymnasium.vector import VectorEnv
 
 WIDTH, HEIGHT = 480, 480
-"""Size of a frame in pixels, as in Gymnasium's MuJoCo environments."""
+"""Size of a rendered frame in pixels, as in Gymnasium's MuJoCo environments."""
 
 
 def as_gymnasium(task: Task | str, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
@@ -36,7 +36,8 @@ def as_gymnasium(task: Task | str, render_mode: str | None = None) -> gymnasium.
     wrapper is needed. The info of a step contains `State.metrics`, with numbers as floats.
 
     `reset(seed=s)` determines everything that follows, including later resets without a seed. With `render_mode`
-    "rgb_array", `render` returns frames of 480 x 480 pixels, for tasks with a MuJoCo model (`rendering`).
+    "rgb_array", `render` returns pictures of tasks that can be drawn (`envs.drawing`). Those of MuJoCo have 480 x 480
+    pixels.
 
     Environments of the same `Task` object share compiled programs. As an entry point in Gymnasium's registry:
 
@@ -47,7 +48,7 @@ def as_gymnasium(task: Task | str, render_mode: str | None = None) -> gymnasium.
     """
     gym, made = _import(), _task(task)
     base: Any = gym.Env
-    drawn = _scene(made, render_mode)
+    drawn = _drawing(made, render_mode)
 
     class TaskEnv(base):
         """A task as a Gymnasium environment."""
@@ -60,19 +61,22 @@ def as_gymnasium(task: Task | str, render_mode: str | None = None) -> gymnasium.
             self.action_space = _space(gym, made.action)
             self._key: Key | None = None
             self._carry: Carry = None
-            self._drawer: rendering.Drawer | None = None
+            self._action: Shaped[np.ndarray, "..."] | None = None
+            self._drawer: Drawer | None = None
 
         def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
             super().reset(seed=seed)
             if seed is not None or self._key is None:
                 self._key = _keys([self.np_random])[0]
             self._key, self._carry, observation = _reset(made.world, self._key)
+            self._action = None
             return _element(made.observation, observation), {}
 
         def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
             if self._key is None:
                 raise gym.error.ResetNeeded("reset the environment before its first step")
             given = _actions(made, action, made.action.shape)
+            self._action = given
             self._key, self._carry, result = _step(made.world, self._key, self._carry, given)
             observation, reward, terminated, truncated, terms = result
             info = {name: _number(value) for name, value in terms.items()}
@@ -83,10 +87,10 @@ def as_gymnasium(task: Task | str, render_mode: str | None = None) -> gymnasium.
                 return None
             if self._key is None:
                 raise gym.error.ResetNeeded("reset the environment before it is drawn")
+            assert drawn is not None
             if self._drawer is None:
-                assert drawn is not None
-                self._drawer = rendering.Drawer(drawn.model, WIDTH, HEIGHT)
-            return self._drawer.frame(np.asarray(rendering.positions(self._carry)))
+                self._drawer = drawn.drawer(WIDTH, HEIGHT)
+            return self._drawer.frame(on_host(drawn.shown(self._carry)), self._action)
 
         def close(self) -> None:
             if self._drawer is not None:
@@ -184,13 +188,13 @@ def _task(task: Task | str) -> Task:
     return envs.make(task) if isinstance(task, str) else task
 
 
-def _scene(task: Task, render_mode: str | None) -> rendering.Scene | None:
-    """The scene to draw, or None without a render mode. Raises NoPicture if there is nothing to draw."""
+def _drawing(task: Task, render_mode: str | None) -> Drawing | None:
+    """How the task is drawn; None without a render mode if it cannot be. With one this raises NoPicture."""
     if render_mode not in (None, "rgb_array"):
         raise UserError(f"render_mode must be 'rgb_array' or None, got '{render_mode}'")
     try:
-        return rendering.scene(task)
-    except rendering.NoPicture:
+        return drawing(task)
+    except NoPicture:
         if render_mode is None:
             return None
         raise

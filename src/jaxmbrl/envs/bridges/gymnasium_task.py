@@ -6,27 +6,35 @@ They run on the host: a compiled program cannot step them, so each step passes d
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
+import numbers
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped, UInt8
 
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import Action, Carry, HostStep, Key, Task, Transition, World
 from jaxmbrl.envs.mujoco.mjx_env import import_mujoco
+from jaxmbrl.envs.drawing.interface import NoPicture
+from jaxmbrl.envs.drawing.own import checked
+from jaxmbrl.envs.drawing.rendering import ModelDrawer
 
 if TYPE_CHECKING:
     import gymnasium
 
 DEFAULT_LENGTH = 1000
 """Steps of an episode if neither the caller nor the environment's spec gives a limit."""
+WIDTH, HEIGHT = 320, 240
+"""Size of a rendered frame of a MuJoCo environment, in pixels."""
 
 
-def from_gymnasium(make_env: Callable[[], gymnasium.Env], name: str, episode_length: int | None = None) -> Task:
+def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_length: int | None = None) -> Task:
     """Make a task from Gymnasium environments. `make_env()` must return a new environment at each call.
 
     The observation space must be a `Box` or `Discrete`. A `Box` of uint8 with two or more axes is an image and stays
@@ -41,12 +49,17 @@ def from_gymnasium(make_env: Callable[[], gymnasium.Env], name: str, episode_len
     This function makes one environment to read its spaces, and closes it. Training makes `num_envs` environments for each
     seed; each evaluation makes its own, at most 64 at a time.
 
+    A video is made by `env.render()` of one more environment: of `make_env(render_mode="rgb_array")` if `make_env` has this
+    argument, else of `make_env()` if the environment's `render_mode` is "rgb_array". Its speed is `metadata["render_fps"]`.
+    Of an environment of C MuJoCo, the model is rendered as for the tasks of this package.
+
     Raises UserError if `make_env` fails or does not return an environment, or if a space is not supported.
     """
     with named_errors(name, "being made"):
         env = make_env()
     try:
         observation, action = _observation(name, env), _action(name, env)
+        draws = _takes_render_mode(make_env) or _draws(env)
         limit = getattr(getattr(env, "spec", None), "max_episode_steps", None) or DEFAULT_LENGTH
         length = limit if episode_length is None else episode_length
     finally:
@@ -62,13 +75,19 @@ def from_gymnasium(make_env: Callable[[], gymnasium.Env], name: str, episode_len
         action=action,
         episode_length=length,
         host=lambda: GymnasiumEnv(name, make_env(), length),
+        # The environments of a robot are not made for pictures that they do not have.
+        filmed=(lambda: FilmedEnv(name, _drawn(name, make_env), length)) if draws else None,
     )
 
 
 def registered(name: str) -> Task:
     """The task `gymnasium/NAME`, from `gymnasium.make(NAME)`. Raises UserError if there is no such environment, or
     Gymnasium is not installed."""
-    return from_gymnasium(lambda: make_registered(name), f"gymnasium/{name}")
+
+    def make_env(render_mode: str | None = None) -> gymnasium.Env:
+        return make_registered(name, **({} if render_mode is None else {"render_mode": render_mode}))
+
+    return from_gymnasium(make_env, f"gymnasium/{name}")
 
 
 def make_registered(name: str, **options: Any) -> gymnasium.Env:
@@ -159,12 +178,81 @@ class GymnasiumEnv:
         return scaled.reshape(space.shape).astype(space.dtype)
 
 
+class FilmedEnv(GymnasiumEnv):
+    """A Gymnasium environment that makes pictures, as a `HostEnv`."""
+
+    def __init__(self, name: str, env: gymnasium.Env, episode_length: int) -> None:
+        super().__init__(name, env, episode_length)
+        self._shape: tuple[int, ...] | None = None
+        frequency: Any = (getattr(env, "metadata", None) or {}).get("render_fps")
+        known = isinstance(frequency, numbers.Real) and float(frequency) > 0
+        self.dt: float | None = 1 / float(frequency) if known else None
+        """Seconds of a step, if the environment gives them."""
+        self._drawer: ModelDrawer | None = None
+
+    def render(self) -> UInt8[np.ndarray, "H W 3"]:
+        """The picture of the environment: by its own `render`, or of its MuJoCo model. Raises NoPicture if it fails."""
+        if _has_model(self._env):
+            # Gymnasium renders in this process, which a broken graphics library may end.
+            inner: Any = self._env.unwrapped
+            if self._drawer is None:
+                self._drawer = ModelDrawer(inner.model, WIDTH, HEIGHT)
+            return self._drawer.frame(inner.data.qpos)
+        try:
+            picture: Any = self._env.render()
+        except Exception as error:
+            raise NoPicture(f"no picture of {self._name}: {_one_line(error)}") from error
+        picture, self._shape = checked(self._name, "render", picture, self._shape)
+        return picture
+
+    def close(self) -> None:
+        """Close the environment."""
+        if self._drawer is not None:
+            self._drawer.close()
+            self._drawer = None
+        super().close()
+
+
+def _has_model(env: Any) -> bool:
+    """Whether the environment is one of C MuJoCo, with a model and data."""
+    mujoco, inner = sys.modules.get("mujoco"), getattr(env, "unwrapped", env)
+    if mujoco is None:
+        return False
+    kinds = {"model": mujoco.MjModel, "data": mujoco.MjData}
+    return all(isinstance(getattr(inner, name, None), kind) for name, kind in kinds.items())
+
+
 def rescale(
     action: Float[np.ndarray, "A"], low: Float[np.ndarray, "A"], high: Float[np.ndarray, "A"]
 ) -> Float[np.ndarray, "A"]:
     """Map [-1, 1] linearly onto [low, high], exactly at the bounds and without clipping."""
     at = np.asarray(action, np.float64)
     return 0.5 * (1 - at) * low + 0.5 * (1 + at) * high
+
+
+def _takes_render_mode(make_env: Callable[..., gymnasium.Env]) -> bool:
+    try:
+        takes = inspect.signature(make_env).parameters
+    except (TypeError, ValueError):
+        return False
+    return "render_mode" in takes or any(kind.kind is kind.VAR_KEYWORD for kind in takes.values())
+
+
+def _draws(env: Any) -> bool:
+    """Whether the environment makes pictures, or can be rendered by its model."""
+    return getattr(env, "render_mode", None) == "rgb_array" or _has_model(env)
+
+
+def _drawn(name: str, make_env: Callable[..., gymnasium.Env]) -> gymnasium.Env:
+    """An environment that makes pictures. Raises NoPicture if there is none."""
+    try:
+        env = make_env(render_mode="rgb_array") if _takes_render_mode(make_env) else make_env()
+    except Exception as error:
+        raise NoPicture(f"no picture of {name}: {_one_line(error)}") from error
+    if not _draws(env):
+        env.close()
+        raise NoPicture(f"no picture of {name}: its environment does not take on the render_mode 'rgb_array'")
+    return env
 
 
 class _Sizes:

@@ -3,12 +3,17 @@ this task."""
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, UInt8
 
 from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task
+from jaxmbrl.envs.classic.pictures import cart_with_pole
+from jaxmbrl.envs.drawing.canvas import GOAL, TRACK, Canvas
 
 FORCE = 10.0  # N at action 1
 GRAVITY = 9.8  # m / s^2
@@ -26,6 +31,7 @@ class CartPole:
 
     observation_size = 4
     action_size = 1
+    dt = DT
 
     def state_at(self, coordinates: Float[Array, "4"]) -> State:
         """The state with the given coordinates."""
@@ -51,6 +57,19 @@ class CartPole:
             reward=jnp.ones_like(state.reward),
             done=terminated(coordinates).astype(state.done.dtype),
         )
+
+    def draw(self, state: State, action: Float[np.ndarray, "1"] | None) -> UInt8[np.ndarray, "H W 3"]:
+        """The cart between the ends of the track, the largest angles of the pole as lines, and the force as an arrow."""
+        position, _, angle, _ = map(float, state.pipeline_state)
+        canvas = Canvas(width=6.0, centre=(0.0, 0.6), size=(480, 180))
+        for limit in (-1.0, 1.0):
+            canvas.line([(limit * MAX_POSITION, -0.21), (limit * MAX_POSITION, 0.1)], TRACK, 4.0)
+            leaning = limit * float(MAX_ANGLE)
+            canvas.line([(position, 0.0), (position + 1.3 * math.sin(leaning), 1.3 * math.cos(leaning))], GOAL, 1.0)
+        tip = (position + 2 * HALF_LENGTH * math.sin(angle), 2 * HALF_LENGTH * math.cos(angle))
+        push = 0.0 if action is None else 0.6 * float(np.clip(action[0], -1, 1))
+        cart_with_pole(canvas, position, tip, 0.5, push)
+        return canvas.picture()
 
 
 def reward(

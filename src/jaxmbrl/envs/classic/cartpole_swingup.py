@@ -23,13 +23,18 @@ Accuracy: one step from each of 2,000 states with speeds up to 5 m/s and 15 rad/
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, UInt8
 
 from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task, never
 from jaxmbrl.envs.classic.integration import runge_kutta
+from jaxmbrl.envs.classic.pictures import cart_with_pole
+from jaxmbrl.envs.drawing.canvas import GOAL, TRACK, Canvas
 
 FORCE = 10.0  # N at action 1
 GRAVITY = 9.82  # m / s^2
@@ -59,6 +64,7 @@ class CartPoleSwingUp:
 
     observation_size = 5
     action_size = 1
+    dt = DT
 
     def state_at(self, coordinates: Float[Array, "4"]) -> State:
         """The state with the given coordinates."""
@@ -78,6 +84,20 @@ class CartPoleSwingUp:
     def _observe(self, coordinates: Float[Array, "4"]) -> Float[Array, "5"]:
         position, velocity, spin, angle = coordinates
         return jnp.stack([position, velocity, spin, jnp.sin(angle), jnp.cos(angle)])
+
+    def draw(self, state: State, action: Float[np.ndarray, "1"] | None) -> UInt8[np.ndarray, "H W 3"]:
+        """The cart with its pendulum, a ring around the goal of the tip, and the force as an arrow. The picture follows a
+        cart that leaves the middle; marks on the track are half a metre apart."""
+        position, _, _, angle = map(float, state.pipeline_state)
+        middle = position - min(max(position, -0.9), 0.9)
+        canvas = Canvas(width=3.0, centre=(middle, 0.05), size=(480, 240))
+        for mark in range(math.floor(2 * middle) - 4, math.ceil(2 * middle) + 5):
+            canvas.line([(mark / 2, -0.105), (mark / 2, -0.15)], TRACK)
+        canvas.ring((0.0, LENGTH), 0.09, GOAL, 3.0)
+        tip = (position + LENGTH * math.sin(angle), -LENGTH * math.cos(angle))
+        push = 0.0 if action is None else 0.4 * float(np.clip(action[0], -1, 1))
+        cart_with_pole(canvas, position, tip, 0.25, push)
+        return canvas.picture()
 
 
 def reward(

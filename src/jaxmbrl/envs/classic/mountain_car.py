@@ -5,12 +5,17 @@ What differs: Gymnasium rounds positions and velocities to float32 after each st
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, UInt8
 
 from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task
+from jaxmbrl.envs.drawing.canvas import BODY, FORCE, INK, TRACK, Canvas
+from jaxmbrl.envs.drawing.canvas import GOAL as GOAL_COLOR
 
 POWER = 0.0015  # change of velocity in a step at action 1
 GRAVITY = 0.0025  # change of velocity in a step on the steepest slope
@@ -19,6 +24,7 @@ MAX_SPEED = 0.07
 GOAL = 0.45
 GOAL_REWARD = 100.0
 CONTROL_COST = 0.1
+FRAME_SECONDS = 1 / 30  # of a step in a video; the task has no unit of time
 
 
 class MountainCar:
@@ -26,6 +32,7 @@ class MountainCar:
 
     observation_size = 2
     action_size = 1
+    dt = FRAME_SECONDS
 
     def state_at(self, coordinates: Float[Array, "2"]) -> State:
         """The state with the given position and velocity."""
@@ -50,6 +57,33 @@ class MountainCar:
             reward=reward(state.obs, action, coordinates),
             done=terminated(coordinates).astype(state.done.dtype),
         )
+
+    def draw(self, state: State, action: Float[np.ndarray, "1"] | None) -> UInt8[np.ndarray, "H W 3"]:
+        """The car on the hill, a flag at the goal, and the power of the engine as an arrow."""
+        position = float(state.pipeline_state[0])
+        canvas = Canvas(width=2.0, centre=(-0.3, 0.58), size=(480, 300))
+        ground = [(x, _height(x)) for x in np.linspace(-1.3, 0.7, 101)]
+        canvas.polygon([(-1.3, -1.0), *ground, (0.7, -1.0)], TRACK)
+        canvas.line(ground, INK)
+        top = _height(GOAL) + 0.16
+        canvas.line([(GOAL, _height(GOAL)), (GOAL, top)], INK)
+        canvas.polygon([(GOAL, top), (GOAL, top - 0.07), (GOAL + 0.09, top - 0.035)], GOAL_COLOR)
+        slope = math.atan(1.35 * math.cos(3 * position))
+        along, up = np.array([math.cos(slope), math.sin(slope)]), np.array([-math.sin(slope), math.cos(slope)])
+        foot = np.array([position, _height(position)])
+        for side in (-0.035, 0.035):
+            canvas.disc(foot + side * along + 0.022 * up, 0.022, INK)
+        canvas.box(foot + 0.05 * up, (0.12, 0.05), BODY, slope)
+        if action is not None:
+            power = float(np.clip(action[0], -1, 1))
+            start = foot + 0.05 * up + math.copysign(0.07, power) * along
+            canvas.arrow(start, start + 0.2 * power * along, FORCE)
+        return canvas.picture()
+
+
+def _height(position: float) -> float:
+    """Height of the hill in the picture, in units of position, as in Gymnasium."""
+    return 0.45 * math.sin(3 * position) + 0.55
 
 
 def reward(

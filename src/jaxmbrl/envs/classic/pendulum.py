@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, UInt8
 
 from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task, never
+from jaxmbrl.envs.drawing.canvas import GOAL, INK, ROD, Canvas
 
 MAX_TORQUE = 2.0  # N m
 MAX_SPEED = 8.0  # rad / s
@@ -31,6 +35,7 @@ class Pendulum:
 
     observation_size = 3
     action_size = 1
+    dt = DT
 
     def state_at(self, coordinates: Float[Array, "2"]) -> State:
         """The state with the given angle and speed."""
@@ -55,6 +60,18 @@ class Pendulum:
     def _observe(self, coordinates: Float[Array, "2"]) -> Float[Array, "3"]:
         angle, speed = coordinates
         return jnp.stack([jnp.cos(angle), jnp.sin(angle), speed])
+
+    def draw(self, state: State, action: Float[np.ndarray, "1"] | None) -> UInt8[np.ndarray, "H W 3"]:
+        """The rod, a ring around the upright position, and the torque as an arrow. Positive angles are to the left, as in
+        Gymnasium."""
+        angle = float(state.pipeline_state[0])
+        canvas = Canvas(width=2.8, size=(360, 360))
+        canvas.ring((0.0, LENGTH), 0.16, GOAL, 3.0)
+        canvas.rod((0.0, 0.0), (-LENGTH * math.sin(angle), LENGTH * math.cos(angle)), 0.14, ROD)
+        canvas.disc((0.0, 0.0), 0.05, INK)
+        if action is not None:
+            canvas.turn((0.0, 0.0), 0.4, angle + math.pi / 2, 1.6 * float(np.clip(action[0], -1, 1)))
+        return canvas.picture()
 
 
 def reward(

@@ -10,13 +10,17 @@ any coordinate (float64).
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, UInt8
 
 from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task, never
 from jaxmbrl.envs.classic.integration import runge_kutta
+from jaxmbrl.envs.drawing.canvas import BODY, GOAL, INK, ROD, TRACK, Canvas
 
 LENGTH = 0.5  # m, of each link
 MASS = 1.0  # kg, of each link
@@ -46,6 +50,7 @@ class Reacher2D:
 
     observation_size = 8
     action_size = 2
+    dt = DT
 
     def state_at(self, coordinates: Float[Array, "6"]) -> State:
         """The state with the given coordinates."""
@@ -75,6 +80,24 @@ class Reacher2D:
         )
         joints = jnp.stack([jnp.cos(shoulder), jnp.sin(shoulder), jnp.cos(elbow), jnp.sin(elbow)])
         return jnp.concatenate([joints, coordinates[2:4], coordinates[4:] - tip])
+
+    def draw(self, state: State, action: Float[np.ndarray, "2"] | None) -> UInt8[np.ndarray, "H W 3"]:
+        """The arm, its target as a disc within the circle of its reach, and the torques as arrows."""
+        shoulder, elbow, _, _, *target = map(float, state.pipeline_state)
+        canvas = Canvas(width=2.3, size=(360, 360))
+        canvas.ring((0.0, 0.0), 2 * LENGTH, TRACK)
+        canvas.disc(target, 0.05, GOAL)
+        joint = (LENGTH * math.cos(shoulder), LENGTH * math.sin(shoulder))
+        tip = (joint[0] + LENGTH * math.cos(shoulder + elbow), joint[1] + LENGTH * math.sin(shoulder + elbow))
+        canvas.rod((0.0, 0.0), joint, 0.09, BODY)
+        canvas.rod(joint, tip, 0.07, ROD)
+        for at, radius in (((0.0, 0.0), 0.03), (joint, 0.025), (tip, 0.02)):
+            canvas.disc(at, radius, INK)
+        if action is not None:
+            turned = 1.2 * np.clip(action, -1, 1)
+            canvas.turn((0.0, 0.0), 0.22, shoulder, float(turned[0]))
+            canvas.turn(joint, 0.18, shoulder + elbow, float(turned[1]))
+        return canvas.picture()
 
 
 def reward(

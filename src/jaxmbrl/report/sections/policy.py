@@ -68,7 +68,7 @@ def _acting(found: Diagnosis) -> list[Part]:
     else:
         parts.append(Text(f"{steps:,} steps of an episode that had not ended by then."))
     if found.film is not None:
-        parts.append(Picture("An episode", found.film, found.film_note, 320, 240))
+        parts.append(Picture("An episode", found.film, found.film_note))
     else:
         parts.append(Text(f"There is no film of an episode: {found.film_note}."))
     charts = [*_episode(found), *_histograms(found)]

@@ -1,8 +1,8 @@
-"""Rendering of tasks that have a MuJoCo model.
+"""Rendering of tasks that have a MuJoCo model: those on MJX, of Brax and of MuJoCo Playground, and a user's own.
 
 MuJoCo chooses its graphics library once, when it is imported, and a broken library may crash the process or hang. So frames
-are drawn in a separate process, `draw.py`. It uses the library that the environment variable MUJOCO_GL names, or else the
-first of `RENDERERS` that works.
+are drawn in a separate process, `rendering_process.py`. It uses the library that the environment variable MUJOCO_GL names,
+or else the first of `RENDERERS` that works.
 """
 
 from __future__ import annotations
@@ -14,59 +14,61 @@ import tempfile
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
-from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Carry, Task
-from jaxmbrl.envs import draw
 from jaxmbrl.envs.action_repeat import unrepeated
+from jaxmbrl.envs.drawing import rendering_process
+from jaxmbrl.envs.drawing.interface import Drawing, NoPicture, state_of
+from jaxmbrl.envs.drawing.own import step_seconds
 
 RENDERERS = ("egl", "osmesa", "glfw")
 SECONDS = 60.0
 """Timeout for a frame; for the first one, it includes the start of the process."""
 
 
-class NoPicture(UserError):
-    """Nothing can be drawn: the task has no MuJoCo model, or the machine has no renderer."""
+def model_drawing(task: Task) -> Drawing | None:
+    """The drawing of the task's MuJoCo model (`env.mj_model`, or of a Brax environment `env.sys.mj_model`) at the positions
+    in its states; None if it has no model.
 
-
-class Scene(NamedTuple):
-    """The MuJoCo model of a task, for drawing."""
-
-    model: Any
-    """`mujoco.MjModel`."""
-    dt: float
-    """Seconds of a control step."""
-
-
-def scene(task: Task) -> Scene:
-    """The scene of `task`: its `env.mj_model`, to be drawn at the positions `State.pipeline_state.qpos` every `env.dt`
-    seconds. Action repeat is taken into account. Raises NoPicture if one of the three is missing."""
-    model, dt = (getattr(unrepeated(task.env), name, None) for name in ("mj_model", "dt"))
-    if model is None or dt is None:
-        raise NoPicture(f"no picture of {task.name}: it has no MuJoCo model")
+    Positions are `qpos`, or `q` of Brax's own simulators, of `State.pipeline_state` or of Playground's `State.data`. Raises
+    NoPicture if the states have no positions of the model, or if `env.dt` is not a positive number.
+    """
+    env: Any = unrepeated(task.env)
+    model = getattr(env, "mj_model", getattr(getattr(env, "sys", None), "mj_model", None))
+    if model is None:
+        return None
     try:
         shape = jax.eval_shape(lambda: positions(task.world.reset(jax.random.key(0)))).shape
     except (AttributeError, TypeError, IndexError):
         shape = None
     if shape != (model.nq,):
         raise NoPicture(f"no picture of {task.name}: its states have no positions of the model, pipeline_state.qpos")
-    return Scene(model, float(dt) * task.action_repeat)
+    return Drawing(
+        dt=step_seconds(task, getattr(env, "dt", None)),
+        shown=positions,
+        finite=_finite,
+        drawer=lambda width, height: ModelDrawer(model, width, height),
+    )
 
 
 def positions(carry: Carry) -> Float[Array, "nq"]:
     """The positions (m, rad) in the carry of a task's World."""
-    # The carry is (State, steps), nested in one more tuple for each action repeat.
-    while isinstance(carry, tuple):
-        carry = carry[0]
-    return carry.pipeline_state.qpos
+    state = state_of(carry)
+    simulation = state.pipeline_state if hasattr(state, "pipeline_state") else state.data
+    return simulation.qpos if hasattr(simulation, "qpos") else simulation.q
 
 
-class Drawer:
+def _finite(positions: Float[Array, "nq"]) -> Bool[Array, ""]:
+    return jnp.all(jnp.isfinite(positions))
+
+
+class ModelDrawer:
     """Draws a MuJoCo model; close it after use. Raises NoPicture if no renderer works."""
 
     def __init__(self, model: Any, width: int, height: int) -> None:
@@ -94,7 +96,7 @@ class Drawer:
         height, width, _ = self._shape
         # Run in the temporary folder, because MuJoCo may write a log file to the working folder.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", draw.__file__, str(file), str(width), str(height)],
+            [sys.executable, "-P", rendering_process.__file__, str(file), str(width), str(height)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -102,15 +104,18 @@ class Drawer:
             env=os.environ | {"MUJOCO_GL": renderer},
         )
 
-    def frame(self, qpos: Float[np.ndarray, "nq"]) -> UInt8[np.ndarray, "H W 3"]:
-        """The picture of the model at positions (m, rad). Raises NoPicture if the renderer fails or takes a minute."""
+    def frame(
+        self, shown: Float[np.ndarray, "nq"], action: Shaped[np.ndarray, "..."] | None = None
+    ) -> UInt8[np.ndarray, "H W 3"]:
+        """The picture of the model at the positions `shown` (m, rad). Raises NoPicture if the renderer fails or takes a
+        minute."""
         if self._process is None:
             raise NoPicture("no picture: the drawer is closed")
         assert self._process.stdin is not None and self._process.stdout is not None
         clock = threading.Timer(SECONDS, self._process.kill)
         clock.start()
         try:
-            self._process.stdin.write(np.asarray(qpos, np.float64).tobytes())
+            self._process.stdin.write(np.asarray(shown, np.float64).tobytes())
             self._process.stdin.flush()
             seen = self._process.stdout.read(int(np.prod(self._shape)))
         except BrokenPipeError:
@@ -133,7 +138,7 @@ class Drawer:
         self._stop()
         self._folder.cleanup()
 
-    def __enter__(self) -> Drawer:
+    def __enter__(self) -> ModelDrawer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

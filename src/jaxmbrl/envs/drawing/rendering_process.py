@@ -1,4 +1,4 @@
-"""The process that `rendering.Drawer` starts. It renders frames of a MuJoCo model at given positions.
+"""The process that `rendering.ModelDrawer` starts. It renders frames of a MuJoCo model at given positions.
 
 In a loop, until the input ends, it reads nq float64 numbers from standard input and writes a frame of height x width x 3
 bytes to standard output. It is run as a file, so that only MuJoCo is imported.
