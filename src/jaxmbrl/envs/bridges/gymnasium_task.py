@@ -20,10 +20,10 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import Action, Carry, HostStep, Key, Task, Transition, World
-from jaxmbrl.envs.mujoco.mjx_env import import_mujoco
 from jaxmbrl.envs.drawing.interface import NoPicture
 from jaxmbrl.envs.drawing.own import checked
 from jaxmbrl.envs.drawing.rendering import ModelDrawer
+from jaxmbrl.envs.mujoco.mjx_env import import_mujoco
 
 if TYPE_CHECKING:
     import gymnasium
