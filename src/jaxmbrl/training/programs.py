@@ -19,6 +19,7 @@ from jaxmbrl import algorithms, envs
 from jaxmbrl.core.config import UserError, check, closest, from_dict, to_dict
 from jaxmbrl.core.types import Algorithm, Task, Transition, row_like
 from jaxmbrl.data import dataset
+from jaxmbrl.envs.shapes import check_shapes
 from jaxmbrl.training import bridged, devices, loop, memory, probing
 from jaxmbrl.training.devices import OF_SEEDS, SeedSharding
 from jaxmbrl.training.loop import Loop, LoopState
@@ -196,14 +197,15 @@ def read(folder: RunFolder) -> RunConfig:
         raise UserError(f"{folder.path / CONFIG}: {error}") from None
 
 
-def build(config: RunConfig, learns: bool = True) -> Program:
+def build(config: RunConfig, learns: bool = True, task: Task | None = None) -> Program:
     """The parts of a run. Raises UserError if they are not compatible with each other or with the machine.
 
-    With `learns` false, for a run that is only evaluated, the file of data is not needed.
+    With `learns` false, for a run that is only evaluated, the file of data is not needed. `task` is used instead of the
+    task with the name `config.env`.
     """
     method, settings = algorithms.get(config.algorithm), config.settings
     check_whole(to_dict(config))
-    task = envs.make(config.env, config.action_repeat)
+    task = checked_task(config.env if task is None else task, config.action_repeat)
     algorithm = _traced_once(method.make(settings, task))
     if config.data is not None and algorithm.on_policy:
         raise UserError(f"{config.algorithm} learns from transitions of its own policy: it cannot be trained from data")
@@ -227,6 +229,20 @@ def build(config: RunConfig, learns: bool = True) -> Program:
     probing.check(algorithm, state)
     memory.check(state, "the state of the run", "lower seeds, replay_capacity or the networks' sizes")
     return program
+
+
+def checked_task(task: str | Task, action_repeat: int) -> Task:
+    """The task, or the one of that name, with each action applied `action_repeat` times. Its shapes and dtypes are checked
+    (`envs.shapes`). Its world keeps the traces of that check, and the programs that are compiled afterwards use them.
+
+    Raises UserError if there is no such task, or a check fails.
+    """
+    made = envs.make(task) if isinstance(task, str) else task
+    if made.host is None:
+        reset, step = (jax.jit(function, inline=True) for function in (made.world.reset, made.world.step))
+        made = made._replace(world=made.world._replace(reset=reset, step=step))
+    check_shapes(made)
+    return envs.repeat(made, action_repeat)
 
 
 def _traced_once(algorithm: Algorithm) -> Algorithm:
