@@ -151,10 +151,12 @@ def of_reset(task: Task, carry: Carry, observation: Observation) -> list[str]:
 def of_step(task: Task, carry: Carry, successor: Carry, row: Transition, weak: bool = True) -> list[str]:
     """Problems of a step from `carry` to `successor` with the transition `row`, all of which may be their shapes. With
     `weak`, a change of a Python number's type is one."""
-    state = _state_of(successor)
-    fields = {} if state is None else _of_state(task, "step", state)
-    problems = list(fields.values()) + _changed_kinds(carry, successor, frozenset(fields), weak)
-    return problems if fields else problems + _row_kinds(task, row)
+    states = {"reset": _state_of(carry), "step": _state_of(successor)}
+    fields = {method: _of_state(task, method, state) for method, state in states.items() if state is not None}
+    # Of a field with a problem in one of them, the change is not told as well.
+    told = frozenset(field for problems in fields.values() for field in problems)
+    problems = list(fields.get("step", {}).values()) + _changed_kinds(carry, successor, told, weak)
+    return problems if told else problems + _row_kinds(task, row)
 
 
 def _state_of(carry: Carry) -> Any:
