@@ -20,7 +20,7 @@ from jaxmbrl.core.config import UserError, check, closest, from_dict, to_dict
 from jaxmbrl.core.types import Algorithm, Task, Transition, row_like
 from jaxmbrl.data import dataset
 from jaxmbrl.envs.shapes import check_shapes
-from jaxmbrl.training import bridged, devices, loop, memory, probing
+from jaxmbrl.training import bridged, devices, hints, loop, memory, probing
 from jaxmbrl.training.devices import OF_SEEDS, SeedSharding
 from jaxmbrl.training.loop import Loop, LoopState
 from jaxmbrl.training.run_folder import CONFIG, RunFolder
@@ -119,7 +119,7 @@ class Program(NamedTuple):
 
 def configure(
     algorithm: str,
-    env: str,
+    env: str | Task,
     preset: str | None = None,
     settings: Any = None,
     steps: int | None = None,
@@ -127,10 +127,13 @@ def configure(
     **fields: Any,
 ) -> RunConfig:
     """A checked `RunConfig`. `settings` is the algorithm's config, or a mapping from dotted field names to values that
-    replace the preset's. With a file of `data` the default of steps is the number of its rows. Raises UserError for names
-    that are unknown and values that are out of range."""
+    replace the preset's. With a file of `data` the default of steps is the number of its rows. A `Task` need not be known
+    by its name. Raises UserError for names that are unknown and values that are out of range."""
     method = algorithms.get(algorithm)
-    envs.check_name(env)
+    if isinstance(env, Task):
+        env = env.name
+    else:
+        envs.check_name(env)
     name, config = algorithms.preset(algorithm, env, preset)
     if isinstance(settings, Mapping):
         config = from_dict(method.config, _replaced(to_dict(config), settings))
@@ -140,6 +143,9 @@ def configure(
         raise UserError(
             f"settings must be the config of {algorithm} or a mapping such as {{'epoch_steps': 500}}, got {settings!r:.60}"
         )
+    for field_name, value in fields.items():
+        if field_name not in FIELDS:
+            raise hints.unknown_field(field_name, value, FIELDS, to_dict(config))
     if data is not None:
         loaded = dataset.load(data)
         steps = len(loaded.rows.reward) if steps is None else steps
@@ -148,6 +154,9 @@ def configure(
     given = dict(algorithm=algorithm, env=env, preset=name, steps=steps, settings=check(config), **fields)
     return from_dict(RunConfig, given)
 
+
+FIELDS = tuple(known.name for known in dataclasses.fields(RunConfig))
+"""Names of the fields of a run."""
 
 MAY_CHANGE = ("steps", "eval_episodes", "checkpoint", "data", "settings.eval_every")
 """Fields of a run that may change when it is resumed: learning does not depend on them."""
@@ -327,7 +336,7 @@ def _replaced(values: dict[str, Any], changes: Mapping[Any, Any], prefix: str = 
     for path, value in changes.items():
         at, *rest = str(path).split(".", 1)
         if at not in values:
-            raise UserError(f"unknown field '{prefix}{at}'; {closest(at, values)}")
+            raise UserError(f"unknown field '{prefix}{at}'; {hints.near(at, values, prefix)}")
         if rest and not isinstance(values[at], dict):
             raise UserError(f"unknown field '{prefix}{path}': {prefix}{at} has no fields")
         nested = {rest[0]: value} if rest else value
