@@ -19,7 +19,7 @@ import jaxmbrl
 from jaxmbrl import algorithms
 from jaxmbrl.core.config import UserError, to_dict
 from jaxmbrl.rollout import rollout
-from jaxmbrl.training import epoch_rows, evaluation, programs, restoring, runner, session
+from jaxmbrl.training import epoch_rows, evaluation, programs, runner, session
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.training.session import Session
@@ -204,7 +204,7 @@ def test_a_damaged_checkpoint_is_told_to_who_looks(small_run, tmp_path):
     shutil.copytree(small_run[0], run)
     newest = sorted((run / "checkpoints").glob("0*"))[-1]
     (newest / "manifest.json").write_text("{}")
-    with pytest.warns(restoring.RunWarning, match=f"{newest.name} is damaged"):
+    with pytest.warns(jaxmbrl.RunWarning, match=f"{newest.name} is damaged"):
         jaxmbrl.load(run)
     newest = sorted((run / "checkpoints").glob("0*"))[-1]
     (newest / "manifest.json").write_text("{}")

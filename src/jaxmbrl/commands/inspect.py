@@ -95,11 +95,11 @@ def _film(run: str, model: str | None, file: Path) -> None:
     """Write a video of an episode, or print a message if nothing can be drawn."""
     from jaxmbrl.diagnostics import video
     from jaxmbrl.envs.mujoco.rendering import NoPicture
-    from jaxmbrl.training import restoring
+    from jaxmbrl.training import console
 
     with warnings.catch_warnings():
         # The evaluation has already printed these warnings.
-        warnings.simplefilter("ignore", restoring.RunWarning)
+        warnings.simplefilter("ignore", console.RunWarning)
         try:
             print(f"video    {file}: {video.film(run, file, model)}")
         except NoPicture as error:
@@ -109,10 +109,10 @@ def _film(run: str, model: str | None, file: Path) -> None:
 @contextlib.contextmanager
 def _warnings_in_a_line() -> Iterator[None]:
     """Print each warning about a run in one line, in the same form as our errors."""
-    from jaxmbrl.training import restoring
+    from jaxmbrl.training import console
 
     with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always", restoring.RunWarning)
+        warnings.simplefilter("always", console.RunWarning)
         yield
     for warning in heard:
         complain(f"warning: {warning.message}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
@@ -18,7 +19,8 @@ INTERFACE = ("observation_space", "action_space", "reset", "step")
 """Attributes of a Gymnasium environment."""
 
 
-class Given(NamedTuple):
+@dataclass(frozen=True)
+class Given:
     """The factory of a task that was registered because it was given in the place of a name."""
 
     source: Any
