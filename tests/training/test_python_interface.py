@@ -114,11 +114,14 @@ def test_a_function_that_makes_a_task_is_one():
 
     for wrong, message in (
         (broken, "task 'broken': its environment fails in being made with OSError: no port"),
-        (Fuse, r"Fuse\(\) must return a Task, got of type Fuse; envs.make_task\(name, env, episode_length\) makes"),
+        (
+            Fuse,
+            r"Fuse\(\) must return a Task, got an object of type Fuse; envs.make_task\(name, env, episode_length\) makes",
+        ),
         (lambda task: task, r"its environment fails in being made with TypeError: .*missing 1 required positional"),
-        (Fuse(), "a task must be a name or a Task, got the environment of type Fuse; envs.make_task"),
-        (3, "a task must be a name, a Task or a function that makes one, got of type int; envs.make_task"),
-        (None, "a task must be a name, a Task or a function that makes one, got of type NoneType"),
+        (Fuse(), "a task must be a name or a Task, got an object of type Fuse; envs.make_task"),
+        (3, "a task must be a name, a Task or a function that makes one, got an object of type int; envs.make_task"),
+        (None, "a task must be a name, a Task or a function that makes one, got an object of type NoneType"),
     ):
         with pytest.raises(UserError, match=message) as error:
             resolve(wrong)
@@ -151,7 +154,10 @@ def test_gymnasiums_environments_are_tasks_where_they_can_be_made_again():
         (gymnasium.make("Pendulum-v1", max_episode_steps=30), changed),
         (gymnasium.wrappers.RescaleAction(gymnasium.make("Pendulum-v1"), 0, 1), changed),
         (gymnasium.make_vec("Pendulum-v1", 2), "give a single environment and not a vector"),
-        (Heater(), "training makes several environments, got one, of type Heater: give a function that makes them"),
+        (
+            Heater(),
+            "training makes several environments, got one, an object of type Heater: give a function that makes them",
+        ),
         (functools.partial(Heater), "a function without a name makes the environments: give envs.from_gymnasium"),
     ):
         with pytest.raises(UserError, match=message):

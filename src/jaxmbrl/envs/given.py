@@ -78,7 +78,7 @@ def _factory(given: Callable[[], Any]) -> Callable[[], Task]:
 def _by_environment(given: Any) -> str:
     """The name of the task of one environment, if there is one."""
     if not all(hasattr(given, attribute) for attribute in INTERFACE):
-        raise UserError(f"a task must be a name or a Task, got the environment {_called(given)}; {MADE}")
+        raise UserError(f"a task must be a name or a Task, got {_called(given)}; {MADE}")
     if getattr(given, "num_envs", None) is not None:
         raise UserError("give a single environment and not a vector of them; num_envs makes more of it")
     if getattr(given, "spec", None) is None:
@@ -123,4 +123,4 @@ def _kept(task: Task, make: Callable[[], Task], source: Any) -> Task:
 
 
 def _called(value: Any) -> str:
-    return f"{value.__name__} itself" if isinstance(value, type) else f"of type {type(value).__name__}"
+    return f"{value.__name__} itself" if isinstance(value, type) else f"an object of type {type(value).__name__}"
