@@ -64,6 +64,7 @@ def test_frozen_seeds_and_an_early_end_are_warned_of():
     assert "fuse" not in envs.names()
 
 
+@pytest.mark.promises
 def test_a_console_says_it_alone_and_resuming_says_that_it_has_ended(tmp_path):
     said, task = io.StringIO(), fuse()
     with warnings.catch_warnings():
