@@ -281,7 +281,8 @@ class Calls:
 
     def called(self, *what):
         self.made.append(what)
-        return Result([], None, lambda state: None, envs.make("pendulum"), programs.configure("sac", "pendulum"), None)
+        config = programs.configure("sac", "pendulum")
+        return Result([], None, lambda state: None, envs.make("pendulum"), config, None, 0, {})
 
 
 def test_a_run_goes_on_where_it_has_a_checkpoint(tmp_path, monkeypatch):

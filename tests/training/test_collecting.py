@@ -281,11 +281,18 @@ def test_images_and_choices_go_into_a_file_and_come_back(kind, tmp_path, monkeyp
 
 
 def test_a_task_that_no_file_stores_is_refused_before_collecting(monkeypatch):
-    task = envs.make("pendulum")._replace(observation=Box((3,), 0, 9, "int32"))
+    class Board:
+        action_size = 1
+
+        def reset(self, rng):
+            return initial_state((), jnp.zeros(3, jnp.int32))
+
+        def step(self, state, action):
+            return state
+
+    task = envs.make_task("board", Board(), 5, observation=Box((3,), 0, 9, "int32"))
     monkeypatch.setattr(envs, "TASKS", envs.TASKS | {"board": lambda: task})
-    with pytest.raises(
-        UserError, match=r"cannot store the observations of task 'pendulum', Box\(shape=\(3,\), low=0, high=9"
-    ):
+    with pytest.raises(UserError, match=r"cannot store the observations of task 'board', Box\(shape=\(3,\), low=0, high=9"):
         collecting.collect_by("board", "random", 5)
 
 

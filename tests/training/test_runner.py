@@ -19,7 +19,7 @@ import jaxmbrl
 from jaxmbrl import algorithms
 from jaxmbrl.core.config import UserError, to_dict
 from jaxmbrl.rollout import rollout
-from jaxmbrl.training import epoch_rows, evaluation, programs, restoring, runner, session
+from jaxmbrl.training import epoch_rows, evaluation, programs, runner, session
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.training.session import Session
@@ -204,7 +204,7 @@ def test_a_damaged_checkpoint_is_told_to_who_looks(small_run, tmp_path):
     shutil.copytree(small_run[0], run)
     newest = sorted((run / "checkpoints").glob("0*"))[-1]
     (newest / "manifest.json").write_text("{}")
-    with pytest.warns(restoring.RunWarning, match=f"{newest.name} is damaged"):
+    with pytest.warns(jaxmbrl.RunWarning, match=f"{newest.name} is damaged"):
         jaxmbrl.load(run)
     newest = sorted((run / "checkpoints").glob("0*"))[-1]
     (newest / "manifest.json").write_text("{}")
@@ -516,6 +516,7 @@ def test_a_bad_seed_is_named_and_leaves_the_other_alone(in_memory, tmp_path):
     warnings = [event for event in folder.read_events() if event["kind"] == "warning"]
     assert len(warnings) == 1 and (warnings[0]["seed"], warnings[0]["epoch"]) == (4, 2)
     assert 250 <= warnings[0]["env_steps"] <= 400
+    assert short.env_steps == 400 and short.frozen == {4: (warnings[0]["metric"], warnings[0]["env_steps"])}
     text = warnings[0]["text"]
     assert "seed 4 is frozen" in text and f"'{warnings[0]['metric']}'" in text and "epoch 2" in text
     assert f"warning: {text}" in said.getvalue() and said.getvalue().count("warning") == 1
@@ -545,7 +546,7 @@ def test_a_run_whose_seeds_are_all_bad_ends_with_a_warning(tmp_path):
     code, said, err = call("train", "linear", "--env", "pendulum", *words)
     assert code == 1
     assert err.startswith("jaxmbrl: no seed finished") and err.count("\n") == 1 and "events.jsonl" in err
-    assert "warning: all seeds had a value that is not finite; the run ends here" in said
+    assert "warning: all seeds had a value that is not finite; the run ends at 400 of 2,000 steps" in said
     rows = RunFolder.open(tmp_path / "run").read_metrics()
     assert [row["epoch"] for row in rows] == [1, 1, 2, 2] and all(row["frozen"] for row in rows[2:])
     before = digests(tmp_path / "run")

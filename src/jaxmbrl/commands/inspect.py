@@ -94,11 +94,11 @@ def _film(run: str, model: str | None, backend: str | None, file: Path) -> bool:
     """Write a video of an episode. If nothing can be drawn, print a message and return False."""
     from jaxmbrl.diagnostics import video
     from jaxmbrl.envs.drawing import NoPicture
-    from jaxmbrl.training import restoring
+    from jaxmbrl.training import console
 
     with warnings.catch_warnings():
         # The evaluation has already printed these warnings.
-        warnings.simplefilter("ignore", restoring.RunWarning)
+        warnings.simplefilter("ignore", console.RunWarning)
         try:
             print(f"video    {file}: {video.film(run, file, model, backend)}")
         except NoPicture as error:

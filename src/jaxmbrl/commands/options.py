@@ -27,7 +27,7 @@ def complain(text: str) -> None:
 def warnings_in_a_line(show: Callable[[str], None] | None = None) -> Iterator[None]:
     """Show each warning about a run or about data in one line by calling `show`, by default in the form of our errors."""
     from jaxmbrl.data.dataset import DataWarning
-    from jaxmbrl.training.restoring import RunWarning
+    from jaxmbrl.training.console import RunWarning
 
     def shown(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if not issubclass(category, (RunWarning, DataWarning)):

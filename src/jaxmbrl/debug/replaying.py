@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxmbrl.core.config import UserError
 from jaxmbrl.debug import nonfinite
 from jaxmbrl.debug.origins import ARGUMENT, Operand, Origin
-from jaxmbrl.training import devices, loop, programs, restoring
+from jaxmbrl.training import console, devices, loop, programs, restoring
 from jaxmbrl.training.loop import LoopState
 from jaxmbrl.training.programs import Program
 from jaxmbrl.training.run_folder import RunFolder
@@ -78,7 +78,7 @@ def debug(run: str | Path, seed: int | None = None) -> Report | None:
             )
         _, state, restored = restoring.restore(folder, program, repair=False, before=chosen.env_steps)
     for text in restored.warnings:
-        warnings.warn(text, restoring.RunWarning, stacklevel=2)
+        warnings.warn(text, console.RunWarning, stacklevel=2)
     if chosen is None:
         return None
     others = tuple(fault.seed for fault in found if fault is not chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import numbers
 from collections.abc import Callable
 from typing import Any, cast
@@ -57,22 +58,24 @@ def make_task(
     Give `features` if a dynamics model should encode the observation. `State.done` means terminated, except in a step with
     `truncation` in `State.info`, Brax's mark of a time limit.
 
-    Raises UserError if a required size is not a number, as for environments with several observations; and, at the first
-    reset, if the environment is a Brax environment that resets itself.
+    Raises UserError if a method is missing or takes other arguments, or if a required size is not a number, as for
+    environments with several observations; and, at the first reset or step, if it does not return a `State`, or if the
+    environment is a Brax environment that resets itself.
     """
+    _check_methods(name, env)
     observation = observation or Box((_size(name, env, "observation_size"),))
     action = action or Box((_size(name, env, "action_size"),), -1.0, 1.0)
 
     def reset(key: Key) -> tuple[Any, Int[Array, ""]]:
-        state = env.reset(key)
+        state = _state(name, "reset", env.reset(key))
         if "first_obs" in _info(state):
             raise UserError(f"task '{name}': the environment resets by itself: give the one inside its auto-reset wrapper")
-        return jax.tree.map(typed, state), jnp.zeros((), jnp.int32)
+        return state, jnp.zeros((), jnp.int32)
 
     def step(carry: tuple[Any, Int[Array, ""]], action: Action, key: Key) -> tuple[Any, Transition]:
         state, elapsed = carry
         # Copy the containers, because Brax's environments update `info` and `metrics` in place.
-        successor = jax.tree.map(typed, env.step(jax.tree.map(lambda leaf: leaf, state), action))
+        successor = _state(name, "step", env.step(jax.tree.map(lambda leaf: leaf, state), action))
         ended = _ended(successor)
         transition = Transition(
             observation=state.obs,
@@ -101,6 +104,54 @@ def make_task(
         terminated=terminated,
         features=features,
     )
+
+
+METHODS = {"reset": ("rng",), "step": ("state", "action")}
+"""Method of an environment in the Brax interface -> its arguments."""
+
+
+def _check_methods(name: str, env: Env) -> None:
+    """Raise UserError if `env` cannot be called as an environment in the Brax interface."""
+    if isinstance(env, type):
+        raise UserError(f"task '{name}': give an environment, not its class: {env.__name__}()")
+    for method, arguments in METHODS.items():
+        form = f"{method}({', '.join(arguments)})"
+        function = getattr(env, method, None)
+        if not callable(function):
+            raise UserError(f"task '{name}': the environment, a {type(env).__name__}, has no method {form}")
+        try:
+            signature = inspect.signature(function)
+        except ValueError:
+            # A function that is not written in Python.
+            continue
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            raise UserError(
+                f"task '{name}': the environment must have {form}, got {method}{signature}: one with Gymnasium's interface "
+                "becomes a task with envs.from_gymnasium"
+            ) from None
+
+
+def _state(name: str, method: str, returned: Any) -> Any:
+    """The state that an environment's `method` returned, with typed arrays as leaves. Raises UserError if it is not one."""
+    missing = [field for field in ("obs", "reward", "done") if not hasattr(returned, field)]
+    if missing:
+        got = f"{type(returned).__name__}, which has no {' or '.join(missing)}"
+        if type(returned) is tuple:
+            got = f"a tuple of {len(returned)}: one with Gymnasium's interface becomes a task with envs.from_gymnasium"
+        raise UserError(f"task '{name}': {method} must return a State (jaxmbrl.envs.State), got {got}")
+
+    def leaf(path: Any, value: Any) -> Array:
+        try:
+            return typed(value)
+        except TypeError:
+            at = f"state{jax.tree_util.keystr(path)}"
+            raise UserError(
+                f"task '{name}': {method} must return arrays and numbers, got {type(value).__name__} at {at}"
+            ) from None
+
+    return jax.tree_util.tree_map_with_path(leaf, returned)
 
 
 def never(next_observation: Float[Array, "*n O"]) -> Bool[Array, "*n"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,9 +12,10 @@ from jaxtyping import Array, Bool, Int, Shaped
 
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete, Space
-from jaxmbrl.core.types import Carry, Key, PyTree, Task, Transition
+from jaxmbrl.core.types import Action, Carry, Key, PyTree, Task, Transition
 from jaxmbrl.envs.drawing.interface import on_host
 from jaxmbrl.envs.drawing.own import own_drawing
+from jaxmbrl.envs.shapes import calling, kinds, of_reset, of_spaces, of_step, path_namer
 
 ROWS = 8
 LONGEST = 2000
@@ -46,11 +46,12 @@ def check(task: Task, seed: int = 0) -> None:
     show it, for example because none of them terminates, the task passes.
     """
     stages: tuple[tuple[str, Callable[[Task, Key], list[str]]], ...] = (
-        ("reading its spaces", _check_spaces),
+        ("reading its spaces", lambda task, key: of_spaces(task)),
         ("a reset and a step, not compiled,", _check_a_step),
         ("a compiled reset and step", _check_compiled),
         ("rollouts, under jit, vmap and scan,", _check_rollouts),
     )
+    task = _with_named_errors(task)
     for (what, stage), key in zip(stages, jax.random.split(jax.random.key(seed), len(stages)), strict=True):
         try:
             problems = stage(task, key)
@@ -77,43 +78,19 @@ def _check_drawing(task: Task, key: Key) -> None:
         drawer.frame(on_host(found.shown(successor)), np.asarray(action))
 
 
-def _check_spaces(task: Task, key: Key) -> list[str]:
-    problems = []
-    action, observation = task.action, task.observation
-    bounds = (action.low, action.high) if isinstance(action, Box) and _is_box(action) else None
-    if not (bounds == (-1.0, 1.0) and _dtype(action).kind == "f") and not _is_discrete(action):
-        problems.append(f"its actions must be Box(shape, -1.0, 1.0) or Discrete(n), got {action}: rescale them in step")
-    if not _is_box(observation) and not _is_discrete(observation):
-        problems.append(f"its observations must be Box(shape, low, high, dtype) or Discrete(n), got {observation}")
-    elif isinstance(observation, Box) and _dtype(observation).kind != "f" and not _fits(observation):
-        problems.append(f"the bounds of its observations must be numbers of their dtype, got {observation}")
-    if not isinstance(task.episode_length, numbers.Integral) or task.episode_length < 1:
-        problems.append(f"its episode_length must be a whole number of steps, got {task.episode_length!r}")
-    return problems
+def _with_named_errors(task: Task) -> Task:
+    """`task` with a world whose errors name the method that raised them."""
+    world = task.world
 
+    def reset(key: Key) -> Carry:
+        with calling(task, "reset"):
+            return world.reset(key)
 
-def _is_discrete(space: Any) -> bool:
-    return isinstance(space, Discrete) and space.n >= 1
+    def step(carry: Carry, action: Action, key: Key) -> tuple[Carry, Transition]:
+        with calling(task, "step"):
+            return world.step(carry, action, key)
 
-
-def _is_box(space: Any) -> bool:
-    """Whether `space` is a Box of floats or integers with sizes of at least 1 and ordered bounds."""
-    if not isinstance(space, Box) or not all(size >= 1 for size in space.shape) or not space.low < space.high:
-        return False
-    try:
-        return _dtype(space).kind in "fiu"
-    except TypeError:
-        return False
-
-
-def _dtype(space: Space) -> np.dtype[Any]:
-    return np.dtype(space.zeros().dtype)
-
-
-def _fits(space: Box) -> bool:
-    """Whether the bounds are whole numbers within the range of the box's integer dtype."""
-    limits = np.iinfo(_dtype(space))
-    return all(limits.min <= bound <= limits.max and float(bound).is_integer() for bound in (space.low, space.high))
+    return task._replace(world=world._replace(reset=reset, step=step))
 
 
 def _check_a_step(task: Task, key: Key) -> list[str]:
@@ -123,18 +100,18 @@ def _check_a_step(task: Task, key: Key) -> list[str]:
     tolerance = 0.0 if jax.default_backend() == "cpu" else _tolerance()
     carry = task.world.reset(reset_key)
     problems = _differences(
-        carry, task.world.reset(reset_key), tolerance, "reset depends on more than its key: two calls differ at carry{path}"
+        carry, task.world.reset(reset_key), tolerance, "reset depends on more than its key: two calls differ at {at}"
     )
     action = task.action.sample(action_key)
     before = jax.tree.map(_copied, carry)
     successor, row = task.world.step(carry, action, step_key)
-    problems += _differences(before, carry, 0.0, "step changes its argument at carry{path}: return a new carry")
+    problems += _differences(before, carry, 0.0, "step changes its argument at {at}: return a new carry")
     again = task.world.step(jax.tree.map(jnp.asarray, before), action, step_key)
     problems += _differences(
         (successor, row), again, tolerance, "step depends on more than its arguments: two calls differ at {path}"
     )
-    problems += _changed_kinds(before, successor)
-    problems += _row_kinds(task, row)
+    problems += of_reset(task, before, task.world.observe(jax.tree.map(jnp.asarray, before)))
+    problems += of_step(task, before, successor, row)
     if not problems:
         for what, seen, expected in (
             ("observation", row.observation, task.world.observe(jax.tree.map(jnp.asarray, before))),
@@ -146,44 +123,14 @@ def _check_a_step(task: Task, key: Key) -> list[str]:
     return problems
 
 
-def _changed_kinds(carry: Carry, successor: Carry) -> list[str]:
-    """Changes of the carry that `jax.lax.scan` does not allow."""
-    before, after = _kinds(carry), _kinds(successor)
-    problems = [f"step drops carry{path}: keep it, a scan needs it" for path in before if path not in after]
-    problems += [f"step adds carry{path}: let reset return it too" for path in after if path not in before]
-    problems += [
-        f"step changes carry{path} from {before[path]} to {after[path]}: keep its shape and dtype"
-        for path in before
-        if path in after and before[path] != after[path]
-    ]
-    structures: list[Any] = [jax.tree.structure(tree) for tree in (carry, successor)]
-    if not problems and structures[0] != structures[1]:
-        problems.append("step changes the carry's containers: return the same kinds of containers as reset")
-    return problems
-
-
-def _row_kinds(task: Task, row: Transition) -> list[str]:
-    """Check shapes and dtypes of one transition against the task's spaces."""
-    flag = jnp.zeros((), bool)
-    expected = Transition(
-        task.observation.zeros(), task.action.zeros(), jnp.zeros(()), task.observation.zeros(), flag, flag
-    )
-    problems = []
-    for what in ("observation", "action", "reward", "next_observation", "terminated", "truncated"):
-        seen, due = _kinds(getattr(row, what)), _kinds(getattr(expected, what))
-        if {path: kind.removesuffix(WEAK) for path, kind in seen.items()} != due:
-            problems.append(f"a transition's {what} must be {due['']}, got {', '.join(seen.values()) or 'nothing'}")
-    return problems
-
-
 def _check_compiled(task: Task, key: Key) -> list[str]:
     reset_key, action_key, step_key = jax.random.split(key, 3)
     carry, action = task.world.reset(reset_key), task.action.sample(action_key)
     compiled = jax.jit(task.world.reset)(reset_key)
-    problems = _differences(carry, compiled, _tolerance(), "reset gives another carry{path} under jit")
+    problems = _differences(carry, compiled, _tolerance(), "reset gives another {at} under jit")
     stepped, row = task.world.step(carry, action, step_key)
     compiled, compiled_row = jax.jit(task.world.step)(carry, action, step_key)
-    problems += _differences(stepped, compiled, _tolerance(), "step gives another carry{path} under jit")
+    problems += _differences(stepped, compiled, _tolerance(), "step gives another {at} under jit")
     return problems + _differences(row, compiled_row, _tolerance(), "step gives another transition{path} under jit")
 
 
@@ -375,7 +322,7 @@ def _known(task: Task, rows: Transition) -> list[str]:
             given, due = known(*(jnp.asarray(x[index]) for x in took)), seen[index]
             kind = "bool" if what == "terminated" else str(jnp.zeros(()).dtype)
             if jnp.shape(given) != due.shape or jnp.asarray(given).dtype != kind:
-                got = _kinds(given).get("", type(given).__name__)
+                got = kinds(given).get("", type(given).__name__)
                 problems.append(f"the known {what} of rows [{shape}] must be {kind}[{shape}], got {got}")
                 break
             error = np.abs(np.asarray(given, np.float64) - due)
@@ -390,19 +337,6 @@ def _known(task: Task, rows: Transition) -> list[str]:
                 )
                 break
     return problems
-
-
-WEAK = ", of a Python number's type"
-
-
-def _kinds(tree: PyTree) -> dict[str, str]:
-    """Shape and dtype of each leaf, by its path."""
-
-    def kind(leaf: Any) -> str:
-        array = jnp.asarray(leaf)
-        return f"{array.dtype}[{', '.join(map(str, array.shape))}]" + WEAK * getattr(array, "weak_type", False)
-
-    return {jax.tree_util.keystr(path): kind(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _copied(leaf: Any) -> Any:
@@ -423,13 +357,14 @@ def _tolerance() -> float:
 def _differences(expected: PyTree, seen: PyTree, tolerance: float, problem: str) -> list[str]:
     """`problem` with the first path at which two trees differ by more than `tolerance` times the leaf's largest number."""
     first, second = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (expected, seen))
+    at = path_namer(expected)
     if list(first) != list(second):
-        return [problem.format(path="") + ": their containers differ"]
+        return [problem.format(path="", at=at("")) + ": their containers differ"]
     for path, leaf in first.items():
         a, b = _numbers(leaf), _numbers(second[path])
         if a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
             continue
-        found = problem.format(path=jax.tree_util.keystr(path))
+        found = problem.format(path=jax.tree_util.keystr(path), at=at(jax.tree_util.keystr(path)))
         if a.shape != b.shape or a.dtype.kind not in "fiu" or not tolerance:
             return [found]
         error = np.abs(np.asarray(a, np.float64) - b).max()

@@ -30,7 +30,7 @@ from jaxmbrl.diagnostics.one_step import ModelEvaluation
 from jaxmbrl.diagnostics.open_loop import CompoundingError, ImaginedVsReal, steps_left
 from jaxmbrl.diagnostics.values import ValueBias
 from jaxmbrl.rollout import auto_reset, rollout, world_of
-from jaxmbrl.training import collecting, evaluation, loop, memory, restoring
+from jaxmbrl.training import collecting, console, evaluation, loop, memory, restoring
 from jaxmbrl.training.programs import Program
 from jaxmbrl.training.run_folder import RunFolder
 
@@ -277,7 +277,7 @@ def _film(run: Path, program: Program, rows: Transition, step_seconds: float) ->
         return None, f"an episode's steps would take about {needed / 60:.0f} minutes; {command}"
     with tempfile.TemporaryDirectory(prefix="jaxmbrl-") as place, warnings.catch_warnings():
         # These warnings are in the notes already.
-        warnings.simplefilter("ignore", restoring.RunWarning)
+        warnings.simplefilter("ignore", console.RunWarning)
         file = Path(place) / "film.gif"
         try:
             shown = video.film(run, file)

@@ -55,7 +55,7 @@ def collect_by(
     if policy == "random":
         if task is None:
             raise UserError(f"--env TASK is missing; there is: {', '.join(envs.names())}")
-        made = envs.make(task, 1 if action_repeat is None else action_repeat)
+        made = programs.checked_task(task, 1 if action_repeat is None else action_repeat)
         dataset.check_storable(made)
         _check_room(made, steps)
         return collect(made, uniform(made.action), steps, seed), made

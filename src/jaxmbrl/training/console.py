@@ -9,8 +9,10 @@ import os
 import statistics
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO, cast
 
@@ -22,6 +24,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+PACKAGE = str(Path(__file__).parents[1])
 EPOCHS_SHOWN = 10
 SPEED_WINDOW = 60.0
 """Seconds over which the speed is measured (at least the last two updates)."""
@@ -34,6 +37,10 @@ COLUMNS: tuple[Column, ...] = (
     ("model error", "model/holdout_error", ".3g"),
     SECONDS,
 )
+
+
+class RunWarning(UserWarning):
+    """A warning about a run, such as that of a seed that is frozen."""
 
 
 class _Nowhere(io.TextIOBase):
@@ -222,6 +229,20 @@ class Progress:
         bar = ProgressBar(total=max(self.total_steps, 1), completed=self._steps, complete_style="cyan")
         line.add_row(f"{self._steps:,} of {self.total_steps:,} steps", bar, Text("  ".join(texts)))
         return line
+
+
+class Warnings(Progress):
+    """A console that prints nothing and passes warnings on to Python, as `RunWarning`: the default of `jaxmbrl.train`."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 0, out=_Nowhere())
+
+    def warn(self, text: str) -> None:
+        """Warn at the line of the user's program that called this package."""
+        frame, level = sys._getframe(), 1
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
+            frame, level = frame.f_back, level + 1
+        warnings.warn(text, RunWarning, stacklevel=level)
 
 
 class Speed:

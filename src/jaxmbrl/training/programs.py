@@ -21,7 +21,8 @@ from jaxmbrl.core.config import UserError, check, closest, from_dict, to_dict
 from jaxmbrl.core.places import expanded
 from jaxmbrl.core.types import Algorithm, Task, Transition, row_like
 from jaxmbrl.data import dataset
-from jaxmbrl.training import bridged, devices, loop, memory, probing
+from jaxmbrl.envs.shapes import check_shapes
+from jaxmbrl.training import bridged, devices, hints, loop, memory, probing
 from jaxmbrl.training.devices import OF_SEEDS, SeedSharding
 from jaxmbrl.training.loop import Loop, LoopState
 from jaxmbrl.training.run_folder import CONFIG, RunFolder
@@ -120,7 +121,7 @@ class Program(NamedTuple):
 
 def configure(
     algorithm: str,
-    env: str,
+    env: str | Task,
     preset: str | None = None,
     settings: Any = None,
     steps: int | None = None,
@@ -128,10 +129,13 @@ def configure(
     **fields: Any,
 ) -> RunConfig:
     """A checked `RunConfig`. `settings` is the algorithm's config, or a mapping from dotted field names to values that
-    replace the preset's. With a file of `data` the default of steps is the number of its rows. Raises UserError for names
-    that are unknown and values that are out of range."""
+    replace the preset's. With a file of `data` the default of steps is the number of its rows. A `Task` need not be known
+    by its name. Raises UserError for names that are unknown and values that are out of range."""
     method = algorithms.get(algorithm)
-    envs.check_name(env)
+    if isinstance(env, Task):
+        env = env.name
+    else:
+        envs.check_name(env)
     name, config = algorithms.preset(algorithm, env, preset)
     if isinstance(settings, Mapping):
         config = from_dict(method.config, _replaced(to_dict(config), settings))
@@ -141,6 +145,9 @@ def configure(
         raise UserError(
             f"settings must be the config of {algorithm} or a mapping such as {{'epoch_steps': 500}}, got {settings!r:.60}"
         )
+    for field_name, value in fields.items():
+        if field_name not in FIELDS:
+            raise hints.unknown_field(field_name, value, FIELDS, to_dict(config))
     if data is not None:
         loaded = dataset.load(data)
         steps = len(loaded.rows.reward) if steps is None else steps
@@ -149,6 +156,9 @@ def configure(
     given = dict(algorithm=algorithm, env=env, preset=name, steps=steps, settings=check(config), **fields)
     return from_dict(RunConfig, given)
 
+
+FIELDS = tuple(known.name for known in dataclasses.fields(RunConfig))
+"""Names of the fields of a run."""
 
 MAY_CHANGE = ("steps", "eval_episodes", "checkpoint", "data", "settings.eval_every")
 """Fields of a run that may change when it is resumed: learning does not depend on them."""
@@ -198,15 +208,16 @@ def read(folder: RunFolder) -> RunConfig:
         raise UserError(f"{folder.path / CONFIG}: {error}") from None
 
 
-def build(config: RunConfig, learns: bool = True) -> Program:
+def build(config: RunConfig, learns: bool = True, task: Task | None = None) -> Program:
     """The parts of a run. Raises UserError if they are not compatible with each other or with the machine.
 
-    With `learns` false, for a run that is only evaluated, the file of data is not needed.
+    With `learns` false, for a run that is only evaluated, the file of data is not needed. `task` is used instead of the
+    task with the name `config.env`.
     """
     surroundings.check()
     method, settings = algorithms.get(config.algorithm), config.settings
     check_whole(to_dict(config))
-    task = envs.make(config.env, config.action_repeat)
+    task = checked_task(config.env if task is None else task, config.action_repeat)
     algorithm = _traced_once(method.make(settings, task))
     if config.data is not None and algorithm.on_policy:
         raise UserError(f"{config.algorithm} learns from transitions of its own policy: it cannot be trained from data")
@@ -230,6 +241,20 @@ def build(config: RunConfig, learns: bool = True) -> Program:
     probing.check(algorithm, state)
     memory.check(state, "the state of the run", "lower seeds, replay_capacity or the networks' sizes")
     return program
+
+
+def checked_task(task: str | Task, action_repeat: int) -> Task:
+    """The task, or the one of that name, with each action applied `action_repeat` times. Its shapes and dtypes are checked
+    (`envs.shapes`). Its world keeps the traces of that check, and the programs that are compiled afterwards use them.
+
+    Raises UserError if there is no such task, or a check fails.
+    """
+    made = envs.make(task) if isinstance(task, str) else task
+    if made.host is None:
+        reset, step = (jax.jit(function, inline=True) for function in (made.world.reset, made.world.step))
+        made = made._replace(world=made.world._replace(reset=reset, step=step))
+    check_shapes(made)
+    return envs.repeat(made, action_repeat)
 
 
 def _traced_once(algorithm: Algorithm) -> Algorithm:
@@ -315,7 +340,7 @@ def _replaced(values: dict[str, Any], changes: Mapping[Any, Any], prefix: str = 
     for path, value in changes.items():
         at, *rest = str(path).split(".", 1)
         if at not in values:
-            raise UserError(f"unknown field '{prefix}{at}'; {closest(at, values)}")
+            raise UserError(f"unknown field '{prefix}{at}'; {hints.near(at, values, prefix)}")
         if rest and not isinstance(values[at], dict):
             raise UserError(f"unknown field '{prefix}{path}': {prefix}{at} has no fields")
         nested = {rest[0]: value} if rest else value

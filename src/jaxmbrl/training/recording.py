@@ -64,9 +64,9 @@ class Recorder:
             self.keeper.event(kind, **fields)
 
     def warn(self, text: str, **fields: Any) -> None:
-        """Show a warning and append it to events.jsonl."""
-        self.progress.warn(text)
+        """Append a warning to events.jsonl and show it."""
         self.event("warning", text=text, **fields)
+        self.progress.warn(text)
 
     def due(self, epoch: int | None) -> bool:
         """Write pending rows and events. Return whether a checkpoint is due at the end of `epoch`, or within one (None)."""

@@ -11,14 +11,11 @@ import jax.numpy as jnp
 
 from jaxmbrl.training import checkpoint
 from jaxmbrl.training.checkpoint import Restored
+from jaxmbrl.training.console import RunWarning
 from jaxmbrl.training.hosts import ALONE, Hosts
 from jaxmbrl.training.loop import LoopState
 from jaxmbrl.training.programs import Program, build, hyper_of, initial, read
 from jaxmbrl.training.run_folder import RunFolder
-
-
-class RunWarning(UserWarning):
-    """A warning about a run."""
 
 
 def restore(

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxmbrl import algorithms
 from jaxmbrl.core import xla
 from jaxmbrl.core.config import UserError, check, to_dict
 from jaxmbrl.core.types import Policy, PyTree, Task
-from jaxmbrl.training import checkpoint, devices, evaluation
-from jaxmbrl.training.console import Progress
+from jaxmbrl.envs.given import resolve
+from jaxmbrl.training import checkpoint, devices, evaluation, hints
+from jaxmbrl.training.console import Progress, Warnings
 from jaxmbrl.training.hosts import ALONE, Hosts
 from jaxmbrl.training.loop import LoopState, clock_at
 from jaxmbrl.training.programs import (
@@ -68,7 +70,7 @@ class Evaluation(NamedTuple):
 
 def train(
     algorithm: str,
-    env: str,
+    env: Any,
     *,
     steps: int | None = None,
     seeds: int = 1,
@@ -85,18 +87,46 @@ def train(
 ) -> Result:
     """Train `algorithm` on the task `env` and return the result; nothing is written unless `out` names a folder.
 
+    `env` is the name of a task. It may also be a `Task`, a function that makes one or that makes Gymnasium environments, or
+    what `gymnasium.make(ID)` returned (`envs.given`). With `out`, such a task is registered under its own name in this
+    process; another process that resumes or evaluates the run must register it first.
+
     `settings` is the algorithm's config, or a mapping such as `{"ensemble.members": 7}` that changes the preset. `hyper`
     contains traced hyperparameters (`{"learning_rate": [1e-3, 3e-4]}`), one value or one per seed. With `data`, a file of
     transitions (`data.dataset`), nothing is collected: the algorithm learns from its rows in their order. `fields` are
     those of `RunConfig`. If `stopping` is asked to stop, a run in a folder saves its state and ends. On several `hosts`,
     which share the folder, each trains its share of the seeds and returns their state.
 
-    Raises UserError, before compiling, for settings that are unknown or out of range and for a folder that is not writable;
-    Stopped if asked to stop; `checkpointing.Lost` if the folder could not be written to for too long.
+    Without a `progress`, nothing is printed. Warnings, such as that of a seed that is frozen by a value that is not finite,
+    are then passed to Python's `warnings` as `RunWarning`; `Result.frozen` names the seeds and the values.
+
+    Raises UserError, before compiling, for settings that are unknown or out of range, for a task that is not as it must be
+    (`envs.shapes`) and for a folder that is not writable; Stopped if asked to stop; `checkpointing.Lost` if the folder
+    could not be written to for too long.
     """
     xla.ensure_threads()
-    config = configure(algorithm, env, preset, settings, steps, data, seeds=seeds, seed=seed, **fields)
-    return begin_run(build(config), hyper or {}, out, progress, stopping, hosts)
+    _check_order(algorithm, env)
+    console = _console(progress)
+    name, task = resolve(env, keep=out is not None)
+    config = configure(algorithm, task or name, preset, settings, steps, data, seeds=seeds, seed=seed, **fields)
+    return begin_run(build(config, task=task), hyper or {}, out, console, stopping, hosts)
+
+
+def _check_order(algorithm: Any, env: Any) -> None:
+    """Raise UserError if the arguments of `train` are in another order."""
+    swapped = isinstance(env, str) and env in algorithms.METHODS
+    if not isinstance(algorithm, str) or (swapped and algorithm not in algorithms.METHODS):
+        first, second = env if swapped else "sac", f"'{algorithm}'" if isinstance(algorithm, str) else "task"
+        raise UserError(f"the algorithm comes first and the task second: jaxmbrl.train('{first}', {second})")
+
+
+def _console(progress: Any) -> Progress:
+    """The console of a run. Raises UserError if it is none."""
+    if progress is None:
+        return Warnings()
+    if not isinstance(progress, Progress):
+        raise UserError(f"progress must be a console, got {progress!r:.60}: {hints.SHOWN}")
+    return progress
 
 
 def begin_run(
@@ -111,7 +141,7 @@ def begin_run(
     config, traced = program.config, hyper_of(hyper, program.config)
     if config.seeds < hosts.count:
         raise UserError(f"seeds must be at least the number of hosts ({hosts.count}), got {config.seeds}")
-    progress = progress or Progress.silent()
+    progress = _console(progress)
     if out is None:
         return Session(program, None, progress, stopping, hosts).begin(traced)
     with contextlib.ExitStack() as locks:
@@ -154,6 +184,7 @@ def continue_run(
 ) -> Result:
     """Continue the run in `folder` with `config`. Raises as `resume` does."""
     xla.ensure_threads()
+    console = _console(progress)
     saved = checkpoint.extras(hosts.checkpoints(folder))
     for started in (to_dict(read(folder)), *(saved[step]["config"] for step in sorted(saved, reverse=True)[:1])):
         drifted = drift(started, to_dict(config))
@@ -165,7 +196,7 @@ def continue_run(
             )
     program = build(config)
     with folder.lock() if hosts.first else contextlib.nullcontext():
-        return Session(program, folder, progress or Progress.silent(), stopping, hosts).resume()
+        return Session(program, folder, console, stopping, hosts).resume()
 
 
 def load(run: str | Path) -> Loaded:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,15 @@ LARGE_STATE = 100_000_000
 """A run prints the size of its state if it has at least this many bytes."""
 
 
+class Frozen(NamedTuple):
+    """Why a seed is frozen."""
+
+    what: str
+    """The first value that was not finite, such as `transition/reward` or the name of a metric."""
+    env_steps: int
+    """Environment steps at which it occurred."""
+
+
 class Result(NamedTuple):
     """A trained policy and its metrics, in memory."""
 
@@ -50,6 +59,11 @@ class Result(NamedTuple):
     config: RunConfig
     path: Path | None
     """The run folder, if there is one."""
+    env_steps: int
+    """Environment steps that each seed took: `config.total_steps`, or fewer if all seeds are frozen."""
+    frozen: Mapping[int, Frozen]
+    """The seeds with a value that was not finite, and that value. Their state is from before it, and their rows since then
+    have no metrics."""
 
 
 class Session:
@@ -200,15 +214,29 @@ class Session:
                 evaluated = self.evaluate() if every and epoch % every == 0 else None
                 self.timing.count()
                 self.report(epoch, evaluated)
-                if len(self.frozen) == self.config.seeds:
-                    self.recorder.warn("all seeds had a value that is not finite; the run ends here")
                 if self.has_next():
                     self.between(epoch)
+            frozen = self.faults()
+            if len(self.frozen) == self.config.seeds:
+                at = f"{self.env_steps:,} of {program.total_steps:,} steps"
+                self.recorder.warn(f"all seeds had a value that is not finite; the run ends at {at}")
             self.save_before_exit()
         self.recorder.event("end", env_steps=self.env_steps, wall_time=round(self.timing.wall_time, 3))
         state = self.sharding.of_seeds(self.state.algorithm)
         policy = policy_of(program.algorithm, self.clock)
-        return Result(self.recorder.rows, state, policy, program.task, self.config, self.recorder.path)
+        path = self.recorder.path
+        return Result(self.recorder.rows, state, policy, program.task, self.config, path, self.env_steps, frozen)
+
+    def faults(self) -> dict[int, Frozen]:
+        """The frozen seeds of all hosts."""
+        fault, first = jax.device_get(self.state.fault), self.program.config.seed
+        own = [
+            (first + k, self.program.loop.checked[fault.what[k]], int(fault.env_steps[k]))
+            for k in range(self.program.config.seeds)
+            if fault.what[k] >= 0
+        ]
+        found = self.gathered(lambda parts: [entry for part in parts for entry in part], own)
+        return {seed: Frozen(what, env_steps) for seed, what, env_steps in found}
 
     def run_to(self, end: int) -> None:
         """Run the compiled program to `end` environment steps, in chunks of about `CHUNK_SECONDS`."""

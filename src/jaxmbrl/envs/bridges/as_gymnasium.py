@@ -19,6 +19,7 @@ from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import Action, Carry, Key, Observation, Task, World
 from jaxmbrl.envs.drawing import Drawer, Drawing, NoPicture, drawing, on_host
+from jaxmbrl.envs.shapes import of_spaces
 
 if TYPE_CHECKING:
     import gymnasium
@@ -43,8 +44,9 @@ def as_gymnasium(task: Task | str, render_mode: str | None = None) -> gymnasium.
 
         gymnasium.register("ours-v0", "jaxmbrl.envs:as_gymnasium", kwargs={"task": "pendulum"})
 
-    Raises UserError if Gymnasium is not installed, the render mode is unknown, or an action has the wrong shape; NoPicture,
-    a UserError, if there is nothing to draw or no renderer; Gymnasium's ResetNeeded before the first reset.
+    Raises UserError if Gymnasium is not installed, the render mode is unknown, a space is not valid, or an action has the
+    wrong shape or is not one of the choices; NoPicture, a UserError, if there is nothing to draw or no renderer;
+    Gymnasium's ResetNeeded before the first reset.
     """
     gym, made = _import(), _task(task)
     base: Any = gym.Env
@@ -185,7 +187,11 @@ def _import() -> ModuleType:
 def _task(task: Task | str) -> Task:
     from jaxmbrl import envs
 
-    return envs.make(task) if isinstance(task, str) else task
+    made = envs.make(task) if isinstance(task, str) else task
+    problems = of_spaces(made)
+    if problems:
+        raise UserError(f"task '{made.name}': {'; '.join(problems)}")
+    return made
 
 
 def _drawing(task: Task, render_mode: str | None) -> Drawing | None:
@@ -230,6 +236,8 @@ def _actions(task: Task, given: Any, shape: tuple[int, ...]) -> Shaped[np.ndarra
         raise UserError(f"actions must be whole numbers, got {given!r:.60}")
     if actions.shape != shape:
         raise UserError(f"actions must be of shape {shape}, got {actions.shape}")
+    if isinstance(task.action, Discrete) and not ((actions >= 0) & (actions < task.action.n)).all():
+        raise UserError(f"actions must be in Discrete({task.action.n}), got {given!r:.60}")
     return actions
 
 

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Int, Shaped, UInt8
 
 from jaxmbrl.core.config import UserError
-from jaxmbrl.core.spaces import Box, Discrete, Space
+from jaxmbrl.core.spaces import Discrete
 from jaxmbrl.core.types import Action, Carry, HostStep, Key, Task, Transition, World
+from jaxmbrl.envs.bridges.gymnasium_spaces import action_space, native, observation_space
 from jaxmbrl.envs.drawing.interface import NoPicture
 from jaxmbrl.envs.drawing.own import checked
 from jaxmbrl.envs.drawing.rendering import ModelDrawer
@@ -39,8 +40,9 @@ def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_le
 
     The observation space must be a `Box` or `Discrete`. A `Box` of uint8 with two or more axes is an image and stays
     unchanged, except that [H, W] becomes [H, W, 1]; any other `Box` is flattened to floats [O]. The action space must be
-    `Discrete`, or a `Box` with finite bounds, which is flattened and mapped from [-1, 1] onto the bounds. Elements of
-    discrete spaces are numbered from 0, whatever the `start` of the space.
+    `Discrete`, or a `Box` with finite bounds, which is flattened and mapped from [-1, 1] onto the bounds: real numbers
+    linearly, and of n integers, or of false and true, each from an equal share of [-1, 1]. Components with low = high are
+    constant. Elements of discrete spaces are numbered from 0, whatever the `start` of the space.
 
     A step is terminated if the environment reports `terminated`. It is truncated if the environment reports only
     `truncated`, or after `episode_length` steps. The default of `episode_length` is the `max_episode_steps` of the
@@ -53,13 +55,15 @@ def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_le
     argument, else of `make_env()` if the environment's `render_mode` is "rgb_array". Its speed is `metadata["render_fps"]`.
     Of an environment of C MuJoCo, the model is rendered as for the tasks of this package.
 
-    Raises UserError if `make_env` fails or does not return an environment, or if a space is not supported.
+    Raises UserError if `make_env` fails or does not return an environment, if `reset` does not take a seed or `step` an
+    action, or if a space is not supported (`gymnasium_spaces`).
     """
     with named_errors(name, "being made"):
         env = make_env()
     try:
-        observation, action = _observation(name, env), _action(name, env)
+        observation, action = observation_space(name, env), action_space(name, env)
         draws = _takes_render_mode(make_env) or _draws(env)
+        _check_methods(name, env)
         limit = getattr(getattr(env, "spec", None), "max_episode_steps", None) or DEFAULT_LENGTH
         length = limit if episode_length is None else episode_length
     finally:
@@ -78,6 +82,34 @@ def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_le
         # The environments of a robot are not made for pictures that they do not have.
         filmed=(lambda: FilmedEnv(name, _drawn(name, make_env), length)) if draws else None,
     )
+
+
+RETURNED = {"reset": ("observation", "info"), "step": ("observation", "reward", "terminated", "truncated", "info")}
+"""Method of an environment in Gymnasium's interface -> what it returns."""
+
+
+def _check_methods(name: str, env: Any) -> None:
+    """Raise UserError if `env` has no reset that takes a seed, or no step that takes an action. Neither is called: a robot
+    would move."""
+    for method, form, arguments, named in (
+        ("reset", "reset(seed=...)", (), {"seed": 0}),
+        ("step", "step(action)", (0,), {}),
+    ):
+        function = getattr(env, method, None)
+        if not callable(function):
+            raise UserError(f"task '{name}': the environment, a {type(env).__name__}, has no method {form}")
+        try:
+            signature = inspect.signature(function)
+        except ValueError:
+            # A function that is not written in Python.
+            continue
+        try:
+            signature.bind(*arguments, **named)
+        except TypeError:
+            raise UserError(
+                f"task '{name}': the environment must have {form}, got {method}{signature}; one with Brax's interface "
+                "becomes a task with envs.make_task"
+            ) from None
 
 
 def registered(name: str) -> Task:
@@ -127,26 +159,39 @@ class GymnasiumEnv:
     def __init__(self, name: str, env: gymnasium.Env, episode_length: int) -> None:
         self._name, self._env, self._length = name, env, episode_length
         self._elapsed = 0
-        self._space = _observation(name, env)
+        self._space = observation_space(name, env)
 
     def reset(self, seed: int) -> Shaped[np.ndarray, "..."]:
-        """Start an episode; returns its first observation."""
+        """Start an episode; returns its first observation. Raises UserError if it is not in the task's space, or if the
+        environment does not return (observation, info)."""
         self._elapsed = 0
-        return self._element(self._env.reset(seed=seed)[0])
+        return self._element(self._returned("reset", self._env.reset(seed=seed))[0])
 
     def step(self, action: Shaped[np.ndarray, "..."]) -> HostStep:
-        """Take a step."""
+        """Take a step. Raises UserError if the observation is not in the task's space, or if the environment does not
+        return (observation, reward, terminated, truncated, info)."""
         space: Any = self._env.action_space
-        native: Any = int(action) + int(space.start) if action.ndim == 0 else self._rescaled(action, space)
-        observation, reward, terminated, truncated, _ = self._env.step(native)
+        given: Any = int(action) + int(space.start) if action.ndim == 0 else native(action, space)
+        observation, reward, terminated, truncated, _ = self._returned("step", self._env.step(given))
+        number = np.asarray(reward)
+        if number.size != 1 or number.dtype.kind not in "fiub":
+            raise UserError(f"task '{self._name}': step must return a number as reward, got {reward!r:.60}")
         self._elapsed += 1
         ended = bool(terminated)
         out_of_time = (bool(truncated) or self._elapsed >= self._length) and not ended
-        return HostStep(self._element(observation), float(reward), ended, out_of_time)
+        return HostStep(self._element(observation), float(number.item()), ended, out_of_time)
 
     def close(self) -> None:
         """Close the environment."""
-        self._env.close()
+        getattr(self._env, "close", lambda: None)()
+
+    def _returned(self, method: str, values: Any) -> tuple[Any, ...]:
+        """What a method returned. Raises UserError if it is not a tuple of the right length."""
+        due = RETURNED[method]
+        if not isinstance(values, tuple) or len(values) != len(due):
+            got = f"{len(values)} values" if isinstance(values, tuple) else type(values).__name__
+            raise UserError(f"task '{self._name}': {method} must return ({', '.join(due)}), got {got}")
+        return values
 
     def _element(self, observation: Any) -> Shaped[np.ndarray, "..."]:
         """An observation as an element of the task's space. Raises UserError if it is not in the space."""
@@ -172,10 +217,6 @@ class GymnasiumEnv:
 
     def _wrong(self, due: str) -> UserError:
         return UserError(f"task '{self._name}': an observation must be {due}")
-
-    def _rescaled(self, action: Float[np.ndarray, "A"], space: Any) -> Shaped[np.ndarray, "..."]:
-        scaled = rescale(action, np.ravel(space.low), np.ravel(space.high))
-        return scaled.reshape(space.shape).astype(space.dtype)
 
 
 class FilmedEnv(GymnasiumEnv):
@@ -220,14 +261,6 @@ def _has_model(env: Any) -> bool:
         return False
     kinds = {"model": mujoco.MjModel, "data": mujoco.MjData}
     return all(isinstance(getattr(inner, name, None), kind) for name, kind in kinds.items())
-
-
-def rescale(
-    action: Float[np.ndarray, "A"], low: Float[np.ndarray, "A"], high: Float[np.ndarray, "A"]
-) -> Float[np.ndarray, "A"]:
-    """Map [-1, 1] linearly onto [low, high], exactly at the bounds and without clipping."""
-    at = np.asarray(action, np.float64)
-    return 0.5 * (1 - at) * low + 0.5 * (1 + at) * high
 
 
 def _takes_render_mode(make_env: Callable[..., gymnasium.Env]) -> bool:
@@ -288,40 +321,6 @@ def _outside(name: str, what: str) -> UserError:
         f"task '{name}' runs on the host and cannot be {what} inside a compiled program: planning in the true simulator "
         "takes a task in JAX ('jaxmbrl list' names them)"
     )
-
-
-def _observation(name: str, env: Any) -> Space:
-    space: Any = getattr(env, "observation_space", None)
-    if getattr(env, "num_envs", None) is not None:
-        raise UserError(f"task '{name}': give a single environment and not a vector of them; num_envs makes more of it")
-    kind = type(space).__name__
-    if kind == "Discrete":
-        return Discrete(int(space.n))
-    if kind != "Box":
-        raise UserError(
-            f"task '{name}': its observations must be a Box or Discrete, got {space}; "
-            "gymnasium.wrappers.FlattenObservation makes a Box"
-        )
-    if space.dtype == np.uint8 and len(space.shape) > 1:
-        shape = tuple(map(int, space.shape))
-        low, high = float(np.min(space.low)), float(np.max(space.high))
-        return Box(shape if len(shape) > 2 else (*shape, 1), low, high, "uint8")
-    return Box((math.prod(map(int, space.shape)),))
-
-
-def _action(name: str, env: Any) -> Space:
-    space: Any = getattr(env, "action_space", None)
-    kind = type(space).__name__
-    if kind == "Discrete":
-        return Discrete(int(space.n))
-    if kind != "Box":
-        raise UserError(f"task '{name}': its actions must be a Box or Discrete, got {space}")
-    low, high = np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)
-    if not np.isfinite(low).all() or not np.isfinite(high).all() or not (low < high).all():
-        raise UserError(
-            f"task '{name}': its actions must have finite bounds, got {space}; gymnasium.wrappers.RescaleAction sets them"
-        )
-    return Box((math.prod(map(int, space.shape)),), -1.0, 1.0)
 
 
 @contextlib.contextmanager

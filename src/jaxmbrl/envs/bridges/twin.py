@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Carry, HostStep, Task
 from jaxmbrl.envs.action_repeat import unrepeated
-from jaxmbrl.envs.bridges.gymnasium_task import float_dtype, make_registered, rescale
+from jaxmbrl.envs.bridges.gymnasium_spaces import rescale
+from jaxmbrl.envs.bridges.gymnasium_task import float_dtype, make_registered
 
 
 class Seen(NamedTuple):

@@ -1,0 +1,126 @@
+"""Tasks from what a user gives in the place of a name: a `Task`, a function that makes one, or a Gymnasium environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxmbrl import envs
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import Task
+from jaxmbrl.envs.bridges.gymnasium_task import from_gymnasium, import_gymnasium, named_errors
+
+MADE = (
+    "envs.make_task(name, env, episode_length) makes a task of an environment in JAX, envs.from_gymnasium(function, name) "
+    "of a function that makes Gymnasium environments"
+)
+INTERFACE = ("observation_space", "action_space", "reset", "step")
+"""Attributes of a Gymnasium environment."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """The factory of a task that was registered because it was given in the place of a name."""
+
+    source: Any
+    """What was given."""
+    make: Callable[[], Task]
+
+    def __call__(self) -> Task:
+        """The task."""
+        return self.make()
+
+
+def resolve(given: Any, keep: bool = False) -> tuple[str, Task | None]:
+    """(name, task) of what a user gave as a task; the task is None if it is known by the name alone.
+
+    A `Task` is itself. A function without arguments, or a class, is what it returns: a `Task`, or an environment with
+    Gymnasium's interface, and then its own name is that of the task. What `gymnasium.make(ID)` returned without further
+    settings, or its spec, is the task `gymnasium/ID`.
+
+    With `keep`, for a run that will be resumed and evaluated by the name of its task, a task with a name that is not
+    registered is registered in this process. Another process must register it itself.
+
+    Raises UserError if it is anything else, or if `keep` is true and another task has the name.
+    """
+    if isinstance(given, str):
+        return given, None
+    if isinstance(given, Task):
+        return given.name, _kept(given, lambda: given, given) if keep else given
+    if type(given).__name__ == "EnvSpec":
+        return _by_spec(given), None
+    if not isinstance(given, type) and all(hasattr(given, name) for name in ("reset", "step")):
+        return _by_environment(given), None
+    if callable(given):
+        make = _factory(given)
+        task = make()
+        return task.name, _kept(task, make, given) if keep else task
+    raise UserError(f"a task must be a name, a Task or a function that makes one, got {_called(given)}; {MADE}")
+
+
+def _factory(given: Callable[[], Any]) -> Callable[[], Task]:
+    """A function that makes the task that the user's function `given` stands for."""
+    name = getattr(given, "__name__", type(given).__name__)
+    with named_errors(name, "being made"):
+        made = given()
+    if isinstance(made, Task):
+        return given
+    if not all(hasattr(made, attribute) for attribute in INTERFACE):
+        raise UserError(f"{name}() must return a Task, got {_called(made)}; {MADE}")
+    with named_errors(name, "close"):
+        getattr(made, "close", lambda: None)()
+    if not hasattr(given, "__name__") or not name.isidentifier():
+        raise UserError("a function without a name makes the environments: give envs.from_gymnasium(function, name='mine')")
+    return lambda: from_gymnasium(given, name)
+
+
+def _by_environment(given: Any) -> str:
+    """The name of the task of one environment, if there is one."""
+    if not all(hasattr(given, attribute) for attribute in INTERFACE):
+        raise UserError(f"a task must be a name or a Task, got {_called(given)}; {MADE}")
+    if getattr(given, "num_envs", None) is not None:
+        raise UserError("give a single environment and not a vector of them; num_envs makes more of it")
+    if getattr(given, "spec", None) is None:
+        raise UserError(
+            f"training makes several environments, got one, {_called(given)}: give a function that makes them, or "
+            "envs.from_gymnasium(function, name)"
+        )
+    return _by_spec(given.spec)
+
+
+def _by_spec(spec: Any) -> str:
+    """The name of the task of the environment that `gymnasium.make(spec)` makes. Raises UserError if it has other settings
+    than the registered one."""
+    registered = import_gymnasium().registry.get(spec.id)
+    if registered is None or _settings(spec) != _settings(registered):
+        raise UserError(
+            f"the environment '{spec.id}' has wrappers or settings of its own: give a function that makes it, "
+            f"envs.from_gymnasium(lambda: gymnasium.make('{spec.id}', ...), name='mine')"
+        )
+    return f"gymnasium/{spec.id}"
+
+
+def _settings(spec: Any) -> tuple[Any, ...]:
+    """What determines the environment that a spec makes, besides how it is drawn."""
+    kwargs = {name: value for name, value in spec.kwargs.items() if name != "render_mode"}
+    return spec.entry_point, spec.max_episode_steps, kwargs, tuple(spec.additional_wrappers)
+
+
+def _kept(task: Task, make: Callable[[], Task], source: Any) -> Task:
+    """`task`, which can be made by its name from now on. Raises UserError if another task has the name."""
+    known = envs.TASKS.get(task.name)
+    if known is source:
+        return task
+    if task.name in envs.PUBLISHED or "/" in task.name or not isinstance(known, Given | None):
+        raise UserError(
+            f"the run is to be found again by the name of its task, and '{task.name}' is the name of a task that is known: "
+            f"with out, give '{task.name}', or a task with another name, task._replace(name='mine')"
+        )
+    if known is None or known.source is not source:
+        envs.register(task.name, Given(source, make))
+    return task
+
+
+def _called(value: Any) -> str:
+    return f"{value.__name__} itself" if isinstance(value, type) else f"an object of type {type(value).__name__}"

@@ -1,0 +1,261 @@
+"""The shapes and dtypes of a task, checked without compiling or running anything. Every run checks them before it compiles.
+
+`envs.check` uses the same rules on the values of real steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import numbers
+import re
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.spaces import Box, Discrete, Space
+from jaxmbrl.core.types import Carry, Observation, PyTree, Task, Transition
+
+WEAK = ", of a Python number's type"
+FIELDS = ("obs", "reward", "done")
+"""Fields of an environment's state whose dtypes are prescribed."""
+FOREIGN = frozenset({"site-packages", "dist-packages"})
+"""Folders of files that are not the user's."""
+OURS = Path(__file__).parents[1]
+
+
+def check_shapes(task: Task) -> None:
+    """Check what training relies on, by tracing (`jax.eval_shape`) the task's reset and step once each:
+
+    - the observation and action spaces and the length of an episode are valid;
+    - observations, rewards and `done` of reset and step have the shapes and dtypes of the spaces;
+    - a step keeps the shapes, dtypes, keys and containers of the state, so that it can be scanned.
+
+    Of a task on the host only the spaces are checked. Raises UserError with all problems found, in one line that names the
+    method and the field, or the error that a method raised.
+    """
+    problems = of_spaces(task)
+    if not problems and task.host is None:
+        problems = _of_functions(task)
+    if problems:
+        raise UserError(f"task '{task.name}': {'; '.join(problems)}")
+
+
+@contextlib.contextmanager
+def calling(task: Task, method: str) -> Iterator[None]:
+    """Turn an error that a function of the task raises into a UserError that names the task, the method and, if it is in a
+    file of the user's, the line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        message = (str(error).strip() or "no message").splitlines()[0]
+        kind = type(error).__name__
+        raise UserError(f"task '{task.name}': {method} fails with {kind}: {message}{_place(error)}") from error
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line in a file of the user's, in brackets; empty if there is none."""
+    library = sysconfig.get_path("stdlib")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        foreign = FOREIGN.intersection(file.parts) or frame.filename.startswith(("<", library)) or OURS in file.parents
+        if not foreign:
+            return f" ({file.name}:{frame.lineno})"
+    return ""
+
+
+def of_spaces(task: Task) -> list[str]:
+    """Problems of the task's spaces and of its episode length."""
+    problems = []
+    action, observation = task.action, task.observation
+    bounds = (action.low, action.high) if isinstance(action, Box) and _is_box(action) else None
+    if not (bounds == (-1.0, 1.0) and _dtype(action).kind == "f") and not _is_discrete(action):
+        problems.append(f"its actions must be Box(shape, -1.0, 1.0) or Discrete(n), got {action}: rescale them in step")
+    if not _is_box(observation) and not _is_discrete(observation):
+        problems.append(f"its observations must be Box(shape, low, high, dtype) or Discrete(n), got {observation}")
+    elif isinstance(observation, Box) and _dtype(observation).kind != "f" and not _fits(observation):
+        problems.append(f"the bounds of its observations must be numbers of their dtype, got {observation}")
+    if not isinstance(task.episode_length, numbers.Integral) or task.episode_length < 1:
+        problems.append(f"its episode_length must be a whole number of steps, got {task.episode_length!r}")
+    return problems
+
+
+def _is_discrete(space: Any) -> bool:
+    return isinstance(space, Discrete) and space.n >= 1
+
+
+def _is_box(space: Any) -> bool:
+    """Whether `space` is a Box of floats or integers with sizes of at least 1 and ordered bounds."""
+    if not isinstance(space, Box) or not all(size >= 1 for size in space.shape) or not space.low < space.high:
+        return False
+    try:
+        return _dtype(space).kind in "fiu"
+    except TypeError:
+        return False
+
+
+def _dtype(space: Space) -> np.dtype[Any]:
+    return np.dtype(_zeros(space).dtype)
+
+
+def _zeros(space: Space) -> jax.ShapeDtypeStruct:
+    return jax.eval_shape(space.zeros)
+
+
+def _fits(space: Box) -> bool:
+    """Whether the bounds are whole numbers within the range of the box's integer dtype."""
+    limits = np.iinfo(_dtype(space))
+    return all(limits.min <= bound <= limits.max and float(bound).is_integer() for bound in (space.low, space.high))
+
+
+def _of_functions(task: Task) -> list[str]:
+    """Problems of the shapes and dtypes that reset, observe and step return."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with calling(task, "reset"):
+        carry = jax.eval_shape(task.world.reset, key)
+    with calling(task, "observe"):
+        observation = jax.eval_shape(task.world.observe, carry)
+    problems = of_reset(task, carry, observation)
+    try:
+        with calling(task, f"step, with an action {_kind(_zeros(task.action))},"):
+            stepped = jax.eval_shape(task.world.step, carry, _zeros(task.action), key)
+    except UserError:
+        # A step may fail because of what reset returned.
+        if problems:
+            return problems
+        raise
+    if not (isinstance(stepped, tuple) and len(stepped) == 2 and isinstance(stepped[1], Transition)):
+        return [*problems, f"step must return (carry, Transition), got {_named(stepped)}"]
+    successor, row = stepped
+    return problems + of_step(task, carry, successor, row, weak=False)
+
+
+def of_reset(task: Task, carry: Carry, observation: Observation) -> list[str]:
+    """Problems of the carry of a reset and of its observation, which may be their shapes."""
+    state = _state_of(carry)
+    if state is not None:
+        return list(_of_state(task, "reset", state).values())
+    seen, due = kinds(observation), _kind(_zeros(task.observation))
+    wrong = {path: _strong(kind) for path, kind in seen.items()} != {"": due}
+    return [f"what is observed after reset must be {due}, got {_shown(seen)}"] if wrong else []
+
+
+def of_step(task: Task, carry: Carry, successor: Carry, row: Transition, weak: bool = True) -> list[str]:
+    """Problems of a step from `carry` to `successor` with the transition `row`, all of which may be their shapes. With
+    `weak`, a change of a Python number's type is one."""
+    states = {"reset": _state_of(carry), "step": _state_of(successor)}
+    fields = {method: _of_state(task, method, state) for method, state in states.items() if state is not None}
+    # Of a field with a problem in one of them, the change is not told as well.
+    told = frozenset(field for problems in fields.values() for field in problems)
+    problems = list(fields.get("step", {}).values()) + _changed_kinds(carry, successor, told, weak)
+    return problems if told else problems + _row_kinds(task, row)
+
+
+def _state_of(carry: Carry) -> Any:
+    """The environment's state in a carry of `make_task`, with or without `envs.repeat`; None in other carries."""
+    while isinstance(carry, tuple) and len(carry) == 2 and not hasattr(carry, "obs"):
+        carry = carry[0]
+    return carry if all(hasattr(carry, name) for name in FIELDS) else None
+
+
+def _of_state(task: Task, method: str, state: Any) -> dict[str, str]:
+    """Problems of the state that an environment's `method` returned, by field."""
+    number = _kind(jnp.zeros(()))
+    problems = {}
+    for field, due in zip(FIELDS, (_kind(_zeros(task.observation)), number, number), strict=True):
+        seen = {path: _strong(kind) for path, kind in kinds(getattr(state, field)).items()}
+        plain = seen.get("", "")
+        if seen == {"": due} or (field == "done" and re.fullmatch(r"(bool|u?int\d+|float\d+)\[\]", plain)):
+            continue
+        same_shape = plain.partition("[")[2] == due.partition("[")[2]
+        hint = ": convert it with .astype(float)" if same_shape and due.startswith("float") else ""
+        problems[field] = f"{method} must return {field} as {due}, got {_shown(seen)}{hint}"
+    return problems
+
+
+def _changed_kinds(carry: Carry, successor: Carry, told: frozenset[str], weak: bool) -> list[str]:
+    """Changes of the carry that `jax.lax.scan` does not allow, except of the fields `told` of an environment's state."""
+    before, after = kinds(carry), kinds(successor)
+    if not weak:
+        before, after = ({path: _strong(kind) for path, kind in of.items()} for of in (before, after))
+    at = path_namer(carry)
+    paths = [path for path in dict.fromkeys([*before, *after]) if _field(at(path)) not in told]
+    problems = [f"step drops {at(path)}: keep it, a scan needs it" for path in paths if path not in after]
+    problems += [f"step adds {at(path)}: let reset return it too" for path in paths if path not in before]
+    problems += [
+        f"step changes {at(path)} from {before[path]} to {after[path]}: keep its shape and dtype"
+        for path in paths
+        if path in before and path in after and before[path] != after[path]
+    ]
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (carry, successor)]
+    if not problems and not told and structures[0] != structures[1]:
+        problems.append("step changes the carry's containers: return the same kinds of containers as reset")
+    return problems
+
+
+def path_namer(carry: Carry) -> Callable[[str], str]:
+    """A function that names a path in `carry`: `state.info['x']` in an environment's state, else `carry[0]['x']`."""
+    of_env = _state_of(carry) is not None
+
+    def name(path: str) -> str:
+        found = re.sub(r"^(\[0\])+(?=\.)", "state", path) if of_env else path
+        return found if found.startswith("state") else f"carry{path}"
+
+    return name
+
+
+def _field(name: str) -> str:
+    """The field of an environment's state in which a path lies."""
+    found = re.match(r"state\.(\w+)", name)
+    return found[1] if found else ""
+
+
+def _row_kinds(task: Task, row: Transition) -> list[str]:
+    """Problems of the shapes and dtypes of one transition."""
+    observation, action = (_kind(_zeros(space)) for space in (task.observation, task.action))
+    number, flag = _kind(jnp.zeros(())), "bool[]"
+    problems = []
+    for what, due in (
+        ("observation", observation),
+        ("action", action),
+        ("reward", number),
+        ("next_observation", observation),
+        ("terminated", flag),
+        ("truncated", flag),
+    ):
+        seen = kinds(getattr(row, what))
+        if {path: _strong(kind) for path, kind in seen.items()} != {"": due}:
+            problems.append(f"a transition's {what} must be {due}, got {_shown(seen)}")
+    return problems
+
+
+def kinds(tree: PyTree) -> dict[str, str]:
+    """Shape and dtype of each leaf, by its path."""
+    return {jax.tree_util.keystr(path): _kind(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _kind(leaf: Any) -> str:
+    array = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
+    return f"{array.dtype}[{', '.join(map(str, array.shape))}]" + WEAK * bool(getattr(array, "weak_type", False))
+
+
+def _strong(kind: str) -> str:
+    return kind.removesuffix(WEAK)
+
+
+def _shown(found: dict[str, str]) -> str:
+    """Kinds in words, with their paths if there are several."""
+    return ", ".join(f"{path}: {kind}" if path else kind for path, kind in found.items()) or "nothing"
+
+
+def _named(returned: Any) -> str:
+    """What a function returned, in words."""
+    return f"a tuple of {len(returned)}" if type(returned) is tuple else type(returned).__name__

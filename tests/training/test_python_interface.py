@@ -1,0 +1,210 @@
+"""`jaxmbrl.train` from Python: warnings of frozen seeds, what it takes as a task, hints for words of other libraries."""
+
+import functools
+import io
+import warnings
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+import jaxmbrl
+from jaxmbrl import algorithms, envs
+from jaxmbrl.core.config import UserError
+from jaxmbrl.envs.base import initial_state
+from jaxmbrl.envs.given import resolve
+from jaxmbrl.training.console import Progress
+from jaxmbrl.training.run_folder import RunFolder
+from jaxmbrl.training.session import Frozen, Session
+
+pytestmark = pytest.mark.usefixtures("compile_cache")
+SETTINGS = {"warmup_steps": 20, "replay_capacity": 100, "epoch_steps": 20, "batch_size": 8, "eval_every": 0}
+
+
+@pytest.fixture(autouse=True)
+def tasks(monkeypatch):
+    monkeypatch.setattr(envs, "TASKS", dict(envs.TASKS))
+
+
+class Fuse:
+    """Burns for twelve steps; the reward of the thirteenth is not a number."""
+
+    observation_size = action_size = 1
+
+    def reset(self, rng):
+        return initial_state(jnp.zeros((), jnp.int32), jnp.zeros(1))
+
+    def step(self, state, action):
+        burnt = state.pipeline_state + 1
+        reward = jnp.where(burnt == 13, jnp.nan, 1.0)
+        return state.replace(pipeline_state=burnt, obs=burnt[None] / 13, reward=reward)
+
+
+def fuse(name="fuse"):
+    return envs.make_task(name, Fuse(), episode_length=20)
+
+
+def train(task, **more):
+    return jaxmbrl.train("linear", task, steps=60, seeds=2, seed=3, settings=SETTINGS, **more)
+
+
+FROZEN = {3: Frozen("transition/reward", 13), 4: Frozen("transition/reward", 13)}
+END = "all seeds had a value that is not finite; the run ends at 20 of 60 steps"
+SAID = [f"seed {seed} is frozen: 'transition/reward' was not finite in epoch 1, at step 13" for seed in (3, 4)] + [END]
+
+
+def test_frozen_seeds_and_an_early_end_are_warned_of():
+    with pytest.warns(jaxmbrl.RunWarning) as heard:
+        result = train(fuse())
+    assert [str(warning.message) for warning in heard] == SAID
+    package = str(Path(jaxmbrl.__file__).parent)
+    assert not any(warning.filename.startswith(package) for warning in heard), "they are at the caller's line"
+    assert (result.env_steps, result.config.total_steps) == (20, 60)
+    assert dict(result.frozen) == FROZEN
+    assert "fuse" not in envs.names()
+
+
+@pytest.mark.promises
+def test_a_console_says_it_alone_and_resuming_says_that_it_has_ended(tmp_path):
+    said, task = io.StringIO(), fuse()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = train(task, out=tmp_path / "run", progress=Progress(60, 2, out=said))
+    assert [line for line in said.getvalue().splitlines() if "warning" in line] == [f"warning: {text}" for text in SAID]
+    assert result.frozen == FROZEN
+    # The task is found again by its name.
+    with pytest.warns(jaxmbrl.RunWarning) as heard:
+        result = jaxmbrl.resume(tmp_path / "run")
+    assert [str(warning.message) for warning in heard] == [END]
+    assert (result.env_steps, result.frozen) == (20, FROZEN)
+    events = [event["text"] for event in RunFolder.open(tmp_path / "run").read_events() if event["kind"] == "warning"]
+    assert events == [*SAID, END]
+
+
+def test_a_task_given_to_a_run_in_a_folder_is_registered():
+    task = fuse()
+    assert resolve(task) == ("fuse", task) and "fuse" not in envs.TASKS
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            assert resolve(task, keep=True) == ("fuse", task)
+            assert envs.make("fuse") is task
+    with pytest.warns(UserWarning, match="the task 'fuse' was registered before and is replaced"):
+        resolve(fuse(), keep=True)
+    for name in ("pendulum", "gymnasium/Pendulum-v1"):
+        with pytest.raises(UserError, match=f"with out, give '{name}', or a task with another name"):
+            resolve(task._replace(name=name), keep=True)
+    envs.register("mine", fuse)
+    with pytest.raises(UserError, match="with out, give 'mine', or a task with another name"):
+        resolve(task._replace(name="mine"), keep=True)
+    with pytest.raises(UserError, match="a task's name must be a letter, then"):
+        resolve(task._replace(name="my task"), keep=True)
+
+
+def test_a_function_that_makes_a_task_is_one():
+    name, task = resolve(fuse)
+    assert (name, task.name, task.episode_length) == ("fuse", "fuse", 20)
+    resolve(fuse, keep=True)
+    assert envs.make("fuse").name == "fuse"
+    envs.register("other", lambda: fuse("other"))
+    envs.TASKS["fuse"] = fuse
+    assert resolve(fuse, keep=True)[0] == "fuse", "it is registered itself"
+
+    def broken():
+        raise OSError("no port")
+
+    for wrong, message in (
+        (broken, "task 'broken': its environment fails in being made with OSError: no port"),
+        (
+            Fuse,
+            r"Fuse\(\) must return a Task, got an object of type Fuse; envs.make_task\(name, env, episode_length\) makes",
+        ),
+        (lambda task: task, r"its environment fails in being made with TypeError: .*missing 1 required positional"),
+        (Fuse(), "a task must be a name or a Task, got an object of type Fuse; envs.make_task"),
+        (3, "a task must be a name, a Task or a function that makes one, got an object of type int; envs.make_task"),
+        (None, "a task must be a name, a Task or a function that makes one, got an object of type NoneType"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            resolve(wrong)
+        assert "\n" not in str(error.value)
+
+
+def test_gymnasiums_environments_are_tasks_where_they_can_be_made_again():
+    gymnasium = pytest.importorskip("gymnasium")
+    name = ("gymnasium/Pendulum-v1", None)
+    assert resolve(gymnasium.make("Pendulum-v1")) == resolve(gymnasium.make("Pendulum-v1", render_mode="rgb_array")) == name
+    assert resolve(gymnasium.spec("Pendulum-v1"), keep=True) == name
+
+    class Heater(gymnasium.Env):
+        observation_space, action_space = gymnasium.spaces.Box(-1, 1, (2,)), gymnasium.spaces.Box(0, 2, (1,))
+
+        def reset(self, *, seed=None, options=None):
+            return self.observation_space.sample(), {}
+
+        def step(self, action):
+            return self.observation_space.sample(), 0.0, False, False, {}
+
+    for given in (Heater, lambda: envs.from_gymnasium(Heater, "Heater")):
+        called, task = resolve(given)
+        assert (called, task.name, task.observation.shape, task.episode_length) == ("Heater", "Heater", (2,), 1000)
+    resolve(Heater, keep=True)
+    assert envs.make("Heater").host().reset(0).shape == (2,)
+    changed = "has wrappers or settings of its own: give a function that makes it"
+    for wrong, message in (
+        (gymnasium.make("Pendulum-v1", g=3.0), changed),
+        (gymnasium.make("Pendulum-v1", max_episode_steps=30), changed),
+        (gymnasium.wrappers.RescaleAction(gymnasium.make("Pendulum-v1"), 0, 1), changed),
+        (gymnasium.make_vec("Pendulum-v1", 2), "give a single environment and not a vector"),
+        (
+            Heater(),
+            "training makes several environments, got one, an object of type Heater: give a function that makes them",
+        ),
+        (functools.partial(Heater), "a function without a name makes the environments: give envs.from_gymnasium"),
+    ):
+        with pytest.raises(UserError, match=message):
+            resolve(wrong)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"lr": 1e-3}, "unknown field 'lr': it is one of the settings, settings={'agent.learning_rate': 0.001}"),
+        ({"batch_size": 8}, "unknown field 'batch_size': it is one of the settings, settings={'batch_size': 8}"),
+        ({"n_envs": 4}, "unknown field 'n_envs': it is one of the settings, settings={'num_envs': 4}"),
+        ({"gamma": 0.9}, "unknown field 'gamma': it is one of the settings, settings={'agent.discount': 0.9}"),
+        ({"total_timesteps": 1000}, "unknown field 'total_timesteps': it is called 'steps' here"),
+        ({"tensorboard_log": "x"}, "unknown field 'tensorboard_log': it is called 'out' here"),
+        ({"policy": "MlpPolicy"}, "unknown field 'policy': each algorithm has its own policy"),
+        ({"verbose": 1}, "unknown field 'verbose': progress=jaxmbrl.training.console.Progress(steps, seeds) shows a run"),
+        ({"progres": 1}, "unknown field 'progres'; did you mean 'progress'?"),
+        ({"progress": True}, "progress must be a console, got True: progress=jaxmbrl.training.console.Progress("),
+        ({"settings": {"learning_rate": 1}}, "unknown field 'learning_rate'; did you mean 'agent.learning_rate'?"),
+        ({"settings": {"agent.gamma": 1}}, "unknown field 'agent.gamma'; did you mean 'agent.discount'?"),
+        ({"settings": {"buffer_size": 1}}, "unknown field 'buffer_size'; did you mean 'replay_capacity'?"),
+    ],
+)  # fmt: skip
+def test_words_of_other_libraries_get_a_hint(words, message, monkeypatch):
+    monkeypatch.setattr(Session, "begin", None)
+    with pytest.raises(UserError) as error:
+        jaxmbrl.train("sac", "pendulum", **words)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_a_setting_of_several_parts_gets_all_its_paths():
+    with pytest.raises(UserError) as error:
+        jaxmbrl.train("mbpo", "pendulum", learning_rate=1e-3)
+    paths = {"agent.learning_rate", "ensemble.learning_rate"}
+    assert all(f"'{path}'" in str(error.value) for path in paths)
+
+
+def test_arguments_in_another_order_are_told():
+    order = "the algorithm comes first and the task second: "
+    for given, expected in (
+        (("pendulum", "sac"), "jaxmbrl.train('sac', 'pendulum')"),
+        ((fuse(), "sac"), "jaxmbrl.train('sac', task)"),
+        ((fuse(), fuse()), "jaxmbrl.train('sac', task)"),
+    ):
+        with pytest.raises(UserError) as error:
+            jaxmbrl.train(*given)
+        assert str(error.value) == order + expected
+    assert set(algorithms.METHODS).isdisjoint(envs.names())
