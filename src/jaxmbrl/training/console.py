@@ -51,8 +51,7 @@ class Progress:
         self.total_steps = total_steps
         self.seeds = seeds
         self._out = cast(TextIO, sys.stdout if out is None else out)
-        on_terminal = self._out.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
-        self._console = Console(file=self._out, force_terminal=True, highlight=False) if on_terminal else None
+        self._console = _console(self._out)
         self._columns = COLUMNS
         self._live: Live | None = None
         self._epochs: deque[dict[str, str]] = deque(maxlen=EPOCHS_SHOWN)
@@ -138,9 +137,7 @@ class Progress:
         if self._console is not None:
             self._console.print(Text(text, style=style))
             return
-        encoding = getattr(self._out, "encoding", None) or "utf-8"
-        self._out.write(text.encode(encoding, "replace").decode(encoding) + "\n")
-        self._out.flush()
+        _write(self._out, text)
 
     def _refresh(self) -> None:
         if self._live is not None:
@@ -173,6 +170,88 @@ class Progress:
         texts += [self._message] if self._message else []
         bar = ProgressBar(total=max(self.total_steps, 1), completed=self._steps, complete_style="cyan")
         line.add_row(f"{self._steps:,} of {self.total_steps:,} steps", bar, Text("  ".join(texts)))
+        return line
+
+
+class Work:
+    """Progress of a long operation other than training, such as an evaluation: a bar with the time left on a terminal, and
+    elsewhere a line now and then. Use it as a context manager; nothing is shown of an operation that takes a few seconds.
+
+    `what` names the operation and `unit` what `total` counts. Writes to `out` (standard error by default). The first line
+    is printed after `first` seconds, the others every `every` seconds.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: float,
+        unit: str,
+        out: TextIO | io.TextIOBase | None = None,
+        first: float = 5.0,
+        every: float = 30.0,
+    ) -> None:
+        self.total = total
+        self._what, self._unit, self._every = what, unit, every
+        self._out = cast(TextIO, sys.stderr if out is None else out)
+        self._console = _console(self._out)
+        self._live: Live | None = None
+        self._now = time.monotonic()
+        self._next = self._now + first
+        self._done: float = 0.0
+        self._from: tuple[float, float] | None = None
+        """(time, amount done) at the first update."""
+
+    @classmethod
+    def silent(cls) -> Work:
+        """A progress that prints nothing."""
+        return cls("", 0, "", out=_Nowhere())
+
+    def __enter__(self) -> Work:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def update(self, done: float, total: float | None = None) -> None:
+        """Set the amount done, and the `total` if it has changed. The speed is measured from the first call on, so call it
+        with 0 after compiling."""
+        self._now, self._done = time.monotonic(), done
+        self.total = self.total if total is None else total
+        if self._from is None or done < self._from[1]:
+            self._from = (self._now, done)
+        if self._now < self._next or self._left() is None:
+            return
+        if self._console is None:
+            self._next = self._now + self._every
+            _write(self._out, self._text())
+        elif self._live is None:
+            self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True)
+            self._live.start()
+
+    def _left(self) -> float | None:
+        """Seconds left by the mean speed so far; None while it is unknown."""
+        if self._from is None or self._done <= self._from[1]:
+            return None
+        since, before = self._from
+        return max((self.total - self._done) * (self._now - since) / (self._done - before), 0.0)
+
+    def _text(self, passed: float = 0.0) -> str:
+        """One line; `passed` is the time since the last update."""
+        left = self._left()
+        share = f" ({self._done / self.total:.0%})" if self.total else ""
+        text = f"{self._what}: {self._done:,.0f} of {self.total:,.0f} {self._unit}{share}"
+        return text if left is None else f"{text}, about {duration(max(left - passed, 0.0))} left"
+
+    def _render(self) -> RenderableType:
+        line = Table.grid(padding=(0, 2), expand=True)
+        line.add_column(no_wrap=True)
+        line.add_column(ratio=1)
+        bar = ProgressBar(total=max(self.total, 1e-9), completed=self._done, complete_style="cyan")
+        line.add_row(Text(self._text(time.monotonic() - self._now)), bar)
         return line
 
 
@@ -218,6 +297,19 @@ def summary(rows: Sequence[dict[str, Any]], columns: Sequence[Column] = COLUMNS)
     if frozen:
         shown["frozen"] = f"seed{'s' if len(frozen) > 1 else ''} {', '.join(frozen)}"
     return shown
+
+
+def _console(out: TextIO) -> Console | None:
+    """The console of a terminal; None for any other output."""
+    on_terminal = out.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+    return Console(file=out, force_terminal=True, highlight=False) if on_terminal else None
+
+
+def _write(out: TextIO, text: str) -> None:
+    """Write a line, with replacements for characters that the output cannot encode."""
+    encoding = getattr(out, "encoding", None) or "utf-8"
+    out.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+    out.flush()
 
 
 def duration(seconds: float) -> str:
