@@ -14,7 +14,7 @@ from event_files import read
 import jaxmbrl
 from jaxmbrl.core.config import UserError
 from jaxmbrl.sweeping import status
-from jaxmbrl.training import checkpoint, logs, programs, targets
+from jaxmbrl.training import checkpoint, curve, logs, programs, targets
 from jaxmbrl.training.loggers import Loggers
 from jaxmbrl.training.logs import Described
 from jaxmbrl.training.run_folder import RunFolder
@@ -52,6 +52,14 @@ def logged(tmp_path_factory):
     code, _, err = call("train", "linear", "--env", "pendulum", *options(SETTINGS), *fields, "--log", "tensorboard")
     assert (code, err) == (0, "")
     return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_picture():
+    """The picture of a run is not drawn, which takes as long as a run here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curve, "draw", lambda *arguments: None)
+        yield
 
 
 def copied(run, path):
@@ -105,21 +113,15 @@ def test_event_files_hold_the_settings(logged):
     assert "| batch_size | 8 |" in table and "| seed | [3, 4] |" in table and "| algorithm | linear |" in table
 
 
-def test_a_killed_run_goes_on_without_duplicated_or_lost_points(logged, tmp_path):
-    run = copied(logged, tmp_path / "run")
-    # As if the process was killed after the rows of the last two epochs, before their checkpoint.
-    shutil.rmtree(run / "checkpoints" / "00000080")
-    before = seen(run, "seed-3")
-    code, _, err = call("train", "--resume", run)
-    assert (code, err) == (0, "")
-    assert untimed(RunFolder.open(run).read_metrics()) == untimed(RunFolder.open(logged).read_metrics())
+def test_a_killed_run_goes_on_without_duplicated_or_lost_points(called_back, logged):
+    run = called_back[0]
     assert_points_are_those_of_the_rows(run)
-    after = seen(run, "seed-3")
-    order = [[point[:2] for point in found.points if point[0] not in TIMINGS] for found in (after, before)]
-    assert order[0] == order[1]
-    assert after.restarts == [0], "a reader that still knows the earlier file forgets its points"
+    orders = [[point[:2] for point in seen(path, "seed-3").points if point[0] not in TIMINGS] for path in (run, logged)]
+    assert orders[0] == orders[1]
+    assert seen(run, "seed-3").restarts == [0], "a reader that still knows the earlier file forgets its points"
 
 
+@pytest.mark.promises
 def test_a_run_that_was_not_logged_is_logged_from_its_start_when_resumed(logged, tmp_path):
     run = copied(logged, tmp_path / "run")
     shutil.rmtree(run / "tensorboard")
@@ -245,7 +247,9 @@ def test_wrong_arguments_are_told(given, message):
 @pytest.fixture(scope="module")
 def called_back(logged, tmp_path_factory):
     """A run like `logged` in three sessions. In the first its callback returns False after epoch 2, in the second it raises
-    an error after epoch 3: the folder, and of each session what it gave, its logger, and the rows of the callback."""
+    an error after epoch 3. The third begins as if the second was killed before its checkpoint. Returns the folder; the
+    result and the state of the first; the newest checkpoint of the second; the result of the third; and of each session the
+    logger and the rows that the callback received."""
     run, loggers, called = tmp_path_factory.mktemp("runs") / "run", [Own(), Own(), Own()], [[], [], []]
 
     def stops(rows):
@@ -257,20 +261,24 @@ def called_back(logged, tmp_path_factory):
         called[1].append(rows)
         raise ZeroDivisionError("mine")
 
-    fields = {"out": run, "checkpoint": {"every": 10}, "steps": 80, "callback": stops, "log": loggers[0]}
-    first, first_state = jaxmbrl.train("linear", "pendulum", **fields, **GIVEN), status.look(run).state
+    fields = {"out": run, "checkpoint": {"every": 10}, "steps": 80}
+    log = "tensorboard"
+    first = jaxmbrl.train("linear", "pendulum", **fields, callback=stops, log=(log, loggers[0]), **GIVEN)
+    state = status.look(run).state
     with pytest.raises(ZeroDivisionError, match="mine"):
-        jaxmbrl.resume(run, callback=fails, log=loggers[1:2])
+        jaxmbrl.resume(run, callback=fails, log=[log, loggers[1]])
     saved = checkpoint.steps(run / "checkpoints")[-1]
-    last = jaxmbrl.resume(run, callback=called[2].append, log=loggers[2])
-    return run, (first, first_state), saved, last, loggers, called
+    shutil.rmtree(run / "checkpoints" / f"{saved:08}")
+    last = jaxmbrl.resume(run, callback=called[2].append, log=(loggers[2], log))
+    return run, (first, state), saved, last, loggers, called
 
 
 def test_own_loggers_and_callbacks_receive_the_rows_of_every_epoch(called_back):
     _, _, _, last, loggers, called = called_back
     assert [own.epochs for own in loggers] == called and [own.closed for own in loggers] == [1, 1, 1]
-    assert [row for session in called for rows in session for row in rows] == last.rows
-    assert [[row["seed"] for row in rows] for session in called for rows in session] == [[3, 4]] * 4
+    assert [row for session in called[::2] for rows in session for row in rows] == last.rows
+    epochs = [[[(row["epoch"], row["seed"]) for row in rows] for rows in session] for session in called]
+    assert epochs == [[[(e, 3), (e, 4)] for e in session] for session in ([1, 2], [3], [3, 4])]
 
 
 def test_a_callback_that_returns_false_stops_the_run(called_back):
@@ -304,10 +312,14 @@ def test_a_run_ends_when_its_return_reaches_the_target(logged, tmp_path):
     assert "--stop-at-return None" in said
     found = status.look(run)
     assert (found.state, found.ended, found.env_steps, found.total_steps) == ("finished", True, 80, 200)
-    # A higher target, which no return can reach.
+    assert programs.changed(programs.read(RunFolder.open(run)), {}, {"stop_at_return": None}).stop_at_return is None
+
+
+@pytest.mark.promises
+def test_a_run_goes_on_with_a_higher_target(logged, tmp_path):
+    run = copied(logged, tmp_path / "run")
     code, said, _ = call("train", "--resume", run, "--steps", 100, "--stop-at-return", 0.5)
     assert code == 0 and "resuming at 80 of 100 steps" in said and len(RunFolder.open(run).read_metrics()) == 10
-    assert programs.changed(programs.read(RunFolder.open(run)), {}, {"stop_at_return": None}).stop_at_return is None
 
 
 def test_a_run_that_reaches_its_target_while_training_says_so(tmp_path):
