@@ -3,22 +3,26 @@
 import json
 import math
 import shutil
+import struct
 import sys
+import threading
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import TIMINGS, call, options, untimed
-from event_files import read
+from event_files import fields, read
 
 import jaxmbrl
 from jaxmbrl.core.config import UserError
 from jaxmbrl.sweeping import status
-from jaxmbrl.training import checkpoint, curve, logs, programs, targets
+from jaxmbrl.training import checkpoint, curve, logs, programs, targets, wandb_log
 from jaxmbrl.training.loggers import Loggers
 from jaxmbrl.training.logs import Described
 from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.training.tensorboard_log import TensorBoardLog
+from jaxmbrl.training.wandb_log import WandbLog
 
 SETTINGS = {"batch_size": 8, "replay_capacity": 100, "warmup_steps": 20, "epoch_steps": 20, "eval_every": 1}
 GIVEN = {"seeds": 2, "seed": 3, "eval_episodes": 1, "settings": SETTINGS}
@@ -130,6 +134,111 @@ def test_a_run_that_was_not_logged_is_logged_from_its_start_when_resumed(logged,
     jaxmbrl.resume(run, log="tensorboard")
     assert_points_are_those_of_the_rows(run)
     assert RunFolder.open(run).read_config()["log"] == ["tensorboard"]
+
+
+class FakeRun:
+    """One run of a `wandb` that is not there."""
+
+    def __init__(self, given):
+        self.given, self.points, self.finished = given, [], 0
+        self.starting_step, self.offline = 0, given.get("mode") == "offline"
+
+    def log(self, values, step):
+        self.points.append((step, values))
+
+    def finish(self):
+        self.finished += 1
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A `wandb` without a network: the runs that are made, and what the next `init` does."""
+    made, plan = [], {"steps": 0, "error": None}
+
+    class Settings:
+        model_fields = ("finish_timeout",)
+
+        def __init__(self, **given):
+            self.given = given
+
+    def init(**given):
+        if plan["error"] is not None and given.get("mode") != "offline":
+            raise plan["error"]
+        made.append(FakeRun(given))
+        made[-1].starting_step = plan["steps"]
+        return made[-1]
+
+    module = types.ModuleType("wandb")
+    module.init, module.Settings = init, Settings
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    return made, plan
+
+
+def epoch_of(number):
+    return [row(number, 0, x=float(number)), row(number, 1, x=-float(number))]
+
+
+def steps_of(runs):
+    return [[step for step, _ in run.points] for run in runs]
+
+
+def test_wandb_has_a_run_for_each_seed_in_a_group(wandb, tmp_path):
+    made, _ = wandb
+    logger = WandbLog(described(tmp_path), pytest.fail)
+    logger.write(epoch_of(1))
+    logger.close()
+    assert [run.points for run in made] == [[(10, {"env_steps": 10, "wall_time": 1.0, "x": x})] for x in (1.0, -1.0)]
+    assert [run.finished for run in made] == [1, 1]
+    for seed, run in enumerate(made):
+        assert (run.given["project"], run.given["group"], run.given["dir"]) == ("jaxmbrl", tmp_path.name, str(tmp_path))
+        assert run.given["config"] == {"seed": seed} and run.given["resume"] == "allow"
+        assert run.given["name"] == f"{tmp_path.name} seed {seed}"
+    assert len({run.given["id"] for run in made}) == 2
+
+
+def test_a_resumed_run_continues_its_wandb_runs_after_their_last_point(wandb, tmp_path):
+    made, plan = wandb
+    WandbLog(described(tmp_path), pytest.fail).write(epoch_of(1))
+    plan["steps"] = 11
+    logger = WandbLog(described(tmp_path, rows=[*epoch_of(1), *epoch_of(2)]), pytest.fail)
+    for number in (2, 3):
+        logger.write(epoch_of(number))
+    assert [run.given["id"] for run in made[2:]] == [run.given["id"] for run in made[:2]]
+    assert steps_of(made) == [[10], [10], [20, 30], [20, 30]]
+
+
+def test_offline_nothing_is_logged_twice(wandb, tmp_path, monkeypatch):
+    made, _ = wandb
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = WandbLog(described(tmp_path), pytest.fail)
+    for number in (1, 2):
+        logger.write(epoch_of(number))
+    # Killed, and resumed from a checkpoint after the first epoch.
+    logger = WandbLog(described(tmp_path, rows=epoch_of(1)), pytest.fail)
+    for number in (2, 3):
+        logger.write(epoch_of(number))
+    assert steps_of(made) == [[10, 20], [10, 20], [30], [30]]
+    assert all(run.given["mode"] == "offline" for run in made)
+
+
+def test_without_a_network_the_run_is_logged_offline_and_that_is_told_once(wandb, tmp_path):
+    (made, plan), said = wandb, []
+    plan["error"] = ConnectionError("no route")
+    logger = WandbLog(described(tmp_path, rows=epoch_of(1)), said.append)
+    logger.write(epoch_of(2))
+    assert len(said) == 1 and said[0].startswith("W&B cannot be used online (ConnectionError: no route); the run is logged")
+    assert [run.offline for run in made] == [True, True] and steps_of(made) == [[10, 20], [10, 20]]
+
+
+def test_the_end_of_a_run_does_not_wait_long_for_an_upload(wandb, tmp_path, monkeypatch):
+    said, forever = [], threading.Event()
+    monkeypatch.setattr(wandb_log, "FINISH_SECONDS", 0.05)
+    monkeypatch.setattr(FakeRun, "finish", lambda self: forever.wait(60))
+    WandbLog(described(tmp_path), said.append).close()
+    forever.set()
+    assert said == [f"W&B has not received everything; 'wandb sync' uploads what is in {tmp_path / 'wandb'}"]
 
 
 def described(path, seeds=(0, 1), rows=()):
@@ -387,3 +496,52 @@ def test_names_of_loggers_are_those_of_the_extras():
     extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for name, package in logs.PACKAGES.items():
         assert any(requirement.lower().startswith(package.lower()) for requirement in extras[name])
+
+
+def wandb_records(path):
+    """The records of a file of W&B's offline mode: blocks of 32 KiB with records that may continue in the next block, each
+    with a checksum, its length and its kind (1 whole, 2 first, 3 middle, 4 last), after a header of 7 bytes."""
+    data, at, body = path.read_bytes(), 7, b""
+    while at < len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        body += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            yield body
+            body = b""
+
+
+def wandb_points(path):
+    """{step: {metric: value}} of such a file: a field 2 of a record is a point, with items 1 and the step 2."""
+    found = {}
+    for record in map(fields, wandb_records(path)):
+        for point in map(fields, record.get(2, [])):
+            (step,) = fields(point[2][0]).get(1, [0])
+            assert step not in found, "once"
+            found[step] = {(item.get(1) or item[2])[0].decode(): json.loads(item[16][0]) for item in map(fields, point[1])}
+    return found
+
+
+@pytest.mark.promises
+def test_real_wandb_offline_holds_the_rows_once_also_after_a_kill(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = tmp_path / "run"
+    jaxmbrl.train("linear", "pendulum", steps=60, out=run, log="wandb", checkpoint={"every": 2}, **GIVEN)
+    shutil.rmtree(run / "checkpoints" / "00000060")
+    jaxmbrl.resume(run, steps=80)
+    rows = RunFolder.open(run).read_metrics()
+    ids = json.loads((run / "wandb" / "jaxmbrl.json").read_text())["ids"]
+    for seed in (3, 4):
+        files = sorted(run.glob(f"wandb/offline-run-*/run-{ids[str(seed)]}.wandb"))
+        points = [wandb_points(file) for file in files]
+        assert [sorted(found) for found in points] == [[20, 40, 60], [80]]
+        for row in rows:
+            if row["seed"] == seed:
+                logged = next(found[row["env_steps"]] for found in points if row["env_steps"] in found)
+                same = {name: row[name] for name in row if name not in {*NOT_SCALARS, *TIMINGS}}
+                assert {name: logged[name] for name in same} == pytest.approx(same)
+                assert logged["env_steps"] == row["env_steps"]

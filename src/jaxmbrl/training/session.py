@@ -186,8 +186,10 @@ class Session:
     def open_loggers(self) -> None:
         """Open the loggers, which may take a while."""
         self.closing.callback(self.recorder.close_loggers)
+        started = time.monotonic()
         with self.interruptible():
             self.recorder.open_loggers(self.attached.loggers)
+        self.timing.exclude(time.monotonic() - started)
 
     def differences(self, now: dict[str, Any], started: dict[str, Any], restored: checkpoint.Restored) -> Iterator[str]:
         """Reasons why the resumed run may differ from an uninterrupted run."""

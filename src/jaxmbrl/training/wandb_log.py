@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,24 +41,27 @@ class WandbLog:
         ids: dict[str, str] = self._saved.get("ids", {})
         self._saved["ids"] = {str(seed): ids.get(str(seed)) or uuid.uuid4().hex[:12] for seed in run.settings}
         self._save()
+        self._logged: dict[int, int] = {}
+        """Steps up to which each seed is logged."""
         self._runs = {seed: self._init(run, seed) for seed in run.settings}
-        logged = self._saved.get("logged", 0)
-        self._logged = {seed: logged if self._offline else made.starting_step - 1 for seed, made in self._runs.items()}
         for rows in epochs(run.rows):
             self._log(rows)
-        self._mark(run.rows)
+        self._mark()
 
     def write(self, rows: Sequence[Row]) -> None:
         """Log the rows of one epoch. W&B uploads them in another process."""
         self._log(rows)
-        self._mark(rows)
+        self._mark()
 
     def close(self) -> None:
         """Finish the W&B runs. The upload is not awaited for longer than `FINISH_SECONDS`."""
-        thread = threading.Thread(target=self._finish, daemon=True, name="jaxmbrl-wandb")
-        thread.start()
-        thread.join(FINISH_SECONDS)
-        if thread.is_alive():
+        threads = [threading.Thread(target=run.finish, daemon=True, name="jaxmbrl-wandb") for run in self._runs.values()]
+        end = time.monotonic() + FINISH_SECONDS
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(end - time.monotonic(), 0.0))
+        if any(thread.is_alive() for thread in threads):
             self._warn(f"W&B has not received everything; 'wandb sync' uploads what is in {self._folder}")
 
     def _init(self, run: Described, seed: int) -> Any:
@@ -74,10 +78,12 @@ class WandbLog:
             "resume": "allow",
             "reinit": "create_new",
         }
-        settings = {"console": "off", "silent": True}
+        settings: dict[str, Any] = {"console": "off", "silent": True}
+        if "finish_timeout" in wandb.Settings.model_fields:
+            settings["finish_timeout"] = FINISH_SECONDS
         if not self._offline:
             try:
-                return wandb.init(**given, settings=wandb.Settings(**settings, init_timeout=CONNECT_SECONDS))
+                made = wandb.init(**given, settings=wandb.Settings(**settings, init_timeout=CONNECT_SECONDS))
             except Exception as error:
                 self._offline = True
                 reason = " ".join(str(error).split())[:200]
@@ -85,25 +91,35 @@ class WandbLog:
                     f"W&B cannot be used online ({type(error).__name__}: {reason}); the run is logged offline, and "
                     f"'wandb sync' uploads what is in {self._folder}"
                 )
+                # The identifier is still in use by the attempt to connect.
+                self._saved["ids"][str(seed)] = given["id"] = uuid.uuid4().hex[:12]
+                self._saved.setdefault("logged", {})[str(seed)] = 0
+                self._save()
+            else:
+                self._logged[seed] = self._before(seed) if made.offline else made.starting_step - 1
+                return made
+        self._logged[seed] = self._before(seed)
         return wandb.init(**given, mode="offline", settings=wandb.Settings(**settings))
 
-    def _log(self, rows: Sequence[Row]) -> None:
-        for row in rows:
-            if row["env_steps"] > self._logged[row["seed"]]:
-                self._runs[row["seed"]].log({"env_steps": row["env_steps"], **scalars(row)}, step=row["env_steps"])
+    def _before(self, seed: int) -> int:
+        """Steps up to which earlier sessions logged a seed."""
+        return self._saved.get("logged", {}).get(str(seed), 0)
 
-    def _mark(self, rows: Sequence[Row]) -> None:
-        """Record what has been logged."""
-        if rows:
-            self._saved["logged"] = max(self._saved.get("logged", 0), rows[-1]["env_steps"])
-            self._save()
+    def _log(self, rows: Sequence[Row]) -> None:
+        """Log the rows that are not logged yet."""
+        for row in rows:
+            seed, step = row["seed"], row["env_steps"]
+            if step > self._logged[seed]:
+                self._runs[seed].log({"env_steps": step, **scalars(row)}, step=step)
+                self._logged[seed] = step
+
+    def _mark(self) -> None:
+        """Record what is logged."""
+        self._saved["logged"] = {str(seed): step for seed, step in self._logged.items()}
+        self._save()
 
     def _save(self) -> None:
         write_file(self._record, json.dumps(self._saved).encode() + b"\n")
-
-    def _finish(self) -> None:
-        for run in self._runs.values():
-            run.finish()
 
 
 def _read(file: Path) -> dict[str, Any]:
