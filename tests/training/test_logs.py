@@ -72,8 +72,8 @@ def copied(run, path):
 
 
 def seen(run, folder):
-    """What the only event file of a folder holds."""
-    (file,) = (run / "tensorboard" / folder).iterdir()
+    """What the only event file of a folder holds that is not empty."""
+    (file,) = [path for path in (run / "tensorboard" / folder).iterdir() if path.stat().st_size]
     return read(file)
 
 

@@ -46,7 +46,7 @@ def evaluate(words: list[str]) -> int:
     print(f"evaluating {config.algorithm} on {config.env}: {seeds}, {args.episodes} episodes each ...", flush=True)
     started = time.monotonic()
     with _warnings_in_a_line():
-        found = runner.evaluate(args.run, args.episodes, args.model, args.backend)
+        found = runner.evaluate(args.run, args.episodes, args.model, args.backend, progress=True)
     print(f"the policy after {found.env_steps:,} of {config.total_steps:,} environment steps")
     for k, value in enumerate(found.per_seed):
         frozen = "  (frozen when a value was not finite)" if config.seed + k in found.frozen else ""
@@ -139,6 +139,7 @@ def collect(words: list[str]) -> int:
     """`jaxmbrl collect`: record transitions of a policy to a file."""
     from jaxmbrl.data import dataset
     from jaxmbrl.training import collecting
+    from jaxmbrl.training.console import Work
 
     parser = options.parser("collect", description="Write transitions of a policy, episode after episode, to an npz file.")
     parser.add_argument("--policy", required=True, metavar="POLICY", help="'random', or the folder of a run")
@@ -153,8 +154,10 @@ def collect(words: list[str]) -> int:
     args = parser.parse_args(words)
     out = _new_file("--out", args.out, ".npz")
     started = time.monotonic()
-    with _warnings_in_a_line():
-        rows, task = collecting.collect_by(args.env, args.policy, args.steps, args.seed, args.explore, args.action_repeat)
+    with _warnings_in_a_line(), Work("collecting", args.steps, "steps") as work:
+        rows, task = collecting.collect_by(
+            args.env, args.policy, args.steps, args.seed, args.explore, args.action_repeat, work.update
+        )
     dataset.save(out, rows, task.name, task.action_repeat)
     ended = rows.terminated | rows.truncated
     print(f"{args.steps:,} transitions of {task.name} in {out}, {int(ended.sum())} finished episodes")
@@ -171,6 +174,7 @@ def fit(words: list[str]) -> int:
     from jaxmbrl import envs
     from jaxmbrl.data import dataset
     from jaxmbrl.diagnostics import model_evaluation, plotting
+    from jaxmbrl.training.console import Work
     from jaxmbrl.training.run_folder import write_figure
 
     early = options.parser("fit", add_help=False)
@@ -203,7 +207,8 @@ def fit(words: list[str]) -> int:
         f"fitting to {args.data}: {len(data.rows.reward):,} transitions" + (f" of {name}" if name else "") + " ...",
         flush=True,
     )
-    fitted = model_evaluation.fit_and_evaluate(config, data.rows, task)
+    with Work("fitting", config.ensemble.max_epochs, "epochs at most") as work:
+        fitted = model_evaluation.fit_and_evaluate(config, data.rows, task, work.update)
     seconds = time.monotonic() - started
     print(f"fitted to {fitted.trained_on:,} rows, tested on the last {fitted.tested_on:,}, in {seconds:.1f} s")
     for metric, value in fitted.found.items():

@@ -12,6 +12,7 @@ from jaxmbrl.core.config import UserError
 def report(words: list[str]) -> int:
     """`jaxmbrl report`: write one HTML page about runs."""
     from jaxmbrl.report import build
+    from jaxmbrl.training.console import Work
     from jaxmbrl.training.run_folder import write_file
 
     about = "One HTML page about runs, self-contained: curves, comparison, the model, the policy, the run."
@@ -27,7 +28,8 @@ def report(words: list[str]) -> int:
     args = parser.parse_args(words)
     started = time.monotonic()
     file = _page(build.default_file(args.runs) if args.out is None else Path(args.out))
-    page = build.make(args.runs, not args.no_rollouts, args.published, lambda text: print(text, flush=True))
+    work = Work("evaluating policies", 1, "policies")
+    page = build.make(args.runs, not args.no_rollouts, args.published, lambda text: print(text, flush=True), work)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_file(file, page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
@@ -47,8 +48,11 @@ class FitEvaluation(NamedTuple):
     tested_on: int
 
 
-def fit_and_evaluate(config: FitConfig, rows: Transition, task: Task | None = None) -> FitEvaluation:
-    """Fit an ensemble to the first `rows` [N, ...] and evaluate it on the last ones.
+def fit_and_evaluate(
+    config: FitConfig, rows: Transition, task: Task | None = None, update: Callable[[int], None] | None = None
+) -> FitEvaluation:
+    """Fit an ensemble to the first `rows` [N, ...] and evaluate it on the last ones. `update` receives the number of epochs
+    so far.
 
     With a `task`, its known reward and termination functions are used, unless the config asks to learn them. Without one,
     integer actions [N] are taken to be from the smallest discrete space that contains them. Raises UserError if there are
@@ -69,12 +73,16 @@ def fit_and_evaluate(config: FitConfig, rows: Transition, task: Task | None = No
         reward=None if task is None or config.learn_reward else task.reward,
         terminated=None if task is None or config.learn_termination else task.terminated,
         features=None if task is None else task.features,
+        on_epoch=None if update is None else lambda epochs: update(int(epochs)),
     )
     init_key, fit_key = jax.random.split(jax.random.key(config.seed))
     shapes = jax.eval_shape(lambda: model.init(init_key, {}))
     memory.check(shapes, "the model", "lower ensemble.members or ensemble.hidden")
     known = replay.of_rows(jax.tree.map(lambda leaf: leaf[:trained], rows))
     state, found = jax.jit(model.fit)(jax.jit(model.init)(init_key, {}), known, fit_key)
+    if update is not None:
+        jax.block_until_ready(state)
+        jax.effects_barrier()
     unseen = jax.tree.map(lambda leaf: leaf[trained:], rows)
     return FitEvaluation(
         model=model,

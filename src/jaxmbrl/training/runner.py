@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 from jaxmbrl.core import xla
 from jaxmbrl.core.config import UserError, check, to_dict
 from jaxmbrl.core.types import Policy, PyTree, Task
-from jaxmbrl.training import checkpoint, devices, evaluation, logs
-from jaxmbrl.training.console import Progress
+from jaxmbrl.training import checkpoint, devices, evaluation, hosted, logs
+from jaxmbrl.training.console import Progress, Work
 from jaxmbrl.training.hosts import ALONE, Hosts
 from jaxmbrl.training.loop import LoopState, clock_at
 from jaxmbrl.training.programs import (
@@ -209,7 +209,13 @@ def load(run: str | Path) -> Loaded:
     return Loaded(policy_of(program.algorithm, clock), state.algorithm, program.task)
 
 
-def evaluate(run: str | Path, episodes: int = 10, model: str | None = None, backend: str | None = None) -> Evaluation:
+def evaluate(
+    run: str | Path,
+    episodes: int = 10,
+    model: str | None = None,
+    backend: str | None = None,
+    progress: Work | bool = False,
+) -> Evaluation:
     """Returns of `episodes` episodes of each seed of the run in folder `run`, under its deterministic policy.
 
     The start state depends only on the episode's index: it is the same for every seed and every run of the task. With
@@ -218,6 +224,8 @@ def evaluate(run: str | Path, episodes: int = 10, model: str | None = None, back
 
     With the `backend` "gymnasium" the same episodes run in the task's Gymnasium counterpart, with C MuJoCo; tasks
     `gymnasium/...` always run there. Raises UserError if there is no counterpart, or if Gymnasium is not installed.
+
+    With `progress`, an evaluation that takes more than a few seconds shows its progress and the time left.
     """
     xla.ensure_threads()
     if backend not in (None, *BACKENDS):
@@ -230,19 +238,26 @@ def evaluate(run: str | Path, episodes: int = 10, model: str | None = None, back
     if backend == "jax" and own != backend:
         raise UserError(f"task '{task.name}' runs outside of the compiled program: leave the backend out")
     chosen, clock = backend or own, clock_at(restored.extra["env_steps"])
-    with contextlib.ExitStack() as closing:
-        function = evaluation.evaluator(
-            algorithm,
-            task,
-            episodes,
-            program.compile,
-            closing,
-            clock,
-            state.algorithm,
-            devices.single_device(program.config.seeds),
-            in_gymnasium=chosen == "gymnasium",
-        )
-        returns = function(clock, state.algorithm)
+    work = Work("evaluating", task.episode_length, "steps") if progress is True else progress or Work.silent()
+    with contextlib.ExitStack() as closing, work:
+        if chosen == "jax":
+            given = (algorithm, task, episodes, program.compile, clock, state.algorithm)
+            returns = evaluation.in_parts(*given, work.update)
+        else:
+            function = evaluation.evaluator(
+                algorithm,
+                task,
+                episodes,
+                program.compile,
+                closing,
+                clock,
+                state.algorithm,
+                devices.single_device(program.config.seeds),
+                in_gymnasium=True,
+            )
+            assert isinstance(function, hosted.Evaluator)
+            function.update = work.update
+            returns = function(clock, state.algorithm)
     return summarise(returns, restored.extra["env_steps"], tuple(restored.extra["frozen"]), chosen)
 
 

@@ -84,13 +84,16 @@ class TensorBoardLog:
 
 
 class EventFile:
-    """A new event file in `folder`; others are removed as soon as it has been written. What cannot be written is kept."""
+    """A new event file in `folder`; earlier ones are emptied once it is written. What cannot be written yet is kept."""
 
     def __init__(self, folder: Path) -> None:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         now = time.time()
-        self.path = folder / f"events.out.tfevents.{int(now)}.{socket.gethostname()}.{os.getpid()}"
+        # Readers go from file to file in the order of their names.
+        numbers = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.[0-9]*.*")]
+        number = max([int(now), *(number + 1 for number in numbers)])
+        self.path = folder / f"events.out.tfevents.{number}.{socket.gethostname()}.{os.getpid()}"
         self._pending = bytearray()
         self._size = 0
         self._earlier = True
@@ -127,10 +130,19 @@ class EventFile:
         self._size += len(self._pending)
         self._pending.clear()
         if self._earlier:
-            for other in self.path.parent.glob("*tfevents*"):
-                if other != self.path:
-                    other.unlink(missing_ok=True)
-            self._earlier = False
+            self._clear_earlier()
+
+    def _clear_earlier(self) -> None:
+        """Empty the earlier files. They are removed the next time: a TensorBoard that has one of them open only continues
+        with the new file if its own still exists."""
+        for other in self.path.parent.glob("*tfevents*"):
+            if other == self.path:
+                continue
+            if other.stat().st_size:
+                os.truncate(other, 0)
+            else:
+                other.unlink()
+        self._earlier = False
 
 
 def framed(data: bytes) -> bytes:
