@@ -230,7 +230,7 @@ class Work:
             _write(self._out, self._text())
         elif self._live is None:
             self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True)
-            self._live.start()
+            self._live.start(refresh=True)
 
     def _left(self) -> float | None:
         """Seconds left by the mean speed so far; None while it is unknown."""
@@ -243,7 +243,7 @@ class Work:
         """One line; `passed` is the time since the last update."""
         left = self._left()
         share = f" ({self._done / self.total:.0%})" if self.total else ""
-        text = f"{self._what}: {self._done:,.0f} of {self.total:,.0f} {self._unit}{share}"
+        text = f"{self._what}: {int(self._done):,} of {int(self.total):,} {self._unit}{share}"
         return text if left is None else f"{text}, about {duration(max(left - passed, 0.0))} left"
 
     def _render(self) -> RenderableType:
