@@ -156,8 +156,6 @@ def wandb(monkeypatch):
     made, plan = [], {"steps": 0, "error": None}
 
     class Settings:
-        model_fields = ("finish_timeout",)
-
         def __init__(self, **given):
             self.given = given
 

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -18,6 +18,9 @@ from jaxmbrl.commands import options
 from jaxmbrl.commands.options import complain, own_name
 from jaxmbrl.commands.training import task_words
 from jaxmbrl.core.config import UserError, check
+
+SHORT_SECONDS = 5.0
+"""Durations below this are not announced."""
 
 
 def evaluate(words: list[str]) -> int:
@@ -40,10 +43,18 @@ def evaluate(words: list[str]) -> int:
     args = parser.parse_args(words)
     if args.episodes < 1:
         raise UserError(f"--episodes must be at least 1, got {args.episodes}")
-    config = programs.read(RunFolder.open(args.run))
+    folder = RunFolder.open(args.run)
+    config = programs.read(folder)
     file = _new_file("--video", args.video, ".gif") if args.video else Path(args.run) / "video.gif"
     seeds = f"{config.seeds} seed{'s' if config.seeds > 1 else ''}"
-    print(f"evaluating {config.algorithm} on {config.env}: {seeds}, {args.episodes} episodes each ...", flush=True)
+    expected = ""
+    if args.model is None and args.backend is None:
+        # Only for the message, so errors in the file of metrics do not matter.
+        with contextlib.suppress(UserError):
+            expected = _expected(folder.read_metrics(), args.episodes / config.eval_episodes)
+    print(
+        f"evaluating {config.algorithm} on {config.env}: {seeds}, {args.episodes} episodes each{expected} ...", flush=True
+    )
     started = time.monotonic()
     with _warnings_in_a_line():
         found = runner.evaluate(args.run, args.episodes, args.model, args.backend, progress=True)
@@ -61,6 +72,16 @@ def evaluate(words: list[str]) -> int:
         summary = {"per_seed": per_seed, "mean": _finite(found.mean), "iqm": _finite(found.iqm), "backend": found.backend}
         print(json.dumps(summary | {"env_steps": found.env_steps, "frozen": list(found.frozen)}, allow_nan=False))
     return 0
+
+
+def _expected(rows: list[dict[str, Any]], times: float) -> str:
+    """How long an evaluation takes that has `times` as many episodes as those of a run with these `rows`, if that is more
+    than a few seconds."""
+    from jaxmbrl.training.console import duration
+
+    measured = [row["time/evaluate"] for row in rows if isinstance(row.get("time/evaluate"), int | float)]
+    seconds = measured[-1] * times if measured else 0.0
+    return f", about {duration(seconds)} by the time of the run's own evaluations" if seconds >= SHORT_SECONDS else ""
 
 
 def debug(words: list[str]) -> int:

@@ -230,7 +230,7 @@ def parse_train(name: str, words: list[str], started: RunConfig | None = None) -
             ("eval_episodes", Annotated[int, tyro.conf.arg(help="Episodes of each evaluation.")]),
             ("checkpoint", programs.CheckpointConfig),
             ("log", Annotated[tuple[logs.Name, ...], tyro.conf.arg(help="Loggers that receive the metrics too.")]),
-            ("stop_at_return", Annotated[float | None, tyro.conf.arg(help=_TARGET)]),
+            ("stop_at_return", Annotated[float | None, tyro.conf.arg(help=_TARGET, metavar="RETURN")]),
             ("action_repeat", Annotated[int, tyro.conf.arg(help="Times each action is applied; steps count actions.")]),
             ("settings", Annotated[method.config, tyro.conf.arg(name="")]),
             *[(option, Annotated[str, tyro.conf.arg(metavar=metavar, help=text)], "") for option, metavar, text in _TEXTS],

@@ -73,7 +73,7 @@ def fit_and_evaluate(
         reward=None if task is None or config.learn_reward else task.reward,
         terminated=None if task is None or config.learn_termination else task.terminated,
         features=None if task is None else task.features,
-        on_epoch=None if update is None else lambda epochs: update(int(epochs)),
+        **({} if update is None else {"on_epoch": lambda epochs: update(int(epochs))}),
     )
     init_key, fit_key = jax.random.split(jax.random.key(config.seed))
     shapes = jax.eval_shape(lambda: model.init(init_key, {}))

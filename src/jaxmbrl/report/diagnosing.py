@@ -200,7 +200,7 @@ def play(
             started = now
         else:
             step_seconds = (now - started) / (i * CHUNK)
-        update(min(max((i + 1) * CHUNK / steps, (now - started) / seconds), 1.0))
+        update(min(max((i + 1) * CHUNK / steps, (now - started) / max(seconds, 1e-6)), 1.0))
         if now - started > seconds:
             break
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found), step_seconds
@@ -241,7 +241,7 @@ def _model(view: ModelView | None, rows: Transition) -> dict[str, Any]:
     }
 
 
-def _critic(program: Program, state: PyTree, clock: Clock, update: Callable[[float], None]) -> dict[str, Any]:
+def _critic(program: Program, state: PyTree, clock: Clock, update: Callable[[float], None] = ignore) -> dict[str, Any]:
     """Compare the critic, if there is one, with the returns of the policy whose value it estimates."""
     algorithm, task = program.algorithm, program.task
     view = algorithm.views(state).critic

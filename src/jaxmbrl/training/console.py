@@ -178,7 +178,7 @@ class Work:
     elsewhere a line now and then. Use it as a context manager; nothing is shown of an operation that takes a few seconds.
 
     `what` names the operation and `unit` what `total` counts. Writes to `out` (standard error by default). The first line
-    is printed after `first` seconds, the others every `every` seconds.
+    is printed after `first` seconds if the rest takes as long, the others every `every` seconds.
     """
 
     def __init__(
@@ -192,6 +192,7 @@ class Work:
     ) -> None:
         self.total = total
         self._what, self._unit, self._every = what, unit, every
+        self._short, self._shown = first, False
         self._out = cast(TextIO, sys.stderr if out is None else out)
         self._console = _console(self._out)
         self._live: Live | None = None
@@ -223,8 +224,11 @@ class Work:
         self.total = self.total if total is None else total
         if self._from is None or done < self._from[1]:
             self._from = (self._now, done)
-        if self._now < self._next or self._left() is None:
+        left = self._left()
+        # Nothing is shown of what is nearly done, such as a short operation whose compilation took long.
+        if self._now < self._next or left is None or (left < self._short and not self._shown):
             return
+        self._shown = True
         if self._console is None:
             self._next = self._now + self._every
             _write(self._out, self._text())

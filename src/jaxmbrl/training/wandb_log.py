@@ -78,9 +78,7 @@ class WandbLog:
             "resume": "allow",
             "reinit": "create_new",
         }
-        settings: dict[str, Any] = {"console": "off", "silent": True}
-        if "finish_timeout" in wandb.Settings.model_fields:
-            settings["finish_timeout"] = FINISH_SECONDS
+        settings: dict[str, Any] = {"console": "off", "silent": True, "finish_timeout": FINISH_SECONDS}
         if not self._offline:
             try:
                 made = wandb.init(**given, settings=wandb.Settings(**settings, init_timeout=CONNECT_SECONDS))
