@@ -23,6 +23,8 @@ USAGE = """usage: jaxmbrl COMMAND ...
   train ALGORITHM --env TASK [--steps N] [--seeds K] [--seed S] [--out FOLDER] [--preset NAME] [--config FILE]
                              [--FIELD VALUE ...]  train; any field of the algorithm's config is an option by its path
   train --resume RUN         continue a run from where it stopped
+  train ... --log tensorboard wandb                      send the metrics to TensorBoard, to Weights & Biases, or to both
+  train ... --stop-at-return R                           end when the mean return over seeds reaches R
   train ALGORITHM --env TASK --data FILE                 learn from transitions in a file, without collecting
   train ... --coordinator HOST:PORT --hosts N --host I   one of N processes that train together (or --hosts auto)
   evaluate RUN [--model true] [--backend gymnasium] [--video [FILE]]

@@ -21,14 +21,16 @@ def rollout(
     length: int | Int[Array, ""],
     fold: Callable[[Any, Transition, Int[Array, ""]], Any] | None = None,
     acc: Any = None,
+    first: int | Int[Array, ""] = 0,
 ) -> tuple[tuple[Carry, Memory], Any]:
     """Step `world` under `policy` for `length` steps from `state = (carry, memory)`.
 
     `fold(acc, transition, i) -> acc` receives each transition in turn, for example to store it or to sum its reward.
     Without a fold the transitions are stacked on a leading axis [length, ...]. Nothing is reset here.
 
-    Step i uses the key `fold_in(key, i)`, so the prefix of a rollout does not depend on its length. With a fold, `length`
-    may be traced; the rollout then has no reverse-mode derivative.
+    Step i uses the key `fold_in(key, i)`, so the prefix of a rollout does not depend on its length. The steps are
+    numbered from `first`, with which a rollout continues another one. With a fold, `length` may be traced; the rollout then
+    has no reverse-mode derivative.
 
     Returns ((carry, memory), acc or stacked transitions).
 
@@ -53,11 +55,13 @@ def rollout(
         carry, transition = world.step(carry, action, step_key)
         return (carry, memory), transition._replace(extras=extras)
 
+    continues = not isinstance(first, int) or first != 0
     if fold is None:
-        return jax.lax.scan(step, state, jnp.arange(length))
+        return jax.lax.scan(step, state, first + jnp.arange(length) if continues else jnp.arange(length))
 
     def step_and_fold(i: Int[Array, ""], loop: tuple[Any, Any]) -> tuple[Any, Any]:
         state, acc = loop
+        i = first + i if continues else i
         state, transition = step(state, i)
         return state, fold(acc, transition, i)
 

@@ -268,7 +268,7 @@ def test_the_command_knows_the_files_task(tmp_path):
 
 
 def test_a_constant_is_called_one(of_a_constant, tmp_path, monkeypatch):
-    def fitted(config, rows, task):
+    def fitted(config, rows, task, update):
         assert config == CONFIG and np.all(rows.reward == np.float32(0.1)) and task is None
         return of_a_constant
 

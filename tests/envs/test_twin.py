@@ -42,12 +42,14 @@ def plain(what, function, *arguments):
     return function
 
 
-def returns(algorithm, task, states, episodes, in_gymnasium):
+def returns(algorithm, task, states, episodes, in_gymnasium, update=None):
     with contextlib.ExitStack() as closing:
         clock = loop.clock_at(0)
         made = evaluation.evaluator(
             algorithm, task, episodes, plain, closing, clock, states, devices.single_device(1), in_gymnasium
         )
+        if update is not None:
+            made.update = update
         return np.asarray(made(clock, states))
 
 
@@ -60,9 +62,16 @@ STATES = jnp.array([1.0, 0.0, -0.2])
 """Of three seeds: one stands, one falls in its own time, one is pushed over."""
 
 
+UPDATES: list[tuple[float, float]] = []
+
+
 @pytest.fixture(scope="module")
 def played(pole):
-    return returns(linear(), pole, STATES, 5, in_gymnasium=True)
+    return returns(linear(), pole, STATES, 5, in_gymnasium=True, update=lambda *steps: UPDATES.append(steps))
+
+
+def test_the_progress_is_told_step_by_step(played):
+    assert [(i, 60) for i in range(1, 61)] == UPDATES
 
 
 def test_some_poles_stand_and_some_fall(played):

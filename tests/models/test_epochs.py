@@ -141,6 +141,29 @@ def run_search(scores, patience, max_epochs, has_holdout=True):
     return jax.device_get(search(np.asarray(scores, np.float32), patience, max_epochs, np.bool_(has_holdout)))
 
 
+def test_the_progress_is_told_epoch_by_epoch():
+    told = []
+
+    @jax.jit
+    def counted(start):
+        return epochs.train_with_early_stopping(
+            lambda training, number: training + 1,
+            lambda training: jnp.ones(2),
+            lambda training: training,
+            start,
+            members=2,
+            has_holdout=jnp.asarray(True),
+            patience=3,
+            max_epochs=9,
+            on_epoch=lambda done: told.append(int(done)),
+        )
+
+    found = counted(jnp.zeros(2))
+    jax.effects_barrier()
+    # The first epoch improves on nothing; after it four do not.
+    assert told == [1, 2, 3, 4, 5] and int(found.epochs) == 5
+
+
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def search(scores, patience, max_epochs, has_holdout):
     return epochs.train_with_early_stopping(

@@ -60,7 +60,9 @@ def run(request, tmp_path_factory, compile_cache):
 @pytest.fixture(scope="module")
 def found(run):
     before = contents(run)
-    made = diagnosing.diagnose(run)
+    shares = []
+    made = diagnosing.diagnose(run, shares.append)
+    assert shares == sorted(shares) and len(shares) > 4 and 0 < shares[0] < 0.5 <= shares[-1] <= 1
     assert contents(run) == before, "the folder is as it was"
     return made
 
@@ -240,7 +242,8 @@ def test_a_film_of_images_that_were_observed():
 def test_what_cannot_be_played_is_told(run, monkeypatch):
     played = []
 
-    def diagnose(path):
+    def diagnose(path, update):
+        update(0.5)
         played.append(path.name)
         raise UserError("not now")
 

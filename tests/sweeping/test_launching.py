@@ -72,6 +72,24 @@ def test_runs_are_worked_on_in_order_and_so_many_at_once(tmp_path):
     assert launcher.begun == list("abcde") and launcher.most == 2
 
 
+def test_the_progress_of_a_sweep_counts_runs_by_their_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(launching, "LOOK_SECONDS", 0.0)
+    seen = []
+
+    class Seen:
+        def update(self, done, total):
+            seen.append((done, total))
+
+    folder = SweepFolder(tmp_path)
+    # The first run is at a quarter of its steps, and stays there until it ends.
+    finish(folder.run("a"), steps=250)
+    launcher = Made(folder, {"a": [None, "finishes"], "b": [None, "refuses"], "c": ["finishes"]})
+    made = Launcher(launcher.start, launcher.ended, launcher.stop)
+    jobs = [Job(name, ("sweep",), folder.log(name)) for name in "abc"]
+    launch(jobs, folder, made, 1, 0, lambda text: None, Signals(), 0.0, Seen())
+    assert seen == [(0.25, 3), (1.0, 3), (1.0, 3), (2.0, 3), (3.0, 3)]
+
+
 def test_a_run_whose_process_dies_begins_again_and_the_others_go_on(tmp_path):
     states, launcher, said = play(tmp_path, {"a": [-9, None, "finishes"], "b": ["finishes"]})
     assert states == {"a": "finished", "b": "finished"} and launcher.begun == ["a", "a", "b"]

@@ -277,7 +277,9 @@ class Calls:
     def __init__(self, monkeypatch):
         self.made = []
         monkeypatch.setattr(sweep_runs.runner, "train", lambda *args, **more: self.called("train", args, more))
-        monkeypatch.setattr(sweep_runs.runner, "resume", lambda path, progress, stopping: self.called("resume", path))
+        monkeypatch.setattr(
+            sweep_runs.runner, "resume", lambda path, log, progress, stopping: self.called("resume", path, *log)
+        )
 
     def called(self, *what):
         self.made.append(what)
@@ -290,6 +292,16 @@ def test_a_run_goes_on_where_it_has_a_checkpoint(tmp_path, monkeypatch):
     begin(run)
     sweep_runs.work(run, Progress.silent())
     assert calls.made == [("resume", run.path)]
+
+
+@pytest.mark.parametrize("log", ["tensorboard", ["tensorboard"]])
+def test_loggers_are_a_field_that_may_change_between_sweeps(log, tmp_path, monkeypatch):
+    calls = Calls(monkeypatch)
+    begin(run_of(SAC, tmp_path))
+    run = run_of({**SAC, "log": log}, tmp_path)
+    sweep_runs.check_same(run)
+    sweep_runs.work(run, Progress.silent())
+    assert calls.made == [("resume", run.path, "tensorboard")]
 
 
 def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path, monkeypatch):

@@ -14,6 +14,15 @@ from jaxmbrl.training import programs
 from jaxmbrl.training.run_folder import RunFolder, event_of
 
 
+def test_a_run_that_reached_its_target_is_finished_until_the_target_is_raised(tmp_path):
+    folder = make(tmp_path / "run", epochs=3, total=10, checkpoints=(0, 3))
+    folder.append_events([event_of("end", env_steps=3000, metric="eval/return", reached=-150.0)])
+    for target, state in ((-200.0, "finished"), (-150.0, "finished"), (-100.0, "stopped"), (None, "stopped")):
+        folder.write_config(folder.read_config() | {"stop_at_return": target})
+        found = status.look(folder.path)
+        assert (found.state, found.ended) == (state, state == "finished")
+
+
 def make(path, epochs=3, total=10, checkpoints=(0, 2), ended=False, frozen=(), **metrics):
     """A run folder of 2 seeds, as one leaves it after `epochs` epochs of 1,000 steps."""
     path.mkdir(parents=True)

@@ -65,10 +65,17 @@ def falls():
     return jax.tree.map(np.asarray, collecting.collect_by("cartpole-continuous", "random", 500, seed=3)[0])
 
 
+UPDATES: list[float] = []
+
+
 @pytest.fixture(scope="module")
 def swings():
     """Random actions on the pendulum, which never ends but by the clock."""
-    return jax.tree.map(np.asarray, collecting.collect_by("pendulum", "random", 450, seed=4)[0])
+    return jax.tree.map(np.asarray, collecting.collect_by("pendulum", "random", 450, seed=4, update=UPDATES.append)[0])
+
+
+def test_the_progress_is_told(swings):
+    assert list(range(50, 451, 50)) == UPDATES
 
 
 def pendulum_after(observation, action):

@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 from jaxmbrl.training import console
-from jaxmbrl.training.console import Progress, Speed, duration, summary
+from jaxmbrl.training.console import Progress, Speed, Work, duration, summary
 
 
 class Clock:
@@ -306,3 +306,47 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
         progress.update(200)
         progress.epoch(rows(1, 1))
     assert terminal.getvalue() == "epoch 1, 200 of 1,000 steps, 2.0 s\n"
+
+
+def test_work_tells_the_time_left_in_lines_now_and_then(monkeypatch):
+    clock, out = Clock(), io.StringIO()
+    monkeypatch.setattr(console, "time", clock)
+    with Work("evaluating", 200, "steps", out) as work:
+        clock.now += 40.0  # compiling, which does not count
+        work.update(0)
+        for done in range(1, 101):
+            clock.now += 0.7
+            work.update(done)
+    # Lines at least 30 s apart: after 1, 44 (30.8 s at 0.7 s a step) and 87 steps.
+    assert out.getvalue().splitlines() == [
+        "evaluating: 1 of 200 steps (0%), about 2 min 19 s left",
+        "evaluating: 44 of 200 steps (22%), about 1 min 49 s left",
+        "evaluating: 87 of 200 steps (44%), about 1 min 19 s left",
+    ]
+
+
+def test_nothing_is_told_of_work_that_takes_a_few_seconds(monkeypatch):
+    for out in (io.StringIO(), Terminal()):
+        monkeypatch.setenv("TERM", "xterm")
+        clock = Clock()
+        monkeypatch.setattr(console, "time", clock)
+        with Work("fitting", 10, "epochs", out) as work:
+            for done in range(10):
+                work.update(done)
+                clock.now += 0.4
+        assert out.getvalue() == ""
+
+
+def test_work_on_a_terminal_is_a_bar_that_goes_away(monkeypatch):
+    clock, terminal = Clock(), Terminal()
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "110")
+    monkeypatch.setattr(console, "time", clock)
+    with Work("sweep", 4, "runs", terminal, first=60.0) as work:
+        work.update(1.0)
+        clock.now += 90.0
+        work.update(2.5)
+        assert "sweep: 2 of 4 runs (62%), about 1 min 30 s left" in plain(terminal.getvalue())
+        assert "\u2501" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\x1b[2K"), "the line is erased"
+    assert terminal.getvalue().count("\x1b[?25l") == terminal.getvalue().count("\x1b[?25h") == 1

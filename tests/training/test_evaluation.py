@@ -10,7 +10,7 @@ from scipy import stats
 
 from jaxmbrl import envs
 from jaxmbrl.core.spaces import Box
-from jaxmbrl.core.types import Algorithm, Policy, Task, Transition, World
+from jaxmbrl.core.types import Algorithm, Clock, Policy, Task, Transition, World
 from jaxmbrl.training import evaluation
 
 LENGTH = 6
@@ -78,6 +78,31 @@ def test_start_states_follow_from_the_episodes_number():
     assert len(np.unique(np.asarray(many[0]))) == 5
     by_index = [evaluation.episode(seen, task, jnp.zeros(()), jnp.int32(i)) for i in range(5)]
     np.testing.assert_allclose(many[0], by_index, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("end", "expected"), [(100, [225.0, 228.0]), (3, [63.0, 64.5])])
+def test_an_evaluation_in_parts_gives_the_same_returns_and_tells_its_progress(end, expected, monkeypatch):
+    # Parts of one step each.
+    monkeypatch.setattr(evaluation, "PART_SECONDS", 0.0)
+    acting = algorithm_of(lambda state, explore, memory, observation: (state + memory)[None])
+    states, clock, told = jnp.array([0.0, 0.5]), Clock(jnp.int32(0)), []
+
+    def compile(what, function, *arguments):
+        return function.lower(*arguments).compile()
+
+    def update(*done):
+        told.append(done)
+
+    found = evaluation.in_parts(acting, counting_task(end), 2, compile, clock, states, update)
+    # Memory goes 0, 1, ... within each episode, whatever the parts are.
+    np.testing.assert_allclose(found, np.repeat(np.array(expected)[:, None], 2, axis=1))
+    ends = range(LENGTH + 1) if end > LENGTH else [0, 1, 2, LENGTH]
+    assert told == [(done, LENGTH) for done in ends], "all episodes have ended after step `end`"
+    seen = algorithm_of(lambda state, explore, memory, observation: observation)
+    given = (seen, counting_task(end), 4)
+    np.testing.assert_array_equal(
+        evaluation.in_parts(*given, compile, clock, states, update), evaluation.evaluate(*given[:2], states, 4)
+    )
 
 
 def test_a_falling_pole_earns_the_steps_that_it_stood():

@@ -240,12 +240,27 @@ def test_evaluate_ends_with_json(small_run, ten_episodes, monkeypatch):
 
 def test_a_return_that_is_not_finite_is_null_in_json(small_run, monkeypatch):
     monkeypatch.setattr(
-        runner, "evaluate", lambda run, episodes, *given: runner.summarise(jnp.asarray([[1.0], [jnp.nan]]), 9, (4,))
+        runner,
+        "evaluate",
+        lambda run, episodes, *given, **more: runner.summarise(jnp.asarray([[1.0], [jnp.nan]]), 9, (4,)),
     )
     code, said, _ = call("evaluate", small_run[0], "--json")
     assert code == 0 and "seed 4: not finite  (frozen when a value was not finite)" in said
     found = json.loads(said.splitlines()[-1])
     assert found == {"per_seed": [1.0, None], "mean": None, "iqm": None, "backend": "jax", "env_steps": 9, "frozen": [4]}
+
+
+def test_a_long_evaluation_is_announced_by_the_times_of_the_run(small_run, tmp_path, monkeypatch):
+    run, began = tmp_path / "run", "evaluating linear on pendulum: 2 seeds, 10 episodes each"
+    shutil.copytree(small_run[0], run)
+    monkeypatch.setattr(runner, "evaluate", lambda *given, **more: runner.summarise(jnp.asarray([[1.0], [2.0]]), 9))
+    assert f"{began} ...\n" in call("evaluate", run)[1], "it takes less than a few seconds"
+    last = RunFolder.open(run).read_metrics()[-1]
+    RunFolder.open(run).append_metrics([last | {"time/evaluate": 30.0}])
+    # The run's evaluations have 2 episodes.
+    announced = f"{began}, about 2 min 30 s by the time of the run's own evaluations ...\n"
+    assert announced in call("evaluate", run)[1]
+    assert f"{began} ...\n" in call("evaluate", run, "--model", "learned")[1], "another model takes another time"
 
 
 def test_fewer_episodes_are_the_first_of_more(small_run, ten_episodes):

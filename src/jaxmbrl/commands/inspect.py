@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import time
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -18,6 +19,9 @@ from jaxmbrl.commands.options import complain
 from jaxmbrl.commands.training import task_words
 from jaxmbrl.core.config import UserError, check
 from jaxmbrl.core.places import expanded
+
+SHORT_SECONDS = 5.0
+"""Durations below this are not announced."""
 
 
 def evaluate(words: list[str]) -> int:
@@ -40,13 +44,21 @@ def evaluate(words: list[str]) -> int:
     args = parser.parse_args(words)
     if args.episodes < 1:
         raise UserError(f"--episodes must be at least 1, got {args.episodes}")
-    config = programs.read(RunFolder.open(args.run))
+    folder = RunFolder.open(args.run)
+    config = programs.read(folder)
     file = _new_file("--video", args.video, ".gif") if args.video else expanded(args.run) / "video.gif"
     seeds = f"{config.seeds} seed{'s' if config.seeds > 1 else ''}"
-    print(f"evaluating {config.algorithm} on {config.env}: {seeds}, {args.episodes} episodes each ...", flush=True)
+    expected = ""
+    if args.model is None and args.backend is None:
+        # Only for the message, so errors in the file of metrics do not matter.
+        with contextlib.suppress(UserError):
+            expected = _expected(folder.read_metrics(), args.episodes / config.eval_episodes)
+    print(
+        f"evaluating {config.algorithm} on {config.env}: {seeds}, {args.episodes} episodes each{expected} ...", flush=True
+    )
     started = time.monotonic()
     with options.warnings_in_a_line():
-        found = runner.evaluate(args.run, args.episodes, args.model, args.backend)
+        found = runner.evaluate(args.run, args.episodes, args.model, args.backend, progress=True)
     print(f"the policy after {found.env_steps:,} of {config.total_steps:,} environment steps")
     for k, value in enumerate(found.per_seed):
         frozen = "  (frozen when a value was not finite)" if config.seed + k in found.frozen else ""
@@ -60,6 +72,16 @@ def evaluate(words: list[str]) -> int:
         summary = {"per_seed": per_seed, "mean": _finite(found.mean), "iqm": _finite(found.iqm), "backend": found.backend}
         print(json.dumps(summary | {"env_steps": found.env_steps, "frozen": list(found.frozen)}, allow_nan=False))
     return 0 if filmed else 1
+
+
+def _expected(rows: list[dict[str, Any]], times: float) -> str:
+    """How long an evaluation takes that has `times` as many episodes as those of a run with these `rows`, if that is more
+    than a few seconds."""
+    from jaxmbrl.training.console import duration
+
+    measured = [row["time/evaluate"] for row in rows if isinstance(row.get("time/evaluate"), int | float)]
+    seconds = measured[-1] * times if measured else 0.0
+    return f", about {duration(seconds)} by the time of the run's own evaluations" if seconds >= SHORT_SECONDS else ""
 
 
 def debug(words: list[str]) -> int:
@@ -128,6 +150,7 @@ def collect(words: list[str]) -> int:
     """`jaxmbrl collect`: record transitions of a policy to a file."""
     from jaxmbrl.data import dataset
     from jaxmbrl.training import collecting
+    from jaxmbrl.training.console import Work
 
     parser = options.parser("collect", description="Write transitions of a policy, episode after episode, to an npz file.")
     parser.add_argument("--policy", required=True, metavar="POLICY", help="'random', or the folder of a run")
@@ -142,8 +165,10 @@ def collect(words: list[str]) -> int:
     args = parser.parse_args(words)
     out = _new_file("--out", args.out, ".npz")
     started = time.monotonic()
-    with options.warnings_in_a_line():
-        rows, task = collecting.collect_by(args.env, args.policy, args.steps, args.seed, args.explore, args.action_repeat)
+    with options.warnings_in_a_line(), Work("collecting", args.steps, "steps") as work:
+        rows, task = collecting.collect_by(
+            args.env, args.policy, args.steps, args.seed, args.explore, args.action_repeat, work.update
+        )
     dataset.save(out, rows, task.name, task.action_repeat)
     ended = rows.terminated | rows.truncated
     print(f"{args.steps:,} transitions of {task.name} in {out}, {int(ended.sum())} finished episodes")
@@ -160,6 +185,7 @@ def fit(words: list[str]) -> int:
     from jaxmbrl import envs
     from jaxmbrl.data import dataset
     from jaxmbrl.diagnostics import model_evaluation, plotting
+    from jaxmbrl.training.console import Work
     from jaxmbrl.training.run_folder import write_figure
 
     early = options.parser("fit", add_help=False)
@@ -195,9 +221,9 @@ def fit(words: list[str]) -> int:
         f"fitting to {args.data}: {len(data.rows.reward):,} transitions" + (f" of {name}" if name else "") + " ...",
         flush=True,
     )
-    with options.warnings_in_a_line():
+    with options.warnings_in_a_line(), Work("fitting", config.ensemble.max_epochs, "epochs at most") as work:
         data.warn()
-        fitted = model_evaluation.fit_and_evaluate(config, data.rows, task)
+        fitted = model_evaluation.fit_and_evaluate(config, data.rows, task, work.update)
     seconds = time.monotonic() - started
     print(f"fitted to {fitted.trained_on:,} rows, tested on the last {fitted.tested_on:,}, in {seconds:.1f} s")
     for metric, value in fitted.found.items():

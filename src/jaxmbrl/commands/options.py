@@ -162,6 +162,8 @@ def _taken(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_taken(kind) for kind in args)
     if origin is tuple:
-        return {int: "whole numbers", float: "numbers"}.get(args[0], "values") + ", each a word of its own"
+        words = {int: "whole numbers", float: "numbers"}.get(args[0], "values")
+        words = _taken(args[0]) if typing.get_origin(args[0]) is typing.Literal else words
+        return f"{words}, each a word of its own"
     plain = {int: "a whole number", float: "a number", bool: "given without a value", str: "text", type(None): "'None'"}
     return plain.get(hint, "a value")

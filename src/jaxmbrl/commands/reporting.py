@@ -13,6 +13,7 @@ from jaxmbrl.core.places import expanded
 def report(words: list[str]) -> int:
     """`jaxmbrl report`: write one HTML page about runs."""
     from jaxmbrl.report import build
+    from jaxmbrl.training.console import Work
     from jaxmbrl.training.run_folder import write_file
 
     about = "One HTML page about runs, self-contained: curves, comparison, the model, the policy, the run."
@@ -28,7 +29,8 @@ def report(words: list[str]) -> int:
     args = parser.parse_args(words)
     started = time.monotonic()
     file = _page(build.default_file(args.runs) if args.out is None else expanded(args.out))
-    page = build.make(args.runs, not args.no_rollouts, args.published, lambda text: print(text, flush=True))
+    work = Work("evaluating policies", 1, "policies")
+    page = build.make(args.runs, not args.no_rollouts, args.published, lambda text: print(text, flush=True), work)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_file(file, page)

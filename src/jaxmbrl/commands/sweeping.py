@@ -187,7 +187,7 @@ def _launch(args: argparse.Namespace, sweep: Sweep, runs: list[Run], wrong: dict
     """Start or resume all unfinished runs; returns the exit code."""
     from jaxmbrl.sweeping import launching, on_ray
     from jaxmbrl.sweeping import status as run_status
-    from jaxmbrl.training.console import Progress
+    from jaxmbrl.training.console import Progress, Work
     from jaxmbrl.training.stopping import ASKED_TO_STOP
 
     say = Progress(0, 0).say
@@ -211,7 +211,10 @@ def _launch(args: argparse.Namespace, sweep: Sweep, runs: list[Run], wrong: dict
     # Ray installs a handler for SIGTERM; ours must be installed after it.
     with where as launcher, launching.Signals().counted() as signals:
         say(_begin(sweep, wrong, jobs, states))
-        states |= launching.launch(jobs, folder, launcher, at_once, args.retries, say, signals)
+        # Lines of progress are part of the output: a sweep takes hours, and its output is a log.
+        with Work("sweep", len(jobs), "runs", sys.stdout, first=60.0, every=600.0) as work:
+            launched = launching.launch(jobs, folder, launcher, at_once, args.retries, say, signals, work=work)
+        states |= launched
     counts = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
     say(
         f"{len(states)} run{'s' if len(states) > 1 else ''}: "

@@ -178,7 +178,9 @@ def _report(result: Result, progress: Any) -> None:
     other = "sac" if config.algorithm == "pets" else "pets"
     progress.say("what to try next:")
     progress.say(f"  {again('evaluate', result.path)}")
-    if config.data is None:
+    if config.stop_at_return is not None and int(result.rows[-1]["env_steps"]) < config.total_steps:
+        progress.say(f"  {again('train', '--resume', result.path, '--stop-at-return', 'None')}")
+    elif config.data is None:
         steps = str(2 * int(result.rows[-1]["env_steps"]))
         progress.say(f"  {again('train', '--resume', result.path, '--steps', steps)}")
     spaces = (result.task.observation, result.task.action)
@@ -204,7 +206,7 @@ def _mean_of_epoch(rows: list[dict[str, Any]], first: bool) -> float:
 def parse_train(name: str, words: list[str], started: RunConfig | None = None) -> tuple[RunConfig, Path | None]:
     """The run that a command line describes: a preset, a saved config or `started`, with the given fields replaced."""
     from jaxmbrl import algorithms, envs
-    from jaxmbrl.training import programs
+    from jaxmbrl.training import logs, programs
 
     early = options.parser(f"train {name}", add_help=False)
     for option in ("--env", "--preset", "--config", "--data"):
@@ -231,6 +233,8 @@ def parse_train(name: str, words: list[str], started: RunConfig | None = None) -
             ("seed", Annotated[int, tyro.conf.arg(help="The first seed; the others follow it.")]),
             ("eval_episodes", Annotated[int, tyro.conf.arg(help="Episodes of each evaluation.")]),
             ("checkpoint", programs.CheckpointConfig),
+            ("log", Annotated[tuple[logs.Name, ...], tyro.conf.arg(help="Loggers that receive the metrics too.")]),
+            ("stop_at_return", Annotated[float | None, tyro.conf.arg(help=_TARGET, metavar="RETURN")]),
             ("action_repeat", Annotated[int, tyro.conf.arg(help="Times each action is applied; steps count actions.")]),
             ("settings", Annotated[method.config, tyro.conf.arg(name="")]),
             *[(option, Annotated[str, tyro.conf.arg(metavar=metavar, help=text)], "") for option, metavar, text in _TEXTS],
@@ -255,7 +259,9 @@ def parse_train(name: str, words: list[str], started: RunConfig | None = None) -
     return from_dict(programs.RunConfig, {**{f: getattr(base, f) for f in _KEPT}, **given}), out
 
 
-_OPTIONS = ("steps", "seeds", "seed", "eval_episodes", "checkpoint", "action_repeat", "settings")
+_TARGET = "End when the mean return over seeds reaches this: of evaluations, or without them of training episodes."
+
+_OPTIONS = ("steps", "seeds", "seed", "eval_episodes", "checkpoint", "log", "stop_at_return", "action_repeat", "settings")
 """Fields of a run that tyro parses."""
 
 _KEPT = ("algorithm", "env", "preset", "data", "data_digest")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
@@ -48,8 +49,11 @@ class FitEvaluation(NamedTuple):
     tested_on: int
 
 
-def fit_and_evaluate(config: FitConfig, rows: Transition, task: Task | None = None) -> FitEvaluation:
-    """Fit an ensemble to the first `rows` [N, ...] and evaluate it on the last ones.
+def fit_and_evaluate(
+    config: FitConfig, rows: Transition, task: Task | None = None, update: Callable[[int], None] | None = None
+) -> FitEvaluation:
+    """Fit an ensemble to the first `rows` [N, ...] and evaluate it on the last ones. `update` receives the number of epochs
+    so far.
 
     With a `task`, its known reward and termination functions are used, unless the config asks to learn them. Without one,
     integer actions [N] are taken to be from the smallest discrete space that contains them. Raises UserError if there are
@@ -72,6 +76,7 @@ def fit_and_evaluate(config: FitConfig, rows: Transition, task: Task | None = No
         reward=None if task is None or config.learn_reward else task.reward,
         terminated=None if task is None or config.learn_termination else task.terminated,
         features=None if task is None else task.features,
+        **({} if update is None else {"on_epoch": lambda epochs: update(int(epochs))}),
     )
     init_key, fit_key = jax.random.split(jax.random.key(config.seed))
     shapes = jax.eval_shape(lambda: model.init(init_key, {}))
@@ -81,6 +86,9 @@ def fit_and_evaluate(config: FitConfig, rows: Transition, task: Task | None = No
     for text in examining.out_of_range(known, unseen):
         warnings.warn(text, dataset.DataWarning, stacklevel=2)
     state, found = jax.jit(model.fit)(jax.jit(model.init)(init_key, {}), replay.of_rows(known), fit_key)
+    if update is not None:
+        jax.block_until_ready(state)
+        jax.effects_barrier()
     return FitEvaluation(
         model=model,
         state=state,

@@ -129,6 +129,7 @@ def train_with_early_stopping(
     has_holdout: Bool[Array, ""],
     patience: int,
     max_epochs: int,
+    on_epoch: Callable[[Int[Array, ""]], None] | None = None,
 ) -> EarlyStopping:
     """Repeat `epoch(training, number)` at most `max_epochs` times, until more than `patience` epochs in a row improve no
     member.
@@ -137,6 +138,7 @@ def train_with_early_stopping(
     improved, and its `weights(training)` [E, ...] are kept. With patience 5, training stops after the sixth consecutive
     epoch without improvement, as in MBPO's code. A score that is not finite is no improvement. If `has_holdout` is false,
     scores are ignored: all epochs are run and the last weights are kept.
+    `on_epoch` is called on the host with the number of epochs so far.
     """
 
     def unfinished(search: EarlyStopping) -> Bool[Array, ""]:
@@ -146,6 +148,8 @@ def train_with_early_stopping(
         training = epoch(search.training, search.epochs)
         now = score(training)
         improved = (now < (1 - IMPROVEMENT) * search.score) | ~has_holdout
+        if on_epoch is not None:
+            jax.debug.callback(on_epoch, search.epochs + 1)
         return EarlyStopping(
             training=training,
             best=jax.tree.map(lambda new, old: _per_member(improved, new, old), weights(training), search.best),

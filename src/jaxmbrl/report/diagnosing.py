@@ -40,6 +40,8 @@ CHUNK = 50
 """Steps per call of the compiled program. The time limit is checked between calls."""
 PLAY_SECONDS = 45.0
 """Time limit for playing episodes."""
+PLAYED = 0.5
+"""Share of the work that is done when the deterministic policy has played."""
 FILM_SECONDS = 90.0
 """A video is only made if the steps of an episode take at most this time."""
 OBSERVED_MS = 100
@@ -90,8 +92,13 @@ class Diagnosis(NamedTuple):
     """Parts that could not be evaluated, and newer checkpoints that are damaged."""
 
 
-def diagnose(run: str | Path) -> Diagnosis:
-    """Diagnose the first seed that is not frozen of the run in folder `run`.
+def ignore(share: float) -> None:
+    """Show no progress."""
+
+
+def diagnose(run: str | Path, update: Callable[[float], None] = ignore) -> Diagnosis:
+    """Diagnose the first seed that is not frozen of the run in folder `run`. `update` receives the share of the work done,
+    at most 1.
 
     Nothing in the folder is changed, and the run may be training meanwhile. Raises UserError if it has no intact
     checkpoint, or its task cannot be made.
@@ -106,10 +113,11 @@ def diagnose(run: str | Path) -> Diagnosis:
     clock = loop.clock_at(restored.extra["env_steps"])
     views = algorithm.views(of_seed)
     steps = min(EPISODES * task.episode_length, MOST_STEPS)
-    rows, step_seconds = play(task, algorithm, of_seed, clock, steps)
+    rows, step_seconds = play(task, algorithm, of_seed, clock, steps, update=lambda share: update(PLAYED * share))
     found: dict[str, Any] = dict.fromkeys(("model", "errors", "imagined", "critic"))
     if restored.extra["env_steps"] > 0:
-        for look in (lambda: _model(views.model, rows), lambda: _critic(program, of_seed, clock)):
+        later = lambda share: update(PLAYED + (1 - PLAYED) * share)  # noqa: E731
+        for look in (lambda: _model(views.model, rows), lambda: _critic(program, of_seed, clock, later)):
             try:
                 found |= look()
             except UserError as error:
@@ -150,18 +158,20 @@ def play(
     steps: int,
     policy: Callable[[PyTree], Policy] | None = None,
     seconds: float = PLAY_SECONDS,
+    update: Callable[[float], None] = ignore,
 ) -> tuple[Transition, float]:
     """Play episodes with the deterministic policy of `state`, or with `policy(state)`. Returns (transitions [T, ...],
     episode after episode; seconds per step).
 
     T is `steps`, rounded up to whole chunks, or fewer if the time limit is reached. A task on the host is played for one
-    episode. The extras of the transitions are those of `policy` if it is given, else ().
+    episode. The extras of the transitions are those of `policy` if it is given, else (). `update` receives the share of the
+    steps, or of the time limit, that has passed.
     """
     acting = policy or (lambda state: algorithm.policy(state, clock, False))
     started = time.monotonic()
     if task.host is not None:
         steps = min(steps, task.episode_length)
-        rows = jax.device_get(collecting.collect(task, acting(state), steps))
+        rows = jax.device_get(collecting.collect(task, acting(state), steps, update=lambda done: update(done / steps)))
         return rows, (time.monotonic() - started) / steps
     start_key, memory_key, key = evaluation.keys_of(0)
     inner = world_of(task, algorithm) if policy is None else task.world
@@ -191,6 +201,7 @@ def play(
             started = now
         else:
             step_seconds = (now - started) / (i * CHUNK)
+        update(min(max((i + 1) * CHUNK / steps, (now - started) / max(seconds, 1e-6)), 1.0))
         if now - started > seconds:
             break
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found), step_seconds
@@ -231,7 +242,7 @@ def _model(view: ModelView | None, rows: Transition) -> dict[str, Any]:
     }
 
 
-def _critic(program: Program, state: PyTree, clock: Clock) -> dict[str, Any]:
+def _critic(program: Program, state: PyTree, clock: Clock, update: Callable[[float], None] = ignore) -> dict[str, Any]:
     """Compare the critic, if there is one, with the returns of the policy whose value it estimates."""
     algorithm, task = program.algorithm, program.task
     view = algorithm.views(state).critic
@@ -244,7 +255,7 @@ def _critic(program: Program, state: PyTree, clock: Clock) -> dict[str, Any]:
         return view
 
     steps = min(EPISODES * task.episode_length, MOST_STEPS)
-    played, _ = play(task, algorithm, state, clock, steps, lambda state: critic_of(state).policy)
+    played, _ = play(task, algorithm, state, clock, steps, lambda state: critic_of(state).policy, update=update)
     value_key, last_key = jax.random.split(jax.random.key(0))
 
     @jax.jit

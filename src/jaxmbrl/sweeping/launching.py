@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -15,11 +16,14 @@ from typing import Any, NamedTuple
 
 from jaxmbrl.sweeping import status
 from jaxmbrl.sweeping.folder import SweepFolder
+from jaxmbrl.training.console import Work
 from jaxmbrl.training.stopping import ASKED_TO_STOP
 
 USER_ERROR = 2
 """Exit code of a process with invalid options. It is not restarted, because it would fail again."""
 POLL_SECONDS = 0.2
+LOOK_SECONDS = 10.0
+"""Time between two looks at the folders of the runs, to show their progress."""
 
 
 class Job(NamedTuple):
@@ -96,13 +100,17 @@ def launch(
     say: Callable[[str], None],
     signals: Signals,
     poll: float = POLL_SECONDS,
+    work: Work | None = None,
 ) -> dict[str, str]:
     """Run all jobs, `at_once` at a time. Returns the state of each: finished, failed, stopped or waiting.
 
     If the process of a job dies, the job is restarted, up to `retries` times, and resumes its run. After a signal no
-    further job starts; running jobs are asked to save and exit, and this function waits for them.
+    further job starts; running jobs are asked to save and exit, and this function waits for them. `work` shows how many of
+    the runs are done, running ones by their share of the steps.
     """
     waiting = deque(jobs)
+    shares = {job.name: share_of(folder, job.name) for job in jobs}
+    looked = -math.inf
     states = {job.name: "waiting" for job in jobs}
     tries = dict.fromkeys(states, 0)
     active: dict[str, tuple[Job, Any, float, int]] = {}
@@ -136,9 +144,20 @@ def launch(
             if folder.last_note(name, size)[0] != state:
                 folder.note(name, state, why)
             say(f"{state:<9} {name} {seconds}" + (f": {why}" if why else ""))
+        if work is not None and (ended or time.monotonic() - looked >= LOOK_SECONDS):
+            shares |= {name: 1.0 for name in ended if name not in active and states[name] != "waiting"}
+            shares |= {name: share_of(folder, name) for name in active}
+            work.update(sum(shares.values()), len(jobs))
+            looked = time.monotonic()
         if not ended:
             time.sleep(poll)
     return states
+
+
+def share_of(folder: SweepFolder, name: str) -> float:
+    """The share of its steps that a run has done."""
+    found = status.look(folder.run(name))
+    return 1.0 if found.ended else min(found.env_steps / found.total_steps, 1.0) if found.total_steps else 0.0
 
 
 def outcome(folder: SweepFolder, name: str, code: int | str, stopping: bool, since: int = 0) -> tuple[str, str]:

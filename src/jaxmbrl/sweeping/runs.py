@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmbrl.core.config import UserError, to_dict
 from jaxmbrl.sweeping.file import FIELDS
-from jaxmbrl.training import checkpoint, programs, runner
+from jaxmbrl.training import checkpoint, logs, programs, runner
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.programs import RunConfig
 from jaxmbrl.training.run_folder import CONFIG, ENVIRONMENT, EVENTS, METRICS, RunFolder
@@ -50,7 +50,7 @@ def check_same(run: Run) -> None:
     started, described = (programs.leaves(to_dict(config)) for config in (programs.read(folder), run.config))
     for path, value in described.items():
         before = started.get(path)
-        if before != value:
+        if before != value and path != "log":
             raise UserError(
                 f"{run.path} was started with {path} {before!r:.60} and the sweep asks for {value!r:.60}; "
                 "restore it, or choose another out"
@@ -73,7 +73,7 @@ def work(run: Run, progress: Progress, stopping: Stopping | None = None) -> Resu
     _wait_for(run.path)
     check_same(run)
     if has_started(run.path):
-        return runner.resume(run.path, progress=progress, stopping=stopping)
+        return runner.resume(run.path, log=run.config.log, progress=progress, stopping=stopping)
     _clear(run.path)
     config = run.config
     return runner.train(
@@ -118,6 +118,6 @@ def _foreign(path: Path) -> str | None:
     none."""
     if not path.is_dir():
         return path.name if path.exists() else None
-    ours = {".lock", ".probe", "checkpoints", CONFIG, ENVIRONMENT, EVENTS}
+    ours = {".lock", ".probe", "checkpoints", CONFIG, ENVIRONMENT, EVENTS, *logs.PACKAGES}
     files = [*path.iterdir(), *RunFolder(path).checkpoints.glob("[!.]*")]
     return next((file.name for file in files if file.name not in ours and ".partial-" not in file.name), None)

@@ -64,7 +64,7 @@ def look(path: Path, log: tuple[str, str] = ("", "")) -> RunStatus:
     metric, value = _value(rows)
     last = events[-1] if events else {}
     saved = max([*checkpoint.steps(folder.checkpoints), _ended_at(last)])
-    done = total is not None and saved >= total
+    done = (total is not None and saved >= total) or _reached(folder, last)
     dead = last.get("kind") == "end" and bool(seeds) and len(frozen) == seeds
     state, error = "stopped", None
     if running:
@@ -195,6 +195,17 @@ def _value(rows: list[dict[str, Any]]) -> tuple[str | None, float | None]:
             last = [row[name] for row in having if row.get("epoch") == having[-1].get("epoch")]
             return name, float(sum(last) / len(last))
     return None, None
+
+
+def _reached(folder: RunFolder, event: dict[str, Any]) -> bool:
+    """Whether the last event is the end of a run that reached its target, which is still the target."""
+    value = event.get("reached") if event.get("kind") == "end" else None
+    if not isinstance(value, int | float):
+        return False
+    with contextlib.suppress(UserError):
+        target = folder.read_config().get("stop_at_return")
+        return isinstance(target, int | float) and value >= target
+    return False
 
 
 def _ended_at(event: dict[str, Any]) -> int:

@@ -76,14 +76,8 @@ class Progress:
     def __init__(self, total_steps: int, seeds: int, out: TextIO | io.TextIOBase | None = None) -> None:
         self.total_steps = total_steps
         self.seeds = seeds
-        # A process without a terminal may have no standard output.
         self._out = cast(TextIO, (sys.stdout or _Nowhere()) if out is None else out)
-        on_terminal = (
-            not getattr(self._out, "closed", False)
-            and self._out.isatty()
-            and os.environ.get("TERM", "") not in ("", "dumb")
-        )
-        self._console = _Console(file=self._out, force_terminal=True, highlight=False) if on_terminal else None
+        self._console = _console(self._out)
         self._columns = COLUMNS
         self._live: Live | None = None
         self._epochs: deque[dict[str, str]] = deque(maxlen=EPOCHS_SHOWN)
@@ -173,11 +167,7 @@ class Progress:
                 # Without line breaks of its own, so that commands can be copied.
                 self._console.print(Text(text, style=style), soft_wrap=True)
                 return
-            try:
-                self._out.write(text + "\n")
-            except UnicodeEncodeError:
-                self._out.write(text.encode(self._out.encoding, "replace").decode(self._out.encoding) + "\n")
-            self._out.flush()
+            _write(self._out, text)
 
     @contextlib.contextmanager
     def _kept(self) -> Iterator[None]:
@@ -245,6 +235,94 @@ class Warnings(Progress):
         warnings.warn(text, RunWarning, stacklevel=level)
 
 
+class Work:
+    """Progress of a long operation other than training, such as an evaluation: a bar with the time left on a terminal, and
+    elsewhere a line now and then. Use it as a context manager; nothing is shown of an operation that takes a few seconds.
+
+    `what` names the operation and `unit` what `total` counts. Writes to `out` (standard error by default). The first line
+    is printed after `first` seconds if the rest takes as long, the others every `every` seconds.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: float,
+        unit: str,
+        out: TextIO | io.TextIOBase | None = None,
+        first: float = 5.0,
+        every: float = 30.0,
+    ) -> None:
+        self.total = total
+        self._what, self._unit, self._every = what, unit, every
+        self._short, self._shown = first, False
+        # A process without a terminal may have neither standard output nor standard error.
+        self._out = cast(TextIO, (sys.stderr or _Nowhere()) if out is None else out)
+        self._console = _console(self._out)
+        self._live: Live | None = None
+        self._now = time.monotonic()
+        self._next = self._now + first
+        self._done: float = 0.0
+        self._from: tuple[float, float] | None = None
+        """(time, amount done) at the first update."""
+
+    @classmethod
+    def silent(cls) -> Work:
+        """A progress that prints nothing."""
+        return cls("", 0, "", out=_Nowhere())
+
+    def __enter__(self) -> Work:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def update(self, done: float, total: float | None = None) -> None:
+        """Set the amount done, and the `total` if it has changed. The speed is measured from the first call on, so call it
+        with 0 after compiling."""
+        self._now, self._done = time.monotonic(), done
+        self.total = self.total if total is None else total
+        if self._from is None or done < self._from[1]:
+            self._from = (self._now, done)
+        left = self._left()
+        # Nothing is shown of what is nearly done, such as a short operation whose compilation took long.
+        if self._now < self._next or left is None or (left < self._short and not self._shown):
+            return
+        self._shown = True
+        if self._console is None:
+            self._next = self._now + self._every
+            with contextlib.suppress(OSError, ValueError):
+                _write(self._out, self._text())
+        elif self._live is None:
+            self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True)
+            self._live.start(refresh=True)
+
+    def _left(self) -> float | None:
+        """Seconds left by the mean speed so far; None while it is unknown."""
+        if self._from is None or self._done <= self._from[1]:
+            return None
+        since, before = self._from
+        return max((self.total - self._done) * (self._now - since) / (self._done - before), 0.0)
+
+    def _text(self, passed: float = 0.0) -> str:
+        """One line; `passed` is the time since the last update."""
+        left = self._left()
+        share = f" ({self._done / self.total:.0%})" if self.total else ""
+        text = f"{self._what}: {int(self._done):,} of {int(self.total):,} {self._unit}{share}"
+        return text if left is None else f"{text}, about {duration(max(left - passed, 0.0))} left"
+
+    def _render(self) -> RenderableType:
+        line = Table.grid(padding=(0, 2), expand=True)
+        line.add_column(no_wrap=True)
+        line.add_column(ratio=1)
+        bar = ProgressBar(total=max(self.total, 1e-9), completed=self._done, complete_style="cyan")
+        line.add_row(Text(self._text(time.monotonic() - self._now)), bar)
+        return line
+
+
 class Speed:
     """Environment steps per second, measured over the last `SPEED_WINDOW` seconds."""
 
@@ -287,6 +365,21 @@ def summary(rows: Sequence[dict[str, Any]], columns: Sequence[Column] = COLUMNS)
     if frozen:
         shown["frozen"] = f"seed{'s' if len(frozen) > 1 else ''} {', '.join(frozen)}"
     return shown
+
+
+def _console(out: TextIO) -> Console | None:
+    """The console of a terminal; None for any other output."""
+    on_terminal = not getattr(out, "closed", False) and out.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+    return _Console(file=out, force_terminal=True, highlight=False) if on_terminal else None
+
+
+def _write(out: TextIO, text: str) -> None:
+    """Write a line, with replacements for characters that the output cannot encode."""
+    try:
+        out.write(text + "\n")
+    except UnicodeEncodeError:
+        out.write(text.encode(out.encoding, "replace").decode(out.encoding) + "\n")
+    out.flush()
 
 
 def duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from jaxmbrl.training.loop import Compile, clock_at
 
 _STREAM = 0x45564131
 """Key of the start states, independent of the trained seed."""
+PART_SECONDS = 1.0
+"""Target duration of a call of `in_parts`."""
 
 
 def keys_of(index: int | Int[Array, ""]) -> tuple[Key, Key, Key]:
@@ -42,10 +45,14 @@ def begin(
     algorithm: Algorithm, task: Task, state: PyTree, index: Int[Array, ""], clock: Clock | None = None
 ) -> tuple[World, Policy, tuple[Carry, Memory], Key]:
     """(world, policy, start, key) of the rollout of `episode`."""
+    world, policy = _parts(algorithm, task, state, clock)
     start_key, memory_key, rollout_key = keys_of(index)
-    policy = algorithm.policy(state, clock_at(0) if clock is None else clock, False)
-    world = world_of(task, algorithm)
     return world, policy, (world.reset(start_key), policy.init(memory_key)), rollout_key
+
+
+def _parts(algorithm: Algorithm, task: Task, state: PyTree, clock: Clock | None) -> tuple[World, Policy]:
+    policy = algorithm.policy(state, clock_at(0) if clock is None else clock, False)
+    return world_of(task, algorithm), policy
 
 
 def evaluate(
@@ -54,6 +61,55 @@ def evaluate(
     """Returns of `episodes` episodes for each seed of `states` [K, ...]: the same start states for every seed."""
     by_episode = jax.vmap(lambda state, i: episode(algorithm, task, state, i, clock), in_axes=(None, 0))
     return jax.vmap(by_episode, in_axes=(0, None))(states, jnp.arange(episodes))
+
+
+def in_parts(
+    algorithm: Algorithm,
+    task: Task,
+    episodes: int,
+    compile: Compile,
+    clock: Clock,
+    states: PyTree,
+    update: Callable[[float, float], None],
+) -> Float[Array, "K episodes"]:
+    """As `evaluate`, in calls of a compiled program that take about `PART_SECONDS`. `update` receives (steps so
+    far, steps of an episode), first when the program is compiled. Ends early if all episodes have ended."""
+    index = jnp.arange(episodes)
+
+    def start(clock: Clock, state: PyTree, index: Int[Array, ""]) -> tuple[tuple[Carry, Memory], Return]:
+        return begin(algorithm, task, state, index, clock)[2], Return.zero()
+
+    def step(clock: Clock, state: PyTree, index: Int[Array, ""], at: Any, first: Any, length: Any) -> Any:
+        place, found = jax.lax.cond(first == 0, lambda: start(clock, state, index), lambda: at)
+        world, policy = _parts(algorithm, task, state, clock)
+        return rollout(world, policy, place, keys_of(index)[2], length, episode_return, found, first)
+
+    by_episode = jax.vmap(step, in_axes=(None, None, 0, 0, None, None))
+    steps = jax.jit(jax.vmap(by_episode, in_axes=(None, 0, None, 0, None, None)))
+    starts = jax.vmap(jax.vmap(start, in_axes=(None, None, 0)), in_axes=(None, 0, None))
+    at = jax.tree.map(_zeros, jax.eval_shape(starts, clock, states, index))
+    zero = jnp.zeros((), jnp.int32)
+    compiled = compile("evaluation", steps, clock, states, index, at, zero, zero)
+    whole = task.episode_length
+    update(0, whole)
+    done, calls = 0, 1
+    while done < whole:
+        began, length = time.monotonic(), min(calls, whole - done)
+        at = compiled(clock, states, index, at, jnp.asarray(done, jnp.int32), jnp.asarray(length, jnp.int32))
+        alive = bool(jnp.any(at[1].alive != 0))
+        done += length
+        update(done if alive else whole, whole)
+        if not alive:
+            break
+        calls = max(1, min(int(length * PART_SECONDS / max(time.monotonic() - began, 1e-6)), 16 * length))
+    return at[1].total
+
+
+def _zeros(leaf: Any) -> Any:
+    """Zeros of the shape and dtype of `leaf`, which may be typed keys."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(jax.random.key(0, impl=jax.random.key_impl(leaf)), leaf.shape)
+    return jnp.zeros(leaf.shape, leaf.dtype)
 
 
 def evaluator(

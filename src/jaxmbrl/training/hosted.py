@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -158,8 +159,11 @@ def _holds(dtype: np.dtype[Any], found: Shaped[np.ndarray, "..."]) -> bool:
     return found.dtype.kind in "iu" and bool(((found >= limits.min) & (found <= limits.max)).all())
 
 
-def collect(task: Task, policy: Policy, steps: int, seed: int = 0) -> Transition:
+def collect(
+    task: Task, policy: Policy, steps: int, seed: int = 0, update: Callable[[float], None] = lambda done: None
+) -> Transition:
     """`steps` transitions [steps, ...] of `policy` in one environment, episode after episode, without the policy's extras.
+    `update` receives the number of steps so far.
 
     Raises UserError if an action is not finite.
     """
@@ -177,6 +181,7 @@ def collect(task: Task, policy: Policy, steps: int, seed: int = 0) -> Transition
             if not np.isfinite(action).all():
                 raise UserError(f"task '{task.name}': the policy's action is not finite at step {i + 1}; train it again")
             rows.append(environments.step(np.asarray(action)[None], np.asarray(again)[None], np.ones(1, bool)))
+            update(i + 1)
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *rows)
 
 
@@ -208,6 +213,8 @@ class Evaluator:
         self._closing = contextlib.ExitStack()
         self._envs: list[HostEnv | Twin] = []
         self._acting: Callable[..., Any] | None = None
+        self.update: Callable[[float, float], None] = lambda done, total: None
+        """Receives (steps so far, steps of all episodes, which may end earlier)."""
 
         def init(clock: Clock, state: PyTree, index: Int[Array, ""]) -> Memory:
             return algorithm.policy(state, clock, False).init(keys(index)[1])
@@ -230,15 +237,27 @@ class Evaluator:
                 env = self._stage.make()
             self._closing.callback(close, self._task, env)
             self._envs.append(env)
-        returns = [
-            self._play(clock, states, seeds, np.arange(first, first + wave)) for first in range(0, self._episodes, wave)
-        ]
+        waves = [np.arange(first, first + wave) for first in range(0, self._episodes, wave)]
+        whole = self._task.episode_length
+        returns = []
+        for number, indices in enumerate(waves):
+            shown = partial(self._show, number * whole, len(waves) * whole)
+            returns.append(self._play(clock, states, seeds, indices, shown))
         return jnp.asarray(np.concatenate(returns, axis=1)[:, : self._episodes], float)
 
+    def _show(self, before: int, total: int, steps: int) -> None:
+        self.update(before + steps, total)
+
     def _play(
-        self, clock: Clock, states: PyTree, seeds: int, indices: Int[np.ndarray, "wave"]
+        self,
+        clock: Clock,
+        states: PyTree,
+        seeds: int,
+        indices: Int[np.ndarray, "wave"],
+        show: Callable[[int], None],
     ) -> Float[np.ndarray, "K wave"]:
-        """Returns of one episode of each seed and index; indices beyond the last episode are skipped."""
+        """Returns of one episode of each seed and index; indices beyond the last episode are skipped. `show` receives the
+        number of steps so far."""
         rows = [(k, int(index)) for k in range(seeds) for index in indices]
         seen: list[PyTree] = []
         with named_errors(self._task.name, "reset"):
@@ -262,6 +281,7 @@ class Evaluator:
                 result = step(self._task, self._envs[n], np.asarray(action[n]))
                 seen[n], alive[n] = result.observation, not (result.terminated or result.truncated)
                 total[n] += result.reward
+            show(i + 1)
         return total.reshape(seeds, -1)
 
     def close(self) -> None:

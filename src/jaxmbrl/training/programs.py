@@ -22,7 +22,7 @@ from jaxmbrl.core.places import expanded
 from jaxmbrl.core.types import Algorithm, Task, Transition, row_like
 from jaxmbrl.data import dataset
 from jaxmbrl.envs.shapes import check_shapes
-from jaxmbrl.training import bridged, devices, hints, loop, memory, probing
+from jaxmbrl.training import bridged, devices, hints, logs, loop, memory, probing
 from jaxmbrl.training.devices import OF_SEEDS, SeedSharding
 from jaxmbrl.training.loop import Loop, LoopState
 from jaxmbrl.training.run_folder import CONFIG, RunFolder
@@ -82,6 +82,11 @@ class RunConfig:
     """File of transitions to learn from instead of collecting (`data.dataset`), in the order of its rows."""
     data_digest: str | None = None
     """SHA-256 of that file."""
+    log: tuple[logs.Name, ...] = ()
+    """Loggers that also receive the metrics: `tensorboard`, `wandb`."""
+    stop_at_return: float | None = None
+    """Return at which training ends: the mean over seeds of the newest evaluation, or of training episodes without
+    evaluations."""
 
     @property
     def total_steps(self) -> int:
@@ -89,10 +94,18 @@ class RunConfig:
         epoch = self.settings.epoch_steps
         return (self.steps // epoch if self.data else -(-self.steps // epoch)) * epoch
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether the run has evaluations."""
+        every = self.settings.eval_every
+        return 0 < every * self.settings.epoch_steps <= self.total_steps
+
     def problem(self) -> tuple[str, str] | None:
         """(field, message) of the first violated rule that involves several fields, or None."""
         if self.seed + self.seeds > WHOLE:
             return "seeds", f"must be at most {WHOLE - self.seed} from seed {self.seed} on, got {self.seeds}"
+        if len(set(self.log)) < len(self.log):
+            return "log", f"must name each logger once, got {' '.join(self.log)}"
         return None
 
 
@@ -131,6 +144,8 @@ def configure(
     """A checked `RunConfig`. `settings` is the algorithm's config, or a mapping from dotted field names to values that
     replace the preset's. With a file of `data` the default of steps is the number of its rows. A `Task` need not be known
     by its name. Raises UserError for names that are unknown and values that are out of range."""
+    if isinstance(fields.get("log"), str):
+        fields["log"] = [fields["log"]]
     method = algorithms.get(algorithm)
     if isinstance(env, Task):
         env = env.name
@@ -160,7 +175,7 @@ def configure(
 FIELDS = tuple(known.name for known in dataclasses.fields(RunConfig))
 """Names of the fields of a run."""
 
-MAY_CHANGE = ("steps", "eval_episodes", "checkpoint", "data", "settings.eval_every")
+MAY_CHANGE = ("steps", "eval_episodes", "checkpoint", "data", "log", "stop_at_return", "settings.eval_every")
 """Fields of a run that may change when it is resumed: learning does not depend on them."""
 
 
@@ -211,8 +226,8 @@ def read(folder: RunFolder) -> RunConfig:
 def build(config: RunConfig, learns: bool = True, task: Task | None = None) -> Program:
     """The parts of a run. Raises UserError if they are not compatible with each other or with the machine.
 
-    With `learns` false, for a run that is only evaluated, the file of data is not needed. `task` is used instead of the
-    task with the name `config.env`.
+    With `learns` false, for a run that is only evaluated, the file of data and the packages of loggers are not needed.
+    `task` is used instead of the task with the name `config.env`.
     """
     surroundings.check()
     method, settings = algorithms.get(config.algorithm), config.settings
@@ -221,6 +236,10 @@ def build(config: RunConfig, learns: bool = True, task: Task | None = None) -> P
     algorithm = _traced_once(method.make(settings, task))
     if config.data is not None and algorithm.on_policy:
         raise UserError(f"{config.algorithm} learns from transitions of its own policy: it cannot be trained from data")
+    if learns:
+        logs.check(config.log)
+        if config.stop_at_return is not None and config.data is not None and not config.evaluates:
+            raise UserError("stop_at_return needs evaluations when learning from data: set eval_every, or leave it out")
     steps_per_call = algorithm.period * settings.num_envs
     if settings.epoch_steps % steps_per_call:
         raise UserError(
@@ -325,6 +344,18 @@ def hyper_of(given: Mapping[str, Any], config: RunConfig) -> dict[str, Array]:
         for number in found[name]:
             from_dict(method.config, _replaced(copy.deepcopy(values), {_path(values, name): float(number)}))
     return {name: jnp.asarray(array, float) for name, array in found.items()}
+
+
+def settings_by_seed(config: RunConfig, hyper: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """For each seed, all settings by dotted path, those of the algorithm without `settings.`. `hyper` are values of traced
+    hyperparameters, one for each seed, which replace those of the config."""
+    found: dict[int, dict[str, Any]] = {}
+    for k in range(config.seeds):
+        values = to_dict(config)
+        paths = {f"settings.{_path(values['settings'], name)}": numbers[k] for name, numbers in hyper.items()}
+        flat = leaves(_replaced(values, {**paths, "seed": config.seed + k}))
+        found[config.seed + k] = {name.removeprefix("settings."): value for name, value in flat.items()}
+    return found
 
 
 def _path(values: Mapping[str, Any], name: str) -> str:

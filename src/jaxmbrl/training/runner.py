@@ -16,8 +16,8 @@ from jaxmbrl.core import xla
 from jaxmbrl.core.config import UserError, check, to_dict
 from jaxmbrl.core.types import Policy, PyTree, Task
 from jaxmbrl.envs.given import resolve
-from jaxmbrl.training import checkpoint, devices, evaluation, hints
-from jaxmbrl.training.console import Progress, Warnings
+from jaxmbrl.training import checkpoint, devices, evaluation, hints, hosted, logs
+from jaxmbrl.training.console import Progress, Warnings, Work
 from jaxmbrl.training.hosts import ALONE, Hosts
 from jaxmbrl.training.loop import LoopState, clock_at
 from jaxmbrl.training.programs import (
@@ -34,7 +34,7 @@ from jaxmbrl.training.programs import (
 )
 from jaxmbrl.training.restoring import newest
 from jaxmbrl.training.run_folder import RunFolder
-from jaxmbrl.training.session import Result, Session, policy_of
+from jaxmbrl.training.session import NOTHING, Attached, Callback, Result, Session, policy_of
 from jaxmbrl.training.stopping import Stopping
 
 BACKENDS = ("jax", "gymnasium")
@@ -80,6 +80,8 @@ def train(
     hyper: Mapping[str, Any] | None = None,
     data: str | Path | None = None,
     out: str | Path | None = None,
+    log: Any = (),
+    callback: Callback | None = None,
     progress: Progress | None = None,
     stopping: Stopping | None = None,
     hosts: Hosts = ALONE,
@@ -94,8 +96,15 @@ def train(
     `settings` is the algorithm's config, or a mapping such as `{"ensemble.members": 7}` that changes the preset. `hyper`
     contains traced hyperparameters (`{"learning_rate": [1e-3, 3e-4]}`), one value or one per seed. With `data`, a file of
     transitions (`data.dataset`), nothing is collected: the algorithm learns from its rows in their order. `fields` are
-    those of `RunConfig`. If `stopping` is asked to stop, a run in a folder saves its state and ends. On several `hosts`,
-    which share the folder, each trains its share of the seeds and returns their state.
+    those of `RunConfig`.
+
+    `log` names loggers ("tensorboard", "wandb") that receive the metrics too, or contains objects with `write(rows)` and
+    `close()` (`logs.Logger`). `callback(rows)` is called at the end of each epoch with its rows of metrics, one for each
+    seed, outside of the compiled program. If it returns False (and not another false value), the run is saved and ends, and
+    its result so far is returned. If it raises an exception, the run is saved and the exception is passed on.
+
+    If `stopping` is asked to stop, a run in a folder saves its state and ends. On several `hosts`, which share the folder,
+    each trains its share of the seeds and returns their state.
 
     Without a `progress`, nothing is printed. Warnings, such as that of a seed that is frozen by a value that is not finite,
     are then passed to Python's `warnings` as `RunWarning`; `Result.frozen` names the seeds and the values.
@@ -108,8 +117,10 @@ def train(
     _check_order(algorithm, env)
     console = _console(progress)
     name, task = resolve(env, keep=out is not None)
-    config = configure(algorithm, task or name, preset, settings, steps, data, seeds=seeds, seed=seed, **fields)
-    return begin_run(build(config, task=task), hyper or {}, out, console, stopping, hosts)
+    names, attached = _attached(log, callback)
+    given = dict(seeds=seeds, seed=seed, log=names, **fields)
+    config = configure(algorithm, task or name, preset, settings, steps, data, **given)
+    return begin_run(build(config, task=task), hyper or {}, out, console, stopping, hosts, attached)
 
 
 def _check_order(algorithm: Any, env: Any) -> None:
@@ -136,14 +147,17 @@ def begin_run(
     progress: Progress | None = None,
     stopping: Stopping | None = None,
     hosts: Hosts = ALONE,
+    attached: Attached = NOTHING,
 ) -> Result:
     """Train `program` from the start. The other arguments and the errors are those of `train`."""
     config, traced = program.config, hyper_of(hyper, program.config)
     if config.seeds < hosts.count:
         raise UserError(f"seeds must be at least the number of hosts ({hosts.count}), got {config.seeds}")
     progress = _console(progress)
+    if out is None and config.log:
+        raise UserError(f"log '{config.log[0]}' writes into the folder of a run: give out, the name of a new folder")
     if out is None:
-        return Session(program, None, progress, stopping, hosts).begin(traced)
+        return Session(program, None, progress, stopping, hosts, attached).begin(traced)
     with contextlib.ExitStack() as locks:
         if hosts.first:
             folder = RunFolder.create(out)
@@ -151,7 +165,7 @@ def begin_run(
             folder.write_config(to_dict(config))
             folder.write_environment({"hyper": {name: np.asarray(value).tolist() for name, value in traced.items()}})
         hosts.gather(None)
-        return Session(program, RunFolder.open(out), progress, stopping, hosts).begin(traced)
+        return Session(program, RunFolder.open(out), progress, stopping, hosts, attached).begin(traced)
 
 
 def resume(
@@ -159,6 +173,8 @@ def resume(
     *,
     steps: int | None = None,
     settings: Mapping[str, Any] | None = None,
+    log: Any = None,
+    callback: Callback | None = None,
     progress: Progress | None = None,
     stopping: Stopping | None = None,
     **fields: Any,
@@ -166,13 +182,17 @@ def resume(
     """Continue the run in folder `run` from its newest intact checkpoint, to `steps` if given. `settings` and `fields`,
     named as in `train`, may change only what does not affect learning (`programs.MAY_CHANGE`).
 
+    `log` replaces the loggers of the run; None keeps those with a name. Objects and the `callback` are not saved: pass them
+    again. Both receive the epochs after the checkpoint again if the process was killed.
+
     Raises UserError if `run` is not a run, has no intact checkpoint, or was started with other settings; also as `train`.
     """
     xla.ensure_threads()
     folder = RunFolder.open(run)
     config = read(folder)
-    given = fields if steps is None else {"steps": steps, **fields}
-    return continue_run(folder, changed(config, settings or {}, given), progress, stopping)
+    names, attached = _attached(config.log if log is None else log, callback)
+    given = {**fields, "log": list(names)} | ({} if steps is None else {"steps": steps})
+    return continue_run(folder, changed(config, settings or {}, given), progress, stopping, attached=attached)
 
 
 def continue_run(
@@ -181,6 +201,7 @@ def continue_run(
     progress: Progress | None = None,
     stopping: Stopping | None = None,
     hosts: Hosts = ALONE,
+    attached: Attached = NOTHING,
 ) -> Result:
     """Continue the run in `folder` with `config`. Raises as `resume` does."""
     xla.ensure_threads()
@@ -196,7 +217,15 @@ def continue_run(
             )
     program = build(config)
     with folder.lock() if hosts.first else contextlib.nullcontext():
-        return Session(program, folder, console, stopping, hosts).resume()
+        return Session(program, folder, console, stopping, hosts, attached).resume()
+
+
+def _attached(log: Any, callback: Any) -> tuple[tuple[str, ...], Attached]:
+    """(names of loggers, objects that a run calls). Raises UserError for anything else."""
+    names, loggers = logs.split(log)
+    if callback is not None and not callable(callback):
+        raise UserError(f"callback must be a function of the rows of an epoch, got {callback!r:.60}")
+    return names, Attached(loggers, callback)
 
 
 def load(run: str | Path) -> Loaded:
@@ -212,7 +241,13 @@ def load(run: str | Path) -> Loaded:
     return Loaded(policy_of(program.algorithm, clock), state.algorithm, program.task)
 
 
-def evaluate(run: str | Path, episodes: int = 10, model: str | None = None, backend: str | None = None) -> Evaluation:
+def evaluate(
+    run: str | Path,
+    episodes: int = 10,
+    model: str | None = None,
+    backend: str | None = None,
+    progress: Work | bool = False,
+) -> Evaluation:
     """Returns of `episodes` episodes of each seed of the run in folder `run`, under its deterministic policy.
 
     The start state depends only on the episode's index: it is the same for every seed and every run of the task. With
@@ -221,6 +256,8 @@ def evaluate(run: str | Path, episodes: int = 10, model: str | None = None, back
 
     With the `backend` "gymnasium" the same episodes run in the task's Gymnasium counterpart, with C MuJoCo; tasks
     `gymnasium/...` always run there. Raises UserError if there is no counterpart, or if Gymnasium is not installed.
+
+    With `progress`, an evaluation that takes more than a few seconds shows its progress and the time left.
     """
     xla.ensure_threads()
     if backend not in (None, *BACKENDS):
@@ -233,19 +270,26 @@ def evaluate(run: str | Path, episodes: int = 10, model: str | None = None, back
     if backend == "jax" and own != backend:
         raise UserError(f"task '{task.name}' runs outside of the compiled program: leave the backend out")
     chosen, clock = backend or own, clock_at(restored.extra["env_steps"])
-    with contextlib.ExitStack() as closing:
-        function = evaluation.evaluator(
-            algorithm,
-            task,
-            episodes,
-            program.compile,
-            closing,
-            clock,
-            state.algorithm,
-            devices.single_device(program.config.seeds),
-            in_gymnasium=chosen == "gymnasium",
-        )
-        returns = function(clock, state.algorithm)
+    work = Work("evaluating", task.episode_length, "steps") if progress is True else progress or Work.silent()
+    with contextlib.ExitStack() as closing, work:
+        if chosen == "jax":
+            given = (algorithm, task, episodes, program.compile, clock, state.algorithm)
+            returns = evaluation.in_parts(*given, work.update)
+        else:
+            function = evaluation.evaluator(
+                algorithm,
+                task,
+                episodes,
+                program.compile,
+                closing,
+                clock,
+                state.algorithm,
+                devices.single_device(program.config.seeds),
+                in_gymnasium=True,
+            )
+            assert isinstance(function, hosted.Evaluator)
+            function.update = work.update
+            returns = function(clock, state.algorithm)
     return summarise(returns, restored.extra["env_steps"], tuple(restored.extra["frozen"]), chosen)
 
 

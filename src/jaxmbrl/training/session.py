@@ -15,10 +15,12 @@ from jaxtyping import Array
 
 from jaxmbrl.core.config import UserError, to_dict
 from jaxmbrl.core.types import Algorithm, Clock, Policy, PyTree, Task
-from jaxmbrl.training import checkpoint, devices, epoch_rows, evaluation, first_rows, loop, memory, probing
+from jaxmbrl.training import checkpoint, devices, epoch_rows, evaluation, first_rows, loop, memory, probing, targets
+from jaxmbrl.training.checkpointing import Lost
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.epoch_rows import Evaluated
 from jaxmbrl.training.hosts import ALONE, Hosts
+from jaxmbrl.training.logs import Logger
 from jaxmbrl.training.loop import LoopState
 from jaxmbrl.training.programs import Program, RunConfig, hyper_of, initial
 from jaxmbrl.training.recording import Recorder
@@ -35,6 +37,21 @@ PATIENCE_SECONDS = 20.0
 
 LARGE_STATE = 100_000_000
 """A run prints the size of its state if it has at least this many bytes."""
+
+Callback = Callable[[list[dict[str, Any]]], Any]
+"""(rows of an epoch, one for each seed) -> False to stop the run; anything else to continue."""
+
+
+class Attached(NamedTuple):
+    """Objects of the user that a run calls at the end of each epoch, outside of the compiled program. Of several hosts only
+    the first calls them."""
+
+    loggers: tuple[Logger, ...] = ()
+    """Loggers beside those of the config."""
+    callback: Callback | None = None
+
+
+NOTHING = Attached()
 
 
 class Frozen(NamedTuple):
@@ -76,8 +93,10 @@ class Session:
         progress: Progress,
         stopping: Stopping | None = None,
         hosts: Hosts = ALONE,
+        attached: Attached = NOTHING,
     ) -> None:
         self.progress, self.hosts = progress, hosts
+        self.attached = attached
         self.config = program.config
         self.whole, self.program = program, share_of(program, hosts)
         self.recorder = Recorder(folder, self.config, progress, hosts, self.reproducible)
@@ -90,6 +109,8 @@ class Session:
         """Calls of `learn` in the next call of the compiled program."""
         self.frozen: set[int] = set()
         """Seeds with a value that was not finite."""
+        self.reached: targets.Reached | None = None
+        """The return that reached the target of the run."""
         self.compiled: dict[str, Any] = {}
         self.run_compiled: Any = None
         self.evaluate_compiled: Any = None
@@ -123,6 +144,7 @@ class Session:
         self.state = initial(self.program, own_hyper, self.sharding)
         # Before the long compilation, so that a run can always be resumed.
         self.save(wait=True)
+        self.open_loggers()
         return self.train()
 
     def resume(self) -> Result:
@@ -148,17 +170,40 @@ class Session:
         self.timing.resume(restored.extra)
         self.clock = loop.clock_at(restored.extra["env_steps"])
         self.frozen = {row["seed"] for row in rows if row.get("frozen", False)}
+        self.reached = targets.reached(self.config, rows)
         keeper.continue_from(self.env_steps)
         now = environment()
         for text in self.differences(now, folder.read_environment(), restored):
             self.recorder.warn(text)
         self.recorder.event("resume", env_steps=self.env_steps, versions=now["versions"], commit=now.get("commit"))
-        at = f"at {self.env_steps:,} of {self.program.total_steps:,} steps"
-        ended = not self.has_next() and not self.has_pending_metrics()
-        self.progress.say(f"the run is finished, {at}: nothing to do" if ended else f"resuming {at}")
+        self.progress.say(self.begins_at())
+        self.open_loggers()
         # The process may have been killed between the checkpoint and its picture.
         self.recorder.draw()
         return self.train()
+
+    def begins_at(self) -> str:
+        """Where a resumed run continues, or why there is nothing to do."""
+        at = f"at {self.env_steps:,} of {self.program.total_steps:,} steps"
+        if self.has_next() or self.has_pending_metrics():
+            return f"resuming {at}"
+        if self.reached is not None and self.env_steps < self.program.total_steps:
+            return f"the run is finished, {at}: {self.reached_text()}; raise stop_at_return, or set it to None, to continue"
+        return f"the run is finished, {at}: nothing to do"
+
+    def reached_text(self) -> str:
+        """The return that reached the target."""
+        assert self.reached is not None
+        metric, value = self.reached
+        return f"{metric} reached {value:.1f} (mean over seeds; stop_at_return is {self.config.stop_at_return:g})"
+
+    def open_loggers(self) -> None:
+        """Open the loggers, which may take a while."""
+        self.closing.callback(self.recorder.close_loggers)
+        started = time.monotonic()
+        with self.interruptible():
+            self.recorder.open_loggers(self.attached.loggers)
+        self.timing.exclude(time.monotonic() - started)
 
     def differences(self, now: dict[str, Any], started: dict[str, Any], restored: checkpoint.Restored) -> Iterator[str]:
         """Reasons why the resumed run may differ from an uninterrupted run."""
@@ -190,8 +235,9 @@ class Session:
         return self.program.task.host is not None and self.config.data is None
 
     def has_next(self) -> bool:
-        """Whether steps are left, and a seed that is not frozen."""
-        return self.env_steps < self.program.total_steps and len(self.frozen) < self.config.seeds
+        """Whether steps are left, a seed is not frozen, and the return has not reached its target."""
+        left = self.env_steps < self.program.total_steps and self.reached is None
+        return left and len(self.frozen) < self.config.seeds
 
     def has_pending_metrics(self) -> bool:
         """Whether the metrics of an epoch that has ended are not in the rows yet."""
@@ -199,7 +245,7 @@ class Session:
         return not within and len(self.recorder.rows) < done * self.config.seeds
 
     def train(self) -> Result:
-        """Train to the end, epoch by epoch. Raises Stopped when asked to stop, after saving."""
+        """Train to the end, or until the callback stops the run. Raises Stopped when asked to stop, after saving."""
         program, every = self.program, self.config.settings.eval_every
         with self.progress, self.closing:
             if self.collects_on_host() and self.has_next():
@@ -214,6 +260,11 @@ class Session:
                 evaluated = self.evaluate() if every and epoch % every == 0 else None
                 self.timing.count()
                 self.report(epoch, evaluated)
+                if self.reached is not None:
+                    self.progress.say(f"{self.reached_text()}: training ends at {self.env_steps:,} steps")
+                if not self.call_back() and self.has_next():
+                    self.progress.say(f"stopped by the callback at {self.env_steps:,} of {program.total_steps:,} steps")
+                    break
                 if self.has_next():
                     self.between(epoch)
             frozen = self.faults()
@@ -221,7 +272,7 @@ class Session:
                 at = f"{self.env_steps:,} of {program.total_steps:,} steps"
                 self.recorder.warn(f"all seeds had a value that is not finite; the run ends at {at}")
             self.save_before_exit()
-        self.recorder.event("end", env_steps=self.env_steps, wall_time=round(self.timing.wall_time, 3))
+        self.conclude()
         state = self.sharding.of_seeds(self.state.algorithm)
         policy = policy_of(program.algorithm, self.clock)
         path = self.recorder.path
@@ -237,6 +288,38 @@ class Session:
         ]
         found = self.gathered(lambda parts: [entry for part in parts for entry in part], own)
         return {seed: Frozen(what, env_steps) for seed, what, env_steps in found}
+
+    def call_back(self) -> bool:
+        """Pass the newest rows to the callback. Returns whether training continues. An exception of the callback is raised
+        after saving, on other hosts as Stopped."""
+        answer = "continue"
+        failure: BaseException | None = None
+        if self.attached.callback is not None and self.hosts.first:
+            try:
+                rows = self.recorder.rows[-self.config.seeds :]
+                if self.attached.callback([dict(row) for row in rows]) is False:
+                    answer = "stop"
+            except BaseException as error:
+                answer, failure = "raise", error
+        answer = self.gathered(lambda answers: next(iter(answers)), answer)
+        if answer != "raise":
+            return answer == "continue"
+        failure = failure or Stopped("the callback of the first host raised an exception")
+        self.recorder.event("stop", env_steps=self.env_steps, error=f"{type(failure).__name__}: {failure}")
+        try:
+            self.save_before_exit()
+        except Lost as lost:
+            failure.add_note(str(lost))
+        raise failure
+
+    def conclude(self) -> None:
+        """Record how the session ended."""
+        wall_time = round(self.timing.wall_time, 3)
+        if self.has_next():
+            self.recorder.event("stop", env_steps=self.env_steps, wall_time=wall_time)
+            return
+        reached = {} if self.reached is None else {"metric": self.reached.metric, "reached": self.reached.value}
+        self.recorder.event("end", env_steps=self.env_steps, wall_time=wall_time, **reached)
 
     def run_to(self, end: int) -> None:
         """Run the compiled program to `end` environment steps, in chunks of about `CHUNK_SECONDS`."""
@@ -269,6 +352,7 @@ class Session:
         """Save, and end the session. Raises Stopped."""
         self.recorder.event("stop", env_steps=self.env_steps)
         self.save_before_exit()
+        self.recorder.close_loggers()
         self.progress.end()
         raise Stopped(f"stopped at {self.env_steps:,} of {self.program.total_steps:,} steps")
 
@@ -336,6 +420,7 @@ class Session:
         self.recorder.add(rows)
         for text in first_rows.examine(self.program, self.state.algorithm, self.env_steps):
             self.recorder.warn(text)
+        self.reached = targets.reached(self.config, self.recorder.rows)
 
     def save(self, wait: bool = False) -> None:
         """Begin to write a checkpoint, if there is a folder. With `wait` it is written when this returns."""

@@ -39,6 +39,10 @@ class Timing:
     def compiled(self, seconds: float) -> None:
         """Record a compilation."""
         self.spent["compile"] += seconds
+        self.exclude(seconds)
+
+    def exclude(self, seconds: float) -> None:
+        """Exclude time from the epoch in progress, but not from the time of the run."""
         self.epoch -= seconds
 
     def metrics(self) -> dict[str, float]:

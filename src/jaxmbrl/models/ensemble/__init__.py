@@ -57,6 +57,7 @@ def make(
     reward: Callable[..., Any] | None = None,
     terminated: Callable[..., Any] | None = None,
     features: Features | None = None,
+    on_epoch: Callable[..., None] | None = None,
 ) -> DynamicsModel:
     """A probabilistic ensemble as a `DynamicsModel` whose state is an `EnsembleState`.
 
@@ -77,6 +78,7 @@ def make(
       elites (the likelihood in nats per dimension); over all members, the predicted noise variance (`model/aleatoric`) and
       the variance between members (`model/epistemic`). A fit too small to have a holdout has no metrics, runs all its
       epochs and does not change the elites.
+      `on_epoch(epochs so far)` is called on the host after each epoch, for showing progress.
     - predict(state, observation, action): mean and variance [E, N, D] of [next observation, reward] in the task's units;
       `models.uncertainty` splits them into noise and disagreement. The variance of deterministic members is 0.
     - world(state): steps a block of N rows with the elites and the rule `config.propagation`. Row n belongs to elite
@@ -114,7 +116,7 @@ def make(
         raise UserError(f"features: encode must map observations [N, O] to [N, F], got {shape} from (3, {size})")
     return DynamicsModel(
         init=partial(init_state, layout),
-        fit=partial(fit_members, layout),
+        fit=partial(fit_members, layout, on_epoch),
         predict=partial(predict, layout),
         world=partial(learned_world, layout, reward, terminated),
     )

@@ -25,7 +25,13 @@ HOLDOUT_CHUNK = 512
 
 
 @jax.named_scope("fit")
-def fit_members(layout: Layout, state: EnsembleState, replay: Replay, key: Key) -> tuple[EnsembleState, Metrics]:
+def fit_members(
+    layout: Layout,
+    on_epoch: Callable[[Int[Array, ""]], None] | None,
+    state: EnsembleState,
+    replay: Replay,
+    key: Key,
+) -> tuple[EnsembleState, Metrics]:
     """Fit the ensemble to the first `replay.size` of the buffer's C rows (see `models.ensemble.make`)."""
     config, rows = layout.config, replay.data
     capacity = rows.reward.shape[0]
@@ -72,6 +78,7 @@ def fit_members(layout: Layout, state: EnsembleState, replay: Replay, key: Key) 
         has_holdout=has_holdout,
         patience=config.patience,
         max_epochs=config.max_epochs,
+        on_epoch=on_epoch,
     )
     members = search.training._replace(params=search.training.params._replace(network=search.best))
     ranked = jnp.argsort(search.score)[: config.elites].astype(jnp.int32)
