@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxmbrl.exporting.exporter import export
     from jaxmbrl.training.runner import evaluate, load, resume, train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "load", "resume", "train"]
+__all__ = ["__version__", "evaluate", "export", "load", "resume", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,4 +18,8 @@ def __getattr__(name: str) -> Any:
         from jaxmbrl.training import runner
 
         return getattr(runner, name)
+    if name == "export":
+        from jaxmbrl.exporting import exporter
+
+        return exporter.export
     raise AttributeError(f"module 'jaxmbrl' has no attribute '{name}'")

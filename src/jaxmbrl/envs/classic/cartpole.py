@@ -26,6 +26,7 @@ class CartPole:
 
     observation_size = 4
     action_size = 1
+    actuator_range = (-FORCE, FORCE)  # N
 
     def state_at(self, coordinates: Float[Array, "4"]) -> State:
         """The state with the given coordinates."""

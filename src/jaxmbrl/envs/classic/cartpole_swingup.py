@@ -59,6 +59,7 @@ class CartPoleSwingUp:
 
     observation_size = 5
     action_size = 1
+    actuator_range = (-FORCE, FORCE)  # N
 
     def state_at(self, coordinates: Float[Array, "4"]) -> State:
         """The state with the given coordinates."""

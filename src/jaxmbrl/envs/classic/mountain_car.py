@@ -26,6 +26,7 @@ class MountainCar:
 
     observation_size = 2
     action_size = 1
+    actuator_range = (-1.0, 1.0)  # share of the engine's power
 
     def state_at(self, coordinates: Float[Array, "2"]) -> State:
         """The state with the given position and velocity."""

@@ -31,6 +31,7 @@ class Pendulum:
 
     observation_size = 3
     action_size = 1
+    actuator_range = (-MAX_TORQUE, MAX_TORQUE)  # N m
 
     def state_at(self, coordinates: Float[Array, "2"]) -> State:
         """The state with the given angle and speed."""

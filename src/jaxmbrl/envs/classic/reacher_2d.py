@@ -46,6 +46,7 @@ class Reacher2D:
 
     observation_size = 8
     action_size = 2
+    actuator_range = ((-2.0, -1.0), TORQUE)  # N m
 
     def state_at(self, coordinates: Float[Array, "6"]) -> State:
         """The state with the given coordinates."""
