@@ -127,7 +127,7 @@ class _Graph:
         self.initializers.append(self.onnx.numpy_helper.from_array(np.asarray(value, dtype), name))
         return name
 
-    def like(self, value: float, operand: str) -> str:
+    def like(self, value: float | int, operand: str) -> str:
         """The scalar `value` with the dtype of `operand`."""
         return self.constant(value, self.dtypes[operand])
 

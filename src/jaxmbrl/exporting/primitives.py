@@ -70,7 +70,7 @@ BINARY = {
 LOGICAL = {"and": "logical_and", "or": "logical_or", "xor": "logical_xor", "not": "logical_not"}
 """Primitives on booleans -> the function of NumPy. On integers they have another meaning."""
 
-SAME = ("copy", "copy_p", "name", "optimization_barrier", "stop_gradient")
+SAME = ("copy", "copy_p", "device_put", "name", "optimization_barrier", "sharding_constraint", "stop_gradient")
 """Primitives that return their operands."""
 
 ROUNDED = ("broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "transpose", *SAME)
@@ -229,6 +229,26 @@ def _concatenate(to: Builder, step: Step, operands: list[str]) -> list[str]:
     return [found]
 
 
+def _stack(to: Builder, step: Step, operands: list[str]) -> list[str]:
+    axis, before = int(step.equation.params["axis"]), shape(step, 0)
+    found, *others = (to.reshape(name, before, (*before[:axis], 1, *before[axis:])) for name in operands)
+    for other in others:
+        found = to.call("append", found, other, extras=(axis,))
+    return [found]
+
+
+def _unstack(to: Builder, step: Step, operands: list[str]) -> list[str]:
+    axis = int(step.equation.params["axis"])
+    return [to.take(operands[0], i, axis) for i in range(shape(step, 0)[axis])]
+
+
+def _tile(to: Builder, step: Step, operands: list[str]) -> list[str]:
+    found = operands[0]
+    for axis, (size, times) in enumerate(zip(shape(step, 0), step.equation.params["reps"], strict=True)):
+        found = found if times == 1 else to.take(found, np.tile(np.arange(size), times), axis)
+    return [found]
+
+
 def _slice(to: Builder, step: Step, operands: list[str]) -> list[str]:
     given, found = step.equation.params, operands[0]
     strides = given["strides"] or (1,) * len(given["start_indices"])
@@ -272,27 +292,41 @@ def _dynamic_slice(to: Builder, step: Step, operands: list[str]) -> list[str]:
 
 
 def _gather(to: Builder, step: Step, operands: list[str]) -> list[str]:
-    """Gathers of whole slices along one axis, as `x[i]` and `jnp.take` make them."""
+    """A gather whose slices have one entry of some axes and all entries of the others, as `x[i, :, j]` makes it."""
     given, before, of = step.equation.params, shape(step, 0), shape(step, 1)[:-1]
-    dims, mode = given["dimension_numbers"], given["mode"]
-    axis = dims.start_index_map[0] if len(dims.start_index_map) == 1 else -1
-    around = (*range(axis), *range(axis + len(of), len(of) + len(before) - 1))
-    sizes = tuple(1 if i == axis else size for i, size in enumerate(before))
-    simple = dims.collapsed_slice_dims == (axis,) and tuple(dims.offset_dims) == around
-    if not simple or tuple(given["slice_sizes"]) != sizes or getattr(dims, "operand_batching_dims", ()):
-        raise Untranslated("'gather' of other slices than those of one axis")
-    indices = to.cast(to.reshape(operands[1], shape(step, 1), of), np.int64)
-    inside = to.clamped(indices, 0, before[axis] - 1)
-    found = to.call("take", operands[0], inside, extras=(int(axis),))
-    if mode == jax.lax.GatherScatterMode.FILL_OR_DROP:
-        fill = given["fill_value"]
-        if fill is None:
-            number = jnp.issubdtype(result(step).dtype, jnp.floating)
-            fill = np.nan if number else np.iinfo(result(step).dtype).min if result(step).dtype.kind == "i" else -1
-        mask = [of[i - axis] if axis <= i < axis + len(of) else 1 for i in range(len(of) + len(before) - 1)]
-        valid = to.reshape(to.call("equal", indices, inside), of, mask)
-        found = to.call("where", valid, found, to.constant(np.asarray(fill).astype(to.dtypes[found])))
-    return [found]
+    dims = given["dimension_numbers"]
+    axes = [*dims.start_index_map, *dims.operand_batching_dims]
+    rest = [axis for axis in range(len(before)) if axis not in axes]
+    whole = tuple(1 if axis in axes else size for axis, size in enumerate(before))
+    if tuple(given["slice_sizes"]) != whole or set(dims.collapsed_slice_dims) != set(dims.start_index_map):
+        raise Untranslated("'gather' of parts of an axis")
+    indices = to.cast(operands[1], np.int64)
+    parts = [to.take(indices, i, len(of)) for i in range(len(dims.start_index_map))]
+    for along in dims.start_indices_batching_dims:
+        wide = [of[along] if i == along else 1 for i in range(len(of))]
+        parts.append(to.constant(np.broadcast_to(np.arange(of[along]).reshape(wide), of)))
+    inside = [to.clamped(part, 0, before[axis] - 1) for part, axis in zip(parts, axes, strict=True)]
+    flat = inside[0]
+    for part, axis in zip(inside[1:], axes[1:], strict=True):
+        flat = to.call("add", to.call("multiply", flat, to.like(before[axis], flat)), part)
+    sizes = [before[axis] for axis in rest]
+    rows = _rearranged(to, operands[0], before, (*axes, *rest), (math.prod(before[axis] for axis in axes), *sizes))
+    found = to.call("take", rows, flat, extras=(0,))
+    if given["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP:
+        valid = to.call("equal", parts[0], inside[0])
+        for part, clamped in zip(parts[1:], inside[1:], strict=True):
+            valid = to.call("logical_and", valid, to.call("equal", part, clamped))
+        found = to.call("where", to.reshape(valid, of, (*of, *(1 for _ in rest))), found, _fill(to, step, found))
+    batch = [axis for axis in range(len(result(step).shape)) if axis not in dims.offset_dims]
+    return [to.transpose(found, np.argsort([*batch, *dims.offset_dims]).tolist())]
+
+
+def _fill(to: Builder, step: Step, found: str) -> str:
+    """What a gather returns for an index out of range: NaN, or the smallest signed or largest unsigned integer."""
+    value, kind = step.equation.params["fill_value"], np.dtype(to.dtypes[found])
+    if value is None:
+        value = np.nan if kind.kind == "f" else np.iinfo(kind).min if kind.kind == "i" else np.iinfo(kind).max
+    return to.like(value, found)
 
 
 def _dot_general(to: Builder, step: Step, operands: list[str]) -> list[str]:
@@ -357,6 +391,32 @@ def _convolution(to: Builder, step: Step, operands: list[str]) -> list[str]:
     return [to.transpose(found, np.argsort(placed).tolist())]
 
 
+def _window(function: str) -> Translation:
+    """A reduction over windows, such as pooling, one axis after the other."""
+
+    def translation(to: Builder, step: Step, operands: list[str]) -> list[str]:
+        given, found, before = step.equation.params, operands[0], shape(step, 0)
+        if any(by != 1 for by in given["base_dilation"]):
+            raise Untranslated(f"'{step.primitive}' with gaps between entries")
+        for axis, size in enumerate(before):
+            (low, high), window = given["padding"][axis], given["window_dimensions"][axis]
+            spread = window if given["window_dilation"][axis] == 1 else 1
+            if min(low, high) < 0 or (function != "sum" and max(low, high) >= spread):
+                raise Untranslated(f"'{step.primitive}' with negative padding, or windows of padding alone")
+            if function == "sum" and (low or high):
+                widths = [[int(low), int(high)] if i == axis else [0, 0] for i in range(len(before))]
+                found = to.call("pad", found, extras=(widths,))
+                low, size = 0, size + low + high
+            places = np.arange(result(step).shape[axis]) * given["window_strides"][axis] - low
+            # A maximum does not change if an entry of the window is repeated in place of the padding.
+            at = np.clip(places[:, None] + np.arange(window) * given["window_dilation"][axis], 0, size - 1)
+            more = (to.dtypes[found],) if function == "sum" else ()
+            found = to.call(function, to.take(found, at, axis), extras=(axis + 1, *more))
+        return [found]
+
+    return translation
+
+
 def _checked(name: str, translation: Translation) -> Translation:
     """`translation` that refuses to compute with bfloat16 numbers, which are rounded only where they are made."""
 
@@ -397,6 +457,9 @@ TRANSLATIONS: dict[str, Translation] = {
         "reduce_or": _reduction("any"),
         "reduce_prod": _reduction("prod"),
         "reduce_sum": _reduction("sum"),
+        "reduce_window_max": _window("max"),
+        "reduce_window_min": _window("min"),
+        "reduce_window_sum": _window("sum"),
         "reshape": _reshape,
         "rev": _rev,
         "round": _round,
@@ -405,7 +468,10 @@ TRANSLATIONS: dict[str, Translation] = {
         "slice": _slice,
         "split": _split,
         "squeeze": _squeeze,
+        "stack": _stack,
+        "tile": _tile,
         "transpose": _transpose,
+        "unstack": _unstack,
     }.items()
 }
 """Primitive -> its translation."""

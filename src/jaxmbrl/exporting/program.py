@@ -91,7 +91,7 @@ class Builder:
             return str(extras[-1])
         return self.dtypes[operands[1 if function == "where" else 0]]
 
-    def like(self, value: float, operand: str) -> str:
+    def like(self, value: float | int, operand: str) -> str:
         """The scalar `value` with the dtype of `operand`."""
         return self.constant(value, self.dtypes[operand])
 
