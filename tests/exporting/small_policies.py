@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -57,43 +58,72 @@ class Pixels(nn.Module):
         return jnp.tanh(nn.Dense(1)(nn.Conv(3, (3, 3), padding="VALID", kernel_dilation=(1, 2))(x).reshape(-1)))
 
 
-def normalised(key: Any) -> Policy:
+def filled(network: Any, *inputs: Any) -> Any:
+    """Parameters of a network, drawn by NumPy."""
+    random = np.random.default_rng(3)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)
+    return jax.tree.map(lambda x: (random.normal(size=x.shape) / np.sqrt(x.shape[0])).astype(x.dtype), shapes)
+
+
+def normal(*shape: int) -> Any:
+    """Normal numbers."""
+    return jnp.asarray(np.random.default_rng(4).normal(size=shape), jnp.float32)
+
+
+@cache
+def normalised() -> Policy:
     """A network with layer norm on normalised observations."""
     network = MLP((16, 16), 2, layer_norm=True)
-    scale = Normalizer(jnp.array([0.5, -0.2, 0.1]), jnp.array([0.3, 2.0, 1e-14]))
-    params = network.init(key, jnp.zeros(3))
+    scale = Normalizer(normal(3), jnp.array([0.3, 2.0, 1e-14]))
+    params = filled(network, jnp.zeros(3))
     return Policy(
         lambda key: (), lambda memory, seen, key: (jnp.tanh(network.apply(params, normalize(scale, seen))), (), memory)
     )
 
 
-def of_integers(key: Any) -> Policy:
+@cache
+def of_integers() -> Policy:
     """The largest entry of a sum of rows of a table; ties go to the first."""
-    table = jax.random.normal(key, (3, 10, 4))
+    table = normal(3, 10, 4)
     return Policy(
         lambda key: (),
         lambda memory, seen, key: (jnp.argmax(table[jnp.arange(3), seen].sum(0)).astype(jnp.int32), (), memory),
     )
 
 
-def of_images(key: Any) -> Policy:
+@cache
+def of_images() -> Policy:
     """A convolutional network."""
     network = Pixels()
-    params = network.init(key, jnp.zeros((8, 9, 2), jnp.uint8))
+    params = filled(network, jnp.zeros((8, 9, 2), jnp.uint8))
     return Policy(lambda key: (), lambda memory, seen, key: (network.apply(params, seen), (), memory))
 
 
-def recurrent(key: Any) -> Policy:
+@cache
+def recurrent() -> Policy:
     """A gated unit; the memory has a vector and a counter of steps, which decides too."""
-    cell, head = nn.GRUCell(6), jax.random.normal(key, (6, 2))
-    params = cell.init(key, jnp.zeros(6), jnp.zeros(3))
+    weights, head = normal(9, 12), normal(6, 2)
 
     def act(memory: Any, seen: Any, key: Any) -> Any:
-        hidden, output = cell.apply(params, memory["hidden"], seen)
-        action = jnp.where(memory["steps"] % 3 == 2, -1.0, 1.0) * jnp.tanh(output @ head)
+        gate, new = jnp.split(jnp.concatenate([seen, memory["hidden"]]) @ weights, 2)
+        hidden = memory["hidden"] + jax.nn.sigmoid(gate) * (jnp.tanh(new) - memory["hidden"])
+        action = jnp.where(memory["steps"] % 3 == 2, -1.0, 1.0) * jnp.tanh(hidden @ head)
         return action, {"unused": action}, {"hidden": hidden, "steps": memory["steps"] + 1}
 
     return Policy(lambda key: {"hidden": jnp.full(6, 0.1), "steps": jnp.ones((), jnp.int32)}, act)
+
+
+@cache
+def random() -> Policy:
+    """Noise is added, and kept: the memory is a key and the last noise. The first noise is drawn by `init`."""
+    gain = normal(3, 2)
+
+    def act(memory: Any, seen: Any, key: Any) -> Any:
+        own, noise = memory
+        noise = 0.5 * noise + jax.random.normal(key, (2,)) + jax.random.uniform(own, (2,))
+        return jnp.tanh(seen @ gain + noise), (), (jax.random.fold_in(own, 1), noise)
+
+    return Policy(lambda key: (key, jax.random.normal(key, (2,))), act)
 
 
 VECTOR = Box((3,))
@@ -102,16 +132,18 @@ KINDS: dict[str, Any] = {
     "integers": (of_integers, Box((3,), 0, 9, "int32"), Discrete(4), levels),
     "images": (of_images, Box((8, 9, 2), 0, 255, "uint8"), Box((1,), -1.0, 1.0), image),
     "recurrent": (recurrent, VECTOR, Box((2,), -1.0, 1.0), lambda numbers: numbers),
+    "random": (random, VECTOR, Box((2,), -1.0, 1.0), lambda numbers: numbers),
 }
-"""Name -> (policy of a key, space of observations, space of actions, observation of the task's numbers)."""
+"""Name -> (its policy, space of observations, space of actions, observation of the task's numbers)."""
 
 
 def made(kind: str) -> tuple[Algorithm, Any]:
-    """(algorithm that only acts, task) of a kind. Its state is a key."""
+    """(algorithm that only acts, task) of a kind. It has no state."""
     of, observation, action, seen = KINDS[kind]
     task = envs.make_task(kind, Drift(seen), STEPS, observation=observation, action=action)
     none: Any = None
-    return Algorithm(none, lambda state, clock, explore: of(jax.random.key(3)), none, period=1), task
+    policy = of()
+    return Algorithm(none, lambda state, clock, explore: policy, none, period=1), task
 
 
 def episode(algorithm: Algorithm, task: Any, state: Any, index: int, clock: Any = None, steps: int = STEPS) -> Any:

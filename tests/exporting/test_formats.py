@@ -1,17 +1,18 @@
 """The files act as the policies, in each format, and programs that load them need no part of this package."""
 
-import json
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_policies import KINDS, episodes, made
 
+from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.exporting import loaders
 from jaxmbrl.exporting.formats import FORMATS
-from jaxmbrl.exporting.policies import deterministic, samples
+from jaxmbrl.exporting.policies import deterministic, largest_difference, samples
+from jaxmbrl.exporting.program import Untranslated
 from jaxmbrl.training.loop import clock_at
+
+MEMORY = {"recurrent": ["memory['hidden']", "memory['steps']"], "random": ["memory[0]", "memory[1]", "key", "step"]}
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +42,9 @@ def loaded(kind, to, folder):
 
 def cases():
     """All kinds in every format; those that compile more, and are alike, are promises."""
-    compiled = [pytest.param(kind, "stablehlo", marks=pytest.mark.promises) for kind in KINDS if kind != "recurrent"]
-    return [("recurrent", "stablehlo"), *compiled, *((kind, to) for to in ("onnx", "numpy") for kind in KINDS)]
+    fixed = [kind for kind in KINDS if kind != "random"]
+    compiled = [pytest.param(kind, "stablehlo", marks=pytest.mark.promises) for kind in fixed]
+    return [("random", "stablehlo"), *compiled, *((kind, to) for to in ("onnx", "numpy") for kind in fixed)]
 
 
 @pytest.mark.parametrize(("kind", "to"), cases())
@@ -52,9 +54,7 @@ def test_actions_are_those_of_the_evaluation(kind, to, played, tmp_path):
     act, memory, about = loaded(kind, to, tmp_path)
     observations, actions = played[kind]
     assert len(np.unique(actions, axis=0)) > 2, "an action that never changes shows nothing"
-    assert [entry["name"] for entry in about["memory"]] == (
-        ["memory['hidden']", "memory['steps']"] if kind == "recurrent" else []
-    )
+    assert [entry["name"] for entry in about["memory"]] == MEMORY.get(kind, [])
     for seen, due in zip(observations, actions, strict=True):
         if memory is None:
             action = act(seen)
@@ -62,3 +62,51 @@ def test_actions_are_those_of_the_evaluation(kind, to, played, tmp_path):
             action, memory = act(seen, memory)
         assert action.dtype == due.dtype and action.shape == due.shape
         np.testing.assert_allclose(action, due, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("to", ["onnx", "numpy"])
+def test_a_policy_in_float64_is_exported_in_float64(to, x64):
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+    algorithm, task = made("recurrent")
+    policy = deterministic(algorithm, task, (), clock_at(0))
+    assert policy.observation.dtype == policy.action.dtype == np.float64
+    assert FORMATS[to].write(policy, {}, task.observation).difference < 1e-13
+
+
+@pytest.mark.parametrize("to", ["onnx", "numpy"])
+def test_random_numbers_are_refused(to):
+    policy = deterministic(*made("random"), (), clock_at(0))
+    with pytest.raises(Untranslated, match=r"^random numbers, as planners do$"):
+        FORMATS[to].write(policy, {}, made("random")[1].observation)
+
+
+@pytest.mark.parametrize(
+    ("space", "low", "high", "dtype"),
+    [
+        (Box((50, 2)), -6, 6, np.float32),
+        (Box((50,), 2.0, 3.0), 2, 3, np.float32),
+        (Box((4, 4, 3), 0, 255, "uint8"), 0, 255, np.uint8),
+        (Discrete(5), 0, 4, np.int32),
+    ],
+)
+def test_policies_are_compared_on_elements_of_the_space(space, low, high, dtype):
+    drawn = np.stack(samples(space, 40))
+    assert drawn.shape == (40, *space.shape) and drawn.dtype == dtype
+    assert low <= drawn.min() < low + 0.2 * (high - low) + 3 * (low < 0)
+    assert high - 0.2 * (high - low) - 3 * (low < 0) < drawn.max() <= high
+
+
+def test_a_difference_is_found_where_it_appears():
+    """In the last of the steps, through the memory."""
+    policy = deterministic(*made("recurrent"), (), clock_at(0))
+
+    def other(observation, hidden, steps):
+        action, hidden, steps = policy.act(observation, hidden, steps)
+        return np.where(steps == 9, np.nan if broken else action + 0.25, action), hidden, steps
+
+    broken = False
+    assert largest_difference(jax.jit(policy.act), policy, Box((3,))) == 0
+    assert largest_difference(other, policy, Box((3,))) == pytest.approx(0.25, abs=1e-6)
+    broken = True
+    assert np.isnan(largest_difference(other, policy, Box((3,))))

@@ -63,7 +63,8 @@ def structural(x, i, t):
         "joined": (jnp.concatenate([x, t, x[:, :1]], axis=1), jnp.stack([x, t]), jnp.pad(x, ((1, 0), (0, 2)))),
         "split": tuple(jnp.split(x, 2, axis=1)),
         "products": (x @ t.T, x[0] @ t.T, x @ t[1], x[0] @ t[0], jnp.outer(x[0], i.astype(float))),
-        "products of stacks": jnp.einsum("bhwc,bhwd->hcd", image, image) + jnp.einsum("bhwc,wc->cb", image, image[0, 0]).sum(),
+        "products of stacks": jnp.einsum("bhwc,bhwd->hcd", image, image)
+        + jnp.einsum("bhwc,wc->cb", image, image[0, 0]).sum(),
         "entries": (x[i[0], i[1]], x[i[2]], x[:, i], x[i[:3] % 3, i[1:]], jnp.take(x, i, axis=1), table[1]),
         "entries out of range": (x.at[i + 2].get(mode="fill"), i.at[i + 2].get(mode="fill"), x.at[i + 2].get(mode="clip")),
         "entries of each row": jnp.take_along_axis(x, i[:3, None], axis=1),
@@ -161,5 +162,5 @@ def test_what_no_output_needs_is_not_translated():
 
 
 def test_inputs_that_decide_are_found():
-    function = lambda x, y, z: (x + 1, (jnp.sin(y), z)[1])
-    assert uses(function, [1.0, 2.0, 3.0]) == [True, False, True]
+    traced = jax.make_jaxpr(lambda x, y, z: (x + 1, (jnp.sin(y), z)[1]))(1.0, 2.0, 3.0)
+    assert uses(traced) == [True, False, True]

@@ -114,7 +114,7 @@ def describe(config: RunConfig, task: Task, policy: Exportable, seed: int, env_s
 
 def actuator_range(task: Task) -> dict[str, Any]:
     """The range of the task's actuators in their units, onto which it maps actions from [-1, 1]: `actuator_low` and
-    `actuator_high`, [A]. Empty if the environment does not name it (`actuator_range`)."""
+    `actuator_high`, [A]. They are the environment's `actuator_range`, (low, high), each a number or [A]; empty without."""
     found = getattr(unrepeated(task.env), "actuator_range", None)
     if found is None or isinstance(task.action, Discrete):
         return {}
@@ -133,7 +133,8 @@ def notes(task: Task, policy: Exportable) -> list[str]:
         else:
             found.append("The image is the environment's; one without channels, [H, W], has the shape [H, W, 1].")
     if isinstance(task.action, Discrete):
-        found.append(f"The action is a choice from 0 to {task.action.n - 1}.")
+        start = "" if task.host is None else ", to which the environment adds the start of its space"
+        found.append(f"The action is a choice from 0 to {task.action.n - 1}{start}.")
     elif actuator_range(task):
         found.append("The actuators' value is low + (high - low) (action + 1) / 2, with actuator_low and actuator_high.")
     elif (task.action.low, task.action.high) == (-1.0, 1.0):

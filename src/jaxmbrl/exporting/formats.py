@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
-import warnings
 import zipfile
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +46,7 @@ class Format(NamedTuple):
 
 
 def _stablehlo(policy: Exportable, about: dict[str, Any], space: Space) -> Written:
+    check_flatbuffers()
     exported = jax_export.export(jax.jit(policy.act), platforms=PLATFORMS)(*policy.inputs.values())
     about = about | {
         "format": "stablehlo",
@@ -58,6 +58,12 @@ def _stablehlo(policy: Exportable, about: dict[str, Any], space: Space) -> Writt
         file.writestr("about.json", json.dumps(about))
         file.writestr("policy", bytes(exported.serialize()))
     return Written(content.getvalue(), about, None)
+
+
+def check_flatbuffers() -> None:
+    """Raise UserError if `flatbuffers` is missing, with which JAX writes and reads exported functions."""
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise UserError("flatbuffers is missing: pip install flatbuffers")
 
 
 def _numpy(policy: Exportable, about: dict[str, Any], space: Space) -> Written:
@@ -81,7 +87,7 @@ def _onnx(policy: Exportable, about: dict[str, Any], space: Space) -> Written:
     about = about | {"format": "onnx", "opset": onnx_graph.OPSET, "ir_version": onnx_graph.IR_VERSION}
     shapes = {name: given.shape for name, given in policy.inputs.items()}
     outputs = ["action", *(f"next_{name}" for name in policy.memory)]
-    shapes |= {name: shape for name, shape in zip(outputs, (policy.action.shape, *_shapes(policy)), strict=True)}
+    shapes |= dict(zip(outputs, (policy.action.shape, *_shapes(policy)), strict=True))
     content = onnx_graph.model(translated, shapes, outputs, json.dumps(about))
     with contextlib.suppress(ImportError):
         import onnxruntime
@@ -95,8 +101,9 @@ def _difference_in_onnxruntime(onnxruntime: Any, content: bytes, policy: Exporta
     try:
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         names = [value.name for value in session.get_inputs()]
-        run = lambda *inputs: session.run(None, dict(zip(names, map(np.asarray, inputs), strict=True)))
-        return largest_difference(run, policy, space)
+        return largest_difference(
+            lambda *inputs: session.run(None, dict(zip(names, map(np.asarray, inputs), strict=True))), policy, space
+        )
     except Exception as error:
         message = " ".join(str(error).split())
         raise UserError(f"ONNX Runtime cannot run this policy ({message:.200}); export it with --to stablehlo") from error

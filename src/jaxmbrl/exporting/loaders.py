@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 STABLEHLO = """\
+# pip install jax flatbuffers
 import json, zipfile
 import jax, numpy as np
 from jax import export
@@ -23,6 +24,7 @@ with zipfile.ZipFile({path}) as file:
 """
 
 ONNX = """\
+# pip install onnxruntime
 import json
 import numpy as np, onnxruntime
 
@@ -36,6 +38,7 @@ names = [value.name for value in session.get_inputs()]
 """
 
 NUMPY = """\
+# pip install numpy
 import json
 import numpy as np
 

@@ -64,11 +64,12 @@ def deterministic(algorithm: Algorithm, task: Task, state: PyTree, clock: Clock)
         f"memory{jax.tree_util.keystr(path)}": np.asarray(leaf) for (path, _), leaf in zip(found, leaves, strict=True)
     }
     key = np.asarray(jax.random.key_data(rollout_key))
-    needs_key = uses(plain, [observation, key, *leaves])[1]
+    traced = jax.make_jaxpr(plain)(observation, key, *leaves)
+    needs_key = uses(traced)[1]
     if needs_key:
         memory |= {"key": key, "step": np.zeros((), np.int32)}
     act = random if needs_key else lambda observation, *leaves: plain(observation, key, *leaves)
-    action = jax.eval_shape(act, observation, *memory.values())[0]
+    action = traced.out_avals[0]
     return Exportable(act, observation, jax.ShapeDtypeStruct(action.shape, action.dtype), memory, needs_key)
 
 
@@ -86,7 +87,7 @@ def samples(space: Space, count: int) -> list[Shaped[np.ndarray, "..."]]:
         drawn = random.uniform(space.low, space.high, (count, *space.shape))
     else:
         drawn = random.normal(size=(count, *space.shape))
-    return list(drawn.astype(zeros.dtype))
+    return [np.asarray(element, zeros.dtype) for element in drawn]
 
 
 def largest_difference(exported: Callable[..., Sequence[Any]], policy: Exportable, space: Space, steps: int = 8) -> float:

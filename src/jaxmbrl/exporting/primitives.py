@@ -338,9 +338,7 @@ def _dot_general(to: Builder, step: Step, operands: list[str]) -> list[str]:
     if not batch[0] and contracted[1] == (0,) and contracted[0] == (len(shapes[0]) - 1,) and len(shapes[1]) == 2:
         # A dense layer.
         return [to.call("matmul", left, right)]
-    free = [
-        [i for i in range(len(size)) if i not in (*contracted[k], *batch[k])] for k, size in enumerate(shapes)
-    ]
+    free = [[i for i in range(len(size)) if i not in (*contracted[k], *batch[k])] for k, size in enumerate(shapes)]
     rows, columns, inner = (
         math.prod(shapes[k][i] for i in axes) for k, axes in ((0, free[0]), (1, free[1]), (0, contracted[0]))
     )
@@ -396,20 +394,20 @@ def _window(function: str) -> Translation:
 
     def translation(to: Builder, step: Step, operands: list[str]) -> list[str]:
         given, found, before = step.equation.params, operands[0], shape(step, 0)
-        if any(by != 1 for by in given["base_dilation"]):
-            raise Untranslated(f"'{step.primitive}' with gaps between entries")
+        padding = [(int(low), int(high)) for low, high in given["padding"]]
+        if any(by != 1 for by in given["base_dilation"]) or any(width < 0 for pair in padding for width in pair):
+            raise Untranslated(f"'{step.primitive}' with gaps between entries, or with negative padding")
+        if function == "sum" and np.any(padding):
+            found = to.call("pad", found, extras=([list(pair) for pair in padding],))
+            before = tuple(size + low + high for size, (low, high) in zip(before, padding, strict=True))
+            padding = [(0, 0)] * len(before)
         for axis, size in enumerate(before):
-            (low, high), window = given["padding"][axis], given["window_dimensions"][axis]
-            spread = window if given["window_dilation"][axis] == 1 else 1
-            if min(low, high) < 0 or (function != "sum" and max(low, high) >= spread):
-                raise Untranslated(f"'{step.primitive}' with negative padding, or windows of padding alone")
-            if function == "sum" and (low or high):
-                widths = [[int(low), int(high)] if i == axis else [0, 0] for i in range(len(before))]
-                found = to.call("pad", found, extras=(widths,))
-                low, size = 0, size + low + high
-            places = np.arange(result(step).shape[axis]) * given["window_strides"][axis] - low
+            window, spread = given["window_dimensions"][axis], given["window_dilation"][axis]
+            if max(padding[axis]) >= (window if spread == 1 else 1):
+                raise Untranslated(f"'{step.primitive}' with windows of padding alone")
+            places = np.arange(result(step).shape[axis]) * given["window_strides"][axis] - padding[axis][0]
             # A maximum does not change if an entry of the window is repeated in place of the padding.
-            at = np.clip(places[:, None] + np.arange(window) * given["window_dilation"][axis], 0, size - 1)
+            at = np.clip(places[:, None] + np.arange(window) * spread, 0, size - 1)
             more = (to.dtypes[found],) if function == "sum" else ()
             found = to.call(function, to.take(found, at, axis), extras=(axis + 1, *more))
         return [found]

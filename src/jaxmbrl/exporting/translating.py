@@ -5,7 +5,7 @@ The translation knows primitives, not methods. What does not depend on the input
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -49,7 +49,7 @@ def translate(function: Callable[..., Any], inputs: dict[str, Any], onnx: bool =
 
 
 def live(level: Level) -> tuple[list[Step], set[Any]]:
-    """(the steps that depend on the inputs and on which the outputs depend, the values that do not depend on the inputs)."""
+    """(steps that depend on the inputs and on which the outputs depend, values that do not depend on the inputs)."""
     depends = set(range(level.inputs))
     for step in level.steps:
         if depends.intersection(x for x in step.operands if isinstance(x, int)):
@@ -63,9 +63,9 @@ def live(level: Level) -> tuple[list[Step], set[Any]]:
     return steps[::-1], {x for step in level.steps for x in step.results if x not in depends}
 
 
-def uses(function: Callable[..., Any], inputs: Sequence[Any]) -> list[bool]:
-    """Whether the results of `function(*inputs)` depend on each input, by its jaxpr."""
-    level = flattened(jax.make_jaxpr(function)(*inputs))
+def uses(closed: Any) -> list[bool]:
+    """Whether the results of a jaxpr depend on each of its inputs."""
+    level = flattened(closed)
     values = [x for step in live(level)[0] for x in step.operands] + list(level.outputs)
     read = {x for x in values if isinstance(x, int)}
     return [i in read for i in range(level.inputs)]

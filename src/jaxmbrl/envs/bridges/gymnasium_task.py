@@ -46,6 +46,7 @@ def from_gymnasium(make_env: Callable[[], gymnasium.Env], name: str, episode_len
         env = make_env()
     try:
         observation, action = _observation(name, env), _action(name, env)
+        bounds = None if isinstance(action, Discrete) else (np.ravel(env.action_space.low), np.ravel(env.action_space.high))
         limit = getattr(getattr(env, "spec", None), "max_episode_steps", None) or DEFAULT_LENGTH
         length = limit if episode_length is None else episode_length
     finally:
@@ -55,7 +56,7 @@ def from_gymnasium(make_env: Callable[[], gymnasium.Env], name: str, episode_len
         raise UserError(f"task '{name}': episode_length must be a whole number of steps, got {length!r}")
     return Task(
         name=name,
-        env=_Sizes(name, math.prod(observation.shape), math.prod(action.shape)),
+        env=_Sizes(name, math.prod(observation.shape), math.prod(action.shape), bounds),
         world=_world(name),
         observation=observation,
         action=action,
@@ -167,10 +168,12 @@ def rescale(
 
 
 class _Sizes:
-    """Placeholder for the environment in `Task.env`: it has sizes, and raises UserError for everything else."""
+    """Placeholder for the environment in `Task.env`: it has sizes and the bounds of the actions, and raises UserError for
+    everything else."""
 
-    def __init__(self, name: str, observation_size: int, action_size: int) -> None:
+    def __init__(self, name: str, observation_size: int, action_size: int, actuator_range: Any) -> None:
         self._name, self.observation_size, self.action_size = name, observation_size, action_size
+        self.actuator_range = actuator_range
 
     def reset(self, rng: Key) -> Any:
         """Raises UserError."""
