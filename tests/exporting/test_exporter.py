@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
 
 import gymnasium
 import jax
@@ -15,7 +17,7 @@ from small_policies import episode, made
 import jaxmbrl
 from jaxmbrl import cli, envs
 from jaxmbrl.core.config import UserError
-from jaxmbrl.exporting import exporter
+from jaxmbrl.exporting import exporter, loaders
 from jaxmbrl.exporting.formats import FORMATS
 from jaxmbrl.exporting.policies import Exportable
 from jaxmbrl.training import programs, restoring
@@ -222,6 +224,14 @@ def test_a_translation_that_acts_otherwise_is_not_written(difference, runs, monk
     with pytest.raises(UserError, match="differ by"):
         jaxmbrl.export(runs / "linear", "wrong", out=tmp_path / "x")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_program_of_the_page_is_the_one_that_is_printed():
+    page = (Path(__file__).parents[2] / "docs" / "own_simulator.md").read_text()
+    about = {"observation": {"shape": [1], "dtype": "float32"}, "action": {"dtype": "float32"}, "memory": []}
+    about["functions"] = ["add", "matmul", "maximum", "take", "tanh"]
+    text = loaders.loader(loaders.NUMPY, Path("heater.npz"), about)
+    assert textwrap.indent(text, "    ") in page
 
 
 class Room(gymnasium.Env):

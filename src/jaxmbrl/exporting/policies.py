@@ -81,6 +81,7 @@ def _plain(leaves: Sequence[Any], is_key: Sequence[bool]) -> list[Any]:
 def samples(space: Space, count: int) -> list[Shaped[np.ndarray, "..."]]:
     """`count` elements of a space: uniform between its bounds, or normal if they are infinite."""
     random, zeros = np.random.default_rng(0), np.asarray(space.zeros())
+    drawn: np.ndarray[Any, Any]
     if isinstance(space, Discrete):
         drawn = random.integers(0, space.n, count)
     elif np.isfinite(space.high - space.low):
@@ -92,8 +93,8 @@ def samples(space: Space, count: int) -> list[Shaped[np.ndarray, "..."]]:
 
 def largest_difference(exported: Callable[..., Sequence[Any]], policy: Exportable, space: Space, steps: int = 8) -> float:
     """The largest difference between actions of an exported file and of its policy, along `steps` observations. NaN if one
-    of them is not a number."""
-    own = jax.jit(policy.act)
+    of the two is not a number."""
+    own: Callable[..., Sequence[Any]] = jax.jit(policy.act)
     memories: list[Sequence[Any]] = [list(policy.memory.values())] * 2
     found = 0.0
     for observation in samples(space, steps):
@@ -101,5 +102,7 @@ def largest_difference(exported: Callable[..., Sequence[Any]], policy: Exportabl
         for i, function in enumerate((own, exported)):
             action, *memories[i] = function(observation, *memories[i])
             actions.append(np.asarray(action, np.float64))
-        found = float(np.maximum(found, np.max(np.abs(actions[0] - actions[1]), initial=0.0)))
+        same = (actions[0] == actions[1]) | (np.isnan(actions[0]) & np.isnan(actions[1]))
+        with np.errstate(invalid="ignore"):
+            found = float(np.maximum(found, np.max(np.where(same, 0.0, np.abs(actions[0] - actions[1])), initial=0.0)))
     return found

@@ -46,7 +46,8 @@ def from_gymnasium(make_env: Callable[[], gymnasium.Env], name: str, episode_len
         env = make_env()
     try:
         observation, action = _observation(name, env), _action(name, env)
-        bounds = None if isinstance(action, Discrete) else (np.ravel(env.action_space.low), np.ravel(env.action_space.high))
+        space: Any = env.action_space
+        bounds = None if isinstance(action, Discrete) else (np.ravel(space.low), np.ravel(space.high))
         limit = getattr(getattr(env, "spec", None), "max_episode_steps", None) or DEFAULT_LENGTH
         length = limit if episode_length is None else episode_length
     finally:
