@@ -16,9 +16,17 @@ from jaxmbrl.training.loop import clock_at
 STEPS = 5
 
 
-def changed(leaf):
-    """A number of a state that no method begins with: normalisers, too, do something."""
-    return leaf * 1.1 + 0.05 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+def filled(algorithm):
+    """A state with numbers that no method begins with, so that normalisers do something."""
+    random = np.random.default_rng(5)
+
+    def leaf(of):
+        if jnp.issubdtype(of.dtype, jax.dtypes.prng_key):
+            return jax.random.key(1)
+        drawn = random.uniform(-0.5, 0.7, of.shape) if jnp.issubdtype(of.dtype, jnp.floating) else np.zeros(of.shape)
+        return jnp.asarray(drawn.astype(of.dtype))
+
+    return jax.tree.map(leaf, jax.eval_shape(lambda: algorithm.init(jax.random.key(5), {}, None)))
 
 
 MPPI = {"planner.method": "mppi", "planner.mppi.population": 20, "planner.mppi.horizon": 4, "planner.mppi.iterations": 2}
@@ -38,7 +46,7 @@ def test_the_policy_of_every_method_can_be_exported(case, tmp_path):
     name, changes = CASES[case]
     config = programs.configure(name, "pendulum", settings=dict(algorithms.METHODS[name].tiny) | changes, action_repeat=2)
     program, clock = programs.build(config), clock_at(300)
-    state = jax.tree.map(changed, jax.jit(lambda: program.algorithm.init(jax.random.key(5), {}, None))())
+    state = filled(program.algorithm)
     observations, actions = jax.device_get(
         jax.jit(lambda: episode(program.algorithm, program.task, state, 0, clock, STEPS))()
     )
