@@ -23,8 +23,10 @@ def filled(algorithm):
     def leaf(of):
         if jnp.issubdtype(of.dtype, jax.dtypes.prng_key):
             return jax.random.key(1)
-        drawn = random.uniform(-0.5, 0.7, of.shape) if jnp.issubdtype(of.dtype, jnp.floating) else np.zeros(of.shape)
-        return jnp.asarray(drawn.astype(of.dtype))
+        if not jnp.issubdtype(of.dtype, jnp.floating):
+            return jnp.zeros(of.shape, of.dtype)
+        fan_in = of.shape[-2] if len(of.shape) > 1 else 1
+        return jnp.asarray(random.uniform(-0.5, 0.8, of.shape) / np.sqrt(fan_in), of.dtype)
 
     return jax.tree.map(leaf, jax.eval_shape(lambda: algorithm.init(jax.random.key(5), {}, None)))
 
