@@ -38,8 +38,7 @@ import jaxmbrl, jaxmbrl.training.runner
 assert dict(os.environ) == before
 from jax._src import xla_bridge
 from jaxmbrl.core.config import UserError
-export = lambda run: jaxmbrl.export(run, "numpy")
-for function in (jaxmbrl.load, jaxmbrl.evaluate, jaxmbrl.resume, export, lambda run: jaxmbrl.train(run, "pendulum")):
+for function in (jaxmbrl.load, jaxmbrl.evaluate, jaxmbrl.resume, lambda run: jaxmbrl.train(run, "pendulum")):
     os.environ.pop("PJRT_NPROC", None)
     os.environ.update(before)
     assert not xla_bridge.backends_are_initialized()
@@ -51,5 +50,5 @@ for function in (jaxmbrl.load, jaxmbrl.evaluate, jaxmbrl.resume, export, lambda 
 
 
 def test_only_the_functions_that_compute_give_xla_its_threads():
-    assert python(ON_ONE_CORE) == "2 2 2 2 2"
-    assert python(ON_ONE_CORE, PJRT_NPROC="3") == "3 3 3 3 3", "a number that the user has chosen is kept"
+    assert python(ON_ONE_CORE) == "2 2 2 2"
+    assert python(ON_ONE_CORE, PJRT_NPROC="3") == "3 3 3 3", "a number that the user has chosen is kept"

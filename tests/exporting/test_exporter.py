@@ -232,6 +232,12 @@ def test_the_program_of_the_page_is_the_one_that_is_printed():
     assert textwrap.indent(text, "    ") in page
 
 
+def test_xla_gets_its_threads_before_anything_is_computed(monkeypatch):
+    monkeypatch.setattr(exporter.xla, "ensure_threads", lambda: began(None))
+    with pytest.raises(Began):
+        jaxmbrl.export("nowhere", "numpy")
+
+
 class Room(gymnasium.Env):
     """A space of two by one, or an image, or a choice."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jaxmbrl.commands import options
-from jaxmbrl.commands.inspect import warnings_in_a_line
+from jaxmbrl.commands.inspect import _warnings_in_a_line
 
 if TYPE_CHECKING:
     from jaxmbrl.exporting.exporter import PolicyFile
@@ -24,7 +24,7 @@ def export(words: list[str]) -> int:
     parser.add_argument("--seed", type=int, metavar="S", help="the seed (default: the run's first)")
     parser.add_argument("--out", metavar="FILE", help="a new file (default: 'policy' in RUN, overwritten)")
     args = parser.parse_args(words)
-    with warnings_in_a_line():
+    with _warnings_in_a_line():
         written = exporter.export(args.run, args.to, args.out, args.seed)
     for line in describe(written):
         print(line)

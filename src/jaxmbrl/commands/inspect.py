@@ -45,7 +45,7 @@ def evaluate(words: list[str]) -> int:
     seeds = f"{config.seeds} seed{'s' if config.seeds > 1 else ''}"
     print(f"evaluating {config.algorithm} on {config.env}: {seeds}, {args.episodes} episodes each ...", flush=True)
     started = time.monotonic()
-    with warnings_in_a_line():
+    with _warnings_in_a_line():
         found = runner.evaluate(args.run, args.episodes, args.model, args.backend)
     print(f"the policy after {found.env_steps:,} of {config.total_steps:,} environment steps")
     for k, value in enumerate(found.per_seed):
@@ -72,7 +72,7 @@ def debug(words: list[str]) -> int:
     parser.add_argument("--seed", type=int, metavar="S", help="the seed (default: the first with such a value)")
     args = parser.parse_args(words)
     started = time.monotonic()
-    with warnings_in_a_line():
+    with _warnings_in_a_line():
         report = replaying.debug(args.run, args.seed)
     if report is None:
         who = "no seed" if args.seed is None else f"seed {args.seed} has not"
@@ -107,7 +107,7 @@ def _film(run: str, model: str | None, file: Path) -> None:
 
 
 @contextlib.contextmanager
-def warnings_in_a_line() -> Iterator[None]:
+def _warnings_in_a_line() -> Iterator[None]:
     """Print each warning about a run in one line, in the same form as our errors."""
     from jaxmbrl.training import restoring
 
@@ -153,7 +153,7 @@ def collect(words: list[str]) -> int:
     args = parser.parse_args(words)
     out = _new_file("--out", args.out, ".npz")
     started = time.monotonic()
-    with warnings_in_a_line():
+    with _warnings_in_a_line():
         rows, task = collecting.collect_by(args.env, args.policy, args.steps, args.seed, args.explore, args.action_repeat)
     dataset.save(out, rows, task.name, task.action_repeat)
     ended = rows.terminated | rows.truncated

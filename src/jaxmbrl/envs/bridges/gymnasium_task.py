@@ -46,10 +46,9 @@ def from_gymnasium(make_env: Callable[[], gymnasium.Env], name: str, episode_len
         env = make_env()
     try:
         observation, action = _observation(name, env), _action(name, env)
-        space: Any = env.action_space
-        bounds = None if isinstance(action, Discrete) else (np.ravel(space.low), np.ravel(space.high))
         limit = getattr(getattr(env, "spec", None), "max_episode_steps", None) or DEFAULT_LENGTH
         length = limit if episode_length is None else episode_length
+        bounds = None if isinstance(action, Discrete) else _bounds(env.action_space)
     finally:
         with named_errors(name, "close"):
             getattr(env, "close", lambda: None)()
@@ -166,6 +165,11 @@ def rescale(
     """Map [-1, 1] linearly onto [low, high], exactly at the bounds and without clipping."""
     at = np.asarray(action, np.float64)
     return 0.5 * (1 - at) * low + 0.5 * (1 + at) * high
+
+
+def _bounds(space: Any) -> tuple[Float[np.ndarray, "A"], Float[np.ndarray, "A"]]:
+    """(low, high) of a flattened space of actions."""
+    return np.ravel(space.low).astype(np.float64), np.ravel(space.high).astype(np.float64)
 
 
 class _Sizes:

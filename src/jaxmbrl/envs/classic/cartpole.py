@@ -24,9 +24,9 @@ class CartPole:
     """State and observation [position (m), velocity (m/s), angle (rad, 0 upright), angular velocity (rad/s)];
     action [force / 10 N]."""
 
+    actuator_range = (-FORCE, FORCE)  # N
     observation_size = 4
     action_size = 1
-    actuator_range = (-FORCE, FORCE)  # N
 
     def state_at(self, coordinates: Float[Array, "4"]) -> State:
         """The state with the given coordinates."""

@@ -24,9 +24,9 @@ CONTROL_COST = 0.1
 class MountainCar:
     """State and observation [position, velocity (positions per step)]; action [engine power, 1 is full power forward]."""
 
+    actuator_range = (-1.0, 1.0)  # share of the engine's power
     observation_size = 2
     action_size = 1
-    actuator_range = (-1.0, 1.0)  # share of the engine's power
 
     def state_at(self, coordinates: Float[Array, "2"]) -> State:
         """The state with the given position and velocity."""

@@ -29,9 +29,9 @@ def _torque(action: Float[Array, "*n 1"]) -> Float[Array, "*n"]:
 class Pendulum:
     """State [angle (rad, 0 upright), speed (rad/s)]; observation [cos, sin, speed]; action [torque / 2 N m]."""
 
+    actuator_range = (-MAX_TORQUE, MAX_TORQUE)  # N m
     observation_size = 3
     action_size = 1
-    actuator_range = (-MAX_TORQUE, MAX_TORQUE)  # N m
 
     def state_at(self, coordinates: Float[Array, "2"]) -> State:
         """The state with the given angle and speed."""
