@@ -167,11 +167,6 @@ def rescale(
     return 0.5 * (1 - at) * low + 0.5 * (1 + at) * high
 
 
-def _bounds(space: Any) -> tuple[Float[np.ndarray, "A"], Float[np.ndarray, "A"]]:
-    """(low, high) of a flattened space of actions."""
-    return np.ravel(space.low).astype(np.float64), np.ravel(space.high).astype(np.float64)
-
-
 class _Sizes:
     """Placeholder for the environment in `Task.env`: it has sizes and the bounds of the actions, and raises UserError for
     everything else."""
@@ -207,6 +202,11 @@ def _outside(name: str, what: str) -> UserError:
         f"task '{name}' runs on the host and cannot be {what} inside a compiled program: planning in the true simulator "
         "takes a task in JAX ('jaxmbrl list' names them)"
     )
+
+
+def _bounds(space: Any) -> tuple[Float[np.ndarray, "A"], Float[np.ndarray, "A"]]:
+    """(low, high) of a flattened space of actions."""
+    return np.ravel(space.low).astype(np.float64), np.ravel(space.high).astype(np.float64)
 
 
 def _observation(name: str, env: Any) -> Space:
