@@ -52,7 +52,7 @@ def test_the_policy_of_every_method_can_be_exported(case, tmp_path):
     observations, actions = jax.device_get(
         jax.jit(lambda: episode(program.algorithm, program.task, state, 0, clock, STEPS))()
     )
-    assert len(np.unique(actions)) == STEPS
+    assert len(np.unique(actions)) > 1, "an action that never changes shows nothing"
     policy = deterministic(program.algorithm, program.task, state, clock)
     about = {
         "observation": {"shape": [3], "dtype": "float32"},
