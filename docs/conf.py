@@ -125,7 +125,10 @@ def readable(
 
 API = {
     "interfaces": ("Interfaces", "core.types core.spaces"),
-    "running": ("Running from Python", "training.runner training.session training.evaluation data.dataset"),
+    "running": (
+        "Running from Python",
+        "training.runner exporting.exporter training.session training.evaluation data.dataset",
+    ),
     "envs": ("Tasks", "envs"),
     "parts": ("Shared parts", "rollout returns distributions data nn core"),
     "models": ("World models and imagined rollouts", "models"),
@@ -133,7 +136,7 @@ API = {
     "agents": ("Agents", "agents"),
     "algorithms": ("Algorithms", "algorithms"),
     "diagnostics": ("Diagnostics", "diagnostics debug"),
-    "training": ("Training", "training sweeping"),
+    "training": ("Training", "training exporting sweeping"),
 }
 """Page of the reference -> (title, its modules and packages). A module is on the first page that names it."""
 

@@ -24,6 +24,7 @@ LONGEST = (
 OF_RUNS = {
     *("training", "faults", "report", "diagnostics", "debug", "experiments", "sweeping", "notebooks"),
     *("test_promises.py", "test_loop.py", "test_toys_public.py", "test_cli.py", "test_tutorials.py"),
+    *("test_exporter.py", "test_methods.py"),
 }
 """Folders and files whose tests make whole runs."""
 

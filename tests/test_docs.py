@@ -41,6 +41,8 @@ SEARCHED = (
     "vectorized",
     "wandb",
     "TensorBoard",
+    "deployment",
+    "export",
 )
 """Terms that readers search for: each is in the glossary and in another page of `docs`."""
 

@@ -24,7 +24,7 @@ LAYERS = [
     {"agents", "planning"},
     {"algorithms"},
     {"training"},
-    {"debug", "diagnostics", "sweeping"},
+    {"debug", "diagnostics", "exporting", "sweeping"},
     {"report"},
     {"commands"},
     {"cli"},
@@ -139,7 +139,7 @@ def test_no_import_cycle_between_modules():
 
 IMPORT_ALL = """
 import contextlib, io, json, logging, os, sys
-OPTIONAL = ("brax", "gymnasium", "mujoco_playground", "ray", "mctx")
+OPTIONAL = ("brax", "gymnasium", "mujoco_playground", "onnx", "onnxruntime", "ray", "mctx")
 sys.modules.update(dict.fromkeys(OPTIONAL))  # an import of them fails
 import jax
 names = json.loads(sys.argv[1])

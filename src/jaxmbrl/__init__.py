@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxmbrl.exporting.exporter import export
     from jaxmbrl.training.console import RunWarning
     from jaxmbrl.training.runner import evaluate, load, resume, train
 
 __version__ = "0.1.0"
-__all__ = ["RunWarning", "__version__", "evaluate", "load", "resume", "train"]
+__all__ = ["RunWarning", "__version__", "evaluate", "export", "load", "resume", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from jaxmbrl.training import console
 
         return console.RunWarning
+    if name == "export":
+        from jaxmbrl.exporting import exporter
+
+        return exporter.export
     raise AttributeError(f"module 'jaxmbrl' has no attribute '{name}'")

@@ -30,6 +30,8 @@ USAGE = """usage: jaxmbrl COMMAND ...
   evaluate RUN [--model true] [--backend gymnasium] [--video [FILE]]
                              returns of a run's deterministic policy, and a video
   report RUN [RUN ...] [--out FILE]                      one HTML page: curves, comparison, the model, the policy, the run
+  export RUN --to stablehlo|onnx|numpy [--seed S] [--out FILE]
+                             the policy as a file for a robot, with the program that loads it without this package
   debug RUN [--seed S]       the operation and source lines that made a run's first non-finite value
   collect --policy random|RUN --env TASK --out FILE.npz  write transitions to a file
   fit --data FILE.npz        fit a dynamics model to transitions and evaluate it
@@ -78,6 +80,7 @@ COMMANDS = {
     "train": "training:train",
     "evaluate": "inspect:evaluate",
     "report": "reporting:report",
+    "export": "exporting:export",
     "debug": "inspect:debug",
     "collect": "inspect:collect",
     "fit": "inspect:fit",

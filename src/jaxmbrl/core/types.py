@@ -271,7 +271,10 @@ class Env(Protocol):
     (1.0 on termination only, never for a time limit), `metrics` and `info`.
 
     An environment of vectors also has `observation_size`, the length of `State.obs`, and `action_size`, the length of the
-    action, whose entries are in [-1, 1]. For other spaces `make_task` is given the spaces instead."""
+    action, whose entries are in [-1, 1]. For other spaces `make_task` is given the spaces instead.
+
+    It may have `actuator_range`: (low, high), each a number or [A], in the units of the actuators, onto which it maps
+    actions linearly. Exported policies contain it."""
 
     def reset(self, rng: Key) -> Any:
         """The state at the beginning of an episode."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, Shaped, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Discrete
@@ -66,6 +66,8 @@ def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_le
         _check_methods(name, env)
         limit = getattr(getattr(env, "spec", None), "max_episode_steps", None) or DEFAULT_LENGTH
         length = limit if episode_length is None else episode_length
+        linear = not isinstance(action, Discrete) and np.issubdtype(env.action_space.dtype, np.floating)
+        bounds = _bounds(env.action_space) if linear else None
     finally:
         with named_errors(name, "close"):
             getattr(env, "close", lambda: None)()
@@ -73,7 +75,7 @@ def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_le
         raise UserError(f"task '{name}': episode_length must be a whole number of steps, got {length!r}")
     return Task(
         name=name,
-        env=_Sizes(name, math.prod(observation.shape), math.prod(action.shape)),
+        env=_Sizes(name, math.prod(observation.shape), math.prod(action.shape), bounds),
         world=_world(name),
         observation=observation,
         action=action,
@@ -289,10 +291,12 @@ def _drawn(name: str, make_env: Callable[..., gymnasium.Env]) -> gymnasium.Env:
 
 
 class _Sizes:
-    """Placeholder for the environment in `Task.env`: it has sizes, and raises UserError for everything else."""
+    """Placeholder for the environment in `Task.env`: it has sizes and the bounds of the actions, and raises UserError for
+    everything else."""
 
-    def __init__(self, name: str, observation_size: int, action_size: int) -> None:
+    def __init__(self, name: str, observation_size: int, action_size: int, actuator_range: Any) -> None:
         self._name, self.observation_size, self.action_size = name, observation_size, action_size
+        self.actuator_range = actuator_range
 
     def reset(self, rng: Key) -> Any:
         """Raises UserError."""
@@ -321,6 +325,11 @@ def _outside(name: str, what: str) -> UserError:
         f"task '{name}' runs on the host and cannot be {what} inside a compiled program: planning in the true simulator "
         "takes a task in JAX ('jaxmbrl list' names them)"
     )
+
+
+def _bounds(space: Any) -> tuple[Float[np.ndarray, "A"], Float[np.ndarray, "A"]]:
+    """(low, high) of a flattened space of actions."""
+    return np.ravel(space.low).astype(np.float64), np.ravel(space.high).astype(np.float64)
 
 
 @contextlib.contextmanager

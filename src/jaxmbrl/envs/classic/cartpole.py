@@ -29,6 +29,7 @@ class CartPole:
     """State and observation [position (m), velocity (m/s), angle (rad, 0 upright), angular velocity (rad/s)];
     action [force / 10 N]."""
 
+    actuator_range = (-FORCE, FORCE)  # N
     observation_size = 4
     action_size = 1
     dt = DT

@@ -62,6 +62,7 @@ class CartPoleSwingUp:
     """State [position (m), velocity (m/s), angular velocity (rad/s), angle (rad, 0 hanging down, growing as the tip moves
     forward)]; observation [position, velocity, angular velocity, sin, cos]; action [force / 10 N]."""
 
+    actuator_range = (-FORCE, FORCE)  # N
     observation_size = 5
     action_size = 1
     dt = DT

@@ -30,6 +30,7 @@ FRAME_SECONDS = 1 / 30  # of a step in a video; the task has no unit of time
 class MountainCar:
     """State and observation [position, velocity (positions per step)]; action [engine power, 1 is full power forward]."""
 
+    actuator_range = (-1.0, 1.0)  # share of the engine's power
     observation_size = 2
     action_size = 1
     dt = FRAME_SECONDS

@@ -33,6 +33,7 @@ def _torque(action: Float[Array, "*n 1"]) -> Float[Array, "*n"]:
 class Pendulum:
     """State [angle (rad, 0 upright), speed (rad/s)]; observation [cos, sin, speed]; action [torque / 2 N m]."""
 
+    actuator_range = (-MAX_TORQUE, MAX_TORQUE)  # N m
     observation_size = 3
     action_size = 1
     dt = DT

@@ -48,6 +48,7 @@ class Reacher2D:
     [cos, sin of the shoulder, cos, sin of the elbow, velocities, target minus tip x, y (m)]; action [shoulder's torque
     / 2 N m, elbow's torque / 1 N m]."""
 
+    actuator_range = ((-2.0, -1.0), TORQUE)  # N m
     observation_size = 8
     action_size = 2
     dt = DT

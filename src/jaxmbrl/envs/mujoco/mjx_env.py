@@ -95,6 +95,7 @@ class MujocoEnv:
         self.mj_model.opt.ls_iterations = self.line_search_iterations
         self._put_model()
         low, high = self.mj_model.actuator_ctrlrange.T
+        self.actuator_range = (low, high)
         self._centre = jnp.asarray((low + high) / 2, float)
         self._half_range = jnp.asarray((high - low) / 2, float)
         self.observation_size: int = jax.eval_shape(self.observe, self._data).shape[0]

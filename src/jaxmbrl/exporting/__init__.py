@@ -1,0 +1,1 @@
+"""Exporting a trained policy to a file that is used without this package."""

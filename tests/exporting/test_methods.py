@@ -1,0 +1,74 @@
+"""Every method can be exported."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_policies import episode
+
+from jaxmbrl import algorithms
+from jaxmbrl.exporting import loaders
+from jaxmbrl.exporting.formats import FORMATS
+from jaxmbrl.exporting.policies import deterministic
+from jaxmbrl.training import programs
+from jaxmbrl.training.loop import clock_at
+
+STEPS = 5
+
+
+def filled(algorithm):
+    """A state with numbers that no method begins with, so that normalisers do something."""
+    random = np.random.default_rng(5)
+
+    def leaf(of):
+        if jnp.issubdtype(of.dtype, jax.dtypes.prng_key):
+            return jax.random.key(1)
+        if not jnp.issubdtype(of.dtype, jnp.floating):
+            return jnp.zeros(of.shape, of.dtype)
+        fan_in = of.shape[-2] if len(of.shape) > 1 else 1
+        return jnp.asarray(random.uniform(-0.5, 0.8, of.shape) / np.sqrt(fan_in), of.dtype)
+
+    return jax.tree.map(leaf, jax.eval_shape(lambda: algorithm.init(jax.random.key(5), {}, None)))
+
+
+MPPI = {"planner.method": "mppi", "planner.mppi.population": 20, "planner.mppi.horizon": 4, "planner.mppi.iterations": 2}
+VARIANTS = {
+    "pets, MPPI, open loop": ("pets", MPPI | {"open_loop": True}),
+    "sac, bfloat16": ("sac", {"agent.precision": "bfloat16"}),
+}
+"""By name, the method and changes to its small settings."""
+CASES = {name: (name, {}) for name in algorithms.METHODS} | VARIANTS
+
+
+@pytest.mark.parametrize(
+    "case", [case if case == "sac" else pytest.param(case, marks=pytest.mark.promises) for case in CASES]
+)
+def test_the_policy_of_every_method_can_be_exported(case, tmp_path):
+    """To StableHLO; to NumPy as well, unless it plans."""
+    name, changes = CASES[case]
+    config = programs.configure(name, "pendulum", settings=dict(algorithms.METHODS[name].tiny) | changes, action_repeat=2)
+    program, clock = programs.build(config), clock_at(300)
+    state = filled(program.algorithm)
+    observations, actions = jax.device_get(
+        jax.jit(lambda: episode(program.algorithm, program.task, state, 0, clock, STEPS))()
+    )
+    assert len(np.unique(actions)) > 1, "an action that never changes shows nothing"
+    policy = deterministic(program.algorithm, program.task, state, clock)
+    about = {
+        "observation": {"shape": [3], "dtype": "float32"},
+        "action": {"shape": [1], "dtype": "float32"},
+        "memory": [{"initial": value.tolist(), "dtype": value.dtype.name} for value in policy.memory.values()],
+    }
+    assert policy.random == (name == "pets")
+    for to in ("stablehlo", "numpy")[: 1 if policy.random else 2]:
+        path = tmp_path / f"policy{FORMATS[to].suffix}"
+        written = FORMATS[to].write(policy, about, program.task.observation)
+        path.write_bytes(written.content)
+        names = {}
+        exec(loaders.loader(FORMATS[to].loader, path, written.about), names)
+        memory = names.get("memory")
+        for observation, due in zip(observations, actions, strict=True):
+            found = names["act"](observation, *([memory] if policy.memory else []))
+            action, memory = found if policy.memory else (found, None)
+            # A hidden unit between two numbers of bfloat16 may be rounded to the other one.
+            np.testing.assert_allclose(action, due, rtol=0, atol=1e-2 if "bfloat16" in case and to == "numpy" else 1e-6)
