@@ -200,8 +200,6 @@ def test_options_in_the_glossary_exist():
 COMING = (DOCS / "coming_from.md").read_text()
 
 OF_OTHER_COMMANDS = {"video"}
-TO_COME = {"log", "stop-at-return"}
-"""Options of `jaxmbrl train` that are named whether or not this version has them."""
 
 
 @pytest.mark.parametrize(
@@ -216,7 +214,7 @@ TO_COME = {"log", "stop-at-return"}
 )
 def test_options_beside_those_of_other_packages_exist(package, methods):
     section = re.split(r"^## ", COMING.partition(f"\n## {package}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
-    known = {"env", "out", "resume", "config", *OF_OTHER_COMMANDS, *TO_COME, *option_names(RunConfig)}
+    known = {"env", "out", "resume", "config", *OF_OTHER_COMMANDS, *option_names(RunConfig)}
     known = known.union(*(option_names(algorithms.METHODS[name].config) for name in methods))
     named = re.findall(r"--([a-z][\w.-]*\w)", section)
     assert len(named) > 3

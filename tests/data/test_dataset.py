@@ -352,6 +352,12 @@ def test_images_are_stored_once_and_come_back_in_their_dtype(rows, goes_on, tmp_
         assert stored == 16 * (rows + ends if once else 2 * rows)
 
 
+def test_names_of_other_packages_are_told(tmp_path):
+    np.savez(tmp_path / "d4rl.npz", observations=np.zeros((3, 2)), actions=np.zeros((3, 1)), timeouts=np.zeros(3))
+    text = refused(tmp_path / "d4rl.npz")
+    assert text.endswith("; 'observations' is 'observation', 'actions' is 'action', 'timeouts' is 'truncated' here")
+
+
 def test_the_last_observations_of_vectors_by_hand(tmp_path):
     """Two episodes of two steps, then one that the file leaves unfinished."""
     seen = np.array([[0.0], [1], [10], [11], [20]])

@@ -38,6 +38,22 @@ from jaxmbrl.data import examining
 
 REQUIRED = ("observation", "action", "reward", "next_observation", "terminated")
 SPACES = ("observation", "action", "next_observation")
+OTHER_NAMES = {
+    "observations": "observation",
+    "obs": "observation",
+    "states": "observation",
+    "actions": "action",
+    "rewards": "reward",
+    "next_observations": "next_observation",
+    "next_obs": "next_observation",
+    "next_states": "next_observation",
+    "terminals": "terminated",
+    "terminations": "terminated",
+    "dones": "terminated",
+    "timeouts": "truncated",
+    "truncations": "truncated",
+}
+"""Name of an array in D4RL, Minari, CleanRL and others -> its name here."""
 OBSERVATIONS = ("observation", "next_observation", "last_observation")
 FLAGS = ("terminated", "truncated")
 LARGEST_EXPONENT = 0.4
@@ -244,7 +260,9 @@ def _rows(arrays: dict[str, Any]) -> Transition:
         raise UserError("'last_observation' replaces 'next_observation': remove one of them")
     for name in REQUIRED:
         if name not in arrays and not (once and name == "next_observation"):
-            raise UserError(f"the array '{name}' is missing; there is: {', '.join(sorted(arrays)) or 'nothing'}")
+            raise UserError(
+                f"the array '{name}' is missing; there is: {', '.join(sorted(arrays)) or 'nothing'}{_renamed(arrays)}"
+            )
     known = {*REQUIRED, "truncated", "last_observation", "env", "action_repeat"}
     unknown = sorted(set(arrays) - known)
     if unknown:
@@ -267,6 +285,12 @@ def _rows(arrays: dict[str, Any]) -> Transition:
     if not observation[0].size:
         raise UserError("'observation' must have at least one number per row")
     return rows._replace(truncated=rows.truncated & ~rows.terminated)
+
+
+def _renamed(arrays: dict[str, Any]) -> str:
+    """What to rename, if arrays have the names that other packages give them."""
+    names = [f"'{theirs}' is '{ours}'" for theirs, ours in OTHER_NAMES.items() if theirs in arrays]
+    return f"; {', '.join(names)} here" if names else ""
 
 
 def _successors(
