@@ -282,6 +282,7 @@ def test_a_living_row_that_is_not_finite_is_not_hidden():
     assert all(not np.isfinite(float(found[f"agent/{name}"].total)) for name in ("actor_loss", "slope"))
 
 
+@pytest.mark.promises
 def test_computing_steps_again_gives_the_same_gradient_in_less_memory():
     agent, state = sac_agent()
     origin, held, seen = np.ones((2000, 1)), {}, {}

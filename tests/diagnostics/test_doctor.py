@@ -242,6 +242,7 @@ def test_renderers_are_tried_in_turn(monkeypatch):
     assert found.state == "note" and "none of egl, osmesa, glfw works" in found.message
 
 
+@pytest.mark.promises
 def test_the_real_command(tmp_path):
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "jaxmbrl", "doctor"]

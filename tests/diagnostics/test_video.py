@@ -363,7 +363,7 @@ def test_a_result_in_memory_is_filmed_as_its_run(tmp_path):
         patch.setitem(envs.TASKS, "counting", counting)
         folder = begun("counting", tmp_path / "run")
         program, state, _ = runner.trained(folder)
-        result = Result([], state.algorithm, None, program.task, program.config, None)
+        result = Result([], state.algorithm, None, program.task, program.config, None, 0, {})
         told = [video.film(what, tmp_path / f"{name}.gif") for what, name in ((folder, "a"), (result, "b"))]
     assert told[0] == told[1] and "of the first episode of seed 3, return 45.00" in told[0]
     assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()

@@ -143,6 +143,7 @@ def test_every_task_of_the_control_suite_is_made_or_told(playground, recwarn, tm
     assert not [warning for warning in recwarn if "settotalmass" in str(warning.message)]
 
 
+@pytest.mark.promises
 def test_brax_is_made_quietly(brax_envs, tmp_path, monkeypatch, capfd):
     """MuJoCo's and Brax's notices go nowhere, not to a file either."""
     monkeypatch.chdir(tmp_path)

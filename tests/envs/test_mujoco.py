@@ -112,6 +112,7 @@ def run_python(code: str, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.promises
 def test_import_is_silent_but_for_what_others_print(tmp_path):
     make = "from jaxmbrl.envs.mujoco.mjx_env import import_mjx; import_mjx(); print('end')"
     assert run_python(make) == "end\n"

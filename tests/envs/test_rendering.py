@@ -133,6 +133,7 @@ def test_the_robots_can_be_drawn():
         assert drawing(envs.make(name)).dt == pytest.approx(dt)
 
 
+@pytest.mark.promises
 @pytest.mark.filterwarnings("error", "ignore:.*A Box observation space (minimum|maximum)")
 def test_a_gymnasium_environment_draws_itself(working):
     env = envs.as_gymnasium(slider(), "rgb_array")

@@ -99,6 +99,7 @@ def test_the_table_holds_what_is_published_at_steps_that_were_reached(script, co
     assert "-500 ± 10" in capsys.readouterr().out
 
 
+@pytest.mark.promises
 def test_drawing_trains_nothing_and_needs_a_run(script, copy, tmp_path, capsys):
     before = places(copy)
     (copy / "pendulum-linear.png").unlink()

@@ -636,6 +636,7 @@ def test_a_reward_that_never_varied_is_imagined_as_it_was():
     assert float(variance[..., :2].min()) > 0
 
 
+@pytest.mark.promises
 def test_a_coins_terminations_come_as_often_as_in_the_data():
     rows = cheap_task(1, 6000)
     ends = np.random.default_rng(2).uniform(size=6000) < 0.05

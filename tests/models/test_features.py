@@ -144,6 +144,7 @@ def test_no_uncertainty_of_a_constant_entry_halts_a_row():
     np.testing.assert_array_equal(told["unknown"], [True, True])
 
 
+@pytest.mark.promises
 def test_without_features_the_model_is_the_same_bit_for_bit():
     model, state = ready(TINY)
     given = state, of_rows(table(np.random.default_rng(0), 24), 20), jax.random.key(0)
@@ -154,6 +155,7 @@ def test_without_features_the_model_is_the_same_bit_for_bit():
         jax.tree.map(np.testing.assert_array_equal, found, plain)
 
 
+@pytest.mark.promises
 def test_a_linear_system_is_learned_with_its_speed_absolute():
     """place' = place + speed', speed' = 0.8 push: the old speed enters nothing, and is not shown."""
     rng = np.random.default_rng(0)

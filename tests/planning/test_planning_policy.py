@@ -195,6 +195,7 @@ def resetting_by_itself(task):
     return task.world._replace(step=step)
 
 
+@pytest.mark.promises
 def test_planning_in_the_true_cart_and_pole_balances_it():
     task, planner = envs.make("cartpole-continuous"), cem.make(SEARCH, ONE)
     found = planned_episodes(task, planner, task.world, 2)

@@ -255,7 +255,7 @@ def test_what_cannot_be_played_is_told(run, monkeypatch):
 @pytest.mark.parametrize(
     ("algorithm", "model", "critic"),
     [
-        ("mbpo", True, True),
+        pytest.param("mbpo", True, True, marks=pytest.mark.promises),
         pytest.param("td3", False, True, marks=pytest.mark.promises),
         pytest.param("dhmbpo", True, True, marks=pytest.mark.slow),
         pytest.param("steve", True, True, marks=pytest.mark.promises),

@@ -75,6 +75,7 @@ def test_a_resumed_run_goes_on_with_it(run, tmp_path):
     assert digests(tmp_path / "run") == digests(run[0]) and digests(run[0])[0] == 134
 
 
+@pytest.mark.promises
 def test_evaluation_is_of_the_repeated_task(run):
     """Against the plain environment, in which the run's policy holds each action for 3 steps."""
     returns = jaxmbrl.evaluate(run[0], 2).returns

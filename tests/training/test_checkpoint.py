@@ -398,7 +398,7 @@ def run_python(code: str, *arguments: Any, **environment: str) -> subprocess.Com
 CHANGES = ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync")
 
 
-@pytest.mark.parametrize(("step", "keep"), [(3, 2), (2, 3)])
+@pytest.mark.parametrize(("step", "keep"), [(3, 2), pytest.param(2, 3, marks=pytest.mark.promises)])
 def test_whatever_moment_a_kill_comes_one_checkpoint_stands(tmp_path, monkeypatch, step, keep):
     """The folder as it is before each change that `save` makes to the file system is what a kill there would leave."""
     folder, snapshots = tmp_path / "run", []

@@ -117,6 +117,7 @@ def test_event_files_hold_the_settings(logged):
     assert "| batch_size | 8 |" in table and "| seed | [3, 4] |" in table and "| algorithm | linear |" in table
 
 
+@pytest.mark.promises
 def test_a_killed_run_goes_on_without_duplicated_or_lost_points(called_back, logged):
     run = called_back[0]
     assert_points_are_those_of_the_rows(run)

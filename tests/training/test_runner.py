@@ -555,6 +555,7 @@ def test_a_bad_seed_is_named_and_leaves_the_other_alone(in_memory, tmp_path):
     )
 
 
+@pytest.mark.promises
 def test_a_run_whose_seeds_are_all_bad_ends_with_a_warning(tmp_path):
     words = [*options({**SMALL, "learning_rate": 1e30}), "--steps", 2000, "--seeds", 2, "--eval-episodes", 2]
     words += ["--out", tmp_path / "run"]

@@ -246,13 +246,13 @@ class Work:
     def __init__(
         self,
         what: str,
-        total: float,
+        total: float | int,
         unit: str,
         out: TextIO | io.TextIOBase | None = None,
         first: float = 5.0,
         every: float = 30.0,
     ) -> None:
-        self.total = total
+        self.total: float | int = total
         self._what, self._unit, self._every = what, unit, every
         self._short, self._shown = first, False
         # A process without a terminal may have neither standard output nor standard error.
@@ -261,7 +261,7 @@ class Work:
         self._live: Live | None = None
         self._now = time.monotonic()
         self._next = self._now + first
-        self._done: float = 0.0
+        self._done: float | int = 0.0
         self._from: tuple[float, float] | None = None
         """(time, amount done) at the first update."""
 
@@ -280,7 +280,7 @@ class Work:
             self._live.stop()
             self._live = None
 
-    def update(self, done: float, total: float | None = None) -> None:
+    def update(self, done: float | int, total: float | int | None = None) -> None:
         """Set the amount done, and the `total` if it has changed. The speed is measured from the first call on, so call it
         with 0 after compiling."""
         self._now, self._done = time.monotonic(), done
@@ -367,13 +367,13 @@ def summary(rows: Sequence[dict[str, Any]], columns: Sequence[Column] = COLUMNS)
     return shown
 
 
-def _console(out: TextIO) -> Console | None:
+def _console(out: Any) -> Console | None:
     """The console of a terminal; None for any other output."""
     on_terminal = not getattr(out, "closed", False) and out.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
     return _Console(file=out, force_terminal=True, highlight=False) if on_terminal else None
 
 
-def _write(out: TextIO, text: str) -> None:
+def _write(out: Any, text: str) -> None:
     """Write a line, with replacements for characters that the output cannot encode."""
     try:
         out.write(text + "\n")

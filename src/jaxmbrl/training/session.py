@@ -77,7 +77,7 @@ class Result(NamedTuple):
     path: Path | None
     """The run folder, if there is one."""
     env_steps: int
-    """Environment steps that each seed took: `config.total_steps`, or fewer if all seeds are frozen."""
+    """Environment steps that each seed took: `config.total_steps`, or fewer if the run ended early."""
     frozen: Mapping[int, Frozen]
     """The seeds with a value that was not finite, and that value. Their state is from before it, and their rows since then
     have no metrics."""
