@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxmbrl.core.config import UserError
     from jaxmbrl.exporting.exporter import export
     from jaxmbrl.training.console import RunWarning
     from jaxmbrl.training.runner import evaluate, load, resume, train
 
 __version__ = "0.1.0"
-__all__ = ["RunWarning", "__version__", "evaluate", "export", "load", "resume", "train"]
+__all__ = ["RunWarning", "UserError", "__version__", "evaluate", "export", "load", "resume", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,6 +24,10 @@ def __getattr__(name: str) -> Any:
         from jaxmbrl.training import console
 
         return console.RunWarning
+    if name == "UserError":
+        from jaxmbrl.core import config
+
+        return config.UserError
     if name == "export":
         from jaxmbrl.exporting import exporter
 

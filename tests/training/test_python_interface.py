@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxmbrl
-from jaxmbrl import algorithms, envs
-from jaxmbrl.core.config import UserError
+from jaxmbrl import UserError, algorithms, envs
 from jaxmbrl.envs.base import initial_state
 from jaxmbrl.envs.given import resolve
 from jaxmbrl.training.console import Progress
