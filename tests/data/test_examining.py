@@ -151,8 +151,13 @@ def test_a_clock_in_a_file_is_centered_where_nothing_depends_on_it(tmp_path):
         centered.warn()
 
 
+ANALYTIC = [name for name in envs.names() if envs.family(name) == "classic"]
+
+
 @pytest.mark.promises
-@pytest.mark.parametrize("name", envs.names())
+@pytest.mark.parametrize("name", [*ANALYTIC, "Ant-v5", "HalfCheetah-v5", "Hopper-v5", "pets/Pusher"])
 def test_no_task_of_ours_looks_like_a_mistake(name):
+    # JAX reuses what it traced of MJX in float64, for a comparison with C MuJoCo, and then cannot compile it in float32.
+    jax.clear_caches()
     rows, _ = collecting.collect_by(name, "random", 1000, 0, False, None)
     assert examining.examine(jax.device_get(rows)) == []
