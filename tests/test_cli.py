@@ -287,7 +287,9 @@ REFUSED = {
     SAC + "--data full": ["full cannot be read (Is a directory)"],
     SAC + "--data text.npz": ["text.npz is not an npz file of plain arrays"],
     SAC + "--data part.npz": ["part.npz: the array 'terminated' is missing; there is: action"],
-    SAC + "--data torques.npz": ["torques.npz: 'action' must be in [-1, 1], got 2: divide by the actuator's range"],
+    SAC + "--data torques.npz": [
+        "torques.npz: 'action' must be in [-1, 1], got 2: with the actuator's bounds it is 2 * (action - low)"
+    ],
     SAC + "--data cart.npz": ["cart.npz holds transitions of cartpole-continuous, not of pendulum"],
     SAC + "--data mine.npz": ["mine.npz holds transitions of my-own-task, not of pendulum"],
     SAC + "--data good.npz --steps 2001": ["steps must be between an epoch (1000) and the data's 2000 rows, got 2001"],

@@ -55,6 +55,13 @@ def test_a_next_observation_that_is_the_next_episodes_first_is_recognised():
     assert f"in {EPISODES - 1} of {EPISODES - 1} episodes" in found(with_next_rows(recorded()))
 
 
+def test_observations_that_are_their_own_successors_are_recognised():
+    rows = recorded()
+    assert "equals observation in all 600 rows" in found(rows._replace(next_observation=rows.observation))
+    still = np.ones_like(rows.observation)
+    assert examining.unchanged(rows._replace(observation=still, next_observation=still)) is None
+
+
 def test_an_environment_that_resets_itself_is_recognised():
     rows = recorded(terminates=True)
     other = recorded(seed=1)

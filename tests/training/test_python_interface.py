@@ -172,7 +172,7 @@ def test_gymnasiums_environments_are_tasks_where_they_can_be_made_again():
         ({"n_envs": 4}, "unknown field 'n_envs': it is one of the settings, settings={'num_envs': 4}"),
         ({"gamma": 0.9}, "unknown field 'gamma': it is one of the settings, settings={'agent.discount': 0.9}"),
         ({"total_timesteps": 1000}, "unknown field 'total_timesteps': it is called 'steps' here"),
-        ({"tensorboard_log": "x"}, "unknown field 'tensorboard_log': it is called 'out' here"),
+        ({"tensorboard_log": "x"}, "unknown field 'tensorboard_log': it is called 'log' here"),
         ({"policy": "MlpPolicy"}, "unknown field 'policy': each algorithm has its own policy"),
         ({"verbose": 1}, "unknown field 'verbose': progress=jaxmbrl.training.console.Progress(steps, seeds) shows a run"),
         ({"progres": 1}, "unknown field 'progres'; did you mean 'progress'?"),
@@ -207,3 +207,9 @@ def test_arguments_in_another_order_are_told():
             jaxmbrl.train(*given)
         assert str(error.value) == order + expected
     assert set(algorithms.METHODS).isdisjoint(envs.names())
+
+
+def test_a_result_in_the_place_of_a_folder_is_told():
+    for call in (jaxmbrl.evaluate, jaxmbrl.load, jaxmbrl.resume):
+        with pytest.raises(UserError, match="give the folder of a run, got a dict: "):
+            call({})

@@ -171,7 +171,7 @@ def _report(result: Result, progress: Any) -> None:
     finished = [row["train/return"] for row in result.rows if "train/return" in row]
     if finished:
         first, last = _mean_of_epoch(result.rows, first=True), _mean_of_epoch(result.rows, first=False)
-        progress.say(f"return of the first finished trials {first:.1f}, of the last {last:.1f} (mean over seeds)")
+        progress.say(f"return of the first finished episodes {first:.1f}, of the last {last:.1f} (mean over seeds)")
     progress.say(f"run      {result.path}")
     progress.say(f"picture  {result.path / 'curve.png'}")
     config = result.config

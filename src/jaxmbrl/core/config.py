@@ -45,7 +45,9 @@ def closest(name: str, names: Iterable[str]) -> str:
     'there is: cartpole, pendulum'
     """
     names = sorted(names)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    by_lower = {known.lower(): known for known in reversed(names)}
+    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5) or [by_lower[lower] for lower in found]
     return f"did you mean '{near[0]}'?" if near else f"there is: {', '.join(names)}"
 
 

@@ -34,8 +34,21 @@ HARDLY_VARIES = 1e-5
 
 def examine(rows: Transition) -> list[str]:
     """Messages about the transitions [N, ...], in the order in which they were collected."""
-    found = (resets_as_transitions(rows), time_limit(rows), shifted_rewards(rows))
+    found = (unchanged(rows), resets_as_transitions(rows), time_limit(rows), shifted_rewards(rows))
     return [message for message in found if message is not None]
+
+
+def unchanged(rows: Transition) -> str | None:
+    """Whether nothing ever changes, as where an environment returns one array that it changes in place."""
+    count = len(rows.reward)
+    if count < FEWEST_EPISODES or rows.observation.ndim == 1 or not np.array_equal(rows.observation, rows.next_observation):
+        return None
+    if (rows.observation == rows.observation[0]).all():
+        return None
+    return (
+        f"next_observation equals observation in all {count} rows: a model would learn that nothing changes; if an "
+        "environment changes its array in place, store a copy"
+    )
 
 
 def resets_as_transitions(rows: Transition) -> str | None:

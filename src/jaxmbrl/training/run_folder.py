@@ -70,6 +70,11 @@ class RunFolder(NamedTuple):
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
         """The run folder at `path`. Raises UserError if it is not one."""
+        if not isinstance(path, str | Path):
+            kind = type(path).__name__
+            raise UserError(
+                f"give the folder of a run, got a {kind}: jaxmbrl.train(..., out='runs/x') writes into a folder"
+            )
         path = expanded(path)
         if not path.is_dir():
             raise UserError(f"there is no folder {path}; give the folder of a run")
