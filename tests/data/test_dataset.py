@@ -182,7 +182,7 @@ WRONG = {
     "beyond float32": ({"next_observation": np.full((4, 3), 1e39)}, "'next_observation' is not finite in 4 rows"),
     "torques": (
         {"action": np.array([[0.5], [-2.0], [1.5], [0]])},
-        "'action' must be in [-1, 1], got -2: with the actuator's bounds",
+        "must be in [-1, 1], got -2: with the actuator's bounds",
     ),
     "no name": ({"env": np.array("")}, "'env' must be the name of one task"),
     "two names": ({"env": np.array(["a", "b"])}, "'env' must be the name of one task"),

@@ -346,7 +346,8 @@ def _column(name: str, value: np.ndarray, count: int) -> np.ndarray:
     if name == "action" and np.abs(value).max(initial=0.0) > 1:
         beyond = value.flat[np.abs(value).argmax()]
         raise UserError(
-            f"'action' must be in [-1, 1], got {beyond:g}: with the actuator's bounds it is 2 * (action - low) / (high - low) - 1"
+            f"'action' must be in [-1, 1], got {beyond:g}: with the actuator's bounds it is "
+            "2 * (action - low) / (high - low) - 1"
         )
     return value
 
