@@ -32,13 +32,6 @@ class Trap:
         return os.system, (f"touch {self.mark}",)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def nothing_is_left_to_collect():
-    """Orbax's failed reads are reported when they are collected, which must not be while Python parses something."""
-    yield
-    gc.collect()
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     run = tmp_path_factory.mktemp("trained") / "run"

@@ -26,6 +26,7 @@ SHORT_SECONDS = 5.0
 
 def evaluate(words: list[str]) -> int:
     """`jaxmbrl evaluate`: returns of a run's policy, and a video."""
+    from jaxmbrl.data import dataset
     from jaxmbrl.envs.bridges import twin
     from jaxmbrl.training import programs, runner
     from jaxmbrl.training.run_folder import RunFolder
@@ -46,7 +47,7 @@ def evaluate(words: list[str]) -> int:
         raise UserError(f"--episodes must be at least 1, got {args.episodes}")
     folder = RunFolder.open(args.run)
     config = programs.read(folder)
-    file = _new_file("--video", args.video, ".gif") if args.video else expanded(args.run) / "video.gif"
+    file = dataset.new_file("--video", args.video, ".gif") if args.video else expanded(args.run) / "video.gif"
     seeds = f"{config.seeds} seed{'s' if config.seeds > 1 else ''}"
     expected = ""
     if args.model is None and args.backend is None:
@@ -129,18 +130,6 @@ def _film(run: str, model: str | None, backend: str | None, file: Path) -> bool:
     return True
 
 
-def _new_file(option: str, text: str, suffix: str) -> Path:
-    """The new file that an option names, with its suffix. Raises UserError if it cannot be created."""
-    from jaxmbrl.data import dataset
-
-    path = expanded(text)
-    if not path.name or path.name == "..":
-        raise UserError(f"{option} must be the name of a new file, FILE{suffix}, got '{text}'")
-    path = path if path.suffix == suffix else path.with_name(path.name + suffix)
-    dataset.check_writable(path)
-    return path
-
-
 def _finite(value: float) -> float | None:
     """The value, or None if it is not finite, which JSON cannot represent."""
     return value if math.isfinite(value) else None
@@ -163,7 +152,7 @@ def collect(words: list[str]) -> int:
     times = "how many times each action is applied (default: 1, or the run's own)"
     parser.add_argument("--action-repeat", type=int, metavar="N", help=times)
     args = parser.parse_args(words)
-    out = _new_file("--out", args.out, ".npz")
+    out = dataset.new_file("--out", args.out, ".npz")
     started = time.monotonic()
     with options.warnings_in_a_line(), Work("collecting", args.steps, "steps") as work:
         rows, task = collecting.collect_by(
@@ -215,7 +204,7 @@ def fit(words: list[str]) -> int:
     else:
         dataset.check_fits(data, task)
     dataset.check_vectors(data.rows, "fit")
-    picture = None if args.out is None else _new_file("--out", args.out, ".png")
+    picture = None if args.out is None else dataset.new_file("--out", args.out, ".png")
     started = time.monotonic()
     print(
         f"fitting to {args.data}: {len(data.rows.reward):,} transitions" + (f" of {name}" if name else "") + " ...",

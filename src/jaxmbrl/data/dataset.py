@@ -132,6 +132,16 @@ def check_writable(path: str | Path) -> None:
         raise UserError(f"{path} exists; choose another file")
 
 
+def new_file(what: str, given: str | Path, suffix: str) -> Path:
+    """The new file that `what` names, with its suffix and with `~` expanded. Raises UserError if it cannot be created."""
+    path = expanded(given)
+    if not path.name or path.name == "..":
+        raise UserError(f"{what} must be the name of a new file, FILE{suffix}, got '{given}'")
+    path = path if path.suffix == suffix else path.with_name(path.name + suffix)
+    check_writable(path)
+    return path
+
+
 def try_writing(folder: Path) -> None:
     """Raise OSError if no file can be written to `folder`, or to its nearest existing parent."""
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

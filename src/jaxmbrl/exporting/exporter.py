@@ -178,12 +178,7 @@ def _check_healthy(run: str | Path, config: RunConfig, k: int, frozen: list[int]
 def _place(run: str | Path, out: str | Path | None, suffix: str) -> Path:
     """The file to write. Raises UserError if that is not possible."""
     if out is not None:
-        path = expanded(out)
-        if not path.name or path.name == "..":
-            raise UserError(f"out must be the name of a new file, FILE{suffix}, got '{out}'")
-        path = path if path.suffix == suffix else path.with_name(path.name + suffix)
-        dataset.check_writable(path)
-        return path
+        return dataset.new_file("out", out, suffix)
     path = expanded(run) / f"policy{suffix}"
     try:
         dataset.try_writing(path.parent)
