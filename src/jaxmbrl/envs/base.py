@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import numbers
 from collections.abc import Callable
 from typing import Any, cast
@@ -15,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import Action, Env, Features, Key, PyTree, Task, Transition, World
+from jaxmbrl.envs.signatures import check_callable
 
 
 class State(struct.PyTreeNode):
@@ -116,21 +116,8 @@ def _check_methods(name: str, env: Env) -> None:
         raise UserError(f"task '{name}': give an environment, not its class: {env.__name__}()")
     for method, arguments in METHODS.items():
         form = f"{method}({', '.join(arguments)})"
-        function = getattr(env, method, None)
-        if not callable(function):
-            raise UserError(f"task '{name}': the environment, a {type(env).__name__}, has no method {form}")
-        try:
-            signature = inspect.signature(function)
-        except ValueError:
-            # A function that is not written in Python.
-            continue
-        try:
-            signature.bind(*arguments)
-        except TypeError:
-            raise UserError(
-                f"task '{name}': the environment must have {form}, got {method}{signature}: one with Gymnasium's interface "
-                "becomes a task with envs.from_gymnasium"
-            ) from None
+        otherwise = ": one with Gymnasium's interface becomes a task with envs.from_gymnasium"
+        check_callable(name, env, method, form, arguments, {}, otherwise)
 
 
 def _state(name: str, method: str, returned: Any) -> Any:

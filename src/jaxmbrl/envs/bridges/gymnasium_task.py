@@ -25,6 +25,7 @@ from jaxmbrl.envs.drawing.interface import NoPicture
 from jaxmbrl.envs.drawing.own import checked
 from jaxmbrl.envs.drawing.rendering import ModelDrawer
 from jaxmbrl.envs.mujoco.mjx_env import import_mujoco
+from jaxmbrl.envs.signatures import check_callable
 
 if TYPE_CHECKING:
     import gymnasium
@@ -97,21 +98,8 @@ def _check_methods(name: str, env: Any) -> None:
         ("reset", "reset(seed=...)", (), {"seed": 0}),
         ("step", "step(action)", (0,), {}),
     ):
-        function = getattr(env, method, None)
-        if not callable(function):
-            raise UserError(f"task '{name}': the environment, a {type(env).__name__}, has no method {form}")
-        try:
-            signature = inspect.signature(function)
-        except ValueError:
-            # A function that is not written in Python.
-            continue
-        try:
-            signature.bind(*arguments, **named)
-        except TypeError:
-            raise UserError(
-                f"task '{name}': the environment must have {form}, got {method}{signature}; one with Brax's interface "
-                "becomes a task with envs.make_task"
-            ) from None
+        otherwise = "; one with Brax's interface becomes a task with envs.make_task"
+        check_callable(name, env, method, form, arguments, named, otherwise)
 
 
 def registered(name: str) -> Task:
