@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from begun import Began, began
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -22,14 +23,6 @@ from jaxmbrl.commands import calling
 from jaxmbrl.core.config import to_dict
 from jaxmbrl.training import programs
 from jaxmbrl.training.session import Session
-
-
-class Began(BaseException):
-    """A run has begun."""
-
-
-def began(*args, **kwargs):
-    raise Began
 
 
 def write_data(folder):

@@ -11,6 +11,7 @@ import gymnasium
 import jax
 import numpy as np
 import pytest
+from begun import PETS, SMALL, Began, began
 from small_method import registered
 from small_policies import episode, made
 
@@ -23,29 +24,7 @@ from jaxmbrl.exporting.policies import Exportable
 from jaxmbrl.training import programs, restoring
 from jaxmbrl.training.session import Session
 
-SMALL = {"replay_capacity": 100, "epoch_steps": 100}
-PETS = {
-    "ensemble.members": 2,
-    "ensemble.elites": 2,
-    "ensemble.hidden": (8,),
-    "planner.cem.horizon": 5,
-    "planner.cem.population": 20,
-    "planner.cem.elites": 4,
-    "planner.cem.iterations": 2,
-    "particles": 2,
-    "refit_every": 50,
-    "replay_capacity": 100,
-    "epoch_steps": 100,
-}
 SEED, STEPS = 7, 8
-
-
-class Began(BaseException):
-    """A run has begun."""
-
-
-def began(session):
-    raise Began
 
 
 @pytest.fixture(scope="module", autouse=True)

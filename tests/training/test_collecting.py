@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from begun import PETS, SMALL, Began, began
 from scipy import stats
 
 import jaxmbrl
@@ -18,30 +19,6 @@ from jaxmbrl.envs.base import initial_state
 from jaxmbrl.rollout import with_full_state
 from jaxmbrl.training import collecting, memory, programs
 from jaxmbrl.training.session import Session
-
-SMALL = {"replay_capacity": 100, "epoch_steps": 100}
-PETS = {
-    "ensemble.members": 2,
-    "ensemble.elites": 2,
-    "ensemble.hidden": (8,),
-    "planner.cem.horizon": 5,
-    "planner.cem.population": 20,
-    "planner.cem.elites": 4,
-    "planner.cem.iterations": 2,
-    "particles": 2,
-    "refit_every": 50,
-    "replay_capacity": 100,
-    "epoch_steps": 100,
-}
-
-
-class Began(BaseException):
-    """A run has begun."""
-
-
-def began(session):
-    raise Began
-
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
 

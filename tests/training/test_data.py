@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
+from begun import Began, began
 from command_line import call, options, untimed
 
 import jaxmbrl
@@ -241,15 +242,8 @@ def test_a_file_that_is_another_is_not_learned_from(runs, file, tmp_path):
     assert (code, err) == (0, "") and "nothing to do" in said
 
 
-class Began(BaseException):
-    """A run has begun."""
-
-
 @pytest.fixture
 def nothing_begins(monkeypatch):
-    def began(*args):
-        raise Began
-
     monkeypatch.setattr(Session, "begin", began)
 
 

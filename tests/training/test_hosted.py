@@ -7,6 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from begun import Began, began
 from command_line import call
 
 import jaxmbrl
@@ -70,12 +71,6 @@ def test_collecting_stops_at_an_action_that_is_not_finite():
 def begun(tmp_path_factory):
     """Runs stopped before their first step, with the checkpoint of step 0."""
     folder = tmp_path_factory.mktemp("runs")
-
-    class Began(BaseException):
-        pass
-
-    def began(session):
-        raise Began
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Session, "train", began)
