@@ -198,10 +198,10 @@ def fit(words: list[str]) -> int:
     task = None if name is None or (args.env is None and name not in envs.names()) else envs.make(name, data.action_repeat)
     if args.env is not None and data.env not in (None, args.env):
         raise UserError(f"{args.data} holds transitions of {data.env}, not of {args.env}")
-    if task is None:
+    if task is None and data.digits:
         # Nothing depends on absolute values: no task has a reward function of them, and no policy will act on them.
         data = dataset.load(args.data, centered=True)
-    else:
+    if task is not None:
         dataset.check_fits(data, task)
     dataset.check_vectors(data.rows, "fit")
     picture = None if args.out is None else dataset.new_file("--out", args.out, ".png")

@@ -74,8 +74,13 @@ class Dataset(NamedTuple):
     """Number of consecutive times that each action was applied."""
     offset: Float[np.ndarray, "O"] | None
     """What was subtracted from each column of vector observations; None for other observations."""
-    warnings: tuple[str, ...]
-    """What looks like a mistake in the rows, or like a loss of digits (`data.examining`)."""
+    digits: tuple[str, ...]
+    """Messages about columns whose changes are lost in the conversion, or from which an offset was subtracted."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """`digits`, and messages about what looks like a mistake in the rows (`data.examining`)."""
+        return [*self.digits, *examining.hardly_varying(self.rows), *examining.examine(self.rows)]
 
     def warn(self) -> None:
         """Give each of `warnings` as a `DataWarning`."""
@@ -181,8 +186,6 @@ def load(path: str | Path, centered: bool = False) -> Dataset:
                 rows, found = _rows(arrays), _subtracted(offset)
                 lost = _lost(arrays, rows)
             found += _lost_digits(arrays["observation"], lost)
-            found += [text for text in (examining.hardly_varying(rows),) if text is not None]
-        found += examining.examine(rows)
         digest = hashlib.sha256(content).hexdigest()
         return Dataset(rows, _env(arrays), digest, _action_repeat(arrays), offset, tuple(found))
     except UserError as error:
@@ -195,8 +198,8 @@ def _lost(arrays: dict[str, Any], rows: Transition) -> Bool[np.ndarray, "O"]:
     if "next_observation" in arrays:
         successor = arrays["next_observation"]
     else:
-        successor = np.roll(observation, -1, axis=0)
-        successor[_torn(np.asarray(rows.terminated | rows.truncated))] = arrays["last_observation"]
+        torn = _torn(np.asarray(rows.terminated | rows.truncated))
+        successor = _joined(observation, arrays["last_observation"], torn)
     return examining.lost_digits(observation, successor, jnp.zeros(()).dtype)
 
 
@@ -311,9 +314,17 @@ def _successors(
     if last.shape != (torn.sum(), *observation.shape[1:]):
         due = (int(torn.sum()), *observation.shape[1:])
         raise UserError(f"'last_observation' must be {due}, a row for each end of an episode or the file, got {last.shape}")
-    last, successor = _column("last_observation", last, len(last)), np.roll(observation, -1, axis=0)
+    last = _column("last_observation", last, len(last))
     if last.dtype != observation.dtype:
         raise UserError(f"'last_observation' must be like 'observation', {observation.dtype}, got {last.dtype}")
+    return _joined(observation, last, torn)
+
+
+def _joined(
+    observation: Shaped[np.ndarray, "N *shape"], last: Shaped[np.ndarray, "M *shape"], torn: Bool[np.ndarray, "N"]
+) -> Shaped[np.ndarray, "N *shape"]:
+    """The next row's observation, or the next of `last` where the rows are `torn`."""
+    successor = np.roll(observation, -1, axis=0)
     successor[torn] = last
     return successor
 

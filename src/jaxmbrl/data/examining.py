@@ -1,7 +1,7 @@
 """Common mistakes in recorded transitions, recognised from the numbers alone.
 
-None of them makes a file invalid, but each one makes a model wrong without an error. Each function returns a message for
-the user, or None.
+None of them makes a file invalid, but each one makes a model wrong without an error. The functions return messages for the
+user.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ LOST = 0.01
 """Largest error of the changes, relative to their standard deviation, that is accepted."""
 OUTSIDE = 0.01
 ROUNDING = 4.0
-"""Units of rounding below which a standard deviation is rounding alone, as for a model's normaliser."""
+"""A column whose standard deviation is below its largest magnitude times this many units of rounding (the epsilon of the
+dtype) varies by rounding only."""
 HARDLY_VARIES = 1e-5
 """A column hardly varies if its standard deviation is a smaller share of its largest magnitude."""
 
@@ -101,10 +102,11 @@ def time_limit(rows: Transition) -> str | None:
     )
 
 
-def hardly_varying(rows: Transition) -> str | None:
-    """Columns of the observation that vary by more than rounding and by less than `HARDLY_VARIES` of their size."""
+def hardly_varying(rows: Transition) -> list[str]:
+    """A message about the columns of the observation that vary by more than rounding and by less than `HARDLY_VARIES` of
+    their size."""
     if rows.observation.ndim != 2:
-        return None
+        return []
     values = rows.observation.astype(np.float64)
     size, spread = np.abs(values).max(axis=0), np.std(values - values[0], axis=0)
     rounding = ROUNDING * float(np.finfo(rows.observation.dtype).eps) * size
@@ -112,9 +114,8 @@ def hardly_varying(rows: Transition) -> str | None:
         f"{d} ({values[0, d]:.6g} with a standard deviation of {spread[d]:.2g})"
         for d in np.flatnonzero((spread > rounding) & (spread < HARDLY_VARIES * size))
     ]
-    if not found:
-        return None
-    return f"these observations hardly vary, and a model knows nothing about other values of them: {', '.join(found)}"
+    what = "these observations hardly vary, and a model knows nothing about other values of them"
+    return [f"{what}: {', '.join(found)}"] if found else []
 
 
 def out_of_range(known: Transition, unseen: Transition) -> list[str]:

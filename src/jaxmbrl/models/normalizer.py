@@ -7,10 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-ROUNDING = 4.0
-"""A column whose standard deviation is below its largest magnitude times this many units of rounding (the epsilon of the
-dtype) is only shifted: what varies is rounding. PETS (arXiv 1805.12114) compares with 1e-12 instead, whatever the units.
-Denormalising such a column returns a constant."""
+from jaxmbrl.data.examining import ROUNDING
 
 
 class Normalizer(NamedTuple):
@@ -18,7 +15,8 @@ class Normalizer(NamedTuple):
 
     mean: Float[Array, "*e d"]
     std: Float[Array, "*e d"]
-    """Population standard deviation; 0 for a column that varies by rounding only."""
+    """Population standard deviation; 0 for a column that varies by rounding only, which is only shifted and denormalised as
+    a constant. PETS (arXiv 1805.12114) compares with 1e-12 instead, whatever the units."""
     low: Float[Array, "*e d"]
     """Smallest value that is not clipped."""
     high: Float[Array, "*e d"]
