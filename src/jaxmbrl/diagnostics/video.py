@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
+from jaxmbrl.core.places import expanded
 from jaxmbrl.core.types import (
     Action,
     Algorithm,
@@ -148,7 +149,7 @@ def film(run: str | Path | Result, file: str | Path, model: str | None = None, b
     else:
         of_seed = jax.tree.map(lambda leaf: leaf[0], states)
         made = film_compiled(program.algorithm, program.task, of_seed, clock)
-    path = Path(file)
+    path = expanded(file)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, gif(made.pictures, made.durations.tolist()))
     shown = min(made.seconds, float(made.durations.sum()) / 1000)
@@ -162,8 +163,7 @@ def _restored(run: str | Path | Result, model: str | None) -> tuple[Program, PyT
     """(program, the algorithm's state [K, ...], environment steps for which it was trained)."""
     if isinstance(run, Result):
         config = run.config if model is None else runner.planning_in(run.config, model)
-        steps = max((row["env_steps"] for row in run.rows), default=0)
-        return programs.build(config, learns=False), run.state, steps
+        return programs.build(config, learns=False), run.state, run.env_steps
     program, state, restored = runner.trained(run, model)
     return program, state.algorithm, restored.extra["env_steps"]
 

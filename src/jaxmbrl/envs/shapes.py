@@ -21,6 +21,7 @@ import numpy as np
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import Carry, Observation, PyTree, Task, Transition
+from jaxmbrl.envs.drawing.interface import state_of
 
 WEAK = ", of a Python number's type"
 FIELDS = ("obs", "reward", "done")
@@ -161,9 +162,8 @@ def of_step(task: Task, carry: Carry, successor: Carry, row: Transition, weak: b
 
 def _state_of(carry: Carry) -> Any:
     """The environment's state in a carry of `make_task`, with or without `envs.repeat`; None in other carries."""
-    while isinstance(carry, tuple) and len(carry) == 2 and not hasattr(carry, "obs"):
-        carry = carry[0]
-    return carry if all(hasattr(carry, name) for name in FIELDS) else None
+    state = state_of(carry)
+    return state if all(hasattr(state, name) for name in FIELDS) else None
 
 
 def _of_state(task: Task, method: str, state: Any) -> dict[str, str]:

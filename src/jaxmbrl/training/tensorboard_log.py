@@ -18,11 +18,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxmbrl.training.curve import EVAL, TRAIN
 from jaxmbrl.training.logs import Described, Row, epochs, means, scalars
 
 FOLDER = "tensorboard"
 MEAN = "mean"
-RETURNS = ("eval/return", "train/return")
+RETURNS = (EVAL, TRAIN)
 """Metrics that the HPARAMS tab shows."""
 
 

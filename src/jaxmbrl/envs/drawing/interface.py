@@ -56,7 +56,7 @@ class Drawing(NamedTuple):
 def state_of(carry: Carry) -> Any:
     """The environment's state in the carry of a task's World."""
     # The carry is (State, steps), nested in one more tuple for each action repeat. A state may be a NamedTuple.
-    while type(carry) is tuple:
+    while type(carry) is tuple and carry:
         carry = carry[0]
     return carry
 
