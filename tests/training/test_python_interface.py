@@ -10,8 +10,10 @@ import pytest
 
 import jaxmbrl
 from jaxmbrl import UserError, algorithms, envs
+from jaxmbrl.core.config import to_dict
 from jaxmbrl.envs.base import initial_state
 from jaxmbrl.envs.given import resolve
+from jaxmbrl.training import programs
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.training.session import Frozen, Session
@@ -180,6 +182,7 @@ def test_gymnasiums_environments_are_tasks_where_they_can_be_made_again():
         ({"settings": {"learning_rate": 1}}, "unknown field 'learning_rate'; did you mean 'agent.learning_rate'?"),
         ({"settings": {"agent.gamma": 1}}, "unknown field 'agent.gamma'; did you mean 'agent.discount'?"),
         ({"settings": {"buffer_size": 1}}, "unknown field 'buffer_size'; did you mean 'replay_capacity'?"),
+        ({"settings": {"device": "cpu"}}, "unknown field 'device': JAX chooses the device"),
     ],
 )  # fmt: skip
 def test_words_of_other_libraries_get_a_hint(words, message, monkeypatch):
@@ -187,6 +190,46 @@ def test_words_of_other_libraries_get_a_hint(words, message, monkeypatch):
     with pytest.raises(UserError) as error:
         jaxmbrl.train("sac", "pendulum", **words)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "what", "instead"),
+    [
+        ({"seeds": 4}, "'seeds': it is an argument of train", "write seeds=4 beside settings"),
+        ({"steps": 900}, "'steps': it is an argument of train", "write steps=900 beside settings"),
+        ({"out": "runs/x"}, "'out': it is an argument of train", "write out='runs/x' beside settings"),
+        ({"env": "pendulum"}, "'env': it is an argument of train", "write env='pendulum' beside settings"),
+        ({"preset": "sac"}, "'preset': it is an argument of train", "write preset='sac' beside settings"),
+        ({"agent": {"seed": 1}}, "'agent.seed': it is an argument of train", "write seed=1 beside settings"),
+        ({"hyper": {}}, "'hyper': it is an argument of train", "write hyper={} beside settings"),
+        ({"total_timesteps": 9}, "'total_timesteps': it is the argument 'steps' of train", "write steps=9 beside settings"),
+        (
+            {"verbose": 1},
+            "'verbose': it is the argument 'progress' of train",
+            "progress=jaxmbrl.training.console.Progress(steps, seeds) shows a run",
+        ),
+    ],
+)
+def test_an_argument_of_train_among_the_settings_is_told(settings, what, instead):
+    with pytest.raises(UserError) as error:
+        jaxmbrl.train("sac", "pendulum", settings=settings)
+    assert str(error.value) == f"unknown field {what}, not a setting: {instead}"
+
+
+def test_a_field_of_the_run_among_the_settings_of_a_file_or_a_resume_is_told():
+    config = programs.configure("sac", "pendulum")
+    values = to_dict(config)
+    values["settings"]["seeds"] = 4
+    with pytest.raises(UserError) as error:
+        programs.parse(values)
+    assert str(error.value) == "unknown field 'settings.seeds': it is a field of the run: move it out of settings"
+    for settings, message in (
+        ({"steps": 9}, "unknown field 'steps': it is an argument of resume, not a setting: write steps=9 beside settings"),
+        ({"out": "x"}, "unknown field 'out'; there is: actor_delay"),
+    ):
+        with pytest.raises(UserError) as error:
+            programs.changed(config, settings, {})
+        assert str(error.value).startswith(message)
 
 
 def test_a_setting_of_several_parts_gets_all_its_paths():

@@ -67,13 +67,24 @@ def unknown_field(name: str, value: Any, fields: Iterable[str], settings: Mappin
     return UserError(f"unknown field '{name}'; {closest(name, fields)}")
 
 
-def near(name: str, known: Mapping[str, Any], prefix: str = "") -> str:
-    """`did you mean 'X'?` for a name that the nested `known` does not have at this level: its path if it is a level below,
-    else the nearest name."""
-    paths = paths_of(_ours(name), known)
+def unknown_setting(
+    name: str, value: Any, known: Mapping[str, Any], fields: Iterable[str], call: str = "", prefix: str = ""
+) -> UserError:
+    """The error for a setting `name` that the nested `known` does not have at this level, called `prefix`. It says what to
+    give in its place: a setting of a level below, the nearest setting, or one of the `fields` of a run, which are arguments
+    of the function `call`, if the settings are those of `train` or `resume`."""
+    arguments = {*fields, *ARGUMENTS} if call == "train" else {*fields} if call else set()
+    unknown, ours = f"unknown field '{prefix}{name}'", _ours(name)
+    paths = paths_of(ours, known)
     if paths:
-        return f"did you mean {' or '.join(repr(prefix + path) for path in paths)}?"
-    return closest(name, known)
+        return UserError(f"{unknown}; did you mean {' or '.join(repr(prefix + path) for path in paths)}?")
+    if ours in arguments:
+        what = f"an argument of {call}" if ours == name else f"the argument '{ours}' of {call}"
+        given = SHOWN if ours == "progress" else f"write {ours}={value!r:.40} beside settings"
+        return UserError(f"{unknown}: it is {what}, not a setting: {given}")
+    if name in NEEDLESS:
+        return UserError(f"{unknown}: {NEEDLESS[name]}")
+    return UserError(f"{unknown}; {closest(name, known)}")
 
 
 def _ours(name: str) -> str:

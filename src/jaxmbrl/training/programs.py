@@ -153,7 +153,7 @@ def configure(
         envs.check_name(env)
     name, config = algorithms.preset(algorithm, env, preset)
     if isinstance(settings, Mapping):
-        config = from_dict(method.config, _replaced(to_dict(config), settings))
+        config = from_dict(method.config, _replaced(to_dict(config), settings, call="train"))
     elif isinstance(settings, method.config):
         config = settings
     elif settings is not None:
@@ -183,7 +183,8 @@ def changed(config: RunConfig, settings: Mapping[str, Any], fields: Mapping[str,
     """`config` with changed `settings` and `fields`, named as in `configure`. Raises UserError for names that are unknown
     and values that are out of range."""
     values = _replaced(to_dict(config), fields)
-    return parse(values | {"settings": _replaced(values["settings"], settings)})
+    changes = _replaced(values["settings"], settings, call="resume")
+    return parse(values | {"settings": changes})
 
 
 def drift(started: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -211,6 +212,10 @@ def parse(values: Any) -> RunConfig:
     config = from_dict(RunConfig, values)
     method = algorithms.get(config.algorithm)
     envs.check_name(config.env)
+    of_method = {known.name for known in dataclasses.fields(method.config)}
+    for name in config.settings if isinstance(config.settings, Mapping) else ():
+        if name in FIELDS and name not in of_method:
+            raise UserError(f"unknown field 'settings.{name}': it is a field of the run: move it out of settings")
     return dataclasses.replace(config, settings=from_dict(method.config, config.settings, "settings."))
 
 
@@ -366,15 +371,16 @@ def _path(values: Mapping[str, Any], name: str) -> str:
     return next((f"{key}.{path}" for key, path in inner if path), "")
 
 
-def _replaced(values: dict[str, Any], changes: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """`values` with dotted fields replaced."""
+def _replaced(values: dict[str, Any], changes: Mapping[Any, Any], prefix: str = "", call: str = "") -> dict[str, Any]:
+    """`values` with dotted fields replaced. `call` is the function that has the changes as its argument `settings`; for an
+    argument of that function among them the error says so."""
     for path, value in changes.items():
         at, *rest = str(path).split(".", 1)
         if at not in values:
-            raise UserError(f"unknown field '{prefix}{at}'; {hints.near(at, values, prefix)}")
+            raise hints.unknown_setting(at, value, values, FIELDS, call, prefix)
         if rest and not isinstance(values[at], dict):
             raise UserError(f"unknown field '{prefix}{path}': {prefix}{at} has no fields")
         nested = {rest[0]: value} if rest else value
         merges = isinstance(nested, Mapping) and isinstance(values[at], dict)
-        values[at] = _replaced(values[at], nested, f"{prefix}{at}.") if merges else value
+        values[at] = _replaced(values[at], nested, f"{prefix}{at}.", call) if merges else value
     return values
