@@ -111,6 +111,7 @@ REFUSED = {
     "train": ["algorithm", "pets, redq, sac"],
     "train --env pendulum": ["algorithm first", "pets, redq, sac"],
     "train sca --env pendulum": ["unknown algorithm 'sca'", "did you mean 'sac'?"],
+    "train acktr --env pendulum": ["algorithm 'acktr' is not available; 'jaxmbrl list' shows the methods"],
     "train sac": ["--env TASK is missing", "pendulum"],
     "train sac --env": ["--env needs a value"],
     "train sac --env pendulm": ["unknown task 'pendulm'", "did you mean 'pendulum'?"],
@@ -347,6 +348,7 @@ REFUSED = {
     "doctor now": ["unexpected argument 'now'"],
     "list --jsn": ["unknown option '--jsn'"],
     "list everything": ["unknown algorithm or family 'everything'", "there is: bptt, brax, classic"],
+    "list acktr": ["algorithm or family 'acktr' is not available; 'jaxmbrl list' shows the methods"],
     "list dinah": ["unknown algorithm or family 'dinah'"],
     "list dyna now": ["unexpected argument 'now'"],
 }
