@@ -42,8 +42,8 @@ MODULES = {
 
 _KNOWN = """
 a2c a3c acktr alphazero awac awr bc bcq c51 cql cmaes crossq crr curl ddqn dqn dreamer drq drqv2 efficientzero es fqi gail
-gps gumbelmuzero her i2a impala iql iqn iris mbmf metrpo mopo morel mpo muzero pilco planet poplin ppo qlearning qrdqn rainbow
-reinforce sarsa simple slac slbo spr storm tdmpc td3bc tqc trpo vmpo vpg vpn worldmodels
+gps gumbelmuzero her i2a impala iql iqn iris mbmf metrpo mopo morel mpo muzero pilco planet poplin ppo qlearning qrdqn
+rainbow reinforce sarsa simple slac slbo spr storm tdmpc td3bc tqc trpo vmpo vpg vpn worldmodels
 """
 ELSEWHERE = frozenset(_KNOWN.split())
 """Names of well-known methods, in small letters and digits, without a version at the end. Those that are not registered are
