@@ -1,5 +1,6 @@
 """`jaxmbrl.train` from Python: warnings of frozen seeds, what it takes as a task, hints for words of other libraries."""
 
+import copy
 import functools
 import io
 import warnings
@@ -150,11 +151,27 @@ def test_gymnasiums_environments_are_tasks_where_they_can_be_made_again():
         assert (called, task.name, task.observation.shape, task.episode_length) == ("Heater", "Heater", (2,), 1000)
     resolve(Heater, keep=True)
     assert envs.make("Heater").host().reset(0).shape == (2,)
-    changed = "has wrappers or settings of its own: give a function that makes it"
+    made = r": give a function that makes it, envs.from_gymnasium\(lambda: gymnasium.make\('Pendulum-v1', "
+    no_limit = (
+        "the environment 'Pendulum-v1' has no time limit, as env.unwrapped has none: give 'gymnasium/Pendulum-v1', or"
+    )
+    unwrapped = r", for other .* 200 steps, a function .*make\('Pendulum-v1'\).unwrapped, name='mine', episode_length=N\)"
+    other = copy.deepcopy(gymnasium.spec("Pendulum-v1"))
+    other.id = "Pendulum-v7"
     for wrong, message in (
-        (gymnasium.make("Pendulum-v1", g=3.0), changed),
-        (gymnasium.make("Pendulum-v1", max_episode_steps=30), changed),
-        (gymnasium.wrappers.RescaleAction(gymnasium.make("Pendulum-v1"), 0, 1), changed),
+        (gymnasium.make("Pendulum-v1", g=3.0), r"has settings of its own \(g=3.0\)" + made + r"g=3.0\), name='mine'\)"),
+        (
+            gymnasium.make("Pendulum-v1", max_episode_steps=30),
+            "has a time limit of its own" + made + r"max_episode_steps=30\), name='mine'\)",
+        ),
+        (
+            gymnasium.wrappers.RescaleAction(gymnasium.make("Pendulum-v1"), 0, 1),
+            r"has wrappers of its own \(RescaleAction\)" + made + r"...\), name='mine'\)",
+        ),
+        (gymnasium.make("Pendulum-v1").unwrapped, no_limit + unwrapped),
+        (gymnasium.make("Pendulum-v1").unwrapped.spec, no_limit),
+        (gymnasium.make("Pendulum-v1", g=3.0).unwrapped, r"has settings of its own \(g=3.0\)"),
+        (other, "the environment 'Pendulum-v7' is not the one that Gymnasium makes by this name: give a function"),
         (gymnasium.make_vec("Pendulum-v1", 2), "give a single environment and not a vector"),
         (
             Heater(),
@@ -164,6 +181,19 @@ def test_gymnasiums_environments_are_tasks_where_they_can_be_made_again():
     ):
         with pytest.raises(UserError, match=message):
             resolve(wrong)
+    env = gymnasium.make("Pendulum-v1")
+    for wrong, kind in (
+        (env, "an object of type TimeLimit"),
+        (env.unwrapped, "an object of type PendulumEnv"),
+        (env.spec, "an object of type EnvSpec"),
+        ("Pendulum-v1", "the name 'Pendulum-v1'"),
+    ):
+        with pytest.raises(UserError) as error:
+            envs.from_gymnasium(wrong, "mine")
+        assert str(error.value) == (
+            f"task 'mine': from_gymnasium takes a function that makes an environment at each call, got {kind}: write "
+            "from_gymnasium(lambda: gymnasium.make('Pendulum-v1'), 'mine')"
+        )
 
 
 @pytest.mark.parametrize(

@@ -90,21 +90,29 @@ def _by_environment(given: Any) -> str:
 
 
 def _by_spec(spec: Any) -> str:
-    """The name of the task of the environment that `gymnasium.make(spec)` makes. Raises UserError if it has other settings
-    than the registered one."""
-    registered = import_gymnasium().registry.get(spec.id)
-    if registered is None or _settings(spec) != _settings(registered):
+    """The name of the task of the environment that `gymnasium.make(spec)` makes. Raises UserError, with what differs, if it
+    has other settings than the registered one."""
+    registered, called = import_gymnasium().registry.get(spec.id), f"the environment '{spec.id}'"
+    make = f"give a function that makes it, envs.from_gymnasium(lambda: gymnasium.make('{spec.id}'"
+    if registered is None or spec.entry_point != registered.entry_point:
+        raise UserError(f"{called} is not the one that Gymnasium makes by this name: {make}), name='mine')")
+    limit, usual = spec.max_episode_steps, registered.max_episode_steps
+    wrappers = [wrapper.name for wrapper in spec.additional_wrappers[len(registered.additional_wrappers) :]]
+    if wrappers or spec.additional_wrappers != registered.additional_wrappers:
+        raise UserError(f"{called} has wrappers of its own ({', '.join(wrappers) or 'others'}): {make}, ...), name='mine')")
+    before, now = ({k: v for k, v in of.kwargs.items() if k != "render_mode"} for of in (registered, spec))
+    changed = {name: value for name, value in now.items() if name not in before or before[name] != value}
+    if changed or before.keys() - now.keys():
+        words = ", ".join(f"{name}={value!r:.40}" for name, value in changed.items()) or "..."
+        raise UserError(f"{called} has settings of its own ({words}): {make}, {words}), name='mine')")
+    if limit is None and usual is not None:
         raise UserError(
-            f"the environment '{spec.id}' has wrappers or settings of its own: give a function that makes it, "
-            f"envs.from_gymnasium(lambda: gymnasium.make('{spec.id}', ...), name='mine')"
+            f"{called} has no time limit, as env.unwrapped has none: give 'gymnasium/{spec.id}', or, for other episodes "
+            f"than its {usual} steps, {make.removeprefix('give ')}).unwrapped, name='mine', episode_length=N)"
         )
+    if limit != usual:
+        raise UserError(f"{called} has a time limit of its own: {make}, max_episode_steps={limit}), name='mine')")
     return f"gymnasium/{spec.id}"
-
-
-def _settings(spec: Any) -> tuple[Any, ...]:
-    """What determines the environment that a spec makes, besides how it is drawn."""
-    kwargs = {name: value for name, value in spec.kwargs.items() if name != "render_mode"}
-    return spec.entry_point, spec.max_episode_steps, kwargs, tuple(spec.additional_wrappers)
 
 
 def _kept(task: Task, make: Callable[[], Task], source: Any) -> Task:

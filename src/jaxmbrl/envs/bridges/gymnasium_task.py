@@ -56,9 +56,16 @@ def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_le
     argument, else of `make_env()` if the environment's `render_mode` is "rgb_array". Its speed is `metadata["render_fps"]`.
     Of an environment of C MuJoCo, the model is rendered as for the tasks of this package.
 
-    Raises UserError if `make_env` fails or does not return an environment, if `reset` does not take a seed or `step` an
-    action, or if a space is not supported (`gymnasium_spaces`).
+    Raises UserError if `make_env` is not a function, fails or does not return an environment, if `reset` does not take a
+    seed or `step` an action, or if a space is not supported (`gymnasium_spaces`).
     """
+    if not callable(make_env):
+        kind = f"the name {make_env!r:.60}" if isinstance(make_env, str) else f"an object of type {type(make_env).__name__}"
+        known = make_env if isinstance(make_env, str) else getattr(getattr(make_env, "spec", make_env), "id", "ID")
+        raise UserError(
+            f"task '{name}': from_gymnasium takes a function that makes an environment at each call, got {kind}: write "
+            f"from_gymnasium(lambda: gymnasium.make('{known}'), '{name}')"
+        )
     with named_errors(name, "being made"):
         env = make_env()
     try:
