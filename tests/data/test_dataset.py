@@ -120,13 +120,16 @@ WRONG = {
         "unknown array 'extra'; known are: action, action_repeat, env, last_observation",
     ),
     "no rows": ({"reward": np.zeros(0)}, "'reward' must be [N] with N at least 1, got shape (0,)"),
-    "a column of rewards": ({"reward": np.zeros((4, 1))}, "'reward' must be [N] with N at least 1, got shape (4, 1)"),
+    "a column of rewards": (
+        {"reward": np.zeros((4, 1))},
+        "'reward' must be [N] with N at least 1, got shape (4, 1): write reward[:, 0]",
+    ),
     "a lone reward": ({"reward": np.float64(3)}, "'reward' must be [N] with N at least 1, got shape ()"),
     "fewer rewards": ({"reward": np.zeros(3)}, "or images [N, height, width, ...] with N = 3, got shape (4, 3) of float32"),
     "flat observations": (
         {"observation": np.zeros(4)},
         "'observation' must be [N, size], whole numbers [N] or images [N, height, width, ...] with N = 4, "
-        "got shape (4,) of float64",
+        "got shape (4,) of float64: write observation[:, None]",
     ),
     "images that change": (
         {"observation": np.zeros((4, 2, 2)), "next_observation": np.zeros((4, 2, 3))},
@@ -138,7 +141,7 @@ WRONG = {
     ),
     "choices below 0": (
         {"action": np.array([0, 1, -1, 2])},
-        "'action' must be whole numbers from 0 to 2147483647, got -1 to 2",
+        "'action' must be whole numbers from 0 to 2147483647, got -1 to 2: vectors of one number are action[:, None]",
     ),
     "choices beyond int32": (
         {"action": np.array([0, 1, 2**31, 2])},
@@ -150,7 +153,7 @@ WRONG = {
     ),
     "flat actions": (
         {"action": np.zeros(4)},
-        "'action' must be [N, size] or whole numbers [N] with N = 4, got shape (4,) of float64",
+        "'action' must be [N, size] or whole numbers [N] with N = 4, got shape (4,) of float64: write action[:, None]",
     ),
     "more actions": (
         {"action": np.zeros((5, 1))},
@@ -164,7 +167,10 @@ WRONG = {
         {"next_observation": np.zeros((4, 2))},
         "'next_observation' must be like 'observation', float32 (4, 3), got float32 (4, 2)",
     ),
-    "flags in columns": ({"terminated": np.zeros((4, 1), bool)}, "'terminated' must be [N] with N = 4, got shape (4, 1)"),
+    "flags in columns": (
+        {"terminated": np.zeros((4, 1), bool)},
+        "'terminated' must be [N] with N = 4, got shape (4, 1) of bool: write terminated[:, 0]",
+    ),
     "few flags": ({"truncated": np.zeros(3, bool)}, "'truncated' must be [N] with N = 4, got shape (3,)"),
     "half true": ({"terminated": np.array([0, 1, 0.5, 0])}, "'terminated' must be true or false in every row"),
     "not known": ({"truncated": np.array([0, 1, np.nan, 0])}, "'truncated' must be true or false in every row"),
@@ -409,7 +415,10 @@ def test_rows_of_another_space_do_not_fit(tmp_path):
     for other, message in (
         (task._replace(action=Discrete(2)), "the data's 'action' has the element 2, pendulum has Discrete(n=2)"),
         (task._replace(observation=Box((4, 4, 1))), "the data's 'observation' is uint8, that of pendulum is float32"),
-        (task._replace(action=Box((1,), -1.0, 1.0)), "the data's 'action' has rows of shape (), pendulum has (1,)"),
+        (
+            task._replace(action=Box((1,), -1.0, 1.0)),
+            "the data's 'action' has rows of shape (), pendulum has (1,): write action[:, None]",
+        ),
     ):
         with pytest.raises(UserError) as told:
             dataset.check_fits(data, other)
@@ -469,6 +478,10 @@ def test_rows_of_another_size_do_not_fit(tmp_path):
     for changes, message in (
         (wide, "the data's 'observation' has rows of shape (4,), pendulum has (3,)"),
         ({"action": np.zeros((4, 2))}, "the data's 'action' has rows of shape (2,), pendulum has (1,)"),
+        (
+            {"action": np.array([0, 1, 1, 0])},
+            "the data's 'action' has rows of shape (), pendulum has (1,): write action[:, None]",
+        ),
     ):
         with pytest.raises(UserError) as told:
             dataset.check_fits(dataset.load(write(tmp_path, changes)), task)

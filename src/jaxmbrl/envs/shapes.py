@@ -146,7 +146,8 @@ def of_reset(task: Task, carry: Carry, observation: Observation) -> list[str]:
         return list(_of_state(task, "reset", state).values())
     seen, due = kinds(observation), _kind(_zeros(task.observation))
     wrong = {path: _strong(kind) for path, kind in seen.items()} != {"": due}
-    return [f"what is observed after reset must be {due}, got {_shown(seen)}"] if wrong else []
+    hint = _reshaped(_strong(seen.get("", "")), due, acts=False)
+    return [f"what is observed after reset must be {due}, got {_shown(seen)}{hint}"] if wrong else []
 
 
 def of_step(task: Task, carry: Carry, successor: Carry, row: Transition, weak: bool = True) -> list[str]:
@@ -156,7 +157,7 @@ def of_step(task: Task, carry: Carry, successor: Carry, row: Transition, weak: b
     fields = {method: _of_state(task, method, state) for method, state in states.items() if state is not None}
     # Of a field with a problem in one of them, the change is not told as well.
     told = frozenset(field for problems in fields.values() for field in problems)
-    problems = list(fields.get("step", {}).values()) + _changed_kinds(carry, successor, told, weak)
+    problems = list(fields.get("step", {}).values()) + _changed_kinds(task, carry, successor, told, weak)
     return problems if told else problems + _row_kinds(task, row)
 
 
@@ -175,13 +176,40 @@ def _of_state(task: Task, method: str, state: Any) -> dict[str, str]:
         plain = seen.get("", "")
         if seen == {"": due} or (field == "done" and re.fullmatch(r"(bool|u?int\d+|float\d+)\[\]", plain)):
             continue
-        same_shape = plain.partition("[")[2] == due.partition("[")[2]
-        hint = ": convert it with .astype(float)" if same_shape and due.startswith("float") else ""
+        hint = _reshaped(plain, due, _acts(task) and method == "step")
+        if not hint and _sizes(plain) == _sizes(due) and due.startswith("float"):
+            hint = ": convert it with .astype(float)"
         problems[field] = f"{method} must return {field} as {due}, got {_shown(seen)}{hint}"
     return problems
 
 
-def _changed_kinds(carry: Carry, successor: Carry, told: frozenset[str], weak: bool) -> list[str]:
+def _acts(task: Task) -> bool:
+    """Whether an action is a vector of one number, which is often taken for a number."""
+    return task.action.shape == (1,)
+
+
+def _sizes(kind: str) -> list[str] | None:
+    """The sizes in a kind such as `float32[2, 3]`; None if it is not of one array."""
+    found = re.fullmatch(r"\w+\[([\d, ]*)\]", kind)
+    return [size for size in found[1].split(", ") if size] if found else None
+
+
+def _reshaped(seen: str, due: str, acts: bool) -> str:
+    """How an array of the kind `seen` gets the shape of `due`, if one has an axis of size 1 more than the other; else
+    empty. With `acts`, an action [1] may be the cause."""
+    found, wanted = _sizes(seen), _sizes(due)
+    if found is None or wanted is None or (wanted and seen.partition("[")[0] != due.partition("[")[0]):
+        return ""
+    if found == [*wanted, "1"]:
+        return ": compute it from action[0], or append .squeeze(-1)" if acts and not wanted else ": append .squeeze(-1)"
+    if found == ["1", *wanted]:
+        return ": append .squeeze(0)"
+    if wanted == ["1", *found]:
+        return ": append [None]"
+    return ": append [..., None]" if wanted == [*found, "1"] else ""
+
+
+def _changed_kinds(task: Task, carry: Carry, successor: Carry, told: frozenset[str], weak: bool) -> list[str]:
     """Changes of the carry that `jax.lax.scan` does not allow, except of the fields `told` of an environment's state."""
     before, after = kinds(carry), kinds(successor)
     if not weak:
@@ -192,6 +220,7 @@ def _changed_kinds(carry: Carry, successor: Carry, told: frozenset[str], weak: b
     problems += [f"step adds {at(path)}: let reset return it too" for path in paths if path not in before]
     problems += [
         f"step changes {at(path)} from {before[path]} to {after[path]}: keep its shape and dtype"
+        + _reshaped(_strong(after[path]), _strong(before[path]), _acts(task)).replace(": ", ", ", 1)
         for path in paths
         if path in before and path in after and before[path] != after[path]
     ]
@@ -233,7 +262,8 @@ def _row_kinds(task: Task, row: Transition) -> list[str]:
     ):
         seen = kinds(getattr(row, what))
         if {path: _strong(kind) for path, kind in seen.items()} != {"": due}:
-            problems.append(f"a transition's {what} must be {due}, got {_shown(seen)}")
+            hint = _reshaped(_strong(seen.get("", "")), due, _acts(task))
+            problems.append(f"a transition's {what} must be {due}, got {_shown(seen)}{hint}")
     return problems
 
 
