@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import jaxmbrl
 from jaxmbrl import algorithms, cli, envs
-from jaxmbrl.commands import calling
+from jaxmbrl.core import calling
 from jaxmbrl.core.config import to_dict
 from jaxmbrl.training import programs
 from jaxmbrl.training.session import Session

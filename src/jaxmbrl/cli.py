@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jaxmbrl.commands import calling
 from jaxmbrl.commands.options import complain
+from jaxmbrl.core import calling
 from jaxmbrl.core.config import UserError, closest
 from jaxmbrl.core.places import expanded
 

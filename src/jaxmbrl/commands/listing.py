@@ -10,7 +10,7 @@ from typing import Any
 from jaxmbrl import algorithms, envs
 from jaxmbrl.algorithms import Card
 from jaxmbrl.commands import options
-from jaxmbrl.commands.calling import again
+from jaxmbrl.core.calling import again
 
 WIDTH = 120
 

@@ -16,7 +16,7 @@ from annotated_types import Ge, Lt
 from jaxtyping import Array
 
 from jaxmbrl import algorithms, envs
-from jaxmbrl.core import surroundings
+from jaxmbrl.core import calling, surroundings
 from jaxmbrl.core.config import UserError, check, closest, from_dict, to_dict
 from jaxmbrl.core.places import expanded
 from jaxmbrl.core.types import Algorithm, Task, Transition, row_like
@@ -220,12 +220,29 @@ def parse(values: Any) -> RunConfig:
 
 
 def read(folder: RunFolder) -> RunConfig:
-    """The config of the run in `folder`. Raises UserError, naming file and field, if one is wrong."""
+    """The config of the run in `folder`. Raises UserError, naming file and field, if one is wrong. If another program has
+    registered the run's task or algorithm, it names that program."""
     values = folder.read_config()
     try:
         return parse(values)
     except UserError as error:
-        raise UserError(f"{folder.path / CONFIG}: {error}") from None
+        advice = calling.elsewhere(folder.read_environment())
+        what = _unknown(values)
+        if what is None or advice is None:
+            raise UserError(f"{folder.path / CONFIG}: {error}") from None
+        raise UserError(f"{folder.path} is a run of {what}, which is not registered in this program: {advice}") from None
+
+
+def _unknown(values: Mapping[str, Any]) -> str | None:
+    """The algorithm or the task of a config.yaml that is not known, in words; None if both are."""
+    algorithm, env = values.get("algorithm"), values.get("env")
+    if isinstance(algorithm, str) and algorithm not in algorithms.METHODS:
+        return f"the algorithm '{algorithm}'"
+    try:
+        envs.check_name(str(env))
+    except UserError:
+        return f"the task '{env}'"
+    return None
 
 
 def build(config: RunConfig, learns: bool = True, task: Task | None = None) -> Program:
