@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import jax.numpy as jnp
+import optax
 import pytest
 
 import jaxmbrl
@@ -246,6 +247,27 @@ def test_an_argument_of_train_among_the_settings_is_told(settings, what, instead
     assert str(error.value) == f"unknown field {what}, not a setting: {instead}"
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "path", "schedules"),
+    [
+        ("sac", "agent.learning_rate", ""),
+        (
+            "mbpo",
+            "ensemble.learning_rate",
+            " (ensemble.annealing is a cosine schedule of the learning rate over each fit; rollout_length is a linear "
+            "schedule of its own)",
+        ),
+    ],
+)
+def test_a_schedule_in_the_place_of_a_number_is_told(algorithm, path, schedules):
+    with pytest.raises(UserError) as error:
+        jaxmbrl.train(algorithm, "pendulum", settings={path: optax.linear_schedule(1e-3, 1e-4, 1000)})
+    assert str(error.value) == (
+        f"{path} must be a constant, got a function: no setting takes one as its schedule{schedules}; a method of your own "
+        "can have a schedule in its optax chain (nn.optimizer)"
+    )
+
+
 def test_a_field_of_the_run_among_the_settings_of_a_file_or_a_resume_is_told():
     config = programs.configure("sac", "pendulum")
     values = to_dict(config)
@@ -286,3 +308,37 @@ def test_a_result_in_the_place_of_a_folder_is_told():
     for call in (jaxmbrl.evaluate, jaxmbrl.load, jaxmbrl.resume):
         with pytest.raises(UserError, match="give the folder of a run, got a dict: "):
             call({})
+
+
+@pytest.mark.parametrize("at", [40, pytest.param(0, marks=pytest.mark.promises)])
+def test_an_interrupted_run_says_how_to_go_on(at, tmp_path, monkeypatch):
+    """At a KeyboardInterrupt, which Python raises between any two instructions."""
+    real = Session.run_to
+
+    def run_to(self, end):
+        if self.env_steps == at and not interrupted:
+            interrupted.append(at)
+            raise KeyboardInterrupt
+        real(self, end)
+
+    monkeypatch.setattr(Session, "run_to", run_to)
+    interrupted, run = [], tmp_path / "a run"
+    with pytest.raises(KeyboardInterrupt) as error:
+        train("pendulum", out=run, checkpoint={"every": 2})
+    saved = 40 if at == 40 else 0
+    assert error.value.__notes__ == [
+        f"jaxmbrl: the run is saved at {saved} of 60 steps; jaxmbrl.resume('{run}') continues it"
+    ]
+    last = RunFolder.open(run).read_events()[-1]
+    assert (last["kind"], last["env_steps"], last["error"]) == ("stop", saved, "KeyboardInterrupt")
+    assert jaxmbrl.resume(run).env_steps == 60
+
+
+def test_an_interrupted_run_in_memory_says_that_it_is_lost(monkeypatch):
+    def run_to(self, end):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "run_to", run_to)
+    with pytest.raises(KeyboardInterrupt) as error:
+        train("pendulum")
+    assert "the run had no folder and is lost; give train an out" in error.value.__notes__[0]

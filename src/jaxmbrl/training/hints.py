@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from jaxmbrl.core.config import UserError, closest
@@ -40,6 +40,12 @@ NEEDLESS: Mapping[str, str] = {
     "algo": "the algorithm is the first argument",
 }
 """Name that a run does not need -> why."""
+
+SCHEDULES: Mapping[str, str] = {
+    "annealing": "a cosine schedule of the learning rate over each fit",
+    "rollout_length": "a linear schedule of its own",
+}
+"""Name of a setting that makes something change during a run -> what it is."""
 
 ARGUMENTS = ("out", "hyper", "progress", "stopping")
 """Arguments of `jaxmbrl.train` that are not fields of a run."""
@@ -85,6 +91,28 @@ def unknown_setting(
     if name in NEEDLESS:
         return UserError(f"{unknown}: {NEEDLESS[name]}")
     return UserError(f"{unknown}; {closest(name, known)}")
+
+
+def check_constant(settings: Mapping[str, Any]) -> None:
+    """Raise UserError for a function among the nested `settings`, such as a schedule of optax. It names the settings that
+    are schedules."""
+    for path, value in _leaves(settings):
+        if callable(value):
+            kinds = [f"{found} is {what}" for name, what in SCHEDULES.items() for found in paths_of(name, settings)]
+            raise UserError(
+                f"{path} must be a constant, got a function: no setting takes one as its schedule"
+                + (f" ({'; '.join(kinds)})" if kinds else "")
+                + "; a method of your own can have a schedule in its optax chain (nn.optimizer)"
+            )
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of all fields."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + str(name), value
 
 
 def _ours(name: str) -> str:

@@ -153,7 +153,9 @@ def configure(
         envs.check_name(env)
     name, config = algorithms.preset(algorithm, env, preset)
     if isinstance(settings, Mapping):
-        config = from_dict(method.config, _replaced(to_dict(config), settings, call="train"))
+        values = _replaced(to_dict(config), settings, call="train")
+        hints.check_constant(values)
+        config = from_dict(method.config, values)
     elif isinstance(settings, method.config):
         config = settings
     elif settings is not None:
