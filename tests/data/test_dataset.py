@@ -3,7 +3,9 @@
 import hashlib
 import os
 import pickle
+import re
 import zipfile
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -486,3 +488,38 @@ def test_rows_of_another_size_do_not_fit(tmp_path):
         with pytest.raises(UserError) as told:
             dataset.check_fits(dataset.load(write(tmp_path, changes)), task)
         assert str(told.value) == message
+
+
+def test_a_file_without_successors_says_how_to_make_them(tmp_path):
+    told = refused(write(tmp_path, without=["next_observation"]))
+    assert told.endswith(
+        "truncated; within an episode it is the next row's observation: drop the last row of each episode and of the file, "
+        "unless its true successor is known, and mark the row before it as truncated "
+        "(docs/tutorials/own_data.md has the code)"
+    )
+    # Where it has another name, that is all there is to say.
+    renamed = {"next_obs": np.zeros((4, 3), np.float32)}
+    assert refused(write(tmp_path, renamed, ["next_observation"])).endswith("; 'next_obs' is 'next_observation' here")
+
+
+def test_the_code_of_the_page_makes_the_successors(tmp_path, monkeypatch):
+    """Of a log of whole episodes, each row but the last of an episode, with its true successor."""
+    page = (Path(__file__).parents[2] / "docs" / "tutorials" / "own_data.md").read_text()
+    (code,) = re.findall(r"^```python\n(last = .*?)^```$", page, re.DOTALL | re.MULTILINE)
+    rng, lengths = np.random.default_rng(0), (7, 30, 2, 12)
+    walk = np.cumsum(rng.normal(size=(sum(lengths) + 4, 2)), axis=0).astype(np.float32)
+    starts = np.cumsum([0, *(length + 1 for length in lengths[:-1])])
+    at = np.concatenate([start + np.arange(length) for start, length in zip(starts, lengths, strict=True)])
+    ends = np.cumsum(lengths) - 1
+    terminated, truncated = np.zeros(len(at), bool), np.zeros(len(at), bool)
+    terminated[ends[:2]] = truncated[ends[2]] = True
+    log = {"observation": walk[at], "action": rng.uniform(-1, 1, (len(at), 1)), "reward": rng.normal(size=len(at))}
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"np": np, **log, "terminated": terminated, "truncated": truncated})
+    rows = dataset.load("logged.npz").rows
+    kept = np.setdiff1d(np.arange(len(at)), ends)
+    np.testing.assert_array_equal(rows.observation, walk[at[kept]])
+    np.testing.assert_array_equal(rows.next_observation, walk[at[kept] + 1])
+    np.testing.assert_array_equal(rows.action, log["action"][kept].astype(np.float32))
+    np.testing.assert_array_equal(np.flatnonzero(rows.truncated), np.cumsum([length - 1 for length in lengths]) - 1)
+    assert not rows.terminated.any() and dataset.load("logged.npz").warnings == []

@@ -54,6 +54,11 @@ OTHER_NAMES = {
     "truncations": "truncated",
 }
 """Name of an array in D4RL, Minari, CleanRL and others -> its name here."""
+MADE = (
+    "; within an episode it is the next row's observation: drop the last row of each episode and of the file, unless its "
+    "true successor is known, and mark the row before it as truncated (docs/tutorials/own_data.md has the code)"
+)
+"""How `next_observation` is made."""
 OBSERVATIONS = ("observation", "next_observation", "last_observation")
 FLAGS = ("terminated", "truncated")
 LARGEST_EXPONENT = 0.4
@@ -275,8 +280,10 @@ def _rows(arrays: dict[str, Any]) -> Transition:
         raise UserError("'last_observation' replaces 'next_observation': remove one of them")
     for name in REQUIRED:
         if name not in arrays and not (once and name == "next_observation"):
+            renamed = _renamed(arrays)
+            made = MADE if name == "next_observation" and name not in renamed else ""
             raise UserError(
-                f"the array '{name}' is missing; there is: {', '.join(sorted(arrays)) or 'nothing'}{_renamed(arrays)}"
+                f"the array '{name}' is missing; there is: {', '.join(sorted(arrays)) or 'nothing'}{renamed}{made}"
             )
     known = {*REQUIRED, "truncated", "last_observation", "env", "action_repeat"}
     unknown = sorted(set(arrays) - known)
