@@ -117,12 +117,12 @@ def test_a_function_that_makes_a_task_is_one():
         raise OSError("no port")
 
     for wrong, message in (
-        (broken, "task 'broken': its environment fails in being made with OSError: no port"),
+        (broken, "task 'broken': making the environment fails with OSError: no port"),
         (
             Fuse,
             r"Fuse\(\) must return a Task, got an object of type Fuse; envs.make_task\(name, env, episode_length\) makes",
         ),
-        (lambda task: task, r"its environment fails in being made with TypeError: .*missing 1 required positional"),
+        (lambda task: task, r"making the environment fails with TypeError: .*missing 1 required positional"),
         (Fuse(), "a task must be a name or a Task, got an object of type Fuse; envs.make_task"),
         (3, "a task must be a name, a Task or a function that makes one, got an object of type int; envs.make_task"),
         (None, "a task must be a name, a Task or a function that makes one, got an object of type NoneType"),

@@ -220,7 +220,7 @@ def test_an_error_in_a_method_names_the_method_and_the_line():
             raise OSError("no model\nhere")
 
     line = inspect.getsourcelines(Starts.reset)[1] + 1
-    assert told(Starts()) == f"reset fails with OSError: no model (test_task_checks.py:{line})"
+    assert told(Starts()) == f"reset fails with OSError: no model here (test_task_checks.py:{line})"
 
 
 def test_an_action_of_the_wrong_size_is_named():

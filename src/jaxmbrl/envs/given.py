@@ -9,7 +9,8 @@ from typing import Any
 from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Task
-from jaxmbrl.envs.bridges.gymnasium_task import from_gymnasium, import_gymnasium, named_errors
+from jaxmbrl.envs.bridges.gymnasium_task import from_gymnasium, import_gymnasium
+from jaxmbrl.envs.signatures import calling
 
 MADE = (
     "envs.make_task(name, env, episode_length) makes a task of an environment in JAX, envs.from_gymnasium(function, name) "
@@ -62,13 +63,13 @@ def resolve(given: Any, keep: bool = False) -> tuple[str, Task | None]:
 def _factory(given: Callable[[], Any]) -> Callable[[], Task]:
     """A function that makes the task that the user's function `given` stands for."""
     name = getattr(given, "__name__", type(given).__name__)
-    with named_errors(name, "being made"):
+    with calling(name, "making the environment"):
         made = given()
     if isinstance(made, Task):
         return given
     if not all(hasattr(made, attribute) for attribute in INTERFACE):
         raise UserError(f"{name}() must return a Task, got {_called(made)}; {MADE}")
-    with named_errors(name, "close"):
+    with calling(name, "close"):
         getattr(made, "close", lambda: None)()
     if not hasattr(given, "__name__") or not name.isidentifier():
         raise UserError("a function without a name makes the environments: give envs.from_gymnasium(function, name='mine')")

@@ -5,13 +5,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import numbers
 import re
-import sysconfig
-import traceback
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,13 +18,11 @@ from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import Carry, Observation, PyTree, Task, Transition
 from jaxmbrl.envs.drawing.interface import state_of
+from jaxmbrl.envs.signatures import calling
 
 WEAK = ", of a Python number's type"
 FIELDS = ("obs", "reward", "done")
 """Fields of an environment's state whose dtypes are prescribed."""
-FOREIGN = frozenset({"site-packages", "dist-packages"})
-"""Folders of files that are not the user's."""
-OURS = Path(__file__).parents[1]
 
 
 def check_shapes(task: Task) -> None:
@@ -46,31 +40,6 @@ def check_shapes(task: Task) -> None:
         problems = _of_functions(task)
     if problems:
         raise UserError(f"task '{task.name}': {'; '.join(problems)}")
-
-
-@contextlib.contextmanager
-def calling(task: Task, method: str) -> Iterator[None]:
-    """Turn an error that a function of the task raises into a UserError that names the task, the method and, if it is in a
-    file of the user's, the line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        message = (str(error).strip() or "no message").splitlines()[0]
-        kind = type(error).__name__
-        raise UserError(f"task '{task.name}': {method} fails with {kind}: {message}{_place(error)}") from error
-
-
-def _place(error: BaseException) -> str:
-    """The innermost line in a file of the user's, in brackets; empty if there is none."""
-    library = sysconfig.get_path("stdlib")
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        file = Path(frame.filename)
-        foreign = FOREIGN.intersection(file.parts) or frame.filename.startswith(("<", library)) or OURS in file.parents
-        if not foreign:
-            return f" ({file.name}:{frame.lineno})"
-    return ""
 
 
 def of_spaces(task: Task) -> list[str]:
@@ -120,13 +89,13 @@ def _fits(space: Box) -> bool:
 def _of_functions(task: Task) -> list[str]:
     """Problems of the shapes and dtypes that reset, observe and step return."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    with calling(task, "reset"):
+    with calling(task.name, "reset"):
         carry = jax.eval_shape(task.world.reset, key)
-    with calling(task, "observe"):
+    with calling(task.name, "observe"):
         observation = jax.eval_shape(task.world.observe, carry)
     problems = of_reset(task, carry, observation)
     try:
-        with calling(task, f"step, with an action {_kind(_zeros(task.action))},"):
+        with calling(task.name, f"step, with an action {_kind(_zeros(task.action))},"):
             stepped = jax.eval_shape(task.world.step, carry, _zeros(task.action), key)
     except UserError:
         # A step may fail because of what reset returned.
