@@ -269,6 +269,8 @@ REFUSED = {
     "export run-good --to nunpy": ["unknown format 'nunpy' of an exported policy", "did you mean 'numpy'?"],
     "export run-good --to numpy": ["no checkpoint in ", "run-good/checkpoints"],
     "export run-good --to numpy --seed 1": ["the run in run-good has seeds 0 to 0, not 1"],
+    "export run-good --to numpy --batch 0": ["batch must be a whole number of at least 1, got 0"],
+    "export run-good --to numpy --batch x": ["--batch must be a whole number, got 'x'"],
     "export run-good --to numpy --seed x": ["--seed must be a whole number, got 'x'"],
     "export run-good --to numpy --out=": ["out must be the name of a new file, FILE.npz, got ''"],
     "export run-good --to numpy --out good": ["good.npz exists; choose another file"],

@@ -75,8 +75,9 @@ def recorded() -> dict[str, Any]:
         python = sys.executable if os.sep in sys.orig_argv[0] else sys.orig_argv[0]
         return {"program": [python, *found]}
     file = getattr(sys.modules.get("__main__"), "__file__", None)
-    ours = file is None or Path(__file__).parents[1] in Path(file).absolute().parents or Path(file).name == JAXMBRL
-    return {} if ours else {"script": os.path.abspath(file)}
+    if file is None or Path(file).name == JAXMBRL or Path(__file__).parents[1] in Path(file).absolute().parents:
+        return {}
+    return {"script": os.path.abspath(file)}
 
 
 def elsewhere(known: Mapping[str, Any]) -> str | None:

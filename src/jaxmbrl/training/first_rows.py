@@ -62,10 +62,10 @@ def known_functions(task: Task, rows: Transition) -> list[str]:
         if given.shape != due.shape:
             found.append(f"its {what} function must return [N] for rows [N], got {list(given.shape)} for N = {len(due)}")
             continue
-        error = np.where(np.isnan(given - due), np.inf, np.abs(given - due)) / (1 + np.abs(due))
-        wrong = error > CLOSE
-        if wrong.mean() >= OFTEN or (error > FAR).any():
-            row = int(error.argmax())
+        off = np.where(np.isnan(given - due), np.inf, np.abs(given - due)) / (1 + np.abs(due))
+        wrong = off > CLOSE
+        if wrong.mean() >= OFTEN or (off > FAR).any():
+            row = int(off.argmax())
             found.append(
                 f"its {what} function differs from its steps in {wrong.sum()} of {len(due)} rows, most in row {row}: "
                 f"{given[row]:.6g} instead of {due[row]:.6g}; correct the function, or leave it out and the model learns "
