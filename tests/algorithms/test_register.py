@@ -180,7 +180,7 @@ def test_a_card_says_what_the_record_says(name):
     unread = registry.Methods(registry.MODULES)
     card, method = unread.card(name), METHODS[name]
     assert unread._entries == registry.MODULES
-    for field in ("family", "paper", "summary", "goals", "requires"):
+    for field in ("family", "paper", "summary", "goals", "takes", "requires"):
         assert getattr(card, field) == getattr(method, field)
     assert card.presets == {key: registry.Outline(*preset[1:]) for key, preset in method.presets.items()}
     assert card == METHODS.card(name)

@@ -1,14 +1,17 @@
-"""The registered methods at a tiny size, on a pendulum whose episodes end by time and before it."""
+"""The registered methods at a tiny size, on a pendulum whose episodes end by time and before it, or on a corridor."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from jaxmbrl import algorithms
+from jaxmbrl import algorithms, envs
 from jaxmbrl.algorithms.registry import TINY_RUN
-from jaxmbrl.envs.classic.pendulum import Pendulum
+from jaxmbrl.core.spaces import Discrete
+from jaxmbrl.envs.base import initial_state
+from jaxmbrl.envs.classic.pendulum import Pendulum, reward
 from jaxmbrl.training import programs
 
 CAPACITY = TINY_RUN["replay_capacity"]
@@ -71,13 +74,29 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 CASES = {name: (name, {}) for name in sorted(algorithms.METHODS)} | VARIANTS
 
 
-def configured(case: str, env: str, **fields: Any) -> programs.RunConfig:
+TASKS = {
+    "continuous actions": "spinning-pendulum",
+    "discrete actions": "spinning-pendulum-discrete",
+    "tables": "corridor",
+}
+"""The task on which a method is tested, by the first kind of task that it takes."""
+LIMIT, FAST, CELLS = 60, 5.0, 6
+
+
+def task_of(case: str) -> str:
+    """Name of the task of a case."""
+    return TASKS[algorithms.METHODS[CASES[case][0]].takes[0]]
+
+
+def takes_tables(program: programs.Program) -> bool:
+    """Whether a method learns tables, without networks or replay buffers."""
+    return algorithms.METHODS[program.config.algorithm].takes[0] == "tables"
+
+
+def configured(case: str, **fields: Any) -> programs.RunConfig:
     """The config of a case at tiny size."""
     name, changes = CASES[case]
-    return programs.configure(name, env, settings=TINY[name] | changes, **fields)
-
-
-TASK, LIMIT, FAST = "spinning-pendulum", 60, 5.0
+    return programs.configure(name, task_of(case), settings=TINY[name] | changes, **fields)
 
 
 def too_fast(next_observation: Any) -> Any:
@@ -90,3 +109,38 @@ class Spinning(Pendulum):
     def step(self, state: Any, action: Any) -> Any:
         after = super().step(state, action)
         return after.replace(done=too_fast(after.obs).astype(after.done.dtype))
+
+
+class SpinningDiscrete(Spinning):
+    """The same with a choice of three torques."""
+
+    def step(self, state: Any, action: Any) -> Any:
+        return super().step(state, action[None].astype(state.obs.dtype) - 1.0)
+
+
+class Corridor:
+    """Cells in a row. Right leads to the last cell, whose entry earns 1 and ends the episode; left leads back. Observations
+    are the numbers of cells."""
+
+    def reset(self, rng: Any) -> Any:
+        cell = jax.random.randint(rng, (), 0, 2, jnp.int32)
+        return initial_state(cell, cell)
+
+    def step(self, state: Any, action: Any) -> Any:
+        cell = jnp.clip(state.pipeline_state + 2 * action - 1, 0, CELLS - 1)
+        reached = (cell == CELLS - 1).astype(state.reward.dtype)
+        return state.replace(pipeline_state=cell, obs=cell, reward=reached, done=reached)
+
+
+def register_tasks() -> None:
+    """Register `TASKS`."""
+    continuous, discrete, tables = TASKS.values()
+    envs.register(continuous, lambda: envs.make_task(continuous, Spinning(), LIMIT, reward, too_fast))
+    envs.register(
+        discrete,
+        lambda: envs.make_task(discrete, SpinningDiscrete(), LIMIT, terminated=too_fast, action=Discrete(3)),
+    )
+    envs.register(
+        tables,
+        lambda: envs.make_task(tables, Corridor(), 20, observation=Discrete(CELLS), action=Discrete(2)),
+    )

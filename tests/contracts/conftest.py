@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import pytest
 
 from jaxmbrl import envs
-from jaxmbrl.envs.classic.pendulum import reward
 
-from .cases import LIMIT, TASK, Spinning, too_fast
+from .cases import TASKS, register_tasks
 
 
 @pytest.fixture(scope="module")
 def spinning() -> Iterator[None]:
-    """The task is registered."""
-    envs.register(TASK, lambda: envs.make_task(TASK, Spinning(), LIMIT, reward, too_fast))
+    """The tasks are registered."""
+    register_tasks()
     yield
-    del envs.TASKS[TASK]
+    for name in TASKS.values():
+        del envs.TASKS[name]

@@ -17,7 +17,7 @@ from jaxmbrl.data.replay import Replay
 from jaxmbrl.training import loop, programs
 
 from . import promises
-from .cases import CAPACITY, CASES, EPOCH, FAST, LIMIT, SEEDS, TASK, TINY, VARIANTS, Spinning, configured
+from .cases import CAPACITY, CASES, EPOCH, FAST, LIMIT, SEEDS, TINY, VARIANTS, configured
 from .promises import Compiled, assert_equal, compile_loop, of_seed, of_type, rows_of
 
 REPRESENTATIVES = {
@@ -35,7 +35,7 @@ REPRESENTATIVES = {
     params=[pytest.param(case, marks=[] if case in REPRESENTATIVES.values() else [pytest.mark.promises]) for case in CASES],
 )
 def compiled(request: pytest.FixtureRequest, spinning: None) -> Compiled:
-    return compile_loop(request.param, programs.build(configured(request.param, TASK, steps=3 * EPOCH, seeds=SEEDS)))
+    return compile_loop(request.param, programs.build(configured(request.param, steps=3 * EPOCH, seeds=SEEDS)))
 
 
 def test_nothing_leaves_the_device_inside_a_chunk(compiled: Compiled) -> None:
@@ -76,7 +76,7 @@ def test_seeds_do_not_touch_each_other(compiled: Compiled) -> None:
 def test_two_four_and_eight_seeds_agree_on_seed_0_to_the_bit(compiled: Compiled, seeds: int) -> None:
     if compiled.case in {"bptt", "ddpg", "maac", "steve", "svg", "td3", *VARIANTS}:
         pytest.skip("how XLA sums depends on the shapes: a fact about each algorithm's own settings, not a promise")
-    program = programs.build(configured(compiled.case, TASK, seeds=seeds))
+    program = programs.build(configured(compiled.case, seeds=seeds))
     state = jax.jit(program.loop.init)(jnp.arange(seeds), {"learning_rate": jnp.full(seeds, 1e-3, float)})
     _, more = jax.jit(program.loop.run)(loop.clock_at(0), state, jnp.asarray(2 * compiled.calls, jnp.int32))
     _, two = compiled.undisturbed(2)
@@ -105,7 +105,8 @@ def test_a_simulator_that_breaks_is_named_at_once(compiled: Compiled) -> None:
 def test_no_row_is_a_reset_and_no_time_limit_a_termination(compiled: Compiled) -> None:
     """Every stored row is a step of the task: its successor is the simulator's, across episode ends too."""
     _, state = compiled.undisturbed(3)
-    step = jax.jit(jax.vmap(lambda coordinates, action: Spinning().step(Spinning().state_at(coordinates), action)))
+    env = compiled.program.task.env
+    step = jax.jit(jax.vmap(lambda coordinates, action: env.step(env.state_at(coordinates), action)))
     counts = np.zeros(2, int)
     for k in range(SEEDS):
         rows = jax.tree.map(lambda x: x[:, 0], rows_of(compiled, state, k))

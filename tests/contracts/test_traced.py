@@ -25,7 +25,7 @@ from jaxmbrl.data.replay import Replay
 from jaxmbrl.nn.optimizer import Trainable
 from jaxmbrl.training import loop, programs
 
-from .cases import CASES, EPOCH, SEEDS, TASK, VARIANTS, configured
+from .cases import CASES, EPOCH, SEEDS, VARIANTS, configured, takes_tables
 
 LARGE = 4_000
 """Numbers in a leaf from which on a frozen seed must not copy it."""
@@ -71,7 +71,7 @@ def collected(algorithm: Algorithm, program: programs.Program, state: Any) -> Tr
 
 @functools.cache
 def traced(case: str) -> Traced:
-    program = programs.build(configured(case, TASK, steps=3 * EPOCH, seeds=SEEDS))
+    program = programs.build(configured(case, steps=3 * EPOCH, seeds=SEEDS))
     algorithm, clock = program.algorithm, loop.clock_at(0)
     state = jax.eval_shape(lambda key: algorithm.init(key, {}, None), jax.random.key(0))
     transitions = collected(algorithm, program, state)
@@ -218,7 +218,7 @@ def test_replay_buffers_are_written_by_scatter_alone(method: Traced) -> None:
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(after)]
     replays = jax.tree_util.tree_leaves_with_path(method.state, is_leaf=lambda x: isinstance(x, Replay))
     data = tuple(f"{jax.tree_util.keystr(path)}.data" for path, x in replays if isinstance(x, Replay))
-    assert data, "the method keeps no replay buffer: is this test still about something?"
+    assert data or takes_tables(method.program), "the method keeps no replay buffer: is this test still about something?"
     clock = len(jax.tree.leaves(loop.clock_at(0)))
     for i, path in enumerate(paths):
         if path.startswith(data):
@@ -237,7 +237,7 @@ def test_the_finite_check_names_all_parts(method: Traced) -> None:
     parts = jax.tree_util.tree_leaves_with_path(method.state, is_leaf=lambda x: isinstance(x, Trainable))
     optimizers = {f"gradient of {jax.tree_util.keystr(path)[1:]}" for path, x in parts if isinstance(x, Trainable)}
     checked = method.program.loop.checked
-    assert optimizers, "nothing learns"
+    assert optimizers or takes_tables(method.program), "nothing learns"
     assert optimizers == {name for name in checked if name.startswith("gradient of ")}
     _, metrics = jax.eval_shape(method.program.algorithm.learn, loop.clock_at(0), method.state, method.transitions)
     assert {"transition/observation", "transition/reward", *metrics} <= set(checked)

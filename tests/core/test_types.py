@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from jaxmbrl import envs
-from jaxmbrl.core.spaces import Box, Discrete
+from jaxmbrl.core.spaces import Box, Discrete, encode, encoded_size
 from jaxmbrl.core.types import Average, Transition, flatten, row_like
 
 
@@ -112,3 +112,19 @@ def test_flatten_keeps_the_order_of_time_with_environments_in_turn():
     np.testing.assert_array_equal(flat.terminated, np.arange(12) > 5)
     np.testing.assert_array_equal(flat.truncated, np.arange(12) <= 5)
     assert flat.extras == ()
+
+
+@pytest.mark.parametrize(
+    ("space", "values", "code"),
+    [
+        (Discrete(3), [[2, 0]], [[[0, 0, 1], [1, 0, 0]]]),
+        (Box((2,)), [[0.5, -3.0], [1.0, 2.0]], [[0.5, -3.0], [1.0, 2.0]]),
+        (Box((2, 1, 2), 0, 255, "uint8"), [[[[1, 2]], [[3, 255]]]], [[1, 2, 3, 255]]),
+        (Box(()), [1.0, 2.0], [[1.0], [2.0]]),
+    ],
+)
+def test_elements_of_any_space_are_encoded_as_vectors_of_floats(space, values, code):
+    dtype = space.zeros().dtype
+    found = encode(space, jnp.asarray(values, dtype))
+    assert found.dtype == jnp.result_type(float) and found.shape[-1] == encoded_size(space)
+    assert found.tolist() == code

@@ -14,7 +14,7 @@ from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Policy
-from jaxmbrl.envs.base import discrete_sizes, initial_state, vector_sizes
+from jaxmbrl.envs.base import discrete_sizes, initial_state, number_of_actions, vector_sizes
 from jaxmbrl.rollout import auto_reset
 
 checker = import_module("jaxmbrl.envs.checking")
@@ -558,6 +558,14 @@ def test_methods_of_tables_refuse_other_spaces_by_name():
         message = f"q-learning takes discrete observations and actions, and the {what}s of task 'point' are {space}"
         with pytest.raises(UserError, match=re.escape(message)):
             discrete_sizes(table._replace(**{what: space}), "q-learning")
+
+
+def test_methods_of_discrete_actions_take_any_observation_and_refuse_other_actions_by_name():
+    choices = POINT._replace(action=Discrete(3))
+    assert number_of_actions(choices, "dqn") == 3
+    message = "dqn takes discrete actions, and the actions of task 'point' are Box(shape="
+    with pytest.raises(UserError, match=re.escape(message)):
+        number_of_actions(POINT, "dqn")
 
 
 @pytest.fixture

@@ -49,6 +49,9 @@ ELSEWHERE = frozenset(_KNOWN.split())
 """Names of well-known methods, in small letters and digits, without a version at the end. Those that are not registered are
 not taken for misspelt names of others."""
 
+KINDS = ("continuous actions", "discrete actions", "tables")
+"""Kinds of task: vector observations with continuous or discrete actions; discrete observations and actions."""
+
 LOOP = ("num_envs", "epoch_steps", "eval_every")
 """Settings of every method that the training loop reads (`algorithms.shared.LoopSettings` describes them)."""
 
@@ -107,8 +110,10 @@ class Method(NamedTuple):
     """Changes to the default preset, by dotted field names, that make it small enough for the tests of all methods."""
     goals: tuple[Goal, ...] = ()
     """Learning goals; `make learning NAME=method` checks the first."""
+    takes: tuple[str, ...] = ("continuous actions",)
+    """The kinds of task that it takes, of `KINDS`. Its contract tests use a task of the first."""
     requires: tuple[str, ...] = ()
-    """Requirements besides vector observations and continuous actions, in words."""
+    """Requirements besides these, in words."""
 
     @property
     def hyper(self) -> tuple[str, ...]:
@@ -131,6 +136,7 @@ class Card(NamedTuple):
     paper: str
     summary: str
     goals: tuple[Goal, ...]
+    takes: tuple[str, ...]
     requires: tuple[str, ...]
     presets: dict[str, Outline]
 
@@ -176,7 +182,7 @@ class Methods(MutableMapping[str, Method]):
             values = {key: getattr(entry, key) for key in Card._fields}
             entries = entry.presets
         outlines = {key: Outline(preset.source, preset.steps, preset.tasks) for key, preset in entries.items()}
-        return Card(values["family"], values["paper"], values["summary"], values["goals"], values["requires"], outlines)
+        return Card(**{key: values[key] for key in Card._fields if key != "presets"}, presets=outlines)
 
 
 METHODS = Methods(MODULES)

@@ -63,7 +63,7 @@ def _details(methods: Mapping[str, Card]) -> Iterable[str]:
     for name, card in methods.items():
         yield f"  {name:<24}{card.summary}"
         where = f"family {card.family}" + (f", arXiv {card.paper}" if card.paper else "")
-        yield f"      {where}" + (f"; requires {', '.join(card.requires)}" if card.requires else "")
+        yield f"      {where}; takes {' or '.join(card.takes)}" + "".join(f"; requires {what}" for what in card.requires)
         for preset, (source, steps, tasks) in card.presets.items():
             default = f", default on {', '.join(tasks)}" if tasks else ""
             yield f"    {name} --preset {preset}  ({steps:,} steps{default})"
@@ -85,6 +85,6 @@ def _plain(methods: Mapping[str, Card], tasks: Mapping[str, str]) -> dict[str, A
             {"name": preset, "steps": of.steps, "tasks": list(of.tasks), "source": of.source}
             for preset, of in card.presets.items()
         ]
-        fields = {"family": card.family, "paper": card.paper, "summary": card.summary, "requires": list(card.requires)}
-        found.append({"name": name, **fields, "presets": presets})
+        of = {"family": card.family, "paper": card.paper, "summary": card.summary}
+        found.append({"name": name, **of, "takes": list(card.takes), "requires": list(card.requires), "presets": presets})
     return {"algorithms": found, "tasks": [{"name": name, "family": family} for name, family in tasks.items()]}

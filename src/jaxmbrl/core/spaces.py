@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 
 class Box(NamedTuple):
@@ -64,3 +64,23 @@ class Discrete(NamedTuple):
 
 
 Space: TypeAlias = Box | Discrete
+
+
+def encoded_size(space: Space) -> int:
+    """Length F of the vectors that `encode` returns."""
+    return space.n if isinstance(space, Discrete) else math.prod(space.shape)
+
+
+def encode(space: Space, value: Shaped[Array, "..."]) -> Float[Array, "*n F"]:
+    """Elements [*n, ...] of `space` as vectors of floats: the one-hot code of a choice, the entries of a box in one row.
+
+    >>> from jaxmbrl.core.spaces import Box, Discrete, encode
+    >>> encode(Discrete(3), jnp.array([0, 2])).tolist()
+    [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    >>> encode(Box((2, 2), 0, 255, "uint8"), jnp.ones((5, 2, 2), jnp.uint8)).shape
+    (5, 4)
+    """
+    if isinstance(space, Discrete):
+        return jax.nn.one_hot(value, space.n, dtype=jnp.result_type(float))
+    flat = value.reshape(*value.shape[: value.ndim - len(space.shape)], -1)
+    return flat if jnp.issubdtype(flat.dtype, jnp.floating) else flat.astype(jnp.result_type(float))

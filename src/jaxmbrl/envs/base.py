@@ -161,11 +161,24 @@ def discrete_sizes(task: Task, method: str) -> tuple[int, int]:
     return observation.n, action.n
 
 
+def number_of_actions(task: Task, method: str) -> int:
+    """The number of choices of an action, for a method that needs discrete actions. Raises UserError if the actions are not
+    discrete."""
+    _check_space(task, method, "discrete actions", "actions", lambda space: isinstance(space, Discrete))
+    return cast(Discrete, task.action).n
+
+
 def _check_spaces(task: Task, method: str, takes: str, fits: Callable[[Space], bool]) -> None:
     """Raise UserError if `fits` is false for a space of the task."""
-    for what, space in (("observations", task.observation), ("actions", task.action)):
-        if not fits(space):
-            raise UserError(f"{method} takes {takes}, and the {what} of task '{task.name}' are {space}: take another task")
+    for what in ("observations", "actions"):
+        _check_space(task, method, takes, what, fits)
+
+
+def _check_space(task: Task, method: str, takes: str, what: str, fits: Callable[[Space], bool]) -> None:
+    """Raise UserError if `fits` is false for the space of the task's observations or actions."""
+    space = task.observation if what == "observations" else task.action
+    if not fits(space):
+        raise UserError(f"{method} takes {takes}, and the {what} of task '{task.name}' are {space}: take another task")
 
 
 def typed(leaf: Any) -> Array:
