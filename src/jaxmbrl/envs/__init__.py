@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jaxmbrl.envs.checking import check
 
 TASKS: dict[str, str | Callable[[], Task]] = {
+    "Acrobot-v1": "classic.acrobot:acrobot",
     "Ant-v5": "mujoco.ant:ant",
     "Ant-v5/truncated": "mujoco.ant:ant_truncated",
     "CartPole-v1": "classic.cartpole:cartpole_v1",
@@ -35,6 +36,7 @@ TASKS: dict[str, str | Callable[[], Task]] = {
     "HumanoidStandup-v5": "mujoco.humanoid_standup:humanoid_standup",
     "InvertedDoublePendulum-v5": "mujoco.inverted_double_pendulum:inverted_double_pendulum",
     "InvertedPendulum-v5": "mujoco.inverted_pendulum:inverted_pendulum",
+    "MountainCar-v0": "classic.mountain_car:mountain_car_v0",
     "Pusher-v5": "mujoco.pusher:pusher",
     "Reacher-v5": "mujoco.reacher:reacher",
     "Swimmer-v5": "mujoco.swimmer:swimmer",
