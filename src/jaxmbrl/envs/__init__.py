@@ -47,6 +47,8 @@ TASKS: dict[str, str | Callable[[], Task]] = {
     "Swimmer-v5": "mujoco.swimmer:swimmer",
     "Walker2d-v5": "mujoco.walker2d:walker2d",
     "bsuite/Catch": "tabular.catch:catch",
+    "bsuite/DeepSea": "tabular.deep_sea:registered",
+    "bsuite/DeepSea/tabular": "tabular.deep_sea:registered_tabular",
     "cartpole-continuous": "classic.cartpole:cartpole_continuous",
     "cartpole-swingup": "classic.cartpole_swingup:cartpole_swingup",
     "mountain-car-continuous": "classic.mountain_car:mountain_car_continuous",
@@ -63,10 +65,12 @@ PUBLISHED = frozenset(TASKS)
 
 FAMILIES: dict[str, str | Callable[[str], Task]] = {
     "brax": "bridges.brax_playground:brax_task",
+    "bsuite": "tabular.deep_sea:bsuite_task",
     "gymnasium": "bridges.gymnasium_task:registered",
     "playground": "bridges.brax_playground:playground_task",
 }
-"""Tasks of other packages: `make("family/name")` calls the function of the family with the name."""
+"""Families of tasks that are made by name, of other packages or with a size in their name: `make("family/name")` calls the
+function of the family with the name."""
 
 _LAZY = {
     "Task": "jaxmbrl.core.types",

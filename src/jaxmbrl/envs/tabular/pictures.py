@@ -21,9 +21,10 @@ FLOORS: Mapping[str, Color] = {
 
 
 def grid_picture(
-    cells: Sequence[str], at: tuple[int, int], move: tuple[int, int] | None = None
+    cells: Sequence[str], at: tuple[int, int] | None, move: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """A grid, with the agent as a disc at (row, column) `at` and an arrow along `move` (rows down, columns to the right).
+    """A grid, with the agent as a disc at (row, column) `at` and an arrow along `move` (rows down, columns to the right);
+    without the agent if `at` is None.
 
     `cells` are the rows from the top, a letter for each cell: `#` wall, `C` cliff, `G` goal, `H` hole, `S` start, which is
     marked by a ring; others are free.
@@ -44,8 +45,9 @@ def grid_picture(
         canvas.line([(0, row), (columns, row)], TRACK, 1.0)
     for column in range(columns + 1):
         canvas.line([(column, 0), (column, rows)], TRACK, 1.0)
-    x, y = at[1] + 0.5, rows - at[0] - 0.5
-    canvas.disc((x, y), 0.28, BODY)
-    if move is not None:
-        canvas.arrow((x, y), (x + 0.48 * move[1], y - 0.48 * move[0]), FORCE)
+    if at is not None:
+        x, y = at[1] + 0.5, rows - at[0] - 0.5
+        canvas.disc((x, y), 0.28, BODY)
+        if move is not None:
+            canvas.arrow((x, y), (x + 0.48 * move[1], y - 0.48 * move[0]), FORCE)
     return canvas.picture()
