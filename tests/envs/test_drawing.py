@@ -207,7 +207,7 @@ def test_catch():
     draw = envs.make("bsuite/Catch").env.draw
 
     def seen(*position, action=None):
-        return draw(at(tuple(map(np.int32, position))), action)
+        return draw(at(tuple(map(np.int32, position))), None if action is None else np.array(action, np.int32))
 
     picture = seen(3, 1, 4)
     np.testing.assert_allclose(where(picture, INK) - where(picture, BODY), [-3 * 40, -6 * 40 - 16], atol=2)
@@ -224,7 +224,7 @@ def test_grids():
         np.testing.assert_allclose(seen, 480 / 12.5 * np.array([column + 0.75, row + 0.75]), atol=2)
     state = at(np.int32(10))
     for action, way in enumerate(((-1, 0), (0, 1), (1, 0), (0, -1))):
-        picture = lake(state, np.int32(action))
+        picture = lake(state, np.array(action, np.int32))
         assert (where(picture, FORCE) - where(lake(state, None), BODY)) @ way > 15
     board = envs.make("bsuite/DeepSea/5").env.draw
     np.testing.assert_allclose(where(board(at(np.int32(11)), None), BODY), 480 / 5.5 * np.array([1.75, 2.75]), atol=2)
