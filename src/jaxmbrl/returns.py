@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 Ends = Bool[Array, "T"] | Float[Array, "T"]
 Discount = Float[Array, ""] | float
@@ -70,25 +70,6 @@ def n_step_returns(
     last = jnp.asarray(last, rewards.dtype)
     _, targets = jax.lax.scan(back, last, (rewards, terminated), reverse=True)
     return jnp.concatenate([targets, last[None]])
-
-
-def until_end(
-    rewards: Float[Array, "T"], ended: Bool[Array, "T"], discount: Discount
-) -> tuple[Float[Array, ""], Int[Array, ""], Float[Array, ""]]:
-    """(sum_{i < m} discount^i r_i, m, discount^m): the rewards of the first m steps and the discount of the value after
-    them. Step m - 1 is the first with `ended`, by termination or truncation; without one, m is T.
-
-    >>> from jaxmbrl import returns
-    >>> earned, steps, discount = returns.until_end(jnp.array([1.0, 2.0, 3.0]), jnp.array([False, True, False]), 0.5)
-    >>> float(earned), int(steps), float(discount)
-    (2.0, 2, 0.25)
-    """
-    number = rewards.shape[0]
-    counts = alive_before(ended) > 0
-    steps = jnp.sum(counts, dtype=jnp.int32)
-    # The power 1 is the discount itself, without rounding.
-    powers = jnp.cumprod(jnp.full(number + 1, discount, rewards.dtype).at[0].set(1.0))
-    return jnp.sum(powers[:-1] * jnp.where(counts, rewards, 0.0)), steps, powers[steps]
 
 
 def lambda_return(

@@ -125,9 +125,7 @@ def dueling(value: Float[Array, "*n"], advantages: Float[Array, "*n actions"]) -
     return value[..., None] + advantages - jnp.mean(advantages, axis=-1, keepdims=True)
 
 
-def bootstrap_value(
-    target: Float[Array, "actions"], choosing: Float[Array, "actions"] | None = None
-) -> Float[Array, ""]:
+def bootstrap_value(target: Float[Array, "actions"], choosing: Float[Array, "actions"] | None = None) -> Float[Array, ""]:
     """The value of a state from the target network's values of its actions: the largest (DQN), or that of the action with
     the largest of the values `choosing` (double DQN)."""
     if choosing is None:
@@ -148,9 +146,7 @@ def q_loss(
     return jnp.mean(each if weight is None else weight * each)
 
 
-def make(
-    config: QLearningConfig, observation: Space, actions: int, normalizer: Normalizer | None = None
-) -> ActorCritic:
+def make(config: QLearningConfig, observation: Space, actions: int, normalizer: Normalizer | None = None) -> ActorCritic:
     """The agent for `actions` discrete actions and observations of any space: images [H, W, C] are the input of
     convolutions, all others are encoded as vectors (`core.spaces.encode`). Its state is a `QState`. With a `normalizer` the
     network receives normalised vectors; the arguments of the agent's functions are always in the task's units.

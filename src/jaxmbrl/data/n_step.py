@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmbrl import returns
 from jaxmbrl.core.types import Action, Key, Observation, PyTree
 from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
@@ -47,17 +46,31 @@ class NStep(NamedTuple):
     """discount^m."""
 
 
-def sample(
-    buffer: Replay, key: Key, batch: int, n: int, discount: Float[Array, ""] | float, stride: int = 1
-) -> NStep:
+def until_end(
+    rewards: Float[Array, "n"], ended: Bool[Array, "n"], discount: Float[Array, ""] | float
+) -> tuple[Float[Array, ""], Int[Array, ""], Float[Array, ""]]:
+    """(sum_{i < m} discount^i r_i, m, discount^m) of one window, which ends with the first step with `ended`, or with the
+    last. Later steps are ignored.
+
+    >>> from jaxmbrl.data import n_step
+    >>> reward, steps, discount = n_step.until_end(jnp.array([1.0, 2.0, 3.0]), jnp.array([False, True, False]), 0.5)
+    >>> float(reward), int(steps), float(discount)
+    (2.0, 2, 0.25)
+    """
+    counts = jnp.cumsum(ended) == ended
+    steps = jnp.sum(counts, dtype=jnp.int32)
+    # The first power is the discount itself, without rounding.
+    powers = jnp.cumprod(jnp.full(rewards.shape[0] + 1, discount, rewards.dtype).at[0].set(1.0))
+    return jnp.sum(powers[:-1] * jnp.where(counts, rewards, 0.0)), steps, powers[steps]
+
+
+def sample(buffer: Replay, key: Key, batch: int, n: int, discount: Float[Array, ""] | float, stride: int = 1) -> NStep:
     """`batch` rows of up to `n` steps, [batch, ...], whose first rows are sampled uniformly with replacement; those are the
     rows that `replay.sample` returns with the same key. For `stride` see `begun_at`."""
     return begun_at(buffer, replay.sample_slots(buffer, key, batch), n, discount, stride)
 
 
-def begun_at(
-    buffer: Replay, slot: Int[Array, "B"], n: int, discount: Float[Array, ""] | float, stride: int = 1
-) -> NStep:
+def begun_at(buffer: Replay, slot: Int[Array, "B"], n: int, discount: Float[Array, ""] | float, stride: int = 1) -> NStep:
     """The rows of up to `n` steps, [B, ...], that begin with the rows in the slots `slot` of a buffer of `Transition`.
 
     `stride` is the number of environments whose steps were added in turn: consecutive rows of one environment are `stride`
@@ -69,7 +82,7 @@ def begun_at(
     age = (slot - buffer.position + buffer.size) % capacity
     newest = age[:, None] + later + stride >= buffer.size
     ended = data.terminated[slots] | data.truncated[slots] | newest
-    by_row = jax.vmap(returns.until_end, in_axes=(0, 0, None))
+    by_row = jax.vmap(until_end, in_axes=(0, 0, None))
     reward, steps, power = by_row(data.reward[slots], ended, discount)
     last = (slot + stride * (steps - 1)) % capacity
     observation, extras = jax.tree.map(lambda x: x[slot], (data.observation, data.extras))

@@ -149,9 +149,7 @@ class ConvTorso(nn.Module):
         x = image.astype(dtype)
         x = x if jnp.issubdtype(image.dtype, jnp.floating) else x / 255
         for units, size, stride in self.layers:
-            conv = nn.Conv(
-                units, (size, size), stride, padding="VALID", kernel_init=self.kernel_init, param_dtype=dtype
-            )
+            conv = nn.Conv(units, (size, size), stride, padding="VALID", kernel_init=self.kernel_init, param_dtype=dtype)
             x = nn.relu(conv(x))
         return x.reshape(*x.shape[:-3], -1)
 

@@ -110,9 +110,7 @@ def make(config: Config, task: Task) -> Algorithm:
                 buffer, key, config.batch_size, config.n_step, state.agent.discount, stride=config.num_envs
             )
 
-        agent_state, found = update_agent(
-            config, learner, state.agent, clock, draw, update_key, period=config.train_every
-        )
+        agent_state, found = update_agent(config, learner, state.agent, clock, draw, update_key, period=config.train_every)
         if config.copy_every:
             due = passes(clock, config.copy_every, steps_per_call)
             agent_state, _ = metrics.cond_update(due, lambda state: (q_learning.copy_target(state), {}), agent_state)
