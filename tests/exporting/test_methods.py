@@ -38,6 +38,8 @@ VARIANTS = {
 }
 """By name, the method and changes to its small settings."""
 CASES = {name: (name, {}) for name in algorithms.METHODS} | VARIANTS
+TASKS = {"continuous actions": "pendulum", "discrete actions": "bsuite/Catch"}
+"""The task of a method, by the first kind of task that it takes."""
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,9 @@ CASES = {name: (name, {}) for name in algorithms.METHODS} | VARIANTS
 def test_the_policy_of_every_method_can_be_exported(case, tmp_path):
     """To StableHLO; to NumPy as well, unless it plans."""
     name, changes = CASES[case]
-    config = programs.configure(name, "pendulum", settings=dict(algorithms.METHODS[name].tiny) | changes, action_repeat=2)
+    method = algorithms.METHODS[name]
+    settings, task = dict(method.tiny) | changes, TASKS[method.takes[0]]
+    config = programs.configure(name, task, settings=settings, action_repeat=2)
     program, clock = programs.build(config), clock_at(300)
     state = filled(program.algorithm)
     observations, actions = jax.device_get(
@@ -55,8 +59,8 @@ def test_the_policy_of_every_method_can_be_exported(case, tmp_path):
     assert len(np.unique(actions)) > 1, "an action that never changes shows nothing"
     policy = deterministic(program.algorithm, program.task, state, clock)
     about = {
-        "observation": {"shape": [3], "dtype": "float32"},
-        "action": {"shape": [1], "dtype": "float32"},
+        "observation": {"shape": list(observations.shape[1:]), "dtype": observations.dtype.name},
+        "action": {"shape": list(actions.shape[1:]), "dtype": actions.dtype.name},
         "memory": [{"initial": value.tolist(), "dtype": value.dtype.name} for value in policy.memory.values()],
     }
     assert policy.random == (name == "pets")
