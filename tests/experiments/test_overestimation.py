@@ -60,5 +60,5 @@ def test_it_runs(script, tmp_path):
     for case in told["networks"].values():
         assert case["steps"] == [500, 1000]
         # 20 steps with reward 1 at most.
-        assert 0 < np.min(case["truth"]) and np.max(case["truth"]) <= (1 - 0.99**20) / 0.01 + 1e-3
+        assert np.min(case["truth"]) > 0 and np.max(case["truth"]) <= (1 - 0.99**20) / 0.01 + 1e-3
     assert len(told["tables"]["Q-learning"]["left"]) == 300
