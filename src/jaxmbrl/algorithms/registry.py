@@ -37,6 +37,7 @@ MODULES = {
     "sac": "model_free.sac",
     "td3": "model_free.td3",
     "ddpg": "model_free.td3:DDPG",
+    "dqn": "model_free.dqn",
 }
 """Method -> its module, and the name of its record there unless that is `METHOD`. Tables and lists keep this order."""
 
@@ -88,6 +89,9 @@ class Goal(NamedTuple):
     """Changes to the preset, by dotted field names."""
     about: str = "its preset"
     """Description of the case in the tables of returns."""
+    best: bool = False
+    """Whether the best evaluation during training must reach the return, instead of the last policy: for methods whose
+    policy gets worse again."""
 
 
 class Method(NamedTuple):

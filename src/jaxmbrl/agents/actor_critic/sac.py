@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Array, Float
 
-from jaxmbrl.agents.actor_critic.critics import regress, td_target
+from jaxmbrl.agents.actor_critic.critics import next_discount, regress, td_target
 from jaxmbrl.agents.actor_critic.updates import in_turn
 from jaxmbrl.core.config import Traced
 from jaxmbrl.core.types import (
@@ -41,6 +41,7 @@ from jaxmbrl.core.types import (
     PyTree,
     Transition,
 )
+from jaxmbrl.data.n_step import NStep
 from jaxmbrl.distributions import sample_squashed
 from jaxmbrl.models.normalizer import Normalizer, normalize
 from jaxmbrl.nn import optimizer
@@ -274,7 +275,7 @@ class _SAC(NamedTuple):
     def update_critic(
         self,
         state: SACState,
-        batch: Transition,
+        batch: Transition | NStep,
         key: Key,
         *,
         target: Float[Array, "B"] | None = None,
@@ -283,7 +284,7 @@ class _SAC(NamedTuple):
         keys = jax.random.split(key, 4)
         if target is None:
             next_value = self.target_value_by(state, batch.next_observation, keys[:3])
-            target = td_target(batch.reward, state.discount, batch.terminated, next_value)
+            target = td_target(batch.reward, next_discount(batch, state.discount), batch.terminated, next_value)
         observation = self.normalized(batch.observation)
         trained, found, error = regress(
             state.critic, lambda params: self.parts.q(params, observation, batch.action, keys[3]), target, weight
@@ -291,7 +292,7 @@ class _SAC(NamedTuple):
         return state._replace(critic=optimizer.move_target(trained, self.config.polyak)), found, error
 
     def update_actor(
-        self, state: SACState, batch: Transition, key: Key, *, loss: ActorLoss | None = None
+        self, state: SACState, batch: Transition | NStep, key: Key, *, loss: ActorLoss | None = None
     ) -> tuple[SACState, Metrics]:
         if loss is not None:
             (value, bonus), gradient = jax.value_and_grad(loss, has_aux=True)(state.actor.params, state, batch, key)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from annotated_types import Ge, Gt, Le
 from jaxtyping import Array, Float
 
-from jaxmbrl.agents.actor_critic.critics import regress, td_target
+from jaxmbrl.agents.actor_critic.critics import next_discount, regress, td_target
 from jaxmbrl.agents.actor_critic.updates import in_turn
 from jaxmbrl.agents.exploration import with_gaussian_noise
 from jaxmbrl.core.config import Traced
@@ -42,6 +42,7 @@ from jaxmbrl.core.types import (
     PyTree,
     Transition,
 )
+from jaxmbrl.data.n_step import NStep
 from jaxmbrl.models.normalizer import Normalizer, normalize
 from jaxmbrl.nn import optimizer
 from jaxmbrl.nn.networks import MLP, Precision
@@ -184,7 +185,7 @@ class _TD3(NamedTuple):
     def update_critic(
         self,
         state: TD3State,
-        batch: Transition,
+        batch: Transition | NStep,
         key: Key,
         *,
         target: Float[Array, "B"] | None = None,
@@ -192,14 +193,14 @@ class _TD3(NamedTuple):
     ) -> tuple[TD3State, Metrics, Float[Array, "B"]]:
         if target is None:
             next_value = self.target_value(state, batch.next_observation, key)
-            target = td_target(batch.reward, state.discount, batch.terminated, next_value)
+            target = td_target(batch.reward, next_discount(batch, state.discount), batch.terminated, next_value)
         trained, found, error = regress(
             state.critic, lambda params: self.every_q(params, batch.observation, batch.action), target, weight
         )
         return state._replace(critic=trained), found, error
 
     def update_actor(
-        self, state: TD3State, batch: Transition, key: Key, *, loss: ActorLoss | None = None
+        self, state: TD3State, batch: Transition | NStep, key: Key, *, loss: ActorLoss | None = None
     ) -> tuple[TD3State, Metrics]:
         def own_loss(params: PyTree, *_: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
             action = self.action_of(params, batch.observation)
