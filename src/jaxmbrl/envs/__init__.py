@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 TASKS: dict[str, str | Callable[[], Task]] = {
     "Ant-v5": "mujoco.ant:ant",
     "Ant-v5/truncated": "mujoco.ant:ant_truncated",
+    "CartPole-v1": "classic.cartpole:cartpole_v1",
     "HalfCheetah-v5": "mujoco.half_cheetah:half_cheetah",
     "Hopper-v5": "mujoco.hopper:hopper",
     "Humanoid-v5": "mujoco.humanoid:humanoid",
@@ -38,6 +39,7 @@ TASKS: dict[str, str | Callable[[], Task]] = {
     "Reacher-v5": "mujoco.reacher:reacher",
     "Swimmer-v5": "mujoco.swimmer:swimmer",
     "Walker2d-v5": "mujoco.walker2d:walker2d",
+    "bsuite/Catch": "tabular.catch:catch",
     "cartpole-continuous": "classic.cartpole:cartpole_continuous",
     "cartpole-swingup": "classic.cartpole_swingup:cartpole_swingup",
     "mountain-car-continuous": "classic.mountain_car:mountain_car_continuous",
