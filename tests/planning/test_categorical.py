@@ -161,7 +161,7 @@ def test_among_all_sequences_the_plan_is_the_open_loop_optimum(method):
         planner = mppi.make(MPPIConfig(horizon=H, population=5, iterations=2, temperature=1e-3), SPACE)
     place = [0]
     problem = problem_of_score(scored(lambda x: return_from(place[0], x), []), SPACE)
-    plan = jax.jit(lambda: planner.plan(problem, planner.init(), jax.random.key(0), every)[0])
+    plan = jax.jit(lambda: planner.plan(problem, planner.init(), jax.random.key(0), jnp.asarray(every))[0])
     found = []
     for place[0] in range(7):
         found.append(np.asarray(jax.block_until_ready(plan())).tolist())
@@ -173,7 +173,10 @@ def test_among_all_sequences_the_plan_is_the_open_loop_optimum(method):
 
 def test_of_equal_candidates_the_first_wins():
     """A constant reward: the first sample is the plan, and the first samples are the elites."""
-    planner, seen = cem.make(CEMConfig(horizon=H, population=30, elites=4, iterations=1, momentum=0.0, floor=0.0), SPACE), []
+    planner, seen = (
+        cem.make(CEMConfig(horizon=H, population=30, elites=4, iterations=1, momentum=0.0, floor=0.0), SPACE),
+        [],
+    )
     problem = problem_of_score(scored(lambda x: np.ones(len(x)), seen), SPACE)
     plan = jax.jit(lambda: planner.plan(problem, planner.init(), jax.random.key(5)))
     actions, state, _ = jax.device_get(jax.block_until_ready(plan()))
@@ -205,9 +208,10 @@ def test_the_floor_keeps_a_choice_alive(method, floor):
     assert np.any(np.concatenate(seen)[:, 0] == 3) == (floor > 0)
 
 
-@pytest.mark.parametrize("make", [lambda: cem.make(CEMConfig(horizon=2), Discrete(3)), lambda: mppi.make(MPPIConfig(horizon=2), Discrete(3))])
-def test_where_nothing_is_finite_the_most_probable_choices_are_the_plan(make):
-    planner = make()
+@pytest.mark.parametrize(
+    "planner", [cem.make(CEMConfig(horizon=2), Discrete(3)), mppi.make(MPPIConfig(horizon=2), Discrete(3))]
+)
+def test_where_nothing_is_finite_the_most_probable_choices_are_the_plan(planner):
     problem = problem_of_score(lambda actions, key: jnp.nan * jnp.sum(actions), Discrete(3))
     state = categorical.PlanState(jnp.array([[0.2, 0.1, 0.7], [0.1, 0.6, 0.3]]))
     actions, after, statistics = jax.jit(lambda: planner.plan(problem, state, jax.random.key(0)))()
@@ -233,7 +237,7 @@ def test_an_open_loop_policy_plays_choices(method):
     memory, act, played = policy.init(jax.random.key(0)), jax.jit(policy.act), []
     for i in range(H):
         # Feedback is not used: the observation is that of the start.
-        action, extras, memory = act(memory, np.array([-1.0], np.float32), jax.random.key(i))
+        action, _, memory = act(memory, np.array([-1.0], np.float32), jax.random.key(i))
         assert action.dtype == jnp.int32 and action.shape == ()
         played.append(int(action))
     assert played == [2, 2, 2] and int(memory.played) == H

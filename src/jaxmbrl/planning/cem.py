@@ -151,7 +151,8 @@ def gaussian(config: CEMConfig, action: Box) -> Distribution:
 
 
 def choices(config: CEMConfig, n: int) -> Distribution:
-    """Categorical distributions over n choices; the parameters are (probabilities [H, n], best candidate of the last iteration [H])."""
+    """Categorical distributions over n choices; the parameters are (probabilities [H, n], best candidate [H] of the last
+    iteration)."""
 
     def refit(parameters: tuple[Array, Array], population: Array, returns: Array) -> tuple[Array, Array]:
         probability = refit_choices(parameters[0], population, returns, config.elites, config.momentum, config.floor)

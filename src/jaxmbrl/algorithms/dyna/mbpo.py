@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from annotated_types import Ge
 from jaxtyping import Array, Float
 
-from jaxmbrl.agents.actor_critic import sac
+from jaxmbrl import agents
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import BranchedSettings
@@ -54,7 +54,7 @@ from jaxmbrl.core.types import (
 from jaxmbrl.data import replay
 from jaxmbrl.data.mixtures import mixture
 from jaxmbrl.data.replay import Replay
-from jaxmbrl.envs.base import vector_sizes
+from jaxmbrl.envs.base import vectors_and_actions
 from jaxmbrl.models import branching, disagreement
 from jaxmbrl.models.branching import Imagined
 
@@ -85,7 +85,7 @@ class State(NamedTuple):
 
 def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
     """MBPO on `task`; `model` overrides the default ensemble. `hyper` may hold `real_ratio`, traced, and SAC's."""
-    agent = sac.make(config.agent, *vector_sizes(task, "mbpo"))
+    agent = agents.make(config.agent, *vectors_and_actions(task, "mbpo"))
     model = model or shared.ensemble_for(config, task)
     rule = disagreement.make(config.trust)
 
@@ -149,6 +149,7 @@ METHOD = Method(
     family="dyna",
     paper="1906.08253",
     summary="soft actor-critic on short rollouts imagined by a probabilistic ensemble",
+    takes=("continuous actions", "discrete actions"),
     tiny={
         **TINY_RUN,
         **TINY_ENSEMBLE,
