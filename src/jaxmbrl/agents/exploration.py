@@ -5,6 +5,7 @@ Random actions have extras too, so that the stored extras describe how the actio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -64,13 +65,20 @@ def with_gaussian_noise(policy: Policy, deviation: Any) -> Policy:
 
 
 def with_epsilon(policy: Policy, space: Space, epsilon: Float[Array, ""] | float) -> Policy:
-    """Epsilon-greedy: a uniform sample of `space` with probability `epsilon`, else the action of `policy`."""
+    """Epsilon-greedy: a uniform sample of `space` with probability `epsilon`, else the action of `policy`. For a block of
+    observations, each action is chosen independently."""
 
     def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
         act_key, choice_key, random_key = jax.random.split(key, 3)
         action, extras, memory = policy.act(memory, observation, act_key)
-        explores = jax.random.uniform(choice_key) < epsilon
-        return jnp.where(explores, space.sample(random_key), action), extras, memory
+        block = action.shape[: action.ndim - len(space.shape)]
+        explores = jax.random.uniform(choice_key, block) < epsilon
+        if block:
+            sampled = jax.vmap(space.sample)(jax.random.split(random_key, math.prod(block))).reshape(action.shape)
+        else:
+            sampled = space.sample(random_key)
+        explores = explores.reshape(*block, *[1] * len(space.shape))
+        return jnp.where(explores, sampled, action), extras, memory
 
     return Policy(policy.init, act)
 

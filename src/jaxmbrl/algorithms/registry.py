@@ -37,6 +37,7 @@ MODULES = {
     "sac": "model_free.sac",
     "td3": "model_free.td3",
     "ddpg": "model_free.td3:DDPG",
+    "dqn": "model_free.dqn",
 }
 """Method -> its module, and the name of its record there unless that is `METHOD`. Tables and lists keep this order."""
 

@@ -67,7 +67,7 @@ class OffPolicySettings(LoopSettings):
     updates_per_step: Annotated[int, Ge(1)] = 1
     """Updates for each environment step: the replay ratio, or update-to-data ratio (UTD)."""
     actor_delay: Annotated[int, Ge(1)] = 1
-    """Critic updates for each actor update. SAC's temperature and TD3's targets are updated with the actor."""
+    """Critic updates for each actor update. SAC's temperature and the targets of TD3 and DQN are updated with the actor."""
     replay_capacity: Annotated[int, Ge(1)] = 1_000_000
     """Transitions in the replay buffer; the oldest are overwritten first."""
 
@@ -245,6 +245,11 @@ def refit_due(config: ModelBasedSettings, clock: Clock) -> Bool[Array, ""]:
     return (steps >= 0) & (steps % config.refit_every == 0)
 
 
+def passes(clock: Clock, every: int, steps_per_call: int) -> Bool[Array, ""]:
+    """Whether a multiple of `every` environment steps is reached in this call of `learn`, which counts `steps_per_call`."""
+    return clock.env_steps // every > (clock.env_steps - steps_per_call) // every
+
+
 def steps_after_warmup(config: Any, clock: Clock) -> Int[Array, ""]:
     """Environment steps since the warm-up ended; negative during it."""
     return clock.env_steps - config.warmup_steps
@@ -257,18 +262,19 @@ def update_agent(
     clock: Clock,
     draw: Callable[[Key], Any],
     key: Key,
+    period: int = 1,
 ) -> tuple[PyTree, Metrics]:
     """The updates of one call of `learn`, on batches sampled by `draw(key)`; none during the warm-up.
 
-    There are `updates_per_step` updates for each environment step. Every `actor_delay`-th of all updates also updates the
-    actor.
+    There are `updates_per_step` updates for each environment, once in the `period` steps of a call. Every `actor_delay`-th
+    of all updates also updates the actor.
     """
-    number = config.updates_per_step * config.num_envs
-    # The first call of `learn` that updates is the one at this number of environment steps.
-    first = max(config.warmup_steps, config.num_envs)
+    number, steps = config.updates_per_step * config.num_envs, period * config.num_envs
+    # The first call of `learn` that updates is the first one at this number of environment steps or later.
+    first = max(config.warmup_steps, steps)
 
     def update(state: PyTree) -> tuple[PyTree, Metrics]:
-        calls = (clock.env_steps - first) // config.num_envs
+        calls = (clock.env_steps - first) // steps
         before = calls % config.actor_delay * number
         return updates(agent, state, draw, key, number, config.actor_delay, before)
 

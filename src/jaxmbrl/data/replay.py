@@ -116,7 +116,12 @@ def slots_to_write(replay: Replay, mask: Bool[Array, "n"]) -> Int[Array, "n"]:
 
 def sample(replay: Replay, key: Key, n: int) -> PyTree:
     """`n` rows sampled uniformly with replacement, [n, ...]. An empty buffer returns rows of zeros: add first."""
-    return _take(replay, _slot(replay, jax.random.randint(key, (n,), 0, jnp.maximum(replay.size, 1))))
+    return _take(replay, sample_slots(replay, key, n))
+
+
+def sample_slots(replay: Replay, key: Key, n: int) -> Int[Array, "n"]:
+    """The slots of the rows that `sample` returns with the same key."""
+    return _slot(replay, jax.random.randint(key, (n,), 0, jnp.maximum(replay.size, 1)))
 
 
 def sample_sequences(

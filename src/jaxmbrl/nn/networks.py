@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 Initializer = Callable[..., jax.Array]
 Precision = Literal["default", "bfloat16"]
@@ -123,3 +124,44 @@ class MLP(nn.Module):
             if self.norms:
                 x = nn.LayerNorm(epsilon=self.norms[i], use_bias=False, use_scale=False)(x)
         return dense(self.out, kernel_init=self.last_init or self.kernel_init)(x)
+
+
+ConvLayer = tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)], Annotated[int, Ge(1)]]
+"""(units, size of the square kernel, stride) of a convolution."""
+NATURE: tuple[ConvLayer, ...] = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+"""The convolutions of DQN (Mnih et al., Nature 518, 2015), for images of 84 x 84 pixels."""
+
+
+class ConvTorso(nn.Module):
+    """Convolutions without padding, each followed by a ReLU: an image [H, W, C] -> features in one row.
+
+    Pixels (integers in 0 .. 255) are divided by 255; images of real numbers are used as they are. The image must be at
+    least as large as each kernel when it gets there; `smallest_side` is the least side for given layers.
+    """
+
+    layers: tuple[ConvLayer, ...] = NATURE
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, image: Shaped[Array, "*n H W C"]) -> Float[Array, "*n F"]:
+        """The features of images."""
+        dtype = jnp.result_type(float)
+        x = image.astype(dtype)
+        x = x if jnp.issubdtype(image.dtype, jnp.floating) else x / 255
+        for units, size, stride in self.layers:
+            conv = nn.Conv(units, (size, size), stride, padding="VALID", kernel_init=self.kernel_init, param_dtype=dtype)
+            x = nn.relu(conv(x))
+        return x.reshape(*x.shape[:-3], -1)
+
+
+def smallest_side(layers: tuple[ConvLayer, ...]) -> int:
+    """The least height and width of an image that `ConvTorso` accepts.
+
+    >>> from jaxmbrl.nn import networks
+    >>> networks.smallest_side(networks.NATURE)
+    36
+    """
+    side = 1
+    for _, size, stride in reversed(layers):
+        side = (side - 1) * stride + size
+    return side

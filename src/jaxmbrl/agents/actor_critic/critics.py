@@ -1,4 +1,4 @@
-"""Common functions of critics: the one-step TD target, the loss and its gradient step."""
+"""Common functions of critics: the TD target, the loss and its gradient step."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float
 
-from jaxmbrl.core.types import Average, Metrics, PyTree
+from jaxmbrl.core.types import Average, Metrics, PyTree, Transition
+from jaxmbrl.data.n_step import NStep
 from jaxmbrl.nn import optimizer
 from jaxmbrl.nn.optimizer import Trainable
 
@@ -19,6 +21,11 @@ def td_target(
 ) -> Float[Array, "*n"]:
     """The one-step TD target r + discount (1 - terminated) V(s'). The value after a termination is ignored."""
     return reward + discount * jnp.where(terminated, 0.0, next_value)
+
+
+def next_discount(batch: Transition | NStep, discount: Float[Array, ""]) -> Float[Array, "*n"]:
+    """The discount of the value of `batch.next_observation`: discount^m for rows of m steps, else `discount`."""
+    return batch.discount if isinstance(batch, NStep) else discount
 
 
 def critic_loss(
@@ -34,18 +41,21 @@ def regress(
     values: Callable[[PyTree], Float[Array, "N B"]],
     target: Float[Array, "B"],
     weight: Float[Array, "B"] | None = None,
+    loss: Callable[..., Float[Array, ""]] = critic_loss,
+    chain: optax.GradientTransformation | None = None,
 ) -> tuple[Trainable, Metrics, Float[Array, "B"]]:
-    """One gradient step on `critic_loss`, where `values(parameters)` are the critics' values. Returns (critics, metrics,
-    mean absolute error of each row before the step). No gradient flows into the target; the target critics are
-    unchanged."""
+    """One gradient step on `loss`, where `values(parameters)` are the critics' values. Returns (critics, metrics, mean
+    absolute error of each row before the step). No gradient flows into the target; the target critics are unchanged.
+
+    `loss` has the arguments of `critic_loss`; `chain` is the optimiser (`nn.optimizer`)."""
     target = jax.lax.stop_gradient(target)
 
-    def loss(params: PyTree) -> tuple[Array, Array]:
+    def loss_of(params: PyTree) -> tuple[Array, Array]:
         found = values(params)
-        return critic_loss(found, target, weight), found
+        return loss(found, target, weight), found
 
-    (value, found), gradient = jax.value_and_grad(loss, has_aux=True)(critic.params)
-    critic, norm = optimizer.step(critic, gradient)
+    (value, found), gradient = jax.value_and_grad(loss_of, has_aux=True)(critic.params)
+    critic, norm = optimizer.step(critic, gradient, chain=chain)
     measured = {
         "agent/critic_loss": Average.of(value),
         "agent/q": Average.of(jnp.mean(found)),

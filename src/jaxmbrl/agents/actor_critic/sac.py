@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Array, Float
 
-from jaxmbrl.agents.actor_critic.critics import regress, td_target
+from jaxmbrl.agents.actor_critic.critics import next_discount, regress, td_target
 from jaxmbrl.agents.actor_critic.updates import in_turn
 from jaxmbrl.core.config import Traced
 from jaxmbrl.core.types import (
@@ -342,7 +342,7 @@ class _SAC(NamedTuple):
         keys = jax.random.split(key, 4)
         if target is None:
             next_value = self.target_value_by(state, batch.next_observation, keys[:3])
-            target = td_target(batch.reward, state.discount, batch.terminated, next_value)
+            target = td_target(batch.reward, next_discount(batch, state.discount), batch.terminated, next_value)
         observation = self.normalized(batch.observation)
         trained, found, error = regress(
             state.critic, lambda params: self.parts.q(params, observation, batch.action, keys[3]), target, weight

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from annotated_types import Ge, Gt, Le
 from jaxtyping import Array, Float
 
-from jaxmbrl.agents.actor_critic.critics import regress, td_target
+from jaxmbrl.agents.actor_critic.critics import next_discount, regress, td_target
 from jaxmbrl.agents.actor_critic.updates import in_turn
 from jaxmbrl.agents.exploration import with_gaussian_noise
 from jaxmbrl.core.config import Traced
@@ -192,7 +192,7 @@ class _TD3(NamedTuple):
     ) -> tuple[TD3State, Metrics, Float[Array, "B"]]:
         if target is None:
             next_value = self.target_value(state, batch.next_observation, key)
-            target = td_target(batch.reward, state.discount, batch.terminated, next_value)
+            target = td_target(batch.reward, next_discount(batch, state.discount), batch.terminated, next_value)
         trained, found, error = regress(
             state.critic, lambda params: self.every_q(params, batch.observation, batch.action), target, weight
         )

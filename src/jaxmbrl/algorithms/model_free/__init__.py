@@ -1,1 +1,1 @@
-"""Model-free off-policy methods: SAC, REDQ, DroQ, TD3, DDPG."""
+"""Model-free off-policy methods: SAC, REDQ, DroQ, TD3, DDPG, DQN."""

@@ -1,0 +1,98 @@
+"""Rows of n steps: from the rows of a replay buffer, the input of an n-step target.
+
+The n-step target of a window of rows is
+
+    y = sum_{i < m} discount^i r_i + discount^m (1 - terminated) V(s_m)
+
+where m is n, or less if the episode ends earlier (Sutton and Barto, Reinforcement Learning, 2nd edition, equation 7.1). A
+window that a time limit ends is cut there, with the value of its last successor; after a termination there is no value. The
+newest row of an environment also cuts a window: its successor's value stands for what has not been collected yet.
+
+A row of m steps has the sum of rewards as its reward, the successor of the last step, and discount^m. So the TD target of
+an agent is that of one step, with the row's discount instead of its own. There is no correction for the difference between
+the policy that collected the steps and the current one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxmbrl.core.types import Action, Key, Observation, PyTree
+from jaxmbrl.data import replay
+from jaxmbrl.data.replay import Replay
+
+
+class NStep(NamedTuple):
+    """Rows of m <= n steps, with the fields of `Transition` for the steps as a whole."""
+
+    observation: Observation
+    action: Action
+    """The first action."""
+    reward: Float[Array, "*batch"]
+    """sum_{i < m} discount^i r_i."""
+    next_observation: Observation
+    """The true successor of the last step."""
+    terminated: Bool[Array, "*batch"]
+    """Whether the last step terminated."""
+    truncated: Bool[Array, "*batch"]
+    """Whether the last step reached a time limit."""
+    extras: PyTree
+    """Those of the first step."""
+    discount: Float[Array, "*batch"]
+    """discount^m."""
+
+
+def until_end(
+    rewards: Float[Array, "n"], ended: Bool[Array, "n"], discount: Float[Array, ""] | float
+) -> tuple[Float[Array, ""], Int[Array, ""], Float[Array, ""]]:
+    """(sum_{i < m} discount^i r_i, m, discount^m) of one window, which ends with the first step with `ended`, or with the
+    last. Later steps are ignored.
+
+    >>> from jaxmbrl.data import n_step
+    >>> reward, steps, discount = n_step.until_end(jnp.array([1.0, 2.0, 3.0]), jnp.array([False, True, False]), 0.5)
+    >>> float(reward), int(steps), float(discount)
+    (2.0, 2, 0.25)
+    """
+    counts = jnp.cumsum(ended) == ended
+    steps = jnp.sum(counts, dtype=jnp.int32)
+    # The first power is the discount itself, without rounding.
+    powers = jnp.cumprod(jnp.full(rewards.shape[0] + 1, discount, rewards.dtype).at[0].set(1.0))
+    return jnp.sum(powers[:-1] * jnp.where(counts, rewards, 0.0)), steps, powers[steps]
+
+
+def sample(buffer: Replay, key: Key, batch: int, n: int, discount: Float[Array, ""] | float, stride: int = 1) -> NStep:
+    """`batch` rows of up to `n` steps, [batch, ...], whose first rows are sampled uniformly with replacement; those are the
+    rows that `replay.sample` returns with the same key. For `stride` see `begun_at`."""
+    return begun_at(buffer, replay.sample_slots(buffer, key, batch), n, discount, stride)
+
+
+def begun_at(buffer: Replay, slot: Int[Array, "B"], n: int, discount: Float[Array, ""] | float, stride: int = 1) -> NStep:
+    """The rows of up to `n` steps, [B, ...], that begin with the rows in the slots `slot` of a buffer of `Transition`.
+
+    `stride` is the number of environments whose steps were added in turn: consecutive rows of one environment are `stride`
+    rows apart. With n = 1 the rows are those of the buffer. The discount may be traced.
+    """
+    data, capacity = buffer.data, jax.tree.leaves(buffer.data)[0].shape[0]
+    later = stride * jnp.arange(n)
+    slots = (slot[:, None] + later) % capacity
+    age = (slot - buffer.position + buffer.size) % capacity
+    newest = age[:, None] + later + stride >= buffer.size
+    ended = data.terminated[slots] | data.truncated[slots] | newest
+    by_row = jax.vmap(until_end, in_axes=(0, 0, None))
+    reward, steps, power = by_row(data.reward[slots], ended, discount)
+    last = (slot + stride * (steps - 1)) % capacity
+    observation, extras = jax.tree.map(lambda x: x[slot], (data.observation, data.extras))
+    return NStep(
+        observation=observation,
+        action=data.action[slot],
+        reward=reward,
+        next_observation=jax.tree.map(lambda x: x[last], data.next_observation),
+        terminated=data.terminated[last],
+        truncated=data.truncated[last],
+        extras=extras,
+        discount=power,
+    )

@@ -1,0 +1,189 @@
+"""DQN as a whole: when it updates and copies, how it explores, the rows that it learns from, its presets."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmbrl import algorithms, envs
+from jaxmbrl.agents.q_learning import QLearningConfig
+from jaxmbrl.algorithms.model_free import dqn
+from jaxmbrl.core.config import UserError, check
+from jaxmbrl.core.spaces import Box, Discrete
+from jaxmbrl.core.types import Task, Transition, row_like
+from jaxmbrl.data import n_step
+from jaxmbrl.training.loop import clock_at
+
+from .test_sac import clock
+
+TINY = dqn.Config(
+    agent=QLearningConfig(hidden=(), epsilon=0.2),
+    batch_size=4,
+    n_step=2,
+    train_every=3,
+    copy_every=20,
+    updates_per_step=2,
+    warmup_steps=10,
+    replay_capacity=500,
+    num_envs=2,
+    epsilon_first=0.6,
+    epsilon_steps=100,
+)
+"""6 environment steps in each call of `learn`, and 4 updates."""
+
+
+@functools.cache
+def compiled(config=TINY):
+    algorithm = dqn.make(config, envs.make("CartPole-v1"))
+    return algorithm, jax.jit(algorithm.init), jax.jit(algorithm.learn)
+
+
+def rows(seed, shape=(3, 2)):
+    random = np.random.default_rng(seed)
+    return Transition(
+        observation=random.normal(size=(*shape, 4)).astype(np.float32),
+        action=random.integers(0, 2, shape).astype(np.int32),
+        reward=random.normal(size=shape).astype(np.float32),
+        next_observation=random.normal(size=(*shape, 4)).astype(np.float32),
+        terminated=random.random(shape) < 0.3,
+        truncated=random.random(shape) < 0.3,
+    )
+
+
+def test_updates_begin_after_the_warmup_and_the_target_is_copied_by_the_clock():
+    algorithm, init, learn = compiled()
+    assert algorithm.period == 3
+    state = init(jax.random.key(0), {})
+    for call in range(1, 9):
+        steps, before = 6 * call, jax.device_get(state.agent.critic)
+        state, metrics = learn(clock(steps), state, rows(call))
+        critic = jax.device_get(state.agent.critic)
+        assert int(critic.moments.count) == (0 if steps < 10 else 4 * (call - 1))
+        assert float(metrics["agent/critic_loss"].weight) == (0 if steps < 10 else 4)
+        # Steps 24 and 42 are the first at which 20 and 40 have been reached.
+        expected = critic.params if steps in (24, 42) else before.target
+        jax.tree.map(np.testing.assert_array_equal, critic.target, expected)
+    assert learn._cache_size() == 1
+    assert int(state.replay.size) == 48
+
+
+def test_without_copies_the_target_moves_at_each_update():
+    _, init, learn = compiled(dataclasses.replace(TINY, copy_every=0, agent=QLearningConfig(hidden=(), polyak=0.5)))
+    state = init(jax.random.key(0), {})
+    critic = state.agent.critic
+    params = jax.device_get(critic.params)
+    still = critic._replace(learning_rate=np.zeros((), np.float32), target=jax.tree.map(np.zeros_like, params))
+    state, _ = learn(clock(12), state._replace(agent=state.agent._replace(critic=still)), rows(0))
+    jax.tree.map(lambda t, p: np.testing.assert_allclose(t, (1 - 0.5**4) * p, rtol=1e-6), state.agent.critic.target, params)
+
+
+def test_epsilon_falls_from_its_first_value_to_that_of_the_agent():
+    algorithm, init, _ = compiled()
+    state = init(jax.random.key(0), {})
+
+    @jax.jit
+    def acted(clock, explore_keys):
+        observation = jnp.ones(4)
+        greedy = algorithm.policy(state, clock, False).act((), observation, explore_keys[0])[0]
+        policy = algorithm.policy(state, clock, True)
+        return jnp.mean(jax.vmap(lambda key: policy.act((), observation, key)[0] != greedy)(explore_keys))
+
+    keys = jax.random.split(jax.random.key(1), 6000)
+    for steps, epsilon in ((0, 1.0), (9, 1.0), (10, 0.56), (50, 0.4), (100, 0.2), (1000, 0.2)):
+        # One of the two actions is the greedy one.
+        assert float(acted(clock(steps), keys)) == pytest.approx(epsilon / 2, abs=0.025)
+
+
+def test_batches_are_rows_of_n_steps_of_each_environment(monkeypatch):
+    drawn = []
+
+    def sample(buffer, key, batch, n, discount, stride):
+        drawn.append((batch, n, stride))
+        return original(buffer, key, batch, n, discount, stride)
+
+    original = n_step.sample
+    monkeypatch.setattr(n_step, "sample", sample)
+    algorithm = dqn.make(TINY, envs.make("CartPole-v1"))
+    state = jax.eval_shape(lambda key: algorithm.init(key, {"discount": jnp.asarray(0.5)}), jax.random.key(0))
+    jax.eval_shape(algorithm.learn, clock(12), state, rows(0))
+    assert set(drawn) == {(4, 2, 2)}
+
+
+def test_one_step_windows_learn_as_rows_do():
+    """`n_step` = 1 with the agent's one-step target on the same rows, bit for bit."""
+    config = dataclasses.replace(
+        TINY, n_step=1, train_every=1, num_envs=1, updates_per_step=1, copy_every=0, warmup_steps=1
+    )
+    algorithm = dqn.make(config, envs.make("CartPole-v1"))
+
+    @jax.jit
+    def learned(clock, state, transitions):
+        return algorithm.learn(clock, state, transitions)[0].agent
+
+    state = jax.jit(algorithm.init)(jax.random.key(0), {})
+    given = rows(0, (1, 1))
+    by_method = learned(clock(1), state, given)
+    one = jax.tree.map(lambda x: np.repeat(x[0], 4, axis=0), given)
+    agent = dqn.q_learning.make(config.agent, Box((4,)), 2)
+    expected = jax.jit(agent.update)(state.agent, one, jax.random.key(0))[0]
+    jax.tree.map(np.testing.assert_array_equal, by_method, expected)
+
+
+def test_data_that_do_not_fit_windows_of_several_environments():
+    algorithm, _, _ = compiled()
+    row = jax.tree.map(lambda x: x[None], row_like(envs.make("CartPole-v1")))
+    with pytest.raises(UserError, match="num_envs must be 1 with initial transitions and n_step above 1"):
+        jax.eval_shape(lambda key: algorithm.init(key, {}, row), jax.random.key(0))
+    single = dqn.make(dataclasses.replace(TINY, num_envs=1), envs.make("CartPole-v1"))
+    state = jax.jit(lambda key: single.init(key, {}, row))(jax.random.key(0))
+    assert bool(state.replay.data.truncated[0]), "no window goes on from the data to the run"
+
+
+def of_spaces(observation):
+    task = envs.make("CartPole-v1")
+    return Task(**task._asdict() | {"observation": observation, "action": Discrete(5)})
+
+
+@pytest.mark.parametrize("name", algorithms.get("dqn").presets)
+@pytest.mark.parametrize(
+    "space", [Discrete(16), Box((84, 84, 4), 0, 255, "uint8"), Box((8,))], ids=["table", "image", "vector"]
+)
+def test_presets_are_sound_on_every_kind_of_observation(name, space):
+    preset = algorithms.get("dqn").presets[name]
+    config = check(preset.config)
+    assert preset.steps > max(config.warmup_steps, config.epsilon_steps) and preset.source
+    for task in preset.tasks:
+        envs.check_name(task)
+        assert algorithms.preset("dqn", task)[0] == name
+    algorithm = dqn.make(config, of_spaces(space))
+    state = jax.eval_shape(lambda key: algorithm.init(key, {}), jax.random.key(0))
+    action = jax.eval_shape(
+        lambda state, clock, key: algorithm.policy(state, clock, True).act((), space.zeros(), key)[0],
+        *(state, clock_at(0), jax.random.key(0)),
+    )
+    assert (action.shape, action.dtype) == ((), jnp.int32)
+
+
+def test_published_settings():
+    """vwxyzjn/cleanrl: dqn_jax.py, and google-deepmind/dqn_zoo: run_atari.py, whose steps are counted without the frames
+    that repeat an action."""
+    classic, atari = (algorithms.get("dqn").presets[name].config for name in ("classic", "atari-like"))
+    assert classic.agent == QLearningConfig(
+        hidden=(120, 84), double=False, huber=None, learning_rate=2.5e-4, discount=0.99, epsilon=0.05
+    )
+    assert (classic.batch_size, classic.train_every, classic.copy_every) == (128, 10, 500)
+    assert (classic.replay_capacity, classic.warmup_steps, classic.epsilon_steps) == (10_000, 10_000, 250_000)
+    assert atari.agent == QLearningConfig(
+        hidden=(512,), double=False, optimizer="rmsprop", learning_rate=2.5e-4, discount=0.99, epsilon=0.1
+    )
+    assert (atari.agent.rmsprop_decay, atari.agent.rmsprop_epsilon) == (0.95, 0.01 / 32**2)
+    assert (atari.batch_size, atari.train_every, atari.copy_every) == (32, 4, 10_000)
+    assert (atari.replay_capacity, atari.warmup_steps, atari.epsilon_steps) == (1_000_000, 50_000, 1_000_000)
+
+
+def test_continuous_actions_are_refused():
+    with pytest.raises(UserError, match="dqn takes discrete actions"):
+        dqn.make(TINY, envs.make("pendulum"))
