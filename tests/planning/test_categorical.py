@@ -35,9 +35,10 @@ def mixed(probability, sequences, weight, momentum, floor):
 
 
 def refit_in_numpy(probability, population, returns, elites, momentum, floor):
-    ranked = np.where(np.isfinite(returns), returns, -np.inf)
-    chosen = np.argsort(-ranked, kind="stable")[: min(elites, np.isfinite(returns).sum())]
-    return mixed(probability, population[chosen], np.ones(len(chosen)), momentum, floor)
+    """Also those with the return of the last elite are elites."""
+    finite = np.sort(returns[np.isfinite(returns)])[::-1]
+    chosen = population[np.isfinite(returns) & (returns >= finite[:elites][-1])] if len(finite) else population[:0]
+    return mixed(probability, chosen, np.ones(len(chosen)), momentum, floor)
 
 
 def scored(score, seen):
@@ -140,7 +141,8 @@ def test_one_iteration_of_cem_on_the_population_of_random_shooting_is_random_sho
 def lane(place, action):
     """A deterministic walk on 7 cells: left, stay, right, jump by 3. (next cell, reward)."""
     moved = np.clip(place + np.array([-1, 0, 1, 3])[action], 0, 6)
-    return moved, np.array([0.0, 0.3, 0.1, -2.0, 1.5, -3.0, 2.5])[moved] - 0.2 * (action == 3)
+    reward = np.array([0.0, 0.31, 0.17, -2.03, 1.53, -3.01, 2.47])[moved]
+    return moved, reward - np.array([0.05, 0.02, 0.03, 0.2])[action]
 
 
 def return_from(start, sequences):
@@ -171,8 +173,8 @@ def test_among_all_sequences_the_plan_is_the_open_loop_optimum(method):
     assert len(set(map(tuple, found))) > 2
 
 
-def test_of_equal_candidates_the_first_wins():
-    """A constant reward: the first sample is the plan, and the first samples are the elites."""
+def test_of_equal_candidates_the_first_wins_and_all_are_elites():
+    """A constant reward: at first all samples are equally probable, and the probabilities become those of all samples."""
     planner, seen = (
         cem.make(CEMConfig(horizon=H, population=30, elites=4, iterations=1, momentum=0.0, floor=0.0), SPACE),
         [],
@@ -181,8 +183,22 @@ def test_of_equal_candidates_the_first_wins():
     plan = jax.jit(lambda: planner.plan(problem, planner.init(), jax.random.key(5)))
     actions, state, _ = jax.device_get(jax.block_until_ready(plan()))
     assert actions.tolist() == seen[0][0].tolist()
-    expected = refit_in_numpy(np.full((H, N), 1 / N), seen[0][:4], np.ones(4), 4, 0.0, 0.0)
+    expected = np.stack([np.bincount(seen[0][:, t], minlength=N) for t in range(H)]) / 30
     np.testing.assert_allclose(state.probability[:-1], expected[1:], rtol=1e-6)
+
+
+def test_of_equal_candidates_the_most_probable_wins():
+    """Probabilities .5 .5 | .2 .8: of the three best ones, 01 and 11 are the most probable, and 01 is the first of them."""
+    probability = np.array([[0.5, 0.5], [0.2, 0.8]], np.float32)
+    population = np.array([[0, 1], [0, 0], [0, 1], [1, 1]], np.int32)
+    best = jax.jit(cem.best_choices)
+    assert best(probability, population[1:], np.ones(3, np.float32)).tolist() == [0, 1]
+    assert best(probability, population[::-1], np.ones(4, np.float32)).tolist() == [1, 1]
+    assert best(probability, population, np.array([0, 2, 2, 1], np.float32)).tolist() == [0, 1]
+    assert best(probability, population, np.array([np.nan, 2, 1, np.inf], np.float32)).tolist() == [0, 0]
+    # A proposal may have probability 0.
+    never = np.array([[1.0, 0.0], [1.0, 0.0]], np.float32)
+    assert best(never, population, np.array([0, 0, 0, 3], np.float32)).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("method", ["cem", "mppi"])

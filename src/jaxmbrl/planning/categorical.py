@@ -30,6 +30,14 @@ def sample(key: Key, probability: Float[Array, "H n"], population: int) -> Int[A
     return drawn.astype(jnp.int32)
 
 
+def log_probability(probability: Float[Array, "H n"], sequences: Int[Array, "K H"]) -> Float[Array, "K"]:
+    """Log-probability of each sequence. A choice of probability 0 counts as one of the least positive number, so that the
+    result is finite."""
+    log = jnp.log(jnp.maximum(probability, jnp.finfo(probability.dtype).tiny))
+    chosen = sequences[..., None] == jnp.arange(probability.shape[1])
+    return jnp.sum(jnp.where(chosen, log, 0.0), axis=(1, 2))
+
+
 def weighted(
     probability: Float[Array, "H n"], sequences: Int[Array, "K H"], weight: Float[Array, "K"]
 ) -> Float[Array, "H n"]:

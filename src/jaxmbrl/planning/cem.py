@@ -22,8 +22,10 @@ Of n discrete actions, each step has a categorical distribution p_t (`planning.c
         p <- (1 - floor) p + floor / n, so that no choice dies out
     return the best sample of the last iteration, or if no return is finite, the most probable choices
 
-Where many candidates have the same return, as if each step that does not end the episode earns 1, the first of them are the
-elites: the horizon must be long enough to tell them apart.
+Returns are often equal, as if each step before the end of the episode earns 1. The elites are all candidates whose return
+reaches that of the last of `elites`, as in Rubinstein and Kroese's book (The Cross-Entropy Method, 2004, algorithm 4.2.1),
+so that p is not fitted to an arbitrary choice of equal ones. Of equal best samples the one that was most probable is
+returned, and of equally probable ones the first.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class CEMConfig:
     population: Annotated[int, Ge(1)] = 400
     """Action sequences evaluated in each iteration."""
     elites: Annotated[int, Ge(1)] = 40
-    """Number of best sequences to which the distribution is refitted."""
+    """Number of best sequences to which the distribution is refitted. Of discrete ones, those with the same return as the
+    last of them count too."""
     iterations: Annotated[int, Ge(1)] = 5
     """Largest number of iterations."""
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.1
@@ -141,9 +144,9 @@ def gaussian(config: CEMConfig, action: Box) -> Distribution:
     return Distribution(
         init=lambda: PlanState(search.default_plan(config.horizon, box)),
         start=start,
-        sample=lambda key, parameters: sample(key, *parameters, config.population, box),
+        sample=lambda key, parameters: sample(key, parameters[0], parameters[1], config.population, box),
         refit=lambda parameters, population, returns: refit(
-            *parameters, population, returns, config.elites, config.momentum
+            parameters[0], parameters[1], population, returns, config.elites, config.momentum
         ),
         unsettled=lambda parameters: jnp.max(parameters[1]) > min_variance,
         plan=plan,
@@ -156,7 +159,7 @@ def choices(config: CEMConfig, n: int) -> Distribution:
 
     def refit(parameters: tuple[Array, Array], population: Array, returns: Array) -> tuple[Array, Array]:
         probability = refit_choices(parameters[0], population, returns, config.elites, config.momentum, config.floor)
-        return probability, search.best_or(categorical.mode(parameters[0]), *search.best(population, returns, 1))
+        return probability, best_choices(parameters[0], population, returns)
 
     def plan(parameters: tuple[Array, Array]) -> tuple[Array, categorical.PlanState]:
         probability, best = parameters
@@ -204,7 +207,19 @@ def refit_choices(
     momentum: float,
     floor: float,
 ) -> Float[Array, "H n"]:
-    """Probabilities after one iteration. Elites whose return is not finite have no weight."""
-    chosen, values = search.best(population, returns, elites)
-    fitted = categorical.weighted(probability, chosen, jnp.where(jnp.isfinite(values), 1.0, 0.0))
+    """Probabilities after one iteration. Candidates whose return is not finite are no elites."""
+    _, values = search.best(population, returns, elites)
+    elite = jnp.isfinite(returns) & (returns >= values[-1])
+    fitted = categorical.weighted(probability, population, jnp.where(elite, 1.0, 0.0))
     return categorical.floored(momentum * probability + (1 - momentum) * fitted, floor)
+
+
+def best_choices(
+    probability: Float[Array, "H n"], population: Int[Array, "P H"], returns: Float[Array, "P"]
+) -> Int[Array, "H"]:
+    """The candidate with the largest return; of several the most probable, then the first. If no return is finite, the most
+    probable choices."""
+    returns = search.finite_or_worst(returns)
+    log_probability = categorical.log_probability(probability, population)
+    rank = jnp.where(returns == jnp.max(returns), log_probability, -jnp.inf)
+    return jnp.where(jnp.any(jnp.isfinite(returns)), population[jnp.argmax(rank)], categorical.mode(probability))
