@@ -56,13 +56,16 @@ def run(name: str, runs: Path, out: Path) -> bool:
     low, high = evaluation.bootstrap_interval(found.per_seed)
     bounds = limits(method, goal) if goal.at_least is None else {}
     at_least = bounds["oracle"] - GAP * (bounds["oracle"] - bounds["random"]) if bounds else goal.at_least
-    reached = sum(value >= at_least for value in found.per_seed)
+    evaluations = [[row["env_steps"], row["seed"], row["eval/return"]] for row in result.rows if "eval/return" in row]
+    best = [max(value for _, of, value in evaluations if of == seed) for seed in range(goal.seeds)] if goal.best else []
+    reached = sum(value >= at_least for value in best or found.per_seed)
     summary = {
         "case": name,
         **described(method, goal),
         **bounds,
         "goal": at_least,
         "per_seed": found.per_seed,
+        **({"best_per_seed": best, "evaluations": evaluations} if goal.best else {}),
         "mean": found.mean,
         "iqm": found.iqm,
         "interval": [low, high],
@@ -75,7 +78,9 @@ def run(name: str, runs: Path, out: Path) -> bool:
     (out / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(
         f"{name}: mean {found.mean:.1f}, IQM {found.iqm:.1f} [{low:.1f}, {high:.1f}], per seed "
-        f"{', '.join(f'{x:.1f}' for x in found.per_seed)}; {reached} of {goal.seeds} seeds at {at_least:.1f} or better"
+        f"{', '.join(f'{x:.1f}' for x in found.per_seed)}; "
+        + (f"best evaluation {', '.join(f'{x:.1f}' for x in best)}; " if best else "")
+        + f"{reached} of {goal.seeds} seeds at {at_least:.1f} or better"
         + "".join(f"; {name} {value:.1f}" for name, value in bounds.items()),
         flush=True,
     )

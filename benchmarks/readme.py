@@ -87,7 +87,13 @@ def beside_limits() -> list[str]:
     return table(("compared with the machine's limit", "reached", "limit", "share of limit"), rows)
 
 
-MOST = {"cartpole-continuous": 200, "cartpole-swingup": 40, "InvertedPendulum-v5": 1000}
+MOST = {
+    "CartPole-v1": 500,
+    "bsuite/Catch": 1,
+    "cartpole-continuous": 200,
+    "cartpole-swingup": 40,
+    "InvertedPendulum-v5": 1000,
+}
 """Highest possible return of a task."""
 
 
@@ -115,6 +121,7 @@ def returns(*methods: str) -> list[str]:
             about.append(f"planner in the true simulator {case['oracle']:,.1f}, random policy {case['random']:,.1f}")
         low, high = case["interval"]
         at_goal = f"{case['seeds_at_goal']} of {case['seeds']} at {case['goal']:,.0f}" if case["goal_seeds"] else "no goal"
+        at_goal += " in their best evaluation" if "best_per_seed" in case else ""
         rows.append(
             (
                 ", ".join(words),
@@ -190,6 +197,7 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/sac.md": {"returns": of("sac", "redq", "droq")},
     "docs/speed.md": {"bfloat16": in_bfloat16, "split": split, "compiling": compiling},
     "docs/td3.md": {"returns": of("td3", "ddpg")},
+    "docs/dqn.md": {"returns": of("dqn")},
 }
 """Page -> its tables, by name."""
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from jaxmbrl.agents.actor_critic import sac, td3
-from jaxmbrl.agents.actor_critic.critics import critic_loss, regress, td_target
+from jaxmbrl.agents.actor_critic.critics import critic_loss, next_discount, regress, td_target
+from jaxmbrl.core.types import Transition
+from jaxmbrl.data.n_step import NStep
 from jaxmbrl.nn import optimizer
 
 VALUES = jnp.array([[1.0, 2.0, 3.0, 4.0], [2.0, 1.0, 5.0, 4.0]])
@@ -18,6 +20,39 @@ def test_one_step_target():
     ended = jnp.array([False, True, False, True])
     found = td_target(jnp.array([1.0, 2.0, -1.0, 0.5]), 0.9, ended, jnp.array([10.0, jnp.nan, -20.0, jnp.inf]))
     np.testing.assert_allclose(found, [10.0, 2.0, -19.0, 0.5], rtol=1e-6)
+
+
+def test_rows_of_several_steps_have_a_discount_of_their_own():
+    row, discount = Transition(*np.zeros((6, 2), np.float32)), jnp.asarray(0.9)
+    assert next_discount(row, discount) is discount
+    own = jnp.array([0.9, 0.81])
+    assert next_discount(NStep(*row, discount=own), discount) is own
+
+
+ONE_SAC = sac.SACConfig(hidden=(), critics=1, critic_subset=1)
+ONE_TD3 = td3.TD3Config(hidden=(), critics=1)
+
+
+@pytest.mark.parametrize("agent", [sac.make(ONE_SAC, 2, 1), td3.make(ONE_TD3, 2, 1)])
+def test_actor_critics_learn_from_rows_of_several_steps(agent):
+    """An update with rows of discount g is that of an agent with the discount g."""
+    random, key = np.random.default_rng(0), jax.random.key(1)
+    row = Transition(
+        *(jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((4, 2), (4, 1), (4,), (4, 2))),
+        terminated=jnp.array([False, True, False, False]),
+        truncated=jnp.zeros(4, bool),
+    )
+
+    @jax.jit
+    def errors(row):
+        state = agent.init(jax.random.key(0), {})
+        several = NStep(*row, discount=jnp.full(4, 0.5))
+        other = state._replace(discount=jnp.asarray(0.5))
+        return [agent.update_critic(*given, key)[2] for given in ((state, several), (other, row), (state, row))]
+
+    several, other, one = jax.device_get(errors(row))
+    np.testing.assert_allclose(several, other, rtol=1e-6)
+    assert (np.abs(several - one) > 1e-4).tolist() == [True, False, True, True]
 
 
 def test_critic_loss():

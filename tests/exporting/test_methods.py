@@ -7,6 +7,7 @@ import pytest
 from small_policies import episode
 
 from jaxmbrl import algorithms
+from jaxmbrl.core.spaces import Discrete
 from jaxmbrl.exporting import loaders
 from jaxmbrl.exporting.formats import FORMATS
 from jaxmbrl.exporting.policies import deterministic
@@ -16,7 +17,7 @@ from jaxmbrl.training.loop import clock_at
 STEPS = 5
 
 
-def filled(algorithm):
+def filled(algorithm, least=-0.5):
     """A state with numbers that no method begins with, so that normalisers do something."""
     random = np.random.default_rng(5)
 
@@ -26,7 +27,7 @@ def filled(algorithm):
         if not jnp.issubdtype(of.dtype, jnp.floating):
             return jnp.zeros(of.shape, of.dtype)
         fan_in = of.shape[-2] if len(of.shape) > 1 else 1
-        return jnp.asarray(random.uniform(-0.5, 0.8, of.shape) / np.sqrt(fan_in), of.dtype)
+        return jnp.asarray(random.uniform(least, 0.8, of.shape) / np.sqrt(fan_in), of.dtype)
 
     return jax.tree.map(leaf, jax.eval_shape(lambda: algorithm.init(jax.random.key(5), {}, None)))
 
@@ -38,6 +39,18 @@ VARIANTS = {
 }
 """By name, the method and changes to its small settings."""
 CASES = {name: (name, {}) for name in algorithms.METHODS} | VARIANTS
+TASKS = {"continuous actions": "pendulum", "discrete actions": "CartPole-v1"}
+"""The task of a method, by the first kind of task that it takes."""
+
+
+def played(program, state, clock):
+    """(observations, actions) of an episode. The choices of a policy that is not trained seldom change within one, so those
+    of a discrete space are of random observations."""
+    if not isinstance(program.task.action, Discrete):
+        return episode(program.algorithm, program.task, state, 0, clock, STEPS)
+    policy, key = program.algorithm.policy(state, clock, False), jax.random.key(0)
+    observations = 100 * jax.random.normal(key, (4 * STEPS, *program.task.observation.shape))
+    return observations, jax.vmap(lambda seen: policy.act(policy.init(key), seen, key)[0])(observations)
 
 
 @pytest.mark.parametrize(
@@ -46,17 +59,18 @@ CASES = {name: (name, {}) for name in algorithms.METHODS} | VARIANTS
 def test_the_policy_of_every_method_can_be_exported(case, tmp_path):
     """To StableHLO; to NumPy as well, unless it plans."""
     name, changes = CASES[case]
-    config = programs.configure(name, "pendulum", settings=dict(algorithms.METHODS[name].tiny) | changes, action_repeat=2)
+    method = algorithms.METHODS[name]
+    settings, task = dict(method.tiny) | changes, TASKS[method.takes[0]]
+    config = programs.configure(name, task, settings=settings, action_repeat=2)
     program, clock = programs.build(config), clock_at(300)
-    state = filled(program.algorithm)
-    observations, actions = jax.device_get(
-        jax.jit(lambda: episode(program.algorithm, program.task, state, 0, clock, STEPS))()
-    )
+    # With weights that are positive on average, a choice would hardly depend on the observation.
+    state = filled(program.algorithm, -0.8 if isinstance(program.task.action, Discrete) else -0.5)
+    observations, actions = jax.device_get(jax.jit(lambda: played(program, state, clock))())
     assert len(np.unique(actions)) > 1, "an action that never changes shows nothing"
     policy = deterministic(program.algorithm, program.task, state, clock)
     about = {
-        "observation": {"shape": [3], "dtype": "float32"},
-        "action": {"shape": [1], "dtype": "float32"},
+        "observation": {"shape": list(observations.shape[1:]), "dtype": observations.dtype.name},
+        "action": {"shape": list(actions.shape[1:]), "dtype": actions.dtype.name},
         "memory": [{"initial": value.tolist(), "dtype": value.dtype.name} for value in policy.memory.values()],
     }
     assert policy.random == (name == "pets")

@@ -259,3 +259,42 @@ def test_products_in_bfloat16_keep_the_weights_own_type(x64):
         return jax.value_and_grad(lambda p: jnp.sum(mlp.apply(p, x)))(params)
 
     assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(both, np.ones((3, 4))))} == {jnp.dtype("float64")}
+
+
+def test_convolutions_by_hand():
+    """Pixels are divided by 255; no padding; the first layer has a stride of 2."""
+    torso = networks.ConvTorso(((2, 3, 2), (3, 2, 1)))
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (4, 7, 9, 2)).astype(np.uint8)
+    params = jax.eval_shape(torso.init, jax.random.key(0), image)
+    params = jax.tree.map(lambda p: random.normal(size=p.shape).astype(p.dtype), params)
+
+    def conv(x, layer, stride):
+        kernel, bias = (np.float64(params["params"][layer][name]) for name in ("kernel", "bias"))
+        size = kernel.shape[0]
+        rows, columns = ((side - size) // stride + 1 for side in x.shape[1:3])
+        out = np.zeros((len(x), rows, columns, kernel.shape[-1]))
+        for i in range(rows):
+            for j in range(columns):
+                patch = x[:, i * stride : i * stride + size, j * stride : j * stride + size]
+                out[:, i, j] = np.tensordot(patch, kernel, 3) + bias
+        return np.maximum(out, 0)
+
+    expected = conv(conv(image / 255, "Conv_0", 2), "Conv_1", 1)
+    assert expected.shape == (4, 2, 3, 3)
+    found = jax.jit(torso.apply)(params, image)
+    np.testing.assert_allclose(found, expected.reshape(4, -1), rtol=1e-4, atol=1e-5)
+    assert networks.smallest_side(torso.layers) == 5
+
+
+@pytest.mark.parametrize("layers", [networks.NATURE, ((2, 3, 2), (3, 2, 1)), ((4, 3, 3),)])
+def test_the_smallest_side_is_the_smallest(layers):
+    side = networks.smallest_side(layers)
+
+    def features(side):
+        params = jax.eval_shape(networks.ConvTorso(layers).init, jax.random.key(0), jnp.zeros((side, side, 1)))
+        image = jax.ShapeDtypeStruct((side, side, 1), jnp.uint8)
+        return jax.eval_shape(networks.ConvTorso(layers).apply, params, image).shape[0]
+
+    assert features(side) == layers[-1][0]
+    assert not features(side - 1)

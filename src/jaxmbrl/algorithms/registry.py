@@ -80,6 +80,9 @@ class Goal(NamedTuple):
     """Changes to the preset, by dotted field names."""
     about: str = "its preset"
     """Description of the case in the tables of returns."""
+    best: bool = False
+    """Whether the best evaluation during training must reach the return, instead of the last policy: for methods whose
+    policy gets worse again."""
 
 
 class Method(NamedTuple):

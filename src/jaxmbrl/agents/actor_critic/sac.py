@@ -43,6 +43,7 @@ from jaxmbrl.core.types import (
     PyTree,
     Transition,
 )
+from jaxmbrl.data.n_step import NStep
 from jaxmbrl.distributions import sample_squashed
 from jaxmbrl.models.normalizer import Normalizer, normalize
 from jaxmbrl.nn import optimizer
@@ -333,7 +334,7 @@ class _SAC(NamedTuple):
     def update_critic(
         self,
         state: SACState,
-        batch: Transition,
+        batch: Transition | NStep,
         key: Key,
         *,
         target: Float[Array, "B"] | None = None,
@@ -350,7 +351,7 @@ class _SAC(NamedTuple):
         return state._replace(critic=optimizer.move_target(trained, self.config.polyak)), found, error
 
     def update_actor(
-        self, state: SACState, batch: Transition, key: Key, *, loss: ActorLoss | None = None
+        self, state: SACState, batch: Transition | NStep, key: Key, *, loss: ActorLoss | None = None
     ) -> tuple[SACState, Metrics]:
         if loss is not None:
             (value, bonus), gradient = jax.value_and_grad(loss, has_aux=True)(state.actor.params, state, batch, key)

@@ -42,6 +42,7 @@ from jaxmbrl.core.types import (
     PyTree,
     Transition,
 )
+from jaxmbrl.data.n_step import NStep
 from jaxmbrl.models.normalizer import Normalizer, normalize
 from jaxmbrl.nn import optimizer
 from jaxmbrl.nn.networks import MLP, Precision
@@ -184,7 +185,7 @@ class _TD3(NamedTuple):
     def update_critic(
         self,
         state: TD3State,
-        batch: Transition,
+        batch: Transition | NStep,
         key: Key,
         *,
         target: Float[Array, "B"] | None = None,
@@ -199,7 +200,7 @@ class _TD3(NamedTuple):
         return state._replace(critic=trained), found, error
 
     def update_actor(
-        self, state: TD3State, batch: Transition, key: Key, *, loss: ActorLoss | None = None
+        self, state: TD3State, batch: Transition | NStep, key: Key, *, loss: ActorLoss | None = None
     ) -> tuple[TD3State, Metrics]:
         def own_loss(params: PyTree, *_: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
             action = self.action_of(params, batch.observation)

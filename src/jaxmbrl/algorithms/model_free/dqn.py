@@ -95,7 +95,7 @@ def make(config: Config, task: Task) -> Algorithm:
         return State(agent.init(agent_key, hyper), buffer, key)
 
     def policy(state: State, clock: Clock, explore: bool) -> Policy:
-        acting = agent.policy(state.agent, explore=False)
+        acting = agent.policy(state.agent, False)
         if not explore:
             return acting
         epsilon = linear(config.epsilon_first, config.agent.epsilon, config.epsilon_steps, clock.env_steps)
@@ -130,5 +130,31 @@ METHOD = Method(
     summary="deep Q-learning: double DQN, with dueling networks and n-step targets as settings",
     takes=("discrete actions", "tables"),
     tiny={**TINY_RUN, "agent.hidden": (16, 16), "agent.dueling": True, "n_step": 3, "train_every": 2, "copy_every": 100},
-    goals=(Goal("dqn-catch", "bsuite/Catch", 6000, 1.0, seeds=8, seeds_at_goal=8),),
+    goals=(
+        Goal("dqn-catch", "bsuite/Catch", 6000, 1.0, seeds=8, seeds_at_goal=8, about="double DQN"),
+        Goal(
+            "dqn-cartpole",
+            "CartPole-v1",
+            30_000,
+            200.0,
+            seeds=8,
+            seeds_at_goal=6,
+            settings={"agent.double": False},
+            about="DQN",
+            best=True,
+        ),
+        Goal("dqn-cartpole-double", "CartPole-v1", 30_000, 200.0, seeds=8, seeds_at_goal=6, about="double DQN", best=True),
+        Goal(
+            "dqn-cartpole-3-step",
+            "CartPole-v1",
+            30_000,
+            200.0,
+            seeds=8,
+            seeds_at_goal=6,
+            settings={"n_step": 3},
+            about="double DQN, 3-step targets",
+            best=True,
+        ),
+        Goal("dqn-deep-sea", "bsuite/DeepSea/8", 10_000, 0.9, seeds=8, seeds_at_goal=0, about="double DQN"),
+    ),
 )
