@@ -550,7 +550,8 @@ def test_methods_of_vectors_and_either_kind_of_action_refuse_other_spaces_by_nam
     assert vectors_and_actions(POINT, "mbpo") == (1, POINT.action)
     assert vectors_and_actions(POINT._replace(action=Discrete(3)), "mbpo") == (1, Discrete(3))
     for what, space in (("observation", Discrete(5)), ("action", Box((2, 2), -1.0, 1.0))):
-        message = f"mbpo takes vector observations and continuous or discrete actions, and the {what}s of task 'point' are {space}"
+        takes = "mbpo takes vector observations and continuous or discrete actions"
+        message = f"{takes}, and the {what}s of task 'point' are {space}"
         with pytest.raises(UserError, match=re.escape(message)):
             vectors_and_actions(POINT._replace(**{what: space}), "mbpo")
 
