@@ -187,6 +187,16 @@ METHOD = Method(
             settings={"ensemble.precision": "bfloat16", "agent.precision": "bfloat16"},
             about="small preset, reward learned, products in bfloat16",
         ),
+        Goal("mbpo-cartpole-v1", "CartPole-v1", 5000, 450.0, episodes=20),
+        Goal(
+            "mbpo-dqn-cartpole-v1",
+            "CartPole-v1",
+            5000,
+            450.0,
+            episodes=20,
+            settings={"learner": "dqn"},
+            about="its preset, by DQN",
+        ),
         Goal("mbpo-inverted-pendulum", "InvertedPendulum-v5", 4000, 1000.0, episodes=10, about="the paper's preset"),
         Goal(
             "mbpo-inverted-pendulum-bfloat16",

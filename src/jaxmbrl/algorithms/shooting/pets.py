@@ -229,6 +229,7 @@ METHOD = Method(
             settings={"learn_reward": True},
             about="small preset, reward learned",
         ),
+        Goal("pets-cartpole-v1", "CartPole-v1", 2000, 450.0, seeds_at_goal=3, episodes=10),
         Goal("pets-pendulum", "pendulum", 2000, None),
         Goal("icem-pendulum", "pendulum", 2000, None, preset="small-icem", about="planned by iCEM, reward known"),
         Goal("pets-swingup", "cartpole-swingup", 1000, None),
