@@ -195,8 +195,9 @@ def test_the_temperature_moves_the_entropy_to_its_target(given, n, expected):
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(UserError, match=r"target_entropy must be at most log 2 = 0.693, got 1"):
-        agents.make(dataclasses.replace(TINY, target_entropy=1.0), O, Discrete(2))
+    for target in (1.0, -1.0):
+        with pytest.raises(UserError, match=rf"target_entropy must be from 0 to log 2 = 0.693, got {target:g}"):
+            agents.make(dataclasses.replace(TINY, target_entropy=target), O, Discrete(2))
     with pytest.raises(UserError, match="td3 needs continuous actions, got 2 choices: use sac, which takes both"):
         agents.make(TD3Config(), O, Discrete(2))
 

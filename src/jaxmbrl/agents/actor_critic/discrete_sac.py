@@ -9,6 +9,10 @@ Temperature     minimise -log alpha (sum_a pi log pi + target entropy), with tar
 Actor and critics take the observation alone; the actor has n logits, each critic n values. Settings, state and updates are
 those of `sac`, so that REDQ's subsets and means of critics, and DroQ's dropout, are settings here too.
 
+Where an episode can end early, the bonus of all later actions is a reward for survival that grows with alpha, as fast as
+the bonus of the present action. If a policy that survives cannot have the target entropy, alpha then grows without bound.
+On CartPole-v1, with n = 2, the default target does this; one of 0.2 nats does not.
+
 Differs from the paper: losses have no factor 1/2, the target entropy is that of vwxyzjn/cleanrl (sac_atari.py) instead of
 0.98 log n, and the minimum over critics is taken before the sum over actions in the target as well.
 """
@@ -56,8 +60,8 @@ def make(config: SACConfig, observation_size: int, n: int, normalizer: Normalize
     """The agent for flat observations [O] and n discrete actions; its state is a `SACState`. `normalizer` and `hyper` are
     as in `sac.make`. Raises UserError if no policy has the target entropy."""
     target_entropy = ENTROPY_SHARE * math.log(n) if config.target_entropy is None else config.target_entropy
-    if target_entropy > math.log(n):
-        raise UserError(f"target_entropy must be at most log {n} = {math.log(n):.3g}, got {target_entropy:g}")
+    if not 0 <= target_entropy <= math.log(n):
+        raise UserError(f"target_entropy must be from 0 to log {n} = {math.log(n):.3g}, got {target_entropy:g}")
     # The critics' inputs contain no action.
     return sac.assemble(
         replace(config, target_entropy=target_entropy), functions(config, n), observation_size, 0, normalizer
