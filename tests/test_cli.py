@@ -346,7 +346,7 @@ REFUSED = {
     "doctor --json": ["unknown option '--json'"],
     "doctor now": ["unexpected argument 'now'"],
     "list --jsn": ["unknown option '--jsn'"],
-    "list everything": ["unknown algorithm or family 'everything'", "there is: bptt, brax, classic"],
+    "list everything": ["unknown algorithm or family 'everything'", "there is: bptt, brax, bsuite, classic"],
     "list dinah": ["unknown algorithm or family 'dinah'"],
     "list dyna now": ["unexpected argument 'now'"],
 }
@@ -555,7 +555,7 @@ def test_list_tells_the_presets_of_a_method(name):
 def test_list_of_a_family():
     code, out, err = call(["list", "model-free"])
     assert code == 0 and not err
-    assert re.findall(r"^  (\w+) ", out, re.MULTILINE) == ["redq", "droq", "sac", "td3", "ddpg"]
+    assert re.findall(r"^  (\w+) ", out, re.MULTILINE) == ["redq", "droq", "sac", "td3", "ddpg", "dqn"]
     classic = [name for name in envs.names() if envs.family(name) == "classic"]
     assert call(["list", "classic"])[1].split() == ["tasks", "classic", *classic]
 

@@ -20,7 +20,7 @@ from jaxmbrl.rollout import auto_reset
 checker = import_module("jaxmbrl.envs.checking")
 ANALYTIC = [name for name in envs.names() if envs.family(name) != "mujoco"]
 SIMULATED = [name for name in envs.names() if name not in ANALYTIC]
-ONE_OF_A_KIND = ("CartPole-v1", "FrozenLake", "cartpole-continuous", "pendulum", "reacher-2d")
+ONE_OF_A_KIND = ("CartPole-v1", "FrozenLake", "bsuite/Catch", "cartpole-continuous", "pendulum", "reacher-2d")
 
 
 @pytest.mark.parametrize(
