@@ -252,7 +252,7 @@ class Study:
         self.model = ensemble.make(self.config.ensemble, 3, 1, *known)
         observations = kept[-1].state.replay.data.observation[: int(kept[-1].state.replay.size)]
         self.scale = jnp.std(observations, axis=0)
-        self.gaussian = sac.functions(self.config.agent, 1).gaussian
+        self.gaussian = sac.functions(self.config.agent, 1).actor.distribution
         self.fit = jax.jit(self.model.fit)
         self.error = jax.jit(partial(_errors, self.model, BLUR * self.scale))
         self.shift = jax.jit(partial(policy_shift, self.gaussian))

@@ -157,7 +157,7 @@ def test_sample_and_its_density(x64):
     functions = sac.functions(TINY, A)
     _, state = agent_and_state()
     observation, key = on_device(batch_of()).observation, jax.random.key(5)
-    action, density = jax.jit(functions.sample)(state.actor.params, observation, key)
+    action, density = jax.jit(functions.actor.sample)(state.actor.params, observation, key)
     expected = reference.sample(layers_of(state.actor.params), np.asarray(observation), noise_of(key))
     np.testing.assert_allclose(action, expected[0], rtol=1e-10)
     np.testing.assert_allclose(density, expected[1], rtol=1e-9)
@@ -388,7 +388,7 @@ def test_the_clipped_log_deviation_has_no_gradient(x64):
     bias[A:] = 9.0, -90.0
     state = state._replace(actor=state.actor._replace(params=replaced(state.actor.params, "Dense_2", bias=bias)))
     batch, key = batch_of(), jax.random.key(4)
-    _, log_std = jax.jit(sac.functions(TINY, A).gaussian)(state.actor.params, batch["observation"])
+    _, log_std = jax.jit(sac.functions(TINY, A).actor.distribution)(state.actor.params, batch["observation"])
     np.testing.assert_array_equal(log_std, np.tile([2.0, -20.0], (B, 1)))
     after, _ = agent.update_actor(state, on_device(batch), key)
     seen = layers_of(after.actor.moments.mu)
@@ -415,7 +415,7 @@ def test_another_actor_loss_finds_the_optimum_without_squashing():
     rows = on_device(batch_of(rows=64) | {"action": np.zeros((64, 1))})
 
     def loss(params, state, batch, key):
-        mean, log_std = functions.gaussian(params, batch.observation)
+        mean, log_std = functions.actor.distribution(params, batch.observation)
         action = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
         density = gaussian_log_density(action, mean, log_std)
         return jnp.mean(alpha * density + jnp.sum((action - c) ** 2, -1) / (2 * beta)), -alpha * jnp.mean(density)

@@ -126,7 +126,7 @@ def chance(following):
 
 
 NOISY = lq.world(0.1, chance)
-SAMPLE = jax.jit(sac.functions(SAC, 1).sample)
+SAMPLE = jax.jit(sac.functions(SAC, 1).actor.sample)
 
 
 @functools.partial(jax.jit, static_argnums=1)

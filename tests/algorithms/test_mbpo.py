@@ -461,3 +461,12 @@ def test_the_imagined_buffer_holds_what_the_paper_says():
     assert hopper.imagined_capacity == 100_000 * 4 * 15
     assert humanoid.imagined_capacity == 100_000 * 5 * 25
     assert algorithms.get("mbpo").presets["paper-inverted-pendulum"].config.imagined_capacity == 100_000
+
+
+def test_dqn_learns_choices_only():
+    by_dqn = dataclasses.replace(TINY, learner="dqn")
+    with pytest.raises(UserError, match="mbpo with the learner dqn takes discrete actions, and the actions of"):
+        mbpo.make(by_dqn, PENDULUM)
+    algorithm = mbpo.make(by_dqn, envs.make("CartPole-v1"))
+    with pytest.raises(UserError, match="initial_temperature has no effect with the learner dqn"):
+        jax.eval_shape(lambda key: algorithm.init(key, {"initial_temperature": 0.1}), jax.random.key(0))

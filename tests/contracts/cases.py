@@ -22,7 +22,8 @@ TINY = {name: dict(method.tiny) for name, method in algorithms.METHODS.items()}
 """Changes to each method's default preset that make it small."""
 
 
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+CHOICES = "discrete actions"
+VARIANTS: dict[str, tuple[str, dict[str, Any]] | tuple[str, dict[str, Any], str]] = {
     "mbpo, MACURA, known reward": (
         "mbpo",
         {"trust.rule": "macura", "learn_reward": False, "ensemble.elites": 3},
@@ -69,9 +70,30 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "refit": False,
         },
     ),
+    "sac, discrete actions": ("sac", {}, CHOICES),
+    "redq, discrete actions, dropout": ("redq", {"agent.dropout": 0.1}, CHOICES),
+    "mbpo, discrete actions, M2AC": ("mbpo", {"trust.rule": "m2ac"}, CHOICES),
+    "mbpo, learner DQN": ("mbpo", {"learner": "dqn", "q_learning.hidden": (16, 16)}, CHOICES),
+    "pets, discrete actions, reward learned": ("pets", {"learn_reward": True}, CHOICES),
+    "pets, discrete actions, MPPI, open loop": (
+        "pets",
+        {
+            "planner.method": "mppi",
+            "planner.mppi.population": 20,
+            "planner.mppi.horizon": 4,
+            "planner.mppi.iterations": 2,
+            "open_loop": True,
+        },
+        CHOICES,
+    ),
 }
-"""Settings that change what is compiled, tried together; by name, the algorithm and what differs from its TINY settings."""
-CASES = {name: (name, {}) for name in sorted(algorithms.METHODS)} | VARIANTS
+"""Settings that change what is compiled, tried together; by name, the algorithm, what differs from its TINY settings, and
+the kind of task if it is not the first that the method takes."""
+CASES: dict[str, tuple[str, dict[str, Any], str]] = {
+    case: (name, changes, *(kind or algorithms.METHODS[name].takes[:1]))
+    for case, (name, changes, *kind) in ({name: (name, {}) for name in sorted(algorithms.METHODS)} | VARIANTS).items()
+}
+"""All cases: the algorithm, what differs from its TINY settings, and the kind of task."""
 
 
 TASKS = {
@@ -79,13 +101,13 @@ TASKS = {
     "discrete actions": "spinning-pendulum-discrete",
     "tables": "corridor",
 }
-"""The task on which a method is tested, by the first kind of task that it takes."""
+"""The task on which a method is tested, by the kind of task."""
 LIMIT, FAST, CELLS = 60, 5.0, 6
 
 
 def task_of(case: str) -> str:
     """Name of the task of a case."""
-    return TASKS[algorithms.METHODS[CASES[case][0]].takes[0]]
+    return TASKS[CASES[case][2]]
 
 
 def takes_tables(program: programs.Program) -> bool:
@@ -95,7 +117,7 @@ def takes_tables(program: programs.Program) -> bool:
 
 def configured(case: str, **fields: Any) -> programs.RunConfig:
     """The config of a case at tiny size."""
-    name, changes = CASES[case]
+    name, changes, _ = CASES[case]
     return programs.configure(name, task_of(case), settings=TINY[name] | changes, **fields)
 
 

@@ -212,6 +212,18 @@ def test_rewards_that_belong_to_another_row_are_recognised(shift, place):
     assert f"belong to the row {owner}" in found(moved)
 
 
+@pytest.mark.parametrize("shift", [0, 1])
+def test_rewards_of_choices_that_belong_to_another_row_are_recognised(shift):
+    """A reward of the choice alone, which no linear function of its number explains."""
+    rows = recorded()
+    choices = np.random.default_rng(5).integers(0, 3, len(rows.reward)).astype(np.int32)
+    earned = np.array([1.0, -2.0, 0.5], np.float32)[choices]
+    text = examining.shifted_rewards(rows._replace(action=choices, reward=np.roll(earned, shift)))
+    assert (text is None) == (shift == 0)
+    many = rows._replace(action=choices + len(choices), reward=np.roll(earned, shift))
+    assert examining.shifted_rewards(many) is None, "more choices than rows"
+
+
 def test_columns_that_hardly_vary_are_named():
     rows = recorded()
     noise = np.random.default_rng(3).normal(size=len(rows.reward))

@@ -14,7 +14,7 @@ from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Policy
-from jaxmbrl.envs.base import discrete_sizes, initial_state, number_of_actions, vector_sizes
+from jaxmbrl.envs.base import discrete_sizes, initial_state, number_of_actions, vector_sizes, vectors_and_actions
 from jaxmbrl.rollout import auto_reset
 
 checker = import_module("jaxmbrl.envs.checking")
@@ -546,6 +546,16 @@ def test_methods_of_vectors_refuse_other_spaces_by_name():
         with pytest.raises(UserError) as caught:
             vector_sizes(POINT._replace(**changes), "sac")
         assert message in str(caught.value)
+
+
+def test_methods_of_vectors_and_either_kind_of_action_refuse_other_spaces_by_name():
+    assert vectors_and_actions(POINT, "mbpo") == (1, POINT.action)
+    assert vectors_and_actions(POINT._replace(action=Discrete(3)), "mbpo") == (1, Discrete(3))
+    for what, space in (("observation", Discrete(5)), ("action", Box((2, 2), -1.0, 1.0))):
+        takes = "mbpo takes vector observations and continuous or discrete actions"
+        message = f"{takes}, and the {what}s of task 'point' are {space}"
+        with pytest.raises(UserError, match=re.escape(message)):
+            vectors_and_actions(POINT._replace(**{what: space}), "mbpo")
 
 
 def test_methods_of_tables_refuse_other_spaces_by_name():

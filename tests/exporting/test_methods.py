@@ -36,11 +36,15 @@ MPPI = {"planner.method": "mppi", "planner.mppi.population": 20, "planner.mppi.h
 VARIANTS = {
     "pets, MPPI, open loop": ("pets", MPPI | {"open_loop": True}),
     "sac, bfloat16": ("sac", {"agent.precision": "bfloat16"}),
+    "sac, discrete actions": ("sac", {}, "discrete actions"),
 }
-"""By name, the method and changes to its small settings."""
-CASES = {name: (name, {}) for name in algorithms.METHODS} | VARIANTS
+"""By name, the method, changes to its small settings, and the kind of its task if it is not the first that it takes."""
+CASES = {
+    case: (name, changes, *(kind or algorithms.METHODS[name].takes[:1]))
+    for case, (name, changes, *kind) in ({name: (name, {}) for name in algorithms.METHODS} | VARIANTS).items()
+}
 TASKS = {"continuous actions": "pendulum", "discrete actions": "CartPole-v1"}
-"""The task of a method, by the first kind of task that it takes."""
+"""The task of a case, by its kind."""
 
 
 def played(program, state, clock):
@@ -58,9 +62,8 @@ def played(program, state, clock):
 )
 def test_the_policy_of_every_method_can_be_exported(case, tmp_path):
     """To StableHLO; to NumPy as well, unless it plans."""
-    name, changes = CASES[case]
-    method = algorithms.METHODS[name]
-    settings, task = dict(method.tiny) | changes, TASKS[method.takes[0]]
+    name, changes, kind = CASES[case]
+    settings, task = dict(algorithms.METHODS[name].tiny) | changes, TASKS[kind]
     config = programs.configure(name, task, settings=settings, action_repeat=2)
     program, clock = programs.build(config), clock_at(300)
     # With weights that are positive on average, a choice would hardly depend on the observation.

@@ -321,7 +321,7 @@ def test_the_command_line_says_that_it_is_slower_and_planning_in_it_is_refused(t
     assert code == 2 and "leave the backend out" in err
     code, _, err = call("train", "pets", "--env", "gymnasium/Pendulum-v1", "--model", "true")
     assert code == 2 and "model 'true' plans in the true simulator" in err and err.count("\n") == 1
-    for method in ("sac", "pets"):
+    for method in ("td3", "svg"):
         code, _, err = call("train", method, "--env", "gymnasium/CartPole-v1")
         assert (code, err.count("\n")) == (2, 1)
         assert f"{method} takes vectors, and the actions of task 'gymnasium/CartPole-v1' are Discrete(n=2)" in err

@@ -1,13 +1,16 @@
-"""Policy learners: SAC and TD3. Each is an `ActorCritic` with a critic target and an actor loss that can be replaced."""
+"""Policy learners: SAC, also for discrete actions, and TD3. Each is an `ActorCritic` with a critic target and an actor loss
+that can be replaced."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jaxmbrl.agents.actor_critic import sac, td3
+from jaxmbrl.agents.actor_critic import discrete_sac, sac, td3
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.agents.actor_critic.td3 import TD3Config
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.spaces import Discrete, Space
 from jaxmbrl.core.types import ActorCritic
 
 
@@ -28,9 +31,18 @@ class AgentConfig:
         return getattr(self, self.method)
 
 
-def make(config: AgentConfig | SACConfig | TD3Config, observation_size: int, action_size: int) -> ActorCritic:
-    """The agent with the settings `config`, or the one that an `AgentConfig` chooses."""
+def make(config: AgentConfig | SACConfig | TD3Config, observation_size: int, action: Space | int) -> ActorCritic:
+    """The agent with the settings `config`, or the one that an `AgentConfig` chooses, for vectors of observations.
+
+    `action` is the space of an action, vectors or choices; a number n means vectors of n numbers in [-1, 1]. Raises
+    UserError if the agent does not take the space.
+    """
     chosen = config.chosen if isinstance(config, AgentConfig) else config
+    if isinstance(action, Discrete):
+        if isinstance(chosen, TD3Config):
+            raise UserError(f"td3 needs continuous actions, got {action.n} choices: use sac, which takes both")
+        return discrete_sac.make(chosen, observation_size, action.n)
+    action_size = action if isinstance(action, int) else action.shape[0]
     if isinstance(chosen, SACConfig):
         return sac.make(chosen, observation_size, action_size)
     return td3.make(chosen, observation_size, action_size)

@@ -162,7 +162,7 @@ def collect(words: list[str]) -> int:
     ended = rows.terminated | rows.truncated
     print(f"{args.steps:,} transitions of {task.name} in {out}, {int(ended.sum())} finished episodes")
     print(f"reward a step {float(rows.reward.mean()):.3f} on average, in {time.monotonic() - started:.1f} s")
-    if rows.observation.ndim == rows.action.ndim == 2:
+    if rows.observation.ndim == 2:
         print("what to try next:")
         print(f"  {again('fit', '--data', out)}")
         print(f"  {again('train', 'pets', *task_words(task), '--data', out)}")

@@ -183,8 +183,7 @@ def _report(result: Result, progress: Any) -> None:
     elif config.data is None:
         steps = str(2 * int(result.rows[-1]["env_steps"]))
         progress.say(f"  {again('train', '--resume', result.path, '--steps', steps)}")
-    spaces = (result.task.observation, result.task.action)
-    if all(isinstance(space, Box) and space.is_vector for space in spaces):
+    if isinstance(result.task.observation, Box) and result.task.observation.is_vector:
         data = ["--data", config.data] if config.data else []
         progress.say(f"  {again('train', other, *task_words(result.task), *data)}")
     progress.say(f"  {again('list')}")

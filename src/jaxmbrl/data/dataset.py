@@ -247,11 +247,10 @@ def check_fits(data: Dataset, task: Task) -> None:
 
 
 def check_vectors(rows: Transition, method: str) -> None:
-    """Raise UserError, naming `method`, if the observations or actions of `rows` are not vectors."""
-    for name in ("observation", "action"):
-        found = getattr(rows, name)
-        if found.ndim != 2:
-            raise UserError(f"{method} takes vectors, and the data's '{name}' is {found.dtype} of shape {found.shape}")
+    """Raise UserError, naming `method`, if the observations of `rows` are not vectors."""
+    found = rows.observation
+    if found.ndim != 2:
+        raise UserError(f"{method} takes vectors, and the data's 'observation' is {found.dtype} of shape {found.shape}")
 
 
 def _env(arrays: dict[str, Any]) -> str | None:

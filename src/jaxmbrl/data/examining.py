@@ -256,9 +256,16 @@ def shifted_rewards(rows: Transition) -> str | None:
     The reward is regressed on observation, action, next observation and their squares.
     """
     count = min(len(rows.reward), MOST_ROWS)
-    if rows.observation.ndim != 2 or rows.action.ndim != 2:
+    if rows.observation.ndim != 2:
         return None
-    columns = [rows.observation, rows.action, rows.next_observation]
+    action = rows.action[:count]
+    if action.ndim == 1:
+        # Choices are one-hot encoded, unless there are too many of them for the rows.
+        choices = int(np.max(action)) + 1
+        if choices > count:
+            return None
+        action = np.eye(choices)[action]
+    columns = [rows.observation, action, rows.next_observation]
     features = _quadratic(np.concatenate([column[:count].astype(np.float64) for column in columns], axis=1))
     if count < max(FEWEST_ROWS, FEWEST_ROWS_PER_FEATURE * features.shape[1]):
         return None

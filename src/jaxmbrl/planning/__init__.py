@@ -6,12 +6,12 @@
     policy = planning_policy(planner, world, origin of an observation, action space)
 
 Every planner's `plan(problem, state, key, proposals=None)` returns actions [H, A] within the bounds of the space, or int32
-[H] for a discrete one (only `random-shooting`), and the statistic `nonfinite`: the number of candidates of this plan whose
-return was not finite. `proposals` [P, H, A] are further candidates, clipped to the bounds. In `cem` and `mppi` they are
-added to the population of every iteration, as the policy's sequences are in TD-MPC2 (Hansen et al., arXiv 2310.16828, where
-they replace as many samples). In `icem` they are added to the first iteration only, because good ones remain among its kept
-elites; if no elites are kept, they are added to every iteration. Proposals do not change the random numbers that a planner
-draws.
+[H] for a discrete one, which all but `icem` can search, and the statistic `nonfinite`: the number of candidates of this
+plan whose return was not finite. `proposals` [P, H, ...] are further candidates, clipped to the bounds. In `cem` and `mppi`
+they are added to the population of every iteration, as the policy's sequences are in TD-MPC2 (Hansen et al., arXiv
+2310.16828, where they replace as many samples). In `icem` they are added to the first iteration only, because good ones
+remain among its kept elites; if no elites are kept, they are added to every iteration. Proposals do not change the random
+numbers that a planner draws.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
     A_1, ..., A_N ~ uniform over the action space, H times;    return the A_i of largest score
 
-It is the only planner that also supports discrete actions. There is no state between plans. Among equal returns the first
-is chosen. If no return is finite, the plan repeats the middle of the bounds, or choice 0. Proposals are added to the N
-candidates.
+There is no state between plans. Among equal returns the first is chosen. If no return is finite, the plan repeats the
+middle of the bounds, or choice 0. Proposals are added to the N candidates.
 
 Published: N 2000 on PETS's cart-pole and reacher, 2500 on half-cheetah and pusher
 (kchua/handful-of-trials: dmbrl/config).

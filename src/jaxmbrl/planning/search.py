@@ -22,7 +22,7 @@ def bounded_box(action: Space, planner: str) -> Box:
     """`action` itself, for planners that only search boxes of real vectors. Raises UserError for any other space."""
     if isinstance(action, Discrete):
         raise UserError(
-            f"{planner} needs continuous actions, got {action.n} choices: use random-shooting, which plans both"
+            f"{planner} needs continuous actions, got {action.n} choices: use cem, mppi or random-shooting, which plan both"
         )
     if not action.is_vector:
         raise UserError(f"{planner} needs vectors of real numbers as actions, got {action.dtype} {list(action.shape)}")

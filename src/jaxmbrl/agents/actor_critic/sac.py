@@ -11,6 +11,8 @@ and layer norm instead of many; units are dropped in all losses, including targe
 
 Differs from the papers: losses have no factor 1/2. Updates are sequential: the actor uses the critics after their update,
 as in REDQ's algorithm 1; REDQ's code uses the critics before it. The log standard deviation is clipped to [-20, 2].
+
+For discrete actions, `discrete_sac` has other networks and replaces the expectations over actions by sums.
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ from jaxmbrl.nn.networks import MLP, Precision
 from jaxmbrl.nn.optimizer import Trainable
 
 MIN_LOG_STD, MAX_LOG_STD = -20.0, 2.0
+Pool = Literal["min", "mean"]
+"""How the values of several critics are combined."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class SACConfig:
     """Number of critics N."""
     critic_subset: Annotated[int, Ge(1)] = 2
     """Number of randomly chosen critics whose minimum a target uses."""
-    actor_value: Literal["min", "mean"] = "min"
+    actor_value: Pool = "min"
     """What the actor maximises: the critics' minimum (SAC), or their mean (REDQ, DroQ)."""
     learning_rate: Annotated[float, Gt(0), Traced] = 3e-4
     """Adam learning rate of actor, critics and temperature."""
@@ -78,7 +82,7 @@ class SACConfig:
     initial_temperature: Annotated[float, Gt(0), Traced] = 1.0
     """Temperature alpha at the start."""
     target_entropy: float | None = None
-    """Target entropy in nats; None for minus the action's size."""
+    """Target entropy in nats; None for minus the action's size, or for n discrete actions, 0.89 log n."""
 
     def problem(self) -> tuple[str, str] | None:
         """(field, message) of the first violated rule that involves several fields, or None."""
@@ -101,17 +105,35 @@ ActorLoss = Callable[[PyTree, SACState, Transition, Key], tuple[Float[Array, ""]
 """(actor parameters, state, batch, key) -> (loss, mean entropy bonus of the sampled actions)."""
 
 
+Values = Callable[[Action], Float[Array, "*n"]]
+"""Action of each row -> its values, with further leading axes if there are several critics."""
+
+
+class Actor(NamedTuple):
+    """The actor as functions of its parameters."""
+
+    init: Callable[[Key, Observation], PyTree]
+    """(key, example observation) -> parameters."""
+    distribution: Callable[[PyTree, Observation], Any]
+    """(parameters, observation) -> parameters of the action's distribution: (mean, log standard deviation) before tanh,
+    both [*n, A], or the log-probabilities [*n, n] of discrete actions."""
+    greedy: Callable[[PyTree, Observation], Action]
+    """(parameters, observation) -> the action without exploration."""
+    sample: Callable[[PyTree, Observation, Key], tuple[Action, Float[Array, "*n"]]]
+    """(parameters, observation, key) -> (action, its log-density), reparameterised if it is continuous."""
+    soft_values: Callable[[PyTree, Observation, Values, Any, Key], Float[Array, "*n"]]
+    """(parameters, observation, values, temperature, key) -> mean over actions of values(a) - temperature log pi(a|s), by
+    one sample if actions are continuous."""
+    loss: Callable[[PyTree, Observation, Values, Any, Pool, Key], tuple[Float[Array, ""], Float[Array, ""]]]
+    """(parameters, observation, values of each critic, temperature, pool, key) -> (loss, mean log-density)."""
+
+
 class SACFunctions(NamedTuple):
     """The networks of the agent as functions of their parameters; `assemble` builds an agent from them."""
 
-    init_actor: Callable[[Key, Observation], PyTree]
-    """(key, example observation) -> parameters of the actor."""
+    actor: Actor
     init_critic: Callable[[Key, Float[Array, "O+A"]], PyTree]
     """(key, example observation and action, concatenated) -> parameters of one critic."""
-    gaussian: Callable[[PyTree, Observation], tuple[Float[Array, "*n A"], Float[Array, "*n A"]]]
-    """(actor parameters, observation) -> (mean, log standard deviation) of the action before tanh."""
-    sample: Callable[[PyTree, Observation, Key], tuple[Float[Array, "*n A"], Float[Array, "*n"]]]
-    """(actor parameters, observation, key) -> (action, log-density), reparameterised."""
     q: Callable[..., Float[Array, "N *n"]]
     """(critic parameters, observation, action, key=None) -> the value by each critic. With a key, units are dropped,
     independently for each critic, as in losses and targets."""
@@ -128,11 +150,33 @@ def functions(config: SACConfig, action_size: int) -> SACFunctions:
         mean, log_std = jnp.split(actor.apply(params, observation), 2, axis=-1)
         return mean, jnp.clip(log_std, MIN_LOG_STD, MAX_LOG_STD)
 
-    def sample(params: PyTree, observation: Observation, key: Key) -> tuple[Array, Array]:
+    q = each_critic(critic)
+    return SACFunctions(squashed(actor.init, gaussian), critic.init, q, target_q=q)
+
+
+def squashed(
+    init: Callable[[Key, Observation], PyTree], gaussian: Callable[[PyTree, Observation], tuple[Array, Array]]
+) -> Actor:
+    """The actor whose actions are tanh of a Gaussian; `gaussian` is its `distribution`."""
+
+    def greedy(params: PyTree, observation: Observation) -> Action:
+        mean, _ = gaussian(params, observation)
+        return jnp.tanh(mean)
+
+    def sample(params: PyTree, observation: Observation, key: Key) -> tuple[Action, Array]:
         return sample_squashed(key, *gaussian(params, observation))
 
-    q = each_critic(critic)
-    return SACFunctions(actor.init, critic.init, gaussian, sample, q, target_q=q)
+    def soft_values(params: PyTree, observation: Observation, values: Values, temperature: Any, key: Key) -> Array:
+        action, log_density = sample(params, observation, key)
+        return values(action) - temperature * log_density
+
+    def loss(
+        params: PyTree, observation: Observation, values: Values, temperature: Any, pool: Pool, key: Key
+    ) -> tuple[Array, Array]:
+        action, log_density = sample(params, observation, key)
+        return actor_loss(values(action), log_density, temperature, pool), jnp.mean(log_density)
+
+    return Actor(init, gaussian, greedy, sample, soft_values, loss)
 
 
 def each_critic(critic: MLP) -> Callable[..., Float[Array, "N *n"]]:
@@ -148,13 +192,17 @@ def each_critic(critic: MLP) -> Callable[..., Float[Array, "N *n"]]:
     return q
 
 
+def pooled(values: Float[Array, "N *n"], pool: Pool) -> Float[Array, "*n"]:
+    """The minimum or the mean of the N critics' values."""
+    return values.min(axis=0) if pool == "min" else values.mean(axis=0)
+
+
 def actor_loss(
-    values: Float[Array, "N B"], log_density: Float[Array, "B"], temperature: Any, value: Literal["min", "mean"] = "min"
+    values: Float[Array, "N B"], log_density: Float[Array, "B"], temperature: Any, pool: Pool = "min"
 ) -> Float[Array, ""]:
     """mean_b (temperature log pi_b - Q_b) at actions sampled from the actor, where Q is the minimum or the mean of the N
     critics' values."""
-    chosen = values.min(axis=0) if value == "min" else values.mean(axis=0)
-    return -jnp.mean(chosen - temperature * log_density)
+    return -jnp.mean(pooled(values, pool) - temperature * log_density)
 
 
 def temperature_loss(
@@ -181,7 +229,8 @@ def assemble(
     action_size: int,
     normalizer: Normalizer | None = None,
 ) -> ActorCritic:
-    """An agent with the networks `parts`. Of `config`, the settings of networks are ignored."""
+    """An agent with the networks `parts`. Of `config`, the settings of networks are ignored. `action_size` is the number of
+    a critic's inputs for the action; with 0 the target entropy must be given."""
     target_entropy = -float(action_size) if config.target_entropy is None else config.target_entropy
     agent = _SAC(config, parts, observation_size, action_size, target_entropy, normalizer)
     return ActorCritic(
@@ -216,7 +265,7 @@ class _SAC(NamedTuple):
         learning_rate = hyper.get("learning_rate", config.learning_rate)
         log_temperature = jnp.log(jnp.asarray(hyper.get("initial_temperature", config.initial_temperature), float))
         return SACState(
-            actor=optimizer.init(parts.init_actor(actor_key, observation), learning_rate),
+            actor=optimizer.init(parts.actor.init(actor_key, observation), learning_rate),
             critic=optimizer.init(critic_params, learning_rate, with_target=True),
             log_temperature=optimizer.init(log_temperature, learning_rate),
             discount=jnp.asarray(hyper.get("discount", config.discount), float),
@@ -229,15 +278,14 @@ class _SAC(NamedTuple):
     def policy(self, state: SACState, explore: bool) -> Policy:
         def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
             if explore:
-                return self.parts.sample(state.actor.params, self.normalized(observation), key)[0], (), memory
-            mean, _ = self.parts.gaussian(state.actor.params, self.normalized(observation))
-            return jnp.tanh(mean), (), memory
+                return self.parts.actor.sample(state.actor.params, self.normalized(observation), key)[0], (), memory
+            return self.parts.actor.greedy(state.actor.params, self.normalized(observation)), (), memory
 
         return Policy(init=lambda key: (), act=act)
 
     def policy_with_entropy(self, state: SACState) -> Policy:
         def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
-            action, log_density = self.parts.sample(state.actor.params, self.normalized(observation), key)
+            action, log_density = self.parts.actor.sample(state.actor.params, self.normalized(observation), key)
             return action, -jnp.exp(state.log_temperature.params) * log_density, memory
 
         return Policy(init=lambda key: (), act=act)
@@ -251,17 +299,29 @@ class _SAC(NamedTuple):
         if config.critic_subset < config.critics:
             drawn = jax.random.choice(keys[1], config.critics, (config.critic_subset,), replace=False)
             critics = jax.tree.map(lambda p: p[drawn], critics)
-        return self.target_values_by(critics, state, observation, keys).min(axis=0)
+        return self.soft_values(state, observation, lambda values: values.min(axis=0), critics, keys)
 
     def target_values(self, state: SACState, observation: Observation, key: Key) -> Float[Array, "L N"]:
-        return self.target_values_by(state.critic.target, state, observation, jax.random.split(key, 3))
+        keys = jax.random.split(key, 3)
+        return self.soft_values(state, observation, lambda values: values, state.critic.target, keys)
 
-    def target_values_by(self, critics: PyTree, state: SACState, observation: Observation, keys: Key) -> Array:
-        """The soft value Q'(s, a) - alpha log pi(a|s), a ~ pi, by each of `critics`, [L, N]."""
+    def soft_values(
+        self,
+        state: SACState,
+        observation: Observation,
+        combine: Callable[[Float[Array, "L N"]], Float[Array, "... N"]],
+        critics: PyTree,
+        keys: Key,
+    ) -> Float[Array, "... N"]:
+        """The soft value, the mean over a ~ pi of Q'(s, a) - alpha log pi(a|s), where Q' are the values by each of
+        `critics`, combined."""
         observation = self.normalized(observation)
-        action, log_density = self.parts.sample(state.actor.params, observation, keys[0])
-        values = self.parts.target_q(critics, observation, action, keys[2])
-        return values - jnp.exp(state.log_temperature.params) * log_density
+
+        def values(action: Action) -> Array:
+            return combine(self.parts.target_q(critics, observation, action, keys[2]))
+
+        temperature = jnp.exp(state.log_temperature.params)
+        return self.parts.actor.soft_values(state.actor.params, observation, values, temperature, keys[0])
 
     def action_values(self, state: SACState, observation: Observation, action: Action, key: Key) -> Float[Array, "L N"]:
         """The value by each critic, for the actor's objective."""
@@ -269,8 +329,7 @@ class _SAC(NamedTuple):
         return self.parts.q(state.critic.params, self.normalized(observation), action, unit_key)
 
     def action_value(self, state: SACState, observation: Observation, action: Action, key: Key) -> Float[Array, "N"]:
-        values = self.action_values(state, observation, action, key)
-        return values.min(axis=0) if self.config.actor_value == "min" else values.mean(axis=0)
+        return pooled(self.action_values(state, observation, action, key), self.config.actor_value)
 
     def update_critic(
         self,
@@ -300,10 +359,12 @@ class _SAC(NamedTuple):
 
         def own_loss(params: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
             action_key, value_key = jax.random.split(key) if self.config.dropout else (key, key)
-            action, log_density = self.parts.sample(params, self.normalized(batch.observation), action_key)
-            values = self.action_values(state, batch.observation, action, value_key)
-            temperature = jnp.exp(state.log_temperature.params)
-            return actor_loss(values, log_density, temperature, self.config.actor_value), jnp.mean(log_density)
+
+            def values(action: Action) -> Array:
+                return self.action_values(state, batch.observation, action, value_key)
+
+            observation, temperature = self.normalized(batch.observation), jnp.exp(state.log_temperature.params)
+            return self.parts.actor.loss(params, observation, values, temperature, self.config.actor_value, action_key)
 
         (value, log_density), gradient = jax.value_and_grad(own_loss, has_aux=True)(state.actor.params)
         return self.step(state, value, gradient, log_density)

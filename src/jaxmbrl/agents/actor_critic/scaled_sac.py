@@ -30,7 +30,6 @@ from jaxmbrl.agents.actor_critic import sac
 from jaxmbrl.agents.actor_critic.sac import SACConfig, SACFunctions, SACState
 from jaxmbrl.core.config import Traced
 from jaxmbrl.core.types import Action, ActorCritic, Key, Observation, PyTree
-from jaxmbrl.distributions import sample_squashed
 from jaxmbrl.models.normalizer import Normalizer
 from jaxmbrl.nn.networks import MLP, Precision
 
@@ -111,9 +110,6 @@ def functions(config: ScaledSACConfig, action_size: int) -> SACFunctions:
         mean, raw = jnp.split(actor.apply(params, observation), 2, axis=-1)
         return mean, jnp.log(jax.nn.softplus(raw) + LEAST_STD)
 
-    def sample(params: PyTree, observation: Observation, key: Key) -> tuple[Array, Array]:
-        return sample_squashed(key, *gaussian(params, observation))
-
     def q(params: PyTree, observation: Observation, action: Action, key: Key | None = None) -> Float[Array, "N *n"]:
         values = network_q(params["network"], observation, action, key)
         low, high = _ends(params, values.ndim)
@@ -123,7 +119,7 @@ def functions(config: ScaledSACConfig, action_size: int) -> SACFunctions:
         values = q(params, observation, action)
         return jnp.clip(values, *_ends(params, values.ndim))
 
-    return SACFunctions(actor.init, init_critic, gaussian, sample, q, target_q)
+    return SACFunctions(sac.squashed(actor.init, gaussian), init_critic, q, target_q)
 
 
 def _ends(params: PyTree, dimensions: int) -> tuple[Array, Array]:

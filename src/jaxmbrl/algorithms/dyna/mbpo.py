@@ -1,7 +1,8 @@
 """MBPO: model-based policy optimisation (Janner et al., When to trust your model, arXiv 1906.08253, algorithm 2).
 
-    Objective: that of the policy learner (SAC), on transitions (s, a, r, s') imagined by a learned model, where
-    s is a real state or a state on a branch of at most k steps from one, a ~ pi(.|s), (s', r) ~ a member of the ensemble
+    Objective: that of the policy learner (SAC; of discrete actions also DQN), on transitions (s, a, r, s') imagined by a
+    learned model, where s is a real state or a state on a branch of at most k steps from one, a ~ pi(.|s), (s', r) ~ a
+    member of the ensemble
 
     for each environment step:
         act by the stochastic policy (uniformly at random for the first `warmup_steps`), store the transition
@@ -23,19 +24,22 @@ the buffer is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge
 from jaxtyping import Array, Float
 
-from jaxmbrl.agents.actor_critic import sac
+from jaxmbrl import agents
+from jaxmbrl.agents import q_learning
+from jaxmbrl.agents.q_learning import QLearningConfig
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import BranchedSettings
 from jaxmbrl.core import metrics
+from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import (
     Algorithm,
     Clock,
@@ -54,7 +58,7 @@ from jaxmbrl.core.types import (
 from jaxmbrl.data import replay
 from jaxmbrl.data.mixtures import mixture
 from jaxmbrl.data.replay import Replay
-from jaxmbrl.envs.base import vector_sizes
+from jaxmbrl.envs.base import number_of_actions, vectors_and_actions
 from jaxmbrl.models import branching, disagreement
 from jaxmbrl.models.branching import Imagined
 
@@ -67,6 +71,10 @@ class Config(BranchedSettings):
     """Agent updates for each environment step: the replay ratio (UTD)."""
     warmup_steps: Annotated[int, Ge(2)] = 5000
     """Environment steps of uniformly random actions, without updates, at the start."""
+    learner: Literal["sac", "dqn"] = "sac"
+    """The policy learner: `agent`, or for discrete actions `q_learning`."""
+    q_learning: QLearningConfig = field(default_factory=QLearningConfig)
+    """The settings of `dqn`. Actions are epsilon-greedy, also in imagined branches."""
 
 
 class State(NamedTuple):
@@ -84,13 +92,20 @@ class State(NamedTuple):
 
 
 def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
-    """MBPO on `task`; `model` overrides the default ensemble. `hyper` may hold `real_ratio`, traced, and SAC's."""
-    agent = sac.make(config.agent, *vector_sizes(task, "mbpo"))
+    """MBPO on `task`; `model` overrides the default ensemble. `hyper` may hold `real_ratio`, traced, and the
+    learner's. Raises UserError for DQN on a task of continuous actions."""
+    size, action = vectors_and_actions(task, "mbpo")
+    if config.learner == "dqn":
+        agent = q_learning.make(config.q_learning, task.observation, number_of_actions(task, "mbpo with the learner dqn"))
+    else:
+        agent = agents.make(config.agent, size, action)
     model = model or shared.ensemble_for(config, task)
     rule = disagreement.make(config.trust)
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         shared.no_data(data, "mbpo")
+        if config.learner == "dqn" and "initial_temperature" in hyper:
+            raise UserError("initial_temperature has no effect with the learner dqn")
         agent_key, key, model_key = jax.random.split(key, 3)
         return State(
             agent=agent.init(agent_key, hyper),
@@ -149,6 +164,7 @@ METHOD = Method(
     family="dyna",
     paper="1906.08253",
     summary="soft actor-critic on short rollouts imagined by a probabilistic ensemble",
+    takes=("continuous actions", "discrete actions"),
     tiny={
         **TINY_RUN,
         **TINY_ENSEMBLE,
@@ -170,6 +186,16 @@ METHOD = Method(
             -170.0,
             settings={"ensemble.precision": "bfloat16", "agent.precision": "bfloat16"},
             about="small preset, reward learned, products in bfloat16",
+        ),
+        Goal("mbpo-cartpole-v1", "CartPole-v1", 5000, 450.0, episodes=20),
+        Goal(
+            "mbpo-dqn-cartpole-v1",
+            "CartPole-v1",
+            5000,
+            450.0,
+            episodes=20,
+            settings={"learner": "dqn"},
+            about="its preset, by DQN",
         ),
         Goal("mbpo-inverted-pendulum", "InvertedPendulum-v5", 4000, 1000.0, episodes=10, about="the paper's preset"),
         Goal(

@@ -1,5 +1,6 @@
 """Soft Actor-Critic (Haarnoja et al., arXiv 1812.05905), the model-free baseline, with REDQ and DroQ, two of its settings
-that learn from fewer environment steps. The agent is `agents.actor_critic.sac`, which states the objectives.
+that learn from fewer environment steps. The agent is `agents.actor_critic.sac`, which states the objectives, or for
+discrete actions `agents.actor_critic.discrete_sac`.
 
 for each environment step:
     act by the stochastic policy (uniformly at random for the first `warmup_steps`), store the transition
@@ -20,7 +21,7 @@ from typing import NamedTuple
 
 import jax
 
-from jaxmbrl.agents.actor_critic import sac
+from jaxmbrl import agents
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import OffPolicySettings, collector, critic_view, new_replay, update_agent
@@ -40,7 +41,7 @@ from jaxmbrl.core.types import (
 )
 from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
-from jaxmbrl.envs.base import vector_sizes
+from jaxmbrl.envs.base import vectors_and_actions
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class State(NamedTuple):
 
 def make(config: Config, task: Task) -> Algorithm:
     """SAC, REDQ or DroQ on `task`, depending on the settings."""
-    agent = sac.make(config.agent, *vector_sizes(task, "sac"))
+    agent = agents.make(config.agent, *vectors_and_actions(task, "sac"))
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         agent_key, key = jax.random.split(key)
@@ -93,6 +94,7 @@ METHOD = Method(
     family="model_free",
     paper="1812.05905",
     summary="soft actor-critic, the model-free baseline",
+    takes=("continuous actions", "discrete actions"),
     tiny={**TINY_RUN, "agent.hidden": (16, 16)},
     goals=(
         Goal("sac-pendulum", "pendulum", 20_000, -170.0),
@@ -104,6 +106,7 @@ METHOD = Method(
             settings={"agent.precision": "bfloat16"},
             about="products in bfloat16",
         ),
+        Goal("sac-cartpole-v1", "CartPole-v1", 20_000, 450.0, seeds_at_goal=0, episodes=20),
         Goal("sac-pendulum-5000", "pendulum", 5000, -200.0, seeds_at_goal=0),
         Goal(
             "sac-hopper",
@@ -123,6 +126,7 @@ REDQ = Method(
     family="model_free",
     paper="2101.05982",
     summary="soft actor-critic with a high replay ratio and an ensemble of critics",
+    takes=("continuous actions", "discrete actions"),
     tiny={**TINY_RUN, "agent.hidden": (16, 16), "agent.critics": 3, "updates_per_step": 4, "actor_delay": 2},
     goals=(Goal("redq-pendulum", "pendulum", 1600, -170.0),),
 )
@@ -132,6 +136,7 @@ DROQ = Method(
     family="model_free",
     paper="2110.02034",
     summary="soft actor-critic with a high replay ratio and critics with dropout and layer norm",
+    takes=("continuous actions", "discrete actions"),
     tiny={**TINY_RUN, "agent.hidden": (16, 16), "agent.dropout": 0.1, "updates_per_step": 4, "actor_delay": 4},
     goals=(Goal("droq-pendulum", "pendulum", 1600, -170.0),),
 )

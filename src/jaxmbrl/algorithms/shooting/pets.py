@@ -44,7 +44,7 @@ from jaxmbrl.core.types import (
 )
 from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
-from jaxmbrl.envs.base import vector_sizes
+from jaxmbrl.envs.base import vectors_and_actions
 from jaxmbrl.models.ensemble import EnsembleConfig, EnsembleState
 from jaxmbrl.planning import PlannerConfig, RiskConfig, open_loop_policy, planning_policy
 from jaxmbrl.rollout import with_full_state
@@ -100,7 +100,7 @@ class State(NamedTuple):
 
 def make(config: Config, task: Task) -> Algorithm:
     """PETS on `task`. Reward and termination are the task's if it provides them and the settings do not learn them."""
-    vector_sizes(task, "pets")
+    vectors_and_actions(task, "pets")
     model = shared.ensemble_for(config, task)
     planner = planning.make(config.planner, task.action)
     learns, plan = not config.uses_true_model(), open_loop_policy if config.open_loop else planning_policy
@@ -164,6 +164,7 @@ METHOD = Method(
     family="shooting",
     paper="1805.12114",
     summary="model-predictive control through a probabilistic ensemble, by CEM or another planner",
+    takes=("continuous actions", "discrete actions"),
     tiny={
         "ensemble.hidden": (16,),
         "ensemble.max_epochs": 3,
@@ -228,6 +229,7 @@ METHOD = Method(
             settings={"learn_reward": True},
             about="small preset, reward learned",
         ),
+        Goal("pets-cartpole-v1", "CartPole-v1", 2000, 450.0, seeds_at_goal=3, episodes=10),
         Goal("pets-pendulum", "pendulum", 2000, None),
         Goal("icem-pendulum", "pendulum", 2000, None, preset="small-icem", about="planned by iCEM, reward known"),
         Goal("pets-swingup", "cartpole-swingup", 1000, None),

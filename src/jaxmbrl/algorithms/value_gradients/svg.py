@@ -174,7 +174,7 @@ def explorer(parts: SACFunctions, state: SACState) -> Policy:
     """The stochastic policy with `BehaviorAction` as extras."""
 
     def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, BehaviorAction, Memory]:
-        mean, log_std = parts.gaussian(state.actor.params, observation)
+        mean, log_std = parts.actor.distribution(state.actor.params, observation)
         pre_tanh = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype)
         return jnp.tanh(pre_tanh), BehaviorAction(pre_tanh, squashed_log_density(pre_tanh, mean, log_std)), memory
 
@@ -261,7 +261,7 @@ def importance(parts: SACFunctions, state: SACState, batch: Windows, cap: float)
     """min(pi / mu, cap) for each window: pi / mu is the product over the actions that count of their density under the
     current policy over that with which they were sampled."""
     rows = batch.rows
-    now = squashed_log_density(rows.extras.pre_tanh, *parts.gaussian(state.actor.params, rows.observation))
+    now = squashed_log_density(rows.extras.pre_tanh, *parts.actor.distribution(state.actor.params, rows.observation))
     ratio = jnp.sum(jnp.where(batch.counts > 0, now - rows.extras.log_density, 0.0), axis=0)
     return jnp.minimum(jnp.exp(ratio), cap)
 
@@ -270,7 +270,7 @@ def act_again(
     parts: SACFunctions, state: SACState, observation: Float[Array, "B O"], row: Transition
 ) -> tuple[Float[Array, "B A"], Float[Array, "B"]]:
     """`NoiseConditionedPolicy` of SAC's policy, for rows with `BehaviorAction` as extras."""
-    mean, log_std = parts.gaussian(state.actor.params, observation)
+    mean, log_std = parts.actor.distribution(state.actor.params, observation)
     pre_tanh = reparameterize_given(row.extras.pre_tanh, mean, jnp.exp(log_std))
     bonus = -jnp.exp(state.log_temperature.params) * squashed_log_density(pre_tanh, mean, log_std)
     return jnp.tanh(pre_tanh), bonus
