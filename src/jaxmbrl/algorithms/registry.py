@@ -37,6 +37,8 @@ MODULES = {
     "sac": "model_free.sac",
     "td3": "model_free.td3",
     "ddpg": "model_free.td3:DDPG",
+    "muzero": "search.muzero",
+    "alphazero": "search.alphazero",
 }
 """Method -> its module, and the name of its record there unless that is `METHOD`. Tables and lists keep this order."""
 
