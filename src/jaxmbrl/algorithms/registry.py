@@ -39,6 +39,7 @@ MODULES = {
     "ddpg": "model_free.td3:DDPG",
     "muzero": "search.muzero",
     "alphazero": "search.alphazero",
+    "uct": "search.uct",
 }
 """Method -> its module, and the name of its record there unless that is `METHOD`. Tables and lists keep this order."""
 

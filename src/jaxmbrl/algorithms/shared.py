@@ -37,7 +37,7 @@ from jaxmbrl.core.types import (
 )
 from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
-from jaxmbrl.envs.base import vector_sizes
+from jaxmbrl.envs.base import vectors_and_actions
 from jaxmbrl.models import branching, ensemble
 from jaxmbrl.models.branching import Imagined
 from jaxmbrl.models.disagreement import Trust, TrustConfig
@@ -298,7 +298,7 @@ def ensemble_for(config: UnknownToTheModel, task: Task) -> DynamicsModel:
     """The ensemble for `task`. It learns the reward and the termination that the task lacks or that the settings name."""
     return ensemble.make(
         config.ensemble,
-        *vector_sizes(task, "a dynamics model"),
+        *vectors_and_actions(task, "a dynamics model"),
         reward=known_reward(config, task),
         terminated=None if config.learn_termination else task.terminated,
         features=task.features,

@@ -149,8 +149,17 @@ def never(next_observation: Float[Array, "*n O"]) -> Bool[Array, "*n"]:
 def vector_sizes(task: Task, method: str) -> tuple[int, int]:
     """(length of an observation, length of an action) for a method that needs vectors of floats. Raises UserError if the
     task has other spaces."""
-    _check_spaces(task, method, "vectors", lambda space: isinstance(space, Box) and space.is_vector)
+    _check_spaces(task, method, "vectors", _is_vector)
     return task.observation.shape[0], task.action.shape[0]
+
+
+def vectors_and_actions(task: Task, method: str) -> tuple[int, Space]:
+    """(length of an observation, space of an action) for a method that needs vectors of floats as observations, and such
+    vectors or choices as actions. Raises UserError if the task has other spaces."""
+    takes = "vector observations and continuous or discrete actions"
+    _check_space(task, method, takes, "observations", _is_vector)
+    _check_space(task, method, takes, "actions", lambda space: isinstance(space, Discrete) or _is_vector(space))
+    return task.observation.shape[0], task.action
 
 
 def discrete_sizes(task: Task, method: str) -> tuple[int, int]:
@@ -166,6 +175,10 @@ def number_of_actions(task: Task, method: str) -> int:
     discrete."""
     _check_space(task, method, "discrete actions", "actions", lambda space: isinstance(space, Discrete))
     return cast(Discrete, task.action).n
+
+
+def _is_vector(space: Space) -> bool:
+    return isinstance(space, Box) and space.is_vector
 
 
 def _check_spaces(task: Task, method: str, takes: str, fits: Callable[[Space], bool]) -> None:

@@ -12,7 +12,17 @@ mctx is imported when a search is made, and not with this package. A search comp
 """
 
 from jaxmbrl.planning.tree_search import uct
-from jaxmbrl.planning.tree_search.model import Node, Played, SearchModel, Step, begin, by_playouts, in_world
+from jaxmbrl.planning.tree_search.model import (
+    Node,
+    Played,
+    SearchModel,
+    Step,
+    begin,
+    by_playouts,
+    in_game,
+    in_world,
+    no_evaluation,
+)
 from jaxmbrl.planning.tree_search.search import (
     Found,
     GumbelConfig,
@@ -41,8 +51,10 @@ __all__ = [
     "UCTConfig",
     "begin",
     "by_playouts",
+    "in_game",
     "in_world",
     "make",
+    "no_evaluation",
     "searching_policy",
     "targets",
     "uct",

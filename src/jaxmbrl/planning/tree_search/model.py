@@ -82,6 +82,29 @@ def begin(world: World, origin: Any, key: Key, rows: tuple[int, ...] = ()) -> Pl
     return Played(world.start(origin, key), jnp.ones(rows))
 
 
+def in_game(
+    play: Callable[[PyTree, Action], tuple[PyTree, Float[Array, ""], Bool[Array, ""]]],
+    legal: Callable[[PyTree], Bool[Array, "A"]],
+    evaluate: Callable[[Node, Key], tuple[Float[Array, "A"], Float[Array, ""]]],
+) -> SearchModel:
+    """A model of a game of two players who take turns and whose rewards sum to 0.
+
+    `play(state, action)` returns (the state for the other player, the reward of the player who moved, whether the game is
+    over), as in `envs.games.tic_tac_toe`.
+    """
+
+    def step(state: PyTree, action: Action, key: Key) -> Step:
+        successor, reward, over = play(state, action)
+        return Step(reward, jnp.where(over, 0.0, -1.0), successor)
+
+    return SearchModel(step, evaluate, legal)
+
+
+def no_evaluation(node: Node, key: Key) -> tuple[Float[Array, "A"], Float[Array, ""]]:
+    """In place of an evaluation, for a search that evaluates nodes by playouts."""
+    raise AssertionError("this model has no evaluation: search it by playouts")
+
+
 def by_playouts(model: SearchModel, actions: int, length: int) -> SearchModel:
     """`model` with uniform priors, and the return of a playout as the value of a node: uniformly random legal actions until
     the episode ends, at most `length`."""
