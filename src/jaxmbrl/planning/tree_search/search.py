@@ -121,12 +121,7 @@ def make(config: SearchConfig) -> Search:
             mctx.gumbel_muzero_policy,
             max_num_considered_actions=of.considered,
             gumbel_scale=1.0 if explore else 0.0,
-            qtransform=functools.partial(
-                mctx.qtransform_completed_by_mix_value,
-                value_scale=of.value_scale,
-                maxvisit_init=of.visit_offset,
-                rescale_values=of.rescale,
-            ),
+            qtransform=gumbel_values(of),
         )
 
     def puct(explore: bool) -> Callable[..., Any]:
@@ -157,6 +152,16 @@ def make(config: SearchConfig) -> Search:
         )
 
     return search
+
+
+def gumbel_values(config: GumbelConfig) -> Callable[..., Float[Array, "A"]]:
+    """sigma(q): (unbatched `mctx.Tree`, node) -> the completed and scaled action values of the node."""
+    return functools.partial(
+        library().qtransform_completed_by_mix_value,
+        value_scale=config.value_scale,
+        maxvisit_init=config.visit_offset,
+        rescale_values=config.rescale,
+    )
 
 
 def root_of(mctx: Any, model: SearchModel, state: PyTree, key: Key) -> tuple[Any, Any]:
