@@ -121,3 +121,12 @@ def test_a_search_by_playouts_has_no_other_evaluation():
     with pytest.raises(AssertionError, match="search it by playouts"):
         GAME.evaluate(first_node(game.start()), jax.random.key(0))
     assert tree_search.by_playouts(GAME, 9, 9).legal is game.legal
+
+
+def test_illegal_actions_are_not_visited_in_optimised_programs():
+    """A score is compared with others that XLA computed in the same way, whatever it fuses."""
+    board = jnp.array([1, -1, 0, 0, -1, 1, 0, 0, 0])
+    search = uct.make(UCTConfig(simulations=60, lowest=-1.0, playout=9), 9)
+    run = jax.jit(lambda key: search(GAME, board, key, False), compiler_options={"xla_backend_optimization_level": 3})
+    visits = jax.device_get(run(jax.random.key(0)).tree.children_visits[0])
+    assert visits[0][np.asarray(board) != 0].sum() == 0 and visits[0].sum() == 60

@@ -187,12 +187,12 @@ def half_gradient(latent: Float[Array, "*n L"]) -> Float[Array, "*n L"]:
 
 def window_loss(
     head: ScalarHead,
-    logits: Float[Array, "K+1 A"],
-    values: Float[Array, "K+1 S"],
+    logits: Float[Array, "N A"],
+    values: Float[Array, "N S"],
     rewards: Float[Array, "K S"],
     due: Targets,
 ) -> Losses:
-    """The losses of one unrolled window. All terms but those of the first state are scaled by 1 / K."""
+    """The losses of one unrolled window, N = K + 1 states. All terms but those of the first state are scaled by 1 / K."""
     steps = rewards.shape[0]
     scale = jnp.full(steps + 1, 1 / steps).at[0].set(1.0)
     policy, value = searching.prediction_loss(head, logits, values, due)

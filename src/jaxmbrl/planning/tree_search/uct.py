@@ -87,10 +87,15 @@ def select(config: UCTConfig, key: Key, tree: Any, node: Int[Array, ""], depth: 
     # mctx counts an evaluation of the root, too.
     parent = tree.node_visits[node] - (node == tree.ROOT_INDEX)
     score = scores(visits * means, visits, parent, config.exploration)
+    # Noise decides between equal scores. A comparison with their maximum would not: XLA may compute it another time.
+    noise = jax.random.uniform(key, score.shape)
+    score = jnp.where(visits > 0, score + TIE * noise, FIRST * (1 + noise))
     legal = logits > jnp.finfo(logits.dtype).min
-    score = jnp.where(legal, score, -jnp.inf)
-    best = jnp.where(legal, score == jnp.max(score), False)
-    return jnp.argmax(jnp.where(best, jax.random.uniform(key, best.shape), -1.0)).astype(jnp.int32)
+    return jnp.argmax(jnp.where(legal, score, -jnp.inf)).astype(jnp.int32)
+
+
+TIE, FIRST = 1e-6, 1e9
+"""Scale of the noise between equal scores, and the score of an action without visits."""
 
 
 def scores(
