@@ -1,9 +1,10 @@
 """Tic-tac-toe: games of UCT against a perfect player and against a random one, for several numbers of simulations.
 
-    python benchmarks/tic_tac_toe.py [--games 100] [--out benchmarks/results]
+    python benchmarks/tic_tac_toe.py [--games 100] [--exploration C ...] [--simulations N ...] [--out benchmarks/results]
 
 UCT begins in half of the games. The perfect player takes a random one of the moves with the best minimax value. No player
-can beat it, so UCT is judged by its losses.
+can beat it, so UCT is judged by its losses. Returns from -1 to 1 are rescaled to [0, 1] in the score, for which C = 0.71
+is the constant of the theory; C = 0.35 is the same without rescaling.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from jaxmbrl.envs.games import tic_tac_toe as game
 from jaxmbrl.planning import tree_search
 from jaxmbrl.planning.tree_search import UCTConfig, in_game, no_evaluation
 
-SIMULATIONS = (25, 100, 400, 1000)
+SIMULATIONS, EXPLORATION = (25, 100, 400, 1000), (0.71, 0.35)
 Move = Callable[[np.ndarray, np.random.Generator], int]
 
 
@@ -35,9 +36,9 @@ def random(board: np.ndarray, rng: np.random.Generator) -> int:
     return int(rng.choice(np.flatnonzero(board == 0)))
 
 
-def searcher(simulations: int) -> Callable[[np.ndarray, int], np.ndarray]:
+def searcher(simulations: int, exploration: float) -> Callable[[np.ndarray, int], np.ndarray]:
     """(boards [G, 9], seed) -> the cells [G] that UCT takes."""
-    config = UCTConfig(simulations=simulations, lowest=-1.0, highest=1.0, playout=game.CELLS)
+    config = UCTConfig(simulations=simulations, exploration=exploration, lowest=-1.0, highest=1.0, playout=game.CELLS)
     search = tree_search.uct.make(config, game.CELLS)
     model = in_game(game.play, game.legal, no_evaluation)
     choose = jax.jit(jax.vmap(lambda board, key: search(model, board, key, False).action))
@@ -61,10 +62,10 @@ def outcomes(search: Callable[[np.ndarray, int], np.ndarray], opponent: Move, be
     return result
 
 
-def measured(simulations: int, games: int) -> dict[str, Any]:
+def measured(simulations: int, exploration: float, games: int) -> dict[str, Any]:
     """Numbers of won, drawn and lost games against both opponents."""
-    search, begun = searcher(simulations), time.perf_counter()
-    found: dict[str, Any] = {"simulations": simulations}
+    search, begun = searcher(simulations, exploration), time.perf_counter()
+    found: dict[str, Any] = {"simulations": simulations, "exploration": exploration}
     for name, opponent in (("perfect", perfect), ("random", random)):
         results = np.concatenate([outcomes(search, opponent, begins, games // 2) for begins in (True, False)])
         found[name] = {what: int(np.sum(results == value)) for what, value in (("won", 1), ("drawn", 0), ("lost", -1))}
@@ -74,14 +75,17 @@ def measured(simulations: int, games: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--games", type=int, default=100)
+    parser.add_argument("--exploration", type=float, nargs="+", default=EXPLORATION, metavar="C")
+    parser.add_argument("--simulations", type=int, nargs="+", default=SIMULATIONS, metavar="N")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     rows = []
-    for simulations in SIMULATIONS:
-        rows.append(measured(simulations, args.games))
-        print(rows[-1], flush=True)
+    for exploration in args.exploration:
+        for simulations in args.simulations:
+            rows.append(measured(simulations, exploration, args.games))
+            print(rows[-1], flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    found = {"games": args.games, "rows": rows, **provenance("tic_tac_toe")}
+    found = {"games": args.games, "rows": rows, **provenance()}
     (args.out / "tic-tac-toe.json").write_text(json.dumps(found, indent=1) + "\n")
 
 

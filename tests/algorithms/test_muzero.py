@@ -70,7 +70,8 @@ def rows(num_envs=2, steps=3, actions=3):
     """Transitions [steps, num_envs] of searches that are told apart by their value."""
     at = np.arange(steps * num_envs, dtype=np.float32).reshape(steps, num_envs)
     found = Statistics(np.ones((steps, num_envs, actions), np.float32) / actions, np.zeros((steps, num_envs, 3), np.int32), at)
-    board, ends = np.zeros((steps, num_envs, 50), np.float32), np.zeros((steps, num_envs), bool)
+    board = np.random.default_rng(0).normal(size=(steps, num_envs, 50)).astype(np.float32)
+    ends = np.zeros((steps, num_envs), bool)
     return Transition(board, at.astype(np.int32) % 3, at, board, ends, ends, found)
 
 
@@ -93,7 +94,6 @@ def test_windows_are_of_one_environment_with_their_searches(priorities):
 
 
 def test_an_update_learns_and_writes_the_priorities():
-    """The learned value is that of the first state, whatever the prior error: its rows have the priorities |error|."""
     config = alphazero.Config(num_envs=2, replay_capacity=8, priorities=1.0, batch_size=32, n_steps=1, updates=3, hidden=(8,))
     task = envs.make(TASK)
     method = alphazero.make(config, task)
