@@ -93,15 +93,14 @@ def main() -> None:
     found = {
         "batch": BATCH,
         "simulations": simulations,
-        "simulations_per_second": steps[0],
-        "simulations_per_second_of_mctx": steps[1],
+        "simulations_per_second": float(steps[0]),
+        "simulations_per_second_of_mctx": float(steps[1]),
         "ratio_of_times": float(np.median(times[:, 0] / times[:, 1])),
         "quartiles_of_ratio": np.quantile(times[:, 0] / times[:, 1], [0.25, 0.75]).tolist(),
-        **provenance(),
     }
-    print({name: value for name, value in found.items() if name != "environment"})
+    print(found)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "search-cpu.json").write_text(json.dumps(found, indent=1) + "\n")
+    (args.out / "search-cpu.json").write_text(json.dumps({"results": found, **provenance()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def main() -> None:
             rows.append(measured(simulations, exploration, args.games))
             print(rows[-1], flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    found = {"games": args.games, "rows": rows, **provenance()}
+    found = {"results": {"games": args.games, "rows": rows}, **provenance()}
     (args.out / "tic-tac-toe.json").write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -39,8 +39,8 @@ def test_the_losses_of_a_window_by_hand(x64):
 
 
 def test_half_of_the_gradient_flows_through_each_latent(x64):
-    """Linear g and f: d v_k / d z_0 is the product of k factors, halved k times; the values are not changed. The parameter of
-    g is reached by v_1 fully, through f."""
+    """Linear g and f: d v_k / d z_0 is the product of k factors, halved k times; the values are not changed. The parameter
+    of g is reached by v_1 fully, through f."""
     networks = muzero.Networks(
         lambda key: (),
         represent=lambda w, observation: w["h"] * observation,
@@ -69,7 +69,9 @@ def test_latents_are_scaled_to_the_unit_interval():
 def rows(num_envs=2, steps=3, actions=3):
     """Transitions [steps, num_envs] of searches that are told apart by their value."""
     at = np.arange(steps * num_envs, dtype=np.float32).reshape(steps, num_envs)
-    found = Statistics(np.ones((steps, num_envs, actions), np.float32) / actions, np.zeros((steps, num_envs, 3), np.int32), at)
+    found = Statistics(
+        np.ones((steps, num_envs, actions), np.float32) / actions, np.zeros((steps, num_envs, 3), np.int32), at
+    )
     board = np.random.default_rng(0).normal(size=(steps, num_envs, 50)).astype(np.float32)
     ends = np.zeros((steps, num_envs), bool)
     return Transition(board, at.astype(np.int32) % 3, at, board, ends, ends, found)
@@ -94,7 +96,9 @@ def test_windows_are_of_one_environment_with_their_searches(priorities):
 
 
 def test_an_update_learns_and_writes_the_priorities():
-    config = alphazero.Config(num_envs=2, replay_capacity=8, priorities=1.0, batch_size=32, n_steps=1, updates=3, hidden=(8,))
+    config = alphazero.Config(
+        num_envs=2, replay_capacity=8, priorities=1.0, batch_size=32, n_steps=1, updates=3, hidden=(8,)
+    )
     task = envs.make(TASK)
     method = alphazero.make(config, task)
 

@@ -67,7 +67,8 @@ def test_one_simulation_of_one_action_takes_the_action_of_the_prior():
 
 
 def test_completed_action_values():
-    """p (.2, .5, .3), q (.2, .8, none), visits (2, 5, 0), value .5: the mixed value is (.5 + 7 (.04 + .4) / .7) / 8 = .6125."""
+    """p (.2, .5, .3), q (.2, .8, none), visits (2, 5, 0), value .5: the mixed value is
+    (.5 + 7 (.04 + .4) / .7) / 8 = .6125."""
     import mctx
 
     one = np.ones((1, 1, 3), np.float32)
@@ -129,7 +130,9 @@ GOLDEN = {
 google-deepmind/mctx: mctx/_src/tests/test_data."""
 
 
-@pytest.mark.parametrize("name", ["gumbel_muzero_reward_tree", pytest.param("muzero_qtransform_tree", marks=pytest.mark.promises)])
+@pytest.mark.parametrize(
+    "name", ["gumbel_muzero_reward_tree", pytest.param("muzero_qtransform_tree", marks=pytest.mark.promises)]
+)
 def test_golden_trees_of_mctx(name):
     config, children, value = GOLDEN[name]
     with jax.threefry_partitionable(False):

@@ -124,8 +124,8 @@ def test_a_search_by_playouts_has_no_other_evaluation():
 
 
 def test_equal_scores_do_not_depend_on_how_they_are_computed():
-    """If the scores were compared with their maximum, none would be equal to it in this program: XLA computes it again, with
-    other rounding. The first action would then be taken, which is illegal here."""
+    """If the scores were compared with their maximum, none would be equal to it in this program: XLA computes it again,
+    with other rounding. The first action would then be taken, which is illegal here."""
     board = jnp.array([1, -1, 0, 0, -1, 1, 0, 0, 0])
     search = uct.make(UCTConfig(simulations=60, lowest=-1.0, playout=9), 9)
     found = jax.device_get(jax.jit(lambda key: search(GAME, board, key, False))(jax.random.key(0)))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxmbrl.algorithms.shared import LoopSettings
@@ -74,7 +74,7 @@ class Batch(NamedTuple):
 
     rows: Transition
     valid: Bool[Array, "B W"]
-    index: Int[Array, "B"]
+    slots: Int[Array, "B"]
     """Slots of their first rows."""
     weight: Float[Array, "B"]
     """Importance weights."""
@@ -108,11 +108,11 @@ def store(buffer: Buffer, transitions: Transition) -> Buffer:
 def draw(config: SearchedSettings, buffer: Buffer, key: Key, length: int) -> Batch:
     """A batch of windows of `length` rows."""
     if isinstance(buffer, Prioritized):
-        _, index, weight = prioritized.sample(buffer, key, config.batch_size, config.priority_correction)
+        _, slots, weight = prioritized.sample(buffer, key, config.batch_size, config.priority_correction)
         kept = buffer.replay
     else:
-        index, weight, kept = replay.sample_slots(buffer, key, config.batch_size), jnp.ones(config.batch_size), buffer
-    return Batch(*replay.windows(kept, index, length, config.num_envs), index, weight)
+        slots, weight, kept = replay.sample_slots(buffer, key, config.batch_size), jnp.ones(config.batch_size), buffer
+    return Batch(*replay.windows(kept, slots, length, config.num_envs), slots, weight)
 
 
 def decayed(config: SearchedSettings) -> optax.GradientTransformation | None:
@@ -154,8 +154,7 @@ def update(
         (total, found), gradient = jax.value_and_grad(batch_loss, has_aux=True)(networks.params, batch)
         networks, norm = optimizer.step(networks, gradient, chain=chain)
         if isinstance(buffer, Prioritized):
-            written = prioritized.update(_with_priorities(buffer, tree), batch.index, found.error)
-            tree = written._replace(replay=())
+            tree = _priorities(prioritized.update(_with_priorities(buffer, tree), batch.slots, found.error))
         means = {name: jnp.mean(getattr(found, name)) for name in Losses._fields}
         named = {f"loss/{name}": Average.of(value) for name, value in means.items() if name != "error"}
         named |= {"loss/total": Average.of(total), "value/error": Average.of(means["error"])}
@@ -166,12 +165,17 @@ def update(
 
     due = clock.env_steps >= config.warmup_steps
     # The rows do not change, so they are not part of what the updates pass on.
-    priorities = buffer._replace(replay=()) if isinstance(buffer, Prioritized) else ()
-    (networks, priorities), found = metrics.cond_update(due, all_updates, (networks, priorities))
+    (networks, priorities), found = metrics.cond_update(due, all_updates, (networks, _priorities(buffer)))
     return (networks, _with_priorities(buffer, priorities)), found
 
 
-def _with_priorities(buffer: Buffer, priorities: PyTree) -> Buffer:
+def _priorities(buffer: Any) -> PyTree:
+    """The buffer without its rows, if it has priorities."""
+    return buffer._replace(replay=()) if isinstance(buffer, Prioritized) else ()
+
+
+def _with_priorities(buffer: Any, priorities: PyTree) -> Any:
+    """The buffer with the priorities that `_priorities` returned."""
     return priorities._replace(replay=buffer.replay) if isinstance(buffer, Prioritized) else buffer
 
 

@@ -145,9 +145,7 @@ def sample_slots(replay: Replay, key: Key, n: int) -> Int[Array, "n"]:
     return _slot(replay, jax.random.randint(key, (n,), 0, jnp.maximum(replay.size, 1)))
 
 
-def windows(
-    replay: Replay, slots: Int[Array, "n"], length: int, stride: int = 1
-) -> tuple[PyTree, Bool[Array, "n length"]]:
+def windows(replay: Replay, slots: Int[Array, "n"], length: int, stride: int = 1) -> tuple[PyTree, Bool[Array, "n length"]]:
     """The windows [n, length, ...] of consecutive rows of one environment whose first rows are in `slots`, such as those
     that `sample_slots` or `prioritized.sample` returned; `stride` as in `sample_sequences`.
 

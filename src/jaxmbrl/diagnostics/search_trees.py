@@ -122,7 +122,7 @@ def _layout(nodes: TreeNodes, shown: Int[np.ndarray, "M"]) -> tuple[dict[int, in
         elif ready:
             across[node] = (across[below[0]] + across[below[-1]]) / 2
         else:
-            depth |= {child: depth[node] + 1 for child in below}
+            depth |= dict.fromkeys(below, depth[node] + 1)
             unseen += [(node, True), *((child, False) for child in reversed(below))]
     return depth, across
 

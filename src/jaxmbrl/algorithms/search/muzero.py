@@ -225,6 +225,14 @@ METHOD = Method(
     },
     goals=(
         Goal("muzero-catch", "bsuite/Catch", 13_248, 0.9, about="small preset, 16 simulations"),
-        Goal("muzero-cartpole", "CartPole-v1", 40_320, 195.0, seeds_at_goal=0, episodes=20, about="small preset, 16 simulations"),
+        Goal(
+            "muzero-cartpole",
+            "CartPole-v1",
+            40_320,
+            195.0,
+            seeds_at_goal=0,
+            episodes=20,
+            about="small preset, 16 simulations",
+        ),
     ),
 )

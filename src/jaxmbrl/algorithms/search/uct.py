@@ -1,5 +1,5 @@
 """UCT: Monte Carlo tree search with upper confidence bounds, in the simulator or in a learned model (Kocsis and Szepesvari,
-Bandit based Monte-Carlo planning, 2006). The search is `planning.tree_search.uct`, which states the score.
+Bandit based Monte-Carlo planning, ECML 2006). The search is `planning.tree_search.uct`, which states the score.
 
     for each step:
         repeat `search.simulations` times:
@@ -91,7 +91,8 @@ class Config(ModelChoice, LoopSettings):
 class State(NamedTuple):
     """The whole state of a run."""
 
-    model: EnsembleState
+    model: EnsembleState | tuple[()]
+    """`()` without a learned model."""
     replay: Replay
     key: Key
 
@@ -125,8 +126,8 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, fit_key = jax.random.split(state.key)
-        real, found = replay.add(state.replay, flatten(transitions)), {}
-        fitted = state.model
+        real, fitted = replay.add(state.replay, flatten(transitions)), state.model
+        found: Metrics = {}
         if model:
 
             def fit(fitted: EnsembleState) -> tuple[EnsembleState, Metrics]:

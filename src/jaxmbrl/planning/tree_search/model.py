@@ -145,7 +145,9 @@ def first_node(state: PyTree) -> Node:
     return Node(state, jnp.zeros((), bool))
 
 
-def expand(model: SearchModel, node: Node, action: Action, key: Key) -> tuple[Step, Node, Float[Array, "A"], Float[Array, ""]]:
+def expand(
+    model: SearchModel, node: Node, action: Action, key: Key
+) -> tuple[Step, Node, Float[Array, "A"], Float[Array, ""]]:
     """(step, successor, its prior logits, its value). After the end of an episode, reward, discount and value are 0 and the
     state stays as it was, even if the model returns something that is not finite."""
     step_key, value_key = jax.random.split(key)

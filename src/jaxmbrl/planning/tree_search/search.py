@@ -1,5 +1,5 @@
-"""Searches with mctx: PUCT as in MuZero (Schrittwieser et al., arXiv 1911.08265), and Gumbel MuZero (Danihelka et al., Policy
-improvement by planning with Gumbel, ICLR 2022).
+"""Searches with mctx: PUCT as in MuZero (Schrittwieser et al., arXiv 1911.08265), and Gumbel MuZero (Danihelka et al.,
+Policy improvement by planning with Gumbel, ICLR 2022).
 
 PUCT selects, at every node, the action with the largest
 

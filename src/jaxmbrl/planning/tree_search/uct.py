@@ -1,4 +1,5 @@
-"""UCT: Monte Carlo tree search with upper confidence bounds (Kocsis and Szepesvari, Bandit based Monte-Carlo planning, 2006).
+"""UCT: Monte Carlo tree search with upper confidence bounds (Kocsis and Szepesvari, Bandit based Monte-Carlo planning,
+ECML 2006).
 
     repeat: select the child with the largest score down to an action without visits, each of which comes first;
             add the node to which it leads;  play random actions to the end;  add the return to W and 1 to N on the path
