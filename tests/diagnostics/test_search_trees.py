@@ -32,6 +32,7 @@ def tree(batch=2):
         parents=padded(PARENTS, NONE),
         action_from_parent=padded(ACTIONS, NONE),
         children_prior_logits=logits,
+        children_discounts=np.ones((batch, 7, 2), np.float32),
         children_index=np.full((batch, 7, 2), NONE),
     )
 
@@ -45,6 +46,22 @@ def test_the_nodes_of_a_tree():
     assert nodes.parent.tolist() == PARENTS and nodes.action.tolist() == ACTIONS
     assert nodes.visits.tolist() == VISITS and nodes.value.tolist() == VALUES
     np.testing.assert_allclose(nodes.prior, [1, 0.25, 0.75, 0.25, 0.75, 0.75], rtol=1e-6)
+
+
+def test_nodes_after_the_end_of_an_episode_are_left_out():
+    """The step to node 2 ends the episode. Its visits stay, and the nodes below it go."""
+    ended = tree()
+    ended.children_discounts[1, 0, 1] = 0
+    nodes = tree_nodes(ended, item=1)
+    assert nodes.parent.tolist() == [-1, 0, 0] and nodes.visits.tolist() == [6, 1, 4]
+    ended.children_discounts[1] = 1
+    ended.children_discounts[1, 0, 0] = 0
+    ended.parents[1, 2] = 0
+    assert len(tree_nodes(ended, item=1).visits) == 6, "the end at node 1 has no nodes below it"
+    ended.children_discounts[1, 2, 0] = 0
+    ended.parents[1, 4] = 3
+    nodes = tree_nodes(ended, item=1)
+    assert nodes.parent.tolist() == [-1, 0, 0, 2] and nodes.visits.tolist() == [6, 1, 4, 1]
 
 
 def test_every_node_is_drawn_with_its_numbers():

@@ -171,7 +171,8 @@ def update(
 
 def _priorities(buffer: Any) -> PyTree:
     """The buffer without its rows, if it has priorities."""
-    return buffer._replace(replay=()) if isinstance(buffer, Prioritized) else ()
+    no_rows: Any = ()
+    return buffer._replace(replay=no_rows) if isinstance(buffer, Prioritized) else ()
 
 
 def _with_priorities(buffer: Any, priorities: PyTree) -> Any:

@@ -31,19 +31,26 @@ class TreeNodes(NamedTuple):
 
 
 def tree_nodes(tree: Any, item: int = 0) -> TreeNodes:
-    """The nodes of the search number `item` of the batch in a `mctx.Tree`, such as `Found.tree`. Raises UserError if there
-    is no such search."""
+    """The nodes of the search number `item` of the batch in a `mctx.Tree`, such as `Found.tree`. Nodes that repeated visits
+    added after the end of an episode are left out. Raises UserError if there is no such search."""
     visits = np.asarray(tree.node_visits)
     if visits.ndim != 2:
         raise UserError(f"give the tree of one search or of a batch, with node visits [B, N], got {list(visits.shape)}")
     if not 0 <= item < len(visits):
         raise UserError(f"item must be from 0 to {len(visits) - 1}, the searches of the batch, got {item}")
-    used = np.flatnonzero(visits[item] > 0)
-    parent, action = (np.asarray(x)[item][used] for x in (tree.parents, tree.action_from_parent))
+    parents, actions = np.asarray(tree.parents)[item], np.asarray(tree.action_from_parent)[item]
+    ends = np.asarray(tree.children_discounts)[item, parents, actions] == 0
+    kept = visits[item] > 0
+    for node in range(1, len(kept)):
+        # Parents come before their children.
+        kept[node] &= kept[parents[node]] and (parents[node] == 0 or not ends[parents[node]])
+    used = np.flatnonzero(kept)
+    renumbered = np.cumsum(kept) - 1
+    parent, action = np.where(used > 0, renumbered[parents[used]], -1), actions[used]
     logits = np.asarray(tree.children_prior_logits, np.float64)[item]
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
-    prior = np.where(parent >= 0, shares[parent, action], 1.0)
+    prior = np.where(used > 0, shares[parents[used], action], 1.0)
     return TreeNodes(parent, action, visits[item][used], np.asarray(tree.node_values)[item][used], prior)
 
 
@@ -85,9 +92,10 @@ def plot_search_tree(
     dots.set_clim(*((low, high) if high > low else (low - 0.5, high + 0.5)))
     for node, (x, y) in zip(shown, places, strict=True):
         axes.text(x, y, f"{nodes.visits[node]}", fontsize=6.5, color=INK, ha="center", va="center", zorder=4)
-        told = f"v {nodes.value[node]:.2g}" + (f"\np {nodes.prior[node]:.2g}" if node else "")
+        told = f"v {_short(nodes.value[node])}" + (f"\np {_short(nodes.prior[node])}" if node else "")
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.85}
         axes.annotate(
-            told, (x, y), (0, -11), textcoords="offset points", fontsize=5.5, color=INK, ha="center", va="top", zorder=4
+            told, (x, y), (0, -11), textcoords="offset points", fontsize=6, color=INK, ha="center", va="top", bbox=box
         )
     left_out = len(nodes.visits) - len(shown)
     title = f"{len(nodes.visits)} nodes" + (f", of which {left_out} are not shown" if left_out else "")
@@ -96,6 +104,11 @@ def plot_search_tree(
     axes.set_axis_off()
     figure.colorbar(dots, ax=axes, label="value for the player to move", shrink=0.8, aspect=25)
     return figure
+
+
+def _short(value: float) -> str:
+    """Two digits; what is below a thousandth is 0."""
+    return f"{round(float(value), 3) + 0.0:.2g}"
 
 
 def _most_visited(nodes: TreeNodes, largest: int, least_visits: int) -> Int[np.ndarray, "M"]:
