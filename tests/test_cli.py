@@ -346,7 +346,7 @@ REFUSED = {
     "doctor --json": ["unknown option '--json'"],
     "doctor now": ["unexpected argument 'now'"],
     "list --jsn": ["unknown option '--jsn'"],
-    "list everything": ["unknown algorithm or family 'everything'", "there is: bptt, brax, classic"],
+    "list everything": ["unknown algorithm or family 'everything'", "there is: alphazero, bptt, brax, classic"],
     "list dinah": ["unknown algorithm or family 'dinah'"],
     "list dyna now": ["unexpected argument 'now'"],
 }

@@ -48,7 +48,7 @@ class SearchedSettings(LoopSettings):
     """Learning rate of Adam."""
     weight_decay: Annotated[float, Ge(0)] = 0.0
     """c: coefficient of the squared norm of the parameters in the loss."""
-    steps: Annotated[int, Ge(1)] = 9
+    collect_steps: Annotated[int, Ge(1)] = 9
     """Steps of each environment between two calls of the updates."""
     updates: Annotated[int, Ge(1)] = 10
     """Updates in each of these calls."""

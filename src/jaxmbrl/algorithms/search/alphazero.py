@@ -5,7 +5,7 @@ the search of Gumbel MuZero (Danihelka et al., ICLR 2022) or PUCT.
 
     for each step: search in the simulator from its state, take the action, store the step with the policy pi that the
     search found
-    after `steps` steps of each environment, `updates` times: take a gradient step on a batch of steps
+    after `collect_steps` steps of each environment, `updates` times: take a gradient step on a batch of steps
 
 z is the return that followed: the n-step return of `planning.tree_search.targets`, which for n of at least an episode's
 steps is the outcome of the episode, as in the paper.
@@ -102,7 +102,7 @@ def make(config: Config, task: Task) -> Algorithm:
         init,
         policy,
         learn,
-        period=config.steps,
+        period=config.collect_steps,
         views=lambda state: Views(state.replay),
         observes_full_state=True,
         on_policy=True,
@@ -122,7 +122,7 @@ METHOD = Method(
         "hidden": (16,),
         "n_steps": 3,
         "num_envs": 1,
-        "steps": 10,
+        "collect_steps": 10,
         "updates": 2,
         "batch_size": 32,
         "warmup_steps": 100,

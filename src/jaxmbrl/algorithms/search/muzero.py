@@ -6,7 +6,7 @@ search of Gumbel MuZero (Danihelka et al., ICLR 2022) or PUCT.
     loss = sum_{k=0..K} [ CE(pi_k, p_k) + w l(z_k's value target, v_k) ] + sum_{k=1..K} l(reward, r_k) + c ||theta||^2
 
     for each step: search from h(o), take its action, store the step with the policy and the value that the search found
-    after `steps` steps of each environment, `updates` times:
+    after `collect_steps` steps of each environment, `updates` times:
         sample windows of K + n + 1 rows, unroll the model along their actions, and take a gradient step
 
 Terms with k >= 1 are scaled by 1 / K. The gradient that enters z_k from the next call of g is halved; that from f is not.
@@ -111,7 +111,7 @@ def make(config: Config, task: Task) -> Algorithm:
         )
         return State(trained, buffer, state.discount, key), found | searching.searched(transitions)
 
-    return Algorithm(init, policy, learn, period=config.steps, views=lambda state: Views(state.replay), on_policy=True)
+    return Algorithm(init, policy, learn, period=config.collect_steps, views=lambda state: Views(state.replay), on_policy=True)
 
 
 def make_networks(config: Config, task: Task, actions: int, head: ScalarHead) -> Networks:
@@ -216,7 +216,7 @@ METHOD = Method(
         "unroll": 2,
         "n_steps": 3,
         "num_envs": 1,
-        "steps": 10,
+        "collect_steps": 10,
         "updates": 2,
         "batch_size": 32,
         "warmup_steps": 100,
