@@ -41,7 +41,8 @@ def searcher(simulations: int, exploration: float) -> Callable[[np.ndarray, int]
     config = UCTConfig(simulations=simulations, exploration=exploration, lowest=-1.0, highest=1.0, playout=game.CELLS)
     search = tree_search.uct.make(config, game.CELLS)
     model = in_game(game.play, game.legal, no_evaluation)
-    choose = jax.jit(jax.vmap(lambda board, key: search(model, board, key, False).action))
+    # One by one: in a batch, each step of a descent would copy the trees of all boards.
+    choose = jax.jit(lambda boards, keys: jax.lax.map(lambda of: search(model, *of, False).action, (boards, keys)))
     return lambda boards, seed: np.asarray(choose(boards, jax.random.split(jax.random.key(seed), len(boards))))
 
 

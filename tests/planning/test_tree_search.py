@@ -163,7 +163,7 @@ def test_a_search_in_networks_that_are_the_simulator_is_that_in_the_simulator():
         lambda cell, action, key: Step(rewards[cell, action], jnp.asarray(0.9), moved(cell, action)),
         lambda node, key: evaluate(node.state),
     )
-    search = tree_search.make(SearchConfig("puct", 12))
+    search = tree_search.make(SearchConfig("gumbel", 12))
 
     def both(key):
         cell = jnp.int32(1)
@@ -202,7 +202,8 @@ def test_after_the_end_nothing_is_earned_and_the_state_stays():
     assert float(last.state) == float(successor.state) == 1 and bool(last.over)
 
 
-def test_illegal_actions_are_never_visited():
+@pytest.mark.parametrize("method", ["gumbel", pytest.param("puct", marks=pytest.mark.promises)])
+def test_illegal_actions_are_never_visited(method):
     """They have the largest values and logits. Inside the tree only the logits keep the search from them."""
 
     def step(depth, action, key):
@@ -212,14 +213,10 @@ def test_illegal_actions_are_never_visited():
         step, lambda node, key: (jnp.array([0.0, 0.0, 9.0, 9.0]), jnp.zeros(())), lambda depth: jnp.array([1, 1, 0, 0]) > 0
     )
 
-    def run(key):
-        searches = [tree_search.make(SearchConfig(method, 12)) for method in ("gumbel", "puct")]
-        return [search(model, jnp.zeros(()), key, True) for search in searches]
-
-    for result in jax.device_get(jax.jit(run)(jax.random.key(0))):
-        assert result.statistics.visits[2:].tolist() == [0, 0] and result.statistics.visits.sum() == 12
-        assert not result.tree.children_visits[..., 2:].any() and result.tree.children_visits[0, 1:].any()
-        np.testing.assert_allclose(result.statistics.weights[2:], 0, atol=1e-30)
+    result = found(SearchConfig(method, 12), model, jnp.zeros(()), explore=True)
+    assert result.statistics.visits[2:].tolist() == [0, 0] and result.statistics.visits.sum() == 12
+    assert not result.tree.children_visits[..., 2:].any() and result.tree.children_visits[0, 1:].any()
+    np.testing.assert_allclose(result.statistics.weights[2:], 0, atol=1e-30)
     logits = only_legal(jnp.array([5.0, 3.0, 9.0]), jnp.array([True, True, False]))
     assert logits.tolist() == [0.0, -2.0, float(np.finfo(np.float32).min)]
 

@@ -56,6 +56,7 @@ def test_a_playout_has_the_sign_of_the_player_to_move():
     assert set(found.tolist()) == {1.0, -1.0}
 
 
+@pytest.mark.promises
 def test_it_wins_and_prevents_a_loss():
     """The same program searches three boards: a line to complete, a line of the opponent to prevent, and the empty one."""
     boards = jnp.array([[1, 1, 0, -1, -1, 0, 0, 0, 0], [-1, -1, 0, 1, 0, 0, 0, 0, 0], [0] * 9])

@@ -111,7 +111,9 @@ def make(config: Config, task: Task) -> Algorithm:
         )
         return State(trained, buffer, state.discount, key), found | searching.searched(transitions)
 
-    return Algorithm(init, policy, learn, period=config.collect_steps, views=lambda state: Views(state.replay), on_policy=True)
+    return Algorithm(
+        init, policy, learn, period=config.collect_steps, views=lambda state: Views(state.replay), on_policy=True
+    )
 
 
 def make_networks(config: Config, task: Task, actions: int, head: ScalarHead) -> Networks:
