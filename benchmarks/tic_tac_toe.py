@@ -4,7 +4,7 @@
 
 UCT begins in half of the games. The perfect player takes a random one of the moves with the best minimax value. No player
 can beat it, so UCT is judged by its losses. Returns from -1 to 1 are rescaled to [0, 1] in the score, for which C = 0.71
-is the constant of the theory; C = 0.35 is the same without rescaling.
+is the constant of the theory; C = 0.35 is the same without rescaling. Rows of other settings in the file are kept.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jaxmbrl.envs.games import tic_tac_toe as game
 from jaxmbrl.planning import tree_search
 from jaxmbrl.planning.tree_search import UCTConfig, in_game, no_evaluation
 
-SIMULATIONS, EXPLORATION = (25, 100, 400, 1000), (0.71, 0.35)
+SIMULATIONS, EXPLORATION = (25, 100, 400, 1000, 2000), (0.35, 0.71)
 Move = Callable[[np.ndarray, np.random.Generator], int]
 
 
@@ -80,14 +80,17 @@ def main() -> None:
     parser.add_argument("--simulations", type=int, nargs="+", default=SIMULATIONS, metavar="N")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
-    rows = []
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / "tic-tac-toe.json"
     for exploration in args.exploration:
         for simulations in args.simulations:
-            rows.append(measured(simulations, exploration, args.games))
-            print(rows[-1], flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    found = {"results": {"games": args.games, "rows": rows}, **provenance()}
-    (args.out / "tic-tac-toe.json").write_text(json.dumps(found, indent=1) + "\n")
+            row = measured(simulations, exploration, args.games)
+            print(row, flush=True)
+            kept = json.loads(file.read_text())["results"]["rows"] if file.exists() else []
+            others = [of for of in kept if (of["exploration"], of["simulations"]) != (exploration, simulations)]
+            rows = sorted([*others, row], key=lambda of: (of["exploration"], of["simulations"]))
+            found = {"results": {"games": args.games, "rows": rows}, **provenance()}
+            file.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
