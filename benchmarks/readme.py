@@ -110,6 +110,22 @@ def cases(*methods: str) -> list[tuple[dict[str, Any], str]]:
     return [(case, about) for _, case, about in sorted(found, key=lambda entry: entry[0])]
 
 
+def wanted(value: float) -> str:
+    """A goal in whole numbers, or as it is if it is small."""
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:g}"
+
+
+def games() -> list[str]:
+    """The table of the results of `tic_tac_toe.py`: games won, drawn and lost by UCT."""
+    rows = []
+    for of in read("tic-tac-toe")["rows"]:
+        results = (
+            " / ".join(str(of[player][what]) for what in ("won", "drawn", "lost")) for player in ("perfect", "random")
+        )
+        rows.append((f"{of['simulations']:,}", f"{of['exploration']:g}", *results))
+    return table(("simulations", "C", "against a perfect player: won / drawn / lost", "against a random player"), rows)
+
+
 def returns(*methods: str) -> list[str]:
     """The table of the results of `learning.py`. With `methods`, it also has the mean of each seed."""
     rows: list[Row] = []
@@ -120,7 +136,9 @@ def returns(*methods: str) -> list[str]:
         if "oracle" in case:
             about.append(f"planner in the true simulator {case['oracle']:,.1f}, random policy {case['random']:,.1f}")
         low, high = case["interval"]
-        at_goal = f"{case['seeds_at_goal']} of {case['seeds']} at {case['goal']:,.0f}" if case["goal_seeds"] else "no goal"
+        at_goal = (
+            f"{case['seeds_at_goal']} of {case['seeds']} at {wanted(case['goal'])}" if case["goal_seeds"] else "no goal"
+        )
         at_goal += " in their best evaluation" if "best_per_seed" in case else ""
         rows.append(
             (
@@ -198,6 +216,7 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/speed.md": {"bfloat16": in_bfloat16, "split": split, "compiling": compiling},
     "docs/td3.md": {"returns": of("td3", "ddpg")},
     "docs/dqn.md": {"returns": of("dqn")},
+    "docs/search.md": {"returns": of("uct", "alphazero", "muzero"), "games": games},
 }
 """Page -> its tables, by name."""
 

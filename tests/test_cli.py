@@ -350,7 +350,7 @@ REFUSED = {
     "doctor now": ["unexpected argument 'now'"],
     "list --jsn": ["unknown option '--jsn'"],
     "list acktr": ["algorithm or family 'acktr' is not available; 'jaxmbrl list' shows the methods"],
-    "list everything": ["unknown algorithm or family 'everything'", "there is: bptt, brax, bsuite, classic"],
+    "list everything": ["unknown algorithm or family 'everything'", "there is: alphazero, bptt, brax, bsuite, classic"],
     "list dinah": ["unknown algorithm or family 'dinah'"],
     "list dyna now": ["unexpected argument 'now'"],
 }

@@ -31,6 +31,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]] | tuple[str, dict[str, Any], str]
     "mbpo, M2AC, learned termination": ("mbpo", {"trust.rule": "m2ac", "learn_termination": True}),
     "bptt, through the true simulator": ("bptt", {"model": "true", "rematerialize": False}),
     "svg, noise inferred, known reward": ("svg", {"horizon": 1, "noise": "inferred", "learn_reward": False}),
+    "muzero, PUCT, priorities, plain numbers, weight decay": (
+        "muzero",
+        {"search.method": "puct", "priorities": 0.6, "value_support": 0, "weight_decay": 1e-4},
+    ),
     "pets, iCEM, moment matching, all learned": (
         "pets",
         {

@@ -23,6 +23,7 @@ from .promises import Compiled, assert_equal, compile_loop, of_seed, of_type, ro
 REPRESENTATIVES = {
     "dyna": "mbpo",
     "model_free": "sac",
+    "search": "muzero",
     "shooting": "pets",
     "value_expansion": "mve",
     "value_gradients": "bptt",

@@ -38,6 +38,9 @@ MODULES = {
     "td3": "model_free.td3",
     "ddpg": "model_free.td3:DDPG",
     "dqn": "model_free.dqn",
+    "muzero": "search.muzero",
+    "alphazero": "search.alphazero",
+    "uct": "search.uct",
 }
 """Method -> its module, and the name of its record there unless that is `METHOD`. Tables and lists keep this order."""
 

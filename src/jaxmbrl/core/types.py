@@ -351,12 +351,16 @@ class Task(NamedTuple):
     its state, and `dt`, the seconds of a step or None."""
 
 
-def row_like(task: Task) -> Transition:
-    """One transition of `task`, all zeros and without extras: the prototype of a replay buffer's row."""
+def row_like(task: Task, extras: PyTree = ()) -> Transition:
+    """One transition of `task`, all zeros but for `extras`: the prototype of a replay buffer's row. Give the extras of one
+    action if the buffer stores them."""
     none = jnp.zeros((), bool)
-    return Transition(task.observation.zeros(), task.action.zeros(), jnp.zeros(()), task.observation.zeros(), none, none)
+    row = Transition(task.observation.zeros(), task.action.zeros(), jnp.zeros(()), task.observation.zeros(), none, none)
+    return row._replace(extras=extras)
 
 
-def flatten(transitions: Transition) -> Transition:
-    """Rows [period * num_envs, ...] of transitions [period, num_envs, ...], in time order and without extras."""
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transitions._replace(extras=()))
+def flatten(transitions: Transition, with_extras: bool = False) -> Transition:
+    """Rows [period * num_envs, ...] of transitions [period, num_envs, ...], in time order. Without `with_extras` the extras
+    are dropped."""
+    kept = transitions if with_extras else transitions._replace(extras=())
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept)
