@@ -80,7 +80,7 @@ TASKS = {
     "tables": "corridor",
 }
 """The task on which a method is tested, by the first kind of task that it takes."""
-LIMIT, FAST, CELLS = 60, 5.0, 6
+LIMIT, FAST, CELLS, CORRIDOR_LIMIT = 60, 5.0, 6, 20
 
 
 def task_of(case: str) -> str:
@@ -120,16 +120,17 @@ class SpinningDiscrete(Spinning):
 
 class Corridor:
     """Cells in a row. Right leads to the last cell, whose entry earns 1 and ends the episode; left leads back. Observations
-    are the numbers of cells."""
+    are the numbers of cells. The state is (cell, worth of the goal)."""
 
     def reset(self, rng: Any) -> Any:
         cell = jax.random.randint(rng, (), 0, 2, jnp.int32)
-        return initial_state(cell, cell)
+        return initial_state((cell, jnp.ones(())), cell)
 
     def step(self, state: Any, action: Any) -> Any:
-        cell = jnp.clip(state.pipeline_state + 2 * action - 1, 0, CELLS - 1)
+        cell, worth = state.pipeline_state
+        cell = jnp.clip(cell + 2 * action - 1, 0, CELLS - 1)
         reached = (cell == CELLS - 1).astype(state.reward.dtype)
-        return state.replace(pipeline_state=cell, obs=cell, reward=reached, done=reached)
+        return state.replace(pipeline_state=(cell, worth), obs=cell, reward=reached * worth, done=reached)
 
 
 def register_tasks() -> None:
@@ -142,5 +143,5 @@ def register_tasks() -> None:
     )
     envs.register(
         tables,
-        lambda: envs.make_task(tables, Corridor(), 20, observation=Discrete(CELLS), action=Discrete(2)),
+        lambda: envs.make_task(tables, Corridor(), CORRIDOR_LIMIT, observation=Discrete(CELLS), action=Discrete(2)),
     )

@@ -37,6 +37,12 @@ MODULES = {
     "sac": "model_free.sac",
     "td3": "model_free.td3",
     "ddpg": "model_free.td3:DDPG",
+    "q-learning": "tabular.q_learning",
+    "q-planning": "tabular.q_planning",
+    "dyna-q": "tabular.dyna_q",
+    "dyna-q-plus": "tabular.dyna_q_plus",
+    "prioritized-sweeping": "tabular.prioritized_sweeping",
+    "linear-dyna": "tabular.linear_dyna",
 }
 """Method -> its module, and the name of its record there unless that is `METHOD`. Tables and lists keep this order."""
 
