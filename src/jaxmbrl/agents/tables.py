@@ -39,8 +39,8 @@ def named(prefix: str, found: Metrics) -> Metrics:
 
 
 def argmax(values: Float[Array, "A"], key: Key) -> Int[Array, ""]:
-    """The index of the largest value; a uniform one of several that are equal. In a table all values are equal at first, and
-    the first index alone would never try another."""
+    """The index of the largest value; a uniform one of several that are equal. All values of a table are equal at first,
+    and the first index alone would never try another."""
     tied = jnp.where(values == jnp.max(values), 0.0, -jnp.inf)
     return jax.random.categorical(key, tied).astype(jnp.int32)
 

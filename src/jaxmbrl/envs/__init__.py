@@ -25,8 +25,15 @@ if TYPE_CHECKING:
     from jaxmbrl.envs.checking import check
 
 TASKS: dict[str, str | Callable[[], Task]] = {
+    "Acrobot-v1": "classic.acrobot:acrobot",
     "Ant-v5": "mujoco.ant:ant",
     "Ant-v5/truncated": "mujoco.ant:ant_truncated",
+    "CartPole-v1": "classic.cartpole:cartpole_v1",
+    "CliffWalking": "tabular.cliff_walking:cliff_walking",
+    "FrozenLake": "tabular.frozen_lake:frozen_lake",
+    "FrozenLake/deterministic": "tabular.frozen_lake:frozen_lake_deterministic",
+    "FrozenLake8x8": "tabular.frozen_lake:frozen_lake_8x8",
+    "FrozenLake8x8/deterministic": "tabular.frozen_lake:frozen_lake_8x8_deterministic",
     "HalfCheetah-v5": "mujoco.half_cheetah:half_cheetah",
     "Hopper-v5": "mujoco.hopper:hopper",
     "Humanoid-v5": "mujoco.humanoid:humanoid",
@@ -34,11 +41,15 @@ TASKS: dict[str, str | Callable[[], Task]] = {
     "HumanoidStandup-v5": "mujoco.humanoid_standup:humanoid_standup",
     "InvertedDoublePendulum-v5": "mujoco.inverted_double_pendulum:inverted_double_pendulum",
     "InvertedPendulum-v5": "mujoco.inverted_pendulum:inverted_pendulum",
+    "MountainCar-v0": "classic.mountain_car:mountain_car_v0",
     "Pusher-v5": "mujoco.pusher:pusher",
     "Reacher-v5": "mujoco.reacher:reacher",
     "Swimmer-v5": "mujoco.swimmer:swimmer",
     "Walker2d-v5": "mujoco.walker2d:walker2d",
     "blocking-maze": "tabular.mazes:blocking_maze",
+    "bsuite/Catch": "tabular.catch:catch",
+    "bsuite/DeepSea": "tabular.deep_sea:registered",
+    "bsuite/DeepSea/tabular": "tabular.deep_sea:registered_tabular",
     "cartpole-continuous": "classic.cartpole:cartpole_continuous",
     "cartpole-swingup": "classic.cartpole_swingup:cartpole_swingup",
     "dyna-maze": "tabular.mazes:dyna_maze",
@@ -59,10 +70,12 @@ PUBLISHED = frozenset(TASKS)
 
 FAMILIES: dict[str, str | Callable[[str], Task]] = {
     "brax": "bridges.brax_playground:brax_task",
+    "bsuite": "tabular.deep_sea:bsuite_task",
     "gymnasium": "bridges.gymnasium_task:registered",
     "playground": "bridges.brax_playground:playground_task",
 }
-"""Tasks of other packages: `make("family/name")` calls the function of the family with the name."""
+"""Families of tasks that are made by name, of other packages or with a size in their name: `make("family/name")` calls the
+function of the family with the name."""
 
 _LAZY = {
     "Task": "jaxmbrl.core.types",

@@ -43,7 +43,8 @@ def check(task: Task, seed: int = 0) -> None:
     - the environment's own `draw`, if it has one, returns pictures, uint8 [H, W, 3] of one size (`envs.drawing`).
 
     Whether an environment resets itself, or ends because of a time limit, is inferred from the rollouts. If they do not
-    show it, for example because none of them terminates, the task passes.
+    show it, for example because none of them terminates, the task passes. So does one whose episodes all terminate at the
+    same step, if the task has the function `terminated`: the observation then ends them, as in games of fixed length.
     """
     stages: tuple[tuple[str, Callable[[Task, Key], list[str]]], ...] = (
         ("reading its spaces", lambda task, key: of_spaces(task)),
@@ -254,7 +255,8 @@ def _sound(task: Task, rollouts: _Rollouts) -> list[str]:
 def _ends(task: Task, rollouts: _Rollouts) -> list[str]:
     rows, alive, limit = rollouts.rows, rollouts.alive, task.episode_length
     first = np.where(rows.terminated.any(1), rows.terminated.argmax(1), -1) + 1
-    if (first == first[0]).all() and first[0] > 1:
+    # A known `terminated` shows that an observation ends the episode, and not the number of steps.
+    if task.terminated is None and (first == first[0]).all() and first[0] > 1:
         return [
             f"every episode terminates at step {first[0]}, whatever its actions, as for a time limit: done must be for "
             "terminations only; give the time limit as the task's episode_length"

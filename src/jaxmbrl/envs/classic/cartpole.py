@@ -1,5 +1,5 @@
-"""Gymnasium's CartPole physics with a continuous force: balance a pole on a cart. PETS implementations report results on
-this task."""
+"""Gymnasium's CartPole: balance a pole on a cart, by a force of 10 N to the left or to the right (`CartPole-v1`), or by a
+continuous force (`cartpole-continuous`, on which PETS implementations report results)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
+from jaxmbrl.core.spaces import Discrete
 from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task
 from jaxmbrl.envs.classic.pictures import cart_with_pole
@@ -26,12 +27,9 @@ MAX_ANGLE = 12 * 2 * jnp.pi / 360  # rad
 
 
 class CartPole:
-    """State and observation [position (m), velocity (m/s), angle (rad, 0 upright), angular velocity (rad/s)];
-    action [force / 10 N]."""
+    """State and observation [position (m), velocity (m/s), angle (rad, 0 upright), angular velocity (rad/s)]."""
 
-    actuator_range = (-FORCE, FORCE)  # N
     observation_size = 4
-    action_size = 1
     dt = DT
 
     def state_at(self, coordinates: Float[Array, "4"]) -> State:
@@ -42,13 +40,13 @@ class CartPole:
         """Each coordinate uniform in [-0.05, 0.05]."""
         return self.state_at(jax.random.uniform(rng, (4,), minval=-0.05, maxval=0.05))
 
-    def step(self, state: State, action: Float[Array, "1"]) -> State:
-        """One explicit Euler step of 0.02 s. The reward is 1, also in the step in which the pole falls."""
+    def _pushed(self, state: State, share: Float[Array, ""]) -> State:
+        """The state after one explicit Euler step of 0.02 s, with the force `share` * 10 N. The reward is 1, also in the
+        step in which the pole falls."""
         _, velocity, angle, spin = state.pipeline_state
-        force = FORCE * jnp.clip(action[0], -1.0, 1.0)
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         total_mass = CART_MASS + POLE_MASS
-        push = (force + POLE_MASS * HALF_LENGTH * spin**2 * sin) / total_mass
+        push = (FORCE * share + POLE_MASS * HALF_LENGTH * spin**2 * sin) / total_mass
         angular = (GRAVITY * sin - cos * push) / (HALF_LENGTH * (4 / 3 - POLE_MASS * cos**2 / total_mass))
         linear = push - POLE_MASS * HALF_LENGTH * angular * cos / total_mass
         coordinates = state.pipeline_state + DT * jnp.stack([velocity, linear, spin, angular])
@@ -59,7 +57,7 @@ class CartPole:
             done=terminated(coordinates).astype(state.done.dtype),
         )
 
-    def draw(self, state: State, action: Float[np.ndarray, "1"] | None) -> UInt8[np.ndarray, "H W 3"]:
+    def _picture(self, state: State, share: float) -> UInt8[np.ndarray, "H W 3"]:
         """The cart between the ends of the track, the largest angles of the pole as lines, and the force as an arrow."""
         position, _, angle, _ = map(float, state.pipeline_state)
         canvas = Canvas(width=6.0, centre=(0.0, 0.6), size=(480, 180))
@@ -68,13 +66,39 @@ class CartPole:
             leaning = limit * float(MAX_ANGLE)
             canvas.line([(position, 0.0), (position + 1.3 * math.sin(leaning), 1.3 * math.cos(leaning))], GOAL, 1.0)
         tip = (position + 2 * HALF_LENGTH * math.sin(angle), 2 * HALF_LENGTH * math.cos(angle))
-        push = 0.0 if action is None else 0.6 * float(np.clip(action[0], -1, 1))
-        cart_with_pole(canvas, position, tip, 0.5, push)
+        cart_with_pole(canvas, position, tip, 0.5, 0.6 * share)
         return canvas.picture()
 
 
+class ContinuousCartPole(CartPole):
+    """`CartPole` with the action [force / 10 N]."""
+
+    actuator_range = (-FORCE, FORCE)  # N
+    action_size = 1
+
+    def step(self, state: State, action: Float[Array, "1"]) -> State:
+        """One step of 0.02 s. The reward is 1, also in the step in which the pole falls."""
+        return self._pushed(state, jnp.clip(action[0], -1.0, 1.0))
+
+    def draw(self, state: State, action: Float[np.ndarray, "1"] | None) -> UInt8[np.ndarray, "H W 3"]:
+        """The cart between the ends of the track, the largest angles of the pole as lines, and the force as an arrow."""
+        return self._picture(state, 0.0 if action is None else float(np.clip(action[0], -1, 1)))
+
+
+class DiscreteCartPole(CartPole):
+    """`CartPole` with the actions 0 (10 N to the left) and 1 (10 N to the right)."""
+
+    def step(self, state: State, action: Int[Array, ""]) -> State:
+        """One step of 0.02 s. The reward is 1, also in the step in which the pole falls."""
+        return self._pushed(state, 2.0 * action - 1.0)
+
+    def draw(self, state: State, action: Int[np.ndarray, ""] | None) -> UInt8[np.ndarray, "H W 3"]:
+        """The cart between the ends of the track, the largest angles of the pole as lines, and the force as an arrow."""
+        return self._picture(state, 0.0 if action is None else 2.0 * int(action) - 1.0)
+
+
 def reward(
-    observation: Float[Array, "*n 4"], action: Float[Array, "*n 1"], next_observation: Float[Array, "*n 4"]
+    observation: Float[Array, "*n 4"], action: Shaped[Array, "..."], next_observation: Float[Array, "*n 4"]
 ) -> Float[Array, "*n"]:
     """1 for each step."""
     return jnp.ones(next_observation.shape[:-1], next_observation.dtype)
@@ -87,4 +111,9 @@ def terminated(next_observation: Float[Array, "*n 4"]) -> Bool[Array, "*n"]:
 
 def cartpole_continuous() -> Task:
     """`cartpole-continuous`: 200 steps; the return is at most 200."""
-    return make_task("cartpole-continuous", CartPole(), 200, reward, terminated)
+    return make_task("cartpole-continuous", ContinuousCartPole(), 200, reward, terminated)
+
+
+def cartpole_v1() -> Task:
+    """`CartPole-v1`: 500 steps, as in Gymnasium; the return is at most 500."""
+    return make_task("CartPole-v1", DiscreteCartPole(), 500, reward, terminated, Discrete(2))

@@ -1,0 +1,1 @@
+"""Tasks with finitely many states: grids, and games on a board."""
