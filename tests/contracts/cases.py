@@ -120,17 +120,17 @@ class SpinningDiscrete(Spinning):
 
 class Corridor:
     """Cells in a row. Right leads to the last cell, whose entry earns 1 and ends the episode; left leads back. Observations
-    are the numbers of cells. The state is (cell, worth of the goal)."""
+    are the numbers of cells. The state is (cell, reward of every step, which is 0)."""
 
     def reset(self, rng: Any) -> Any:
         cell = jax.random.randint(rng, (), 0, 2, jnp.int32)
-        return initial_state((cell, jnp.ones(())), cell)
+        return initial_state((cell, jnp.zeros(())), cell)
 
     def step(self, state: Any, action: Any) -> Any:
-        cell, worth = state.pipeline_state
+        cell, wage = state.pipeline_state
         cell = jnp.clip(cell + 2 * action - 1, 0, CELLS - 1)
         reached = (cell == CELLS - 1).astype(state.reward.dtype)
-        return state.replace(pipeline_state=(cell, worth), obs=cell, reward=reached * worth, done=reached)
+        return state.replace(pipeline_state=(cell, wage), obs=cell, reward=reached + wage, done=reached)
 
 
 def register_tasks() -> None:

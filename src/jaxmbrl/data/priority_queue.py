@@ -21,8 +21,8 @@ def init(shape: tuple[int, ...]) -> PriorityQueue:
 
 
 def push(queue: PriorityQueue, at: Any, priority: Float[Array, ""], threshold: Any = 0.0) -> PriorityQueue:
-    """Insert the entry `at` if its priority is above `threshold`, which is at least 0. An entry that is already in the queue
-    keeps the larger priority."""
+    """Insert the entry `at` if its priority is above `threshold`, at least 0. An entry that is already in the queue keeps
+    the larger priority."""
     return PriorityQueue(queue.priority.at[at].max(jnp.where(priority > threshold, priority, 0.0)))
 
 
