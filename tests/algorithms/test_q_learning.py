@@ -110,5 +110,7 @@ def test_it_finds_the_path_along_the_cliff():
     found = jaxmbrl.train("q-learning", "CliffWalking", steps=20_000, seeds=4, settings={"eval_every": 0})
     judged = [row for row in found.rows if "eval/return" in row]
     assert judged == []
-    probes = jaxmbrl.train("q-learning", "CliffWalking", steps=20_000, seeds=4, settings={"epoch_steps": 10_000, "eval_every": 2})
+    probes = jaxmbrl.train(
+        "q-learning", "CliffWalking", steps=20_000, seeds=4, settings={"epoch_steps": 10_000, "eval_every": 2}
+    )
     assert [row["eval/return"] for row in probes.rows[-4:]] == [-13.0] * 4

@@ -81,15 +81,16 @@ class ChangingMaze:
         self.cells = (first, then)
         self.mdps = (maze_mdp(first), maze_mdp(then))
         self.change = change
+        self._start = int(np.argmax(self.mdps[0].initial))
 
-    def state_at(self, cell: Int[Array, ""], elapsed: Int[Array, ""]) -> State:
+    def state_at(self, cell: Int[Array, ""] | int, elapsed: Int[Array, ""] | int) -> State:
         """The state in a cell after a number of steps."""
         cell = jnp.asarray(cell, jnp.int32)
         return initial_state(Walker(cell, jnp.asarray(elapsed, jnp.int32)), cell)
 
     def reset(self, rng: Key) -> State:
         """At the start, after no steps."""
-        return self.state_at(self._start, jnp.int32(0))
+        return self.state_at(self._start, 0)
 
     def next_episode(self, state: State, rng: Key) -> State:
         """At the start; the steps go on counting."""
@@ -113,10 +114,6 @@ class ChangingMaze:
         """The maze as it is at the next step."""
         cells = self.cells[int(int(state.pipeline_state.elapsed) >= self.change)]
         return _picture(cells, int(state.pipeline_state.cell), action)
-
-    @property
-    def _start(self) -> Int[np.ndarray, ""]:
-        return np.argmax(self.mdps[0].initial).astype(np.int32)
 
 
 def _picture(cells: Cells, state: int, action: int | None) -> UInt8[np.ndarray, "H W 3"]:
