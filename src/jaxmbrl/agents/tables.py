@@ -24,18 +24,17 @@ def td_error(q: Float[Array, "S A"], discount: Any, state: Any, action: Any, out
     return outcome.reward + discount * value - q[state, action]
 
 
-def step(
-    q: Float[Array, "S A"], rate: Any, state: Any, action: Any, error: Float[Array, ""]
-) -> tuple[Float[Array, "S A"], Metrics]:
-    """(Q with Q(s, a) moved by `rate` times `error`, the error and the change as metrics)."""
-    change = rate * error
-    found = {"td_error": Average.of(jnp.abs(error)), "change": Average.of(jnp.abs(change))}
-    return q.at[state, action].add(change), found
+def moved(q: Float[Array, "S A"], rate: Any, state: Any, action: Any, error: Float[Array, ""]) -> Float[Array, "S A"]:
+    """Q with Q(s, a) moved by `rate` times `error`."""
+    return q.at[state, action].add(rate * error)
 
 
-def named(prefix: str, found: Metrics) -> Metrics:
-    """The metrics with the names `prefix/...`."""
-    return {f"{prefix}/{name}": value for name, value in found.items()}
+def measures(prefix: str, errors: Float[Array, "..."], rate: Float[Array, ""], number: Any = None) -> Metrics:
+    """`prefix/td_error` and `prefix/change`: mean absolute error of updates, and mean change of the values by them. `number`
+    is that of the updates, by default that of the errors; others have the error 0."""
+    total = jnp.sum(jnp.abs(errors))
+    weight = jnp.asarray(errors.size if number is None else number, total.dtype)
+    return {f"{prefix}/td_error": Average(total, weight), f"{prefix}/change": Average(jnp.abs(rate) * total, weight)}
 
 
 def argmax(values: Float[Array, "A"], key: Key) -> Int[Array, ""]:

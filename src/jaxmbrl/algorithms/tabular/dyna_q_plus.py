@@ -24,7 +24,6 @@ from jaxtyping import Array, Float, Int
 from jaxmbrl.agents import tables
 from jaxmbrl.algorithms.registry import Method
 from jaxmbrl.algorithms.shared import TabularSettings, no_data, traced_values
-from jaxmbrl.core import metrics
 from jaxmbrl.core.config import Traced
 from jaxmbrl.core.types import Algorithm, Clock, Hyper, Key, Metrics, Policy, Task, Transition, flatten
 from jaxmbrl.envs.base import discrete_sizes
@@ -72,15 +71,16 @@ def make(config: Config, task: Task) -> Algorithm:
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, planning_key = jax.random.split(state.key)
 
-        def update(q: Any, at: Any, action: Any, outcome: Any) -> tuple[Any, Metrics]:
-            return tables.step(q, state.learning_rate, at, action, tables.td_error(q, state.discount, at, action, outcome))
+        def update(q: Any, at: Any, action: Any, outcome: Any) -> tuple[Any, Any]:
+            error = tables.td_error(q, state.discount, at, action, outcome)
+            return tables.moved(q, state.learning_rate, at, action, error), error
 
-        def step(learned: tuple[Any, TabularModel], given: tuple[Transition, Any]) -> tuple[Any, tuple[Metrics, Metrics]]:
+        def step(learned: tuple[Any, TabularModel], given: tuple[Transition, Any]) -> tuple[Any, tuple[Any, Any]]:
             (q, model), (row, numbers) = learned, given
-            q, found = update(q, row.observation, row.action, row)
+            q, error = update(q, row.observation, row.action, row)
             model = tabular.remember(model, row, clock.env_steps)
 
-            def plan(q: Any, numbers: Any) -> tuple[Any, Metrics]:
+            def plan(q: Any, numbers: Any) -> tuple[Any, Any]:
                 at, action = tabular.draw_pair(model, numbers, config.untried)
                 outcome = tabular.last(model, at, action)
                 elapsed = clock.env_steps - model.last_visit[at, action]
@@ -88,14 +88,15 @@ def make(config: Config, task: Task) -> Algorithm:
                 return update(q, at, action, outcome._replace(reward=reward))
 
             q, planned = jax.lax.scan(plan, q, numbers)
-            return (q, model), (found, planned)
+            return (q, model), (error, planned)
 
         rows = flatten(transitions)
         numbers = jax.random.uniform(planning_key, (len(rows.reward), n, 2))
-        (q, model), (found, planned) = jax.lax.scan(step, (state.q, state.model), (rows, numbers))
+        (q, model), (errors, planned) = jax.lax.scan(step, (state.q, state.model), (rows, numbers))
         updates = state.updates + len(rows.reward) * (1 + n)
-        every = tables.named("q", metrics.total(found)) | tables.named("planning", metrics.total(metrics.total(planned)))
-        return state._replace(q=q, model=model, key=key, updates=updates), every
+        rate = state.learning_rate
+        found = tables.measures("q", errors, rate) | tables.measures("planning", planned, rate)
+        return state._replace(q=q, model=model, key=key, updates=updates), found
 
     def probes(state: State) -> Metrics:
         return tables.probes(task, state.q, state.updates, state.discount)

@@ -31,7 +31,6 @@ from jaxtyping import Array, Float, Int
 from jaxmbrl.agents import tables
 from jaxmbrl.algorithms.registry import Method
 from jaxmbrl.algorithms.shared import TabularSettings, no_data, traced_values
-from jaxmbrl.core import metrics
 from jaxmbrl.core.config import Traced
 from jaxmbrl.core.types import Algorithm, Average, Clock, Hyper, Key, Metrics, Policy, Task, Transition, flatten
 from jaxmbrl.data import priority_queue
@@ -92,35 +91,37 @@ def make(config: Config, task: Task) -> Algorithm:
         def error(q: Any, model: TabularModel, at: Any, action: Any) -> Any:
             return tabular.target(model, q, state.discount, at, action) - q[at, action]
 
-        def step(learned: tuple[Any, TabularModel, PriorityQueue], row: Transition) -> tuple[Any, Metrics]:
+        def step(learned: tuple[Any, TabularModel, PriorityQueue], row: Transition) -> tuple[Any, Any]:
             q, model, queue = learned
             pair = (row.observation, row.action)
             model = observe(model, row, clock.env_steps)
             surprise = error(q, model, *pair)
             queue = priority_queue.push(queue, pair, jnp.abs(surprise), state.threshold)
 
-            def sweep(learned: tuple[Any, PriorityQueue], _: None) -> tuple[Any, Metrics]:
+            def sweep(learned: tuple[Any, PriorityQueue], _: None) -> tuple[Any, Any]:
                 q, queue = learned
                 queue, first, present = priority_queue.pop(queue)
                 at, action = first // sizes[1], first % sizes[1]
                 size = jnp.where(present, error(q, model, at, action), 0.0)
-                q, found = tables.step(q, state.learning_rate, at, action, size)
+                q = tables.moved(q, state.learning_rate, at, action, size)
                 errors = jnp.abs(tabular.targets(model, jnp.max(q, axis=1), state.discount) - q)
                 changed = tabular.predecessors(model, at) & present
                 queue = priority_queue.push_all(queue, jnp.where(changed, errors, 0.0), state.threshold)
-                return (q, queue), {name: Average.of(x.total, present) for name, x in found.items()}
+                return (q, queue), (size, present)
 
             (q, queue), swept = jax.lax.scan(sweep, (q, queue), None, n)
-            return (q, model, queue), metrics.total(swept) | {"surprise": Average.of(jnp.abs(surprise))}
+            return (q, model, queue), (surprise, *swept)
 
         learned = (state.q, state.model, state.queue)
-        (q, model, queue), found = jax.lax.scan(step, learned, flatten(transitions))
-        found = metrics.total(found)
-        made = found["change"].weight
-        after = state._replace(q=q, model=model, queue=queue, updates=state.updates + made.astype(jnp.int32))
-        steps = Average(made, jnp.full((), float(transitions.reward.size)))
-        shown = tables.named("planning", found | {"updates": steps}) | {"model/dropped": Average.of(model.dropped)}
-        return after, shown
+        (q, model, queue), (surprises, errors, made) = jax.lax.scan(step, learned, flatten(transitions))
+        number = jnp.sum(made)
+        after = state._replace(q=q, model=model, queue=queue, updates=state.updates + number)
+        found = {
+            "planning/updates": Average.of(number / surprises.size),
+            "model/td_error": Average.of(jnp.mean(jnp.abs(surprises))),
+            "model/dropped": Average.of(model.dropped),
+        }
+        return after, found | tables.measures("planning", errors, state.learning_rate, number)
 
     def probes(state: State) -> Metrics:
         return tables.probes(task, state.q, state.updates, state.discount)

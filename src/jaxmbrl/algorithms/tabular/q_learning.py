@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, Int
 from jaxmbrl.agents import tables
 from jaxmbrl.algorithms.registry import Goal, Method
 from jaxmbrl.algorithms.shared import TabularSettings, no_data, traced_values
-from jaxmbrl.core import metrics
 from jaxmbrl.core.types import Algorithm, Clock, Hyper, Key, Metrics, Policy, Task, Transition, flatten
 from jaxmbrl.envs.base import discrete_sizes
 
@@ -51,13 +50,15 @@ def make(config: Config, task: Task) -> Algorithm:
         return tables.epsilon_greedy(state.q, task, state.epsilon, explore)
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
-        def step(q: Any, row: Transition) -> tuple[Any, Metrics]:
+        def step(q: Any, row: Transition) -> tuple[Any, Any]:
             pair = (row.observation, row.action)
-            return tables.step(q, state.learning_rate, *pair, tables.td_error(q, state.discount, *pair, row))
+            error = tables.td_error(q, state.discount, *pair, row)
+            return tables.moved(q, state.learning_rate, *pair, error), error
 
         rows = flatten(transitions)
-        q, found = jax.lax.scan(step, state.q, rows)
-        return state._replace(q=q, updates=state.updates + len(rows.reward)), tables.named("q", metrics.total(found))
+        q, errors = jax.lax.scan(step, state.q, rows)
+        after = state._replace(q=q, updates=state.updates + len(rows.reward))
+        return after, tables.measures("q", errors, state.learning_rate)
 
     def probes(state: State) -> Metrics:
         return tables.probes(task, state.q, state.updates, state.discount)

@@ -25,7 +25,6 @@ from jaxtyping import Array, Float, Int
 from jaxmbrl.agents import tables
 from jaxmbrl.algorithms.registry import Method
 from jaxmbrl.algorithms.shared import TabularSettings, no_data, traced_values
-from jaxmbrl.core import metrics
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Algorithm, Average, Clock, Hyper, Key, Metrics, Policy, Task, Transition, flatten
 from jaxmbrl.envs.base import discrete_sizes
@@ -74,24 +73,24 @@ def make(config: Config, task: Task) -> Algorithm:
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, planning_key = jax.random.split(state.key)
 
-        def step(carried: tuple[Any, TabularModel], given: tuple[Transition, Any]) -> tuple[Any, Metrics]:
+        def step(carried: tuple[Any, TabularModel], given: tuple[Transition, Any]) -> tuple[Any, Any]:
             (q, model), (row, numbers) = carried, given
             if learned:
                 model = tabular.count(model, row, clock.env_steps)
 
-            def plan(q: Any, numbers: Any) -> tuple[Any, Metrics]:
+            def plan(q: Any, numbers: Any) -> tuple[Any, Any]:
                 at, action = tabular.draw_pair(model, numbers[:2])
                 outcome = tabular.draw_outcome(model, at, action, numbers[2])
                 error = tables.td_error(q, state.discount, at, action, outcome)
-                return tables.step(q, state.learning_rate, at, action, error)
+                return tables.moved(q, state.learning_rate, at, action, error), error
 
-            q, planned = jax.lax.scan(plan, q, numbers)
-            return (q, model), metrics.total(planned)
+            q, errors = jax.lax.scan(plan, q, numbers)
+            return (q, model), errors
 
         rows = flatten(transitions)
         numbers = jax.random.uniform(planning_key, (len(rows.reward), n, 3))
-        (q, model), planned = jax.lax.scan(step, (state.q, state.model), (rows, numbers))
-        found = tables.named("planning", metrics.total(planned)) | {"model/dropped": Average.of(model.dropped)}
+        (q, model), errors = jax.lax.scan(step, (state.q, state.model), (rows, numbers))
+        found = tables.measures("planning", errors, state.learning_rate) | {"model/dropped": Average.of(model.dropped)}
         updates = state.updates + len(rows.reward) * n
         return state._replace(q=q, model=model, key=key, updates=updates), found
 
