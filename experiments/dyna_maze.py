@@ -9,8 +9,9 @@
 
     python experiments/dyna_maze.py [--out FOLDER] [--quick]
 
-Writes `dyna-maze.png` and `dyna-maze.json`, with command, commit, versions and machine. All seeds of a curve run in one
-program.
+Curves of the Dyna maze are means of 300 seeds, of the changing mazes of 100, all others of 20; the book has 30 and 20. With
+30 seeds the first episode with a mean of at most 20 steps varies between 25 and 31 for n = 0. All seeds of a curve run in
+one program. Writes `dyna-maze.png` and `dyna-maze.json`, with command, commit, versions and machine.
 """
 
 from __future__ import annotations
@@ -320,9 +321,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--quick", action="store_true", help="two seeds and few steps (smoke test)")
     args = parser.parse_args(arguments)
     quick = args.quick
-    found: dict[str, Any] = {"maze": maze(2, 3, (5,)) if quick else maze(30, 50)}
+    found: dict[str, Any] = {"maze": maze(2, 3, (5,)) if quick else maze(300, 50)}
     for name in CHANGING:
-        found[name] = changing(name, 2 if quick else 20, 0.1 if quick else 1.0)
+        found[name] = changing(name, 2 if quick else 100, 0.1 if quick else 1.0)
     found["sweeping"] = sweeping(2, {"dyna-maze": 54}) if quick else sweeping(20, SIZES)
     found["linear"] = linear(2 if quick else 20, 20 if quick else 100)
     print(table(found))

@@ -30,8 +30,8 @@ def moved(q: Float[Array, "S A"], rate: Any, state: Any, action: Any, error: Flo
 
 
 def measures(prefix: str, errors: Float[Array, "..."], rate: Float[Array, ""], number: Any = None) -> Metrics:
-    """`prefix/td_error` and `prefix/change`: mean absolute error of updates, and mean change of the values by them. `number`
-    is that of the updates, by default that of the errors; others have the error 0."""
+    """`prefix/td_error` and `prefix/change`: mean absolute error of updates, and mean size of the changes. `number` is that
+    of the updates, by default that of the errors; others have the error 0."""
     total = jnp.sum(jnp.abs(errors))
     weight = jnp.asarray(errors.size if number is None else number, total.dtype)
     return {f"{prefix}/td_error": Average(total, weight), f"{prefix}/change": Average(jnp.abs(rate) * total, weight)}
