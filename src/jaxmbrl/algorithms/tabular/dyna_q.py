@@ -22,7 +22,7 @@ from annotated_types import Ge
 from jaxtyping import Array, Float, Int
 
 from jaxmbrl.agents import tables
-from jaxmbrl.algorithms.registry import Method
+from jaxmbrl.algorithms.registry import Goal, Method
 from jaxmbrl.algorithms.shared import TabularSettings, no_data, traced_values
 from jaxmbrl.core.types import Algorithm, Clock, Hyper, Key, Metrics, Policy, Task, Transition, flatten
 from jaxmbrl.envs.base import discrete_sizes
@@ -101,6 +101,6 @@ METHOD = Method(
     family="tabular",
     summary="Q-learning that also updates with a model of the last outcomes",
     tiny={"epoch_steps": 100},
-    goals=(),
+    goals=(Goal("dyna-q-cliff", "CliffWalking", 10_000, -13.0),),
     takes=("tables",),
 )

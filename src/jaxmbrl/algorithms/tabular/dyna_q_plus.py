@@ -22,7 +22,7 @@ from annotated_types import Ge
 from jaxtyping import Array, Float, Int
 
 from jaxmbrl.agents import tables
-from jaxmbrl.algorithms.registry import Method
+from jaxmbrl.algorithms.registry import Goal, Method
 from jaxmbrl.algorithms.shared import TabularSettings, no_data, traced_values
 from jaxmbrl.core.config import Traced
 from jaxmbrl.core.types import Algorithm, Clock, Hyper, Key, Metrics, Policy, Task, Transition, flatten
@@ -110,5 +110,6 @@ METHOD = Method(
     family="tabular",
     summary="Dyna-Q with a bonus for pairs that have not been tried for long, for tasks that change",
     tiny={"epoch_steps": 100},
+    goals=(Goal("dyna-q-plus-cliff", "CliffWalking", 10_000, -13.0),),
     takes=("tables",),
 )

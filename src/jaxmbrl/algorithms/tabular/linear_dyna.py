@@ -37,7 +37,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmbrl.agents import tables
 from jaxmbrl.agents.exploration import with_epsilon
-from jaxmbrl.algorithms.registry import Method
+from jaxmbrl.algorithms.registry import Goal, Method
 from jaxmbrl.algorithms.shared import TabularSettings, no_data, traced_values
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import Traced
@@ -222,5 +222,6 @@ METHOD = Method(
     paper="1206.3285",
     summary="Dyna with linear features: a linear model, and planning by random, PWMA or MG sweeps",
     tiny={"epoch_steps": 100},
+    goals=(Goal("linear-dyna-cliff", "CliffWalking", 10_000, -13.0),),
     takes=("tables", "discrete actions"),
 )

@@ -29,7 +29,7 @@ from annotated_types import Ge
 from jaxtyping import Array, Float, Int
 
 from jaxmbrl.agents import tables
-from jaxmbrl.algorithms.registry import Method
+from jaxmbrl.algorithms.registry import Goal, Method
 from jaxmbrl.algorithms.shared import TabularSettings, no_data, traced_values
 from jaxmbrl.core.config import Traced
 from jaxmbrl.core.types import Algorithm, Average, Clock, Hyper, Key, Metrics, Policy, Task, Transition, flatten
@@ -135,5 +135,6 @@ METHOD = Method(
     family="tabular",
     summary="updates with a model in the order of their size, backwards from what changed",
     tiny={"epoch_steps": 100},
+    goals=(Goal("prioritized-sweeping-frozen-lake", "FrozenLake", 10_000, 0.65),),
     takes=("tables",),
 )

@@ -23,7 +23,7 @@ from annotated_types import Ge
 from jaxtyping import Array, Float, Int
 
 from jaxmbrl.agents import tables
-from jaxmbrl.algorithms.registry import Method
+from jaxmbrl.algorithms.registry import Goal, Method
 from jaxmbrl.algorithms.shared import TabularSettings, no_data, traced_values
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Algorithm, Average, Clock, Hyper, Key, Metrics, Policy, Task, Transition, flatten
@@ -106,5 +106,6 @@ METHOD = Method(
     family="tabular",
     summary="Q-learning on samples of a learned or given model alone, which may be stochastic",
     tiny={"epoch_steps": 100},
+    goals=(Goal("q-planning-frozen-lake", "FrozenLake", 10_000, 0.65),),
     takes=("tables",),
 )
