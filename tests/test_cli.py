@@ -346,7 +346,7 @@ REFUSED = {
     "doctor --json": ["unknown option '--json'"],
     "doctor now": ["unexpected argument 'now'"],
     "list --jsn": ["unknown option '--jsn'"],
-    "list everything": ["unknown algorithm or family 'everything'", "there is: bptt, brax, classic"],
+    "list everything": ["unknown algorithm or family 'everything'", "there is: bptt, brax, bsuite, classic"],
     "list dinah": ["unknown algorithm or family 'dinah'"],
     "list dyna now": ["unexpected argument 'now'"],
 }
@@ -571,7 +571,7 @@ def test_list_for_programs():
         presets = {of["name"]: (of["source"], of["steps"], tuple(of["tasks"])) for of in entry["presets"]}
         assert presets == {key: tuple(of[1:]) for key, of in method.presets.items()}
     families = {entry["name"]: entry["family"] for entry in found["tasks"]}
-    assert set(families) == {*envs.names(), "brax/NAME", "gymnasium/NAME", "playground/NAME"}
+    assert set(families) == {*envs.names(), *(f"{family}/NAME" for family in ("brax", "bsuite", "gymnasium", "playground"))}
     assert (families["pendulum"], families["Hopper-v5"]) == ("classic", "mujoco")
     assert [entry["name"] for entry in json.loads(call(["list", "dyna", "--json"])[1])["algorithms"]] == ["mbpo"]
 

@@ -126,6 +126,19 @@ def test_rows_are_gymnasiums():
     assert not np.array_equal(collect(task, uniform(task.action), 3, seed=5).observation, rows.observation[:3])
 
 
+def test_a_grid_of_gymnasiums_is_ours():
+    """300 steps on the host, by random actions, against the tables of our own task."""
+    task, mdp = envs.make("gymnasium/CliffWalking-v1"), envs.make("CliffWalking").env.mdp
+    assert (task.observation, task.action) == (Discrete(48), Discrete(4))
+    rows = jax.tree.map(np.asarray, collect(task, uniform(task.action), 300, seed=0))
+    assert rows.observation.dtype == rows.next_observation.dtype == rows.action.dtype == np.int32
+    at = (rows.observation, rows.action, 0)
+    np.testing.assert_array_equal(rows.next_observation, mdp.successors[at])
+    np.testing.assert_array_equal(rows.reward, mdp.rewards[at])
+    np.testing.assert_array_equal(rows.terminated, mdp.terminated[at])
+    assert set(rows.action) == {0, 1, 2, 3} and (rows.reward == -100).any()
+
+
 def test_a_compiled_program_cannot_step_it_and_says_so():
     task = host(Toy())[0]
     key, action = jax.random.key(0), jnp.zeros(2)

@@ -14,9 +14,20 @@ from slider import Slider
 from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
 from jaxmbrl.envs.base import initial_state
-from jaxmbrl.envs.drawing import BODY, FORCE, GOAL, ROD, Canvas, NoPicture, drawing, on_host
+from jaxmbrl.envs.drawing import BODY, FORCE, GOAL, INK, ROD, Canvas, NoPicture, drawing, on_host
 
-ANALYTIC = ("cartpole-continuous", "cartpole-swingup", "mountain-car-continuous", "pendulum", "reacher-2d")
+ANALYTIC = [name for name in envs.names() if envs.family(name) != "mujoco"]
+DT = {
+    "cartpole-swingup": 0.1,
+    "cartpole-continuous": 0.02,
+    "CartPole-v1": 0.02,
+    "mountain-car-continuous": 1 / 30,
+    "MountainCar-v0": 1 / 30,
+    "Acrobot-v1": 0.2,
+    "pendulum": 0.05,
+    "reacher-2d": 0.05,
+}
+"""Seconds of a step of the tasks that have a unit of time; others are shown for 0.1 s."""
 
 
 def where(picture, color):
@@ -89,7 +100,7 @@ def test_what_is_far_away_is_cut_off():
 def drawn(name, coordinates, action=None):
     """The picture of a task with the given coordinates of its state."""
     env = envs.make(name).env
-    action = None if action is None else np.array(action, np.float32)
+    action = None if action is None else np.array(action, np.int32 if isinstance(action, int) else np.float32)
     return env.draw(on_host(initial_state(jnp.array(coordinates), jnp.zeros(env.observation_size))), action)
 
 
@@ -158,11 +169,71 @@ def test_the_reacher():
     assert has(drawn("reacher-2d", [0.0] * 6, [0.5, 0.0]), FORCE)
 
 
+def test_cars_and_carts_of_few_actions_are_drawn_with_their_full_force():
+    for name, coordinates in (("CartPole-v1", [0.5, 0.0, 0.1, 0.0]), ("MountainCar-v0", [-math.pi / 6, 0.0])):
+        last = envs.make(name).action.n - 1
+        there, back = (drawn(name, coordinates, action) for action in (last, 0))
+        assert where(there, FORCE)[0] > where(there, BODY)[0] + 10 and where(back, FORCE)[0] < where(back, BODY)[0] - 10
+        assert not has(drawn(name, coordinates), FORCE)
+    assert not has(drawn("MountainCar-v0", [-0.5, 0.0], 1), FORCE)
+    # The flag is further to the right than that of the continuous task.
+    assert where(drawn("MountainCar-v0", [-0.5, 0.0]), GOAL)[0] == pytest.approx(240 + 240 * (0.5 + 0.03 + 0.3), abs=3)
+
+
+def test_the_acrobot():
+    """360 pixels show 4.6 m around the first joint. Both links hang at angle 0; the second angle is from the first link."""
+    scale = 360 / 4.6
+    for angle, bend in ((0.0, 0.0), (0.7, 1.2), (-2.5, 0.4)):
+        picture = drawn("Acrobot-v1", [angle, bend, 0.0, 0.0])
+        first = np.array([0.5 * math.sin(angle), 0.5 * math.cos(angle)])
+        second = 2 * first + 0.5 * np.array([math.sin(angle + bend), math.cos(angle + bend)])
+        np.testing.assert_allclose(where(picture, BODY), 180 + scale * first, atol=5)
+        np.testing.assert_allclose(where(picture, ROD), 180 + scale * second, atol=6)
+    assert where(picture, GOAL)[1] == pytest.approx(180 - scale, abs=2)
+    # Anticlockwise around the joint between hanging links, which is 1 m below the first: to the right of it.
+    assert (
+        where(drawn("Acrobot-v1", [0.0] * 4, 2), FORCE)[0] > 190 > 170 > where(drawn("Acrobot-v1", [0.0] * 4, 0), FORCE)[0]
+    )
+    assert not has(drawn("Acrobot-v1", [0.0] * 4, 1), FORCE)
+
+
+def at(position):
+    """A state of a task of finitely many states, of which a drawing needs the position alone."""
+    return initial_state(position, jnp.zeros(()))
+
+
+def test_catch():
+    """40 pixels a cell. The paddle is in the bottom row; a ball that has arrived is green or red."""
+    draw = envs.make("bsuite/Catch").env.draw
+
+    def seen(*position, action=None):
+        return draw(at(tuple(map(np.int32, position))), None if action is None else np.array(action, np.int32))
+
+    picture = seen(3, 1, 4)
+    np.testing.assert_allclose(where(picture, INK) - where(picture, BODY), [-3 * 40, -6 * 40 - 16], atol=2)
+    assert not has(picture, GOAL) and not has(picture, FORCE)
+    assert has(seen(9, 4, 4), GOAL) and has(seen(9, 1, 4), FORCE) and not has(seen(9, 4, 4), FORCE)
+    assert has(seen(3, 1, 4, action=2), FORCE) and not has(seen(3, 1, 4, action=1), FORCE)
+
+
+def test_grids():
+    """The agent in its cell, and an arrow along its move: 12.5 x 4.5 cells of the cliff, 4.5 x 4.5 of the lake."""
+    cliff, lake = (envs.make(name).env.draw for name in ("CliffWalking", "FrozenLake"))
+    for row, column in ((0, 0), (2, 7), (3, 0)):
+        seen = where(cliff(at(np.int32(12 * row + column)), None), BODY)
+        np.testing.assert_allclose(seen, 480 / 12.5 * np.array([column + 0.75, row + 0.75]), atol=2)
+    state = at(np.int32(10))
+    for action, way in enumerate(((-1, 0), (0, 1), (1, 0), (0, -1))):
+        picture = lake(state, np.array(action, np.int32))
+        assert (where(picture, FORCE) - where(lake(state, None), BODY)) @ way > 15
+    board = envs.make("bsuite/DeepSea/5").env.draw
+    np.testing.assert_allclose(where(board(at(np.int32(11)), None), BODY), 480 / 5.5 * np.array([1.75, 2.75]), atol=2)
+    assert not has(board(at(np.int32(25)), np.int32(1)), BODY)
+
+
 @pytest.mark.parametrize("name", ANALYTIC)
 def test_every_analytic_task_has_a_drawing_as_fast_as_its_steps(name):
-    assert {known for known in envs.names() if envs.family(known) == "classic"} == set(ANALYTIC)
-    task = envs.make(name)
-    dt = {"cartpole-swingup": 0.1, "cartpole-continuous": 0.02, "mountain-car-continuous": 1 / 30}.get(name, 0.05)
+    task, dt = envs.make(name), DT.get(name, 0.1)
     assert drawing(task).dt == pytest.approx(dt)
     assert drawing(envs.make(name, action_repeat=4)).dt == pytest.approx(4 * dt)
 

@@ -134,7 +134,13 @@ def test_what_is_known_of_a_repeat():
     np.testing.assert_array_equal(jax.jit(task.terminated)(rows.next_observation), rows.terminated)
 
 
-@pytest.mark.parametrize("name", ["cartpole-continuous", pytest.param("pendulum", marks=pytest.mark.promises)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cartpole-continuous",
+        *(pytest.param(name, marks=pytest.mark.promises) for name in ("pendulum", "Acrobot-v1", "FrozenLake")),
+    ],
+)
 def test_a_repeated_task_is_sound(name):
     task = envs.make(name, action_repeat=3)
     assert envs.check(task._replace(terminated=jax.jit(task.terminated))) is None

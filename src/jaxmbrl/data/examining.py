@@ -23,6 +23,8 @@ MUCH_BETTER = 0.2
 their own row leaves at least `LEAST_UNEXPLAINED`."""
 LEAP = 3.0
 """A change is a leap if it is this many times larger than the median change."""
+UNLIKELY = 1e-3
+"""Probability below which something is not taken to be chance."""
 LOST = 0.01
 """Largest error of the changes, relative to their standard deviation, that is accepted."""
 OUTSIDE = 0.01
@@ -57,7 +59,8 @@ def resets_as_transitions(rows: Transition) -> str | None:
 
     It does if it equals the next row's observation, or, where an episode terminated, if it is where episodes begin. Where
     episodes only end because a long recording was cut, the next row does continue the last one. Therefore the changes at
-    the ends must also be leaps, if the observations have a distance.
+    the ends must also be leaps, if the observations have a distance. Elements of a discrete space must be equal at all
+    ends, and it must be unlikely that they are by chance, as where episodes often come back to their start.
     """
     ended = rows.terminated | rows.truncated
     ends = np.flatnonzero(ended[:-1])
@@ -73,6 +76,8 @@ def resets_as_transitions(rows: Transition) -> str | None:
         change = (change / np.maximum(change.std(axis=0), np.finfo(np.float64).tiny)).max(axis=1)
         if not again.any() or ended.all() or np.median(change[ends][again]) <= LEAP * np.median(change[~ended]):
             return None
+    elif not again.all() or (not ended.all() and np.isin(successor[~ended], first).mean() ** len(ends) > UNLIKELY):
+        return None
     if again.mean() <= 0.5:
         return None
     return (
@@ -89,17 +94,28 @@ def _within(values: np.ndarray, starts: np.ndarray) -> Bool[np.ndarray, "N"]:
 
 
 def time_limit(rows: Transition) -> str | None:
-    """Whether all episodes terminate after the same number of steps, as at a time limit."""
+    """Whether all episodes terminate after the same number of steps, as at a time limit.
+
+    They do not if the observations show the end, as in games of fixed length: observations repeat, and the last one of an
+    episode never appears before its end.
+    """
     ends = np.flatnonzero(rows.terminated | rows.truncated)
     if len(ends) < FEWEST_EPISODES or rows.truncated.any():
         return None
     lengths = np.diff(ends, prepend=-1)
-    if lengths[0] <= 1 or (lengths != lengths[0]).any():
+    if lengths[0] <= 1 or (lengths != lengths[0]).any() or _shows_ends(rows):
         return None
     return (
         f"all {len(ends)} episodes terminate after exactly {lengths[0]} steps, as at a time limit: if it is one, these "
         "rows are truncated and not terminated; values would be learned as if nothing followed"
     )
+
+
+def _shows_ends(rows: Transition) -> bool:
+    """Whether observations repeat, and those that follow a termination follow nothing else."""
+    distinct, numbers = np.unique(_flat(rows.next_observation), axis=0, return_inverse=True)
+    last = np.isin(numbers, numbers[rows.terminated])
+    return len(distinct) <= len(numbers) / 2 and bool((last == rows.terminated).all())
 
 
 def hardly_varying(rows: Transition) -> list[str]:

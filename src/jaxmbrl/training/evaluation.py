@@ -87,7 +87,8 @@ def in_parts(
     by_episode = jax.vmap(step, in_axes=(None, None, 0, 0, None, None))
     steps = jax.jit(jax.vmap(by_episode, in_axes=(None, 0, None, 0, None, None)))
     starts = jax.vmap(jax.vmap(start, in_axes=(None, None, 0)), in_axes=(None, 0, None))
-    at = jax.tree.map(_zeros, jax.eval_shape(starts, clock, states, index))
+    # `jnp.zeros` also makes keys, which a state of a random environment contains.
+    at = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(starts, clock, states, index))
     zero = jnp.zeros((), jnp.int32)
     compiled = compile("evaluation", steps, clock, states, index, at, zero, zero)
     whole = task.episode_length
@@ -103,13 +104,6 @@ def in_parts(
             break
         calls = max(1, min(int(length * PART_SECONDS / max(time.monotonic() - began, 1e-6)), 16 * length))
     return at[1].total
-
-
-def _zeros(leaf: Any) -> Any:
-    """Zeros of the shape and dtype of `leaf`, which may be typed keys."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jnp.broadcast_to(jax.random.key(0, impl=jax.random.key_impl(leaf)), leaf.shape)
-    return jnp.zeros(leaf.shape, leaf.dtype)
 
 
 def evaluator(

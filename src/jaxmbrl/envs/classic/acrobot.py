@@ -1,7 +1,7 @@
 """Gymnasium's Acrobot-v1: swing the tip of a double pendulum above a line, by a motor at the joint between its links.
 
-The equations of motion are those of Sutton and Barto's book, as in Gymnasium; the paper before it (Sutton, Generalization in
-Reinforcement Learning, NeurIPS 1995) lacks a term. One classical Runge-Kutta step of order 4 integrates a step of 0.2 s.
+The equations of motion are those of Sutton and Barto's book, as in Gymnasium; the paper before it (Sutton, Generalization
+in Reinforcement Learning, NeurIPS 1995) lacks a term. One classical Runge-Kutta step of order 4 integrates a step of 0.2 s.
 
 What differs: Gymnasium's first state of an episode is rounded to float32, later ones are not; here all keep JAX's default
 float.

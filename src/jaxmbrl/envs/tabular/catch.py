@@ -69,7 +69,7 @@ class Catch:
         """The board with ball and paddle, and the paddle's move as an arrow below it. A caught ball is green, a missed one
         red."""
         row, column, paddle = map(int, state.pipeline_state)
-        canvas = Canvas(width=COLUMNS + 1, centre=(COLUMNS / 2, ROWS / 2 - 0.3), size=(240, 464))
+        canvas = Canvas(width=COLUMNS + 1.0, centre=(COLUMNS / 2, ROWS / 2 - 0.3), size=(240, 464))
         for line in range(COLUMNS + 1):
             canvas.line([(line, 0), (line, ROWS)], TRACK, 1.0)
         for line in range(ROWS + 1):

@@ -20,7 +20,7 @@ from jaxmbrl.envs.base import State, initial_state, make_task
 Draw: TypeAlias = Callable[[int, int | None], UInt8[np.ndarray, "H W 3"]]
 """(state, action that led to it, or None at the start of an episode) -> picture."""
 
-CONVERGED = 1e-13
+ROUNDING = 4 * float(np.finfo(np.float64).eps)
 """Value iteration ends after a sweep that changes no value by more than this, times 1 + its size."""
 SWEEPS = 100_000
 
@@ -87,7 +87,7 @@ def optimal_values(mdp: TabularMDP, discount: float) -> Float[np.ndarray, "S"]:
     values = np.zeros(mdp.states)
     for _ in range(SWEEPS):
         after = action_values(mdp, values, discount).max(axis=1)
-        if np.all(np.abs(after - values) <= CONVERGED * (1 - discount + CONVERGED) * (1 + np.abs(after))):
+        if np.all(np.abs(after - values) <= ROUNDING * (1 + np.abs(after))):
             return after
         values = after
     raise ValueError(f"value iteration with discount {discount} has not converged after {SWEEPS:,} sweeps")
@@ -126,7 +126,7 @@ class TabularEnv:
             # A task without a drawing has no attribute `draw`.
             self.draw = lambda state, action: draw(int(state.pipeline_state), None if action is None else int(action))
 
-    def state_at(self, index: Int[Array, ""], rng: Key | None = None) -> State:
+    def state_at(self, index: Int[Array, ""] | int, rng: Key | None = None) -> State:
         """The state with the given number. `rng` is the key of the next step, by default that of seed 0."""
         index = jnp.asarray(index, jnp.int32)
         state = initial_state(index, self._observe(index))
@@ -137,19 +137,16 @@ class TabularEnv:
     def reset(self, rng: Key) -> State:
         """A state drawn from the initial distribution."""
         start_key, step_key = jax.random.split(rng)
-        starts = np.flatnonzero(self.mdp.initial)
-        index = jnp.int32(starts[0])
-        if len(starts) > 1:
-            index = jax.random.choice(start_key, jnp.asarray(starts), p=jnp.asarray(self.mdp.initial[starts], float))
-        return self.state_at(index, step_key)
+        if (self.mdp.initial == 1.0).any():
+            return self.state_at(int(np.argmax(self.mdp.initial)), step_key)
+        return self.state_at(_drawn(start_key, jnp.asarray(_thresholds(self.mdp.initial), float)), step_key)
 
     def step(self, state: State, action: Int[Array, ""]) -> State:
         """One step, with an outcome drawn by its probability."""
         at, outcome = (state.pipeline_state, action), jnp.int32(0)
         if self.stochastic:
             outcome_key, next_key = jax.random.split(state.info["rng"])
-            chances = jnp.asarray(self.mdp.probabilities, float)[at]
-            outcome = jax.random.choice(outcome_key, len(chances), p=chances)
+            outcome = _drawn(outcome_key, jnp.asarray(_thresholds(self.mdp.probabilities), float)[at])
             state = state.replace(info={**state.info, "rng": next_key})
         index = jnp.asarray(self.mdp.successors, jnp.int32)[(*at, outcome)]
         return state.replace(
@@ -158,6 +155,17 @@ class TabularEnv:
             reward=jnp.asarray(self.mdp.rewards, float)[(*at, outcome)],
             done=jnp.asarray(self.mdp.terminated, float)[(*at, outcome)],
         )
+
+
+def _thresholds(probabilities: Float[np.ndarray, "*n K"]) -> Float[np.ndarray, "*n K"]:
+    """Sums of the probabilities from the first on; exactly 1 from the last positive one on."""
+    sums = np.cumsum(probabilities, axis=-1)
+    return np.where(sums > 1 - 1e-9, 1.0, sums)
+
+
+def _drawn(key: Key, thresholds: Float[Array, "K"]) -> Int[Array, ""]:
+    """A random index with the probabilities of `_thresholds`."""
+    return jnp.sum(jax.random.uniform(key) >= thresholds, dtype=jnp.int32)
 
 
 def tabular_task(name: str, mdp: TabularMDP, episode_length: int, draw: Draw | None = None) -> Task:
