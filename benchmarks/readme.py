@@ -87,7 +87,7 @@ def beside_limits() -> list[str]:
     return table(("compared with the machine's limit", "reached", "limit", "share of limit"), rows)
 
 
-MOST = {"cartpole-continuous": 200, "cartpole-swingup": 40, "InvertedPendulum-v5": 1000}
+MOST = {"CliffWalking": -13, "cartpole-continuous": 200, "cartpole-swingup": 40, "InvertedPendulum-v5": 1000}
 """Highest possible return of a task."""
 
 
@@ -190,6 +190,9 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/sac.md": {"returns": of("sac", "redq", "droq")},
     "docs/speed.md": {"bfloat16": in_bfloat16, "split": split, "compiling": compiling},
     "docs/td3.md": {"returns": of("td3", "ddpg")},
+    "docs/tabular.md": {
+        "returns": of("q-learning", "q-planning", "dyna-q", "dyna-q-plus", "prioritized-sweeping", "linear-dyna")
+    },
 }
 """Page -> its tables, by name."""
 

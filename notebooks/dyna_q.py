@@ -78,6 +78,8 @@ print(f"drawn: cell {int(state)}, action {int(action)} ->", jax.tree.map(np.asar
 
 # %%
 class Learned(NamedTuple):
+    """What a seed has learned."""
+
     q: jax.Array
     model: tabular.TabularModel
 

@@ -100,7 +100,7 @@ class Method(NamedTuple):
     family: str = "user"
     """The folder of its module: methods of one kind."""
     paper: str = ""
-    """arXiv number of its paper."""
+    """arXiv number of its paper; empty if it is not on arXiv."""
     summary: str = ""
     """One-line description."""
     tiny: Mapping[str, Any] = MappingProxyType({})
