@@ -114,7 +114,7 @@ def make(config: Config, task: Task) -> Algorithm:
 
         learned = (state.q, state.model, state.queue)
         (q, model, queue), (surprises, errors, made) = jax.lax.scan(step, learned, flatten(transitions))
-        number = jnp.sum(made)
+        number = jnp.sum(made, dtype=jnp.int32)
         after = state._replace(q=q, model=model, queue=queue, updates=state.updates + number)
         found = {
             "planning/updates": Average.of(number / surprises.size),
