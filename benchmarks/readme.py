@@ -89,6 +89,7 @@ def beside_limits() -> list[str]:
 
 MOST = {
     "CartPole-v1": 500,
+    "CliffWalking": -13,
     "bsuite/Catch": 1,
     "cartpole-continuous": 200,
     "cartpole-swingup": 40,
@@ -217,6 +218,9 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/td3.md": {"returns": of("td3", "ddpg")},
     "docs/dqn.md": {"returns": of("dqn")},
     "docs/search.md": {"returns": of("uct", "alphazero", "muzero"), "games": games},
+    "docs/tabular.md": {
+        "returns": of("q-learning", "q-planning", "dyna-q", "dyna-q-plus", "prioritized-sweeping", "linear-dyna")
+    },
 }
 """Page -> its tables, by name."""
 

@@ -41,6 +41,12 @@ MODULES = {
     "muzero": "search.muzero",
     "alphazero": "search.alphazero",
     "uct": "search.uct",
+    "q-learning": "tabular.q_learning",
+    "q-planning": "tabular.q_planning",
+    "dyna-q": "tabular.dyna_q",
+    "dyna-q-plus": "tabular.dyna_q_plus",
+    "prioritized-sweeping": "tabular.prioritized_sweeping",
+    "linear-dyna": "tabular.linear_dyna",
 }
 """Method -> its module, and the name of its record there unless that is `METHOD`. Tables and lists keep this order."""
 
@@ -110,7 +116,7 @@ class Method(NamedTuple):
     family: str = "user"
     """The folder of its module: methods of one kind."""
     paper: str = ""
-    """arXiv number of its paper."""
+    """arXiv number of its paper; empty if it is not on arXiv."""
     summary: str = ""
     """One-line description."""
     tiny: Mapping[str, Any] = MappingProxyType({})

@@ -91,6 +91,9 @@ class World(NamedTuple):
     """(origin, key) -> carry. The origin is rows of observations, a belief or a simulator state; nothing is reset."""
     observe: Callable[[Carry], Observation]
     step: Callable[[Carry, Action, Key], tuple[Carry, Transition]]
+    next_episode: Callable[[Carry, Key], Carry] | None = None
+    """(carry at the end of an episode, key) -> carry at the start of the next, for a task of which a part continues across
+    episodes; None for `reset(key)`."""
 
 
 class Policy(NamedTuple):
@@ -272,6 +275,9 @@ class Env(Protocol):
 
     An environment of vectors also has `observation_size`, the length of `State.obs`, and `action_size`, the length of the
     action, whose entries are in [-1, 1]. For other spaces `make_task` is given the spaces instead.
+
+    It may have `next_episode(state, rng)`, the state at the beginning of an episode after one that ended in `state`:
+    `rollout.auto_reset` calls it instead of `reset`. A part of the state can so continue across episodes.
 
     It may have `actuator_range`: (low, high), each a number or [A], in the units of the actuators, onto which it maps
     actions linearly. Exported policies contain it."""

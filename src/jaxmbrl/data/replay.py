@@ -120,7 +120,7 @@ def sample(replay: Replay, key: Key, n: int) -> PyTree:
 
 
 def sample_slots(replay: Replay, key: Key, n: int) -> Int[Array, "n"]:
-    """The slots of the rows that `sample` returns with the same key."""
+    """The slots of the rows that `sample` returns with the same key, for `windows`. Add to an empty buffer first."""
     return _slot(replay, jax.random.randint(key, (n,), 0, jnp.maximum(replay.size, 1)))
 
 
@@ -143,11 +143,6 @@ def sample_sequences(
     ended = (rows.terminated | rows.truncated)[:, :-1]
     start = jnp.concatenate([jnp.ones((n, 1), bool), ended], axis=1)
     return rows, start, valid
-
-
-def sample_slots(replay: Replay, key: Key, n: int) -> Int[Array, "n"]:
-    """The slots of `n` rows sampled uniformly with replacement, for `windows`. Add to an empty buffer first."""
-    return _slot(replay, jax.random.randint(key, (n,), 0, jnp.maximum(replay.size, 1)))
 
 
 def windows(replay: Replay, slots: Int[Array, "n"], length: int, stride: int = 1) -> tuple[PyTree, Bool[Array, "n length"]]:
