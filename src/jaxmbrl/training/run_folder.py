@@ -211,7 +211,7 @@ def write_file(path: Path, data: bytes) -> None:
     durable.sync(path.parent)
 
 
-def new_figure(width: float, height: float) -> Any:
+def new_figure(width: float | int, height: float | int) -> Any:
     """A matplotlib figure of this size in inches. It needs no backend, so MPLBACKEND does not matter."""
     figures = import_despite("MPLBACKEND", None, "matplotlib.figure")
     return figures.Figure(figsize=(width, height), dpi=120, layout="constrained")
