@@ -129,5 +129,5 @@ METHOD = Method(
         "epoch_steps": 100,
         "replay_capacity": 997,
     },
-    goals=(Goal("alphazero-catch", "bsuite/Catch", 5184, 1.0, about="small preset, 16 simulations"),),
+    goals=(Goal("alphazero-catch", "bsuite/Catch", 5184, 1.0, about="its preset, 16 simulations"),),
 )

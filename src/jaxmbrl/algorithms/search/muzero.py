@@ -226,7 +226,7 @@ METHOD = Method(
         "replay_capacity": 997,
     },
     goals=(
-        Goal("muzero-catch", "bsuite/Catch", 13_248, 0.9, about="small preset, 16 simulations"),
+        Goal("muzero-catch", "bsuite/Catch", 13_248, 0.9, about="its preset, 16 simulations"),
         Goal(
             "muzero-cartpole",
             "CartPole-v1",
