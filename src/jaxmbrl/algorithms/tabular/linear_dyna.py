@@ -187,7 +187,7 @@ def make(config: Config, task: Task) -> Algorithm:
             elif config.sweep == "mg":
                 queue = priority_queue.push_all(queue, jnp.abs(error * phi))
 
-            def plan(at: Planning, key: Key) -> tuple[Planning, Any]:
+            def plan(at: Any, key: Key) -> tuple[Any, Any]:
                 return sweep(at, model, rate, state.discount, key)
 
             (theta, queue), made = jax.lax.scan(plan, Planning(theta, queue), jax.random.split(key, n))
