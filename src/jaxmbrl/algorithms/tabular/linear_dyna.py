@@ -222,6 +222,6 @@ METHOD = Method(
     paper="1206.3285",
     summary="Dyna with linear features: a linear model, and planning by random, PWMA or MG sweeps",
     tiny={"epoch_steps": 100},
-    goals=(Goal("linear-dyna-cliff", "CliffWalking", 10_000, -13.0),),
+    goals=(Goal("linear-dyna-cliff", "CliffWalking", 10_000, -15.0),),
     takes=("tables", "discrete actions"),
 )
