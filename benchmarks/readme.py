@@ -104,6 +104,11 @@ def cases(*methods: str) -> list[tuple[dict[str, Any], str]]:
     return [(case, about) for _, case, about in sorted(found, key=lambda entry: entry[0])]
 
 
+def value(number: float, digits: int = 1) -> str:
+    """A return with so many digits after the point; those of tasks whose returns are below 1 have two."""
+    return f"{number:,.{digits}f}" if abs(number) >= 1 or number == 0 else f"{number:.2f}"
+
+
 def returns(*methods: str) -> list[str]:
     """The table of the results of `learning.py`. With `methods`, it also has the mean of each seed."""
     rows: list[Row] = []
@@ -114,15 +119,17 @@ def returns(*methods: str) -> list[str]:
         if "oracle" in case:
             about.append(f"planner in the true simulator {case['oracle']:,.1f}, random policy {case['random']:,.1f}")
         low, high = case["interval"]
-        at_goal = f"{case['seeds_at_goal']} of {case['seeds']} at {case['goal']:,.0f}" if case["goal_seeds"] else "no goal"
+        at_goal = (
+            f"{case['seeds_at_goal']} of {case['seeds']} at {value(case['goal'], 0)}" if case["goal_seeds"] else "no goal"
+        )
         rows.append(
             (
                 ", ".join(words),
                 f"`{case['env']}` ({'; '.join(about)})",
                 f"{case['steps']:,}",
-                f"{case['mean']:,.1f}",
-                f"{case['iqm']:,.1f} [{low:,.1f}, {high:,.1f}]",
-                *([", ".join(f"{value:,.1f}" for value in case["per_seed"])] if methods else []),
+                value(case["mean"]),
+                f"{value(case['iqm'])} [{value(low)}, {value(high)}]",
+                *([", ".join(map(value, case["per_seed"]))] if methods else []),
                 at_goal,
             )
         )
