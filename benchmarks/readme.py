@@ -111,9 +111,9 @@ def cases(*methods: str) -> list[tuple[dict[str, Any], str]]:
     return [(case, about) for _, case, about in sorted(found, key=lambda entry: entry[0])]
 
 
-def wanted(value: float) -> str:
-    """A goal in whole numbers, or as it is if it is small."""
-    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:g}"
+def value(number: float, digits: int = 1) -> str:
+    """A return with so many digits after the point; those of tasks whose returns are below 1 have two."""
+    return f"{number:,.{digits}f}" if abs(number) >= 1 or number == 0 else f"{number:.2f}"
 
 
 def games() -> list[str]:
@@ -138,7 +138,7 @@ def returns(*methods: str) -> list[str]:
             about.append(f"planner in the true simulator {case['oracle']:,.1f}, random policy {case['random']:,.1f}")
         low, high = case["interval"]
         at_goal = (
-            f"{case['seeds_at_goal']} of {case['seeds']} at {wanted(case['goal'])}" if case["goal_seeds"] else "no goal"
+            f"{case['seeds_at_goal']} of {case['seeds']} at {value(case['goal'], 0)}" if case["goal_seeds"] else "no goal"
         )
         at_goal += " in their best evaluation" if "best_per_seed" in case else ""
         rows.append(
@@ -146,9 +146,9 @@ def returns(*methods: str) -> list[str]:
                 ", ".join(words),
                 f"`{case['env']}` ({'; '.join(about)})",
                 f"{case['steps']:,}",
-                f"{case['mean']:,.1f}",
-                f"{case['iqm']:,.1f} [{low:,.1f}, {high:,.1f}]",
-                *([", ".join(f"{value:,.1f}" for value in case["per_seed"])] if methods else []),
+                value(case["mean"]),
+                f"{value(case['iqm'])} [{value(low)}, {value(high)}]",
+                *([", ".join(map(value, case["per_seed"]))] if methods else []),
                 at_goal,
             )
         )

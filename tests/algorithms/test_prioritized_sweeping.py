@@ -119,4 +119,4 @@ def test_few_places_drop_outcomes_and_say_so():
 
     state, found = jax.jit(run)()
     assert int(state.model.dropped) == 1 and float(found["model/dropped"].total) == 2
-    assert np.asarray(state.model.count[0, 0]).tolist() == [2.0]
+    assert np.asarray(state.model.counts[0, 0]).tolist() == [2.0]

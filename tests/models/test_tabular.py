@@ -49,14 +49,14 @@ def test_the_last_outcome_is_remembered(models):
 
 def test_outcomes_are_counted_and_their_rewards_averaged(models):
     counted = models[1]
-    assert counted.count[2, 1].tolist() == [2.0, 1.0, 0.0] and counted.successor[2, 1, :2].tolist() == [3, 4]
+    assert counted.counts[2, 1].tolist() == [2.0, 1.0, 0.0] and counted.successor[2, 1, :2].tolist() == [3, 4]
     assert counted.reward[2, 1, :2].tolist() == [1.0, 0.0] and counted.terminated[2, 1, :2].tolist() == [False, True]
     assert counted.dropped == models[2].dropped == 0
 
 
 def test_an_outcome_that_has_no_place_is_dropped():
     full = jax.jit(lambda: after(tabular.init(5, 2, 1), tabular.count))()
-    assert int(full.dropped) == 1 and np.asarray(full.count[2, 1]).tolist() == [2.0]
+    assert int(full.dropped) == 1 and np.asarray(full.counts[2, 1]).tolist() == [2.0]
     assert np.asarray(full.successor[2, 1]).tolist() == [3] and float(full.reward[2, 1, 0]) == 1.0
     assert int(full.last_visit[2, 1]) == 14
 
@@ -136,5 +136,5 @@ def test_known_outcomes_are_sorted_by_probability_and_unreachable_states_left_ou
     )
     model = jax.device_get(tabular.known(process))
     assert model.visited == 2 and model.states[:2].tolist() == [0, 1]
-    assert model.count[:, 0].tolist() == [[0.75, 0.25], [1.0, 0.0], [0.0, 0.0]]
+    assert model.counts[:, 0].tolist() == [[0.75, 0.25], [1.0, 0.0], [0.0, 0.0]]
     assert model.reward[1, 0, 0] == 3.0 and model.terminated[1, 0, 0] and model.successor[0, 0].tolist() == [1, 0]

@@ -89,7 +89,7 @@ def optimal_values(model: TabularModel, discount: Any) -> Float[Array, "S"]:
         after = jnp.max(tabular.targets(model, values, discount), axis=1)
         return sweeps + 1, after, jnp.max(jnp.abs(after - values))
 
-    start = (jnp.zeros((), jnp.int32), jnp.zeros(model.count.shape[0]), jnp.full((), jnp.inf))
+    start = (jnp.zeros((), jnp.int32), jnp.zeros(model.counts.shape[0]), jnp.full((), jnp.inf))
     return jax.lax.while_loop(goes_on, sweep, start)[1]
 
 

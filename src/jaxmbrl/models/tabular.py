@@ -25,7 +25,7 @@ class TabularModel(NamedTuple):
     reward: Float[Array, "S A K"]
     """Mean reward of the outcome."""
     terminated: Bool[Array, "S A K"]
-    count: Float[Array, "S A K"]
+    counts: Float[Array, "S A K"]
     """How often the outcome was observed; 0 for places that are not in use, which follow those in use."""
     last_visit: Int[Array, "S A"]
     """Environment step at which the pair was tried last; 1 for pairs that have not been tried."""
@@ -52,7 +52,7 @@ def init(states: int, actions: int, outcomes: int = 1) -> TabularModel:
         successor=jnp.broadcast_to(jnp.arange(states, dtype=jnp.int32)[:, None, None], shape),
         reward=jnp.zeros(shape),
         terminated=jnp.zeros(shape, bool),
-        count=jnp.zeros(shape),
+        counts=jnp.zeros(shape),
         last_visit=jnp.ones((states, actions), jnp.int32),
         states=jnp.zeros(states, jnp.int32),
         visited=jnp.zeros((), jnp.int32),
@@ -63,8 +63,8 @@ def init(states: int, actions: int, outcomes: int = 1) -> TabularModel:
 def remember(model: TabularModel, row: Transition, time: Int[Array, ""]) -> TabularModel:
     """The model after the transition `row` at environment step `time`, whose outcome replaces the last one of the pair.
     Raises ValueError if the model has several outcomes of a pair."""
-    if model.count.shape[-1] != 1:
-        raise ValueError(f"only a model with one outcome remembers the last one, got {model.count.shape[-1]}")
+    if model.counts.shape[-1] != 1:
+        raise ValueError(f"only a model with one outcome remembers the last one, got {model.counts.shape[-1]}")
     outcome = Outcome(row.reward, row.next_observation, row.terminated)
     return _write(model, row, time, jnp.zeros((), jnp.int32), outcome, jnp.ones(()))
 
@@ -74,7 +74,7 @@ def count(model: TabularModel, row: Transition, time: Int[Array, ""]) -> Tabular
     state, with or without termination; rewards are averaged. If all K places of the pair are taken by other outcomes, the
     observation is dropped, and counted in `dropped`."""
     at = (row.observation, row.action)
-    counts, successors, ended = model.count[at], model.successor[at], model.terminated[at]
+    counts, successors, ended = model.counts[at], model.successor[at], model.terminated[at]
     same = (counts > 0) & (successors == row.next_observation) & (ended == row.terminated)
     fits = same | (counts == 0)
     fit = jnp.any(fits)
@@ -101,14 +101,14 @@ def _write(
     """The model with an outcome of the pair of `row`, counted `number` times, in a place of the pair."""
     state, action = row.observation, row.action
     at = (state, action, place)
-    first = ~jnp.any(model.count[state] > 0)
+    first = ~jnp.any(model.counts[state] > 0)
     # A state that is not new is written where it changes nothing: over the entry of the first visited state.
     slot = jnp.where(first, model.visited, 0)
     return model._replace(
         successor=model.successor.at[at].set(outcome.next_observation),
         reward=model.reward.at[at].set(outcome.reward),
         terminated=model.terminated.at[at].set(outcome.terminated),
-        count=model.count.at[at].set(number),
+        counts=model.counts.at[at].set(number),
         last_visit=model.last_visit.at[state, action].set(time),
         states=model.states.at[slot].set(jnp.where(first, state, model.states[0])),
         visited=model.visited + first,
@@ -117,17 +117,17 @@ def _write(
 
 def tried(model: TabularModel) -> Bool[Array, "S A"]:
     """Which pairs have been observed."""
-    return model.count[..., 0] > 0
+    return model.counts[..., 0] > 0
 
 
 def draw_pair(model: TabularModel, numbers: Float[Array, "2"], untried: bool = False) -> tuple[Any, Any]:
     """(state, action): the state uniform among the visited ones, then the action uniform among those tried in it, or with
     `untried` among all actions. `numbers` are two uniform samples of [0, 1). The model must not be empty."""
     state = model.states[(numbers[0] * model.visited).astype(jnp.int32)]
-    actions = model.count.shape[1]
+    actions = model.counts.shape[1]
     if untried:
         return state, (numbers[1] * actions).astype(jnp.int32)
-    known = model.count[state, :, 0] > 0
+    known = model.counts[state, :, 0] > 0
     rank = (numbers[1] * jnp.sum(known)).astype(jnp.int32)
     return state, jnp.argmax(jnp.cumsum(known) > rank).astype(jnp.int32)
 
@@ -141,9 +141,9 @@ def last(model: TabularModel, state: Int[Array, ""], action: Int[Array, ""]) -> 
 def draw_outcome(model: TabularModel, state: Int[Array, ""], action: Int[Array, ""], number: Float[Array, ""]) -> Outcome:
     """An outcome of a pair, sampled in proportion to the counts. `number` is a uniform sample of [0, 1). A pair without
     observations leads back to its state."""
-    below = jnp.cumsum(model.count[state, action])
+    below = jnp.cumsum(model.counts[state, action])
     # Strictly above, so that a place without observations is never taken; rounding must not lead beyond the last place.
-    place = jnp.minimum(jnp.argmax(below > number * below[-1]), model.count.shape[-1] - 1)
+    place = jnp.minimum(jnp.argmax(below > number * below[-1]), model.counts.shape[-1] - 1)
     at = (state, action, place)
     return Outcome(model.reward[at], model.successor[at], model.terminated[at])
 
@@ -152,7 +152,7 @@ def targets(model: TabularModel, values: Float[Array, "S"], discount: Any) -> Fl
     """Expected one-step returns of all pairs, sum_k P_k (r_k + discount (1 - d_k) V(s_k)); 0 for a pair that has not been
     tried."""
     value = jnp.where(model.terminated, 0.0, values[model.successor])
-    return _expected(model.count, model.reward + discount * value)
+    return _expected(model.counts, model.reward + discount * value)
 
 
 def target(
@@ -161,7 +161,7 @@ def target(
     """The same of one pair, with V(s) = max_a Q(s, a)."""
     at = (state, action)
     value = jnp.where(model.terminated[at], 0.0, jnp.max(q[model.successor[at]], axis=-1))
-    return _expected(model.count[at], model.reward[at] + discount * value)
+    return _expected(model.counts[at], model.reward[at] + discount * value)
 
 
 def _expected(count: Float[Array, "*n K"], value: Float[Array, "*n K"]) -> Float[Array, "*n"]:
@@ -174,7 +174,7 @@ def _expected(count: Float[Array, "*n K"], value: Float[Array, "*n K"]) -> Float
 
 def predecessors(model: TabularModel, state: Int[Array, ""]) -> Bool[Array, "S A"]:
     """Which pairs have been observed to lead to `state`, without termination there."""
-    return jnp.any((model.successor == state) & (model.count > 0) & ~model.terminated, axis=-1)
+    return jnp.any((model.successor == state) & (model.counts > 0) & ~model.terminated, axis=-1)
 
 
 def known(mdp: TabularMDP) -> TabularModel:
@@ -189,7 +189,7 @@ def known(mdp: TabularMDP) -> TabularModel:
         successor=jnp.asarray(successor, jnp.int32),
         reward=jnp.asarray(reward, float),
         terminated=jnp.asarray(ended, bool),
-        count=jnp.asarray(np.where(reached[:, None, None], probability, 0.0), float),
+        counts=jnp.asarray(np.where(reached[:, None, None], probability, 0.0), float),
         states=jnp.zeros(mdp.states, jnp.int32).at[: len(found)].set(found),
         visited=jnp.asarray(len(found), jnp.int32),
     )

@@ -106,6 +106,9 @@ METHOD = Method(
     family="tabular",
     summary="Q-learning on samples of a learned or given model alone, which may be stochastic",
     tiny={"epoch_steps": 100},
-    goals=(Goal("q-planning-frozen-lake", "FrozenLake", 10_000, 0.65),),
+    goals=(
+        Goal("q-planning-cliff", "CliffWalking", 10_000, -13.0),
+        Goal("q-planning-frozen-lake", "FrozenLake", 10_000, 0.65, seeds_at_goal=0, about="the model of random actions"),
+    ),
     takes=("tables",),
 )
