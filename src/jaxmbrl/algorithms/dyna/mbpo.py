@@ -74,7 +74,7 @@ class Config(BranchedSettings):
     learner: Literal["sac", "dqn"] = "sac"
     """The policy learner: `agent`, or for discrete actions `q_learning`."""
     q_learning: QLearningConfig = field(default_factory=QLearningConfig)
-    """The settings of `dqn`. Actions are epsilon-greedy, also in imagined branches."""
+    """The settings of `dqn`. Its actions are epsilon-greedy, also in imagined branches."""
 
 
 class State(NamedTuple):
