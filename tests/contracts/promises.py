@@ -285,12 +285,12 @@ def check_that_metrics_count_the_episodes(compiled: Compiled) -> None:
 
 
 def check_that_every_part_learns(compiled: Compiled) -> None:
-    """Every set of parameters and every table of action values moves in training, so that no part is wired to nothing."""
+    """Every set of parameters moves in training, so that no part is wired to nothing. Of a method without a `Trainable` it
+    is the first field of its state: a table of values, or weights."""
 
     def learned(state: Any) -> list[dict[str, np.ndarray]]:
-        table = [{"q": np.array(state.algorithm.own.q)}] if hasattr(state.algorithm, "own") else []
         parts = [leaves(x.params) for x in of_type(state, Trainable)]
-        return parts or table
+        return parts or [{"values": np.array(state.algorithm.own[0])}]
 
     first, last = learned(compiled.start()[1]), learned(compiled.undisturbed(3)[1])
     assert len(first) == len(last) > 0
