@@ -68,7 +68,7 @@ class Networks(NamedTuple):
     """MuZero's three functions of its parameters."""
 
     init: Callable[[Key], PyTree]
-    represent: Callable[[PyTree, Shaped[Array, "*n ..."]], Float[Array, "*n L"]]
+    represent: Callable[[PyTree, Shaped[Array, "..."]], Float[Array, "*n L"]]
     """h: (parameters, observation) -> latent."""
     dynamics: Callable[[PyTree, Float[Array, "L"], Action], tuple[Float[Array, "S"], Float[Array, "L"]]]
     """g: (parameters, latent, action) -> (output of the reward's head, latent)."""
@@ -131,7 +131,7 @@ def make_networks(config: Config, task: Task, actions: int, head: ScalarHead) ->
             "f": prediction.init(f, latent),
         }
 
-    def represent(params: PyTree, observation: Shaped[Array, "*n ..."]) -> Float[Array, "*n L"]:
+    def represent(params: PyTree, observation: Shaped[Array, "..."]) -> Float[Array, "*n L"]:
         return scaled(representation.apply(params["h"], encode(task.observation, observation)))
 
     def dynamics(params: PyTree, latent: Float[Array, "L"], action: Action) -> tuple[Float[Array, "S"], Float[Array, "L"]]:
