@@ -289,3 +289,11 @@ def test_no_task_of_ours_looks_like_a_mistake(name):
     ends = np.flatnonzero((rows.terminated | rows.truncated)[:-1])
     if len(ends):
         assert f"in {len(ends)} rows, the first of them row {ends[0]}, next_observation is not" in found(without_ends(rows))
+
+
+@pytest.mark.parametrize("count", range(1, 10))
+def test_files_of_a_few_rows_are_examined(count):
+    observation = np.arange(2 * count, dtype=np.float32).reshape(count, 2)
+    ends = np.zeros(count, bool)
+    rows = Transition(observation, observation[:, :1], np.ones(count, np.float32), observation + 2, ends, ends)
+    assert not [line for line in examining.examine(rows) if "shift" in line]

@@ -81,6 +81,8 @@ def shifted_successors(rows: Transition) -> str | None:
 
     def share(shift: int) -> float:
         first, last = max(-shift, 0), len(observation) - max(shift, 0)
+        if last - first < FEWEST_COMPARED:
+            return 0.0
         same = (successor[first:last] == observation[first + shift : last + shift]).all(axis=1)[goes_on[first:last]]
         return float(same.mean()) if len(same) >= FEWEST_COMPARED else 0.0
 
