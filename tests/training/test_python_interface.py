@@ -342,3 +342,11 @@ def test_an_interrupted_run_in_memory_says_that_it_is_lost(monkeypatch):
     with pytest.raises(KeyboardInterrupt) as error:
         train("pendulum")
     assert "the run had no folder and is lost; give train an out" in error.value.__notes__[0]
+
+
+@pytest.mark.parametrize("given", ["pendulum", object()])
+def test_a_check_of_what_is_no_task_says_what_makes_one(given):
+    with pytest.raises(
+        UserError, match=f"^envs.check takes a task, got {type(given).__name__}: envs.make makes one of a name"
+    ):
+        envs.check(given)

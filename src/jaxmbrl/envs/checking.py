@@ -53,6 +53,11 @@ def check(task: Task, seed: int = 0) -> None:
         ("a compiled reset and step", _check_compiled),
         ("rollouts, under jit, vmap and scan,", _check_rollouts),
     )
+    if not isinstance(task, Task):
+        raise UserError(
+            f"envs.check takes a task, got {type(task).__name__}: envs.make makes one of a name, and envs.make_task one of "
+            "an environment"
+        )
     task = _with_named_errors(task)
     for (what, stage), key in zip(stages, jax.random.split(jax.random.key(seed), len(stages)), strict=True):
         with calling(task.name, what):
