@@ -29,7 +29,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from jaxmbrl.agents.actor_critic.critics import next_discount, regress, td_target
-from jaxmbrl.agents.actor_critic.updates import in_turn
+from jaxmbrl.agents.actor_critic.updates import actor_critic
 from jaxmbrl.agents.exploration import with_epsilon
 from jaxmbrl.core.config import Traced, UserError
 from jaxmbrl.core.spaces import Box, Discrete, Space, encode
@@ -159,19 +159,7 @@ def make(config: QLearningConfig, observation: Space, actions: int, normalizer: 
         size = " x ".join(map(str, observation.shape[:2]))
         raise UserError(f"convolutions need images of at least {side} x {side} pixels, got {size}: set other convolutions")
     network = QNetwork(actions, config.hidden, layers, config.dueling, config.precision)
-    agent = _QLearning(config, network, observation, normalizer)
-    return ActorCritic(
-        init=agent.init,
-        policy=agent.policy,
-        policy_with_entropy=agent.policy_with_entropy,
-        target_value=agent.target_value,
-        target_values=agent.target_values,
-        action_value=agent.action_value,
-        update_critic=agent.update_critic,
-        update_actor=agent.update_actor,
-        apply_actor_gradient=agent.apply_actor_gradient,
-        update=in_turn(agent.update_critic, agent.update_actor),
-    )
+    return actor_critic(_QLearning(config, network, observation, normalizer))
 
 
 def copy_target(state: QState) -> QState:

@@ -29,6 +29,14 @@ def moved(q: Float[Array, "S A"], rate: Any, state: Any, action: Any, error: Flo
     return q.at[state, action].add(rate * error)
 
 
+def update(
+    q: Float[Array, "S A"], rate: Any, discount: Any, state: Any, action: Any, outcome: Any
+) -> tuple[Float[Array, "S A"], Float[Array, ""]]:
+    """Q-learning's update. Returns (Q with Q(s, a) moved by `rate` times the TD error, the TD error)."""
+    error = td_error(q, discount, state, action, outcome)
+    return moved(q, rate, state, action, error), error
+
+
 def measures(prefix: str, errors: Float[Array, "..."], rate: Float[Array, ""], number: Any = None) -> Metrics:
     """`prefix/td_error` and `prefix/change`: mean absolute error of updates, and mean size of the changes. `number` is that
     of the updates, by default that of the errors; others have the error 0."""

@@ -63,7 +63,7 @@ KINDS = ("continuous actions", "discrete actions", "tables")
 """Kinds of task: vector observations with continuous or discrete actions; discrete observations and actions."""
 
 LOOP = ("num_envs", "epoch_steps", "eval_every")
-"""Settings of every method that the training loop reads (`algorithms.shared.LoopSettings` describes them)."""
+"""Settings of every method that the training loop reads (`algorithms.shared.EpochSettings` describes them)."""
 
 TINY_RUN: Mapping[str, Any] = {"batch_size": 32, "warmup_steps": 100, "epoch_steps": 100, "replay_capacity": 997}
 """The common part of most methods' `tiny` settings. 997 rows is a size that no array but a replay buffer has."""

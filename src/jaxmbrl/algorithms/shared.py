@@ -46,17 +46,23 @@ from jaxmbrl.models.ensemble import EnsembleConfig
 
 
 @dataclass(frozen=True)
-class LoopSettings:
-    """Settings of every method. The training loop reads `num_envs`, `epoch_steps` and `eval_every`."""
+class EpochSettings:
+    """Settings of every method, which the training loop reads."""
 
-    warmup_steps: Annotated[int, Ge(0)] = 5000
-    """Environment steps of uniformly random actions, without updates, at the start."""
     num_envs: Annotated[int, Ge(1)] = 1
     """Environments that each seed steps in parallel."""
     epoch_steps: Annotated[int, Ge(1)] = 1000
     """Environment steps between two rows of metrics."""
     eval_every: Annotated[int, Ge(0)] = 10
     """Epochs between two evaluations; 0 for none."""
+
+
+@dataclass(frozen=True)
+class LoopSettings(EpochSettings):
+    """Settings of methods that begin with random actions."""
+
+    warmup_steps: Annotated[int, Ge(0)] = 5000
+    """Environment steps of uniformly random actions, without updates, at the start."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class OffPolicySettings(LoopSettings):
 
 
 @dataclass(frozen=True)
-class TabularSettings:
+class TabularSettings(EpochSettings):
     """Settings of methods that learn tables, or features of which each state has few."""
 
     learning_rate: Annotated[float, Gt(0), Le(1), Traced] = 0.1
@@ -83,8 +89,6 @@ class TabularSettings:
     """Discount factor gamma."""
     epsilon: Annotated[float, Ge(0), Le(1), Traced] = 0.1
     """Probability of a uniformly random action while collecting."""
-    num_envs: Annotated[int, Ge(1)] = 1
-    """Environments that each seed steps in parallel."""
     epoch_steps: Annotated[int, Ge(1)] = 100
     """Environment steps between two rows of metrics."""
     eval_every: Annotated[int, Ge(0)] = 5

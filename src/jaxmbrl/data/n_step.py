@@ -77,13 +77,12 @@ def begun_at(buffer: Replay, slot: Int[Array, "B"], n: int, discount: Float[Arra
     rows apart. With n = 1 the rows are those of the buffer. The discount may be traced.
     """
     data, capacity = buffer.data, jax.tree.leaves(buffer.data)[0].shape[0]
-    later = stride * jnp.arange(n)
-    slots = (slot[:, None] + later) % capacity
-    age = (slot - buffer.position + buffer.size) % capacity
-    newest = age[:, None] + later + stride >= buffer.size
-    ended = data.terminated[slots] | data.truncated[slots] | newest
+    steps_of = buffer._replace(data=(data.reward, data.terminated | data.truncated))
+    (rewards, ended), exists = replay.windows(steps_of, slot, n + 1, stride)
+    # The newest row of an environment ends its window, too.
+    ended = ended[:, :-1] | ~exists[:, 1:]
     by_row = jax.vmap(until_end, in_axes=(0, 0, None))
-    reward, steps, power = by_row(data.reward[slots], ended, discount)
+    reward, steps, power = by_row(rewards[:, :-1], ended, discount)
     last = (slot + stride * (steps - 1)) % capacity
     observation, extras = jax.tree.map(lambda x: x[slot], (data.observation, data.extras))
     return NStep(

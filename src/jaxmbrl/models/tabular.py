@@ -115,11 +115,6 @@ def _write(
     )
 
 
-def tried(model: TabularModel) -> Bool[Array, "S A"]:
-    """Which pairs have been observed."""
-    return model.counts[..., 0] > 0
-
-
 def draw_pair(model: TabularModel, numbers: Float[Array, "2"], untried: bool = False) -> tuple[Any, Any]:
     """(state, action): the state uniform among the visited ones, then the action uniform among those tried in it, or with
     `untried` among all actions. `numbers` are two uniform samples of [0, 1). The model must not be empty."""

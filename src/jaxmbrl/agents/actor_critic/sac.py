@@ -28,7 +28,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Array, Float
 
 from jaxmbrl.agents.actor_critic.critics import next_discount, regress, td_target
-from jaxmbrl.agents.actor_critic.updates import in_turn
+from jaxmbrl.agents.actor_critic.updates import actor_critic
 from jaxmbrl.core.config import Traced
 from jaxmbrl.core.types import (
     Action,
@@ -232,19 +232,7 @@ def assemble(
     """An agent with the networks `parts`. Of `config`, the settings of networks are ignored. `action_size` is the number of
     a critic's inputs for the action; with 0 the target entropy must be given."""
     target_entropy = -float(action_size) if config.target_entropy is None else config.target_entropy
-    agent = _SAC(config, parts, observation_size, action_size, target_entropy, normalizer)
-    return ActorCritic(
-        init=agent.init,
-        policy=agent.policy,
-        policy_with_entropy=agent.policy_with_entropy,
-        target_value=agent.target_value,
-        target_values=agent.target_values,
-        action_value=agent.action_value,
-        update_critic=agent.update_critic,
-        update_actor=agent.update_actor,
-        apply_actor_gradient=agent.apply_actor_gradient,
-        update=in_turn(agent.update_critic, agent.update_actor),
-    )
+    return actor_critic(_SAC(config, parts, observation_size, action_size, target_entropy, normalizer))
 
 
 class _SAC(NamedTuple):

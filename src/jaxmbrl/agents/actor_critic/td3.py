@@ -26,7 +26,7 @@ from annotated_types import Ge, Gt, Le
 from jaxtyping import Array, Float
 
 from jaxmbrl.agents.actor_critic.critics import next_discount, regress, td_target
-from jaxmbrl.agents.actor_critic.updates import in_turn
+from jaxmbrl.agents.actor_critic.updates import actor_critic
 from jaxmbrl.agents.exploration import with_gaussian_noise
 from jaxmbrl.core.config import Traced
 from jaxmbrl.core.types import (
@@ -103,19 +103,7 @@ def make(config: TD3Config, observation_size: int, action_size: int, normalizer:
     `hyper` may hold `learning_rate` and `discount`, traced.
     """
     actor, critic = (MLP(config.hidden, size, precision=config.precision) for size in (action_size, 1))
-    agent = _TD3(config, actor, critic, observation_size, action_size, normalizer)
-    return ActorCritic(
-        init=agent.init,
-        policy=agent.policy,
-        policy_with_entropy=agent.policy_with_entropy,
-        target_value=agent.target_value,
-        target_values=agent.target_values,
-        action_value=agent.action_value,
-        update_critic=agent.update_critic,
-        update_actor=agent.update_actor,
-        apply_actor_gradient=agent.apply_actor_gradient,
-        update=in_turn(agent.update_critic, agent.update_actor),
-    )
+    return actor_critic(_TD3(config, actor, critic, observation_size, action_size, normalizer))
 
 
 class _TD3(NamedTuple):

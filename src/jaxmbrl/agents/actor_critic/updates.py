@@ -64,6 +64,12 @@ def in_turn(update_critic: UpdateCritic, update_actor: UpdateActor) -> UpdateCri
     return update
 
 
+def actor_critic(agent: Any) -> ActorCritic:
+    """The interface of an agent that has its functions as methods; `update` is that of the critics, then of the actor."""
+    functions = {name: getattr(agent, name) for name in ActorCritic._fields if name != "update"}
+    return ActorCritic(**functions, update=in_turn(agent.update_critic, agent.update_actor))
+
+
 def with_updates(
     agent: ActorCritic, *, critic: UpdateCritic | None = None, actor: UpdateActor | None = None
 ) -> ActorCritic:

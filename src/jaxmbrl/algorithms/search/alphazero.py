@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmbrl.algorithms import searching, shared
-from jaxmbrl.algorithms.registry import Goal, Method
+from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.searching import Buffer, Losses, SearchedSettings
 from jaxmbrl.core.spaces import encode, encoded_size
 from jaxmbrl.core.types import Algorithm, Clock, Hyper, Key, Metrics, Policy, PyTree, Task, Transition, Views
@@ -118,16 +118,13 @@ METHOD = Method(
     takes=("discrete actions",),
     requires=("the extra `search`", "a compiled task"),
     tiny={
+        **TINY_RUN,
         "search.simulations": 3,
         "hidden": (16,),
         "n_steps": 3,
         "num_envs": 1,
         "collect_steps": 10,
         "updates": 2,
-        "batch_size": 32,
-        "warmup_steps": 100,
-        "epoch_steps": 100,
-        "replay_capacity": 997,
     },
     goals=(Goal("alphazero-catch", "bsuite/Catch", 5184, 1.0, about="its preset, 16 simulations"),),
 )

@@ -31,7 +31,7 @@ from annotated_types import Ge
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxmbrl.algorithms import searching, shared
-from jaxmbrl.algorithms.registry import Goal, Method
+from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.searching import Buffer, Losses, SearchedSettings
 from jaxmbrl.core.spaces import encode, encoded_size
 from jaxmbrl.core.types import Action, Algorithm, Clock, Hyper, Key, Metrics, Policy, PyTree, Task, Transition, Views
@@ -212,6 +212,7 @@ METHOD = Method(
     takes=("discrete actions",),
     requires=("the extra `search`",),
     tiny={
+        **TINY_RUN,
         "search.simulations": 3,
         "hidden": (16,),
         "latent": 4,
@@ -220,10 +221,6 @@ METHOD = Method(
         "num_envs": 1,
         "collect_steps": 10,
         "updates": 2,
-        "batch_size": 32,
-        "warmup_steps": 100,
-        "epoch_steps": 100,
-        "replay_capacity": 997,
     },
     goals=(
         Goal("muzero-catch", "bsuite/Catch", 13_248, 0.9, about="its preset, 16 simulations"),

@@ -64,19 +64,16 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, planning_key = jax.random.split(state.key)
-
-        def update(q: Any, at: Any, action: Any, outcome: Any) -> tuple[Any, Any]:
-            error = tables.td_error(q, state.discount, at, action, outcome)
-            return tables.moved(q, state.learning_rate, at, action, error), error
+        rate = state.learning_rate
 
         def step(learned: tuple[Any, TabularModel], given: tuple[Transition, Any]) -> tuple[Any, tuple[Any, Any]]:
             (q, model), (row, numbers) = learned, given
-            q, error = update(q, row.observation, row.action, row)
+            q, error = tables.update(q, rate, state.discount, row.observation, row.action, row)
             model = tabular.remember(model, row, clock.env_steps)
 
             def plan(q: Any, numbers: Any) -> tuple[Any, Any]:
                 at, action = tabular.draw_pair(model, numbers)
-                return update(q, at, action, tabular.last(model, at, action))
+                return tables.update(q, rate, state.discount, at, action, tabular.last(model, at, action))
 
             q, planned = jax.lax.scan(plan, q, numbers)
             return (q, model), (error, planned)
@@ -85,7 +82,6 @@ def make(config: Config, task: Task) -> Algorithm:
         numbers = jax.random.uniform(planning_key, (len(rows.reward), n, 2))
         (q, model), (errors, planned) = jax.lax.scan(step, (state.q, state.model), (rows, numbers))
         updates = state.updates + len(rows.reward) * (1 + n)
-        rate = state.learning_rate
         found = tables.measures("q", errors, rate) | tables.measures("planning", planned, rate)
         return state._replace(q=q, model=model, key=key, updates=updates), found
 

@@ -51,9 +51,7 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         def step(q: Any, row: Transition) -> tuple[Any, Any]:
-            pair = (row.observation, row.action)
-            error = tables.td_error(q, state.discount, *pair, row)
-            return tables.moved(q, state.learning_rate, *pair, error), error
+            return tables.update(q, state.learning_rate, state.discount, row.observation, row.action, row)
 
         rows = flatten(transitions)
         q, errors = jax.lax.scan(step, state.q, rows)

@@ -81,8 +81,7 @@ def make(config: Config, task: Task) -> Algorithm:
             def plan(q: Any, numbers: Any) -> tuple[Any, Any]:
                 at, action = tabular.draw_pair(model, numbers[:2])
                 outcome = tabular.draw_outcome(model, at, action, numbers[2])
-                error = tables.td_error(q, state.discount, at, action, outcome)
-                return tables.moved(q, state.learning_rate, at, action, error), error
+                return tables.update(q, state.learning_rate, state.discount, at, action, outcome)
 
             q, errors = jax.lax.scan(plan, q, numbers)
             return (q, model), errors
