@@ -89,6 +89,7 @@ def beside_limits() -> list[str]:
 
 MOST = {
     "CartPole-v1": 500,
+    "CliffWalking": -13,
     "bsuite/Catch": 1,
     "cartpole-continuous": 200,
     "cartpole-swingup": 40,
@@ -110,6 +111,22 @@ def cases(*methods: str) -> list[tuple[dict[str, Any], str]]:
     return [(case, about) for _, case, about in sorted(found, key=lambda entry: entry[0])]
 
 
+def value(number: float, digits: int = 1) -> str:
+    """A return with so many digits after the point; those of tasks whose returns are below 1 have two."""
+    return f"{number:,.{digits}f}" if abs(number) >= 1 or number == 0 else f"{number:.2f}"
+
+
+def games() -> list[str]:
+    """The table of the results of `tic_tac_toe.py`: games won, drawn and lost by UCT."""
+    rows = []
+    for of in read("tic-tac-toe")["rows"]:
+        results = (
+            " / ".join(str(of[player][what]) for what in ("won", "drawn", "lost")) for player in ("perfect", "random")
+        )
+        rows.append((f"{of['simulations']:,}", f"{of['exploration']:g}", *results))
+    return table(("simulations", "C", "against a perfect player: won / drawn / lost", "against a random player"), rows)
+
+
 def returns(*methods: str) -> list[str]:
     """The table of the results of `learning.py`. With `methods`, it also has the mean of each seed."""
     rows: list[Row] = []
@@ -120,16 +137,18 @@ def returns(*methods: str) -> list[str]:
         if "oracle" in case:
             about.append(f"planner in the true simulator {case['oracle']:,.1f}, random policy {case['random']:,.1f}")
         low, high = case["interval"]
-        at_goal = f"{case['seeds_at_goal']} of {case['seeds']} at {case['goal']:,.0f}" if case["goal_seeds"] else "no goal"
+        at_goal = (
+            f"{case['seeds_at_goal']} of {case['seeds']} at {value(case['goal'], 0)}" if case["goal_seeds"] else "no goal"
+        )
         at_goal += " in their best evaluation" if "best_per_seed" in case else ""
         rows.append(
             (
                 ", ".join(words),
                 f"`{case['env']}` ({'; '.join(about)})",
                 f"{case['steps']:,}",
-                f"{case['mean']:,.1f}",
-                f"{case['iqm']:,.1f} [{low:,.1f}, {high:,.1f}]",
-                *([", ".join(f"{value:,.1f}" for value in case["per_seed"])] if methods else []),
+                value(case["mean"]),
+                f"{value(case['iqm'])} [{value(low)}, {value(high)}]",
+                *([", ".join(map(value, case["per_seed"]))] if methods else []),
                 at_goal,
             )
         )
@@ -198,6 +217,10 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/speed.md": {"bfloat16": in_bfloat16, "split": split, "compiling": compiling},
     "docs/td3.md": {"returns": of("td3", "ddpg")},
     "docs/dqn.md": {"returns": of("dqn")},
+    "docs/search.md": {"returns": of("uct", "alphazero", "muzero"), "games": games},
+    "docs/tabular.md": {
+        "returns": of("q-learning", "q-planning", "dyna-q", "dyna-q-plus", "prioritized-sweeping", "linear-dyna")
+    },
 }
 """Page -> its tables, by name."""
 

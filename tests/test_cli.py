@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import jaxmbrl
 from jaxmbrl import algorithms, cli, envs
-from jaxmbrl.commands import calling
+from jaxmbrl.core import calling
 from jaxmbrl.core.config import to_dict
 from jaxmbrl.training import programs
 from jaxmbrl.training.session import Session
@@ -108,9 +108,10 @@ REFUSED = {
     "--version now": ["unknown command"],
     f"train sac --env pendulum --steps {10**400}": ["steps must be below"],
     "train sac --env pendulum --agent.learning-rate 1e39": ["agent.learning_rate must be a finite number"],
-    "train": ["algorithm", "pets, redq, sac"],
-    "train --env pendulum": ["algorithm first", "pets, redq, sac"],
+    "train": ["algorithm", "redq, sac, steve"],
+    "train --env pendulum": ["algorithm first", "redq, sac, steve"],
     "train sca --env pendulum": ["unknown algorithm 'sca'", "did you mean 'sac'?"],
+    "train acktr --env pendulum": ["algorithm 'acktr' is not available; 'jaxmbrl list' shows the methods"],
     "train sac": ["--env TASK is missing", "pendulum"],
     "train sac --env": ["--env needs a value"],
     "train sac --env pendulm": ["unknown task 'pendulm'", "did you mean 'pendulum'?"],
@@ -268,6 +269,8 @@ REFUSED = {
     "export run-good --to nunpy": ["unknown format 'nunpy' of an exported policy", "did you mean 'numpy'?"],
     "export run-good --to numpy": ["no checkpoint in ", "run-good/checkpoints"],
     "export run-good --to numpy --seed 1": ["the run in run-good has seeds 0 to 0, not 1"],
+    "export run-good --to numpy --batch 0": ["batch must be a whole number of at least 1, got 0"],
+    "export run-good --to numpy --batch x": ["--batch must be a whole number, got 'x'"],
     "export run-good --to numpy --seed x": ["--seed must be a whole number, got 'x'"],
     "export run-good --to numpy --out=": ["out must be the name of a new file, FILE.npz, got ''"],
     "export run-good --to numpy --out good": ["good.npz exists; choose another file"],
@@ -346,7 +349,8 @@ REFUSED = {
     "doctor --json": ["unknown option '--json'"],
     "doctor now": ["unexpected argument 'now'"],
     "list --jsn": ["unknown option '--jsn'"],
-    "list everything": ["unknown algorithm or family 'everything'", "there is: bptt, brax, bsuite, classic"],
+    "list acktr": ["algorithm or family 'acktr' is not available; 'jaxmbrl list' shows the methods"],
+    "list zzz": ["unknown algorithm or family 'zzz'", "there is: alphazero, bptt, brax, bsuite, classic"],
     "list dinah": ["unknown algorithm or family 'dinah'"],
     "list dyna now": ["unexpected argument 'now'"],
 }

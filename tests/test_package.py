@@ -182,3 +182,7 @@ def test_mypy_finds_the_types_of_the_installed_wheel(installed):
         'typed.py:8: error: Incompatible types in assignment (expression has type "Task", variable has type "int")' in out
     )
     assert 'typed.py:7: note: Revealed type is "def (algorithm: str, env: str, *, steps: int | None =' in out
+
+
+def test_functions_that_are_imported_on_first_use_are_listed():
+    assert set(jaxmbrl.__all__) <= set(dir(jaxmbrl))

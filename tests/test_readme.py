@@ -70,7 +70,7 @@ def test_every_result_is_of_a_methods_goal():
 def test_every_method_has_measured_returns_and_a_page():
     readme = (ROOT / "README.md").read_text()
     table = readme.partition("<!-- returns:")[2].partition("<!-- end of returns")[0]
-    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == set(algorithms.METHODS)
+    assert set(re.findall(r"^\| `([\w-]+)`", table, re.MULTILINE)) == set(algorithms.METHODS)
     pages = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
-    told = {name for text in pages.values() for name in re.findall(r"^\| `(\w+)`, ", text, re.MULTILINE)}
+    told = {name for text in pages.values() for name in re.findall(r"^\| `([\w-]+)`, ", text, re.MULTILINE)}
     assert told >= set(algorithms.METHODS)

@@ -33,3 +33,8 @@ def __getattr__(name: str) -> Any:
 
         return exporter.export
     raise AttributeError(f"module 'jaxmbrl' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """The public names, those that are imported on first use too."""
+    return sorted({*globals(), *__all__})

@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jaxmbrl.commands import calling
 from jaxmbrl.commands.options import complain
+from jaxmbrl.core import calling
 from jaxmbrl.core.config import UserError, closest
 from jaxmbrl.core.places import expanded
 
@@ -30,7 +30,7 @@ USAGE = """usage: jaxmbrl COMMAND ...
   evaluate RUN [--model true] [--backend gymnasium] [--video [FILE]]
                              returns of a run's deterministic policy, and a video
   report RUN [RUN ...] [--out FILE]                      one HTML page: curves, comparison, the model, the policy, the run
-  export RUN --to stablehlo|onnx|numpy [--seed S] [--out FILE]
+  export RUN --to stablehlo|onnx|numpy [--seed S] [--batch N] [--out FILE]
                              the policy as a file for a robot, with the program that loads it without this package
   debug RUN [--seed S]       the operation and source lines that made a run's first non-finite value
   collect --policy random|RUN --env TASK --out FILE.npz  write transitions to a file

@@ -1,8 +1,10 @@
-"""Diagonal Gaussian, tanh-squashed Gaussian, and soft bounds on a log-variance. Sizes are on the last axis."""
+"""Diagonal Gaussian, tanh-squashed Gaussian, soft bounds on a log-variance, and real numbers as a network's output. Sizes
+are on the last axis."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,3 +56,70 @@ def soft_clamp(value: Float[Array, "*n d"], low: Float[Array, "d"], high: Float[
     """
     below = high - jax.nn.softplus(high - value)
     return low + jax.nn.softplus(below - low)
+
+
+SLOPE = 0.001
+"""The slope that `compress` has at large numbers."""
+
+
+def compress(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """MuZero's value transform (Pohlen et al., arXiv 1805.11593, proposition A.2): sign(x) (sqrt(|x| + 1) - 1) + 0.001 x.
+
+    >>> from jaxmbrl.distributions import compress
+    >>> round(float(compress(jnp.asarray(100.0))), 5)
+    9.14988
+    """
+    return jnp.sign(x) * (jnp.sqrt(jnp.abs(x) + 1) - 1) + SLOPE * x
+
+
+def expand(y: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """The inverse of `compress`, written without the differences that lose digits near 0."""
+    shifted = jnp.abs(y) + 1 + SLOPE
+    root = jnp.sqrt(1 + 4 * SLOPE * shifted)
+    # t = (root - 1) / (2 slope), and the inverse is t^2 - 1.
+    t = 2 * shifted / (root + 1)
+    return jnp.sign(y) * (2 * shifted - root - 1) / (root + 1) * (t + 1)
+
+
+def two_hot(x: Float[Array, "*n"], support: Float[Array, "S"]) -> Float[Array, "*n S"]:
+    """Weights on the two neighbours of `x` in the ascending `support`, with mean `x`; all on an end for numbers outside.
+
+    >>> from jaxmbrl.distributions import two_hot
+    >>> two_hot(jnp.asarray(0.25), jnp.arange(-1.0, 2.0)).tolist()
+    [0.0, 0.75, 0.25]
+    """
+    x = jnp.clip(x, support[0], support[-1])
+    above = jnp.clip(jnp.searchsorted(support, x, side="right"), 1, support.shape[0] - 1)
+    low, high = support[above - 1], support[above]
+    share = ((x - low) / (high - low))[..., None]
+    at_low, at_high = (jax.nn.one_hot(i, support.shape[0], dtype=x.dtype) for i in (above - 1, above))
+    return (1 - share) * at_low + share * at_high
+
+
+class ScalarHead(NamedTuple):
+    """How a network's output represents a real number: as itself, with the squared error as loss; or, if `largest` > 0, as
+    logits over the integers from -`largest` to `largest`, the support of `compress`ed numbers, with the cross-entropy of
+    the `two_hot` weights as loss (arXiv 1911.08265, appendix F). Numbers whose transform is outside are clipped."""
+
+    largest: int = 0
+
+    @property
+    def size(self) -> int:
+        """Length of the output."""
+        return 2 * self.largest + 1
+
+    def mean(self, output: Float[Array, "*n S"]) -> Float[Array, "*n"]:
+        """The number that the output represents."""
+        if self.largest == 0:
+            return output[..., 0]
+        return expand(jnp.sum(jax.nn.softmax(output) * self._support(output), axis=-1))
+
+    def loss(self, output: Float[Array, "*n S"], target: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """The loss of each output for the number `target`."""
+        if self.largest == 0:
+            return (output[..., 0] - target) ** 2
+        weights = two_hot(compress(target), self._support(output))
+        return -jnp.sum(weights * jax.nn.log_softmax(output), axis=-1)
+
+    def _support(self, output: Float[Array, "*n S"]) -> Float[Array, "S"]:
+        return jnp.arange(-self.largest, self.largest + 1, dtype=output.dtype)

@@ -114,6 +114,8 @@ class Episode(NamedTuple):
 def auto_reset(world: World, policy: Policy) -> tuple[World, Policy]:
     """`world` and `policy` for collecting data: when an episode ends, the world is reset, and so is the policy's memory.
 
+    A world with `next_episode` continues by it instead of `reset`.
+
     The transition that ended the episode still contains the true successor. Use the two together: the wrapped world's
     observation is (observation, is_first), which the wrapped policy expects.
     """
@@ -125,7 +127,8 @@ def auto_reset(world: World, policy: Policy) -> tuple[World, Policy]:
         step_key, again_key = reset_keys(key)
         carry, transition = world.step(episode.carry, action, step_key)
         done = transition.terminated | transition.truncated
-        return Episode(tree.where(done, world.reset(again_key), carry), done), transition
+        again = world.reset(again_key) if world.next_episode is None else world.next_episode(carry, again_key)
+        return Episode(tree.where(done, again, carry), done), transition
 
     def act(memory: Memory, observed: tuple[PyTree, Bool[Array, ""]], key: Key) -> tuple[Action, PyTree, Memory]:
         observation, is_first = observed

@@ -52,7 +52,8 @@ def learned(algorithm, state):
 
 @functools.cache
 def learned_by_mbpo():
-    fields = {f.name: getattr(TINY, f.name) for f in dataclasses.fields(mbpo.Config)}
+    # Only MBPO can learn by deep Q-learning; those settings keep their defaults.
+    fields = {f.name: getattr(TINY, f.name) for f in dataclasses.fields(mbpo.Config) if hasattr(TINY, f.name)}
     algorithm = mbpo.make(mbpo.Config(**fields), PENDULUM, drifting())
     return learned(algorithm, jax.jit(algorithm.init)(jax.random.key(0), {}))
 

@@ -96,6 +96,10 @@ def test_a_single_preset_is_called_as_its_file(tmp_path):
             "preset 'a': unknown field 'settings.agent.hiden'; did you mean 'hidden'?",
         ),
         (
+            "a: {steps: 3, settings: {tasks: [x]}}",
+            "preset 'a': unknown field 'settings.tasks': it is a field of the preset: move it out of settings",
+        ),
+        (
             "a: {steps: 3, settings: {agent: {learning_rate: 0}}}",
             "preset 'a': settings.agent.learning_rate must be above 0, got 0.0",
         ),

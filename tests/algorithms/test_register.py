@@ -195,7 +195,8 @@ def test_a_record_that_is_not_there_is_an_error():
 def test_every_record_is_complete(name):
     method = METHODS[name]
     assert method.family == registry.MODULES[name].partition(".")[0]
-    assert re.fullmatch(r"\d{4}\.\d{4,5}", method.paper)
+    # arXiv's numbers had four digits after the point until 2014. Some methods are older than arXiv.
+    assert re.fullmatch(r"\d{4}\.\d{4,5}", method.paper) or (method.family in ("tabular", "search") and method.paper == "")
     assert method.summary and len(method.summary) < 100 and method.goals
     assert method.config() == method.config()
 
@@ -231,3 +232,20 @@ def test_the_traced_settings_are_those_marked(name, traced):
     assert set(METHODS[name].hyper) == traced
     with pytest.raises(UserError, match=f"unknown hyper 'batch_size' of {name}"):
         programs.hyper_of({"batch_size": 3}, programs.configure(name, "pendulum"))
+
+
+@pytest.mark.parametrize(
+    "name", ["ppo", "trpo", "dqn", "A2C", "MuZero", "dreamer", "DreamerV3", "TD-MPC2", "tdmpc", "pilco"]
+)
+def test_a_well_known_method_that_is_not_here_gets_no_similar_name(name, monkeypatch):
+    monkeypatch.setattr(registry, "METHODS", registry.Methods({"mbpo": "dyna.mbpo", "sac": "model_free.sac"}))
+    with pytest.raises(UserError) as error:
+        registry.get(name)
+    assert str(error.value) == f"algorithm '{name}' is not available; 'jaxmbrl list' shows the methods"
+    # Where it is registered, also in another version or with other letters, its own name is the nearest.
+    registry.METHODS["tdmpc2"], registry.METHODS["dreamerv3"] = METHODS["sac"], METHODS["sac"]
+    nearest = "tdmpc2" if name.lower().startswith("td") else "dreamerv3" if "ream" in name else None
+    if nearest is None:
+        assert "not available" in str(registry.unknown(name))
+    else:
+        assert str(registry.unknown(name)) == f"unknown algorithm '{name}'; did you mean '{nearest}'?"

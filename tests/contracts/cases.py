@@ -31,6 +31,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]] | tuple[str, dict[str, Any], str]
     "mbpo, M2AC, learned termination": ("mbpo", {"trust.rule": "m2ac", "learn_termination": True}),
     "bptt, through the true simulator": ("bptt", {"model": "true", "rematerialize": False}),
     "svg, noise inferred, known reward": ("svg", {"horizon": 1, "noise": "inferred", "learn_reward": False}),
+    "muzero, PUCT, priorities, plain numbers, weight decay": (
+        "muzero",
+        {"search.method": "puct", "priorities": 0.6, "value_support": 0, "weight_decay": 1e-4},
+    ),
     "pets, iCEM, moment matching, all learned": (
         "pets",
         {
@@ -102,7 +106,7 @@ TASKS = {
     "tables": "corridor",
 }
 """The task on which a method is tested, by the kind of task."""
-LIMIT, FAST, CELLS = 60, 5.0, 6
+LIMIT, FAST, CELLS, CORRIDOR_LIMIT = 60, 5.0, 6, 20
 
 
 def task_of(case: str) -> str:
@@ -142,16 +146,17 @@ class SpinningDiscrete(Spinning):
 
 class Corridor:
     """Cells in a row. Right leads to the last cell, whose entry earns 1 and ends the episode; left leads back. Observations
-    are the numbers of cells."""
+    are the numbers of cells. The state is (cell, reward of every step, which is 0)."""
 
     def reset(self, rng: Any) -> Any:
         cell = jax.random.randint(rng, (), 0, 2, jnp.int32)
-        return initial_state(cell, cell)
+        return initial_state((cell, jnp.zeros(())), cell)
 
     def step(self, state: Any, action: Any) -> Any:
-        cell = jnp.clip(state.pipeline_state + 2 * action - 1, 0, CELLS - 1)
+        cell, wage = state.pipeline_state
+        cell = jnp.clip(cell + 2 * action - 1, 0, CELLS - 1)
         reached = (cell == CELLS - 1).astype(state.reward.dtype)
-        return state.replace(pipeline_state=cell, obs=cell, reward=reached, done=reached)
+        return state.replace(pipeline_state=(cell, wage), obs=cell, reward=reached + wage, done=reached)
 
 
 def register_tasks() -> None:
@@ -164,5 +169,5 @@ def register_tasks() -> None:
     )
     envs.register(
         tables,
-        lambda: envs.make_task(tables, Corridor(), 20, observation=Discrete(CELLS), action=Discrete(2)),
+        lambda: envs.make_task(tables, Corridor(), CORRIDOR_LIMIT, observation=Discrete(CELLS), action=Discrete(2)),
     )

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmbrl.core.types import Algorithm, Clock, Policy, Transition, flatten, row_like
+from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.data.sequences import Sequences
 from jaxmbrl.nn.optimizer import Trainable
@@ -61,6 +63,30 @@ class Compiled(NamedTuple):
     def calls(self) -> int:
         """Calls of `learn` in an epoch."""
         return self.epoch // self.program.loop.steps_per_call
+
+
+class Recorded(NamedTuple):
+    """The state of a method, and all rows that it was given."""
+
+    own: Any
+    rows: Replay
+
+
+def recorded(algorithm: Algorithm, task: Any, capacity: int) -> Algorithm:
+    """`algorithm`, with every row that it learns from in a replay buffer."""
+
+    def init(key: Any, hyper: Any, data: Any) -> Recorded:
+        return Recorded(algorithm.init(key, hyper, data), replay.init(row_like(task), capacity))
+
+    def policy(state: Recorded, clock: Clock, explore: bool) -> Policy:
+        return algorithm.policy(state.own, clock, explore)
+
+    def learn(clock: Clock, state: Recorded, transitions: Transition) -> Any:
+        rows = replay.add(state.rows, flatten(transitions))
+        own, found = algorithm.learn(clock, state.own, transitions)
+        return Recorded(own, rows), found
+
+    return Algorithm(init, policy, learn, algorithm.period)
 
 
 def on_host(state: Any) -> Any:
@@ -259,10 +285,14 @@ def check_that_metrics_count_the_episodes(compiled: Compiled) -> None:
 
 
 def check_that_every_part_learns(compiled: Compiled) -> None:
-    """Every set of parameters moves in training, so that no part is wired to nothing."""
-    first = [leaves(x.params) for x in of_type(compiled.start(), Trainable)]
-    _, end = compiled.undisturbed(3)
-    last = [leaves(x.params) for x in of_type(end, Trainable)]
+    """Every set of parameters moves in training, so that no part is wired to nothing. Of a method without a `Trainable` it
+    is the first field of its state: a table of values, or weights."""
+
+    def learned(state: Any) -> list[dict[str, np.ndarray]]:
+        parts = [leaves(x.params) for x in of_type(state, Trainable)]
+        return parts or [{"values": np.array(state.algorithm.own[0])}]
+
+    first, last = learned(compiled.start()[1]), learned(compiled.undisturbed(3)[1])
     assert len(first) == len(last) > 0
     for a, b in zip(first, last, strict=True):
         assert all((a[name] != b[name]).any() for name in a)

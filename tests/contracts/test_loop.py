@@ -5,51 +5,25 @@ recorded beside its own state."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmbrl.core.types import Algorithm, Clock, Policy, Transition, flatten, row_like
-from jaxmbrl.data import replay, sequences
-from jaxmbrl.data.replay import Replay
+from jaxmbrl.data import sequences
 from jaxmbrl.data.sequences import Sequences
 from jaxmbrl.nn.optimizer import Trainable
 from jaxmbrl.training import loop, memory, programs
 
 from . import promises
 from .cases import SEEDS
-from .promises import Compiled, assert_equal, compile_loop, leaves, of_seed, of_type, on_host, rows_of, still
+from .promises import Compiled, assert_equal, compile_loop, of_seed, of_type, on_host, recorded, rows_of, still
 from .toys import TOYS, ImageConfig, make_image, registered
 
 CHANGES: dict[str, dict[str, Any]] = {"toy-image": {"replay_capacity": 202}}
 """So that the buffer of 101 columns is overwritten within three epochs."""
-
-
-class Recorded(NamedTuple):
-    """The state of a method, and all rows that it was given."""
-
-    own: Any
-    rows: Replay
-
-
-def recorded(algorithm: Algorithm, task: Any, capacity: int) -> Algorithm:
-    """`algorithm`, with every row that it learns from in a replay buffer."""
-
-    def init(key: Any, hyper: Any, data: Any) -> Recorded:
-        return Recorded(algorithm.init(key, hyper, data), replay.init(row_like(task), capacity))
-
-    def policy(state: Recorded, clock: Clock, explore: bool) -> Policy:
-        return algorithm.policy(state.own, clock, explore)
-
-    def learn(clock: Clock, state: Recorded, transitions: Transition) -> Any:
-        rows = replay.add(state.rows, flatten(transitions))
-        own, found = algorithm.learn(clock, state.own, transitions)
-        return Recorded(own, rows), found
-
-    return Algorithm(init, policy, learn, algorithm.period)
 
 
 def is_trainable(x: Any) -> bool:
@@ -149,13 +123,7 @@ def test_metrics_count_the_episodes(compiled: Compiled) -> None:
 
 
 def test_it_learns_something_in_every_part(compiled: Compiled) -> None:
-    if of_type(compiled.start(), Trainable):
-        promises.check_that_every_part_learns(compiled)
-    else:
-        clock, start = compiled.start()
-        before = leaves(start.algorithm.own)
-        _, end = compiled.epochs((clock, start), [3 * compiled.calls])
-        assert (leaves(end.algorithm.own)[".q"] != before[".q"]).any()
+    promises.check_that_every_part_learns(compiled)
 
 
 def test_no_row_is_a_reset_and_no_time_limit_a_termination(compiled: Compiled) -> None:

@@ -17,13 +17,28 @@ from jaxmbrl.data.replay import Replay
 from jaxmbrl.training import loop, programs
 
 from . import promises
-from .cases import CAPACITY, CASES, EPOCH, FAST, LIMIT, SEEDS, TINY, VARIANTS, configured
-from .promises import Compiled, assert_equal, compile_loop, of_seed, of_type, rows_of
+from .cases import (
+    CAPACITY,
+    CASES,
+    CELLS,
+    CORRIDOR_LIMIT,
+    EPOCH,
+    FAST,
+    LIMIT,
+    SEEDS,
+    TINY,
+    VARIANTS,
+    configured,
+    takes_tables,
+)
+from .promises import Compiled, assert_equal, compile_loop, of_seed, of_type, recorded, rows_of
 
 REPRESENTATIVES = {
     "dyna": "mbpo",
     "model_free": "sac",
+    "search": "muzero",
     "shooting": "pets",
+    "tabular": "dyna-q",
     "value_expansion": "mve",
     "value_gradients": "bptt",
 }
@@ -35,7 +50,17 @@ REPRESENTATIVES = {
     params=[pytest.param(case, marks=[] if case in REPRESENTATIVES.values() else [pytest.mark.promises]) for case in CASES],
 )
 def compiled(request: pytest.FixtureRequest, spinning: None) -> Compiled:
-    return compile_loop(request.param, programs.build(configured(request.param, steps=3 * EPOCH, seeds=SEEDS)))
+    return compile_loop(request.param, built(request.param, SEEDS))
+
+
+def built(case: str, seeds: int) -> programs.Program:
+    """The program of a case. The rows of a method without a replay buffer are recorded beside its state."""
+    program = programs.build(configured(case, steps=3 * EPOCH, seeds=seeds))
+    if not takes_tables(program):
+        return program
+    algorithm = recorded(program.algorithm, program.task, CAPACITY)
+    made = loop.make(algorithm, program.task, program.config.settings)
+    return program._replace(algorithm=algorithm, loop=made)
 
 
 def test_nothing_leaves_the_device_inside_a_chunk(compiled: Compiled) -> None:
@@ -76,7 +101,7 @@ def test_seeds_do_not_touch_each_other(compiled: Compiled) -> None:
 def test_two_four_and_eight_seeds_agree_on_seed_0_to_the_bit(compiled: Compiled, seeds: int) -> None:
     if compiled.case in {"bptt", "ddpg", "maac", "steve", "svg", "td3", *VARIANTS}:
         pytest.skip("how XLA sums depends on the shapes: a fact about each algorithm's own settings, not a promise")
-    program = programs.build(configured(compiled.case, seeds=seeds))
+    program = built(compiled.case, seeds)
     state = jax.jit(program.loop.init)(jnp.arange(seeds), {"learning_rate": jnp.full(seeds, 1e-3, float)})
     _, more = jax.jit(program.loop.run)(loop.clock_at(0), state, jnp.asarray(2 * compiled.calls, jnp.int32))
     _, two = compiled.undisturbed(2)
@@ -84,7 +109,9 @@ def test_two_four_and_eight_seeds_agree_on_seed_0_to_the_bit(compiled: Compiled,
 
 
 def test_a_seed_that_goes_non_finite_is_named_and_frozen_and_leaves_the_others(compiled: Compiled) -> None:
-    promises.check_that_a_non_finite_seed_is_frozen_alone(compiled, earliest=EPOCH)
+    # A table is updated from the first step on, all others after the warm-up.
+    earliest = 1 if takes_tables(compiled.program) else EPOCH
+    promises.check_that_a_non_finite_seed_is_frozen_alone(compiled, earliest=earliest)
 
 
 def test_a_simulator_that_breaks_is_named_at_once(compiled: Compiled) -> None:
@@ -95,37 +122,65 @@ def test_a_simulator_that_breaks_is_named_at_once(compiled: Compiled) -> None:
         return leaf.at[1].set(jnp.nan) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     clock, faulty = compiled.epochs((clock, start._replace(carry=jax.tree.map(broken, start.carry))), [2 * compiled.calls])
-    assert compiled.program.loop.checked[int(faulty.fault.what[1])] == "transition/observation"
+    broken_part = "transition/reward" if takes_tables(compiled.program) else "transition/observation"
+    assert compiled.program.loop.checked[int(faulty.fault.what[1])] == broken_part
     assert int(faulty.fault.env_steps[1]) == compiled.program.loop.steps_per_call
     assert_equal(of_seed(healthy, 0), of_seed(faulty, 0))
     buffer = of_type(faulty.algorithm, Replay)[0]
     assert buffer.size.tolist() == [2 * EPOCH, 0], "nothing that is not finite counts as data"
 
 
+def are_steps_of_the_pendulum(compiled: Compiled, rows: Any) -> None:
+    """Successors, rewards and terminations are the simulator's."""
+    env = compiled.program.task.env
+    step = jax.jit(jax.vmap(lambda coordinates, action: env.step(env.state_at(coordinates), action)))
+    angle = np.arctan2(rows.observation[:, 1], rows.observation[:, 0])
+    successor = step(jnp.stack([angle, rows.observation[:, 2]], axis=1), rows.action)
+    np.testing.assert_allclose(rows.next_observation, successor.obs, atol=2e-5)
+    np.testing.assert_allclose(rows.reward, successor.reward, atol=2e-4, rtol=1e-4)
+    np.testing.assert_array_equal(rows.terminated, np.abs(rows.next_observation[:, 2]) > FAST)
+
+
+def are_steps_of_the_corridor(rows: Any) -> None:
+    """The same, played again in NumPy."""
+    successor = np.clip(rows.observation + np.where(rows.action == 1, 1, -1), 0, CELLS - 1)
+    np.testing.assert_array_equal(rows.next_observation, successor)
+    np.testing.assert_array_equal(rows.terminated, successor == CELLS - 1)
+    np.testing.assert_array_equal(rows.reward, successor == CELLS - 1)
+
+
 def test_no_row_is_a_reset_and_no_time_limit_a_termination(compiled: Compiled) -> None:
     """Every stored row is a step of the task: its successor is the simulator's, across episode ends too."""
     _, state = compiled.undisturbed(3)
-    env = compiled.program.task.env
-    step = jax.jit(jax.vmap(lambda coordinates, action: env.step(env.state_at(coordinates), action)))
+    tables = takes_tables(compiled.program)
+    limit = CORRIDOR_LIMIT if tables else LIMIT
     counts = np.zeros(2, int)
     for k in range(SEEDS):
         rows = jax.tree.map(lambda x: x[:, 0], rows_of(compiled, state, k))
-        angle = np.arctan2(rows.observation[:, 1], rows.observation[:, 0])
-        successor = step(jnp.stack([angle, rows.observation[:, 2]], axis=1), rows.action)
-        np.testing.assert_allclose(rows.next_observation, successor.obs, atol=2e-5)
-        np.testing.assert_allclose(rows.reward, successor.reward, atol=2e-4, rtol=1e-4)
-        np.testing.assert_array_equal(rows.terminated, np.abs(rows.next_observation[:, 2]) > FAST)
+        if tables:
+            are_steps_of_the_corridor(rows)
+        else:
+            are_steps_of_the_pendulum(compiled, rows)
         timed_out, elapsed = np.zeros(3 * EPOCH, bool), 0
         for i, ended in enumerate(rows.terminated):
             elapsed += 1
-            timed_out[i] = elapsed == LIMIT and not ended
+            timed_out[i] = elapsed == limit and not ended
             elapsed = 0 if ended or timed_out[i] else elapsed
         np.testing.assert_array_equal(rows.truncated, timed_out)
         # Within an episode one row's successor is the next row's observation; over its end it is a fresh start.
         ends = np.flatnonzero(rows.terminated | rows.truncated)
-        joined = np.isclose(rows.next_observation[:-1], rows.observation[1:], atol=1e-6).all(axis=1)
-        np.testing.assert_array_equal(np.flatnonzero(~joined), ends[ends < 3 * EPOCH - 1])
-        assert np.abs(rows.observation[ends[ends < 3 * EPOCH - 1] + 1, 2]).max() <= 1
+        inner = ends[ends < 3 * EPOCH - 1]
+        joined = (
+            np.isclose(rows.next_observation[:-1], rows.observation[1:], atol=1e-6).reshape(3 * EPOCH - 1, -1).all(axis=1)
+        )
+        starts = rows.observation[inner + 1]
+        if tables:
+            # A fresh start may be the cell in which the time limit was reached.
+            assert joined[np.setdiff1d(np.arange(3 * EPOCH - 1), inner)].all()
+            assert starts.max() <= 1
+        else:
+            np.testing.assert_array_equal(np.flatnonzero(~joined), inner)
+            assert np.abs(starts[:, 2]).max() <= 1
         counts += [rows.terminated.sum(), rows.truncated.sum()]
     assert np.all(counts >= 2), f"ends by the task, by the clock: {counts}"
 
@@ -149,7 +204,8 @@ def test_it_trains_on_a_gpu(compiled: Compiled) -> None:
 @pytest.mark.parametrize("name", algorithms.METHODS)
 def test_every_method_has_small_settings(name: str) -> None:
     program = programs.configure(name, "pendulum", settings=TINY[name])
-    assert program.settings.epoch_steps == EPOCH and program.settings.replay_capacity == CAPACITY
+    assert program.settings.epoch_steps == EPOCH
+    assert "tables" in algorithms.METHODS[name].takes or program.settings.replay_capacity == CAPACITY
 
 
 def test_every_family_is_compiled() -> None:

@@ -250,7 +250,7 @@ def test_what_may_be_left_out_of_a_checkpoint_is_a_part_of_the_state(method: Tra
     own = {id(leaf) for leaf in jax.tree.leaves(state)}
     again = {id(leaf) for leaf in jax.tree.leaves(views.reproducible)}
     assert again <= own and not again & {id(leaf) for leaf in jax.tree.leaves(views.replay)}
-    assert views.replay is state.replay
+    assert views.replay is (None if takes_tables(method.program) else state.replay)
 
 
 def zeros_state(shapes: Any) -> Any:

@@ -128,3 +128,13 @@ def test_elements_of_any_space_are_encoded_as_vectors_of_floats(space, values, c
     found = encode(space, jnp.asarray(values, dtype))
     assert found.dtype == jnp.result_type(float) and found.shape[-1] == encoded_size(space)
     assert found.tolist() == code
+
+
+def test_rows_may_keep_their_extras():
+    task = envs.make("pendulum")
+    row = row_like(task, {"value": jnp.zeros(2)})
+    assert row_like(task).extras == () and row.extras["value"].shape == (2,)
+    steps = jax.tree.map(lambda leaf: np.zeros((3, 4, *leaf.shape), leaf.dtype), row)
+    steps.extras["value"][:, :, 0] = np.arange(12).reshape(3, 4)
+    assert flatten(steps).extras == ()
+    np.testing.assert_array_equal(flatten(steps, with_extras=True).extras["value"][:, 0], np.arange(12))

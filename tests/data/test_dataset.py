@@ -3,7 +3,9 @@
 import hashlib
 import os
 import pickle
+import re
 import zipfile
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -120,13 +122,16 @@ WRONG = {
         "unknown array 'extra'; known are: action, action_repeat, env, last_observation",
     ),
     "no rows": ({"reward": np.zeros(0)}, "'reward' must be [N] with N at least 1, got shape (0,)"),
-    "a column of rewards": ({"reward": np.zeros((4, 1))}, "'reward' must be [N] with N at least 1, got shape (4, 1)"),
+    "a column of rewards": (
+        {"reward": np.zeros((4, 1))},
+        "'reward' must be [N] with N at least 1, got shape (4, 1): write reward[:, 0]",
+    ),
     "a lone reward": ({"reward": np.float64(3)}, "'reward' must be [N] with N at least 1, got shape ()"),
     "fewer rewards": ({"reward": np.zeros(3)}, "or images [N, height, width, ...] with N = 3, got shape (4, 3) of float32"),
     "flat observations": (
         {"observation": np.zeros(4)},
         "'observation' must be [N, size], whole numbers [N] or images [N, height, width, ...] with N = 4, "
-        "got shape (4,) of float64",
+        "got shape (4,) of float64: write observation[:, None]",
     ),
     "images that change": (
         {"observation": np.zeros((4, 2, 2)), "next_observation": np.zeros((4, 2, 3))},
@@ -138,7 +143,7 @@ WRONG = {
     ),
     "choices below 0": (
         {"action": np.array([0, 1, -1, 2])},
-        "'action' must be whole numbers from 0 to 2147483647, got -1 to 2",
+        "'action' must be whole numbers from 0 to 2147483647, got -1 to 2: vectors of one number are action[:, None]",
     ),
     "choices beyond int32": (
         {"action": np.array([0, 1, 2**31, 2])},
@@ -150,7 +155,7 @@ WRONG = {
     ),
     "flat actions": (
         {"action": np.zeros(4)},
-        "'action' must be [N, size] or whole numbers [N] with N = 4, got shape (4,) of float64",
+        "'action' must be [N, size] or whole numbers [N] with N = 4, got shape (4,) of float64: write action[:, None]",
     ),
     "more actions": (
         {"action": np.zeros((5, 1))},
@@ -164,7 +169,10 @@ WRONG = {
         {"next_observation": np.zeros((4, 2))},
         "'next_observation' must be like 'observation', float32 (4, 3), got float32 (4, 2)",
     ),
-    "flags in columns": ({"terminated": np.zeros((4, 1), bool)}, "'terminated' must be [N] with N = 4, got shape (4, 1)"),
+    "flags in columns": (
+        {"terminated": np.zeros((4, 1), bool)},
+        "'terminated' must be [N] with N = 4, got shape (4, 1) of bool: write terminated[:, 0]",
+    ),
     "few flags": ({"truncated": np.zeros(3, bool)}, "'truncated' must be [N] with N = 4, got shape (3,)"),
     "half true": ({"terminated": np.array([0, 1, 0.5, 0])}, "'terminated' must be true or false in every row"),
     "not known": ({"truncated": np.array([0, 1, np.nan, 0])}, "'truncated' must be true or false in every row"),
@@ -409,7 +417,10 @@ def test_rows_of_another_space_do_not_fit(tmp_path):
     for other, message in (
         (task._replace(action=Discrete(2)), "the data's 'action' has the element 2, pendulum has Discrete(n=2)"),
         (task._replace(observation=Box((4, 4, 1))), "the data's 'observation' is uint8, that of pendulum is float32"),
-        (task._replace(action=Box((1,), -1.0, 1.0)), "the data's 'action' has rows of shape (), pendulum has (1,)"),
+        (
+            task._replace(action=Box((1,), -1.0, 1.0)),
+            "the data's 'action' has rows of shape (), pendulum has (1,): write action[:, None]",
+        ),
     ):
         with pytest.raises(UserError) as told:
             dataset.check_fits(data, other)
@@ -469,7 +480,46 @@ def test_rows_of_another_size_do_not_fit(tmp_path):
     for changes, message in (
         (wide, "the data's 'observation' has rows of shape (4,), pendulum has (3,)"),
         ({"action": np.zeros((4, 2))}, "the data's 'action' has rows of shape (2,), pendulum has (1,)"),
+        (
+            {"action": np.array([0, 1, 1, 0])},
+            "the data's 'action' has rows of shape (), pendulum has (1,): write action[:, None]",
+        ),
     ):
         with pytest.raises(UserError) as told:
             dataset.check_fits(dataset.load(write(tmp_path, changes)), task)
         assert str(told.value) == message
+
+
+def test_a_file_without_successors_says_how_to_make_them(tmp_path):
+    told = refused(write(tmp_path, without=["next_observation"]))
+    assert told.endswith(
+        "truncated; within an episode it is the next row's observation: drop the last row of each episode and of the file, "
+        "unless its true successor is known, and mark the row before it as truncated "
+        "(docs/tutorials/own_data.md has the code)"
+    )
+    # Where it has another name, that is all there is to say.
+    renamed = {"next_obs": np.zeros((4, 3), np.float32)}
+    assert refused(write(tmp_path, renamed, ["next_observation"])).endswith("; 'next_obs' is 'next_observation' here")
+
+
+def test_the_code_of_the_page_makes_the_successors(tmp_path, monkeypatch):
+    """Of a log of whole episodes, each row but the last of an episode, with its true successor."""
+    page = (Path(__file__).parents[2] / "docs" / "tutorials" / "own_data.md").read_text()
+    (code,) = re.findall(r"^```python\n(last = .*?)^```$", page, re.DOTALL | re.MULTILINE)
+    rng, lengths = np.random.default_rng(0), (7, 30, 2, 12)
+    walk = np.cumsum(rng.normal(size=(sum(lengths) + 4, 2)), axis=0).astype(np.float32)
+    starts = np.cumsum([0, *(length + 1 for length in lengths[:-1])])
+    at = np.concatenate([start + np.arange(length) for start, length in zip(starts, lengths, strict=True)])
+    ends = np.cumsum(lengths) - 1
+    terminated, truncated = np.zeros(len(at), bool), np.zeros(len(at), bool)
+    terminated[ends[:2]] = truncated[ends[2]] = True
+    log = {"observation": walk[at], "action": rng.uniform(-1, 1, (len(at), 1)), "reward": rng.normal(size=len(at))}
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"np": np, **log, "terminated": terminated, "truncated": truncated})
+    rows = dataset.load("logged.npz").rows
+    kept = np.setdiff1d(np.arange(len(at)), ends)
+    np.testing.assert_array_equal(rows.observation, walk[at[kept]])
+    np.testing.assert_array_equal(rows.next_observation, walk[at[kept] + 1])
+    np.testing.assert_array_equal(rows.action, log["action"][kept].astype(np.float32))
+    np.testing.assert_array_equal(np.flatnonzero(rows.truncated), np.cumsum([length - 1 for length in lengths]) - 1)
+    assert not rows.terminated.any() and dataset.load("logged.npz").warnings == []

@@ -55,6 +55,93 @@ def test_a_next_observation_that_is_the_next_episodes_first_is_recognised():
     assert f"in {EPISODES - 1} of {EPISODES - 1} episodes" in found(with_next_rows(recorded()))
 
 
+def of_episodes(starts, length, seed=0):
+    """Episodes of a pushed point that begins at `starts`, with true successors and marked ends."""
+    rng, rows = np.random.default_rng(seed), []
+    for start in starts:
+        x = np.array(start, float)
+        for t in range(length):
+            action = rng.uniform(-0.5, 1)
+            v = 0.98 * x[1] + 0.1 * action
+            after = np.array([x[0] + 0.1 * v, v])
+            rows.append((x, [action], -(after[0] ** 2), after, False, t == length - 1))
+            x = after
+    columns = [np.array(column) for column in zip(*rows, strict=True)]
+    return Transition(*(c.astype(bool if c.dtype == bool else np.float32) for c in columns))
+
+
+def without_ends(rows):
+    nowhere = np.zeros(len(rows.reward), bool)
+    return rows._replace(terminated=nowhere, truncated=nowhere)
+
+
+STARTS = np.random.default_rng(5).uniform(-0.05, 0.05, (20, 2))
+
+
+@pytest.mark.parametrize(
+    ("shift", "told"),
+    [
+        (2, "is the observation of 2 rows later, not of the next row: shift it by a row, or if the rows of 2 envi"),
+        (
+            4,
+            "is the observation of 4 rows later, not of the next row: shift it by 3 rows, or if the rows of 4 environments",
+        ),
+        (-1, "is the observation of the row before, not of the next row: shift it by two rows"),
+    ],
+)
+def test_successors_of_another_row_are_recognised(shift, told):
+    rows = recorded()
+    shifted = rows._replace(next_observation=np.roll(rows.observation, -shift, axis=0))
+    assert examining.shifted_successors(shifted).startswith("next_observation " + told)
+    cells = np.arange(200, dtype=np.int32) % 50
+    of_table = rows._replace(observation=cells, next_observation=np.roll(cells, -shift))
+    assert examining.shifted_successors(of_table).startswith("next_observation " + told)
+    assert examining.shifted_successors(of_table._replace(next_observation=np.roll(cells, -1))) is None
+
+
+def test_rows_of_environments_that_alternate_are_recognised():
+    one, other = recorded(), recorded(seed=1)
+    mixed = Transition(
+        *(np.stack(pair, 1).reshape(-1, *pair[0].shape[1:]) for pair in zip(one[:6], other[:6], strict=True))
+    )
+    assert "if the rows of 2 environments alternate, store one environment after the other" in found(mixed)
+
+
+def test_ends_that_are_not_marked_are_recognised():
+    rows = of_episodes(STARTS, 40)
+    assert examining.examine(rows) == []
+    # With the true successors.
+    assert examining.examine(without_ends(rows)) == [
+        "in 19 rows, the first of them row 39, next_observation is not the next row's observation, although no episode ends"
+        ": if one does, mark the row as terminated or truncated"
+    ]
+    rows.truncated[79] = False
+    assert "in 1 rows, the first of them row 79" in found(rows)
+    # With the next row's observation everywhere.
+    (text,) = examining.examine(without_ends(with_next_rows(rows)))
+    assert text.startswith("no row ends an episode, and the observations leap in 19 rows, the first of them row 39, as at")
+
+
+def test_one_long_recording_has_no_ends():
+    """An angle that wraps around, goals that change, collisions, lost samples of one sensor, noise, shuffled rows."""
+    rng, count = np.random.default_rng(6), 1000
+    rows = without_ends(of_episodes(STARTS[:1], count))
+    time = np.arange(count + 1)
+    angle = (0.07 * time + 0.3 * np.sin(0.05 * time) + np.pi) % (2 * np.pi) - np.pi
+    speed = 0.07 + 0.015 * np.cos(0.05 * time)
+    goal = np.repeat(rng.uniform(-1, 1, (11, 3)), 100, axis=0)[: count + 1]
+    hits = np.repeat(rng.normal(size=(41, 2)), 25, axis=0)[: count + 1] + 0.01 * np.sin(0.3 * time)[:, None]
+    place = np.cumsum(0.1 * hits, axis=0)
+    dropped = np.sin(0.02 * time) * (rng.uniform(size=count + 1) > 0.02)
+    heavy = rng.standard_t(2, (count + 1, 3)) * rng.standard_t(2, (count + 1, 1))
+    for columns in ((angle, speed), (angle, speed, *goal.T), (*place.T, *hits.T), (dropped, speed, angle), (*heavy.T,)):
+        values = np.stack(columns, axis=1).astype(np.float32)
+        long = rows._replace(observation=values[:-1], next_observation=values[1:])
+        assert found(long) == ""
+    order = rng.permutation(count)
+    assert found(Transition(*(column[order] for column in rows[:6]))) == ""
+
+
 def test_observations_that_are_their_own_successors_are_recognised():
     rows = recorded()
     assert "equals observation in all 600 rows" in found(rows._replace(next_observation=rows.observation))
@@ -194,5 +281,19 @@ ANALYTIC = [name for name in envs.names() if envs.family(name) != "mujoco"]
 def test_no_task_of_ours_looks_like_a_mistake(name):
     # JAX reuses what it traced of MJX in float64, for a comparison with C MuJoCo, and then cannot compile it in float32.
     jax.clear_caches()
-    rows, _ = collecting.collect_by(name, "random", 1000, 0, False, None)
-    assert examining.examine(jax.device_get(rows)) == []
+    rows, _ = collecting.collect_by(name, "random", 2000, 0, False, None)
+    rows = jax.tree.map(np.asarray, jax.device_get(rows))
+    assert examining.examine(rows) == []
+    twice = rows._replace(next_observation=np.roll(rows.observation, -2, axis=0))
+    assert "is the observation of 2 rows later" in found(twice)
+    ends = np.flatnonzero((rows.terminated | rows.truncated)[:-1])
+    if len(ends):
+        assert f"in {len(ends)} rows, the first of them row {ends[0]}, next_observation is not" in found(without_ends(rows))
+
+
+@pytest.mark.parametrize("count", range(1, 10))
+def test_files_of_a_few_rows_are_examined(count):
+    observation = np.arange(2 * count, dtype=np.float32).reshape(count, 2)
+    ends = np.zeros(count, bool)
+    rows = Transition(observation, observation[:, :1], np.ones(count, np.float32), observation + 2, ends, ends)
+    assert not [line for line in examining.examine(rows) if "shift" in line]

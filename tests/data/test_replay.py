@@ -314,3 +314,18 @@ def test_an_emptied_buffer_fills_anew():
     assert int(emptied.size) == 0 and int(emptied.capacity) == 4
     again = add(emptied, rows_of([7, 8]))
     assert set(np.asarray(sample(again, jax.random.key(0), 50)["id"]).tolist()) == {7, 8}
+
+
+def test_windows_begin_at_the_given_slots_and_end_with_the_newest_row():
+    """Of two environments in turn, in a ring that has been overwritten; the rows of a window are two apart."""
+    buffer = init(PROTOTYPE, PHYSICAL)
+    for ids in ([1, 2, 3, 4], [5, 6, 7, 8]):
+        buffer = add(buffer, rows_of(ids), np.ones(4, bool))
+    stored = np.asarray(buffer.data["id"])
+    assert sorted(stored) == [4, 5, 6, 7, 8]
+    rows, valid = jax.jit(replay.windows, static_argnums=(2, 3))(buffer, np.arange(PHYSICAL), 3, 2)
+    due = stored[:, None] + 2 * np.arange(3)
+    np.testing.assert_array_equal(valid, due <= 8)
+    np.testing.assert_array_equal(np.asarray(rows["id"])[valid], due[due <= 8])
+    slots = np.asarray(jax.jit(replay.sample_slots, static_argnums=2)(buffer, jax.random.key(0), 500))
+    assert np.bincount(slots, minlength=PHYSICAL).min() > 60

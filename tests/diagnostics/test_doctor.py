@@ -167,7 +167,7 @@ def test_variables_of_memory_are_checked(name, value, state, told, monkeypatch):
 @pytest.mark.parametrize(
     ("option", "state", "told"),
     [
-        ("jax_disable_jit", "bad", "JAX_DISABLE_JIT is set, but runs are compiled programs: unset it"),
+        ("jax_disable_jit", "bad", "JAX_DISABLE_JIT (jax_disable_jit) is set, but runs are compiled programs: unset it"),
         ("jax_enable_x64", "note", "runs are in float64"),
         ("jax_debug_nans", "note", "'jaxmbrl debug' finds the operation"),
     ],

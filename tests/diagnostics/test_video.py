@@ -1,5 +1,6 @@
 """Videos: the episode is the one that is evaluated; frames are as many, as large and as fast as they should be."""
 
+import dataclasses
 import io
 import json
 from typing import ClassVar
@@ -365,8 +366,14 @@ def test_a_result_in_memory_is_filmed_as_its_run(tmp_path):
         program, state, _ = runner.trained(folder)
         result = Result([], state.algorithm, None, program.task, program.config, None, 0, {})
         told = [video.film(what, tmp_path / f"{name}.gif") for what, name in ((folder, "a"), (result, "b"))]
-    assert told[0] == told[1] and "of the first episode of seed 3, return 45.00" in told[0]
-    assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
+    # The task of a result need not be registered, and repeats its actions already.
+    told.append(video.film(result, tmp_path / "c.gif"))
+    assert told[0] == told[1] == told[2] and "of the first episode of seed 3, return 45.00" in told[0]
+    assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes() == (tmp_path / "c.gif").read_bytes()
+    config = dataclasses.replace(program.config, action_repeat=2)
+    twice = result._replace(task=programs.checked_task(counting(4), 2), config=config)
+    assert "return 10.00" in video.film(twice, tmp_path / "d.gif")
+    assert len(read((tmp_path / "d.gif").read_bytes())[0]) == 3
 
 
 def test_what_cannot_be_drawn_is_told_after_the_returns(tmp_path, capsys):

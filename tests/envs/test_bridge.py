@@ -277,7 +277,9 @@ def test_what_an_environment_raises_names_it():
     def broken():
         raise OSError("no such\nport")
 
-    with pytest.raises(UserError, match=r"^task 'arm': its environment fails in being made with OSError: no such port$"):
+    with pytest.raises(
+        UserError, match=r"^task 'arm': making the environment fails with OSError: no such port \(test_bridge.py:\d+\)$"
+    ):
         envs.from_gymnasium(broken, "arm")
     _, outside = host(Toy())
     outside._env.step = lambda action: (np.zeros(5), 0.0, False, False, {})

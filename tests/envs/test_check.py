@@ -150,7 +150,9 @@ def test_shapes_and_dtypes_of_transitions():
         def step(self, state, action):
             return super().step(state, action).replace(reward=jnp.ones((), jnp.int32))
 
-    assert told(task_of(Vector())) == "step must return reward as float32[], got float32[1]"
+    assert told(task_of(Vector())) == (
+        "step must return reward as float32[], got float32[1]: compute it from action[0], or append .squeeze(-1)"
+    )
     text = told(task_of(Counting()))
     assert text == "step must return reward as float32[], got int32[]: convert it with .astype(float)"
     row = changed(observe=lambda carry: carry[0].obs[0])._replace(observation=Discrete(3))

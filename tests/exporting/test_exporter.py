@@ -169,6 +169,20 @@ def test_what_cannot_be_exported_is_refused_in_one_line(run, to, more, named, ru
     assert sorted(runs.rglob("*")) == before
 
 
+def test_a_run_is_exported_for_a_batch(runs, tmp_path, capsys):
+    words = ["export", str(runs / "linear"), "--to", "numpy", "--batch", "5", "--out", str(tmp_path / "five")]
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "observation float32 [5, 3]" in printed and "action float32 [5, 1] in [-1, 1]" in printed
+    assert "The first axis of observation and action is a batch of 5" in printed
+    names = {}
+    exec(printed.partition("without jaxmbrl:\n\n")[2], names)
+    observations = np.random.default_rng(2).normal(size=(5, 3)).astype(np.float32)
+    gain = np.asarray(jaxmbrl.load(runs / "linear").state.learner.params["gain"], np.float64)[0]
+    np.testing.assert_allclose(names["act"](observations), np.tanh(observations @ gain), rtol=0, atol=1e-6)
+    assert names["about"]["batch"] == 5
+
+
 def test_a_named_file_is_not_overwritten(runs, tmp_path):
     (tmp_path / "mine.npz").write_text("precious")
     with pytest.raises(UserError, match=r"mine\.npz exists; choose another file"):

@@ -7,7 +7,7 @@ from small_policies import KINDS, episodes, made
 from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.exporting import loaders
 from jaxmbrl.exporting.formats import FORMATS
-from jaxmbrl.exporting.policies import Exportable, deterministic, largest_difference, samples
+from jaxmbrl.exporting.policies import Exportable, batched, deterministic, largest_difference, samples
 from jaxmbrl.exporting.program import Untranslated
 from jaxmbrl.training.loop import clock_at
 
@@ -19,10 +19,11 @@ def played():
     return episodes()
 
 
-def loaded(kind, to, folder):
+def loaded(kind, to, folder, batch=None):
     """(act, initial memory or None, metadata) of the program that loads the exported policy of a kind."""
     algorithm, task = made(kind)
     policy = deterministic(algorithm, task, (), clock_at(0))
+    policy = policy if batch is None else batched(policy, batch)
     about = {
         "observation": {"shape": list(policy.observation.shape), "dtype": policy.observation.dtype.name},
         "action": {"dtype": policy.action.dtype.name},
@@ -61,6 +62,24 @@ def test_actions_are_those_of_the_evaluation(kind, to, played, tmp_path):
             action, memory = act(seen, memory)
         assert action.dtype == due.dtype and action.shape == due.shape
         np.testing.assert_allclose(action, due, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "to"), cases())
+def test_a_batch_acts_as_its_entries_alone(kind, to, played, tmp_path):
+    """Three episodes that begin at different steps, each with a memory of its own."""
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+    (act, memory, _), (of_batch, memories, _) = loaded(kind, to, tmp_path), loaded(kind, to, tmp_path, batch=3)
+    alone, observations = [memory] * 3, played[kind][0]
+    for t in range(4):
+        seen = np.stack([observations[t], observations[t + 2], observations[t + 5]])
+        if memory is None:
+            actions, due = of_batch(seen), [act(one) for one in seen]
+        else:
+            actions, memories = of_batch(seen, memories)
+            due, alone = zip(*(act(one, own) for one, own in zip(seen, alone, strict=True)), strict=True)
+        assert actions.shape == (3, *due[0].shape) and actions.dtype == due[0].dtype
+        np.testing.assert_allclose(actions, np.stack(due), rtol=0, atol=1e-6)
 
 
 @pytest.mark.promises

@@ -112,3 +112,17 @@ def test_value_gradient_horizon_shows_what_it_says(tmp_path):
     assert min(good[:5]) > 0.95, "the good model's gradient points where the true one does"
     assert poor[-1] < 0.5 and poor[-1] < good[-1] - 0.2, "far out the poor one's does not"
     assert poor[0] > 0.9
+
+
+@pytest.mark.slow
+def test_dyna_q_shows_what_it_says(tmp_path):
+    lines = run("dyna_q", tmp_path, ["curves.png", "values.png"])
+    assert lines[0] == "54 cells, 4 actions; V*(start) = 0.5133 = 0.5133"
+    assert lines[1] == "reward 1.0, terminated True, error 1.0, Q = 0.10"
+    assert lines[2].startswith("drawn: cell 17, action 0 ->")
+    told = {int(line.split()[2]): [float(x) for x in re.findall(r"\d+\.\d*", line)] for line in lines[3:6]}
+    second, last = ({n: steps[i] for n, steps in told.items()} for i in (1, -1))
+    assert second[0] > 2 * second[5] > 4 * second[50]
+    assert all(14 <= steps < 25 for steps in last.values())
+    of_start, best = (float(x) for x in re.findall(r"0\.\d{4}", lines[6]))
+    assert best == 0.5133 and 0.8 * best < of_start <= best

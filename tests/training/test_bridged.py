@@ -242,7 +242,7 @@ def test_an_environment_that_raises_is_named_and_the_run_can_go_on(mass, tmp_pat
     mass.failing = {1}
     code, _, err = call("train", "--resume", out, "--steps", 200)
     assert code == 2
-    assert "task 'mass': its environment fails in step with RuntimeError: the cable is loose" in err
+    assert "task 'mass': step fails with RuntimeError: the cable is loose" in err
     assert len([line for line in err.splitlines() if "cable" in line]) == 1
     assert all(env.closed for env in mass.made)
     mass.made.clear()

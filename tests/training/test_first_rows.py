@@ -9,8 +9,10 @@ from slider import Slider
 
 import jaxmbrl
 from jaxmbrl import envs
+from jaxmbrl.core.types import Transition
 from jaxmbrl.data.dataset import DataWarning
 from jaxmbrl.envs.base import initial_state
+from jaxmbrl.training import first_rows
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.hosted import WATCHED, Environments
 from jaxmbrl.training.run_folder import RunFolder
@@ -64,6 +66,86 @@ def test_a_time_limit_that_is_called_done_is_told_after_the_first_thousand_steps
         f"task 'limited': all 40 episodes terminate after exactly {LIMIT} steps, as at a time limit: if it is one, these "
         "rows are truncated and not terminated; values would be learned as if nothing followed"
     ]
+
+
+def rows_of(reward, count=200):
+    """Steps of which `reward(observation, action, successor)` is the reward, and the last of which terminates."""
+    random = np.random.default_rng(0)
+    observation, action = random.normal(size=(count, 2)), random.uniform(-1, 1, (count, 1))
+    successor = (observation + 0.1 * action).astype(np.float32)
+    observation, action = observation.astype(np.float32), action.astype(np.float32)
+    ended = np.arange(count) == count - 1
+    paid = reward(observation, action, successor).astype(np.float32)
+    return Transition(observation, action, paid, successor, ended, np.zeros(count, bool))
+
+
+def right(observation, action, successor):
+    return 1 - successor[..., 0] ** 2 - 0.05 * action[..., 0] ** 2
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        lambda o, a, s: -right(o, a, s),
+        lambda o, a, s: right(o, 0 * a, s),
+        lambda o, a, s: right(o, a, o),
+        lambda o, a, s: right(o, a, s) + 2.0 * (o[..., 0] > 2),
+        lambda o, a, s: right(o, a, s) + jnp.where(o[..., 0] > 2, jnp.nan, 0),
+    ],
+    ids=["another sign", "no action", "the observation before", "a rare bonus", "not a number"],
+)
+def test_a_reward_function_that_differs_from_the_steps_is_told(reward):
+    task, rows = envs.make("pendulum")._replace(terminated=None), rows_of(right)
+    (text,) = first_rows.known_functions(task._replace(reward=reward), rows)
+    error = np.abs(np.nan_to_num(np.asarray(reward(*rows[:2], rows.next_observation)) - rows.reward, nan=np.inf))
+    error = error / (1 + np.abs(rows.reward))
+    assert text.startswith(
+        f"its reward function differs from its steps in {(error > 1e-3).sum()} of 200 rows, most in row "
+    )
+    assert (
+        f"row {error.argmax()}: " in text and f"instead of {rows.reward[error.argmax()]:.6g}; correct the function" in text
+    )
+
+
+def test_right_functions_of_the_observation_are_not_told_of():
+    rows = rows_of(right)
+    near = rows._replace(reward=rows.reward + np.float32(2e-4) * np.sin(np.arange(200, dtype=np.float32)))
+    rare = near._replace(reward=near.reward + np.float32(5e-3) * (np.arange(200) == 7))
+    task = envs.make("pendulum")._replace(reward=right, terminated=None)
+    for given in (rows, near, rare):
+        assert first_rows.known_functions(task, given) == []
+    assert first_rows.known_functions(task._replace(reward=None), rows) == []
+
+
+def test_other_mistakes_in_known_functions_are_told():
+    task, rows = envs.make("pendulum")._replace(reward=None), rows_of(right)
+    for terminated, message in (
+        (
+            lambda s: s[..., 0] > 1e9,
+            "its terminated function differs from its steps in 1 of 200 rows, most in row 199: 0 inst",
+        ),
+        (lambda s: s > 1e9, "its terminated function must return [N] for rows [N], got [200, 2] for N = 200"),
+        (
+            lambda s: s[..., 0] if s[0, 0] > 0 else s[..., 1],
+            "its terminated function fails on rows [N] with TracerBool",
+        ),
+    ):
+        (text,) = first_rows.known_functions(task._replace(terminated=terminated), rows)
+        assert text.startswith(message) and "\n" not in text
+
+
+def test_a_wrong_reward_function_is_told_after_the_first_thousand_steps(tmp_path, monkeypatch):
+    """A slider whose reward is its position, and a function of the observation that is another one."""
+
+    def other(observation, action, next_observation):
+        return -next_observation[..., 0]
+
+    monkeypatch.setitem(envs.TASKS, "other", lambda: envs.make_task("other", Slider(), 200, reward=other))
+    settings = {"epoch_steps": 500, "eval_every": 0, "updates_per_step": 1}
+    with pytest.warns(jaxmbrl.RunWarning) as heard:
+        jaxmbrl.train("linear", "other", steps=1000, settings=settings)
+    (text,) = [str(warning.message) for warning in heard]
+    assert text.startswith("task 'other': its reward function differs from its steps in ")
 
 
 @pytest.mark.parametrize(("start", "lost"), [(1.7e9, True), (0.0, False)])

@@ -1,17 +1,21 @@
 """`jaxmbrl.train` from Python: warnings of frozen seeds, what it takes as a task, hints for words of other libraries."""
 
+import copy
 import functools
 import io
 import warnings
 from pathlib import Path
 
 import jax.numpy as jnp
+import optax
 import pytest
 
 import jaxmbrl
 from jaxmbrl import UserError, algorithms, envs
+from jaxmbrl.core.config import to_dict
 from jaxmbrl.envs.base import initial_state
 from jaxmbrl.envs.given import resolve
+from jaxmbrl.training import programs
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.training.session import Frozen, Session
@@ -113,12 +117,12 @@ def test_a_function_that_makes_a_task_is_one():
         raise OSError("no port")
 
     for wrong, message in (
-        (broken, "task 'broken': its environment fails in being made with OSError: no port"),
+        (broken, "task 'broken': making the environment fails with OSError: no port"),
         (
             Fuse,
             r"Fuse\(\) must return a Task, got an object of type Fuse; envs.make_task\(name, env, episode_length\) makes",
         ),
-        (lambda task: task, r"its environment fails in being made with TypeError: .*missing 1 required positional"),
+        (lambda task: task, r"making the environment fails with TypeError: .*missing 1 required positional"),
         (Fuse(), "a task must be a name or a Task, got an object of type Fuse; envs.make_task"),
         (3, "a task must be a name, a Task or a function that makes one, got an object of type int; envs.make_task"),
         (None, "a task must be a name, a Task or a function that makes one, got an object of type NoneType"),
@@ -148,11 +152,27 @@ def test_gymnasiums_environments_are_tasks_where_they_can_be_made_again():
         assert (called, task.name, task.observation.shape, task.episode_length) == ("Heater", "Heater", (2,), 1000)
     resolve(Heater, keep=True)
     assert envs.make("Heater").host().reset(0).shape == (2,)
-    changed = "has wrappers or settings of its own: give a function that makes it"
+    made = r": give a function that makes it, envs.from_gymnasium\(lambda: gymnasium.make\('Pendulum-v1', "
+    no_limit = (
+        "the environment 'Pendulum-v1' has no time limit, as env.unwrapped has none: give 'gymnasium/Pendulum-v1', or"
+    )
+    unwrapped = r", for other .* 200 steps, a function .*make\('Pendulum-v1'\).unwrapped, name='mine', episode_length=N\)"
+    other = copy.deepcopy(gymnasium.spec("Pendulum-v1"))
+    other.id = "Pendulum-v7"
     for wrong, message in (
-        (gymnasium.make("Pendulum-v1", g=3.0), changed),
-        (gymnasium.make("Pendulum-v1", max_episode_steps=30), changed),
-        (gymnasium.wrappers.RescaleAction(gymnasium.make("Pendulum-v1"), 0, 1), changed),
+        (gymnasium.make("Pendulum-v1", g=3.0), r"has settings of its own \(g=3.0\)" + made + r"g=3.0\), name='mine'\)"),
+        (
+            gymnasium.make("Pendulum-v1", max_episode_steps=30),
+            "has a time limit of its own" + made + r"max_episode_steps=30\), name='mine'\)",
+        ),
+        (
+            gymnasium.wrappers.RescaleAction(gymnasium.make("Pendulum-v1"), 0, 1),
+            r"has wrappers of its own \(RescaleAction\)" + made + r"...\), name='mine'\)",
+        ),
+        (gymnasium.make("Pendulum-v1").unwrapped, no_limit + unwrapped),
+        (gymnasium.make("Pendulum-v1").unwrapped.spec, no_limit),
+        (gymnasium.make("Pendulum-v1", g=3.0).unwrapped, r"has settings of its own \(g=3.0\)"),
+        (other, "the environment 'Pendulum-v7' is not the one that Gymnasium makes by this name: give a function"),
         (gymnasium.make_vec("Pendulum-v1", 2), "give a single environment and not a vector"),
         (
             Heater(),
@@ -162,6 +182,19 @@ def test_gymnasiums_environments_are_tasks_where_they_can_be_made_again():
     ):
         with pytest.raises(UserError, match=message):
             resolve(wrong)
+    env = gymnasium.make("Pendulum-v1")
+    for wrong, kind in (
+        (env, "an object of type TimeLimit"),
+        (env.unwrapped, "an object of type PendulumEnv"),
+        (env.spec, "an object of type EnvSpec"),
+        ("Pendulum-v1", "the name 'Pendulum-v1'"),
+    ):
+        with pytest.raises(UserError) as error:
+            envs.from_gymnasium(wrong, "mine")
+        assert str(error.value) == (
+            f"task 'mine': from_gymnasium takes a function that makes an environment at each call, got {kind}: write "
+            "from_gymnasium(lambda: gymnasium.make('Pendulum-v1'), 'mine')"
+        )
 
 
 @pytest.mark.parametrize(
@@ -180,6 +213,7 @@ def test_gymnasiums_environments_are_tasks_where_they_can_be_made_again():
         ({"settings": {"learning_rate": 1}}, "unknown field 'learning_rate'; did you mean 'agent.learning_rate'?"),
         ({"settings": {"agent.gamma": 1}}, "unknown field 'agent.gamma'; did you mean 'agent.discount'?"),
         ({"settings": {"buffer_size": 1}}, "unknown field 'buffer_size'; did you mean 'replay_capacity'?"),
+        ({"settings": {"device": "cpu"}}, "unknown field 'device': JAX chooses the device"),
     ],
 )  # fmt: skip
 def test_words_of_other_libraries_get_a_hint(words, message, monkeypatch):
@@ -187,6 +221,67 @@ def test_words_of_other_libraries_get_a_hint(words, message, monkeypatch):
     with pytest.raises(UserError) as error:
         jaxmbrl.train("sac", "pendulum", **words)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "what", "instead"),
+    [
+        ({"seeds": 4}, "'seeds': it is an argument of train", "write seeds=4 beside settings"),
+        ({"steps": 900}, "'steps': it is an argument of train", "write steps=900 beside settings"),
+        ({"out": "runs/x"}, "'out': it is an argument of train", "write out='runs/x' beside settings"),
+        ({"env": "pendulum"}, "'env': it is an argument of train", "write env='pendulum' beside settings"),
+        ({"preset": "sac"}, "'preset': it is an argument of train", "write preset='sac' beside settings"),
+        ({"agent": {"seed": 1}}, "'agent.seed': it is an argument of train", "write seed=1 beside settings"),
+        ({"hyper": {}}, "'hyper': it is an argument of train", "write hyper={} beside settings"),
+        ({"total_timesteps": 9}, "'total_timesteps': it is the argument 'steps' of train", "write steps=9 beside settings"),
+        (
+            {"verbose": 1},
+            "'verbose': it is the argument 'progress' of train",
+            "progress=jaxmbrl.training.console.Progress(steps, seeds) shows a run",
+        ),
+    ],
+)
+def test_an_argument_of_train_among_the_settings_is_told(settings, what, instead):
+    with pytest.raises(UserError) as error:
+        jaxmbrl.train("sac", "pendulum", settings=settings)
+    assert str(error.value) == f"unknown field {what}, not a setting: {instead}"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "path", "schedules"),
+    [
+        ("sac", "agent.learning_rate", ""),
+        (
+            "mbpo",
+            "ensemble.learning_rate",
+            " (ensemble.annealing is a cosine schedule of the learning rate over each fit; rollout_length is a linear "
+            "schedule of its own)",
+        ),
+    ],
+)
+def test_a_schedule_in_the_place_of_a_number_is_told(algorithm, path, schedules):
+    with pytest.raises(UserError) as error:
+        jaxmbrl.train(algorithm, "pendulum", settings={path: optax.linear_schedule(1e-3, 1e-4, 1000)})
+    assert str(error.value) == (
+        f"{path} must be a constant, got a function: no setting takes one as its schedule{schedules}; a method of your own "
+        "can have a schedule in its optax chain (nn.optimizer)"
+    )
+
+
+def test_a_field_of_the_run_among_the_settings_of_a_file_or_a_resume_is_told():
+    config = programs.configure("sac", "pendulum")
+    values = to_dict(config)
+    values["settings"]["seeds"] = 4
+    with pytest.raises(UserError) as error:
+        programs.parse(values)
+    assert str(error.value) == "unknown field 'settings.seeds': it is a field of the run: move it out of settings"
+    for settings, message in (
+        ({"steps": 9}, "unknown field 'steps': it is an argument of resume, not a setting: write steps=9 beside settings"),
+        ({"out": "x"}, "unknown field 'out'; there is: actor_delay"),
+    ):
+        with pytest.raises(UserError) as error:
+            programs.changed(config, settings, {})
+        assert str(error.value).startswith(message)
 
 
 def test_a_setting_of_several_parts_gets_all_its_paths():
@@ -213,3 +308,45 @@ def test_a_result_in_the_place_of_a_folder_is_told():
     for call in (jaxmbrl.evaluate, jaxmbrl.load, jaxmbrl.resume):
         with pytest.raises(UserError, match="give the folder of a run, got a dict: "):
             call({})
+
+
+@pytest.mark.parametrize("at", [40, pytest.param(0, marks=pytest.mark.promises)])
+def test_an_interrupted_run_says_how_to_go_on(at, tmp_path, monkeypatch):
+    """At a KeyboardInterrupt, which Python raises between any two instructions."""
+    real = Session.run_to
+
+    def run_to(self, end):
+        if self.env_steps == at and not interrupted:
+            interrupted.append(at)
+            raise KeyboardInterrupt
+        real(self, end)
+
+    monkeypatch.setattr(Session, "run_to", run_to)
+    interrupted, run = [], tmp_path / "a run"
+    with pytest.raises(KeyboardInterrupt) as error:
+        train("pendulum", out=run, checkpoint={"every": 2})
+    saved = 40 if at == 40 else 0
+    assert error.value.__notes__ == [
+        f"jaxmbrl: the run is saved at {saved} of 60 steps; jaxmbrl.resume('{run}') continues it"
+    ]
+    last = RunFolder.open(run).read_events()[-1]
+    assert (last["kind"], last["env_steps"], last["error"]) == ("stop", saved, "KeyboardInterrupt")
+    assert jaxmbrl.resume(run).env_steps == 60
+
+
+def test_an_interrupted_run_in_memory_says_that_it_is_lost(monkeypatch):
+    def run_to(self, end):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "run_to", run_to)
+    with pytest.raises(KeyboardInterrupt) as error:
+        train("pendulum")
+    assert "the run had no folder and is lost; give train an out" in error.value.__notes__[0]
+
+
+@pytest.mark.parametrize("given", ["pendulum", object()])
+def test_a_check_of_what_is_no_task_says_what_makes_one(given):
+    with pytest.raises(
+        UserError, match=f"^envs.check takes a task, got {type(given).__name__}: envs.make makes one of a name"
+    ):
+        envs.check(given)

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import jaxmbrl
-from jaxmbrl.core.config import UserError
-from jaxmbrl.training import run_folder
+from jaxmbrl.core import calling
+from jaxmbrl.core.config import UserError, to_dict
+from jaxmbrl.training import programs, run_folder
 from jaxmbrl.training.run_folder import RunFolder, environment, event_of, write_file
 
 ROW = {"epoch": 1, "env_steps": 200, "seed": 0, "train/return": 57.1}
@@ -289,3 +290,31 @@ def test_one_process_holds_a_run(run):
 
 def test_the_package_that_is_looked_at_is_this_one():
     assert Path(run_folder.__file__).parents[1] == Path(jaxmbrl.__file__).parent
+
+
+def test_a_task_or_algorithm_of_another_program_is_told_with_that_program(run, monkeypatch):
+    config = to_dict(programs.configure("sac", "pendulum"))
+    program = ["python", "/tasks/my task.py"]
+    monkeypatch.setattr(calling, "_words", ["report", str(run.path)])
+    monkeypatch.setattr(calling, "_called", [True])
+    for field, what in (("env", "task"), ("algorithm", "algorithm")):
+        run.write_config(config | {field: "hovercraft"})
+        unknown = f"{run.path}/config.yaml: unknown {what} 'hovercraft'; "
+        assert one_line_of(run).startswith(unknown)
+        run.write_environment({"program": program})
+        assert one_line_of(run) == (
+            f"{run.path} is a run of the {what} 'hovercraft', which is not registered in this program: run it through: "
+            f"python '/tasks/my task.py' report {run.path}"
+        )
+        run.write_environment(calling.recorded())
+        assert one_line_of(run).startswith(unknown)
+    # Another mistake in the file is told as one.
+    run.write_environment({"program": program})
+    run.write_config(config | {"seeds": 0})
+    assert one_line_of(run) == f"{run.path}/config.yaml: seeds must be at least 1, got 0"
+
+
+def one_line_of(run):
+    with pytest.raises(UserError) as caught:
+        programs.read(run)
+    return one_line(caught)

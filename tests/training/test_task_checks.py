@@ -67,11 +67,30 @@ MISTAKES = {
     ),
     "reward of shape [1]": (
         both(lambda s: s.replace(reward=s.reward[None])),
-        "reset must return reward as float32[], got float32[1]; step must return reward as float32[], got float32[1]",
+        "reset must return reward as float32[], got float32[1]: append .squeeze(-1); step must return reward as "
+        "float32[], got float32[1]: compute it from action[0], or append .squeeze(-1)",
     ),
     "integer observation in step": (
         Cart(lambda s: s.replace(obs=s.obs.astype(int))),
         "step must return obs as float32[2], got int32[2]: convert it with .astype(float)",
+    ),
+    "a row of one observation": (
+        both(lambda s: s.replace(obs=s.obs[None])),
+        "reset must return obs as float32[2], got float32[1, 2]: append .squeeze(0); step must return obs as "
+        "float32[2], got float32[1, 2]: append .squeeze(0)",
+    ),
+    "a column of observations": (
+        Cart(lambda s: s.replace(obs=s.obs[:, None])),
+        "step must return obs as float32[2], got float32[2, 1]: append .squeeze(-1)",
+    ),
+    "a number that the action makes a vector": (
+        Cart(lambda s: s.replace(info={"count": s.info["count"][None]})),
+        "step changes state.info['count'] from int32[] to int32[1]: keep its shape and dtype, compute it from action[0], "
+        "or append .squeeze(-1)",
+    ),
+    "a vector of one number that becomes a number": (
+        Cart(lambda s: s.replace(info={"count": s.info["count"][0]}), lambda s: s.replace(info={"count": jnp.zeros(1)})),
+        "step changes state.info['count'] from float32[1] to float32[]: keep its shape and dtype, append [None]",
     ),
     "longer observation": (
         both(lambda s: s.replace(obs=jnp.zeros(3))),
@@ -95,7 +114,8 @@ MISTAKES = {
     ),
     "done of shape [1]": (
         both(lambda s: s.replace(done=s.done[None])),
-        "reset must return done as float32[], got float32[1]; step must return done as float32[], got float32[1]",
+        "reset must return done as float32[], got float32[1]: append .squeeze(-1); step must return done as float32[], got "
+        "float32[1]: compute it from action[0], or append .squeeze(-1)",
     ),
     "a key more in info": (
         Cart(lambda s: s.replace(info={**s.info, "speed": s.reward})),
@@ -141,6 +161,48 @@ def test_a_mistake_in_an_environment_is_told_before_compiling(what, monkeypatch)
     assert told(env) == expected
 
 
+def test_what_to_write_for_one_number_fits_the_spaces():
+    """A number in the place of a vector of one number, and a reward of shape [1] where the action has two numbers."""
+
+    class Wide(Cart):
+        action_size = 2
+
+    class Narrow(Cart):
+        observation_size = 1
+
+    number = Narrow(lambda s: s.replace(obs=s.obs[0]), lambda s: s.replace(obs=s.obs[0]))
+    assert told(number) == (
+        "reset must return obs as float32[1], got float32[]: append [None]; step must return obs as float32[1], got "
+        "float32[]: append [None]"
+    )
+    wide = Wide(lambda s: s.replace(reward=s.reward[None]))
+    assert told(wide) == "step must return reward as float32[], got float32[1]: append .squeeze(-1)"
+
+
+def test_the_hint_for_a_reward_of_one_number_is_right():
+    """The environment that follows it passes."""
+
+    class Squares(Cart):
+        def __init__(self, reward):
+            super().__init__()
+            self.reward = reward
+
+        def step(self, state, action):
+            return super().step(state, action).replace(reward=self.reward(action))
+
+    def problem(reward):
+        try:
+            check_shapes(envs.make_task("cart", Squares(reward), episode_length=20))
+        except UserError as error:
+            return str(error)
+        return None
+
+    wrong = "task 'cart': step must return reward as float32[], got float32[1]: compute it from action[0], or append "
+    assert problem(lambda action: -(action**2)) == wrong + ".squeeze(-1)"
+    assert problem(lambda action: -(action[0] ** 2)) is None
+    assert problem(lambda action: (-(action**2)).squeeze(-1)) is None
+
+
 def test_an_error_in_a_method_names_the_method_and_the_line():
     class Raises(Cart):
         def step(self, state, action):
@@ -158,7 +220,7 @@ def test_an_error_in_a_method_names_the_method_and_the_line():
             raise OSError("no model\nhere")
 
     line = inspect.getsourcelines(Starts.reset)[1] + 1
-    assert told(Starts()) == f"reset fails with OSError: no model (test_task_checks.py:{line})"
+    assert told(Starts()) == f"reset fails with OSError: no model here (test_task_checks.py:{line})"
 
 
 def test_an_action_of_the_wrong_size_is_named():

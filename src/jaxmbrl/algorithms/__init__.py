@@ -17,6 +17,7 @@ from jaxmbrl.algorithms.registry import (
     get,
     preset,
     register,
+    unknown,
     unregister,
 )
 
@@ -33,5 +34,6 @@ __all__ = [
     "get",
     "preset",
     "register",
+    "unknown",
     "unregister",
 ]

@@ -87,7 +87,13 @@ def load(file: str | Path, config: type, known: Mapping[str, Preset] | None = No
         return merged(defaults if entry.extends is None else settings(entry.extends), entry.settings or {})
 
     found = {}
+    of_entry = {*_FIELDS} - {*defaults}
     for name, entry in entries.items():
+        for field in of_entry.intersection(entry.settings or {}):
+            raise UserError(
+                f"{file}: preset '{name}': unknown field 'settings.{field}': it is a field of the preset: move it out of "
+                "settings"
+            )
         assert entry.source is not None and entry.steps is not None
         try:
             chosen: Any = from_dict(config, settings(name), "settings.")

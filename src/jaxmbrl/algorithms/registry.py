@@ -11,7 +11,7 @@ import importlib
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,8 +38,26 @@ MODULES = {
     "td3": "model_free.td3",
     "ddpg": "model_free.td3:DDPG",
     "dqn": "model_free.dqn",
+    "muzero": "search.muzero",
+    "alphazero": "search.alphazero",
+    "uct": "search.uct",
+    "q-learning": "tabular.q_learning",
+    "q-planning": "tabular.q_planning",
+    "dyna-q": "tabular.dyna_q",
+    "dyna-q-plus": "tabular.dyna_q_plus",
+    "prioritized-sweeping": "tabular.prioritized_sweeping",
+    "linear-dyna": "tabular.linear_dyna",
 }
 """Method -> its module, and the name of its record there unless that is `METHOD`. Tables and lists keep this order."""
+
+_KNOWN = """
+a2c a3c acktr alphazero awac awr bc bcq c51 cql cmaes crossq crr curl ddqn dqn dreamer drq drqv2 efficientzero es fqi gail
+gps gumbelmuzero her i2a impala iql iqn iris mbmf metrpo mopo morel mpo muzero pilco planet poplin ppo qlearning qrdqn
+rainbow reinforce sarsa simple slac slbo spr storm tdmpc td3bc tqc trpo vmpo vpg vpn worldmodels
+"""
+ELSEWHERE = frozenset(_KNOWN.split())
+"""Names of well-known methods, in small letters and digits, without a version at the end. Those that are not registered are
+not taken for misspelt names of others."""
 
 KINDS = ("continuous actions", "discrete actions", "tables")
 """Kinds of task: vector observations with continuous or discrete actions; discrete observations and actions."""
@@ -98,7 +116,7 @@ class Method(NamedTuple):
     family: str = "user"
     """The folder of its module: methods of one kind."""
     paper: str = ""
-    """arXiv number of its paper."""
+    """arXiv number of its paper; empty if it is not on arXiv."""
     summary: str = ""
     """One-line description."""
     tiny: Mapping[str, Any] = MappingProxyType({})
@@ -190,10 +208,26 @@ def cards() -> dict[str, Card]:
 
 
 def get(name: str) -> Method:
-    """The method called `name`. Raises UserError with the nearest known name if there is none."""
+    """The method called `name`. Raises UserError as `unknown` describes if there is none."""
     if name not in METHODS:
-        raise UserError(f"unknown algorithm '{name}'; {closest(name, METHODS)}")
+        raise unknown(name)
     return METHODS[name]
+
+
+def unknown(name: str, what: str = "algorithm", names: Iterable[str] | None = None) -> UserError:
+    """The error for a `name` that is not among `names`, by default those of all methods. It has the nearest of them, unless
+    the name is that of another well-known method."""
+    names = [*(METHODS if names is None else names)]
+    bare = _bare(name)
+    if bare in ELSEWHERE and bare not in map(_bare, names):
+        return UserError(f"{what} '{name}' is not available; 'jaxmbrl list' shows the methods")
+    return UserError(f"unknown {what} '{name}'; {closest(name, names)}")
+
+
+def _bare(name: str) -> str:
+    """A method's name in small letters and digits, without a version at the end."""
+    plain = re.sub("[^a-z0-9]", "", name.lower())
+    return plain if plain in ELSEWHERE else re.sub(r"v?[0-9]+$", "", plain)
 
 
 def preset(name: str, task: str, wanted: str | None = None) -> tuple[str, Any]:

@@ -12,20 +12,21 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge, Le
-from jaxtyping import Array, Bool, Int
+from annotated_types import Ge, Gt, Le
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.agents.actor_critic.updates import updates
 from jaxmbrl.agents.exploration import no_extras, uniform, with_warmup
 from jaxmbrl.core import metrics
-from jaxmbrl.core.config import Traced, UserError
+from jaxmbrl.core.config import Traced, UserError, traced
 from jaxmbrl.core.types import (
     Action,
     ActorCritic,
     Clock,
     CriticView,
     DynamicsModel,
+    Hyper,
     Key,
     Metrics,
     ModelView,
@@ -70,6 +71,30 @@ class OffPolicySettings(LoopSettings):
     """Critic updates for each actor update. SAC's temperature and the targets of TD3 and DQN are updated with the actor."""
     replay_capacity: Annotated[int, Ge(1)] = 1_000_000
     """Transitions in the replay buffer; the oldest are overwritten first."""
+
+
+@dataclass(frozen=True)
+class TabularSettings:
+    """Settings of methods that learn tables, or features of which each state has few."""
+
+    learning_rate: Annotated[float, Gt(0), Le(1), Traced] = 0.1
+    """Step size alpha of an update; 1 where the task is deterministic replaces the old value."""
+    discount: Annotated[float, Ge(0), Le(1), Traced] = 0.95
+    """Discount factor gamma."""
+    epsilon: Annotated[float, Ge(0), Le(1), Traced] = 0.1
+    """Probability of a uniformly random action while collecting."""
+    num_envs: Annotated[int, Ge(1)] = 1
+    """Environments that each seed steps in parallel."""
+    epoch_steps: Annotated[int, Ge(1)] = 100
+    """Environment steps between two rows of metrics."""
+    eval_every: Annotated[int, Ge(0)] = 5
+    """Epochs between two evaluations; 0 for none."""
+
+
+def traced_values(config: Any, hyper: Hyper) -> dict[str, Float[Array, ""]]:
+    """The numbers marked `Traced` in a config: those in `hyper`, the others from the config."""
+    names = traced(type(config))
+    return {name: jnp.asarray(hyper.get(name, getattr(config, name)), float) for name in names}
 
 
 @dataclass(frozen=True)

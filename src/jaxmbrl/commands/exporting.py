@@ -22,9 +22,11 @@ def export(words: list[str]) -> int:
     parser.add_argument("--to", required=True, metavar="FORMAT", help=kinds)
     parser.add_argument("--seed", type=int, metavar="S", help="the seed (default: the run's first)")
     parser.add_argument("--out", metavar="FILE", help="a new file (default: 'policy' in RUN, overwritten)")
+    batch = "observations that it takes at once, [N, ...] (default: one, without this axis)"
+    parser.add_argument("--batch", type=int, metavar="N", help=batch)
     args = parser.parse_args(words)
     with options.warnings_in_a_line():
-        written = exporter.export(args.run, args.to, args.out, args.seed)
+        written = exporter.export(args.run, args.to, args.out, args.seed, args.batch)
     for line in describe(written):
         print(line)
     print(f"\nThis program loads it, without jaxmbrl:\n\n{written.loader}", end="")

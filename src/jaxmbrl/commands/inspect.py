@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import tyro
 
 from jaxmbrl.commands import options
-from jaxmbrl.commands.calling import again
 from jaxmbrl.commands.options import complain
 from jaxmbrl.commands.training import task_words
+from jaxmbrl.core.calling import again
 from jaxmbrl.core.config import UserError, check
 from jaxmbrl.core.places import expanded
 

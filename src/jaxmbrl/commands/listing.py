@@ -10,8 +10,7 @@ from typing import Any
 from jaxmbrl import algorithms, envs
 from jaxmbrl.algorithms import Card
 from jaxmbrl.commands import options
-from jaxmbrl.commands.calling import again
-from jaxmbrl.core.config import UserError, closest
+from jaxmbrl.core.calling import again
 
 WIDTH = 120
 
@@ -47,7 +46,7 @@ def _chosen(name: str, methods: Mapping[str, Card], tasks: Mapping[str, str]) ->
     found = {task: kind for task, kind in tasks.items() if kind == family or task == name}
     if not chosen and not found:
         names = {*methods, *(card.family for card in methods.values()), *tasks.values()}
-        raise UserError(f"unknown algorithm or family '{name}'; {closest(name, names)}")
+        raise algorithms.unknown(name, "algorithm or family", names)
     return chosen, found
 
 

@@ -13,8 +13,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from jaxmbrl.commands import calling, options
+from jaxmbrl.commands import options
 from jaxmbrl.commands.training import finish
+from jaxmbrl.core import calling
 from jaxmbrl.core.config import UserError
 
 if TYPE_CHECKING:

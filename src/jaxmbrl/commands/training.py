@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from jaxmbrl.commands import options
-from jaxmbrl.commands.calling import again
 from jaxmbrl.commands.options import complain
+from jaxmbrl.core.calling import again
 from jaxmbrl.core.config import UserError, check, closest, from_dict
 from jaxmbrl.core.plain_yaml import read_yaml
 from jaxmbrl.core.spaces import Box

@@ -21,12 +21,17 @@ MEMORY_SHARE = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION")
 def check() -> None:
     """Raise UserError if JAX does not compile, finds no device, or cannot read the variables of its memory. This
     initialises JAX's devices."""
-    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-        raise UserError("JAX_DISABLE_JIT (jax_disable_jit) is set, but runs are compiled programs: unset it")
-    # Before the devices: with a wrong variable JAX cannot start the GPU, and may continue on the CPU.
-    problem = memory_problem() or device_problem()
+    # The devices last: with a wrong variable JAX cannot start the GPU, and may continue on the CPU.
+    problem = compiling_problem() or memory_problem() or device_problem()
     if problem is not None:
         raise UserError(problem)
+
+
+def compiling_problem() -> str | None:
+    """That JAX does not compile, in one line; None if it does."""
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        return "JAX_DISABLE_JIT (jax_disable_jit) is set, but runs are compiled programs: unset it"
+    return None
 
 
 def memory_problem() -> str | None:

@@ -91,6 +91,9 @@ class World(NamedTuple):
     """(origin, key) -> carry. The origin is rows of observations, a belief or a simulator state; nothing is reset."""
     observe: Callable[[Carry], Observation]
     step: Callable[[Carry, Action, Key], tuple[Carry, Transition]]
+    next_episode: Callable[[Carry, Key], Carry] | None = None
+    """(carry at the end of an episode, key) -> carry at the start of the next, for a task of which a part continues across
+    episodes; None for `reset(key)`."""
 
 
 class Policy(NamedTuple):
@@ -273,6 +276,9 @@ class Env(Protocol):
     An environment of vectors also has `observation_size`, the length of `State.obs`, and `action_size`, the length of the
     action, whose entries are in [-1, 1]. For other spaces `make_task` is given the spaces instead.
 
+    It may have `next_episode(state, rng)`, the state at the beginning of an episode after one that ended in `state`:
+    `rollout.auto_reset` calls it instead of `reset`. A part of the state can so continue across episodes.
+
     It may have `actuator_range`: (low, high), each a number or [A], in the units of the actuators, onto which it maps
     actions linearly. Exported policies contain it."""
 
@@ -351,12 +357,16 @@ class Task(NamedTuple):
     its state, and `dt`, the seconds of a step or None."""
 
 
-def row_like(task: Task) -> Transition:
-    """One transition of `task`, all zeros and without extras: the prototype of a replay buffer's row."""
+def row_like(task: Task, extras: PyTree = ()) -> Transition:
+    """One transition of `task`, all zeros but for `extras`: the prototype of a replay buffer's row. Give the extras of one
+    action if the buffer stores them."""
     none = jnp.zeros((), bool)
-    return Transition(task.observation.zeros(), task.action.zeros(), jnp.zeros(()), task.observation.zeros(), none, none)
+    row = Transition(task.observation.zeros(), task.action.zeros(), jnp.zeros(()), task.observation.zeros(), none, none)
+    return row._replace(extras=extras)
 
 
-def flatten(transitions: Transition) -> Transition:
-    """Rows [period * num_envs, ...] of transitions [period, num_envs, ...], in time order and without extras."""
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transitions._replace(extras=()))
+def flatten(transitions: Transition, with_extras: bool = False) -> Transition:
+    """Rows [period * num_envs, ...] of transitions [period, num_envs, ...], in time order. Without `with_extras` the extras
+    are dropped."""
+    kept = transitions if with_extras else transitions._replace(extras=())
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept)

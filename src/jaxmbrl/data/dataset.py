@@ -54,6 +54,11 @@ OTHER_NAMES = {
     "truncations": "truncated",
 }
 """Name of an array in D4RL, Minari, CleanRL and others -> its name here."""
+MADE = (
+    "; within an episode it is the next row's observation: drop the last row of each episode and of the file, unless its "
+    "true successor is known, and mark the row before it as truncated (docs/tutorials/own_data.md has the code)"
+)
+"""How `next_observation` is made."""
 OBSERVATIONS = ("observation", "next_observation", "last_observation")
 FLAGS = ("terminated", "truncated")
 LARGEST_EXPONENT = 0.4
@@ -232,7 +237,9 @@ def check_fits(data: Dataset, task: Task) -> None:
         found = getattr(data.rows, name)
         shape, zeros = found.shape[1:], space.zeros()
         if shape != space.shape:
-            raise UserError(f"the data's '{name}' has rows of shape {shape}, {task.name} has {space.shape}")
+            hint = f": write {name}[:, None]" if (*shape, 1) == space.shape else ""
+            hint = f": write {name}[..., 0]" if shape == (*space.shape, 1) else hint
+            raise UserError(f"the data's '{name}' has rows of shape {shape}, {task.name} has {space.shape}{hint}")
         if found.dtype != zeros.dtype:
             raise UserError(f"the data's '{name}' is {found.dtype}, that of {task.name} is {zeros.dtype}")
         if isinstance(space, Discrete) and found.max() >= space.n:
@@ -272,8 +279,10 @@ def _rows(arrays: dict[str, Any]) -> Transition:
         raise UserError("'last_observation' replaces 'next_observation': remove one of them")
     for name in REQUIRED:
         if name not in arrays and not (once and name == "next_observation"):
+            renamed = _renamed(arrays)
+            made = MADE if name == "next_observation" and name not in renamed else ""
             raise UserError(
-                f"the array '{name}' is missing; there is: {', '.join(sorted(arrays)) or 'nothing'}{_renamed(arrays)}"
+                f"the array '{name}' is missing; there is: {', '.join(sorted(arrays)) or 'nothing'}{renamed}{made}"
             )
     known = {*REQUIRED, "truncated", "last_observation", "env", "action_repeat"}
     unknown = sorted(set(arrays) - known)
@@ -281,7 +290,9 @@ def _rows(arrays: dict[str, Any]) -> Transition:
         raise UserError(f"unknown array '{unknown[0]}'; known are: {', '.join(sorted(known))}")
     count = len(arrays["reward"]) if arrays["reward"].ndim == 1 else -1
     if count < 1:
-        raise UserError(f"'reward' must be [N] with N at least 1, got shape {arrays['reward'].shape}")
+        shape = arrays["reward"].shape
+        hint = ": write reward[:, 0]" if len(shape) == 2 and shape[1] == 1 else ""
+        raise UserError(f"'reward' must be [N] with N at least 1, got shape {shape}{hint}")
     given = {"truncated": np.zeros(count, bool)} | {name: arrays[name] for name in Transition._fields if name in arrays}
     columns: dict[str, Any] = {name: _column(name, given[name], count) for name in Transition._fields if name in given}
     if once:
@@ -353,7 +364,10 @@ def _column(name: str, value: np.ndarray, count: int) -> np.ndarray:
     if name in SPACES and value.ndim == 1:
         largest = np.iinfo(np.int32).max
         if value.min() < 0 or value.max() > largest:
-            raise UserError(f"'{name}' must be whole numbers from 0 to {largest}, got {value.min()} to {value.max()}")
+            raise UserError(
+                f"'{name}' must be whole numbers from 0 to {largest}, got {value.min()} to {value.max()}: vectors of one "
+                f"number are {name}[:, None]"
+            )
         return value.astype(np.int32)
     if value.dtype.kind in "iu" and value.ndim > 2:
         return value
@@ -395,4 +409,6 @@ def _check_shape(name: str, value: np.ndarray, count: int) -> None:
         shapes, right = "[N, size], whole numbers [N] or images [N, height, width, ...]", value.ndim >= 2
     discrete = name in SPACES and value.ndim == 1 and value.dtype.kind in "iu"
     if not (right or discrete) or len(value) != count:
-        raise UserError(f"'{name}' must be {shapes} with N = {count}, got shape {value.shape} of {value.dtype}")
+        flat, column = value.shape == (count,) and shapes != "[N]", value.shape == (count, 1) and shapes == "[N]"
+        hint = f": write {name}[:, None]" if flat else f": write {name}[:, 0]" if column else ""
+        raise UserError(f"'{name}' must be {shapes} with N = {count}, got shape {value.shape} of {value.dtype}{hint}")

@@ -31,13 +31,32 @@ OUTSIDE = 0.01
 ROUNDING = 4.0
 """A column whose standard deviation is below its largest magnitude times this many units of rounding (the epsilon of the
 dtype) varies by rounding only."""
+SHIFTS = (-1, 2, 3, 4, 5, 6, 7, 8)
+"""Rows by which `next_observation` may be shifted, or the number of environments whose rows alternate."""
+FEWEST_COMPARED = 20
+ALIKE = 0.95
+CONTINUES = 0.75
+"""Share of the rows whose `next_observation` is the next row's observation, if the rows are in order."""
+USUAL = 0.9
+"""Quantile of a column's changes against which a leap is measured."""
+NARROW, NARROWER = 0.8, 0.5
+"""Spread of the observations after leaps, relative to that of all, if they are starts of episodes: at most `NARROW` if more
+than half of the columns leap, and at most `NARROWER` if half of them do."""
 HARDLY_VARIES = 1e-5
 """A column hardly varies if its standard deviation is a smaller share of its largest magnitude."""
 
 
 def examine(rows: Transition) -> list[str]:
     """Messages about the transitions [N, ...], in the order in which they were collected."""
-    found = (unchanged(rows), resets_as_transitions(rows), time_limit(rows), shifted_rewards(rows))
+    found = (
+        unchanged(rows),
+        shifted_successors(rows),
+        unmarked_ends(rows),
+        resets_as_transitions(rows),
+        unmarked_resets(rows),
+        time_limit(rows),
+        shifted_rewards(rows),
+    )
     return [message for message in found if message is not None]
 
 
@@ -52,6 +71,80 @@ def unchanged(rows: Transition) -> str | None:
         f"next_observation equals observation in all {count} rows: a model would learn that nothing changes; if an "
         "environment changes its array in place, store a copy"
     )
+
+
+def shifted_successors(rows: Transition) -> str | None:
+    """Whether `next_observation` is the observation of another row than the next one, exactly and in nearly all rows
+    that do not end an episode."""
+    observation, successor = (_flat(values[:MOST_ROWS]) for values in (rows.observation, rows.next_observation))
+    goes_on = ~(rows.terminated | rows.truncated)[:MOST_ROWS]
+
+    def share(shift: int) -> float:
+        first, last = max(-shift, 0), len(observation) - max(shift, 0)
+        if last - first < FEWEST_COMPARED:
+            return 0.0
+        same = (successor[first:last] == observation[first + shift : last + shift]).all(axis=1)[goes_on[first:last]]
+        return float(same.mean()) if len(same) >= FEWEST_COMPARED else 0.0
+
+    if share(1) > 0.5 or share(0) > 0.5:
+        return None
+    found = next((shift for shift in SHIFTS if share(shift) >= ALIKE), None)
+    if found is None:
+        return None
+    if found < 0:
+        return "next_observation is the observation of the row before, not of the next row: shift it by two rows"
+    return (
+        f"next_observation is the observation of {found} rows later, not of the next row: shift it by "
+        f"{'a row' if found == 2 else f'{found - 1} rows'}, or if the rows of {found} environments alternate, store one "
+        "environment after the other"
+    )
+
+
+def unmarked_ends(rows: Transition) -> str | None:
+    """Whether some rows are not continued by the next row, although their episode goes on. Most rows must be continued."""
+    observation, successor = _flat(rows.observation), _flat(rows.next_observation)
+    goes_on = ~(rows.terminated | rows.truncated)[:-1]
+    if goes_on.sum() < FEWEST_COMPARED:
+        return None
+    continued = (successor[:-1] == observation[1:]).all(axis=1)
+    if continued[goes_on].mean() < CONTINUES:
+        return None
+    if rows.observation.ndim == 2:
+        # Rounding may differ where an observation is computed twice.
+        scale = LOST * (successor.astype(np.float64) - observation).std(axis=0)
+        continued |= (np.abs(successor[:-1].astype(np.float64) - observation[1:]) <= scale).all(axis=1)
+    torn = np.flatnonzero(goes_on & ~continued)
+    if not len(torn):
+        return None
+    return (
+        f"in {len(torn)} rows, the first of them row {torn[0]}, next_observation is not the next row's observation, "
+        "although no episode ends: if one does, mark the row as terminated or truncated"
+    )
+
+
+def unmarked_resets(rows: Transition) -> str | None:
+    """Whether no row ends an episode although the observations leap as at resets: in at least half of the columns that
+    change at all steps, and to values that vary less than the others, as starts of episodes do."""
+    if rows.observation.ndim != 2 or (rows.terminated | rows.truncated)[:-1].any():
+        return None
+    observation, successor = (values.astype(np.float64) for values in (rows.observation, rows.next_observation))
+    change = np.abs(successor - observation)
+    usual, rounding = np.quantile(change, USUAL, axis=0), ROUNDING * float(np.finfo(rows.observation.dtype).eps)
+    moving = usual > 2 * rounding * np.abs(observation).max(axis=0)
+    if moving.sum() < 2:
+        return None
+    share = (change > LEAP * usual)[:, moving].mean(axis=1)
+    for leaps, narrow in ((share > 0.5, NARROW), (share >= 0.5, NARROWER)):
+        if leaps.sum() < FEWEST_EPISODES:
+            continue
+        spread = successor[leaps][:, moving].std(axis=0, ddof=1) / observation[:, moving].std(axis=0)
+        if spread.mean() <= narrow:
+            return (
+                f"no row ends an episode, and the observations leap in {leaps.sum()} rows, the first of them row "
+                f"{np.flatnonzero(leaps)[0]}, as at resets: mark the last row of each episode as terminated or truncated, "
+                "and give the observation from before the reset as its next_observation"
+            )
+    return None
 
 
 def resets_as_transitions(rows: Transition) -> str | None:

@@ -120,7 +120,7 @@ def sample(replay: Replay, key: Key, n: int) -> PyTree:
 
 
 def sample_slots(replay: Replay, key: Key, n: int) -> Int[Array, "n"]:
-    """The slots of the rows that `sample` returns with the same key."""
+    """The slots of the rows that `sample` returns with the same key, for `windows`. Add to an empty buffer first."""
     return _slot(replay, jax.random.randint(key, (n,), 0, jnp.maximum(replay.size, 1)))
 
 
@@ -138,12 +138,22 @@ def sample_sequences(
     """
     whole = replay.size - (length - 1) * stride
     short = jnp.clip(replay.size, 1, stride)
-    first = jax.random.randint(key, (n, 1), 0, jnp.where(whole > 0, whole, short))
-    age = first + stride * jnp.arange(length)
-    rows = _take(replay, _slot(replay, age))
+    first = jax.random.randint(key, (n,), 0, jnp.where(whole > 0, whole, short))
+    rows, valid = windows(replay, _slot(replay, first), length, stride)
     ended = (rows.terminated | rows.truncated)[:, :-1]
     start = jnp.concatenate([jnp.ones((n, 1), bool), ended], axis=1)
-    return rows, start, age < replay.size
+    return rows, start, valid
+
+
+def windows(replay: Replay, slots: Int[Array, "n"], length: int, stride: int = 1) -> tuple[PyTree, Bool[Array, "n length"]]:
+    """The windows [n, length, ...] of consecutive rows of one environment whose first rows are in `slots`, such as those
+    that `sample_slots` or `prioritized.sample` returned; `stride` as in `sample_sequences`.
+
+    Returns (rows, valid). `valid` is false for rows beyond the newest.
+    """
+    age = (slots - replay.position + replay.size) % _physical(replay)
+    age = age[:, None] + stride * jnp.arange(length)
+    return _take(replay, _slot(replay, age)), age < replay.size
 
 
 def resize(replay: Replay, capacity: Int[Array, ""]) -> Replay:

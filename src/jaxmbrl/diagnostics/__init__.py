@@ -16,6 +16,7 @@ from jaxmbrl.diagnostics.plotting import (
     plot_value_bias,
 )
 from jaxmbrl.diagnostics.predicting import Predictor
+from jaxmbrl.diagnostics.search_trees import TreeNodes, plot_search_tree, tree_nodes
 from jaxmbrl.diagnostics.values import ValueBias, monte_carlo_returns, value_bias
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "ImaginedVsReal",
     "ModelEvaluation",
     "Predictor",
+    "TreeNodes",
     "ValueBias",
     "calibration",
     "compounding_error",
@@ -35,6 +37,8 @@ __all__ = [
     "plot_imagined_vs_real",
     "plot_model_evaluation",
     "plot_scatter",
+    "plot_search_tree",
     "plot_value_bias",
+    "tree_nodes",
     "value_bias",
 ]

@@ -66,8 +66,9 @@ def examine(folder: Path, cache: str | None) -> Iterator[Finding]:
 
 def environment() -> Iterator[Finding]:
     """The environment variables of JAX and XLA that a run cannot work with, and those that change how it works."""
-    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-        yield Finding("environment", "bad", "JAX_DISABLE_JIT is set, but runs are compiled programs: unset it")
+    problem = surroundings.compiling_problem()
+    if problem is not None:
+        yield Finding("environment", "bad", problem)
     if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         text = "JAX_ENABLE_X64 is set: runs are in float64, slower and larger; those in float32 cannot be resumed"
         yield Finding("environment", "note", text)

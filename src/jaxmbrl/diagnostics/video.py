@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -163,7 +164,9 @@ def _restored(run: str | Path | Result, model: str | None) -> tuple[Program, PyT
     """(program, the algorithm's state [K, ...], environment steps for which it was trained)."""
     if isinstance(run, Result):
         config = run.config if model is None else runner.planning_in(run.config, model)
-        return programs.build(config, learns=False), run.state, run.env_steps
+        # The task of a result need not be registered, and repeats its actions already.
+        alone = dataclasses.replace(config, action_repeat=1)
+        return programs.build(alone, learns=False, task=run.task), run.state, run.env_steps
     program, state, restored = runner.trained(run, model)
     return program, state.algorithm, restored.extra["env_steps"]
 

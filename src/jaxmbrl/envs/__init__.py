@@ -46,17 +46,22 @@ TASKS: dict[str, str | Callable[[], Task]] = {
     "Reacher-v5": "mujoco.reacher:reacher",
     "Swimmer-v5": "mujoco.swimmer:swimmer",
     "Walker2d-v5": "mujoco.walker2d:walker2d",
+    "blocking-maze": "tabular.mazes:blocking_maze",
     "bsuite/Catch": "tabular.catch:catch",
     "bsuite/DeepSea": "tabular.deep_sea:registered",
     "bsuite/DeepSea/tabular": "tabular.deep_sea:registered_tabular",
     "cartpole-continuous": "classic.cartpole:cartpole_continuous",
     "cartpole-swingup": "classic.cartpole_swingup:cartpole_swingup",
+    "dyna-maze": "tabular.mazes:dyna_maze",
+    "dyna-maze-216": "tabular.mazes:dyna_maze_216",
+    "dyna-maze-486": "tabular.mazes:dyna_maze_486",
     "mountain-car-continuous": "classic.mountain_car:mountain_car_continuous",
     "pendulum": "classic.pendulum:pendulum",
     "pets/HalfCheetah": "mujoco.pets_half_cheetah:pets_half_cheetah",
     "pets/Pusher": "mujoco.pets_pusher:pets_pusher",
     "pets/Reacher3D": "mujoco.pets_reacher_3d:pets_reacher_3d",
     "reacher-2d": "classic.reacher_2d:reacher_2d",
+    "shortcut-maze": "tabular.mazes:shortcut_maze",
 }
 """Task name -> a function without arguments that makes the task, or the place of one in this package, `module:function`."""
 

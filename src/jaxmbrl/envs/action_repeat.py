@@ -63,11 +63,13 @@ def repeat(task: Task, times: int) -> Task:
         )
         return (after, elapsed + 1), transition
 
+    following = inner.next_episode
     world = World(
         reset=lambda key: (inner.reset(key), jnp.zeros((), jnp.int32)),
         start=lambda origin, key: (inner.start(origin, key), jnp.zeros((), jnp.int32)),
         observe=lambda state: inner.observe(state[0]),
         step=step,
+        next_episode=following and (lambda state, key: (following(state[0], key), jnp.zeros((), jnp.int32))),
     )
     return task._replace(
         env=RepeatedEnv(task.env, times),

@@ -51,6 +51,7 @@ def make_task(
     observation: Space | None = None,
 ) -> Task:
     """Make a `Task` from an environment. The carry of its World is (State, steps since the start); its origin is a `State`.
+    If the environment has `next_episode(state, rng)`, so has the World.
 
     Give `observation` if `State.obs` is not a vector of `env.observation_size` floats: `Discrete(n)` for int32 scalars,
     `Box((H, W, C), 0, 255, "uint8")` for images. Give `action` if the action space is not the box [-1, 1] of
@@ -72,6 +73,10 @@ def make_task(
             raise UserError(f"task '{name}': the environment resets by itself: give the one inside its auto-reset wrapper")
         return state, jnp.zeros((), jnp.int32)
 
+    def next_episode(carry: tuple[Any, Int[Array, ""]], key: Key) -> tuple[Any, Int[Array, ""]]:
+        following: Any = env
+        return _state(name, "next_episode", following.next_episode(carry[0], key)), jnp.zeros((), jnp.int32)
+
     def step(carry: tuple[Any, Int[Array, ""]], action: Action, key: Key) -> tuple[Any, Transition]:
         state, elapsed = carry
         # Copy the containers, because Brax's environments update `info` and `metrics` in place.
@@ -92,6 +97,7 @@ def make_task(
         start=lambda origin, key: (origin, jnp.zeros((), jnp.int32)),
         observe=lambda carry: carry[0].obs,
         step=step,
+        next_episode=next_episode if hasattr(env, "next_episode") else None,
     )
     return Task(
         name=name,
@@ -108,13 +114,16 @@ def make_task(
 
 METHODS = {"reset": ("rng",), "step": ("state", "action")}
 """Method of an environment in the Brax interface -> its arguments."""
+OPTIONAL = {"next_episode": ("state", "rng")}
+"""The same for methods that it may have."""
 
 
 def _check_methods(name: str, env: Env) -> None:
     """Raise UserError if `env` cannot be called as an environment in the Brax interface."""
     if isinstance(env, type):
         raise UserError(f"task '{name}': give an environment, not its class: {env.__name__}()")
-    for method, arguments in METHODS.items():
+    given = {method: arguments for method, arguments in OPTIONAL.items() if hasattr(env, method)}
+    for method, arguments in (METHODS | given).items():
         form = f"{method}({', '.join(arguments)})"
         otherwise = ": one with Gymnasium's interface becomes a task with envs.from_gymnasium"
         check_callable(name, env, method, form, arguments, {}, otherwise)

@@ -15,7 +15,8 @@ from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import Action, Carry, Key, PyTree, Task, Transition
 from jaxmbrl.envs.drawing.interface import on_host
 from jaxmbrl.envs.drawing.own import own_drawing
-from jaxmbrl.envs.shapes import calling, kinds, of_reset, of_spaces, of_step, path_namer
+from jaxmbrl.envs.shapes import kinds, of_reset, of_spaces, of_step, path_namer
+from jaxmbrl.envs.signatures import calling
 
 ROWS = 8
 LONGEST = 2000
@@ -52,15 +53,15 @@ def check(task: Task, seed: int = 0) -> None:
         ("a compiled reset and step", _check_compiled),
         ("rollouts, under jit, vmap and scan,", _check_rollouts),
     )
+    if not isinstance(task, Task):
+        raise UserError(
+            f"envs.check takes a task, got {type(task).__name__}: envs.make makes one of a name, and envs.make_task one of "
+            "an environment"
+        )
     task = _with_named_errors(task)
     for (what, stage), key in zip(stages, jax.random.split(jax.random.key(seed), len(stages)), strict=True):
-        try:
+        with calling(task.name, what):
             problems = stage(task, key)
-        except UserError:
-            raise
-        except Exception as error:
-            message = (str(error).strip() or "no message").splitlines()[0]
-            raise UserError(f"task '{task.name}': {what} fails with {type(error).__name__}: {message}") from error
         if problems:
             raise UserError(f"task '{task.name}': {'; '.join(problems)}")
     _check_drawing(task, jax.random.fold_in(jax.random.key(seed), len(stages)))
@@ -84,11 +85,11 @@ def _with_named_errors(task: Task) -> Task:
     world = task.world
 
     def reset(key: Key) -> Carry:
-        with calling(task, "reset"):
+        with calling(task.name, "reset"):
             return world.reset(key)
 
     def step(carry: Carry, action: Action, key: Key) -> tuple[Carry, Transition]:
-        with calling(task, "step"):
+        with calling(task.name, "step"):
             return world.step(carry, action, key)
 
     return task._replace(world=world._replace(reset=reset, step=step))

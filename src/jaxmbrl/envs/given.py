@@ -9,7 +9,8 @@ from typing import Any
 from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Task
-from jaxmbrl.envs.bridges.gymnasium_task import from_gymnasium, import_gymnasium, named_errors
+from jaxmbrl.envs.bridges.gymnasium_task import from_gymnasium, import_gymnasium
+from jaxmbrl.envs.signatures import calling
 
 MADE = (
     "envs.make_task(name, env, episode_length) makes a task of an environment in JAX, envs.from_gymnasium(function, name) "
@@ -62,13 +63,13 @@ def resolve(given: Any, keep: bool = False) -> tuple[str, Task | None]:
 def _factory(given: Callable[[], Any]) -> Callable[[], Task]:
     """A function that makes the task that the user's function `given` stands for."""
     name = getattr(given, "__name__", type(given).__name__)
-    with named_errors(name, "being made"):
+    with calling(name, "making the environment"):
         made = given()
     if isinstance(made, Task):
         return given
     if not all(hasattr(made, attribute) for attribute in INTERFACE):
         raise UserError(f"{name}() must return a Task, got {_called(made)}; {MADE}")
-    with named_errors(name, "close"):
+    with calling(name, "close"):
         getattr(made, "close", lambda: None)()
     if not hasattr(given, "__name__") or not name.isidentifier():
         raise UserError("a function without a name makes the environments: give envs.from_gymnasium(function, name='mine')")
@@ -90,21 +91,29 @@ def _by_environment(given: Any) -> str:
 
 
 def _by_spec(spec: Any) -> str:
-    """The name of the task of the environment that `gymnasium.make(spec)` makes. Raises UserError if it has other settings
-    than the registered one."""
-    registered = import_gymnasium().registry.get(spec.id)
-    if registered is None or _settings(spec) != _settings(registered):
+    """The name of the task of the environment that `gymnasium.make(spec)` makes. Raises UserError, with what differs, if it
+    has other settings than the registered one."""
+    registered, called = import_gymnasium().registry.get(spec.id), f"the environment '{spec.id}'"
+    make = f"give a function that makes it, envs.from_gymnasium(lambda: gymnasium.make('{spec.id}'"
+    if registered is None or spec.entry_point != registered.entry_point:
+        raise UserError(f"{called} is not the one that Gymnasium makes by this name: {make}), name='mine')")
+    limit, usual = spec.max_episode_steps, registered.max_episode_steps
+    wrappers = [wrapper.name for wrapper in spec.additional_wrappers[len(registered.additional_wrappers) :]]
+    if wrappers or spec.additional_wrappers != registered.additional_wrappers:
+        raise UserError(f"{called} has wrappers of its own ({', '.join(wrappers) or 'others'}): {make}, ...), name='mine')")
+    before, now = ({k: v for k, v in of.kwargs.items() if k != "render_mode"} for of in (registered, spec))
+    changed = {name: value for name, value in now.items() if name not in before or before[name] != value}
+    if changed or before.keys() - now.keys():
+        words = ", ".join(f"{name}={value!r:.40}" for name, value in changed.items()) or "..."
+        raise UserError(f"{called} has settings of its own ({words}): {make}, {words}), name='mine')")
+    if limit is None and usual is not None:
         raise UserError(
-            f"the environment '{spec.id}' has wrappers or settings of its own: give a function that makes it, "
-            f"envs.from_gymnasium(lambda: gymnasium.make('{spec.id}', ...), name='mine')"
+            f"{called} has no time limit, as env.unwrapped has none: give 'gymnasium/{spec.id}', or, for other episodes "
+            f"than its {usual} steps, {make.removeprefix('give ')}).unwrapped, name='mine', episode_length=N)"
         )
+    if limit != usual:
+        raise UserError(f"{called} has a time limit of its own: {make}, max_episode_steps={limit}), name='mine')")
     return f"gymnasium/{spec.id}"
-
-
-def _settings(spec: Any) -> tuple[Any, ...]:
-    """What determines the environment that a spec makes, besides how it is drawn."""
-    kwargs = {name: value for name, value in spec.kwargs.items() if name != "render_mode"}
-    return spec.entry_point, spec.max_episode_steps, kwargs, tuple(spec.additional_wrappers)
 
 
 def _kept(task: Task, make: Callable[[], Task], source: Any) -> Task:

@@ -5,13 +5,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import numbers
 import re
-import sysconfig
-import traceback
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,13 +18,11 @@ from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import Carry, Observation, PyTree, Task, Transition
 from jaxmbrl.envs.drawing.interface import state_of
+from jaxmbrl.envs.signatures import calling
 
 WEAK = ", of a Python number's type"
 FIELDS = ("obs", "reward", "done")
 """Fields of an environment's state whose dtypes are prescribed."""
-FOREIGN = frozenset({"site-packages", "dist-packages"})
-"""Folders of files that are not the user's."""
-OURS = Path(__file__).parents[1]
 
 
 def check_shapes(task: Task) -> None:
@@ -46,31 +40,6 @@ def check_shapes(task: Task) -> None:
         problems = _of_functions(task)
     if problems:
         raise UserError(f"task '{task.name}': {'; '.join(problems)}")
-
-
-@contextlib.contextmanager
-def calling(task: Task, method: str) -> Iterator[None]:
-    """Turn an error that a function of the task raises into a UserError that names the task, the method and, if it is in a
-    file of the user's, the line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        message = (str(error).strip() or "no message").splitlines()[0]
-        kind = type(error).__name__
-        raise UserError(f"task '{task.name}': {method} fails with {kind}: {message}{_place(error)}") from error
-
-
-def _place(error: BaseException) -> str:
-    """The innermost line in a file of the user's, in brackets; empty if there is none."""
-    library = sysconfig.get_path("stdlib")
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        file = Path(frame.filename)
-        foreign = FOREIGN.intersection(file.parts) or frame.filename.startswith(("<", library)) or OURS in file.parents
-        if not foreign:
-            return f" ({file.name}:{frame.lineno})"
-    return ""
 
 
 def of_spaces(task: Task) -> list[str]:
@@ -120,13 +89,13 @@ def _fits(space: Box) -> bool:
 def _of_functions(task: Task) -> list[str]:
     """Problems of the shapes and dtypes that reset, observe and step return."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    with calling(task, "reset"):
+    with calling(task.name, "reset"):
         carry = jax.eval_shape(task.world.reset, key)
-    with calling(task, "observe"):
+    with calling(task.name, "observe"):
         observation = jax.eval_shape(task.world.observe, carry)
     problems = of_reset(task, carry, observation)
     try:
-        with calling(task, f"step, with an action {_kind(_zeros(task.action))},"):
+        with calling(task.name, f"step, with an action {_kind(_zeros(task.action))},"):
             stepped = jax.eval_shape(task.world.step, carry, _zeros(task.action), key)
     except UserError:
         # A step may fail because of what reset returned.
@@ -146,7 +115,8 @@ def of_reset(task: Task, carry: Carry, observation: Observation) -> list[str]:
         return list(_of_state(task, "reset", state).values())
     seen, due = kinds(observation), _kind(_zeros(task.observation))
     wrong = {path: _strong(kind) for path, kind in seen.items()} != {"": due}
-    return [f"what is observed after reset must be {due}, got {_shown(seen)}"] if wrong else []
+    hint = _reshaped(_strong(seen.get("", "")), due, acts=False)
+    return [f"what is observed after reset must be {due}, got {_shown(seen)}{hint}"] if wrong else []
 
 
 def of_step(task: Task, carry: Carry, successor: Carry, row: Transition, weak: bool = True) -> list[str]:
@@ -156,7 +126,7 @@ def of_step(task: Task, carry: Carry, successor: Carry, row: Transition, weak: b
     fields = {method: _of_state(task, method, state) for method, state in states.items() if state is not None}
     # Of a field with a problem in one of them, the change is not told as well.
     told = frozenset(field for problems in fields.values() for field in problems)
-    problems = list(fields.get("step", {}).values()) + _changed_kinds(carry, successor, told, weak)
+    problems = list(fields.get("step", {}).values()) + _changed_kinds(task, carry, successor, told, weak)
     return problems if told else problems + _row_kinds(task, row)
 
 
@@ -175,13 +145,40 @@ def _of_state(task: Task, method: str, state: Any) -> dict[str, str]:
         plain = seen.get("", "")
         if seen == {"": due} or (field == "done" and re.fullmatch(r"(bool|u?int\d+|float\d+)\[\]", plain)):
             continue
-        same_shape = plain.partition("[")[2] == due.partition("[")[2]
-        hint = ": convert it with .astype(float)" if same_shape and due.startswith("float") else ""
+        hint = _reshaped(plain, due, _acts(task) and method == "step")
+        if not hint and _sizes(plain) == _sizes(due) and due.startswith("float"):
+            hint = ": convert it with .astype(float)"
         problems[field] = f"{method} must return {field} as {due}, got {_shown(seen)}{hint}"
     return problems
 
 
-def _changed_kinds(carry: Carry, successor: Carry, told: frozenset[str], weak: bool) -> list[str]:
+def _acts(task: Task) -> bool:
+    """Whether an action is a vector of one number, which is often taken for a number."""
+    return task.action.shape == (1,)
+
+
+def _sizes(kind: str) -> list[str] | None:
+    """The sizes in a kind such as `float32[2, 3]`; None if it is not of one array."""
+    found = re.fullmatch(r"\w+\[([\d, ]*)\]", kind)
+    return [size for size in found[1].split(", ") if size] if found else None
+
+
+def _reshaped(seen: str, due: str, acts: bool) -> str:
+    """How an array of the kind `seen` gets the shape of `due`, if one has an axis of size 1 more than the other; else
+    empty. With `acts`, an action [1] may be the cause."""
+    found, wanted = _sizes(seen), _sizes(due)
+    if found is None or wanted is None or (wanted and seen.partition("[")[0] != due.partition("[")[0]):
+        return ""
+    if found == [*wanted, "1"]:
+        return ": compute it from action[0], or append .squeeze(-1)" if acts and not wanted else ": append .squeeze(-1)"
+    if found == ["1", *wanted]:
+        return ": append .squeeze(0)"
+    if wanted == ["1", *found]:
+        return ": append [None]"
+    return ": append [..., None]" if wanted == [*found, "1"] else ""
+
+
+def _changed_kinds(task: Task, carry: Carry, successor: Carry, told: frozenset[str], weak: bool) -> list[str]:
     """Changes of the carry that `jax.lax.scan` does not allow, except of the fields `told` of an environment's state."""
     before, after = kinds(carry), kinds(successor)
     if not weak:
@@ -192,6 +189,7 @@ def _changed_kinds(carry: Carry, successor: Carry, told: frozenset[str], weak: b
     problems += [f"step adds {at(path)}: let reset return it too" for path in paths if path not in before]
     problems += [
         f"step changes {at(path)} from {before[path]} to {after[path]}: keep its shape and dtype"
+        + _reshaped(_strong(after[path]), _strong(before[path]), _acts(task)).replace(": ", ", ", 1)
         for path in paths
         if path in before and path in after and before[path] != after[path]
     ]
@@ -233,7 +231,8 @@ def _row_kinds(task: Task, row: Transition) -> list[str]:
     ):
         seen = kinds(getattr(row, what))
         if {path: _strong(kind) for path, kind in seen.items()} != {"": due}:
-            problems.append(f"a transition's {what} must be {due}, got {_shown(seen)}")
+            hint = _reshaped(_strong(seen.get("", "")), due, _acts(task))
+            problems.append(f"a transition's {what} must be {due}, got {_shown(seen)}{hint}")
     return problems
 
 

@@ -1,12 +1,22 @@
-"""Whether the methods of a user's environment can be called as its interface demands, without calling them."""
+"""The methods of a user's environment: whether they can be called as its interface demands, and errors that they raise."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+import sysconfig
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxmbrl.core.config import UserError
+
+FOREIGN = frozenset({"site-packages", "dist-packages"})
+"""Folders of files that are not the user's."""
+OURS = Path(__file__).parents[1]
+LONGEST = 300
+"""Letters of an error's message that are shown."""
 
 
 def check_callable(
@@ -28,3 +38,29 @@ def check_callable(
         signature.bind(*arguments, **named)
     except TypeError:
         raise UserError(f"task '{name}': the environment must have {form}, got {method}{signature}{otherwise}") from None
+
+
+@contextlib.contextmanager
+def calling(name: str, method: str) -> Iterator[None]:
+    """Turn an error of the environment of task `name` into a UserError of one line, which names the task, the `method` that
+    was called and, if it is in a file of the user's, the line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # The other lines of JAX's errors explain tracing.
+        text = str(error).strip().splitlines()[: 1 if type(error).__module__.startswith("jax") else None]
+        message = " ".join(" ".join(text).split())[:LONGEST] or "no message"
+        raise UserError(f"task '{name}': {method} fails with {type(error).__name__}: {message}{_place(error)}") from error
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line in a file of the user's, in brackets; empty if there is none."""
+    library = sysconfig.get_path("stdlib")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        foreign = FOREIGN.intersection(file.parts) or frame.filename.startswith(("<", library)) or OURS in file.parents
+        if not foreign:
+            return f" ({file.name}:{frame.lineno})"
+    return ""

@@ -18,7 +18,7 @@ from jaxmbrl.data import dataset
 from jaxmbrl.envs.action_repeat import unrepeated
 from jaxmbrl.exporting import loaders, onnx_graph
 from jaxmbrl.exporting.formats import FORMATS
-from jaxmbrl.exporting.policies import Exportable, deterministic
+from jaxmbrl.exporting.policies import Exportable, batched, deterministic
 from jaxmbrl.exporting.program import Untranslated
 from jaxmbrl.training import programs, restoring
 from jaxmbrl.training.loop import clock_at
@@ -43,7 +43,9 @@ class PolicyFile(NamedTuple):
     """Largest difference to the policy's own actions, on random observations; None if it was not measured."""
 
 
-def export(run: str | Path, to: str, out: str | Path | None = None, seed: int | None = None) -> PolicyFile:
+def export(
+    run: str | Path, to: str, out: str | Path | None = None, seed: int | None = None, batch: int | None = None
+) -> PolicyFile:
     """Write the deterministic policy of the run in folder `run` to a file that is used without this package.
 
     `to` is the format: `stablehlo` (any policy, also planners; loaded with JAX), `onnx` (loaded with ONNX Runtime) or
@@ -52,13 +54,16 @@ def export(run: str | Path, to: str, out: str | Path | None = None, seed: int | 
 
     The file takes one observation in the task's units and returns the action that `evaluate` passes to the task, except for
     rounding. A policy with a memory, such as a planner, also takes and returns the memory; the file has the initial one.
+    With a `batch` of N it takes N observations [N, ...] at once and returns N actions, each with a memory of its own.
 
-    Raises UserError for an unknown format, a seed that is frozen or not in the run, a file that cannot be written, a policy
-    that the format cannot represent, and if the package `onnx` is missing.
+    Raises UserError for an unknown format, a batch below 1, a seed that is frozen or not in the run, a file that cannot be
+    written, a policy that the format cannot represent, and if the package `onnx` is missing.
     """
     xla.ensure_threads()
     if to not in FORMATS:
         raise UserError(f"unknown format '{to}' of an exported policy; {closest(str(to), FORMATS)}")
+    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
+        raise UserError(f"batch must be a whole number of at least 1, got {batch!r}")
     if to == "onnx":
         onnx_graph.import_onnx()
     config = programs.read(RunFolder.open(run))
@@ -73,6 +78,7 @@ def export(run: str | Path, to: str, out: str | Path | None = None, seed: int | 
         )
     own = jax.tree.map(lambda leaf: leaf[k], state.algorithm)
     policy = deterministic(made.algorithm, made.task, own, clock_at(restored.extra["env_steps"]))
+    policy = policy if batch is None else batched(policy, batch)
     about = describe(config, made.task, policy, config.seed + k, restored.extra["env_steps"])
     try:
         written = FORMATS[to].write(policy, about, made.task.observation)
@@ -104,6 +110,7 @@ def describe(config: RunConfig, task: Task, policy: Exportable, seed: int, env_s
         "seed": seed,
         "env_steps": env_steps,
         "action_repeat": task.action_repeat,
+        "batch": policy.batch,
         "observation": _space(task.observation, policy.observation),
         "action": _space(task.action, policy.action) | actuator_range(task),
         "memory": memory,
@@ -126,6 +133,9 @@ def actuator_range(task: Task) -> dict[str, Any]:
 def notes(task: Task, policy: Exportable) -> list[str]:
     """What the caller of an exported policy has to know, in sentences."""
     found = ["The observation is the task's own, in its units: normalisation and features are computed inside."]
+    if policy.batch is not None:
+        what = "observation, action and memory" if policy.memory else "observation and action"
+        found.append(f"The first axis of {what} is a batch of {policy.batch}, whose entries do not depend on each other.")
     if task.host is not None:
         if isinstance(task.observation, Discrete):
             found.append("Observations are numbered from 0, whatever the start of the environment's space.")

@@ -28,6 +28,9 @@ class Exportable(NamedTuple):
     random: bool
     """Whether the action depends on random numbers. The memory then ends with `key`, the key of an episode, and `step`, the
     number of the step in it."""
+    batch: int | None = None
+    """Number of observations [N, ...] that it takes at once, with actions and memories [N, ...]; None for one, without this
+    axis."""
 
     @property
     def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -73,6 +76,22 @@ def deterministic(algorithm: Algorithm, task: Task, state: PyTree, clock: Clock)
     return Exportable(act, observation, jax.ShapeDtypeStruct(action.shape, action.dtype), memory, needs_key)
 
 
+def batched(policy: Exportable, batch: int) -> Exportable:
+    """The policy for `batch` observations at once. Each has a memory of its own, initially that of `policy`."""
+
+    def wider(of: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch, *of.shape), of.dtype)
+
+    memory = {name: np.repeat(value[None], batch, axis=0) for name, value in policy.memory.items()}
+    return policy._replace(
+        act=jax.vmap(policy.act),
+        observation=wider(policy.observation),
+        action=wider(policy.action),
+        memory=memory,
+        batch=batch,
+    )
+
+
 def _plain(leaves: Sequence[Any], is_key: Sequence[bool]) -> list[Any]:
     """The leaves, with keys as numbers."""
     return [jax.random.key_data(leaf) if of else jnp.asarray(leaf) for leaf, of in zip(leaves, is_key, strict=True)]
@@ -97,7 +116,10 @@ def largest_difference(exported: Callable[..., Sequence[Any]], policy: Exportabl
     own: Callable[..., Sequence[Any]] = jax.jit(policy.act)
     memories: list[Sequence[Any]] = [list(policy.memory.values())] * 2
     found = 0.0
-    for observation in samples(space, steps):
+    drawn = samples(space, steps * (policy.batch or 1))
+    if policy.batch is not None:
+        drawn = list(np.stack(drawn).reshape(steps, policy.batch, *drawn[0].shape))
+    for observation in drawn:
         actions = []
         for i, function in enumerate((own, exported)):
             action, *memories[i] = function(observation, *memories[i])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from jaxmbrl.core.config import UserError, closest
@@ -41,6 +41,12 @@ NEEDLESS: Mapping[str, str] = {
 }
 """Name that a run does not need -> why."""
 
+SCHEDULES: Mapping[str, str] = {
+    "annealing": "a cosine schedule of the learning rate over each fit",
+    "rollout_length": "a linear schedule of its own",
+}
+"""Name of a setting that makes something change during a run -> what it is."""
+
 ARGUMENTS = ("out", "hyper", "progress", "stopping")
 """Arguments of `jaxmbrl.train` that are not fields of a run."""
 
@@ -67,13 +73,46 @@ def unknown_field(name: str, value: Any, fields: Iterable[str], settings: Mappin
     return UserError(f"unknown field '{name}'; {closest(name, fields)}")
 
 
-def near(name: str, known: Mapping[str, Any], prefix: str = "") -> str:
-    """`did you mean 'X'?` for a name that the nested `known` does not have at this level: its path if it is a level below,
-    else the nearest name."""
-    paths = paths_of(_ours(name), known)
+def unknown_setting(
+    name: str, value: Any, known: Mapping[str, Any], fields: Iterable[str], call: str = "", prefix: str = ""
+) -> UserError:
+    """The error for a setting `name` that the nested `known` does not have at this level, called `prefix`. It says what to
+    give in its place: a setting of a level below, the nearest setting, or one of the `fields` of a run, which are arguments
+    of the function `call`, if the settings are those of `train` or `resume`."""
+    arguments = {*fields, *ARGUMENTS} if call == "train" else {*fields} if call else set()
+    unknown, ours = f"unknown field '{prefix}{name}'", _ours(name)
+    paths = paths_of(ours, known)
     if paths:
-        return f"did you mean {' or '.join(repr(prefix + path) for path in paths)}?"
-    return closest(name, known)
+        return UserError(f"{unknown}; did you mean {' or '.join(repr(prefix + path) for path in paths)}?")
+    if ours in arguments:
+        what = f"an argument of {call}" if ours == name else f"the argument '{ours}' of {call}"
+        given = SHOWN if ours == "progress" else f"write {ours}={value!r:.40} beside settings"
+        return UserError(f"{unknown}: it is {what}, not a setting: {given}")
+    if name in NEEDLESS:
+        return UserError(f"{unknown}: {NEEDLESS[name]}")
+    return UserError(f"{unknown}; {closest(name, known)}")
+
+
+def check_constant(settings: Mapping[str, Any]) -> None:
+    """Raise UserError for a function among the nested `settings`, such as a schedule of optax. It names the settings that
+    are schedules."""
+    for path, value in _leaves(settings):
+        if callable(value):
+            kinds = [f"{found} is {what}" for name, what in SCHEDULES.items() for found in paths_of(name, settings)]
+            raise UserError(
+                f"{path} must be a constant, got a function: no setting takes one as its schedule"
+                + (f" ({'; '.join(kinds)})" if kinds else "")
+                + "; a method of your own can have a schedule in its optax chain (nn.optimizer)"
+            )
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of all fields."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + str(name), value
 
 
 def _ours(name: str) -> str:

@@ -18,8 +18,9 @@ from jaxmbrl.core.spaces import Box
 from jaxmbrl.core.types import Action, Algorithm, Clock, HostEnv, HostStep, Key, Memory, Policy, PyTree, Task, Transition
 from jaxmbrl.data import examining
 from jaxmbrl.data.dataset import DataWarning
-from jaxmbrl.envs.bridges.gymnasium_task import float_dtype, named_errors
+from jaxmbrl.envs.bridges.gymnasium_task import float_dtype
 from jaxmbrl.envs.bridges.twin import Twin
+from jaxmbrl.envs.signatures import calling
 from jaxmbrl.rollout import auto_reset, reset_keys, step_keys
 
 SIDE_BY_SIDE = 64
@@ -59,7 +60,7 @@ class Environments:
         self._envs: list[HostEnv] = []
         with contextlib.ExitStack() as closing:
             for _ in range(count):
-                with named_errors(task.name, "being made"):
+                with calling(task.name, "making the environment"):
                     env = task.host()
                 closing.callback(close, task, env)
                 self._envs.append(env)
@@ -113,7 +114,7 @@ class Environments:
             )
 
     def _reset(self, n: int, seed: int) -> None:
-        with named_errors(self._task.name, "reset"):
+        with calling(self._task.name, "reset"):
             observation = self._envs[n].reset(seed)
         self.observation[n], self.is_first[n] = self._element(observation), True
 
@@ -135,13 +136,13 @@ class Environments:
 
 def step(task: Task, env: HostEnv | Twin, action: Shaped[np.ndarray, "..."]) -> HostStep:
     """A step of one environment; its errors name the task."""
-    with named_errors(task.name, "step"):
+    with calling(task.name, "step"):
         return env.step(action)
 
 
 def close(task: Task, env: HostEnv | Twin) -> None:
     """Close one environment; its errors name the task."""
-    with named_errors(task.name, "close"):
+    with calling(task.name, "close"):
         env.close()
 
 
@@ -233,7 +234,7 @@ class Evaluator:
         seeds = jax.tree.leaves(states)[0].shape[0]
         wave = min(self._episodes, max(1, SIDE_BY_SIDE // seeds))
         while len(self._envs) < seeds * wave:
-            with named_errors(self._task.name, "being made"):
+            with calling(self._task.name, "making the environment"):
                 env = self._stage.make()
             self._closing.callback(close, self._task, env)
             self._envs.append(env)
@@ -260,7 +261,7 @@ class Evaluator:
         number of steps so far."""
         rows = [(k, int(index)) for k in range(seeds) for index in indices]
         seen: list[PyTree] = []
-        with named_errors(self._task.name, "reset"):
+        with calling(self._task.name, "reset"):
             seen.extend(self._stage.start(env, index) for env, (_, index) in zip(self._envs, rows, strict=True))
         alive = np.array([index < self._episodes for _, index in rows])
         total = np.zeros(len(rows))

@@ -16,7 +16,7 @@ from annotated_types import Ge, Lt
 from jaxtyping import Array
 
 from jaxmbrl import algorithms, envs
-from jaxmbrl.core import surroundings
+from jaxmbrl.core import calling, surroundings
 from jaxmbrl.core.config import UserError, check, closest, from_dict, to_dict
 from jaxmbrl.core.places import expanded
 from jaxmbrl.core.types import Algorithm, Task, Transition, row_like
@@ -153,7 +153,9 @@ def configure(
         envs.check_name(env)
     name, config = algorithms.preset(algorithm, env, preset)
     if isinstance(settings, Mapping):
-        config = from_dict(method.config, _replaced(to_dict(config), settings))
+        values = _replaced(to_dict(config), settings, call="train")
+        hints.check_constant(values)
+        config = from_dict(method.config, values)
     elif isinstance(settings, method.config):
         config = settings
     elif settings is not None:
@@ -183,7 +185,8 @@ def changed(config: RunConfig, settings: Mapping[str, Any], fields: Mapping[str,
     """`config` with changed `settings` and `fields`, named as in `configure`. Raises UserError for names that are unknown
     and values that are out of range."""
     values = _replaced(to_dict(config), fields)
-    return parse(values | {"settings": _replaced(values["settings"], settings)})
+    changes = _replaced(values["settings"], settings, call="resume")
+    return parse(values | {"settings": changes})
 
 
 def drift(started: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -211,16 +214,37 @@ def parse(values: Any) -> RunConfig:
     config = from_dict(RunConfig, values)
     method = algorithms.get(config.algorithm)
     envs.check_name(config.env)
+    of_method = {known.name for known in dataclasses.fields(method.config)}
+    for name in config.settings if isinstance(config.settings, Mapping) else ():
+        if name in FIELDS and name not in of_method:
+            raise UserError(f"unknown field 'settings.{name}': it is a field of the run: move it out of settings")
     return dataclasses.replace(config, settings=from_dict(method.config, config.settings, "settings."))
 
 
 def read(folder: RunFolder) -> RunConfig:
-    """The config of the run in `folder`. Raises UserError, naming file and field, if one is wrong."""
+    """The config of the run in `folder`. Raises UserError, naming file and field, if one is wrong. If another program has
+    registered the run's task or algorithm, it names that program."""
     values = folder.read_config()
     try:
         return parse(values)
     except UserError as error:
-        raise UserError(f"{folder.path / CONFIG}: {error}") from None
+        advice = calling.elsewhere(folder.read_environment())
+        what = _unknown(values)
+        if what is None or advice is None:
+            raise UserError(f"{folder.path / CONFIG}: {error}") from None
+        raise UserError(f"{folder.path} is a run of {what}, which is not registered in this program: {advice}") from None
+
+
+def _unknown(values: Mapping[str, Any]) -> str | None:
+    """The algorithm or the task of a config.yaml that is not known, in words; None if both are."""
+    algorithm, env = values.get("algorithm"), values.get("env")
+    if isinstance(algorithm, str) and algorithm not in algorithms.METHODS:
+        return f"the algorithm '{algorithm}'"
+    try:
+        envs.check_name(str(env))
+    except UserError:
+        return f"the task '{env}'"
+    return None
 
 
 def build(config: RunConfig, learns: bool = True, task: Task | None = None) -> Program:
@@ -366,15 +390,16 @@ def _path(values: Mapping[str, Any], name: str) -> str:
     return next((f"{key}.{path}" for key, path in inner if path), "")
 
 
-def _replaced(values: dict[str, Any], changes: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """`values` with dotted fields replaced."""
+def _replaced(values: dict[str, Any], changes: Mapping[Any, Any], prefix: str = "", call: str = "") -> dict[str, Any]:
+    """`values` with dotted fields replaced. `call` is the function that has the changes as its argument `settings`; for an
+    argument of that function among them the error says so."""
     for path, value in changes.items():
         at, *rest = str(path).split(".", 1)
         if at not in values:
-            raise UserError(f"unknown field '{prefix}{at}'; {hints.near(at, values, prefix)}")
+            raise hints.unknown_setting(at, value, values, FIELDS, call, prefix)
         if rest and not isinstance(values[at], dict):
             raise UserError(f"unknown field '{prefix}{path}': {prefix}{at} has no fields")
         nested = {rest[0]: value} if rest else value
         merges = isinstance(nested, Mapping) and isinstance(values[at], dict)
-        values[at] = _replaced(values[at], nested, f"{prefix}{at}.") if merges else value
+        values[at] = _replaced(values[at], nested, f"{prefix}{at}.", call) if merges else value
     return values

@@ -1,7 +1,7 @@
 """The folder of a run: its settings, its environment and its results.
 
 config.yaml          the settings, enough to start the run again, except traced hyperparameters given for each seed
-environment.json     versions, devices, source commit, command line, and those hyperparameters
+environment.json     versions, devices, source commit, command line, the user's program, and those hyperparameters
 metrics.jsonl        one JSON object per line: a row for each epoch and seed
 events.jsonl         one JSON object per line: an event with its time
 checkpoints/         see `checkpoint`; on several hosts, each has a folder host-I-of-N
@@ -28,6 +28,7 @@ from typing import Any, BinaryIO, NamedTuple
 import jax
 import yaml
 
+from jaxmbrl.core import calling
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.places import check_utf8, expanded
 from jaxmbrl.core.plain_yaml import read_yaml
@@ -210,7 +211,7 @@ def write_file(path: Path, data: bytes) -> None:
     durable.sync(path.parent)
 
 
-def new_figure(width: float, height: float) -> Any:
+def new_figure(width: float | int, height: float | int) -> Any:
     """A matplotlib figure of this size in inches. It needs no backend, so MPLBACKEND does not matter."""
     figures = import_despite("MPLBACKEND", None, "matplotlib.figure")
     return figures.Figure(figsize=(width, height), dpi=120, layout="constrained")
@@ -243,6 +244,7 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         **_source(Path(__file__).parents[1]),
         "command": sys.argv,
+        **calling.recorded(),
     }
 
 

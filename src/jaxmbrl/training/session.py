@@ -256,8 +256,9 @@ class Session:
             self.progress.update(self.env_steps)
             while self.has_next() or self.has_pending_metrics():
                 epoch = len(self.recorder.rows) // self.config.seeds + 1
-                self.run_to(epoch * program.epoch_steps)
-                evaluated = self.evaluate() if every and epoch % every == 0 else None
+                with self.noting_interrupts():
+                    self.run_to(epoch * program.epoch_steps)
+                    evaluated = self.evaluate() if every and epoch % every == 0 else None
                 self.timing.count()
                 self.report(epoch, evaluated)
                 if self.reached is not None:
@@ -355,6 +356,26 @@ class Session:
         self.recorder.close_loggers()
         self.progress.end()
         raise Stopped(f"stopped at {self.env_steps:,} of {self.program.total_steps:,} steps")
+
+    @contextlib.contextmanager
+    def noting_interrupts(self) -> Iterator[None]:
+        """Context in which a KeyboardInterrupt, of Ctrl-C in Python, is recorded and says how to go on. The state may be
+        between two values then, so the run continues from its newest checkpoint."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            keeper = self.recorder.keeper
+            if keeper is None:
+                error.add_note("jaxmbrl: the run had no folder and is lost; give train an out, and resume continues it")
+                raise
+            keeper.wait()
+            saved = max(checkpoint.steps(keeper.checkpoints), default=0)
+            self.recorder.event("stop", env_steps=saved, error="KeyboardInterrupt")
+            again = f"jaxmbrl.resume({str(keeper.folder.path)!r})"
+            error.add_note(
+                f"jaxmbrl: the run is saved at {saved:,} of {self.program.total_steps:,} steps; {again} continues it"
+            )
+            raise
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:

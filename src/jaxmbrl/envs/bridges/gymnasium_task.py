@@ -25,7 +25,7 @@ from jaxmbrl.envs.drawing.interface import NoPicture
 from jaxmbrl.envs.drawing.own import checked
 from jaxmbrl.envs.drawing.rendering import ModelDrawer
 from jaxmbrl.envs.mujoco.mjx_env import import_mujoco
-from jaxmbrl.envs.signatures import check_callable
+from jaxmbrl.envs.signatures import calling, check_callable
 
 if TYPE_CHECKING:
     import gymnasium
@@ -56,10 +56,17 @@ def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_le
     argument, else of `make_env()` if the environment's `render_mode` is "rgb_array". Its speed is `metadata["render_fps"]`.
     Of an environment of C MuJoCo, the model is rendered as for the tasks of this package.
 
-    Raises UserError if `make_env` fails or does not return an environment, if `reset` does not take a seed or `step` an
-    action, or if a space is not supported (`gymnasium_spaces`).
+    Raises UserError if `make_env` is not a function, fails or does not return an environment, if `reset` does not take a
+    seed or `step` an action, or if a space is not supported (`gymnasium_spaces`).
     """
-    with named_errors(name, "being made"):
+    if not callable(make_env):
+        kind = f"the name {make_env!r:.60}" if isinstance(make_env, str) else f"an object of type {type(make_env).__name__}"
+        known = make_env if isinstance(make_env, str) else getattr(getattr(make_env, "spec", make_env), "id", "ID")
+        raise UserError(
+            f"task '{name}': from_gymnasium takes a function that makes an environment at each call, got {kind}: write "
+            f"from_gymnasium(lambda: gymnasium.make('{known}'), '{name}')"
+        )
+    with calling(name, "making the environment"):
         env = make_env()
     try:
         observation, action = observation_space(name, env), action_space(name, env)
@@ -70,7 +77,7 @@ def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_le
         linear = not isinstance(action, Discrete) and np.issubdtype(env.action_space.dtype, np.floating)
         bounds = _bounds(env.action_space) if linear else None
     finally:
-        with named_errors(name, "close"):
+        with calling(name, "close"):
             getattr(env, "close", lambda: None)()
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise UserError(f"task '{name}': episode_length must be a whole number of steps, got {length!r}")
@@ -129,18 +136,6 @@ def import_gymnasium() -> Any:
     except ImportError:
         raise UserError("Gymnasium is missing: pip install 'jaxmbrl[gym]'") from None
     return gymnasium
-
-
-@contextlib.contextmanager
-def named_errors(name: str, doing: str) -> Iterator[None]:
-    """Turn errors of the environment of task `name` into a UserError of one line that names the task and the call."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        message = f"task '{name}': its environment fails in {doing} with {type(error).__name__}: {_one_line(error)}"
-        raise UserError(message) from error
 
 
 class GymnasiumEnv:

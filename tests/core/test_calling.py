@@ -8,11 +8,11 @@ import types
 
 import pytest
 
-from jaxmbrl.commands import calling
+from jaxmbrl.core import calling
 
 TELLS = """
 import sys
-from jaxmbrl.commands import calling
+from jaxmbrl.core import calling
 calling.with_words(sys.argv[sys.argv.index("train"):])
 print(repr((calling.program(), calling.again("evaluate", "a b"))))
 """
@@ -90,7 +90,7 @@ def test_a_program_from_standard_input_cannot_be_called_again(monkeypatch):
 def test_the_plain_command_is_called_as_a_module(monkeypatch):
     pretend(monkeypatch, ["/opt/bin/jaxmbrl", "sweep", "x"], ["sweep", "x"])
     assert calling.program() == ("-m", "jaxmbrl") and calling.again("list") == "/opt/bin/jaxmbrl list"
-    main = calling.__file__.replace("commands/calling.py", "__main__.py")
+    main = calling.__file__.replace("core/calling.py", "__main__.py")
     spec = types.SimpleNamespace(name="jaxmbrl.__main__", origin=main)
     orig = ["python", "-m", "jaxmbrl", "sweep", "x"]
     pretend(monkeypatch, [main, "sweep", "x"], ["sweep", "x"], orig=orig, __spec__=spec)
@@ -107,3 +107,48 @@ def test_what_is_printed_can_be_pasted(monkeypatch):
     words = ["evaluate", "runs/a b;c", "it's", "$HOME", "ü"]
     assert shlex.split(calling.again(*words)) == ["jaxmbrl", *words]
     assert calling.again("status", "runs/x") == "jaxmbrl status runs/x"
+
+
+RECORDS = """
+import json, sys
+from jaxmbrl.core import calling
+if "train" in sys.argv:
+    calling.with_words(sys.argv[sys.argv.index("train"):])
+print(repr(calling.recorded()))
+"""
+
+
+def test_a_run_records_the_program_that_registers_its_task(place):
+    """A program with a command line by the words that call it from any folder, another one by its file."""
+    file, tool = place / "my tasks" / "my task.py", place / "bin" / "my-rl"
+    for program in (file, tool):
+        program.write_text(f"#!{sys.executable}\n{RECORDS}")
+    path = f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    own = [sys.executable, "-O", f"{place}/here/../my tasks/my task.py", "--mass", "2"]
+    relative = ["-O", "../my tasks/my task.py", "--mass", "2"]
+    assert told([*relative, "train", "sac"], place / "here") == {"program": own}
+    assert told([str(tool), "train"], place, PATH=path) == {"program": ["my-rl"]}
+    assert told([str(file)], place) == {"script": str(file)}
+    assert told(["-c", RECORDS], place) == {}
+
+
+def test_what_another_program_registers_is_run_through_it(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    words = ["report", "runs/a b"]
+    pretend(monkeypatch, ["/opt/bin/jaxmbrl", *words], words)
+    assert calling.recorded() == {} and calling.elsewhere({}) is None
+    for program, shown in (
+        (["python", f"{tmp_path}/my task.py"], "python 'my task.py'"),
+        (["python", "/elsewhere/my_task.py", "--mass", "2"], "python /elsewhere/my_task.py --mass 2"),
+        (["my-rl"], "my-rl"),
+    ):
+        assert calling.elsewhere({"program": program}) == f"run it through: {shown} report 'runs/a b'"
+    script = {"script": f"{tmp_path}/my study.py"}
+    assert calling.elsewhere(script) == "register it first, as 'my study.py' does"
+    # From Python there are no words to repeat.
+    monkeypatch.setattr(calling, "_called", [False])
+    assert calling.elsewhere({"program": ["python", "/x/mine.py"]}) == "register it first, as python /x/mine.py does"
+    # The same program: its task may have another name now.
+    monkeypatch.setattr(calling, "_called", [True])
+    pretend(monkeypatch, ["mine.py", *words], words, __file__=str(tmp_path / "mine.py"))
+    assert calling.elsewhere(calling.recorded()) is None

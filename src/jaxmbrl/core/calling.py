@@ -1,7 +1,8 @@
 """How the command was called: command lines that call it again, for the user to paste and for the processes of a sweep.
 
 A user's own program registers tasks and methods and then calls `jaxmbrl.cli.main`. Only that program knows them, so
-commands that are printed, and processes that are started, call it and not `jaxmbrl`.
+commands that are printed, and processes that are started, call it and not `jaxmbrl`. A run records it (`recorded`), because
+another program does not know the run's task.
 """
 
 from __future__ import annotations
@@ -10,19 +11,22 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 JAXMBRL = "jaxmbrl"
 PLAIN = ("-m", JAXMBRL)
 """Arguments of Python that run the plain command."""
 _words: list[str] = []
 """Arguments of the last call of `cli.main`."""
+_called = [False]
+"""Whether `cli.main` was called."""
 
 
 def with_words(words: Sequence[str]) -> None:
     """Record the arguments of `cli.main`, those of the command line or others."""
-    _words[:] = words
+    _words[:], _called[:] = words, [True]
 
 
 def program() -> tuple[str, ...] | None:
@@ -53,10 +57,52 @@ def shown() -> tuple[str, ...]:
         return (called if elsewhere else JAXMBRL,)
     if found is None:
         return ("python", called, *own)
-    if not script and shutil.which(Path(called).name) == _file():
-        # A console script of the user's package.
+    if _is_console_script():
         return (Path(called).name, *own)
     return (sys.orig_argv[0], *_start(), *own)
+
+
+def recorded() -> dict[str, Any]:
+    """What a run records of the program that registered its task or method: `program`, the words that call it from any
+    folder, before those of a command, or `script`, a file that does not pass its command line to `cli.main`. Empty for the
+    plain command, for a notebook and for code without a file."""
+    found = program() if _called[0] else None
+    if found is not None and sys.argv[0] != "-c":
+        if found == PLAIN:
+            return {}
+        if _is_console_script():
+            return {"program": [Path(sys.argv[0]).name, *(_own_arguments() or [])]}
+        python = sys.executable if os.sep in sys.orig_argv[0] else sys.orig_argv[0]
+        return {"program": [python, *found]}
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    if file is None or Path(file).name == JAXMBRL or Path(__file__).parents[1] in Path(file).absolute().parents:
+        return {}
+    return {"script": os.path.abspath(file)}
+
+
+def elsewhere(known: Mapping[str, Any]) -> str | None:
+    """How to go on with a run that `recorded` the program `known`, if that is not this program; None if it is, or if
+    nothing is known."""
+    own, name = recorded(), "program" if "program" in known else "script"
+    found = known.get(name)
+    if not found or own.get(name) == found:
+        return None
+    if name == "script":
+        return f"register it first, as {shlex.quote(_near(str(found)))} does"
+    words = shlex.join(map(_near, map(str, found)))
+    return f"run it through: {words} {shlex.join(_words)}" if _called[0] else f"register it first, as {words} does"
+
+
+def _near(word: str) -> str:
+    """A path in the working folder relative to it; other words unchanged."""
+    path, here = Path(word), Path.cwd()
+    return str(path.relative_to(here)) if path.is_absolute() and here in path.parents else word
+
+
+def _is_console_script() -> bool:
+    """Whether the program is a console script of the user's package, which is on PATH."""
+    called = sys.argv[0]
+    return not called.endswith(".py") and shutil.which(Path(called).name) == _file()
 
 
 def again(*words: str | Path) -> str:

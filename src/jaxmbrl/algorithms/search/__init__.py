@@ -1,0 +1,1 @@
+"""Methods that act by tree search over discrete actions."""
