@@ -24,7 +24,7 @@ import jax
 from jaxmbrl import agents
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
-from jaxmbrl.algorithms.shared import OffPolicySettings, collector, critic_view, new_replay, update_agent
+from jaxmbrl.algorithms.shared import ReplaySettings, collector, critic_view, learn_from_experience, new_experience
 from jaxmbrl.core.types import (
     Algorithm,
     Clock,
@@ -36,16 +36,15 @@ from jaxmbrl.core.types import (
     Task,
     Transition,
     Views,
-    flatten,
-    row_like,
 )
-from jaxmbrl.data import replay
+from jaxmbrl.data.experience import Experience
+from jaxmbrl.data.prioritized import Prioritized
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vectors_and_actions
 
 
 @dataclass(frozen=True)
-class Config(OffPolicySettings):
+class Config(ReplaySettings):
     """Settings of a run of SAC, REDQ or DroQ."""
 
     agent: SACConfig = field(default_factory=SACConfig)
@@ -56,7 +55,8 @@ class State(NamedTuple):
     """The whole state of a run."""
 
     agent: PyTree
-    replay: Replay
+    replay: Replay | Prioritized
+    demonstrations: Replay | Prioritized | None
     key: Key
 
 
@@ -66,7 +66,7 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         agent_key, key = jax.random.split(key)
-        return State(agent.init(agent_key, hyper), new_replay(row_like(task), config.replay_capacity, data), key)
+        return State(agent.init(agent_key, hyper), *new_experience(config, task, data), key)
 
     def policy(state: State, clock: Clock, explore: bool) -> Policy:
         acting = agent.policy(state.agent, explore)
@@ -74,13 +74,9 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, update_key = jax.random.split(state.key)
-        buffer = replay.add(state.replay, flatten(transitions))
-
-        def draw(key: Key) -> Transition:
-            return replay.sample(buffer, key, config.batch_size)
-
-        agent_state, found = update_agent(config, agent, state.agent, clock, draw, update_key)
-        return State(agent_state, buffer, key), found
+        held = Experience(state.replay, state.demonstrations)
+        agent_state, held, found = learn_from_experience(config, agent, state.agent, held, clock, transitions, update_key)
+        return State(agent_state, *held, key), found
 
     def views(state: State) -> Views:
         return Views(state.replay, critic=critic_view(agent, state.agent))
