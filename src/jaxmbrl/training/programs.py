@@ -23,7 +23,7 @@ from jaxmbrl.core.types import Algorithm, Hyper, Key, Task, Transition, row_like
 from jaxmbrl.data import dataset
 from jaxmbrl.data.dataset import Dataset
 from jaxmbrl.envs.shapes import check_shapes
-from jaxmbrl.training import bridged, devices, first_rows, hints, logs, loop, memory, probing
+from jaxmbrl.training import bridged, devices, hints, known_functions, logs, loop, memory, probing
 from jaxmbrl.training.devices import OF_SEEDS, SeedSharding
 from jaxmbrl.training.loop import Loop, LoopState
 from jaxmbrl.training.run_folder import CONFIG, RunFolder
@@ -351,7 +351,7 @@ def _demonstrations(config: RunConfig, task: Task, learns: bool) -> Transition:
         return jax.tree.map(lambda leaf: jnp.zeros((config.demonstrations_rows, *leaf.shape), leaf.dtype), row_like(task))
     assert config.demonstrations is not None
     data = _loaded(config.demonstrations, config.demonstrations_digest, task)
-    problem = first_rows.of_another_task(task, data.rows)
+    problem = known_functions.of_another_task(task, data.rows)
     if problem is not None:
         raise UserError(f"{config.demonstrations}: {problem}; record demonstrations of this task in its units")
     return jax.tree.map(jnp.asarray, data.rows)
