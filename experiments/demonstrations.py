@@ -1,12 +1,12 @@
 """What demonstrations are worth on two tasks that random exploration hardly solves, and what bad ones cost.
 
-In both mountain cars the engine is too weak for the hill, and nothing but the goal is rewarded. A scripted driver that always
-pushes in the direction of the velocity reaches it. Ten of its episodes are written to a file of transitions, ten of a random
-driver to another. Cases:
+In both mountain cars the engine is too weak for the hill, and nothing but the goal is rewarded. A scripted driver that
+always pushes in the direction of the velocity reaches it. Ten of its episodes are written to a file of transitions, ten of
+a random policy to another. Cases:
 
     alone           without demonstrations
     demonstrations  half of each batch are rows of the scripted driver (RLPD: Ball et al., arXiv 2302.02948)
-    random          half of each batch are rows of the random driver
+    random          half of each batch are rows of the random policy
 
 on `mountain-car-continuous` by SAC and on `MountainCar-v0` by DQN and by its preset `dqfd` (Hester et al., arXiv
 1704.03732). What bad demonstrations cost is shown where a method learns alone: on `pendulum` by SAC, which it solves.

@@ -10,6 +10,7 @@ import pytest
 
 from jaxmbrl import algorithms, envs
 from jaxmbrl.agents.q_learning import QLearningConfig
+from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.model_free import dqn
 from jaxmbrl.core.config import UserError, check
 from jaxmbrl.core.spaces import Box, Discrete
@@ -194,6 +195,21 @@ def test_priorities_are_the_errors_before_the_update():
         priority = abs(values[part.action[0]] - target) + 0.25 + bonus
         np.testing.assert_allclose(buffer.tree[len(buffer.tree) // 2], priority, rtol=1e-5)
     assert float(metrics["replay/demonstrations"].total) == 0.5
+
+
+def test_the_one_step_loss_is_added():
+    """Rows of three steps with targets 1, 2, those of one step 5, 4, and values 0: 0.5 + 2 and 0.5 of 12.5 + 8, halved."""
+    two = jax.tree.map(lambda x: jnp.asarray(x[0]), rows(0, (1, 2)))
+    several = n_step.NStep(*two._replace(reward=jnp.array([1.0, 2.0])), discount=jnp.array([0.5, 0.25]))
+    one = two._replace(reward=jnp.array([5.0, 4.0]))
+    given = {"weight": jnp.array([1.0, 3.0]), "imitation": jnp.array([0.0, 1.0])}
+    both, given = shared.with_one_step(several, one, given, jnp.asarray(0.9), 0.5)
+    np.testing.assert_allclose(both.discount, [0.5, 0.25, 0.9, 0.9])
+    loss = dqn.q_learning.q_loss(jnp.zeros(4), both.reward, given["weight"], huber=None)
+    assert float(loss) == pytest.approx((0.5 + 3 * 2) / 2 + 0.5 * (12.5 + 3 * 8) / 2)
+    # Mean over all four rows: the imitation loss counts once.
+    assert given["imitation"].tolist() == [0, 2, 0, 0]
+    assert shared.with_one_step(several, one, {}, jnp.asarray(0.9), 0.5)[1]["weight"].tolist() == [2, 2, 1, 1]
 
 
 def of_spaces(observation):

@@ -5,11 +5,14 @@ agent is `agents.q_learning`, which states the objectives.
 for each environment step:
     act uniformly at random with probability epsilon (always for the first `warmup_steps`), else greedily
     store the transition
-    at every `train_every`-th step: sample a batch from the replay buffer, and update the network
+    at every `train_every`-th step: sample a batch from the replay buffer and demonstrations, and update the network
         y = sum_{i < m} discount^i r_i + discount^m (1 - terminated) V(s_m),  m <= `n_step` (`data.n_step`)
         move the target network by Polyak averaging, or copy it at every `copy_every`-th environment step
 
 Epsilon falls linearly from `epsilon_first` to `agent.epsilon` within the first `epsilon_steps` environment steps.
+
+Replay may be prioritised, and demonstrations are sampled besides the collected rows (`data.experience`). DQfD (Hester et
+al., arXiv 1704.03732), with its imitation loss, is the preset `dqfd`.
 
 Differs from the papers: the default is double DQN. Rewards are not clipped, and the target network moves by Polyak
 averaging unless `copy_every` is set. Windows of n steps are sampled from the buffer, also those that began before a
@@ -131,7 +134,15 @@ METHOD = Method(
     paper="1312.5602",
     summary="deep Q-learning: double DQN, with dueling networks and n-step targets as settings",
     takes=("discrete actions", "tables"),
-    tiny={**TINY_RUN, "agent.hidden": (16, 16), "agent.dueling": True, "n_step": 3, "train_every": 2, "copy_every": 100},
+    tiny={
+        **TINY_RUN,
+        "agent.hidden": (16, 16),
+        "agent.dueling": True,
+        "n_step": 3,
+        "train_every": 2,
+        "copy_every": 100,
+        "replay.kind": "prioritized",
+    },
     goals=(
         Goal("dqn-catch", "bsuite/Catch", 6000, 1.0, seeds=8, seeds_at_goal=8, about="double DQN"),
         Goal(

@@ -4,12 +4,15 @@ discrete actions `agents.actor_critic.discrete_sac`.
 
 for each environment step:
     act by the stochastic policy (uniformly at random for the first `warmup_steps`), store the transition
-    `updates_per_step` times: update the critics on a batch from the replay buffer;
+    `updates_per_step` times: update the critics on a batch from the replay buffer and demonstrations (`data.experience`);
         at every `actor_delay`-th update, also update the actor and the temperature, on the same batch
 
 REDQ (Chen et al., arXiv 2101.05982, algorithm 1): 20 updates per step, the last of which also updates the actor; 10
 critics; a target takes the minimum over a random two of them; the actor maximises the mean of all. DroQ (Hiraoka et al.,
 arXiv 2110.02034, algorithm 2): the same with two critics, which have dropout and layer norm.
+
+RLPD (Ball et al., arXiv 2302.02948) is this with `--demonstrations`, of which half of each batch are sampled, many
+critics with layer norm, and 20 updates per step.
 
 Differs from the papers: with several parallel environments, `updates_per_step` counts for the step of each.
 """

@@ -3,10 +3,11 @@ The agent is `agents.actor_critic.td3`, which states the objectives.
 
 for each environment step:
     act by the policy with noise (uniformly at random for the first `warmup_steps`), store the transition
-    `updates_per_step` times: update the critics on a batch from the replay buffer;
+    `updates_per_step` times: update the critics on a batch from the replay buffer and demonstrations (`data.experience`);
         at every `actor_delay`-th update, counted across steps, also update the actor, on the same batch, and all targets
 
-DDPG: one critic, no noise in its target, and no delay.
+DDPG: one critic, no noise in its target, and no delay. DDPGfD (Vecerik et al., arXiv 1707.08817), DDPG from
+demonstrations, is its preset `ddpgfd`.
 
 Differs from the papers: the settings are those of the current code of TD3's authors, which differs from both papers; with
 several parallel environments, `updates_per_step` counts for the step of each.
@@ -102,6 +103,6 @@ DDPG = Method(
     family="model_free",
     paper="1509.02971",
     summary="deep deterministic policy gradient: one critic and a deterministic actor",
-    tiny={**TINY_RUN, "agent.hidden": (16, 16), "updates_per_step": 2},
+    tiny={**TINY_RUN, "agent.hidden": (16, 16), "updates_per_step": 2, "n_step": 3, "replay.kind": "prioritized"},
     goals=(Goal("ddpg-pendulum", "pendulum", 5000, -170.0),),
 )
