@@ -168,6 +168,17 @@ METHOD = Method(
             about="double DQN, 3-step targets",
             best=True,
         ),
+        Goal(
+            "dqn-cartpole-prioritized",
+            "CartPole-v1",
+            30_000,
+            200.0,
+            seeds=8,
+            seeds_at_goal=6,
+            settings={"replay.kind": "prioritized", "replay.beta_steps": 30_000, "agent.learning_rate": 2.5e-4},
+            about="double DQN, prioritised replay, a quarter of the learning rate",
+            best=True,
+        ),
         Goal("dqn-deep-sea", "bsuite/DeepSea/8", 10_000, 0.9, seeds=8, seeds_at_goal=0, about="double DQN"),
     ),
 )

@@ -95,7 +95,17 @@ METHOD = Method(
     paper="1802.09477",
     summary="deterministic policy gradient with twin critics, a delayed actor and smoothed targets",
     tiny={**TINY_RUN, "agent.hidden": (16, 16)},
-    goals=(Goal("td3-pendulum", "pendulum", 5000, -170.0),),
+    goals=(
+        Goal("td3-pendulum", "pendulum", 5000, -170.0),
+        Goal(
+            "td3-pendulum-prioritized",
+            "pendulum",
+            5000,
+            -170.0,
+            settings={"replay.kind": "prioritized", "n_step": 3},
+            about="prioritised replay, 3-step targets",
+        ),
+    ),
 )
 DDPG = Method(
     make,
