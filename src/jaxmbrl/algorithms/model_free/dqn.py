@@ -134,15 +134,7 @@ METHOD = Method(
     paper="1312.5602",
     summary="deep Q-learning: double DQN, with dueling networks and n-step targets as settings",
     takes=("discrete actions", "tables"),
-    tiny={
-        **TINY_RUN,
-        "agent.hidden": (16, 16),
-        "agent.dueling": True,
-        "n_step": 3,
-        "train_every": 2,
-        "copy_every": 100,
-        "replay.kind": "prioritized",
-    },
+    tiny={**TINY_RUN, "agent.hidden": (16, 16), "agent.dueling": True, "n_step": 3, "train_every": 2, "copy_every": 100},
     goals=(
         Goal("dqn-catch", "bsuite/Catch", 6000, 1.0, seeds=8, seeds_at_goal=8, about="double DQN"),
         Goal(
