@@ -26,6 +26,7 @@ import jax
 
 from jaxmbrl import agents
 from jaxmbrl.agents.actor_critic.sac import SACConfig
+from jaxmbrl.agents.actor_critic.target_error import with_target_error
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import ReplaySettings, collector, critic_view, learn_from_experience, new_experience
 from jaxmbrl.core.types import (
@@ -52,6 +53,8 @@ class Config(ReplaySettings):
 
     agent: SACConfig = field(default_factory=SACConfig)
     """The policy learner."""
+    target_error: bool = False
+    """Whether rows are weighted by a learned error of their targets (DisCor, `agents.actor_critic.target_error`)."""
 
 
 class State(NamedTuple):
@@ -65,7 +68,10 @@ class State(NamedTuple):
 
 def make(config: Config, task: Task) -> Algorithm:
     """SAC, REDQ or DroQ on `task`, depending on the settings."""
-    agent = agents.make(config.agent, *vectors_and_actions(task, "sac"))
+    sizes = vectors_and_actions(task, "sac")
+    agent = agents.make(config.agent, *sizes)
+    if config.target_error:
+        agent = with_target_error(agent, *sizes, config.agent.hidden, config.agent.learning_rate, config.agent.polyak)
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         agent_key, key = jax.random.split(key)

@@ -22,6 +22,7 @@ import jax
 from annotated_types import Ge
 
 from jaxmbrl.agents.actor_critic import td3
+from jaxmbrl.agents.actor_critic.target_error import with_target_error
 from jaxmbrl.agents.actor_critic.td3 import TD3Config
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import ReplaySettings, collector, critic_view, learn_from_experience, new_experience
@@ -49,6 +50,8 @@ class Config(ReplaySettings):
 
     agent: TD3Config = field(default_factory=TD3Config)
     """The policy learner."""
+    target_error: bool = False
+    """Whether rows are weighted by a learned error of their targets (DisCor, `agents.actor_critic.target_error`)."""
     actor_delay: Annotated[int, Ge(1)] = 2
     """Critic updates for each update of the actor and of all targets."""
     warmup_steps: Annotated[int, Ge(0)] = 25_000
@@ -66,7 +69,10 @@ class State(NamedTuple):
 
 def make(config: Config, task: Task) -> Algorithm:
     """TD3 or DDPG on `task`, depending on the settings."""
-    agent = td3.make(config.agent, *vector_sizes(task, "td3"))
+    sizes = vector_sizes(task, "td3")
+    agent = td3.make(config.agent, *sizes)
+    if config.target_error:
+        agent = with_target_error(agent, *sizes, config.agent.hidden, config.agent.learning_rate, config.agent.polyak)
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         agent_key, key = jax.random.split(key)
@@ -105,6 +111,14 @@ METHOD = Method(
             settings={"replay.kind": "prioritized", "n_step": 3},
             about="prioritised replay, 3-step targets",
         ),
+        Goal(
+            "td3-pendulum-target-error",
+            "pendulum",
+            5000,
+            -170.0,
+            settings={"target_error": True},
+            about="rows weighted by the error of their targets",
+        ),
     ),
 )
 DDPG = Method(
@@ -113,6 +127,13 @@ DDPG = Method(
     family="model_free",
     paper="1509.02971",
     summary="deep deterministic policy gradient: one critic and a deterministic actor",
-    tiny={**TINY_RUN, "agent.hidden": (16, 16), "updates_per_step": 2, "n_step": 3, "replay.kind": "prioritized"},
+    tiny={
+        **TINY_RUN,
+        "agent.hidden": (16, 16),
+        "updates_per_step": 2,
+        "n_step": 3,
+        "replay.kind": "prioritized",
+        "target_error": True,
+    },
     goals=(Goal("ddpg-pendulum", "pendulum", 5000, -170.0),),
 )
