@@ -139,13 +139,13 @@ def test_demonstrations_priorities_and_imitation_where_they_must_not_matter():
     task = envs.make("CartPole-v1")
     plain = dataclasses.replace(TINY, n_step=1, copy_every=0, warmup_steps=1, updates_per_step=1)
     given = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows(5))
-    prioritized = ReplayConfig(kind="prioritized")
+    prioritized = ReplayConfig(kind="prioritized", demonstrations="priorities")
     cases = {
         "plain": ({}, None),
         "share 0": ({"demonstration_share": 0.0, "margin_weight": 1.0}, given),
-        "alpha 0": ({"replay": dataclasses.replace(prioritized, alpha=0.0)}, None),
+        "alpha 0": ({"replay": ReplayConfig(kind="prioritized", alpha=0.0)}, None),
         "no imitation": ({"margin_weight": 1.0}, None),
-        "all": ({"margin_weight": 1.0, "replay": prioritized, "demonstration_share": None}, given),
+        "all": ({"margin_weight": 1.0, "replay": prioritized}, given),
     }
 
     @jax.jit

@@ -79,8 +79,8 @@ def test_rows_that_do_not_fit_are_refused(case, recorded, tmp_path):
 
 
 def test_settings_and_methods_that_do_not_fit(file):
-    with pytest.raises(UserError, match="demonstration_share must be a number unless"):
-        configured(file, demonstration_share=None)
+    with pytest.raises(UserError, match=r"replay\.demonstrations must be share unless replay\.kind is prioritized"):
+        configured(file, **{"replay.demonstrations": "priorities"})
     with pytest.raises(UserError, match="q-learning does not accept initial transitions or demonstrations"):
         programs.build(programs.configure("q-learning", "dyna-maze")).algorithm.init(jax.random.key(0), {}, ())
     with pytest.raises(UserError, match="holds transitions of pendulum, not of cartpole-continuous"):

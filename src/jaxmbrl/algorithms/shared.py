@@ -96,15 +96,20 @@ class ReplaySettings(OffPolicySettings):
     DDPGfD)."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     """How rows are sampled: uniformly or by priority."""
-    demonstration_share: Annotated[float, Ge(0), Lt(1)] | None = 0.5
-    """Share of demonstrations in a batch, rounded down to whole rows; null for as many as their priorities ask for. It has
+    demonstration_share: Annotated[float, Ge(0), Lt(1)] = 0.5
+    """Share of demonstrations in a batch, rounded down to whole rows, unless `replay.demonstrations` is priorities. It has
     no effect without `--demonstrations`."""
 
     def problem(self) -> tuple[str, str] | None:
         """(field, message) of the first violated rule that involves several fields, or None."""
-        if self.demonstration_share is None and not self.replay.has_priorities:
-            return "demonstration_share", "must be a number unless replay.kind is prioritized and replay.alpha above 0"
+        if self.replay.demonstrations == "priorities" and not self.replay.has_priorities:
+            return "replay.demonstrations", "must be share unless replay.kind is prioritized and replay.alpha above 0"
         return None
+
+    @property
+    def share(self) -> float | None:
+        """The share of demonstrations in a batch; None for as many as their priorities ask for."""
+        return None if self.replay.demonstrations == "priorities" else self.demonstration_share
 
 
 @dataclass(frozen=True)
@@ -380,10 +385,10 @@ def learn_from_experience(
 
     def draw(priorities: PyTree, key: Key) -> Drawn:
         source = experience.with_rows(held, priorities)
-        batch = experience.sample(source, key, config.batch_size, config.demonstration_share, beta)
+        batch = experience.sample(source, key, config.batch_size, config.share, beta)
 
         def rows_of(n: int) -> Any:
-            return experience.rows_at(source, batch, n, state.discount, config.num_envs, config.demonstration_share)
+            return experience.rows_at(source, batch, n, state.discount, config.num_envs, config.share)
 
         rows, arguments = rows_of(config.n_step), given(batch)
         if batch.weight is not None:

@@ -46,8 +46,10 @@ class ReplayConfig:
     """Environment steps in which it changes from `beta` to `beta_last`, linearly."""
     epsilon: Annotated[float, Gt(0)] = 1e-6
     """Added to each absolute error, so that every row can be sampled."""
+    demonstrations: Literal["share", "priorities"] = "share"
+    """Whether a batch has a fixed share of demonstrations, or as many as their priorities ask for (DQfD)."""
     demonstration_bonus: Annotated[float, Ge(0)] = 0.0
-    """Added to it as well for demonstrations (DQfD)."""
+    """Added to it as well for demonstrations."""
 
     @property
     def has_priorities(self) -> bool:
