@@ -233,7 +233,7 @@ METHOD = Method(
         Goal(
             "oracle-cartpole-v1",
             "CartPole-v1",
-            500,
+            400,
             480.0,
             seeds=1,
             seeds_at_goal=1,
