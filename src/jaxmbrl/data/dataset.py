@@ -22,7 +22,6 @@ from __future__ import annotations
 import hashlib
 import io
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +33,7 @@ from jaxmbrl.core.config import UserError
 from jaxmbrl.core.places import expanded
 from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Task, Transition
+from jaxmbrl.core.warning import warn_user
 from jaxmbrl.data import examining
 
 REQUIRED = ("observation", "action", "reward", "next_observation", "terminated")
@@ -90,7 +90,7 @@ class Dataset(NamedTuple):
     def warn(self) -> None:
         """Give each of `warnings` as a `DataWarning`."""
         for text in self.warnings:
-            warnings.warn(text, DataWarning, stacklevel=3)
+            warn_user(text, DataWarning)
 
 
 class DataWarning(UserWarning):
