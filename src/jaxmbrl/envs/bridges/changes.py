@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-IGNORED = frozenset(
-    "env spec metadata render_mode np_random _np_random _np_random_seed _cached_spec _ezpickle_args _ezpickle_kwargs "
-    "mujoco_renderer data".split()
-)
+LINKS = ("env", "spec", "_cached_spec", "metadata", "render_mode", "mujoco_renderer", "_ezpickle_args", "_ezpickle_kwargs")
+IGNORED = frozenset((*LINKS, "np_random", "_np_random", "_np_random_seed", "data"))
 """Attributes that are no settings: links, random numbers, rendering, the state of C MuJoCo."""
 CALLED = ("reset", "step", "render", "close")
 PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
+COMPARED = (*PLAIN, np.ndarray)
 DEEPEST = 3
 """Levels of objects in attributes that are compared."""
 SHOWN = 4
@@ -113,45 +112,48 @@ def _walk(path: str, one: Any, other: Any, depth: int) -> Iterator[tuple[str, An
     """(path, value, other value) where two values differ."""
     if one is other:
         return
-    if isinstance(one, PLAIN) or isinstance(other, PLAIN):
-        if not _equal(one, other):
-            yield path, one, other
-    elif isinstance(one, types.FunctionType) and isinstance(other, types.FunctionType):
-        if one.__code__ is not other.__code__ and one.__code__ != other.__code__:
-            yield path, one, other
-    elif isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
-        if not _equal(np.asarray(one), np.asarray(other)):
-            yield path, one, other
-    elif type(one) is not type(other):
+    parts = _parts(path, one, other)
+    if parts is None and not _alike(one, other, depth):
         yield path, one, other
-    elif isinstance(one, dict):
-        if one.keys() != other.keys() or any(True for key in one for _ in _walk("", one[key], other[key], depth)):
-            yield path, one, other
-    elif isinstance(one, list | tuple):
-        if len(one) != len(other) or any(True for pair in zip(one, other, strict=True) for _ in _walk("", *pair, depth)):
-            yield path, one, other
-    elif type(one).__module__.startswith("mujoco"):
-        yield from _of_model(path, one, other)
-    elif ".spaces." in f".{type(one).__module__}.":
-        if not _equal(one, other):
-            yield path, one, other
-    elif depth and hasattr(one, "__dict__") and not isinstance(one, type | types.ModuleType):
-        state, _ = _accessed([type(one)], every=True)
-        for name, value in vars(one).items():
-            if name not in IGNORED and name not in state and name in vars(other):
-                yield from _walk(f"{path}.{name}", value, vars(other)[name], depth - 1)
+    for part in (parts or []) if depth else []:
+        yield from _walk(*part, depth - 1)
 
 
-def _of_model(path: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Fields of a model of C MuJoCo, and of its options, that differ."""
-    for name in dir(one):
-        if name.startswith("_"):
-            continue
-        a, b = getattr(one, name), getattr(other, name)
-        if name == "opt":
-            yield from _of_model(f"{path}.opt", a, b)
-        elif isinstance(a, np.ndarray | int | float) and not _equal(a, b):
-            yield f"{path}.{name}", a, b
+def _parts(path: str, one: Any, other: Any) -> list[tuple[str, Any, Any]] | None:
+    """(path, value, other value) of the attributes of two objects of one type: of models of C MuJoCo the numbers and the
+    options, of others the attributes that only the constructor assigns. None for all other values."""
+    module = type(one).__module__
+    if type(one) is not type(other) or isinstance(one, type | types.ModuleType | types.FunctionType) or _is_space(one):
+        return None
+    if module.partition(".")[0] == "mujoco":
+        named = {name: getattr(one, name) for name in dir(one) if not name.startswith("_")}
+        names = [name for name, value in named.items() if name == "opt" or isinstance(value, np.ndarray | int | float)]
+        return [(f"{path}.{name}", named[name], getattr(other, name)) for name in names]
+    if not hasattr(one, "__dict__") or isinstance(one, dict | list | tuple | np.ndarray):
+        return None
+    ours, (state, _) = vars(other), _accessed([type(one)], every=True)
+    names = [name for name in vars(one) if name in ours and name not in IGNORED and name not in state]
+    return [(f"{path}.{name}", vars(one)[name], ours[name]) for name in names]
+
+
+def _alike(one: Any, other: Any, depth: int) -> bool:
+    """Whether two values are equal; two objects that cannot be compared are."""
+    if isinstance(one, COMPARED) or isinstance(other, COMPARED):
+        return _equal(one, other)
+    if isinstance(one, types.FunctionType) and isinstance(other, types.FunctionType):
+        return one.__code__ == other.__code__
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(not any(_walk("", one[key], other[key], depth)) for key in one)
+    if isinstance(one, list | tuple):
+        pairs = zip(one, other, strict=False)
+        return len(one) == len(other) and all(not any(_walk("", *pair, depth)) for pair in pairs)
+    return not _is_space(one) or _equal(one, other)
+
+
+def _is_space(value: Any) -> bool:
+    return "spaces" in type(value).__module__.split(".")
 
 
 def _equal(one: Any, other: Any) -> bool:
