@@ -300,8 +300,8 @@ def rounded_away(values: Shaped[np.ndarray, "M O"], differences: Float[np.ndarra
     difference of two numbers has an error of more than `LOST` of the usual `differences`.
 
     Each of two rounded numbers has an error with a variance of 1/12 of the squared distance to the next number of the type.
-    Whole numbers that the type represents exactly, and multiples of `GRID` such distances, were not rounded. A constant
-    column counts if the type does not contain all whole numbers of its size.
+    Whole numbers where the type has halves, too, and multiples of `GRID` such distances were not rounded. A constant column
+    counts if the type does not contain all whole numbers of its size.
     """
     found = np.zeros(values.shape[1], bool)
     if values.dtype.kind != "f" or not len(values):
@@ -310,11 +310,11 @@ def rounded_away(values: Shaped[np.ndarray, "M O"], differences: Float[np.ndarra
     for dtype in {values.dtype, np.dtype(np.float32)} if values.dtype.itemsize > 4 else {values.dtype}:
         with np.errstate(over="ignore"):
             rounded = values.astype(dtype)
-        step, largest = np.abs(np.spacing(rounded)).astype(np.float64), 2 / float(np.finfo(dtype).eps)
-        exact = (np.round(values) == values).all(axis=0) & (size < largest)
+        step, halves = np.abs(np.spacing(rounded)).astype(np.float64), 1 / float(np.finfo(dtype).eps)
+        exact = (np.round(values) == values).all(axis=0) & (size < halves)
         exact |= (np.fmod(values, GRID * step.max(axis=0)) == 0).all(axis=0)
         error = np.sqrt(np.mean(step**2, axis=0) / 6)
-        lost = np.where(still, size >= largest, (differences > 0) & (error > LOST * differences) & ~exact)
+        lost = np.where(still, size >= 2 * halves, (differences > 0) & (error > LOST * differences) & ~exact)
         found |= lost & (rounded == values).all(axis=0)
     return found
 

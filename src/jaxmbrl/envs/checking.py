@@ -75,7 +75,7 @@ def check(task: Task, seed: int = 0) -> None:
 
 
 def _called(value: Any) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else f"an object of type {type(value).__name__}"
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def _check_drawing(task: Task, key: Key) -> None:

@@ -12,7 +12,7 @@ import numbers
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +37,7 @@ WIDTH, HEIGHT = 320, 240
 """Size of a rendered frame of a MuJoCo environment, in pixels."""
 
 
-def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_length: int | None = None) -> Task:
+def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_length: SupportsIndex | None = None) -> Task:
     """Make a task from Gymnasium environments. `make_env()` must return a new environment at each call.
 
     The observation space must be a `Box` or `Discrete`. A `Box` of uint8 with two or more axes is an image and stays
@@ -80,9 +80,9 @@ def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_le
     finally:
         with calling(name, "close"):
             getattr(env, "close", lambda: None)()
-    if isinstance(length, bool) or not isinstance(length, numbers.Integral) or length < 1:
+    if isinstance(length, bool) or not isinstance(length, SupportsIndex) or length.__index__() < 1:
         raise UserError(f"task '{name}': episode_length must be a whole number of steps, got {length!r}")
-    steps = int(length)
+    steps = length.__index__()
     return Task(
         name=name,
         env=_Sizes(name, math.prod(observation.shape), math.prod(action.shape), bounds),
