@@ -80,6 +80,8 @@ MADE = (
 SOONER = "store it in float64, or subtract an offset before it is rounded"
 """What to do about digits that were lost before."""
 OBSERVATIONS = ("observation", "next_observation", "last_observation")
+TEXT = 1000
+"""Letters by which a text is known."""
 NEAR = 0.75
 """Likeness of two names from which one is taken for the other, misspelled."""
 FLAGS = ("terminated", "truncated")
@@ -88,6 +90,7 @@ KINDS = {
     "(docs/tutorials/own_data.md has the code)",
     b"\x93NUMPY": ": it is one array without a name; numpy.savez writes several with their names",
     b"\x80": ": it is a pickle, which is not read; write its arrays with numpy.savez",
+    b"PAR1": ": it is a Parquet file; read it with pandas and write arrays with numpy.savez",
 }
 """First bytes of other files -> what they are and what to do."""
 LARGEST_EXPONENT = 0.4
@@ -209,9 +212,7 @@ def load(path: str | Path, centered: bool = False) -> Dataset:
         raise UserError(f"{path} does not fit into this machine's memory; split it") from None
     except Exception as error:
         # A damaged zip file raises many kinds of undocumented errors.
-        kind = (
-            next((what for start, what in KINDS.items() if content.startswith(start)), "") if content else ": it is empty"
-        )
+        kind = _kind(content)
         if name is not None and "Object arrays" in str(error):
             kind = f": '{name}' contains Python objects, which are not read; convert them to an array of numbers"
         raise UserError(f"{path} is not an npz file of plain arrays, as numpy.savez writes it{kind}") from None
@@ -235,6 +236,17 @@ def load(path: str | Path, centered: bool = False) -> Dataset:
         return Dataset(rows, _env(arrays), digest, _action_repeat(arrays), offset, tuple(found))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _kind(content: bytes) -> str:
+    """What another file than an npz is, if that is known, and what to do."""
+    if not content:
+        return ": it is empty"
+    known = next((what for start, what in KINDS.items() if content.startswith(start)), "")
+    text = content[:TEXT].isascii() and "".join(content[:TEXT].decode("ascii", "replace").split()).isprintable()
+    if text and not known:
+        return ": it is text; read it with numpy.loadtxt or pandas and write its columns with numpy.savez"
+    return known
 
 
 def _lost(arrays: dict[str, Any], rows: Transition) -> Bool[np.ndarray, "O"]:
