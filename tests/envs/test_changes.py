@@ -95,6 +95,7 @@ def test_a_change_that_a_run_would_lose_is_an_error(what, begun, make):
 
 
 POSSIBLE = {
+    "an array that is none": (change("unwrapped.table", None), "table has other values"),
     "an array": (lambda env: env.unwrapped.table.fill(7), "table has other values"),
     "a list in an object": (lambda env: env.unwrapped.heater.parts["a"].append(3), "heater.parts has other values"),
     "a function": (change("unwrapped.curve", lambda x: 3 * x), "curve has other values"),

@@ -19,7 +19,6 @@ IGNORED = frozenset((*LINKS, "np_random", "_np_random", "_np_random_seed", "data
 """Attributes that are no settings: links, random numbers, rendering, the state of C MuJoCo."""
 CALLED = ("reset", "step", "render", "close")
 PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
-COMPARED = (*PLAIN, np.ndarray)
 DEEPEST = 3
 """Levels of objects in attributes that are compared."""
 SHOWN = 4
@@ -79,19 +78,23 @@ def _between(given: Any, make: Callable[[], Any]) -> list[tuple[str, bool, str]]
 def _layers(env: Any) -> list[Any]:
     """The environment's wrappers and itself, from the outermost to the innermost."""
     layers = [env]
-    while "env" in vars(layers[-1]) and len(layers) < 100:
+    while "env" in _attributes(layers[-1]) and len(layers) < 100:
         layers.append(layers[-1].env)
     return layers
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    return getattr(value, "__dict__", {})
 
 
 def _of_object(of: str, mine: Any, due: Any, state: set[str], read: set[str], begun: bool) -> list[tuple[str, bool, str]]:
     """Differences of the attributes of two environments or wrappers of one type."""
     found = []
-    for name, value in vars(mine).items():
+    for name, value in _attributes(mine).items():
         if name in IGNORED:
             continue
-        expected = vars(due).get(name, getattr(type(due), name, ABSENT))
-        if callable(value) and callable(expected) and name not in vars(due):
+        expected = _attributes(due).get(name, getattr(type(due), name, ABSENT))
+        if callable(value) and callable(expected) and name not in _attributes(due):
             found.append((of + name, True, f"{of}{name} is replaced"))
             continue
         if name in state and (begun or expected is ABSENT):
@@ -129,7 +132,7 @@ def _parts(path: str, one: Any, other: Any) -> list[tuple[str, Any, Any]] | None
         named = {name: getattr(one, name) for name in dir(one) if not name.startswith("_")}
         names = [name for name, value in named.items() if name == "opt" or isinstance(value, np.ndarray | int | float)]
         return [(f"{path}.{name}", named[name], getattr(other, name)) for name in names]
-    if not hasattr(one, "__dict__") or isinstance(one, dict | list | tuple | np.ndarray):
+    if not hasattr(one, "__dict__") or isinstance(one, dict | list | tuple) or hasattr(one, "__array__"):
         return None
     ours, (state, _) = vars(other), _accessed([type(one)], every=True)
     names = [name for name in vars(one) if name in ours and name not in IGNORED and name not in state]
@@ -138,7 +141,7 @@ def _parts(path: str, one: Any, other: Any) -> list[tuple[str, Any, Any]] | None
 
 def _alike(one: Any, other: Any, depth: int) -> bool:
     """Whether two values are equal; two objects that cannot be compared are."""
-    if isinstance(one, COMPARED) or isinstance(other, COMPARED):
+    if any(isinstance(value, PLAIN) or hasattr(value, "__array__") for value in (one, other)):
         return _equal(one, other)
     if isinstance(one, types.FunctionType) and isinstance(other, types.FunctionType):
         return one.__code__ == other.__code__
@@ -157,10 +160,10 @@ def _is_space(value: Any) -> bool:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, np.ndarray | float | np.floating) and isinstance(other, np.ndarray | float | np.floating):
-        a, b = np.asarray(one), np.asarray(other)
-        return np.array_equal(a, b, equal_nan=a.dtype.kind == b.dtype.kind == "f")
     try:
+        if isinstance(one, float) or hasattr(one, "__array__") or hasattr(other, "__array__"):
+            a, b = np.asarray(one), np.asarray(other)
+            return np.array_equal(a, b, equal_nan=a.dtype.kind == b.dtype.kind == "f")
         return bool(one == other)
     except Exception:
         # A type without a comparison says nothing.
