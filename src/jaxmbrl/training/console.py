@@ -9,10 +9,8 @@ import os
 import statistics
 import sys
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO, cast
 
@@ -24,7 +22,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-PACKAGE = str(Path(__file__).parents[1])
+from jaxmbrl.core.warning import warn_user
+
 EPOCHS_SHOWN = 10
 SPEED_WINDOW = 60.0
 """Seconds over which the speed is measured (at least the last two updates)."""
@@ -229,10 +228,7 @@ class Warnings(Progress):
 
     def warn(self, text: str) -> None:
         """Warn at the line of the user's program that called this package."""
-        frame, level = sys._getframe(), 1
-        while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
-            frame, level = frame.f_back, level + 1
-        warnings.warn(text, RunWarning, stacklevel=level)
+        warn_user(text, RunWarning)
 
 
 class Work:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from jaxmbrl.core.warning import warn_user
 from jaxmbrl.training import checkpoint
 from jaxmbrl.training.checkpoint import Restored
 from jaxmbrl.training.console import RunWarning
@@ -55,7 +55,7 @@ def newest(run: str | Path) -> tuple[Program, LoopState, Restored]:
     `RunWarning`. Raises UserError if `run` is not a run or has no intact checkpoint."""
     program, state, restored = restore(RunFolder.open(run), repair=False)
     for text in restored.warnings:
-        warnings.warn(text, RunWarning, stacklevel=3)
+        warn_user(text, RunWarning)
     return program, state, restored
 
 
