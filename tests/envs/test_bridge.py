@@ -1,5 +1,6 @@
 """Gymnasium's environments as tasks: spaces, bounds, limits, and rows against Gymnasium stepped by hand."""
 
+import functools
 import sys
 from types import SimpleNamespace
 
@@ -330,6 +331,17 @@ def test_names_that_gymnasium_does_not_know_and_a_missing_gymnasium(monkeypatch)
     with pytest.raises(UserError, match=r"^Gymnasium is missing: pip install 'jaxmbrl\[gym\]'$"):
         envs.make("gymnasium/Pendulum-v1")
     assert envs.from_gymnasium(Toy, "toy").observation == Box((6,))
+
+
+def test_the_time_limit_of_a_wrapper_is_that_of_the_task():
+    def pendulum(*limits):
+        env = gymnasium.make("Pendulum-v1").unwrapped
+        for limit in limits:
+            env = gymnasium.wrappers.TimeLimit(env, limit)
+        return gymnasium.wrappers.RecordEpisodeStatistics(env)
+
+    for limits, length in (((70,), 70), ((70, 50), 50), ((50, 70), 50), ((), 1000)):
+        assert envs.from_gymnasium(functools.partial(pendulum, *limits), "mine").episode_length == length
 
 
 def test_making_one_writes_no_log_file(tmp_path, monkeypatch):

@@ -119,6 +119,10 @@ class Progress:
         """Print permanent lines."""
         self._print(text)
 
+    def tell(self, text: str) -> None:
+        """Print permanent lines that a user of Python, where nothing else is printed, has to know as well."""
+        self.say(text)
+
     def warn(self, text: str) -> None:
         """Print a permanent warning."""
         self._print(f"warning: {text}", "yellow")
@@ -226,6 +230,10 @@ class Warnings(Progress):
     def __init__(self) -> None:
         super().__init__(0, 0, out=_Nowhere())
 
+    def tell(self, text: str) -> None:
+        """As `warn`."""
+        self.warn(text)
+
     def warn(self, text: str) -> None:
         """Warn at the line of the user's program that called this package."""
         warn_user(text, RunWarning)
@@ -278,7 +286,7 @@ class Work:
 
     def update(self, done: float | int, total: float | int | None = None) -> None:
         """Set the amount done, and the `total` if it has changed. The speed is measured from the first call on, so call it
-        with 0 after compiling."""
+        with 0 after compiling and not before."""
         self._now, self._done = time.monotonic(), done
         self.total = self.total if total is None else total
         if self._from is None or done < self._from[1]:

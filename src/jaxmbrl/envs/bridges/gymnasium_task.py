@@ -21,6 +21,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Discrete
 from jaxmbrl.core.types import Action, Carry, HostStep, Key, Task, Transition, World
+from jaxmbrl.envs.base import check_episode_length
 from jaxmbrl.envs.bridges.gymnasium_spaces import action_space, native, observation_space
 from jaxmbrl.envs.drawing.interface import NoPicture
 from jaxmbrl.envs.drawing.own import checked
@@ -47,8 +48,9 @@ def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_le
     constant. Elements of discrete spaces are numbered from 0, whatever the `start` of the space.
 
     A step is terminated if the environment reports `terminated`. It is truncated if the environment reports only
-    `truncated`, or after `episode_length` steps. The default of `episode_length` is the `max_episode_steps` of the
-    environment's spec, or else 1,000 steps, because an evaluation must end. Each reset is given a seed.
+    `truncated`, or after `episode_length` steps. The default of `episode_length` is the shortest of the limits of the
+    environment's spec and of its `TimeLimit` wrappers, or else 1,000 steps, because an evaluation must end. Each reset is
+    given a seed.
 
     This function makes one environment to read its spaces, and closes it. Training makes `num_envs` environments for each
     seed; each evaluation makes its own, at most 64 at a time.
@@ -73,16 +75,14 @@ def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_le
         observation, action = observation_space(name, env), action_space(name, env)
         draws = _takes_render_mode(make_env) or _draws(env)
         _check_methods(name, env)
-        limit = getattr(getattr(env, "spec", None), "max_episode_steps", None) or DEFAULT_LENGTH
-        length = limit if episode_length is None else episode_length
+        length = (_limit(env) or DEFAULT_LENGTH) if episode_length is None else episode_length
         linear = not isinstance(action, Discrete) and np.issubdtype(env.action_space.dtype, np.floating)
         bounds = _bounds(env.action_space) if linear else None
     finally:
         with calling(name, "close"):
             getattr(env, "close", lambda: None)()
-    if isinstance(length, bool) or not isinstance(length, SupportsIndex) or length.__index__() < 1:
-        raise UserError(f"task '{name}': episode_length must be a whole number of steps, got {length!r}")
-    steps = length.__index__()
+    check_episode_length(name, length)
+    steps = int(length)
     return Task(
         name=name,
         env=_Sizes(name, math.prod(observation.shape), math.prod(action.shape), bounds),
@@ -94,6 +94,16 @@ def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_le
         # The environments of a robot are not made for pictures that they do not have.
         filmed=(lambda: FilmedEnv(name, _drawn(name, make_env), steps)) if draws else None,
     )
+
+
+def _limit(env: Any) -> int | None:
+    """The time limit of an environment: the shortest of that in its spec and of those of its `TimeLimit` wrappers."""
+    found, at = [getattr(getattr(env, "spec", None), "max_episode_steps", None)], env
+    while at is not None:
+        # The attribute of gymnasium.wrappers.TimeLimit; other wrappers would pass on that of an environment inside.
+        found.append(vars(at).get("_max_episode_steps") if hasattr(at, "__dict__") else None)
+        at = vars(at).get("env") if hasattr(at, "__dict__") else None
+    return min((int(limit) for limit in found if isinstance(limit, int | np.integer) and limit > 0), default=None)
 
 
 RETURNED = {"reset": ("observation", "info"), "step": ("observation", "reward", "terminated", "truncated", "info")}
