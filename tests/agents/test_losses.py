@@ -58,6 +58,8 @@ def test_actor_critics_learn_from_rows_of_several_steps(agent):
 def test_critic_loss():
     # Errors 0, 1, -1, 2 and 1, 0, 1, 2: means of squares 6/4 and 6/4.
     assert float(critic_loss(VALUES, TARGET)) == 3.0
+    # Weights of 1 change nothing, bit for bit.
+    assert float(critic_loss(VALUES / 3, TARGET, jnp.ones(4))) == float(critic_loss(VALUES / 3, TARGET))
     weight = jnp.array([1.0, 0.0, 2.0, 0.5])
     # (0 + 0 + 2 + 2) / 4 and (1 + 0 + 2 + 2) / 4.
     assert float(critic_loss(VALUES, TARGET, weight)) == 1.0 + 1.25

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmbrl.agents import q_learning
-from jaxmbrl.agents.q_learning import QLearningConfig, bootstrap_value, dueling, q_loss
+from jaxmbrl.agents.q_learning import QLearningConfig, bootstrap_value, dueling, margin_loss, q_loss
 from jaxmbrl.core.config import UserError, from_dict
 from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Transition
@@ -56,6 +56,16 @@ def test_huber_loss_by_hand():
     assert float(q_loss(values, target, weight)) == pytest.approx((0.25 + 2.5 + 0.25) / 4)
     # The slope is the error clipped at the threshold.
     np.testing.assert_allclose(jax.grad(q_loss)(values, target), np.array([0.5, 1.0, -1.0, 1.0]) / 4)
+    # Weights of 1 change nothing, bit for bit.
+    assert float(q_loss(values, target, jnp.ones(4))) == float(q_loss(values, target))
+
+
+def test_imitation_loss_by_hand():
+    """q(1, 1.5, 0.2) with the margin 0.8: 1.3 if action 0 was demonstrated, 0.3 if action 1 was; 0 without a margin."""
+    values = jnp.array([1.0, 1.5, 0.2])
+    found = [float(margin_loss(values, jnp.asarray(action))) for action in range(3)]
+    np.testing.assert_allclose(found, [1.3, 0.3, 2.1], rtol=1e-6)
+    assert float(margin_loss(values, jnp.asarray(1), margin=0.0)) == 0.0
 
 
 @functools.cache
@@ -143,6 +153,32 @@ def test_a_given_target_and_weights(x64):
     huber = np.where(np.abs(found) < 1, found**2 / 2, np.abs(found) - 0.5)
     assert float(metrics["agent/critic_loss"].total) == pytest.approx(np.mean(weight * huber), rel=1e-9)
     assert_same(after.critic.target, state.critic.target)
+
+
+def test_the_imitation_loss_is_of_demonstrations_only(x64):
+    """It is added with the weight of each row: with 0 it is nothing, bit for bit. The errors are those of the targets."""
+    agent, state = agent_and_state()
+    batch, key = batch_of(), jax.random.key(0)
+    plain, zero = agent.update_critic(state, batch, key), agent.update_critic(state, batch, key, imitation=np.zeros(B))
+    assert_same(zero, plain)
+    weight = np.where(np.arange(B) % 4, 0.0, 3.0)
+    _, metrics, error = agent.update_critic(state, batch, key, imitation=weight)
+    values = values_of(jax.device_get(state.critic.params), batch.observation)
+    own = values[np.arange(B), batch.action]
+    raised = values + 0.8 * (np.arange(ACTIONS) != batch.action[:, None])
+    losses = raised.max(axis=1) - own
+    added = float(metrics["agent/critic_loss"].total) - float(plain[1]["agent/critic_loss"].total)
+    assert added == pytest.approx(np.mean(weight * losses), rel=1e-9) and added > 0.1
+    np.testing.assert_array_equal(error, plain[2])
+
+
+def test_weight_decay_is_the_gradient_of_the_squared_norm():
+    agent = q_learning._QLearning(dataclasses.replace(TINY, weight_decay=0.25), None, VECTOR, None)
+    params, gradient = {"w": jnp.array([2.0, -1.0])}, {"w": jnp.array([1.0, 1.0])}
+    _, state = agent.chain.update(gradient, agent.chain.init(params), params)
+    # Adam's first moment is a tenth of the gradient 1 + 2 * 0.25 * w.
+    np.testing.assert_allclose(state[1].mu["w"], [0.2, 0.05], rtol=1e-6)
+    assert q_learning._QLearning(TINY, None, VECTOR, None).chain is None
 
 
 def test_terminated_masks_the_value_and_truncated_does_not(x64):

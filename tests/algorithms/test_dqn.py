@@ -10,11 +10,13 @@ import pytest
 
 from jaxmbrl import algorithms, envs
 from jaxmbrl.agents.q_learning import QLearningConfig
+from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.model_free import dqn
 from jaxmbrl.core.config import UserError, check
 from jaxmbrl.core.spaces import Box, Discrete
-from jaxmbrl.core.types import Task, Transition, row_like
+from jaxmbrl.core.types import Task, Transition
 from jaxmbrl.data import n_step
+from jaxmbrl.data.experience import ReplayConfig
 from jaxmbrl.training.loop import clock_at
 
 from .test_sac import clock
@@ -100,12 +102,12 @@ def test_epsilon_falls_from_its_first_value_to_that_of_the_agent():
 def test_batches_are_rows_of_n_steps_of_each_environment(monkeypatch):
     drawn = []
 
-    def sample(buffer, key, batch, n, discount, stride):
-        drawn.append((batch, n, stride))
-        return original(buffer, key, batch, n, discount, stride)
+    def begun_at(buffer, slots, n, discount, stride):
+        drawn.append((slots.shape[0], n, stride))
+        return original(buffer, slots, n, discount, stride)
 
-    original = n_step.sample
-    monkeypatch.setattr(n_step, "sample", sample)
+    original = n_step.begun_at
+    monkeypatch.setattr(n_step, "begun_at", begun_at)
     algorithm = dqn.make(TINY, envs.make("CartPole-v1"))
     state = jax.eval_shape(lambda key: algorithm.init(key, {"discount": jnp.asarray(0.5)}), jax.random.key(0))
     jax.eval_shape(algorithm.learn, clock(12), state, rows(0))
@@ -132,14 +134,82 @@ def test_one_step_windows_learn_as_rows_do():
     jax.tree.map(np.testing.assert_array_equal, by_method, expected)
 
 
-def test_data_that_do_not_fit_windows_of_several_environments():
-    algorithm, _, _ = compiled()
-    row = jax.tree.map(lambda x: x[None], row_like(envs.make("CartPole-v1")))
-    with pytest.raises(UserError, match="num_envs must be 1 with initial transitions and n_step above 1"):
-        jax.eval_shape(lambda key: algorithm.init(key, {}, row), jax.random.key(0))
-    single = dqn.make(dataclasses.replace(TINY, num_envs=1), envs.make("CartPole-v1"))
-    state = jax.jit(lambda key: single.init(key, {}, row))(jax.random.key(0))
-    assert bool(state.replay.data.truncated[0]), "no window goes on from the data to the run"
+def test_demonstrations_priorities_and_imitation_where_they_must_not_matter():
+    """Share 0, alpha 0 and no demonstrations to imitate: each is plain DQN, bit for bit."""
+    task = envs.make("CartPole-v1")
+    plain = dataclasses.replace(TINY, n_step=1, copy_every=0, warmup_steps=1, updates_per_step=1)
+    given = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows(5))
+    prioritized = ReplayConfig(kind="prioritized", demonstrations="priorities")
+    cases = {
+        "plain": ({}, None),
+        "share 0": ({"demonstration_share": 0.0, "margin_weight": 1.0}, given),
+        "alpha 0": ({"replay": ReplayConfig(kind="prioritized", alpha=0.0)}, None),
+        "no imitation": ({"margin_weight": 1.0}, None),
+        "all": ({"margin_weight": 1.0, "replay": prioritized}, given),
+    }
+
+    @jax.jit
+    def learned(key, transitions):
+        def one(changes, demonstrations):
+            algorithm = dqn.make(dataclasses.replace(plain, **changes), task)
+            state = algorithm.init(key, {}, demonstrations)
+            return algorithm.learn(clock_at(6), state, transitions)[0].agent.critic.params
+
+        return {name: one(*case) for name, case in cases.items()}
+
+    found = jax.device_get(learned(jax.random.key(0), rows(0)))
+    for name in ("share 0", "alpha 0", "no imitation"):
+        jax.tree.map(np.testing.assert_array_equal, found[name], found["plain"])
+    assert any((a != b).any() for a, b in zip(*(jax.tree.leaves(found[name]) for name in ("all", "plain")), strict=True))
+
+
+def test_priorities_are_the_errors_before_the_update():
+    """One collected row and one demonstration: each has |Q(s, a) - y| + epsilon of the last update, with its bonus."""
+    task, config = (
+        envs.make("CartPole-v1"),
+        dataclasses.replace(
+            TINY,
+            n_step=1,
+            train_every=1,
+            num_envs=1,
+            updates_per_step=1,
+            copy_every=0,
+            warmup_steps=1,
+            replay=ReplayConfig(kind="prioritized", alpha=1.0, epsilon=0.25, demonstration_bonus=0.5),
+        ),
+    )
+    algorithm = dqn.make(config, task)
+    row, demonstration = (jax.tree.map(lambda x: x[0], rows(seed, (1, 1))) for seed in (0, 1))
+
+    @jax.jit
+    def learned(key):
+        state = algorithm.init(key, {}, demonstration)
+        after, metrics = algorithm.learn(clock_at(1), state, jax.tree.map(lambda x: jnp.asarray(x)[None], row))
+        return state.agent.critic.params, after, metrics
+
+    params, after, metrics = jax.device_get(learned(jax.random.key(0)))
+    kernel, bias = (np.float64(params["params"]["MLP_0"]["Dense_0"][name]) for name in ("kernel", "bias"))
+    for part, bonus, buffer in ((row, 0.0, after.replay), (demonstration, 0.5, after.demonstrations)):
+        values, successor = (np.float64(x[0]) @ kernel + bias for x in (part.observation, part.next_observation))
+        target = part.reward[0] + 0.99 * (0.0 if part.terminated[0] else successor.max())
+        priority = abs(values[part.action[0]] - target) + 0.25 + bonus
+        np.testing.assert_allclose(buffer.tree[len(buffer.tree) // 2], priority, rtol=1e-5)
+    assert float(metrics["replay/demonstrations"].total) == 0.5
+
+
+def test_the_one_step_loss_is_added():
+    """Rows of three steps with targets 1, 2, those of one step 5, 4, and values 0: 0.5 + 2 and 0.5 of 12.5 + 8, halved."""
+    two = jax.tree.map(lambda x: jnp.asarray(x[0]), rows(0, (1, 2)))
+    several = n_step.NStep(*two._replace(reward=jnp.array([1.0, 2.0])), discount=jnp.array([0.5, 0.25]))
+    one = two._replace(reward=jnp.array([5.0, 4.0]))
+    given = {"weight": jnp.array([1.0, 3.0]), "imitation": jnp.array([0.0, 1.0])}
+    both, given = shared.with_one_step(several, one, given, jnp.asarray(0.9), 0.5)
+    np.testing.assert_allclose(both.discount, [0.5, 0.25, 0.9, 0.9])
+    loss = dqn.q_learning.q_loss(jnp.zeros(4), both.reward, given["weight"], huber=None)
+    assert float(loss) == pytest.approx((0.5 + 3 * 2) / 2 + 0.5 * (12.5 + 3 * 8) / 2)
+    # Mean over all four rows: the imitation loss counts once.
+    assert given["imitation"].tolist() == [0, 2, 0, 0]
+    assert shared.with_one_step(several, one, {}, jnp.asarray(0.9), 0.5)[1]["weight"].tolist() == [2, 2, 1, 1]
 
 
 def of_spaces(observation):

@@ -6,6 +6,8 @@ Target      y = r + discount (1 - terminated) V(s')
     double  V(s') = Q'(s', argmax_a Q(s', a))
 Loss        mean of Huber(Q(s, a) - y): half the square up to the threshold, linear beyond
 Dueling     Q(s, a) = V(s) + A(s, a) - mean over a' of A(s, a')
+Imitation   mean of max_a (Q(s, a) + margin 1(a != a_E)) - Q(s, a_E), of demonstrated actions a_E (DQfD: Hester et al.,
+            arXiv 1704.03732, equation 2): the other actions are at least the margin below, also those without data
 Policy      argmax_a Q(s, a); of equal values, the first
 
 No gradient flows through y or through the choice of its action. Rows of several steps (`data.n_step`) have the n-step
@@ -82,6 +84,10 @@ class QLearningConfig:
     """Polyak factor: the share by which the target network moves at each update."""
     epsilon: Annotated[float, Ge(0), Le(1)] = 0.05
     """Probability of a uniformly random action in exploration."""
+    margin: Annotated[float, Ge(0)] = 0.8
+    """Margin of the imitation loss, in units of return."""
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    """Coefficient of the squared norm of the parameters in the loss."""
 
 
 class QState(NamedTuple):
@@ -146,6 +152,12 @@ def q_loss(
     return jnp.mean(each if weight is None else weight * each)
 
 
+def margin_loss(values: Float[Array, "actions"], action: Int[Array, ""], margin: float = 0.8) -> Float[Array, ""]:
+    """max_a (values_a + margin 1(a != action)) - values_action: 0 if the action is the best one by at least the margin."""
+    others = jnp.arange(values.shape[0]) != action
+    return jnp.max(values + margin * others) - values[action]
+
+
 def make(config: QLearningConfig, observation: Space, actions: int, normalizer: Normalizer | None = None) -> ActorCritic:
     """The agent for `actions` discrete actions and observations of any space: images [H, W, C] are the input of
     convolutions, all others are encoded as vectors (`core.spaces.encode`). Its state is a `QState`. With a `normalizer` the
@@ -186,10 +198,13 @@ class _QLearning(NamedTuple):
 
     @property
     def chain(self) -> optax.GradientTransformation | None:
-        """The optimiser; None for Adam."""
-        if self.config.optimizer == "adam":
+        """The optimiser; None for plain Adam."""
+        config = self.config
+        if config.optimizer == "adam" and config.weight_decay == 0:
             return None
-        return optax.scale_by_stddev(self.config.rmsprop_decay, self.config.rmsprop_epsilon)
+        adam = config.optimizer == "adam"
+        step = optax.scale_by_adam() if adam else optax.scale_by_stddev(config.rmsprop_decay, config.rmsprop_epsilon)
+        return optax.chain(optax.add_decayed_weights(2 * config.weight_decay), step) if config.weight_decay else step
 
     def inputs(self, observation: Observation) -> Array:
         """The network's input: images as they are, others encoded and normalised."""
@@ -245,7 +260,16 @@ class _QLearning(NamedTuple):
         *,
         target: Float[Array, "B"] | None = None,
         weight: Float[Array, "B"] | None = None,
+        imitation: Float[Array, "B"] | None = None,
     ) -> tuple[QState, Metrics, Float[Array, "B"]]:
+        """As `ActorCritic.update_critic`; `imitation` are weights of the imitation loss, 0 for rows whose actions are no
+        demonstrations."""
+
+        def penalty(params: PyTree) -> Float[Array, ""]:
+            values = self.values(params, batch.observation)
+            losses = jax.vmap(partial(margin_loss, margin=self.config.margin))(values, batch.action)
+            return jnp.mean(jnp.asarray(imitation) * losses)
+
         if target is None:
             next_value = self.target_value(state, batch.next_observation, key)
             target = td_target(batch.reward, next_discount(batch, state.discount), batch.terminated, next_value)
@@ -256,6 +280,7 @@ class _QLearning(NamedTuple):
             weight,
             loss=lambda values, target, weight: q_loss(values[0], target, weight, self.config.huber),
             chain=self.chain,
+            penalty=None if imitation is None else penalty,
         )
         return state._replace(critic=trained), found, error
 

@@ -150,11 +150,12 @@ def update(
 
     def once(state: tuple[Trainable, PyTree], key: Key) -> tuple[tuple[Trainable, PyTree], Metrics]:
         networks, tree = state
-        batch = draw(config, _with_priorities(buffer, tree), key, length)
+        batch = draw(config, prioritized.with_rows(buffer, tree), key, length)
         (total, found), gradient = jax.value_and_grad(batch_loss, has_aux=True)(networks.params, batch)
         networks, norm = optimizer.step(networks, gradient, chain=chain)
         if isinstance(buffer, Prioritized):
-            tree = _priorities(prioritized.update(_with_priorities(buffer, tree), batch.slots, found.error))
+            changed = prioritized.update(prioritized.with_rows(buffer, tree), batch.slots, found.error)
+            tree = prioritized.without_rows(changed)
         means = {name: jnp.mean(getattr(found, name)) for name in Losses._fields}
         named = {f"loss/{name}": Average.of(value) for name, value in means.items() if name != "error"}
         named |= {"loss/total": Average.of(total), "value/error": Average.of(means["error"])}
@@ -165,19 +166,8 @@ def update(
 
     due = clock.env_steps >= config.warmup_steps
     # The rows do not change, so they are not part of what the updates pass on.
-    (networks, priorities), found = metrics.cond_update(due, all_updates, (networks, _priorities(buffer)))
-    return (networks, _with_priorities(buffer, priorities)), found
-
-
-def _priorities(buffer: Any) -> PyTree:
-    """The buffer without its rows, if it has priorities."""
-    no_rows: Any = ()
-    return buffer._replace(replay=no_rows) if isinstance(buffer, Prioritized) else ()
-
-
-def _with_priorities(buffer: Any, priorities: PyTree) -> Any:
-    """The buffer with the priorities that `_priorities` returned."""
-    return priorities._replace(replay=buffer.replay) if isinstance(buffer, Prioritized) else buffer
+    (networks, priorities), found = metrics.cond_update(due, all_updates, (networks, prioritized.without_rows(buffer)))
+    return (networks, prioritized.with_rows(buffer, priorities)), found
 
 
 def prediction_loss(

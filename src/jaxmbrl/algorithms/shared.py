@@ -12,17 +12,18 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxmbrl.agents.actor_critic.sac import SACConfig
-from jaxmbrl.agents.actor_critic.updates import updates
-from jaxmbrl.agents.exploration import no_extras, uniform, with_warmup
+from jaxmbrl.agents.actor_critic.updates import Drawn, updates, updates_with_errors
+from jaxmbrl.agents.exploration import linear, no_extras, uniform, with_warmup
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import Traced, UserError, traced
 from jaxmbrl.core.types import (
     Action,
     ActorCritic,
+    Average,
     Clock,
     CriticView,
     DynamicsModel,
@@ -35,8 +36,12 @@ from jaxmbrl.core.types import (
     Task,
     Transition,
     World,
+    flatten,
+    row_like,
 )
-from jaxmbrl.data import replay
+from jaxmbrl.data import experience, replay
+from jaxmbrl.data.experience import Batch, Experience, ReplayConfig
+from jaxmbrl.data.n_step import NStep
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vectors_and_actions
 from jaxmbrl.models import branching, ensemble
@@ -77,6 +82,34 @@ class OffPolicySettings(LoopSettings):
     """Critic updates for each actor update. SAC's temperature and the targets of TD3 and DQN are updated with the actor."""
     replay_capacity: Annotated[int, Ge(1)] = 1_000_000
     """Transitions in the replay buffer; the oldest are overwritten first."""
+
+
+@dataclass(frozen=True)
+class ReplaySettings(OffPolicySettings):
+    """Settings of methods that learn from collected rows and demonstrations (`data.experience`)."""
+
+    n_step: Annotated[int, Ge(1)] = 1
+    """Steps of the target's return before it bootstraps. It ends earlier with the episode, and bootstraps at a time
+    limit."""
+    one_step_weight: Annotated[float, Ge(0)] = 0.0
+    """Weight of the loss with the one-step target, which is added to that with n steps if `n_step` is above 1 (DQfD,
+    DDPGfD)."""
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    """How rows are sampled: uniformly or by priority."""
+    demonstration_share: Annotated[float, Ge(0), Lt(1)] = 0.5
+    """Share of demonstrations in a batch, rounded down to whole rows, unless `replay.demonstrations` is priorities. It has
+    no effect without `--demonstrations`."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """(field, message) of the first violated rule that involves several fields, or None."""
+        if self.replay.demonstrations == "priorities" and not self.replay.has_priorities:
+            return "replay.demonstrations", "must be share unless replay.kind is prioritized and replay.alpha above 0"
+        return None
+
+    @property
+    def share(self) -> float | None:
+        """The share of demonstrations in a batch; None for as many as their priorities ask for."""
+        return None if self.replay.demonstrations == "priorities" else self.demonstration_share
 
 
 @dataclass(frozen=True)
@@ -259,7 +292,9 @@ def no_data(data: Transition | None, method: str) -> None:
     """Raise UserError if initial data are given. The clock does not count them, and these methods derive the buffer's size
     from the clock."""
     if data is not None:
-        raise UserError(f"{method} does not accept initial transitions; --data FILE trains it from a file instead")
+        raise UserError(
+            f"{method} does not accept initial transitions or demonstrations; --data FILE trains it from a file instead"
+        )
 
 
 def rows_to_fit(buffer: Replay, clock: Clock, capacity: int) -> Replay:
@@ -298,16 +333,96 @@ def update_agent(
     There are `updates_per_step` updates for each environment, once in the `period` steps of a call. Every `actor_delay`-th
     of all updates also updates the actor.
     """
+
+    def update(state: PyTree, number: int, before: Int[Array, ""]) -> tuple[PyTree, Metrics]:
+        return updates(agent, state, draw, key, number, config.actor_delay, before)
+
+    return _when_due(config, clock, period, update, state)
+
+
+def _when_due(
+    config: OffPolicySettings,
+    clock: Clock,
+    period: int,
+    update: Callable[[PyTree, int, Int[Array, ""]], tuple[PyTree, Metrics]],
+    state: PyTree,
+) -> tuple[PyTree, Metrics]:
+    """`update(state, number of updates, number of earlier ones modulo the actor's delay)`, unless during the warm-up."""
     number, steps = config.updates_per_step * config.num_envs, period * config.num_envs
     # The first call of `learn` that updates is the first one at this number of environment steps or later.
     first = max(config.warmup_steps, steps)
 
-    def update(state: PyTree) -> tuple[PyTree, Metrics]:
+    def due(state: PyTree) -> tuple[PyTree, Metrics]:
         calls = (clock.env_steps - first) // steps
-        before = calls % config.actor_delay * number
-        return updates(agent, state, draw, key, number, config.actor_delay, before)
+        return update(state, number, calls % config.actor_delay * number)
 
-    return metrics.cond_update(clock.env_steps >= config.warmup_steps, update, state)
+    return metrics.cond_update(clock.env_steps >= config.warmup_steps, due, state)
+
+
+def new_experience(config: ReplaySettings, task: Task, demonstrations: Transition | None) -> Experience:
+    """Experience with demonstrations, if there are some, and room for collected rows."""
+    return experience.init(row_like(task), config.replay_capacity, config.replay, demonstrations)
+
+
+def learn_from_experience(
+    config: ReplaySettings,
+    agent: ActorCritic,
+    state: PyTree,
+    held: Experience,
+    clock: Clock,
+    transitions: Transition,
+    key: Key,
+    given: Callable[[Batch], dict[str, Array]] = lambda batch: {},
+) -> tuple[PyTree, Experience, Metrics]:
+    """Store the transitions [period, num_envs] of one call of `learn`, and update the agent on batches of experience as
+    `update_agent` does. Priorities are written after each update. Returns (agent's state, experience, metrics).
+
+    The agent's state has the field `discount`. `given(batch)` are arguments [B] of the critics' update besides `weight`.
+    """
+    held, period = experience.add(held, flatten(transitions)), transitions.reward.shape[0]
+    schedule = config.replay
+    beta = linear(schedule.beta, schedule.beta_last, schedule.beta_steps, clock.env_steps)
+
+    def draw(priorities: PyTree, key: Key) -> Drawn:
+        source = experience.with_rows(held, priorities)
+        batch = experience.sample(source, key, config.batch_size, config.share, beta)
+
+        def rows_of(n: int) -> Any:
+            return experience.rows_at(source, batch, n, state.discount, config.num_envs, config.share)
+
+        rows, arguments = rows_of(config.n_step), given(batch)
+        if batch.weight is not None:
+            arguments |= {"weight": batch.weight}
+        if config.n_step > 1 and config.one_step_weight > 0:
+            rows, arguments = with_one_step(rows, rows_of(1), arguments, state.discount, config.one_step_weight)
+        found = {} if batch.weight is None else {"replay/weight": Average.of(jnp.mean(batch.weight))}
+        if held.demonstrations is not None:
+            found["replay/demonstrations"] = Average.of(jnp.mean(batch.is_demonstration, dtype=float))
+        return Drawn(rows, arguments, batch, found)
+
+    def settle(priorities: PyTree, batch: Batch, error: Float[Array, "B"]) -> PyTree:
+        errors = error[: config.batch_size]
+        return experience.without_rows(experience.settle(experience.with_rows(held, priorities), batch, errors))
+
+    def update(loop: tuple[PyTree, PyTree], number: int, before: Int[Array, ""]) -> tuple[tuple[PyTree, PyTree], Metrics]:
+        return updates_with_errors(agent, *loop, draw, settle, key, number, config.actor_delay, before)
+
+    # The rows do not change, so they are not part of what the updates pass on.
+    first = state, experience.without_rows(held)
+    (state, priorities), found = _when_due(config, clock, period, update, first)
+    return state, experience.with_rows(held, priorities), found
+
+
+def with_one_step(
+    rows: NStep, one_step: Transition, arguments: dict[str, Array], discount: Float[Array, ""], weight: float
+) -> tuple[NStep, dict[str, Array]]:
+    """A batch [2 B] whose mean loss is that of `rows` [B] plus `weight` times that of `one_step` [B]: (rows of both,
+    further arguments of the critics' update). `arguments` [B] belong to `rows`; all but `weight` are 0 for the others."""
+    ones = jnp.ones(rows.reward.shape)
+    both = jax.tree.map(lambda *x: jnp.concatenate(x), rows, NStep(*one_step, discount=discount * ones))
+    share = {name: weight if name == "weight" else 0.0 for name in arguments} | {"weight": weight}
+    given = {"weight": ones} | arguments
+    return both, {name: 2 * jnp.concatenate([x, share[name] * x]) for name, x in given.items()}
 
 
 def branch_from_replay(

@@ -55,6 +55,7 @@ def train(words: list[str]) -> int:
         f"training {config.algorithm} ({config.preset} preset) on {config.env}"
         f"{f', each action {config.action_repeat} times' if config.action_repeat > 1 else ''}: {program.total_steps:,} "
         f"{'transitions of ' + config.data if config.data else 'environment steps'}, "
+        f"{f'{config.demonstrations_rows:,} demonstrations, ' if config.demonstrations else ''}"
         f"{config.seeds} seed{'s' if config.seeds > 1 else ''}, into {out}"
     )
     return finish(
@@ -203,7 +204,7 @@ def parse_train(name: str, words: list[str], started: RunConfig | None = None) -
     from jaxmbrl.training import logs, programs
 
     early = options.parser(f"train {name}", add_help=False)
-    for option in ("--env", "--preset", "--config", "--data"):
+    for option in ("--env", "--preset", "--config", *_FILES):
         early.add_argument(option)
     args, rest = early.parse_known_args(words)
     knows_task = args.env is not None or started is not None
@@ -235,12 +236,13 @@ def parse_train(name: str, words: list[str], started: RunConfig | None = None) -
         ],
         frozen=True,
     )
-    if args.data == "":
-        raise UserError("--data needs a value: an npz of transitions, as 'jaxmbrl collect' writes it")
-    if args.data is not None:
-        learned = programs.configure(name, base.env, settings=base.settings, data=args.data)
-        fields = {field: getattr(learned, field) for field in ("steps", "data", "data_digest")}
-        base = dataclasses.replace(base, **fields)
+    for option, filled in _FILES.items():
+        file = getattr(args, option.removeprefix("--"))
+        if file == "":
+            raise UserError(f"{option} needs a value: an npz of transitions, as 'jaxmbrl collect' writes it")
+        if file is not None:
+            learned = programs.configure(name, base.env, settings=base.settings, **{option.removeprefix("--"): file})
+            base = dataclasses.replace(base, **{field: getattr(learned, field) for field in filled})
     run_fields = {f: getattr(base, f) for f in _OPTIONS}
     parsed = options.parse(arguments, arguments(**run_fields), rest, f"train {name}", f"Train {name}: {method.summary}.")
     if "" in options.values("--out", rest):
@@ -258,7 +260,13 @@ _TARGET = "End when the mean return over seeds reaches this: of evaluations, or 
 _OPTIONS = ("steps", "seeds", "seed", "eval_episodes", "checkpoint", "log", "stop_at_return", "action_repeat", "settings")
 """Fields of a run that tyro parses."""
 
-_KEPT = ("algorithm", "env", "preset", "data", "data_digest")
+_FILES = {
+    "--data": ("data", "data_digest", "steps"),
+    "--demonstrations": ("demonstrations", "demonstrations_digest", "demonstrations_rows"),
+}
+"""Options that name a file of transitions, and the fields of a run that the file determines."""
+
+_KEPT = ("algorithm", "env", "preset", *_FILES["--data"][:2], *_FILES["--demonstrations"])
 """Fields of a run that tyro does not parse."""
 
 
@@ -268,6 +276,7 @@ _TEXTS = (
     ("preset", "NAME", "Settings to start from; the task's own if not given. 'jaxmbrl list' names them."),
     ("config", "FILE", "Settings to start from: the config.yaml of a run, or presets of your own in YAML."),
     ("data", "FILE", "Transitions to learn from instead of collecting, as 'jaxmbrl collect' writes them."),
+    ("demonstrations", "FILE", "Transitions of the task to sample besides those collected, by model-free methods."),
 )
 """Text options. All except the first are parsed before the other options, because the defaults of those depend on them."""
 

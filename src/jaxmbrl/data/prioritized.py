@@ -48,6 +48,10 @@ class Prioritized(NamedTuple):
             active=self.active & healthy,
         )
 
+    def interrupted(self, num_envs: int) -> Prioritized:
+        """The same where the rows added next do not continue the newest ones (`Replay.interrupted`)."""
+        return self._replace(replay=self.replay.interrupted(num_envs))
+
 
 def init(prototype: PyTree, capacity: int, alpha: Any = 0.6, epsilon: Any = 1e-6) -> Prioritized:
     """An empty buffer for rows like `prototype`; `alpha` in [0, 1] and `epsilon` above 0 may be traced. Raises ValueError
@@ -84,28 +88,82 @@ def sample(
     so shuffle a batch before splitting it. `beta` in [0, 1] may be traced; 1 corrects fully for the priorities. An empty
     buffer returns rows of zeros with weight 1: add first.
     """
-    part = (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
-    index = find(buffer.tree, part)
-    mass = buffer.tree[buffer.tree.shape[0] // 2 + index]
-    # N and the total cancel: the largest weight is that of the smallest priority.
-    weight = jnp.where(mass > 0, jnp.min(mass) / jnp.where(mass > 0, mass, 1.0), 1.0) ** beta
+    index, weight = sample_slots(buffer, key, n, beta)
     return jax.tree.map(lambda x: x[index], buffer.replay.data), index, weight
 
 
-def update(buffer: Prioritized, index: Int[Array, "n"], error: Float[Array, "n"]) -> Prioritized:
-    """Set the priorities of the rows at `index` from their errors. `index` is from `sample`; no rows may have been added
-    since.
+def sample_slots(
+    buffer: Prioritized, key: Key, n: int, beta: Float[Array, ""] | float
+) -> tuple[Int[Array, "n"], Float[Array, "n"]]:
+    """(indices, importance weights) of the rows that `sample` returns with the same key."""
+    index = find(buffer.tree, _parts(key, n))
+    return index, _weights(_mass(buffer, index), beta)
+
+
+def sample_jointly(
+    first: Prioritized, second: Prioritized, key: Key, n: int, beta: Float[Array, ""] | float
+) -> tuple[Bool[Array, "n"], Int[Array, "n"], Float[Array, "n"]]:
+    """(whether the row is of `second`, its index, its importance weight) of n rows, sampled as from one buffer that has
+    the rows of both. At least one of the two must not be empty."""
+    masses = first.tree[1], second.tree[1]
+    at = _parts(key, n) * (masses[0] + masses[1])
+    # Because of rounding, the part of an empty buffer is not empty.
+    of_second = (at >= masses[0]) & (masses[1] > 0) | (masses[0] <= 0)
+
+    def part(offset: Any, mass: Float[Array, ""]) -> Float[Array, "n"]:
+        return jnp.clip((at - offset) / jnp.where(mass > 0, mass, 1.0), 0.0, 1.0)
+
+    slots = find(first.tree, part(0.0, masses[0])), find(second.tree, part(masses[0], masses[1]))
+    mass = jnp.where(of_second, _mass(second, slots[1]), _mass(first, slots[0]))
+    return of_second, jnp.where(of_second, slots[1], slots[0]), _weights(mass, beta)
+
+
+def _parts(key: Key, n: int) -> Float[Array, "n"]:
+    """A uniform number in each of n equal parts of [0, 1)."""
+    return (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
+
+
+def _mass(buffer: Prioritized, index: Int[Array, "n"]) -> Float[Array, "n"]:
+    """p^alpha of the rows at `index`."""
+    return buffer.tree[buffer.tree.shape[0] // 2 + index]
+
+
+def _weights(mass: Float[Array, "n"], beta: Float[Array, ""] | float) -> Float[Array, "n"]:
+    """Importance weights of rows with these p^alpha, divided by the largest."""
+    # N and the total cancel: the largest weight is that of the smallest priority.
+    return jnp.where(mass > 0, jnp.min(mass) / jnp.where(mass > 0, mass, 1.0), 1.0) ** beta
+
+
+def update(
+    buffer: Prioritized, index: Int[Array, "n"], error: Float[Array, "n"], mask: Bool[Array, "n"] | None = None
+) -> Prioritized:
+    """Set the priorities of the rows at `index` for which `mask` is true from their errors. `index` is from `sample`; no
+    rows may have been added since.
 
     For a row that was sampled several times, the largest error counts. If an error is not finite, `active` becomes false
     and nothing more is written.
     """
+    mask = jnp.ones(index.shape, bool) if mask is None else mask
     priority = jnp.abs(error) + buffer.epsilon
     active = buffer.active & jnp.isfinite(priority).all()
+    largest = jnp.maximum(buffer.largest, jnp.max(jnp.where(mask, priority, 0.0)))
     return buffer._replace(
-        tree=_set(buffer.tree, index, priority**buffer.alpha, jnp.broadcast_to(active, index.shape)),
-        largest=jnp.where(active, jnp.maximum(buffer.largest, jnp.max(priority)), buffer.largest),
+        tree=_set(buffer.tree, index, priority**buffer.alpha, mask & active),
+        largest=jnp.where(active, largest, buffer.largest),
         active=active,
     )
+
+
+def without_rows(buffer: Any) -> PyTree:
+    """The buffer without its rows, if it has priorities; else (). This is what changes with the updates: rows that the
+    updates do not change need not be passed on in their loop."""
+    no_rows: Any = ()
+    return buffer._replace(replay=no_rows) if isinstance(buffer, Prioritized) else ()
+
+
+def with_rows(buffer: Any, priorities: PyTree) -> Any:
+    """The buffer with the priorities that `without_rows` returned."""
+    return priorities._replace(replay=buffer.replay) if isinstance(buffer, Prioritized) else buffer
 
 
 def find(tree: Float[Array, "nodes"], part: Float[Array, "n"]) -> Int[Array, "n"]:

@@ -5,7 +5,7 @@ Add to a buffer before reading it in a scan body: a read followed by an add make
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -116,12 +116,17 @@ def slots_to_write(replay: Replay, mask: Bool[Array, "n"]) -> Int[Array, "n"]:
 
 def sample(replay: Replay, key: Key, n: int) -> PyTree:
     """`n` rows sampled uniformly with replacement, [n, ...]. An empty buffer returns rows of zeros: add first."""
-    return _take(replay, sample_slots(replay, key, n))
+    return take(replay, sample_slots(replay, key, n))
 
 
 def sample_slots(replay: Replay, key: Key, n: int) -> Int[Array, "n"]:
     """The slots of the rows that `sample` returns with the same key, for `windows`. Add to an empty buffer first."""
     return _slot(replay, jax.random.randint(key, (n,), 0, jnp.maximum(replay.size, 1)))
+
+
+def take(replay: Replay, slots: Int[Array, "*n"]) -> PyTree:
+    """The rows in `slots`, [*n, ...]."""
+    return jax.tree.map(lambda buffer: buffer[slots], replay.data)
 
 
 def sample_sequences(
@@ -153,7 +158,7 @@ def windows(replay: Replay, slots: Int[Array, "n"], length: int, stride: int = 1
     """
     age = (slots - replay.position + replay.size) % _physical(replay)
     age = age[:, None] + stride * jnp.arange(length)
-    return _take(replay, _slot(replay, age)), age < replay.size
+    return take(replay, _slot(replay, age)), age < replay.size
 
 
 def resize(replay: Replay, capacity: Int[Array, ""]) -> Replay:
@@ -174,7 +179,3 @@ def _physical(replay: Replay) -> int:
 def _slot(replay: Replay, age: Int[Array, "*n"]) -> Int[Array, "*n"]:
     """The slot of the row that was added `age` rows after the oldest."""
     return (replay.position - replay.size + age) % _physical(replay)
-
-
-def _take(replay: Replay, slots: Any) -> PyTree:
-    return jax.tree.map(lambda buffer: buffer[slots], replay.data)

@@ -28,7 +28,9 @@ from jaxmbrl.sweeping.naming import RunRequest
 from jaxmbrl.training import hints
 from jaxmbrl.training.programs import RunConfig
 
-FIELDS = tuple(field.name for field in dataclasses.fields(RunConfig) if field.name != "data_digest")
+OF_FILES = ("data_digest", "demonstrations_digest", "demonstrations_rows")
+"""Fields of a run that its files of transitions determine."""
+FIELDS = tuple(field.name for field in dataclasses.fields(RunConfig) if field.name not in OF_FILES)
 """Fields of a run that the file of a sweep may contain."""
 NESTED = ("settings", "checkpoint")
 """Fields of a run that have fields of their own."""

@@ -16,7 +16,7 @@ from jaxmbrl.sweeping.runs import Run, check_same
 from jaxmbrl.training import programs
 from jaxmbrl.training.programs import RunConfig
 
-TEXTS = ("algorithm", "env", "preset", "data")
+TEXTS = ("algorithm", "env", "preset", "data", "demonstrations")
 """Fields of a run that must be text."""
 
 

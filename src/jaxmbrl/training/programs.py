@@ -19,10 +19,11 @@ from jaxmbrl import algorithms, envs
 from jaxmbrl.core import calling, surroundings
 from jaxmbrl.core.config import UserError, check, closest, from_dict, to_dict
 from jaxmbrl.core.places import expanded
-from jaxmbrl.core.types import Algorithm, Task, Transition, row_like
+from jaxmbrl.core.types import Algorithm, Hyper, Key, Task, Transition, row_like
 from jaxmbrl.data import dataset
+from jaxmbrl.data.dataset import Dataset
 from jaxmbrl.envs.shapes import check_shapes
-from jaxmbrl.training import bridged, devices, hints, logs, loop, memory, probing
+from jaxmbrl.training import bridged, devices, hints, known_functions, logs, loop, memory, probing
 from jaxmbrl.training.devices import OF_SEEDS, SeedSharding
 from jaxmbrl.training.loop import Loop, LoopState
 from jaxmbrl.training.run_folder import CONFIG, RunFolder
@@ -82,6 +83,12 @@ class RunConfig:
     """File of transitions to learn from instead of collecting (`data.dataset`), in the order of its rows."""
     data_digest: str | None = None
     """SHA-256 of that file."""
+    demonstrations: str | None = None
+    """File of transitions of the same task (`data.dataset`) that the method samples besides those that it collects."""
+    demonstrations_digest: str | None = None
+    """SHA-256 of that file."""
+    demonstrations_rows: Annotated[int, Ge(0)] = 0
+    """Number of its rows."""
     log: tuple[logs.Name, ...] = ()
     """Loggers that also receive the metrics: `tensorboard`, `wandb`."""
     stop_at_return: float | None = None
@@ -155,6 +162,7 @@ def configure(
     steps: int | None = None,
     data: str | Path | None = None,
     call: str = "train",
+    demonstrations: str | Path | None = None,
     **fields: Any,
 ) -> RunConfig:
     """A checked `RunConfig`. `settings` is the algorithm's config, or a mapping from dotted field names to values that
@@ -186,6 +194,13 @@ def configure(
         loaded = dataset.load(data)
         steps = len(loaded.rows.reward) if steps is None else steps
         fields |= {"data": str(expanded(data).resolve()), "data_digest": loaded.digest}
+    if demonstrations is not None:
+        loaded = dataset.load(demonstrations)
+        fields |= {
+            "demonstrations": str(expanded(demonstrations).resolve()),
+            "demonstrations_digest": loaded.digest,
+            "demonstrations_rows": len(loaded.rows.reward),
+        }
     steps = method.presets[name].steps if steps is None else steps
     given = dict(algorithm=algorithm, env=env, preset=name, steps=steps, settings=check(config), **fields)
     return from_dict(RunConfig, given)
@@ -194,7 +209,16 @@ def configure(
 FIELDS = tuple(known.name for known in dataclasses.fields(RunConfig))
 """Names of the fields of a run."""
 
-MAY_CHANGE = ("steps", "eval_episodes", "checkpoint", "data", "log", "stop_at_return", "settings.eval_every")
+MAY_CHANGE = (
+    "steps",
+    "eval_episodes",
+    "checkpoint",
+    "data",
+    "demonstrations",
+    "log",
+    "stop_at_return",
+    "settings.eval_every",
+)
 """Fields of a run that may change when it is resumed: learning does not depend on them."""
 
 
@@ -270,14 +294,17 @@ def _unknown(values: Mapping[str, Any]) -> str | None:
 def build(config: RunConfig, learns: bool = True, task: Task | None = None) -> Program:
     """The parts of a run. Raises UserError if they are not compatible with each other or with the machine.
 
-    With `learns` false, for a run that is only evaluated, the file of data and the packages of loggers are not needed.
+    With `learns` false, for a run that is only evaluated, the files of data and the packages of loggers are not needed.
     `task` is used instead of the task with the name `config.env`.
     """
     surroundings.check()
     method, settings = algorithms.get(config.algorithm), config.settings
     check_whole(to_dict(config))
     task = checked_task(config.env if task is None else task, config.action_repeat)
-    algorithm = _traced_once(method.make(settings, task))
+    algorithm = method.make(settings, task)
+    if config.demonstrations is not None:
+        algorithm = _with_demonstrations(algorithm, _demonstrations(config, task, learns))
+    algorithm = _traced_once(algorithm)
     if config.data is not None and algorithm.on_policy:
         raise UserError(f"{config.algorithm} learns from transitions of its own policy: it cannot be trained from data")
     if learns:
@@ -329,16 +356,43 @@ def _traced_once(algorithm: Algorithm) -> Algorithm:
     )
 
 
+def _with_demonstrations(algorithm: Algorithm, rows: Transition) -> Algorithm:
+    """The algorithm with the demonstrations `rows` in its first state."""
+
+    def init(key: Key, hyper: Hyper, data: Transition | None = None) -> Any:
+        return algorithm.init(key, hyper, rows)
+
+    return algorithm._replace(init=init)
+
+
+def _demonstrations(config: RunConfig, task: Task, learns: bool) -> Transition:
+    """The demonstrations of a run; for one that does not learn, as many rows of zeros, whose place a checkpoint fills."""
+    if not learns:
+        return jax.tree.map(lambda leaf: jnp.zeros((config.demonstrations_rows, *leaf.shape), leaf.dtype), row_like(task))
+    assert config.demonstrations is not None
+    data = _loaded(config.demonstrations, config.demonstrations_digest, task)
+    problem = known_functions.of_another_task(task, data.rows)
+    if problem is not None:
+        raise UserError(f"{config.demonstrations}: {problem}; record demonstrations of this task in its units")
+    return jax.tree.map(jnp.asarray, data.rows)
+
+
+def _loaded(path: str, digest: str | None, task: Task) -> Dataset:
+    """The content of a file of a run. Raises UserError if it does not fit the task, or if the file has changed."""
+    data = dataset.load(path)
+    if digest not in (None, data.digest):
+        raise UserError(f"{path} is not the file that the run started with; restore that file")
+    if data.env not in (None, task.name):
+        raise UserError(f"{path} holds transitions of {data.env}, not of {task.name}")
+    dataset.check_fits(data, task)
+    data.warn()
+    return data
+
+
 def _data(config: RunConfig, task: Task) -> Transition:
     """The rows from which a run learns. Raises UserError if they do not fit the run, or if the file has changed."""
     assert config.data is not None
-    data = dataset.load(config.data)
-    if config.data_digest not in (None, data.digest):
-        raise UserError(f"{config.data} is not the file that the run started with; restore that file")
-    if data.env not in (None, task.name):
-        raise UserError(f"{config.data} holds transitions of {data.env}, not of {task.name}")
-    dataset.check_fits(data, task)
-    data.warn()
+    data = _loaded(config.data, config.data_digest, task)
     rows, settings = len(data.rows.reward), config.settings
     if settings.num_envs != 1:
         raise UserError(f"num_envs must be 1 with data, got {settings.num_envs}")

@@ -112,7 +112,7 @@ def train(
     `settings` is the algorithm's config, or a mapping such as `{"ensemble.members": 7}` that changes the preset. `hyper`
     contains traced hyperparameters (`{"learning_rate": [1e-3, 3e-4]}`), one value or one per seed. With `data`, a file of
     transitions (`data.dataset`), nothing is collected: the algorithm learns from its rows in their order. `fields` are
-    those of `RunConfig`.
+    those of `RunConfig`, such as `demonstrations`, a file of transitions that the method samples besides its own.
 
     `log` names loggers ("tensorboard", "wandb") that receive the metrics too, or contains objects with `write(rows)` and
     `close()` (`logs.Logger`). `callback(rows)` is called at the end of each epoch with its rows of metrics, one for each

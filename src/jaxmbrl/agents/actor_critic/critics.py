@@ -43,16 +43,19 @@ def regress(
     weight: Float[Array, "B"] | None = None,
     loss: Callable[..., Float[Array, ""]] = critic_loss,
     chain: optax.GradientTransformation | None = None,
+    penalty: Callable[[PyTree], Float[Array, ""]] | None = None,
 ) -> tuple[Trainable, Metrics, Float[Array, "B"]]:
     """One gradient step on `loss`, where `values(parameters)` are the critics' values. Returns (critics, metrics, mean
     absolute error of each row before the step). No gradient flows into the target; the target critics are unchanged.
 
-    `loss` has the arguments of `critic_loss`; `chain` is the optimiser (`nn.optimizer`)."""
+    `loss` has the arguments of `critic_loss`; `chain` is the optimiser (`nn.optimizer`); `penalty(parameters)` is added to
+    the loss."""
     target = jax.lax.stop_gradient(target)
 
     def loss_of(params: PyTree) -> tuple[Array, Array]:
         found = values(params)
-        return loss(found, target, weight), found
+        value = loss(found, target, weight)
+        return value if penalty is None else value + penalty(params), found
 
     (value, found), gradient = jax.value_and_grad(loss_of, has_aux=True)(critic.params)
     critic, norm = optimizer.step(critic, gradient, chain=chain)

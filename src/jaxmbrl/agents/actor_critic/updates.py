@@ -1,16 +1,17 @@
-"""Updates of an actor-critic: critics then actor, replacement of either update, and many updates in one scan."""
+"""Updates of an actor-critic: critics then actor, replacement of either update, and many updates in one scan, also those
+whose errors determine the next batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxmbrl.core import metrics
-from jaxmbrl.core.types import ActorCritic, Key, Metrics, Transition
+from jaxmbrl.core.types import ActorCritic, Key, Metrics, PyTree, Transition
 
 UpdateCritic = Callable[..., tuple[Any, Metrics, Float[Array, "B"]]]
 """(state, batch, key) -> (state, metrics, absolute error of each row); `weight` [B] is optional."""
@@ -18,7 +19,18 @@ UpdateActor = Callable[[Any, Any, Key], tuple[Any, Metrics]]
 """(state, batch, key) -> (state, metrics)."""
 
 
-@jax.named_scope("update")
+class Drawn(NamedTuple):
+    """A batch for one update."""
+
+    rows: Any
+    """[B, ...]."""
+    given: dict[str, Any]
+    """Further arguments of the critics' update, such as `weight` [B]."""
+    origin: Any
+    """What `settle` needs to know of the batch, such as the slots of its rows."""
+    metrics: Metrics
+
+
 def updates(
     agent: ActorCritic,
     state: Any,
@@ -34,30 +46,60 @@ def updates(
     2101.05982, algorithm 1, where the delay is the number of updates for each environment step). `before` is the number of
     earlier updates, possibly modulo the delay; it must be the same for all seeds.
     """
+    (state, _), found = updates_with_errors(
+        agent,
+        state,
+        (),
+        lambda _, key: Drawn(draw(key), {}, (), {}),
+        lambda priorities, *_: priorities,
+        key,
+        number,
+        actor_delay,
+        before,
+    )
+    return state, found
 
-    def update(state: Any, step: tuple[Int[Array, ""], Key]) -> tuple[Any, Metrics]:
-        i, key = step
+
+@jax.named_scope("update")
+def updates_with_errors(
+    agent: ActorCritic,
+    state: Any,
+    priorities: PyTree,
+    draw: Callable[[PyTree, Key], Drawn],
+    settle: Callable[[PyTree, Any, Float[Array, "B"]], PyTree],
+    key: Key,
+    number: int,
+    actor_delay: int = 1,
+    before: Int[Array, ""] | int = 0,
+) -> tuple[tuple[Any, PyTree], Metrics]:
+    """`updates` on batches `draw(priorities, key)`. After each update `settle(priorities, origin, error)`, with the origin
+    of the batch and the absolute error of each of its rows, returns the next priorities. Returns ((state, priorities),
+    metrics)."""
+
+    def update(loop: tuple[Any, PyTree], step: tuple[Int[Array, ""], Key]) -> tuple[tuple[Any, PyTree], Metrics]:
+        (state, priorities), (i, key) = loop, step
         sample_key, agent_key = jax.random.split(key)
-        batch = draw(sample_key)
+        batch = draw(priorities, sample_key)
         if actor_delay == 1:
-            return agent.update(state, batch, agent_key)[:2]
+            state, found, error = agent.update(state, batch.rows, agent_key, **batch.given)
+            return (state, settle(priorities, batch.origin, error)), found | batch.metrics
         critic_key, actor_key = jax.random.split(agent_key)
-        state, of_critic, _ = agent.update_critic(state, batch, critic_key)
+        state, of_critic, error = agent.update_critic(state, batch.rows, critic_key, **batch.given)
         # The index is not batched over seeds, so only one branch runs.
         last = (before + i + 1) % actor_delay == 0
-        state, of_actor = metrics.cond_update(last, lambda state: agent.update_actor(state, batch, actor_key), state)
-        return state, of_critic | of_actor
+        state, of_actor = metrics.cond_update(last, lambda state: agent.update_actor(state, batch.rows, actor_key), state)
+        return (state, settle(priorities, batch.origin, error)), of_critic | of_actor | batch.metrics
 
-    state, found = jax.lax.scan(update, state, (jnp.arange(number), jax.random.split(key, number)))
-    return state, metrics.total(found)
+    loop, found = jax.lax.scan(update, (state, priorities), (jnp.arange(number), jax.random.split(key, number)))
+    return loop, metrics.total(found)
 
 
 def in_turn(update_critic: UpdateCritic, update_actor: UpdateActor) -> UpdateCritic:
     """An update of the critics, then of the actor, on the same batch."""
 
-    def update(state: Any, batch: Any, key: Key, **weight: Any) -> tuple[Any, Metrics, Float[Array, "B"]]:
+    def update(state: Any, batch: Any, key: Key, **given: Any) -> tuple[Any, Metrics, Float[Array, "B"]]:
         critic_key, actor_key = jax.random.split(key)
-        state, of_critic, error = update_critic(state, batch, critic_key, **weight)
+        state, of_critic, error = update_critic(state, batch, critic_key, **given)
         state, of_actor = update_actor(state, batch, actor_key)
         return state, of_critic | of_actor, error
 

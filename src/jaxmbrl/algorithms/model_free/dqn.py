@@ -5,11 +5,14 @@ agent is `agents.q_learning`, which states the objectives.
 for each environment step:
     act uniformly at random with probability epsilon (always for the first `warmup_steps`), else greedily
     store the transition
-    at every `train_every`-th step: sample a batch from the replay buffer, and update the network
+    at every `train_every`-th step: sample a batch from the replay buffer and demonstrations, and update the network
         y = sum_{i < m} discount^i r_i + discount^m (1 - terminated) V(s_m),  m <= `n_step` (`data.n_step`)
         move the target network by Polyak averaging, or copy it at every `copy_every`-th environment step
 
 Epsilon falls linearly from `epsilon_first` to `agent.epsilon` within the first `epsilon_steps` environment steps.
+
+Replay may be prioritised, and demonstrations are sampled besides the collected rows (`data.experience`). DQfD (Hester et
+al., arXiv 1704.03732), with its imitation loss, is the preset `dqfd`.
 
 Differs from the papers: the default is double DQN. Rewards are not clipped, and the target network moves by Polyak
 averaging unless `copy_every` is set. Windows of n steps are sampled from the buffer, also those that began before a
@@ -24,15 +27,22 @@ from typing import Annotated, NamedTuple
 
 import jax
 from annotated_types import Ge, Le
+from jaxtyping import Array
 
 from jaxmbrl.agents import q_learning
 from jaxmbrl.agents.actor_critic.updates import with_updates
 from jaxmbrl.agents.exploration import linear, with_epsilon
 from jaxmbrl.agents.q_learning import QLearningConfig, QState
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
-from jaxmbrl.algorithms.shared import OffPolicySettings, collector, critic_view, new_replay, passes, update_agent
+from jaxmbrl.algorithms.shared import (
+    ReplaySettings,
+    collector,
+    critic_view,
+    learn_from_experience,
+    new_experience,
+    passes,
+)
 from jaxmbrl.core import metrics
-from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import (
     Algorithm,
     Clock,
@@ -43,23 +53,19 @@ from jaxmbrl.core.types import (
     Task,
     Transition,
     Views,
-    flatten,
-    row_like,
 )
-from jaxmbrl.data import n_step, replay
-from jaxmbrl.data.n_step import NStep
+from jaxmbrl.data.experience import Batch, Experience
+from jaxmbrl.data.prioritized import Prioritized
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import number_of_actions
 
 
 @dataclass(frozen=True)
-class Config(OffPolicySettings):
+class Config(ReplaySettings):
     """Settings of a run of DQN."""
 
     agent: QLearningConfig = field(default_factory=QLearningConfig)
     """The value learner: double, dueling, network and optimiser."""
-    n_step: Annotated[int, Ge(1)] = 1
-    """Steps of the target's return before it bootstraps."""
     train_every: Annotated[int, Ge(1)] = 1
     """Steps of each environment between updates; there are `updates_per_step` updates then."""
     copy_every: Annotated[int, Ge(0)] = 0
@@ -69,13 +75,16 @@ class Config(OffPolicySettings):
     """Probability of a random action at the start. It falls linearly to `agent.epsilon`."""
     epsilon_steps: Annotated[int, Ge(1)] = 10_000
     """Environment steps within which it falls."""
+    margin_weight: Annotated[float, Ge(0)] = 0.0
+    """Weight of the imitation loss of demonstrations, with the margin `agent.margin` (DQfD); 0 for none."""
 
 
 class State(NamedTuple):
     """The whole state of a run."""
 
     agent: QState
-    replay: Replay
+    replay: Replay | Prioritized
+    demonstrations: Replay | Prioritized | None
     key: Key
 
 
@@ -86,13 +95,8 @@ def make(config: Config, task: Task) -> Algorithm:
     steps_per_call = config.train_every * config.num_envs
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
-        if data is not None and config.n_step > 1 and config.num_envs > 1:
-            raise UserError("num_envs must be 1 with initial transitions and n_step above 1: their rows are those of one")
         agent_key, key = jax.random.split(key)
-        buffer = new_replay(row_like(task), config.replay_capacity, data)
-        # The first step of the run does not continue the last row of the data.
-        buffer = buffer if data is None else buffer.interrupted(1)
-        return State(agent.init(agent_key, hyper), buffer, key)
+        return State(agent.init(agent_key, hyper), *new_experience(config, task, data), key)
 
     def policy(state: State, clock: Clock, explore: bool) -> Policy:
         acting = agent.policy(state.agent, False)
@@ -103,18 +107,19 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, update_key = jax.random.split(state.key)
-        buffer = replay.add(state.replay, flatten(transitions))
 
-        def draw(key: Key) -> NStep:
-            return n_step.sample(
-                buffer, key, config.batch_size, config.n_step, state.agent.discount, stride=config.num_envs
-            )
+        def imitation(batch: Batch) -> dict[str, Array]:
+            imitates = config.margin_weight > 0 and state.demonstrations is not None
+            return {"imitation": config.margin_weight * batch.is_demonstration} if imitates else {}
 
-        agent_state, found = update_agent(config, learner, state.agent, clock, draw, update_key, period=config.train_every)
+        held = Experience(state.replay, state.demonstrations)
+        agent_state, held, found = learn_from_experience(
+            config, learner, state.agent, held, clock, transitions, update_key, imitation
+        )
         if config.copy_every:
             due = passes(clock, config.copy_every, steps_per_call)
             agent_state, _ = metrics.cond_update(due, lambda state: (q_learning.copy_target(state), {}), agent_state)
-        return State(agent_state, buffer, key), found
+        return State(agent_state, *held, key), found
 
     def views(state: State) -> Views:
         return Views(state.replay, critic=critic_view(agent, state.agent))
@@ -162,6 +167,17 @@ METHOD = Method(
             seeds=8,
             seeds_at_goal=8,
             about="double DQN, 3-step targets",
+            best=True,
+        ),
+        Goal(
+            "dqn-cartpole-prioritized",
+            "CartPole-v1",
+            30_000,
+            200.0,
+            seeds=8,
+            seeds_at_goal=6,
+            settings={"replay.kind": "prioritized", "replay.beta_steps": 30_000, "agent.learning_rate": 2.5e-4},
+            about="double DQN, prioritised replay, a quarter of the learning rate",
             best=True,
         ),
         Goal("dqn-deep-sea", "bsuite/DeepSea/8", 10_000, 0.9, seeds=8, seeds_at_goal=0, about="double DQN"),

@@ -4,12 +4,15 @@ discrete actions `agents.actor_critic.discrete_sac`.
 
 for each environment step:
     act by the stochastic policy (uniformly at random for the first `warmup_steps`), store the transition
-    `updates_per_step` times: update the critics on a batch from the replay buffer;
+    `updates_per_step` times: update the critics on a batch from the replay buffer and demonstrations (`data.experience`);
         at every `actor_delay`-th update, also update the actor and the temperature, on the same batch
 
 REDQ (Chen et al., arXiv 2101.05982, algorithm 1): 20 updates per step, the last of which also updates the actor; 10
 critics; a target takes the minimum over a random two of them; the actor maximises the mean of all. DroQ (Hiraoka et al.,
 arXiv 2110.02034, algorithm 2): the same with two critics, which have dropout and layer norm.
+
+RLPD (Ball et al., arXiv 2302.02948) is this with `--demonstrations`, of which half of each batch are sampled, many
+critics with layer norm, and 20 updates per step.
 
 Differs from the papers: with several parallel environments, `updates_per_step` counts for the step of each.
 """
@@ -23,8 +26,9 @@ import jax
 
 from jaxmbrl import agents
 from jaxmbrl.agents.actor_critic.sac import SACConfig
+from jaxmbrl.agents.actor_critic.target_error import with_target_error
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
-from jaxmbrl.algorithms.shared import OffPolicySettings, collector, critic_view, new_replay, update_agent
+from jaxmbrl.algorithms.shared import ReplaySettings, collector, critic_view, learn_from_experience, new_experience
 from jaxmbrl.core.types import (
     Algorithm,
     Clock,
@@ -36,37 +40,42 @@ from jaxmbrl.core.types import (
     Task,
     Transition,
     Views,
-    flatten,
-    row_like,
 )
-from jaxmbrl.data import replay
+from jaxmbrl.data.experience import Experience
+from jaxmbrl.data.prioritized import Prioritized
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vectors_and_actions
 
 
 @dataclass(frozen=True)
-class Config(OffPolicySettings):
+class Config(ReplaySettings):
     """Settings of a run of SAC, REDQ or DroQ."""
 
     agent: SACConfig = field(default_factory=SACConfig)
     """The policy learner."""
+    target_error: bool = False
+    """Whether rows are weighted by a learned error of their targets (DisCor, `agents.actor_critic.target_error`)."""
 
 
 class State(NamedTuple):
     """The whole state of a run."""
 
     agent: PyTree
-    replay: Replay
+    replay: Replay | Prioritized
+    demonstrations: Replay | Prioritized | None
     key: Key
 
 
 def make(config: Config, task: Task) -> Algorithm:
     """SAC, REDQ or DroQ on `task`, depending on the settings."""
-    agent = agents.make(config.agent, *vectors_and_actions(task, "sac"))
+    sizes = vectors_and_actions(task, "sac")
+    agent = agents.make(config.agent, *sizes)
+    if config.target_error:
+        agent = with_target_error(agent, *sizes, config.agent.hidden, config.agent.learning_rate, config.agent.polyak)
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         agent_key, key = jax.random.split(key)
-        return State(agent.init(agent_key, hyper), new_replay(row_like(task), config.replay_capacity, data), key)
+        return State(agent.init(agent_key, hyper), *new_experience(config, task, data), key)
 
     def policy(state: State, clock: Clock, explore: bool) -> Policy:
         acting = agent.policy(state.agent, explore)
@@ -74,13 +83,9 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, update_key = jax.random.split(state.key)
-        buffer = replay.add(state.replay, flatten(transitions))
-
-        def draw(key: Key) -> Transition:
-            return replay.sample(buffer, key, config.batch_size)
-
-        agent_state, found = update_agent(config, agent, state.agent, clock, draw, update_key)
-        return State(agent_state, buffer, key), found
+        held = Experience(state.replay, state.demonstrations)
+        agent_state, held, found = learn_from_experience(config, agent, state.agent, held, clock, transitions, update_key)
+        return State(agent_state, *held, key), found
 
     def views(state: State) -> Views:
         return Views(state.replay, critic=critic_view(agent, state.agent))

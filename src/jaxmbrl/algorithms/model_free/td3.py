@@ -3,10 +3,11 @@ The agent is `agents.actor_critic.td3`, which states the objectives.
 
 for each environment step:
     act by the policy with noise (uniformly at random for the first `warmup_steps`), store the transition
-    `updates_per_step` times: update the critics on a batch from the replay buffer;
+    `updates_per_step` times: update the critics on a batch from the replay buffer and demonstrations (`data.experience`);
         at every `actor_delay`-th update, counted across steps, also update the actor, on the same batch, and all targets
 
-DDPG: one critic, no noise in its target, and no delay.
+DDPG: one critic, no noise in its target, and no delay. DDPGfD (Vecerik et al., arXiv 1707.08817), DDPG from
+demonstrations, is its preset `ddpgfd`.
 
 Differs from the papers: the settings are those of the current code of TD3's authors, which differs from both papers; with
 several parallel environments, `updates_per_step` counts for the step of each.
@@ -21,9 +22,10 @@ import jax
 from annotated_types import Ge
 
 from jaxmbrl.agents.actor_critic import td3
+from jaxmbrl.agents.actor_critic.target_error import with_target_error
 from jaxmbrl.agents.actor_critic.td3 import TD3Config
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
-from jaxmbrl.algorithms.shared import OffPolicySettings, collector, critic_view, new_replay, update_agent
+from jaxmbrl.algorithms.shared import ReplaySettings, collector, critic_view, learn_from_experience, new_experience
 from jaxmbrl.core.types import (
     Algorithm,
     Clock,
@@ -35,20 +37,21 @@ from jaxmbrl.core.types import (
     Task,
     Transition,
     Views,
-    flatten,
-    row_like,
 )
-from jaxmbrl.data import replay
+from jaxmbrl.data.experience import Experience
+from jaxmbrl.data.prioritized import Prioritized
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vector_sizes
 
 
 @dataclass(frozen=True)
-class Config(OffPolicySettings):
+class Config(ReplaySettings):
     """Settings of a run of TD3 or DDPG."""
 
     agent: TD3Config = field(default_factory=TD3Config)
     """The policy learner."""
+    target_error: bool = False
+    """Whether rows are weighted by a learned error of their targets (DisCor, `agents.actor_critic.target_error`)."""
     actor_delay: Annotated[int, Ge(1)] = 2
     """Critic updates for each update of the actor and of all targets."""
     warmup_steps: Annotated[int, Ge(0)] = 25_000
@@ -59,17 +62,21 @@ class State(NamedTuple):
     """The whole state of a run."""
 
     agent: PyTree
-    replay: Replay
+    replay: Replay | Prioritized
+    demonstrations: Replay | Prioritized | None
     key: Key
 
 
 def make(config: Config, task: Task) -> Algorithm:
     """TD3 or DDPG on `task`, depending on the settings."""
-    agent = td3.make(config.agent, *vector_sizes(task, "td3"))
+    sizes = vector_sizes(task, "td3")
+    agent = td3.make(config.agent, *sizes)
+    if config.target_error:
+        agent = with_target_error(agent, *sizes, config.agent.hidden, config.agent.learning_rate, config.agent.polyak)
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         agent_key, key = jax.random.split(key)
-        return State(agent.init(agent_key, hyper), new_replay(row_like(task), config.replay_capacity, data), key)
+        return State(agent.init(agent_key, hyper), *new_experience(config, task, data), key)
 
     def policy(state: State, clock: Clock, explore: bool) -> Policy:
         acting = agent.policy(state.agent, explore)
@@ -77,13 +84,9 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, update_key = jax.random.split(state.key)
-        buffer = replay.add(state.replay, flatten(transitions))
-
-        def draw(key: Key) -> Transition:
-            return replay.sample(buffer, key, config.batch_size)
-
-        agent_state, found = update_agent(config, agent, state.agent, clock, draw, update_key)
-        return State(agent_state, buffer, key), found
+        held = Experience(state.replay, state.demonstrations)
+        agent_state, held, found = learn_from_experience(config, agent, state.agent, held, clock, transitions, update_key)
+        return State(agent_state, *held, key), found
 
     def views(state: State) -> Views:
         return Views(state.replay, critic=critic_view(agent, state.agent))
@@ -98,7 +101,25 @@ METHOD = Method(
     paper="1802.09477",
     summary="deterministic policy gradient with twin critics, a delayed actor and smoothed targets",
     tiny={**TINY_RUN, "agent.hidden": (16, 16)},
-    goals=(Goal("td3-pendulum", "pendulum", 5000, -170.0),),
+    goals=(
+        Goal("td3-pendulum", "pendulum", 5000, -170.0),
+        Goal(
+            "td3-pendulum-prioritized",
+            "pendulum",
+            5000,
+            -170.0,
+            settings={"replay.kind": "prioritized", "n_step": 3},
+            about="prioritised replay, 3-step targets",
+        ),
+        Goal(
+            "td3-pendulum-target-error",
+            "pendulum",
+            5000,
+            -170.0,
+            settings={"target_error": True},
+            about="rows weighted by the error of their targets",
+        ),
+    ),
 )
 DDPG = Method(
     make,
@@ -106,6 +127,13 @@ DDPG = Method(
     family="model_free",
     paper="1509.02971",
     summary="deep deterministic policy gradient: one critic and a deterministic actor",
-    tiny={**TINY_RUN, "agent.hidden": (16, 16), "updates_per_step": 2},
+    tiny={
+        **TINY_RUN,
+        "agent.hidden": (16, 16),
+        "updates_per_step": 2,
+        "n_step": 3,
+        "replay.kind": "prioritized",
+        "target_error": True,
+    },
     goals=(Goal("ddpg-pendulum", "pendulum", 5000, -170.0),),
 )
