@@ -123,7 +123,7 @@ class Study:
     """DQN or double DQN, trained in parts and judged after each."""
 
     def __init__(self, double: bool, steps: int, seeds: int, sizes: Sizes, changes: dict[str, Any]) -> None:
-        settings = {"agent.double": double, "eval_every": 0, **changes}
+        settings = {"agent.double": double, "n_step": 1, "batch_size": 32, "eval_every": 0, **changes}
         self.program = programs.build(programs.configure("dqn", TASK, None, settings, steps, seeds=seeds))
         task, self.config = self.program.task, self.program.config.settings
         self.agent = q_learning.make(self.config.agent, task.observation, number_of_actions(task, "dqn"))

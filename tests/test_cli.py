@@ -190,7 +190,7 @@ REFUSED = {
     "train sac --config other-task.yaml": ["--config other-task.yaml: unknown task 'pendulm'", "did you mean 'pendulum'?"],
     "train sac --config other-field.yaml": [
         "--config other-field.yaml: unknown field 'settings.batch'",
-        "did you mean 'batch_size'?",
+        "did you mean 'settings.batch_size'?",
     ],
     "train sac --config bad-range.yaml": ["--config bad-range.yaml: settings.batch_size must be at least 1, got 0"],
     "train sac --config no-steps.yaml": ["--config no-steps.yaml: steps is missing"],
@@ -198,7 +198,8 @@ REFUSED = {
     SAC + "--config own.yaml --preset pendulm": ["unknown preset 'pendulm' of sac"],
     SAC + "--config own-unknown.yaml": ["own-unknown.yaml: preset 'own-unknown' extends an unknown preset 'pendulm'"],
     SAC + "--config own-field.yaml": [
-        "--config own-field.yaml: preset 'own-field': unknown field 'settings.agent.hiden'; did you mean 'hidden'?"
+        "--config own-field.yaml: preset 'own-field': unknown field 'settings.agent.hiden'",
+        "did you mean 'settings.agent.hidden'?",
     ],
     SAC + "--config own-range.yaml": [
         "--config own-range.yaml: preset 'b': settings.batch_size must be at least 1, got 0",
@@ -206,6 +207,20 @@ REFUSED = {
     "train pets --config good.yaml": ["--config good.yaml is of sac, not pets"],
     "train sac --config good.yaml --preset default": ["--preset or --config"],
     "train sac --config good.yaml --env pendulm": ["unknown task 'pendulm'"],
+    # Words of other libraries.
+    SAC + "--gamma 0.9": ["unknown option '--gamma'; did you mean '--agent.discount'?"],
+    SAC + "--total-timesteps=5": ["unknown option '--total-timesteps=5'; did you mean '--steps'?"],
+    SAC + "--net_arch 9": ["unknown option '--net_arch'; did you mean '--agent.hidden'?"],
+    SAC + "--device cpu": ["unknown option '--device': JAX chooses the device; see"],
+    SAC + "--verbose 1": ["unknown option '--verbose': a command shows its progress without it; see"],
+    SAC + "--algo sac": ["unknown option '--algo': the algorithm is the first word after train; see"],
+    SAC + "--steps 2.5": ["--steps must be a whole number, got '2.5'"],
+    SAC + "--steps 25e-1": ["--steps must be a whole number, got '25e-1'"],
+    "evaluate run-good --n-eval-episodes 3": ["unknown option '--n-eval-episodes'; did you mean '--episodes'?"],
+    "evaluate run-good --episodes 2.5": ["--episodes must be a whole number, got '2.5'"],
+    "resume run-good": ["unknown command 'resume'; write 'jaxmbrl train --resume RUN'"],
+    "video run-good": ["unknown command 'video'; write 'jaxmbrl evaluate RUN --video'"],
+    "fit x.npz": ["the file follows an option: jaxmbrl fit --data x.npz"],
     # Hosts.
     SAC + "--hosts 2": ["give --coordinator, --hosts and --host together, or --hosts auto alone"],
     SAC + "--hosts auto --host 1": ["--hosts must be a whole number, or 'auto' alone, got 'auto'"],

@@ -91,6 +91,16 @@ COMMANDS = {
 }
 """Command -> its function in `jaxmbrl.commands`, imported when it is called."""
 
+ELSEWHERE = {
+    "train --resume RUN": ("resume", "continue", "restart"),
+    "evaluate RUN --video": ("video", "film", "render", "record", "play", "enjoy", "watch"),
+    "evaluate RUN": ("eval", "test", "score"),
+    "list": ("ls", "algorithms", "tasks", "envs", "presets", "methods"),
+    "report RUN": ("plot", "compare", "curves"),
+    "--version": ("version",),
+}
+"""What to write -> commands that users look for in its place."""
+
 COMPILES_NOTHING = ("status", "list")
 
 
@@ -107,7 +117,9 @@ def _command(words: list[str]) -> int:
         return 0
     name, *rest = words
     if name not in COMMANDS:
-        raise UserError(f"unknown command '{name}'; {closest(name, COMMANDS)}")
+        instead = next((form for form, called in ELSEWHERE.items() if name in called), None)
+        hint = closest(name, COMMANDS) if instead is None else f"write '{calling.again()} {instead}'"
+        raise UserError(f"unknown command '{name}'; {hint}")
     if name not in COMPILES_NOTHING:
         try:
             from jaxmbrl.core import xla

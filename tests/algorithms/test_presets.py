@@ -93,7 +93,7 @@ def test_a_single_preset_is_called_as_its_file(tmp_path):
         ("a: {steps: 3, tasks: pendulum}", "preset 'a': tasks must be a list, got 'pendulum'"),
         (
             "a: {steps: 3, settings: {agent: {hiden: [3]}}}",
-            "preset 'a': unknown field 'settings.agent.hiden'; did you mean 'hidden'?",
+            "preset 'a': unknown field 'settings.agent.hiden'; did you mean 'settings.agent.hidden'?",
         ),
         (
             "a: {steps: 3, settings: {tasks: [x]}}",

@@ -119,7 +119,7 @@ def test_a_termination_is_no_time_limit(tmp_path):
 WRONG = {
     "an array of its own": (
         {"extra": np.zeros(4)},
-        "unknown array 'extra'; known are: action, action_repeat, env, last_observation",
+        "unknown array 'extra': leave it out; known are: action, action_repeat, env, last_observation",
     ),
     "no rows": ({"reward": np.zeros(0)}, "'reward' must be [N] with N at least 1, got shape (0,)"),
     "a column of rewards": (
@@ -127,7 +127,20 @@ WRONG = {
         "'reward' must be [N] with N at least 1, got shape (4, 1): write reward[:, 0]",
     ),
     "a lone reward": ({"reward": np.float64(3)}, "'reward' must be [N] with N at least 1, got shape ()"),
-    "fewer rewards": ({"reward": np.zeros(3)}, "or images [N, height, width, ...] with N = 3, got shape (4, 3) of float32"),
+    "fewer rewards": ({"reward": np.zeros(3)}, "'reward' must be [N] with N = 4, got shape (3,) of float64"),
+    "episodes": (
+        {name: np.zeros((2, 2), int) for name in ("reward", "terminated")},
+        "'reward' must be [N] with N at least 1, got shape (2, 2): join the episodes, reward.reshape(-1) and obs",
+    ),
+    "an observation more": (
+        {"observation": np.zeros((5, 3))},
+        "with N = 4, got shape (5, 3) of float64: write observation[:-1], if its last row is the last successor",
+    ),
+    "another package's flags": ({"timeouts": np.zeros(4)}, "unknown array 'timeouts': leave it out; known are"),
+    "fields": (
+        {"observation": np.zeros(4, [("x", "f4"), ("v", "f4")])},
+        ": write numpy.lib.recfunctions.structured_to_unstructured(observation)",
+    ),
     "flat observations": (
         {"observation": np.zeros(4)},
         "'observation' must be [N, size], whole numbers [N] or images [N, height, width, ...] with N = 4, "
@@ -238,15 +251,25 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
         file.writestr("reward.npy", pickle.dumps(Trap()))
     for name in ("in-an-array.npz", "plain.npz"):
         assert "is not an npz file of plain arrays" in refused(tmp_path / name)
+    assert "'reward' contains Python objects, which are not read" in refused(tmp_path / "in-an-array.npz")
     assert "'reward' is not an array" in refused(tmp_path / "in-a-zip.npz")
     assert not (tmp_path / "trapped").exists()
 
 
 def test_what_is_no_npz_is_told(tmp_path):
     plain = tmp_path / "plain.npz"
-    for content in (b"", b"PK\x03\x04", b"reward,action\n1,2\n"):
+    for content, kind in (
+        (b"", ": it is empty"),
+        (b"PK\x03\x04", "as numpy.savez writes it"),
+        (bytes(90), "as numpy.savez writes it"),
+        (b"reward,action\r\n1,2\r\n", ": it is text; read it with numpy.loadtxt or pandas and write its columns with"),
+        (b"PAR1" + bytes(90), ": it is a Parquet file; read it with pandas"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(90), ": it is an HDF5 file; read it with h5py and write its arrays with numpy.savez"),
+        (pickle.dumps([1]), ": it is a pickle, which is not read; write its arrays with numpy.savez"),
+    ):
         plain.write_bytes(content)
-        assert "is not an npz file of plain arrays" in refused(plain)
+        text = refused(plain)
+        assert "is not an npz file of plain arrays" in text and kind in text
     for shape in [(), (3,), (3, 2)]:
         np.save(tmp_path / "array.npy", np.zeros(shape))
         assert "is not an npz file of plain arrays" in refused(tmp_path / "array.npy")
@@ -366,7 +389,15 @@ def test_images_are_stored_once_and_come_back_in_their_dtype(rows, goes_on, tmp_
 def test_names_of_other_packages_are_told(tmp_path):
     np.savez(tmp_path / "d4rl.npz", observations=np.zeros((3, 2)), actions=np.zeros((3, 1)), timeouts=np.zeros(3))
     text = refused(tmp_path / "d4rl.npz")
-    assert text.endswith("; 'observations' is 'observation', 'actions' is 'action', 'timeouts' is 'truncated' here")
+    assert "; 'observations' is 'observation', 'actions' is 'action', 'timeouts' is 'truncated' here" in text
+    assert "; 'next_observation' is missing too; within an episode it is the next row's observation" in text
+    wrong = {"Observation": "observation", "acton": "action", "rews": "reward", "s2": "next_observation"}
+    wrong |= {"done": "terminated", "Timeouts": "truncated"}
+    held = {theirs: arrays()[ours] for theirs, ours in wrong.items()}
+    text = refused(write(tmp_path, held, without=list(wrong.values())))
+    assert text.endswith("; " + ", ".join(f"'{theirs}' is '{ours}'" for theirs, ours in wrong.items()) + " here")
+    held = {"timeouts": np.zeros(4)}
+    assert "unknown array 'timeouts'; 'timeouts' is 'truncated' here" in refused(write(tmp_path, held, ["truncated"]))
 
 
 def test_the_last_observations_of_vectors_by_hand(tmp_path):
@@ -497,6 +528,8 @@ def test_a_file_without_successors_says_how_to_make_them(tmp_path):
         "unless its true successor is known, and mark the row before it as truncated "
         "(docs/tutorials/own_data.md has the code)"
     )
+    longer = write(tmp_path, {"observation": np.zeros((5, 3))}, ["next_observation"])
+    assert refused(longer).endswith("next_observation is observation[1:] and observation is observation[:-1]")
     # Where it has another name, that is all there is to say.
     renamed = {"next_obs": np.zeros((4, 3), np.float32)}
     assert refused(write(tmp_path, renamed, ["next_observation"])).endswith("; 'next_obs' is 'next_observation' here")

@@ -144,9 +144,29 @@ def test_one_long_recording_has_no_ends():
 
 def test_observations_that_are_their_own_successors_are_recognised():
     rows = recorded()
-    assert "equals observation in all 600 rows" in found(rows._replace(next_observation=rows.observation))
+    # And nothing that follows from it, such as rewards that the row after explains better.
+    (text,) = examining.examine(rows._replace(next_observation=rows.observation))
+    assert "equals observation in all 600 rows" in text
     still = np.ones_like(rows.observation)
     assert examining.unchanged(rows._replace(observation=still, next_observation=still)) is None
+
+
+def test_flags_that_are_inverted_are_recognised():
+    rows = recorded(terminates=True)
+    text = "600 rows terminate, and the next row continues 560 of them: if the flags are 1 - done"
+    assert text in found(rows._replace(terminated=~rows.terminated))
+    order = np.random.default_rng(3).permutation(COUNT)
+    shuffled = Transition(*(column[order] for column in rows[:6]))._replace(terminated=np.ones(COUNT, bool))
+    assert examining.inverted_ends(shuffled) is None
+
+
+def test_an_action_that_never_varies_is_named():
+    rows = recorded()
+    pair = np.concatenate([rows.action, np.full_like(rows.action, 0.5)], axis=1)
+    assert "action 1 is the same in all 600 rows" in found(rows._replace(action=pair))
+    choice = rows._replace(action=np.ones(COUNT, np.int32))
+    assert examining.constant_actions(choice).startswith("the action is the same in all 600 rows")
+    assert examining.constant_actions(choice._replace(action=np.arange(COUNT, dtype=np.int32) % 2)) is None
 
 
 def test_an_environment_that_resets_itself_is_recognised():
@@ -227,11 +247,69 @@ def test_rewards_of_choices_that_belong_to_another_row_are_recognised(shift):
 def test_columns_that_hardly_vary_are_named():
     rows = recorded()
     noise = np.random.default_rng(3).normal(size=len(rows.reward))
-    for spread, told in ((1e-6, True), (1e-3, False), (0.0, False), (1e-9, False)):
+    for spread, told in ((4e-6, True), (1e-3, False), (0.0, False), (1e-9, False)):
         sensor = (0.5 + spread * noise).astype(np.float32)[:, None]
-        text = examining.hardly_varying(rows._replace(observation=np.concatenate([rows.observation, sensor], axis=1)))
+        text = examining.hardly_varying(with_column(rows, sensor, np.roll(sensor, -1, axis=0)))
         assert len(text) == told
         assert not told or "2 (0.5" in text[0]
+
+
+def with_column(rows, observation, successor):
+    observation, successor = np.reshape(observation, (-1, 1)), np.reshape(successor, (-1, 1))
+    return rows._replace(
+        observation=np.concatenate([rows.observation, observation], axis=1),
+        next_observation=np.concatenate([rows.next_observation, successor], axis=1),
+    )
+
+
+COUNT = LENGTH * EPISODES
+WALK = np.cumsum(np.random.default_rng(7).normal(size=COUNT + 1))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            1.7e9 + 1.0 * np.arange(COUNT + 1),
+            "reaches 1.7e+09, where numbers of float32 are 1.3e+02 apart and its changes",
+        ),
+        (
+            1e9 + 0.1 * np.sin(WALK),
+            "is 1e+09 in all rows, where numbers of float32 are 64 apart and smaller changes are lost",
+        ),
+        (1e6 + 0.1 * WALK, "where numbers of float32 are 0.062 apart and its changes are lost by rounding: log it sooner"),
+        (1e6 + 10.0 * WALK, None),
+        (1e4 + 0.1 * WALK, None),
+        (7e6 + np.arange(COUNT + 1), None),  # whole numbers
+        (4e5 + 0.25 * np.arange(COUNT + 1), None),  # exact in float32
+        (np.full(COUNT + 1, 0.1), None),
+        (np.full(COUNT + 1, 1e6), None),
+        (np.repeat(300.0 + 0.1 * WALK[: COUNT // 15 + 1], 15)[: COUNT + 1], None),  # seldom changes
+    ],
+)
+def test_digits_that_are_lost_already_are_recognised_from_the_rounded_numbers(values, message):
+    stored = values.astype(np.float32)
+    for column in (stored, stored.astype(np.float64)):
+        rows = recorded()
+        rows = with_column(rows._replace(observation=rows.observation.astype(column.dtype)), column[:-1], column[1:])
+        texts = examining.coarse_columns(rows, "log it sooner")
+        assert len(texts) == (message is not None)
+        assert not texts or (texts[0].startswith("observation 2 ") and message in texts[0])
+        assert not texts or examining.hardly_varying(rows) == []
+    precise = with_column(recorded(), values[:-1], values[1:])
+    assert examining.coarse(precise.observation, precise.next_observation)[2] == 0 or message is None
+
+
+def test_digits_that_are_lost_already_by_half_precision_and_in_rewards():
+    rows = recorded()
+    half = (1000 + rows.observation[:, 0]).astype(np.float16)
+    assert examining.coarse(half[:-1, None], half[1:, None]).tolist() == [True]
+    assert examining.coarse_reward(rows, "x") == []
+    (text,) = examining.coarse_reward(rows._replace(reward=(1e7 + rows.reward).astype(np.float32)), "say less")
+    assert text.startswith(
+        "the reward reaches 1e+07, where numbers of float32 are 1 apart and its differences are lost by ro"
+    )
+    assert examining.coarse_reward(rows._replace(reward=np.zeros_like(rows.reward)), "x") == []
 
 
 def test_columns_whose_changes_are_lost_in_single_precision_are_found():
@@ -273,6 +351,23 @@ def test_a_clock_in_a_file_is_centered_where_nothing_depends_on_it(tmp_path):
         centered.warn()
 
 
+def test_digits_that_a_file_lost_are_told_with_the_file(tmp_path):
+    rows = recorded()
+    place = (1e9 + rows.observation).astype(np.float32)
+    fields = rows._replace(observation=place, next_observation=place, extras=())._asdict()
+    del fields["extras"]
+    np.savez(tmp_path / "x.npz", **fields)
+    for centered in (False, True):
+        texts = dataset.load(tmp_path / "x.npz", centered=centered).digits
+        assert [text.partition(" is")[0] for text in texts] == ["observation 0", "observation 1"]
+        assert all(text.endswith("store it in float64, or subtract an offset before it is rounded") for text in texts)
+    np.savez(tmp_path / "x.npz", **(fields | {"reward": 1e9 + rows.reward.astype(np.float64)}))
+    assert dataset.load(tmp_path / "x.npz").digits[2].startswith("the reward reaches 1e+09, where float32 loses its diff")
+    with pytest.warns(dataset.DataWarning) as heard:
+        dataset.load(tmp_path / "x.npz").warn()
+    assert {warning.filename for warning in heard} == {__file__}
+
+
 ANALYTIC = [name for name in envs.names() if envs.family(name) != "mujoco"]
 
 
@@ -284,6 +379,9 @@ def test_no_task_of_ours_looks_like_a_mistake(name):
     rows, _ = collecting.collect_by(name, "random", 2000, 0, False, None)
     rows = jax.tree.map(np.asarray, jax.device_get(rows))
     assert examining.examine(rows) == []
+    for first in (rows, jax.tree.map(lambda x: x[:1000], rows)):
+        assert examining.coarse_columns(first, "") + examining.coarse_reward(first, "") == []
+        assert examining.hardly_varying(first) == []
     twice = rows._replace(next_observation=np.roll(rows.observation, -2, axis=0))
     assert "is the observation of 2 rows later" in found(twice)
     ends = np.flatnonzero((rows.terminated | rows.truncated)[:-1])

@@ -186,8 +186,8 @@ def test_the_command_films_the_first_episode(run, capsys):
 
 
 def _parts(run):
-    program, state, _ = runner.trained(run)
-    return program.algorithm, program.task, jax.tree.map(lambda leaf: leaf[0], state.algorithm)
+    program, states, *_ = runner.trained(run)
+    return program.algorithm, program.task, jax.tree.map(lambda leaf: leaf[0], states)
 
 
 def test_without_a_renderer_the_returns_are_told_all_the_same(run, capsys, monkeypatch):
@@ -363,8 +363,8 @@ def test_a_result_in_memory_is_filmed_as_its_run(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(envs.TASKS, "counting", counting)
         folder = begun("counting", tmp_path / "run")
-        program, state, _ = runner.trained(folder)
-        result = Result([], state.algorithm, None, program.task, program.config, None, 0, {})
+        program, states, *_ = runner.trained(folder)
+        result = Result([], states, None, program.task, program.config, None, 0, {})
         told = [video.film(what, tmp_path / f"{name}.gif") for what, name in ((folder, "a"), (result, "b"))]
     # The task of a result need not be registered, and repeats its actions already.
     told.append(video.film(result, tmp_path / "c.gif"))

@@ -1,5 +1,6 @@
 """Gymnasium's environments as tasks: spaces, bounds, limits, and rows against Gymnasium stepped by hand."""
 
+import functools
 import sys
 from types import SimpleNamespace
 
@@ -95,6 +96,7 @@ def test_a_time_limit_on_a_termination_is_none(ends, told):
 
 def test_the_limit_is_the_callers_or_the_specs_or_a_thousand():
     assert host(Toy(), episode_length=7)[0].episode_length == 7
+    assert host(Toy(), episode_length=np.int64(7))[0].episode_length == 7
     assert envs.make("gymnasium/Pendulum-v1").episode_length == 200
     assert host(Toy())[0].episode_length == 1000
     for wrong in (0, -1):
@@ -152,7 +154,9 @@ def test_a_compiled_program_cannot_step_it_and_says_so():
         with pytest.raises(UserError, match=f"'toy' runs on the host and cannot .*{what} inside a compiled"):
             call()
     np.testing.assert_array_equal(task.world.observe(jnp.arange(6.0)), jnp.arange(6.0))
-    with pytest.raises(UserError, match="runs on the host"):
+    with pytest.raises(
+        UserError, match=r"runs on the host, and envs.check tests tasks in JAX: gymnasium.utils.env_checker"
+    ):
         envs.check(task)
 
 
@@ -165,6 +169,10 @@ def test_a_compiled_program_cannot_step_it_and_says_so():
         (
             Toy(observation=gymnasium.spaces.MultiBinary(4)),
             r"its observations must be a Box or Discrete, got MultiBinary\(4\)",
+        ),
+        (
+            SimpleNamespace(observation_space=Space),
+            "its observations must be a Box or Discrete, got .*; give a space, such",
         ),
         (SimpleNamespace(), "its observations must be a Box or Discrete, got None"),
         (SimpleNamespace(observation_space=Toy().observation_space, num_envs=2), "give a single environment"),
@@ -287,6 +295,35 @@ def test_what_an_environment_raises_names_it():
         outside.step(np.zeros(2))
 
 
+def test_one_environment_is_not_used_twice_at_a_time():
+    env = Toy()
+    task, outside = host(env)
+    with pytest.raises(
+        UserError, match=r"^task 'toy': the function that makes the environment returned one that is in use"
+    ):
+        task.host()
+    with pytest.raises(UserError, match="returned one that is in use"):
+        envs.from_gymnasium(lambda: gymnasium.wrappers.TimeLimit(env, 5), "other").host()
+    outside.close()
+    task.host()
+
+
+def test_what_a_step_may_return_beside_pythons_own_types():
+    """As environments do: lists, arrays of one number, NumPy's and JAX's numbers, no info."""
+    for reward, flag, info in (
+        (np.float32(0.5), np.bool_(True), None),
+        (np.array(0.5), np.array([True]), {}),
+        ([0.5], 1, {1: 2}),
+        (jnp.asarray(0.5), jnp.asarray(True), {}),
+    ):
+        _, outside = host(Toy())
+        outside._env.step = lambda action, found=(reward, flag, info): ([0] * 6, found[0], found[1], False, found[2])
+        outside.reset(0)
+        step = outside.step(np.zeros(2))
+        assert (step.reward, step.terminated, step.truncated) == (0.5, True, False)
+        assert step.observation.tolist() == [0.0] * 6
+
+
 def test_names_that_gymnasium_does_not_know_and_a_missing_gymnasium(monkeypatch):
     with pytest.raises(UserError, match=r"Gymnasium cannot make 'Pendulum-v9': .*v9"):
         envs.make("gymnasium/Pendulum-v9")
@@ -294,6 +331,17 @@ def test_names_that_gymnasium_does_not_know_and_a_missing_gymnasium(monkeypatch)
     with pytest.raises(UserError, match=r"^Gymnasium is missing: pip install 'jaxmbrl\[gym\]'$"):
         envs.make("gymnasium/Pendulum-v1")
     assert envs.from_gymnasium(Toy, "toy").observation == Box((6,))
+
+
+def test_the_time_limit_of_a_wrapper_is_that_of_the_task():
+    def pendulum(*limits):
+        env = gymnasium.make("Pendulum-v1").unwrapped
+        for limit in limits:
+            env = gymnasium.wrappers.TimeLimit(env, limit)
+        return gymnasium.wrappers.RecordEpisodeStatistics(env)
+
+    for limits, length in (((70,), 70), ((70, 50), 50), ((50, 70), 50), ((), 1000)):
+        assert envs.from_gymnasium(functools.partial(pendulum, *limits), "mine").episode_length == length
 
 
 def test_making_one_writes_no_log_file(tmp_path, monkeypatch):

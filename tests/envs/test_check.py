@@ -15,6 +15,7 @@ from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Policy
 from jaxmbrl.envs.base import discrete_sizes, initial_state, number_of_actions, vector_sizes, vectors_and_actions
+from jaxmbrl.envs.shapes import of_known
 from jaxmbrl.rollout import auto_reset
 
 checker = import_module("jaxmbrl.envs.checking")
@@ -412,6 +413,21 @@ def test_known_functions_that_differ_from_the_steps():
     )
     both = told(task_of(Point(), reward=lambda o, a, n: 0 * n[..., 0], terminated=lambda n: n[..., 0] > 9))
     assert "the known reward differs" in both and "; the known terminated differs" in both
+
+
+def test_known_functions_with_other_arguments_are_named():
+    def paid(observation, action):
+        return 0.0
+
+    due = "must be a function of (observation, action, next_observation), got "
+    assert told(task_of(Point(), reward=paid)) == f"its reward {due}paid(observation, action)"
+    assert told(POINT._replace(reward=3.0)) == f"its reward {due}float"
+    text = told(task_of(Point(), terminated=lambda o, a, n: n[..., 0] > 1))
+    assert text == "its terminated must be a function of (next_observation), got <lambda>(o, a, n)"
+    assert of_known(task_of(Point(), reward=lambda o, a, n, scale=1.0: 0.0, terminated=jax.jit(known_end))) == []
+    assert told(POINT._replace(features=Point)) == "its features must be Features(encode=function), got type"
+    one = told(task_of(Point(), reward=lambda o, a, n: jnp.ones(5) @ jnp.ones(4)))
+    assert one.startswith("the known reward of rows [] fails with TypeError: ") and "(test_check.py:" in one
 
 
 def test_known_functions_of_rows():

@@ -1,5 +1,7 @@
 """PUCT and Gumbel MuZero through the wrapper of mctx: numbers by hand, mctx's own trees, ends of episodes, two players."""
 
+import importlib.resources
+import json
 import sys
 
 import jax
@@ -44,6 +46,29 @@ def test_puct_of_two_arms():
     assert result.statistics.visits.tolist() == [14, 2] and result.action == 0
     np.testing.assert_allclose(result.statistics.value, 15 / 17, rtol=1e-6)
     np.testing.assert_allclose(result.statistics.weights, [14 / 16, 2 / 16])
+
+
+def puct_score(q, prior, visits, total, config):
+    """PUCT in float64, from the formula; `q` is normalised, `total` the node's visits with its own evaluation."""
+    return q + np.sqrt(total) * prior / (1 + visits) * (config.c_init + np.log((total + config.c_base + 1) / config.c_base))
+
+
+def test_puct_visits_the_arms_of_the_largest_scores():
+    """With 9 visits, the second term has the weight 1.250509; prior .3, 3 visits, q .4: .681364. A small c2 makes the
+    weight grow within the 40 simulations."""
+    config = PUCTConfig()
+    np.testing.assert_allclose(puct_score(0.0, 1.0, 2.0, 9, config), 1.250509, atol=1e-6)
+    np.testing.assert_allclose(puct_score(0.4, 0.3, 3, 9, config), 0.681364, atol=1e-6)
+    rewards, logits, config = np.array([0.3, 0.9, 0.5]), np.array([0.7, -0.6, 0.2]), PUCTConfig(1.1, 9.0)
+    visits, prior = np.zeros(3), np.exp(logits) / np.exp(logits).sum()
+    for total in range(1, 41):
+        # Values are normalised to [0, 1] among those of the node and of visited actions; the others have the smallest.
+        value = (visits @ rewards) / total
+        low, high = min([value, *rewards[visits > 0]]), max([value, *rewards[visits > 0]])
+        q = (np.where(visits > 0, rewards, low) - low) / max(high - low, 1e-8)
+        visits[np.argmax(puct_score(q, prior, visits, total, config))] += 1
+    result = found(SearchConfig("puct", 40, puct=config), bandit(rewards, logits=logits), jnp.zeros(()))
+    assert result.statistics.visits.tolist() == visits.tolist() and len(set(visits)) == 3
 
 
 def test_gumbel_of_two_arms_although_the_model_is_nan_after_its_end():
@@ -97,14 +122,14 @@ def test_completed_action_values():
     np.testing.assert_allclose(policy / policy.sum(), [0.001474, 0.901544, 0.096983], atol=1e-6)
 
 
-def random_model(actions, discount):
-    """The model of mctx's golden trees (mctx/_src/tests/tree_test.py): keys as states, random predictions."""
+def random_model(actions, discount, zero_reward):
+    """The model of mctx's golden trees: keys as states, random predictions."""
 
     def predicted(key):
         policy_key, value_key, reward_key = jax.random.split(key, 3)
         value = jax.random.uniform(value_key, minval=-1.0, maxval=1.0)
-        reward = jax.random.uniform(reward_key, minval=-1.0, maxval=1.0)
-        return jax.random.normal(policy_key, [actions]), value, reward
+        reward = 0.0 if zero_reward else jax.random.uniform(reward_key, minval=-1.0, maxval=1.0)
+        return jax.random.normal(policy_key, [actions]), value, jnp.asarray(reward)
 
     def step(key, action, unused):
         key = jax.random.split(key, actions)[action]
@@ -113,34 +138,44 @@ def random_model(actions, discount):
     return SearchModel(step, lambda node, unused: predicted(node.state)[:2])
 
 
-GOLDEN = {
-    "gumbel_muzero_reward_tree": (
-        SearchConfig("gumbel", 50, GumbelConfig(considered=8, value_scale=0.1, visit_offset=20.0, rescale=False)),
-        {1: (15, 0.34063357), 5: (6, -0.20625414), 7: (2, -0.52361155), 8: (2, -0.19005489), 10: (15, 1.1015078)}
-        | {12: (2, 0.022486538), 14: (2, -0.31532437), 17: (6, 0.54301184)},
-        0.63751233,
-    ),
-    "muzero_qtransform_tree": (
-        SearchConfig("puct", 50, puct=PUCTConfig(noise_share=0.0)),
-        {7: (2, -0.52361155), 14: (48, 3.1178679)},
-        2.9902523,
-    ),
-}
-"""Name of a tree of mctx -> (search, visits and value of each visited child of the root, value of the root), as in
-google-deepmind/mctx: mctx/_src/tests/test_data."""
-
-
-@pytest.mark.parametrize(
-    "name", ["gumbel_muzero_reward_tree", pytest.param("muzero_qtransform_tree", marks=pytest.mark.promises)]
-)
+@pytest.mark.parametrize("name", ["gumbel_muzero_reward_tree", "gumbel_muzero_tree", "muzero_qtransform_tree"])
 def test_golden_trees_of_mctx(name):
-    config, children, value = GOLDEN[name]
+    """Every node of the trees that mctx stores beside its own tests: visits, values, rewards and priors."""
+    golden = json.loads((importlib.resources.files("mctx") / f"_src/tests/test_data/{name}.json").read_text())
+    of, root = golden["algorithm_config"], golden["tree"]
+    simulations = root["visit"] - 1
+    if golden["algorithm"] == "gumbel_muzero":
+        scaling = of["qtransform_kwargs"]
+        gumbel = GumbelConfig(
+            of["max_num_considered_actions"],
+            scaling["value_scale"],
+            scaling["maxvisit_init"],
+            scaling["rescale_values"],
+        )
+        config = SearchConfig("gumbel", simulations, gumbel)
+    else:
+        assert of["qtransform"] == "qtransform_by_parent_and_siblings"
+        config = SearchConfig(
+            "puct", simulations, puct=PUCTConfig(of["pb_c_init"], float(of["pb_c_base"]), noise_share=0.0)
+        )
     with jax.threefry_partitionable(False):
-        result = found(config, random_model(18, 0.997), jax.random.PRNGKey(0))
-    assert {a: n for a, n in enumerate(result.statistics.visits.tolist()) if n} == {a: n for a, (n, _) in children.items()}
-    means = {a: result.tree.children_values[0, 0, a] for a in children}
-    np.testing.assert_allclose(list(means.values()), [v for _, v in children.values()], atol=1e-3)
-    np.testing.assert_allclose(result.statistics.value, value, atol=1e-3)
+        model = random_model(len(root["child_stats"]), **golden["env_config"])
+        tree = jax.tree.map(lambda x: x[0], found(config, model, jax.random.PRNGKey(0)).tree)
+    priors = np.exp(tree.children_prior_logits - np.logaddexp.reduce(tree.children_prior_logits, axis=1, keepdims=True))
+
+    def compare(node, index):
+        assert (tree.node_visits[index], index) == (node["visit"], node["evaluation_index"])
+        np.testing.assert_allclose(
+            [tree.node_values[index], tree.raw_values[index]], [node["value_view"], node["raw_value_view"]], atol=1e-3
+        )
+        np.testing.assert_allclose(priors[index], [child["prior"] for child in node["child_stats"]], atol=1e-3)
+        visited = {child["action"]: child for child in node["child_stats"] if "visit" in child}
+        assert visited.keys() == set(np.flatnonzero(tree.children_index[index] >= 0).tolist())
+        for action, child in visited.items():
+            np.testing.assert_allclose(tree.children_rewards[index, action], child["reward"], atol=1e-3)
+            compare(child, tree.children_index[index, action])
+
+    compare(root, 0)
 
 
 def test_a_search_in_networks_that_are_the_simulator_is_that_in_the_simulator():

@@ -62,7 +62,7 @@ def found(run):
     before = contents(run)
     shares = []
     made = diagnosing.diagnose(run, shares.append)
-    assert shares == sorted(shares) and len(shares) > 4 and 0 < shares[0] < 0.5 <= shares[-1] <= 1
+    assert shares == sorted(shares) and len(shares) > 4 and shares[0] == 0.0 < shares[1] < 0.5 <= shares[-1] <= 1
     assert contents(run) == before, "the folder is as it was"
     return made
 
@@ -164,8 +164,10 @@ def test_playing_ends_when_the_time_is_up():
     algorithm = Algorithm(init=None, policy=still, learn=None, period=1)
     rows, _ = diagnosing.play(envs.make("pendulum"), algorithm, (), loop.clock_at(0), 1000, seconds=0.0)
     assert 50 <= len(rows.reward) <= 100
-    rows, _ = diagnosing.play(envs.make("pendulum"), algorithm, (), loop.clock_at(0), 120)
+    shares = []
+    rows, _ = diagnosing.play(envs.make("pendulum"), algorithm, (), loop.clock_at(0), 120, update=shares.append)
     assert len(rows.reward) == 150
+    assert (shares[0], shares[-1]) == (0.0, 1.0), "the first chunk, which compiles, is no measured work"
 
 
 def test_episodes_begin_as_evaluations_do():

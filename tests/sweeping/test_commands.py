@@ -27,7 +27,7 @@ from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.training.session import Session
 from jaxmbrl.training.stopping import Stopped
 
-SAC = {"algorithm": "sac", "env": "pendulum", "steps": 1000}
+SAC = {"algorithm": "sac", "env": "pendulum", "steps": 2000}
 GRID = {**SAC, "grid": {"settings.batch_size": [8, 16]}}
 PARTLY = {**SAC, "grid": {"settings.batch_size": [8, 0, 16, -1]}}
 
@@ -159,7 +159,7 @@ def stand_in(monkeypatch, code, finishes=True):
         words.append(given)
         if finishes:
             run = log.parents[1] / log.stem
-            (run / "checkpoints" / "00001000").mkdir(parents=True)
+            (run / "checkpoints" / "00002000").mkdir(parents=True)
             asked = next(a for a in sweep_file.read(given[given.index("sweep") + 1]).runs if a.name == log.stem)
             config = plan.checked(asked, SweepFolder(log.parents[1])).config
             RunFolder(run).write_config(to_dict(config))
@@ -183,10 +183,10 @@ def test_a_sweep_works_on_what_is_left(place, monkeypatch):
     (place / "good.yaml").write_text(yaml.safe_dump({**GRID, "grid": {"settings.batch_size": [8, 16, 32]}}))
     code, out, err = call("sweep good.yaml")
     assert code == 0 and len(words) == 3 and "1 to do, 2 finished" in out
-    (place / "good.yaml").write_text(yaml.safe_dump({**GRID, "steps": 2000}))
+    (place / "good.yaml").write_text(yaml.safe_dump({**GRID, "steps": 1000}))
     before = contents(place)
     code, out, err = call("sweep good.yaml")
-    assert code == 2 and "was started with steps 1000 and the sweep asks for 2000" in err and contents(place) == before
+    assert code == 2 and "was started with steps 2000 and the sweep asks for 1000" in err and contents(place) == before
 
 
 def mine():
@@ -225,7 +225,7 @@ def test_a_sweep_leaves_a_run_alone_that_another_process_has(place, monkeypatch)
     words = stand_in(monkeypatch, 0)
     call("sweep good.yaml")
     run = RunFolder(place / "runs" / "good" / "sac-pendulum-batch_size=8")
-    (run.checkpoints / "00001000").rename(run.checkpoints / "00000000")
+    (run.checkpoints / "00002000").rename(run.checkpoints / "00000000")
     with run.lock():
         code, out, _ = call("sweep good.yaml")
     assert code == 1 and len(words) == 2 and "0 to do, 1 running elsewhere, 1 finished" in out

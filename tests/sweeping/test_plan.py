@@ -11,7 +11,7 @@ import yaml
 from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
 from jaxmbrl.sweeping import file as sweep_file
-from jaxmbrl.sweeping import naming, plan
+from jaxmbrl.sweeping import launching, naming, plan, status
 from jaxmbrl.sweeping import runs as sweep_runs
 from jaxmbrl.sweeping.folder import SweepFolder
 from jaxmbrl.training import programs
@@ -147,6 +147,11 @@ REFUSED_FILES = {
     "unknown field 'runs[1].sede'; did you mean 'seed'?": {"runs": [{}, {"sede": 3}]},
     "unknown field 'grid.hyper.discount'; the values of hyper train in one program": {"grid": {"hyper.discount": [0.9]}},
     "unknown field 'seed.first': seed has no fields": {"seed.first": 3},
+    "unknown field 'total_timesteps': it is called 'steps' here": {**SAC, "total_timesteps": 3},
+    "unknown field 'learning_rate'; did you mean 'settings.agent.learning_rate'?": {**SAC, "learning_rate": 3},
+    "unknown field 'grid.lr'; did you mean 'settings.agent.learning_rate'?": {**SAC, "grid": {"lr": [3]}},
+    "unknown field 'settings.agent.lr'; did you mean 'settings.agent.learning_rate'?": {**SAC, "settings": {"agent.lr": 3}},
+    "unknown field 'settings.seeds': it is the field 'seeds' of the run: move it": {**SAC, "settings": {"seeds": 3}},
     "unknown field 'data_digest'": {"data_digest": "x"},
     "a field of grid must be text, got 3": {"grid": {3: [1]}},
     "grid must be a mapping from fields to values, got [1]": {"grid": [1]},
@@ -168,7 +173,7 @@ REFUSED_FILES = {
     "unknown algorithm 'sca'; did you mean 'sac'?": {**SAC, "algorithm": "sca"},
     "unknown task 'pendulm'; did you mean 'pendulum'?": {**SAC, "env": "pendulm"},
     "unknown preset 'big'": {**SAC, "preset": "big"},
-    "unknown field 'batch'; did you mean 'batch_size'?": {**SAC, "settings": {"batch": 3}},
+    "unknown field 'settings.batch'; did you mean 'settings.batch_size'?": {**SAC, "settings": {"batch": 3}},
     "batch_size must be a whole number, got 'big'": {**SAC, "settings": {"batch_size": "big"}},
     "agent.hidden must be a list, got 64": {**SAC, "grid": {"settings.agent.hidden": [64, [64]]}},
     "steps must be at least 1, got 0": {**SAC, "steps": 0},
@@ -263,6 +268,23 @@ def test_a_run_that_was_begun_otherwise_is_refused(tmp_path):
         sweep_runs.check_same(run_of(SAC, tmp_path))
 
 
+def test_a_finished_run_is_continued_to_more_steps(tmp_path):
+    run, more = (run_of({**SAC, "steps": steps}, tmp_path) for steps in (2000, 4000))
+    begin(run)
+    (run.path / "checkpoints" / "00002000").mkdir()
+    sweep_runs.check_same(more)
+    found = status.look(run.path)
+    assert found.ended and [status.has_ended(found, one.config.total_steps) for one in (run, more)] == [True, False]
+    assert launching.share_of(SweepFolder(tmp_path), run.path.name, 4000) == 0.5
+    job = launching.Job(run.path.name, (), tmp_path / "log", 4000)
+    assert launching.outcome(SweepFolder(tmp_path), job, -9, stopping=False) == (
+        "died",
+        "killed by SIGKILL (out of memory?)",
+    )
+    reached = found._replace(env_steps=1000)
+    assert status.has_ended(reached, 4000), "it has reached its return, or has no healthy seed"
+
+
 def test_a_folder_of_something_else_is_refused_and_kept(tmp_path):
     run = run_of(SAC, tmp_path)
     run.path.mkdir()
@@ -278,7 +300,7 @@ class Calls:
         self.made = []
         monkeypatch.setattr(sweep_runs.runner, "train", lambda *args, **more: self.called("train", args, more))
         monkeypatch.setattr(
-            sweep_runs.runner, "resume", lambda path, log, progress, stopping: self.called("resume", path, *log)
+            sweep_runs.runner, "resume", lambda path, steps, log, **more: self.called("resume", path, steps, *log)
         )
 
     def called(self, *what):
@@ -291,7 +313,7 @@ def test_a_run_goes_on_where_it_has_a_checkpoint(tmp_path, monkeypatch):
     calls, run = Calls(monkeypatch), run_of(SAC, tmp_path)
     begin(run)
     sweep_runs.work(run, Progress.silent())
-    assert calls.made == [("resume", run.path)]
+    assert calls.made == [("resume", run.path, 20_000)]
 
 
 @pytest.mark.parametrize("log", ["tensorboard", ["tensorboard"]])
@@ -301,7 +323,7 @@ def test_loggers_are_a_field_that_may_change_between_sweeps(log, tmp_path, monke
     run = run_of({**SAC, "log": log}, tmp_path)
     sweep_runs.check_same(run)
     sweep_runs.work(run, Progress.silent())
-    assert calls.made == [("resume", run.path, "tensorboard")]
+    assert calls.made == [("resume", run.path, 20_000, "tensorboard")]
 
 
 def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path, monkeypatch):
@@ -322,7 +344,7 @@ def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(tmp_path, monkeypatch
     (run.path / "checkpoints" / "00000000").rmdir()
     (run.path / "metrics.jsonl").write_text('{"epoch": 1}\n')
     sweep_runs.work(run, Progress.silent())
-    assert calls.made == [("resume", run.path)], "which says that there is no checkpoint"
+    assert calls.made == [("resume", run.path, 20_000)], "which says that there is no checkpoint"
     assert (run.path / "metrics.jsonl").exists()
 
 

@@ -1,6 +1,9 @@
 """Mistakes of an environment that a run recognises in its first transitions."""
 
+from types import SimpleNamespace
+
 import gymnasium
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,9 +13,10 @@ from slider import Slider
 import jaxmbrl
 from jaxmbrl import envs
 from jaxmbrl.core.types import Transition
+from jaxmbrl.data import replay
 from jaxmbrl.data.dataset import DataWarning
 from jaxmbrl.envs.base import initial_state
-from jaxmbrl.training import first_rows
+from jaxmbrl.training import first_rows, programs
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.hosted import WATCHED, Environments
 from jaxmbrl.training.run_folder import RunFolder
@@ -41,8 +45,8 @@ class Clock(gymnasium.Env):
     observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space = spaces.Box(-1, 1, (1,), np.float32)
 
-    def __init__(self, start):
-        self.start, self.steps = start, 0
+    def __init__(self, start, dtype):
+        self.start, self.steps, self.seen = start, 0, np.zeros(2, dtype)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -53,7 +57,9 @@ class Clock(gymnasium.Env):
         return self._seen(), 0.0, False, False, {}
 
     def _seen(self):
-        return np.array([np.sin(self.steps), self.start + 0.05 * self.steps])
+        # One array, which is changed in place.
+        self.seen[:] = np.sin(self.steps), self.start + 0.05 * self.steps
+        return self.seen
 
 
 def test_a_time_limit_that_is_called_done_is_told_after_the_first_thousand_steps(tmp_path, monkeypatch):
@@ -148,14 +154,46 @@ def test_a_wrong_reward_function_is_told_after_the_first_thousand_steps(tmp_path
     assert text.startswith("task 'other': its reward function differs from its steps in ")
 
 
-@pytest.mark.parametrize(("start", "lost"), [(1.7e9, True), (0.0, False)])
-def test_a_clock_of_a_host_environment_that_float32_cannot_hold_is_told(start, lost, recwarn):
-    task = envs.from_gymnasium(lambda: Clock(start), "clock", episode_length=1000)
+@pytest.mark.parametrize(
+    ("start", "dtype", "lost"),
+    [
+        (1.7e9, np.float64, "float32 loses its changes by rounding: subtract an offset in the environment, or set JAX_"),
+        (1.7e9, np.float32, "float32, which the environment returns, loses its changes by rounding: subtract an offset"),
+        (0.0, np.float64, ""),
+        (0.0, np.float32, ""),
+    ],
+)
+def test_a_clock_of_a_host_environment_that_float32_cannot_hold_is_told(start, dtype, lost, recwarn):
+    task = envs.from_gymnasium(lambda: Clock(start, dtype), "clock", episode_length=1000)
     environments = Environments(task, 2)
     environments.begin(np.zeros(2, np.uint32))
     for _ in range(WATCHED + 5):
         environments.step(np.zeros((2, 1), np.float32), np.zeros(2, np.uint32), np.ones(2, bool))
     environments.close()
-    told = [str(warning.message) for warning in recwarn if warning.category is DataWarning]
-    assert len(told) == lost
-    assert not lost or told[0].startswith("task 'clock': observation 1 is about 1.7e+09, where float32 loses its changes")
+    told = [warning for warning in recwarn if warning.category is DataWarning]
+    assert [warning.filename for warning in told] == [__file__] * bool(lost)
+    assert not lost or str(told[0].message).startswith(f"task 'clock': observation 1 is about 1.7e+09, where {lost}")
+
+
+def test_digits_that_an_environment_in_jax_has_lost_are_told():
+    """From the buffer of the first seed, after the first thousand steps."""
+    rows = rows_of(right, 1000)
+    far = rows._replace(observation=rows.observation + np.float32(1e9), next_observation=rows.observation + np.float32(1e9))
+
+    def told(rows, **task):
+        kept = jax.tree.map(lambda x: jnp.asarray(x)[None], replay.of_rows(rows))
+        program = programs.Program(
+            config=SimpleNamespace(data=None, settings=SimpleNamespace(num_envs=1, epoch_steps=1000)),
+            task=envs.make("pendulum")._replace(reward=None, terminated=None, **task),
+            algorithm=SimpleNamespace(views=lambda state: SimpleNamespace(replay=state)),
+            loop=None,
+        )
+        return first_rows.examine(program, kept, 1000)
+
+    assert told(rows) == []
+    texts = told(far)
+    assert [text.partition(", where")[0] for text in texts] == [
+        f"task 'pendulum': observation {d} is 1e+09 in all rows" for d in range(2)
+    ]
+    assert texts[0].endswith("smaller changes are lost: subtract an offset in the environment")
+    assert told(far, host=lambda: None) == [], "those are examined before their conversion"

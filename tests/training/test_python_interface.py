@@ -1,20 +1,24 @@
 """`jaxmbrl.train` from Python: warnings of frozen seeds, what it takes as a task, hints for words of other libraries."""
 
 import copy
+import dataclasses
 import functools
 import io
 import warnings
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import jaxmbrl
 from jaxmbrl import UserError, algorithms, envs
 from jaxmbrl.core.config import to_dict
+from jaxmbrl.diagnostics import video
 from jaxmbrl.envs.base import initial_state
 from jaxmbrl.envs.given import resolve
+from jaxmbrl.sweeping import status
 from jaxmbrl.training import programs
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.run_folder import RunFolder
@@ -206,6 +210,17 @@ def test_gymnasiums_environments_are_tasks_where_they_can_be_made_again():
         ({"gamma": 0.9}, "unknown field 'gamma': it is one of the settings, settings={'agent.discount': 0.9}"),
         ({"total_timesteps": 1000}, "unknown field 'total_timesteps': it is called 'steps' here"),
         ({"tensorboard_log": "x"}, "unknown field 'tensorboard_log': it is called 'log' here"),
+        ({"policy_kwargs": {"net_arch": [9]}}, "unknown field 'policy_kwargs': write settings={'agent.hidden': [9]}"),
+        ({"task": "pendulum"}, "unknown field 'task': the task is the second argument"),
+        ({"hyper": {"lr": 1}}, "unknown hyper 'lr' of sac; did you mean 'learning_rate'?"),
+        ({"data": {}}, "data must be the path of a file of transitions, as jaxmbrl.data.dataset.save writes it, got {}"),
+        ({"out": 3}, "out must be the path of a new folder, got 3"),
+        ({"preset": 3}, "preset must be the name of a preset, got 3"),
+        ({"hyper": 3}, "hyper must be a mapping such as {'learning_rate': [1e-3, 3e-4]}, got 3"),
+        ({"stopping": 3}, "stopping must be a jaxmbrl.training.stopping.Stopping, got 3"),
+        ({"callback": lambda: 0}, "callback must take one argument, the rows of an epoch: 'def callback(rows)', got one"),
+        ({"settings": {"agent.learning-rate": 1}}, "unknown field 'agent.learning-rate'; did you mean 'agent.learning_ra"),
+        ({"settings": {"lerning_rate": 1}}, "unknown field 'lerning_rate'; did you mean 'agent.learning_rate'?"),
         ({"policy": "MlpPolicy"}, "unknown field 'policy': each algorithm has its own policy"),
         ({"verbose": 1}, "unknown field 'verbose': progress=jaxmbrl.training.console.Progress(steps, seeds) shows a run"),
         ({"progres": 1}, "unknown field 'progres'; did you mean 'progress'?"),
@@ -304,10 +319,116 @@ def test_arguments_in_another_order_are_told():
     assert set(algorithms.METHODS).isdisjoint(envs.names())
 
 
-def test_a_result_in_the_place_of_a_folder_is_told():
+def test_anything_else_in_the_place_of_a_folder_is_told():
     for call in (jaxmbrl.evaluate, jaxmbrl.load, jaxmbrl.resume):
         with pytest.raises(UserError, match="give the folder of a run, got a dict: "):
             call({})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: jaxmbrl.evaluate("x", n_eval_episodes=3), "unknown argument 'n_eval_episodes' of evaluate: it is called"),
+        (lambda: jaxmbrl.evaluate("x", deterministic=True), "unknown argument 'deterministic' of evaluate: an evaluation"),
+        (lambda: jaxmbrl.evaluate("x", episode=3), "unknown argument 'episode' of evaluate; did you mean 'episodes'?"),
+        (lambda: jaxmbrl.evaluate("x", "3"), "episodes must be a whole number, got '3'"),
+        (lambda: jaxmbrl.evaluate("x", 2.5), "episodes must be a whole number, got 2.5"),
+        (lambda: jaxmbrl.evaluate("x", True), "episodes must be a whole number, got True"),
+        (lambda: jaxmbrl.evaluate("x", "pendulum"), "episodes must be a whole number, got 'pendulum': a run is evaluated"),
+        (lambda: jaxmbrl.evaluate("x", fuse()), "episodes must be a whole number, got an object of type Task: a run is e"),
+        (lambda: jaxmbrl.evaluate("x", progress=3), "progress must be True, False or a jaxmbrl.training.console.Work, go"),
+        (lambda: jaxmbrl.resume("x", 300), "resume takes run by position, got 2 values; give the others by name: steps=."),
+        (lambda: jaxmbrl.resume("x", settings=3), "settings must be a mapping such as {'eval_every': 2}, got 3"),
+        (lambda: jaxmbrl.train("sac", task="pendulum"), "unknown argument 'task' of train: it is called 'env' here"),
+        (lambda: jaxmbrl.train("sac"), "train: missing a required argument: 'env'; it takes algorithm, env, steps, "),
+        (lambda: jaxmbrl.load(3), "give the folder of a run, got a int: "),
+        (lambda: jaxmbrl.export("x", format="numpy"), "unknown argument 'format' of export: it is called 'to' here"),
+        (lambda: video.film("x", "film.mp4"), "a video is written as a GIF: name it film.gif, got 'film.mp4'"),
+        (lambda: envs.make_task("x", Fuse(), 0), "task 'x': episode_length must be a whole number of steps, at least 1,"),
+        (lambda: envs.make_task("x", Fuse(), 2.5), "task 'x': episode_length must be a whole number of steps, at least 1"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_told_in_a_line(call, message):
+    with pytest.raises(UserError) as error:
+        call()
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_what_cannot_change_on_resuming_is_told():
+    config = programs.configure("sac", "pendulum")
+    for fields, message in (
+        (
+            {"learning_rate": 3},
+            "agent.learning_rate cannot change when a run is resumed, because learning depends on it (ste",
+        ),
+        ({"lr": 3}, "agent.learning_rate cannot change when a run is resumed"),
+        ({"eval_freq": 3}, "unknown field 'eval_freq': it is one of the settings, settings={'eval_every': 3}"),
+        ({"total_timesteps": 3}, "unknown field 'total_timesteps': it is called 'steps' here"),
+        ({"out": "x"}, "unknown argument 'out' of resume: a run that is resumed keeps its own"),
+    ):
+        with pytest.raises(UserError) as error:
+            programs.changed(config, {}, fields)
+        assert str(error.value).startswith(message)
+
+
+def test_a_result_is_evaluated_loaded_and_exported_as_its_folder_is(tmp_path):
+    settings = SETTINGS | {"warmup_steps": 10}
+    result = jaxmbrl.train("linear", "pendulum", steps=20, seeds=2, settings=settings, out=tmp_path / "run")
+    memory = result._replace(path=None)
+    assert repr(result) == f"Result(linear on pendulum: 20 of 20 steps, 2 seeds, in {tmp_path / 'run'})"
+    assert repr(memory) == "Result(linear on pendulum: 20 of 20 steps, 2 seeds, in memory)"
+    ours, theirs = (jaxmbrl.evaluate(run, 2) for run in (memory, tmp_path / "run"))
+    np.testing.assert_array_equal(ours.returns, theirs.returns)
+    assert ours[1:] == theirs[1:]
+    assert jaxmbrl.load(memory).state is result.state
+    written = [
+        jaxmbrl.export(run, "numpy", tmp_path / name).about for run, name in ((memory, "a"), (tmp_path / "run", "b"))
+    ]
+    assert written[0] == written[1]
+    with pytest.raises(UserError, match="a result in memory has no folder to write into: give out"):
+        jaxmbrl.export(memory, "numpy")
+    with pytest.raises(UserError, match="a result in memory cannot be resumed: "):
+        jaxmbrl.resume(memory, steps=40)
+    assert jaxmbrl.resume(result).env_steps == 20
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "data", "much"),
+    [
+        (40, 41, False, "nothing"),
+        (40, 40, False, "at its last step only"),
+        (40, 50, True, "nothing"),
+        (41, 40, False, None),
+    ],
+)
+def test_a_warmup_that_leaves_nothing_to_learn_from_is_told(steps, warmup, data, much):
+    config = programs.configure("sac", "pendulum", settings={"epoch_steps": 1, "warmup_steps": warmup}, steps=steps)
+    config = dataclasses.replace(config, data="x.npz" if data else None)
+    unit, advice = ("rows of the data", "") if data else ("steps", " or raise steps")
+    end = f"{steps} {unit}, and updates begin after warmup_steps ({warmup}): lower warmup_steps{advice}"
+    told = (
+        (None, None)
+        if much is None
+        else (f"the run learns {much}: it takes {end}", f"the run has learned {much}: it took {end}")
+    )
+    assert (programs.unlearned(config, steps), programs.unlearned(config, steps, over=True)) == told
+
+
+def test_a_planner_in_the_true_simulator_and_a_method_without_warmup_need_no_updates():
+    for algorithm, task, settings in (("pets", "pendulum", {"model": "true"}), ("q-learning", "dyna-maze", {})):
+        assert programs.unlearned(programs.configure(algorithm, task, settings=settings), 1) is None
+
+
+def test_a_warmup_and_rounded_steps_are_warned_of_in_python():
+    with pytest.warns(jaxmbrl.RunWarning) as heard:
+        jaxmbrl.train("linear", "pendulum", steps=10, seeds=2, settings=SETTINGS | {"warmup_steps": 30})
+    assert [str(warning.message).partition(":")[0] for warning in heard] == [
+        "10 steps are rounded up to 20, whole epochs of 20",
+        "the run learns nothing",
+        "the run has learned nothing",
+    ]
+    package = str(Path(jaxmbrl.__file__).parent)
+    assert not any(warning.filename.startswith(package) for warning in heard), "they are at the caller's line"
 
 
 @pytest.mark.parametrize("at", [40, pytest.param(0, marks=pytest.mark.promises)])
@@ -324,14 +445,33 @@ def test_an_interrupted_run_says_how_to_go_on(at, tmp_path, monkeypatch):
     monkeypatch.setattr(Session, "run_to", run_to)
     interrupted, run = [], tmp_path / "a run"
     with pytest.raises(KeyboardInterrupt) as error:
-        train("pendulum", out=run, checkpoint={"every": 2})
-    saved = 40 if at == 40 else 0
+        train("pendulum", out=run, checkpoint={"every": 100})
+    saved = at
     assert error.value.__notes__ == [
         f"jaxmbrl: the run is saved at {saved} of 60 steps; jaxmbrl.resume('{run}') continues it"
     ]
     last = RunFolder.open(run).read_events()[-1]
     assert (last["kind"], last["env_steps"], last["error"]) == ("stop", saved, "KeyboardInterrupt")
     assert jaxmbrl.resume(run).env_steps == 60
+
+
+def test_a_run_interrupted_before_its_first_checkpoint_starts_again(tmp_path, monkeypatch):
+    def save(self, wait=False):
+        raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "save", save)
+        with pytest.raises(KeyboardInterrupt) as error:
+            jaxmbrl.train("linear", "pendulum", steps=40, settings=SETTINGS, out=run, hyper={"discount": 0.5})
+    begins = f"jaxmbrl.resume('{run}') starts it from the beginning"
+    assert error.value.__notes__ == [f"jaxmbrl: the run is interrupted before its first checkpoint; {begins}"]
+    found = status.look(run)
+    assert (found.state, found.env_steps) == ("stopped", 0)
+    with pytest.raises(UserError, match=r"has no checkpoint yet: .*; to resume it starts it from the beginning"):
+        jaxmbrl.evaluate(run)
+    result = jaxmbrl.resume(run)
+    assert result.env_steps == 40 and float(result.state.discount[0]) == 0.5
 
 
 def test_an_interrupted_run_in_memory_says_that_it_is_lost(monkeypatch):

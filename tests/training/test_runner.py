@@ -484,7 +484,7 @@ def test_hyper_acts_on_its_seed_alone(in_memory):
         ({"env": "pendulm"}, "unknown task 'pendulm'; did you mean 'pendulum'"),
         ({"preset": "pendulm"}, "unknown preset 'pendulm' of sac; did you mean 'pendulum'"),
         ({"settings": {"batch": 3}}, "unknown field 'batch'; did you mean 'batch_size'"),
-        ({"settings": {"agent.hiden": 3}}, "unknown field 'agent.hiden'; did you mean 'hidden'"),
+        ({"settings": {"agent.hiden": 3}}, "unknown field 'agent.hiden'; did you mean 'agent.hidden'"),
         ({"settings": {"batch_size.x": 3}}, "unknown field 'batch_size.x': batch_size has no fields"),
         ({"settings": {3: 3}}, "unknown field '3'"),
         ({"settings": {"batch_size": 0}}, "batch_size must be at least 1, got 0"),

@@ -342,7 +342,12 @@ def test_an_environment_on_the_host_is_told_before_it_moves():
     robot.action_space = gymnasium.spaces.Box(-1, 1, (1,))
     assert envs.from_gymnasium(lambda: robot, "robot").action == Box((1,), -1.0, 1.0)
     for method, wrong, expected in (
-        ("reset", lambda: None, r"the environment must have reset\(seed=...\), got reset\(\); one with Brax's interface"),
+        ("reset", lambda: None, r"the environment must have reset\(seed=...\), got reset\(\): give it the arguments"),
+        (
+            "reset",
+            lambda rng: None,
+            r"the environment must have reset\(seed=...\), got reset\(rng\); one with Brax's interface",
+        ),
         ("step", lambda state, action: None, r"the environment must have step\(action\), got step\(state, action\); one"),
         ("step", None, r"the environment, a Robot, has no method step\(action\)"),
     ):
@@ -354,16 +359,30 @@ def test_an_environment_on_the_host_is_told_before_it_moves():
     assert not robot.moved
 
 
+STEP = ("observation", "reward", "terminated", "truncated", "info")
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
         (
             (np.zeros(2), 0.0, False, {}),
-            "step must return (observation, reward, terminated, truncated, info), got 4 values",
+            "step must return (observation, reward, terminated, truncated, info), got 4 values, as Gym before version 0.26 "
+            "does: split done into terminated and truncated",
         ),
         (np.zeros(2), "step must return (observation, reward, terminated, truncated, info), got ndarray"),
         ((np.zeros(2), np.zeros(2), False, False, {}), "step must return a number as reward, got array([0., 0.])"),
         ((np.zeros(2), None, False, False, {}), "step must return a number as reward, got None"),
+        ((np.zeros(2), 0.0, False, {}, False), f"step must return ({', '.join(STEP)}) with a dict as info, got False"),
+        ((np.zeros(2), 0.0, "False", False, {}), "step must return terminated as True or False, got 'False'"),
+        ((np.zeros(2), 0.0, False, np.zeros(2), {}), "step must return truncated as True or False, got array([0., 0.])"),
+        ((np.zeros(2), 0.0, None, False, {}), "step must return terminated as True or False, got None"),
+        (
+            ({"x": 0.0}, 0.0, False, False, {}),
+            "an observation must be 2 numbers, as its space says, got a dict with the keys x",
+        ),
+        ((None, 0.0, False, False, {}), "an observation must be 2 numbers, as its space says, got None"),
+        (([[1.0], 1.0], 0.0, False, False, {}), "an observation must be 2 numbers, as its space says, got [[1.0], 1.0]"),
     ],
 )
 def test_what_an_environment_on_the_host_returns_is_told(returned, message):

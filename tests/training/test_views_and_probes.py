@@ -218,8 +218,8 @@ def test_a_policy_that_is_evaluated_has_the_clock_of_its_checkpoint(monkeypatch,
 def test_a_method_that_can_use_the_true_simulator(trained, tmp_path):
     run, _, _ = trained
     for model, action in ((None, 0.5), ("learned", 0.5), ("true", 0.25)):
-        program, state, _ = runner.trained(run, model)
-        policy = program.algorithm.policy(jax.tree.map(lambda x: x[0], state.algorithm), loop.clock_at(0), False)
+        program, states, *_ = runner.trained(run, model)
+        policy = program.algorithm.policy(jax.tree.map(lambda x: x[0], states), loop.clock_at(0), False)
         assert policy.act((), jnp.zeros(3), jax.random.key(0))[0] == pytest.approx(action)
     with pytest.raises(UserError, match="model must be 'learned' or 'true', got 'false'"):
         runner.trained(run, "false")

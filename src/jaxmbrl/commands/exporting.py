@@ -20,10 +20,10 @@ def export(words: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="a run folder")
     kinds = "'stablehlo' (any policy, loaded with JAX), 'onnx' (with ONNX Runtime) or 'numpy' (with NumPy)"
     parser.add_argument("--to", required=True, metavar="FORMAT", help=kinds)
-    parser.add_argument("--seed", type=int, metavar="S", help="the seed (default: the run's first)")
+    parser.add_argument("--seed", type=options.whole, metavar="S", help="the seed (default: the run's first)")
     parser.add_argument("--out", metavar="FILE", help="a new file (default: 'policy' in RUN, overwritten)")
     batch = "observations that it takes at once, [N, ...] (default: one, without this axis)"
-    parser.add_argument("--batch", type=int, metavar="N", help=batch)
+    parser.add_argument("--batch", type=options.whole, metavar="N", help=batch)
     args = parser.parse_args(words)
     with options.warnings_in_a_line():
         written = exporter.export(args.run, args.to, args.out, args.seed, args.batch)

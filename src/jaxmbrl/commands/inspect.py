@@ -33,7 +33,9 @@ def evaluate(words: list[str]) -> int:
 
     parser = options.parser("evaluate", description="Returns of a run's deterministic policy on fixed start states.")
     parser.add_argument("run", metavar="RUN", help="a run folder")
-    parser.add_argument("--episodes", type=int, default=10, metavar="N", help="episodes of each seed (default: 10)")
+    parser.add_argument(
+        "--episodes", type=options.whole, default=10, metavar="N", help="episodes of each seed (default: 10)"
+    )
     parser.add_argument(
         "--model", metavar="MODEL", help="'true': plan in the true simulator; 'learned': in the learned model"
     )
@@ -72,6 +74,12 @@ def evaluate(words: list[str]) -> int:
         per_seed = [_finite(value) for value in found.per_seed]
         summary = {"per_seed": per_seed, "mean": _finite(found.mean), "iqm": _finite(found.iqm), "backend": found.backend}
         print(json.dumps(summary | {"env_steps": found.env_steps, "frozen": list(found.frozen)}, allow_nan=False))
+    else:
+        print("what to try next:")
+        if args.video is None:
+            print(f"  {again('evaluate', args.run, '--video')}")
+        print(f"  {again('report', args.run)}")
+        print(f"  {again('export', args.run, '--to', 'numpy')}")
     return 0 if filmed else 1
 
 
@@ -91,7 +99,7 @@ def debug(words: list[str]) -> int:
 
     parser = options.parser("debug", description="Find the operation that produced a run's first non-finite value.")
     parser.add_argument("run", metavar="RUN", help="a run folder")
-    parser.add_argument("--seed", type=int, metavar="S", help="the seed (default: the first with such a value)")
+    parser.add_argument("--seed", type=options.whole, metavar="S", help="the seed (default: the first with such a value)")
     args = parser.parse_args(words)
     started = time.monotonic()
     with options.warnings_in_a_line():
@@ -145,12 +153,12 @@ def collect(words: list[str]) -> int:
     parser.add_argument("--policy", required=True, metavar="POLICY", help="'random', or the folder of a run")
     parser.add_argument("--env", metavar="TASK", help="the task; by default the run's own")
     parser.add_argument("--out", required=True, metavar="FILE", help="the new file, FILE.npz")
-    parser.add_argument("--steps", type=int, default=10_000, metavar="N", help="transitions (default: 10000)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="random seed (default: 0)")
+    parser.add_argument("--steps", type=options.whole, default=10_000, metavar="N", help="transitions (default: 10000)")
+    parser.add_argument("--seed", type=options.whole, default=0, metavar="S", help="random seed (default: 0)")
     alike = "act with exploration, as in training, not deterministically (planners act the same in both cases)"
     parser.add_argument("--explore", action="store_true", help=alike)
     times = "how many times each action is applied (default: 1, or the run's own)"
-    parser.add_argument("--action-repeat", type=int, metavar="N", help=times)
+    parser.add_argument("--action-repeat", type=options.whole, metavar="N", help=times)
     args = parser.parse_args(words)
     out = dataset.new_file("--out", args.out, ".npz")
     started = time.monotonic()
@@ -181,6 +189,8 @@ def fit(words: list[str]) -> int:
     for option in ("--data", "--env", "--out"):
         early.add_argument(option)
     args, rest = early.parse_known_args(words)
+    if not args.data and rest and not rest[0].startswith("-"):
+        raise UserError(f"the file follows an option: {again('fit', '--data', rest[0])}")
     texts = [
         (option, Annotated[str, tyro.conf.arg(metavar=metavar, help=text)], "") for option, metavar, text in _FIT_TEXTS
     ]
@@ -231,6 +241,9 @@ def fit(words: list[str]) -> int:
         picture.parent.mkdir(parents=True, exist_ok=True)
         write_figure(picture, plotting.plot_calibration({"unseen rows": found.calibration}))
         print(f"picture  {picture}")
+    if task is not None:
+        print("what to try next:")
+        print(f"  {again('train', 'pets', *task_words(task), '--data', args.data)}")
     return 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import difflib
 import io
 import re
 import sys
@@ -48,12 +47,18 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         for pattern, plain in _PLAIN:
             message = re.sub(pattern, plain, message)
-        raise UserError(f"{message}; see '{self.prog} --help'")
+        unknown = re.fullmatch(r"unknown option '(.*)'", message)
+        if unknown is not None:
+            from jaxmbrl.training import hints  # here, so that commands start faster
+
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            message = hints.unknown_option(unknown[1], known)
+        raise UserError(f"{message}; see '{self.prog} --help'" if "did you mean" not in message else message)
 
 
 _PLAIN = (
     (r"^argument (\S+): expected one argument$", r"\1 needs a value"),
-    (r"^argument (\S+): invalid int value: (.*)$", r"\1 must be a whole number, got \2"),
+    (r"^argument (\S+): invalid (?:int|whole) value: (.*)$", r"\1 must be a whole number, got \2"),
     (r"^argument (\S+): invalid float value: (.*)$", r"\1 must be a number, got \2"),
     (r"^argument (\S+): ignored explicit argument (.*)$", r"\1 takes no value, got \2"),
     (r"^the following arguments are required: (.*)$", r"\1 is missing"),
@@ -73,14 +78,51 @@ def parse(kind: type, default: Any, words: list[str], command: str, description:
     import tyro  # here, so that commands without tyro start faster
 
     printed, prog = io.StringIO(), f"jaxmbrl {command}"
+    options = _options(kind)
+    words = _with_whole_numbers(words, options)
     try:
         with contextlib.redirect_stderr(printed):
             return tyro.cli(kind, default=default, args=words, prog=prog, description=description)
     except SystemExit as stop:
         if not stop.code:
             raise
-    message = _reworded(_message(printed.getvalue()), _options(kind), words)
+    message = _reworded(_message(printed.getvalue()), options, words)
     raise UserError(f"{message}; see '{prog} --help'" if "did you mean" not in message else message)
+
+
+def whole(text: str) -> int:
+    """A whole number, also one written as `1e6`; the type of an option of an argparse parser. Raises ValueError for any
+    other text.
+
+    >>> from jaxmbrl.commands.options import whole
+    >>> whole("1e3")
+    1000
+    """
+    if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE]\+?\d{1,3}|[-+]?\d+\.0*", text):
+        number = float(text)
+        if number == round(number):
+            return round(number)
+    return int(text)
+
+
+def _with_whole_numbers(words: list[str], options: dict[str, str]) -> list[str]:
+    """The words, in which options that take whole numbers have them in digits."""
+    found, takes = [], False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            takes = "whole number" in options.get(name.replace("_", "-"), "")
+            found.append(f"{name}={_in_digits(value)}" if equals and takes else word)
+        else:
+            found.append(_in_digits(word) if takes else word)
+    return found
+
+
+def _in_digits(text: str) -> str:
+    try:
+        return str(whole(text))
+    except ValueError:
+        return text
 
 
 def _message(box: str) -> str:
@@ -102,8 +144,9 @@ def _reworded(message: str, options: dict[str, str], words: list[str]) -> str:
         first = _first_unknown(message, words)
         if not first.startswith("-"):
             return f"unexpected argument '{first}'"
-        near = difflib.get_close_matches(first.split("=")[0].replace("_", "-"), options, n=1, cutoff=0.7)
-        return f"unknown option '{first}'" + (f"; did you mean '{near[0]}'?" if near else "")
+        from jaxmbrl.training import hints
+
+        return hints.unknown_option(first, options)
     named = re.search(r"(?:Error parsing|argument) '?(--[\w.-]+)", message)
     if named is None or named[1] not in options:
         return message[:1].lower() + message[1:].rstrip(".")

@@ -35,6 +35,7 @@ def sweep(words: list[str], switches: list[str]) -> int:
 
     from jaxmbrl.sweeping import file as sweep_file
     from jaxmbrl.sweeping import plan
+    from jaxmbrl.training import programs
 
     args = _parser().parse_args(words)
     _check(args)
@@ -61,6 +62,10 @@ def sweep(words: list[str], switches: list[str]) -> int:
             out = ["--out", args.out] if args.out else []
             print(shlex.join([*start, *switches, "sweep", args.file, "--only", run.name, *out]))
         return 1 if wrong else 0
+    for run in runs:
+        idle = programs.unlearned(run.config, run.config.total_steps)
+        if idle is not None:
+            print(f"warning: run {run.name}: {idle}", flush=True)
     return _launch(args, file, runs, wrong, switches)
 
 
@@ -90,14 +95,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep-going", action="store_true", help="leave out the runs that are not valid")
     parser.add_argument("--launcher", default="local", metavar="WHERE", help="'local': processes here (default); 'ray'")
     most = "runs at a time (default: 1; with Ray, as many as the cluster has resources for)"
-    parser.add_argument("--jobs", type=int, metavar="N", help=most)
+    parser.add_argument("--jobs", type=options.whole, metavar="N", help=most)
     again = "how many times a run is restarted if its process dies (default: 1)"
-    parser.add_argument("--retries", type=int, default=1, metavar="N", help=again)
+    parser.add_argument("--retries", type=options.whole, default=1, metavar="N", help=again)
     cluster = "Ray cluster (default: RAY_ADDRESS, or else a Ray started here)"
     parser.add_argument("--ray-address", metavar="HOST:PORT", help=cluster)
     parser.add_argument("--cpus-per-run", type=float, metavar="X", help="of a Ray task (default: 1)")
     parser.add_argument("--gpus-per-run", type=float, metavar="X", help="of a Ray task (default: 0, which hides them)")
-    parser.add_argument("--with", dest="leash", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--with", dest="leash", type=options.whole, help=argparse.SUPPRESS)
     return parser
 
 
@@ -145,7 +150,7 @@ def _work(run: Run, sweep: Sweep, parent: int | None) -> int:
 
     runs.check_same(run)
     found = run_status.look(run.path)
-    if found.ended:
+    if run_status.has_ended(found, run.config.total_steps):
         print(f"{run.path} is {found.state}: nothing to do")
         return 0 if found.state == "finished" else 1
     if parent is None:
@@ -197,14 +202,14 @@ def _launch(args: argparse.Namespace, sweep: Sweep, runs: list[Run], wrong: dict
     jobs: list[Job] = []
     for run in runs:
         found = run_status.look(run.path)
-        if found.ended:
+        if run_status.has_ended(found, run.config.total_steps):
             states[run.name] = found.state
         elif found.state == "running":
             states[run.name] = "running elsewhere"
         else:
             own = ("--only", run.name, "--out", str(folder.path.absolute()))
             words = (*start, *switches, "sweep", str(sweep.file.absolute()), *own)
-            jobs.append(launching.Job(run.name, words, folder.log(run.name)))
+            jobs.append(launching.Job(run.name, words, folder.log(run.name), run.config.total_steps))
     at_once = args.jobs or (1 if args.launcher == "local" else max(len(jobs), 1))
     cpus, gpus = (x if x is not None else d for x, d in ((args.cpus_per_run, 1.0), (args.gpus_per_run, 0.0)))
     here = contextlib.nullcontext(launching.processes())

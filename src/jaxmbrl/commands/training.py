@@ -51,11 +51,6 @@ def train(words: list[str]) -> int:
         stem = f"{config.algorithm}-{re.sub('[/:]', '-', config.env)}"
         out = RunFolder.create(out or _free_folder(Path("runs"), stem)).path
     out = Path(hosts.gather(str(out))[0])
-    if program.total_steps != config.steps:
-        progress.say(
-            f"{config.steps:,} steps are rounded {'down' if config.data else 'up'} to {program.total_steps:,}, "
-            f"whole epochs of {program.epoch_steps:,}"
-        )
     progress.say(
         f"training {config.algorithm} ({config.preset} preset) on {config.env}"
         f"{f', each action {config.action_repeat} times' if config.action_repeat > 1 else ''}: {program.total_steps:,} "
@@ -182,7 +177,7 @@ def _report(result: Result, progress: Any) -> None:
     if config.stop_at_return is not None and int(result.rows[-1]["env_steps"]) < config.total_steps:
         progress.say(f"  {again('train', '--resume', result.path, '--stop-at-return', 'None')}")
     elif config.data is None:
-        steps = str(2 * int(result.rows[-1]["env_steps"]))
+        steps = str(2 * max(int(result.rows[-1]["env_steps"]), getattr(config.settings, "warmup_steps", 0)))
         progress.say(f"  {again('train', '--resume', result.path, '--steps', steps)}")
     if isinstance(result.task.observation, Box) and result.task.observation.is_vector:
         data = ["--data", config.data] if config.data else []

@@ -35,8 +35,8 @@ class Traced:
     """
 
 
-def closest(name: str, names: Iterable[str]) -> str:
-    """`did you mean 'X'?` if a known name is close, else the list of all known names.
+def closest(name: str, names: Iterable[str], prefix: str = "") -> str:
+    """`did you mean 'X'?` if a known name is close, after a `prefix` that all names have, else the list of all known names.
 
     >>> from jaxmbrl.core.config import closest
     >>> closest("pendulm", ["cartpole", "pendulum"])
@@ -48,7 +48,7 @@ def closest(name: str, names: Iterable[str]) -> str:
     by_lower = {known.lower(): known for known in reversed(names)}
     found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5) or [by_lower[lower] for lower in found]
-    return f"did you mean '{near[0]}'?" if near else f"there is: {', '.join(names)}"
+    return f"did you mean '{prefix}{near[0]}'?" if near else f"there is: {', '.join(names)}"
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def from_dict(cls: type[C], values: Any, prefix: str = "") -> C:
     hints = typing.get_type_hints(cls, include_extras=True)
     for name in values:
         if name not in fields:
-            raise UserError(f"unknown field '{prefix}{name}'; {closest(str(name), fields)}")
+            raise UserError(f"unknown field '{prefix}{name}'; {closest(str(name), fields, prefix)}")
     for name, field in fields.items():
         if name not in values and field.default is field.default_factory is dataclasses.MISSING:
             raise UserError(f"{prefix}{name} is missing: give it a value")
@@ -131,6 +131,17 @@ def _nested(hint: Any) -> Any:
     """The config class in a field's annotation, or None."""
     hint = hint.__origin__ if typing.get_origin(hint) is typing.Annotated else hint
     return hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
+
+
+def converted(hint: Any, value: Any, name: str) -> Any:
+    """`value` in the type and range of a config's annotation, such as `Annotated[int, Ge(1)]`. Raises UserError about the
+    argument `name` if it is another.
+
+    >>> from jaxmbrl.core.config import converted
+    >>> converted(int, "1e3", "episodes")
+    1000
+    """
+    return _value(hint, value, name)
 
 
 def _fields(config: Any) -> dict[str, Any]:
@@ -242,7 +253,7 @@ def _named_by(configs: list[Any], given: Iterable[str], path: str) -> Any:
     known = [{field.name for field in dataclasses.fields(config)} for config in configs]
     for name in given:
         if not any(name in names for names in known):
-            raise UserError(f"unknown field '{path}.{name}'; {closest(str(name), set().union(*known))}")
+            raise UserError(f"unknown field '{path}.{name}'; {closest(str(name), set().union(*known), f'{path}.')}")
     best = min(range(len(configs)), key=lambda i: (len(set(given) - known[i]), len(known[i])))
     return configs[best]
 

@@ -13,12 +13,14 @@ def expanded(path: str | Path) -> Path:
     """The path, with `~` or `~USER` at its start replaced by a home folder, as a shell does. Every function that takes a
     path from a user calls this; no shell expands paths in Python, in YAML or after `--option=`.
 
-    Raises UserError if there is no home folder, and for a path with a null character.
+    Raises UserError for what is no path, if there is no home folder, and for a path with a null character.
 
     >>> from jaxmbrl.core.places import expanded
     >>> expanded("runs/~x").as_posix()
     'runs/~x'
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"a path must be text or a pathlib.Path, got {path!r:.60}")
     text = os.path.expanduser(path)
     if text == "~" or text.startswith("~/"):
         raise UserError(f"{text}: there is no home folder to replace '~'; set HOME, or write the whole path")

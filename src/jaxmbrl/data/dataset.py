@@ -19,10 +19,11 @@ A row that is both terminated and truncated, which Gymnasium allows, counts as t
 
 from __future__ import annotations
 
+import collections
+import difflib
 import hashlib
 import io
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,33 +35,64 @@ from jaxmbrl.core.config import UserError
 from jaxmbrl.core.places import expanded
 from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Task, Transition
+from jaxmbrl.core.warning import warn_user
 from jaxmbrl.data import examining
 
 REQUIRED = ("observation", "action", "reward", "next_observation", "terminated")
+KNOWN = frozenset((*REQUIRED, "truncated", "last_observation", "env", "action_repeat"))
 SPACES = ("observation", "action", "next_observation")
 OTHER_NAMES = {
     "observations": "observation",
     "obs": "observation",
     "states": "observation",
+    "state": "observation",
+    "s": "observation",
     "actions": "action",
+    "acts": "action",
+    "a": "action",
     "rewards": "reward",
+    "rews": "reward",
+    "rew": "reward",
+    "r": "reward",
     "next_observations": "next_observation",
     "next_obs": "next_observation",
+    "obs_next": "next_observation",
     "next_states": "next_observation",
+    "next_state": "next_observation",
+    "s2": "next_observation",
+    "s_": "next_observation",
     "terminals": "terminated",
+    "terminal": "terminated",
     "terminations": "terminated",
     "dones": "terminated",
+    "done": "terminated",
+    "d": "terminated",
     "timeouts": "truncated",
+    "timeout": "truncated",
     "truncations": "truncated",
 }
-"""Name of an array in D4RL, Minari, CleanRL and others -> its name here."""
+"""Name of an array, in small letters, in D4RL, Minari, CleanRL and others -> its name here."""
 MADE = (
     "; within an episode it is the next row's observation: drop the last row of each episode and of the file, unless its "
     "true successor is known, and mark the row before it as truncated (docs/tutorials/own_data.md has the code)"
 )
 """How `next_observation` is made."""
+SOONER = "store it in float64, or subtract an offset before it is rounded"
+"""What to do about digits that were lost before."""
 OBSERVATIONS = ("observation", "next_observation", "last_observation")
+TEXT = 1000
+"""Letters by which a text is known."""
+NEAR = 0.75
+"""Likeness of two names from which one is taken for the other, misspelled."""
 FLAGS = ("terminated", "truncated")
+KINDS = {
+    b"\x89HDF": ": it is an HDF5 file; read it with h5py and write its arrays with numpy.savez "
+    "(docs/tutorials/own_data.md has the code)",
+    b"\x93NUMPY": ": it is one array without a name; numpy.savez writes several with their names",
+    b"\x80": ": it is a pickle, which is not read; write its arrays with numpy.savez",
+    b"PAR1": ": it is a Parquet file; read it with pandas and write arrays with numpy.savez",
+}
+"""First bytes of other files -> what they are and what to do."""
 LARGEST_EXPONENT = 0.4
 """Numbers must be below the dtype's largest number to this power, so that a sum of many squares does not overflow."""
 
@@ -90,7 +122,7 @@ class Dataset(NamedTuple):
     def warn(self) -> None:
         """Give each of `warnings` as a `DataWarning`."""
         for text in self.warnings:
-            warnings.warn(text, DataWarning, stacklevel=3)
+            warn_user(text, DataWarning)
 
 
 class DataWarning(UserWarning):
@@ -170,17 +202,26 @@ def load(path: str | Path, centered: bool = False) -> Dataset:
         content = expanded(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    arrays: dict[str, Any] = {}
+    name = None
     try:
         file = np.load(io.BytesIO(content), allow_pickle=False)
-        arrays = {name: file[name] for name in file.files}
+        for name in file.files:
+            arrays[name] = file[name]
     except MemoryError:
         raise UserError(f"{path} does not fit into this machine's memory; split it") from None
-    except Exception:
+    except Exception as error:
         # A damaged zip file raises many kinds of undocumented errors.
-        raise UserError(f"{path} is not an npz file of plain arrays, as numpy.savez writes it") from None
+        kind = _kind(content)
+        if name is not None and "Object arrays" in str(error):
+            kind = f": '{name}' contains Python objects, which are not read; convert them to an array of numbers"
+        raise UserError(f"{path} is not an npz file of plain arrays, as numpy.savez writes it{kind}") from None
     try:
         rows = _rows(arrays)
-        found: list[str] = []
+        given = rows._replace(observation=arrays["observation"], reward=arrays["reward"])
+        given = given._replace(next_observation=_given_successors(arrays, rows))
+        found = [*examining.coarse_columns(given, SOONER), *examining.coarse_reward(given, SOONER)]
+        found += _lost_rewards(arrays["reward"])
         offset = None
         if rows.observation.ndim == 2:
             offset = np.zeros(rows.observation.shape[1])
@@ -188,7 +229,7 @@ def load(path: str | Path, centered: bool = False) -> Dataset:
             if centered and lost.any():
                 offset = np.where(lost, _middle(arrays["observation"]), 0.0)
                 arrays |= {name: arrays[name] - offset for name in OBSERVATIONS if name in arrays}
-                rows, found = _rows(arrays), _subtracted(offset)
+                rows, found = _rows(arrays), found + _subtracted(offset)
                 lost = _lost(arrays, rows)
             found += _lost_digits(arrays["observation"], lost)
         digest = hashlib.sha256(content).hexdigest()
@@ -197,15 +238,28 @@ def load(path: str | Path, centered: bool = False) -> Dataset:
         raise UserError(f"{path}: {error}") from None
 
 
+def _kind(content: bytes) -> str:
+    """What another file than an npz is, if that is known, and what to do."""
+    if not content:
+        return ": it is empty"
+    known = next((what for start, what in KINDS.items() if content.startswith(start)), "")
+    text = content[:TEXT].isascii() and "".join(content[:TEXT].decode("ascii", "replace").split()).isprintable()
+    if text and not known:
+        return ": it is text; read it with numpy.loadtxt or pandas and write its columns with numpy.savez"
+    return known
+
+
 def _lost(arrays: dict[str, Any], rows: Transition) -> Bool[np.ndarray, "O"]:
     """Columns of vector observations whose changes are lost in the conversion to JAX's default float."""
-    observation = arrays["observation"]
+    return examining.lost_digits(arrays["observation"], _given_successors(arrays, rows), jnp.zeros(()).dtype)
+
+
+def _given_successors(arrays: dict[str, Any], rows: Transition) -> Shaped[np.ndarray, "N ..."]:
+    """`next_observation` in the dtype of the file."""
     if "next_observation" in arrays:
-        successor = arrays["next_observation"]
-    else:
-        torn = _torn(np.asarray(rows.terminated | rows.truncated))
-        successor = _joined(observation, arrays["last_observation"], torn)
-    return examining.lost_digits(observation, successor, jnp.zeros(()).dtype)
+        return arrays["next_observation"]
+    torn = _torn(np.asarray(rows.terminated | rows.truncated))
+    return _joined(arrays["observation"], arrays["last_observation"], torn)
 
 
 def _middle(values: Float[np.ndarray, "N O"]) -> Float[np.ndarray, "O"]:
@@ -217,6 +271,18 @@ def _subtracted(offset: Float[np.ndarray, "O"]) -> list[str]:
     return [
         f"{offset[d]:.6g} is subtracted from observation {d}: {dtype} would lose its changes otherwise"
         for d in np.flatnonzero(offset)
+    ]
+
+
+def _lost_rewards(reward: Shaped[np.ndarray, "N"]) -> list[str]:
+    """A message if the differences of the rewards are lost in the conversion to JAX's default float."""
+    dtype = jnp.zeros(()).dtype
+    values = reward.astype(np.float64)[:, None]
+    if not examining.lost_digits(np.broadcast_to(values.mean(axis=0), values.shape), values, dtype).any():
+        return []
+    return [
+        f"the reward reaches {np.abs(reward).max():.6g}, where {dtype} loses its differences by rounding: subtract an "
+        "offset, or set JAX_ENABLE_X64=1"
     ]
 
 
@@ -280,19 +346,17 @@ def _rows(arrays: dict[str, Any]) -> Transition:
     for name in REQUIRED:
         if name not in arrays and not (once and name == "next_observation"):
             renamed = _renamed(arrays)
-            made = MADE if name == "next_observation" and name not in renamed else ""
+            made = "" if "'next_observation'" in renamed or "next_observation" in arrays or once else _made(arrays)
+            if made and name != "next_observation":
+                made = f"; 'next_observation' is missing too{made}"
             raise UserError(
                 f"the array '{name}' is missing; there is: {', '.join(sorted(arrays)) or 'nothing'}{renamed}{made}"
             )
-    known = {*REQUIRED, "truncated", "last_observation", "env", "action_repeat"}
-    unknown = sorted(set(arrays) - known)
+    unknown = sorted(set(arrays) - KNOWN)
     if unknown:
-        raise UserError(f"unknown array '{unknown[0]}'; known are: {', '.join(sorted(known))}")
-    count = len(arrays["reward"]) if arrays["reward"].ndim == 1 else -1
-    if count < 1:
-        shape = arrays["reward"].shape
-        hint = ": write reward[:, 0]" if len(shape) == 2 and shape[1] == 1 else ""
-        raise UserError(f"'reward' must be [N] with N at least 1, got shape {shape}{hint}")
+        hint = _renamed(arrays) or ": leave it out"
+        raise UserError(f"unknown array '{unknown[0]}'{hint}; known are: {', '.join(sorted(KNOWN))}")
+    count = _count(arrays)
     given = {"truncated": np.zeros(count, bool)} | {name: arrays[name] for name in Transition._fields if name in arrays}
     columns: dict[str, Any] = {name: _column(name, given[name], count) for name in Transition._fields if name in given}
     if once:
@@ -311,9 +375,39 @@ def _rows(arrays: dict[str, Any]) -> Transition:
 
 
 def _renamed(arrays: dict[str, Any]) -> str:
-    """What to rename, if arrays have the names that other packages give them."""
-    names = [f"'{theirs}' is '{ours}'" for theirs, ours in OTHER_NAMES.items() if theirs in arrays]
+    """What to rename, if arrays have the names that other packages give them, or nearly the right ones."""
+    due = [name for name in (*REQUIRED, "truncated") if name not in arrays]
+    found: dict[str, str] = {}
+    for theirs in arrays:
+        if theirs in KNOWN:
+            continue
+        ours = OTHER_NAMES.get(theirs.lower()) or next(iter(difflib.get_close_matches(theirs.lower(), due, 1, NEAR)), None)
+        if ours in due and ours not in found.values():
+            found[theirs] = ours
+    names = [f"'{theirs}' is '{ours}'" for theirs, ours in found.items()]
     return f"; {', '.join(names)} here" if names else ""
+
+
+def _made(arrays: dict[str, Any]) -> str:
+    """How a missing `next_observation` is made."""
+    observation, reward = arrays.get("observation"), arrays.get("reward")
+    if observation is None or reward is None or np.shape(observation)[:1] != tuple(n + 1 for n in reward.shape[:1]):
+        return MADE
+    return (
+        "; 'observation' has a row more than 'reward': if they are one episode, next_observation is observation[1:] and "
+        "observation is observation[:-1]"
+    )
+
+
+def _count(arrays: dict[str, Any]) -> int:
+    """The number of rows: that of most arrays, or of the reward. Raises UserError if there is none."""
+    reward = arrays["reward"]
+    if reward.ndim != 1 or not len(reward):
+        hint = ": join the episodes, reward.reshape(-1) and observation.reshape(-1, *observation.shape[2:])"
+        hint = ": write reward[:, 0]" if reward.shape[1:] == (1,) else hint if reward.ndim == 2 else ""
+        raise UserError(f"'reward' must be [N] with N at least 1, got shape {reward.shape}{hint}")
+    names = [name for name in dict.fromkeys(("reward", *REQUIRED, "truncated")) if name in arrays and arrays[name].ndim]
+    return collections.Counter(len(arrays[name]) for name in names).most_common(1)[0][0]
 
 
 def _successors(
@@ -411,4 +505,8 @@ def _check_shape(name: str, value: np.ndarray, count: int) -> None:
     if not (right or discrete) or len(value) != count:
         flat, column = value.shape == (count,) and shapes != "[N]", value.shape == (count, 1) and shapes == "[N]"
         hint = f": write {name}[:, None]" if flat else f": write {name}[:, 0]" if column else ""
+        if value.dtype.names:
+            hint = f": write numpy.lib.recfunctions.structured_to_unstructured({name})"
+        elif name == "observation" and right and len(value) == count + 1:
+            hint = ": write observation[:-1], if its last row is the last successor"
         raise UserError(f"'{name}' must be {shapes} with N = {count}, got shape {value.shape} of {value.dtype}{hint}")

@@ -28,6 +28,8 @@ UNLIKELY = 1e-3
 LOST = 0.01
 """Largest error of the changes, relative to their standard deviation, that is accepted."""
 OUTSIDE = 0.01
+GRID = 8
+"""Numbers that are multiples of this many distances between neighbouring numbers of a type were not rounded to the type."""
 ROUNDING = 4.0
 """A column whose standard deviation is below its largest magnitude times this many units of rounding (the epsilon of the
 dtype) varies by rounding only."""
@@ -35,6 +37,8 @@ SHIFTS = (-1, 2, 3, 4, 5, 6, 7, 8)
 """Rows by which `next_observation` may be shifted, or the number of environments whose rows alternate."""
 FEWEST_COMPARED = 20
 ALIKE = 0.95
+MOSTLY = 0.75
+"""Share of the rows that terminate, and of these that are continued, if the flags are inverted."""
 CONTINUES = 0.75
 """Share of the rows whose `next_observation` is the next row's observation, if the rows are in order."""
 USUAL = 0.9
@@ -47,15 +51,21 @@ HARDLY_VARIES = 1e-5
 
 
 def examine(rows: Transition) -> list[str]:
-    """Messages about the transitions [N, ...], in the order in which they were collected."""
+    """Messages about the transitions [N, ...], in the order in which they were collected.
+
+    Wrong successors cause most of the other findings, which are therefore left out.
+    """
+    wrong = unchanged(rows) or shifted_successors(rows)
+    if wrong is not None:
+        return [wrong]
     found = (
-        unchanged(rows),
-        shifted_successors(rows),
+        inverted_ends(rows),
         unmarked_ends(rows),
         resets_as_transitions(rows),
         unmarked_resets(rows),
         time_limit(rows),
         shifted_rewards(rows),
+        constant_actions(rows),
     )
     return [message for message in found if message is not None]
 
@@ -98,6 +108,31 @@ def shifted_successors(rows: Transition) -> str | None:
         f"{'a row' if found == 2 else f'{found - 1} rows'}, or if the rows of {found} environments alternate, store one "
         "environment after the other"
     )
+
+
+def inverted_ends(rows: Transition) -> str | None:
+    """Whether nearly all rows terminate and are continued by the next row, as where a file has `1 - done`."""
+    observation, successor = _flat(rows.observation), _flat(rows.next_observation)
+    ended = rows.terminated[:-1]
+    if ended.sum() < FEWEST_COMPARED or ended.mean() < MOSTLY or not (np.ptp(observation, axis=0) > 0).any():
+        return None
+    continued = (successor[:-1] == observation[1:]).all(axis=1)[ended].sum()
+    if continued < MOSTLY * ended.sum():
+        return None
+    return (
+        f"{ended.sum()} of {len(observation)} rows terminate, and the next row continues {continued} of them: if the flags "
+        "are 1 - done, as masks are, store 1 - terminated"
+    )
+
+
+def constant_actions(rows: Transition) -> str | None:
+    """Whether a component of the action is the same in all of many rows."""
+    action = np.asarray(rows.action).reshape(len(rows.reward), -1)
+    same = np.flatnonzero(np.ptp(action, axis=0) == 0)
+    if len(action) < FEWEST_ROWS or not len(same):
+        return None
+    which = "the action is" if rows.action.ndim == 1 else f"action {', '.join(map(str, same))} is"
+    return f"{which} the same in all {len(action)} rows: a model cannot learn what another value of it does"
 
 
 def unmarked_ends(rows: Transition) -> str | None:
@@ -213,7 +248,7 @@ def _shows_ends(rows: Transition) -> bool:
 
 def hardly_varying(rows: Transition) -> list[str]:
     """A message about the columns of the observation that vary by more than rounding and by less than `HARDLY_VARIES` of
-    their size."""
+    their size. Columns whose digits are lost (`coarse`) are left out."""
     if rows.observation.ndim != 2:
         return []
     values = rows.observation.astype(np.float64)
@@ -221,7 +256,9 @@ def hardly_varying(rows: Transition) -> list[str]:
     rounding = ROUNDING * float(np.finfo(rows.observation.dtype).eps) * size
     found = [
         f"{d} ({values[0, d]:.6g} with a standard deviation of {spread[d]:.2g})"
-        for d in np.flatnonzero((spread > rounding) & (spread < HARDLY_VARIES * size))
+        for d in np.flatnonzero(
+            (spread > rounding) & (spread < HARDLY_VARIES * size) & ~coarse(rows.observation, rows.next_observation)
+        )
     ]
     what = "these observations hardly vary, and a model knows nothing about other values of them"
     return [f"{what}: {', '.join(found)}"] if found else []
@@ -250,6 +287,65 @@ def lost_digits(
     rounded = successor.astype(dtype).astype(np.float64) - observation.astype(dtype).astype(np.float64)
     error = np.sqrt(np.mean((rounded - change) ** 2, axis=0))
     return error > LOST * np.sqrt(np.mean(change**2, axis=0))
+
+
+def coarse(observation: Shaped[np.ndarray, "N O"], successor: Shaped[np.ndarray, "N O"]) -> Bool[np.ndarray, "O"]:
+    """Columns whose changes were lost before (`rounded_away`)."""
+    change = np.sqrt(np.mean((successor.astype(np.float64) - observation.astype(np.float64)) ** 2, axis=0))
+    return rounded_away(np.concatenate([observation, successor]), change)
+
+
+def rounded_away(values: Shaped[np.ndarray, "M O"], differences: Float[np.ndarray, "O"]) -> Bool[np.ndarray, "O"]:
+    """Columns that were rounded to their own dtype, or to float32 if all of their numbers are of that type, so that the
+    difference of two numbers has an error of more than `LOST` of the usual `differences`.
+
+    Each of two rounded numbers has an error with a variance of 1/12 of the squared distance to the next number of the type.
+    Whole numbers where the type has halves, too, and multiples of `GRID` such distances were not rounded. A constant column
+    counts if the type does not contain all whole numbers of its size.
+    """
+    found = np.zeros(values.shape[1], bool)
+    if values.dtype.kind != "f" or not len(values):
+        return found
+    size, still = np.abs(values).max(axis=0), (values == values[0]).all(axis=0)
+    for dtype in {values.dtype, np.dtype(np.float32)} if values.dtype.itemsize > 4 else {values.dtype}:
+        with np.errstate(over="ignore"):
+            rounded = values.astype(dtype)
+        step, halves = np.abs(np.spacing(rounded)).astype(np.float64), 1 / float(np.finfo(dtype).eps)
+        exact = (np.round(values) == values).all(axis=0) & (size < halves)
+        exact |= (np.fmod(values, GRID * step.max(axis=0)) == 0).all(axis=0)
+        error = np.sqrt(np.mean(step**2, axis=0) / 6)
+        lost = np.where(still, size >= 2 * halves, (differences > 0) & (error > LOST * differences) & ~exact)
+        found |= lost & (rounded == values).all(axis=0)
+    return found
+
+
+def coarse_columns(rows: Transition, instead: str) -> list[str]:
+    """A message about each column of vector observations whose digits were lost before (`rounded_away`). `instead` is what
+    to do about it."""
+    if rows.observation.ndim != 2:
+        return []
+    lost = np.flatnonzero(coarse(rows.observation, rows.next_observation))
+    return _rounded({f"observation {d}": np.asarray(rows.observation[:, d]) for d in lost}, "changes", instead)
+
+
+def coarse_reward(rows: Transition, instead: str) -> list[str]:
+    """A message if the digits in which the rewards differ were lost before (`rounded_away`)."""
+    reward = np.asarray(rows.reward)
+    lost = rounded_away(reward[:, None], np.std(reward, dtype=np.float64, keepdims=True)).any()
+    return _rounded({"the reward": reward} if lost else {}, "differences", instead)
+
+
+def _rounded(columns: dict[str, Shaped[np.ndarray, "N"]], what: str, instead: str) -> list[str]:
+    texts = []
+    for name, values in columns.items():
+        kind = values.dtype if values.dtype.itemsize <= 4 else np.dtype(np.float32)
+        size, still = np.abs(values).max(), bool((values == values[0]).all())
+        reached = f"is {size:.6g} in all rows" if still else f"reaches {size:.6g}"
+        lost = f"smaller {what} are lost" if still else f"its {what} are lost by rounding"
+        texts.append(
+            f"{name} {reached}, where numbers of {kind} are {np.spacing(kind.type(size)):.2g} apart and {lost}: {instead}"
+        )
+    return texts
 
 
 def shifted_rewards(rows: Transition) -> str | None:

@@ -7,7 +7,6 @@ rounding is the same. Then `nonfinite.find` walks back from the value that was n
 from __future__ import annotations
 
 import contextlib
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.warning import warn_user
 from jaxmbrl.debug import nonfinite
 from jaxmbrl.debug.origins import ARGUMENT, Operand, Origin
 from jaxmbrl.training import console, devices, loop, programs, restoring
@@ -78,7 +78,7 @@ def debug(run: str | Path, seed: int | None = None) -> Report | None:
             )
         _, state, restored = restoring.restore(folder, program, repair=False, before=chosen.env_steps)
     for text in restored.warnings:
-        warnings.warn(text, console.RunWarning, stacklevel=2)
+        warn_user(text, console.RunWarning)
     if chosen is None:
         return None
     others = tuple(fault.seed for fault in found if fault is not chosen)

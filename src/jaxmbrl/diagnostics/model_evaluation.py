@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
@@ -15,6 +14,7 @@ from jaxmbrl.core import metrics, surroundings
 from jaxmbrl.core.config import UserError, to_dict
 from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import DynamicsModel, Task, Transition
+from jaxmbrl.core.warning import warn_user
 from jaxmbrl.data import dataset, examining, replay
 from jaxmbrl.diagnostics.one_step import ModelEvaluation, evaluate_model
 from jaxmbrl.models import EnsembleConfig, EnsembleState, ensemble
@@ -84,7 +84,7 @@ def fit_and_evaluate(
     known = jax.tree.map(lambda leaf: leaf[:trained], rows)
     unseen = jax.tree.map(lambda leaf: leaf[trained:], rows)
     for text in examining.out_of_range(known, unseen):
-        warnings.warn(text, dataset.DataWarning, stacklevel=2)
+        warn_user(text, dataset.DataWarning)
     state, found = jax.jit(model.fit)(jax.jit(model.init)(init_key, {}), replay.of_rows(known), fit_key)
     if update is not None:
         jax.block_until_ready(state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
+from jaxmbrl.core.config import UserError
 from jaxmbrl.core.places import expanded
 from jaxmbrl.core.types import (
     Action,
@@ -32,8 +32,7 @@ from jaxmbrl.core.types import (
 from jaxmbrl.envs.drawing import NoPicture, drawing, on_host
 from jaxmbrl.envs.drawing.own import step_seconds
 from jaxmbrl.rollout import Return, episode_return, rollout
-from jaxmbrl.training import evaluation, hosted, loop, programs, runner
-from jaxmbrl.training.programs import Program
+from jaxmbrl.training import evaluation, hints, hosted, loop, runner
 from jaxmbrl.training.run_folder import write_file
 from jaxmbrl.training.session import Result
 
@@ -134,23 +133,28 @@ def gif(pictures: Sequence[UInt8[np.ndarray, "H W 3"]], durations: Sequence[int]
     return file.getvalue()
 
 
+@hints.checked_arguments
 def film(run: str | Path | Result, file: str | Path, model: str | None = None, backend: str | None = None) -> str:
     """Write a GIF of the first episode of `runner.evaluate` with the first seed of a run to `file`. Returns a description.
 
     `run` is a run folder, or the result of `jaxmbrl.train` in memory. `model`, if given, is the model to plan in. With the
-    `backend` "gymnasium" the episode runs in the task's Gymnasium counterpart.
+    `backend` "gymnasium" the episode runs in the task's Gymnasium counterpart. The name of `file` must end with `.gif`.
 
     Raises NoPicture if the task has no drawing, its drawing fails, or the machine has no renderer (`envs.drawing`), if
     possible before anything is computed; UserError as `runner.evaluate` does.
     """
-    program, states, env_steps = _restored(run, model)
+    path = expanded(file)
+    if path.suffix.lower() != ".gif":
+        raise UserError(
+            f"a video is written as a GIF: name it {path.name.removesuffix(path.suffix) or 'film'}.gif, got '{file}'"
+        )
+    program, states, env_steps, _ = runner.trained(run, model)
     clock = loop.clock_at(env_steps)
     if program.task.host is not None or backend == "gymnasium":
         made = film_on_host(program.algorithm, program.task, states, clock)
     else:
         of_seed = jax.tree.map(lambda leaf: leaf[0], states)
         made = film_compiled(program.algorithm, program.task, of_seed, clock)
-    path = expanded(file)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, gif(made.pictures, made.durations.tolist()))
     shown = min(made.seconds, float(made.durations.sum()) / 1000)
@@ -158,17 +162,6 @@ def film(run: str | Path | Result, file: str | Path, model: str | None = None, b
     seconds = f"all {made.seconds:.1f} s" if whole else f"the first {shown:.1f} of {made.seconds:.1f} s"
     total = f"return {made.total:.2f}" if math.isfinite(made.total) else "its return is not finite"
     return f"{seconds} of the first episode of seed {program.config.seed}, {total}"
-
-
-def _restored(run: str | Path | Result, model: str | None) -> tuple[Program, PyTree, int]:
-    """(program, the algorithm's state [K, ...], environment steps for which it was trained)."""
-    if isinstance(run, Result):
-        config = run.config if model is None else runner.planning_in(run.config, model)
-        # The task of a result need not be registered, and repeats its actions already.
-        alone = dataclasses.replace(config, action_repeat=1)
-        return programs.build(alone, learns=False, task=run.task), run.state, run.env_steps
-    program, state, restored = runner.trained(run, model)
-    return program, state.algorithm, restored.extra["env_steps"]
 
 
 def film_compiled(algorithm: Algorithm, task: Task, state: PyTree, clock: Clock) -> Film:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import importlib
 import re
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from jaxmbrl.core.config import UserError, closest
+from jaxmbrl.core.warning import warn_user
 
 if TYPE_CHECKING:
     from jaxmbrl.core.types import Task
@@ -170,7 +170,7 @@ def register(name: str, factory: Callable[[], Task]) -> None:
             f"the factory of task '{name}' must be a function that returns a Task, got {type(factory).__name__}"
         )
     if name in TASKS:
-        warnings.warn(f"the task '{name}' was registered before and is replaced", stacklevel=2)
+        warn_user(f"the task '{name}' was registered before and is replaced")
     TASKS[name] = factory
 
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
@@ -64,6 +65,7 @@ def make_task(
     environment is a Brax environment that resets itself.
     """
     _check_methods(name, env)
+    check_episode_length(name, episode_length)
     observation = observation or Box((_size(name, env, "observation_size"),))
     action = action or Box((_size(name, env, "action_size"),), -1.0, 1.0)
 
@@ -110,6 +112,12 @@ def make_task(
         terminated=terminated,
         features=features,
     )
+
+
+def check_episode_length(name: str, length: Any) -> None:
+    """Raise UserError if `length` is not a number of steps."""
+    if isinstance(length, bool) or not isinstance(length, int | np.integer) or length < 1:
+        raise UserError(f"task '{name}': episode_length must be a whole number of steps, at least 1, got {length!r:.60}")
 
 
 METHODS = {"reset": ("rng",), "step": ("state", "action")}

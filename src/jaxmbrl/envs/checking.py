@@ -15,7 +15,7 @@ from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import Action, Carry, Key, PyTree, Task, Transition
 from jaxmbrl.envs.drawing.interface import on_host
 from jaxmbrl.envs.drawing.own import own_drawing
-from jaxmbrl.envs.shapes import kinds, of_reset, of_spaces, of_step, path_namer
+from jaxmbrl.envs.shapes import kinds, of_known, of_reset, of_spaces, of_step, path_namer
 from jaxmbrl.envs.signatures import calling
 
 ROWS = 8
@@ -27,14 +27,16 @@ POLICIES = (
     "actions at the upper bound",
     "actions at the lower bound",
 )
+GYMNASIUMS = "gymnasium.utils.env_checker.check_env tests an environment with Gymnasium's interface"
 
 
 def check(task: Task, seed: int = 0) -> None:
-    """Test `task`. Raises UserError with all problems found, in one line; returns None if there are none.
+    """Test `task`, which must be in JAX. Raises UserError with all problems found, in one line; returns None if there are
+    none.
 
     The checks are:
 
-    - the observation and action spaces are valid;
+    - the observation and action spaces are valid, and the known functions take the right arguments;
     - reset and step return the right shapes and dtypes, and a step keeps those of the carry, so that it can be scanned;
     - reset and step depend on their arguments alone, leave them unchanged, and give the same under jit, scan and vmap;
     - in rollouts of `episode_length + 1` steps (at most 2,000), with random actions and actions at the bounds: observations
@@ -48,15 +50,20 @@ def check(task: Task, seed: int = 0) -> None:
     same step, if the task has the function `terminated`: the observation then ends them, as in games of fixed length.
     """
     stages: tuple[tuple[str, Callable[[Task, Key], list[str]]], ...] = (
-        ("reading its spaces", lambda task, key: of_spaces(task)),
+        ("reading its spaces", lambda task, key: of_spaces(task) + of_known(task)),
         ("a reset and a step, not compiled,", _check_a_step),
         ("a compiled reset and step", _check_compiled),
         ("rollouts, under jit, vmap and scan,", _check_rollouts),
     )
     if not isinstance(task, Task):
         raise UserError(
-            f"envs.check takes a task, got {type(task).__name__}: envs.make makes one of a name, and envs.make_task one of "
-            "an environment"
+            f"envs.check takes a task, got {_called(task)}: envs.make makes one of a name, and envs.make_task one of an "
+            f"environment in JAX; {GYMNASIUMS}"
+        )
+    if task.host is not None:
+        raise UserError(
+            f"task '{task.name}' runs on the host, and envs.check tests tasks in JAX: {GYMNASIUMS}, and every run checks "
+            "what its reset and step return"
         )
     task = _with_named_errors(task)
     for (what, stage), key in zip(stages, jax.random.split(jax.random.key(seed), len(stages)), strict=True):
@@ -65,6 +72,10 @@ def check(task: Task, seed: int = 0) -> None:
         if problems:
             raise UserError(f"task '{task.name}': {'; '.join(problems)}")
     _check_drawing(task, jax.random.fold_in(jax.random.key(seed), len(stages)))
+
+
+def _called(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def _check_drawing(task: Task, key: Key) -> None:
@@ -322,7 +333,9 @@ def _known(task: Task, rows: Transition) -> list[str]:
         seen = getattr(rows, what)
         tolerance = _tolerance() if what == "reward" else 0.0
         for shape, index in (("", 0), ("N", slice(None)), ("1, N", None)):
-            given, due = known(*(jnp.asarray(x[index]) for x in took)), seen[index]
+            with calling(task.name, f"the known {what} of rows [{shape}]"):
+                given = known(*(jnp.asarray(x[index]) for x in took))
+            due = seen[index]
             kind = "bool" if what == "terminated" else str(jnp.zeros(()).dtype)
             if jnp.shape(given) != due.shape or jnp.asarray(given).dtype != kind:
                 got = kinds(given).get("", type(given).__name__)

@@ -9,7 +9,9 @@ from typing import Any
 from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Task
-from jaxmbrl.envs.bridges.gymnasium_task import from_gymnasium, import_gymnasium
+from jaxmbrl.core.warning import warn_user
+from jaxmbrl.envs.bridges.changes import changes
+from jaxmbrl.envs.bridges.gymnasium_task import from_gymnasium, import_gymnasium, make_registered
 from jaxmbrl.envs.signatures import calling
 
 MADE = (
@@ -38,12 +40,14 @@ def resolve(given: Any, keep: bool = False) -> tuple[str, Task | None]:
 
     A `Task` is itself. A function without arguments, or a class, is what it returns: a `Task`, or an environment with
     Gymnasium's interface, and then its own name is that of the task. What `gymnasium.make(ID)` returned without further
-    settings, or its spec, is the task `gymnasium/ID`.
+    settings, or its spec, is the task `gymnasium/ID`: a run makes its environments anew from the spec. A warning names
+    attributes of the given one that differ from a new one's and may be the state of an episode.
 
     With `keep`, for a run that will be resumed and evaluated by the name of its task, a task with a name that is not
     registered is registered in this process. Another process must register it itself.
 
-    Raises UserError if it is anything else, or if `keep` is true and another task has the name.
+    Raises UserError if it is anything else, if the environment was changed after it was made (a method that was replaced, a
+    setting), or if `keep` is true and another task has the name.
     """
     if isinstance(given, str):
         return given, None
@@ -87,7 +91,29 @@ def _by_environment(given: Any) -> str:
             f"training makes several environments, got one, {_called(given)}: give a function that makes them, or "
             "envs.from_gymnasium(function, name)"
         )
-    return _by_spec(given.spec)
+    name = _by_spec(given.spec)
+    _compare(given)
+    return name
+
+
+def _compare(given: Any) -> None:
+    """Raise UserError if an environment, of whose spec others are made, was changed after it was made; warn of attributes
+    that differ and may be the state of an episode."""
+    mode: Any = getattr(given, "render_mode", None)
+    options = {} if mode in (None, "human") else {"render_mode": mode}
+    with calling(f"gymnasium/{given.spec.id}", "making the environment"):
+        found = changes(given, lambda: make_registered(given.spec.id, **options))
+    anew, instead = "a run makes its environments anew from the spec", "envs.from_gymnasium(function, name='mine')"
+    if found.certain:
+        raise UserError(
+            f"the environment '{given.spec.id}' was changed after it was made ({', '.join(found.certain)}), and {anew}, "
+            f"without the changes: give a function that makes one, changes it and returns it, {instead}"
+        )
+    if found.possible:
+        warn_user(
+            f"{anew}, and the given '{given.spec.id}' differs from a new one ({', '.join(found.possible)}): if that is not "
+            f"the state of an episode, give a function that makes such environments, {instead}"
+        )
 
 
 def _by_spec(spec: Any) -> str:

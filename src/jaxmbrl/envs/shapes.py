@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import numbers
 import re
 from collections.abc import Callable
@@ -16,11 +17,13 @@ import numpy as np
 
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete, Space
-from jaxmbrl.core.types import Carry, Observation, PyTree, Task, Transition
+from jaxmbrl.core.types import Carry, Features, Observation, PyTree, Task, Transition
 from jaxmbrl.envs.drawing.interface import state_of
-from jaxmbrl.envs.signatures import calling
+from jaxmbrl.envs.signatures import calling, takes
 
 WEAK = ", of a Python number's type"
+KNOWN = {"reward": ("observation", "action", "next_observation"), "terminated": ("next_observation",)}
+"""Known function of a task -> its arguments."""
 FIELDS = ("obs", "reward", "done")
 """Fields of an environment's state whose dtypes are prescribed."""
 
@@ -28,14 +31,15 @@ FIELDS = ("obs", "reward", "done")
 def check_shapes(task: Task) -> None:
     """Check what training relies on, by tracing (`jax.eval_shape`) the task's reset and step once each:
 
-    - the observation and action spaces and the length of an episode are valid;
+    - the observation and action spaces and the length of an episode are valid, and the known functions of the observation
+      take the right arguments;
     - observations, rewards and `done` of reset and step have the shapes and dtypes of the spaces;
     - a step keeps the shapes, dtypes, keys and containers of the state, so that it can be scanned.
 
-    Of a task on the host only the spaces are checked. Raises UserError with all problems found, in one line that names the
-    method and the field, or the error that a method raised.
+    Of a task on the host, reset and step are not checked. Raises UserError with all problems found, in one line that names
+    the method and the field, or the error that a method raised.
     """
-    problems = of_spaces(task)
+    problems = of_spaces(task) + of_known(task)
     if not problems and task.host is None:
         problems = _of_functions(task)
     if problems:
@@ -55,6 +59,24 @@ def of_spaces(task: Task) -> list[str]:
         problems.append(f"the bounds of its observations must be numbers of their dtype, got {observation}")
     if not isinstance(task.episode_length, numbers.Integral) or task.episode_length < 1:
         problems.append(f"its episode_length must be a whole number of steps, got {task.episode_length!r}")
+    return problems
+
+
+def of_known(task: Task) -> list[str]:
+    """Problems of the task's known functions of the observation: what they are and which arguments they take."""
+    problems = []
+    for what, arguments in KNOWN.items():
+        function = getattr(task, what)
+        if function is None:
+            continue
+        form = f"a function of ({', '.join(arguments)})"
+        if not callable(function):
+            problems.append(f"its {what} must be {form}, got {type(function).__name__}")
+        elif not takes(function, arguments):
+            called = getattr(function, "__name__", type(function).__name__)
+            problems.append(f"its {what} must be {form}, got {called}{inspect.signature(function)}")
+    if not isinstance(task.features, Features | None):
+        problems.append(f"its features must be Features(encode=function), got {type(task.features).__name__}")
     return problems
 
 

@@ -8,6 +8,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jaxmbrl.core.config import UserError
@@ -29,15 +30,22 @@ def check_callable(
     function = getattr(env, method, None)
     if not callable(function):
         raise UserError(f"task '{name}': the environment, a {type(env).__name__}, has no method {form}")
+    if not takes(function, arguments, named):
+        got = f"{method}{inspect.signature(function)}"
+        raise UserError(f"task '{name}': the environment must have {form}, got {got}{otherwise}")
+
+
+def takes(function: Any, arguments: Sequence[Any], named: Mapping[str, Any] = MappingProxyType({})) -> bool:
+    """Whether a function can be called with these arguments. One that is not written in Python can."""
     try:
         signature = inspect.signature(function)
-    except ValueError:
-        # A function that is not written in Python.
-        return
+    except (TypeError, ValueError):
+        return True
     try:
         signature.bind(*arguments, **named)
     except TypeError:
-        raise UserError(f"task '{name}': the environment must have {form}, got {method}{signature}{otherwise}") from None
+        return False
+    return True
 
 
 @contextlib.contextmanager

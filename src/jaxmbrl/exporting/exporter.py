@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxmbrl.core import xla
-from jaxmbrl.core.config import UserError, closest
+from jaxmbrl.core.config import UserError, closest, converted
 from jaxmbrl.core.places import expanded
 from jaxmbrl.core.spaces import Discrete, Space
 from jaxmbrl.core.types import Task
@@ -20,10 +20,11 @@ from jaxmbrl.exporting import loaders, onnx_graph
 from jaxmbrl.exporting.formats import FORMATS
 from jaxmbrl.exporting.policies import Exportable, batched, deterministic
 from jaxmbrl.exporting.program import Untranslated
-from jaxmbrl.training import programs, restoring
+from jaxmbrl.training import hints, programs, runner
 from jaxmbrl.training.loop import clock_at
 from jaxmbrl.training.programs import RunConfig
 from jaxmbrl.training.run_folder import RunFolder, versions, write_file
+from jaxmbrl.training.session import Result
 
 TOLERANCE = 1e-3
 """Largest difference of actions that rounding may cause."""
@@ -43,14 +44,17 @@ class PolicyFile(NamedTuple):
     """Largest difference to the policy's own actions, on random observations; None if it was not measured."""
 
 
+@hints.checked_arguments
 def export(
-    run: str | Path, to: str, out: str | Path | None = None, seed: int | None = None, batch: int | None = None
+    run: str | Path | Result, to: str, out: str | Path | None = None, seed: int | None = None, batch: int | None = None
 ) -> PolicyFile:
-    """Write the deterministic policy of the run in folder `run` to a file that is used without this package.
+    """Write the deterministic policy of the run in folder `run`, or of a result in memory, to a file that is used without
+    this package.
 
     `to` is the format: `stablehlo` (any policy, also planners; loaded with JAX), `onnx` (loaded with ONNX Runtime) or
     `numpy` (loaded with NumPy). `out` names a new file; the default is `policy` in the run's folder, with the suffix of the
-    format, which is overwritten. `seed` is one of the run's seeds, by default the first.
+    format, which is overwritten. A result without a folder needs `out`. `seed` is one of the run's seeds, by default the
+    first.
 
     The file takes one observation in the task's units and returns the action that `evaluate` passes to the task, except for
     rounding. A policy with a memory, such as a planner, also takes and returns the memory; the file has the initial one.
@@ -66,20 +70,25 @@ def export(
         raise UserError(f"batch must be a whole number of at least 1, got {batch!r}")
     if to == "onnx":
         onnx_graph.import_onnx()
-    config = programs.read(RunFolder.open(run))
+    given: Any = run
+    config = run.config if isinstance(run, Result) else programs.read(RunFolder.open(run))
+    if isinstance(run, Result):
+        if out is None and run.path is None:
+            raise UserError("a result in memory has no folder to write into: give out, the name of a new file")
+        run = run.path or "memory"
     k = _index(run, config, seed)
     path = _place(run, out, FORMATS[to].suffix)
-    made, state, restored = restoring.newest(run)
-    _check_healthy(run, config, k, restored.extra["frozen"])
+    made, states, env_steps, frozen = runner.trained(given)
+    _check_healthy(run, config, k, list(frozen))
     if made.algorithm.observes_full_state:
         raise UserError(
             f"the run in {run} plans in the true simulator: its policy takes the simulator's state, not an observation; "
             "export a run that learned its model"
         )
-    own = jax.tree.map(lambda leaf: leaf[k], state.algorithm)
-    policy = deterministic(made.algorithm, made.task, own, clock_at(restored.extra["env_steps"]))
+    own = jax.tree.map(lambda leaf: leaf[k], states)
+    policy = deterministic(made.algorithm, made.task, own, clock_at(env_steps))
     policy = policy if batch is None else batched(policy, batch)
-    about = describe(config, made.task, policy, config.seed + k, restored.extra["env_steps"])
+    about = describe(config, made.task, policy, config.seed + k, env_steps)
     try:
         written = FORMATS[to].write(policy, about, made.task.observation)
     except Untranslated as used:
@@ -171,6 +180,7 @@ def _index(run: str | Path, config: RunConfig, seed: int | None) -> int:
     """Index of the seed in the run. Raises UserError if it is not one of the run's."""
     if seed is None:
         return 0
+    seed = int(converted(int, seed, "seed"))
     if not config.seed <= seed < config.seed + config.seeds:
         last = config.seed + config.seeds - 1
         raise UserError(f"the run in {run} has seeds {config.seed} to {last}, not {seed}")

@@ -48,7 +48,6 @@ def make(
         for number, index in enumerate(chosen[:MOST_DIAGNOSED]):
             run, update = gathered.runs[index], partial(_show, work, number, min(len(chosen), MOST_DIAGNOSED))
             say(f"evaluating the newest policy of {run.path} ...")
-            update(0.0)
             try:
                 found[index] = diagnosing.diagnose(run.path, update)
             except UserError as error:

@@ -165,13 +165,15 @@ def play(
 
     T is `steps`, rounded up to whole chunks, or fewer if the time limit is reached. A task on the host is played for one
     episode. The extras of the transitions are those of `policy` if it is given, else (). `update` receives the share of the
-    steps, or of the time limit, that has passed.
+    steps, or of the time limit, that has passed, first 0 when the program is compiled.
     """
     acting = policy or (lambda state: algorithm.policy(state, clock, False))
     started = time.monotonic()
     if task.host is not None:
         steps = min(steps, task.episode_length)
-        rows = jax.device_get(collecting.collect(task, acting(state), steps, update=lambda done: update(done / steps)))
+        # The first step compiles, so it is not counted.
+        counted = lambda done: update((done - 1) / max(steps - 1, 1))  # noqa: E731
+        rows = jax.device_get(collecting.collect(task, acting(state), steps, update=counted))
         return rows, (time.monotonic() - started) / steps
     start_key, memory_key, key = evaluation.keys_of(0)
     inner = world_of(task, algorithm) if policy is None else task.world
@@ -197,11 +199,12 @@ def play(
         found.append(jax.device_get(rows))
         now = time.monotonic()
         if i == 0:
-            # The first call compiles, so it is not timed.
+            # The first call compiles, so it is not timed, and its steps are not counted as work.
             started = now
         else:
             step_seconds = (now - started) / (i * CHUNK)
-        update(min(max((i + 1) * CHUNK / steps, (now - started) / max(seconds, 1e-6)), 1.0))
+        share = i * CHUNK / max(steps - CHUNK, 1)
+        update(min(max(share, (now - started) / max(seconds, 1e-6)), 1.0))
         if now - started > seconds:
             break
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found), step_seconds

@@ -12,19 +12,20 @@ out     the folder of the sweep
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxmbrl.core.config import UserError, closest
+from jaxmbrl import algorithms
+from jaxmbrl.core.config import UserError, closest, to_dict
 from jaxmbrl.core.places import expanded
 from jaxmbrl.core.plain_yaml import read_yaml
 from jaxmbrl.sweeping import naming
 from jaxmbrl.sweeping.folder import SweepFolder
 from jaxmbrl.sweeping.naming import RunRequest
+from jaxmbrl.training import hints
 from jaxmbrl.training.programs import RunConfig
 
 OF_FILES = ("data_digest", "demonstrations_digest", "demonstrations_rows")
@@ -68,22 +69,23 @@ def read(file: str | Path, out: str | Path | None = None) -> Sweep:
 def expand(common: Mapping[str, Any]) -> list[RunRequest]:
     """The runs that the fields of a file describe, in order. Raises UserError if they do not have the form of a sweep."""
     common = dict(common)
-    grid = _lists(_flat(_mapping(common.pop("grid", {}), "grid"), "grid"))
+    known = _settings(common)
+    grid = _lists(_flat(_mapping(common.pop("grid", {}), "grid"), "grid", known))
     explicit, hyper = common.pop("runs", []), _mapping(common.pop("hyper", {}), "hyper")
     if not isinstance(explicit, list):
         raise UserError(f"runs must be a list of mappings, got {explicit!r:.60}")
-    base = _flat(common, "")
+    base = _flat(common, "", known)
     count = math.prod(len(values) for values in grid.values()) + len(explicit)
     if count > MOST_RUNS:
         raise UserError(f"a sweep has at most {MOST_RUNS:,} runs, this would have {count:,}")
     changes: list[tuple[str | None, dict[str, Any], dict[str, Any]]] = []
     if grid or not explicit:
         for values in itertools.product(*grid.values()):
-            changes.append((None, _flat(dict(zip(grid, values, strict=True)), "a value of grid"), {}))
+            changes.append((None, _flat(dict(zip(grid, values, strict=True)), "a value of grid", known), {}))
     for i, run in enumerate(explicit):
         given = _mapping(run, f"runs[{i}]")
         name, traced = given.pop("name", None), _mapping(given.pop("hyper", {}), f"runs[{i}].hyper")
-        changes.append((naming.given(name, f"runs[{i}].name"), _flat(given, f"runs[{i}]"), traced))
+        changes.append((naming.given(name, f"runs[{i}].name"), _flat(given, f"runs[{i}]", known), traced))
     runs = [
         RunRequest(name or naming.derived(base | change, change, traced), base | change, {**hyper, **traced})
         for name, change, traced in changes
@@ -110,14 +112,25 @@ def _mapping(values: Any, what: str) -> dict[str, Any]:
     return dict(values)
 
 
-def _flat(values: Mapping[str, Any], where: str, prefix: str = "") -> dict[str, Any]:
-    """Fields by dotted path. Raises UserError for a field that no run has."""
+def _settings(common: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested settings of the first algorithm that a file names, for hints; {} if it names none that is known."""
+    grid, runs = common.get("grid"), common.get("runs")
+    listed = grid.get("algorithm") if isinstance(grid, Mapping) else None
+    first = runs[0].get("algorithm") if isinstance(runs, list) and runs and isinstance(runs[0], Mapping) else None
+    named = common.get("algorithm") or (listed[0] if isinstance(listed, list) and listed else first)
+    if not isinstance(named, str) or named not in algorithms.METHODS:
+        return {}
+    return to_dict(algorithms.preset(named, str(common.get("env")), None)[1])
+
+
+def _flat(values: Mapping[str, Any], where: str, settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields by dotted path. Raises UserError, with a hint from the nested `settings`, for a field that no run has."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         path = prefix + str(name)
-        _check_path(path, f"{where}.{path}".removeprefix("."))
+        _check_path(path, f"{where}.{path}".removeprefix("."), settings)
         if path.split(".")[0] in NESTED and isinstance(value, Mapping):
-            found |= _flat(value, where, f"{path}.")
+            found |= _flat(value, where, settings, f"{path}.")
         elif path == "settings" and not (where == "grid" and isinstance(value, list)):
             raise UserError(f"{where}.{path}".removeprefix(".") + f" must be a mapping, got {value!r:.60}")
         else:
@@ -125,8 +138,8 @@ def _flat(values: Mapping[str, Any], where: str, prefix: str = "") -> dict[str, 
     return found
 
 
-def _check_path(path: str, shown: str) -> None:
-    """Raise UserError if a run has no field at `path`."""
+def _check_path(path: str, shown: str, settings: Mapping[str, Any]) -> None:
+    """Raise UserError if a run, of an algorithm with these nested `settings`, has no field at `path`."""
     top, _, rest = path.partition(".")
     if top in NESTED or (top in FIELDS and not rest):
         return
@@ -135,9 +148,7 @@ def _check_path(path: str, shown: str) -> None:
     if top in FIELDS:
         raise UserError(f"unknown field '{shown}': {top} has no fields")
     known = [*FIELDS, "grid", "runs", "hyper", "out", "name"] if "." not in shown else FIELDS
-    near = difflib.get_close_matches(path, known, n=1, cutoff=0.7)
-    hint = f"did you mean '{near[0]}'?" if near else f"a field of the algorithm's config is written settings.{path}"
-    raise UserError(f"unknown field '{shown}'; {hint}")
+    raise hints.unknown_in_sweep(path, shown, known, settings)
 
 
 def _lists(grid: dict[str, Any]) -> dict[str, list[Any]]:

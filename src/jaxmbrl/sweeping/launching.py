@@ -34,6 +34,8 @@ class Job(NamedTuple):
     """Arguments of Python that start or resume it: those of the program, and those of its `jaxmbrl` command."""
     log: Path
     """The file to which its output is appended."""
+    total_steps: int | None = None
+    """The steps of the whole run, in whole epochs, which may be more than those of a finished run that it continues."""
 
 
 class Launcher(NamedTuple):
@@ -109,7 +111,7 @@ def launch(
     the runs are done, running ones by their share of the steps.
     """
     waiting = deque(jobs)
-    shares = {job.name: share_of(folder, job.name) for job in jobs}
+    shares = {job.name: share_of(folder, job.name, job.total_steps) for job in jobs}
     looked = -math.inf
     states = {job.name: "waiting" for job in jobs}
     tries = dict.fromkeys(states, 0)
@@ -132,7 +134,7 @@ def launch(
         ended = {name: code for name, (_, handle, *_) in active.items() if (code := launcher.ended(handle)) is not None}
         for name, code in ended.items():
             job, _, began, size = active.pop(name)
-            state, why = outcome(folder, name, code, stopping=bool(signals.received), since=size)
+            state, why = outcome(folder, job, code, stopping=bool(signals.received), since=size)
             seconds = f"in {time.monotonic() - began:.0f} s"
             if state == "died" and tries[name] <= retries:
                 folder.note(name, "died", why)
@@ -146,7 +148,7 @@ def launch(
             say(f"{state:<9} {name} {seconds}" + (f": {why}" if why else ""))
         if work is not None and (ended or time.monotonic() - looked >= LOOK_SECONDS):
             shares |= {name: 1.0 for name in ended if name not in active and states[name] != "waiting"}
-            shares |= {name: share_of(folder, name) for name in active}
+            shares |= {name: share_of(folder, name, job.total_steps) for name, (job, *_) in active.items()}
             work.update(sum(shares.values()), len(jobs))
             looked = time.monotonic()
         if not ended:
@@ -154,19 +156,21 @@ def launch(
     return states
 
 
-def share_of(folder: SweepFolder, name: str) -> float:
-    """The share of its steps that a run has done."""
+def share_of(folder: SweepFolder, name: str, total_steps: int | None = None) -> float:
+    """The share of its steps, `total_steps` if they are known, that a run has done."""
     found = status.look(folder.run(name))
-    return 1.0 if found.ended else min(found.env_steps / found.total_steps, 1.0) if found.total_steps else 0.0
+    total = total_steps or found.total_steps
+    return 1.0 if status.has_ended(found, total_steps) else min(found.env_steps / total, 1.0) if total else 0.0
 
 
-def outcome(folder: SweepFolder, name: str, code: int | str, stopping: bool, since: int = 0) -> tuple[str, str]:
+def outcome(folder: SweepFolder, job: Job, code: int | str, stopping: bool, since: int = 0) -> tuple[str, str]:
     """(state, reason) of a run after its process ended with `code`. The state is finished, stopped, failed or died; a run
     that died is retried. Of a process that noted no reason, the reason is its last line in the log after the first `since`
     bytes."""
+    name = job.name
     noted = folder.last_note(name)
     found = status.look(folder.run(name), noted)
-    if found.ended:
+    if status.has_ended(found, job.total_steps):
         return found.state, found.error or ""
     if code == ASKED_TO_STOP or (stopping and code != USER_ERROR):
         return "stopped", ""

@@ -40,7 +40,7 @@ def checked(run: RunRequest, folder: SweepFolder) -> Run:
         if fields.get(name) is None:
             raise UserError(f"{name} is missing: give it a value")
     steps = fields.pop("steps", None)
-    config = programs.configure(settings=settings, **fields)
+    config = programs.configure(settings=settings, call="sweep", **fields)
     if steps is not None:
         config = from_dict(RunConfig, vars(config) | {"steps": steps})
     rows = _combinations(run.hyper)

@@ -50,6 +50,9 @@ def check_same(run: Run) -> None:
     started, described = (programs.leaves(to_dict(config)) for config in (programs.read(folder), run.config))
     for path, value in described.items():
         before = started.get(path)
+        if path == "steps" and isinstance(before, int) and before < value:
+            # The run is continued to more steps than it was started with.
+            continue
         if before != value and path != "log":
             raise UserError(
                 f"{run.path} was started with {path} {before!r:.60} and the sweep asks for {value!r:.60}; "
@@ -73,7 +76,7 @@ def work(run: Run, progress: Progress, stopping: Stopping | None = None) -> Resu
     _wait_for(run.path)
     check_same(run)
     if has_started(run.path):
-        return runner.resume(run.path, log=run.config.log, progress=progress, stopping=stopping)
+        return runner.resume(run.path, steps=run.config.steps, log=run.config.log, progress=progress, stopping=stopping)
     _clear(run.path)
     config = run.config
     return runner.train(

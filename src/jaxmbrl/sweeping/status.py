@@ -83,6 +83,14 @@ def look(path: Path, log: tuple[str, str] = ("", "")) -> RunStatus:
     return RunStatus(path.name, state, max(steps, saved), total, seeds, frozen, metric, value, active, error, done or dead)
 
 
+def has_ended(found: RunStatus, total_steps: int | None) -> bool:
+    """Whether nothing is left to do for a run in the state `found`: it has ended, and `total_steps`, in whole epochs, are
+    no more than it was started with. A run that reached its return, or without a healthy seed, is not continued."""
+    whole = found.total_steps is not None and found.env_steps >= found.total_steps
+    extends = found.state == "finished" and whole and (total_steps or 0) > (found.total_steps or 0)
+    return found.ended and not extends
+
+
 def of_folder(path: str | Path) -> list[RunStatus]:
     """The states of all runs in the folder `path`: first the runs of its sweep in their order, then others by name.
 

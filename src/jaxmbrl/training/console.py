@@ -9,10 +9,8 @@ import os
 import statistics
 import sys
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO, cast
 
@@ -24,7 +22,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-PACKAGE = str(Path(__file__).parents[1])
+from jaxmbrl.core.warning import warn_user
+
 EPOCHS_SHOWN = 10
 SPEED_WINDOW = 60.0
 """Seconds over which the speed is measured (at least the last two updates)."""
@@ -119,6 +118,10 @@ class Progress:
     def say(self, text: str) -> None:
         """Print permanent lines."""
         self._print(text)
+
+    def tell(self, text: str) -> None:
+        """Print permanent lines that a user of Python, where nothing else is printed, has to know as well."""
+        self.say(text)
 
     def warn(self, text: str) -> None:
         """Print a permanent warning."""
@@ -227,12 +230,13 @@ class Warnings(Progress):
     def __init__(self) -> None:
         super().__init__(0, 0, out=_Nowhere())
 
+    def tell(self, text: str) -> None:
+        """As `warn`."""
+        self.warn(text)
+
     def warn(self, text: str) -> None:
         """Warn at the line of the user's program that called this package."""
-        frame, level = sys._getframe(), 1
-        while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
-            frame, level = frame.f_back, level + 1
-        warnings.warn(text, RunWarning, stacklevel=level)
+        warn_user(text, RunWarning)
 
 
 class Work:
@@ -282,7 +286,7 @@ class Work:
 
     def update(self, done: float | int, total: float | int | None = None) -> None:
         """Set the amount done, and the `total` if it has changed. The speed is measured from the first call on, so call it
-        with 0 after compiling."""
+        with 0 after compiling and not before."""
         self._now, self._done = time.monotonic(), done
         self.total = self.total if total is None else total
         if self._from is None or done < self._from[1]:

@@ -14,6 +14,8 @@ from jaxmbrl.training.programs import Program
 
 ROWS = 1000
 """Steps of an environment after which its transitions are examined, at the end of the epoch."""
+SOONER = "subtract an offset in the environment"
+"""What to do about digits that are lost."""
 
 
 def examine(program: Program, state: PyTree, env_steps: int) -> list[str]:
@@ -36,5 +38,9 @@ def examine(program: Program, state: PyTree, env_steps: int) -> list[str]:
         return []
     rows = jax.device_get(jax.tree.map(lambda leaf: leaf[0, :count:stride], replay.data._replace(extras=())))
     rows = jax.tree.map(np.asarray, rows)
-    found = [*examining.examine(rows), *known_functions(program.task, rows)]
+    lost = examining.coarse_reward(rows, SOONER)
+    if program.task.host is None:
+        # Those of a host environment are examined before their conversion (`hosted`).
+        lost = [*examining.coarse_columns(rows, SOONER), *lost]
+    found = [*lost, *examining.hardly_varying(rows), *examining.examine(rows), *known_functions(program.task, rows)]
     return [f"task '{program.task.name}': {message}" for message in found]

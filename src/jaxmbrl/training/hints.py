@@ -1,45 +1,84 @@
-"""Hints for names that a run does not know: settings in the place of fields of the run, and words of other libraries."""
+"""Hints for names that a run does not know: settings in the place of fields of the run, and words of other libraries.
+
+`CALLED` is the only table of such words. `jaxmbrl.train`, the file of a sweep and the options of a command share it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 from jaxmbrl.core.config import UserError, closest
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 CALLED: Mapping[str, tuple[str, ...]] = {
+    "algorithm": ("algo", "method"),
+    "env": ("task", "env_id", "env_name", "environment", "gym_id"),
     "steps": ("total_timesteps", "num_timesteps", "total_steps", "num_steps", "max_steps", "env_steps", "timesteps"),
     "seeds": ("num_seeds", "n_seeds"),
     "seed": ("random_seed",),
-    "log": ("tensorboard_log", "logger", "loggers", "use_wandb"),
-    "out": ("output_dir", "out_dir", "log_dir", "logdir", "save_dir", "save_path", "run_dir", "folder"),
+    "log": ("tensorboard_log", "logger", "loggers", "use_wandb", "track"),
+    "out": (
+        *("output_dir", "out_dir", "log_dir", "logdir", "save_dir", "save_path", "run_dir", "folder", "root_dir"),
+        *("run_name", "exp_name", "path", "file", "filename"),
+    ),
+    "run": ("folder", "run_dir", "model_path", "path", "checkpoint_path"),
     "settings": ("config", "policy_kwargs", "hyperparameters", "kwargs"),
-    "eval_episodes": ("n_eval_episodes", "num_eval_episodes"),
-    "eval_every": ("eval_freq", "eval_interval"),
+    "episodes": ("n_eval_episodes", "num_eval_episodes", "eval_episodes", "n_episodes", "num_episodes"),
+    "eval_episodes": ("n_eval_episodes", "num_eval_episodes", "num_eval_envs"),
+    "eval_every": ("eval_freq", "eval_interval", "num_evals"),
+    "epoch_steps": ("epoch_length", "log_every", "log_interval"),
     "action_repeat": ("frame_skip",),
     "progress": ("verbose", "progress_bar"),
+    "video": ("capture_video", "render", "record_video"),
+    "to": ("format", "export_format"),
+    "stop_at_return": ("reward_threshold",),
     "num_envs": ("n_envs", "num_environments"),
-    "discount": ("gamma", "discounting", "discount_factor"),
-    "learning_rate": ("lr",),
+    "discount": ("gamma", "discounting", "discount_factor", "sac_gamma"),
+    "learning_rate": ("lr", "actor_lr", "critic_lr", "policy_lr", "q_lr", "sac_lr", "model_lr", "step_size"),
+    "batch_size": ("minibatch_size", "model_batch_size"),
     "replay_capacity": ("buffer_size", "replay_size", "max_replay_size"),
-    "warmup_steps": ("learning_starts", "start_steps", "min_replay_size"),
-    "updates_per_step": ("gradient_steps", "utd", "utd_ratio", "replay_ratio", "grad_updates_per_step"),
-    "polyak": ("tau",),
-    "initial_temperature": ("ent_coef", "alpha"),
-    "hidden": ("net_arch", "hidden_sizes", "hidden_layer_sizes"),
+    "warmup_steps": ("learning_starts", "start_steps", "min_replay_size", "initial_exploration_steps"),
+    "updates_per_step": (
+        *("gradient_steps", "utd", "utd_ratio", "replay_ratio", "grad_updates_per_step", "train_ratio", "train_freq"),
+        "num_sac_updates_per_step",
+    ),
+    "actor_delay": ("policy_delay", "policy_frequency"),
+    "polyak": ("tau", "sac_tau"),
+    "initial_temperature": ("ent_coef", "alpha", "sac_alpha"),
+    "target_entropy": ("sac_target_entropy",),
+    "exploration_noise": ("action_noise",),
+    "target_noise": ("target_policy_noise",),
+    "hidden": ("net_arch", "hidden_sizes", "hidden_layer_sizes", "hidden_size", "sac_hidden_size", "hid_size"),
+    "critics": ("n_critics",),
     "members": ("ensemble_size", "num_members"),
+    "elites": ("num_elites",),
+    "refit_every": ("freq_train_model",),
+    "rollout_rows": ("effective_model_rollouts_per_step",),
+    "real_ratio": ("real_data_ratio",),
+    "retain_steps": ("num_epochs_to_retain_sac_buffer",),
+    "horizon": ("planning_horizon", "imag_length"),
+    "population": ("cem_population_size",),
+    "iterations": ("cem_num_iters",),
+    "particles": ("num_particles",),
 }
-"""Name of a field of a run or of a setting -> what other libraries call it."""
+"""Name of an argument, of a field of a run or of a setting -> what other libraries call it."""
 
 NEEDLESS: Mapping[str, str] = {
     "policy": "each algorithm has its own policy; its layers are among the settings (hidden)",
     "device": "JAX chooses the device",
-    "env_id": "the task is the second argument",
-    "environment": "the task is the second argument",
-    "task": "the task is the second argument",
-    "algo": "the algorithm is the first argument",
+    "cuda": "JAX chooses the device",
+    "deterministic": "an evaluation always uses the deterministic policy",
 }
 """Name that a run does not need -> why."""
+
+PLACES: Mapping[str, str] = {"algorithm": "the algorithm is the first argument", "env": "the task is the second argument"}
+"""Argument of `jaxmbrl.train` without a default -> its place."""
 
 SCHEDULES: Mapping[str, str] = {
     "annealing": "a cosine schedule of the learning rate over each fit",
@@ -52,25 +91,73 @@ ARGUMENTS = ("out", "hyper", "progress", "stopping")
 
 SHOWN = "progress=jaxmbrl.training.console.Progress(steps, seeds) shows a run"
 
+NEAR = 0.8
+"""Least similarity of a misspelt name to one of another level of the settings, or to an option."""
+
+
+def checked_arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which raises UserError instead of TypeError if it is called with other arguments than its own, and
+    says what an unknown one is called here."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def called(*given: P.args, **named: P.kwargs) -> R:
+        try:
+            signature.bind(*given, **named)
+        except TypeError as error:
+            raise _wrong_arguments(function.__name__, signature, len(given), named, str(error)) from None
+        return function(*given, **named)
+
+    return called
+
+
+def _wrong_arguments(
+    call: str, signature: inspect.Signature, given: int, named: Mapping[str, Any], problem: str
+) -> UserError:
+    parameters = [known for known in signature.parameters.values() if known.kind is not known.VAR_KEYWORD]
+    names = [known.name for known in parameters]
+    by_place = [known.name for known in parameters if known.kind is not known.KEYWORD_ONLY]
+    for name in named:
+        ours = ours_of(name, names)
+        if name not in names and ours in names:
+            return UserError(f"unknown argument '{name}' of {call}: it is called '{ours}' here")
+    for name in named:
+        if name not in names and "unexpected" in problem:
+            why = f": {NEEDLESS[name]}" if name in NEEDLESS else f"; {closest(name, names)}"
+            return UserError(f"unknown argument '{name}' of {call}{why}")
+    if given > len(by_place):
+        others = ", ".join(f"{name}=..." for name in names if name not in by_place)
+        by_name = f"; give the others by name: {others}" if others else ""
+        return UserError(f"{call} takes {', '.join(by_place)} by position, got {given} values{by_name}")
+    return UserError(f"{call}: {problem}; it takes {', '.join(names)}")
+
 
 def unknown_field(name: str, value: Any, fields: Iterable[str], settings: Mapping[str, Any]) -> UserError:
     """The error for a field `name` that a run does not have. It says what to give in its place: one of `fields`, of
     `ARGUMENTS`, or of the nested `settings` of the run."""
     fields = sorted({*fields, *ARGUMENTS})
-    ours = _ours(name)
+    ours, unknown = ours_of(name, [*fields, *_names(settings)]), f"unknown field '{name}'"
     if name in NEEDLESS:
-        return UserError(f"unknown field '{name}': {NEEDLESS[name]}")
+        return UserError(f"{unknown}: {NEEDLESS[name]}")
     if ours == "progress":
-        return UserError(f"unknown field '{name}': {SHOWN}")
+        return UserError(f"{unknown}: {SHOWN}")
+    if ours in PLACES:
+        return UserError(f"{unknown}: {PLACES[ours]}")
+    if ours == "settings" and isinstance(value, Mapping):
+        return UserError(f"{unknown}: write settings={translated(value, settings)!r:.200}")
     if ours in fields:
-        return UserError(f"unknown field '{name}': it is called '{ours}' here")
+        return UserError(f"{unknown}: it is called '{ours}' here")
     paths = paths_of(ours, settings)
     if paths:
         others = f" (or {', '.join(repr(path) for path in paths[1:])})" if paths[1:] else ""
-        return UserError(
-            f"unknown field '{name}': it is one of the settings, settings={{'{paths[0]}': {value!r:.40}}}{others}"
-        )
-    return UserError(f"unknown field '{name}'; {closest(name, fields)}")
+        return UserError(f"{unknown}: it is one of the settings, settings={{'{paths[0]}': {value!r:.40}}}{others}")
+    return UserError(f"{unknown}; {closest(name, fields)}")
+
+
+def translated(given: Mapping[Any, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that another library calls as in `given`, by dotted path; those that are not found keep their names."""
+    ours = {str(name): ours_of(str(name), _names(settings)) for name in given}
+    return {next(iter(paths_of(ours[str(name)], settings)), str(name)): value for name, value in given.items()}
 
 
 def unknown_setting(
@@ -78,19 +165,76 @@ def unknown_setting(
 ) -> UserError:
     """The error for a setting `name` that the nested `known` does not have at this level, called `prefix`. It says what to
     give in its place: a setting of a level below, the nearest setting, or one of the `fields` of a run, which are arguments
-    of the function `call`, if the settings are those of `train` or `resume`."""
+    of the function `call`, if the settings are those of `train` or `resume`, and fields beside the settings in the file of
+    a `sweep`."""
     arguments = {*fields, *ARGUMENTS} if call == "train" else {*fields} if call else set()
-    unknown, ours = f"unknown field '{prefix}{name}'", _ours(name)
-    paths = paths_of(ours, known)
+    unknown, ours = f"unknown field '{prefix}{name}'", ours_of(name, [*_names(known), *arguments])
+    paths = paths_of(ours, known) or paths_near(ours, known)
     if paths:
         return UserError(f"{unknown}; did you mean {' or '.join(repr(prefix + path) for path in paths)}?")
+    if ours in arguments and call == "sweep":
+        return UserError(f"{unknown}: it is the field '{ours}' of the run: move it out of settings")
     if ours in arguments:
         what = f"an argument of {call}" if ours == name else f"the argument '{ours}' of {call}"
         given = SHOWN if ours == "progress" else f"write {ours}={value!r:.40} beside settings"
         return UserError(f"{unknown}: it is {what}, not a setting: {given}")
     if name in NEEDLESS:
         return UserError(f"{unknown}: {NEEDLESS[name]}")
-    return UserError(f"{unknown}; {closest(name, known)}")
+    return UserError(f"{unknown}; {closest(name, known, prefix)}")
+
+
+def unknown_on_resume(
+    name: str, value: Any, fields: Iterable[str], settings: Mapping[str, Any], may_change: Collection[str]
+) -> UserError:
+    """The error for a field `name` that `resume` does not take, for a run with `fields` and nested `settings`. Only those
+    in `may_change` are free, the settings among them after `settings.`."""
+    paths = paths_of(ours_of(name, _names(settings)), settings)
+    if name in ARGUMENTS:
+        return UserError(f"unknown argument '{name}' of resume: a run that is resumed keeps its own")
+    if not paths:
+        return unknown_field(name, value, fields, settings)
+    if f"settings.{paths[0]}" in may_change:
+        return UserError(f"unknown field '{name}': it is one of the settings, settings={{'{paths[0]}': {value!r:.40}}}")
+    return UserError(
+        f"{paths[0]} cannot change when a run is resumed, because learning depends on it ({', '.join(may_change)} can): "
+        f"train another run with settings={{'{paths[0]}': {value!r:.40}}}"
+    )
+
+
+def unknown_in_sweep(path: str, shown: str, fields: Iterable[str], settings: Mapping[str, Any]) -> UserError:
+    """The error for a field `path` of a sweep, which is `shown` with its place in the file. A run has the `fields`, and the
+    nested `settings` if its algorithm is known."""
+    fields, last = [*fields], path.replace("-", "_").rsplit(".", 1)[-1]
+    ours = ours_of(last, [*fields, *_names(settings)])
+    if path in NEEDLESS:
+        return UserError(f"unknown field '{shown}': {NEEDLESS[path]}")
+    if "." not in path and ours in fields:
+        return UserError(f"unknown field '{shown}': it is called '{ours}' here")
+    paths = paths_of(ours, settings) or paths_near(last, settings)
+    if paths:
+        found = " or ".join(f"'settings.{found}'" for found in paths)
+        return UserError(f"unknown field '{shown}'; did you mean {found}?")
+    near = difflib.get_close_matches(path, fields, n=1, cutoff=0.7)
+    hint = f"did you mean '{near[0]}'?" if near else f"a field of the algorithm's config is written settings.{path}"
+    return UserError(f"unknown field '{shown}'; {hint}")
+
+
+def unknown_option(word: str, options: Iterable[str]) -> str:
+    """The message for a `word` that is none of the `options` of a command, which begin with `--`."""
+    option, options = word.partition("=")[0], list(options)
+    name = option.lstrip("-").replace("-", "_")
+    last = {known: known.lstrip("-").replace("-", "_").rsplit(".", 1)[-1] for known in options}
+    ours = ours_of(name.rsplit(".", 1)[-1], last.values())
+    found = [known for known in options if last[known] == ours]
+    why = {
+        "progress": ": a command shows its progress without it",
+        "settings": ": each setting is an option of its own",
+        "algorithm": ": the algorithm is the first word after train",
+    }
+    if not found and (name in NEEDLESS or ours in why):
+        return f"unknown option '{word}'" + (f": {NEEDLESS[name]}" if name in NEEDLESS else why[ours])
+    found = found or difflib.get_close_matches(option.replace("_", "-"), options, n=1, cutoff=0.7)
+    return f"unknown option '{word}'" + (f"; did you mean {' or '.join(map(repr, found))}?" if found else "")
 
 
 def check_constant(settings: Mapping[str, Any]) -> None:
@@ -115,8 +259,29 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + str(name), value
 
 
-def _ours(name: str) -> str:
-    return next((ours for ours, theirs in CALLED.items() if name in theirs), name)
+def ours_of(name: str, known: Iterable[str] = ()) -> str:
+    """What `name` is called here: itself if it is `known`, also with hyphens, or else by the table of other libraries'
+    words, of whose meanings a known one comes first."""
+    known, plain = set(known), name.replace("-", "_")
+    if plain in known:
+        return plain
+    meanings = [ours for ours, theirs in CALLED.items() if plain in theirs]
+    return next((ours for ours in meanings if ours in known), meanings[0] if meanings else plain)
+
+
+def _names(values: Mapping[str, Any]) -> Iterator[str]:
+    """Names of all fields, at each level."""
+    for name, value in values.items():
+        yield str(name)
+        if isinstance(value, Mapping):
+            yield from _names(value)
+
+
+def paths_near(name: str, values: Mapping[str, Any]) -> list[str]:
+    """Dotted paths of the fields whose name is nearest to a misspelt `name`, below this level; [] if none is near."""
+    here = set(map(str, values))
+    near = difflib.get_close_matches(name, set(_names(values)), n=1, cutoff=NEAR)
+    return [] if not near or near[0] in here else paths_of(near[0], values)
 
 
 def paths_of(name: str, values: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box
 from jaxmbrl.core.types import Action, Algorithm, Clock, HostEnv, HostStep, Key, Memory, Policy, PyTree, Task, Transition
+from jaxmbrl.core.warning import warn_user
 from jaxmbrl.data import examining
 from jaxmbrl.data.dataset import DataWarning
 from jaxmbrl.envs.bridges.gymnasium_task import float_dtype
@@ -29,6 +29,7 @@ SIDE_BY_SIDE = 64
 
 WATCHED = 100
 """Steps after which an environment's observations are examined for a loss of digits."""
+X64 = ", or set JAX_ENABLE_X64=1"
 
 
 def host_seed(key: Key) -> UInt32[Array, ""]:
@@ -98,20 +99,25 @@ class Environments:
         return Transition(*rows)
 
     def _watch(self, result: HostStep) -> None:
-        """Give a `DataWarning` if the conversion to the space's dtype loses the changes of the first `WATCHED` steps."""
-        self._precise.append(result.observation)
+        """Give a `DataWarning` if the changes of the first `WATCHED` steps are lost, by the conversion to the space's dtype
+        or in the environment."""
+        # An environment may change its array in place.
+        self._precise.append(np.array(result.observation))
         if len(self._precise) != WATCHED or not (
             isinstance(self._task.observation, Box) and self._task.observation.is_vector
         ):
             return
         values = np.stack([np.asarray(x, np.float64) for x in self._precise])
-        for d in np.flatnonzero(examining.lost_digits(values[:-1], values[1:], self.observation.dtype)):
-            warnings.warn(
-                f"task '{self._task.name}': observation {d} is about {values[-1, d]:.6g}, where {self.observation.dtype} "
-                "loses its changes by rounding: subtract an offset in the environment, or set JAX_ENABLE_X64=1",
-                DataWarning,
-                stacklevel=2,
-            )
+        for lost, kind, otherwise in (
+            (examining.lost_digits(values[:-1], values[1:], self.observation.dtype), self.observation.dtype, X64),
+            (examining.coarse(values[:-1], values[1:]), "float32, which the environment returns,", ""),
+        ):
+            for d in np.flatnonzero(lost):
+                warn_user(
+                    f"task '{self._task.name}': observation {d} is about {values[-1, d]:.6g}, where {kind} loses its "
+                    f"changes by rounding: subtract an offset in the environment{otherwise}",
+                    DataWarning,
+                )
 
     def _reset(self, n: int, seed: int) -> None:
         with calling(self._task.name, "reset"):

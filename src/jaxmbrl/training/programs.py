@@ -116,6 +116,21 @@ class RunConfig:
         return None
 
 
+def unlearned(config: RunConfig, env_steps: int, over: bool = False) -> str | None:
+    """What to tell the user if no update, or only one, is made in the first `env_steps` steps of a run, because its warm-up
+    is not shorter; None otherwise, and for a planner in the true simulator, which needs no update. `over` tells it of a run
+    that has ended."""
+    settings = config.settings
+    warmup = getattr(settings, "warmup_steps", 0)
+    planner = isinstance(settings, ChoosesModel) and settings.uses_true_model()
+    if not isinstance(warmup, int) or env_steps > warmup or warmup < 1 or planner:
+        return None
+    much = "at its last step only" if env_steps == warmup else "nothing"
+    learns = f"the run has learned {much}: it took" if over else f"the run learns {much}: it takes"
+    unit, advice = ("rows of the data", "") if config.data else ("steps", " or raise steps")
+    return f"{learns} {env_steps:,} {unit}, and updates begin after warmup_steps ({warmup:,}): lower warmup_steps{advice}"
+
+
 class Program(NamedTuple):
     """A run's parts, built from its config and checked."""
 
@@ -146,12 +161,14 @@ def configure(
     settings: Any = None,
     steps: int | None = None,
     data: str | Path | None = None,
+    call: str = "train",
     demonstrations: str | Path | None = None,
     **fields: Any,
 ) -> RunConfig:
     """A checked `RunConfig`. `settings` is the algorithm's config, or a mapping from dotted field names to values that
     replace the preset's. With a file of `data` the default of steps is the number of its rows. A `Task` need not be known
-    by its name. Raises UserError for names that are unknown and values that are out of range."""
+    by its name. `call` is `sweep` for a run of a sweep's file, for the hints in errors. Raises UserError for names that are
+    unknown and values that are out of range."""
     if isinstance(fields.get("log"), str):
         fields["log"] = [fields["log"]]
     method = algorithms.get(algorithm)
@@ -161,7 +178,7 @@ def configure(
         envs.check_name(env)
     name, config = algorithms.preset(algorithm, env, preset)
     if isinstance(settings, Mapping):
-        values = _replaced(to_dict(config), settings, call="train")
+        values = _replaced(to_dict(config), settings, "settings." if call == "sweep" else "", call)
         hints.check_constant(values)
         config = from_dict(method.config, values)
     elif isinstance(settings, method.config):
@@ -208,6 +225,9 @@ MAY_CHANGE = (
 def changed(config: RunConfig, settings: Mapping[str, Any], fields: Mapping[str, Any]) -> RunConfig:
     """`config` with changed `settings` and `fields`, named as in `configure`. Raises UserError for names that are unknown
     and values that are out of range."""
+    for name, value in fields.items():
+        if name not in FIELDS:
+            raise hints.unknown_on_resume(name, value, FIELDS, to_dict(config.settings), MAY_CHANGE)
     values = _replaced(to_dict(config), fields)
     changes = _replaced(values["settings"], settings, call="resume")
     return parse(values | {"settings": changes})
@@ -377,7 +397,9 @@ def _data(config: RunConfig, task: Task) -> Transition:
     if settings.num_envs != 1:
         raise UserError(f"num_envs must be 1 with data, got {settings.num_envs}")
     if settings.epoch_steps > rows:
-        raise UserError(f"epoch_steps must be at most the data's {rows} rows, got {settings.epoch_steps}")
+        warmup = getattr(settings, "warmup_steps", 0)
+        also = f", and warmup_steps ({warmup}) below them, or nothing is learned" if warmup >= rows else ""
+        raise UserError(f"epoch_steps must be at most the data's {rows} rows, got {settings.epoch_steps}{also}")
     if not settings.epoch_steps <= config.steps <= rows:
         raise UserError(
             f"steps must be between an epoch ({settings.epoch_steps}) and the data's {rows} rows, got {config.steps}"
@@ -412,7 +434,8 @@ def hyper_of(given: Mapping[str, Any], config: RunConfig) -> dict[str, Array]:
     found = {}
     for name, value in given.items():
         if name not in method.hyper:
-            raise UserError(f"unknown hyper '{name}' of {config.algorithm}; {closest(name, method.hyper)}")
+            near = closest(hints.ours_of(str(name).rsplit(".", 1)[-1], method.hyper), method.hyper)
+            raise UserError(f"unknown hyper '{name}' of {config.algorithm}; {near}")
         try:
             found[name] = np.broadcast_to(np.asarray(value, float), (config.seeds,))
         except (TypeError, ValueError):

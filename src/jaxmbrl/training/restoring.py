@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from jaxmbrl.core.warning import warn_user
 from jaxmbrl.training import checkpoint
 from jaxmbrl.training.checkpoint import Restored
 from jaxmbrl.training.console import RunWarning
 from jaxmbrl.training.hosts import ALONE, Hosts
 from jaxmbrl.training.loop import LoopState
+from jaxmbrl.training.manifest import CheckpointError
 from jaxmbrl.training.programs import Program, build, hyper_of, initial, read
-from jaxmbrl.training.run_folder import RunFolder
+from jaxmbrl.training.run_folder import ENVIRONMENT, METRICS, RunFolder
 
 
 def restore(
@@ -23,6 +24,11 @@ def restore(
 ) -> tuple[Program, LoopState, Restored]:
     """The parts and the newest intact state of the run in `folder`, with `before` only of lower steps. With `repair`,
     damaged checkpoints are renamed. Raises CheckpointError if no checkpoint is intact."""
+    if can_begin(folder):
+        raise CheckpointError(
+            f"the run in {folder.path} has no checkpoint yet: it is still starting, or was stopped before its first one; "
+            "to resume it starts it from the beginning"
+        )
     program = build(read(folder), learns=False) if program is None else program
     warnings: list[str] = []
     while True:
@@ -50,12 +56,19 @@ def newest_step(folder: RunFolder, before: int | None) -> tuple[int, list[Hosts]
     return max(found, key=lambda pair: pair[0])
 
 
+def can_begin(folder: RunFolder) -> bool:
+    """Whether nothing of the run in `folder` was saved, so that it can start from the beginning: it was stopped, or killed,
+    before its first checkpoint."""
+    found = [folder.path / METRICS, *folder.checkpoints.glob("[!.]*")]
+    return (folder.path / ENVIRONMENT).exists() and not any(path.exists() for path in found)
+
+
 def newest(run: str | Path) -> tuple[Program, LoopState, Restored]:
     """The parts and the newest intact state of the run in folder `run`, which is not changed. A damaged checkpoint gives a
     `RunWarning`. Raises UserError if `run` is not a run or has no intact checkpoint."""
     program, state, restored = restore(RunFolder.open(run), repair=False)
     for text in restored.warnings:
-        warnings.warn(text, RunWarning, stacklevel=3)
+        warn_user(text, RunWarning)
     return program, state, restored
 
 

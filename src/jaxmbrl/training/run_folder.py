@@ -72,10 +72,9 @@ class RunFolder(NamedTuple):
     def open(cls, path: Path | str) -> RunFolder:
         """The run folder at `path`. Raises UserError if it is not one."""
         if not isinstance(path, str | Path):
-            kind = type(path).__name__
-            raise UserError(
-                f"give the folder of a run, got a {kind}: jaxmbrl.train(..., out='runs/x') writes into a folder"
-            )
+            inner = isinstance(getattr(path, "path", None), Path)
+            advice = "write result.path" if inner else "jaxmbrl.train(..., out='runs/x') writes into a folder"
+            raise UserError(f"give the folder of a run, got a {type(path).__name__}: {advice}")
         path = expanded(path)
         if not path.is_dir():
             raise UserError(f"there is no folder {path}; give the folder of a run")

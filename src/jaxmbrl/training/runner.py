@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
+import numbers
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from annotated_types import Ge, Lt
 from jaxtyping import Array, Float
 
 from jaxmbrl import algorithms
 from jaxmbrl.core import xla
-from jaxmbrl.core.config import UserError, check, to_dict
+from jaxmbrl.core.config import UserError, check, converted, to_dict
 from jaxmbrl.core.types import Policy, PyTree, Task
 from jaxmbrl.envs.given import resolve
-from jaxmbrl.training import checkpoint, devices, evaluation, hints, hosted, logs
+from jaxmbrl.training import checkpoint, devices, evaluation, hints, hosted, logs, restoring
 from jaxmbrl.training.console import Progress, Warnings, Work
 from jaxmbrl.training.hosts import ALONE, Hosts
-from jaxmbrl.training.loop import LoopState, clock_at
+from jaxmbrl.training.loop import clock_at
 from jaxmbrl.training.programs import (
     WHOLE,
     ChoosesModel,
@@ -32,7 +36,6 @@ from jaxmbrl.training.programs import (
     hyper_of,
     read,
 )
-from jaxmbrl.training.restoring import newest
 from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.training.session import NOTHING, Attached, Callback, Result, Session, policy_of
 from jaxmbrl.training.stopping import Stopping
@@ -49,6 +52,18 @@ class Loaded(NamedTuple):
     state: PyTree
     """The algorithm's state, with a leading axis of seeds."""
     task: Task
+
+
+class Trained(NamedTuple):
+    """The policy of a run in a folder, by its newest intact checkpoint, or of a result in memory."""
+
+    program: Program
+    states: PyTree
+    """The algorithm's state, with a leading axis of seeds."""
+    env_steps: int
+    """Environment steps for which it was trained."""
+    frozen: tuple[int, ...]
+    """Seeds with a value that was not finite."""
 
 
 class Evaluation(NamedTuple):
@@ -68,6 +83,7 @@ class Evaluation(NamedTuple):
     """Where the episodes ran: `jax` (in the compiled program) or `gymnasium`."""
 
 
+@hints.checked_arguments
 def train(
     algorithm: str,
     env: Any,
@@ -116,6 +132,7 @@ def train(
     xla.ensure_threads()
     _check_order(algorithm, env)
     console = _console(progress)
+    _check_given(preset, hyper, data, out, stopping, hosts)
     name, task = resolve(env, keep=out is not None)
     names, attached = _attached(log, callback)
     given = dict(seeds=seeds, seed=seed, log=names, **fields)
@@ -129,6 +146,21 @@ def _check_order(algorithm: Any, env: Any) -> None:
     if not isinstance(algorithm, str) or (swapped and algorithm not in algorithms.METHODS):
         first, second = env if swapped else "sac", f"'{algorithm}'" if isinstance(algorithm, str) else "task"
         raise UserError(f"the algorithm comes first and the task second: jaxmbrl.train('{first}', {second})")
+
+
+def _check_given(preset: Any, hyper: Any, data: Any, out: Any, stopping: Any, hosts: Any) -> None:
+    """Raise UserError for an argument of `train` of another type than it must have."""
+    path, mapping = (str, os.PathLike), (Mapping,)
+    for name, value, kinds, due in (
+        ("preset", preset, (str,), "the name of a preset"),
+        ("hyper", hyper, mapping, "a mapping such as {'learning_rate': [1e-3, 3e-4]}"),
+        ("data", data, path, "the path of a file of transitions, as jaxmbrl.data.dataset.save writes it"),
+        ("out", out, path, "the path of a new folder"),
+        ("stopping", stopping, (Stopping,), "a jaxmbrl.training.stopping.Stopping"),
+        ("hosts", hosts, (Hosts,), "a jaxmbrl.training.hosts.Hosts"),
+    ):
+        if value is not None and not isinstance(value, kinds):
+            raise UserError(f"{name} must be {due}, got {value!r:.60}")
 
 
 def _console(progress: Any) -> Progress:
@@ -162,14 +194,16 @@ def begin_run(
         if hosts.first:
             folder = RunFolder.create(out)
             locks.enter_context(folder.lock())
-            folder.write_config(to_dict(config))
+            # The config makes the folder a run, which can start from both files if it is stopped before a checkpoint.
             folder.write_environment({"hyper": {name: np.asarray(value).tolist() for name, value in traced.items()}})
+            folder.write_config(to_dict(config))
         hosts.gather(None)
         return Session(program, RunFolder.open(out), progress, stopping, hosts, attached).begin(traced)
 
 
+@hints.checked_arguments
 def resume(
-    run: str | Path,
+    run: str | Path | Result,
     *,
     steps: int | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -179,8 +213,9 @@ def resume(
     stopping: Stopping | None = None,
     **fields: Any,
 ) -> Result:
-    """Continue the run in folder `run` from its newest intact checkpoint, to `steps` if given. `settings` and `fields`,
-    named as in `train`, may change only what does not affect learning (`programs.MAY_CHANGE`).
+    """Continue the run in folder `run`, or in that of a result, from its newest intact checkpoint, to `steps` if given.
+    `settings` and `fields`, named as in `train`, may change only what does not affect learning (`programs.MAY_CHANGE`). A
+    run that was stopped before its first checkpoint starts from the beginning.
 
     `log` replaces the loggers of the run; None keeps those with a name. Objects and the `callback` are not saved: pass them
     again. Both receive the epochs after the checkpoint again if the process was killed.
@@ -188,7 +223,12 @@ def resume(
     Raises UserError if `run` is not a run, has no intact checkpoint, or was started with other settings; also as `train`.
     """
     xla.ensure_threads()
-    folder = RunFolder.open(run)
+    if isinstance(run, Result) and run.path is None:
+        raise UserError("a result in memory cannot be resumed: jaxmbrl.train(..., out='runs/x') makes a run in a folder")
+    if not isinstance(settings, Mapping | None):
+        raise UserError(f"settings must be a mapping such as {{'eval_every': 2}}, got {settings!r:.60}")
+    _check_given(None, None, None, None, stopping, ALONE)
+    folder = RunFolder.open(run.path if isinstance(run, Result) and run.path is not None else run)  # type: ignore[arg-type]
     config = read(folder)
     names, attached = _attached(config.log if log is None else log, callback)
     given = {**fields, "log": list(names)} | ({} if steps is None else {"steps": steps})
@@ -217,38 +257,65 @@ def continue_run(
             )
     program = build(config)
     with folder.lock() if hosts.first else contextlib.nullcontext():
-        return Session(program, folder, console, stopping, hosts, attached).resume()
+        session = Session(program, folder, console, stopping, hosts, attached)
+        if not restoring.can_begin(folder):
+            return session.resume()
+        hyper = hyper_of(folder.read_environment().get("hyper") or {}, config)
+        console.say("the run has no checkpoint yet: it starts from the beginning")
+        folder.write_config(to_dict(config))
+        return session.begin(hyper)
 
 
 def _attached(log: Any, callback: Any) -> tuple[tuple[str, ...], Attached]:
     """(names of loggers, objects that a run calls). Raises UserError for anything else."""
     names, loggers = logs.split(log)
-    if callback is not None and not callable(callback):
-        raise UserError(f"callback must be a function of the rows of an epoch, got {callback!r:.60}")
+    if callback is not None:
+        _check_callback(callback)
     return names, Attached(loggers, callback)
 
 
-def load(run: str | Path) -> Loaded:
-    """(policy, state, task) of the run in folder `run`, from its newest intact checkpoint. Raises UserError if there is
-    none.
+def _check_callback(callback: Any) -> None:
+    """Raise UserError for what cannot be called with the rows of an epoch."""
+    if not callable(callback):
+        raise UserError(f"callback must be a function of the rows of an epoch, got {callback!r:.60}")
+    try:
+        signature = inspect.signature(callback)
+    except (TypeError, ValueError):
+        # A function that is not written in Python.
+        return
+    try:
+        signature.bind([])
+    except TypeError:
+        raise UserError(
+            f"callback must take one argument, the rows of an epoch: 'def callback(rows)', got one with {signature}"
+        ) from None
+
+
+@hints.checked_arguments
+def load(run: str | Path | Result) -> Loaded:
+    """(policy, state, task) of the run in folder `run`, from its newest intact checkpoint, or of a result in memory. Raises
+    UserError if there is none.
 
     >>> policy, state, task = load("runs/x")                              # doctest: +SKIP
     >>> act = policy(jax.tree.map(lambda x: x[0], state)).act             # doctest: +SKIP
     """
     xla.ensure_threads()
-    program, state, restored = newest(run)
-    clock = clock_at(restored.extra["env_steps"])
-    return Loaded(policy_of(program.algorithm, clock), state.algorithm, program.task)
+    if isinstance(run, Result):
+        return Loaded(run.policy, run.state, run.task)
+    found = trained(run)
+    return Loaded(policy_of(found.program.algorithm, clock_at(found.env_steps)), found.states, found.program.task)
 
 
+@hints.checked_arguments
 def evaluate(
-    run: str | Path,
+    run: str | Path | Result,
     episodes: int = 10,
     model: str | None = None,
     backend: str | None = None,
     progress: Work | bool = False,
 ) -> Evaluation:
-    """Returns of `episodes` episodes of each seed of the run in folder `run`, under its deterministic policy.
+    """Returns of `episodes` episodes of each seed of the run in folder `run`, or of a result in memory, under its
+    deterministic policy.
 
     The start state depends only on the episode's index: it is the same for every seed and every run of the task. With
     `model` "true" the run's planner plans in the true simulator instead of the learned model. Raises UserError if the
@@ -262,18 +329,19 @@ def evaluate(
     xla.ensure_threads()
     if backend not in (None, *BACKENDS):
         raise UserError(f"backend must be {' or '.join(repr(name) for name in BACKENDS)}, got {backend!r}")
-    if not 1 <= episodes < WHOLE:
-        raise UserError(f"episodes must be at least 1 and below {WHOLE}, got {episodes}")
-    program, state, restored = trained(run, model)
+    episodes = _episodes(episodes)
+    if not isinstance(progress, bool | Work | None):
+        raise UserError(f"progress must be True, False or a jaxmbrl.training.console.Work, got {progress!r:.60}")
+    program, states, env_steps, frozen = trained(run, model)
     algorithm, task = program.algorithm, program.task
     own = "jax" if task.host is None else "gymnasium"
     if backend == "jax" and own != backend:
         raise UserError(f"task '{task.name}' runs outside of the compiled program: leave the backend out")
-    chosen, clock = backend or own, clock_at(restored.extra["env_steps"])
+    chosen, clock = backend or own, clock_at(env_steps)
     work = Work("evaluating", task.episode_length, "steps") if progress is True else progress or Work.silent()
     with contextlib.ExitStack() as closing, work:
         if chosen == "jax":
-            given = (algorithm, task, episodes, program.compile, clock, state.algorithm)
+            given = (algorithm, task, episodes, program.compile, clock, states)
             returns = evaluation.in_parts(*given, work.update)
         else:
             function = evaluation.evaluator(
@@ -283,22 +351,40 @@ def evaluate(
                 program.compile,
                 closing,
                 clock,
-                state.algorithm,
+                states,
                 devices.single_device(program.config.seeds),
                 in_gymnasium=True,
             )
             assert isinstance(function, hosted.Evaluator)
             function.update = work.update
-            returns = function(clock, state.algorithm)
-    return summarise(returns, restored.extra["env_steps"], tuple(restored.extra["frozen"]), chosen)
+            returns = function(clock, states)
+    return summarise(returns, env_steps, frozen, chosen)
 
 
-def trained(run: str | Path, model: str | None = None) -> tuple[Program, LoopState, checkpoint.Restored]:
-    """As `restoring.newest`; if `model` is given, the run's planner uses that model."""
-    program, state, restored = newest(run)
+def _episodes(given: Any) -> int:
+    """The number of episodes. Raises UserError for anything else, such as a task in its place."""
+    number = isinstance(given, numbers.Number) or str(given).isdecimal()
+    own = "" if number else ": a run is evaluated on its own task, which is not given"
+    if own and not isinstance(given, str):
+        raise UserError(f"episodes must be a whole number, got an object of type {type(given).__name__}{own}")
+    try:
+        return int(converted(Annotated[int, Ge(1), Lt(WHOLE)], given, "episodes"))
+    except UserError as error:
+        raise UserError(f"{error}{own}") from None
+
+
+def trained(run: str | Path | Result, model: str | None = None) -> Trained:
+    """The policy of the run in folder `run` (as `restoring.newest`) or of a result in memory. If `model` is given, its
+    planner uses that model."""
+    if isinstance(run, Result):
+        config = run.config if model is None else planning_in(run.config, model)
+        # The task of a result need not be registered, and repeats its actions already.
+        alone = dataclasses.replace(config, action_repeat=1)
+        return Trained(build(alone, learns=False, task=run.task), run.state, run.env_steps, tuple(run.frozen))
+    program, state, restored = restoring.newest(run)
     if model is not None:
         program = build(planning_in(program.config, model), learns=False)
-    return program, state, restored
+    return Trained(program, state.algorithm, restored.extra["env_steps"], tuple(restored.extra["frozen"]))
 
 
 def planning_in(config: RunConfig, model: str) -> RunConfig:

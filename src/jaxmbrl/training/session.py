@@ -22,7 +22,7 @@ from jaxmbrl.training.epoch_rows import Evaluated
 from jaxmbrl.training.hosts import ALONE, Hosts
 from jaxmbrl.training.logs import Logger
 from jaxmbrl.training.loop import LoopState
-from jaxmbrl.training.programs import Program, RunConfig, hyper_of, initial
+from jaxmbrl.training.programs import Program, RunConfig, hyper_of, initial, unlearned
 from jaxmbrl.training.recording import Recorder
 from jaxmbrl.training.restoring import restore, share_of
 from jaxmbrl.training.run_folder import RunFolder, environment
@@ -82,6 +82,25 @@ class Result(NamedTuple):
     """The seeds with a value that was not finite, and that value. Their state is from before it, and their rows since then
     have no metrics."""
 
+    def __repr__(self) -> str:
+        """The run in a line; the state would fill pages."""
+        config = self.config
+        told = [
+            f"{self.env_steps:,} of {config.total_steps:,} steps",
+            f"{config.seeds} seed{'s' if config.seeds > 1 else ''}",
+        ]
+        for metric in ("eval/return", "train/return"):
+            values = [row[metric] for row in self.rows if metric in row and row["epoch"] == self._last_epoch_of(metric)]
+            if values:
+                told.append(f"{metric} {sum(values) / len(values):.1f}")
+                break
+        told += [f"{len(self.frozen)} frozen"] if self.frozen else []
+        told += ["in memory" if self.path is None else f"in {self.path}"]
+        return f"Result({config.algorithm} on {self.task.name}: {', '.join(told)})"
+
+    def _last_epoch_of(self, metric: str) -> int:
+        return max(row["epoch"] for row in self.rows if metric in row)
+
 
 class Session:
     """One process working on one run."""
@@ -115,6 +134,8 @@ class Session:
         self.run_compiled: Any = None
         self.evaluate_compiled: Any = None
         self.probes_compiled: Any = None
+        self.resting = False
+        """Whether the rows so far are those of the epochs before the state, so that it can be saved where it is."""
         self.closing = contextlib.ExitStack()
         # A task on the host is stepped for all seeds together.
         on_one = program.task.host is not None
@@ -133,6 +154,12 @@ class Session:
 
     def begin(self, hyper: dict[str, Array]) -> Result:
         """Train from the start."""
+        with self.noting_interrupts():
+            self.start(hyper)
+            return self.train()
+
+    def start(self, hyper: dict[str, Array]) -> None:
+        """Make the first state and save it."""
         self.recorder.event("start", algorithm=self.config.algorithm, env=self.config.env, seeds=self.config.seeds)
         size = memory.bytes_of(jax.eval_shape(lambda: initial(self.program, hyper_of({}, self.program.config))))
         if size >= LARGE_STATE:
@@ -145,7 +172,6 @@ class Session:
         # Before the long compilation, so that a run can always be resumed.
         self.save(wait=True)
         self.open_loggers()
-        return self.train()
 
     def resume(self) -> Result:
         """Continue training from the newest checkpoint."""
@@ -180,7 +206,8 @@ class Session:
         self.open_loggers()
         # The process may have been killed between the checkpoint and its picture.
         self.recorder.draw()
-        return self.train()
+        with self.noting_interrupts():
+            return self.train()
 
     def begins_at(self) -> str:
         """Where a resumed run continues, or why there is nothing to do."""
@@ -253,12 +280,19 @@ class Session:
                     f"{program.task.name} runs outside of the compiled program and is stepped by Python, which is "
                     f"slower than a task in JAX; episodes have at most {program.task.episode_length:,} steps"
                 )
+            if self.has_next() and program.total_steps != self.config.steps:
+                self.progress.tell(
+                    f"{self.config.steps:,} steps are rounded {'down' if self.config.data else 'up'} to "
+                    f"{program.total_steps:,}, whole epochs of {program.epoch_steps:,}"
+                )
+            self.warn_if_unlearned(program.total_steps if self.has_next() else None)
             self.progress.update(self.env_steps)
             while self.has_next() or self.has_pending_metrics():
                 epoch = len(self.recorder.rows) // self.config.seeds + 1
-                with self.noting_interrupts():
-                    self.run_to(epoch * program.epoch_steps)
-                    evaluated = self.evaluate() if every and epoch % every == 0 else None
+                self.resting = True
+                self.run_to(epoch * program.epoch_steps)
+                evaluated = self.evaluate() if every and epoch % every == 0 else None
+                self.resting = False
                 self.timing.count()
                 self.report(epoch, evaluated)
                 if self.reached is not None:
@@ -272,12 +306,20 @@ class Session:
             if len(self.frozen) == self.config.seeds:
                 at = f"{self.env_steps:,} of {program.total_steps:,} steps"
                 self.recorder.warn(f"all seeds had a value that is not finite; the run ends at {at}")
+            elif not self.has_next():
+                self.warn_if_unlearned(self.env_steps, over=True)
             self.save_before_exit()
         self.conclude()
         state = self.sharding.of_seeds(self.state.algorithm)
         policy = policy_of(program.algorithm, self.clock)
         path = self.recorder.path
         return Result(self.recorder.rows, state, policy, program.task, self.config, path, self.env_steps, frozen)
+
+    def warn_if_unlearned(self, env_steps: int | None, over: bool = False) -> None:
+        """Warn of a run of `env_steps` steps whose warm-up leaves none to learn from; None stands for a finished run."""
+        text = None if env_steps is None else unlearned(self.config, env_steps, over)
+        if text is not None:
+            self.recorder.warn(text)
 
     def faults(self) -> dict[int, Frozen]:
         """The frozen seeds of all hosts."""
@@ -359,8 +401,8 @@ class Session:
 
     @contextlib.contextmanager
     def noting_interrupts(self) -> Iterator[None]:
-        """Context in which a KeyboardInterrupt, of Ctrl-C in Python, is recorded and says how to go on. The state may be
-        between two values then, so the run continues from its newest checkpoint."""
+        """Context in which a KeyboardInterrupt, of Ctrl-C in Python, is recorded and says how to go on. It saves the run
+        first, unless the state is between two values: then the run continues from its newest checkpoint."""
         try:
             yield
         except KeyboardInterrupt as error:
@@ -368,14 +410,27 @@ class Session:
             if keeper is None:
                 error.add_note("jaxmbrl: the run had no folder and is lost; give train an out, and resume continues it")
                 raise
+            if self.is_intact() and not keeper.has_saved(self.env_steps):
+                with contextlib.suppress(Exception):
+                    self.save(wait=True)
             keeper.wait()
-            saved = max(checkpoint.steps(keeper.checkpoints), default=0)
-            self.recorder.event("stop", env_steps=saved, error="KeyboardInterrupt")
+            saved = max(checkpoint.steps(keeper.checkpoints), default=None)
+            self.recorder.event("stop", env_steps=saved or 0, error="KeyboardInterrupt")
             again = f"jaxmbrl.resume({str(keeper.folder.path)!r})"
-            error.add_note(
-                f"jaxmbrl: the run is saved at {saved:,} of {self.program.total_steps:,} steps; {again} continues it"
+            total = f"{self.program.total_steps:,} steps"
+            told = (
+                f"the run is interrupted before its first checkpoint; {again} starts it from the beginning"
+                if saved is None
+                else f"the run is saved at {saved:,} of {total}; {again} continues it"
             )
+            error.add_note(f"jaxmbrl: {told}")
             raise
+
+    def is_intact(self) -> bool:
+        """Whether the state can be saved: no interrupted call of the compiled program has consumed it. Several hosts would
+        have to save together."""
+        leaves = jax.tree.leaves(self.state) if self.resting and self.hosts.count == 1 else []
+        return bool(leaves) and not any(leaf.is_deleted() for leaf in leaves if isinstance(leaf, jax.Array))
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:

@@ -106,6 +106,9 @@ METHOD = Method(
     family="tabular",
     summary="Dyna-Q with a bonus for pairs that have not been tried for long, for tasks that change",
     tiny={"epoch_steps": 100},
-    goals=(Goal("dyna-q-plus-cliff", "CliffWalking", 10_000, -13.0),),
+    goals=(
+        Goal("dyna-q-plus-cliff", "CliffWalking", 10_000, -13.0),
+        Goal("dyna-q-plus-deep-sea", "bsuite/DeepSea/8/tabular", 1000, 0.9, seeds=8, seeds_at_goal=8),
+    ),
     takes=("tables",),
 )

@@ -31,6 +31,8 @@ def observation_space(name: str, env: Any) -> Space:
         hint = "gymnasium.wrappers.FlattenObservation makes a Box"
         if space is None:
             hint = "give the environment an observation_space"
+        elif isinstance(space, type) or not hasattr(space, "sample"):
+            hint = "give a space, such as gymnasium.spaces.Box(-np.inf, np.inf, (size,))"
         elif not getattr(space, "is_np_flattenable", False):
             hint = "an observation of changing size cannot be used: show a Box of numbers instead"
         raise UserError(f"task '{name}': its observations must be a Box or Discrete, got {_text(space)}; {hint}")

@@ -10,8 +10,9 @@ import inspect
 import math
 import numbers
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,12 +21,13 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Discrete
 from jaxmbrl.core.types import Action, Carry, HostStep, Key, Task, Transition, World
+from jaxmbrl.envs.base import check_episode_length
 from jaxmbrl.envs.bridges.gymnasium_spaces import action_space, native, observation_space
 from jaxmbrl.envs.drawing.interface import NoPicture
 from jaxmbrl.envs.drawing.own import checked
 from jaxmbrl.envs.drawing.rendering import ModelDrawer
 from jaxmbrl.envs.mujoco.mjx_env import import_mujoco
-from jaxmbrl.envs.signatures import calling, check_callable
+from jaxmbrl.envs.signatures import calling, check_callable, takes
 
 if TYPE_CHECKING:
     import gymnasium
@@ -36,7 +38,7 @@ WIDTH, HEIGHT = 320, 240
 """Size of a rendered frame of a MuJoCo environment, in pixels."""
 
 
-def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_length: int | None = None) -> Task:
+def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_length: SupportsIndex | None = None) -> Task:
     """Make a task from Gymnasium environments. `make_env()` must return a new environment at each call.
 
     The observation space must be a `Box` or `Discrete`. A `Box` of uint8 with two or more axes is an image and stays
@@ -46,8 +48,9 @@ def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_le
     constant. Elements of discrete spaces are numbered from 0, whatever the `start` of the space.
 
     A step is terminated if the environment reports `terminated`. It is truncated if the environment reports only
-    `truncated`, or after `episode_length` steps. The default of `episode_length` is the `max_episode_steps` of the
-    environment's spec, or else 1,000 steps, because an evaluation must end. Each reset is given a seed.
+    `truncated`, or after `episode_length` steps. The default of `episode_length` is the shortest of the limits of the
+    environment's spec and of its `TimeLimit` wrappers, or else 1,000 steps, because an evaluation must end. Each reset is
+    given a seed.
 
     This function makes one environment to read its spaces, and closes it. Training makes `num_envs` environments for each
     seed; each evaluation makes its own, at most 64 at a time.
@@ -72,26 +75,35 @@ def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_le
         observation, action = observation_space(name, env), action_space(name, env)
         draws = _takes_render_mode(make_env) or _draws(env)
         _check_methods(name, env)
-        limit = getattr(getattr(env, "spec", None), "max_episode_steps", None) or DEFAULT_LENGTH
-        length = limit if episode_length is None else episode_length
+        length = (_limit(env) or DEFAULT_LENGTH) if episode_length is None else episode_length
         linear = not isinstance(action, Discrete) and np.issubdtype(env.action_space.dtype, np.floating)
         bounds = _bounds(env.action_space) if linear else None
     finally:
         with calling(name, "close"):
             getattr(env, "close", lambda: None)()
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise UserError(f"task '{name}': episode_length must be a whole number of steps, got {length!r}")
+    check_episode_length(name, length)
+    steps = int(length)
     return Task(
         name=name,
         env=_Sizes(name, math.prod(observation.shape), math.prod(action.shape), bounds),
         world=_world(name),
         observation=observation,
         action=action,
-        episode_length=length,
-        host=lambda: GymnasiumEnv(name, make_env(), length),
+        episode_length=steps,
+        host=lambda: GymnasiumEnv(name, make_env(), steps),
         # The environments of a robot are not made for pictures that they do not have.
-        filmed=(lambda: FilmedEnv(name, _drawn(name, make_env), length)) if draws else None,
+        filmed=(lambda: FilmedEnv(name, _drawn(name, make_env), steps)) if draws else None,
     )
+
+
+def _limit(env: Any) -> int | None:
+    """The time limit of an environment: the shortest of that in its spec and of those of its `TimeLimit` wrappers."""
+    found, at = [getattr(getattr(env, "spec", None), "max_episode_steps", None)], env
+    while at is not None:
+        # The attribute of gymnasium.wrappers.TimeLimit; other wrappers would pass on that of an environment inside.
+        found.append(vars(at).get("_max_episode_steps") if hasattr(at, "__dict__") else None)
+        at = vars(at).get("env") if hasattr(at, "__dict__") else None
+    return min((int(limit) for limit in found if isinstance(limit, int | np.integer) and limit > 0), default=None)
 
 
 RETURNED = {"reset": ("observation", "info"), "step": ("observation", "reward", "terminated", "truncated", "info")}
@@ -106,6 +118,8 @@ def _check_methods(name: str, env: Any) -> None:
         ("step", "step(action)", (0,), {}),
     ):
         otherwise = "; one with Brax's interface becomes a task with envs.make_task"
+        if method == "reset" and takes(getattr(env, method, None), ()):
+            otherwise = ": give it the arguments *, seed=None, options=None, as Gymnasium has since version 0.26"
         check_callable(name, env, method, form, arguments, named, otherwise)
 
 
@@ -145,6 +159,7 @@ class GymnasiumEnv:
         self._name, self._env, self._length = name, env, episode_length
         self._elapsed = 0
         self._space = observation_space(name, env)
+        self._in_use = _Use(name, env)
 
     def reset(self, seed: int) -> Shaped[np.ndarray, "..."]:
         """Start an episode; returns its first observation. Raises UserError if it is not in the task's space, or if the
@@ -160,14 +175,15 @@ class GymnasiumEnv:
         observation, reward, terminated, truncated, _ = self._returned("step", self._env.step(given))
         number = np.asarray(reward)
         if number.size != 1 or number.dtype.kind not in "fiub":
-            raise UserError(f"task '{self._name}': step must return a number as reward, got {reward!r:.60}")
+            raise UserError(f"task '{self._name}': step must return a number as reward, got {_text(reward)}")
         self._elapsed += 1
-        ended = bool(terminated)
-        out_of_time = (bool(truncated) or self._elapsed >= self._length) and not ended
+        ended, cut = self._flag("terminated", terminated), self._flag("truncated", truncated)
+        out_of_time = (cut or self._elapsed >= self._length) and not ended
         return HostStep(self._element(observation), float(number.item()), ended, out_of_time)
 
     def close(self) -> None:
         """Close the environment."""
+        self._in_use.end()
         getattr(self._env, "close", lambda: None)()
 
     def _returned(self, method: str, values: Any) -> tuple[Any, ...]:
@@ -175,18 +191,34 @@ class GymnasiumEnv:
         due = RETURNED[method]
         if not isinstance(values, tuple) or len(values) != len(due):
             got = f"{len(values)} values" if isinstance(values, tuple) else type(values).__name__
+            if method == "step" and isinstance(values, tuple) and len(values) == 4:
+                got += ", as Gym before version 0.26 does: split done into terminated and truncated"
             raise UserError(f"task '{self._name}': {method} must return ({', '.join(due)}), got {got}")
+        if not isinstance(values[-1], Mapping | None):
+            raise UserError(
+                f"task '{self._name}': {method} must return ({', '.join(due)}) with a dict as info, got {_text(values[-1])}"
+            )
         return values
+
+    def _flag(self, name: str, value: Any) -> bool:
+        """`terminated` or `truncated` as a bool. Raises UserError if it is not true or false."""
+        flag = np.asarray(value)
+        if flag.size != 1 or flag.dtype.kind not in "biuf" or flag.item() not in (0, 1):
+            raise UserError(f"task '{self._name}': step must return {name} as True or False, got {_text(value)}")
+        return bool(flag.item())
 
     def _element(self, observation: Any) -> Shaped[np.ndarray, "..."]:
         """An observation as an element of the task's space. Raises UserError if it is not in the space."""
         if isinstance(self._space, Discrete):
             return self._choice(observation, self._space.n)
         if self._space.is_vector:
-            flat = np.asarray(observation, np.float64).reshape(-1)
-            if flat.shape != self._space.shape:
-                size = self._space.shape[0]
-                raise self._wrong(f"{size} numbers, as its space says, got {flat.size}")
+            try:
+                flat = np.asarray(observation, np.float64).reshape(-1)
+            except (TypeError, ValueError):
+                raise self._wrong(f"{self._space.shape[0]} numbers, as its space says, got {_text(observation)}") from None
+            if observation is None or flat.shape != self._space.shape:
+                got = None if observation is None else flat.size
+                raise self._wrong(f"{self._space.shape[0]} numbers, as its space says, got {got}")
             return flat
         image = np.asarray(observation)
         if image.shape not in (self._space.shape, self._space.shape[:2]) or image.dtype != np.uint8:
@@ -197,11 +229,33 @@ class GymnasiumEnv:
         space: Any = self._env.observation_space
         number = np.asarray(observation)
         if number.size != 1 or number.dtype.kind not in "iu" or not 0 <= int(number.item()) - int(space.start) < n:
-            raise self._wrong(f"an element of {space}, got {observation!r:.60}")
+            raise self._wrong(f"an element of {space}, got {_text(observation)}")
         return np.asarray(int(number.item()) - int(space.start), np.int32)
 
     def _wrong(self, due: str) -> UserError:
         return UserError(f"task '{self._name}': an observation must be {due}")
+
+
+class _Use:
+    """The use of a Gymnasium environment by one `HostEnv` at a time."""
+
+    OPEN: ClassVar[weakref.WeakValueDictionary[int, _Use]] = weakref.WeakValueDictionary()
+    """Innermost environment, by its id -> its use."""
+
+    def __init__(self, name: str, env: Any) -> None:
+        """Raises UserError if the environment is in use."""
+        self.env = getattr(env, "unwrapped", env)
+        if id(self.env) in self.OPEN:
+            raise UserError(
+                f"task '{name}': the function that makes the environment returned one that is in use, and training needs "
+                "several at a time: make a new one at each call (a robot takes seeds=1, num_envs=1, eval_every=0)"
+            )
+        self.OPEN[id(self.env)] = self
+
+    def end(self) -> None:
+        """Allow other uses."""
+        if self.OPEN.get(id(self.env)) is self:
+            del self.OPEN[id(self.env)]
 
 
 class FilmedEnv(GymnasiumEnv):
@@ -325,6 +379,14 @@ def _no_log_file() -> Iterator[None]:
         yield
     finally:
         mujoco.set_mju_user_warning(before)
+
+
+def _text(value: Any) -> str:
+    """What a method returned, in one line of at most 60 letters; of a dict its keys."""
+    if isinstance(value, Mapping):
+        keys = f"the keys {', '.join(map(str, value))}" if value else "no keys"
+        return f"a {type(value).__name__} with {keys}"[:60]
+    return " ".join(repr(value).split())[:60]
 
 
 def _one_line(error: BaseException) -> str:
