@@ -108,7 +108,7 @@ METHOD = Method(
             "pendulum",
             5000,
             -170.0,
-            settings={"replay.kind": "prioritized", "n_step": 3},
+            settings={"replay.kind": "prioritized", "replay.beta_steps": 5000, "n_step": 3},
             about="prioritised replay, 3-step targets",
         ),
         Goal(
