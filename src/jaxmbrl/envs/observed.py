@@ -265,7 +265,7 @@ def _box(task: Task, what: str) -> Box:
 def _indices(task: Task, drop: str | int | Sequence[int | str]) -> list[int]:
     """The entries `drop` of the task's observation, in order. Raises UserError if there is no such entry."""
     size = task.observation.shape[0]
-    given = [drop] if isinstance(drop, str | numbers.Integral) else list(drop)
+    given: list[int | str] = [drop] if isinstance(drop, str | int) else list(drop)
     found: set[int] = set()
     for entry in given:
         if isinstance(entry, str):
