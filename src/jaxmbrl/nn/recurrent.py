@@ -20,11 +20,11 @@ from jaxmbrl.core.types import Key
 class GRU(NamedTuple):
     """Parameters of a unit with I inputs and H hidden numbers. Columns are those of r, z and n in turn."""
 
-    input_kernel: Float[Array, "I 3H"]
+    input_kernel: Float[Array, "I 3*H"]
     """W."""
-    hidden_kernel: Float[Array, "H 3H"]
+    hidden_kernel: Float[Array, "H 3*H"]
     """U."""
-    bias: Float[Array, "3H"]
+    bias: Float[Array, "3*H"]
     """b."""
     hidden_bias: Float[Array, "H"]
     """c_n."""
@@ -64,7 +64,7 @@ def unroll(
     return jnp.swapaxes(states, 0, 1)
 
 
-def _gated(gru: GRU, hidden: Float[Array, "*n H"], entered: Float[Array, "*n 3H"]) -> Float[Array, "*n H"]:
+def _gated(gru: GRU, hidden: Float[Array, "*n H"], entered: Float[Array, "*n 3*H"]) -> Float[Array, "*n H"]:
     of_r, of_z, of_n = jnp.split(entered, 3, axis=-1)
     from_r, from_z, from_n = jnp.split(hidden @ gru.hidden_kernel, 3, axis=-1)
     r, z = jax.nn.sigmoid(of_r + from_r), jax.nn.sigmoid(of_z + from_z)

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from jaxmbrl.agents.actor_critic import sac
 from jaxmbrl.agents.actor_critic.sac import Actor, SACConfig, SACFunctions, SACState
@@ -162,7 +162,7 @@ def features(config: RecurrentSACConfig, encoder: Any, given: Histories | Succes
     return jnp.concatenate([found, summary], axis=-1)
 
 
-def _used(config: RecurrentSACConfig, x: Float[Array, "B L ..."]) -> Float[Array, "N ..."]:
+def _used(config: RecurrentSACConfig, x: Shaped[Array, "B L ..."]) -> Shaped[Array, "N ..."]:
     """The steps after the burn-in, in one row each."""
     kept = x[:, config.burn_in :]
     return kept.reshape(-1, *kept.shape[2:])

@@ -20,6 +20,7 @@ time limit. With several parallel environments, each has its own step, and there
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ from annotated_types import Ge, Le
 from jaxmbrl.agents import q_learning
 from jaxmbrl.agents.actor_critic.updates import with_updates
 from jaxmbrl.agents.exploration import linear, with_epsilon
+from jaxmbrl.agents.normalization import NormalizationSettings, NormalizedState, inside, normalized
 from jaxmbrl.agents.q_learning import QLearningConfig, QState
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import OffPolicySettings, collector, critic_view, new_replay, passes, update_agent
@@ -53,7 +55,7 @@ from jaxmbrl.envs.base import number_of_actions
 
 
 @dataclass(frozen=True)
-class Config(OffPolicySettings):
+class Config(OffPolicySettings, NormalizationSettings):
     """Settings of a run of DQN."""
 
     agent: QLearningConfig = field(default_factory=QLearningConfig)
@@ -74,14 +76,17 @@ class Config(OffPolicySettings):
 class State(NamedTuple):
     """The whole state of a run."""
 
-    agent: QState
+    agent: QState | NormalizedState
     replay: Replay
     key: Key
 
 
 def make(config: Config, task: Task) -> Algorithm:
     """DQN on `task`, with the extensions that the settings choose."""
-    agent = q_learning.make(config.agent, task.observation, number_of_actions(task, "dqn"))
+    space, actions = task.observation, number_of_actions(task, "dqn")
+    agent, measure = normalized(
+        config, config.num_envs, space, lambda normalizer: q_learning.make(config.agent, space, actions, normalizer)
+    )
     learner = with_updates(agent, actor=lambda state, batch, key: (state, {})) if config.copy_every else agent
     steps_per_call = config.train_every * config.num_envs
 
@@ -113,8 +118,9 @@ def make(config: Config, task: Task) -> Algorithm:
         agent_state, found = update_agent(config, learner, state.agent, clock, draw, update_key, period=config.train_every)
         if config.copy_every:
             due = passes(clock, config.copy_every, steps_per_call)
-            agent_state, _ = metrics.cond_update(due, lambda state: (q_learning.copy_target(state), {}), agent_state)
-        return State(agent_state, buffer, key), found
+            copied = partial(inside, q_learning.copy_target)
+            agent_state, _ = metrics.cond_update(due, lambda state: (copied(state), {}), agent_state)
+        return State(measure(agent_state, transitions), buffer, key), found
 
     def views(state: State) -> Views:
         return Views(state.replay, critic=critic_view(agent, state.agent))

@@ -23,6 +23,7 @@ import jax
 
 from jaxmbrl import agents
 from jaxmbrl.agents.actor_critic.sac import SACConfig
+from jaxmbrl.agents.normalization import NormalizationSettings, normalized
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import OffPolicySettings, collector, critic_view, new_replay, update_agent
 from jaxmbrl.core.types import (
@@ -45,7 +46,7 @@ from jaxmbrl.envs.base import vectors_and_actions
 
 
 @dataclass(frozen=True)
-class Config(OffPolicySettings):
+class Config(OffPolicySettings, NormalizationSettings):
     """Settings of a run of SAC, REDQ or DroQ."""
 
     agent: SACConfig = field(default_factory=SACConfig)
@@ -62,7 +63,10 @@ class State(NamedTuple):
 
 def make(config: Config, task: Task) -> Algorithm:
     """SAC, REDQ or DroQ on `task`, depending on the settings."""
-    agent = agents.make(config.agent, *vectors_and_actions(task, "sac"))
+    sizes = vectors_and_actions(task, "sac")
+    agent, measure = normalized(
+        config, config.num_envs, task.observation, lambda normalizer: agents.make(config.agent, *sizes, normalizer)
+    )
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         agent_key, key = jax.random.split(key)
@@ -80,7 +84,7 @@ def make(config: Config, task: Task) -> Algorithm:
             return replay.sample(buffer, key, config.batch_size)
 
         agent_state, found = update_agent(config, agent, state.agent, clock, draw, update_key)
-        return State(agent_state, buffer, key), found
+        return State(measure(agent_state, transitions), buffer, key), found
 
     def views(state: State) -> Views:
         return Views(state.replay, critic=critic_view(agent, state.agent))

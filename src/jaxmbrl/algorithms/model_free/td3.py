@@ -22,6 +22,7 @@ from annotated_types import Ge
 
 from jaxmbrl.agents.actor_critic import td3
 from jaxmbrl.agents.actor_critic.td3 import TD3Config
+from jaxmbrl.agents.normalization import NormalizationSettings, normalized
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import OffPolicySettings, collector, critic_view, new_replay, update_agent
 from jaxmbrl.core.types import (
@@ -44,7 +45,7 @@ from jaxmbrl.envs.base import vector_sizes
 
 
 @dataclass(frozen=True)
-class Config(OffPolicySettings):
+class Config(OffPolicySettings, NormalizationSettings):
     """Settings of a run of TD3 or DDPG."""
 
     agent: TD3Config = field(default_factory=TD3Config)
@@ -65,7 +66,10 @@ class State(NamedTuple):
 
 def make(config: Config, task: Task) -> Algorithm:
     """TD3 or DDPG on `task`, depending on the settings."""
-    agent = td3.make(config.agent, *vector_sizes(task, "td3"))
+    sizes = vector_sizes(task, "td3")
+    agent, measure = normalized(
+        config, config.num_envs, task.observation, lambda normalizer: td3.make(config.agent, *sizes, normalizer)
+    )
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         agent_key, key = jax.random.split(key)
@@ -83,7 +87,7 @@ def make(config: Config, task: Task) -> Algorithm:
             return replay.sample(buffer, key, config.batch_size)
 
         agent_state, found = update_agent(config, agent, state.agent, clock, draw, update_key)
-        return State(agent_state, buffer, key), found
+        return State(measure(agent_state, transitions), buffer, key), found
 
     def views(state: State) -> Views:
         return Views(state.replay, critic=critic_view(agent, state.agent))
