@@ -161,6 +161,16 @@ METHOD = Method(
             about="double DQN, 3-step targets",
             best=True,
         ),
+        Goal(
+            "dqn-normalised-cartpole",
+            "CartPole-v1",
+            30_000,
+            200.0,
+            seeds_at_goal=3,
+            settings={"normalize_observations": True, "normalize_rewards": True},
+            about="double DQN, running normalisation",
+            best=True,
+        ),
         Goal("dqn-deep-sea", "bsuite/DeepSea/8", 10_000, 0.9, seeds=8, seeds_at_goal=0, about="double DQN"),
     ),
 )

@@ -113,6 +113,21 @@ METHOD = Method(
         Goal("sac-cartpole-v1", "CartPole-v1", 20_000, 450.0, seeds_at_goal=0, episodes=20),
         Goal("sac-pendulum-5000", "pendulum", 5000, -200.0, seeds_at_goal=0),
         Goal(
+            "sac-normalised-pendulum",
+            "pendulum",
+            10_000,
+            -170.0,
+            preset="pendulum",
+            settings={
+                "agent.hidden": (64, 64),
+                "agent.learning_rate": 1e-3,
+                "batch_size": 128,
+                "normalize_observations": True,
+                "normalize_rewards": True,
+            },
+            about="running normalisation, 2 x 64 units",
+        ),
+        Goal(
             "sac-masked-pendulum",
             "masked/pendulum",
             30_000,

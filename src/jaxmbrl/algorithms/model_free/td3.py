@@ -102,7 +102,23 @@ METHOD = Method(
     paper="1802.09477",
     summary="deterministic policy gradient with twin critics, a delayed actor and smoothed targets",
     tiny={**TINY_RUN, "agent.hidden": (16, 16)},
-    goals=(Goal("td3-pendulum", "pendulum", 5000, -170.0),),
+    goals=(
+        Goal("td3-pendulum", "pendulum", 5000, -170.0),
+        Goal(
+            "td3-normalised-pendulum",
+            "pendulum",
+            10_000,
+            -170.0,
+            settings={
+                "agent.hidden": (64, 64),
+                "agent.learning_rate": 1e-3,
+                "batch_size": 128,
+                "normalize_observations": True,
+                "normalize_rewards": True,
+            },
+            about="running normalisation, 2 x 64 units",
+        ),
+    ),
 )
 DDPG = Method(
     make,
