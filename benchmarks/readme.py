@@ -127,10 +127,11 @@ def games() -> list[str]:
     return table(("simulations", "C", "against a perfect player: won / drawn / lost", "against a random player"), rows)
 
 
-def returns(*methods: str) -> list[str]:
-    """The table of the results of `learning.py`. With `methods`, it also has the mean of each seed."""
+def returns(*methods: str, tasks: str = "") -> list[str]:
+    """The table of the results of `learning.py`, of tasks with `tasks` in their names. With `methods`, it also has the mean
+    of each seed."""
     rows: list[Row] = []
-    for case, what in cases(*methods):
+    for case, what in [found for found in cases(*methods) if tasks in found[0]["env"]]:
         words = [f"`{case['algorithm']}`", what]
         about = [f"{case['episodes']} start states"]
         about += [f"at most {MOST[case['env']]:,}"] if case["env"] in MOST else []
@@ -201,9 +202,9 @@ def speed() -> list[str]:
     return [*beside_peers(), "", *beside_limits()]
 
 
-def of(*methods: str) -> Callable[[], list[str]]:
-    """A function that returns `returns(*methods)`."""
-    return lambda: returns(*methods)
+def of(*methods: str, tasks: str = "") -> Callable[[], list[str]]:
+    """A function that returns `returns(*methods, tasks=tasks)`."""
+    return lambda: returns(*methods, tasks=tasks)
 
 
 TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
@@ -217,6 +218,7 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/speed.md": {"bfloat16": in_bfloat16, "split": split, "compiling": compiling},
     "docs/td3.md": {"returns": of("td3", "ddpg")},
     "docs/dqn.md": {"returns": of("dqn")},
+    "docs/partial_observation.md": {"returns": of("sac", "recurrent-sac", tasks="masked/")},
     "docs/search.md": {"returns": of("uct", "alphazero", "muzero"), "games": games},
     "docs/tabular.md": {
         "returns": of("q-learning", "q-planning", "dyna-q", "dyna-q-plus", "prioritized-sweeping", "linear-dyna")

@@ -14,6 +14,7 @@ import pytest
 
 from jaxmbrl import algorithms
 from jaxmbrl.data.replay import Replay
+from jaxmbrl.data.sequences import Sequences
 from jaxmbrl.training import loop, programs
 
 from . import promises
@@ -126,7 +127,7 @@ def test_a_simulator_that_breaks_is_named_at_once(compiled: Compiled) -> None:
     assert compiled.program.loop.checked[int(faulty.fault.what[1])] == broken_part
     assert int(faulty.fault.env_steps[1]) == compiled.program.loop.steps_per_call
     assert_equal(of_seed(healthy, 0), of_seed(faulty, 0))
-    buffer = of_type(faulty.algorithm, Replay)[0]
+    buffer = of_type(faulty.algorithm, Replay, Sequences)[0]
     assert buffer.size.tolist() == [2 * EPOCH, 0], "nothing that is not finite counts as data"
 
 

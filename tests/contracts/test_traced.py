@@ -22,6 +22,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxmbrl.core import tree
 from jaxmbrl.core.types import Algorithm, Transition, row_like
 from jaxmbrl.data.replay import Replay
+from jaxmbrl.data.sequences import Sequences
 from jaxmbrl.nn.optimizer import Trainable
 from jaxmbrl.training import loop, programs
 
@@ -212,12 +213,16 @@ def writes(jaxpr: Jaxpr, variable: Any) -> tuple[set[str], Any]:
     return found | more, at
 
 
+STORED = {Replay: ("data",), Sequences: ("rows", "observations", "number")}
+"""Fields of buffers that are as long as the buffer."""
+
+
 def test_replay_buffers_are_written_by_scatter_alone(method: Traced) -> None:
     """A copy of a buffer at each step would cost more than the step."""
     after, _ = jax.eval_shape(method.program.algorithm.learn, loop.clock_at(0), method.state, method.transitions)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(after)]
-    replays = jax.tree_util.tree_leaves_with_path(method.state, is_leaf=lambda x: isinstance(x, Replay))
-    data = tuple(f"{jax.tree_util.keystr(path)}.data" for path, x in replays if isinstance(x, Replay))
+    replays = jax.tree_util.tree_leaves_with_path(method.state, is_leaf=lambda x: isinstance(x, tuple(STORED)))
+    data = tuple(f"{jax.tree_util.keystr(path)}.{name}" for path, x in replays for name in STORED.get(type(x), ()))
     assert data or takes_tables(method.program), "the method keeps no replay buffer: is this test still about something?"
     clock = len(jax.tree.leaves(loop.clock_at(0)))
     for i, path in enumerate(paths):

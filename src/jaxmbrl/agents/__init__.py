@@ -12,6 +12,7 @@ from jaxmbrl.agents.actor_critic.td3 import TD3Config
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Discrete, Space
 from jaxmbrl.core.types import ActorCritic
+from jaxmbrl.models.normalizer import Normalizer
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,23 @@ class AgentConfig:
         return getattr(self, self.method)
 
 
-def make(config: AgentConfig | SACConfig | TD3Config, observation_size: int, action: Space | int) -> ActorCritic:
+def make(
+    config: AgentConfig | SACConfig | TD3Config,
+    observation_size: int,
+    action: Space | int,
+    normalizer: Normalizer | None = None,
+) -> ActorCritic:
     """The agent with the settings `config`, or the one that an `AgentConfig` chooses, for vectors of observations.
 
-    `action` is the space of an action, vectors or choices; a number n means vectors of n numbers in [-1, 1]. Raises
-    UserError if the agent does not take the space.
+    `action` is the space of an action, vectors or choices; a number n means vectors of n numbers in [-1, 1]. With a
+    `normalizer` the networks receive normalised observations. Raises UserError if the agent does not take the space.
     """
     chosen = config.chosen if isinstance(config, AgentConfig) else config
     if isinstance(action, Discrete):
         if isinstance(chosen, TD3Config):
             raise UserError(f"td3 needs continuous actions, got {action.n} choices: use sac, which takes both")
-        return discrete_sac.make(chosen, observation_size, action.n)
+        return discrete_sac.make(chosen, observation_size, action.n, normalizer)
     action_size = action if isinstance(action, int) else action.shape[0]
     if isinstance(chosen, SACConfig):
-        return sac.make(chosen, observation_size, action_size)
-    return td3.make(chosen, observation_size, action_size)
+        return sac.make(chosen, observation_size, action_size, normalizer)
+    return td3.make(chosen, observation_size, action_size, normalizer)

@@ -35,6 +35,7 @@ MODULES = {
     "redq": "model_free.sac:REDQ",
     "droq": "model_free.sac:DROQ",
     "sac": "model_free.sac",
+    "recurrent-sac": "model_free.recurrent_sac",
     "td3": "model_free.td3",
     "ddpg": "model_free.td3:DDPG",
     "dqn": "model_free.dqn",

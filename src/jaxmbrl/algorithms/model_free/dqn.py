@@ -23,6 +23,7 @@ time limit. With several parallel environments, each has its own step, and there
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import jax
@@ -32,6 +33,7 @@ from jaxtyping import Array
 from jaxmbrl.agents import q_learning
 from jaxmbrl.agents.actor_critic.updates import with_updates
 from jaxmbrl.agents.exploration import linear, with_epsilon
+from jaxmbrl.agents.normalization import NormalizationSettings, NormalizedState, inside, normalized
 from jaxmbrl.agents.q_learning import QLearningConfig, QState
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import (
@@ -61,7 +63,7 @@ from jaxmbrl.envs.base import number_of_actions
 
 
 @dataclass(frozen=True)
-class Config(ReplaySettings):
+class Config(ReplaySettings, NormalizationSettings):
     """Settings of a run of DQN."""
 
     agent: QLearningConfig = field(default_factory=QLearningConfig)
@@ -82,7 +84,7 @@ class Config(ReplaySettings):
 class State(NamedTuple):
     """The whole state of a run."""
 
-    agent: QState
+    agent: QState | NormalizedState
     replay: Replay | Prioritized
     demonstrations: Replay | Prioritized | None
     key: Key
@@ -90,7 +92,10 @@ class State(NamedTuple):
 
 def make(config: Config, task: Task) -> Algorithm:
     """DQN on `task`, with the extensions that the settings choose."""
-    agent = q_learning.make(config.agent, task.observation, number_of_actions(task, "dqn"))
+    space, actions = task.observation, number_of_actions(task, "dqn")
+    agent, measure = normalized(
+        config, config.num_envs, space, lambda normalizer: q_learning.make(config.agent, space, actions, normalizer)
+    )
     learner = with_updates(agent, actor=lambda state, batch, key: (state, {})) if config.copy_every else agent
     steps_per_call = config.train_every * config.num_envs
 
@@ -118,8 +123,9 @@ def make(config: Config, task: Task) -> Algorithm:
         )
         if config.copy_every:
             due = passes(clock, config.copy_every, steps_per_call)
-            agent_state, _ = metrics.cond_update(due, lambda state: (q_learning.copy_target(state), {}), agent_state)
-        return State(agent_state, *held, key), found
+            copied = partial(inside, q_learning.copy_target)
+            agent_state, _ = metrics.cond_update(due, lambda state: (copied(state), {}), agent_state)
+        return State(measure(agent_state, transitions), *held, key), found
 
     def views(state: State) -> Views:
         return Views(state.replay, critic=critic_view(agent, state.agent))
@@ -178,6 +184,16 @@ METHOD = Method(
             seeds_at_goal=6,
             settings={"replay.kind": "prioritized", "replay.beta_steps": 30_000, "agent.learning_rate": 2.5e-4},
             about="double DQN, prioritised replay, a quarter of the learning rate",
+            best=True,
+        ),
+        Goal(
+            "dqn-normalised-cartpole",
+            "CartPole-v1",
+            30_000,
+            200.0,
+            seeds_at_goal=3,
+            settings={"normalize_observations": True, "normalize_rewards": True},
+            about="double DQN, running normalisation",
             best=True,
         ),
         Goal("dqn-deep-sea", "bsuite/DeepSea/8", 10_000, 0.9, seeds=8, seeds_at_goal=0, about="double DQN"),
