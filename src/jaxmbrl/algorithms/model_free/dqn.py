@@ -28,7 +28,8 @@ from annotated_types import Ge, Le
 from jaxmbrl.agents import q_learning
 from jaxmbrl.agents.actor_critic.updates import with_updates
 from jaxmbrl.agents.exploration import linear, with_epsilon
-from jaxmbrl.agents.q_learning import QLearningConfig, QState
+from jaxmbrl.agents.greedy import QState
+from jaxmbrl.agents.q_learning import QLearningConfig
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import OffPolicySettings, collector, critic_view, new_replay, passes, update_agent
 from jaxmbrl.core import metrics
