@@ -19,7 +19,7 @@ delta(s) = r + gamma V'(s') - V(s). Variants:
 
     python experiments/deadly_triad.py [--out FOLDER]
 
-Writes `deadly_triad.png` and `deadly_triad.json`, with command, commit, versions and machine.
+Writes `deadly-triad.png` and `deadly-triad.json`, with command, commit, versions and machine.
 """
 
 from __future__ import annotations
@@ -265,7 +265,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             print(f"  {case:<32}{sizes[0]:>20.2f}{max(sizes):>12.3g}{sizes[-1]:>12.3g}{len(sizes) - 1:>10}")
     stops = next(period for period in range(1, 1000) if growth(baird(), period) < 1)
     print(f"growth in Baird's example is below 1 from C = {stops} on")
-    picture, numbers = args.out / "deadly_triad.png", args.out / "deadly_triad.json"
+    picture, numbers = args.out / "deadly-triad.png", args.out / "deadly-triad.json"
     draw(found, factors, picture)
     written = {
         "root_mean_square_values": {

@@ -118,6 +118,6 @@ def test_the_gradient_of_the_penalty(triad):
 
 def test_the_study_runs(triad, tmp_path):
     triad.main(["--out", str(tmp_path)])
-    written = json.loads((tmp_path / "deadly_triad.json").read_text())
+    written = json.loads((tmp_path / "deadly-triad.json").read_text())
     assert set(written) == {"root_mean_square_values", "growth_by_period", "environment"}
-    assert (tmp_path / "deadly_triad.png").stat().st_size > 10_000
+    assert (tmp_path / "deadly-triad.png").stat().st_size > 10_000

@@ -25,8 +25,9 @@ from typing import Annotated, NamedTuple
 import jax
 from annotated_types import Ge, Le
 
-from jaxmbrl.agents import q_learning
+from jaxmbrl.agents import count_bonus, q_learning
 from jaxmbrl.agents.actor_critic.updates import with_updates
+from jaxmbrl.agents.count_bonus import CountBonusConfig, Counts
 from jaxmbrl.agents.exploration import linear, with_epsilon
 from jaxmbrl.agents.greedy import QState
 from jaxmbrl.agents.q_learning import QLearningConfig
@@ -70,6 +71,8 @@ class Config(OffPolicySettings):
     """Probability of a random action at the start. It falls linearly to `agent.epsilon`."""
     epsilon_steps: Annotated[int, Ge(1)] = 10_000
     """Environment steps within which it falls."""
+    count_bonus: CountBonusConfig = field(default_factory=CountBonusConfig)
+    """Exploration bonus of states that were seldom visited."""
 
 
 class State(NamedTuple):
@@ -77,6 +80,8 @@ class State(NamedTuple):
 
     agent: QState
     replay: Replay
+    counts: Counts | None
+    """Of the exploration bonus, if there is one."""
     key: Key
 
 
@@ -93,7 +98,8 @@ def make(config: Config, task: Task) -> Algorithm:
         buffer = new_replay(row_like(task), config.replay_capacity, data)
         # The first step of the run does not continue the last row of the data.
         buffer = buffer if data is None else buffer.interrupted(1)
-        return State(agent.init(agent_key, hyper), buffer, key)
+        counts = count_bonus.init(config.count_bonus, task.observation, jax.random.fold_in(agent_key, 1))
+        return State(agent.init(agent_key, hyper), buffer, counts, key)
 
     def policy(state: State, clock: Clock, explore: bool) -> Policy:
         acting = agent.policy(state.agent, False)
@@ -104,18 +110,20 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, update_key = jax.random.split(state.key)
-        buffer = replay.add(state.replay, flatten(transitions))
+        rows = flatten(transitions)
+        buffer, counts = replay.add(state.replay, rows), count_bonus.add(state.counts, task.observation, rows.observation)
+        rewarded = count_bonus.rewarded(learner, counts, config.count_bonus, task.observation)
 
         def draw(key: Key) -> NStep:
             return n_step.sample(
                 buffer, key, config.batch_size, config.n_step, state.agent.discount, stride=config.num_envs
             )
 
-        agent_state, found = update_agent(config, learner, state.agent, clock, draw, update_key, period=config.train_every)
+        agent_state, found = update_agent(config, rewarded, state.agent, clock, draw, update_key, period=config.train_every)
         if config.copy_every:
             due = passes(clock, config.copy_every, steps_per_call)
             agent_state, _ = metrics.cond_update(due, lambda state: (q_learning.copy_target(state), {}), agent_state)
-        return State(agent_state, buffer, key), found
+        return State(agent_state, buffer, counts, key), found
 
     def views(state: State) -> Views:
         return Views(state.replay, critic=critic_view(agent, state.agent))

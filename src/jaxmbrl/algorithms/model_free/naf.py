@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import jax
 
-from jaxmbrl.agents import naf
+from jaxmbrl.agents import count_bonus, naf
+from jaxmbrl.agents.count_bonus import CountBonusConfig, Counts
 from jaxmbrl.agents.greedy import QState
 from jaxmbrl.agents.naf import NAFConfig
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
@@ -46,6 +47,8 @@ class Config(OffPolicySettings):
 
     agent: NAFConfig = field(default_factory=NAFConfig)
     """The value learner."""
+    count_bonus: CountBonusConfig = field(default_factory=CountBonusConfig)
+    """Exploration bonus of states that were seldom visited."""
 
 
 class State(NamedTuple):
@@ -53,6 +56,8 @@ class State(NamedTuple):
 
     agent: QState
     replay: Replay
+    counts: Counts | None
+    """Of the exploration bonus, if there is one."""
     key: Key
 
 
@@ -62,7 +67,9 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         agent_key, key = jax.random.split(key)
-        return State(agent.init(agent_key, hyper), new_replay(row_like(task), config.replay_capacity, data), key)
+        counts = count_bonus.init(config.count_bonus, task.observation, jax.random.fold_in(agent_key, 1))
+        buffer = new_replay(row_like(task), config.replay_capacity, data)
+        return State(agent.init(agent_key, hyper), buffer, counts, key)
 
     def policy(state: State, clock: Clock, explore: bool) -> Policy:
         acting = agent.policy(state.agent, explore)
@@ -70,13 +77,15 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, update_key = jax.random.split(state.key)
-        buffer = replay.add(state.replay, flatten(transitions))
+        rows = flatten(transitions)
+        buffer, counts = replay.add(state.replay, rows), count_bonus.add(state.counts, task.observation, rows.observation)
+        learner = count_bonus.rewarded(agent, counts, config.count_bonus, task.observation)
 
         def draw(key: Key) -> Transition:
             return replay.sample(buffer, key, config.batch_size)
 
-        agent_state, found = update_agent(config, agent, state.agent, clock, draw, update_key)
-        return State(agent_state, buffer, key), found
+        agent_state, found = update_agent(config, learner, state.agent, clock, draw, update_key)
+        return State(agent_state, buffer, counts, key), found
 
     def views(state: State) -> Views:
         return Views(state.replay, critic=critic_view(agent, state.agent))
