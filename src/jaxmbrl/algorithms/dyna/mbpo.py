@@ -207,7 +207,7 @@ METHOD = Method(
         Goal(
             "mbpo-naf-pendulum",
             "pendulum",
-            3000,
+            6000,
             -250.0,
             settings={"learner": "naf"},
             about="small preset, by NAF",
