@@ -165,5 +165,14 @@ METHOD = Method(
             best=True,
         ),
         Goal("dqn-deep-sea", "bsuite/DeepSea/8", 10_000, 0.9, seeds=8, seeds_at_goal=0, about="double DQN"),
+        Goal("dqn-deep-sea-16", "bsuite/DeepSea/16", 20_000, 0.9, seeds_at_goal=0, about="double DQN"),
+        Goal(
+            "dqn-deep-sea-16-counts",
+            "bsuite/DeepSea/16",
+            20_000,
+            0.9,
+            settings={"count_bonus.weight": 0.1},
+            about="double DQN, count bonus 0.1",
+        ),
     ),
 )
