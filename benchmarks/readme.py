@@ -219,6 +219,7 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/td3.md": {"returns": of("td3", "ddpg")},
     "docs/dqn.md": {"returns": of("dqn")},
     "docs/partial_observation.md": {"returns": of("sac", "recurrent-sac", tasks="masked/")},
+    "docs/qt_opt_naf.md": {"returns": of("qt-opt", "naf")},
     "docs/search.md": {"returns": of("uct", "alphazero", "muzero"), "games": games},
     "docs/tabular.md": {
         "returns": of("q-learning", "q-planning", "dyna-q", "dyna-q-plus", "prioritized-sweeping", "linear-dyna")

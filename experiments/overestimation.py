@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxmbrl.agents import q_learning
-from jaxmbrl.agents.q_learning import QState
+from jaxmbrl.agents.greedy import QState
 from jaxmbrl.core.types import Key, Observation
 from jaxmbrl.data import replay
 from jaxmbrl.envs.base import number_of_actions

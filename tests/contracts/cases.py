@@ -81,6 +81,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]] | tuple[str, dict[str, Any], str]
     "redq, discrete actions, dropout": ("redq", {"agent.dropout": 0.1}, CHOICES),
     "mbpo, discrete actions, M2AC": ("mbpo", {"trust.rule": "m2ac"}, CHOICES),
     "mbpo, learner DQN": ("mbpo", {"learner": "dqn", "q_learning.hidden": (16, 16)}, CHOICES),
+    "mbpo, learner NAF, bonus for disagreement": (
+        "mbpo",
+        {"learner": "naf", "naf.hidden": (16, 16), "trust.rule": "explore"},
+    ),
+    "dqn, count bonus of vectors": ("dqn", {"count_bonus.weight": 1.0}, CHOICES),
     "pets, discrete actions, reward learned": ("pets", {"learn_reward": True}, CHOICES),
     "pets, discrete actions, MPPI, open loop": (
         "pets",

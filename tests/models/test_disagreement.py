@@ -13,7 +13,7 @@ from jaxmbrl.models import disagreement as trust
 from jaxmbrl.models.disagreement import Filter, TrustConfig
 
 geometric_jensen_shannon = jax.jit(trust.geometric_jensen_shannon)
-MEASURES = {name: jax.jit(getattr(trust, name)) for name in ("pairwise", "one_against_rest")}
+MEASURES = {name: jax.jit(getattr(trust, name)) for name in ("pairwise", "one_against_rest", "information_gain")}
 
 
 def opinions(seed, members=4, rows=6, size=3):
@@ -77,6 +77,23 @@ def test_one_against_rest_is_its_definition(x64):
                 second = np.mean([variance[i, n, d] + mean[i, n, d] ** 2 for i in others])
                 total += divergence(mean[e, n, d], variance[e, n, d], first, second - first**2)
         assert float(found[n]) == pytest.approx(total / 3, rel=1e-8)
+
+
+def test_information_gain_by_hand():
+    """Means 0 and 2, variances 1: log(1 + 1) / 2. Variances 1 and 4: (log 2.5 - log 2) / 2. Both: (log 3.5 - log 2) / 2."""
+    mean = np.array([[[0.0], [0.0], [0.0]], [[2.0], [0.0], [2.0]]], np.float32)
+    variance = np.array([[[1.0], [1.0], [1.0]], [[1.0], [4.0], [4.0]]], np.float32)
+    expected = [np.log(2) / 2, np.log(1.25) / 2, np.log(1.75) / 2]
+    np.testing.assert_allclose(MEASURES["information_gain"](mean, variance), expected, rtol=1e-6)
+
+
+def test_explore_keeps_all_rows_with_a_bonus():
+    decided = applied(TrustConfig("explore", bonus=0.1), DISAGREEMENT, [True, True, False, True, True])
+    np.testing.assert_array_equal(decided.kept, [True, True, False, True, True])
+    np.testing.assert_array_equal(decided.continues, decided.kept)
+    np.testing.assert_allclose(decided.penalty, -0.1 * np.array(DISAGREEMENT), rtol=1e-6)
+    none = applied(TrustConfig("explore", bonus=0.0), DISAGREEMENT)
+    assert not none.penalty.any() and none.kept.all(), "without a bonus this is the rule always"
 
 
 @pytest.mark.parametrize("name", MEASURES)

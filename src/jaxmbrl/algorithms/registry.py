@@ -39,6 +39,8 @@ MODULES = {
     "td3": "model_free.td3",
     "ddpg": "model_free.td3:DDPG",
     "dqn": "model_free.dqn",
+    "qt-opt": "model_free.qt_opt",
+    "naf": "model_free.naf",
     "muzero": "search.muzero",
     "alphazero": "search.alphazero",
     "uct": "search.uct",

@@ -10,10 +10,14 @@
   disagreement, or half of them if K is 1; `penalty` times its disagreement is subtracted from each reward, and the rule
   ends no branch (Pan et al., arXiv 2010.04893). The disagreement is the Kullback-Leibler divergence of a member's Gaussian
   from the Gaussian with the moments of the mixture of all others.
+- `explore`: all rows are kept, and `bonus` times the disagreement is added to each reward, so that the policy seeks what
+  the members do not agree on (Shyam et al., MAX, arXiv 1810.12162; Pathak et al., arXiv 1906.04161). The disagreement is
+  the information that the outcome gives about which member is right, of Gaussians and their mixture's moments.
 
 Differences: M2AC takes the divergence of the one member that the row was sampled from; here it is the mean over all
 members, each of which may be sampled; and only rows that have not terminated are ranked, whereas its code ranks all. Both
-measures are independent of the units of the predicted numbers.
+measures are independent of the units of the predicted numbers. MAX takes the Jensen-Renyi divergence instead of the
+information, and Pathak et al. the variance of the means, whose size depends on the units.
 """
 
 from __future__ import annotations
@@ -33,9 +37,9 @@ from jaxtyping import Array, Bool, Float, Int
 class TrustConfig:
     """Settings of the rule that filters imagined rows."""
 
-    rule: Literal["always", "macura", "m2ac"] = "always"
-    """Keep all rows (always), those before the disagreement first reaches a threshold (macura), or those with the least
-    disagreement (m2ac)."""
+    rule: Literal["always", "macura", "m2ac", "explore"] = "always"
+    """Keep all rows (always), those before the disagreement first reaches a threshold (macura), those with the least
+    disagreement (m2ac), or all rows with a bonus for disagreement (explore)."""
     scale: Annotated[float, Ge(0)] = 1.0
     """MACURA's xi: the threshold as a multiple of the percentile."""
     percentile: Annotated[float, Ge(0), Le(100)] = 95.0
@@ -44,6 +48,8 @@ class TrustConfig:
     """Refits over which MACURA's threshold is averaged, the present one included."""
     penalty: Annotated[float, Ge(0)] = 1e-3
     """M2AC's penalty, subtracted from the reward for each nat of disagreement."""
+    bonus: Annotated[float, Ge(0)] = 0.1
+    """Bonus of the rule `explore`, added to the reward for each nat of disagreement."""
 
 
 class Thresholds(NamedTuple):
@@ -99,7 +105,15 @@ def make(config: TrustConfig) -> Trust:
         certain = alive & (rank < jnp.floor(share * jnp.sum(alive)))
         return Filter(certain, alive, config.penalty * disagreement, thresholds)
 
-    rules = {"always": Trust(None, always), "macura": Trust(pairwise, macura, True), "m2ac": Trust(one_against_rest, m2ac)}
+    def explore(thresholds: Thresholds, disagreement: Array, alive: Array, i: Array, length: Array | int) -> Filter:
+        return Filter(alive, alive, -config.bonus * disagreement, thresholds)
+
+    rules = {
+        "always": Trust(None, always),
+        "macura": Trust(pairwise, macura, True),
+        "m2ac": Trust(one_against_rest, m2ac),
+        "explore": Trust(information_gain, explore),
+    }
     return rules[config.rule]
 
 
@@ -163,3 +177,20 @@ def one_against_rest(mean: Float[Array, "E N D"], variance: Float[Array, "E N D"
         return 0.5 * jnp.sum(jnp.where(still, 0.0, jnp.log(w / v) - 1 + v / w + rest**2 / w), axis=-1)
 
     return jnp.mean(jax.lax.map(divergence, jnp.arange(mean.shape[0])), axis=0)
+
+
+def information_gain(mean: Float[Array, "E N D"], variance: Float[Array, "E N D"]) -> Float[Array, "N"]:
+    """The entropy of the Gaussian with the moments of the mixture of all members, minus the mean entropy of the members, in
+    nats: an upper bound of the information that the outcome gives about the member, and 0 where all members agree.
+
+    It is the sum over dimensions of (log(mean of v + variance of the means) - mean of log v) / 2. A dimension in which no
+    member has a variance contributes nothing.
+    """
+    still = jnp.all(variance == 0, axis=0)
+    v = jnp.where(still, 1.0, variance)
+    # Relative to the first member, so that equal means have a variance of exactly 0.
+    spread = jnp.where(still, 0.0, jnp.var(mean - mean[0], axis=0))
+    # Relative to the first variance, so that equal variances have a logarithm of exactly 0.
+    ratio = v / v[0]
+    gain = jnp.log(jnp.mean(ratio, axis=0) + spread / v[0]) - jnp.mean(jnp.log(ratio), axis=0)
+    return 0.5 * jnp.sum(gain, axis=-1)

@@ -30,11 +30,13 @@ import jax
 from annotated_types import Ge, Le
 from jaxtyping import Array
 
-from jaxmbrl.agents import q_learning
+from jaxmbrl.agents import count_bonus, q_learning
 from jaxmbrl.agents.actor_critic.updates import with_updates
+from jaxmbrl.agents.count_bonus import CountBonusConfig, Counts
 from jaxmbrl.agents.exploration import linear, with_epsilon
+from jaxmbrl.agents.greedy import QState
 from jaxmbrl.agents.normalization import NormalizationSettings, NormalizedState, inside, normalized
-from jaxmbrl.agents.q_learning import QLearningConfig, QState
+from jaxmbrl.agents.q_learning import QLearningConfig
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import (
     ReplaySettings,
@@ -55,6 +57,7 @@ from jaxmbrl.core.types import (
     Task,
     Transition,
     Views,
+    flatten,
 )
 from jaxmbrl.data.experience import Batch, Experience
 from jaxmbrl.data.prioritized import Prioritized
@@ -79,6 +82,8 @@ class Config(ReplaySettings, NormalizationSettings):
     """Environment steps within which it falls."""
     margin_weight: Annotated[float, Ge(0)] = 0.0
     """Weight of the imitation loss of demonstrations, with the margin `agent.margin` (DQfD); 0 for none."""
+    count_bonus: CountBonusConfig = field(default_factory=CountBonusConfig)
+    """Exploration bonus of states that were seldom visited."""
 
 
 class State(NamedTuple):
@@ -87,6 +92,8 @@ class State(NamedTuple):
     agent: QState | NormalizedState
     replay: Replay | Prioritized
     demonstrations: Replay | Prioritized | None
+    counts: Counts | None
+    """Of the exploration bonus, if there is one."""
     key: Key
 
 
@@ -101,7 +108,8 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         agent_key, key = jax.random.split(key)
-        return State(agent.init(agent_key, hyper), *new_experience(config, task, data), key)
+        counts = count_bonus.init(config.count_bonus, task.observation, jax.random.fold_in(agent_key, 1))
+        return State(agent.init(agent_key, hyper), *new_experience(config, task, data), counts, key)
 
     def policy(state: State, clock: Clock, explore: bool) -> Policy:
         acting = agent.policy(state.agent, False)
@@ -112,6 +120,8 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, update_key = jax.random.split(state.key)
+        counts = count_bonus.add(state.counts, task.observation, flatten(transitions).observation)
+        rewarded = count_bonus.rewarded(learner, counts, config.count_bonus, task.observation)
 
         def imitation(batch: Batch) -> dict[str, Array]:
             imitates = config.margin_weight > 0 and state.demonstrations is not None
@@ -119,13 +129,13 @@ def make(config: Config, task: Task) -> Algorithm:
 
         held = Experience(state.replay, state.demonstrations)
         agent_state, held, found = learn_from_experience(
-            config, learner, state.agent, held, clock, transitions, update_key, imitation
+            config, rewarded, state.agent, held, clock, transitions, update_key, imitation
         )
         if config.copy_every:
             due = passes(clock, config.copy_every, steps_per_call)
             copied = partial(inside, q_learning.copy_target)
             agent_state, _ = metrics.cond_update(due, lambda state: (copied(state), {}), agent_state)
-        return State(measure(agent_state, transitions), *held, key), found
+        return State(measure(agent_state, transitions), *held, counts, key), found
 
     def views(state: State) -> Views:
         return Views(state.replay, critic=critic_view(agent, state.agent))
@@ -197,5 +207,14 @@ METHOD = Method(
             best=True,
         ),
         Goal("dqn-deep-sea", "bsuite/DeepSea/8", 10_000, 0.9, seeds=8, seeds_at_goal=0, about="double DQN"),
+        Goal("dqn-deep-sea-16", "bsuite/DeepSea/16", 20_000, 0.9, seeds_at_goal=0, about="double DQN"),
+        Goal(
+            "dqn-deep-sea-16-counts",
+            "bsuite/DeepSea/16",
+            20_000,
+            0.9,
+            settings={"count_bonus.weight": 0.1},
+            about="double DQN, count bonus 0.1",
+        ),
     ),
 )
