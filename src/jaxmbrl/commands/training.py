@@ -56,10 +56,11 @@ def train(words: list[str]) -> int:
             f"{config.steps:,} steps are rounded {'down' if config.data else 'up'} to {program.total_steps:,}, "
             f"whole epochs of {program.epoch_steps:,}"
         )
+    kind = "transitions" if algorithms.get(config.algorithm).offline is None else "steps on all transitions"
     progress.say(
         f"training {config.algorithm} ({config.preset} preset) on {config.env}"
         f"{f', each action {config.action_repeat} times' if config.action_repeat > 1 else ''}: {program.total_steps:,} "
-        f"{'transitions of ' + config.data if config.data else 'environment steps'}, "
+        f"{kind + ' of ' + config.data if config.data else 'environment steps'}, "
         f"{config.seeds} seed{'s' if config.seeds > 1 else ''}, into {out}"
     )
     return finish(
@@ -243,7 +244,7 @@ def parse_train(name: str, words: list[str], started: RunConfig | None = None) -
     if args.data == "":
         raise UserError("--data needs a value: an npz of transitions, as 'jaxmbrl collect' writes it")
     if args.data is not None:
-        learned = programs.configure(name, base.env, settings=base.settings, data=args.data)
+        learned = programs.configure(name, base.env, base.preset, base.settings, data=args.data)
         fields = {field: getattr(learned, field) for field in ("steps", "data", "data_digest")}
         base = dataclasses.replace(base, **fields)
     run_fields = {f: getattr(base, f) for f in _OPTIONS}
