@@ -42,7 +42,7 @@ from jaxmbrl.training.run_folder import environment
 TASK = "pendulum"
 LAMBDAS = (0.0, 1.0, 5.0)
 EPISODES = 20
-BEHAVIOUR = {"agent.hidden": [64, 64], "agent.learning_rate": 1e-3, "batch_size": 128, "eval_every": 0}
+BEHAVIOUR = {"agent.hidden": [64, 64], "agent.learning_rate": 5e-4, "batch_size": 128, "eval_every": 0}
 """Changes to SAC's preset for the run that records the data."""
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MODULES = {
     "pets": "shooting.pets",
     "mbpo": "dyna.mbpo",
+    "bmpo": "dyna.bmpo",
     "mopo": "dyna.mopo",
     "dhmbpo": "value_gradients.dhmbpo",
     "maac": "value_gradients.maac",

@@ -249,6 +249,11 @@ def collector(
     return with_warmup(policy, uniform(task.action, extras), clock.env_steps < config.warmup_steps)
 
 
+def no_search(action: Action) -> PyTree:
+    """The statistics of a plan (`planning.Planner`) for an action that was not planned."""
+    return {"nonfinite": jnp.zeros((), jnp.int32)}
+
+
 def new_replay(row: Transition, capacity: int, data: Transition | None = None) -> Replay:
     """A buffer for rows like `row`, filled with `data` [N, ...] if given."""
     buffer = replay.init(row, capacity)
