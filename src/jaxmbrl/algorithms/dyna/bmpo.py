@@ -16,8 +16,8 @@
         `updates_per_step` times: update the agent on a batch with a share `real_ratio` of real rows
 
 V is the sum of the critics at an action of the policy, without its entropy bonus, as in the paper's code, and beta is at
-most 10 / (max V - min V). k1 = `backward_length`, k2 = `rollout_length`, and beta grow linearly in environment steps. The policy
-that is evaluated is the bare one. With k1 = 0, beta = 0 and H = 0 this is MBPO bit for bit.
+most 10 / (max V - min V). k1 = `backward_length`, k2 = `rollout_length`, and beta change linearly in environment steps. The
+policy that is evaluated is the bare one. With k1 = 0, beta = 0 and H = 0 this is MBPO bit for bit.
 
 A backward branch of k1 steps and a forward branch of k2 steps together are a trajectory of k1 + k2 steps with the model
 error of max(k1, k2) steps.
@@ -223,8 +223,7 @@ def make(config: Config, task: Task, models: tuple[DynamicsModel, DynamicsModel]
             start_key, branch_key = jax.random.split(imagine_key)
             origin = start_states(config, agent, mean_value, state.agent, real, config.beta.at(steps), start_key)
             back, forth = config.backward_length.at(steps), config.rollout_length.at(steps)
-            buffer = replay.resize(imagined.buffer, config.rows_kept * (back + forth))
-            imagined = imagined._replace(buffer=buffer)
+            imagined = imagined._replace(buffer=replay.resize(imagined.buffer, config.rows_kept * (back + forth)))
             if looks_back:
                 backward_state, of_fit = backward_model.fit(backward_state, rows, jax.random.fold_in(fit_key, 1))
                 world, acting = backward_model.world(backward_state), cloning.policy(backward_policy, True)

@@ -173,6 +173,7 @@ METHOD = Method(
         **TINY_ENSEMBLE,
         "agent.hidden": (16, 16),
         "refit_every": 50,
+        "rollout_length.first": 1,
         "rollout_length.last": 3,
         "rollout_length.begins": 0,
         "rollout_length.ends": 100,
