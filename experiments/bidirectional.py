@@ -2,8 +2,8 @@
 
 (a) Error. A forward and a backward ensemble are fitted to the same random transitions. They imagine trajectories of 2h
     steps under the actions of other logged ones: by the forward model from the first state, and from the middle state by
-    the forward model h steps on and by the backward model h steps back. With the error ||s_t - s^_t||^2 of the state after t steps, in
-    standard deviations of the data (Lai et al., arXiv 2007.01995, section 6.3),
+    the forward model h steps on and by the backward model h steps back. With the error ||s_t - s^_t||^2 of the state after
+    t steps, in standard deviations of the data (Lai et al., arXiv 2007.01995, section 6.3),
 
         Error_for = 1/(2h) sum_{t=1}^{2h} error(t),    Error_bi = 1/(2h) sum_{i=1}^{h} error(h + i) + error(h - i)
 
