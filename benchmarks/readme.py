@@ -210,6 +210,8 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "README.md": {"returns": returns, "speed": speed},
     "docs/pets.md": {"returns": of("pets")},
     "docs/mbpo.md": {"returns": of("mbpo")},
+    "docs/bmpo.md": {"returns": of("bmpo")},
+    "docs/mopo.md": {"returns": of("mopo")},
     "docs/dhmbpo.md": {"returns": of("dhmbpo")},
     "docs/value_expansion.md": {"returns": of("mve", "steve")},
     "docs/value_gradients.md": {"returns": of("svg", "maac", "bptt")},
