@@ -27,6 +27,7 @@ MODULES = {
     "pets": "shooting.pets",
     "mbpo": "dyna.mbpo",
     "bmpo": "dyna.bmpo",
+    "ampo": "dyna.ampo",
     "mopo": "dyna.mopo",
     "dhmbpo": "value_gradients.dhmbpo",
     "maac": "value_gradients.maac",

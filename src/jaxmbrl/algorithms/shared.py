@@ -42,7 +42,7 @@ from jaxmbrl.envs.base import vectors_and_actions
 from jaxmbrl.models import branching, ensemble
 from jaxmbrl.models.branching import Imagined
 from jaxmbrl.models.disagreement import Trust, TrustConfig
-from jaxmbrl.models.ensemble import EnsembleConfig
+from jaxmbrl.models.ensemble import EnsembleConfig, Layout
 
 
 @dataclass(frozen=True)
@@ -336,13 +336,23 @@ def branch_from_replay(
 
 def ensemble_for(config: UnknownToTheModel, task: Task) -> DynamicsModel:
     """The ensemble for `task`. It learns the reward and the termination that the task lacks or that the settings name."""
-    return ensemble.make(
-        config.ensemble,
-        *vectors_and_actions(task, "a dynamics model"),
-        reward=known_reward(config, task),
-        terminated=None if config.learn_termination else task.terminated,
-        features=task.features,
-    )
+    return ensemble.make(config.ensemble, **_of_model(config, task))
+
+
+def layout_for(config: UnknownToTheModel, task: Task) -> Layout:
+    """The inputs and outputs of the networks of that ensemble."""
+    return ensemble.layout_of(config.ensemble, **_of_model(config, task))
+
+
+def _of_model(config: UnknownToTheModel, task: Task) -> dict[str, Any]:
+    observation, action = vectors_and_actions(task, "a dynamics model")
+    return {
+        "observation": observation,
+        "action": action,
+        "reward": known_reward(config, task),
+        "terminated": None if config.learn_termination else task.terminated,
+        "features": task.features,
+    }
 
 
 def known_reward(config: UnknownToTheModel, task: Task) -> Callable[..., Any] | None:

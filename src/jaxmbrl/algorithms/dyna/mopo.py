@@ -182,6 +182,6 @@ METHOD = Method(
         "updates_per_step": 2,
     },
     goals=(
-        Goal("mopo-pendulum", "pendulum", 1000, -200.0, data=4000, about="small preset, from 4,000 random transitions"),
+        Goal("mopo-pendulum", "pendulum", 2000, -200.0, data=4000, about="small preset, from 4,000 random transitions"),
     ),
 )
