@@ -211,6 +211,7 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/pets.md": {"returns": of("pets")},
     "docs/mbpo.md": {"returns": of("mbpo")},
     "docs/bmpo.md": {"returns": of("bmpo")},
+    "docs/ampo.md": {"returns": of("ampo")},
     "docs/mopo.md": {"returns": of("mopo")},
     "docs/dhmbpo.md": {"returns": of("dhmbpo")},
     "docs/value_expansion.md": {"returns": of("mve", "steve")},
