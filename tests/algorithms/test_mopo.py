@@ -133,7 +133,7 @@ def test_the_model_is_fitted_once_and_to_the_file_alone():
 def test_a_file_may_be_shorter_than_the_run_and_the_state_does_not_contain_it(tmp_path):
     dataset.save(tmp_path / "rows.npz", table(), "pendulum")
     config = programs.configure("mopo", "pendulum", data=tmp_path / "rows.npz")
-    assert config.steps == 1000, "the preset's, not the file's 12 rows"
+    assert config.steps == 2000, "the preset's, not the file's 12 rows"
     config = dataclasses.replace(config, settings=mopo.Config(**SETTINGS | {"num_envs": 1}), steps=1000)
     built = [programs.build(config, learns=learns) for learns in (True, False)]
     learning, evaluated = (jax.eval_shape(functools.partial(programs.initial, program, {})) for program in built)
