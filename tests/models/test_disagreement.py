@@ -5,6 +5,7 @@ import itertools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate
@@ -200,3 +201,13 @@ def test_m2ac_ranks_only_rows_that_have_not_terminated():
     decided = applied(TrustConfig("m2ac"), DISAGREEMENT, [False, True, False, True, True], length=1)
     assert np.flatnonzero(decided.kept).tolist() == [4]
     assert decided.continues.tolist() == [False, True, False, True, True]
+
+
+def test_mopos_penalty_is_the_norm_of_the_largest_members_standard_deviations():
+    """Of two rows: norms 5 and 2, and 3 and 13."""
+    variance = jnp.array([[[9.0, 16.0], [4.0, 5.0]], [[0.0, 4.0], [25.0, 144.0]]])
+    mean = jnp.zeros_like(variance)
+    np.testing.assert_allclose(trust.largest_deviation(mean, variance), [5.0, 13.0], rtol=1e-6)
+    decided = applied(TrustConfig("mopo", penalty=0.5), [5.0, 13.0, 2.0], [True, False, True])
+    assert decided.kept.tolist() == decided.continues.tolist() == [True, False, True]
+    np.testing.assert_array_equal(decided.penalty, [2.5, 6.5, 1.0])

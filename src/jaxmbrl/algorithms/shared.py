@@ -47,7 +47,7 @@ from jaxmbrl.envs.base import vectors_and_actions
 from jaxmbrl.models import branching, ensemble
 from jaxmbrl.models.branching import Imagined
 from jaxmbrl.models.disagreement import Trust, TrustConfig
-from jaxmbrl.models.ensemble import EnsembleConfig
+from jaxmbrl.models.ensemble import EnsembleConfig, Layout
 
 
 @dataclass(frozen=True)
@@ -282,6 +282,11 @@ def collector(
     return with_warmup(policy, uniform(task.action, extras), clock.env_steps < config.warmup_steps)
 
 
+def no_search(action: Action) -> PyTree:
+    """The statistics of a plan (`planning.Planner`) for an action that was not planned."""
+    return {"nonfinite": jnp.zeros((), jnp.int32)}
+
+
 def new_replay(row: Transition, capacity: int, data: Transition | None = None) -> Replay:
     """A buffer for rows like `row`, filled with `data` [N, ...] if given."""
     buffer = replay.init(row, capacity)
@@ -446,13 +451,23 @@ def branch_from_replay(
 
 def ensemble_for(config: UnknownToTheModel, task: Task) -> DynamicsModel:
     """The ensemble for `task`. It learns the reward and the termination that the task lacks or that the settings name."""
-    return ensemble.make(
-        config.ensemble,
-        *vectors_and_actions(task, "a dynamics model"),
-        reward=known_reward(config, task),
-        terminated=None if config.learn_termination else task.terminated,
-        features=task.features,
-    )
+    return ensemble.make(config.ensemble, **_of_model(config, task))
+
+
+def layout_for(config: UnknownToTheModel, task: Task) -> Layout:
+    """The inputs and outputs of the networks of that ensemble."""
+    return ensemble.layout_of(config.ensemble, **_of_model(config, task))
+
+
+def _of_model(config: UnknownToTheModel, task: Task) -> dict[str, Any]:
+    observation, action = vectors_and_actions(task, "a dynamics model")
+    return {
+        "observation": observation,
+        "action": action,
+        "reward": known_reward(config, task),
+        "terminated": None if config.learn_termination else task.terminated,
+        "features": task.features,
+    }
 
 
 def known_reward(config: UnknownToTheModel, task: Task) -> Callable[..., Any] | None:
