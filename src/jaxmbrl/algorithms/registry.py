@@ -37,6 +37,7 @@ MODULES = {
     "sac": "model_free.sac",
     "td3": "model_free.td3",
     "ddpg": "model_free.td3:DDPG",
+    "mpo": "model_free.mpo",
     "dqn": "model_free.dqn",
     "muzero": "search.muzero",
     "alphazero": "search.alphazero",

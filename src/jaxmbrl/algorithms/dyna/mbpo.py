@@ -1,8 +1,8 @@
 """MBPO: model-based policy optimisation (Janner et al., When to trust your model, arXiv 1906.08253, algorithm 2).
 
-    Objective: that of the policy learner (SAC; of discrete actions also DQN), on transitions (s, a, r, s') imagined by a
-    learned model, where s is a real state or a state on a branch of at most k steps from one, a ~ pi(.|s), (s', r) ~ a
-    member of the ensemble
+    Objective: that of the policy learner (SAC or MPO; of discrete actions SAC or DQN), on transitions (s, a, r, s')
+    imagined by a learned model, where s is a real state or a state on a branch of at most k steps from one, a ~ pi(.|s),
+    (s', r) ~ a member of the ensemble
 
     for each environment step:
         act by the stochastic policy (uniformly at random for the first `warmup_steps`), store the transition
@@ -34,6 +34,7 @@ from jaxtyping import Array, Float
 
 from jaxmbrl import agents
 from jaxmbrl.agents import q_learning
+from jaxmbrl.agents.actor_critic.mpo import MPOConfig
 from jaxmbrl.agents.q_learning import QLearningConfig
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
@@ -71,8 +72,10 @@ class Config(BranchedSettings):
     """Agent updates for each environment step: the replay ratio (UTD)."""
     warmup_steps: Annotated[int, Ge(2)] = 5000
     """Environment steps of uniformly random actions, without updates, at the start."""
-    learner: Literal["sac", "dqn"] = "sac"
-    """The policy learner: `agent`, or for discrete actions `q_learning`."""
+    learner: Literal["sac", "mpo", "dqn"] = "sac"
+    """The policy learner: `agent`, `mpo`, or for discrete actions `q_learning`."""
+    mpo: MPOConfig = field(default_factory=MPOConfig)
+    """The settings of `mpo`."""
     q_learning: QLearningConfig = field(default_factory=QLearningConfig)
     """The settings of `dqn`. Its actions are epsilon-greedy, also in imagined branches."""
 
@@ -93,19 +96,19 @@ class State(NamedTuple):
 
 def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
     """MBPO on `task`; `model` overrides the default ensemble. `hyper` may hold `real_ratio`, traced, and the
-    learner's. Raises UserError for DQN on a task of continuous actions."""
+    learner's. Raises UserError for DQN on a task of continuous actions, and for MPO on one of discrete actions."""
     size, action = vectors_and_actions(task, "mbpo")
     if config.learner == "dqn":
         agent = q_learning.make(config.q_learning, task.observation, number_of_actions(task, "mbpo with the learner dqn"))
     else:
-        agent = agents.make(config.agent, size, action)
+        agent = agents.make(config.mpo if config.learner == "mpo" else config.agent, size, action)
     model = model or shared.ensemble_for(config, task)
     rule = disagreement.make(config.trust)
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         shared.no_data(data, "mbpo")
-        if config.learner == "dqn" and "initial_temperature" in hyper:
-            raise UserError("initial_temperature has no effect with the learner dqn")
+        if config.learner != "sac" and "initial_temperature" in hyper:
+            raise UserError(f"initial_temperature has no effect with the learner {config.learner}")
         agent_key, key, model_key = jax.random.split(key, 3)
         return State(
             agent=agent.init(agent_key, hyper),
