@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     picture, numbers = args.out / "mpo-duals.png", args.out / "mpo-duals.json"
     draw(found, bounds, picture)
     command = f"python experiments/mpo_duals.py --env {args.env} --seeds {seeds} --steps {steps}"
-    where = environment() | {"command": command}
+    where = environment(command)
     written = {"task": args.env, "steps": steps, "seeds": seeds, "bounds": bounds, **found, "environment": where}
     numbers.write_text(json.dumps(written, indent=1) + "\n")
     print(f"picture  {picture}\nnumbers  {numbers}")

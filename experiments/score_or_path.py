@@ -7,15 +7,17 @@
     pathwise derivative        the derivative of sum_t discount^t r_t along a trajectory with the noise held fixed
 
 All are unbiased for the model that makes the trajectories. The score function needs values of the model only, the path its
-derivatives. Each is computed in the true model and in a learned one, an ensemble that was fitted to few transitions; there
-the error of the mean is that of the model. The tasks are
+derivatives. Each is computed in the true model and in learned ones: an ensemble that was fitted to few transitions, and the
+same with early stopping by the squared error of a holdout, which ends before the predicted variance is right. There the
+error of the mean is that of the model. The tasks are
 
     linear      s' = 0.9 s + 0.5 a + 0.1 noise, r = -(s^2 + 0.1 a^2) / 2, with a gain for which the loop is stable
                 (s contracts by 0.7 in a step); its gradient is known exactly
     unstable    the same with a gain for which s grows by 1.1 in a step
-    pendulum    the task `pendulum`, under a linear policy that pumps energy into it
+    pendulum    the task `pendulum`, under a linear policy that pumps energy into it; its gradient is estimated in the true
+                model by other trajectories, eight times as many
 
-    python experiments/score_or_path.py [--out FOLDER] [--rows 16384] [--seed 0] [--quick]
+    python experiments/score_or_path.py [--out FOLDER] [--rows 32768] [--seed 0] [--quick]
 
 Writes `score-or-path.png` and `score-or-path.json`, with command, commit, versions and machine.
 """
@@ -25,6 +27,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,8 +50,11 @@ from jaxmbrl.training.run_folder import environment
 A, B, COST, STATE_NOISE = 0.9, 0.5, 0.1, 0.1
 """The linear task."""
 DISCOUNT = 0.95
+BLOCK = 4096
+"""Trajectories that are made at once."""
 HORIZONS = (2, 3, 5, 10, 20, 30, 50, 75, 100)
-MODEL = EnsembleConfig(members=5, elites=5, hidden=(64, 64), batch_size=64, max_epochs=200)
+MODEL = EnsembleConfig(members=5, elites=5, hidden=(64, 64), batch_size=64, max_epochs=300, holdout_fraction=0.0)
+LEARNED, STOPPED = "learned", "learned, stopped early"
 SCORE, BASELINE, PATH = "score function", "score function, baseline", "pathwise derivative"
 COLORS = {SCORE: "#999999", BASELINE: "#c1440e", PATH: "#0b3d91"}
 
@@ -123,14 +129,13 @@ def cases(seed: int, transitions: int, config: EnsembleConfig) -> dict[str, dict
     keys = jax.random.split(data_key, 3)
     true = linear_world()
     s, action = 1.5 * jax.random.normal(keys[0], (transitions, 1)), jax.random.normal(keys[1], (transitions, 1))
-    learned = fitted(true.step(s, action, keys[2])[1], linear_reward, fit_key, config)
+    of_linear = true.step(s, action, keys[2])[1]
 
     def starts(key: Key, n: int) -> Float[Array, "n 1"]:
         return jax.random.normal(key, (n, 1))
 
     task = envs.make("pendulum")
     rows = collect(task, uniform(task.action), 4 * transitions, seed=seed)
-    simulator, swinging = bptt.simulated(task.world), fitted(rows, task.reward, fit_key, config)
 
     def carries(key: Key, n: int) -> Any:
         return jax.vmap(task.world.reset)(jax.random.split(key, n))
@@ -138,15 +143,18 @@ def cases(seed: int, transitions: int, config: EnsembleConfig) -> dict[str, dict
     def observations(key: Key, n: int) -> Float[Array, "n 3"]:
         return jax.vmap(task.world.observe)(carries(key, n))
 
-    pumping = (0.0, 0.0, 0.5)
-    return {
-        "linear": {"true": Case(true, starts, (-0.4,), 0.2), "learned": Case(learned, starts, (-0.4,), 0.2)},
-        "unstable": {"true": Case(true, starts, (0.4,), 0.2), "learned": Case(learned, starts, (0.4,), 0.2)},
-        "pendulum": {
-            "true": Case(simulator, carries, pumping, 0.2),
-            "learned": Case(swinging, observations, pumping, 0.2),
-        },
+    found = {
+        "linear": {"true": Case(true, starts, (-0.4,), 0.2)},
+        "unstable": {"true": Case(true, starts, (0.4,), 0.2)},
+        "pendulum": {"true": Case(bptt.simulated(task.world), carries, (0.0, 0.0, 0.2), 0.2)},
     }
+    for name, settings in ((LEARNED, config), (STOPPED, replace(config, holdout_fraction=0.2))):
+        linear = fitted(of_linear, linear_reward, fit_key, settings)
+        found["linear"][name] = found["linear"]["true"]._replace(world=linear)
+        found["unstable"][name] = found["unstable"]["true"]._replace(world=linear)
+        swinging = fitted(rows, task.reward, fit_key, settings)
+        found["pendulum"][name] = found["pendulum"]["true"]._replace(world=swinging, origins=observations)
+    return found
 
 
 def derivatives(case: Case, rows: int, horizon: int, key: Key) -> tuple[Float[Array, "T N"], ...]:
@@ -200,8 +208,8 @@ def study(by_model: dict[str, Case], rows: int, horizons: tuple[int, ...], seed:
     """Model -> estimator -> horizon -> measures. All models have the same start states and noise of the policy."""
     found: dict[str, Any] = {}
     for model, case in by_model.items():
-        run = jax.jit(lambda key, case=case: derivatives(case, min(rows, 4096), max(horizons), key))
-        blocks = [run(jax.random.key(1000 + seed + block)) for block in range(max(1, rows // 4096))]
+        run = jax.jit(lambda key, case=case: derivatives(case, min(rows, BLOCK), max(horizons), key))
+        blocks = [run(jax.random.key(1000 + seed + block)) for block in range(max(1, rows // BLOCK))]
         whole = [np.concatenate([np.asarray(x, np.float64) for x in parts], axis=-1) for parts in zip(*blocks, strict=True)]
         found[model] = {name: {} for name in COLORS}
         for horizon in horizons:
@@ -210,34 +218,35 @@ def study(by_model: dict[str, Case], rows: int, horizons: tuple[int, ...], seed:
     return found
 
 
-def references(task: str, case: Case, of_true: dict[str, Any], horizons: tuple[int, ...]) -> dict[str, Any]:
-    """Horizon -> the gradient in the true model: exact on the linear task; else the mean of the estimator with the smaller
-    standard error."""
+def references(task: str, case: Case, rows: int, horizons: tuple[int, ...], seed: int) -> dict[str, Any]:
+    """Horizon -> the gradient in the true model, `mean` with its standard `error`: exact on the linear task; else by the
+    estimator with the smaller variance, on eight times `rows` other trajectories."""
     if task != "pendulum":
-        return {str(h): [exact_gradient(case.theta[0], case.sigma, h)] for h in horizons}
-    best = {h: min(of_true, key=lambda name: of_true[name][str(h)]["deviation"]) for h in horizons}
-    return {str(h): of_true[name][str(h)]["mean"] for h, name in best.items()}
+        return {str(h): {"mean": [exact_gradient(case.theta[0], case.sigma, h)], "error": [0.0]} for h in horizons}
+    found = study({"true": case}, 8 * rows, horizons, seed + 1_000_000)["true"]
+    best = {h: min(found, key=lambda name: found[name][str(h)]["deviation"]) for h in horizons}
+    return {str(h): found[name][str(h)] | {"estimator": name} for h, name in best.items()}
 
 
 def relative(of: dict[str, Any], reference: dict[str, Any], horizon: int) -> tuple[float, float, float]:
     """(deviation of one trajectory, error of the mean, its standard error), all divided by the norm of the gradient."""
-    exact, at = np.asarray(reference[str(horizon)]), of[str(horizon)]
-    scale = np.linalg.norm(exact)
-    bias = np.linalg.norm(np.asarray(at["mean"]) - exact)
-    return at["deviation"] / scale, bias / scale, np.linalg.norm(at["error"]) / scale
+    true, at = reference[str(horizon)], of[str(horizon)]
+    scale = np.linalg.norm(true["mean"])
+    bias = np.linalg.norm(np.asarray(at["mean"]) - np.asarray(true["mean"]))
+    return at["deviation"] / scale, bias / scale, np.linalg.norm([*at["error"], *true["error"]]) / scale
 
 
 def table(found: dict[str, Any], horizons: tuple[int, ...]) -> str:
     """Deviations and errors as text, a line for each task, model and estimator."""
     shown = [h for h in (2, 5, 20, 50, 100) if h in horizons]
     lines = ["deviation of one trajectory's estimate / error of the mean (+- standard error), over the gradient's norm"]
-    lines.append(f"  {'':<46}" + "".join(f"{f'H = {h}':>25}" for h in shown))
+    lines.append(f"  {'':<58}" + "".join(f"{f'H = {h}':>25}" for h in shown))
     for task, by_model in found.items():
-        for model in ("true", "learned"):
+        for model in ("true", LEARNED, STOPPED):
             for name in COLORS:
                 numbers = [relative(by_model[model][name], by_model["gradient"], h) for h in shown]
                 line = "".join(f"{d:>10.3g} /{b:>6.1%} +-{e:>5.1%}" for d, b, e in numbers)
-                lines.append(f"  {task + ', ' + model + ', ' + name:<46}{line}")
+                lines.append(f"  {task + ', ' + model + ', ' + name:<58}{line}")
     return "\n".join(lines)
 
 
@@ -249,38 +258,30 @@ def draw(found: dict[str, Any], horizons: tuple[int, ...], path: Path) -> None:
     figure = Figure(figsize=(14, 7.6), dpi=120, layout="constrained")
     grid = figure.subplots(2, len(found), squeeze=False, sharex=True)
     titles = {"linear": "linear, stable loop", "unstable": "linear, unstable loop", "pendulum": "pendulum"}
+    styles = {"true": "-", LEARNED: "--", STOPPED: ":"}
     for (task, by_model), (above, below) in zip(found.items(), grid.T, strict=True):
-        for model, style in (("true", "-"), ("learned", "--")):
+        for model, style in styles.items():
             for name, color in COLORS.items():
                 numbers = np.array([relative(by_model[model][name], by_model["gradient"], h) for h in horizons])
-                above.plot(horizons, numbers[:, 0], style, color=color, linewidth=2, marker="o", markersize=4)
-                if model == "learned" and name != SCORE:
-                    below.errorbar(
-                        horizons,
-                        numbers[:, 1],
-                        numbers[:, 2],
-                        fmt=style,
-                        color=color,
-                        linewidth=2,
-                        marker="o",
-                        markersize=4,
-                        capsize=2,
-                    )
+                look = {"color": color, "linestyle": style, "linewidth": 2, "marker": "o", "markersize": 4}
+                if model != STOPPED:
+                    above.plot(horizons, numbers[:, 0], **look)
+                if name == PATH and model != "true":
+                    below.errorbar(horizons, 100 * numbers[:, 1], 100 * numbers[:, 2], capsize=3, **look)
         above.set_title(titles[task], loc="left", fontsize=11)
-        above.set_yscale("log")
-        below.set_title("error of the mean in the learned model", loc="left", fontsize=10)
         below.set(xlabel="horizon H")
-        below.set_ylim(bottom=0)
         for axes in (above, below):
+            axes.set_yscale("log")
             axes.set_xscale("log")
             axes.set_xticks([2, 5, 10, 20, 50, 100], ["2", "5", "10", "20", "50", "100"])
             axes.minorticks_off()
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(color="0.92", linewidth=0.6)
     grid[0, 0].set_ylabel("standard deviation of one trajectory's\nestimate / norm of the gradient")
-    grid[1, 0].set_ylabel("error / norm of the gradient")
+    grid[1, 0].set_ylabel("error of the mean pathwise derivative\nin learned models, % of the gradient")
     handles = [Line2D([], [], color=color, linewidth=2, label=name) for name, color in COLORS.items()]
-    handles += [Line2D([], [], color="0.3", linestyle=s, label=f"{m} model") for m, s in (("true", "-"), ("learned", "--"))]
+    handles += [Line2D([], [], color="0.3", linestyle=s, linewidth=2, label=f"{m} model") for m, s in styles.items()]
+    handles[-1].set_label("learned model, stopped early")
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
     figure.savefig(path)
 
@@ -289,7 +290,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Fit the models, estimate, print the table, and write picture and numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/score_or_path"))
-    parser.add_argument("--rows", type=int, default=16384, help="trajectories")
+    parser.add_argument("--rows", type=int, default=32768, help="trajectories")
     parser.add_argument("--transitions", type=int, default=500, help="data of a model; four times as many of the pendulum")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="few trajectories, short and in small models (smoke test)")
@@ -302,13 +303,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for task, by_model in cases(args.seed, args.transitions, config).items():
         found[task] = study(by_model, rows, horizons, args.seed)
-        found[task]["gradient"] = references(task, by_model["true"], found[task]["true"], horizons)
+        found[task]["gradient"] = references(task, by_model["true"], rows, horizons, args.seed)
     print(table(found, horizons))
     picture, numbers = args.out / "score-or-path.png", args.out / "score-or-path.json"
     draw(found, horizons, picture)
     command = f"python experiments/score_or_path.py --rows {rows} --transitions {args.transitions} --seed {args.seed}"
     settings = {"horizons": list(horizons), "rows": rows, "transitions": args.transitions, "discount": DISCOUNT}
-    written = settings | found | {"environment": environment() | {"command": command}}
+    written = settings | found | {"environment": environment(command)}
     numbers.write_text(json.dumps(written, indent=1) + "\n")
     print(f"picture  {picture}\nnumbers  {numbers}")
     return written

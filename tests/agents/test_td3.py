@@ -392,5 +392,5 @@ def test_an_agent_is_chosen_by_name():
         assert config.chosen is settings
         state = jax.eval_shape(agents.make(config, O, A).init, jax.random.key(0), {})
         assert state.critic.params["params"]["Dense_0"]["kernel"].shape == (2, O + A, *settings.hidden)
-    with pytest.raises(UserError, match="method must be 'sac', 'td3' or 'mpo', got 'ddpg'"):
+    with pytest.raises(UserError, match="method must be 'sac' or 'td3' or 'mpo', got 'ddpg'"):
         from_dict(AgentConfig, {"method": "ddpg"})
