@@ -25,13 +25,14 @@ from jaxmbrl import algorithms
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.run_folder import environment
 
+STD = "standard deviation of the policy"
 PANELS = (
     ("temperature eta", (("temperature", None), ("penalty_temperature", None))),
     ("multipliers alpha", (("alpha_mean", None), ("alpha_std", None))),
     ("KL(weights | uniform)", (("weights_kl", "epsilon"),)),
     ("KL by the change of the mean", (("kl_mean", "epsilon_mean"),)),
     ("KL by the change of the standard deviation", (("kl_std", "epsilon_std"),)),
-    ("standard deviation of the policy", (("std", None),)),
+    (STD, (("std", None),)),
 )
 """Title of each panel, and its metrics (below `agent/`) with the setting that bounds each."""
 LABELS = {
@@ -71,7 +72,9 @@ def draw(found: dict[str, Any], bounds: dict[str, float], path: Path) -> None:
                     "bound", (steps[-1], bounds[bound]), (0, 4), textcoords="offset points", ha="right", color="0.3"
                 )
         axes.set_title(title, loc="left", fontsize=11)
-        axes.set_yscale("log")
+        axes.locator_params(axis="x", nbins=5)
+        if title != STD:
+            axes.set_yscale("log")
         if len(names) > 1:
             axes.legend(frameon=False, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)

@@ -190,6 +190,15 @@ METHOD = Method(
             settings={"ensemble.precision": "bfloat16", "agent.precision": "bfloat16"},
             about="small preset, reward learned, products in bfloat16",
         ),
+        Goal(
+            "mbpo-mpo-pendulum",
+            "pendulum",
+            2000,
+            -200.0,
+            seeds_at_goal=3,
+            settings={"learner": "mpo"},
+            about="small preset, by MPO",
+        ),
         Goal("mbpo-cartpole-v1", "CartPole-v1", 5000, 450.0, episodes=20),
         # The policy of DQN gets better and worse again on this task, also without a model.
         Goal(
