@@ -109,6 +109,16 @@ def linear_world() -> World:
     return World(reset=lambda key: None, start=lambda origin, key: origin, observe=lambda s: s, step=step)
 
 
+def clipped(world: World) -> World:
+    """`world` with actions clipped to [-1, 1]; its transitions have the actions before."""
+
+    def step(carry: Any, action: Float[Array, "N A"], key: Key) -> tuple[Any, Transition]:
+        carry, made = world.step(carry, jnp.clip(action, -1.0, 1.0), key)
+        return carry, made._replace(action=action)
+
+    return world._replace(step=step)
+
+
 def never(next_observation: Float[Array, "*n O"]) -> Any:
     """No termination."""
     return jnp.zeros(next_observation.shape[:-1], bool)
@@ -146,13 +156,13 @@ def cases(seed: int, transitions: int, config: EnsembleConfig) -> dict[str, dict
     found = {
         "linear": {"true": Case(true, starts, (-0.4,), 0.2)},
         "unstable": {"true": Case(true, starts, (0.4,), 0.2)},
-        "pendulum": {"true": Case(bptt.simulated(task.world), carries, (0.0, 0.0, 0.2), 0.2)},
+        "pendulum": {"true": Case(clipped(bptt.simulated(task.world)), carries, (0.0, 0.0, 0.2), 0.2)},
     }
     for name, settings in ((LEARNED, config), (STOPPED, replace(config, holdout_fraction=0.2))):
         linear = fitted(of_linear, linear_reward, fit_key, settings)
         found["linear"][name] = found["linear"]["true"]._replace(world=linear)
         found["unstable"][name] = found["unstable"]["true"]._replace(world=linear)
-        swinging = fitted(rows, task.reward, fit_key, settings)
+        swinging = clipped(fitted(rows, task.reward, fit_key, settings))
         found["pendulum"][name] = found["pendulum"]["true"]._replace(world=swinging, origins=observations)
     return found
 
@@ -254,6 +264,7 @@ def draw(found: dict[str, Any], horizons: tuple[int, ...], path: Path) -> None:
     """Write the picture: deviations above, errors of the mean below, a column for each task."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter
 
     figure = Figure(figsize=(14, 7.6), dpi=120, layout="constrained")
     grid = figure.subplots(2, len(found), squeeze=False, sharex=True)
@@ -277,8 +288,9 @@ def draw(found: dict[str, Any], horizons: tuple[int, ...], path: Path) -> None:
             axes.minorticks_off()
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(color="0.92", linewidth=0.6)
+        below.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g}%"))
     grid[0, 0].set_ylabel("standard deviation of one trajectory's\nestimate / norm of the gradient")
-    grid[1, 0].set_ylabel("error of the mean pathwise derivative\nin learned models, % of the gradient")
+    grid[1, 0].set_ylabel("error of the mean pathwise derivative\nin learned models, of the gradient")
     handles = [Line2D([], [], color=color, linewidth=2, label=name) for name, color in COLORS.items()]
     handles += [Line2D([], [], color="0.3", linestyle=s, linewidth=2, label=f"{m} model") for m, s in styles.items()]
     handles[-1].set_label("learned model, stopped early")
