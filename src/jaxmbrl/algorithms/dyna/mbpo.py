@@ -197,7 +197,16 @@ METHOD = Method(
             -200.0,
             seeds_at_goal=3,
             settings={"learner": "mpo"},
-            about="small preset, by MPO",
+            about="small preset, by MPO, 2 x 64 units",
+        ),
+        Goal(
+            "mbpo-pendulum-64",
+            "pendulum",
+            2000,
+            -170.0,
+            seeds_at_goal=0,
+            settings={"agent.hidden": (64, 64)},
+            about="small preset, by SAC, 2 x 64 units",
         ),
         Goal("mbpo-cartpole-v1", "CartPole-v1", 5000, 450.0, episodes=20),
         # The policy of DQN gets better and worse again on this task, also without a model.

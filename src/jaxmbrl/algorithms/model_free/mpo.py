@@ -108,6 +108,14 @@ METHOD = Method(
     family="model_free",
     paper="1806.06920",
     summary="maximum a posteriori policy optimisation: a policy fitted to weighted actions, within KL bounds",
-    tiny={**TINY_RUN, "agent.hidden": (16, 16), "agent.samples": 5, "n_step": 3, "train_every": 2, "agent.copy_every": 20},
+    tiny={
+        **TINY_RUN,
+        "agent.hidden": (16, 16),
+        "agent.critic_hidden": (16, 16),
+        "agent.samples": 5,
+        "agent.copy_every": 20,
+        "n_step": 3,
+        "train_every": 2,
+    },
     goals=(Goal("mpo-pendulum", "pendulum", 20_000, -200.0, seeds_at_goal=3),),
 )
