@@ -220,6 +220,7 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/sac.md": {"returns": of("sac", "redq", "droq")},
     "docs/speed.md": {"bfloat16": in_bfloat16, "split": split, "compiling": compiling},
     "docs/td3.md": {"returns": of("td3", "ddpg")},
+    "docs/mpo.md": {"returns": of("mpo")},
     "docs/dqn.md": {"returns": of("dqn")},
     "docs/partial_observation.md": {"returns": of("sac", "recurrent-sac", tasks="masked/")},
     "docs/qt_opt_naf.md": {"returns": of("qt-opt", "naf")},

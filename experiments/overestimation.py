@@ -262,7 +262,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "seeds": seeds,
         "tables": {name: summary_of_tables(left) | {"left": left} for name, left in tables.items()},
         "networks": networks,
-        "environment": environment() | {"command": command},
+        "environment": environment(command),
     }
     numbers.write_text(json.dumps(written, indent=1) + "\n")
     print(f"picture  {picture}\nnumbers  {numbers}")

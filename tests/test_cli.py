@@ -574,7 +574,17 @@ def test_list_tells_the_presets_of_a_method(name):
 def test_list_of_a_family():
     code, out, err = call(["list", "model-free"])
     assert code == 0 and not err
-    assert re.findall(r"^  ([\w-]+) ", out, re.MULTILINE) == ["redq", "droq", "sac", "td3", "ddpg", "dqn", "qt-opt", "naf"]
+    assert re.findall(r"^  ([\w-]+) ", out, re.MULTILINE) == [
+        "redq",
+        "droq",
+        "sac",
+        "td3",
+        "ddpg",
+        "mpo",
+        "dqn",
+        "qt-opt",
+        "naf",
+    ]
     classic = [name for name in envs.names() if envs.family(name) == "classic"]
     assert call(["list", "classic"])[1].split() == ["tasks", "classic", *classic]
 

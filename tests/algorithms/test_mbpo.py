@@ -474,6 +474,11 @@ def test_naf_learns_continuous_actions_only():
         mbpo.make(dataclasses.replace(TINY, learner="naf"), envs.make("CartPole-v1"))
 
 
+def test_mpo_learns_continuous_actions_only():
+    with pytest.raises(UserError, match="mpo needs continuous actions, got 2 choices"):
+        mbpo.make(dataclasses.replace(TINY, learner="mpo"), envs.make("CartPole-v1"))
+
+
 def test_dqn_learns_choices_only():
     by_dqn = dataclasses.replace(TINY, learner="dqn")
     with pytest.raises(UserError, match="mbpo with the learner dqn takes discrete actions, and the actions of"):

@@ -80,6 +80,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]] | tuple[str, dict[str, Any], str]
     "sac, discrete actions": ("sac", {}, CHOICES),
     "redq, discrete actions, dropout": ("redq", {"agent.dropout": 0.1}, CHOICES),
     "mbpo, discrete actions, M2AC": ("mbpo", {"trust.rule": "m2ac"}, CHOICES),
+    "mbpo, learner MPO": ("mbpo", {"learner": "mpo", "mpo.hidden": (16, 16), "mpo.samples": 5}),
     "mbpo, learner DQN": ("mbpo", {"learner": "dqn", "q_learning.hidden": (16, 16)}, CHOICES),
     "mbpo, learner NAF, bonus for disagreement": (
         "mbpo",

@@ -41,6 +41,7 @@ MODULES = {
     "recurrent-sac": "model_free.recurrent_sac",
     "td3": "model_free.td3",
     "ddpg": "model_free.td3:DDPG",
+    "mpo": "model_free.mpo",
     "dqn": "model_free.dqn",
     "qt-opt": "model_free.qt_opt",
     "naf": "model_free.naf",

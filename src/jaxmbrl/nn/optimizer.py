@@ -108,6 +108,13 @@ def move_target(trainable: Trainable, rate: float) -> Trainable:
     return trainable._replace(target=tree.where(trainable.active, target, trainable.target))
 
 
+def copy_target_every(trainable: Trainable, period: int) -> Trainable:
+    """Copy the parameters to the target network after every `period`-th step of the optimiser, whose state must have the
+    count of its steps, as Adam's does. Seeds may have different counts, so the copy is a selection."""
+    due = trainable.active & (optax.tree.get(trainable.moments, "count") % period == 0)
+    return trainable._replace(target=tree.where(due, trainable.params, trainable.target))
+
+
 class LaPropState(NamedTuple):
     """State of `scale_by_laprop`."""
 

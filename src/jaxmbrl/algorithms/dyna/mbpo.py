@@ -1,6 +1,6 @@
 """MBPO: model-based policy optimisation (Janner et al., When to trust your model, arXiv 1906.08253, algorithm 2).
 
-    Objective: that of the policy learner (SAC or NAF; of discrete actions SAC or DQN), on transitions (s, a, r, s')
+    Objective: that of the policy learner (SAC, MPO or NAF; of discrete actions SAC or DQN), on transitions (s, a, r, s')
     imagined by a learned model, where s is a real state or a state on a branch of at most k steps from one, a ~ pi(.|s),
     (s', r) ~ a member of the ensemble
 
@@ -34,6 +34,7 @@ from jaxtyping import Array, Float
 
 from jaxmbrl import agents
 from jaxmbrl.agents import naf, q_learning
+from jaxmbrl.agents.actor_critic.mpo import MPOConfig
 from jaxmbrl.agents.naf import NAFConfig
 from jaxmbrl.agents.q_learning import QLearningConfig
 from jaxmbrl.algorithms import shared
@@ -72,8 +73,10 @@ class Config(BranchedSettings):
     """Agent updates for each environment step: the replay ratio (UTD)."""
     warmup_steps: Annotated[int, Ge(2)] = 5000
     """Environment steps of uniformly random actions, without updates, at the start."""
-    learner: Literal["sac", "dqn", "naf"] = "sac"
-    """The policy learner: `agent`, for discrete actions also `q_learning`, for continuous ones `naf`."""
+    learner: Literal["sac", "mpo", "naf", "dqn"] = "sac"
+    """The policy learner: `agent`, for continuous actions also `mpo` and `naf`, for discrete ones `q_learning`."""
+    mpo: MPOConfig = field(default_factory=MPOConfig)
+    """The settings of `mpo`."""
     q_learning: QLearningConfig = field(default_factory=QLearningConfig)
     """The settings of `dqn`. Its actions are epsilon-greedy, also in imagined branches."""
     naf: NAFConfig = field(default_factory=NAFConfig)
@@ -103,7 +106,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
     elif config.learner == "naf":
         agent = naf.make(config.naf, *vector_sizes(task, "mbpo with the learner naf"))
     else:
-        agent = agents.make(config.agent, size, action)
+        agent = agents.make(config.mpo if config.learner == "mpo" else config.agent, size, action)
     model = model or shared.ensemble_for(config, task)
     rule = disagreement.make(config.trust)
 
@@ -191,6 +194,24 @@ METHOD = Method(
             -170.0,
             settings={"ensemble.precision": "bfloat16", "agent.precision": "bfloat16"},
             about="small preset, reward learned, products in bfloat16",
+        ),
+        Goal(
+            "mbpo-mpo-pendulum",
+            "pendulum",
+            2000,
+            -200.0,
+            seeds_at_goal=3,
+            settings={"learner": "mpo"},
+            about="small preset, by MPO, 2 x 64 units",
+        ),
+        Goal(
+            "mbpo-pendulum-64",
+            "pendulum",
+            2000,
+            -170.0,
+            seeds_at_goal=0,
+            settings={"agent.hidden": (64, 64)},
+            about="small preset, by SAC, 2 x 64 units",
         ),
         Goal("mbpo-cartpole-v1", "CartPole-v1", 5000, 450.0, episodes=20),
         # The policy of DQN gets better and worse again on this task, also without a model.
