@@ -43,6 +43,13 @@ CALLED: Mapping[str, tuple[str, ...]] = {
     "learning_rate": ("lr", "actor_lr", "critic_lr", "policy_lr", "q_lr", "sac_lr", "model_lr", "step_size"),
     "batch_size": ("minibatch_size", "model_batch_size"),
     "replay_capacity": ("buffer_size", "replay_size", "max_replay_size"),
+    "n_step": ("multi_step", "nstep", "n_step_return"),
+    "kind": ("prioritized_replay", "use_per", "per"),
+    "alpha": ("per_alpha", "prioritized_replay_alpha", "priority_exponent"),
+    "beta": ("per_beta", "prioritized_replay_beta0", "importance_sampling_exponent"),
+    "beta_steps": ("prioritized_replay_beta_iters",),
+    "demonstrations": ("expert_data", "demo_file", "demo_path", "demos", "offline_data"),
+    "demonstration_share": ("demo_ratio", "offline_ratio", "expert_ratio"),
     "warmup_steps": ("learning_starts", "start_steps", "min_replay_size", "initial_exploration_steps"),
     "updates_per_step": (
         *("gradient_steps", "utd", "utd_ratio", "replay_ratio", "grad_updates_per_step", "train_ratio", "train_freq"),
