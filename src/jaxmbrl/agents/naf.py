@@ -67,8 +67,8 @@ class NAFConfig:
     """Polyak factor: the share by which the target network moves at each update."""
     value_scale: Annotated[float, Gt(0)] = 1.0
     """k: the unit of the network's values. With Adam, which does not depend on the scale of the loss, it has the effect of
-    rewards divided by k; values are in the task's units for every k. If values are far larger than k, mu saturates before
-    V is learned."""
+    rewards divided by k; values are in the task's units for every k. If values are far larger than k, mu saturates and
+    L vanishes while V is learned."""
     exploration_noise: Annotated[float, Ge(0)] = 0.2
     """Standard deviation of the noise that is added to actions for exploration."""
 
