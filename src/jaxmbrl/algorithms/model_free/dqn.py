@@ -203,7 +203,7 @@ METHOD = Method(
             200.0,
             seeds_at_goal=3,
             settings={"normalize_observations": True, "normalize_rewards": True},
-            about="double DQN, running normalisation",
+            about="double DQN, normalised observations and rewards",
             best=True,
         ),
         Goal("dqn-deep-sea", "bsuite/DeepSea/8", 10_000, 0.9, seeds=8, seeds_at_goal=0, about="double DQN"),

@@ -132,8 +132,17 @@ METHOD = Method(
             "pendulum",
             5000,
             -170.0,
+            settings={"normalize_observations": True},
+            about="normalised observations",
+        ),
+        Goal(
+            "td3-normalised-rewards-pendulum",
+            "pendulum",
+            5000,
+            -170.0,
+            seeds_at_goal=0,
             settings={"normalize_observations": True, "normalize_rewards": True},
-            about="running normalisation",
+            about="normalised observations and rewards",
         ),
     ),
 )
