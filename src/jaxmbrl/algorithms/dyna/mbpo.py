@@ -233,6 +233,16 @@ METHOD = Method(
             settings={"learner": "naf"},
             about="small preset, by NAF",
         ),
+        Goal(
+            "mbpo-mountain-car-explore",
+            "mountain-car-continuous",
+            3000,
+            90.0,
+            seeds=2,
+            seeds_at_goal=2,
+            settings={"trust.rule": "explore", "trust.bonus": 0.1},
+            about="small preset, bonus for disagreement",
+        ),
         Goal("mbpo-inverted-pendulum", "InvertedPendulum-v5", 4000, 1000.0, episodes=10, about="the paper's preset"),
         Goal(
             "mbpo-inverted-pendulum-bfloat16",
