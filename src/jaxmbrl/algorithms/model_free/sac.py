@@ -140,7 +140,7 @@ METHOD = Method(
             "pendulum",
             20_000,
             -170.0,
-            seeds_at_goal=0,
+            seeds_at_goal=3,
             preset="pendulum",
             settings={
                 "agent.hidden": (64, 64),
