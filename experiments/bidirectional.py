@@ -172,9 +172,10 @@ def draw(numbers: dict[str, Any], file: Path) -> None:
     for name, color, marker in (("forward", COLORS[1], "o"), ("bidirectional", COLORS[0], "s")):
         left.plot(error["h"], error[name], marker=marker, color=color, label=name)
     for h, value, ratio in zip(error["h"], error["forward"], error["ratio"], strict=True):
-        left.annotate(f"{ratio:.1f} times", (h, value), textcoords="offset points", xytext=(-4, 7), ha="right", fontsize=8)
+        left.annotate(f"{ratio:.1f} times", (h, value), textcoords="offset points", xytext=(-6, 5), ha="right", fontsize=8)
     left.set_xscale("log")
     left.set_yscale("log")
+    left.set_xlim(0.5, 12)
     left.set_xticks(error["h"], [str(h) for h in error["h"]])
     left.minorticks_off()
     left.set_xlabel("h (trajectories of 2h steps)")

@@ -214,7 +214,8 @@ def check_that_buffers_are_updated_in_place(compiled: Compiled) -> None:
     assert all(shape in compiled.text for shape in shapes)
     made = re.findall(r"= (\w+\[[\d,]+\])\S* (copy|copy-start|fusion)\(", compiled.text)
     assert len(made) > 10, "the compiled program is not written as expected"
-    assert not [shape for shape, operation in made if shape in shapes and operation != "fusion"]
+    copied = [shape for shape, operation in made if shape in shapes and operation != "fusion"]
+    assert not copied, copied
 
 
 def check_that_chunks_change_no_bit(compiled: Compiled) -> None:

@@ -90,8 +90,9 @@ def init(config: AdaptationConfig, layout: Layout, model: EnsembleState, key: Ke
 
 
 def critic_network(config: AdaptationConfig) -> nn.Module:
-    """The network f of one member."""
-    return MLP(config.hidden, 1)
+    """The network f of one member. Its last layer has no bias, which would cancel in the distance."""
+    last = nn.Dense(1, use_bias=False, param_dtype=jnp.result_type(float))
+    return nn.Sequential([MLP(config.hidden[:-1], config.hidden[-1]), nn.relu, last]) if config.hidden else last
 
 
 def layers_of(layout: Layout, model: EnsembleState) -> PyTree:

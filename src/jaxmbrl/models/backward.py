@@ -38,6 +38,7 @@ def make(
       transitions are in the order of time. Their `terminated` says that the predecessor itself terminates, by the task's
       function, so that the transition is impossible; it is false if the function is not given.
     """
+    # With a known function the ensemble learns no termination.
     ends = never if terminated is None else terminated
     known = None if reward is None else lambda after, action, before: reward(before, action, after)
     swapped = ensemble.make(config, observation, action, reward=known, terminated=ends, features=features)
@@ -58,13 +59,9 @@ def make(
 
 
 def exchanged(rows: Transition) -> Transition:
-    """Rows with observation and next observation exchanged. None of them terminates: the observation of a row, now its
-    successor, never does, and the rows' own terminations are about the other one."""
-    return rows._replace(
-        observation=rows.next_observation,
-        next_observation=rows.observation,
-        terminated=jnp.zeros_like(rows.terminated),
-    )
+    """Rows with observation and next observation exchanged. Their terminations remain those of the rows, about the
+    exchanged observation: a model that learned them would learn those of the wrong state."""
+    return rows._replace(observation=rows.next_observation, next_observation=rows.observation)
 
 
 def never(observation: Observation) -> Bool[Array, "*n"]:

@@ -182,5 +182,8 @@ METHOD = Method(
         "adaptation.hidden": (8,),
         "adaptation.batch_size": 16,
     },
-    goals=(Goal("ampo-pendulum", "pendulum", 1000, -200.0, about="small preset, reward learned"),),
+    goals=(
+        # As many steps as the study of BMPO has for MBPO, whose policy is not yet good then.
+        Goal("ampo-pendulum", "pendulum", 1000, -700.0, seeds_at_goal=0, about="small preset, reward learned"),
+    ),
 )
