@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.agents.actor_critic.updates import updates
-from jaxmbrl.agents.exploration import no_extras, uniform, with_warmup
+from jaxmbrl.agents.exploration import linear, no_extras, uniform, with_warmup
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import Traced, UserError, traced
 from jaxmbrl.core.types import (
@@ -77,6 +77,34 @@ class OffPolicySettings(LoopSettings):
     """Critic updates for each actor update. SAC's temperature and the targets of TD3 and DQN are updated with the actor."""
     replay_capacity: Annotated[int, Ge(1)] = 1_000_000
     """Transitions in the replay buffer; the oldest are overwritten first."""
+
+
+@dataclass(frozen=True)
+class OnPolicySettings(EpochSettings):
+    """Settings of methods that learn from the trajectories of their current policy."""
+
+    num_envs: Annotated[int, Ge(1)] = 8
+    """Environments that each seed steps in parallel."""
+    collect_steps: Annotated[int, Ge(1)] = 256
+    """T: steps of each environment between two updates. Episodes continue across updates."""
+    epoch_steps: Annotated[int, Ge(1)] = 2048
+    """Environment steps between two rows of metrics."""
+    eval_every: Annotated[int, Ge(0)] = 5
+    """Epochs between two evaluations; 0 for none."""
+
+
+@dataclass(frozen=True)
+class AnnealedSettings(OnPolicySettings):
+    """The same with a learning rate that may fall."""
+
+    anneal_steps: Annotated[int, Ge(1)] | None = None
+    """Environment steps within which the learning rate falls linearly to 0; None for a constant one."""
+
+    def learning_scale(self, clock: Clock) -> Float[Array, ""] | float:
+        """The factor of the learning rate in the update that `clock` has counted the steps of."""
+        if self.anneal_steps is None:
+            return 1.0
+        return linear(1.0, 0.0, self.anneal_steps, clock.env_steps - self.num_envs * self.collect_steps)
 
 
 @dataclass(frozen=True)
