@@ -82,7 +82,7 @@ def test_published_settings():
         clip=0.2,
         target_divergence=None,
     )
-    assert (published.num_envs, published.collect_steps, published.anneal_steps) == (1, 2048, 1_000_000)
+    assert (published.num_envs, published.collect_steps, published.anneal_steps) == (1, 2048, 488 * 2048)
     assert (many.num_envs, many.collect_steps, many.agent.minibatches, many.agent.epochs) == (2048, 10, 32, 4)
     assert many.agent.hidden == (256, 256)
 

@@ -85,9 +85,9 @@ class OnPolicySettings(EpochSettings):
 
     num_envs: Annotated[int, Ge(1)] = 8
     """Environments that each seed steps in parallel."""
-    collect_steps: Annotated[int, Ge(1)] = 256
+    collect_steps: Annotated[int, Ge(1)] = 250
     """T: steps of each environment between two updates. Episodes continue across updates."""
-    epoch_steps: Annotated[int, Ge(1)] = 2048
+    epoch_steps: Annotated[int, Ge(1)] = 2000
     """Environment steps between two rows of metrics."""
     eval_every: Annotated[int, Ge(0)] = 5
     """Epochs between two evaluations; 0 for none."""
