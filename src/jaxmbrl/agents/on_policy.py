@@ -197,16 +197,26 @@ class OnPolicy(NamedTuple):
         actor_key, critic_key = jax.random.split(key)
         config, zeros = self.config, jnp.zeros(self.observation_size)
         rate = hyper.get("learning_rate", config.learning_rate)
-        discrete = isinstance(self.action, Discrete)
-        log_std: Any = () if discrete else jnp.full(encoded_size(self.action), config.first_log_std, float)
+        actor = ActorParameters(self.actor.init(actor_key, zeros), self.first_log_std())
         return OnPolicyState(
-            actor=optimizer.init(ActorParameters(self.actor.init(actor_key, zeros), log_std), rate, chain=self.actor_chain),
+            actor=optimizer.init(actor, rate, chain=self.actor_chain),
             critic=optimizer.init(self.critic.init(critic_key, zeros), rate, chain=self.critic_chain),
             discount=jnp.asarray(hyper.get("discount", config.discount), float),
             observations=running(self.observation_size),
             returns=running(1),
             running_return=jnp.zeros(num_envs),
         )
+
+    def first_log_std(self) -> Any:
+        """The log standard deviation at the start; `()` for discrete actions."""
+        discrete = isinstance(self.action, Discrete)
+        return () if discrete else jnp.full(encoded_size(self.action), self.config.first_log_std, float)
+
+    def with_first_log_std(self, state: OnPolicyState) -> OnPolicyState:
+        """The state with a policy of the first log standard deviation."""
+        actor = state.actor
+        reset = tree.where(actor.active, self.first_log_std(), actor.params.log_std)
+        return state._replace(actor=actor._replace(params=actor.params._replace(log_std=reset)))
 
     def inputs(self, state: OnPolicyState, observation: Float[Array, "*n O"]) -> Float[Array, "*n O"]:
         """The networks' inputs."""

@@ -42,6 +42,7 @@ MODULES = {
     "trpo": "on_policy.trpo",
     "a2c": "on_policy.a2c",
     "reinforce": "on_policy.reinforce",
+    "me-trpo": "on_policy.metrpo",
     "muzero": "search.muzero",
     "alphazero": "search.alphazero",
     "uct": "search.uct",
