@@ -93,6 +93,8 @@ METHOD = Method(
     },
     goals=(
         Goal("ppo-pendulum", "pendulum", 100_000, -170.0, seeds=8, seeds_at_goal=8),
+        Goal("ppo-pendulum-2000", "pendulum", 2000, -170.0, seeds_at_goal=0, about="its preset, for comparison"),
+        Goal("ppo-pendulum-4000", "pendulum", 4000, -170.0, seeds_at_goal=0, about="its preset, for comparison"),
         Goal("ppo-cartpole", "cartpole-continuous", 25_000, 200.0, seeds=8, seeds_at_goal=8),
         Goal("ppo-cartpole-v1", "CartPole-v1", 50_000, 500.0, seeds=8, seeds_at_goal=8),
     ),
