@@ -43,6 +43,7 @@ MODULES = {
     "a2c": "on_policy.a2c",
     "reinforce": "on_policy.reinforce",
     "me-trpo": "on_policy.metrpo",
+    "slbo": "on_policy.slbo",
     "muzero": "search.muzero",
     "alphazero": "search.alphazero",
     "uct": "search.uct",

@@ -34,10 +34,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxmbrl.agents import trust_region
 from jaxmbrl.agents.on_policy import OnPolicyState
-from jaxmbrl.agents.trust_region import TRPOConfig
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
-from jaxmbrl.algorithms.shared import OnPolicySettings
+from jaxmbrl.algorithms.shared import ImaginedTRPOSettings
 from jaxmbrl.core import metrics
 from jaxmbrl.core.types import (
     Algorithm,
@@ -58,37 +57,22 @@ from jaxmbrl.core.types import (
 from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vectors_and_actions
-from jaxmbrl.models import ensemble, imagination
+from jaxmbrl.models import ensemble
 from jaxmbrl.models.ensemble import EnsembleConfig
 from jaxmbrl.nn.optimizer import Trainable
 from jaxmbrl.rollout import Return, planned_return, rollout
 
 
-def plain_trpo() -> TRPOConfig:
-    """TRPO without statistics of real trajectories."""
-    return TRPOConfig(normalize_observations=False, normalize_rewards=False)
-
-
 @dataclass(frozen=True)
-class Config(OnPolicySettings):
+class Config(ImaginedTRPOSettings):
     """Settings of a run of ME-TRPO."""
 
-    agent: TRPOConfig = field(default_factory=plain_trpo)
-    """Policy and value function. Nothing is normalised by statistics of real trajectories."""
     ensemble: EnsembleConfig = field(default_factory=lambda: EnsembleConfig(probabilistic=False))
     """The dynamics model."""
     learn_reward: bool = True
     """Learn the reward even if the task provides it."""
     learn_termination: bool = False
     """Learn the termination even if the task provides it."""
-    replay_capacity: Annotated[int, Ge(2)] = 1_000_000
-    """Real transitions in the replay buffer; the oldest are overwritten first."""
-    num_envs: Annotated[int, Ge(1)] = 1
-    """Environments that each seed steps in parallel."""
-    imagined_rows: Annotated[int, Ge(1)] = 50
-    """Imagined trajectories of each update."""
-    imagined_steps: Annotated[int, Ge(1)] = 100
-    """Steps of an imagined trajectory."""
     updates: Annotated[int, Ge(1)] = 400
     """Largest number of updates of the policy in a round."""
     check_every: Annotated[int, Ge(1)] = 5
@@ -106,10 +90,7 @@ class Config(OnPolicySettings):
         """(field, message) of the first violated rule that involves several fields, or None."""
         if self.updates % self.check_every:
             return "updates", f"must be a multiple of check_every ({self.check_every}), got {self.updates}"
-        for name in ("normalize_observations", "normalize_rewards"):
-            if getattr(self.agent, name):
-                return f"agent.{name}", "must be false: the policy learns from imagined trajectories"
-        return shared.no_moment_matching(self.ensemble)
+        return shared.no_moment_matching(self.ensemble) or super().problem()
 
 
 class State(NamedTuple):
@@ -178,13 +159,7 @@ def make(config: Config, task: Task) -> Algorithm:
             return jax.lax.map(in_member, jnp.arange(config.ensemble.members))
 
         def update(learner: OnPolicyState, key: Key) -> tuple[OnPolicyState, Metrics]:
-            start_key, rollout_key, update_key = jax.random.split(key, 3)
-            origin = replay.sample(real, start_key, config.imagined_rows).observation
-            acting = agent.policy(learner, True)
-            rows, weight = imagination.collect(world, acting, origin, rollout_key, config.imagined_steps)
-            learner, found = trust_region.update(agent, config.agent, learner, rows, update_key, weight)
-            earned = jnp.mean(jnp.sum(weight * rows.reward, axis=0))
-            return learner, found | {"policy/imagined_return": Average.of(earned)}
+            return shared.improve_in_model(config, agent, learner, world, real, key)
 
         def unfinished(search: Search) -> Bool[Array, ""]:
             return (search.updates < config.updates) & (search.stale < config.patience)
