@@ -217,6 +217,8 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/speed.md": {"bfloat16": in_bfloat16, "split": split, "compiling": compiling},
     "docs/td3.md": {"returns": of("td3", "ddpg")},
     "docs/dqn.md": {"returns": of("dqn")},
+    "docs/on_policy.md": {"returns": of("ppo", "trpo", "a2c", "reinforce")},
+    "docs/model_policy_optimisation.md": {"returns": of("me-trpo", "slbo")},
     "docs/search.md": {"returns": of("uct", "alphazero", "muzero"), "games": games},
     "docs/tabular.md": {
         "returns": of("q-learning", "q-planning", "dyna-q", "dyna-q-plus", "prioritized-sweeping", "linear-dyna")
