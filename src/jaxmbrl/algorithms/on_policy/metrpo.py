@@ -154,7 +154,9 @@ def make(config: Config, task: Task) -> Algorithm:
         def returns_of(learner: OnPolicyState) -> Float[Array, "E"]:
             def in_member(member: Int[Array, ""]) -> Float[Array, ""]:
                 world = model.world(ensemble.of_member(model_state, member))
-                return imagined_return(world, agent.policy(learner, False), judged, judge_key, config.imagined_steps)
+                # The same random numbers in each comparison.
+                key = jax.random.fold_in(judge_key, member)
+                return imagined_return(world, agent.policy(learner, False), judged, key, config.imagined_steps)
 
             return jax.lax.map(in_member, jnp.arange(config.ensemble.members))
 
