@@ -36,6 +36,11 @@ PEERS = {
         "steps/s",
     ),
     "pets": ("PETS on cartpole until a return of 195, time per seed", "seconds a seed", "s"),
+    "brax-ppo": (
+        "PPO with Brax's inverted pendulum, 64 environments x 32 steps",
+        "environment steps a second",
+        "steps/s",
+    ),
     "brax-sac": ("SAC with Brax's inverted pendulum, 16 environments", "updates a second", "updates/s"),
 }
 """Case of `peers.py` -> (description, name of the displayed number, its unit)."""
