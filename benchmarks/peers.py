@@ -253,8 +253,8 @@ CASES = {
         peer="brax",
     ),
     "brax-ppo": Case(
-        "the training loop of Brax's PPO and of ours on Brax's inverted_pendulum (spring), 64 environments x 32 steps, 4 epochs "
-        "of 4 minibatches, 2 x 64",
+        "the training loop of Brax's PPO and of ours on Brax's inverted_pendulum (spring), 64 environments x 32 steps, "
+        "4 epochs of 4 minibatches, 2 x 64",
         "brax-ppo",
         {
             "task": "inverted_pendulum",
@@ -271,12 +271,12 @@ CASES = {
         calls=5,
         full_calls=15,
         differs=(
-            "Brax shuffles whole trajectories and computes advantages anew in each minibatch, ours shuffles rows and computes "
-            "them once",
+            "Brax shuffles whole trajectories and computes advantages anew in each minibatch, ours shuffles rows and "
+            "computes them once",
             "Brax's policy has a standard deviation that depends on the state and a tanh, ours a free one and a clip; its "
             "units are swish, ours tanh",
-            "Brax resets to states drawn at the start, ours to new ones; ours also counts episodes, scales rewards and checks "
-            "for what is not finite; Brax's evaluation is not counted",
+            "Brax resets to states drawn at the start, ours to new ones; ours also counts episodes, scales rewards and "
+            "checks for what is not finite; Brax's evaluation is not counted",
         ),
         peer="brax",
         figure="seconds",
