@@ -101,7 +101,7 @@ def test_seeds_do_not_touch_each_other(compiled: Compiled) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [4, 8])
 def test_two_four_and_eight_seeds_agree_on_seed_0_to_the_bit(compiled: Compiled, seeds: int) -> None:
-    if compiled.case in {"bptt", "ddpg", "maac", "steve", "svg", "td3", *VARIANTS}:
+    if compiled.case in {"bptt", "ddpg", "maac", "me-trpo", "slbo", "steve", "svg", "td3", *VARIANTS}:
         pytest.skip("how XLA sums depends on the shapes: a fact about each algorithm's own settings, not a promise")
     program = built(compiled.case, seeds)
     state = jax.jit(program.loop.init)(jnp.arange(seeds), {"learning_rate": jnp.full(seeds, 1e-3, float)})
@@ -111,8 +111,8 @@ def test_two_four_and_eight_seeds_agree_on_seed_0_to_the_bit(compiled: Compiled,
 
 
 def test_a_seed_that_goes_non_finite_is_named_and_frozen_and_leaves_the_others(compiled: Compiled) -> None:
-    # Only methods with a replay buffer have a warm-up.
-    earliest = EPOCH if has_replay(compiled.program) else 1
+    # Methods without a warm-up are updated from the first steps on.
+    earliest = EPOCH if hasattr(compiled.program.config.settings, "warmup_steps") else 1
     promises.check_that_a_non_finite_seed_is_frozen_alone(compiled, earliest=earliest)
 
 

@@ -234,6 +234,8 @@ METHOD = Method(
         "updates": 4,
         "check_every": 2,
         "patience": 2,
+        # All policies are accepted, so that the actor of a run of a few steps learns.
+        "worse_share": 1.0,
     },
     goals=(
         Goal(
