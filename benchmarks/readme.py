@@ -36,6 +36,11 @@ PEERS = {
         "steps/s",
     ),
     "pets": ("PETS on cartpole until a return of 195, time per seed", "seconds a seed", "s"),
+    "brax-ppo": (
+        "PPO with Brax's inverted pendulum, 64 environments x 32 steps",
+        "environment steps a second",
+        "steps/s",
+    ),
     "brax-sac": ("SAC with Brax's inverted pendulum, 16 environments", "updates a second", "updates/s"),
 }
 """Case of `peers.py` -> (description, name of the displayed number, its unit)."""
@@ -224,6 +229,8 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/dqn.md": {"returns": of("dqn")},
     "docs/partial_observation.md": {"returns": of("sac", "recurrent-sac", tasks="masked/")},
     "docs/qt_opt_naf.md": {"returns": of("qt-opt", "naf")},
+    "docs/on_policy.md": {"returns": of("ppo", "trpo", "a2c", "reinforce")},
+    "docs/model_policy_optimisation.md": {"returns": of("me-trpo", "slbo")},
     "docs/search.md": {"returns": of("uct", "alphazero", "muzero"), "games": games},
     "docs/tabular.md": {
         "returns": of("q-learning", "q-planning", "dyna-q", "dyna-q-plus", "prioritized-sweeping", "linear-dyna")

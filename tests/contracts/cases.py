@@ -128,6 +128,11 @@ def takes_tables(program: programs.Program) -> bool:
     return algorithms.METHODS[program.config.algorithm].takes[0] == "tables"
 
 
+def has_replay(program: programs.Program) -> bool:
+    """Whether a method has a replay buffer, which those of tables and the on-policy ones lack."""
+    return hasattr(program.config.settings, "replay_capacity")
+
+
 def configured(case: str, **fields: Any) -> programs.RunConfig:
     """The config of a case at tiny size."""
     name, changes, _ = CASES[case]

@@ -95,6 +95,13 @@ def _chain_step(chain: optax.GradientTransformation) -> Any:
     return update
 
 
+def assign(trainable: Trainable, params: PyTree, norm: Float[Array, ""]) -> Trainable:
+    """The state with parameters that were found without this optimiser. Nothing changes, and `active` becomes false, if
+    `norm`, that of the gradient that led to them, or one of them is not finite."""
+    active = trainable.active & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(params))
+    return trainable._replace(params=tree.where(active, params, trainable.params), active=active)
+
+
 def reset_moments(trainable: Trainable, chain: optax.GradientTransformation | None = None) -> Trainable:
     """The same parameters with the optimiser's initial state."""
     new = (_adam if chain is None else chain).init(trainable.params)

@@ -44,10 +44,10 @@ from jaxmbrl.core.types import DynamicsModel, Features
 from jaxmbrl.models.ensemble.config import EnsembleConfig
 from jaxmbrl.models.ensemble.fit import fit_members
 from jaxmbrl.models.ensemble.layout import PLAIN, Layout
-from jaxmbrl.models.ensemble.network import EnsembleState, Parameters, init_state
+from jaxmbrl.models.ensemble.network import EnsembleState, Parameters, init_state, of_member
 from jaxmbrl.models.ensemble.world import learned_world, predict
 
-__all__ = ["EnsembleConfig", "EnsembleState", "Layout", "Parameters", "layout_of", "make"]
+__all__ = ["EnsembleConfig", "EnsembleState", "Layout", "Parameters", "layout_of", "make", "of_member"]
 
 
 def make(
