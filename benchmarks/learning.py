@@ -23,7 +23,8 @@ import jaxmbrl
 from jaxmbrl import algorithms
 from jaxmbrl.agents.exploration import uniform
 from jaxmbrl.algorithms import Goal
-from jaxmbrl.training import evaluation, programs
+from jaxmbrl.data import dataset
+from jaxmbrl.training import collecting, evaluation, programs
 from jaxmbrl.training.console import Progress
 
 GAP = 0.1
@@ -49,6 +50,7 @@ def run(name: str, runs: Path, out: Path) -> bool:
             seeds=goal.seeds,
             preset=goal.preset,
             settings=dict(goal.settings),
+            data=random_data(goal, runs / f"{name}.npz") if goal.data else None,
             out=folder,
             progress=Progress(goal.steps, goal.seeds),
         )
@@ -87,6 +89,15 @@ def run(name: str, runs: Path, out: Path) -> bool:
     return reached >= goal.seeds_at_goal
 
 
+def random_data(goal: Goal, file: Path) -> Path:
+    """The file of the goal's random transitions, written if it does not exist."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows, task = collecting.collect_by(goal.task, "random", goal.data)
+        dataset.save(file, rows, task.name)
+    return file
+
+
 def described(method: str, goal: Goal) -> dict[str, Any]:
     """The entries of the case in its results file, without the goal's return."""
     return {
@@ -98,6 +109,7 @@ def described(method: str, goal: Goal) -> dict[str, Any]:
         "goal_seeds": goal.seeds_at_goal,
         "settings": dict(goal.settings),
         "preset": goal.preset,
+        **({"data": goal.data} if goal.data else {}),
     }
 
 

@@ -163,6 +163,4 @@ def keep(path: Path, results: dict[str, Any]) -> None:
 
 def provenance(*arguments: str) -> dict[str, Any]:
     """The command (script and the `arguments` that determine its result), commit, versions and machine."""
-    where = environment()
-    where["command"] = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
-    return {"environment": where}
+    return {"environment": environment(" ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments]))}

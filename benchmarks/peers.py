@@ -1,4 +1,5 @@
-"""Speed and accuracy compared with other packages: mbrl-lib (PyTorch), in its own virtual environment, and Brax's SAC.
+"""Speed and accuracy compared with other packages: mbrl-lib (PyTorch), in its own virtual environment, and the trainers of
+Brax.
 
     make bench-peers [PEERS="--full --out benchmarks/results/peers-cpu.json"]
     python benchmarks/peers.py [--cases plan-cartpole ...] [--full] [--tiny] [--python .venv-peers/bin/python]
@@ -251,6 +252,35 @@ CASES = {
         ),
         peer="brax",
     ),
+    "brax-ppo": Case(
+        "the training loop of Brax's PPO and of ours on Brax's inverted_pendulum (spring), 64 environments x 32 steps, "
+        "4 epochs of 4 minibatches, 2 x 64",
+        "brax-ppo",
+        {
+            "task": "inverted_pendulum",
+            "backend": "spring",
+            "num_envs": 64,
+            "collect_steps": 32,
+            "epochs": 4,
+            "minibatches": 4,
+            "units": 64,
+            "learning_rate": 3e-4,
+            "calls": 10,
+        },
+        {"num_envs": 8, "collect_steps": 8, "calls": 2},
+        calls=5,
+        full_calls=15,
+        differs=(
+            "Brax shuffles whole trajectories and computes advantages anew in each minibatch, ours shuffles rows and "
+            "computes them once",
+            "Brax's policy has a standard deviation that depends on the state and a tanh, ours a free one and a clip; its "
+            "units are swish, ours tanh",
+            "Brax resets to states drawn at the start, ours to new ones; ours also counts episodes, scales rewards and "
+            "checks for what is not finite; Brax's evaluation is not counted",
+        ),
+        peer="brax",
+        figure="seconds",
+    ),
     "pets": Case(
         "PETS on cartpole-continuous from nothing to the first training trial that returns 195, each at its own preset: "
         "mbrl-lib's with one seed, ours `small` with several in one program",
@@ -382,7 +412,7 @@ def compare(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     """All results of a case."""
     settings = case.settings | (case.tiny if args.tiny else {})
     calls = (2 if case.calls > 1 else 1) if args.tiny else case.full_calls if args.full else case.calls
-    script, python = ("brax_sac.py", sys.executable) if case.peer == "brax" else ("theirs.py", str(args.python))
+    script, python = ("brax_trainers.py", sys.executable) if case.peer == "brax" else ("theirs.py", str(args.python))
     workers: list[Worker] = []
     with tempfile.TemporaryDirectory() as name:
         predictions = Path(name) / "predictions.npz"

@@ -36,6 +36,11 @@ PEERS = {
         "steps/s",
     ),
     "pets": ("PETS on cartpole until a return of 195, time per seed", "seconds a seed", "s"),
+    "brax-ppo": (
+        "PPO with Brax's inverted pendulum, 64 environments x 32 steps",
+        "environment steps a second",
+        "steps/s",
+    ),
     "brax-sac": ("SAC with Brax's inverted pendulum, 16 environments", "updates a second", "updates/s"),
 }
 """Case of `peers.py` -> (description, name of the displayed number, its unit)."""
@@ -127,10 +132,11 @@ def games() -> list[str]:
     return table(("simulations", "C", "against a perfect player: won / drawn / lost", "against a random player"), rows)
 
 
-def returns(*methods: str) -> list[str]:
-    """The table of the results of `learning.py`. With `methods`, it also has the mean of each seed."""
+def returns(*methods: str, tasks: str = "") -> list[str]:
+    """The table of the results of `learning.py`, of tasks with `tasks` in their names. With `methods`, it also has the mean
+    of each seed."""
     rows: list[Row] = []
-    for case, what in cases(*methods):
+    for case, what in [found for found in cases(*methods) if tasks in found[0]["env"]]:
         words = [f"`{case['algorithm']}`", what]
         about = [f"{case['episodes']} start states"]
         about += [f"at most {MOST[case['env']]:,}"] if case["env"] in MOST else []
@@ -201,22 +207,30 @@ def speed() -> list[str]:
     return [*beside_peers(), "", *beside_limits()]
 
 
-def of(*methods: str) -> Callable[[], list[str]]:
-    """A function that returns `returns(*methods)`."""
-    return lambda: returns(*methods)
+def of(*methods: str, tasks: str = "") -> Callable[[], list[str]]:
+    """A function that returns `returns(*methods, tasks=tasks)`."""
+    return lambda: returns(*methods, tasks=tasks)
 
 
 TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "README.md": {"returns": returns, "speed": speed},
     "docs/pets.md": {"returns": of("pets")},
     "docs/mbpo.md": {"returns": of("mbpo")},
+    "docs/bmpo.md": {"returns": of("bmpo")},
+    "docs/ampo.md": {"returns": of("ampo")},
+    "docs/mopo.md": {"returns": of("mopo")},
     "docs/dhmbpo.md": {"returns": of("dhmbpo")},
     "docs/value_expansion.md": {"returns": of("mve", "steve")},
     "docs/value_gradients.md": {"returns": of("svg", "maac", "bptt")},
     "docs/sac.md": {"returns": of("sac", "redq", "droq")},
     "docs/speed.md": {"bfloat16": in_bfloat16, "split": split, "compiling": compiling},
     "docs/td3.md": {"returns": of("td3", "ddpg")},
+    "docs/mpo.md": {"returns": of("mpo")},
     "docs/dqn.md": {"returns": of("dqn")},
+    "docs/partial_observation.md": {"returns": of("sac", "recurrent-sac", tasks="masked/")},
+    "docs/qt_opt_naf.md": {"returns": of("qt-opt", "naf")},
+    "docs/on_policy.md": {"returns": of("ppo", "trpo", "a2c", "reinforce")},
+    "docs/model_policy_optimisation.md": {"returns": of("me-trpo", "slbo")},
     "docs/search.md": {"returns": of("uct", "alphazero", "muzero"), "games": games},
     "docs/tabular.md": {
         "returns": of("q-learning", "q-planning", "dyna-q", "dyna-q-plus", "prioritized-sweeping", "linear-dyna")

@@ -334,7 +334,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     args.out.mkdir(parents=True, exist_ok=True)
     picture, numbers = args.out / "dyna-maze.png", args.out / "dyna-maze.json"
     draw(found, picture)
-    where = environment() | {"command": "python experiments/dyna_maze.py"}
+    where = environment("python experiments/dyna_maze.py")
     numbers.write_text(json.dumps({**found, "environment": where}, indent=1) + "\n")
     print(f"picture  {picture}\nnumbers  {numbers}")
     return found

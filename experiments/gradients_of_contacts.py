@@ -192,7 +192,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         }
         for task, of in scans.items()
     }
-    written = {"at": at.tolist(), "tasks": found, "curves": curves, "environment": environment() | {"command": command}}
+    written = {"at": at.tolist(), "tasks": found, "curves": curves, "environment": environment(command)}
     numbers.write_text(json.dumps(written, indent=1) + "\n")
     print(f"picture  {picture}\nnumbers  {numbers}")
     return written

@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxmbrl.agents import q_learning
-from jaxmbrl.agents.q_learning import QState
+from jaxmbrl.agents.greedy import QState
 from jaxmbrl.core.types import Key, Observation
 from jaxmbrl.data import replay
 from jaxmbrl.envs.base import number_of_actions
@@ -262,7 +262,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "seeds": seeds,
         "tables": {name: summary_of_tables(left) | {"left": left} for name, left in tables.items()},
         "networks": networks,
-        "environment": environment() | {"command": command},
+        "environment": environment(command),
     }
     numbers.write_text(json.dumps(written, indent=1) + "\n")
     print(f"picture  {picture}\nnumbers  {numbers}")

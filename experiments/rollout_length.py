@@ -179,7 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"\nreturn on {TASK}, {seeds} seeds: interquartile mean [95% interval]")
     for title, cases in found.items():
         print(f"{title}\n{table(cases)}")
-    where = environment() | {"command": f"python experiments/rollout_length.py --seeds {seeds} --steps {steps}"}
+    where = environment(f"python experiments/rollout_length.py --seeds {seeds} --steps {steps}")
     written = {"task": TASK, "steps": steps, "seeds": seeds, **found, "environment": where}
     numbers.write_text(json.dumps(written, indent=1) + "\n")
     print(f"picture  {picture}\nnumbers  {numbers}")

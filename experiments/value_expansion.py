@@ -299,7 +299,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "updates": updates,
         "spread_of_the_returns": np.std(np.asarray(study.truth), axis=1).tolist(),
         "models": found,
-        "environment": environment() | {"command": command},
+        "environment": environment(command),
     }
     numbers.write_text(json.dumps(written, indent=1) + "\n")
     print(f"picture  {picture}\nnumbers  {numbers}")

@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     picture, numbers = args.out / "value-gradient-horizon.png", args.out / "value-gradient-horizon.json"
     draw(found, picture)
     command = f"python experiments/value_gradient_horizon.py --env {args.env} --seeds {seeds} --steps {steps}"
-    where = environment() | {"command": command}
+    where = environment(command)
     written = {"task": args.env, "steps": steps, "seeds": seeds, "episodes": episodes, **found, "environment": where}
     numbers.write_text(json.dumps(written, indent=1) + "\n")
     print(f"picture  {picture}\nnumbers  {numbers}")

@@ -505,7 +505,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     picture, numbers = args.out / "when-to-trust.png", args.out / "when-to-trust.json"
     draw(found, picture)
     command = f"python experiments/when_to_trust_the_model.py --steps {steps} --seed {args.seed}"
-    where = {"environment": environment() | {"command": command}}
+    where = {"environment": environment(command)}
     written = {"task": TASK, "steps": steps, "seed": args.seed, "blur": BLUR, **found, **where}
     numbers.write_text(json.dumps(written, indent=1) + "\n")
     print(f"picture  {picture}\nnumbers  {numbers}")

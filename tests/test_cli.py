@@ -574,7 +574,17 @@ def test_list_tells_the_presets_of_a_method(name):
 def test_list_of_a_family():
     code, out, err = call(["list", "model-free"])
     assert code == 0 and not err
-    assert re.findall(r"^  (\w+) ", out, re.MULTILINE) == ["redq", "droq", "sac", "td3", "ddpg", "dqn"]
+    assert re.findall(r"^  ([\w-]+) ", out, re.MULTILINE) == [
+        "redq",
+        "droq",
+        "sac",
+        "td3",
+        "ddpg",
+        "mpo",
+        "dqn",
+        "qt-opt",
+        "naf",
+    ]
     classic = [name for name in envs.names() if envs.family(name) == "classic"]
     assert call(["list", "classic"])[1].split() == ["tasks", "classic", *classic]
 
@@ -590,7 +600,8 @@ def test_list_for_programs():
         presets = {of["name"]: (of["source"], of["steps"], tuple(of["tasks"])) for of in entry["presets"]}
         assert presets == {key: tuple(of[1:]) for key, of in method.presets.items()}
     families = {entry["name"]: entry["family"] for entry in found["tasks"]}
-    assert set(families) == {*envs.names(), *(f"{family}/NAME" for family in ("brax", "bsuite", "gymnasium", "playground"))}
+    prefixes = ("brax", "bsuite", "gymnasium", "masked", "playground", "stacked")
+    assert set(families) == {*envs.names(), *(f"{prefix}/NAME" for prefix in prefixes)}
     assert (families["pendulum"], families["Hopper-v5"]) == ("classic", "mujoco")
     assert [entry["name"] for entry in json.loads(call(["list", "dyna", "--json"])[1])["algorithms"]] == ["mbpo"]
 

@@ -1,6 +1,7 @@
 """Densities against scipy and closed forms in float64, also where tanh saturates."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate, stats
@@ -184,3 +185,43 @@ def test_a_head_of_logits_and_a_plain_one(x64):
     loss, found = jax.jit(lambda o, t: (plain.loss(o, t), plain.mean(o)))(output[:, :1], target)
     assert found.tolist() == output[:, 0].tolist()
     np.testing.assert_allclose(loss, (output[:, 0] - target) ** 2)
+
+
+def test_a_gaussian_against_scipy(x64):
+    rng = np.random.default_rng(1)
+    mean, other = rng.normal(size=(2, 5, 3))
+    log_std = rng.normal(size=3) / 2
+    found = jax.jit(lambda p: (p.entropy(), p.log_probability(jnp.asarray(other)), p.mode()))(
+        d.Gaussian(*map(jnp.asarray, (mean, log_std)))
+    )
+    np.testing.assert_allclose(found[0], np.full(5, stats.norm.entropy(0, np.exp(log_std)).sum()), rtol=1e-12)
+    np.testing.assert_allclose(found[1], stats.norm.logpdf(other, mean, np.exp(log_std)).sum(-1), rtol=1e-12)
+    np.testing.assert_array_equal(found[2], mean)
+
+
+def test_divergences_by_hand(x64):
+    """KL(N(0, 1) || N(.5, 2^2)) and its reverse; of choices, against scipy."""
+    narrow, wide = d.Gaussian(jnp.zeros(1), jnp.zeros(1)), d.Gaussian(jnp.full(1, 0.5), jnp.log(jnp.full(1, 2.0)))
+    assert float(narrow.divergence(wide)) == pytest.approx(0.349397, abs=5e-7)
+    assert float(wide.divergence(narrow)) == pytest.approx(0.931853, abs=5e-7)
+    assert float(narrow.divergence(narrow)) == 0.0
+    logits, others = np.random.default_rng(2).normal(size=(2, 4, 3))
+    p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (logits, others))
+    one = d.Categorical(jnp.asarray(logits))
+    np.testing.assert_allclose(one.divergence(d.Categorical(jnp.asarray(others))), stats.entropy(p, q, axis=-1), rtol=1e-12)
+    np.testing.assert_allclose(one.entropy(), stats.entropy(p, axis=-1), rtol=1e-12)
+    choice = np.array([0, 2, 1, 1], np.int32)
+    np.testing.assert_allclose(one.log_probability(jnp.asarray(choice)), np.log(p[np.arange(4), choice]), rtol=1e-12)
+    np.testing.assert_array_equal(one.mode(), p.argmax(-1))
+
+
+def test_samples_have_the_distribution():
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    gaussian, choices = (
+        d.Gaussian(np.array([0.5, -1.0]), np.log(np.array([0.3, 2.0]))),
+        d.Categorical(np.log([0.2, 0.5, 0.3])),
+    )
+    vectors, numbers = jax.jit(jax.vmap(lambda key: (gaussian.sample(key), choices.sample(key))))(keys)
+    np.testing.assert_allclose(np.mean(vectors, axis=0), [0.5, -1.0], atol=0.05)
+    np.testing.assert_allclose(np.std(vectors, axis=0), [0.3, 2.0], rtol=0.03)
+    np.testing.assert_allclose(np.bincount(numbers) / 20_000, [0.2, 0.5, 0.3], atol=0.015)

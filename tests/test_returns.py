@@ -156,3 +156,44 @@ def test_steves_weights_are_constants():
     weights = steve(samples)[1]
     gradient = jax.jit(jax.grad(lambda x: returns.steve(x)[0]))(samples)
     np.testing.assert_allclose(gradient, np.tile(np.asarray(weights) / 2, (2, 1)), rtol=1e-12)
+
+
+advantages = jax.jit(returns.advantages)
+
+
+@pytest.mark.parametrize(
+    ("terminated", "truncated", "successors", "expected"),
+    [
+        ((0, 0, 0), (0, 0, 0), (0.5, 0.5, 4.0), (5.51624, 6.342, 6.1)),
+        ((0, 1, 0), (0, 0, 0), (0.5, 0.5, 4.0), (2.03, 1.5, 6.1)),
+        ((0, 0, 0), (0, 1, 0), (0.5, 2.0, 4.0), (3.326, 3.3, 6.1)),
+    ],
+)
+def test_advantages_by_hand(terminated, truncated, successors, expected):
+    ends = np.array(terminated, bool), np.array(truncated, bool)
+    found = advantages(REWARDS, *ends, np.full(3, 0.5), np.array(successors), 0.9, 0.8)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_advantages_of_several_episodes_are_those_of_each():
+    """Ends of both kinds inside a batch: the definition as a sum, for each episode alone. No mixing gives the TD errors,
+    full mixing the return minus the value. What would follow a termination is ignored, even if it is not finite."""
+    rng = np.random.default_rng(4)
+    rewards, values, successors = rng.normal(size=(3, 12))
+    terminated, truncated = np.zeros((2, 12), bool)
+    terminated[[2, 9]] = truncated[[5]] = True
+    within = ~(terminated | truncated)[:-1]
+    successors[:-1][within] = values[1:][within]
+    for discount, mix in ((0.9, 0.8), (0.9, 0.0), (0.7, 1.0)):
+        errors = rewards + discount * np.where(terminated, 0.0, successors) - values
+        expected = np.zeros(12)
+        for first, last in ((0, 3), (3, 6), (6, 10), (10, 12)):
+            for t in range(first, last):
+                expected[t] = sum((discount * mix) ** (j - t) * errors[j] for j in range(t, last))
+        found = advantages(rewards, terminated, truncated, values, np.where(terminated, np.nan, successors), discount, mix)
+        np.testing.assert_allclose(found, expected, rtol=1e-10)
+        if mix == 0:
+            np.testing.assert_array_equal(found, errors)
+        if mix == 1:
+            inside = n_step_returns(rewards[3:6], terminated[3:6], successors[5], discount)[:-1]
+            np.testing.assert_allclose(found[3:6] + values[3:6], inside, rtol=1e-12)

@@ -283,5 +283,26 @@ def brax_sac(settings: dict[str, Any], answer: Answer) -> None:
         )
 
 
+def brax_ppo(settings: dict[str, Any], answer: Answer) -> None:
+    chunk = settings["calls"] * settings["num_envs"] * settings["collect_steps"]
+    changes = {
+        "agent.hidden": [settings["units"]] * 2,
+        "agent.learning_rate": settings["learning_rate"],
+        "agent.epochs": settings["epochs"],
+        "agent.minibatches": settings["minibatches"],
+        "num_envs": settings["num_envs"],
+        "collect_steps": settings["collect_steps"],
+        "epoch_steps": chunk,
+        "eval_every": 0,
+    }
+    name = f"brax/{settings['task']}:{settings['backend']}"
+    running = Training(programs.build(programs.configure("ppo", name, "small", settings=changes)))
+    answer({"seconds to compile": running.compile_seconds})
+    while True:
+        duration = running.advance(chunk)
+        answer({"seconds": duration, "environment steps a second": chunk / duration})
+
+
 if __name__ == "__main__":
-    converse({"plan": plan, "fit": fit, "sac": sac, "mbpo": mbpo, "pets": pets, "brax-sac": brax_sac})
+    cases = {"plan": plan, "fit": fit, "sac": sac, "mbpo": mbpo, "pets": pets}
+    converse({**cases, "brax-sac": brax_sac, "brax-ppo": brax_ppo})

@@ -1,5 +1,5 @@
-"""Diagonal Gaussian, tanh-squashed Gaussian, soft bounds on a log-variance, and real numbers as a network's output. Sizes
-are on the last axis."""
+"""Diagonal Gaussian, tanh-squashed Gaussian, categorical distribution, soft bounds on a log-variance, and real numbers as a
+network's output. Sizes are on the last axis."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxmbrl.core.types import Key
 
 
 def gaussian_log_density(
-    x: Float[Array, "*n d"], mean: Float[Array, "*n d"], log_std: Float[Array, "*n d"]
+    x: Float[Array, "*n d"], mean: Float[Array, "*n d"], log_std: Float[Array, "*#n d"]
 ) -> Float[Array, "*n"]:
     """Log-density of a diagonal Gaussian, in nats.
 
@@ -24,6 +24,69 @@ def gaussian_log_density(
     """
     standard = (x - mean) * jnp.exp(-log_std)
     return jnp.sum(-0.5 * standard**2 - log_std - 0.5 * math.log(2 * math.pi), axis=-1)
+
+
+class Gaussian(NamedTuple):
+    """A diagonal Gaussian over vectors."""
+
+    mean: Float[Array, "*n d"]
+    log_std: Float[Array, "*m d"]
+    """Log standard deviation, of each row or of all."""
+
+    def sample(self, key: Key) -> Float[Array, "*n d"]:
+        """A sample of each row."""
+        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
+
+    def mode(self) -> Float[Array, "*n d"]:
+        """The mean."""
+        return self.mean
+
+    def log_probability(self, x: Float[Array, "*n d"]) -> Float[Array, "*n"]:
+        """Log-density, in nats."""
+        return gaussian_log_density(x, self.mean, self.log_std)
+
+    def entropy(self) -> Float[Array, "*n"]:
+        """Differential entropy, in nats."""
+        each = jnp.broadcast_to(self.log_std, self.mean.shape) + 0.5 * math.log(2 * math.pi * math.e)
+        return jnp.sum(each, axis=-1)
+
+    def divergence(self, other: Gaussian) -> Float[Array, "*n"]:
+        """Kullback-Leibler divergence KL(self || other), in nats.
+
+        >>> from jaxmbrl.distributions import Gaussian
+        >>> near, wide = Gaussian(jnp.zeros(1), jnp.zeros(1)), Gaussian(jnp.array([0.5]), jnp.log(jnp.array([2.0])))
+        >>> round(float(near.divergence(wide)), 4), round(float(wide.divergence(near)), 4)
+        (0.3494, 0.9319)
+        """
+        squares = jnp.exp(2 * (self.log_std - other.log_std)) + ((self.mean - other.mean) * jnp.exp(-other.log_std)) ** 2
+        return jnp.sum(other.log_std - self.log_std + 0.5 * (squares - 1), axis=-1)
+
+
+class Categorical(NamedTuple):
+    """A distribution over the choices 0 .. d - 1."""
+
+    logits: Float[Array, "*n d"]
+
+    def sample(self, key: Key) -> Int[Array, "*n"]:
+        """A sample of each row."""
+        return jax.random.categorical(key, self.logits).astype(jnp.int32)
+
+    def mode(self) -> Int[Array, "*n"]:
+        """The most probable choice; of equal ones, the first."""
+        return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
+
+    def log_probability(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
+        """Log-probability, in nats."""
+        return jnp.take_along_axis(jax.nn.log_softmax(self.logits), x[..., None], axis=-1)[..., 0]
+
+    def entropy(self) -> Float[Array, "*n"]:
+        """Entropy, in nats."""
+        return -jnp.sum(jax.nn.softmax(self.logits) * jax.nn.log_softmax(self.logits), axis=-1)
+
+    def divergence(self, other: Categorical) -> Float[Array, "*n"]:
+        """Kullback-Leibler divergence KL(self || other), in nats."""
+        log_ratio = jax.nn.log_softmax(self.logits) - jax.nn.log_softmax(other.logits)
+        return jnp.sum(jax.nn.softmax(self.logits) * log_ratio, axis=-1)
 
 
 def tanh_log_det(pre_tanh: Float[Array, "*n d"]) -> Float[Array, "*n"]:

@@ -84,6 +84,43 @@ def lambda_return(
     return jnp.sum(weights * targets)
 
 
+def advantages(
+    rewards: Float[Array, "T"],
+    terminated: Ends,
+    truncated: Bool[Array, "T"],
+    values: Float[Array, "T"],
+    next_values: Float[Array, "T"],
+    discount: Discount,
+    mix: Discount,
+) -> Float[Array, "T"]:
+    """Generalised advantage estimates (GAE, Schulman et al., arXiv 1506.02438, equation 16) with lambda = `mix`, along T
+    successive steps that may contain ends of episodes:
+
+        delta_t = r_t + discount (1 - terminated_t) v(s'_t) - v(s_t)
+        A_t = delta_t + discount mix (1 - terminated_t) (1 - truncated_t) A_{t+1},    A_T = 0
+
+    `next_values` are those of the true successors s'_t, also where the next step is the first of another episode. A time
+    limit is bootstrapped with v(s'_t), a termination with 0. mix = 0 gives the TD errors; mix = 1 the return, bootstrapped
+    at the end of the steps, minus the value. A_t + v(s_t) is the lambda return, a target of the value function.
+
+    >>> from jaxmbrl import returns
+    >>> rewards, values, successors = jnp.array([1.0, 2.0, 3.0]), jnp.full(3, 0.5), jnp.array([0.5, 0.5, 4.0])
+    >>> ends, never = jnp.array([False, True, False]), jnp.zeros(3, bool)
+    >>> found = returns.advantages(rewards, ends, never, values, successors, discount=0.9, mix=0.8)
+    >>> [round(float(advantage), 4) for advantage in found]
+    [2.03, 1.5, 6.1]
+    """
+    errors = rewards + discount * _weighed(1.0 - terminated, next_values) - values
+
+    def back(after: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
+        error, continues = step
+        advantage = error + discount * mix * _weighed(continues, after)
+        return advantage, advantage
+
+    continues = (1.0 - terminated) * (1.0 - truncated)
+    return jax.lax.scan(back, jnp.zeros((), errors.dtype), (errors, continues), reverse=True)[1]
+
+
 def steve(samples: Float[Array, "S T"], epsilon: float = 1e-8) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     """(STEVE's target, a weighted mean over horizons; the weights [T], which sum to 1) (Buckman et al., arXiv 1807.01675,
     equation 5).

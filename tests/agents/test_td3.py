@@ -386,11 +386,11 @@ def test_settings_that_are_refused(given, message):
 def test_an_agent_is_chosen_by_name():
     choices = typing.get_args(typing.get_type_hints(AgentConfig)["method"])
     own = {"sac": SACConfig(hidden=(4,)), "td3": TD3Config(hidden=(5,))}
-    assert set(own) == set(choices)
+    assert set(own) | {"mpo"} == set(choices)
     for method, settings in own.items():
         config = AgentConfig(method, **own)
         assert config.chosen is settings
         state = jax.eval_shape(agents.make(config, O, A).init, jax.random.key(0), {})
         assert state.critic.params["params"]["Dense_0"]["kernel"].shape == (2, O + A, *settings.hidden)
-    with pytest.raises(UserError, match="method must be 'sac' or 'td3', got 'ddpg'"):
+    with pytest.raises(UserError, match="method must be 'sac' or 'td3' or 'mpo', got 'ddpg'"):
         from_dict(AgentConfig, {"method": "ddpg"})

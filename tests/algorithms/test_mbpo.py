@@ -17,8 +17,9 @@ from jaxmbrl import algorithms, envs
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.agents.actor_critic.sac import make as make_agent
 from jaxmbrl.agents.actor_critic.updates import updates
+from jaxmbrl.agents.naf import NAFConfig
 from jaxmbrl.algorithms.dyna import mbpo
-from jaxmbrl.algorithms.model_free import sac
+from jaxmbrl.algorithms.model_free import naf, sac
 from jaxmbrl.algorithms.shared import RolloutLength
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import UserError, check
@@ -106,13 +107,17 @@ def started(algorithm):
 
 
 @functools.cache
-def known():
-    """Where only the known model is fitted: (`learn`, first state, first state of SAC by the same key, MBPO and SAC)."""
-    shared = {f.name for f in dataclasses.fields(sac.Config)} & {f.name for f in dataclasses.fields(mbpo.Config)}
-    plain = sac.make(sac.Config(**{name: getattr(TINY, name) for name in shared}), PENDULUM)
-    algorithm = mbpo.make(TINY, PENDULUM, known_model())
-    state, sac_state = jax.jit(lambda key: (algorithm.init(key, {}), plain.init(key, {})))(jax.random.key(0))
-    return jax.jit(algorithm.learn), state, sac_state, algorithm, plain
+def known(learner="sac"):
+    """Where only the known model is fitted: (`learn`, first state, first state of the learner alone by the same key, MBPO
+    and the learner alone)."""
+    alone = {"sac": sac, "naf": naf}[learner]
+    shared = {f.name for f in dataclasses.fields(alone.Config)} & {f.name for f in dataclasses.fields(mbpo.Config)}
+    config = dataclasses.replace(TINY, learner=learner, naf=NAFConfig(hidden=(8,)))
+    settings = {name: getattr(config, name) for name in shared} | ({"agent": config.naf} if learner == "naf" else {})
+    plain = alone.make(alone.Config(**settings), PENDULUM)
+    algorithm = mbpo.make(config, PENDULUM, known_model())
+    state, plain_state = jax.jit(lambda key: (algorithm.init(key, {}), plain.init(key, {})))(jax.random.key(0))
+    return jax.jit(algorithm.learn), state, plain_state, algorithm, plain
 
 
 def looking_up():
@@ -249,20 +254,21 @@ def test_a_batch_mixes_real_and_imagined_rows_by_the_ratio():
     assert batches._cache_size() == 1
 
 
-def test_with_real_rows_alone_it_is_sac_bit_for_bit(monkeypatch):
-    learn, state, sac_state, _, plain = known()
+@pytest.mark.parametrize("learner", ["sac", pytest.param("naf", marks=pytest.mark.promises)])
+def test_with_real_rows_alone_it_is_its_learner_bit_for_bit(learner, monkeypatch):
+    learn, state, plain_state, _, plain = known(learner)
     state = state._replace(real_ratio=jax.device_put(np.ones((), np.float32)))
-    # SAC draws its batch by the key that MBPO splits in two: the same rows for both.
+    # The learner alone draws its batch by the key that MBPO splits in two: the same rows for both.
     sample = replay.sample
     monkeypatch.setattr(replay, "sample", lambda buffer, key, n: sample(buffer, jax.random.split(key)[0], n))
-    sac_learn = jax.jit(plain.learn)
-    assert_same(state.agent, sac_state.agent)
+    plain_learn = jax.jit(plain.learn)
+    assert_same(state.agent, plain_state.agent)
     for steps in range(2, 24, 2):
         with monkeypatch.context() as alone:
             alone.setattr(replay, "sample", sample)
             state, _ = learn(clock(steps), state, rows(steps))
-        sac_state, _ = sac_learn(clock(steps), sac_state, rows(steps))
-        assert_same(state.agent, sac_state.agent)
+        plain_state, _ = plain_learn(clock(steps), plain_state, rows(steps))
+        assert_same(state.agent, plain_state.agent)
     assert int(state.agent.critic.moments.count) == 42
     assert int(state.imagined.buffer.size) == 12, "it imagined all the same"
 
@@ -461,6 +467,16 @@ def test_the_imagined_buffer_holds_what_the_paper_says():
     assert hopper.imagined_capacity == 100_000 * 4 * 15
     assert humanoid.imagined_capacity == 100_000 * 5 * 25
     assert algorithms.get("mbpo").presets["paper-inverted-pendulum"].config.imagined_capacity == 100_000
+
+
+def test_naf_learns_continuous_actions_only():
+    with pytest.raises(UserError, match="mbpo with the learner naf takes vectors, and the actions of"):
+        mbpo.make(dataclasses.replace(TINY, learner="naf"), envs.make("CartPole-v1"))
+
+
+def test_mpo_learns_continuous_actions_only():
+    with pytest.raises(UserError, match="mpo needs continuous actions, got 2 choices"):
+        mbpo.make(dataclasses.replace(TINY, learner="mpo"), envs.make("CartPole-v1"))
 
 
 def test_dqn_learns_choices_only():

@@ -74,10 +74,19 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]] | tuple[str, dict[str, Any], str]
             "refit": False,
         },
     ),
+    "sac, normalised": ("sac", {"normalize_observations": True, "normalize_rewards": True}),
+    "td3, normalised observations": ("td3", {"normalize_observations": True}),
+    "dqn, normalised": ("dqn", {"normalize_observations": True, "normalize_rewards": True}, CHOICES),
     "sac, discrete actions": ("sac", {}, CHOICES),
     "redq, discrete actions, dropout": ("redq", {"agent.dropout": 0.1}, CHOICES),
     "mbpo, discrete actions, M2AC": ("mbpo", {"trust.rule": "m2ac"}, CHOICES),
+    "mbpo, learner MPO": ("mbpo", {"learner": "mpo", "mpo.hidden": (16, 16), "mpo.samples": 5}),
     "mbpo, learner DQN": ("mbpo", {"learner": "dqn", "q_learning.hidden": (16, 16)}, CHOICES),
+    "mbpo, learner NAF, bonus for disagreement": (
+        "mbpo",
+        {"learner": "naf", "naf.hidden": (16, 16), "trust.rule": "explore"},
+    ),
+    "dqn, count bonus of vectors": ("dqn", {"count_bonus.weight": 1.0}, CHOICES),
     "pets, discrete actions, reward learned": ("pets", {"learn_reward": True}, CHOICES),
     "pets, discrete actions, MPPI, open loop": (
         "pets",
@@ -117,6 +126,11 @@ def task_of(case: str) -> str:
 def takes_tables(program: programs.Program) -> bool:
     """Whether a method learns tables, without networks or replay buffers."""
     return algorithms.METHODS[program.config.algorithm].takes[0] == "tables"
+
+
+def has_replay(program: programs.Program) -> bool:
+    """Whether a method has a replay buffer, which those of tables and the on-policy ones lack."""
+    return hasattr(program.config.settings, "replay_capacity")
 
 
 def configured(case: str, **fields: Any) -> programs.RunConfig:

@@ -163,10 +163,25 @@ def still(state: Any) -> Any:
 
 def rows_of(compiled: Compiled, state: Any, k: int) -> Any:
     """What seed k stored in its replay buffer in three epochs, [steps, num_envs, ...]."""
-    buffer, number = of_type(state.algorithm, Replay)[0], 3 * compiled.epoch
-    assert buffer.size.tolist() == [number] * SEEDS
+    buffer, number = of_type(state.algorithm, Replay, Sequences)[0], 3 * compiled.epoch
     num_envs = compiled.program.config.settings.num_envs
+    if isinstance(buffer, Sequences):
+        return rows_of_sequences(jax.device_get(of_seed(buffer, k)), number // num_envs)
+    assert buffer.size.tolist() == [number] * SEEDS
     return jax.tree.map(lambda x: np.asarray(x[k, :number]).reshape(-1, num_envs, *x.shape[2:]), buffer.data)
+
+
+def rows_of_sequences(buffer: Sequences, steps: int) -> Any:
+    """The first rows of one seed's buffer, [steps, num_envs, ...], with their observations."""
+    assert int(buffer.size) == steps
+
+    def observed(number: Any) -> Any:
+        return jax.tree.map(lambda x: x[np.arange(len(x))[:, None], number % x.shape[1]], buffer.observations)
+
+    number = buffer.number[:, :steps]
+    rows = jax.tree.map(lambda x: x[:, :steps], buffer.rows)
+    rows = rows._replace(observation=observed(number), next_observation=observed(number + 1))
+    return jax.tree.map(lambda x: np.swapaxes(x, 0, 1), rows)
 
 
 def check_that_nothing_leaves_the_device(compiled: Compiled) -> None:
@@ -199,7 +214,8 @@ def check_that_buffers_are_updated_in_place(compiled: Compiled) -> None:
     assert all(shape in compiled.text for shape in shapes)
     made = re.findall(r"= (\w+\[[\d,]+\])\S* (copy|copy-start|fusion)\(", compiled.text)
     assert len(made) > 10, "the compiled program is not written as expected"
-    assert not [shape for shape, operation in made if shape in shapes and operation != "fusion"]
+    copied = [shape for shape, operation in made if shape in shapes and operation != "fusion"]
+    assert not copied, copied
 
 
 def check_that_chunks_change_no_bit(compiled: Compiled) -> None:
@@ -241,7 +257,8 @@ def check_that_seeds_do_not_touch_each_other(compiled: Compiled) -> None:
     _, a = compiled.undisturbed(2)
     _, b = compiled.epochs(compiled.start((0, 5)), [2 * compiled.calls])
     assert_equal(of_seed(a, 0), of_seed(b, 0))
-    rewards = [np.asarray(of_type(state.algorithm, Replay)[0].data.reward[1]) for state in (a, b)]
+    buffers = [of_type(state.algorithm, Replay, Sequences)[0] for state in (a, b)]
+    rewards = [np.asarray((x.data if isinstance(x, Replay) else x.rows).reward[1]) for x in buffers]
     assert (rewards[0] != rewards[1]).any()
 
 

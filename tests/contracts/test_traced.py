@@ -22,15 +22,17 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxmbrl.core import tree
 from jaxmbrl.core.types import Algorithm, Transition, row_like
 from jaxmbrl.data.replay import Replay
+from jaxmbrl.data.sequences import Sequences
 from jaxmbrl.nn.optimizer import Trainable
 from jaxmbrl.training import loop, programs
 
-from .cases import CASES, EPOCH, SEEDS, VARIANTS, configured, takes_tables
+from .cases import CASES, EPOCH, SEEDS, VARIANTS, configured, has_replay, takes_tables
 
 LARGE = 4_000
 """Numbers in a leaf from which on a frozen seed must not copy it."""
-BY_SEED = {"train_until_stale", "shuffled", "fit_until_stale"}
-"""Functions whose loops end by each seed's own data: early stopping, and the cycle walk of a random permutation."""
+BY_SEED = {"train_until_stale", "shuffled", "fit_until_stale", "conjugate_gradient", "improve_until_worse"}
+"""Functions whose loops end by each seed's own data: early stopping, the cycle walk of a random permutation, conjugate
+gradient, which ends early only at a residual of 0 or rounding, and a policy's improvement in a model."""
 
 
 class Traced(NamedTuple):
@@ -212,13 +214,17 @@ def writes(jaxpr: Jaxpr, variable: Any) -> tuple[set[str], Any]:
     return found | more, at
 
 
+STORED = {Replay: ("data",), Sequences: ("rows", "observations", "number")}
+"""Fields of buffers that are as long as the buffer."""
+
+
 def test_replay_buffers_are_written_by_scatter_alone(method: Traced) -> None:
     """A copy of a buffer at each step would cost more than the step."""
     after, _ = jax.eval_shape(method.program.algorithm.learn, loop.clock_at(0), method.state, method.transitions)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(after)]
-    replays = jax.tree_util.tree_leaves_with_path(method.state, is_leaf=lambda x: isinstance(x, Replay))
-    data = tuple(f"{jax.tree_util.keystr(path)}.data" for path, x in replays if isinstance(x, Replay))
-    assert data or takes_tables(method.program), "the method keeps no replay buffer: is this test still about something?"
+    replays = jax.tree_util.tree_leaves_with_path(method.state, is_leaf=lambda x: isinstance(x, tuple(STORED)))
+    data = tuple(f"{jax.tree_util.keystr(path)}.{name}" for path, x in replays for name in STORED.get(type(x), ()))
+    assert data or not has_replay(method.program), "the method keeps no replay buffer: is this test still about something?"
     clock = len(jax.tree.leaves(loop.clock_at(0)))
     for i, path in enumerate(paths):
         if path.startswith(data):
@@ -250,7 +256,7 @@ def test_what_may_be_left_out_of_a_checkpoint_is_a_part_of_the_state(method: Tra
     own = {id(leaf) for leaf in jax.tree.leaves(state)}
     again = {id(leaf) for leaf in jax.tree.leaves(views.reproducible)}
     assert again <= own and not again & {id(leaf) for leaf in jax.tree.leaves(views.replay)}
-    assert views.replay is (None if takes_tables(method.program) else state.replay)
+    assert views.replay is (state.replay if has_replay(method.program) else None)
 
 
 def zeros_state(shapes: Any) -> Any:

@@ -148,6 +148,15 @@ def test_samples_are_uniform_over_the_valid_rows(filled, capacity):
     assert stats.chisquare([np.sum(drawn == i) for i in ids]).pvalue > 1e-3
 
 
+@pytest.mark.parametrize(("newest", "ids"), [(3, [9, 10, 11]), (100, range(4, 12))])
+def test_samples_of_the_newest_rows_alone(newest, ids):
+    """Of eleven rows in a ring of eight, of which the oldest are overwritten."""
+    buffer = add(init(PROTOTYPE, 8), rows_of(range(1, 12)))
+    drawn = np.asarray(replay.sample_recent(buffer, jax.random.key(1), 4000, newest)["id"])
+    assert sorted(set(drawn.tolist())) == list(ids)
+    assert stats.chisquare([np.sum(drawn == i) for i in ids]).pvalue > 1e-3
+
+
 def test_samples_are_drawn_independently():
     buffer = add(init(PROTOTYPE, 4), rows_of([0, 1, 2, 3]))
     drawn = np.asarray(sample(buffer, jax.random.key(2), 40_000)["id"]).reshape(-1, 2)

@@ -5,6 +5,7 @@ import itertools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate
@@ -13,7 +14,7 @@ from jaxmbrl.models import disagreement as trust
 from jaxmbrl.models.disagreement import Filter, TrustConfig
 
 geometric_jensen_shannon = jax.jit(trust.geometric_jensen_shannon)
-MEASURES = {name: jax.jit(getattr(trust, name)) for name in ("pairwise", "one_against_rest")}
+MEASURES = {name: jax.jit(getattr(trust, name)) for name in ("pairwise", "one_against_rest", "information_gain")}
 
 
 def opinions(seed, members=4, rows=6, size=3):
@@ -77,6 +78,23 @@ def test_one_against_rest_is_its_definition(x64):
                 second = np.mean([variance[i, n, d] + mean[i, n, d] ** 2 for i in others])
                 total += divergence(mean[e, n, d], variance[e, n, d], first, second - first**2)
         assert float(found[n]) == pytest.approx(total / 3, rel=1e-8)
+
+
+def test_information_gain_by_hand():
+    """Means 0 and 2, variances 1: log(1 + 1) / 2. Variances 1 and 4: (log 2.5 - log 2) / 2. Both: (log 3.5 - log 2) / 2."""
+    mean = np.array([[[0.0], [0.0], [0.0]], [[2.0], [0.0], [2.0]]], np.float32)
+    variance = np.array([[[1.0], [1.0], [1.0]], [[1.0], [4.0], [4.0]]], np.float32)
+    expected = [np.log(2) / 2, np.log(1.25) / 2, np.log(1.75) / 2]
+    np.testing.assert_allclose(MEASURES["information_gain"](mean, variance), expected, rtol=1e-6)
+
+
+def test_explore_keeps_all_rows_with_a_bonus():
+    decided = applied(TrustConfig("explore", bonus=0.1), DISAGREEMENT, [True, True, False, True, True])
+    np.testing.assert_array_equal(decided.kept, [True, True, False, True, True])
+    np.testing.assert_array_equal(decided.continues, decided.kept)
+    np.testing.assert_allclose(decided.penalty, -0.1 * np.array(DISAGREEMENT), rtol=1e-6)
+    none = applied(TrustConfig("explore", bonus=0.0), DISAGREEMENT)
+    assert not none.penalty.any() and none.kept.all(), "without a bonus this is the rule always"
 
 
 @pytest.mark.parametrize("name", MEASURES)
@@ -183,3 +201,13 @@ def test_m2ac_ranks_only_rows_that_have_not_terminated():
     decided = applied(TrustConfig("m2ac"), DISAGREEMENT, [False, True, False, True, True], length=1)
     assert np.flatnonzero(decided.kept).tolist() == [4]
     assert decided.continues.tolist() == [False, True, False, True, True]
+
+
+def test_mopos_penalty_is_the_norm_of_the_largest_members_standard_deviations():
+    """Of two rows: norms 5 and 2, and 3 and 13."""
+    variance = jnp.array([[[9.0, 16.0], [4.0, 5.0]], [[0.0, 4.0], [25.0, 144.0]]])
+    mean = jnp.zeros_like(variance)
+    np.testing.assert_allclose(trust.largest_deviation(mean, variance), [5.0, 13.0], rtol=1e-6)
+    decided = applied(TrustConfig("mopo", penalty=0.5), [5.0, 13.0, 2.0], [True, False, True])
+    assert decided.kept.tolist() == decided.continues.tolist() == [True, False, True]
+    np.testing.assert_array_equal(decided.penalty, [2.5, 6.5, 1.0])

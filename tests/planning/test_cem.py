@@ -1,5 +1,7 @@
 """The cross-entropy method: identities, a replay of whole searches in NumPy, known accuracies."""
 
+from math import erf
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,6 +79,38 @@ def test_one_elite_in_one_iteration_is_the_best_sample(watched):
     actions, _, _ = jax.jit(lambda: planner.plan(problem, planner.init(), jax.random.key(0)))()
     assert len(seen) == 1
     np.testing.assert_array_equal(actions, seen[0][np.argmax(score(seen[0]))])
+
+
+def test_the_best_sample_of_clipped_normal_populations(watched):
+    """With `best`, `deviation` and without `truncated`: the populations that were drawn are normal, clipped at the bounds,
+    with NumPy's moments of the elites; the plan is the best sample of the last one."""
+    config = CEMConfig(H, 200, 8, 3, momentum=0.0, min_variance=0.0, deviation=1.0, truncated=False, best=True)
+    planner, seen = cem.make(config, SPACE), []
+    score = lambda x: -np.sum((x - np.array([0.3, -0.95])) ** 2, axis=(-2, -1))  # noqa: E731
+    run = jax.jit(lambda k: planner.plan(problem_of_score(watched(score, seen), SPACE), planner.init(), k))
+    actions, after, _ = jax.device_get(jax.block_until_ready(run(jax.random.key(4))))
+    mean, deviation = np.zeros((H, A)), np.ones((H, A))
+    for population in seen:
+        assert population.shape == (200, H, A) and np.abs(population).max() <= 1
+        inside = np.abs(population) < 1
+        standard = (population - mean) / deviation
+        below = np.mean(standard < 0, axis=0)
+        np.testing.assert_allclose(below[np.abs(mean) < 1], 0.5, atol=0.15)
+        assert np.mean(inside) == pytest.approx(
+            np.mean(
+                [
+                    [erf((1 - m) / s / 2**0.5) + erf((1 + m) / s / 2**0.5) for m, s in zip(*row, strict=True)]
+                    for row in zip(mean, deviation, strict=True)
+                ]
+            )
+            / 2,
+            abs=0.03,
+        )
+        mean, variance = refit_in_numpy(mean, deviation**2, population, score(population), 8, 0.0)
+        deviation = np.sqrt(variance)
+    assert len(seen) == 3
+    np.testing.assert_array_equal(actions, seen[-1][np.argmax(score(seen[-1]))])
+    np.testing.assert_allclose(after.mean, np.concatenate([mean[1:], np.zeros((1, A))]), atol=1e-5)
 
 
 @pytest.mark.parametrize("transform", [np.exp, np.cbrt, lambda x: 1e3 * x - 7e2, lambda x: np.sign(x) * x**2])

@@ -64,6 +64,24 @@ def with_gaussian_noise(policy: Policy, deviation: Any) -> Policy:
     return Policy(policy.init, act)
 
 
+def with_ou_noise(policy: Policy, shape: tuple[int, ...], decay: float, deviation: float) -> Policy:
+    """`policy` with added Ornstein-Uhlenbeck noise, x' = (1 - decay) x + deviation N(0, 1), in units of the action
+    [*shape]; the sum is clipped to [-1, 1]. An episode begins with a sample of the stationary distribution. The memory is
+    that of `policy` and x. Without `decay` the noise is a random walk from 0."""
+    stationary = deviation / math.sqrt(1 - (1 - decay) ** 2) if decay > 0 else 0.0
+
+    def init(key: Key) -> Memory:
+        return policy.init(jax.random.fold_in(key, 0)), stationary * jax.random.normal(key, shape)
+
+    def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
+        inner, noise = memory
+        action, extras, inner = policy.act(inner, observation, jax.random.fold_in(key, 0))
+        noise = (1 - decay) * noise + deviation * jax.random.normal(key, shape, noise.dtype)
+        return jnp.clip(action + noise, -1.0, 1.0), extras, (inner, noise)
+
+    return Policy(init, act)
+
+
 def with_epsilon(policy: Policy, space: Space, epsilon: Float[Array, ""] | float) -> Policy:
     """Epsilon-greedy: a uniform sample of `space` with probability `epsilon`, else the action of `policy`. For a block of
     observations, each action is chosen independently."""

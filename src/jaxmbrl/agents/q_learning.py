@@ -14,14 +14,14 @@ No gradient flows through y or through the choice of its action. Rows of several
 target. The Huber loss with threshold 1 is DQN's clipped error. The target network moves by Polyak averaging at each update;
 with `polyak = 1` it is a copy, and a method may copy it at intervals instead (`copy_target`).
 
-The agent is an `ActorCritic` whose actor is the greedy policy: the update of its actor moves the target network.
+The agent is an `ActorCritic` whose actor is the greedy policy (`agents.greedy`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +30,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from jaxmbrl.agents.actor_critic.critics import next_discount, regress, td_target
-from jaxmbrl.agents.actor_critic.updates import actor_critic
+from jaxmbrl.agents.actor_critic.critics import regress
 from jaxmbrl.agents.exploration import with_epsilon
+from jaxmbrl.agents.greedy import QState, target_of, without_actor
 from jaxmbrl.core.config import Traced, UserError
 from jaxmbrl.core.spaces import Box, Discrete, Space, encode
 from jaxmbrl.core.types import (
@@ -51,7 +51,6 @@ from jaxmbrl.data.n_step import NStep
 from jaxmbrl.models.normalizer import Normalizer, normalize
 from jaxmbrl.nn import optimizer
 from jaxmbrl.nn.networks import MLP, NATURE, ConvLayer, ConvTorso, Precision, smallest_side
-from jaxmbrl.nn.optimizer import Trainable
 
 
 @dataclass(frozen=True)
@@ -88,19 +87,6 @@ class QLearningConfig:
     """Margin of the imitation loss, in units of return."""
     weight_decay: Annotated[float, Ge(0)] = 0.0
     """Coefficient of the squared norm of the parameters in the loss."""
-
-
-class QState(NamedTuple):
-    """Parameters and optimiser state of the agent."""
-
-    critic: Trainable
-    """Its `target` is the target network."""
-    discount: Float[Array, ""]
-
-    @property
-    def actor(self) -> Trainable:
-        """The critic: the policy is greedy with respect to its values."""
-        return self.critic
 
 
 class QNetwork(nn.Module):
@@ -171,7 +157,7 @@ def make(config: QLearningConfig, observation: Space, actions: int, normalizer: 
         size = " x ".join(map(str, observation.shape[:2]))
         raise UserError(f"convolutions need images of at least {side} x {side} pixels, got {size}: set other convolutions")
     network = QNetwork(actions, config.hidden, layers, config.dueling, config.precision)
-    return actor_critic(_QLearning(config, network, observation, normalizer))
+    return without_actor(_QLearning(config, network, observation, normalizer), config.polyak, Discrete(actions))
 
 
 def copy_target(state: QState) -> QState:
@@ -228,13 +214,6 @@ class _QLearning(NamedTuple):
         """The actions with the largest values."""
         return jnp.argmax(self.values(state.critic.params, observation), axis=-1).astype(jnp.int32)
 
-    def policy_with_entropy(self, state: QState) -> Policy:
-        def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
-            action = self.greedy(state, observation)
-            return action, jnp.zeros(action.shape, state.discount.dtype), memory
-
-        return Policy(init=lambda key: (), act=act)
-
     def target_value(self, state: QState, observation: Observation, key: Key) -> Float[Array, "N"]:
         target = self.values(state.critic.target, observation)
         if not self.config.double:
@@ -271,8 +250,7 @@ class _QLearning(NamedTuple):
             return jnp.mean(jnp.asarray(imitation) * losses)
 
         if target is None:
-            next_value = self.target_value(state, batch.next_observation, key)
-            target = td_target(batch.reward, next_discount(batch, state.discount), batch.terminated, next_value)
+            target = target_of(self, state, batch, key)
         trained, found, error = regress(
             state.critic,
             lambda params: self.chosen(params, batch.observation, batch.action)[None],
@@ -283,15 +261,3 @@ class _QLearning(NamedTuple):
             penalty=None if imitation is None else penalty,
         )
         return state._replace(critic=trained), found, error
-
-    def update_actor(
-        self, state: QState, batch: Transition | NStep, key: Key, *, loss: Any = None
-    ) -> tuple[QState, Metrics]:
-        if loss is not None:
-            raise TypeError("the policy of Q-learning has no parameters of its own: another actor loss is not possible")
-        return state._replace(critic=optimizer.move_target(state.critic, self.config.polyak)), {}
-
-    def apply_actor_gradient(
-        self, state: QState, value: Float[Array, ""], gradient: PyTree, bonus: Float[Array, ""]
-    ) -> tuple[QState, Metrics]:
-        raise TypeError("the policy of Q-learning has no parameters of its own: it has no gradient")

@@ -21,11 +21,14 @@ from jaxmbrl.algorithms.presets import Preset
 from jaxmbrl.core.config import UserError, closest, traced
 
 if TYPE_CHECKING:
-    from jaxmbrl.core.types import Algorithm, Task
+    from jaxmbrl.core.types import Algorithm, Task, Transition
 
 MODULES = {
     "pets": "shooting.pets",
     "mbpo": "dyna.mbpo",
+    "bmpo": "dyna.bmpo",
+    "ampo": "dyna.ampo",
+    "mopo": "dyna.mopo",
     "dhmbpo": "value_gradients.dhmbpo",
     "maac": "value_gradients.maac",
     "svg": "value_gradients.svg",
@@ -35,9 +38,19 @@ MODULES = {
     "redq": "model_free.sac:REDQ",
     "droq": "model_free.sac:DROQ",
     "sac": "model_free.sac",
+    "recurrent-sac": "model_free.recurrent_sac",
     "td3": "model_free.td3",
     "ddpg": "model_free.td3:DDPG",
+    "mpo": "model_free.mpo",
     "dqn": "model_free.dqn",
+    "qt-opt": "model_free.qt_opt",
+    "naf": "model_free.naf",
+    "ppo": "on_policy.ppo",
+    "trpo": "on_policy.trpo",
+    "a2c": "on_policy.a2c",
+    "reinforce": "on_policy.reinforce",
+    "me-trpo": "on_policy.metrpo",
+    "slbo": "on_policy.slbo",
     "muzero": "search.muzero",
     "alphazero": "search.alphazero",
     "uct": "search.uct",
@@ -98,6 +111,8 @@ class Goal(NamedTuple):
     """Changes to the preset, by dotted field names."""
     about: str = "its preset"
     """Description of the case in the tables of returns."""
+    data: int = 0
+    """Transitions of uniformly random actions to learn from, instead of collecting; 0 for none."""
     best: bool = False
     """Whether the best evaluation during training must reach the return, instead of the last policy: for methods whose
     policy gets worse again."""
@@ -127,6 +142,9 @@ class Method(NamedTuple):
     """The kinds of task that it takes, of `KINDS`. Its contract tests use a task of the first."""
     requires: tuple[str, ...] = ()
     """Requirements besides these, in words."""
+    offline: Callable[[Any, Task, Transition], Algorithm] | None = None
+    """(config, task, rows [N, ...]) -> the algorithm that learns from the rows of a file, all of them from its first call
+    on. With None, a run from a file passes the rows to `learn` in turn, as if they were collected."""
 
     @property
     def hyper(self) -> tuple[str, ...]:

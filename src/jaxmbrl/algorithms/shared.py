@@ -15,9 +15,12 @@ import jax.numpy as jnp
 from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxmbrl.agents import trust_region
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.agents.actor_critic.updates import Drawn, updates, updates_with_errors
 from jaxmbrl.agents.exploration import linear, no_extras, uniform, with_warmup
+from jaxmbrl.agents.on_policy import OnPolicy, OnPolicyState
+from jaxmbrl.agents.trust_region import TRPOConfig
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import Traced, UserError, traced
 from jaxmbrl.core.types import (
@@ -44,10 +47,10 @@ from jaxmbrl.data.experience import Batch, Experience, ReplayConfig
 from jaxmbrl.data.n_step import NStep
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vectors_and_actions
-from jaxmbrl.models import branching, ensemble
+from jaxmbrl.models import branching, ensemble, imagination
 from jaxmbrl.models.branching import Imagined
 from jaxmbrl.models.disagreement import Trust, TrustConfig
-from jaxmbrl.models.ensemble import EnsembleConfig
+from jaxmbrl.models.ensemble import EnsembleConfig, Layout
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,57 @@ class ReplaySettings(OffPolicySettings):
     def share(self) -> float | None:
         """The share of demonstrations in a batch; None for as many as their priorities ask for."""
         return None if self.replay.demonstrations == "priorities" else self.demonstration_share
+
+
+@dataclass(frozen=True)
+class OnPolicySettings(EpochSettings):
+    """Settings of methods that learn from the trajectories of their current policy."""
+
+    num_envs: Annotated[int, Ge(1)] = 8
+    """Environments that each seed steps in parallel."""
+    collect_steps: Annotated[int, Ge(1)] = 250
+    """T: steps of each environment between two updates. Episodes continue across updates."""
+    epoch_steps: Annotated[int, Ge(1)] = 2000
+    """Environment steps between two rows of metrics."""
+    eval_every: Annotated[int, Ge(0)] = 5
+    """Epochs between two evaluations; 0 for none."""
+
+
+@dataclass(frozen=True)
+class AnnealedSettings(OnPolicySettings):
+    """The same with a learning rate that may fall."""
+
+    anneal_steps: Annotated[int, Ge(1)] | None = None
+    """Environment steps within which the learning rate falls linearly to 0; None for a constant one."""
+
+    def learning_scale(self, clock: Clock) -> Float[Array, ""] | float:
+        """The factor of the learning rate in the update that `clock` has counted the steps of."""
+        if self.anneal_steps is None:
+            return 1.0
+        return linear(1.0, 0.0, self.anneal_steps, clock.env_steps - self.num_envs * self.collect_steps)
+
+
+@dataclass(frozen=True)
+class ImaginedTRPOSettings(OnPolicySettings):
+    """Settings of methods that improve a policy by TRPO on trajectories of a learned model."""
+
+    agent: TRPOConfig = field(default_factory=lambda: TRPOConfig(normalize_observations=False, normalize_rewards=False))
+    """Policy and value function. Nothing is normalised by statistics of real trajectories."""
+    replay_capacity: Annotated[int, Ge(2)] = 1_000_000
+    """Real transitions in the replay buffer; the oldest are overwritten first."""
+    num_envs: Annotated[int, Ge(1)] = 1
+    """Environments that each seed steps in parallel."""
+    imagined_rows: Annotated[int, Ge(1)] = 50
+    """Imagined trajectories of each update."""
+    imagined_steps: Annotated[int, Ge(1)] = 100
+    """Steps of an imagined trajectory."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """(field, message) of the first violated rule that involves several fields, or None."""
+        for name in ("normalize_observations", "normalize_rewards"):
+            if getattr(self.agent, name):
+                return f"agent.{name}", "must be false: the policy learns from imagined trajectories"
+        return None
 
 
 @dataclass(frozen=True)
@@ -282,6 +336,11 @@ def collector(
     return with_warmup(policy, uniform(task.action, extras), clock.env_steps < config.warmup_steps)
 
 
+def no_search(action: Action) -> PyTree:
+    """The statistics of a plan (`planning.Planner`) for an action that was not planned."""
+    return {"nonfinite": jnp.zeros((), jnp.int32)}
+
+
 def new_replay(row: Transition, capacity: int, data: Transition | None = None) -> Replay:
     """A buffer for rows like `row`, filled with `data` [N, ...] if given."""
     buffer = replay.init(row, capacity)
@@ -444,15 +503,44 @@ def branch_from_replay(
     return branching.branch(world, policy, rule, imagined._replace(buffer=buffer), origin, branch_key, length)
 
 
+def improve_in_model(
+    config: ImaginedTRPOSettings,
+    agent: OnPolicy,
+    state: OnPolicyState,
+    world: World,
+    real: Replay,
+    key: Key,
+    entropy_weight: Float[Array, ""] | None = None,
+) -> tuple[OnPolicyState, Metrics]:
+    """TRPO's update on trajectories of a learned `world`, imagined by the stochastic policy from states of the buffer
+    `real`."""
+    start_key, rollout_key, update_key = jax.random.split(key, 3)
+    origin = replay.sample(real, start_key, config.imagined_rows).observation
+    rows, weight = imagination.collect(world, agent.policy(state, True), origin, rollout_key, config.imagined_steps)
+    state, found = trust_region.update(agent, config.agent, state, rows, update_key, weight, entropy_weight)
+    earned = jnp.mean(jnp.sum(jnp.where(weight > 0, rows.reward, 0.0), axis=0))
+    return state, found | {"policy/imagined_return": Average.of(earned)}
+
+
 def ensemble_for(config: UnknownToTheModel, task: Task) -> DynamicsModel:
     """The ensemble for `task`. It learns the reward and the termination that the task lacks or that the settings name."""
-    return ensemble.make(
-        config.ensemble,
-        *vectors_and_actions(task, "a dynamics model"),
-        reward=known_reward(config, task),
-        terminated=None if config.learn_termination else task.terminated,
-        features=task.features,
-    )
+    return ensemble.make(config.ensemble, **_of_model(config, task))
+
+
+def layout_for(config: UnknownToTheModel, task: Task) -> Layout:
+    """The inputs and outputs of the networks of that ensemble."""
+    return ensemble.layout_of(config.ensemble, **_of_model(config, task))
+
+
+def _of_model(config: UnknownToTheModel, task: Task) -> dict[str, Any]:
+    observation, action = vectors_and_actions(task, "a dynamics model")
+    return {
+        "observation": observation,
+        "action": action,
+        "reward": known_reward(config, task),
+        "terminated": None if config.learn_termination else task.terminated,
+        "features": task.features,
+    }
 
 
 def known_reward(config: UnknownToTheModel, task: Task) -> Callable[..., Any] | None:

@@ -51,10 +51,11 @@ def train(words: list[str]) -> int:
         stem = f"{config.algorithm}-{re.sub('[/:]', '-', config.env)}"
         out = RunFolder.create(out or _free_folder(Path("runs"), stem)).path
     out = Path(hosts.gather(str(out))[0])
+    kind = "transitions" if algorithms.get(config.algorithm).offline is None else "steps on all transitions"
     progress.say(
         f"training {config.algorithm} ({config.preset} preset) on {config.env}"
         f"{f', each action {config.action_repeat} times' if config.action_repeat > 1 else ''}: {program.total_steps:,} "
-        f"{'transitions of ' + config.data if config.data else 'environment steps'}, "
+        f"{kind + ' of ' + config.data if config.data else 'environment steps'}, "
         f"{f'{config.demonstrations_rows:,} demonstrations, ' if config.demonstrations else ''}"
         f"{config.seeds} seed{'s' if config.seeds > 1 else ''}, into {out}"
     )
@@ -241,7 +242,7 @@ def parse_train(name: str, words: list[str], started: RunConfig | None = None) -
         if file == "":
             raise UserError(f"{option} needs a value: an npz of transitions, as 'jaxmbrl collect' writes it")
         if file is not None:
-            learned = programs.configure(name, base.env, settings=base.settings, **{option.removeprefix("--"): file})
+            learned = programs.configure(name, base.env, base.preset, base.settings, **{option.removeprefix("--"): file})
             base = dataclasses.replace(base, **{field: getattr(learned, field) for field in filled})
     run_fields = {f: getattr(base, f) for f in _OPTIONS}
     parsed = options.parse(arguments, arguments(**run_fields), rest, f"train {name}", f"Train {name}: {method.summary}.")

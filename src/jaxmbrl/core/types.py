@@ -279,6 +279,8 @@ class Env(Protocol):
     It may have `next_episode(state, rng)`, the state at the beginning of an episode after one that ended in `state`:
     `rollout.auto_reset` calls it instead of `reset`. A part of the state can so continue across episodes.
 
+    It may have `observation_names`, a name for each entry of `State.obs`, for `envs.masked`.
+
     It may have `actuator_range`: (low, high), each a number or [A], in the units of the actuators, onto which it maps
     actions linearly. Exported policies contain it."""
 

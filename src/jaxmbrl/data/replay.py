@@ -119,6 +119,12 @@ def sample(replay: Replay, key: Key, n: int) -> PyTree:
     return take(replay, sample_slots(replay, key, n))
 
 
+def sample_recent(replay: Replay, key: Key, n: int, newest: int) -> PyTree:
+    """`n` rows sampled uniformly with replacement from the `newest` rows added, [n, ...]. Add to an empty buffer first."""
+    count = jnp.clip(replay.size, 1, newest)
+    return take(replay, _slot(replay, replay.size - 1 - jax.random.randint(key, (n,), 0, count)))
+
+
 def sample_slots(replay: Replay, key: Key, n: int) -> Int[Array, "n"]:
     """The slots of the rows that `sample` returns with the same key, for `windows`. Add to an empty buffer first."""
     return _slot(replay, jax.random.randint(key, (n,), 0, jnp.maximum(replay.size, 1)))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jaxmbrl.envs.bridges.as_gymnasium import as_gymnasium, as_gymnasium_vector
     from jaxmbrl.envs.bridges.gymnasium_task import from_gymnasium
     from jaxmbrl.envs.checking import check
+    from jaxmbrl.envs.observed import masked, stacked
 
 TASKS: dict[str, str | Callable[[], Task]] = {
     "Acrobot-v1": "classic.acrobot:acrobot",
@@ -72,16 +73,20 @@ FAMILIES: dict[str, str | Callable[[str], Task]] = {
     "brax": "bridges.brax_playground:brax_task",
     "bsuite": "tabular.deep_sea:bsuite_task",
     "gymnasium": "bridges.gymnasium_task:registered",
+    "masked": "observed:masked_by_name",
     "playground": "bridges.brax_playground:playground_task",
+    "stacked": "observed:stacked_by_name",
 }
-"""Families of tasks that are made by name, of other packages or with a size in their name: `make("family/name")` calls the
-function of the family with the name."""
+"""Families of tasks that are made by name: those of other packages, those with a size in their name, and tasks with another
+observation (`envs.masked`, `envs.stacked`). `make("family/name")` calls the function of the family with the name."""
 
 _LAZY = {
     "Task": "jaxmbrl.core.types",
     "State": "jaxmbrl.envs.base",
     "make_task": "jaxmbrl.envs.base",
     "repeat": "jaxmbrl.envs.action_repeat",
+    "masked": "jaxmbrl.envs.observed",
+    "stacked": "jaxmbrl.envs.observed",
     "check": "jaxmbrl.envs.checking",
     "as_gymnasium": "jaxmbrl.envs.bridges.as_gymnasium",
     "as_gymnasium_vector": "jaxmbrl.envs.bridges.as_gymnasium",
@@ -197,8 +202,10 @@ __all__ = [
     "from_gymnasium",
     "make",
     "make_task",
+    "masked",
     "names",
     "register",
     "repeat",
+    "stacked",
     "unregister",
 ]

@@ -18,7 +18,6 @@ import numpy as np
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import Carry, Features, Observation, PyTree, Task, Transition
-from jaxmbrl.envs.drawing.interface import state_of
 from jaxmbrl.envs.signatures import calling, takes
 
 WEAK = ", of a Python number's type"
@@ -154,7 +153,9 @@ def of_step(task: Task, carry: Carry, successor: Carry, row: Transition, weak: b
 
 def _state_of(carry: Carry) -> Any:
     """The environment's state in a carry of `make_task`, with or without `envs.repeat`; None in other carries."""
-    state = state_of(carry)
+    state = carry
+    while type(state) is tuple and state:
+        state = state[0]
     return state if all(hasattr(state, name) for name in FIELDS) else None
 
 

@@ -15,7 +15,7 @@ from jaxmbrl.core.places import expanded
 from jaxmbrl.core.spaces import Discrete, Space
 from jaxmbrl.core.types import Task
 from jaxmbrl.data import dataset
-from jaxmbrl.envs.action_repeat import unrepeated
+from jaxmbrl.envs.observed import plain
 from jaxmbrl.exporting import loaders, onnx_graph
 from jaxmbrl.exporting.formats import FORMATS
 from jaxmbrl.exporting.policies import Exportable, batched, deterministic
@@ -132,7 +132,7 @@ def describe(config: RunConfig, task: Task, policy: Exportable, seed: int, env_s
 def actuator_range(task: Task) -> dict[str, Any]:
     """The range of the task's actuators in their units, onto which it maps actions from [-1, 1]: `actuator_low` and
     `actuator_high`, [A]. They are the environment's `actuator_range`, (low, high), each a number or [A]; empty without."""
-    found = getattr(unrepeated(task.env), "actuator_range", None)
+    found = getattr(plain(task.env), "actuator_range", None)
     if found is None or isinstance(task.action, Discrete):
         return {}
     low, high = (np.broadcast_to(np.asarray(bound, float), task.action.shape).tolist() for bound in found)

@@ -74,6 +74,7 @@ def branch(
     origin: Float[Array, "N O"],
     key: Key,
     length: int | Int[Array, ""],
+    backward: bool = False,
 ) -> tuple[Imagined, Metrics]:
     """Roll out a learned `world` under `policy` from the rows `origin` for at most `length` steps, and store the rows that
     `rule` keeps in the buffer of `imagined`.
@@ -81,6 +82,9 @@ def branch(
     A branch ends after a step that terminates (which is stored as such), when the rule ends it, or at a number that is not
     finite: such a row is dropped and counted as `imagine/nonfinite`. A predicted probability of termination is sampled.
     `length` may be traced. If the rule needs the disagreement, the policy must return it as extras (`with_disagreement`).
+
+    With `backward` the world is a backward model (`models.backward`), whose branches lead to predecessors. A predecessor
+    that terminates is impossible: its row is dropped, and its branch ends.
 
     Returns (imagined, metrics).
     """
@@ -91,13 +95,15 @@ def branch(
         disagreement = row.extras if rule.disagreement else jnp.zeros(rows)
         terminated = _sample_termination(row.terminated, jax.random.fold_in(end_key, i))
         decided = rule.apply(acc.thresholds, disagreement, acc.alive, i, length)
-        finite = _finite(row)
-        kept = decided.kept & finite
+        finite = possible = _finite(row)
+        if backward:
+            possible, terminated = finite & ~terminated, jnp.zeros_like(terminated)
+        kept = decided.kept & possible
         stored = row._replace(reward=row.reward - decided.penalty, terminated=terminated, extras=())
         return _Progress(
             buffer=replay.add(acc.buffer, stored, kept),
             thresholds=decided.thresholds,
-            alive=decided.continues & finite & ~terminated,
+            alive=decided.continues & possible & ~terminated,
             steps=acc.steps + jnp.sum(acc.alive),
             stored=acc.stored + jnp.sum(kept),
             disagreement=acc.disagreement + jnp.sum(jnp.where(acc.alive & finite, disagreement, 0.0)),

@@ -10,10 +10,17 @@
   disagreement, or half of them if K is 1; `penalty` times its disagreement is subtracted from each reward, and the rule
   ends no branch (Pan et al., arXiv 2010.04893). The disagreement is the Kullback-Leibler divergence of a member's Gaussian
   from the Gaussian with the moments of the mixture of all others.
+- `explore`: all rows are kept, and `bonus` times the disagreement is added to each reward, so that the policy seeks what
+  the members do not agree on (Shyam et al., MAX, arXiv 1810.12162; Pathak et al., arXiv 1906.04161). The disagreement is
+  the information that the outcome gives about which member is right, of Gaussians and their mixture's moments.
+- `mopo`: all rows are kept, and `penalty` times the largest member's `largest_deviation` is subtracted from each reward (Yu
+  et al., MOPO, arXiv 2005.13239, section 4.3). With penalty 0 the rows are those of `always`.
 
 Differences: M2AC takes the divergence of the one member that the row was sampled from; here it is the mean over all
-members, each of which may be sampled; and only rows that have not terminated are ranked, whereas its code ranks all. Both
-measures are independent of the units of the predicted numbers.
+members, each of which may be sampled; and only rows that have not terminated are ranked, whereas its code ranks all. MAX
+takes the Jensen-Renyi divergence instead of the information, and Pathak et al. the variance of the means, whose size
+depends on the units. MOPO's measure is a length in the units of the predicted numbers, and the others do not depend on
+these.
 """
 
 from __future__ import annotations
@@ -33,9 +40,9 @@ from jaxtyping import Array, Bool, Float, Int
 class TrustConfig:
     """Settings of the rule that filters imagined rows."""
 
-    rule: Literal["always", "macura", "m2ac"] = "always"
-    """Keep all rows (always), those before the disagreement first reaches a threshold (macura), or those with the least
-    disagreement (m2ac)."""
+    rule: Literal["always", "macura", "m2ac", "explore", "mopo"] = "always"
+    """Keep all rows (always), those before the disagreement first reaches a threshold (macura), those with the least
+    disagreement (m2ac), all rows with a bonus for disagreement (explore), or all with a lower reward (mopo)."""
     scale: Annotated[float, Ge(0)] = 1.0
     """MACURA's xi: the threshold as a multiple of the percentile."""
     percentile: Annotated[float, Ge(0), Le(100)] = 95.0
@@ -43,7 +50,10 @@ class TrustConfig:
     rounds: Annotated[int, Ge(1)] = 2000
     """Refits over which MACURA's threshold is averaged, the present one included."""
     penalty: Annotated[float, Ge(0)] = 1e-3
-    """M2AC's penalty, subtracted from the reward for each nat of disagreement."""
+    """M2AC's penalty, subtracted from the reward for each nat of disagreement, or MOPO's lambda, for each unit of the
+    standard deviation."""
+    bonus: Annotated[float, Ge(0)] = 0.1
+    """Bonus of the rule `explore`, added to the reward for each nat of disagreement."""
 
 
 class Thresholds(NamedTuple):
@@ -70,7 +80,8 @@ class Trust(NamedTuple):
     """A rule that filters imagined rows."""
 
     disagreement: Callable[[Float[Array, "E N D"], Float[Array, "E N D"]], Float[Array, "N"]] | None
-    """(means, variances) of the members -> disagreement in nats; None if the rule does not use it."""
+    """(means, variances) of the members -> disagreement, in nats or in the units of the means; None if the rule does not
+    use it."""
     apply: Callable[[Thresholds, Float[Array, "N"], Bool[Array, "N"], Int[Array, ""], Int[Array, ""] | int], Filter]
     """(thresholds, disagreement, alive, index of the step, length of the branches) -> Filter."""
     expires: bool = False
@@ -82,8 +93,9 @@ def init(config: TrustConfig) -> Thresholds:
     return Thresholds(jnp.zeros(config.rounds), jnp.zeros((), jnp.int32))
 
 
-def make(config: TrustConfig) -> Trust:
-    """The rule selected by `config`."""
+def make(config: TrustConfig, penalty: Float[Array, ""] | float | None = None) -> Trust:
+    """The rule selected by `config`. A `penalty`, which may be traced, replaces the config's."""
+    cost = config.penalty if penalty is None else penalty
 
     def always(thresholds: Thresholds, disagreement: Array, alive: Array, i: Array, length: Array | int) -> Filter:
         return Filter(alive, alive, 0.0, thresholds)
@@ -97,9 +109,21 @@ def make(config: TrustConfig) -> Trust:
         share = jnp.where(length == 1, 0.5, (length - i) / (2 * (length + 1)))
         rank = jnp.argsort(jnp.argsort(jnp.where(alive, disagreement, jnp.inf)))
         certain = alive & (rank < jnp.floor(share * jnp.sum(alive)))
-        return Filter(certain, alive, config.penalty * disagreement, thresholds)
+        return Filter(certain, alive, cost * disagreement, thresholds)
 
-    rules = {"always": Trust(None, always), "macura": Trust(pairwise, macura, True), "m2ac": Trust(one_against_rest, m2ac)}
+    def explore(thresholds: Thresholds, disagreement: Array, alive: Array, i: Array, length: Array | int) -> Filter:
+        return Filter(alive, alive, -config.bonus * disagreement, thresholds)
+
+    def mopo(thresholds: Thresholds, disagreement: Array, alive: Array, i: Array, length: Array | int) -> Filter:
+        return Filter(alive, alive, cost * disagreement, thresholds)
+
+    rules = {
+        "always": Trust(None, always),
+        "macura": Trust(pairwise, macura, True),
+        "m2ac": Trust(one_against_rest, m2ac),
+        "explore": Trust(information_gain, explore),
+        "mopo": Trust(largest_deviation, mopo),
+    }
     return rules[config.rule]
 
 
@@ -163,3 +187,26 @@ def one_against_rest(mean: Float[Array, "E N D"], variance: Float[Array, "E N D"
         return 0.5 * jnp.sum(jnp.where(still, 0.0, jnp.log(w / v) - 1 + v / w + rest**2 / w), axis=-1)
 
     return jnp.mean(jax.lax.map(divergence, jnp.arange(mean.shape[0])), axis=0)
+
+
+def information_gain(mean: Float[Array, "E N D"], variance: Float[Array, "E N D"]) -> Float[Array, "N"]:
+    """The entropy of the Gaussian with the moments of the mixture of all members, minus the mean entropy of the members, in
+    nats: an upper bound of the information that the outcome gives about the member, and 0 where all members agree.
+
+    It is the sum over dimensions of (log(mean of v + variance of the means) - mean of log v) / 2. A dimension in which no
+    member has a variance contributes nothing.
+    """
+    still = jnp.all(variance == 0, axis=0)
+    v = jnp.where(still, 1.0, variance)
+    # Relative to the first member, so that equal means have a variance of exactly 0.
+    spread = jnp.where(still, 0.0, jnp.var(mean - mean[0], axis=0))
+    # Relative to the first variance, so that equal variances have a logarithm of exactly 0.
+    ratio = v / v[0]
+    gain = jnp.log(jnp.mean(ratio, axis=0) + spread / v[0]) - jnp.mean(jnp.log(ratio), axis=0)
+    return 0.5 * jnp.sum(gain, axis=-1)
+
+
+def largest_deviation(mean: Float[Array, "E N D"], variance: Float[Array, "E N D"]) -> Float[Array, "N"]:
+    """The largest over members of the norm of the predicted standard deviations, in the units of the means (MOPO, arXiv
+    2005.13239, section 4.3). Its square is the largest trace of a member's covariance."""
+    return jnp.sqrt(jnp.max(jnp.sum(variance, axis=-1), axis=0))

@@ -1,4 +1,5 @@
-"""Imagined trajectories of a learned model: differentiable, with n-step returns."""
+"""Imagined trajectories of a learned model: differentiable, with n-step returns; or as those that an on-policy agent
+collects."""
 
 from __future__ import annotations
 
@@ -49,6 +50,17 @@ def imagine(world: World, policy: Policy, origin: PyTree, key: Key, length: int,
     start_key, rollout_key = jax.random.split(key)
     _, rows = rollout(world, policy, (world.start(origin, start_key), ()), rollout_key, length)
     return Trajectory(rows.observation, rows.action, rows.reward, rows.extras, rows.terminated, rows.next_observation)
+
+
+@jax.named_scope("imagine")
+def collect(world: World, policy: Policy, origin: PyTree, key: Key, length: int) -> tuple[Transition, Float[Array, "T B"]]:
+    """(`length` steps of a learned `world` from rows `origin`, as a policy without memory would collect them; the weight of
+    each: 0 after a termination, else 1). A termination that is a probability is sampled."""
+    start_key, rollout_key, end_key = jax.random.split(key, 3)
+    _, rows = rollout(world, policy, (world.start(origin, start_key), ()), rollout_key, length)
+    if rows.terminated.dtype != bool:
+        rows = rows._replace(terminated=jax.random.bernoulli(end_key, rows.terminated))
+    return rows, jax.vmap(returns.alive_before, in_axes=1, out_axes=1)(rows.terminated)
 
 
 def after(batch: Transition, imagined: Trajectory) -> Trajectory:

@@ -60,6 +60,36 @@ def measure(rows: Float[Array, "c d"], mask: Bool[Array, "c"], margin: float | N
     return Normalizer(origin + jnp.ldexp(mean, exponent), jnp.where(varies, std, 0.0), low, high)
 
 
+class RunningNormalizer(NamedTuple):
+    """The normaliser of all rows so far."""
+
+    normalizer: Normalizer
+    rows: Float[Array, ""]
+    """Number of rows."""
+
+
+def running(size: int) -> RunningNormalizer:
+    """A running normaliser of `size` columns before its first rows, which changes nothing."""
+    return RunningNormalizer(identity(size), jnp.zeros(()))
+
+
+def merge(running: RunningNormalizer, rows: Float[Array, "c d"], limit: float) -> RunningNormalizer:
+    """The normaliser of the earlier rows and of `rows` together, by the parallel update of Chan, Golub and LeVeque (1979).
+    Normalised values are clipped to [-limit, limit]. The variance has 1e-8 added."""
+    before, added = running.normalizer, jnp.asarray(rows.shape[0], float)
+    total = running.rows + added
+    share = added / total
+    step = jnp.mean(rows, axis=0) - before.mean
+    mean = before.mean + step * share
+    variance = (1 - share) * before.std**2 + share * jnp.var(rows, axis=0) + step**2 * share * (1 - share)
+    std = jnp.sqrt(variance + VARIANCE_FLOOR * share)
+    return RunningNormalizer(Normalizer(mean, std, mean - limit * std, mean + limit * std), total)
+
+
+VARIANCE_FLOOR = 1e-8
+"""Added to a running variance, so that a constant column is not divided by 0."""
+
+
 def normalize(normalizer: Normalizer, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
     """From the rows' units to normalised ones, clipped to the normaliser's range. NaN stays NaN."""
     return (_clip(normalizer, x) - normalizer.mean) / jnp.where(normalizer.std > 0, normalizer.std, 1.0)

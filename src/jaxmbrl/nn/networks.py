@@ -93,8 +93,9 @@ class MLP(nn.Module):
 
     A hidden layer consists of a linear layer, dropout with the rate `dropout`, layer norm (Ba et al., arXiv 1607.06450) if
     `layer_norm` is set, and the activation, in the order of DroQ (arXiv 2110.02034). If `norms` is given, the activations
-    of each hidden layer are also normalised, without learned scale and shift; `norms` are the epsilons. Weights have JAX's
-    default float dtype for any `precision` of the products between hidden layers.
+    of each hidden layer are also normalised, without learned scale and shift; `norms` are the epsilons. With `first_norm`
+    the first hidden layer has layer norm and tanh, as in Acme's networks. Weights have JAX's default float dtype for any
+    `precision` of the products between hidden layers.
     """
 
     hidden: tuple[int, ...]
@@ -106,6 +107,7 @@ class MLP(nn.Module):
     norms: tuple[float, ...] = ()
     last_init: Initializer | None = None
     precision: Precision = "default"
+    first_norm: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n i"], key: jax.Array | None = None) -> Float[Array, "*n o"]:
@@ -118,9 +120,10 @@ class MLP(nn.Module):
             if self.dropout and key is not None:
                 dropped = bernoulli(jax.random.fold_in(key, i), self.dropout, x.shape)
                 x = jnp.where(dropped, 0, x / (1 - self.dropout))
-            if self.layer_norm:
+            bounded = self.first_norm and i == 0
+            if self.layer_norm or bounded:
                 x = nn.LayerNorm(param_dtype=jnp.result_type(float))(x)
-            x = self.activation(x)
+            x = nn.tanh(x) if bounded else self.activation(x)
             if self.norms:
                 x = nn.LayerNorm(epsilon=self.norms[i], use_bias=False, use_scale=False)(x)
         return dense(self.out, kernel_init=self.last_init or self.kernel_init)(x)

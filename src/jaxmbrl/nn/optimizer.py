@@ -95,6 +95,13 @@ def _chain_step(chain: optax.GradientTransformation) -> Any:
     return update
 
 
+def assign(trainable: Trainable, params: PyTree, norm: Float[Array, ""]) -> Trainable:
+    """The state with parameters that were found without this optimiser. Nothing changes, and `active` becomes false, if
+    `norm`, that of the gradient that led to them, or one of them is not finite."""
+    active = trainable.active & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(params))
+    return trainable._replace(params=tree.where(active, params, trainable.params), active=active)
+
+
 def reset_moments(trainable: Trainable, chain: optax.GradientTransformation | None = None) -> Trainable:
     """The same parameters with the optimiser's initial state."""
     new = (_adam if chain is None else chain).init(trainable.params)
@@ -106,6 +113,13 @@ def move_target(trainable: Trainable, rate: float) -> Trainable:
     moved = jax.tree.map(lambda t, p: t + rate * (p - t), trainable.target, trainable.params)
     target = trainable.params if rate == 1 else moved
     return trainable._replace(target=tree.where(trainable.active, target, trainable.target))
+
+
+def copy_target_every(trainable: Trainable, period: int) -> Trainable:
+    """Copy the parameters to the target network after every `period`-th step of the optimiser, whose state must have the
+    count of its steps, as Adam's does. Seeds may have different counts, so the copy is a selection."""
+    due = trainable.active & (optax.tree.get(trainable.moments, "count") % period == 0)
+    return trainable._replace(target=tree.where(due, trainable.params, trainable.target))
 
 
 class LaPropState(NamedTuple):

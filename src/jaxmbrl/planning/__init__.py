@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from jaxmbrl.core.spaces import Space
 from jaxmbrl.core.types import Planner
-from jaxmbrl.planning import cem, icem, mppi, random_shooting
+from jaxmbrl.planning import cem, icem, mppi, policy_shooting, random_shooting
 from jaxmbrl.planning.cem import CEMConfig
 from jaxmbrl.planning.committed import open_loop_policy
 from jaxmbrl.planning.icem import ICEMConfig
@@ -47,6 +47,7 @@ __all__ = [
     "open_loop_policy",
     "planning_policy",
     "play",
+    "policy_shooting",
     "problem_of_score",
     "random_shooting",
     "unit_box",

@@ -13,6 +13,10 @@
 The constrained variance is only used for sampling; the stored variance is not constrained. Actions are within the bounds
 `low` and `high` of their box. Proposals are candidates of every iteration, after the population.
 
+Other uses of the method, as the maximisation of a value function (`agents.qt_opt`), sample from normal distributions and
+clip the samples (`truncated`), begin with another variance (`deviation`), or return the best sample of the last iteration
+(`best`): a mean between two maxima may be a minimum.
+
 Of n discrete actions, each step has a categorical distribution p_t (`planning.categorical`):
 
     start from p = the last plan's, shifted by one step, uniform in its last step; uniform in an episode's first plan
@@ -36,7 +40,7 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxmbrl.core.spaces import Box, Discrete, Space
@@ -60,8 +64,15 @@ class CEMConfig:
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Weight of the old mean and variance, or of the old probabilities, in the new ones."""
     min_variance: Annotated[float, Ge(0), Le(1)] = 1e-3
-    """The search stops when all variances are at most this, in units of the squared half action range. Discrete actions
-    have none: all iterations are made."""
+    """The search stops when all variances are at most this, in units of the squared half action range. With 0, and for
+    discrete actions, which have none, all iterations are made."""
+    deviation: Annotated[float, Gt(0)] = 0.5
+    """Standard deviation of the first population, in half action ranges."""
+    truncated: bool = True
+    """Whether the distributions are truncated at two standard deviations, of which each is at most half the distance to the
+    nearer bound. Otherwise they are normal, and samples are clipped to the bounds."""
+    best: bool = False
+    """Whether the plan is the best sample of the last iteration instead of the mean. Of discrete actions it always is."""
     floor: Annotated[float, Ge(0), Le(1)] = 0.05
     """Share of the uniform distribution in the probabilities of each step, for discrete actions."""
 
@@ -127,28 +138,33 @@ def make(config: CEMConfig, action: Space) -> Planner:
 
 
 def gaussian(config: CEMConfig, action: Box) -> Distribution:
-    """Truncated normal distributions; the parameters are (mean, variance), both [H, A]. Raises UserError if `action` is not
-    a bounded box of vectors."""
+    """Normal distributions; the parameters are (mean, variance, best candidate of the last iteration), each [H, A], or ()
+    in place of the candidate if it is not needed. Raises UserError if `action` is not a bounded box of vectors."""
     box = search.bounded_box(action, "cem")
-    shape, min_variance = (config.horizon, box.shape[0]), config.min_variance * search.half_range(box) ** 2
+    shape, unit = (config.horizon, box.shape[0]), search.half_range(box)
+    min_variance = config.min_variance * unit**2
 
-    def start(state: PlanState) -> tuple[Array, Array]:
-        return state.mean, jnp.full(shape, (box.high - box.low) ** 2 / 16, float)
+    def start(state: PlanState) -> tuple[Array, Array, Any]:
+        return state.mean, jnp.full(shape, (config.deviation * unit) ** 2, float), state.mean if config.best else ()
 
-    def plan(parameters: tuple[Array, Array]) -> tuple[Array, PlanState]:
+    def refitted(parameters: tuple[Array, Array, Any], population: Array, returns: Array) -> tuple[Array, Array, Any]:
+        mean, variance, _ = parameters
+        found = search.best_or(mean, *search.best(population, returns, 1)) if config.best else ()
+        return *refit(mean, variance, population, returns, config.elites, config.momentum), found
+
+    def plan(parameters: tuple[Array, Array, Any]) -> tuple[Array, PlanState]:
+        mean, _, found = parameters
         # Only rounding can exceed the bounds.
-        mean = search.clip(parameters[0], box)
+        mean = search.clip(mean, box)
         rest = jnp.full_like(mean[0], search.middle(box))
-        return mean, PlanState(search.shift(mean, rest))
+        return found if config.best else mean, PlanState(search.shift(mean, rest))
 
     return Distribution(
         init=lambda: PlanState(search.default_plan(config.horizon, box)),
         start=start,
-        sample=lambda key, parameters: sample(key, parameters[0], parameters[1], config.population, box),
-        refit=lambda parameters, population, returns: refit(
-            parameters[0], parameters[1], population, returns, config.elites, config.momentum
-        ),
-        unsettled=lambda parameters: jnp.max(parameters[1]) > min_variance,
+        sample=lambda key, parameters: sample(key, parameters[0], parameters[1], config.population, box, config.truncated),
+        refit=refitted,
+        unsettled=lambda parameters: config.min_variance == 0 or jnp.max(parameters[1]) > min_variance,
         plan=plan,
     )
 
@@ -176,9 +192,18 @@ def choices(config: CEMConfig, n: int) -> Distribution:
 
 
 def sample(
-    key: Key, mean: Float[Array, "H A"], variance: Float[Array, "H A"], population: int, box: Box
+    key: Key,
+    mean: Float[Array, "H A"],
+    variance: Float[Array, "H A"],
+    population: int,
+    box: Box,
+    truncated: bool = True,
 ) -> Float[Array, "P H A"]:
-    """A population from the truncated normal of constrained variance; every action is within the bounds."""
+    """A population from the truncated normal of constrained variance, or else from the normal distribution, clipped; every
+    action is within the bounds."""
+    if not truncated:
+        noise = jax.random.normal(key, (population, *mean.shape), mean.dtype)
+        return search.clip(mean + jnp.sqrt(variance) * noise, box)
     room = jnp.minimum(mean - box.low, box.high - mean) / 2
     deviation = jnp.sqrt(jnp.minimum(variance, room**2))
     noise = jax.random.truncated_normal(key, -2.0, 2.0, (population, *mean.shape), mean.dtype)

@@ -80,7 +80,8 @@ class RunConfig:
     action_repeat: Annotated[int, Ge(1)] = 1
     """Number of times that each action is applied. Steps and episodes count the agent's actions (`envs.repeat`)."""
     data: str | None = None
-    """File of transitions to learn from instead of collecting (`data.dataset`), in the order of its rows."""
+    """File of transitions to learn from instead of collecting (`data.dataset`): in the order of its rows or, for an offline
+    method, all at once."""
     data_digest: str | None = None
     """SHA-256 of that file."""
     demonstrations: str | None = None
@@ -118,9 +119,11 @@ class RunConfig:
 
 def unlearned(config: RunConfig, env_steps: int, over: bool = False) -> str | None:
     """What to tell the user if no update, or only one, is made in the first `env_steps` steps of a run, because its warm-up
-    is not shorter; None otherwise, and for a planner in the true simulator, which needs no update. `over` tells it of a run
-    that has ended."""
+    is not shorter; None otherwise, for a planner in the true simulator, which needs no update, and for an offline method,
+    which has no warm-up. `over` tells it of a run that has ended."""
     settings = config.settings
+    if config.data is not None and algorithms.get(config.algorithm).offline is not None:
+        return None
     warmup = getattr(settings, "warmup_steps", 0)
     planner = isinstance(settings, ChoosesModel) and settings.uses_true_model()
     if not isinstance(warmup, int) or env_steps > warmup or warmup < 1 or planner:
@@ -166,9 +169,9 @@ def configure(
     **fields: Any,
 ) -> RunConfig:
     """A checked `RunConfig`. `settings` is the algorithm's config, or a mapping from dotted field names to values that
-    replace the preset's. With a file of `data` the default of steps is the number of its rows. A `Task` need not be known
-    by its name. `call` is `sweep` for a run of a sweep's file, for the hints in errors. Raises UserError for names that are
-    unknown and values that are out of range."""
+    replace the preset's. With a file of `data` the default of steps is the number of its rows, unless the method learns
+    from all of them at once. A `Task` need not be known by its name. `call` is `sweep` for a run of a sweep's file, for the
+    hints in errors. Raises UserError for names that are unknown and values that are out of range."""
     if isinstance(fields.get("log"), str):
         fields["log"] = [fields["log"]]
     method = algorithms.get(algorithm)
@@ -192,7 +195,7 @@ def configure(
             raise hints.unknown_field(field_name, value, FIELDS, to_dict(config))
     if data is not None:
         loaded = dataset.load(data)
-        steps = len(loaded.rows.reward) if steps is None else steps
+        steps = len(loaded.rows.reward) if steps is None and method.offline is None else steps
         fields |= {"data": str(expanded(data).resolve()), "data_digest": loaded.digest}
     if demonstrations is not None:
         loaded = dataset.load(demonstrations)
@@ -301,11 +304,17 @@ def build(config: RunConfig, learns: bool = True, task: Task | None = None) -> P
     method, settings = algorithms.get(config.algorithm), config.settings
     check_whole(to_dict(config))
     task = checked_task(config.env if task is None else task, config.action_repeat)
-    algorithm = method.make(settings, task)
+    data = None
+    if config.data is not None:
+        data = _data(config, task) if learns else jax.tree.map(lambda leaf: leaf[None], row_like(task))
+    if data is not None and method.offline is not None:
+        algorithm = method.offline(settings, task, data)
+    else:
+        algorithm = method.make(settings, task)
     if config.demonstrations is not None:
         algorithm = _with_demonstrations(algorithm, _demonstrations(config, task, learns))
     algorithm = _traced_once(algorithm)
-    if config.data is not None and algorithm.on_policy:
+    if data is not None and algorithm.on_policy:
         raise UserError(f"{config.algorithm} learns from transitions of its own policy: it cannot be trained from data")
     if learns:
         logs.check(config.log)
@@ -317,9 +326,6 @@ def build(config: RunConfig, learns: bool = True, task: Task | None = None) -> P
             f"epoch_steps must be a multiple of {steps_per_call}, the environment steps between two calls of learn, "
             f"got {settings.epoch_steps}"
         )
-    data = None
-    if config.data is not None:
-        data = _data(config, task) if learns else jax.tree.map(lambda leaf: leaf[None], row_like(task))
     if task.host is None or data is not None:
         made = loop.make(algorithm, task, settings, data)
     else:
@@ -396,14 +402,17 @@ def _data(config: RunConfig, task: Task) -> Transition:
     rows, settings = len(data.rows.reward), config.settings
     if settings.num_envs != 1:
         raise UserError(f"num_envs must be 1 with data, got {settings.num_envs}")
-    if settings.epoch_steps > rows:
+    in_turn = algorithms.get(config.algorithm).offline is None
+    if in_turn and settings.epoch_steps > rows:
         warmup = getattr(settings, "warmup_steps", 0)
         also = f", and warmup_steps ({warmup}) below them, or nothing is learned" if warmup >= rows else ""
         raise UserError(f"epoch_steps must be at most the data's {rows} rows, got {settings.epoch_steps}{also}")
-    if not settings.epoch_steps <= config.steps <= rows:
+    if in_turn and not settings.epoch_steps <= config.steps <= rows:
         raise UserError(
             f"steps must be between an epoch ({settings.epoch_steps}) and the data's {rows} rows, got {config.steps}"
         )
+    if config.steps < settings.epoch_steps:
+        raise UserError(f"steps must be at least an epoch ({settings.epoch_steps}), got {config.steps}")
     if isinstance(settings, ChoosesModel) and settings.uses_true_model():
         raise UserError("model must be 'learned' with data: with the true simulator there is nothing to learn")
     return jax.tree.map(jnp.asarray, data.rows)

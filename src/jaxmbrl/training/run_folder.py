@@ -232,8 +232,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def environment() -> dict[str, Any]:
-    """Versions, machine, source commit and command line of this process; unknown entries are omitted."""
+def environment(command: str | None = None) -> dict[str, Any]:
+    """Versions, machine, source commit and command line of this process; unknown entries are omitted. A given `command` is
+    recorded instead of the process's own words and paths."""
     return {
         "versions": versions(),
         "platform": platform.platform(),
@@ -242,8 +243,7 @@ def environment() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "processor": _processor(),
         **_source(Path(__file__).parents[1]),
-        "command": sys.argv,
-        **calling.recorded(),
+        **({"command": sys.argv, **calling.recorded()} if command is None else {"command": command}),
     }
 
 

@@ -1,1 +1,1 @@
-"""Off-policy actor-critics: SAC, TD3, and value gradients through a model."""
+"""Off-policy actor-critics: SAC, TD3, MPO, and value gradients through a model."""

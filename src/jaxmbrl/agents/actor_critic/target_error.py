@@ -25,6 +25,7 @@ from jaxmbrl.agents.actor_critic.critics import next_discount, regress
 from jaxmbrl.agents.actor_critic.updates import in_turn
 from jaxmbrl.core.spaces import Discrete, Space
 from jaxmbrl.core.types import Action, ActorCritic, Average, Hyper, Key, Metrics, Observation, PyTree
+from jaxmbrl.models.normalizer import Normalizer, normalize
 from jaxmbrl.nn import optimizer
 from jaxmbrl.nn.networks import MLP
 from jaxmbrl.nn.optimizer import Trainable
@@ -70,18 +71,20 @@ def with_target_error(
     hidden: tuple[int, ...] = (256, 256),
     learning_rate: float = 3e-4,
     polyak: float = 0.005,
+    normalizer: Normalizer | None = None,
 ) -> ActorCritic:
     """`agent` with rows weighted by the error of their targets; its state is a `State`. A weight that is given to
     `update_critic` is multiplied.
 
     `action` is the space of an action, or the number of numbers of a vector. `hyper` may hold `learning_rate`, which is
-    also the agent's.
+    also the agent's. With a `normalizer`, the agent's, the network receives normalised observations.
     """
     network = MLP(hidden, 1)
     choices = action.n if isinstance(action, Discrete) else None
     action_size = choices or (action if isinstance(action, int) else action.shape[0])
 
     def error_of(params: PyTree, observation: Observation, action: Action) -> Float[Array, "*n"]:
+        observation = observation if normalizer is None else normalize(normalizer, observation)
         taken = action if choices is None else jax.nn.one_hot(action, choices, dtype=observation.dtype)
         return network.apply(params, jnp.concatenate([observation, taken], axis=-1))[..., 0]
 

@@ -1,8 +1,8 @@
 """MBPO: model-based policy optimisation (Janner et al., When to trust your model, arXiv 1906.08253, algorithm 2).
 
-    Objective: that of the policy learner (SAC; of discrete actions also DQN), on transitions (s, a, r, s') imagined by a
-    learned model, where s is a real state or a state on a branch of at most k steps from one, a ~ pi(.|s), (s', r) ~ a
-    member of the ensemble
+    Objective: that of the policy learner (SAC, MPO or NAF; of discrete actions SAC or DQN), on transitions (s, a, r, s')
+    imagined by a learned model, where s is a real state or a state on a branch of at most k steps from one, a ~ pi(.|s),
+    (s', r) ~ a member of the ensemble
 
     for each environment step:
         act by the stochastic policy (uniformly at random for the first `warmup_steps`), store the transition
@@ -33,7 +33,9 @@ from annotated_types import Ge
 from jaxtyping import Array, Float
 
 from jaxmbrl import agents
-from jaxmbrl.agents import q_learning
+from jaxmbrl.agents import naf, q_learning
+from jaxmbrl.agents.actor_critic.mpo import MPOConfig
+from jaxmbrl.agents.naf import NAFConfig
 from jaxmbrl.agents.q_learning import QLearningConfig
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
@@ -58,7 +60,7 @@ from jaxmbrl.core.types import (
 from jaxmbrl.data import replay
 from jaxmbrl.data.mixtures import mixture
 from jaxmbrl.data.replay import Replay
-from jaxmbrl.envs.base import number_of_actions, vectors_and_actions
+from jaxmbrl.envs.base import number_of_actions, vector_sizes, vectors_and_actions
 from jaxmbrl.models import branching, disagreement
 from jaxmbrl.models.branching import Imagined
 
@@ -71,10 +73,14 @@ class Config(BranchedSettings):
     """Agent updates for each environment step: the replay ratio (UTD)."""
     warmup_steps: Annotated[int, Ge(2)] = 5000
     """Environment steps of uniformly random actions, without updates, at the start."""
-    learner: Literal["sac", "dqn"] = "sac"
-    """The policy learner: `agent`, or for discrete actions `q_learning`."""
+    learner: Literal["sac", "mpo", "naf", "dqn"] = "sac"
+    """The policy learner: `agent`, for continuous actions also `mpo` and `naf`, for discrete ones `q_learning`."""
+    mpo: MPOConfig = field(default_factory=MPOConfig)
+    """The settings of `mpo`."""
     q_learning: QLearningConfig = field(default_factory=QLearningConfig)
     """The settings of `dqn`. Its actions are epsilon-greedy, also in imagined branches."""
+    naf: NAFConfig = field(default_factory=NAFConfig)
+    """The settings of `naf`. Its actions have exploration noise, also in imagined branches."""
 
 
 class State(NamedTuple):
@@ -93,19 +99,21 @@ class State(NamedTuple):
 
 def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
     """MBPO on `task`; `model` overrides the default ensemble. `hyper` may hold `real_ratio`, traced, and the
-    learner's. Raises UserError for DQN on a task of continuous actions."""
+    learner's. Raises UserError for a learner that does not take the task's actions."""
     size, action = vectors_and_actions(task, "mbpo")
     if config.learner == "dqn":
         agent = q_learning.make(config.q_learning, task.observation, number_of_actions(task, "mbpo with the learner dqn"))
+    elif config.learner == "naf":
+        agent = naf.make(config.naf, *vector_sizes(task, "mbpo with the learner naf"))
     else:
-        agent = agents.make(config.agent, size, action)
+        agent = agents.make(config.mpo if config.learner == "mpo" else config.agent, size, action)
     model = model or shared.ensemble_for(config, task)
     rule = disagreement.make(config.trust)
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         shared.no_data(data, "mbpo")
-        if config.learner == "dqn" and "initial_temperature" in hyper:
-            raise UserError("initial_temperature has no effect with the learner dqn")
+        if config.learner != "sac" and "initial_temperature" in hyper:
+            raise UserError(f"initial_temperature has no effect with the learner {config.learner}")
         agent_key, key, model_key = jax.random.split(key, 3)
         return State(
             agent=agent.init(agent_key, hyper),
@@ -187,6 +195,24 @@ METHOD = Method(
             settings={"ensemble.precision": "bfloat16", "agent.precision": "bfloat16"},
             about="small preset, reward learned, products in bfloat16",
         ),
+        Goal(
+            "mbpo-mpo-pendulum",
+            "pendulum",
+            2000,
+            -200.0,
+            seeds_at_goal=3,
+            settings={"learner": "mpo"},
+            about="small preset, by MPO, 2 x 64 units",
+        ),
+        Goal(
+            "mbpo-pendulum-64",
+            "pendulum",
+            2000,
+            -170.0,
+            seeds_at_goal=0,
+            settings={"agent.hidden": (64, 64)},
+            about="small preset, by SAC, 2 x 64 units",
+        ),
         Goal("mbpo-cartpole-v1", "CartPole-v1", 5000, 450.0, episodes=20),
         # The policy of DQN gets better and worse again on this task, also without a model.
         Goal(
@@ -198,6 +224,24 @@ METHOD = Method(
             episodes=20,
             settings={"learner": "dqn"},
             about="its preset, by DQN",
+        ),
+        Goal(
+            "mbpo-naf-pendulum",
+            "pendulum",
+            6000,
+            -250.0,
+            settings={"learner": "naf"},
+            about="small preset, by NAF",
+        ),
+        Goal(
+            "mbpo-mountain-car-explore",
+            "mountain-car-continuous",
+            3000,
+            90.0,
+            seeds=2,
+            seeds_at_goal=2,
+            settings={"trust.rule": "explore", "trust.bonus": 0.1},
+            about="small preset, bonus for disagreement",
         ),
         Goal("mbpo-inverted-pendulum", "InvertedPendulum-v5", 4000, 1000.0, episodes=10, about="the paper's preset"),
         Goal(

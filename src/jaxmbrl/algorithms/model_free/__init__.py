@@ -1,1 +1,1 @@
-"""Model-free off-policy methods: SAC, REDQ, DroQ, TD3, DDPG, DQN."""
+"""Model-free off-policy methods: SAC, REDQ, DroQ, TD3, DDPG, DQN, QT-Opt, NAF."""

@@ -23,16 +23,20 @@ time limit. With several parallel environments, each has its own step, and there
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import jax
 from annotated_types import Ge, Le
 from jaxtyping import Array
 
-from jaxmbrl.agents import q_learning
+from jaxmbrl.agents import count_bonus, q_learning
 from jaxmbrl.agents.actor_critic.updates import with_updates
+from jaxmbrl.agents.count_bonus import CountBonusConfig, Counts
 from jaxmbrl.agents.exploration import linear, with_epsilon
-from jaxmbrl.agents.q_learning import QLearningConfig, QState
+from jaxmbrl.agents.greedy import QState
+from jaxmbrl.agents.normalization import NormalizationSettings, NormalizedState, inside, normalized
+from jaxmbrl.agents.q_learning import QLearningConfig
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import (
     ReplaySettings,
@@ -53,6 +57,7 @@ from jaxmbrl.core.types import (
     Task,
     Transition,
     Views,
+    flatten,
 )
 from jaxmbrl.data.experience import Batch, Experience
 from jaxmbrl.data.prioritized import Prioritized
@@ -61,7 +66,7 @@ from jaxmbrl.envs.base import number_of_actions
 
 
 @dataclass(frozen=True)
-class Config(ReplaySettings):
+class Config(ReplaySettings, NormalizationSettings):
     """Settings of a run of DQN."""
 
     agent: QLearningConfig = field(default_factory=QLearningConfig)
@@ -77,26 +82,34 @@ class Config(ReplaySettings):
     """Environment steps within which it falls."""
     margin_weight: Annotated[float, Ge(0)] = 0.0
     """Weight of the imitation loss of demonstrations, with the margin `agent.margin` (DQfD); 0 for none."""
+    count_bonus: CountBonusConfig = field(default_factory=CountBonusConfig)
+    """Exploration bonus of states that were seldom visited."""
 
 
 class State(NamedTuple):
     """The whole state of a run."""
 
-    agent: QState
+    agent: QState | NormalizedState
     replay: Replay | Prioritized
     demonstrations: Replay | Prioritized | None
+    counts: Counts | None
+    """Of the exploration bonus, if there is one."""
     key: Key
 
 
 def make(config: Config, task: Task) -> Algorithm:
     """DQN on `task`, with the extensions that the settings choose."""
-    agent = q_learning.make(config.agent, task.observation, number_of_actions(task, "dqn"))
+    space, actions = task.observation, number_of_actions(task, "dqn")
+    agent, measure = normalized(
+        config, config.num_envs, space, lambda normalizer: q_learning.make(config.agent, space, actions, normalizer)
+    )
     learner = with_updates(agent, actor=lambda state, batch, key: (state, {})) if config.copy_every else agent
     steps_per_call = config.train_every * config.num_envs
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         agent_key, key = jax.random.split(key)
-        return State(agent.init(agent_key, hyper), *new_experience(config, task, data), key)
+        counts = count_bonus.init(config.count_bonus, task.observation, jax.random.fold_in(agent_key, 1))
+        return State(agent.init(agent_key, hyper), *new_experience(config, task, data), counts, key)
 
     def policy(state: State, clock: Clock, explore: bool) -> Policy:
         acting = agent.policy(state.agent, False)
@@ -107,6 +120,8 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, update_key = jax.random.split(state.key)
+        counts = count_bonus.add(state.counts, task.observation, flatten(transitions).observation)
+        rewarded = count_bonus.rewarded(learner, counts, config.count_bonus, task.observation)
 
         def imitation(batch: Batch) -> dict[str, Array]:
             imitates = config.margin_weight > 0 and state.demonstrations is not None
@@ -114,12 +129,13 @@ def make(config: Config, task: Task) -> Algorithm:
 
         held = Experience(state.replay, state.demonstrations)
         agent_state, held, found = learn_from_experience(
-            config, learner, state.agent, held, clock, transitions, update_key, imitation
+            config, rewarded, state.agent, held, clock, transitions, update_key, imitation
         )
         if config.copy_every:
             due = passes(clock, config.copy_every, steps_per_call)
-            agent_state, _ = metrics.cond_update(due, lambda state: (q_learning.copy_target(state), {}), agent_state)
-        return State(agent_state, *held, key), found
+            copied = partial(inside, q_learning.copy_target)
+            agent_state, _ = metrics.cond_update(due, lambda state: (copied(state), {}), agent_state)
+        return State(measure(agent_state, transitions), *held, counts, key), found
 
     def views(state: State) -> Views:
         return Views(state.replay, critic=critic_view(agent, state.agent))
@@ -176,10 +192,35 @@ METHOD = Method(
             200.0,
             seeds=8,
             seeds_at_goal=6,
-            settings={"replay.kind": "prioritized", "replay.beta_steps": 30_000, "agent.learning_rate": 2.5e-4},
-            about="double DQN, prioritised replay, a quarter of the learning rate",
+            settings={
+                "n_step": 1,
+                "batch_size": 32,
+                "replay.kind": "prioritized",
+                "replay.beta_steps": 30_000,
+                "agent.learning_rate": 2.5e-4,
+            },
+            about="double DQN, batches of 32, prioritised replay, a quarter of the learning rate",
+            best=True,
+        ),
+        Goal(
+            "dqn-normalised-cartpole",
+            "CartPole-v1",
+            30_000,
+            200.0,
+            seeds_at_goal=3,
+            settings={"n_step": 1, "batch_size": 32, "normalize_observations": True, "normalize_rewards": True},
+            about="double DQN, batches of 32, normalised observations and rewards",
             best=True,
         ),
         Goal("dqn-deep-sea", "bsuite/DeepSea/8", 10_000, 0.9, seeds=8, seeds_at_goal=0, about="double DQN"),
+        Goal("dqn-deep-sea-16", "bsuite/DeepSea/16", 20_000, 0.9, seeds_at_goal=0, about="double DQN"),
+        Goal(
+            "dqn-deep-sea-16-counts",
+            "bsuite/DeepSea/16",
+            20_000,
+            0.9,
+            settings={"count_bonus.weight": 0.1},
+            about="double DQN, count bonus 0.1",
+        ),
     ),
 )

@@ -27,9 +27,11 @@ import jax
 from jaxmbrl import agents
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.agents.actor_critic.target_error import with_target_error
+from jaxmbrl.agents.normalization import NormalizationSettings, normalized
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import ReplaySettings, collector, critic_view, learn_from_experience, new_experience
 from jaxmbrl.core.types import (
+    ActorCritic,
     Algorithm,
     Clock,
     Hyper,
@@ -45,10 +47,11 @@ from jaxmbrl.data.experience import Experience
 from jaxmbrl.data.prioritized import Prioritized
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vectors_and_actions
+from jaxmbrl.models.normalizer import Normalizer
 
 
 @dataclass(frozen=True)
-class Config(ReplaySettings):
+class Config(ReplaySettings, NormalizationSettings):
     """Settings of a run of SAC, REDQ or DroQ."""
 
     agent: SACConfig = field(default_factory=SACConfig)
@@ -69,9 +72,14 @@ class State(NamedTuple):
 def make(config: Config, task: Task) -> Algorithm:
     """SAC, REDQ or DroQ on `task`, depending on the settings."""
     sizes = vectors_and_actions(task, "sac")
-    agent = agents.make(config.agent, *sizes)
-    if config.target_error:
-        agent = with_target_error(agent, *sizes, config.agent.hidden, config.agent.learning_rate, config.agent.polyak)
+
+    def agent_with(normalizer: Normalizer | None) -> ActorCritic:
+        made, of = agents.make(config.agent, *sizes, normalizer), config.agent
+        if not config.target_error:
+            return made
+        return with_target_error(made, *sizes, of.hidden, of.learning_rate, of.polyak, normalizer)
+
+    agent, measure = normalized(config, config.num_envs, task.observation, agent_with)
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         agent_key, key = jax.random.split(key)
@@ -85,7 +93,7 @@ def make(config: Config, task: Task) -> Algorithm:
         key, update_key = jax.random.split(state.key)
         held = Experience(state.replay, state.demonstrations)
         agent_state, held, found = learn_from_experience(config, agent, state.agent, held, clock, transitions, update_key)
-        return State(agent_state, *held, key), found
+        return State(measure(agent_state, transitions), *held, key), found
 
     def views(state: State) -> Views:
         return Views(state.replay, critic=critic_view(agent, state.agent))
@@ -113,6 +121,56 @@ METHOD = Method(
         ),
         Goal("sac-cartpole-v1", "CartPole-v1", 20_000, 450.0, seeds_at_goal=0, episodes=20),
         Goal("sac-pendulum-5000", "pendulum", 5000, -200.0, seeds_at_goal=0),
+        Goal(
+            "sac-normalised-pendulum",
+            "pendulum",
+            10_000,
+            -170.0,
+            preset="pendulum",
+            settings={
+                "agent.hidden": (64, 64),
+                "agent.learning_rate": 1e-3,
+                "batch_size": 128,
+                "normalize_observations": True,
+            },
+            about="normalised observations, 2 x 64 units",
+        ),
+        Goal(
+            "sac-normalised-rewards-pendulum",
+            "pendulum",
+            20_000,
+            -170.0,
+            seeds_at_goal=3,
+            preset="pendulum",
+            settings={
+                "agent.hidden": (64, 64),
+                "agent.learning_rate": 1e-3,
+                "batch_size": 128,
+                "normalize_observations": True,
+                "normalize_rewards": True,
+            },
+            about="normalised observations and rewards, 2 x 64 units",
+        ),
+        Goal(
+            "sac-masked-pendulum",
+            "masked/pendulum",
+            30_000,
+            -300.0,
+            seeds_at_goal=0,
+            preset="pendulum",
+            settings={"agent.hidden": (64, 64), "agent.learning_rate": 1e-3, "batch_size": 128},
+            about="without memory",
+        ),
+        Goal(
+            "sac-stacked-pendulum",
+            "stacked/3/masked/pendulum",
+            30_000,
+            -300.0,
+            seeds_at_goal=3,
+            preset="pendulum",
+            settings={"agent.hidden": (64, 64), "agent.learning_rate": 1e-3, "batch_size": 128},
+            about="last 3 observations",
+        ),
         Goal(
             "sac-hopper",
             "Hopper-v5",

@@ -24,9 +24,11 @@ from annotated_types import Ge
 from jaxmbrl.agents.actor_critic import td3
 from jaxmbrl.agents.actor_critic.target_error import with_target_error
 from jaxmbrl.agents.actor_critic.td3 import TD3Config
+from jaxmbrl.agents.normalization import NormalizationSettings, normalized
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import ReplaySettings, collector, critic_view, learn_from_experience, new_experience
 from jaxmbrl.core.types import (
+    ActorCritic,
     Algorithm,
     Clock,
     Hyper,
@@ -42,10 +44,11 @@ from jaxmbrl.data.experience import Experience
 from jaxmbrl.data.prioritized import Prioritized
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vector_sizes
+from jaxmbrl.models.normalizer import Normalizer
 
 
 @dataclass(frozen=True)
-class Config(ReplaySettings):
+class Config(ReplaySettings, NormalizationSettings):
     """Settings of a run of TD3 or DDPG."""
 
     agent: TD3Config = field(default_factory=TD3Config)
@@ -70,9 +73,14 @@ class State(NamedTuple):
 def make(config: Config, task: Task) -> Algorithm:
     """TD3 or DDPG on `task`, depending on the settings."""
     sizes = vector_sizes(task, "td3")
-    agent = td3.make(config.agent, *sizes)
-    if config.target_error:
-        agent = with_target_error(agent, *sizes, config.agent.hidden, config.agent.learning_rate, config.agent.polyak)
+
+    def agent_with(normalizer: Normalizer | None) -> ActorCritic:
+        made, of = td3.make(config.agent, *sizes, normalizer), config.agent
+        if not config.target_error:
+            return made
+        return with_target_error(made, *sizes, of.hidden, of.learning_rate, of.polyak, normalizer)
+
+    agent, measure = normalized(config, config.num_envs, task.observation, agent_with)
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         agent_key, key = jax.random.split(key)
@@ -86,7 +94,7 @@ def make(config: Config, task: Task) -> Algorithm:
         key, update_key = jax.random.split(state.key)
         held = Experience(state.replay, state.demonstrations)
         agent_state, held, found = learn_from_experience(config, agent, state.agent, held, clock, transitions, update_key)
-        return State(agent_state, *held, key), found
+        return State(measure(agent_state, transitions), *held, key), found
 
     def views(state: State) -> Views:
         return Views(state.replay, critic=critic_view(agent, state.agent))
@@ -118,6 +126,23 @@ METHOD = Method(
             -170.0,
             settings={"target_error": True},
             about="rows weighted by the error of their targets",
+        ),
+        Goal(
+            "td3-normalised-pendulum",
+            "pendulum",
+            5000,
+            -170.0,
+            settings={"normalize_observations": True},
+            about="normalised observations",
+        ),
+        Goal(
+            "td3-normalised-rewards-pendulum",
+            "pendulum",
+            5000,
+            -170.0,
+            seeds_at_goal=0,
+            settings={"normalize_observations": True, "normalize_rewards": True},
+            about="normalised observations and rewards",
         ),
     ),
 )

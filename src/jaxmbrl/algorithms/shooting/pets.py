@@ -27,7 +27,6 @@ from jaxmbrl.algorithms.registry import Goal, Method
 from jaxmbrl.algorithms.shared import LoopSettings, ModelChoice
 from jaxmbrl.core import metrics, xla
 from jaxmbrl.core.types import (
-    Action,
     Algorithm,
     Average,
     Clock,
@@ -35,7 +34,6 @@ from jaxmbrl.core.types import (
     Key,
     Metrics,
     Policy,
-    PyTree,
     Task,
     Transition,
     Views,
@@ -118,7 +116,7 @@ def make(config: Config, task: Task) -> Algorithm:
             acting = plan(planner, model.world(state.model), particles, task.action, risk=config.risk)
         else:
             acting = plan(planner, with_full_state(task.world), lambda carry: carry, task.action, risk=config.risk)
-        return shared.collector(acting, task, config, clock, no_search) if explore else acting
+        return shared.collector(acting, task, config, clock, shared.no_search) if explore else acting
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, fit_key = jax.random.split(state.key)
@@ -151,11 +149,6 @@ def make(config: Config, task: Task) -> Algorithm:
         observes_full_state=not learns,
         compiler_options=xla.for_ensembles(config.ensemble.precision),
     )
-
-
-def no_search(action: Action) -> PyTree:
-    """The statistics of a plan for an action that was not planned."""
-    return {"nonfinite": jnp.zeros((), jnp.int32)}
 
 
 METHOD = Method(

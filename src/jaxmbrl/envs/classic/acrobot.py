@@ -56,6 +56,7 @@ class Acrobot:
     torques of -1, 0, 1 N m at the joint between the links."""
 
     observation_size = 6
+    observation_names = ("cos 1", "sin 1", "cos 2", "sin 2", "angular velocity 1", "angular velocity 2")
     dt = DT
 
     def state_at(self, coordinates: Float[Array, "4"]) -> State:

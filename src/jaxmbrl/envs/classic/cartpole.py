@@ -30,6 +30,7 @@ class CartPole:
     """State and observation [position (m), velocity (m/s), angle (rad, 0 upright), angular velocity (rad/s)]."""
 
     observation_size = 4
+    observation_names = ("position", "velocity", "angle", "angular velocity")
     dt = DT
 
     def state_at(self, coordinates: Float[Array, "4"]) -> State:

@@ -37,6 +37,7 @@ class MountainCar:
     """State and observation [position, velocity (positions per step)]."""
 
     observation_size = 2
+    observation_names = ("position", "velocity")
     dt = FRAME_SECONDS
 
     def state_at(self, coordinates: Float[Array, "2"]) -> State:

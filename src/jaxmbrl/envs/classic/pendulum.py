@@ -35,6 +35,7 @@ class Pendulum:
 
     actuator_range = (-MAX_TORQUE, MAX_TORQUE)  # N m
     observation_size = 3
+    observation_names = ("cos", "sin", "angular velocity")
     action_size = 1
     dt = DT
 

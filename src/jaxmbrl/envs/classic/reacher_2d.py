@@ -50,6 +50,7 @@ class Reacher2D:
 
     actuator_range = ((-2.0, -1.0), TORQUE)  # N m
     observation_size = 8
+    observation_names = ("cos 1", "sin 1", "cos 2", "sin 2", "angular velocity 1", "angular velocity 2", "x", "y")
     action_size = 2
     dt = DT
 

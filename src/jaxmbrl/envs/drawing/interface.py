@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Shaped, UInt8
 
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Carry, PyTree
+from jaxmbrl.envs.observed import Observed
 
 STEP_SECONDS = 0.1
 """Seconds that a step is shown if its environment does not give `dt`."""
@@ -56,7 +57,7 @@ class Drawing(NamedTuple):
 def state_of(carry: Carry) -> Any:
     """The environment's state in the carry of a task's World."""
     # The carry is (State, steps), nested in one more tuple for each action repeat. A state may be a NamedTuple.
-    while type(carry) is tuple and carry:
+    while isinstance(carry, Observed) or (type(carry) is tuple and carry):
         carry = carry[0]
     return carry
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Shaped, UInt8
 
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import PyTree, Task
-from jaxmbrl.envs.action_repeat import unrepeated
 from jaxmbrl.envs.drawing.interface import STEP_SECONDS, Drawing, NoPicture, state_of
+from jaxmbrl.envs.observed import plain
 
 
 def own_drawing(task: Task) -> Drawing | None:
@@ -23,7 +23,7 @@ def own_drawing(task: Task) -> Drawing | None:
     led to it, None at the start of an episode. Every `env.dt` seconds there is a step; without `dt` a step is shown for 0.1
     s. Raises NoPicture if `dt` is not a positive number.
     """
-    env: Any = unrepeated(task.env)
+    env: Any = plain(task.env)
     if not callable(getattr(env, "draw", None)):
         return None
     return Drawing(step_seconds(task, getattr(env, "dt", None)), state_of, _finite, lambda width, height: OwnDrawer(task))
@@ -53,7 +53,7 @@ class OwnDrawer:
     """Calls `env.draw` and checks what it returns."""
 
     def __init__(self, task: Task) -> None:
-        self._name, self._env = task.name, unrepeated(task.env)
+        self._name, self._env = task.name, plain(task.env)
         self._shape: tuple[int, ...] | None = None
 
     def frame(self, shown: PyTree, action: Shaped[np.ndarray, "..."] | None = None) -> UInt8[np.ndarray, "H W 3"]:

@@ -22,10 +22,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
 from jaxmbrl.core.types import Carry, Task
-from jaxmbrl.envs.action_repeat import unrepeated
 from jaxmbrl.envs.drawing import rendering_process
 from jaxmbrl.envs.drawing.interface import Drawing, NoPicture, state_of
 from jaxmbrl.envs.drawing.own import step_seconds
+from jaxmbrl.envs.observed import plain
 
 RENDERERS = ("egl", "osmesa", "glfw")
 SECONDS = 60.0
@@ -39,7 +39,7 @@ def model_drawing(task: Task) -> Drawing | None:
     Positions are `qpos`, or `q` of Brax's own simulators, of `State.pipeline_state` or of Playground's `State.data`. Raises
     NoPicture if the states have no positions of the model, or if `env.dt` is not a positive number.
     """
-    env: Any = unrepeated(task.env)
+    env: Any = plain(task.env)
     model = getattr(env, "mj_model", getattr(getattr(env, "sys", None), "mj_model", None))
     if model is None:
         return None

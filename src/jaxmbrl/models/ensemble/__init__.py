@@ -44,10 +44,10 @@ from jaxmbrl.core.types import DynamicsModel, Features
 from jaxmbrl.models.ensemble.config import EnsembleConfig
 from jaxmbrl.models.ensemble.fit import fit_members
 from jaxmbrl.models.ensemble.layout import PLAIN, Layout
-from jaxmbrl.models.ensemble.network import EnsembleState, Parameters, init_state
+from jaxmbrl.models.ensemble.network import EnsembleState, Parameters, init_state, of_member
 from jaxmbrl.models.ensemble.world import learned_world, predict
 
-__all__ = ["EnsembleConfig", "EnsembleState", "Layout", "Parameters", "make"]
+__all__ = ["EnsembleConfig", "EnsembleState", "Layout", "Parameters", "layout_of", "make", "of_member"]
 
 
 def make(
@@ -98,6 +98,24 @@ def make(
     neither such a vector nor discrete, if `absolute` names a dimension that is missing or constant, or if the features name
     a missing dimension or do not return vectors.
     """
+    layout = layout_of(config, observation, action, reward, terminated, features)
+    return DynamicsModel(
+        init=partial(init_state, layout),
+        fit=partial(fit_members, layout, on_epoch),
+        predict=partial(predict, layout),
+        world=partial(learned_world, layout, reward, terminated),
+    )
+
+
+def layout_of(
+    config: EnsembleConfig,
+    observation: Space | int,
+    action: Space | int,
+    reward: Callable[..., Any] | None = None,
+    terminated: Callable[..., Any] | None = None,
+    features: Features | None = None,
+) -> Layout:
+    """The inputs and outputs of the networks of `make` with the same arguments. Raises UserError as `make` does."""
     config = check(config)
     observation, action = _space("observation", observation), _space("action", action)
     if isinstance(observation, Discrete):
@@ -114,12 +132,7 @@ def make(
     shape = jax.eval_shape(lambda: features.encode(jnp.zeros((3, size)))).shape
     if len(shape) != 2 or shape[0] != 3:
         raise UserError(f"features: encode must map observations [N, O] to [N, F], got {shape} from (3, {size})")
-    return DynamicsModel(
-        init=partial(init_state, layout),
-        fit=partial(fit_members, layout, on_epoch),
-        predict=partial(predict, layout),
-        world=partial(learned_world, layout, reward, terminated),
-    )
+    return layout
 
 
 def _space(name: str, given: Space | int) -> Space:

@@ -104,6 +104,11 @@ def init_state(layout: Layout, key: Key, hyper: Hyper) -> EnsembleState:
     )
 
 
+def of_member(state: EnsembleState, member: Int[Array, ""]) -> EnsembleState:
+    """The ensemble whose imagined rows are all those of one member."""
+    return state._replace(elites=jnp.full_like(state.elites, member))
+
+
 def forward(layout: Layout, parameters: Parameters, inputs: Float[Array, "E B I"]) -> Output:
     """Every member's prediction for its own rows of normalised inputs."""
     raw = jax.vmap(dynamics_network(layout).apply)({"params": parameters.network["params"]}, inputs)

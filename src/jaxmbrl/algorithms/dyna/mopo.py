@@ -1,0 +1,187 @@
+"""MOPO: model-based offline policy optimisation (Yu et al., arXiv 2005.13239, algorithm 2).
+
+    Objective: that of SAC on transitions (s, a, r - lambda u(s, a), s') imagined by an ensemble, which is fitted to logged
+    transitions, where s is a logged state or a state on a branch of at most k steps from one, a ~ pi(.|s), and
+
+        u(s, a) = max over members e of ||std_e(s, a)||
+
+    fit the ensemble to the data
+    every `refit_every` steps: imagine branches of k steps under the policy from `rollout_rows` logged states, lower their
+        rewards by lambda u, and store them in a separate buffer
+    `updates_per_step` times in each step: update the agent on a batch with a share `real_ratio` of logged rows
+
+lambda is `penalty`. The norm is that of the standard deviations which a member predicts for the next observation and
+a learned reward, in the task's units. Nothing is collected, and the environment is used for evaluation only. A step is one
+call of the updates; there is no warm-up. With lambda 0 this is MBPO on a buffer that does not change
+(`algorithms.dyna.mbpo`), with a `real_ratio` of 1 SAC on the data alone. `ensemble.halt_above` ends a branch where the
+model is too uncertain, as MOReL does (Kidambi et al., arXiv 2005.05951).
+
+Without a file the rows are collected, and this is MBPO with a penalty: the model is refitted to the rows so far each time.
+
+Differs from the paper: branches also grow with `rollout_length`; the members have no spectral norm, and predict mean and
+variance by one network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from annotated_types import Ge
+from jaxtyping import Array, Float
+
+from jaxmbrl import agents
+from jaxmbrl.algorithms import shared
+from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
+from jaxmbrl.algorithms.shared import BranchedSettings
+from jaxmbrl.core import metrics
+from jaxmbrl.core.config import Traced
+from jaxmbrl.core.types import (
+    Algorithm,
+    Clock,
+    DynamicsModel,
+    Hyper,
+    Key,
+    Metrics,
+    Policy,
+    PyTree,
+    Task,
+    Transition,
+    Views,
+    flatten,
+    row_like,
+)
+from jaxmbrl.data import replay
+from jaxmbrl.data.mixtures import mixture
+from jaxmbrl.data.replay import Replay
+from jaxmbrl.envs.base import vectors_and_actions
+from jaxmbrl.models import branching, disagreement
+from jaxmbrl.models.branching import Imagined
+from jaxmbrl.models.disagreement import TrustConfig
+
+
+@dataclass(frozen=True)
+class Config(BranchedSettings):
+    """Settings of a run of MOPO."""
+
+    penalty: Annotated[float, Ge(0), Traced] = 1.0
+    """lambda: subtracted from an imagined reward for each unit of the largest member's standard deviation."""
+    trust: TrustConfig = field(default_factory=lambda: TrustConfig("mopo"))
+    """The rule that filters imagined rows, `mopo` for this penalty; its own `penalty` has no effect."""
+    refit: bool = False
+    """With a file, whether the model is fitted again every `refit_every` steps, and not only once."""
+
+
+class State(NamedTuple):
+    """The whole state of a run."""
+
+    agent: PyTree
+    model: PyTree
+    replay: Replay | tuple[()]
+    """Collected transitions; `()` with a file, which the state does not contain."""
+    imagined: Imagined
+    """Imagined transitions, with lowered rewards."""
+    real_ratio: Float[Array, ""]
+    penalty: Float[Array, ""]
+    key: Key
+
+
+def make(config: Config, task: Task, data: Transition | None = None, model: DynamicsModel | None = None) -> Algorithm:
+    """MOPO on `task` from the rows `data` [N, ...], or without any on collected rows. `model` overrides the default
+    ensemble. `hyper` may hold `real_ratio` and `penalty`, traced, and the agent's."""
+    agent = agents.make(config.agent, *vectors_and_actions(task, "mopo"))
+    model = model or shared.ensemble_for(config, task)
+    # With a file there is nothing to wait for: the first call fits the model.
+    config = config if data is None else replace(config, warmup_steps=1)
+    logged = None if data is None else replay.of_rows(data._replace(extras=()))
+
+    def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
+        shared.no_data(data, "mopo")
+        agent_key, key, model_key = jax.random.split(key, 3)
+        return State(
+            agent=agent.init(agent_key, hyper),
+            model=model.init(model_key, {}),
+            replay=replay.init(row_like(task), config.replay_capacity) if logged is None else (),
+            imagined=branching.init(row_like(task), config.imagined_capacity, config.rounds_kept, config.trust),
+            real_ratio=jnp.asarray(hyper.get("real_ratio", config.real_ratio), float),
+            penalty=jnp.asarray(hyper.get("penalty", config.penalty), float),
+            key=key,
+        )
+
+    def policy(state: State, clock: Clock, explore: bool) -> Policy:
+        acting = agent.policy(state.agent, explore)
+        return shared.collector(acting, task, config, clock) if explore else acting
+
+    def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
+        key, update_key, refit_key = jax.random.split(state.key, 3)
+        collected: Replay | tuple[()] = ()
+        if isinstance(state.replay, Replay):
+            collected = real = replay.add(state.replay, flatten(transitions))
+            rows = shared.rows_to_fit(real, clock, config.replay_capacity)
+        else:
+            assert logged is not None
+            real = rows = logged
+        rule = disagreement.make(config.trust, state.penalty)
+        # With a file the first round is the only one that fits.
+        fits = jnp.asarray(logged is None or config.refit) | (shared.steps_after_warmup(config, clock) == 0)
+
+        def fit_and_imagine(learned: tuple[PyTree, Imagined]) -> tuple[tuple[PyTree, Imagined], Metrics]:
+            model_state, imagined = learned
+            fit_key, imagine_key = jax.random.split(refit_key)
+            model_state, fitted = metrics.cond_update(fits, lambda state: model.fit(state, rows, fit_key), model_state)
+            acting = branching.with_disagreement(agent.policy(state.agent, True), rule, model, model_state)
+            steps = shared.steps_after_warmup(config, clock)
+            imagined, found = shared.branch_from_replay(
+                config, rule, model.world(model_state), acting, real, imagined, steps, imagine_key
+            )
+            return (model_state, imagined), fitted | found
+
+        (model_state, imagined), fitted = metrics.cond_update(
+            shared.refit_due(config, clock), fit_and_imagine, (state.model, state.imagined)
+        )
+
+        def draw(key: Key) -> Transition:
+            shares = [state.real_ratio, 1 - state.real_ratio]
+            return mixture([real, imagined.buffer], shares, key, config.batch_size)
+
+        agent_state, updated = shared.update_agent(config, agent, state.agent, clock, draw, update_key)
+        state = State(agent_state, model_state, collected, imagined, state.real_ratio, state.penalty, key)
+        return state, fitted | updated
+
+    def views(state: State) -> Views:
+        return Views(
+            replay=state.replay if logged is None else None,
+            model=shared.model_view(config, task, model, state.model),
+            critic=shared.critic_view(agent, state.agent),
+            reproducible=state.imagined.buffer,
+        )
+
+    return Algorithm(init, policy, learn, period=1, views=views)
+
+
+METHOD = Method(
+    make,
+    Config,
+    family="dyna",
+    paper="2005.13239",
+    summary="MBPO on logged data, with a penalty for the model's uncertainty",
+    offline=make,
+    tiny={
+        **TINY_RUN,
+        **TINY_ENSEMBLE,
+        "agent.hidden": (16, 16),
+        "refit_every": 50,
+        "rollout_length.first": 1,
+        "rollout_length.last": 3,
+        "rollout_length.begins": 0,
+        "rollout_length.ends": 100,
+        "rollout_rows": 83,
+        "retain_steps": 100,
+        "updates_per_step": 2,
+    },
+    goals=(
+        Goal("mopo-pendulum", "pendulum", 2000, -200.0, data=4000, about="small preset, from 4,000 random transitions"),
+    ),
+)

@@ -1,0 +1,142 @@
+"""MOPO: without a penalty MBPO on a full buffer, with one the rewards by hand; from a file nothing else is used."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from in_order import in_order
+
+from jaxmbrl import envs
+from jaxmbrl.agents.actor_critic.sac import SACConfig
+from jaxmbrl.algorithms.dyna import mbpo, mopo
+from jaxmbrl.algorithms.shared import RolloutLength
+from jaxmbrl.core.types import Clock, DynamicsModel, Transition, World
+from jaxmbrl.data import dataset, replay
+from jaxmbrl.training import programs
+
+ROWS, LAMBDA = 12, 0.25
+CALLS = 4
+SETTINGS: dict[str, Any] = {
+    "agent": SACConfig(hidden=(8,)),
+    "rollout_length": RolloutLength(2, 2),
+    "rollout_rows": 6,
+    "retain_steps": 2 * ROWS,
+    "refit_every": 2 * ROWS,
+    "batch_size": 4,
+    "updates_per_step": 1,
+    "warmup_steps": ROWS,
+    "replay_capacity": ROWS,
+    "num_envs": ROWS,
+}
+PENDULUM = envs.make("pendulum")
+
+
+def table(seed=0):
+    rng = np.random.default_rng(seed)
+    return Transition(
+        observation=rng.normal(size=(ROWS, 3)).astype(np.float32),
+        action=rng.uniform(-1, 1, (ROWS, 1)).astype(np.float32),
+        reward=rng.normal(size=ROWS).astype(np.float32),
+        next_observation=rng.normal(size=(ROWS, 3)).astype(np.float32),
+        terminated=rng.random(ROWS) < 0.3,
+        truncated=np.zeros(ROWS, bool),
+    )
+
+
+class Fitted(NamedTuple):
+    fits: Any
+    mean: Any
+    """Mean reward of the rows that it was fitted to."""
+
+
+def model():
+    """A model whose two members predict standard deviations |observation| and 2 |action|, for each of four numbers."""
+
+    def predict(state, observation, action):
+        std = jnp.stack([jnp.pad(jnp.abs(observation), ((0, 0), (0, 1))), jnp.tile(2 * jnp.abs(action), (1, 4))])
+        return jnp.zeros_like(std), std**2
+
+    def world(state):
+        def step(observation, action, key):
+            following = 0.5 * observation + action + state.mean
+            none = jnp.zeros(len(observation), bool)
+            return following, Transition(observation, action, jnp.sum(observation, axis=1), following, none, none)
+
+        return World(reset=lambda key: None, start=lambda origin, key: origin, observe=lambda x: x, step=step)
+
+    def fit(state, buffer, key):
+        return Fitted(state.fits + 1, jnp.mean(buffer.data.reward)), {}
+
+    return DynamicsModel(lambda key, hyper: Fitted(jnp.zeros(()), jnp.zeros(())), fit, predict, world)
+
+
+def run(make, first, transitions, replaced=None):
+    """States after each of some calls, whose clock shows `first`, `first + ROWS`, ... steps. `make` makes the algorithm
+    from the table, which is an argument of the program and no constant: XLA might otherwise round differently."""
+    learn = jax.jit(lambda rows, *given: make(rows).learn(*given)[0])
+    state = jax.jit(lambda rows: make(rows).init(jax.random.key(0), {}))(table())
+    state = state if replaced is None else state._replace(replay=replaced)
+    states = []
+    for call in range(CALLS):
+        state = learn(table(), Clock(np.asarray(first + call * ROWS, np.int32)), state, transitions)
+        states.append(state)
+    return jax.device_get([s._replace(key=jax.random.key_data(s.key)) for s in states])
+
+
+@functools.cache
+def offline(penalty, refit, seed=1):
+    """From the table; `learn` is given other transitions."""
+    config = mopo.Config(**SETTINGS, penalty=penalty, refit=refit)
+    given = jax.tree.map(lambda leaf: leaf[None], table(seed))
+    return run(lambda rows: mopo.make(config, PENDULUM, rows, model()), 1, given)
+
+
+def imagined(state):
+    size = int(state.imagined.buffer.size)
+    return jax.tree.map(lambda x: np.asarray(x)[:size], in_order(state.imagined.buffer))
+
+
+def test_without_a_penalty_it_is_mbpo_on_a_full_buffer_bit_for_bit():
+    """MBPO's ring has the rows of the table, and each call replaces all of them by themselves."""
+    given = jax.tree.map(lambda leaf: leaf[None], table())
+    expected = run(
+        lambda rows: mbpo.make(mbpo.Config(**SETTINGS), PENDULUM, model()), ROWS, given, replaced=replay.of_rows(table())
+    )
+    for state, other in zip(offline(0.0, refit=True), expected, strict=True):
+        for name in ("agent", "model", "imagined", "key"):
+            jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(other, name))
+    assert int(expected[-1].model.fits) == 2 and int(expected[-1].agent.critic.moments.count) == CALLS * ROWS
+
+
+def test_rewards_are_lowered_by_lambda_times_the_largest_norm():
+    rows = imagined(offline(LAMBDA, refit=True)[0])
+    assert len(rows.reward) == 12
+    norms = np.stack([np.linalg.norm(rows.observation, axis=1), 4 * np.abs(rows.action[:, 0])])
+    assert len(set(norms.argmax(axis=0))) == 2, "each member is the largest somewhere"
+    np.testing.assert_allclose(rows.reward, rows.observation.sum(axis=1) - LAMBDA * norms.max(axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_the_model_is_fitted_once_and_to_the_file_alone():
+    states = offline(LAMBDA, refit=False)
+    assert [int(state.model.fits) for state in states] == [1] * CALLS
+    np.testing.assert_allclose(states[0].model.mean, table().reward.mean(), rtol=1e-6)
+    # New branches every second call all the same.
+    assert [int(state.imagined.buffer.size) for state in states] == [12] * CALLS
+    assert not np.array_equal(states[0].imagined.buffer.data.action, states[2].imagined.buffer.data.action)
+    starts = {tuple(row) for row in table().observation}
+    assert {tuple(row) for row in imagined(states[0]).observation[:6]} <= starts
+
+
+def test_a_file_may_be_shorter_than_the_run_and_the_state_does_not_contain_it(tmp_path):
+    dataset.save(tmp_path / "rows.npz", table(), "pendulum")
+    config = programs.configure("mopo", "pendulum", data=tmp_path / "rows.npz")
+    assert config.steps == 2000, "the preset's, not the file's 12 rows"
+    config = dataclasses.replace(config, settings=mopo.Config(**SETTINGS | {"num_envs": 1}), steps=1000)
+    built = [programs.build(config, learns=learns) for learns in (True, False)]
+    learning, evaluated = (jax.eval_shape(functools.partial(programs.initial, program, {})) for program in built)
+    assert learning.algorithm.replay == ()
+    assert jax.tree.structure(learning) == jax.tree.structure(evaluated)
+    assert jax.tree.leaves(learning) == jax.tree.leaves(evaluated)

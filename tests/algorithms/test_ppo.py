@@ -1,0 +1,95 @@
+"""PPO as a whole: the first minibatch, the early end of an update, the learning rate, and its settings."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxmbrl import algorithms, envs
+from jaxmbrl.agents.on_policy import PPOConfig
+from jaxmbrl.algorithms.on_policy import ppo
+from jaxmbrl.core.config import UserError, check
+from jaxmbrl.core.types import row_like
+from jaxmbrl.training import loop
+
+from .test_sac import clock
+
+TINY = ppo.Config(agent=PPOConfig(hidden=(8, 8), epochs=2, minibatches=4), num_envs=2, collect_steps=32, epoch_steps=64)
+
+
+@functools.cache
+def compiled(config=TINY, task="pendulum"):
+    algorithm = ppo.make(config, envs.make(task))
+    made = loop.make(algorithm, envs.make(task), config)
+    return jax.jit(made.init), jax.jit(made.run)
+
+
+def run(calls, config=TINY, task="pendulum", **hyper):
+    init, run = compiled(config, task)
+    state = init(jnp.arange(1), {name: jnp.full(1, value) for name, value in hyper.items()})
+    return run(clock(0), state, jnp.asarray(calls, jnp.int32))
+
+
+@pytest.mark.parametrize("task", ["pendulum", "CartPole-v1"])
+def test_the_ratio_is_exactly_one_until_the_first_step(task):
+    """With a learning rate of 0 each minibatch is a first one, also after the statistics of observations have changed: all
+    divergences, and so all distances of the ratio from 1, are exactly 0. Otherwise they are not."""
+    _, state = run(3, task=task, learning_rate=0.0)
+    assert float(state.algorithm.agent.observations.rows[0]) == 192
+    for name in ("agent/divergence", "agent/clip_fraction"):
+        assert float(state.metrics[name].total[0]) == 0.0 and float(state.metrics[name].weight[0]) == 8
+    if task == "pendulum":
+        _, state = run(3, learning_rate=3e-3)
+        assert float(state.metrics["agent/divergence"].total[0]) > 0
+
+
+def test_an_update_ends_at_the_target_divergence():
+    """No later minibatch of the update changes a parameter."""
+    config = dataclasses.replace(TINY, agent=dataclasses.replace(TINY.agent, target_divergence=1e-12))
+    _, state = run(1, config, learning_rate=1e-3)
+    # The first step is taken, from the policy that acted, and none after it.
+    assert float(state.metrics["agent/stopped"].total[0]) == 7
+    assert int(state.algorithm.agent.actor.moments.count[0]) == 1
+
+
+def test_the_learning_rate_falls_to_zero():
+    config = dataclasses.replace(TINY, anneal_steps=256)
+    assert [float(config.learning_scale(clock(steps))) for steps in (64, 128, 256, 320, 900)] == [1.0, 0.75, 0.25, 0.0, 0.0]
+    assert TINY.learning_scale(clock(64)) == 1.0
+
+
+def test_minibatches_must_divide_the_rows():
+    with pytest.raises(UserError, match=r"agent.minibatches must divide num_envs x collect_steps \(64\), got 5"):
+        check(dataclasses.replace(TINY, agent=PPOConfig(minibatches=5)))
+
+
+def test_published_settings():
+    """vwxyzjn/cleanrl: ppo_continuous_action.py, and luchris429/purejaxrl: ppo_continuous_action.py."""
+    published, many = (algorithms.get("ppo").presets[name].config for name in ("mujoco", "many-environments"))
+    assert published.agent == PPOConfig(
+        hidden=(64, 64),
+        first_log_std=0.0,
+        learning_rate=3e-4,
+        discount=0.99,
+        gae_lambda=0.95,
+        entropy_weight=0.0,
+        value_weight=0.5,
+        max_gradient_norm=0.5,
+        epochs=10,
+        minibatches=32,
+        clip=0.2,
+        target_divergence=None,
+    )
+    assert (published.num_envs, published.collect_steps, published.anneal_steps) == (1, 2048, 488 * 2048)
+    assert (many.num_envs, many.collect_steps, many.agent.minibatches, many.agent.epochs) == (2048, 10, 32, 4)
+    assert many.agent.hidden == (256, 256)
+
+
+@pytest.mark.parametrize("method", ["ppo", "trpo", "a2c", "reinforce"])
+def test_initial_transitions_are_refused(method):
+    task = envs.make("pendulum")
+    algorithm = algorithms.get(method).make(algorithms.preset(method, "pendulum")[1], task)
+    with pytest.raises(UserError, match=f"{method} does not accept initial transitions"):
+        algorithm.init(jax.random.key(0), {}, row_like(task))

@@ -1,0 +1,75 @@
+"""REINFORCE: its gradient against the sum of the definition in float64, with and without the entropy in the return."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmbrl.agents import on_policy
+from jaxmbrl.algorithms.on_policy import reinforce
+from jaxmbrl.core.spaces import Discrete
+from jaxmbrl.core.types import Transition
+
+DISCOUNT, BONUS = 0.9, 0.3
+
+
+def log_policy(weights, observation):
+    logits = observation @ weights
+    return logits - np.log(np.exp(logits).sum())
+
+
+def entropy_of(weights, observation):
+    return -np.sum(np.exp(log_policy(weights, observation)) * log_policy(weights, observation))
+
+
+def slope(function, weights):
+    found = np.zeros_like(weights)
+    for place in np.ndindex(weights.shape):
+        step = np.zeros_like(weights)
+        step[place] = 1e-6
+        found[place] = (function(weights + step) - function(weights - step)) / 2e-6
+    return found
+
+
+@pytest.mark.parametrize("in_return", [False, True])
+def test_the_gradient_is_the_sum_over_steps_of_its_definition(in_return, x64):
+    """sum_t grad log pi_t sum_{t' >= t} discount^{t' - t} (r_t' [+ alpha H_t']) + alpha grad H_t, for a linear policy over
+    three choices, along an episode of four steps that ends, by numerical derivatives."""
+    rng = np.random.default_rng(0)
+    weights, observations = rng.normal(size=(2, 3)), rng.normal(size=(5, 2))
+    actions, rewards = np.array([0, 2, 1, 1], np.int32), rng.normal(size=4)
+    settings = reinforce.ReinforceConfig(
+        hidden=(),
+        discount=DISCOUNT,
+        entropy_weight=BONUS,
+        entropy_in_return=in_return,
+        normalize_advantages=False,
+        normalize_observations=False,
+        normalize_rewards=False,
+    )
+    entropies = np.array([entropy_of(weights, x) for x in observations[:4]])
+    earned = rewards + BONUS * entropies * in_return
+    expected = np.zeros_like(weights)
+    for t in range(4):
+        total = sum(DISCOUNT ** (j - t) * earned[j] for j in range(t, 4))
+        expected += total * slope(lambda w, t=t: log_policy(w, observations[t])[actions[t]], weights)
+        expected += BONUS * slope(lambda w, t=t: entropy_of(w, observations[t]), weights)
+
+    agent = on_policy.make(settings, 2, Discrete(3), on_policy.adam())
+
+    @jax.jit
+    def gradient(key):
+        state = agent.init(key, {})
+        params = state.actor.params.network["params"]["Dense_0"] | {"kernel": jnp.asarray(weights)}
+        params = state.actor.params._replace(network={"params": {"Dense_0": params}})
+        # A value function of 0.
+        critic = state.critic._replace(params=jax.tree.map(jnp.zeros_like, state.critic.params))
+        state = state._replace(actor=state.actor._replace(params=params), critic=critic)
+        ended = jnp.array([False, False, False, True])[:, None]
+        given = (observations[:4], actions, rewards, observations[1:])
+        rows = Transition(*(jnp.asarray(x)[:, None] for x in given), ended, ended & False, jnp.asarray(actions)[:, None])
+        rows = agent.estimate(state, reinforce.with_entropy(agent, state, rows, settings))
+        return jax.grad(reinforce.policy_loss, 2, has_aux=True)(agent, settings, params, rows)[0]
+
+    found = jax.tree.map(np.asarray, gradient(jax.random.key(0))).network["params"]["Dense_0"]["kernel"]
+    np.testing.assert_allclose(-4 * found, expected, rtol=1e-6, atol=1e-8)
