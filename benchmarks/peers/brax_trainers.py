@@ -24,8 +24,8 @@ def prepare() -> None:
 def reporting(
     answer: Answer, chunk: int, updates_per_step: float | None = None, skipped: int = 0
 ) -> Callable[[int, dict[str, Any]], None]:
-    """Brax's function of progress, which answers with the results of each chunk of environment steps but the first `skipped`
-    ones."""
+    """Brax's function of progress, which answers with the results of each chunk of environment steps but the first
+    `skipped` ones."""
     versions = {name: importlib.metadata.version(name) for name in ("brax", "jax", "flax", "optax")}
 
     def progress(steps: int, metrics: dict[str, Any]) -> None:
