@@ -265,7 +265,7 @@ CASES = {
             "minibatches": 4,
             "units": 64,
             "learning_rate": 3e-4,
-            "calls": 10,
+            "calls": 50,
         },
         {"num_envs": 8, "collect_steps": 8, "calls": 2},
         calls=5,

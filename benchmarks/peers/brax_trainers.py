@@ -21,13 +21,18 @@ def prepare() -> None:
         jax.device_put_replicated = lambda tree, devices: jax.tree.map(lambda x: jnp.stack([x] * len(devices)), tree)
 
 
-def reporting(answer: Answer, chunk: int, updates_per_step: float | None = None) -> Callable[[int, dict[str, Any]], None]:
-    """Brax's function of progress, which answers with the results of each chunk of environment steps."""
+def reporting(
+    answer: Answer, chunk: int, updates_per_step: float | None = None, skipped: int = 0
+) -> Callable[[int, dict[str, Any]], None]:
+    """Brax's function of progress, which answers with the results of each chunk of environment steps but the first
+    `skipped` ones."""
     versions = {name: importlib.metadata.version(name) for name in ("brax", "jax", "flax", "optax")}
 
     def progress(steps: int, metrics: dict[str, Any]) -> None:
         if "training/sps" not in metrics:
             answer({"versions": versions})
+            return
+        if steps <= skipped * chunk:
             return
         rate = float(metrics["training/sps"])
         updates = {} if updates_per_step is None else {"updates a second": rate * updates_per_step}
@@ -76,7 +81,8 @@ def ppo(settings: dict[str, Any], answer: Answer) -> None:
     def make_networks(*sizes: Any, **named: Any) -> networks.PPONetworks:
         return networks.make_ppo_networks(*sizes, policy_hidden_layer_sizes=units, value_hidden_layer_sizes=units, **named)
 
-    calls = settings["most_calls"]
+    # Brax compiles in each of its first two calls.
+    calls = settings["most_calls"] + 1
     train.train(
         environment=env,
         num_timesteps=calls * chunk,
@@ -96,7 +102,7 @@ def ppo(settings: dict[str, Any], answer: Answer) -> None:
         max_grad_norm=0.5,
         normalize_observations=True,
         network_factory=make_networks,
-        progress_fn=reporting(answer, chunk),
+        progress_fn=reporting(answer, chunk, skipped=1),
     )
 
 

@@ -12,8 +12,7 @@ for each round:
     restore the policy that was accepted last
 
 Each member is a deterministic network with its own weights and its own sample of the data; a policy that exploits the
-errors of one of them gets worse in others. Without the reset, the policy has too little noise to explore or to find a
-direction of improvement after some rounds.
+errors of one of them gets worse in others. The reset keeps the noise with which the policy explores.
 
 Differs from the paper: rows are imagined, and policies judged, from stored states of all kinds instead of initial states,
 so that tasks outside of the compiled program need no further resets; the value function is a network instead of a linear
