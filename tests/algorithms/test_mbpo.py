@@ -259,13 +259,13 @@ def test_with_real_rows_alone_it_is_its_learner_bit_for_bit(learner, monkeypatch
     learn, state, plain_state, _, plain = known(learner)
     state = state._replace(real_ratio=jax.device_put(np.ones((), np.float32)))
     # The learner alone draws its batch by the key that MBPO splits in two: the same rows for both.
-    sample = replay.sample
-    monkeypatch.setattr(replay, "sample", lambda buffer, key, n: sample(buffer, jax.random.split(key)[0], n))
+    slots = replay.sample_slots
+    monkeypatch.setattr(replay, "sample_slots", lambda buffer, key, n: slots(buffer, jax.random.split(key)[0], n))
     plain_learn = jax.jit(plain.learn)
     assert_same(state.agent, plain_state.agent)
     for steps in range(2, 24, 2):
         with monkeypatch.context() as alone:
-            alone.setattr(replay, "sample", sample)
+            alone.setattr(replay, "sample_slots", slots)
             state, _ = learn(clock(steps), state, rows(steps))
         plain_state, _ = plain_learn(clock(steps), plain_state, rows(steps))
         assert_same(state.agent, plain_state.agent)

@@ -11,8 +11,8 @@ from jaxmbrl import algorithms, envs
 from jaxmbrl.agents.actor_critic import mpo as agents_mpo
 from jaxmbrl.agents.actor_critic.mpo import MPOConfig
 from jaxmbrl.algorithms.model_free import mpo
-from jaxmbrl.core.config import UserError, check
-from jaxmbrl.core.types import Transition, row_like
+from jaxmbrl.core.config import check
+from jaxmbrl.core.types import Transition
 from jaxmbrl.data import n_step
 
 from .test_sac import clock
@@ -87,13 +87,6 @@ def test_an_update_learns_from_rows_of_n_steps_of_one_environment():
     found, discount = expected(given.agent, state.replay, given.key)
     assert {round(float(power), 4) for power in discount} == {0.99, 0.9801}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, state.agent)
-
-
-def test_initial_transitions_of_several_environments_have_no_windows():
-    algorithm = mpo.make(TINY, envs.make("pendulum"))
-    data = jax.tree.map(lambda x: np.zeros((5, *x.shape), x.dtype), row_like(envs.make("pendulum")))
-    with pytest.raises(UserError, match="num_envs must be 1"):
-        algorithm.init(jax.random.key(0), {}, data)
 
 
 def test_published_settings():

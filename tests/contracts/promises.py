@@ -161,9 +161,14 @@ def still(state: Any) -> Any:
     return jax.tree.map(without_rows, state, is_leaf=is_buffer)
 
 
+def buffer_of(state: Any) -> Any:
+    """The replay buffer in a state, or its buffer of sequences if there is none."""
+    return (of_type(state, Replay) or of_type(state, Sequences))[0]
+
+
 def rows_of(compiled: Compiled, state: Any, k: int) -> Any:
     """What seed k stored in its replay buffer in three epochs, [steps, num_envs, ...]."""
-    buffer, number = of_type(state.algorithm, Replay, Sequences)[0], 3 * compiled.epoch
+    buffer, number = buffer_of(state.algorithm), 3 * compiled.epoch
     num_envs = compiled.program.config.settings.num_envs
     if isinstance(buffer, Sequences):
         return rows_of_sequences(jax.device_get(of_seed(buffer, k)), number // num_envs)
@@ -258,7 +263,7 @@ def check_that_seeds_do_not_touch_each_other(compiled: Compiled) -> None:
     _, a = compiled.undisturbed(2)
     _, b = compiled.epochs(compiled.start((0, 5)), [2 * compiled.calls])
     assert_equal(of_seed(a, 0), of_seed(b, 0))
-    buffers = [of_type(state.algorithm, Replay, Sequences)[0] for state in (a, b)]
+    buffers = [buffer_of(state.algorithm) for state in (a, b)]
     rewards = [np.asarray((x.data if isinstance(x, Replay) else x.rows).reward[1]) for x in buffers]
     assert (rewards[0] != rewards[1]).any()
 

@@ -304,18 +304,19 @@ def build(config: RunConfig, learns: bool = True, task: Task | None = None) -> P
     method, settings = algorithms.get(config.algorithm), config.settings
     check_whole(to_dict(config))
     task = checked_task(config.env if task is None else task, config.action_repeat)
+    in_turn = config.data is None or method.offline is None
+    algorithm = method.make(settings, task) if in_turn else None
+    if algorithm is not None and config.data is not None and algorithm.on_policy:
+        raise UserError(f"{config.algorithm} learns from transitions of its own policy: it cannot be trained from data")
     data = None
     if config.data is not None:
         data = _data(config, task) if learns else jax.tree.map(lambda leaf: leaf[None], row_like(task))
-    if data is not None and method.offline is not None:
+    if algorithm is None:
+        assert data is not None and method.offline is not None
         algorithm = method.offline(settings, task, data)
-    else:
-        algorithm = method.make(settings, task)
     if config.demonstrations is not None:
         algorithm = _with_demonstrations(algorithm, _demonstrations(config, task, learns))
     algorithm = _traced_once(algorithm)
-    if data is not None and algorithm.on_policy:
-        raise UserError(f"{config.algorithm} learns from transitions of its own policy: it cannot be trained from data")
     if learns:
         logs.check(config.log)
         if config.stop_at_return is not None and config.data is not None and not config.evaluates:
