@@ -474,6 +474,47 @@ def test_a_run_interrupted_before_its_first_checkpoint_starts_again(tmp_path, mo
     assert result.env_steps == 40 and float(result.state.discount[0]) == 0.5
 
 
+def cart():
+    """A class of environments of the user's own."""
+    gymnasium = pytest.importorskip("gymnasium")
+
+    class Cart(gymnasium.Env):
+        observation_space = action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action):
+            return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    return Cart
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "call"),
+    [
+        (cart, "Cart", "envs.register('Cart', lambda: envs.from_gymnasium(Cart, name='Cart'))"),
+        (fuse, "fuse", "envs.register('fuse', fuse)"),
+        (lambda: fuse(), "fuse", "envs.register('fuse', function)"),
+        (fuse(), "fuse", "envs.register('fuse', lambda: task)"),
+    ],
+)
+def test_a_task_that_was_given_to_a_run_is_registered_as_told(task, name, call, tmp_path, monkeypatch):
+    def save(self, wait=False):
+        raise KeyboardInterrupt
+
+    run, task = tmp_path / "run", cart() if task is cart else task
+    monkeypatch.setattr(Session, "save", save)
+    with pytest.raises(KeyboardInterrupt) as error:
+        jaxmbrl.train("linear", task, steps=40, settings=SETTINGS, out=run)
+    assert error.value.__notes__[0].endswith(f"from the beginning; in another process, call {call} before that")
+    del envs.TASKS[name]
+    with pytest.raises(UserError) as refused:
+        jaxmbrl.resume(run)
+    begins = f"{run} is a run of the task '{name}', which is not registered in this program: call {call} first"
+    assert str(refused.value).startswith(begins)
+
+
 def test_an_interrupted_run_in_memory_says_that_it_is_lost(monkeypatch):
     def run_to(self, end):
         raise KeyboardInterrupt

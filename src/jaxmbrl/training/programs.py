@@ -275,8 +275,11 @@ def read(folder: RunFolder) -> RunConfig:
     try:
         return parse(values)
     except UserError as error:
-        advice = calling.elsewhere(folder.read_environment())
-        what = _unknown(values)
+        what, known = _unknown(values), folder.read_environment()
+        if values.get("algorithm") not in algorithms.METHODS:
+            # The program that registers the method may not know the task either.
+            known.pop("registration", None)
+        advice = calling.elsewhere(known)
         if what is None or advice is None:
             raise UserError(f"{folder.path / CONFIG}: {error}") from None
         raise UserError(f"{folder.path} is a run of {what}, which is not registered in this program: {advice}") from None

@@ -19,7 +19,7 @@ from jaxmbrl import algorithms
 from jaxmbrl.core import xla
 from jaxmbrl.core.config import UserError, check, converted, to_dict
 from jaxmbrl.core.types import Policy, PyTree, Task
-from jaxmbrl.envs.given import resolve
+from jaxmbrl.envs.given import registration, resolve
 from jaxmbrl.training import checkpoint, devices, evaluation, hints, hosted, logs, restoring
 from jaxmbrl.training.console import Progress, Warnings, Work
 from jaxmbrl.training.hosts import ALONE, Hosts
@@ -107,7 +107,7 @@ def train(
 
     `env` is the name of a task. It may also be a `Task`, a function that makes one or that makes Gymnasium environments, or
     what `gymnasium.make(ID)` returned (`envs.given`). With `out`, such a task is registered under its own name in this
-    process; another process that resumes or evaluates the run must register it first.
+    process; another process that resumes or evaluates the run must register it first (`envs.register`), and is told how.
 
     `settings` is the algorithm's config, or a mapping such as `{"ensemble.members": 7}` that changes the preset. `hyper`
     contains traced hyperparameters (`{"learning_rate": [1e-3, 3e-4]}`), one value or one per seed. With `data`, a file of
@@ -195,7 +195,11 @@ def begin_run(
             folder = RunFolder.create(out)
             locks.enter_context(folder.lock())
             # The config makes the folder a run, which can start from both files if it is stopped before a checkpoint.
-            folder.write_environment({"hyper": {name: np.asarray(value).tolist() for name, value in traced.items()}})
+            own = registration(config.env)
+            folder.write_environment(
+                {"hyper": {name: np.asarray(value).tolist() for name, value in traced.items()}}
+                | ({} if own is None else {"registration": own})
+            )
             folder.write_config(to_dict(config))
         hosts.gather(None)
         return Session(program, RunFolder.open(out), progress, stopping, hosts, attached).begin(traced)

@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from jaxmbrl.core.config import UserError, to_dict
 from jaxmbrl.core.types import Algorithm, Clock, Policy, PyTree, Task
+from jaxmbrl.envs.given import registration
 from jaxmbrl.training import checkpoint, devices, epoch_rows, evaluation, first_rows, loop, memory, probing, targets
 from jaxmbrl.training.checkpointing import Lost
 from jaxmbrl.training.console import Progress
@@ -423,7 +424,9 @@ class Session:
                 if saved is None
                 else f"the run is saved at {saved:,} of {total}; {again} continues it"
             )
-            error.add_note(f"jaxmbrl: {told}")
+            own = registration(self.config.env)
+            first = "" if own is None else f"; in another process, call {own} before that"
+            error.add_note(f"jaxmbrl: {told}{first}")
             raise
 
     def is_intact(self) -> bool:
