@@ -28,6 +28,7 @@ def evaluate(words: list[str]) -> int:
     """`jaxmbrl evaluate`: returns of a run's policy, and a video."""
     from jaxmbrl.data import dataset
     from jaxmbrl.envs.bridges import twin
+    from jaxmbrl.exporting import exporter
     from jaxmbrl.training import programs, runner
     from jaxmbrl.training.run_folder import RunFolder
 
@@ -61,7 +62,8 @@ def evaluate(words: list[str]) -> int:
     )
     started = time.monotonic()
     with options.warnings_in_a_line():
-        found = runner.evaluate(args.run, args.episodes, args.model, args.backend, progress=True)
+        policy = runner.trained(args.run)
+        found = runner.evaluate(policy, args.episodes, args.model, args.backend, progress=True)
     print(f"the policy after {found.env_steps:,} of {config.total_steps:,} environment steps")
     for k, value in enumerate(found.per_seed):
         frozen = "  (frozen when a value was not finite)" if config.seed + k in found.frozen else ""
@@ -79,7 +81,9 @@ def evaluate(words: list[str]) -> int:
         if args.video is None:
             print(f"  {again('evaluate', args.run, '--video')}")
         print(f"  {again('report', args.run)}")
-        print(f"  {again('export', args.run, '--to', 'numpy')}")
+        to = exporter.format_of(policy)
+        if to is not None:
+            print(f"  {again('export', args.run, '--to', to)}")
     return 0 if filmed else 1
 
 

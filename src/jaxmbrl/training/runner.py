@@ -312,14 +312,14 @@ def load(run: str | Path | Result) -> Loaded:
 
 @hints.checked_arguments
 def evaluate(
-    run: str | Path | Result,
+    run: str | Path | Result | Trained,
     episodes: int = 10,
     model: str | None = None,
     backend: str | None = None,
     progress: Work | bool = False,
 ) -> Evaluation:
     """Returns of `episodes` episodes of each seed of the run in folder `run`, or of a result in memory, under its
-    deterministic policy.
+    deterministic policy. What `trained` returned is not restored again.
 
     The start state depends only on the episode's index: it is the same for every seed and every run of the task. With
     `model` "true" the run's planner plans in the true simulator instead of the learned model. Raises UserError if the
@@ -377,9 +377,11 @@ def _episodes(given: Any) -> int:
         raise UserError(f"{error}{own}") from None
 
 
-def trained(run: str | Path | Result, model: str | None = None) -> Trained:
+def trained(run: str | Path | Result | Trained, model: str | None = None) -> Trained:
     """The policy of the run in folder `run` (as `restoring.newest`) or of a result in memory. If `model` is given, its
-    planner uses that model."""
+    planner uses that model. What this function returned is returned unchanged without a `model`."""
+    if isinstance(run, Trained):
+        return run if model is None else run._replace(program=build(planning_in(run.program.config, model), learns=False))
     if isinstance(run, Result):
         config = run.config if model is None else planning_in(run.config, model)
         # The task of a result need not be registered, and repeats its actions already.
