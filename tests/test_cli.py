@@ -115,6 +115,22 @@ REFUSED = {
     "train sac": ["--env TASK is missing", "pendulum"],
     "train sac --env": ["--env needs a value"],
     "train sac --env pendulm": ["unknown task 'pendulm'", "did you mean 'pendulum'?"],
+    **{
+        f"train {option}": [f"unknown option '{option.split()[1]}'; did you mean '{ours}'?"]
+        for option, ours in {
+            "dqn --exploration-fraction 0.1": "--epsilon-steps",
+            "dqn --exploration-final-eps 0.1": "--agent.epsilon",
+            "dqn --target-update-interval 9": "--copy-every",
+            "dqn --train-freq 4": "--train-every",
+            "sac --train-freq 4": "--updates-per-step",
+            "dqn --gradient-steps 4": "--updates-per-step",
+            "dqn --buffer-size 4": "--replay-capacity",
+            "ppo --n-steps 9": "--collect-steps",
+            "ppo --gae-lambda 0.9": "--agent.gae-lambda",
+            "ppo --clip-range 0.2": "--agent.clip",
+            "ppo --ent-coef 0.1": "--agent.entropy-weight",
+        }.items()
+    },
     "train sac --env ''": ["unknown task ''", "pendulum"],
     "train sac --envv pendulum": ["unknown option '--envv'", "did you mean '--env'?"],
     SAC + "--preset pendulm": ["unknown preset 'pendulm' of sac", "did you mean 'pendulum'?"],

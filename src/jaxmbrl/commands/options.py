@@ -49,7 +49,7 @@ class _Parser(argparse.ArgumentParser):
             message = re.sub(pattern, plain, message)
         unknown = re.fullmatch(r"unknown option '(.*)'", message)
         if unknown is not None:
-            from jaxmbrl.training import hints  # here, so that commands start faster
+            from jaxmbrl.core import hints  # here, so that commands start faster
 
             known = [option for option in self._option_string_actions if option.startswith("--")]
             message = hints.unknown_option(unknown[1], known)
@@ -144,7 +144,7 @@ def _reworded(message: str, options: dict[str, str], words: list[str]) -> str:
         first = _first_unknown(message, words)
         if not first.startswith("-"):
             return f"unexpected argument '{first}'"
-        from jaxmbrl.training import hints
+        from jaxmbrl.core import hints
 
         return hints.unknown_option(first, options)
     named = re.search(r"(?:Error parsing|argument) '?(--[\w.-]+)", message)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxmbrl import algorithms
-from jaxmbrl.core import xla
+from jaxmbrl.core import hints, xla
 from jaxmbrl.core.config import UserError, closest, converted
 from jaxmbrl.core.places import expanded
 from jaxmbrl.core.spaces import Discrete, Space
@@ -21,7 +21,7 @@ from jaxmbrl.exporting import loaders, onnx_graph
 from jaxmbrl.exporting.formats import FORMATS, RANDOM, translated_calls
 from jaxmbrl.exporting.policies import Exportable, batched, deterministic
 from jaxmbrl.exporting.program import Untranslated
-from jaxmbrl.training import hints, programs, runner
+from jaxmbrl.training import programs, runner
 from jaxmbrl.training.loop import clock_at
 from jaxmbrl.training.programs import RunConfig
 from jaxmbrl.training.run_folder import RunFolder, versions, write_file

@@ -16,11 +16,11 @@ from annotated_types import Ge, Lt
 from jaxtyping import Array, Float
 
 from jaxmbrl import algorithms
-from jaxmbrl.core import xla
+from jaxmbrl.core import hints, xla
 from jaxmbrl.core.config import UserError, check, converted, to_dict
 from jaxmbrl.core.types import Policy, PyTree, Task
 from jaxmbrl.envs.given import registration, resolve
-from jaxmbrl.training import checkpoint, devices, evaluation, hints, hosted, logs, restoring
+from jaxmbrl.training import checkpoint, devices, evaluation, hosted, logs, restoring
 from jaxmbrl.training.console import Progress, Warnings, Work
 from jaxmbrl.training.hosts import ALONE, Hosts
 from jaxmbrl.training.loop import clock_at
