@@ -7,6 +7,7 @@ import io
 import warnings
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -387,7 +388,25 @@ def test_a_result_is_evaluated_loaded_and_exported_as_its_folder_is(tmp_path):
     ours, theirs = (jaxmbrl.evaluate(run, 2) for run in (memory, tmp_path / "run"))
     np.testing.assert_array_equal(ours.returns, theirs.returns)
     assert ours[1:] == theirs[1:]
-    assert jaxmbrl.load(memory).state is result.state
+    loaded = jaxmbrl.load(memory)
+    assert loaded.state is result.state
+    assert repr(loaded) == "Loaded(policy, state of 2 seeds, task pendulum)"
+    with pytest.raises(UserError, match="policy takes the state of one seed, got that of all seeds: policy"):
+        loaded.policy(result.state)
+    first = jaxmbrl.load(tmp_path / "run").policy(jax.tree.map(lambda leaf: leaf[0], result.state))
+    with pytest.raises(UserError, match=r"act takes \(memory, observation, key\): before the first step"):
+        first.act(np.zeros(3))
+    with pytest.raises(UserError, match=r"an observation of task 'pendulum' has the shape \[3\], got \[4\]"):
+        first.act((), np.zeros(4), jax.random.key(0))
+    assert first.act((), np.zeros(3, np.float32), jax.random.key(0))[0].shape == (1,)
+    for wrong, hint in (
+        (lambda: result.predict, "a Result has no 'predict': policy, state, task = jaxmbrl.load"),
+        (lambda: loaded.predict, "a Loaded has no 'predict': policy, state"),
+        (lambda: result.save, "a Result has no 'save': jaxmbrl.train"),
+        (lambda: result.unknown, "a Result has no 'unknown'$"),
+    ):
+        with pytest.raises(AttributeError, match=hint):
+            wrong()
     written = [
         jaxmbrl.export(run, "numpy", tmp_path / name).about for run, name in ((memory, "a"), (tmp_path / "run", "b"))
     ]

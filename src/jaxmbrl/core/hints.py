@@ -125,6 +125,24 @@ SCHEDULES: Mapping[str, str] = {
 ARGUMENTS = ("out", "hyper", "progress", "stopping")
 """Arguments of `jaxmbrl.train` that are not fields of a run."""
 
+_ACTS = "policy, state, task = jaxmbrl.load(RUN), and act of policy(state of one seed) takes (memory, observation, key)"
+_SAVES = "jaxmbrl.train(..., out='runs/x') saves a run, and jaxmbrl.export(RUN, to='numpy', out='x.npz') its policy"
+_CONTINUES = "jaxmbrl.resume(RUN, steps=N) continues a run in a folder"
+_ROWS = "the metrics are in rows, one for each epoch and seed"
+
+ATTRIBUTES: Mapping[str, str] = {
+    **dict.fromkeys(("predict", "act", "get_action", "compute_action", "get_actions"), _ACTS),
+    **dict.fromkeys(("save", "save_model", "to_file"), _SAVES),
+    **dict.fromkeys(("learn", "train", "fit", "resume"), _CONTINUES),
+    **dict.fromkeys(("metrics", "history", "logs", "losses", "returns", "rewards"), _ROWS),
+    **dict.fromkeys(("params", "parameters"), "the parameters are in state, which has a leading axis of seeds"),
+    "load": "jaxmbrl.load(RUN) is a function",
+    "evaluate": "jaxmbrl.evaluate(RUN) is a function",
+    "export": "jaxmbrl.export(RUN, to='numpy', out='x.npz') is a function",
+    **dict.fromkeys(("report", "plot"), "the command 'jaxmbrl report RUN' draws the curves of a run in a folder"),
+}
+"""Attribute of other libraries' models -> what to write here; RUN is a `Result` or a folder."""
+
 SHOWN = "progress=jaxmbrl.training.console.Progress(steps, seeds) shows a run"
 
 NEAR = 0.8
@@ -271,6 +289,12 @@ def unknown_option(word: str, options: Iterable[str]) -> str:
         return f"unknown option '{word}'" + (f": {_needless(name)}" if _needless(name) else why[ours])
     found = found or difflib.get_close_matches(option.replace("_", "-"), options, n=1, cutoff=0.7)
     return f"unknown option '{word}'" + (f"; did you mean {' or '.join(map(repr, found))}?" if found else "")
+
+
+def no_attribute(of: str, name: str) -> AttributeError:
+    """The error for an attribute that a `Result` or a `Loaded` does not have."""
+    instead = ATTRIBUTES.get(name)
+    return AttributeError(f"a {of} has no '{name}'" + (f": {instead}" if instead else ""))
 
 
 def check_constant(settings: Mapping[str, Any]) -> None:

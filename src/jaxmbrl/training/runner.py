@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import jax
 import numpy as np
 from annotated_types import Ge, Lt
 from jaxtyping import Array, Float
@@ -52,6 +53,15 @@ class Loaded(NamedTuple):
     state: PyTree
     """The algorithm's state, with a leading axis of seeds."""
     task: Task
+
+    def __getattr__(self, name: str) -> Any:
+        """Raises AttributeError, with what to write in the place of a method of another library's model."""
+        raise hints.no_attribute("Loaded", name)
+
+    def __repr__(self) -> str:
+        """The policy in a line; the state would fill pages."""
+        seeds = next((leaf.shape[0] for leaf in jax.tree.leaves(self.state)), 0)
+        return f"Loaded(policy, state of {seeds} seed{'s' if seeds > 1 else ''}, task {self.task.name})"
 
 
 class Trained(NamedTuple):
@@ -307,7 +317,8 @@ def load(run: str | Path | Result) -> Loaded:
     if isinstance(run, Result):
         return Loaded(run.policy, run.state, run.task)
     found = trained(run)
-    return Loaded(policy_of(found.program.algorithm, clock_at(found.env_steps)), found.states, found.program.task)
+    algorithm, task = found.program.algorithm, found.program.task
+    return Loaded(policy_of(algorithm, clock_at(found.env_steps), task, found.states), found.states, task)
 
 
 @hints.checked_arguments
