@@ -114,6 +114,10 @@ REFUSED = {
     "train acktr --env pendulum": ["algorithm 'acktr' is not available; 'jaxmbrl list' shows the methods"],
     "train sac": ["--env TASK is missing", "pendulum"],
     "train sac --env": ["--env needs a value"],
+    "train sac pendulum": ["unexpected argument 'pendulum': the task follows an option, --env pendulum"],
+    SAC + "--seeds 0 1": ["seeds must be the number of seeds, got '0 1': write --seed 0 --seeds 2, which are consecutive"],
+    "train sac --env Pendulum-v1": ["unknown task 'Pendulum-v1'; did you mean 'pendulum' or 'gymnasium/Pendulum-v1'?"],
+    PETS + "--ensemble.members 2": ["ensemble.elites must be at most members (2), got 5: set it to 2 too, or raise"],
     "train sac --env pendulm": ["unknown task 'pendulm'", "did you mean 'pendulum'?"],
     **{
         f"train {option}": [f"unknown option '{option.split()[1]}'; did you mean '{ours}'?"]
@@ -320,7 +324,7 @@ REFUSED = {
     SAC + "--data cart.npz": ["cart.npz holds transitions of cartpole-continuous, not of pendulum"],
     SAC + "--data mine.npz": ["mine.npz holds transitions of my-own-task, not of pendulum"],
     SAC + "--data good.npz --steps 2001": ["steps must be between an epoch (1000) and the data's 2000 rows, got 2001"],
-    SAC + "--data good.npz --epoch-steps 3000": ["epoch_steps must be at most the data's 2000 rows, got 3000"],
+    SAC + "--data good.npz --epoch-steps 3000": ["the data's 2000 rows, got 3000: set epoch_steps to 2000"],
     SAC + "--data good.npz --num-envs 2": ["num_envs must be 1 with data, got 2"],
     "train sac --data good.npz": ["--env TASK is missing"],
     "train sac --config good.yaml --data nowhere.npz": ["nowhere.npz cannot be read"],

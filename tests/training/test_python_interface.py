@@ -229,7 +229,7 @@ def test_gymnasiums_environments_are_tasks_where_they_can_be_made_again():
         ({"settings": {"learning_rate": 1}}, "unknown field 'learning_rate'; did you mean 'agent.learning_rate'?"),
         ({"settings": {"agent.gamma": 1}}, "unknown field 'agent.gamma'; did you mean 'agent.discount'?"),
         ({"settings": {"buffer_size": 1}}, "unknown field 'buffer_size'; did you mean 'replay_capacity'?"),
-        ({"max_episode_steps": 9}, "unknown field 'max_episode_steps': the length of an episode is an argument of envs.make"),
+        ({"max_episode_steps": 9}, "unknown field 'max_episode_steps': the length of an episode is an argument of en"),
         ({"settings": {"device": "cpu"}}, "unknown field 'device': JAX chooses the device"),
     ],
 )  # fmt: skip
@@ -349,10 +349,10 @@ def test_anything_else_in_the_place_of_a_folder_is_told():
         (lambda: envs.make_task("x", Fuse(), 0), "task 'x': episode_length must be a whole number of steps, at least 1,"),
         (lambda: envs.make_task("x", Fuse(), max_episode_steps=60), "unknown argument 'max_episode_steps' of make_task: it "
          "is called 'episode_length' here"),
-        (lambda: envs.make_task("x", Fuse(), 9, reward_fn=abs), "unknown argument 'reward_fn' of make_task: it is called 're"),
+        (lambda: envs.make_task("x", Fuse(), 9, reward_fn=abs), "unknown argument 'reward_fn' of make_task: it is called"),
         (lambda: envs.from_gymnasium(Fuse, "x", max_episode_steps=30), "unknown argument 'max_episode_steps' of from_gymnas"
          "ium: it is called 'episode_length' here"),
-        (lambda: envs.from_gymnasium(Fuse, "x", reward=abs), "unknown argument 'reward' of from_gymnasium: the step of an e"),
+        (lambda: envs.from_gymnasium(Fuse, "x", reward=abs), "unknown argument 'reward' of from_gymnasium: the step of"),
         (lambda: envs.make_task("x", Fuse(), 2.5), "task 'x': episode_length must be a whole number of steps, at least 1"),
     ],
 )  # fmt: skip

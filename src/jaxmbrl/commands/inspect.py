@@ -62,6 +62,8 @@ def evaluate(words: list[str]) -> int:
     )
     started = time.monotonic()
     with options.warnings_in_a_line():
+        # Before the checkpoint is read, which may take a while.
+        runner.checked_episodes(args.episodes, args.backend)
         policy = runner.trained(args.run)
         found = runner.evaluate(policy, args.episodes, args.model, args.backend, progress=True)
     print(f"the policy after {found.env_steps:,} of {config.total_steps:,} environment steps")

@@ -140,6 +140,11 @@ def _message(box: str) -> str:
 def _reworded(message: str, options: dict[str, str], words: list[str]) -> str:
     """Rewrite tyro's message in our form: the option, the values it accepts, and the given value. `options` maps each
     option to a description of the values it accepts."""
+    several = values("--seeds", words)
+    if len(several) > 1 and all(word.isdecimal() for word in several):
+        from jaxmbrl.core import hints
+
+        return hints.several_seeds(several, "--seed {} --seeds {}")
     if message.startswith("Unrecognized options:"):
         first = _first_unknown(message, words)
         if not first.startswith("-"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from jaxmbrl.core.config import UserError, closest
@@ -289,6 +289,13 @@ def unknown_option(word: str, options: Iterable[str]) -> str:
         return f"unknown option '{word}'" + (f": {_needless(name)}" if _needless(name) else why[ours])
     found = found or difflib.get_close_matches(option.replace("_", "-"), options, n=1, cutoff=0.7)
     return f"unknown option '{word}'" + (f"; did you mean {' or '.join(map(repr, found))}?" if found else "")
+
+
+def several_seeds(given: Sequence[Any], form: str) -> str:
+    """The message for a list of seeds in the place of their number. `form` takes the first seed and their number."""
+    seeds = [int(seed) for seed in given if str(seed).isdecimal()]
+    right = form.format(min(seeds, default=0), max(len(given), 1))
+    return f"seeds must be the number of seeds, got {' '.join(map(str, given))!r:.40}: write {right}, which are consecutive"
 
 
 def no_attribute(of: str, name: str) -> AttributeError:

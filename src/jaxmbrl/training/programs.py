@@ -179,6 +179,8 @@ def configure(
         env = env.name
     else:
         envs.check_name(env)
+    if isinstance(fields.get("seeds"), list | tuple):
+        raise UserError(hints.several_seeds(fields["seeds"], "seed={}, seeds={}"))
     name, config = algorithms.preset(algorithm, env, preset)
     if isinstance(settings, Mapping):
         values = _replaced(to_dict(config), settings, "settings." if call == "sweep" else "", call)
@@ -408,8 +410,9 @@ def _data(config: RunConfig, task: Task) -> Transition:
     in_turn = algorithms.get(config.algorithm).offline is None
     if in_turn and settings.epoch_steps > rows:
         warmup = getattr(settings, "warmup_steps", 0)
-        also = f", and warmup_steps ({warmup}) below them, or nothing is learned" if warmup >= rows else ""
-        raise UserError(f"epoch_steps must be at most the data's {rows} rows, got {settings.epoch_steps}{also}")
+        also = f" and warmup_steps, which is {warmup}, to {rows // 2}, or nothing is learned" if warmup >= rows else ""
+        few = f"epoch_steps must be at most the data's {rows} rows, got {settings.epoch_steps}"
+        raise UserError(f"{few}: set epoch_steps to {rows}{also}")
     if in_turn and not settings.epoch_steps <= config.steps <= rows:
         raise UserError(
             f"steps must be between an epoch ({settings.epoch_steps}) and the data's {rows} rows, got {config.steps}"

@@ -342,9 +342,7 @@ def evaluate(
     With `progress`, an evaluation that takes more than a few seconds shows its progress and the time left.
     """
     xla.ensure_threads()
-    if backend not in (None, *BACKENDS):
-        raise UserError(f"backend must be {' or '.join(repr(name) for name in BACKENDS)}, got {backend!r}")
-    episodes = _episodes(episodes)
+    episodes = checked_episodes(episodes, backend)
     if not isinstance(progress, bool | Work | None):
         raise UserError(f"progress must be True, False or a jaxmbrl.training.console.Work, got {progress!r:.60}")
     program, states, env_steps, frozen = trained(run, model)
@@ -376,8 +374,11 @@ def evaluate(
     return summarise(returns, env_steps, frozen, chosen)
 
 
-def _episodes(given: Any) -> int:
-    """The number of episodes. Raises UserError for anything else, such as a task in its place."""
+def checked_episodes(given: Any, backend: str | None = None) -> int:
+    """The number of episodes. Raises UserError for anything else, such as a task in its place, and for a `backend` that is
+    none."""
+    if backend not in (None, *BACKENDS):
+        raise UserError(f"backend must be {' or '.join(repr(name) for name in BACKENDS)}, got {backend!r}")
     number = isinstance(given, numbers.Number) or str(given).isdecimal()
     own = "" if number else ": a run is evaluated on its own task, which is not given"
     if own and not isinstance(given, str):

@@ -547,8 +547,8 @@ def policy_of(algorithm: Algorithm, clock: Clock, task: Task, states: PyTree) ->
     def policy(state: PyTree, explore: bool = False) -> Policy:
         if shapes and _shapes(state) == shapes:
             raise UserError(
-                "policy takes the state of one seed, got that of all seeds: policy(jax.tree.map(lambda leaf: leaf[0], state)) "
-                "is the first seed's"
+                "policy takes the state of one seed, got that of all seeds: "
+                "policy(jax.tree.map(lambda leaf: leaf[0], state)) is the first seed's"
             )
         made = algorithm.policy(state, clock, explore)
 
