@@ -445,14 +445,12 @@ def test_a_planner_in_the_true_simulator_and_a_method_without_warmup_need_no_upd
         assert programs.unlearned(programs.configure(algorithm, task, settings=settings), 1) is None
 
 
-def test_a_warmup_and_rounded_steps_are_warned_of_in_python():
+@pytest.mark.parametrize(("steps", "whole", "end"), [(30, 40, ["the run has learned nothing"]), (10, 20, [])])
+def test_a_warmup_and_rounded_steps_are_warned_of_in_python(steps, whole, end):
     with pytest.warns(jaxmbrl.RunWarning) as heard:
-        jaxmbrl.train("linear", "pendulum", steps=10, seeds=2, settings=SETTINGS | {"warmup_steps": 30})
-    assert [str(warning.message).partition(":")[0] for warning in heard] == [
-        "10 steps are rounded up to 20, whole epochs of 20",
-        "the run learns nothing",
-        "the run has learned nothing",
-    ]
+        jaxmbrl.train("linear", "pendulum", steps=steps, seeds=2, settings=SETTINGS | {"warmup_steps": 50})
+    begin = [f"{steps} steps are rounded up to {whole}, whole epochs of 20", "the run learns nothing"]
+    assert [str(warning.message).partition(":")[0] for warning in heard] == begin + end
     package = str(Path(jaxmbrl.__file__).parent)
     assert not any(warning.filename.startswith(package) for warning in heard), "they are at the caller's line"
 

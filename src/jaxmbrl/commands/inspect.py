@@ -9,7 +9,7 @@ import math
 import time
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -20,6 +20,9 @@ from jaxmbrl.core.calling import again
 from jaxmbrl.core.config import UserError, check
 from jaxmbrl.core.places import expanded
 
+if TYPE_CHECKING:
+    from jaxmbrl.training.runner import Trained
+
 SHORT_SECONDS = 5.0
 """Durations below this are not announced."""
 
@@ -28,7 +31,6 @@ def evaluate(words: list[str]) -> int:
     """`jaxmbrl evaluate`: returns of a run's policy, and a video."""
     from jaxmbrl.data import dataset
     from jaxmbrl.envs.bridges import twin
-    from jaxmbrl.exporting import exporter
     from jaxmbrl.training import programs, runner
     from jaxmbrl.training.run_folder import RunFolder
 
@@ -79,14 +81,21 @@ def evaluate(words: list[str]) -> int:
         summary = {"per_seed": per_seed, "mean": _finite(found.mean), "iqm": _finite(found.iqm), "backend": found.backend}
         print(json.dumps(summary | {"env_steps": found.env_steps, "frozen": list(found.frozen)}, allow_nan=False))
     else:
-        print("what to try next:")
-        if args.video is None:
-            print(f"  {again('evaluate', args.run, '--video')}")
-        print(f"  {again('report', args.run)}")
-        to = exporter.format_of(policy)
-        if to is not None:
-            print(f"  {again('export', args.run, '--to', to)}")
+        _suggest_after_evaluating(args.run, args.video is not None, policy)
     return 0 if filmed else 1
+
+
+def _suggest_after_evaluating(run: str, filmed: bool, policy: Trained) -> None:
+    """Print commands that use the run further."""
+    from jaxmbrl.exporting import exporter
+
+    print("what to try next:")
+    if not filmed:
+        print(f"  {again('evaluate', run, '--video')}")
+    print(f"  {again('report', run)}")
+    to = exporter.format_of(policy)
+    if to is not None:
+        print(f"  {again('export', run, '--to', to)}")
 
 
 def _expected(rows: list[dict[str, Any]], times: float) -> str:

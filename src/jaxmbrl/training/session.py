@@ -313,7 +313,8 @@ class Session:
             if len(self.frozen) == self.config.seeds:
                 at = f"{self.env_steps:,} of {program.total_steps:,} steps"
                 self.recorder.warn(f"all seeds had a value that is not finite; the run ends at {at}")
-            elif not self.has_next():
+            elif not self.has_next() and len(self.recorder.rows) > self.config.seeds:
+                # A run of one epoch has just said it.
                 self.warn_if_unlearned(self.env_steps, over=True)
             self.save_before_exit()
         self.conclude()
