@@ -29,7 +29,13 @@ def write_data(folder):
     """Files of transitions: good ones of two tasks and of none, and one that is none."""
     for name, size, env in (("good", 3, "pendulum"), ("cart", 4, "cartpole-continuous"), ("mine", 3, "my-own-task")):
         seen, flags = np.zeros((2000, size)), np.zeros(2000, bool)
-        held = {"observation": seen, "action": seen[:, :1], "reward": seen[:, 0], "next_observation": seen}
+        # An action that never varies is warned of.
+        held = {
+            "observation": seen,
+            "action": np.linspace(-1, 1, 2000)[:, None],
+            "reward": seen[:, 0],
+            "next_observation": seen,
+        }
         np.savez(folder / f"{name}.npz", **held, terminated=flags, env=env)
     np.savez(folder / "torques.npz", **(held | {"action": seen[:, :1] + 2}), terminated=flags)
     np.savez(folder / "one-row.npz", **{name: value[:1] for name, value in held.items()}, terminated=flags[:1])
@@ -108,8 +114,8 @@ REFUSED = {
     "--version now": ["unknown command"],
     f"train sac --env pendulum --steps {10**400}": ["steps must be below"],
     "train sac --env pendulum --agent.learning-rate 1e39": ["agent.learning_rate must be a finite number"],
-    "train": ["algorithm", "redq, sac, steve"],
-    "train --env pendulum": ["algorithm first", "redq, sac, steve"],
+    "train": ["algorithm", "redq, reinforce, sac"],
+    "train --env pendulum": ["algorithm first", "redq, reinforce, sac"],
     "train sca --env pendulum": ["unknown algorithm 'sca'", "did you mean 'sac'?"],
     "train acktr --env pendulum": ["algorithm 'acktr' is not available; 'jaxmbrl list' shows the methods"],
     "train sac": ["--env TASK is missing", "pendulum"],
@@ -385,7 +391,7 @@ REFUSED = {
     "doctor now": ["unexpected argument 'now'"],
     "list --jsn": ["unknown option '--jsn'"],
     "list acktr": ["algorithm or family 'acktr' is not available; 'jaxmbrl list' shows the methods"],
-    "list zzz": ["unknown algorithm or family 'zzz'", "there is: alphazero, bptt, brax, bsuite, classic"],
+    "list zzz": ["unknown algorithm or family 'zzz'", "there is: a2c, alphazero, ampo, bmpo, bptt, brax"],
     "list dinah": ["unknown algorithm or family 'dinah'"],
     "list dyna now": ["unexpected argument 'now'"],
 }
@@ -598,6 +604,7 @@ def test_list_of_a_family():
         "redq",
         "droq",
         "sac",
+        "recurrent-sac",
         "td3",
         "ddpg",
         "mpo",
@@ -623,7 +630,12 @@ def test_list_for_programs():
     prefixes = ("brax", "bsuite", "gymnasium", "masked", "playground", "stacked")
     assert set(families) == {*envs.names(), *(f"{prefix}/NAME" for prefix in prefixes)}
     assert (families["pendulum"], families["Hopper-v5"]) == ("classic", "mujoco")
-    assert [entry["name"] for entry in json.loads(call(["list", "dyna", "--json"])[1])["algorithms"]] == ["mbpo"]
+    assert [entry["name"] for entry in json.loads(call(["list", "dyna", "--json"])[1])["algorithms"]] == [
+        "mbpo",
+        "bmpo",
+        "ampo",
+        "mopo",
+    ]
 
 
 def test_presets_of_ones_own(place, monkeypatch):

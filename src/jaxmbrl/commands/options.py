@@ -12,7 +12,7 @@ import types
 import typing
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from jaxmbrl.core.config import UserError
 
@@ -81,13 +81,26 @@ def parse(kind: type, default: Any, words: list[str], command: str, description:
     options = _options(kind)
     words = _with_whole_numbers(words, options)
     try:
-        with contextlib.redirect_stderr(printed):
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(cast(TextIO, _Help(sys.stdout))):
             return tyro.cli(kind, default=default, args=words, prog=prog, description=description)
     except SystemExit as stop:
         if not stop.code:
             raise
     message = _reworded(_message(printed.getvalue()), options, words)
     raise UserError(f"{message}; see '{prog} --help'" if "did you mean" not in message else message)
+
+
+class _Help:
+    """Standard output, in which tyro's help writes `None | INT` in the place of `{None}|INT`, with the same length."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(text.replace("{None}|", "None | "))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def whole(text: str) -> int:
