@@ -298,10 +298,16 @@ def several_seeds(given: Sequence[Any], form: str) -> str:
     return f"seeds must be the number of seeds, got {' '.join(map(str, given))!r:.40}: write {right}, which are consecutive"
 
 
-def no_attribute(of: str, name: str) -> AttributeError:
-    """The error for an attribute that a `Result` or a `Loaded` does not have."""
-    instead = ATTRIBUTES.get(name)
-    return AttributeError(f"a {of} has no '{name}'" + (f": {instead}" if instead else ""))
+def hinted_attributes(of: type[R]) -> type[R]:
+    """The class, whose AttributeError for a method of another library's model says what to write in its place."""
+
+    def absent(self: Any, name: str) -> Any:
+        instead = ATTRIBUTES.get(name)
+        raise AttributeError(f"a {of.__name__} has no '{name}'" + (f": {instead}" if instead else ""))
+
+    # A method of the class would let type checkers accept every attribute.
+    of.__getattr__ = absent  # type: ignore[attr-defined]
+    return of
 
 
 def check_constant(settings: Mapping[str, Any]) -> None:

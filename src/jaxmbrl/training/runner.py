@@ -45,6 +45,7 @@ BACKENDS = ("jax", "gymnasium")
 """Backends in which a policy can be evaluated."""
 
 
+@hints.hinted_attributes
 class Loaded(NamedTuple):
     """A trained policy."""
 
@@ -53,10 +54,6 @@ class Loaded(NamedTuple):
     state: PyTree
     """The algorithm's state, with a leading axis of seeds."""
     task: Task
-
-    def __getattr__(self, name: str) -> Any:
-        """Raises AttributeError, with what to write in the place of a method of another library's model."""
-        raise hints.no_attribute("Loaded", name)
 
     def __repr__(self) -> str:
         """The policy in a line; the state would fill pages."""

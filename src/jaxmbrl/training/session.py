@@ -66,6 +66,7 @@ class Frozen(NamedTuple):
     """Environment steps at which it occurred."""
 
 
+@hints.hinted_attributes
 class Result(NamedTuple):
     """A trained policy and its metrics, in memory."""
 
@@ -84,10 +85,6 @@ class Result(NamedTuple):
     frozen: Mapping[int, Frozen]
     """The seeds with a value that was not finite, and that value. Their state is from before it, and their rows since then
     have no metrics."""
-
-    def __getattr__(self, name: str) -> Any:
-        """Raises AttributeError, with what to write in the place of a method of another library's model."""
-        raise hints.no_attribute("Result", name)
 
     def __repr__(self) -> str:
         """The run in a line; the state would fill pages."""
