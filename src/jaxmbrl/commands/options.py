@@ -12,7 +12,7 @@ import types
 import typing
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, TextIO, cast
+from typing import Any, NoReturn
 
 from jaxmbrl.core.config import UserError
 
@@ -81,7 +81,7 @@ def parse(kind: type, default: Any, words: list[str], command: str, description:
     options = _options(kind)
     words = _with_whole_numbers(words, options)
     try:
-        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(cast(TextIO, _Help(sys.stdout))):
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(_Help(sys.stdout)):
             return tyro.cli(kind, default=default, args=words, prog=prog, description=description)
     except SystemExit as stop:
         if not stop.code:
@@ -93,7 +93,7 @@ def parse(kind: type, default: Any, words: list[str], command: str, description:
 class _Help:
     """Standard output, in which tyro's help writes `None | INT` in the place of `{None}|INT`, with the same length."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
