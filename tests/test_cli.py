@@ -29,7 +29,13 @@ def write_data(folder):
     """Files of transitions: good ones of two tasks and of none, and one that is none."""
     for name, size, env in (("good", 3, "pendulum"), ("cart", 4, "cartpole-continuous"), ("mine", 3, "my-own-task")):
         seen, flags = np.zeros((2000, size)), np.zeros(2000, bool)
-        held = {"observation": seen, "action": seen[:, :1], "reward": seen[:, 0], "next_observation": seen}
+        # An action that never varies is warned of.
+        held = {
+            "observation": seen,
+            "action": np.linspace(-1, 1, 2000)[:, None],
+            "reward": seen[:, 0],
+            "next_observation": seen,
+        }
         np.savez(folder / f"{name}.npz", **held, terminated=flags, env=env)
     np.savez(folder / "torques.npz", **(held | {"action": seen[:, :1] + 2}), terminated=flags)
     np.savez(folder / "one-row.npz", **{name: value[:1] for name, value in held.items()}, terminated=flags[:1])
@@ -108,13 +114,33 @@ REFUSED = {
     "--version now": ["unknown command"],
     f"train sac --env pendulum --steps {10**400}": ["steps must be below"],
     "train sac --env pendulum --agent.learning-rate 1e39": ["agent.learning_rate must be a finite number"],
-    "train": ["algorithm", "redq, sac, steve"],
-    "train --env pendulum": ["algorithm first", "redq, sac, steve"],
+    "train": ["algorithm", "redq, reinforce, sac"],
+    "train --env pendulum": ["algorithm first", "redq, reinforce, sac"],
     "train sca --env pendulum": ["unknown algorithm 'sca'", "did you mean 'sac'?"],
     "train acktr --env pendulum": ["algorithm 'acktr' is not available; 'jaxmbrl list' shows the methods"],
     "train sac": ["--env TASK is missing", "pendulum"],
     "train sac --env": ["--env needs a value"],
+    "train sac pendulum": ["unexpected argument 'pendulum': the task follows an option, --env pendulum"],
+    SAC + "--seeds 0 1": ["seeds must be the number of seeds, got '0 1': write --seed 0 --seeds 2, which are consecutive"],
+    "train sac --env Pendulum-v1": ["unknown task 'Pendulum-v1'; did you mean 'pendulum' or 'gymnasium/Pendulum-v1'?"],
+    PETS + "--ensemble.members 2": ["ensemble.elites must be at most members (2), got 5: set it to 2 too, or raise"],
     "train sac --env pendulm": ["unknown task 'pendulm'", "did you mean 'pendulum'?"],
+    **{
+        f"train {option}": [f"unknown option '{option.split()[1]}'; did you mean '{ours}'?"]
+        for option, ours in {
+            "dqn --exploration-fraction 0.1": "--epsilon-steps",
+            "dqn --exploration-final-eps 0.1": "--agent.epsilon",
+            "dqn --target-update-interval 9": "--copy-every",
+            "dqn --train-freq 4": "--train-every",
+            "sac --train-freq 4": "--updates-per-step",
+            "dqn --gradient-steps 4": "--updates-per-step",
+            "dqn --buffer-size 4": "--replay-capacity",
+            "ppo --n-steps 9": "--collect-steps",
+            "ppo --gae-lambda 0.9": "--agent.gae-lambda",
+            "ppo --clip-range 0.2": "--agent.clip",
+            "ppo --ent-coef 0.1": "--agent.entropy-weight",
+        }.items()
+    },
     "train sac --env ''": ["unknown task ''", "pendulum"],
     "train sac --envv pendulum": ["unknown option '--envv'", "did you mean '--env'?"],
     SAC + "--preset pendulm": ["unknown preset 'pendulm' of sac", "did you mean 'pendulum'?"],
@@ -304,7 +330,7 @@ REFUSED = {
     SAC + "--data cart.npz": ["cart.npz holds transitions of cartpole-continuous, not of pendulum"],
     SAC + "--data mine.npz": ["mine.npz holds transitions of my-own-task, not of pendulum"],
     SAC + "--data good.npz --steps 2001": ["steps must be between an epoch (1000) and the data's 2000 rows, got 2001"],
-    SAC + "--data good.npz --epoch-steps 3000": ["epoch_steps must be at most the data's 2000 rows, got 3000"],
+    SAC + "--data good.npz --epoch-steps 3000": ["the data's 2000 rows, got 3000: set epoch_steps to 2000"],
     SAC + "--data good.npz --num-envs 2": ["num_envs must be 1 with data, got 2"],
     "train sac --data good.npz": ["--env TASK is missing"],
     "train sac --config good.yaml --data nowhere.npz": ["nowhere.npz cannot be read"],
@@ -365,7 +391,7 @@ REFUSED = {
     "doctor now": ["unexpected argument 'now'"],
     "list --jsn": ["unknown option '--jsn'"],
     "list acktr": ["algorithm or family 'acktr' is not available; 'jaxmbrl list' shows the methods"],
-    "list zzz": ["unknown algorithm or family 'zzz'", "there is: alphazero, bptt, brax, bsuite, classic"],
+    "list zzz": ["unknown algorithm or family 'zzz'", "there is: a2c, alphazero, ampo, bmpo, bptt, brax"],
     "list dinah": ["unknown algorithm or family 'dinah'"],
     "list dyna now": ["unexpected argument 'now'"],
 }
@@ -578,6 +604,7 @@ def test_list_of_a_family():
         "redq",
         "droq",
         "sac",
+        "recurrent-sac",
         "td3",
         "ddpg",
         "mpo",
@@ -603,7 +630,12 @@ def test_list_for_programs():
     prefixes = ("brax", "bsuite", "gymnasium", "masked", "playground", "stacked")
     assert set(families) == {*envs.names(), *(f"{prefix}/NAME" for prefix in prefixes)}
     assert (families["pendulum"], families["Hopper-v5"]) == ("classic", "mujoco")
-    assert [entry["name"] for entry in json.loads(call(["list", "dyna", "--json"])[1])["algorithms"]] == ["mbpo"]
+    assert [entry["name"] for entry in json.loads(call(["list", "dyna", "--json"])[1])["algorithms"]] == [
+        "mbpo",
+        "bmpo",
+        "ampo",
+        "mopo",
+    ]
 
 
 def test_presets_of_ones_own(place, monkeypatch):

@@ -205,7 +205,7 @@ OF_OTHER_COMMANDS = {"video"}
 @pytest.mark.parametrize(
     ("package", "methods"),
     [
-        ("Stable-Baselines3", ("sac", "td3")),
+        ("Stable-Baselines3", ("sac", "td3", "dqn", "ppo")),
         ("mbrl-lib", ("pets", "mbpo")),
         ("Brax", ("sac",)),
         ("dreamerv3", tuple(algorithms.METHODS)),

@@ -181,8 +181,22 @@ def test_mypy_finds_the_types_of_the_installed_wheel(installed):
     assert (
         'typed.py:8: error: Incompatible types in assignment (expression has type "Task", variable has type "int")' in out
     )
-    assert 'typed.py:7: note: Revealed type is "def (algorithm: str, env: str, *, steps: int | None =' in out
+    assert 'typed.py:7: note: Revealed type is "def (algorithm: str, env: Any, *, steps: int | None =' in out
 
 
 def test_functions_that_are_imported_on_first_use_are_listed():
     assert set(jaxmbrl.__all__) <= set(dir(jaxmbrl))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("report", ": it is a command, 'jaxmbrl report ...', in Python cli.main(['report', ...]) after 'from jaxm"),
+        ("envs", ": it is a part of it, 'from jaxmbrl import envs'"),
+        ("unknown", ""),
+    ],
+)
+def test_commands_and_parts_that_are_no_attributes_are_named(name, hint):
+    with pytest.raises(AttributeError) as error:
+        jaxmbrl.__getattr__(name)
+    assert str(error.value).startswith(f"module 'jaxmbrl' has no attribute '{name}'{hint}")

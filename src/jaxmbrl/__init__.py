@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,7 +33,18 @@ def __getattr__(name: str) -> Any:
         from jaxmbrl.exporting import exporter
 
         return exporter.export
-    raise AttributeError(f"module 'jaxmbrl' has no attribute '{name}'")
+    raise AttributeError(f"module 'jaxmbrl' has no attribute '{name}'{_instead(name)}")
+
+
+def _instead(name: str) -> str:
+    """What to write for the name of a command or of a part of this package, which are not imported with it."""
+    if name in ("collect", "debug", "doctor", "fit", "list", "report", "status", "sweep"):
+        return (
+            f": it is a command, 'jaxmbrl {name} ...', in Python cli.main(['{name}', ...]) after 'from jaxmbrl import cli'"
+        )
+    if not name.startswith("_") and importlib.util.find_spec(f"jaxmbrl.{name}") is not None:
+        return f": it is a part of it, 'from jaxmbrl import {name}'"
+    return ""
 
 
 def __dir__() -> list[str]:

@@ -148,7 +148,13 @@ def test_what_another_program_registers_is_run_through_it(monkeypatch, tmp_path)
     # From Python there are no words to repeat.
     monkeypatch.setattr(calling, "_called", [False])
     assert calling.elsewhere({"program": ["python", "/x/mine.py"]}) == "register it first, as python /x/mine.py does"
+    # A task that was given to the run: no program registers it.
+    given = {**script, "registration": "envs.register('mine', make)"}
+    as_there = ", with the objects of 'my study.py'"
+    assert calling.elsewhere(given) == f"call envs.register('mine', make) first{as_there}"
     # The same program: its task may have another name now.
     monkeypatch.setattr(calling, "_called", [True])
     pretend(monkeypatch, ["mine.py", *words], words, __file__=str(tmp_path / "mine.py"))
     assert calling.elsewhere(calling.recorded()) is None
+    by_command = "call envs.register('mine', make) first, in a program that then calls jaxmbrl.cli.main()"
+    assert calling.elsewhere({"registration": "envs.register('mine', make)"}) == by_command

@@ -182,9 +182,21 @@ def test_too_few_rows_are_told(rows, fraction, told):
     assert str(error.value) == told
 
 
+def test_few_rows_are_warned_of(monkeypatch):
+    def make(*args, **more):
+        raise Made
+
+    monkeypatch.setattr(judging.ensemble, "make", make)
+    with pytest.warns(dataset.DataWarning, match="there are only 20 rows, 14 to fit and 6 to test"), pytest.raises(Made):
+        fit_and_evaluate(CONFIG, made_up(20))
+
+
 @pytest.mark.slow
 def test_three_rows_will_do():
-    found = fit_and_evaluate(FitConfig(ensemble=TINY), made_up(3))
+    with pytest.warns(
+        dataset.DataWarning, match="there are only 3 rows, 2 to fit and 1 to test, so that the errors are largely ch"
+    ):
+        found = fit_and_evaluate(FitConfig(ensemble=TINY), made_up(3))
     assert (found.trained_on, found.tested_on) == (2, 1)
     assert np.isfinite(found.evaluation.error).all() and np.isnan(found.evaluation.unexplained).all()
 

@@ -15,7 +15,7 @@ from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Policy
 from jaxmbrl.envs.base import discrete_sizes, initial_state, number_of_actions, vector_sizes, vectors_and_actions
-from jaxmbrl.envs.shapes import of_known
+from jaxmbrl.envs.shapes import ON_ROWS, of_known, of_rows
 from jaxmbrl.rollout import auto_reset
 
 checker = import_module("jaxmbrl.envs.checking")
@@ -447,9 +447,9 @@ def test_known_functions_of_rows():
     text = problems(reward=lambda o, a, n: -jnp.abs(n))
     assert text == "the known reward of rows [] must be float32[], got float32[1]"
     text = problems(reward=lambda o, a, n: -jnp.abs(n[0]) if n.ndim > 1 else -jnp.abs(n[..., 0]))
-    assert text == "the known reward of rows [N] must be float32[N], got float32[1]"
+    assert text == "the known reward of rows [N] must be float32[N], got float32[1]: " + ON_ROWS
     text = problems(reward=lambda o, a, n: -jnp.abs(n[..., 0]) if n.ndim < 3 else jnp.zeros(()))
-    assert text == "the known reward of rows [1, N] must be float32[1, N], got float32[]"
+    assert text == "the known reward of rows [1, N] must be float32[1, N], got float32[]: " + ON_ROWS
     text = problems(terminated=lambda n: (jnp.abs(n[..., 0]) > 2).astype(float))
     assert text == "the known terminated of rows [] must be bool[], got float32[]"
     text = problems(reward=lambda o, a, n: jnp.where(n[..., 0] > 2.2, jnp.nan, known_reward(o, a, n)))
@@ -733,3 +733,12 @@ def test_a_factory_that_makes_no_task(tasks):
         UserError, match=r"the factory of task 'mine' must return a Task, as envs.make_task does, got Point"
     ):
         envs.make("mine")
+
+
+def test_a_known_function_that_indexes_rows_is_told_in_a_model():
+    rows = np.zeros((4, 3), np.float32)
+    assert of_rows("reward", lambda o, a, n: -(n[..., 0] ** 2), rows, rows, rows).shape == (4,)
+    with pytest.raises(
+        UserError, match=r"known reward must return \[4\] for rows \[4, ...\], got \[3\]: index the last axis"
+    ):
+        of_rows("reward", lambda o, a, n: -(n[0] ** 2), rows, rows, rows)

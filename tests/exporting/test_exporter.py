@@ -21,7 +21,7 @@ from jaxmbrl.core.config import UserError
 from jaxmbrl.exporting import exporter, loaders
 from jaxmbrl.exporting.formats import FORMATS, Written
 from jaxmbrl.exporting.policies import Exportable
-from jaxmbrl.training import programs, restoring
+from jaxmbrl.training import programs, restoring, runner
 from jaxmbrl.training.session import Session
 
 SEED, STEPS = 7, 8
@@ -121,6 +121,17 @@ def test_the_printed_program_acts_as_the_policy_without_this_package(to, hidden,
         assert part in printed
 
 
+def test_a_format_that_the_policy_can_have_is_proposed(runs, tmp_path):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Began):
+        patch.setattr(Session, "train", began)
+        jaxmbrl.train("q-learning", "CliffWalking", out=tmp_path / "table")
+    assert exporter.format_of(runner.trained(runs / "linear")) == "numpy"
+    table = runner.trained(tmp_path / "table")
+    assert exporter.format_of(table) == "stablehlo"
+    with pytest.raises(UserError, match="uses random numbers to choose among equally good actions, which"):
+        jaxmbrl.export(tmp_path / "table", "numpy")
+
+
 @pytest.mark.promises
 def test_a_planner_plans_as_in_the_evaluation(planners):
     """Its random numbers and its last plan are in the memory."""
@@ -141,7 +152,7 @@ def test_a_planner_plans_as_in_the_evaluation(planners):
         (
             "pets",
             "numpy",
-            "uses random numbers, as planners do, which cannot be exported to numpy: export it with --to sta",
+            "uses random numbers for its plans, which cannot be exported to numpy: export it with --to sta",
         ),
         ("true", "stablehlo", "plans in the true simulator"),
     ):

@@ -277,6 +277,7 @@ def test_mistakes_are_told_in_a_line(tmp_path, run):
         ((tmp_path / "no",), "there is no folder"),
         ((run, "--out", tmp_path / "thesis.html"), "exists and is no report"),
         ((run, "--out", ".."), "name of a file"),
+        ((run, "--out", tmp_path / "study.yaml"), "--out must be the name of a page, FILE.html, got "),
         ((run, "--published", tmp_path / "bad.csv"), "must begin with the line task,"),
         ((run, "--published", tmp_path / "no.csv"), "cannot be read"),
         ((run, "--rollouts"), "unknown option '--rollouts'"),

@@ -154,6 +154,15 @@ def test_the_folder_of_one_run_is_told_too(tmp_path):
     assert (found.name, found.state) == ("alone", "stopped")
 
 
+def test_the_sweeps_inside_of_a_folder_are_told_too(tmp_path):
+    make(tmp_path / "alone")
+    make(tmp_path / "study" / "lr-1")
+    SweepFolder(tmp_path / "study").write_index(["lr-1", "lr-2"], {})
+    assert [run.name for run in status.of_folder(tmp_path)] == ["alone", "study/lr-1", "study/lr-2"]
+    with pytest.raises(UserError, match=r"study is not a run: it has no config.yaml; its runs are lr-1: give one, "):
+        RunFolder.open(tmp_path / "study")
+
+
 def test_a_run_of_another_version_counts(tmp_path):
     folder = make(tmp_path / "old", epochs=10, checkpoints=(10,))
     config = folder.read_config()

@@ -130,7 +130,10 @@ def test_other_mistakes_in_known_functions_are_told():
             lambda s: s[..., 0] > 1e9,
             "its terminated function differs from its steps in 1 of 200 rows, most in row 199: 0 inst",
         ),
-        (lambda s: s > 1e9, "its terminated function must return [N] for rows [N], got [200, 2] for N = 200"),
+        (
+            lambda s: s > 1e9,
+            "its terminated function must return [N] for rows [N], got [200, 2] for N = 200: index the last axis, as next_",
+        ),
         (
             lambda s: s[..., 0] if s[0, 0] > 0 else s[..., 1],
             "its terminated function fails on rows [N] with TracerBool",

@@ -7,6 +7,7 @@ import io
 import warnings
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -228,6 +229,7 @@ def test_gymnasiums_environments_are_tasks_where_they_can_be_made_again():
         ({"settings": {"learning_rate": 1}}, "unknown field 'learning_rate'; did you mean 'agent.learning_rate'?"),
         ({"settings": {"agent.gamma": 1}}, "unknown field 'agent.gamma'; did you mean 'agent.discount'?"),
         ({"settings": {"buffer_size": 1}}, "unknown field 'buffer_size'; did you mean 'replay_capacity'?"),
+        ({"max_episode_steps": 9}, "unknown field 'max_episode_steps': the length of an episode is an argument of en"),
         ({"settings": {"device": "cpu"}}, "unknown field 'device': JAX chooses the device"),
     ],
 )  # fmt: skip
@@ -345,6 +347,12 @@ def test_anything_else_in_the_place_of_a_folder_is_told():
         (lambda: jaxmbrl.export("x", format="numpy"), "unknown argument 'format' of export: it is called 'to' here"),
         (lambda: video.film("x", "film.mp4"), "a video is written as a GIF: name it film.gif, got 'film.mp4'"),
         (lambda: envs.make_task("x", Fuse(), 0), "task 'x': episode_length must be a whole number of steps, at least 1,"),
+        (lambda: envs.make_task("x", Fuse(), max_episode_steps=60), "unknown argument 'max_episode_steps' of make_task: it "
+         "is called 'episode_length' here"),
+        (lambda: envs.make_task("x", Fuse(), 9, reward_fn=abs), "unknown argument 'reward_fn' of make_task: it is called"),
+        (lambda: envs.from_gymnasium(Fuse, "x", max_episode_steps=30), "unknown argument 'max_episode_steps' of from_gymnas"
+         "ium: it is called 'episode_length' here"),
+        (lambda: envs.from_gymnasium(Fuse, "x", reward=abs), "unknown argument 'reward' of from_gymnasium: the step of"),
         (lambda: envs.make_task("x", Fuse(), 2.5), "task 'x': episode_length must be a whole number of steps, at least 1"),
     ],
 )  # fmt: skip
@@ -380,7 +388,25 @@ def test_a_result_is_evaluated_loaded_and_exported_as_its_folder_is(tmp_path):
     ours, theirs = (jaxmbrl.evaluate(run, 2) for run in (memory, tmp_path / "run"))
     np.testing.assert_array_equal(ours.returns, theirs.returns)
     assert ours[1:] == theirs[1:]
-    assert jaxmbrl.load(memory).state is result.state
+    loaded = jaxmbrl.load(memory)
+    assert loaded.state is result.state
+    assert repr(loaded) == "Loaded(policy, state of 2 seeds, task pendulum)"
+    with pytest.raises(UserError, match="policy takes the state of one seed, got that of all seeds: policy"):
+        loaded.policy(result.state)
+    first = jaxmbrl.load(tmp_path / "run").policy(jax.tree.map(lambda leaf: leaf[0], result.state))
+    with pytest.raises(UserError, match=r"act takes \(memory, observation, key\): before the first step"):
+        first.act(np.zeros(3))
+    with pytest.raises(UserError, match=r"an observation of task 'pendulum' has the shape \[3\], got \[4\]"):
+        first.act((), np.zeros(4), jax.random.key(0))
+    assert first.act((), np.zeros(3, np.float32), jax.random.key(0))[0].shape == (1,)
+    for wrong, hint in (
+        (lambda: result.predict, "a Result has no 'predict': policy, state, task = jaxmbrl.load"),
+        (lambda: loaded.predict, "a Loaded has no 'predict': policy, state"),
+        (lambda: result.save, "a Result has no 'save': jaxmbrl.train"),
+        (lambda: result.unknown, "a Result has no 'unknown'$"),
+    ):
+        with pytest.raises(AttributeError, match=hint):
+            wrong()
     written = [
         jaxmbrl.export(run, "numpy", tmp_path / name).about for run, name in ((memory, "a"), (tmp_path / "run", "b"))
     ]
@@ -419,14 +445,12 @@ def test_a_planner_in_the_true_simulator_and_a_method_without_warmup_need_no_upd
         assert programs.unlearned(programs.configure(algorithm, task, settings=settings), 1) is None
 
 
-def test_a_warmup_and_rounded_steps_are_warned_of_in_python():
+@pytest.mark.parametrize(("steps", "whole", "end"), [(30, 40, ["the run has learned nothing"]), (10, 20, [])])
+def test_a_warmup_and_rounded_steps_are_warned_of_in_python(steps, whole, end):
     with pytest.warns(jaxmbrl.RunWarning) as heard:
-        jaxmbrl.train("linear", "pendulum", steps=10, seeds=2, settings=SETTINGS | {"warmup_steps": 30})
-    assert [str(warning.message).partition(":")[0] for warning in heard] == [
-        "10 steps are rounded up to 20, whole epochs of 20",
-        "the run learns nothing",
-        "the run has learned nothing",
-    ]
+        jaxmbrl.train("linear", "pendulum", steps=steps, seeds=2, settings=SETTINGS | {"warmup_steps": 50})
+    begin = [f"{steps} steps are rounded up to {whole}, whole epochs of 20", "the run learns nothing"]
+    assert [str(warning.message).partition(":")[0] for warning in heard] == begin + end
     package = str(Path(jaxmbrl.__file__).parent)
     assert not any(warning.filename.startswith(package) for warning in heard), "they are at the caller's line"
 
@@ -472,6 +496,47 @@ def test_a_run_interrupted_before_its_first_checkpoint_starts_again(tmp_path, mo
         jaxmbrl.evaluate(run)
     result = jaxmbrl.resume(run)
     assert result.env_steps == 40 and float(result.state.discount[0]) == 0.5
+
+
+def cart():
+    """A class of environments of the user's own."""
+    gymnasium = pytest.importorskip("gymnasium")
+
+    class Cart(gymnasium.Env):
+        observation_space = action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action):
+            return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    return Cart
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "call"),
+    [
+        (cart, "Cart", "envs.register('Cart', lambda: envs.from_gymnasium(Cart, name='Cart'))"),
+        (fuse, "fuse", "envs.register('fuse', fuse)"),
+        (functools.partial(fuse), "fuse", "envs.register('fuse', function)"),
+        (fuse(), "fuse", "envs.register('fuse', lambda: task)"),
+    ],
+)
+def test_a_task_that_was_given_to_a_run_is_registered_as_told(task, name, call, tmp_path, monkeypatch):
+    def save(self, wait=False):
+        raise KeyboardInterrupt
+
+    run, task = tmp_path / "run", cart() if task is cart else task
+    monkeypatch.setattr(Session, "save", save)
+    with pytest.raises(KeyboardInterrupt) as error:
+        jaxmbrl.train("linear", task, steps=40, settings=SETTINGS, out=run)
+    assert error.value.__notes__[0].endswith(f"from the beginning; in another process, call {call} before that")
+    del envs.TASKS[name]
+    with pytest.raises(UserError) as refused:
+        jaxmbrl.resume(run)
+    begins = f"{run} is a run of the task '{name}', which is not registered in this program: call {call} first"
+    assert str(refused.value).startswith(begins)
 
 
 def test_an_interrupted_run_in_memory_says_that_it_is_lost(monkeypatch):

@@ -9,7 +9,7 @@ import math
 import time
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -19,6 +19,9 @@ from jaxmbrl.commands.training import task_words
 from jaxmbrl.core.calling import again
 from jaxmbrl.core.config import UserError, check
 from jaxmbrl.core.places import expanded
+
+if TYPE_CHECKING:
+    from jaxmbrl.training.runner import Trained
 
 SHORT_SECONDS = 5.0
 """Durations below this are not announced."""
@@ -61,7 +64,10 @@ def evaluate(words: list[str]) -> int:
     )
     started = time.monotonic()
     with options.warnings_in_a_line():
-        found = runner.evaluate(args.run, args.episodes, args.model, args.backend, progress=True)
+        # Before the checkpoint is read, which may take a while.
+        runner.checked_episodes(args.episodes, args.backend)
+        policy = runner.trained(args.run)
+        found = runner.evaluate(policy, args.episodes, args.model, args.backend, progress=True)
     print(f"the policy after {found.env_steps:,} of {config.total_steps:,} environment steps")
     for k, value in enumerate(found.per_seed):
         frozen = "  (frozen when a value was not finite)" if config.seed + k in found.frozen else ""
@@ -75,12 +81,21 @@ def evaluate(words: list[str]) -> int:
         summary = {"per_seed": per_seed, "mean": _finite(found.mean), "iqm": _finite(found.iqm), "backend": found.backend}
         print(json.dumps(summary | {"env_steps": found.env_steps, "frozen": list(found.frozen)}, allow_nan=False))
     else:
-        print("what to try next:")
-        if args.video is None:
-            print(f"  {again('evaluate', args.run, '--video')}")
-        print(f"  {again('report', args.run)}")
-        print(f"  {again('export', args.run, '--to', 'numpy')}")
+        _suggest_after_evaluating(args.run, args.video is not None, policy)
     return 0 if filmed else 1
+
+
+def _suggest_after_evaluating(run: str, filmed: bool, policy: Trained) -> None:
+    """Print commands that use the run further."""
+    from jaxmbrl.exporting import exporter
+
+    print("what to try next:")
+    if not filmed:
+        print(f"  {again('evaluate', run, '--video')}")
+    print(f"  {again('report', run)}")
+    to = exporter.format_of(policy)
+    if to is not None:
+        print(f"  {again('export', run, '--to', to)}")
 
 
 def _expected(rows: list[dict[str, Any]], times: float) -> str:

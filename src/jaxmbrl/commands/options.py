@@ -49,7 +49,7 @@ class _Parser(argparse.ArgumentParser):
             message = re.sub(pattern, plain, message)
         unknown = re.fullmatch(r"unknown option '(.*)'", message)
         if unknown is not None:
-            from jaxmbrl.training import hints  # here, so that commands start faster
+            from jaxmbrl.core import hints  # here, so that commands start faster
 
             known = [option for option in self._option_string_actions if option.startswith("--")]
             message = hints.unknown_option(unknown[1], known)
@@ -81,13 +81,26 @@ def parse(kind: type, default: Any, words: list[str], command: str, description:
     options = _options(kind)
     words = _with_whole_numbers(words, options)
     try:
-        with contextlib.redirect_stderr(printed):
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(_Help(sys.stdout)):
             return tyro.cli(kind, default=default, args=words, prog=prog, description=description)
     except SystemExit as stop:
         if not stop.code:
             raise
     message = _reworded(_message(printed.getvalue()), options, words)
     raise UserError(f"{message}; see '{prog} --help'" if "did you mean" not in message else message)
+
+
+class _Help:
+    """Standard output, in which tyro's help writes `None | INT` in the place of `{None}|INT`, with the same length."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(text.replace("{None}|", "None | "))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def whole(text: str) -> int:
@@ -140,11 +153,16 @@ def _message(box: str) -> str:
 def _reworded(message: str, options: dict[str, str], words: list[str]) -> str:
     """Rewrite tyro's message in our form: the option, the values it accepts, and the given value. `options` maps each
     option to a description of the values it accepts."""
+    several = values("--seeds", words)
+    if len(several) > 1 and all(word.isdecimal() for word in several):
+        from jaxmbrl.core import hints
+
+        return hints.several_seeds(several, "--seed {} --seeds {}")
     if message.startswith("Unrecognized options:"):
         first = _first_unknown(message, words)
         if not first.startswith("-"):
             return f"unexpected argument '{first}'"
-        from jaxmbrl.training import hints
+        from jaxmbrl.core import hints
 
         return hints.unknown_option(first, options)
     named = re.search(r"(?:Error parsing|argument) '?(--[\w.-]+)", message)

@@ -41,12 +41,14 @@ def report(words: list[str]) -> int:
 
 
 def _page(path: Path) -> Path:
-    """The file of the page. Raises UserError if another file would be overwritten."""
+    """The file of the page. Raises UserError if its name has another ending, or if another file would be overwritten."""
     from jaxmbrl.report import page
 
     if not path.name or path.name == "..":
         raise UserError(f"--out must be the name of a file, FILE.html, got '{path}'")
-    path = path if path.suffix in (".html", ".htm") else path.with_name(path.name + ".html")
+    if path.suffix not in ("", ".html", ".htm"):
+        raise UserError(f"--out must be the name of a page, FILE.html, got '{path}'")
+    path = path if path.suffix else path.with_name(path.name + ".html")
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file with --out")
     if path.exists() and not page.is_ours(path):

@@ -43,6 +43,8 @@ def train(words: list[str]) -> int:
             f"name the algorithm first, as in 'jaxmbrl train sac --env pendulum'; {closest('', algorithms.METHODS)}"
         )
     algorithms.get(name)
+    if words[1:] and not words[1].startswith("-"):
+        raise UserError(f"unexpected argument '{words[1]}': the task follows an option, --env {words[1]}")
     config, out = parse_train(name, words[1:])
     with options.warnings_in_a_line():
         program = programs.build(config)

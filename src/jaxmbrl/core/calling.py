@@ -81,8 +81,13 @@ def recorded() -> dict[str, Any]:
 
 
 def elsewhere(known: Mapping[str, Any]) -> str | None:
-    """How to go on with a run that `recorded` the program `known`, if that is not this program; None if it is, or if
-    nothing is known."""
+    """How to go on with a run whose environment is `known`. Its `registration` is the Python call that registers its task,
+    which no program does: the task was given to the run. Otherwise the program that was `recorded` registers it; None if
+    that is this program, or if nothing is known."""
+    if known.get("registration"):
+        script = f", with the objects of {shlex.quote(_near(str(known['script'])))}" if known.get("script") else ""
+        call, where = known["registration"], "in a program that then calls jaxmbrl.cli.main()"
+        return f"call {call} first" + (f", {where}" if _called[0] else "") + script
     own, name = recorded(), "program" if "program" in known else "script"
     found = known.get(name)
     if not found or own.get(name) == found:

@@ -37,6 +37,10 @@ class FitConfig:
     """Random seed of the initial weights and of the fit."""
 
 
+FEW = 50
+"""Rows below which an evaluation says little."""
+
+
 class FitEvaluation(NamedTuple):
     """A fitted model and its evaluation on the test rows."""
 
@@ -58,7 +62,8 @@ def fit_and_evaluate(
     With a `task`, its known reward and termination functions are used, unless the config asks to learn them. Without one,
     integer actions [N] are taken to be from the smallest discrete space that contains them. Raises UserError if there are
     too few rows to split, the model is too large for the machine's memory, or an ensemble cannot model the spaces. Gives a
-    `DataWarning` for each column that is far outside of the fitted rows' range in the test rows.
+    `DataWarning` for fewer than `FEW` rows, and for each column that is far outside of the fitted rows' range in the test
+    rows.
     """
     surroundings.check()
     programs.check_whole(to_dict(config))
@@ -68,6 +73,12 @@ def fit_and_evaluate(
     if tested < 1 or trained < 2:
         raise UserError(
             f"test_fraction {config.test_fraction:g} of {count} rows leaves {trained} to fit and {tested} to test"
+        )
+    if count < FEW:
+        warn_user(
+            f"there are only {count} rows, {trained} to fit and {tested} to test, so that the errors are largely chance: "
+            "record some hundreds",
+            dataset.DataWarning,
         )
     model = ensemble.make(
         config.ensemble,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
+from jaxmbrl.core import hints
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.places import expanded
 from jaxmbrl.core.types import (
@@ -32,7 +33,7 @@ from jaxmbrl.core.types import (
 from jaxmbrl.envs.drawing import NoPicture, drawing, on_host
 from jaxmbrl.envs.drawing.own import step_seconds
 from jaxmbrl.rollout import Return, episode_return, rollout
-from jaxmbrl.training import evaluation, hints, hosted, loop, runner
+from jaxmbrl.training import evaluation, hosted, loop, runner
 from jaxmbrl.training.run_folder import write_file
 from jaxmbrl.training.session import Result
 

@@ -117,7 +117,22 @@ def family(name: str) -> str:
 def check_name(name: str) -> None:
     """Raise UserError, with the nearest name, if `name` is not the name of a task and does not begin with a family."""
     if name not in TASKS and _prefix(name) not in FAMILIES:
-        raise UserError(f"unknown task '{name}'; {closest(name, [*TASKS, *(f'{prefix}/NAME' for prefix in FAMILIES)])}")
+        near = closest(name, [*TASKS, *(f"{prefix}/NAME" for prefix in FAMILIES)])
+        if _in_gymnasium(name):
+            own = f"gymnasium/{name}"
+            near = near.replace("?", f" or '{own}'?") if near.startswith("did you mean") else f"did you mean '{own}'?"
+        raise UserError(f"unknown task '{name}'; {near}")
+
+
+def _in_gymnasium(name: str) -> bool:
+    """Whether Gymnasium, if it is installed, has an environment of this name."""
+    if not re.fullmatch(r"[\w.-]+-v\d+", name):
+        return False
+    try:
+        import gymnasium
+    except ImportError:
+        return False
+    return name in gymnasium.registry
 
 
 def make(name: str, action_repeat: int = 1) -> Task:

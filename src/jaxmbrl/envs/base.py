@@ -12,6 +12,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jaxmbrl.core import hints
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import Action, Env, Features, Key, PyTree, Task, Transition, World
@@ -41,6 +42,7 @@ def initial_state(pipeline_state: PyTree, obs: Shaped[Array, "..."], metrics: di
     )
 
 
+@hints.checked_arguments
 def make_task(
     name: str,
     env: Env,

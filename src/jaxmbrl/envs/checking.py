@@ -15,7 +15,7 @@ from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import Action, Carry, Key, PyTree, Task, Transition
 from jaxmbrl.envs.drawing.interface import on_host
 from jaxmbrl.envs.drawing.own import own_drawing
-from jaxmbrl.envs.shapes import kinds, of_known, of_reset, of_spaces, of_step, path_namer
+from jaxmbrl.envs.shapes import ON_ROWS, kinds, of_known, of_reset, of_spaces, of_step, path_namer
 from jaxmbrl.envs.signatures import calling
 
 ROWS = 8
@@ -339,7 +339,8 @@ def _known(task: Task, rows: Transition) -> list[str]:
             kind = "bool" if what == "terminated" else str(jnp.zeros(()).dtype)
             if jnp.shape(given) != due.shape or jnp.asarray(given).dtype != kind:
                 got = kinds(given).get("", type(given).__name__)
-                problems.append(f"the known {what} of rows [{shape}] must be {kind}[{shape}], got {got}")
+                hint = f": {ON_ROWS}" if shape and jnp.shape(given) != due.shape else ""
+                problems.append(f"the known {what} of rows [{shape}] must be {kind}[{shape}], got {got}{hint}")
                 break
             error = np.abs(np.asarray(given, np.float64) - due)
             wrong = ~(error <= tolerance * (1 + np.abs(due)))

@@ -35,6 +35,23 @@ class Given:
         return self.make()
 
 
+def registration(name: str) -> str | None:
+    """The Python call with which another process registers the task `name`; None if it was not given to a run in the place
+    of a name, but is registered by the user's program or published."""
+    known = envs.TASKS.get(name)
+    if not isinstance(known, Given):
+        return None
+    called = getattr(known.source, "__name__", "")
+    function = called if called.isidentifier() else "function"
+    if isinstance(known.source, Task):
+        factory = "lambda: task"
+    elif known.make is known.source:
+        factory = function
+    else:
+        factory = f"lambda: envs.from_gymnasium({function}, name={name!r})"
+    return f"envs.register({name!r}, {factory})"
+
+
 def resolve(given: Any, keep: bool = False) -> tuple[str, Task | None]:
     """(name, task) of what a user gave as a task; the task is None if it is known by the name alone.
 

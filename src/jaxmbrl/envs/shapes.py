@@ -79,6 +79,22 @@ def of_known(task: Task) -> list[str]:
     return problems
 
 
+ON_ROWS = (
+    "index the last axis, as next_observation[..., 0] is the first entry of each row and next_observation[0] the first row"
+)
+"""What is wrong with most known functions that fail on rows."""
+
+
+def of_rows(what: str, function: Callable[..., Any], *rows: Any) -> Any:
+    """What a known `function`, the task's `reward` or `terminated`, returns for `rows` [N, ...]. Raises UserError if it is
+    not [N]."""
+    found, number = function(*rows), np.shape(rows[-1])[0]
+    if np.shape(found) != (number,):
+        due, got = f"[{number}] for rows [{number}, ...]", list(np.shape(found))
+        raise UserError(f"the task's known {what} must return {due}, got {got}: {ON_ROWS}")
+    return found
+
+
 def _is_discrete(space: Any) -> bool:
     return isinstance(space, Discrete) and space.n >= 1
 

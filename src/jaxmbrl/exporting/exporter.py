@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmbrl.core import xla
+from jaxmbrl import algorithms
+from jaxmbrl.core import hints, xla
 from jaxmbrl.core.config import UserError, closest, converted
 from jaxmbrl.core.places import expanded
 from jaxmbrl.core.spaces import Discrete, Space
@@ -17,13 +18,14 @@ from jaxmbrl.core.types import Task
 from jaxmbrl.data import dataset
 from jaxmbrl.envs.observed import plain
 from jaxmbrl.exporting import loaders, onnx_graph
-from jaxmbrl.exporting.formats import FORMATS
+from jaxmbrl.exporting.formats import FORMATS, RANDOM, translated_calls
 from jaxmbrl.exporting.policies import Exportable, batched, deterministic
 from jaxmbrl.exporting.program import Untranslated
-from jaxmbrl.training import hints, programs, runner
+from jaxmbrl.training import programs, runner
 from jaxmbrl.training.loop import clock_at
 from jaxmbrl.training.programs import RunConfig
 from jaxmbrl.training.run_folder import RunFolder, versions, write_file
+from jaxmbrl.training.runner import Trained
 from jaxmbrl.training.session import Result
 
 TOLERANCE = 1e-3
@@ -92,8 +94,9 @@ def export(
     try:
         written = FORMATS[to].write(policy, about, made.task.observation)
     except Untranslated as used:
+        what = f"{used}{_why_random(config) if str(used) == RANDOM else ''}"
         raise UserError(
-            f"the policy of {run} uses {used}, which cannot be exported to {to}: export it with --to stablehlo"
+            f"the policy of {run} uses {what}, which cannot be exported to {to}: export it with --to stablehlo"
         ) from None
     if written.difference is not None and not written.difference <= TOLERANCE:
         raise UserError(
@@ -104,6 +107,27 @@ def export(
     write_file(path, written.content)
     text = loaders.loader(FORMATS[to].loader, path, written.about)
     return PolicyFile(path, len(written.content), written.about, text, written.difference)
+
+
+def format_of(found: Trained) -> str | None:
+    """The format to propose for the policy of the first seed: `numpy`, else `stablehlo` if NumPy cannot express it; None if
+    no format takes it, because it plans in the true simulator."""
+    if found.program.algorithm.observes_full_state:
+        return None
+    own = jax.tree.map(lambda leaf: leaf[0], found.states)
+    policy = deterministic(found.program.algorithm, found.program.task, own, clock_at(found.env_steps))
+    try:
+        translated_calls(policy, onnx=False)
+    except Untranslated:
+        return "stablehlo"
+    return "numpy"
+
+
+def _why_random(config: RunConfig) -> str:
+    """What a deterministic policy uses random numbers for, by its family."""
+    family = algorithms.get(config.algorithm).family
+    why = {"shooting": " for its plans", "search": " for its search", "tabular": " to choose among equally good actions"}
+    return why.get(family, "")
 
 
 def describe(config: RunConfig, task: Task, policy: Exportable, seed: int, env_steps: int) -> dict[str, Any]:

@@ -25,6 +25,10 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 """Platforms on which an exported StableHLO function runs."""
 
 
+RANDOM = "random numbers"
+"""Why a policy that depends on random numbers cannot be translated."""
+
+
 class Written(NamedTuple):
     """A policy in a format."""
 
@@ -67,7 +71,7 @@ def check_flatbuffers() -> None:
 
 
 def _numpy(policy: Exportable, about: dict[str, Any], space: Space) -> Written:
-    translated = _translated(policy, onnx=False)
+    translated = translated_calls(policy, onnx=False)
     about = about | {
         "format": "numpy",
         "inputs": translated.inputs,
@@ -83,7 +87,7 @@ def _numpy(policy: Exportable, about: dict[str, Any], space: Space) -> Written:
 
 
 def _onnx(policy: Exportable, about: dict[str, Any], space: Space) -> Written:
-    translated = _translated(policy, onnx=True)
+    translated = translated_calls(policy, onnx=True)
     about = about | {"format": "onnx", "opset": onnx_graph.OPSET, "ir_version": onnx_graph.IR_VERSION}
     shapes = {name: given.shape for name, given in policy.inputs.items()}
     outputs = ["action", *(f"next_{name}" for name in policy.memory)]
@@ -109,9 +113,10 @@ def _difference_in_onnxruntime(onnxruntime: Any, content: bytes, policy: Exporta
         raise UserError(f"ONNX Runtime cannot run this policy ({message:.200}); export it with --to stablehlo") from error
 
 
-def _translated(policy: Exportable, onnx: bool) -> program.Program:
+def translated_calls(policy: Exportable, onnx: bool) -> program.Program:
+    """The policy as calls of functions of NumPy, or of ONNX. Raises Untranslated if it is not possible."""
     if policy.random:
-        raise Untranslated("random numbers, as planners do")
+        raise Untranslated(RANDOM)
     return translate(policy.act, policy.inputs, onnx)
 
 

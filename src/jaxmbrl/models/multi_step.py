@@ -27,6 +27,7 @@ from jaxmbrl.core import metrics
 from jaxmbrl.core.types import Average, DynamicsModel, Hyper, Key, Metrics, PyTree, Transition, World
 from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
+from jaxmbrl.envs.shapes import of_rows
 from jaxmbrl.models.normalizer import Normalizer, denormalize, identity, measure, normalize
 from jaxmbrl.nn import optimizer
 from jaxmbrl.nn.networks import MLP
@@ -162,7 +163,8 @@ def make(
         def step(observation: Float[Array, "N O"], action: Array, key: Key) -> tuple[Float[Array, "N O"], Transition]:
             action = jnp.broadcast_to(action, (observation.shape[0], action_size))
             following = predict(state, observation, action)[0][0]
-            earned, ended = reward(observation, action, following), terminated(following)
+            earned = of_rows("reward", reward, observation, action, following)
+            ended = of_rows("terminated", terminated, following)
             return following, Transition(observation, action, earned, following, ended, jnp.zeros(ended.shape, bool))
 
         return World(reset=reset, start=lambda origin, key: origin, observe=lambda rows: rows, step=step)

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmbrl import algorithms
+from jaxmbrl.core import hints
 from jaxmbrl.core.config import UserError, closest, to_dict
 from jaxmbrl.core.places import expanded
 from jaxmbrl.core.plain_yaml import read_yaml
 from jaxmbrl.sweeping import naming
 from jaxmbrl.sweeping.folder import SweepFolder
 from jaxmbrl.sweeping.naming import RunRequest
-from jaxmbrl.training import hints
 from jaxmbrl.training.programs import RunConfig
 
 OF_FILES = ("data_digest", "demonstrations_digest", "demonstrations_rows")

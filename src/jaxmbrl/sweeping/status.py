@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.places import expanded
-from jaxmbrl.sweeping.folder import LOGS, SweepFolder
+from jaxmbrl.sweeping.folder import INDEX, LOGS, SweepFolder
 from jaxmbrl.training import checkpoint
 from jaxmbrl.training.run_folder import CONFIG, EVENTS, METRICS, RunFolder
 
@@ -92,7 +92,8 @@ def has_ended(found: RunStatus, total_steps: int | None) -> bool:
 
 
 def of_folder(path: str | Path) -> list[RunStatus]:
-    """The states of all runs in the folder `path`: first the runs of its sweep in their order, then others by name.
+    """The states of all runs in the folder `path`: first the runs of its sweep in their order, then others by name, then
+    those of the sweeps inside, as SWEEP/RUN.
 
     Raises UserError if there is no folder, or no run in it.
     """
@@ -113,6 +114,10 @@ def of_folder(path: str | Path) -> list[RunStatus]:
         if sweep.log(name).exists():
             status = status._replace(active=max(status.active or 0.0, sweep.log(name).stat().st_mtime))
         found.append(status)
+    for index in sorted(path.glob(f"*/{INDEX}")):
+        inside = index.parent
+        with contextlib.suppress(UserError):
+            found += [status._replace(name=f"{inside.name}/{status.name}") for status in of_folder(inside)]
     if not found:
         raise UserError(f"{path} has no runs; give the folder of a sweep, or of runs")
     return found

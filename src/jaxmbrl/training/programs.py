@@ -16,14 +16,14 @@ from annotated_types import Ge, Lt
 from jaxtyping import Array
 
 from jaxmbrl import algorithms, envs
-from jaxmbrl.core import calling, surroundings
+from jaxmbrl.core import calling, hints, surroundings
 from jaxmbrl.core.config import UserError, check, closest, from_dict, to_dict
 from jaxmbrl.core.places import expanded
 from jaxmbrl.core.types import Algorithm, Hyper, Key, Task, Transition, row_like
 from jaxmbrl.data import dataset
 from jaxmbrl.data.dataset import Dataset
 from jaxmbrl.envs.shapes import check_shapes
-from jaxmbrl.training import bridged, devices, hints, known_functions, logs, loop, memory, probing
+from jaxmbrl.training import bridged, devices, known_functions, logs, loop, memory, probing
 from jaxmbrl.training.devices import OF_SEEDS, SeedSharding
 from jaxmbrl.training.loop import Loop, LoopState
 from jaxmbrl.training.run_folder import CONFIG, RunFolder
@@ -179,6 +179,8 @@ def configure(
         env = env.name
     else:
         envs.check_name(env)
+    if isinstance(fields.get("seeds"), list | tuple):
+        raise UserError(hints.several_seeds(fields["seeds"], "seed={}, seeds={}"))
     name, config = algorithms.preset(algorithm, env, preset)
     if isinstance(settings, Mapping):
         values = _replaced(to_dict(config), settings, "settings." if call == "sweep" else "", call)
@@ -275,8 +277,11 @@ def read(folder: RunFolder) -> RunConfig:
     try:
         return parse(values)
     except UserError as error:
-        advice = calling.elsewhere(folder.read_environment())
-        what = _unknown(values)
+        what, known = _unknown(values), folder.read_environment()
+        if values.get("algorithm") not in algorithms.METHODS:
+            # The program that registers the method may not know the task either.
+            known.pop("registration", None)
+        advice = calling.elsewhere(known)
         if what is None or advice is None:
             raise UserError(f"{folder.path / CONFIG}: {error}") from None
         raise UserError(f"{folder.path} is a run of {what}, which is not registered in this program: {advice}") from None
@@ -406,8 +411,9 @@ def _data(config: RunConfig, task: Task) -> Transition:
     in_turn = algorithms.get(config.algorithm).offline is None
     if in_turn and settings.epoch_steps > rows:
         warmup = getattr(settings, "warmup_steps", 0)
-        also = f", and warmup_steps ({warmup}) below them, or nothing is learned" if warmup >= rows else ""
-        raise UserError(f"epoch_steps must be at most the data's {rows} rows, got {settings.epoch_steps}{also}")
+        also = f" and warmup_steps, which is {warmup}, to {rows // 2}, or nothing is learned" if warmup >= rows else ""
+        few = f"epoch_steps must be at most the data's {rows} rows, got {settings.epoch_steps}"
+        raise UserError(f"{few}: set epoch_steps to {rows}{also}")
     if in_turn and not settings.epoch_steps <= config.steps <= rows:
         raise UserError(
             f"steps must be between an epoch ({settings.epoch_steps}) and the data's {rows} rows, got {config.steps}"

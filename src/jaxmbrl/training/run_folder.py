@@ -79,7 +79,10 @@ class RunFolder(NamedTuple):
         if not path.is_dir():
             raise UserError(f"there is no folder {path}; give the folder of a run")
         if not (path / CONFIG).is_file():
-            raise UserError(f"{path} is not a run: it has no {CONFIG}; give the folder of a run")
+            inside = sorted(file.parent.name for file in path.glob(f"*/{CONFIG}"))
+            names = ", ".join(inside[:4]) + (f" and {len(inside) - 4} more" if inside[4:] else "")
+            advice = f"its runs are {names}: give one, {path / inside[0]}" if inside else "give the folder of a run"
+            raise UserError(f"{path} is not a run: it has no {CONFIG}; {advice}")
         return cls(path)
 
     @property

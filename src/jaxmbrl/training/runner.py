@@ -11,16 +11,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import jax
 import numpy as np
 from annotated_types import Ge, Lt
 from jaxtyping import Array, Float
 
 from jaxmbrl import algorithms
-from jaxmbrl.core import xla
+from jaxmbrl.core import hints, xla
 from jaxmbrl.core.config import UserError, check, converted, to_dict
 from jaxmbrl.core.types import Policy, PyTree, Task
-from jaxmbrl.envs.given import resolve
-from jaxmbrl.training import checkpoint, devices, evaluation, hints, hosted, logs, restoring
+from jaxmbrl.envs.given import registration, resolve
+from jaxmbrl.training import checkpoint, devices, evaluation, hosted, logs, restoring
 from jaxmbrl.training.console import Progress, Warnings, Work
 from jaxmbrl.training.hosts import ALONE, Hosts
 from jaxmbrl.training.loop import clock_at
@@ -44,6 +45,7 @@ BACKENDS = ("jax", "gymnasium")
 """Backends in which a policy can be evaluated."""
 
 
+@hints.hinted_attributes
 class Loaded(NamedTuple):
     """A trained policy."""
 
@@ -52,6 +54,11 @@ class Loaded(NamedTuple):
     state: PyTree
     """The algorithm's state, with a leading axis of seeds."""
     task: Task
+
+    def __repr__(self) -> str:
+        """The policy in a line; the state would fill pages."""
+        seeds = next((leaf.shape[0] for leaf in jax.tree.leaves(self.state)), 0)
+        return f"Loaded(policy, state of {seeds} seed{'s' if seeds > 1 else ''}, task {self.task.name})"
 
 
 class Trained(NamedTuple):
@@ -107,7 +114,7 @@ def train(
 
     `env` is the name of a task. It may also be a `Task`, a function that makes one or that makes Gymnasium environments, or
     what `gymnasium.make(ID)` returned (`envs.given`). With `out`, such a task is registered under its own name in this
-    process; another process that resumes or evaluates the run must register it first.
+    process; another process that resumes or evaluates the run must register it first (`envs.register`), and is told how.
 
     `settings` is the algorithm's config, or a mapping such as `{"ensemble.members": 7}` that changes the preset. `hyper`
     contains traced hyperparameters (`{"learning_rate": [1e-3, 3e-4]}`), one value or one per seed. With `data`, a file of
@@ -195,7 +202,11 @@ def begin_run(
             folder = RunFolder.create(out)
             locks.enter_context(folder.lock())
             # The config makes the folder a run, which can start from both files if it is stopped before a checkpoint.
-            folder.write_environment({"hyper": {name: np.asarray(value).tolist() for name, value in traced.items()}})
+            own = registration(config.env)
+            folder.write_environment(
+                {"hyper": {name: np.asarray(value).tolist() for name, value in traced.items()}}
+                | ({} if own is None else {"registration": own})
+            )
             folder.write_config(to_dict(config))
         hosts.gather(None)
         return Session(program, RunFolder.open(out), progress, stopping, hosts, attached).begin(traced)
@@ -303,19 +314,20 @@ def load(run: str | Path | Result) -> Loaded:
     if isinstance(run, Result):
         return Loaded(run.policy, run.state, run.task)
     found = trained(run)
-    return Loaded(policy_of(found.program.algorithm, clock_at(found.env_steps)), found.states, found.program.task)
+    algorithm, task = found.program.algorithm, found.program.task
+    return Loaded(policy_of(algorithm, clock_at(found.env_steps), task, found.states), found.states, task)
 
 
 @hints.checked_arguments
 def evaluate(
-    run: str | Path | Result,
+    run: str | Path | Result | Trained,
     episodes: int = 10,
     model: str | None = None,
     backend: str | None = None,
     progress: Work | bool = False,
 ) -> Evaluation:
     """Returns of `episodes` episodes of each seed of the run in folder `run`, or of a result in memory, under its
-    deterministic policy.
+    deterministic policy. What `trained` returned is not restored again.
 
     The start state depends only on the episode's index: it is the same for every seed and every run of the task. With
     `model` "true" the run's planner plans in the true simulator instead of the learned model. Raises UserError if the
@@ -327,9 +339,7 @@ def evaluate(
     With `progress`, an evaluation that takes more than a few seconds shows its progress and the time left.
     """
     xla.ensure_threads()
-    if backend not in (None, *BACKENDS):
-        raise UserError(f"backend must be {' or '.join(repr(name) for name in BACKENDS)}, got {backend!r}")
-    episodes = _episodes(episodes)
+    episodes = checked_episodes(episodes, backend)
     if not isinstance(progress, bool | Work | None):
         raise UserError(f"progress must be True, False or a jaxmbrl.training.console.Work, got {progress!r:.60}")
     program, states, env_steps, frozen = trained(run, model)
@@ -361,8 +371,11 @@ def evaluate(
     return summarise(returns, env_steps, frozen, chosen)
 
 
-def _episodes(given: Any) -> int:
-    """The number of episodes. Raises UserError for anything else, such as a task in its place."""
+def checked_episodes(given: Any, backend: str | None = None) -> int:
+    """The number of episodes. Raises UserError for anything else, such as a task in its place, and for a `backend` that is
+    none."""
+    if backend not in (None, *BACKENDS):
+        raise UserError(f"backend must be {' or '.join(repr(name) for name in BACKENDS)}, got {backend!r}")
     number = isinstance(given, numbers.Number) or str(given).isdecimal()
     own = "" if number else ": a run is evaluated on its own task, which is not given"
     if own and not isinstance(given, str):
@@ -373,9 +386,11 @@ def _episodes(given: Any) -> int:
         raise UserError(f"{error}{own}") from None
 
 
-def trained(run: str | Path | Result, model: str | None = None) -> Trained:
+def trained(run: str | Path | Result | Trained, model: str | None = None) -> Trained:
     """The policy of the run in folder `run` (as `restoring.newest`) or of a result in memory. If `model` is given, its
-    planner uses that model."""
+    planner uses that model. What this function returned is returned unchanged without a `model`."""
+    if isinstance(run, Trained):
+        return run if model is None else run._replace(program=build(planning_in(run.program.config, model), learns=False))
     if isinstance(run, Result):
         config = run.config if model is None else planning_in(run.config, model)
         # The task of a result need not be registered, and repeats its actions already.

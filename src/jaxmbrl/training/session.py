@@ -13,8 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxmbrl.core import hints
 from jaxmbrl.core.config import UserError, to_dict
+from jaxmbrl.core.spaces import Discrete
 from jaxmbrl.core.types import Algorithm, Clock, Policy, PyTree, Task
+from jaxmbrl.envs.given import registration
 from jaxmbrl.training import checkpoint, devices, epoch_rows, evaluation, first_rows, loop, memory, probing, targets
 from jaxmbrl.training.checkpointing import Lost
 from jaxmbrl.training.console import Progress
@@ -63,6 +66,7 @@ class Frozen(NamedTuple):
     """Environment steps at which it occurred."""
 
 
+@hints.hinted_attributes
 class Result(NamedTuple):
     """A trained policy and its metrics, in memory."""
 
@@ -306,12 +310,13 @@ class Session:
             if len(self.frozen) == self.config.seeds:
                 at = f"{self.env_steps:,} of {program.total_steps:,} steps"
                 self.recorder.warn(f"all seeds had a value that is not finite; the run ends at {at}")
-            elif not self.has_next():
+            elif not self.has_next() and len(self.recorder.rows) > self.config.seeds:
+                # A run of one epoch has just said it.
                 self.warn_if_unlearned(self.env_steps, over=True)
             self.save_before_exit()
         self.conclude()
         state = self.sharding.of_seeds(self.state.algorithm)
-        policy = policy_of(program.algorithm, self.clock)
+        policy = policy_of(program.algorithm, self.clock, program.task, state)
         path = self.recorder.path
         return Result(self.recorder.rows, state, policy, program.task, self.config, path, self.env_steps, frozen)
 
@@ -423,7 +428,9 @@ class Session:
                 if saved is None
                 else f"the run is saved at {saved:,} of {total}; {again} continues it"
             )
-            error.add_note(f"jaxmbrl: {told}")
+            own = registration(self.config.env)
+            first = "" if own is None else f"; in another process, call {own} before that"
+            error.add_note(f"jaxmbrl: {told}{first}")
             raise
 
     def is_intact(self) -> bool:
@@ -525,6 +532,40 @@ class Session:
         self.recorder.draw()
 
 
-def policy_of(algorithm: Algorithm, clock: Clock) -> Callable[..., Policy]:
-    """(state of one seed, explore=False) -> policy, at the given clock."""
-    return lambda state, explore=False: algorithm.policy(state, clock, explore)
+_MISSING = object()
+
+
+def policy_of(algorithm: Algorithm, clock: Clock, task: Task, states: PyTree) -> Callable[..., Policy]:
+    """(state of one seed, explore=False) -> policy, at the given clock. `states` are those of all seeds; only their shapes
+    are kept. Raises UserError for the states of all seeds in the place of one, and the policy's `act` for missing arguments
+    and for an observation that is not one of the task."""
+    shapes, space = _shapes(states), task.observation
+    due = () if isinstance(space, Discrete) or algorithm.observes_full_state else space.shape
+
+    def policy(state: PyTree, explore: bool = False) -> Policy:
+        if shapes and _shapes(state) == shapes:
+            raise UserError(
+                "policy takes the state of one seed, got that of all seeds: "
+                "policy(jax.tree.map(lambda leaf: leaf[0], state)) is the first seed's"
+            )
+        made = algorithm.policy(state, clock, explore)
+
+        def act(memory: Any, observation: Any = _MISSING, key: Any = _MISSING) -> Any:
+            if observation is _MISSING or key is _MISSING:
+                raise UserError(
+                    "act takes (memory, observation, key): before the first step of an episode memory is policy.init(key), "
+                    "and key is jax.random.key(0) or another"
+                )
+            if due and np.shape(observation)[-len(due) :] != due:
+                raise UserError(
+                    f"an observation of task '{task.name}' has the shape {list(due)}, got {list(np.shape(observation))}"
+                )
+            return made.act(memory, observation, key)
+
+        return Policy(made.init, act)
+
+    return policy
+
+
+def _shapes(tree: PyTree) -> list[tuple[int, ...]]:
+    return [getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(tree)]

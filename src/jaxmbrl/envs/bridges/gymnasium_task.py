@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
+from jaxmbrl.core import hints
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Discrete
 from jaxmbrl.core.types import Action, Carry, HostStep, Key, Task, Transition, World
@@ -38,6 +39,7 @@ WIDTH, HEIGHT = 320, 240
 """Size of a rendered frame of a MuJoCo environment, in pixels."""
 
 
+@hints.checked_arguments
 def from_gymnasium(make_env: Callable[..., gymnasium.Env], name: str, episode_length: SupportsIndex | None = None) -> Task:
     """Make a task from Gymnasium environments. `make_env()` must return a new environment at each call.
 

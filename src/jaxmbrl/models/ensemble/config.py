@@ -80,7 +80,8 @@ class EnsembleConfig:
         """(field, message) of the first violated rule that involves several fields, or None."""
         layers = len(self.hidden) + 1
         if self.elites > self.members:
-            return "elites", f"must be at most members ({self.members}), got {self.elites}"
+            at_most = f"must be at most members ({self.members}), got {self.elites}"
+            return "elites", f"{at_most}: set it to {self.members} too, or raise members"
         if self.weight_decay and len(self.weight_decay) != layers:
             return "weight_decay", f"must be empty or have one entry a layer ({layers}), got {len(self.weight_decay)}"
         if self.norms and len(self.norms) != layers - 1:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxmbrl.core.types import Key, Transition, World
+from jaxmbrl.envs.shapes import of_rows
 from jaxmbrl.models import propagation
 from jaxmbrl.models.ensemble.layout import Layout, delta_mask, features_of_next, inputs_of, zero_constant_dims
 from jaxmbrl.models.ensemble.network import EnsembleState, forward, termination_logit
@@ -54,7 +55,7 @@ def learned_world(
         next_observation: Float[Array, "N O"], shift: Int[Array, ""] | int, uncertain: Bool[Array, "N"]
     ) -> Bool[Array, "N"] | Float[Array, "N"]:
         if terminated is not None:
-            return terminated(next_observation) | uncertain
+            return of_rows("terminated", terminated, next_observation) | uncertain
 
         def probabilities(x: Float[Array, "E M F"]) -> tuple[Float[Array, "E M 1"]]:
             return (jax.nn.sigmoid(termination_logit(layout, elites, x) - jnp.log(state.termination_weight))[..., None],)
@@ -88,7 +89,7 @@ def learned_world(
         return next_observation, Transition(
             observation=observation,
             action=action,
-            reward=drawn[:, size] if reward is None else reward(observation, action, next_observation),
+            reward=drawn[:, size] if reward is None else of_rows("reward", reward, observation, action, next_observation),
             next_observation=next_observation,
             terminated=ended,
             truncated=jnp.zeros(ended.shape, bool),

@@ -1,6 +1,7 @@
 """Hints for names that a run does not know: settings in the place of fields of the run, and words of other libraries.
 
-`CALLED` is the only table of such words. `jaxmbrl.train`, the file of a sweep and the options of a command share it.
+`CALLED` is the only table of such words. `jaxmbrl.train`, `envs.make_task` and `envs.from_gymnasium`, the file of a sweep
+and the options of a command share it.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from jaxmbrl.core.config import UserError, closest
@@ -43,13 +44,29 @@ CALLED: Mapping[str, tuple[str, ...]] = {
     "learning_rate": ("lr", "actor_lr", "critic_lr", "policy_lr", "q_lr", "sac_lr", "model_lr", "step_size"),
     "batch_size": ("minibatch_size", "model_batch_size"),
     "replay_capacity": ("buffer_size", "replay_size", "max_replay_size"),
-    "n_step": ("multi_step", "nstep", "n_step_return"),
+    "n_step": ("multi_step", "nstep", "n_step_return", "n_steps"),
     "kind": ("prioritized_replay", "use_per", "per"),
     "alpha": ("per_alpha", "prioritized_replay_alpha", "priority_exponent"),
     "beta": ("per_beta", "prioritized_replay_beta0", "importance_sampling_exponent"),
     "beta_steps": ("prioritized_replay_beta_iters",),
     "demonstrations": ("expert_data", "demo_file", "demo_path", "demos", "offline_data"),
     "demonstration_share": ("demo_ratio", "offline_ratio", "expert_ratio"),
+    "epsilon_first": ("exploration_initial_eps", "epsilon_start", "eps_start", "start_e"),
+    "agent.epsilon": ("exploration_final_eps", "epsilon_end", "epsilon_final", "eps_end", "end_e"),
+    "epsilon_steps": ("exploration_fraction", "epsilon_decay", "epsilon_decay_steps", "eps_decay"),
+    "copy_every": ("target_update_interval", "target_update_freq", "target_update_period", "target_network_frequency"),
+    "train_every": ("train_freq", "train_frequency", "update_freq"),
+    "collect_steps": ("n_steps", "unroll_length", "rollout_steps"),
+    "gae_lambda": ("lam", "lambda", "lambda_"),
+    "clip": ("clip_range", "clip_coef", "clip_eps", "clip_param", "clip_ratio", "clipping_epsilon"),
+    "epochs": ("n_epochs", "num_epochs", "update_epochs", "num_updates_per_batch"),
+    "minibatches": ("num_minibatches", "n_minibatches", "nminibatches"),
+    "entropy_weight": ("ent_coef", "entropy_coef", "entropy_cost"),
+    "value_weight": ("vf_coef", "value_coef", "vf_loss_coef"),
+    "max_gradient_norm": ("max_grad_norm",),
+    "normalize_advantages": ("normalize_advantage", "norm_adv"),
+    "target_divergence": ("target_kl",),
+    "first_log_std": ("log_std_init",),
     "warmup_steps": ("learning_starts", "start_steps", "min_replay_size", "initial_exploration_steps"),
     "updates_per_step": (
         *("gradient_steps", "utd", "utd_ratio", "replay_ratio", "grad_updates_per_step", "train_ratio", "train_freq"),
@@ -73,16 +90,28 @@ CALLED: Mapping[str, tuple[str, ...]] = {
     "population": ("cem_population_size",),
     "iterations": ("cem_num_iters",),
     "particles": ("num_particles",),
+    "episode_length": ("max_episode_steps", "episode_steps", "max_episode_length", "time_limit", "trial_length"),
+    "reward": ("reward_fn", "reward_function"),
+    "terminated": ("term_fn", "termination_fn", "done_fn", "terminal_fn", "done"),
+    "observation": ("observation_space", "obs_space"),
+    "action": ("action_space", "act_space"),
+    "features": ("obs_process_fn",),
+    "make_env": ("env_fn", "make_env_fn", "entry_point"),
+    "name": ("id", "env_id", "env_name"),
 }
-"""Name of an argument, of a field of a run or of a setting -> what other libraries call it."""
+"""Name of an argument, of a field of a run or of a setting, which may have that of its part before it (`agent.epsilon`) ->
+what other libraries call it."""
 
 NEEDLESS: Mapping[str, str] = {
     "policy": "each algorithm has its own policy; its layers are among the settings (hidden)",
     "device": "JAX chooses the device",
     "cuda": "JAX chooses the device",
     "deterministic": "an evaluation always uses the deterministic policy",
+    "episode_length": "the length of an episode is an argument of envs.make_task and envs.from_gymnasium",
+    "reward": "the step of an environment returns the reward; the argument reward of envs.make_task is its known function",
+    "terminated": "the step of an environment returns it; the argument terminated of envs.make_task is its known function",
 }
-"""Name that a run does not need -> why."""
+"""Name that a function does not take -> why."""
 
 PLACES: Mapping[str, str] = {"algorithm": "the algorithm is the first argument", "env": "the task is the second argument"}
 """Argument of `jaxmbrl.train` without a default -> its place."""
@@ -95,6 +124,24 @@ SCHEDULES: Mapping[str, str] = {
 
 ARGUMENTS = ("out", "hyper", "progress", "stopping")
 """Arguments of `jaxmbrl.train` that are not fields of a run."""
+
+_ACTS = "policy, state, task = jaxmbrl.load(RUN), and act of policy(state of one seed) takes (memory, observation, key)"
+_SAVES = "jaxmbrl.train(..., out='runs/x') saves a run, and jaxmbrl.export(RUN, to='numpy', out='x.npz') its policy"
+_CONTINUES = "jaxmbrl.resume(RUN, steps=N) continues a run in a folder"
+_ROWS = "the metrics are in rows, one for each epoch and seed"
+
+ATTRIBUTES: Mapping[str, str] = {
+    **dict.fromkeys(("predict", "act", "get_action", "compute_action", "get_actions"), _ACTS),
+    **dict.fromkeys(("save", "save_model", "to_file"), _SAVES),
+    **dict.fromkeys(("learn", "train", "fit", "resume"), _CONTINUES),
+    **dict.fromkeys(("metrics", "history", "logs", "losses", "returns", "rewards"), _ROWS),
+    **dict.fromkeys(("params", "parameters"), "the parameters are in state, which has a leading axis of seeds"),
+    "load": "jaxmbrl.load(RUN) is a function",
+    "evaluate": "jaxmbrl.evaluate(RUN) is a function",
+    "export": "jaxmbrl.export(RUN, to='numpy', out='x.npz') is a function",
+    **dict.fromkeys(("report", "plot"), "the command 'jaxmbrl report RUN' draws the curves of a run in a folder"),
+}
+"""Attribute of other libraries' models -> what to write here; RUN is a `Result` or a folder."""
 
 SHOWN = "progress=jaxmbrl.training.console.Progress(steps, seeds) shows a run"
 
@@ -130,8 +177,8 @@ def _wrong_arguments(
             return UserError(f"unknown argument '{name}' of {call}: it is called '{ours}' here")
     for name in named:
         if name not in names and "unexpected" in problem:
-            why = f": {NEEDLESS[name]}" if name in NEEDLESS else f"; {closest(name, names)}"
-            return UserError(f"unknown argument '{name}' of {call}{why}")
+            why = _needless(name)
+            return UserError(f"unknown argument '{name}' of {call}" + (f": {why}" if why else f"; {closest(name, names)}"))
     if given > len(by_place):
         others = ", ".join(f"{name}=..." for name in names if name not in by_place)
         by_name = f"; give the others by name: {others}" if others else ""
@@ -144,8 +191,8 @@ def unknown_field(name: str, value: Any, fields: Iterable[str], settings: Mappin
     `ARGUMENTS`, or of the nested `settings` of the run."""
     fields = sorted({*fields, *ARGUMENTS})
     ours, unknown = ours_of(name, [*fields, *_names(settings)]), f"unknown field '{name}'"
-    if name in NEEDLESS:
-        return UserError(f"{unknown}: {NEEDLESS[name]}")
+    if _needless(name):
+        return UserError(f"{unknown}: {_needless(name)}")
     if ours == "progress":
         return UserError(f"{unknown}: {SHOWN}")
     if ours in PLACES:
@@ -185,8 +232,8 @@ def unknown_setting(
         what = f"an argument of {call}" if ours == name else f"the argument '{ours}' of {call}"
         given = SHOWN if ours == "progress" else f"write {ours}={value!r:.40} beside settings"
         return UserError(f"{unknown}: it is {what}, not a setting: {given}")
-    if name in NEEDLESS:
-        return UserError(f"{unknown}: {NEEDLESS[name]}")
+    if _needless(name):
+        return UserError(f"{unknown}: {_needless(name)}")
     return UserError(f"{unknown}; {closest(name, known, prefix)}")
 
 
@@ -213,8 +260,8 @@ def unknown_in_sweep(path: str, shown: str, fields: Iterable[str], settings: Map
     nested `settings` if its algorithm is known."""
     fields, last = [*fields], path.replace("-", "_").rsplit(".", 1)[-1]
     ours = ours_of(last, [*fields, *_names(settings)])
-    if path in NEEDLESS:
-        return UserError(f"unknown field '{shown}': {NEEDLESS[path]}")
+    if _needless(path):
+        return UserError(f"unknown field '{shown}': {_needless(path)}")
     if "." not in path and ours in fields:
         return UserError(f"unknown field '{shown}': it is called '{ours}' here")
     paths = paths_of(ours, settings) or paths_near(last, settings)
@@ -232,16 +279,35 @@ def unknown_option(word: str, options: Iterable[str]) -> str:
     name = option.lstrip("-").replace("-", "_")
     last = {known: known.lstrip("-").replace("-", "_").rsplit(".", 1)[-1] for known in options}
     ours = ours_of(name.rsplit(".", 1)[-1], last.values())
-    found = [known for known in options if last[known] == ours]
+    found = [known for known in options if is_called(known.lstrip("-").replace("-", "_"), ours)]
     why = {
         "progress": ": a command shows its progress without it",
         "settings": ": each setting is an option of its own",
         "algorithm": ": the algorithm is the first word after train",
     }
-    if not found and (name in NEEDLESS or ours in why):
-        return f"unknown option '{word}'" + (f": {NEEDLESS[name]}" if name in NEEDLESS else why[ours])
+    if not found and (_needless(name) or ours in why):
+        return f"unknown option '{word}'" + (f": {_needless(name)}" if _needless(name) else why[ours])
     found = found or difflib.get_close_matches(option.replace("_", "-"), options, n=1, cutoff=0.7)
     return f"unknown option '{word}'" + (f"; did you mean {' or '.join(map(repr, found))}?" if found else "")
+
+
+def several_seeds(given: Sequence[Any], form: str) -> str:
+    """The message for a list of seeds in the place of their number. `form` takes the first seed and their number."""
+    seeds = [int(seed) for seed in given if str(seed).isdecimal()]
+    right = form.format(min(seeds, default=0), max(len(given), 1))
+    return f"seeds must be the number of seeds, got {' '.join(map(str, given))!r:.40}: write {right}, which are consecutive"
+
+
+def hinted_attributes(of: type[R]) -> type[R]:
+    """The class, whose AttributeError for a method of another library's model says what to write in its place."""
+
+    def absent(self: Any, name: str) -> Any:
+        instead = ATTRIBUTES.get(name)
+        raise AttributeError(f"a {of.__name__} has no '{name}'" + (f": {instead}" if instead else ""))
+
+    # A method of the class would let type checkers accept every attribute.
+    of.__getattr__ = absent  # type: ignore[attr-defined]
+    return of
 
 
 def check_constant(settings: Mapping[str, Any]) -> None:
@@ -273,7 +339,18 @@ def ours_of(name: str, known: Iterable[str] = ()) -> str:
     if plain in known:
         return plain
     meanings = [ours for ours, theirs in CALLED.items() if plain in theirs]
-    return next((ours for ours in meanings if ours in known), meanings[0] if meanings else plain)
+    last = {ours: ours.rsplit(".", 1)[-1] for ours in meanings}
+    return next((ours for ours in meanings if last[ours] in known), meanings[0] if meanings else plain)
+
+
+def is_called(path: str, name: str) -> bool:
+    """Whether the dotted `path` ends with `name`, which may have several parts."""
+    return f".{path}".endswith(f".{name}")
+
+
+def _needless(name: str) -> str | None:
+    """Why a function does not take `name`, also in the words of other libraries; None if that is not known."""
+    return NEEDLESS.get(name) or NEEDLESS.get(ours_of(name))
 
 
 def _names(values: Mapping[str, Any]) -> Iterator[str]:
@@ -292,9 +369,10 @@ def paths_near(name: str, values: Mapping[str, Any]) -> list[str]:
 
 
 def paths_of(name: str, values: Mapping[str, Any]) -> list[str]:
-    """Dotted paths of all fields called `name`, outer ones first."""
-    found = [name] if name in values else []
+    """Dotted paths of all fields called `name`, which may have that of its part before it, outer ones first."""
+    last = name.rsplit(".", 1)[-1]
+    found = [last] if last in values else []
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found += [f"{key}.{path}" for path in paths_of(name, value)]
-    return found
+            found += [f"{key}.{path}" for path in paths_of(last, value)]
+    return [path for path in found if is_called(path, name)]
