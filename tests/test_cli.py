@@ -54,7 +54,7 @@ def nothing_begins(monkeypatch):
 def place(tmp_path_factory):
     """A folder to be in, with things that are not what a command wants."""
     folder = tmp_path_factory.mktemp("place")
-    before = jax.config.jax_compilation_cache_dir
+    before, sac = jax.config.jax_compilation_cache_dir, algorithms.METHODS["sac"]
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     patch.chdir(folder)
@@ -88,6 +88,8 @@ def place(tmp_path_factory):
         (folder / f"run-{name}" / "config.yaml").write_text(text)
     yield folder
     patch.undo()
+    # A file of presets adds them to its method in this process.
+    algorithms.METHODS["sac"] = sac
     jax.config.update("jax_compilation_cache_dir", before)
 
 
