@@ -141,7 +141,7 @@ class Batch(NamedTuple):
 
     inputs: Float[Array, "*n O"]
     """Observations, normalised by the statistics that the policy acted with."""
-    raw: Shaped[Array, "*n ..."]
+    raw: Shaped[Array, "..."]
     """Actions before clipping."""
     log_probability: Float[Array, "*n"]
     """Of the actions under the policy that acted."""
