@@ -385,6 +385,8 @@ def test_no_task_of_ours_looks_like_a_mistake(name):
     twice = rows._replace(next_observation=np.roll(rows.observation, -2, axis=0))
     assert "is the observation of 2 rows later" in found(twice)
     ends = np.flatnonzero((rows.terminated | rows.truncated)[:-1])
+    # In a grid, an episode may end where the next one begins.
+    ends = [end for end in ends if (rows.next_observation[end] != rows.observation[end + 1]).any()]
     if len(ends):
         assert f"in {len(ends)} rows, the first of them row {ends[0]}, next_observation is not" in found(without_ends(rows))
 
