@@ -387,7 +387,7 @@ def test_no_task_of_ours_looks_like_a_mistake(name):
     ends = np.flatnonzero((rows.terminated | rows.truncated)[:-1])
     # In a grid, an episode may end where the next one begins.
     ends = [end for end in ends if (rows.next_observation[end] != rows.observation[end + 1]).any()]
-    if len(ends):
+    if ends:
         assert f"in {len(ends)} rows, the first of them row {ends[0]}, next_observation is not" in found(without_ends(rows))
 
 

@@ -110,10 +110,10 @@ class ChangingMaze:
             done=ended.astype(state.done.dtype),
         )
 
-    def draw(self, state: State, action: int | None) -> UInt8[np.ndarray, "H W 3"]:
+    def draw(self, state: State, action: Int[np.ndarray, ""] | None) -> UInt8[np.ndarray, "H W 3"]:
         """The maze as it is at the next step."""
         cells = self.cells[int(int(state.pipeline_state.elapsed) >= self.change)]
-        return _picture(cells, int(state.pipeline_state.cell), action)
+        return _picture(cells, int(state.pipeline_state.cell), None if action is None else int(action))
 
 
 def _picture(cells: Cells, state: int, action: int | None) -> UInt8[np.ndarray, "H W 3"]:
