@@ -110,7 +110,7 @@ class ChangingMaze:
             done=ended.astype(state.done.dtype),
         )
 
-    def draw(self, state: State, action: Int[np.ndarray, ""] | None) -> UInt8[np.ndarray, "H W 3"]:
+    def draw(self, state: State, action: Int[np.ndarray, ""] | int | None) -> UInt8[np.ndarray, "H W 3"]:
         """The maze as it is at the next step."""
         cells = self.cells[int(int(state.pipeline_state.elapsed) >= self.change)]
         return _picture(cells, int(state.pipeline_state.cell), None if action is None else int(action))
