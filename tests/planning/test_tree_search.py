@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmbrl.core.config import UserError
+from jaxmbrl.core.config import UserError, check
 from jaxmbrl.core.types import Transition, World
 from jaxmbrl.planning import tree_search
 from jaxmbrl.planning.tree_search import GumbelConfig, Played, PUCTConfig, SearchConfig, SearchModel, Step
@@ -138,7 +138,9 @@ def random_model(actions, discount, zero_reward):
     return SearchModel(step, lambda node, unused: predicted(node.state)[:2])
 
 
-@pytest.mark.parametrize("name", ["gumbel_muzero_reward_tree", "gumbel_muzero_tree", "muzero_qtransform_tree"])
+@pytest.mark.parametrize(
+    "name", ["gumbel_muzero_reward_tree", "gumbel_muzero_tree", "muzero_qtransform_tree", "muzero_tree"]
+)
 def test_golden_trees_of_mctx(name):
     """Every node of the trees that mctx stores beside its own tests: visits, values, rewards and priors."""
     golden = json.loads((importlib.resources.files("mctx") / f"_src/tests/test_data/{name}.json").read_text())
@@ -154,10 +156,12 @@ def test_golden_trees_of_mctx(name):
         )
         config = SearchConfig("gumbel", simulations, gumbel)
     else:
-        assert of["qtransform"] == "qtransform_by_parent_and_siblings"
-        config = SearchConfig(
-            "puct", simulations, puct=PUCTConfig(of["pb_c_init"], float(of["pb_c_base"]), noise_share=0.0)
-        )
+        scaling = of["qtransform_kwargs"]
+        bounds = (scaling["min_value"], scaling["max_value"]) if scaling else None
+        due = "qtransform_by_parent_and_siblings" if bounds is None else "qtransform_by_min_max"
+        assert of["qtransform"] == due
+        puct = PUCTConfig(of["pb_c_init"], float(of["pb_c_base"]), noise_share=0.0, value_range=bounds)
+        config = SearchConfig("puct", simulations, puct=puct)
     with jax.threefry_partitionable(False):
         model = random_model(len(root["child_stats"]), **golden["env_config"])
         tree = jax.tree.map(lambda x: x[0], found(config, model, jax.random.PRNGKey(0)).tree)
@@ -176,6 +180,11 @@ def test_golden_trees_of_mctx(name):
             compare(child, tree.children_index[index, action])
 
     compare(root, 0)
+
+
+def test_a_range_of_values_must_be_one():
+    with pytest.raises(UserError, match="value_range must be a smaller and a larger number"):
+        check(PUCTConfig(value_range=(1.0, 1.0)))
 
 
 def test_a_search_in_networks_that_are_the_simulator_is_that_in_the_simulator():

@@ -5,9 +5,9 @@ PUCT selects, at every node, the action with the largest
 
     q(a) + p(a) sqrt(N) / (1 + n(a)) (c1 + log((N + c2 + 1) / c2)),
 
-where q is the action value, normalised to [0, 1] by the values of the node and its children, p the prior, n the number of
-visits of the action, and N that of the node, its own evaluation included. At the root Dirichlet noise is mixed into the
-prior. The policy target are the shares of visits.
+where q is the action value, normalised to [0, 1] by the values of the node and its children or by known bounds, p the
+prior, n the number of visits of the action, and N that of the node, its own evaluation included. At the root Dirichlet
+noise is mixed into the prior. The policy target are the shares of visits.
 
 Gumbel MuZero samples the actions considered at the root without replacement, by the largest logits + Gumbel noise, and
 shares the simulations out among them by sequential halving. The policy target is softmax(logits + sigma(q)), with
@@ -61,8 +61,17 @@ class PUCTConfig:
     """Share of Dirichlet noise in the root's prior while collecting."""
     noise_concentration: Annotated[float, Gt(0)] = 0.3
     """Concentration of the Dirichlet noise."""
+    value_range: tuple[float, float] | None = None
+    """Smallest and largest possible action value, such as -1 and 1 in a game, by which action values are normalised; None
+    for those of the node and its children."""
     temperature: Annotated[float, Ge(0)] = 1.0
     """While collecting, actions are sampled in proportion to visits^(1 / temperature); 0 for the most visited action."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """(field, message) of the first violated rule that involves several fields, or None."""
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            return "value_range", f"must be a smaller and a larger number, got {self.value_range}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -126,8 +135,13 @@ def make(config: SearchConfig) -> Search:
 
     def puct(explore: bool) -> Callable[..., Any]:
         of = config.puct
+        normalised = mctx.qtransform_by_parent_and_siblings
+        if of.value_range is not None:
+            low, high = of.value_range
+            normalised = functools.partial(mctx.qtransform_by_min_max, min_value=low, max_value=high)
         return functools.partial(
             mctx.muzero_policy,
+            qtransform=normalised,
             pb_c_init=of.c_init,
             pb_c_base=of.c_base,
             dirichlet_fraction=of.noise_share if explore else 0.0,
