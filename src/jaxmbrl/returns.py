@@ -142,3 +142,17 @@ def steve(samples: Float[Array, "S T"], epsilon: float = 1e-8) -> tuple[Float[Ar
 def _weighed(weight: Any, value: Any) -> Any:
     # Steps with weight 0 are ignored, even if they are not finite.
     return weight * jnp.where(weight == 0, 0.0, value)
+
+
+def discounted_so_far(
+    so_far: Float[Array, "N"], reward: Float[Array, "T N"], ended: Bool[Array, "T N"], discount: Any
+) -> tuple[Float[Array, "N"], Float[Array, "T N"]]:
+    """(discounted returns so far after T steps of N environments, those after each step): R <- discount R + r, and 0 after
+    the step that ends an episode."""
+
+    def add(so_far: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
+        reward, ended = step
+        total = discount * so_far + reward
+        return jnp.where(ended, 0.0, total), total
+
+    return jax.lax.scan(add, so_far, (reward, ended))

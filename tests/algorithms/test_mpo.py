@@ -66,7 +66,7 @@ def test_updates_begin_after_the_warmup_and_targets_are_copied_by_the_number_of_
 
 
 def test_an_update_learns_from_rows_of_n_steps_of_one_environment():
-    """The call of `learn` is an update of the agent with the rows that `n_step.sample` returns for its key."""
+    """The call of `learn` is an update of the agent with the rows of `n_step.begun_at` for its key."""
     config = dataclasses.replace(TINY, warmup_steps=0, train_every=1)
     _, init, learn = compiled(config)
     state = init(jax.random.key(0), {})
@@ -80,7 +80,7 @@ def test_an_update_learns_from_rows_of_n_steps_of_one_environment():
         _, update_key = jax.random.split(key)
         for key in jax.random.split(update_key, 2):
             sample_key, agent_key = jax.random.split(key)
-            batch = n_step.sample(buffer, sample_key, 4, 2, 0.99, stride=2)
+            batch = n_step.begun_at(buffer, replay.sample_slots(buffer, sample_key, 4), 2, 0.99, stride=2)
             agent_state = agent.update(agent_state, batch, agent_key)[0]
         return agent_state, batch.discount
 

@@ -45,7 +45,12 @@ def compiled():
     return (
         jax.jit(replay.add),
         jax.jit(lambda buffer, slot: n_step.begun_at(buffer, slot, N, DISCOUNT, ENVS)),
-        jax.jit(lambda buffer, key: (n_step.sample(buffer, key, 32, 1, DISCOUNT, ENVS), replay.sample(buffer, key, 32))),
+        jax.jit(
+            lambda buffer, key: (
+                n_step.begun_at(buffer, replay.sample_slots(buffer, key, 32), 1, DISCOUNT, ENVS),
+                replay.sample(buffer, key, 32),
+            )
+        ),
     )
 
 

@@ -29,7 +29,6 @@ from jaxmbrl.agents.actor_critic.critics import regress
 from jaxmbrl.agents.exploration import with_gaussian_noise
 from jaxmbrl.agents.greedy import QState, target_of, without_actor
 from jaxmbrl.core.config import Traced
-from jaxmbrl.core.spaces import Box
 from jaxmbrl.core.types import (
     Action,
     ActorCritic,
@@ -46,6 +45,7 @@ from jaxmbrl.data.n_step import NStep
 from jaxmbrl.models.normalizer import Normalizer, normalize
 from jaxmbrl.nn import optimizer
 from jaxmbrl.nn.networks import MLP, Precision
+from jaxmbrl.planning.problem import unit_box
 
 LOG_BOUND = 5.0
 """Bound of the logarithm of L's diagonal."""
@@ -112,7 +112,7 @@ def make(config: NAFConfig, observation_size: int, action_size: int, normalizer:
     outputs = 1 + action_size + action_size * (action_size + 1) // 2
     network = MLP(config.hidden, outputs, precision=config.precision)
     agent = _NAF(config, network, observation_size, action_size, normalizer)
-    return without_actor(agent, config.polyak, Box((action_size,), -1.0, 1.0))
+    return without_actor(agent, config.polyak, unit_box(action_size))
 
 
 class _NAF(NamedTuple):

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
+from jaxmbrl import returns
 from jaxmbrl.agents.actor_critic.updates import actor_critic
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Space, encode, encoded_size
@@ -110,20 +110,6 @@ def inside(change: Callable[[Any], Any], state: Any) -> Any:
     return state._replace(agent=change(state.agent)) if isinstance(state, NormalizedState) else change(state)
 
 
-def discounted_returns(
-    so_far: Float[Array, "N"], reward: Float[Array, "T N"], ended: Bool[Array, "T N"], discount: Any
-) -> tuple[Float[Array, "N"], Float[Array, "T N"]]:
-    """(discounted returns so far after T steps of N environments, those after each step): R <- discount R + r, and 0 after
-    the step that ends an episode."""
-
-    def add(so_far: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
-        reward, ended = step
-        total = discount * so_far + reward
-        return jnp.where(ended, 0.0, total), total
-
-    return jax.lax.scan(add, so_far, (reward, ended))
-
-
 class _Normalized(NamedTuple):
     """The functions of the agent, those of `make(normalizer)` for the statistics in the state."""
 
@@ -147,7 +133,7 @@ class _Normalized(NamedTuple):
             state = state._replace(observations=merge(state.observations, rows, LIMIT))
         if self.settings.normalize_rewards:
             ended = transitions.terminated | transitions.truncated
-            last, totals = discounted_returns(state.running_return, transitions.reward, ended, state.discount)
+            last, totals = returns.discounted_so_far(state.running_return, transitions.reward, ended, state.discount)
             state = state._replace(running_return=last, returns=merge(state.returns, totals.reshape(-1, 1), LIMIT))
         return state
 

@@ -272,13 +272,8 @@ class OnPolicy(NamedTuple):
         if not self.config.normalize_rewards:
             return state
 
-        def add(total: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
-            reward, ended = step
-            total = state.discount * total + reward
-            return jnp.where(ended, 0.0, total), total
-
         ended = trajectory.terminated | trajectory.truncated
-        last, totals = jax.lax.scan(add, state.running_return, (trajectory.reward, ended))
+        last, totals = returns.discounted_so_far(state.running_return, trajectory.reward, ended, state.discount)
         return state._replace(running_return=last, returns=merge(state.returns, totals.reshape(-1, 1), LIMIT))
 
     def measure_observations(self, state: OnPolicyState, trajectory: Transition) -> OnPolicyState:

@@ -87,6 +87,16 @@ TINY_ENSEMBLE: Mapping[str, Any] = {
     "ensemble.max_epochs": 3,
 }
 """The same for an ensemble."""
+TINY_BRANCHES: Mapping[str, Any] = {
+    "refit_every": 50,
+    "rollout_length.last": 3,
+    "rollout_length.begins": 0,
+    "rollout_length.ends": 100,
+    "rollout_rows": 83,
+    "retain_steps": 100,
+    "updates_per_step": 2,
+}
+"""The same for branches that grow within the first steps."""
 
 
 class Goal(NamedTuple):

@@ -44,6 +44,7 @@ from jaxmbrl.core.types import (
 )
 from jaxmbrl.data import experience, replay
 from jaxmbrl.data.experience import Batch, Experience, ReplayConfig
+from jaxmbrl.data.mixtures import mixture
 from jaxmbrl.data.n_step import NStep
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vectors_and_actions
@@ -321,6 +322,16 @@ class BranchedSettings(ModelBasedSettings):
         return max(1, self.retain_steps // self.refit_every)
 
 
+@dataclass(frozen=True)
+class DynaSettings(BranchedSettings):
+    """The same with the updates and the warm-up of MBPO."""
+
+    updates_per_step: Annotated[int, Ge(1)] = 20
+    """Agent updates for each environment step: the replay ratio (UTD)."""
+    warmup_steps: Annotated[int, Ge(2)] = 5000
+    """Environment steps of uniformly random actions, without updates of the agent, at the start."""
+
+
 def no_moment_matching(config: EnsembleConfig) -> tuple[str, str] | None:
     """(field, message) if the propagation is moment matching, which is wrong for a batch of different states; else None."""
     if config.propagation == "moment_matching":
@@ -482,6 +493,17 @@ def with_one_step(
     share = {name: weight if name == "weight" else 0.0 for name in arguments} | {"weight": weight}
     given = {"weight": ones} | arguments
     return both, {name: 2 * jnp.concatenate([x, share[name] * x]) for name, x in given.items()}
+
+
+def mixed_batches(
+    config: BranchedSettings, real_ratio: Float[Array, ""], real: Replay, imagined: Imagined
+) -> Callable[[Key], Transition]:
+    """key -> a batch with a share `real_ratio` of rows of `real`; the rest is imagined."""
+
+    def draw(key: Key) -> Transition:
+        return mixture([real, imagined.buffer], [real_ratio, 1 - real_ratio], key, config.batch_size)
+
+    return draw
 
 
 def branch_from_replay(

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmbrl.core.types import Action, Key, Observation, PyTree
+from jaxmbrl.core.types import Action, Observation, PyTree
 from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
 
@@ -62,12 +62,6 @@ def until_end(
     # The first power is the discount itself, without rounding.
     powers = jnp.cumprod(jnp.full(rewards.shape[0] + 1, discount, rewards.dtype).at[0].set(1.0))
     return jnp.sum(powers[:-1] * jnp.where(counts, rewards, 0.0)), steps, powers[steps]
-
-
-def sample(buffer: Replay, key: Key, batch: int, n: int, discount: Float[Array, ""] | float, stride: int = 1) -> NStep:
-    """`batch` rows of up to `n` steps, [batch, ...], whose first rows are sampled uniformly with replacement; those are the
-    rows that `replay.sample` returns with the same key. For `stride` see `begun_at`."""
-    return begun_at(buffer, replay.sample_slots(buffer, key, batch), n, discount, stride)
 
 
 def begun_at(buffer: Replay, slot: Int[Array, "B"], n: int, discount: Float[Array, ""] | float, stride: int = 1) -> NStep:

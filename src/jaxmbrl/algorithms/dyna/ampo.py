@@ -26,8 +26,8 @@ from jaxtyping import Array, Float
 
 from jaxmbrl import agents
 from jaxmbrl.algorithms import shared
-from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
-from jaxmbrl.algorithms.shared import BranchedSettings
+from jaxmbrl.algorithms.registry import TINY_BRANCHES, TINY_ENSEMBLE, TINY_RUN, Goal, Method
+from jaxmbrl.algorithms.shared import DynaSettings
 from jaxmbrl.core import metrics
 from jaxmbrl.core.types import (
     Algorithm,
@@ -44,7 +44,6 @@ from jaxmbrl.core.types import (
     row_like,
 )
 from jaxmbrl.data import replay
-from jaxmbrl.data.mixtures import mixture
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vectors_and_actions
 from jaxmbrl.models import adaptation, branching, disagreement
@@ -54,13 +53,9 @@ from jaxmbrl.models.ensemble import EnsembleState
 
 
 @dataclass(frozen=True)
-class Config(BranchedSettings):
+class Config(DynaSettings):
     """Settings of a run of AMPO."""
 
-    updates_per_step: Annotated[int, Ge(1)] = 20
-    """Agent updates for each environment step: the replay ratio (UTD)."""
-    warmup_steps: Annotated[int, Ge(2)] = 5000
-    """Environment steps of uniformly random actions, without updates, at the start."""
     adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
     """The adaptation of the ensemble's features."""
     adapts_until: Annotated[int, Ge(1)] = 40_000
@@ -142,10 +137,7 @@ def make(config: Config, task: Task) -> Algorithm:
             shared.refit_due(config, clock), fit_imagine_and_adapt, (state.model, state.adaptation, state.imagined)
         )
 
-        def draw(key: Key) -> Transition:
-            shares = [state.real_ratio, 1 - state.real_ratio]
-            return mixture([real, imagined.buffer], shares, key, config.batch_size)
-
+        draw = shared.mixed_batches(config, state.real_ratio, real, imagined)
         agent_state, updated = shared.update_agent(config, agent, state.agent, clock, draw, update_key)
         return State(agent_state, model_state, adapted, real, imagined, state.real_ratio, key), fitted | updated
 
@@ -169,14 +161,8 @@ METHOD = Method(
     tiny={
         **TINY_RUN,
         **TINY_ENSEMBLE,
+        **TINY_BRANCHES,
         "agent.hidden": (16, 16),
-        "refit_every": 50,
-        "rollout_length.last": 3,
-        "rollout_length.begins": 0,
-        "rollout_length.ends": 100,
-        "rollout_rows": 83,
-        "retain_steps": 100,
-        "updates_per_step": 2,
         "adaptation.steps": 2,
         "adaptation.critic_steps": 2,
         "adaptation.hidden": (8,),

@@ -41,9 +41,10 @@ from jaxtyping import Array, Float, Int
 from jaxmbrl import agents
 from jaxmbrl.agents import behaviour_cloning
 from jaxmbrl.agents.behaviour_cloning import CloningConfig
+from jaxmbrl.agents.exploration import linear
 from jaxmbrl.algorithms import shared
-from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
-from jaxmbrl.algorithms.shared import BranchedSettings, RolloutLength
+from jaxmbrl.algorithms.registry import TINY_BRANCHES, TINY_ENSEMBLE, TINY_RUN, Goal, Method
+from jaxmbrl.algorithms.shared import DynaSettings, RolloutLength
 from jaxmbrl.core import metrics
 from jaxmbrl.core.types import (
     Action,
@@ -65,7 +66,6 @@ from jaxmbrl.core.types import (
     row_like,
 )
 from jaxmbrl.data import replay
-from jaxmbrl.data.mixtures import mixture
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vectors_and_actions
 from jaxmbrl.models import backward, branching, disagreement
@@ -111,18 +111,13 @@ class InverseTemperature:
 
     def at(self, steps: Int[Array, ""] | int) -> Float[Array, ""]:
         """beta at `steps` environment steps after the warm-up."""
-        share = jnp.clip((steps - self.begins) / (self.ends - self.begins), 0.0, 1.0)
-        return jnp.asarray(self.first + share * (self.last - self.first), float)
+        return jnp.asarray(linear(self.first, self.last, self.ends - self.begins, steps - self.begins), float)
 
 
 @dataclass(frozen=True)
-class Config(BranchedSettings):
+class Config(DynaSettings):
     """Settings of a run of BMPO."""
 
-    updates_per_step: Annotated[int, Ge(1)] = 20
-    """Agent updates for each environment step: the replay ratio (UTD)."""
-    warmup_steps: Annotated[int, Ge(2)] = 5000
-    """Environment steps of uniformly random actions, without updates of the agent, at the start."""
     backward_length: BackwardLength = field(default_factory=BackwardLength)
     """Steps of a backward branch, k1; `rollout_length` is k2, those of a forward branch."""
     backward_policy: CloningConfig = field(default_factory=lambda: CloningConfig(sample_variance=0.01))
@@ -240,10 +235,7 @@ def make(config: Config, task: Task, models: tuple[DynamicsModel, DynamicsModel]
             shared.refit_due(config, clock), fit_and_imagine, (state.model, state.backward_model, state.imagined)
         )
 
-        def draw(key: Key) -> Transition:
-            shares = [state.real_ratio, 1 - state.real_ratio]
-            return mixture([real, imagined.buffer], shares, key, config.batch_size)
-
+        draw = shared.mixed_batches(config, state.real_ratio, real, imagined)
         agent_state, updated = shared.update_agent(config, agent, state.agent, clock, draw, update_key)
         state = State(agent_state, model_state, backward_state, backward_policy, real, imagined, state.real_ratio, key)
         return state, found | fitted | updated
@@ -327,18 +319,12 @@ METHOD = Method(
     tiny={
         **TINY_RUN,
         **TINY_ENSEMBLE,
+        **TINY_BRANCHES,
         "agent.hidden": (16, 16),
         "backward_policy.hidden": (16,),
-        "refit_every": 50,
-        "rollout_length.last": 3,
-        "rollout_length.begins": 0,
-        "rollout_length.ends": 100,
         "backward_length.last": 2,
         "backward_length.begins": 0,
         "backward_length.ends": 100,
-        "rollout_rows": 83,
-        "retain_steps": 100,
-        "updates_per_step": 2,
         "horizon": 2,
         "candidates": 6,
     },

@@ -25,11 +25,10 @@ the buffer is.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge
 from jaxtyping import Array, Float
 
 from jaxmbrl import agents
@@ -38,8 +37,8 @@ from jaxmbrl.agents.actor_critic.mpo import MPOConfig
 from jaxmbrl.agents.naf import NAFConfig
 from jaxmbrl.agents.q_learning import QLearningConfig
 from jaxmbrl.algorithms import shared
-from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
-from jaxmbrl.algorithms.shared import BranchedSettings
+from jaxmbrl.algorithms.registry import TINY_BRANCHES, TINY_ENSEMBLE, TINY_RUN, Goal, Method
+from jaxmbrl.algorithms.shared import DynaSettings
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import (
@@ -58,7 +57,6 @@ from jaxmbrl.core.types import (
     row_like,
 )
 from jaxmbrl.data import replay
-from jaxmbrl.data.mixtures import mixture
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import number_of_actions, vector_sizes, vectors_and_actions
 from jaxmbrl.models import branching, disagreement
@@ -66,13 +64,9 @@ from jaxmbrl.models.branching import Imagined
 
 
 @dataclass(frozen=True)
-class Config(BranchedSettings):
+class Config(DynaSettings):
     """Settings of a run of MBPO."""
 
-    updates_per_step: Annotated[int, Ge(1)] = 20
-    """Agent updates for each environment step: the replay ratio (UTD)."""
-    warmup_steps: Annotated[int, Ge(2)] = 5000
-    """Environment steps of uniformly random actions, without updates, at the start."""
     learner: Literal["sac", "mpo", "naf", "dqn"] = "sac"
     """The policy learner: `agent`, for continuous actions also `mpo` and `naf`, for discrete ones `q_learning`."""
     mpo: MPOConfig = field(default_factory=MPOConfig)
@@ -148,10 +142,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
             shared.refit_due(config, clock), fit_and_imagine, (state.model, state.imagined)
         )
 
-        def draw(key: Key) -> Transition:
-            shares = [state.real_ratio, 1 - state.real_ratio]
-            return mixture([real, imagined.buffer], shares, key, config.batch_size)
-
+        draw = shared.mixed_batches(config, state.real_ratio, real, imagined)
         agent_state, updated = shared.update_agent(config, agent, state.agent, clock, draw, update_key)
         return State(agent_state, model_state, real, imagined, state.real_ratio, key), fitted | updated
 
@@ -176,14 +167,8 @@ METHOD = Method(
     tiny={
         **TINY_RUN,
         **TINY_ENSEMBLE,
+        **TINY_BRANCHES,
         "agent.hidden": (16, 16),
-        "refit_every": 50,
-        "rollout_length.last": 3,
-        "rollout_length.begins": 0,
-        "rollout_length.ends": 100,
-        "rollout_rows": 83,
-        "retain_steps": 100,
-        "updates_per_step": 2,
     },
     goals=(
         Goal("mbpo-pendulum", "pendulum", 2000, -170.0, about="small preset, reward learned"),

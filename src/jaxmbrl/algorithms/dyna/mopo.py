@@ -34,7 +34,7 @@ from jaxtyping import Array, Float
 
 from jaxmbrl import agents
 from jaxmbrl.algorithms import shared
-from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
+from jaxmbrl.algorithms.registry import TINY_BRANCHES, TINY_ENSEMBLE, TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import BranchedSettings
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import Traced
@@ -54,7 +54,6 @@ from jaxmbrl.core.types import (
     row_like,
 )
 from jaxmbrl.data import replay
-from jaxmbrl.data.mixtures import mixture
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vectors_and_actions
 from jaxmbrl.models import branching, disagreement
@@ -142,10 +141,7 @@ def make(config: Config, task: Task, data: Transition | None = None, model: Dyna
             shared.refit_due(config, clock), fit_and_imagine, (state.model, state.imagined)
         )
 
-        def draw(key: Key) -> Transition:
-            shares = [state.real_ratio, 1 - state.real_ratio]
-            return mixture([real, imagined.buffer], shares, key, config.batch_size)
-
+        draw = shared.mixed_batches(config, state.real_ratio, real, imagined)
         agent_state, updated = shared.update_agent(config, agent, state.agent, clock, draw, update_key)
         state = State(agent_state, model_state, collected, imagined, state.real_ratio, state.penalty, key)
         return state, fitted | updated
@@ -171,15 +167,9 @@ METHOD = Method(
     tiny={
         **TINY_RUN,
         **TINY_ENSEMBLE,
+        **TINY_BRANCHES,
         "agent.hidden": (16, 16),
-        "refit_every": 50,
         "rollout_length.first": 1,
-        "rollout_length.last": 3,
-        "rollout_length.begins": 0,
-        "rollout_length.ends": 100,
-        "rollout_rows": 83,
-        "retain_steps": 100,
-        "updates_per_step": 2,
     },
     goals=(
         Goal("mopo-pendulum", "pendulum", 2000, -200.0, data=4000, about="small preset, from 4,000 random transitions"),

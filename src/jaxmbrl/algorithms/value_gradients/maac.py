@@ -46,7 +46,6 @@ from jaxmbrl.core.types import (
     row_like,
 )
 from jaxmbrl.data import replay
-from jaxmbrl.data.mixtures import mixture
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.models import branching, disagreement
@@ -124,10 +123,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
             shared.refit_due(config, clock), fit_and_imagine, (state.model, state.imagined)
         )
 
-        def draw(key: Key) -> Transition:
-            shares = [state.real_ratio, 1 - state.real_ratio]
-            return mixture([real, imagined.buffer], shares, key, config.batch_size)
-
+        draw = shared.mixed_batches(config, state.real_ratio, real, imagined)
         through_model = with_value_gradient(agent, model.world(model_state), gradient)
         agent_state, updated = shared.update_agent(config, through_model, state.agent, clock, draw, update_key)
         return State(agent_state, model_state, real, imagined, state.real_ratio, key), fitted | updated
