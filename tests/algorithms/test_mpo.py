@@ -13,7 +13,7 @@ from jaxmbrl.agents.actor_critic.mpo import MPOConfig
 from jaxmbrl.algorithms.model_free import mpo
 from jaxmbrl.core.config import check
 from jaxmbrl.core.types import Transition
-from jaxmbrl.data import n_step
+from jaxmbrl.data import n_step, replay
 
 from .test_sac import clock
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxmbrl.core.types import Task, Transition
+from jaxmbrl.envs.shapes import ON_ROWS
 
 CLOSE, FAR = 1e-3, 0.1
 """Errors of a known reward, relative to 1 + its size: rounding causes smaller ones than `CLOSE` in most rows, and never one
@@ -30,7 +31,9 @@ def known_functions(task: Task, rows: Transition) -> list[str]:
             found.append(f"its {what} function fails on rows [N] with {type(error).__name__}: {reason}")
             continue
         if given.shape != due.shape:
-            found.append(f"its {what} function must return [N] for rows [N], got {list(given.shape)} for N = {len(due)}")
+            found.append(
+                f"its {what} function must return [N] for rows [N], got {list(given.shape)} for N = {len(due)}: {ON_ROWS}"
+            )
             continue
         differs = _difference(given, due)
         if differs is not None:
