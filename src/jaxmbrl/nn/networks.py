@@ -13,6 +13,8 @@ from annotated_types import Ge
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Shaped
 
+from jaxmbrl.nn.products import product
+
 Initializer = Callable[..., jax.Array]
 Precision = Literal["default", "bfloat16"]
 """Precision of the products between hidden layers: JAX's default, or factors rounded to bfloat16 and summed in float32."""
@@ -83,9 +85,9 @@ def _transposed(x: jax.Array) -> jax.Array:
 bfloat16_product.defvjp(_with_factors, _of_both_factors)
 
 
-def _dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, **asked: Any) -> jax.Array:
-    """`bfloat16_product` with the signature that `flax.linen.Dense` needs: x's last axis with the kernel's first."""
-    return bfloat16_product(x, kernel)
+def _dot_general(product: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`product` with the signature that `flax.linen.Dense` needs: x's last axis with the kernel's first."""
+    return lambda x, kernel, dimensions, **asked: product(x, kernel)
 
 
 class MLP(nn.Module):
@@ -112,11 +114,13 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*n i"], key: jax.Array | None = None) -> Float[Array, "*n o"]:
         """Apply the network to the last axis. With a key, units are dropped, independently for each row."""
-        dense = partial(nn.Dense, kernel_init=self.kernel_init, param_dtype=jnp.result_type(float))
+        dense = partial(
+            nn.Dense, kernel_init=self.kernel_init, param_dtype=jnp.result_type(float), dot_general=_dot_general(product)
+        )
         for i, units in enumerate(self.hidden):
             # The first layer is not rounded: its inputs are measurements, and it is small.
             rounded = self.precision == "bfloat16" and i > 0
-            x = dense(units, dot_general=_dot_general if rounded else None)(x)
+            x = dense(units, dot_general=_dot_general(bfloat16_product if rounded else product))(x)
             if self.dropout and key is not None:
                 dropped = bernoulli(jax.random.fold_in(key, i), self.dropout, x.shape)
                 x = jnp.where(dropped, 0, x / (1 - self.dropout))
