@@ -64,7 +64,8 @@ def kernel_gradient(x: Float[Array, "*b n i"], gradient: Float[Array, "*b n o"])
 
 
 def _of_x(gradient: Any, x: Any, kernel: Any) -> jax.Array:
-    return _matmul(gradient, jnp.matrix_transpose(kernel))
+    batch = tuple(range(gradient.ndim - 2))
+    return jax.lax.dot_general(gradient, kernel, (((gradient.ndim - 1,), (gradient.ndim - 1,)), (batch, batch)))
 
 
 def _of_kernel(gradient: Any, x: Any, kernel: Any) -> jax.Array:
