@@ -58,7 +58,7 @@ def test_the_bonus_of_unvisited_states_is_a_larger_reward(module):
     assert zero.counts is None and bonus.counts.visits.sum() == 1
     jax.tree.map(np.testing.assert_array_equal, zero._replace(key=()), without._replace(key=()))
     jax.tree.map(np.testing.assert_array_equal, bonus.agent, expected.agent)
-    np.testing.assert_array_equal(bonus.replay.data.reward[0], one.reward[0, 0])
+    np.testing.assert_array_equal(bonus.experience.own.data.reward[0], one.reward[0, 0])
     leaves = zip(*(jax.tree.leaves(state.agent.critic.params) for state in (without, bonus)), strict=True)
     assert int(bonus.agent.critic.moments.count) == 1 and any((a != b).any() for a, b in leaves)
 
