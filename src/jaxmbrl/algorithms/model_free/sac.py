@@ -180,6 +180,15 @@ METHOD = Method(
             about="last 3 observations",
         ),
         Goal(
+            "sac-mountain-car-counts",
+            "mountain-car-continuous",
+            20_000,
+            90.0,
+            seeds_at_goal=0,
+            settings={"count_bonus.weight": 1.0, "count_bonus.scales": (1.0, 0.07)},
+            about="small preset, count bonus 1",
+        ),
+        Goal(
             "sac-hopper",
             "Hopper-v5",
             5000,
