@@ -15,7 +15,7 @@ priority. What bad demonstrations cost is shown where a method learns alone: on 
     python experiments/demonstrations.py [--out FOLDER] [--only CASE ...] [--seeds 4] [--quick]
 
 Writes the files of transitions, and `demonstrations.json` with command, commit, versions and machine. Cases that it has
-already are kept.
+already are kept, and each names its own commit.
 """
 
 from __future__ import annotations
@@ -155,9 +155,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     cases = json.loads(numbers.read_text())["cases"] if numbers.exists() else {}
     for name in args.only:
         if name not in cases:
-            cases[name] = run(STUDIES[name], args.out, args.seeds, args.quick)
-            command = f"python experiments/demonstrations.py --seeds {args.seeds}"
-            saved = {"cases": cases, "environment": environment() | {"command": command}}
+            now = environment(f"python experiments/demonstrations.py --seeds {args.seeds}")
+            cases[name] = run(STUDIES[name], args.out, args.seeds, args.quick) | {"commit": now.get("commit")}
+            saved = {"cases": cases, "environment": now}
             numbers.write_text(json.dumps(saved, indent=1) + "\n")
         print(line(name, cases[name]), flush=True)
     return cases
