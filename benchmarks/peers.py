@@ -66,6 +66,8 @@ class Case(NamedTuple):
     first_apart: bool = True
     """Whether the first call is a warm-up. If not, `calls` are the stages of one run."""
     only_full: bool = False
+    course: str = ""
+    """A result that is also printed for each pair, beside the seconds of training so far."""
 
 
 NETWORK = {"members": 7, "elites": 5, "layers": 4, "units": 200, "precision": "default"}
@@ -254,7 +256,7 @@ CASES = {
     ),
     "brax-ppo": Case(
         "the training loop of Brax's PPO and of ours on Brax's inverted_pendulum (spring), 64 environments x 32 steps, "
-        "4 epochs of 4 minibatches, 2 x 64",
+        "4 epochs of 4 minibatches, 2 x 64; after each call, the mean return of 16 episodes of the mean actions",
         "brax-ppo",
         {
             "task": "inverted_pendulum",
@@ -265,21 +267,23 @@ CASES = {
             "minibatches": 4,
             "units": 64,
             "learning_rate": 3e-4,
+            "discount": 0.95,
+            "episodes": 16,
             "calls": 50,
         },
-        {"num_envs": 8, "collect_steps": 8, "calls": 2},
-        calls=5,
-        full_calls=15,
+        {"num_envs": 8, "collect_steps": 8, "episodes": 2, "calls": 2},
+        calls=10,
+        full_calls=20,
         differs=(
             "Brax shuffles whole trajectories and computes advantages anew in each minibatch, ours shuffles rows and "
             "computes them once",
-            "Brax's policy has a standard deviation that depends on the state and a tanh, ours a free one and a clip; its "
-            "units are swish, ours tanh",
-            "Brax resets to states drawn at the start, ours to new ones; ours also counts episodes, scales rewards and "
-            "checks for what is not finite; Brax's evaluation is not counted",
+            "Brax updates the statistics of observations before the update, ours after it; Adam's epsilon is 1e-8 there, "
+            "1e-5 here; the first weights of the value function's last layer have a gain of sqrt(2) there, 1 here",
+            "Brax resets to states drawn at the start, ours to new ones; ours also counts episodes and checks for what is "
+            "not finite; evaluations are not counted on either side",
         ),
         peer="brax",
-        figure="seconds",
+        course="return",
     ),
     "pets": Case(
         "PETS on cartpole-continuous from nothing to the first training trial that returns 195, each at its own preset: "
@@ -474,6 +478,11 @@ def show(name: str, found: dict[str, Any], case: Case) -> None:
         for i in (0, 1):
             stages = " ".join(f"{pair[i][case.figure]:.2f}" for pair in found["pairs"])
             print(f"    {(case.peer if i else 'jaxmbrl'):<10} {stages}")
+    if case.course:
+        print(f"  {case.course} after the seconds of training, call by call:")
+        for i in (0, 1):
+            calls = ", ".join(f"{pair[i][case.course]:,.0f} at {pair[i]['seconds so far']:.1f}" for pair in found["pairs"])
+            print(f"    {(case.peer if i else 'jaxmbrl'):<10} {calls}")
     for difference in case.differs:
         print(f"  * {difference}")
     sys.stdout.flush()

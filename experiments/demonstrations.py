@@ -8,13 +8,14 @@ a random policy to another. Cases:
     demonstrations  half of each batch are rows of the scripted driver (RLPD: Ball et al., arXiv 2302.02948)
     random          half of each batch are rows of the random policy
 
-on `mountain-car-continuous` by SAC and on `MountainCar-v0` by DQN and by its preset `dqfd` (Hester et al., arXiv
-1704.03732). What bad demonstrations cost is shown where a method learns alone: on `pendulum` by SAC, which it solves.
+on `mountain-car-continuous` by SAC and by the preset `ddpgfd` of DDPG (Vecerik et al., arXiv 1707.08817), and on
+`MountainCar-v0` by DQN and by its preset `dqfd` (Hester et al., arXiv 1704.03732). The two presets sample demonstrations by
+priority. What bad demonstrations cost is shown where a method learns alone: on `pendulum` by SAC, which it solves.
 
     python experiments/demonstrations.py [--out FOLDER] [--only CASE ...] [--seeds 4] [--quick]
 
 Writes the files of transitions, and `demonstrations.json` with command, commit, versions and machine. Cases that it has
-already are kept.
+already are kept, and each names its own commit.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ CONTINUOUS, CHOICES = "mountain-car-continuous", "MountainCar-v0"
 STUDIES = {
     "sac-alone": Study("sac", CONTINUOUS, 20_000),
     "sac-demonstrations": Study("sac", CONTINUOUS, 20_000, "scripted"),
+    "ddpgfd-demonstrations": Study("ddpg", CONTINUOUS, 20_000, "scripted", "ddpgfd"),
     "dqn-alone": Study("dqn", CHOICES, 30_000),
     "dqn-demonstrations": Study("dqn", CHOICES, 30_000, "scripted"),
     "dqfd-demonstrations": Study("dqn", CHOICES, 30_000, "scripted", "dqfd"),
@@ -153,9 +155,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     cases = json.loads(numbers.read_text())["cases"] if numbers.exists() else {}
     for name in args.only:
         if name not in cases:
-            cases[name] = run(STUDIES[name], args.out, args.seeds, args.quick)
-            command = f"python experiments/demonstrations.py --seeds {args.seeds}"
-            saved = {"cases": cases, "environment": environment() | {"command": command}}
+            now = environment(f"python experiments/demonstrations.py --seeds {args.seeds}")
+            cases[name] = run(STUDIES[name], args.out, args.seeds, args.quick) | {"commit": now.get("commit")}
+            saved = {"cases": cases, "environment": now}
             numbers.write_text(json.dumps(saved, indent=1) + "\n")
         print(line(name, cases[name]), flush=True)
     return cases

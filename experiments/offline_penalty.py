@@ -58,7 +58,7 @@ def recorded(rows: int, changes: dict[str, Any], seed: int = 0) -> tuple[Task, d
         "random": collecting.collect(task, uniform(task.action), rows, seed),
         "medium": collecting.collect(task, algorithm.policy(state, loop.clock_at(rows), True), rows, seed),
         # Neither full twice nor in another order: the rows as they were added.
-        "medium-replay": state.replay.data._replace(extras=()),
+        "medium-replay": state.experience.own.data._replace(extras=()),
     }
     medium = jax.jit(lambda s: evaluation.evaluate(algorithm, task, s, EPISODES))(states.algorithm)
     return task, data, float(jnp.mean(medium))

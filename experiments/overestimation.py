@@ -143,7 +143,8 @@ class Study:
     def judge(self, state: Any, key: Key) -> Judged:
         """One seed: the mean estimate and the mean return."""
         row_key, return_key, value_key = jax.random.split(key, 3)
-        newest = replay.with_size(state.replay, jnp.minimum(state.replay.size, RECENT))
+        own = state.experience.own
+        newest = replay.with_size(own, jnp.minimum(own.size, RECENT))
         seen = replay.sample(newest, row_key, self.sizes.states).observation
         action, _, _ = self.agent.policy(state.agent, False).act((), seen, value_key)
         estimate = self.agent.action_value(state.agent, seen, action, value_key)

@@ -22,13 +22,15 @@ def prepare() -> None:
 
 
 def reporting(
-    answer: Answer, chunk: int, updates_per_step: float | None = None, skipped: int = 0
+    answer: Answer, chunk: int, updates_per_step: float | None = None, skipped: int = 0, returns: bool = False
 ) -> Callable[[int, dict[str, Any]], None]:
     """Brax's function of progress, which answers with the results of each chunk of environment steps but the first
-    `skipped` ones."""
+    `skipped` ones, with `returns` also with those of its evaluation after the chunk."""
+    so_far = 0.0
     versions = {name: importlib.metadata.version(name) for name in ("brax", "jax", "flax", "optax")}
 
     def progress(steps: int, metrics: dict[str, Any]) -> None:
+        nonlocal so_far
         if "training/sps" not in metrics:
             answer({"versions": versions})
             return
@@ -36,7 +38,17 @@ def reporting(
             return
         rate = float(metrics["training/sps"])
         updates = {} if updates_per_step is None else {"updates a second": rate * updates_per_step}
-        answer({"seconds": chunk / rate, **updates, "environment steps a second": rate})
+        so_far += chunk / rate
+        judged = (
+            {
+                "return": float(metrics["eval/episode_reward"]),
+                "seconds so far": so_far,
+                "environment steps so far": int(steps),
+            }
+            if returns
+            else {}
+        )
+        answer({"seconds": chunk / rate, **updates, "environment steps a second": rate, **judged})
 
     return progress
 
@@ -76,10 +88,24 @@ def ppo(settings: dict[str, Any], answer: Answer) -> None:
     prepare()
     env = brax_task(f"{settings['task']}:{settings['backend']}").env
     chunk = settings["calls"] * settings["num_envs"] * settings["collect_steps"]
-    units = (settings["units"],) * 2
+    units, orthogonal = (settings["units"],) * 2, jax.nn.initializers.orthogonal
 
     def make_networks(*sizes: Any, **named: Any) -> networks.PPONetworks:
-        return networks.make_ppo_networks(*sizes, policy_hidden_layer_sizes=units, value_hidden_layer_sizes=units, **named)
+        return networks.make_ppo_networks(
+            *sizes,
+            policy_hidden_layer_sizes=units,
+            value_hidden_layer_sizes=units,
+            activation=jnp.tanh,
+            distribution_type="normal",
+            noise_std_type="log",
+            policy_network_kernel_init_fn=orthogonal,
+            policy_network_kernel_init_kwargs={"scale": 2**0.5},
+            mean_kernel_init_fn=orthogonal,
+            mean_kernel_init_kwargs={"scale": 0.01},
+            value_network_kernel_init_fn=orthogonal,
+            value_network_kernel_init_kwargs={"scale": 2**0.5},
+            **named,
+        )
 
     # Brax compiles in each of its first two calls.
     calls = settings["most_calls"] + 1
@@ -88,10 +114,11 @@ def ppo(settings: dict[str, Any], answer: Answer) -> None:
         num_timesteps=calls * chunk,
         episode_length=1000,
         num_envs=settings["num_envs"],
-        num_eval_envs=1,
+        num_eval_envs=settings["episodes"],
+        deterministic_eval=True,
         num_evals=calls + 1,
         learning_rate=settings["learning_rate"],
-        discounting=0.95,
+        discounting=settings["discount"],
         gae_lambda=0.95,
         entropy_cost=0.0,
         unroll_length=settings["collect_steps"],
@@ -102,7 +129,7 @@ def ppo(settings: dict[str, Any], answer: Answer) -> None:
         max_grad_norm=0.5,
         normalize_observations=True,
         network_factory=make_networks,
-        progress_fn=reporting(answer, chunk, skipped=1),
+        progress_fn=reporting(answer, chunk, skipped=1, returns=True),
     )
 
 

@@ -26,7 +26,7 @@ from jaxmbrl.models import EnsembleConfig
 from jaxmbrl.models import ensemble as dynamics
 from jaxmbrl.planning import PlannerConfig
 from jaxmbrl.planning.cem import CEMConfig
-from jaxmbrl.training import programs
+from jaxmbrl.training import evaluation, programs
 from jaxmbrl.training.loop import clock_at
 
 
@@ -290,17 +290,38 @@ def brax_ppo(settings: dict[str, Any], answer: Answer) -> None:
         "agent.learning_rate": settings["learning_rate"],
         "agent.epochs": settings["epochs"],
         "agent.minibatches": settings["minibatches"],
+        "agent.discount": settings["discount"],
+        "agent.normalize_rewards": False,
         "num_envs": settings["num_envs"],
         "collect_steps": settings["collect_steps"],
         "epoch_steps": chunk,
         "eval_every": 0,
     }
     name = f"brax/{settings['task']}:{settings['backend']}"
-    running = Training(programs.build(programs.configure("ppo", name, "small", settings=changes)))
+    program = programs.build(programs.configure("ppo", name, "small", settings=changes))
+
+    @jax.jit
+    def judge(state: Any) -> Any:
+        return jnp.mean(evaluation.evaluate(program.algorithm, program.task, state, settings["episodes"]))
+
+    running = Training(program)
+    # Brax compiles in each of its first two calls, and answers from the second on.
+    running.advance(chunk)
+    steps, so_far = chunk, 0.0
+    judge(running.state.algorithm)
     answer({"seconds to compile": running.compile_seconds})
     while True:
         duration = running.advance(chunk)
-        answer({"seconds": duration, "environment steps a second": chunk / duration})
+        steps, so_far = steps + chunk, so_far + duration
+        answer(
+            {
+                "seconds": duration,
+                "environment steps a second": chunk / duration,
+                "return": float(judge(running.state.algorithm)),
+                "seconds so far": so_far,
+                "environment steps so far": steps,
+            }
+        )
 
 
 if __name__ == "__main__":

@@ -119,9 +119,9 @@ def test_an_update_does_not_depend_on_the_newest_rows_statistics():
     found, expected = jax.device_get(learned(rows))
     assert isinstance(found.agent, NormalizedState) and not isinstance(expected.agent, NormalizedState)
     jax.tree.map(np.testing.assert_array_equal, found.agent.agent, expected.agent)
-    jax.tree.map(np.testing.assert_array_equal, found.replay, expected.replay)
+    jax.tree.map(np.testing.assert_array_equal, found.experience, expected.experience)
     np.testing.assert_allclose(found.agent.observations.normalizer.mean, rows.observation[0].mean(axis=0), rtol=1e-6)
-    np.testing.assert_array_equal(found.replay.data.observation[:N], flatten(rows).observation)
+    np.testing.assert_array_equal(found.experience.own.data.observation[:N], flatten(rows).observation)
 
 
 def test_the_target_network_inside_is_copied():

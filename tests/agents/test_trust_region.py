@@ -24,6 +24,11 @@ def both(params):
 @pytest.mark.parametrize(("damping", "step"), [(0.0, (0.040825, 0.081650)), (0.1, (0.040648, 0.079360))])
 def test_the_step_by_hand(damping, step, x64):
     """With the damping in the conjugate gradient alone the damped step would be (.041481, .080986)."""
+    fisher, gradient = np.diag([4.0, 2.0]), np.ones(2)
+    direction = np.linalg.solve(fisher + damping * np.eye(2), gradient)
+    if damping:
+        mixed = np.sqrt(0.02 / (direction @ fisher @ direction)) * direction
+        np.testing.assert_allclose(mixed, (0.041481, 0.080986), atol=6e-7)
     params, found = jax.jit(lambda start: natural_step(both, divergence, start, 0.01, damping, 10))(START)
     np.testing.assert_allclose([params[0][0], params[1][0] - START[1][0]], step, atol=6e-7)
     assert float(found.shrinkage) == 1.0 and float(found.gradient_norm) == pytest.approx(2**0.5)

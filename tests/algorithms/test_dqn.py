@@ -69,7 +69,7 @@ def test_updates_begin_after_the_warmup_and_the_target_is_copied_by_the_clock():
         expected = critic.params if steps in (24, 42) else before.target
         jax.tree.map(np.testing.assert_array_equal, critic.target, expected)
     assert learn._cache_size() == 1
-    assert int(state.replay.size) == 48
+    assert int(state.experience.own.size) == 48
 
 
 def test_without_copies_the_target_moves_at_each_update():
@@ -189,7 +189,8 @@ def test_priorities_are_the_errors_before_the_update():
 
     params, after, metrics = jax.device_get(learned(jax.random.key(0)))
     kernel, bias = (np.float64(params["params"]["MLP_0"]["Dense_0"][name]) for name in ("kernel", "bias"))
-    for part, bonus, buffer in ((row, 0.0, after.replay), (demonstration, 0.5, after.demonstrations)):
+    own, demonstrations = after.experience
+    for part, bonus, buffer in ((row, 0.0, own), (demonstration, 0.5, demonstrations)):
         values, successor = (np.float64(x[0]) @ kernel + bias for x in (part.observation, part.next_observation))
         target = part.reward[0] + 0.99 * (0.0 if part.terminated[0] else successor.max())
         priority = abs(values[part.action[0]] - target) + 0.25 + bonus

@@ -1,4 +1,5 @@
-"""ME-TRPO: what is accepted and restored, the reset of the standard deviation, and imagined trajectories that end."""
+"""ME-TRPO: what is accepted and restored, one member as plain TRPO in a model, the reset of the standard deviation, and
+imagined trajectories that end."""
 
 import dataclasses
 
@@ -47,8 +48,9 @@ def test_one_worse_member_of_five_is_accepted_and_one_of_three_is_not():
     assert bool(metrpo.accepts(before - 1, before, 1.0))
 
 
-def learned(config):
-    """(state before, state after a round, metrics), from a policy with the log standard deviation -3."""
+def learned(config, plainly=None):
+    """(state before, state after a round, metrics), from a policy with the log standard deviation -3, and
+    `plainly(state, rows)`."""
     task = envs.make("pendulum")
     algorithm = metrpo.make(config, task)
 
@@ -60,7 +62,8 @@ def learned(config):
         state = state._replace(agent=state.agent._replace(actor=actor))
         world, acting = task.world, algorithm.policy(state, clock(0), True)
         _, found = rollout(world, acting, (world.reset(key), ()), key, 20)
-        return state, *algorithm.learn(clock(20), state, jax.tree.map(lambda x: x[:, None], found))
+        learned = algorithm.learn(clock(20), state, jax.tree.map(lambda x: x[:, None], found))
+        return state, *learned, plainly and plainly(state, found)
 
     return jax.device_get(once(jax.random.key(0)))
 
@@ -69,18 +72,35 @@ def of_actor(state):
     return state.agent.actor.params
 
 
-def test_every_policy_is_accepted_with_a_share_of_one():
-    """The policy is that after all updates, which began from the first standard deviation: they move its logarithm by
-    less than 0.4."""
-    before, after, found = learned(dataclasses.replace(TINY, worse_share=1.0))
+def test_one_member_that_accepts_every_policy_is_trpo_in_a_model():
+    """A round is the fit, the first standard deviation and all updates of TRPO on imagined rows, bit for bit. They move the
+    logarithm of the standard deviation by less than 0.4."""
+    one = dataclasses.replace(TINY.ensemble, members=1, elites=1)
+    config, task = dataclasses.replace(TINY, ensemble=one, worse_share=1.0), envs.make("pendulum")
+    agent, model = trust_region.make_agent(PLAIN, 3, task.action), shared.ensemble_for(config, task)
+
+    def plainly(state, rows):
+        _, fit_key, improve_key = jax.random.split(state.key, 3)
+        real = replay.add(state.replay, rows._replace(extras=()))
+        fitted, _ = model.fit(state.model, real, fit_key)
+        key = jax.random.split(improve_key, 3)[2]
+        keys = [jax.random.split(jax.random.fold_in(key, first), 2) for first in (0, 2)]
+
+        def update(learner, key):
+            return shared.improve_in_model(config, agent, learner, model.world(fitted), real, key)
+
+        return jax.lax.scan(update, agent.with_first_log_std(state.agent), jnp.concatenate(keys))[0]
+
+    before, after, found, plain = learned(config, plainly)
     assert float(found["policy/accepted"].total) == 2 and float(found["policy/updates"].total) == 4
+    jax.tree.map(np.testing.assert_array_equal, after.agent, plain)
     assert all((a != b).any() for a, b in zip(*map(jax.tree.leaves, (of_actor(before), of_actor(after))), strict=True))
     assert of_actor(before).log_std[0] == -3.0 and abs(of_actor(after).log_std[0]) < 0.4
 
 
 def test_without_an_acceptance_the_last_accepted_policy_is_restored_and_the_round_ends():
     """Without a reset, that is the policy from before the round, bit for bit, while the value function learned."""
-    before, after, found = learned(dataclasses.replace(TINY, worse_share=0.0, reset_log_std=False))
+    before, after, found, _ = learned(dataclasses.replace(TINY, worse_share=0.0, reset_log_std=False))
     assert float(found["policy/accepted"].total) == 0 and float(found["policy/updates"].total) == 2 < TINY.updates
     jax.tree.map(np.testing.assert_array_equal, of_actor(before), of_actor(after))
     assert any(

@@ -84,7 +84,7 @@ def test_an_update_learns_from_rows_of_n_steps_of_one_environment():
             agent_state = agent.update(agent_state, batch, agent_key)[0]
         return agent_state, batch.discount
 
-    found, discount = expected(given.agent, state.replay, given.key)
+    found, discount = expected(given.agent, state.experience.own, given.key)
     assert {round(float(power), 4) for power in discount} == {0.99, 0.9801}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, state.agent)
 

@@ -130,7 +130,9 @@ def test_what_it_does_not_take(name, monkeypatch):
     if name != "uct":
         method = algorithms.get(name)
         algorithm = method.make(method.presets["catch"].config, envs.make(TASK))
-        with pytest.raises(UserError, match=f"{name} does not accept initial transitions"):
+        with pytest.raises(
+            UserError, match=f"{name} does not accept initial transitions or demonstrations; it learns from"
+        ):
             algorithm.init(jax.random.key(0), {}, rows())
         assert algorithm.on_policy, "a file has no searches"
     monkeypatch.setitem(sys.modules, "mctx", None)

@@ -87,9 +87,11 @@ def test_published_settings():
     assert many.agent.hidden == (256, 256)
 
 
-@pytest.mark.parametrize("method", ["ppo", "trpo", "a2c", "reinforce"])
+@pytest.mark.parametrize("method", ["ppo", "trpo", "a2c", "reinforce", "me-trpo", "slbo"])
 def test_initial_transitions_are_refused(method):
+    """A file of them is named as the other way where it is one: not to methods that refuse it too."""
     task = envs.make("pendulum")
     algorithm = algorithms.get(method).make(algorithms.preset(method, "pendulum")[1], task)
-    with pytest.raises(UserError, match=f"{method} does not accept initial transitions"):
+    with pytest.raises(UserError, match=f"{method} does not accept initial transitions or demonstrations; ") as refused:
         algorithm.init(jax.random.key(0), {}, row_like(task))
+    assert ("--data FILE" in str(refused.value)) == (method in ("me-trpo", "slbo")) != algorithm.on_policy

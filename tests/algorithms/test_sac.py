@@ -77,10 +77,10 @@ def test_updates_begin_after_the_warmup_and_the_buffer_holds_what_came():
             jax.tree.map(np.testing.assert_array_equal, before, agent)
     assert learn._cache_size() == 1
     assert len(keys) == 9
-    held = jax.tree.map(lambda x: np.asarray(x)[:16], jax.jit(in_order)(state.replay))
+    held = jax.tree.map(lambda x: np.asarray(x)[:16], jax.jit(in_order)(state.experience.own))
     expected = jax.tree.map(lambda *xs: np.concatenate([x[0] for x in xs]), *given)
     jax.tree.map(np.testing.assert_array_equal, held, expected)
-    assert int(state.replay.size) == 16
+    assert int(state.experience.own.size) == 16
 
 
 def test_the_actor_and_the_temperature_move_once_while_critics_and_targets_move_each_time():
@@ -113,7 +113,7 @@ def test_time_limits_are_stored_as_such_with_the_true_successor():
     program = loop.make(sac.make(config, task), task, config)
     steps = jnp.asarray(420, jnp.int32)
     _, state = jax.jit(lambda seeds: program.run(loop.clock_at(0), program.init(seeds, {}), steps))(np.arange(1))
-    held = jax.tree.map(lambda x: np.asarray(x)[0], state.algorithm.replay)
+    held = jax.tree.map(lambda x: np.asarray(x)[0], state.algorithm.experience.own)
     assert held.size == 420
     data = jax.tree.map(lambda x: x[:420], held.data)
     assert np.flatnonzero(data.truncated).tolist() == [199, 399]

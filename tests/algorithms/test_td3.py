@@ -1,4 +1,5 @@
-"""TD3 and DDPG as a whole: when the actor and the targets move, their presets, and that they learn."""
+"""TD3 and DDPG as a whole: when the actor and the targets move, their exploration bonus, which is also SAC's, and their
+presets."""
 
 import dataclasses
 
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 
 from jaxmbrl import algorithms, envs
+from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.agents.actor_critic.td3 import TD3Config
-from jaxmbrl.algorithms.model_free import td3
+from jaxmbrl.agents.count_bonus import CountBonusConfig
+from jaxmbrl.algorithms.model_free import sac, td3
 from jaxmbrl.core.config import check
 
 from .test_sac import clock, rows
@@ -28,6 +31,36 @@ def test_the_actor_and_all_targets_move_at_every_second_step():
         for part, old in ((agent.actor, before.actor), (agent.critic, before.critic)):
             changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), part.target, old.target)
             assert set(jax.tree.leaves(changed)) == {call % 2 == 1}
+
+
+@pytest.mark.parametrize("module", [sac, td3], ids=["sac", "td3"])
+def test_the_bonus_of_unvisited_states_is_a_larger_reward(module):
+    """Each state is visited for the first time, so that the bonus is the weight: learning with it is, bit for bit, learning
+    from rewards that contain it. With the weight 0 there are no counts, and nothing changes."""
+    agent = SACConfig(hidden=(8,)) if module is sac else TD3Config(hidden=(8,))
+    plain = module.Config(agent=agent, batch_size=4, warmup_steps=0, replay_capacity=500)
+    task, key = envs.make("pendulum"), jax.random.key(0)
+    none, some = (
+        dataclasses.replace(plain, count_bonus=CountBonusConfig(weight=weight, bits=24)) for weight in (0.0, 0.25)
+    )
+    one, dearer = rows(1, 1), rows(1, 1)
+    dearer = dearer._replace(reward=dearer.reward + np.float32(0.25))
+
+    @jax.jit
+    def learned(clock, one, dearer):
+        def after(config, rows):
+            algorithm = module.make(config, task)
+            return algorithm.learn(clock, algorithm.init(key, {}), rows)[0]
+
+        return after(plain, one), after(none, one), after(some, one), after(plain, dearer)
+
+    without, zero, bonus, expected = jax.device_get(learned(clock(1), one, dearer))
+    assert zero.counts is None and bonus.counts.visits.sum() == 1
+    jax.tree.map(np.testing.assert_array_equal, zero._replace(key=()), without._replace(key=()))
+    jax.tree.map(np.testing.assert_array_equal, bonus.agent, expected.agent)
+    np.testing.assert_array_equal(bonus.experience.own.data.reward[0], one.reward[0, 0])
+    leaves = zip(*(jax.tree.leaves(state.agent.critic.params) for state in (without, bonus)), strict=True)
+    assert int(bonus.agent.critic.moments.count) == 1 and any((a != b).any() for a, b in leaves)
 
 
 def test_published_settings():

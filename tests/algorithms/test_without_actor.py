@@ -38,7 +38,7 @@ def test_updates_begin_after_the_warmup_and_the_target_moves_at_each(name):
         state, metrics = learn(clock(2 * call), state, rows(call, 2))
         assert int(state.agent.critic.moments.count) == (0 if call < 5 else 6 * (call - 4))
         assert float(metrics["agent/critic_loss"].weight) == (0 if call < 5 else 6)
-    assert int(state.replay.size) == 12
+    assert int(state.experience.own.size) == 12
     jax.tree.map(lambda t, p: np.testing.assert_allclose(t, (1 - 0.5**6) * p, rtol=1e-5), state.agent.critic.target, params)
 
 

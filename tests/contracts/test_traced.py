@@ -256,7 +256,8 @@ def test_what_may_be_left_out_of_a_checkpoint_is_a_part_of_the_state(method: Tra
     own = {id(leaf) for leaf in jax.tree.leaves(state)}
     again = {id(leaf) for leaf in jax.tree.leaves(views.reproducible)}
     assert again <= own and not again & {id(leaf) for leaf in jax.tree.leaves(views.replay)}
-    assert views.replay is (state.replay if has_replay(method.program) else None)
+    held = state.experience.own if hasattr(state, "experience") else getattr(state, "replay", None)
+    assert views.replay is held and (held is not None) == has_replay(method.program)
 
 
 def zeros_state(shapes: Any) -> Any:

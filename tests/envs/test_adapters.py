@@ -259,6 +259,6 @@ def test_an_agent_trains_on_an_environment_of_braxs(brax_envs):
     trained = jaxmbrl.train("sac", "brax/fast", settings=SETTINGS, steps=60, seeds=2)
     rows = [row for row in trained.rows if row["env_steps"] == 60]
     assert len(rows) == 2 and all(np.isfinite(row["agent/critic_loss"]) for row in rows)
-    replay = trained.state.replay
+    replay = trained.state.experience.own
     moved = np.asarray(replay.data.next_observation - replay.data.observation)[:, :60]
     np.testing.assert_allclose(moved[..., 1], np.where(np.asarray(replay.data.action)[:, :60, 0] > 0, 0.02, 0), atol=1e-6)

@@ -37,6 +37,26 @@ def test_the_loss_by_hand():
     assert float(multi_step_loss(doubled, *window(0, 1, 2), 2 * ONE, ONE)) == pytest.approx(0.25, abs=1e-6)
 
 
+def test_a_squared_window_of_one_step_is_the_regression_on_changes(x64):
+    """H = 1: the square of a window's loss and its gradient are those of the mean squared error of the standardised
+    change, by NumPy, for a linear model."""
+    rng = np.random.default_rng(0)
+    states, actions, following = rng.normal(size=(3, 1, 1, 2))
+    weights, std = rng.normal(size=(4, 2)), np.array([0.5, 2.0])
+    inputs = np.concatenate([states, actions], axis=-1)[0]
+    error = (inputs @ weights - (following - states)[0]) / std
+
+    def squared(weights):
+        def change(s, a):
+            return jnp.concatenate([s, a], axis=-1) @ weights
+
+        return multi_step_loss(change, *map(jnp.asarray, (states, actions, following, std)), jnp.ones(1)) ** 2
+
+    loss, slope = jax.value_and_grad(squared)(jnp.asarray(weights))
+    assert float(loss) == pytest.approx(np.mean(error**2), rel=1e-9)
+    np.testing.assert_allclose(slope, inputs.T @ (2 * error / std) / 2, rtol=1e-9)
+
+
 def test_an_exact_model_has_a_finite_gradient():
     def loss(slope):
         return multi_step_loss(lambda s, a: slope * s + 1, *window(0, 1, 2), ONE, ONE)

@@ -38,8 +38,8 @@ def test_each_seed_has_them_and_a_checkpoint_needs_no_file(recorded, file):
     assert (config.demonstrations, config.demonstrations_rows) == (str(file), 40)
     learning = programs.build(config)
     first = programs.initial(learning, programs.hyper_of({}, config))
-    held = first.algorithm.demonstrations
-    assert held.size.tolist() == [40, 40] and first.algorithm.replay.size.tolist() == [0, 0]
+    own, held = first.algorithm.experience
+    assert held.size.tolist() == [40, 40] and own.size.tolist() == [0, 0]
     for seed in range(2):
         for name in ("observation", "action", "reward", "next_observation", "terminated"):
             np.testing.assert_array_equal(getattr(held.data, name)[seed], getattr(recorded, name))

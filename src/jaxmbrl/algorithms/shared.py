@@ -358,13 +358,14 @@ def new_replay(row: Transition, capacity: int, data: Transition | None = None) -
     return buffer if data is None else replay.add(buffer, data)
 
 
-def no_data(data: Transition | None, method: str) -> None:
+def no_data(data: Transition | None, method: str, on_policy: bool = False) -> None:
     """Raise UserError if initial data are given. The clock does not count them, and these methods derive the buffer's size
-    from the clock."""
+    from the clock. A method that is `on_policy` has no buffer, and cannot be trained from a file either."""
     if data is not None:
-        raise UserError(
-            f"{method} does not accept initial transitions or demonstrations; --data FILE trains it from a file instead"
+        instead = (
+            "it learns from transitions of its own policy" if on_policy else "--data FILE trains it from a file instead"
         )
+        raise UserError(f"{method} does not accept initial transitions or demonstrations; {instead}")
 
 
 def rows_to_fit(buffer: Replay, clock: Clock, capacity: int) -> Replay:

@@ -190,6 +190,15 @@ METHOD = Method(
             about="small preset, by MPO, 2 x 64 units",
         ),
         Goal(
+            "mbpo-mpo-pendulum-128",
+            "pendulum",
+            2000,
+            -200.0,
+            seeds_at_goal=0,
+            settings={"learner": "mpo", "mpo.hidden": (128, 128)},
+            about="small preset, by MPO, 2 x 128 units",
+        ),
+        Goal(
             "mbpo-pendulum-64",
             "pendulum",
             2000,

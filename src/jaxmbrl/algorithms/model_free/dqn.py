@@ -60,8 +60,6 @@ from jaxmbrl.core.types import (
     flatten,
 )
 from jaxmbrl.data.experience import Batch, Experience
-from jaxmbrl.data.prioritized import Prioritized
-from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import number_of_actions
 
 
@@ -90,8 +88,7 @@ class State(NamedTuple):
     """The whole state of a run."""
 
     agent: QState | NormalizedState
-    replay: Replay | Prioritized
-    demonstrations: Replay | Prioritized | None
+    experience: Experience
     counts: Counts | None
     """Of the exploration bonus, if there is one."""
     key: Key
@@ -109,7 +106,7 @@ def make(config: Config, task: Task) -> Algorithm:
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         agent_key, key = jax.random.split(key)
         counts = count_bonus.init(config.count_bonus, task.observation, jax.random.fold_in(agent_key, 1))
-        return State(agent.init(agent_key, hyper), *new_experience(config, task, data), counts, key)
+        return State(agent.init(agent_key, hyper), new_experience(config, task, data), counts, key)
 
     def policy(state: State, clock: Clock, explore: bool) -> Policy:
         acting = agent.policy(state.agent, False)
@@ -124,21 +121,20 @@ def make(config: Config, task: Task) -> Algorithm:
         rewarded = count_bonus.rewarded(learner, counts, config.count_bonus, task.observation)
 
         def imitation(batch: Batch) -> dict[str, Array]:
-            imitates = config.margin_weight > 0 and state.demonstrations is not None
+            imitates = config.margin_weight > 0 and state.experience.demonstrations is not None
             return {"imitation": config.margin_weight * batch.is_demonstration} if imitates else {}
 
-        held = Experience(state.replay, state.demonstrations)
-        agent_state, held, found = learn_from_experience(
-            config, rewarded, state.agent, held, clock, transitions, update_key, imitation
+        agent_state, experience, found = learn_from_experience(
+            config, rewarded, state.agent, state.experience, clock, transitions, update_key, imitation
         )
         if config.copy_every:
             due = passes(clock, config.copy_every, steps_per_call)
             copied = partial(inside, q_learning.copy_target)
             agent_state, _ = metrics.cond_update(due, lambda state: (copied(state), {}), agent_state)
-        return State(measure(agent_state, transitions), *held, counts, key), found
+        return State(measure(agent_state, transitions), experience, counts, key), found
 
     def views(state: State) -> Views:
-        return Views(state.replay, critic=critic_view(agent, state.agent))
+        return Views(state.experience.own, critic=critic_view(agent, state.agent))
 
     return Algorithm(init, policy, learn, period=config.train_every, views=views)
 

@@ -39,8 +39,6 @@ from jaxmbrl.core.types import (
     Views,
 )
 from jaxmbrl.data.experience import Experience
-from jaxmbrl.data.prioritized import Prioritized
-from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vector_sizes
 
 
@@ -60,8 +58,7 @@ class State(NamedTuple):
     """The whole state of a run."""
 
     agent: MPOState
-    replay: Replay | Prioritized
-    demonstrations: Replay | Prioritized | None
+    experience: Experience
     key: Key
 
 
@@ -71,7 +68,7 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         agent_key, key = jax.random.split(key)
-        return State(agent.init(agent_key, hyper), *new_experience(config, task, data), key)
+        return State(agent.init(agent_key, hyper), new_experience(config, task, data), key)
 
     def policy(state: State, clock: Clock, explore: bool) -> Policy:
         acting = agent.policy(state.agent, explore)
@@ -79,12 +76,13 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, update_key = jax.random.split(state.key)
-        held = Experience(state.replay, state.demonstrations)
-        agent_state, held, found = learn_from_experience(config, agent, state.agent, held, clock, transitions, update_key)
-        return State(agent_state, *held, key), found
+        agent_state, experience, found = learn_from_experience(
+            config, agent, state.agent, state.experience, clock, transitions, update_key
+        )
+        return State(agent_state, experience, key), found
 
     def views(state: State) -> Views:
-        return Views(state.replay, critic=critic_view(agent, state.agent))
+        return Views(state.experience.own, critic=critic_view(agent, state.agent))
 
     return Algorithm(init, policy, learn, period=config.train_every, views=views)
 

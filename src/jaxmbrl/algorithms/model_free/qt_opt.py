@@ -37,8 +37,6 @@ from jaxmbrl.core.types import (
     flatten,
 )
 from jaxmbrl.data.experience import Experience
-from jaxmbrl.data.prioritized import Prioritized
-from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vector_sizes
 
 
@@ -56,8 +54,7 @@ class State(NamedTuple):
     """The whole state of a run."""
 
     agent: QState
-    replay: Replay | Prioritized
-    demonstrations: Replay | Prioritized | None
+    experience: Experience
     counts: Counts | None
     """Of the exploration bonus, if there is one."""
     key: Key
@@ -70,7 +67,7 @@ def make(config: Config, task: Task) -> Algorithm:
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         agent_key, key = jax.random.split(key)
         counts = count_bonus.init(config.count_bonus, task.observation, jax.random.fold_in(agent_key, 1))
-        return State(agent.init(agent_key, hyper), *new_experience(config, task, data), counts, key)
+        return State(agent.init(agent_key, hyper), new_experience(config, task, data), counts, key)
 
     def policy(state: State, clock: Clock, explore: bool) -> Policy:
         acting = agent.policy(state.agent, explore)
@@ -80,12 +77,13 @@ def make(config: Config, task: Task) -> Algorithm:
         key, update_key = jax.random.split(state.key)
         counts = count_bonus.add(state.counts, task.observation, flatten(transitions).observation)
         learner = count_bonus.rewarded(agent, counts, config.count_bonus, task.observation)
-        held = Experience(state.replay, state.demonstrations)
-        agent_state, held, found = learn_from_experience(config, learner, state.agent, held, clock, transitions, update_key)
-        return State(agent_state, *held, counts, key), found
+        agent_state, experience, found = learn_from_experience(
+            config, learner, state.agent, state.experience, clock, transitions, update_key
+        )
+        return State(agent_state, experience, counts, key), found
 
     def views(state: State) -> Views:
-        return Views(state.replay, critic=critic_view(agent, state.agent))
+        return Views(state.experience.own, critic=critic_view(agent, state.agent))
 
     return Algorithm(init, policy, learn, period=1, views=views)
 

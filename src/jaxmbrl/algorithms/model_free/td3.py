@@ -21,9 +21,11 @@ from typing import Annotated, NamedTuple
 import jax
 from annotated_types import Ge
 
+from jaxmbrl.agents import count_bonus
 from jaxmbrl.agents.actor_critic import td3
 from jaxmbrl.agents.actor_critic.target_error import with_target_error
 from jaxmbrl.agents.actor_critic.td3 import TD3Config
+from jaxmbrl.agents.count_bonus import CountBonusConfig, Counts
 from jaxmbrl.agents.normalization import NormalizationSettings, normalized
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import ReplaySettings, collector, critic_view, learn_from_experience, new_experience
@@ -39,10 +41,9 @@ from jaxmbrl.core.types import (
     Task,
     Transition,
     Views,
+    flatten,
 )
 from jaxmbrl.data.experience import Experience
-from jaxmbrl.data.prioritized import Prioritized
-from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vector_sizes
 from jaxmbrl.models.normalizer import Normalizer
 
@@ -55,6 +56,8 @@ class Config(ReplaySettings, NormalizationSettings):
     """The policy learner."""
     target_error: bool = False
     """Whether rows are weighted by a learned error of their targets (DisCor, `agents.actor_critic.target_error`)."""
+    count_bonus: CountBonusConfig = field(default_factory=CountBonusConfig)
+    """Exploration bonus of states that were seldom visited."""
     actor_delay: Annotated[int, Ge(1)] = 2
     """Critic updates for each update of the actor and of all targets."""
     warmup_steps: Annotated[int, Ge(0)] = 25_000
@@ -65,8 +68,9 @@ class State(NamedTuple):
     """The whole state of a run."""
 
     agent: PyTree
-    replay: Replay | Prioritized
-    demonstrations: Replay | Prioritized | None
+    experience: Experience
+    counts: Counts | None
+    """Of the exploration bonus, if there is one."""
     key: Key
 
 
@@ -84,7 +88,8 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         agent_key, key = jax.random.split(key)
-        return State(agent.init(agent_key, hyper), *new_experience(config, task, data), key)
+        counts = count_bonus.init(config.count_bonus, task.observation, jax.random.fold_in(agent_key, 1))
+        return State(agent.init(agent_key, hyper), new_experience(config, task, data), counts, key)
 
     def policy(state: State, clock: Clock, explore: bool) -> Policy:
         acting = agent.policy(state.agent, explore)
@@ -92,12 +97,15 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, update_key = jax.random.split(state.key)
-        held = Experience(state.replay, state.demonstrations)
-        agent_state, held, found = learn_from_experience(config, agent, state.agent, held, clock, transitions, update_key)
-        return State(measure(agent_state, transitions), *held, key), found
+        counts = count_bonus.add(state.counts, task.observation, flatten(transitions).observation)
+        learner = count_bonus.rewarded(agent, counts, config.count_bonus, task.observation)
+        agent_state, experience, found = learn_from_experience(
+            config, learner, state.agent, state.experience, clock, transitions, update_key
+        )
+        return State(measure(agent_state, transitions), experience, counts, key), found
 
     def views(state: State) -> Views:
-        return Views(state.replay, critic=critic_view(agent, state.agent))
+        return Views(state.experience.own, critic=critic_view(agent, state.agent))
 
     return Algorithm(init, policy, learn, period=1, views=views)
 

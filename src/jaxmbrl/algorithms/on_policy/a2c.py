@@ -77,7 +77,7 @@ def make(config: Config, task: Task) -> Algorithm:
     agent = on_policy.make(config.agent, *vectors_and_actions(task, "a2c"), chain)
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
-        shared.no_data(data, "a2c")
+        shared.no_data(data, "a2c", on_policy=True)
         agent_key, key = jax.random.split(key)
         return State(agent.init(agent_key, hyper, config.num_envs), key)
 
@@ -113,5 +113,16 @@ METHOD = Method(
         "epoch_steps": 100,
         "anneal_steps": 1000,
     },
-    goals=(Goal("a2c-cartpole", "cartpole-continuous", 100_000, 199.0, seeds=8, seeds_at_goal=7),),
+    goals=(
+        Goal("a2c-cartpole", "cartpole-continuous", 100_000, 199.0, seeds=8, seeds_at_goal=7),
+        Goal(
+            "a2c-baselines-cartpole",
+            "cartpole-continuous",
+            1_000_000,
+            199.0,
+            seeds_at_goal=0,
+            preset="baselines",
+            about="preset `baselines`, with RMSProp",
+        ),
+    ),
 )

@@ -57,7 +57,7 @@ def make(config: Config, task: Task) -> Algorithm:
     agent = on_policy.make(config.agent, *vectors_and_actions(task, "ppo"), on_policy.adam())
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
-        shared.no_data(data, "ppo")
+        shared.no_data(data, "ppo", on_policy=True)
         agent_key, key = jax.random.split(key)
         return State(agent.init(agent_key, hyper, config.num_envs), key)
 
@@ -97,5 +97,28 @@ METHOD = Method(
         Goal("ppo-pendulum-4000", "pendulum", 4000, -170.0, seeds_at_goal=0, about="its preset, for comparison"),
         Goal("ppo-cartpole", "cartpole-continuous", 25_000, 200.0, seeds=8, seeds_at_goal=8),
         Goal("ppo-cartpole-v1", "CartPole-v1", 50_000, 500.0, seeds=8, seeds_at_goal=8),
+        Goal("ppo-hopper", "Hopper-v5", 999_424, 0.0, seeds_at_goal=0),
+        Goal(
+            "ppo-many-cartpole",
+            "cartpole-continuous",
+            819_200,
+            200.0,
+            seeds=2,
+            seeds_at_goal=0,
+            preset="many-environments",
+            settings={"epoch_steps": 102_400, "eval_every": 1},
+            about="preset `many-environments`",
+        ),
+        Goal(
+            "ppo-many-pendulum",
+            "pendulum",
+            2_048_000,
+            -170.0,
+            seeds=2,
+            seeds_at_goal=0,
+            preset="many-environments",
+            settings={"epoch_steps": 204_800, "eval_every": 1},
+            about="preset `many-environments`",
+        ),
     ),
 )

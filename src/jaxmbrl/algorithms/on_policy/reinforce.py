@@ -86,7 +86,7 @@ def make(config: Config, task: Task) -> Algorithm:
     settings = config.agent
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
-        shared.no_data(data, "reinforce")
+        shared.no_data(data, "reinforce", on_policy=True)
         agent_key, key = jax.random.split(key)
         state = agent.init(agent_key, hyper, config.num_envs)
         rate = hyper.get("value_learning_rate", config.agent.value_learning_rate)

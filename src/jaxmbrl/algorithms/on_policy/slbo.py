@@ -172,5 +172,16 @@ METHOD = Method(
         "iterations": 2,
         "updates": 2,
     },
-    goals=(Goal("slbo-pendulum", "pendulum", 4000, -200.0, seeds_at_goal=3, about="small preset"),),
+    goals=(
+        Goal("slbo-pendulum", "pendulum", 4000, -200.0, seeds_at_goal=3, about="small preset"),
+        Goal(
+            "mb-trpo-pendulum",
+            "pendulum",
+            4000,
+            -200.0,
+            seeds_at_goal=0,
+            settings={"iterations": 1, "dynamics.fit_steps": 500, "updates": 20},
+            about="small preset as MB-TRPO: one iteration of 500 model and 20 policy steps",
+        ),
+    ),
 )

@@ -50,7 +50,7 @@ def make(config: Config, task: Task) -> Algorithm:
     agent = trust_region.make_agent(config.agent, *vectors_and_actions(task, "trpo"))
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
-        shared.no_data(data, "trpo")
+        shared.no_data(data, "trpo", on_policy=True)
         agent_key, key = jax.random.split(key)
         return State(agent.init(agent_key, hyper, config.num_envs), key)
 

@@ -64,7 +64,7 @@ def make(config: Config, task: Task) -> Algorithm:
         return output[..., :actions], output[..., actions:]
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
-        shared.no_data(data, "alphazero")
+        shared.no_data(data, "alphazero", on_policy=True)
         network_key, key = jax.random.split(key)
         params = network.init(network_key, jnp.zeros(encoded_size(task.observation)))
         rate, chain = hyper.get("learning_rate", config.learning_rate), searching.decayed(config)

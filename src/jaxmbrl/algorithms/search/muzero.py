@@ -83,7 +83,7 @@ def make(config: Config, task: Task) -> Algorithm:
     networks = make_networks(config, task, actions, head)
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
-        shared.no_data(data, "muzero")
+        shared.no_data(data, "muzero", on_policy=True)
         network_key, key = jax.random.split(key)
         rate, chain = hyper.get("learning_rate", config.learning_rate), searching.decayed(config)
         return State(
