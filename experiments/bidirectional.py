@@ -238,13 +238,11 @@ def measured(task: Task, rows: int, ensembles: int, config: EnsembleConfig, quic
     }
 
 
-def trained(case: str, task: str, steps: int, seeds: int, changes: dict[str, Any], folder: Path) -> Result:
-    """The run of one case in `folder`, which is not repeated if it exists."""
-    run = folder / f"{task}-{case.replace(',', '').replace(' ', '-')}"
+def trained(run: Path, method: str, task: str, steps: int, seeds: int, settings: dict[str, Any]) -> Result:
+    """The run of a method with its preset `small` in the folder `run`, which is not repeated if it exists."""
     if run.exists():
         return jaxmbrl.resume(run)
-    method, settings = CASES[case]
-    given = {**TASKS[task], **settings, **changes}
+    given = {**TASKS[task], **settings}
     return jaxmbrl.train(method, task, steps=steps, seeds=seeds, preset="small", settings=given, out=run)
 
 
@@ -281,7 +279,7 @@ def draw(numbers: dict[str, Any], file: Path) -> None:
     for task, of in error.items():
         _draw_errors(places.pop(0), task, of)
     for task, of in learning.items():
-        _draw_returns(places.pop(0), task, of)
+        draw_returns(places.pop(0), task, of)
     write_figure(file, figure)
 
 
@@ -302,7 +300,8 @@ def _draw_errors(axes: Any, task: str, error: dict[str, Any]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_returns(axes: Any, task: str, cases: dict[str, Any]) -> None:
+def draw_returns(axes: Any, task: str, cases: dict[str, Any]) -> None:
+    """Draw the interquartile mean and the interval of each case against environment steps."""
     for (case, found), color in zip(cases.items(), COLORS, strict=False):
         returns = np.array(found["returns"])
         low, high = evaluation.bootstrap_bands(returns)
@@ -368,7 +367,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 flush=True,
             )
     for case in args.cases:
-        result = trained(case, args.task, args.steps, args.seeds, QUICK if args.quick else {}, args.out)
+        method, settings = CASES[case]
+        run = args.out / f"{args.task}-{case.replace(',', '').replace(' ', '-')}"
+        changes = QUICK if args.quick else {}
+        result = trained(run, method, args.task, args.steps, args.seeds, {**settings, **changes})
         keep("learning", [args.task, case], evaluated(result))
         print(f"{args.task}, {case}: done", flush=True)
     for task, known in written["learning"].items():
