@@ -5,8 +5,8 @@
     the critics learn. So after the run there is one more adaptation, with the distance before and after it between 500 real
     and 500 imagined rows by optimal assignment, a mean over members. The distance between two samples of real rows is that
     of equal distributions at this number of rows.
-(b) The next fit. The holdout error of each fit of the run beside that of MBPO's fit after as many steps; and, after the run,
-    the holdout error of a fit that starts from the adapted features relative to that of a fit of the same rows, with the
+(b) The next fit. The holdout error of each fit of the run, beside that of MBPO's fit after as many steps. And after the run,
+    the holdout error of a fit that starts from the adapted features, relative to that of a fit of the same rows, with the
     same holdout, that starts from the features without the last adaptation.
 (c) Compounding error of the last fitted models of both methods, in standard deviations of the data
     (`diagnostics.compounding_error`), on the same trajectories: half are of the policy of AMPO, half of that of MBPO.
@@ -192,12 +192,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "task": TASK,
         "steps": args.steps,
         "seeds": args.seeds,
-        "adaptation": {
-            "steps": steps,
-            "first": first.tolist(),
-            "last": last.tolist(),
-            "fell": float(np.mean(last < first)),
-        },
+        "adaptation": {"steps": steps, "first": first.tolist(), "last": last.tolist()},
+        "share of adaptations in which the estimate fell": float(np.mean(last < first)),
         "after the run": further | {"holdout ratio": ratio.tolist()},
         "holdout": {method: values.tolist() for method, values in holdout.items()},
         "holdout ratio of means": float(holdout["ampo"][:, 1:].mean() / holdout["mbpo"][:, 1:].mean()),
@@ -214,7 +210,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     picture, file = args.out / "model-adaptation.png", args.out / "model-adaptation.json"
     file.write_text(json.dumps(written, indent=1) + "\n")
     draw(written, picture)
-    print(f"the estimate fell in {written['adaptation']['fell']:.0%} of the adaptations")
+    print(f"the estimate fell in {np.mean(last < first):.0%} of the adaptations")
     for name, values in written["after the run"].items():
         print(f"{name}: mean {np.mean(values):.4g}, of each seed {', '.join(f'{x:.3g}' for x in values)}")
     print(
@@ -222,10 +218,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         f"{written['holdout ratio of medians']:.3f}"
     )
     for h in (1, 5, 10, HORIZON):
-        print(
-            f"compounding error after {h} steps, median: "
-            + ", ".join(f"{m} {np.median(along[m][:, h - 1]):.4f}" for m in along)
-        )
+        medians = ", ".join(f"{method} {np.median(values[:, h - 1]):.4f}" for method, values in along.items())
+        print(f"compounding error after {h} steps, median of seeds: {medians}")
     say(written["compared"])
     print(f"picture  {picture}\nnumbers  {file}")
     return written
