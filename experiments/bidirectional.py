@@ -79,6 +79,7 @@ TASKS: dict[str, dict[str, Any]] = {
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mbpo": ("mbpo", {}),
     "bmpo": ("bmpo", {}),
+    "bmpo, backward policy by GAN": ("bmpo", {"backward_learner": "gan"}),
     "mbpo, k 1 to 3": ("mbpo", {"rollout_length": {"first": 1, "last": 3, "begins": 200, "ends": 1000}}),
     "bmpo without planning": ("bmpo", {"horizon": 0}),
     "bmpo without backward branches": ("bmpo", {"backward_length": {"first": 0, "last": 0}}),

@@ -5,7 +5,7 @@
     the critics learn. So after the run there is one more adaptation, with the distance before and after it between 500 real
     and 500 imagined rows by optimal assignment, a mean over members. The distance between two samples of real rows is that
     of equal distributions at this number of rows.
-(b) The next fit. The holdout error of each fit of the run, beside that of MBPO's fit after as many steps. And after the run,
+(b) The next fit. The holdout error of each fit of the run, beside that of the fit of MBPO after as many steps. And, later,
     the holdout error of a fit that starts from the adapted features, relative to that of a fit of the same rows, with the
     same holdout, that starts from the features without the last adaptation.
 (c) Compounding error of the last fitted models of both methods, in standard deviations of the data
