@@ -147,20 +147,17 @@ def collected_by_sac(
     task: Task, rows: int, steps: tuple[int, int], settings: dict[str, Any]
 ) -> tuple[tuple[Transition, Transition], Float[Array, "N"], float]:
     """The same of the stochastic policy of SAC after the first number of steps; the total variation of its policy after the
-    second one at the rows held out; and its return, a mean over evaluations."""
+    second one at the rows held out; and the return of the mean actions after the first one."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        first = jaxmbrl.train("sac", task.name, steps=steps[0], settings=settings, out=run)
-        before, reached = jaxmbrl.load(run), jaxmbrl.evaluate(run, 10).mean
-        jaxmbrl.resume(run, steps=steps[1])
-        after = jaxmbrl.load(run)
-    old, new = (jax.tree.map(lambda leaf: leaf[0], loaded.state) for loaded in (before, after))
+        before = jaxmbrl.train("sac", task.name, steps=steps[0], settings=settings, out=Path(folder) / "run")
+        after = jaxmbrl.resume(Path(folder) / "run", steps=steps[1])
+    old, new = (jax.tree.map(lambda leaf: leaf[0], result.state) for result in (before, after))
     policy = before.policy(old, explore=True)
     data, held_out = (collecting.collect(task, policy, n, seed) for seed, n in enumerate((rows, 2 * rows)))
-    distribution = sac.functions(first.config.settings.agent, task.action.shape[0]).actor.distribution
+    distribution = sac.functions(before.config.settings.agent, task.action.shape[0]).actor.distribution
     params = (state.agent.actor.params for state in (old, new))
     shift = policy_shift(distribution, *params, held_out.observation, jax.random.key(2))
-    return (data, held_out), shift, reached
+    return (data, held_out), shift, jaxmbrl.evaluate(before).mean
 
 
 def bound(lengths: tuple[int, int], n: int, shift: float, error: float, r_max: float, discount: float = DISCOUNT) -> float:
@@ -310,8 +307,8 @@ def draw_returns(axes: Any, task: str, cases: dict[str, Any]) -> None:
         axes.plot(found["steps"], middle, color=color, label=case)
         axes.fill_between(found["steps"], low, high, color=color, alpha=0.15, linewidth=0)
     axes.set_xlabel("environment steps")
-    axes.set_ylabel("return")
-    axes.set_title(f"interquartile mean and 95 % interval, {task}", fontsize=10)
+    axes.set_ylabel("return: IQM and 95 % interval")
+    axes.set_title(f"returns, {task}", fontsize=10)
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ from jaxtyping import Array, Float
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-import jaxmbrl
 from jaxmbrl import envs
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.dyna import ampo
@@ -47,6 +47,7 @@ from jaxmbrl.models.ensemble.layout import inputs_of
 from jaxmbrl.models.normalizer import normalize
 from jaxmbrl.training import collecting
 from jaxmbrl.training.run_folder import environment, new_figure, write_figure
+from jaxmbrl.training.session import Result
 
 TASK = "pendulum"
 METHODS = ("mbpo", "ampo")
@@ -100,13 +101,12 @@ def once_more(config: ampo.Config, state: ampo.State, key: Key) -> dict[str, Any
     }
 
 
-def after_the_run(run: Path) -> dict[str, Any]:
+def after_the_run(result: Result) -> dict[str, Any]:
     """The measurements of `once_more` for each seed."""
-    loaded, config = jaxmbrl.load(run), jaxmbrl.resume(run).config.settings
-    measure = jax.jit(lambda state, key: once_more(config, state, key))
+    measure = jax.jit(partial(once_more, result.config.settings))
     found: dict[str, list[float]] = {}
-    for seed in range(jax.tree.leaves(loaded.state)[0].shape[0]):
-        of = jax.device_get(measure(jax.tree.map(lambda leaf, i=seed: leaf[i], loaded.state), jax.random.key(seed)))
+    for seed in range(result.config.seeds):
+        of = jax.device_get(measure(jax.tree.map(lambda leaf, i=seed: leaf[i], result.state), jax.random.key(seed)))
         pairs = {
             "W1 before": ("real", "imagined"),
             "W1 after": ("real after", "imagined after"),
@@ -120,21 +120,20 @@ def after_the_run(run: Path) -> dict[str, Any]:
     return found
 
 
-def errors_along(runs: dict[str, Path]) -> dict[str, Float[np.ndarray, "seeds H"]]:
+def errors_along(results: dict[str, Result]) -> dict[str, Float[np.ndarray, "seeds H"]]:
     """(c) for each method: the error of the mean over members, of each seed."""
     task = envs.make(TASK)
-    loaded = {method: jaxmbrl.load(run) for method, run in runs.items()}
-    parts = {method: shared.ensemble_for(jaxmbrl.resume(run).config.settings, task) for method, run in runs.items()}
-    found: dict[str, list[Any]] = {method: [] for method in runs}
-    for seed in range(jax.tree.leaves(loaded["mbpo"].state)[0].shape[0]):
-        states = {method: jax.tree.map(lambda leaf, i=seed: leaf[i], of.state) for method, of in loaded.items()}
+    models = {method: shared.ensemble_for(result.config.settings, task) for method, result in results.items()}
+    found: dict[str, list[Any]] = {method: [] for method in results}
+    for seed in range(results["mbpo"].config.seeds):
+        states = {method: jax.tree.map(lambda leaf, i=seed: leaf[i], result.state) for method, result in results.items()}
         collected = [
-            collecting.collect(task, loaded[method].policy(state, explore=True), ROWS, seed)
+            collecting.collect(task, results[method].policy(state, explore=True), ROWS, seed)
             for method, state in states.items()
         ]
         rows: Transition = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *collected)
         for method, state in states.items():
-            errors = compounding_error(parts[method], state.model, rows, HORIZON, jax.random.key(seed))
+            errors = compounding_error(models[method], state.model, rows, HORIZON, jax.random.key(seed))
             found[method].append(errors.scaled_mean)
     return {method: np.array(errors) for method, errors in found.items()}
 
@@ -185,7 +184,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     steps, first = by_fit(results["ampo"].rows, "adapt/distance_first")
     last = by_fit(results["ampo"].rows, "adapt/distance_last")[1]
     holdout = {method: by_fit(result.rows, "model/holdout_error")[1] for method, result in results.items()}
-    further, along = after_the_run(runs["ampo"]), errors_along(runs)
+    further, along = after_the_run(results["ampo"]), errors_along(results)
     learning = {method: evaluated(result) for method, result in results.items()}
     ratio = np.array(further["holdout with"]) / np.array(further["holdout without"])
     written = {
