@@ -211,10 +211,10 @@ def make(config: Config, task: Task, models: tuple[DynamicsModel, DynamicsModel]
 
         backward_policy = state.backward_policy
         if looks_back:
-            batch_key = jax.random.fold_in(update_key, 1)
+            batch_key, cloning_key = (jax.random.fold_in(update_key, i) for i in (1, 2))
             batch = replay.sample_recent(real, batch_key, config.batch_size, config.recent_steps)
             batch = backward.exchanged(batch)
-            backward_policy, cloned, _ = cloning.update(backward_policy, batch, batch_key)
+            backward_policy, cloned, _ = cloning.update(backward_policy, batch, cloning_key)
             found |= {f"backward/policy_{name.split('/')[1]}": value for name, value in cloned.items()}
 
         def fit_and_imagine(learned: tuple[PyTree, PyTree, Imagined]) -> tuple[tuple[PyTree, PyTree, Imagined], Metrics]:
