@@ -244,12 +244,12 @@ def trained(run: Path, method: str, task: str, steps: int, seeds: int, settings:
     return jaxmbrl.train(method, task, steps=steps, seeds=seeds, preset="small", settings=given, out=run)
 
 
-def evaluated(result: Result) -> dict[str, Any]:
-    """Evaluations of a run: for each of these, the mean return of each seed."""
-    rows = [row for row in result.rows if "eval/return" in row]
-    at = sorted({row["env_steps"] for row in rows})
-    by_step = {step: [row["eval/return"] for row in rows if row["env_steps"] == step] for step in at}
-    return {"steps": at, "returns": list(by_step.values()), "seconds": result.rows[-1]["wall_time"]}
+def evaluated(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Evaluations of the run with these metrics: for each of these, the mean return of each seed."""
+    found = [row for row in rows if "eval/return" in row]
+    at = sorted({row["env_steps"] for row in found})
+    by_step = {step: [row["eval/return"] for row in found if row["env_steps"] == step] for step in at}
+    return {"steps": at, "returns": list(by_step.values()), "seconds": rows[-1]["wall_time"]}
 
 
 def compared(found: dict[str, Any], against: str, step: int) -> dict[str, Any]:
@@ -369,7 +369,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         run = args.out / f"{args.task}-{case.replace(',', '').replace(' ', '-')}"
         changes = QUICK if args.quick else {}
         result = trained(run, method, args.task, args.steps, args.seeds, {**settings, **changes})
-        keep("learning", [args.task, case], evaluated(result))
+        keep("learning", [args.task, case], evaluated(result.rows))
         print(f"{args.task}, {case}: done", flush=True)
     for task, known in written["learning"].items():
         steps = {step for found in known.values() for step in found["steps"]} & {1000, 2000, 4000, args.steps}

@@ -17,7 +17,8 @@ Both methods have the preset `small`, which differs in nothing but the adaptatio
     python experiments/model_adaptation.py [--out FOLDER] [--runs FOLDER] [--steps 2000] [--seeds 8] [--quick]
 
 Runs are in `--runs`, by default the folder of `--out`; finished ones are not repeated, and that of MBPO is the one of
-`bidirectional.py`. Writes `model-adaptation.png` and `model-adaptation.json`, with command, commit, versions and machine.
+`bidirectional.py`. A longer run needs a checkpoint of these steps. Writes `model-adaptation.png` and
+`model-adaptation.json`, with command, commit, versions and machine.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import argparse
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +46,10 @@ from jaxmbrl.diagnostics import compounding_error
 from jaxmbrl.models import adaptation
 from jaxmbrl.models.ensemble.layout import inputs_of
 from jaxmbrl.models.normalizer import normalize
-from jaxmbrl.training import collecting
-from jaxmbrl.training.run_folder import environment, new_figure, write_figure
-from jaxmbrl.training.session import Result
+from jaxmbrl.training import collecting, restoring
+from jaxmbrl.training.loop import clock_at
+from jaxmbrl.training.programs import Program
+from jaxmbrl.training.run_folder import RunFolder, environment, new_figure, write_figure
 
 TASK = "pendulum"
 METHODS = ("mbpo", "ampo")
@@ -55,6 +57,23 @@ ROWS = 500
 """Rows of each kind for the distance by assignment, and steps of each policy for the compounding error."""
 HORIZON = 20
 """Steps of the compounding error."""
+
+
+class Saved(NamedTuple):
+    """A run after the steps of the study."""
+
+    rows: list[dict[str, Any]]
+    program: Program
+    states: PyTree
+    """The states of the method, with a leading axis of seeds."""
+
+
+def saved_after(run: Path, steps: int, rows: list[dict[str, Any]]) -> Saved:
+    """The checkpoint of `run` after `steps` steps, and its rows of metrics until then."""
+    program, state, restored = restoring.restore(RunFolder.open(run), repair=False, before=steps + 1)
+    if restored.step != steps:
+        raise SystemExit(f"{run} has no checkpoint of {steps} steps; the newest one before has {restored.step}")
+    return Saved([row for row in rows if row["env_steps"] <= steps], program, state.algorithm)
 
 
 def earth_mover(x: Float[np.ndarray, "n F"], y: Float[np.ndarray, "n F"]) -> float:
@@ -101,12 +120,12 @@ def once_more(config: ampo.Config, state: ampo.State, key: Key) -> dict[str, Any
     }
 
 
-def after_the_run(result: Result) -> dict[str, Any]:
+def after_the_run(run: Saved) -> dict[str, Any]:
     """The measurements of `once_more` for each seed."""
-    measure = jax.jit(partial(once_more, result.config.settings))
+    measure = jax.jit(partial(once_more, run.program.config.settings))
     found: dict[str, list[float]] = {}
-    for seed in range(result.config.seeds):
-        of = jax.device_get(measure(jax.tree.map(lambda leaf, i=seed: leaf[i], result.state), jax.random.key(seed)))
+    for seed in range(run.program.config.seeds):
+        of = jax.device_get(measure(jax.tree.map(lambda leaf, i=seed: leaf[i], run.states), jax.random.key(seed)))
         pairs = {
             "W1 before": ("real", "imagined"),
             "W1 after": ("real after", "imagined after"),
@@ -120,17 +139,15 @@ def after_the_run(result: Result) -> dict[str, Any]:
     return found
 
 
-def errors_along(results: dict[str, Result]) -> dict[str, Float[np.ndarray, "seeds H"]]:
+def errors_along(saved: dict[str, Saved], steps: int) -> dict[str, Float[np.ndarray, "seeds H"]]:
     """(c) for each method: the error of the mean over members, of each seed."""
     task = envs.make(TASK)
-    models = {method: shared.ensemble_for(result.config.settings, task) for method, result in results.items()}
-    found: dict[str, list[Any]] = {method: [] for method in results}
-    for seed in range(results["mbpo"].config.seeds):
-        states = {method: jax.tree.map(lambda leaf, i=seed: leaf[i], result.state) for method, result in results.items()}
-        collected = [
-            collecting.collect(task, results[method].policy(state, explore=True), ROWS, seed)
-            for method, state in states.items()
-        ]
+    models = {method: shared.ensemble_for(run.program.config.settings, task) for method, run in saved.items()}
+    found: dict[str, list[Any]] = {method: [] for method in saved}
+    for seed in range(saved["mbpo"].program.config.seeds):
+        states = {method: jax.tree.map(lambda leaf, i=seed: leaf[i], run.states) for method, run in saved.items()}
+        policies = [saved[m].program.algorithm.policy(state, clock_at(steps), True) for m, state in states.items()]
+        collected = [collecting.collect(task, policy, ROWS, seed) for policy in policies]
         rows: Transition = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *collected)
         for method, state in states.items():
             errors = compounding_error(models[method], state.model, rows, HORIZON, jax.random.key(seed))
@@ -179,13 +196,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     args.out.mkdir(parents=True, exist_ok=True)
     runs = {method: (args.runs or args.out) / f"{TASK}-{method}" for method in METHODS}
     changes = QUICK if args.quick else {}
-    results = {method: trained(run, method, TASK, args.steps, args.seeds, changes) for method, run in runs.items()}
+    rows = {method: trained(run, method, TASK, args.steps, args.seeds, changes).rows for method, run in runs.items()}
+    saved = {method: saved_after(run, args.steps, rows[method]) for method, run in runs.items()}
 
-    steps, first = by_fit(results["ampo"].rows, "adapt/distance_first")
-    last = by_fit(results["ampo"].rows, "adapt/distance_last")[1]
-    holdout = {method: by_fit(result.rows, "model/holdout_error")[1] for method, result in results.items()}
-    further, along = after_the_run(results["ampo"]), errors_along(results)
-    learning = {method: evaluated(result) for method, result in results.items()}
+    steps, first = by_fit(saved["ampo"].rows, "adapt/distance_first")
+    last = by_fit(saved["ampo"].rows, "adapt/distance_last")[1]
+    holdout = {method: by_fit(run.rows, "model/holdout_error")[1] for method, run in saved.items()}
+    further, along = after_the_run(saved["ampo"]), errors_along(saved, args.steps)
+    learning = {method: evaluated(run.rows) for method, run in saved.items()}
     ratio = np.array(further["holdout with"]) / np.array(further["holdout without"])
     written = {
         "task": TASK,
@@ -202,7 +220,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "compared": {
             str(step): compared(learning, "mbpo", step)
             for step in learning["mbpo"]["steps"]
-            if step in (1000, 2000, args.steps)
+            if step in {1000, 2000, args.steps}
         },
         "environment": environment(f"python experiments/model_adaptation.py --steps {args.steps} --seeds {args.seeds}"),
     }
