@@ -11,6 +11,7 @@ from in_order import in_order
 
 from jaxmbrl import algorithms, envs
 from jaxmbrl.agents.actor_critic.sac import SACConfig
+from jaxmbrl.agents.adversarial_cloning import AdversarialState
 from jaxmbrl.agents.behaviour_cloning import CloningConfig
 from jaxmbrl.algorithms.dyna import bmpo, mbpo
 from jaxmbrl.algorithms.dyna.bmpo import BackwardLength, InverseTemperature
@@ -150,6 +151,15 @@ def test_the_environment_gets_the_first_action_of_the_best_trajectory():
     np.testing.assert_allclose(action, firsts[0], rtol=1e-6)
     bare = algorithm.policy(state, late(), False).act((), observation, key)[0]
     assert not np.allclose(bare, action), "the policy that is evaluated does not plan"
+
+
+def test_the_backward_policy_by_a_gan():
+    algorithm = bmpo.make(config(backward_length=BackwardLength(1, 1), backward_learner="gan"), PENDULUM, MODELS)
+    state = jax.eval_shape(lambda: algorithm.init(jax.random.key(0), {}))
+    assert isinstance(state.backward_policy, AdversarialState)
+    learned, found = jax.eval_shape(lambda state, rows: algorithm.learn(late(), state, rows), state, rows(1))
+    assert learned == state
+    assert {"backward/policy_loss", "backward/policy_discriminator_loss"} <= set(found)
 
 
 def test_published_settings_and_mistakes():

@@ -29,6 +29,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]] | tuple[str, dict[str, Any], str]
         {"trust.rule": "macura", "learn_reward": False, "ensemble.elites": 3},
     ),
     "mbpo, M2AC, learned termination": ("mbpo", {"trust.rule": "m2ac", "learn_termination": True}),
+    "bmpo, backward policy by a GAN": ("bmpo", {"backward_learner": "gan", "gan.hidden": (16,)}),
     "bptt, through the true simulator": ("bptt", {"model": "true", "rematerialize": False}),
     "svg, noise inferred, known reward": ("svg", {"horizon": 1, "noise": "inferred", "learn_reward": False}),
     "muzero, PUCT, priorities, plain numbers, weight decay": (

@@ -1,6 +1,6 @@
-"""The study of bidirectional trajectories: both errors by hand, and that the study runs."""
+"""The study of bidirectional trajectories: both errors, the bound and the model errors by hand, and that the study runs."""
 
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 
@@ -11,15 +11,14 @@ import pytest
 
 from jaxmbrl.core.types import DynamicsModel, Transition, World
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "bidirectional.py"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("bidirectional", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXPERIMENTS)
+        yield importlib.import_module("bidirectional")
 
 
 def erring(by, sign):
@@ -59,10 +58,40 @@ def test_windows_are_within_an_episode(script):
     np.testing.assert_array_equal(script.windows_of(rows, 5).reward.T, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]])
 
 
+def test_the_bounds_by_hand(script):
+    """k1 = k2 = 2, gamma = .5, epsilon_pi = .1, epsilon_m = .3, r_max = 2."""
+    behind = 0.5**5 * 0.1 / 0.25 + 0.5**4 * 0.1 / 0.5
+    for n in (2, 4):
+        assert script.bound((2, 2), n, 0.1, 0.3, 2.0, discount=0.5) == pytest.approx(4 * (behind + n * 0.3 / 0.5))
+
+
+def test_model_errors_are_those_of_the_successor_and_of_the_predecessor(script):
+    """Two equal members without variance that miss by d, in units of the resolution: 2 Phi(d / 2) - 1, .3829 for d = 1."""
+    observation = jnp.asarray(np.random.default_rng(0).normal(size=(4000, 1)), jnp.float32)
+    action, none = jnp.ones((4000, 1)), jnp.zeros(4000, bool)
+    rows = Transition(observation, action, jnp.zeros(4000), observation + action, none, none)
+
+    def missing(sign, by):
+        def predict(state, seen, acted):
+            mean = jnp.broadcast_to(seen + sign * acted + by, (2, *seen.shape))
+            # A second column, the reward, is left out.
+            return jnp.concatenate([mean, mean], axis=-1), jnp.zeros((2, len(seen), 2))
+
+        return DynamicsModel(None, None, predict, None)
+
+    blur = jnp.full(1, 0.1)
+    found = script.model_errors((missing(1, 0.1), missing(-1, 0.0)), ((), ()), rows, blur, jax.random.key(0))
+    np.testing.assert_allclose(found, [0.3829, 0.0], atol=0.01)
+
+
 @pytest.mark.slow
 def test_it_runs(script, tmp_path):
     script.main(["--quick", "--seeds", "2", "--steps", "400", "--out", str(tmp_path)])
+    script.main(["--quick", "--errors", "Hopper-v5", "--cases", "--out", str(tmp_path)])
     told = json.loads((tmp_path / "bidirectional.json").read_text())
-    assert set(told["learning"]) == {"mbpo", "bmpo"} and told["learning"]["bmpo"]["steps"] == [200, 400]
-    assert told["compared"]["400"]["mbpo"]["improvement"] == 0.5
+    assert set(told["error"]) == {"pendulum", "Hopper-v5"}
+    assert all(of["bound, forward"] > of["bound, bidirectional"] for of in told["error"].values())
+    learned = told["learning"]["pendulum"]
+    assert set(learned) == {"mbpo", "bmpo"} and learned["bmpo"]["steps"] == [200, 400]
+    assert told["compared"]["pendulum"]["400"]["mbpo"]["improvement"] == 0.5
     assert (tmp_path / "bidirectional.png").stat().st_size > 10_000

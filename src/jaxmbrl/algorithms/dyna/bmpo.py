@@ -3,7 +3,8 @@
     Objective: that of SAC on transitions imagined forward and backward from real states of high value
 
         p(s', r | s, a), q(s, r | s', a)    ensembles, fitted to the same rows         (`models.backward`)
-        pi~(a | s')                         the backward policy, by maximum likelihood (`agents.behaviour_cloning`)
+        pi~(a | s')                         the backward policy, by maximum likelihood (`agents.behaviour_cloning`) or by a
+                                            conditional GAN (`agents.adversarial_cloning`)
         p(s) ~ exp(beta V(s))               Boltzmann distribution of the start states
 
     for each environment step:
@@ -22,16 +23,16 @@ policy that is evaluated is the bare one. With k1 = 0, beta = 0 and H = 0 this i
 A backward branch of k1 steps and a forward branch of k2 steps together are a trajectory of k1 + k2 steps with the model
 error of max(k1, k2) steps.
 
-Differs from the paper: the terminal value of the planned trajectories is the mean of the critics at the mean action; the
-backward policy has no adversarial variant. Its code stores a backward row that leads from a terminal state; here no such
-row is stored. If the termination is learned, it is not known which predecessors are terminal, and none is dropped.
+Differs from the paper: the terminal value of the planned trajectories is the mean of the critics at the mean action. The
+paper's code has no GAN, so its settings are ours. The code stores a backward row that leads from a terminal state; here no
+such row is stored. If the termination is learned, it is not known which predecessors are terminal, and none is dropped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,8 @@ from annotated_types import Ge
 from jaxtyping import Array, Float, Int
 
 from jaxmbrl import agents
-from jaxmbrl.agents import behaviour_cloning
+from jaxmbrl.agents import adversarial_cloning, behaviour_cloning
+from jaxmbrl.agents.adversarial_cloning import AdversarialConfig
 from jaxmbrl.agents.behaviour_cloning import CloningConfig
 from jaxmbrl.agents.exploration import linear
 from jaxmbrl.algorithms import shared
@@ -54,6 +56,7 @@ from jaxmbrl.core.types import (
     DynamicsModel,
     Hyper,
     Key,
+    Learner,
     Metrics,
     Observation,
     Policy,
@@ -67,10 +70,9 @@ from jaxmbrl.core.types import (
 )
 from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
-from jaxmbrl.envs.base import vectors_and_actions
+from jaxmbrl.envs.base import vector_sizes, vectors_and_actions
 from jaxmbrl.models import backward, branching, disagreement
 from jaxmbrl.models.branching import Imagined
-from jaxmbrl.nn.optimizer import Trainable
 from jaxmbrl.planning import planning_policy, policy_shooting
 from jaxmbrl.planning.policy_shooting import PolicyShootingConfig
 
@@ -121,7 +123,12 @@ class Config(DynaSettings):
     backward_length: BackwardLength = field(default_factory=BackwardLength)
     """Steps of a backward branch, k1; `rollout_length` is k2, those of a forward branch."""
     backward_policy: CloningConfig = field(default_factory=lambda: CloningConfig(sample_variance=0.01))
-    """The backward policy."""
+    """The backward policy by maximum likelihood."""
+    backward_learner: Literal["likelihood", "gan"] = "likelihood"
+    """How the backward policy is fitted: `backward_policy` by maximum likelihood, or `gan` by a conditional generative
+    adversarial network."""
+    gan: AdversarialConfig = field(default_factory=AdversarialConfig)
+    """The settings of `gan`."""
     recent_steps: Annotated[int, Ge(1)] = 10_000
     """Newest real transitions from which the backward policy learns."""
     beta: InverseTemperature = field(default_factory=InverseTemperature)
@@ -153,7 +160,7 @@ class State(NamedTuple):
     """`EnsembleState`, or the state of another model."""
     backward_model: PyTree
     """Likewise; `()` if k1 is always 0, as the next."""
-    backward_policy: Trainable | tuple[()]
+    backward_policy: PyTree
     replay: Replay
     """Real transitions."""
     imagined: Imagined
@@ -170,7 +177,7 @@ def make(config: Config, task: Task, models: tuple[DynamicsModel, DynamicsModel]
     # The same critics, of which this is the mean.
     mean_value = agents.make(replace(config.agent, actor_value="mean"), size, action).action_value
     model, backward_model = models or (shared.ensemble_for(config, task), backward_for(config, task))
-    cloning = behaviour_cloning.make(config.backward_policy, size, task.action.shape[0])
+    cloning = backward_learner_for(config, task)
     rule = disagreement.make(config.trust)
     looks_back = config.backward_length.last > 0
 
@@ -204,11 +211,11 @@ def make(config: Config, task: Task, models: tuple[DynamicsModel, DynamicsModel]
 
         backward_policy = state.backward_policy
         if looks_back:
-            batch_key = jax.random.fold_in(update_key, 1)
+            batch_key, cloning_key = (jax.random.fold_in(update_key, i) for i in (1, 2))
             batch = replay.sample_recent(real, batch_key, config.batch_size, config.recent_steps)
             batch = backward.exchanged(batch)
-            backward_policy, cloned, _ = cloning.update(backward_policy, batch, batch_key)
-            found |= {name.replace("cloning/", "backward/policy_"): value for name, value in cloned.items()}
+            backward_policy, cloned, _ = cloning.update(backward_policy, batch, cloning_key)
+            found |= {f"backward/policy_{name.split('/')[1]}": value for name, value in cloned.items()}
 
         def fit_and_imagine(learned: tuple[PyTree, PyTree, Imagined]) -> tuple[tuple[PyTree, PyTree, Imagined], Metrics]:
             model_state, backward_state, imagined = learned
@@ -260,6 +267,14 @@ def backward_for(config: Config, task: Task) -> DynamicsModel:
         terminated=None if config.learn_termination else task.terminated,
         features=task.features,
     )
+
+
+def backward_learner_for(config: Config, task: Task) -> Learner:
+    """The learner of the backward policy for `task`."""
+    sizes = vector_sizes(task, "bmpo")
+    if config.backward_learner == "gan":
+        return adversarial_cloning.make(config.gan, *sizes)
+    return behaviour_cloning.make(config.backward_policy, *sizes)
 
 
 def shooting_policy(
