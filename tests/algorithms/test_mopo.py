@@ -53,11 +53,12 @@ class Fitted(NamedTuple):
 
 
 def model():
-    """A model whose two members predict standard deviations |observation| and 2 |action|, for each of four numbers."""
+    """A model whose two members predict standard deviations |observation| and 2 |action|, for each of four numbers, and the
+    means 0 and |action|."""
 
     def predict(state, observation, action):
         std = jnp.stack([jnp.pad(jnp.abs(observation), ((0, 0), (0, 1))), jnp.tile(2 * jnp.abs(action), (1, 4))])
-        return jnp.zeros_like(std), std**2
+        return jnp.stack([jnp.zeros((len(action), 4)), jnp.tile(jnp.abs(action), (1, 4))]), std**2
 
     def world(state):
         def step(observation, action, key):
@@ -87,9 +88,9 @@ def run(make, first, transitions, replaced=None):
 
 
 @functools.cache
-def offline(penalty, refit, seed=1):
+def offline(penalty, refit, seed=1, halt_above=None):
     """From the table; `learn` is given other transitions."""
-    config = mopo.Config(**SETTINGS, penalty=penalty, refit=refit)
+    config = mopo.Config(**SETTINGS, penalty=penalty, refit=refit, halt_above=halt_above)
     given = jax.tree.map(lambda leaf: leaf[None], table(seed))
     return run(lambda rows: mopo.make(config, PENDULUM, rows, model()), 1, given)
 
@@ -117,6 +118,29 @@ def test_rewards_are_lowered_by_lambda_times_the_largest_norm():
     norms = np.stack([np.linalg.norm(rows.observation, axis=1), 4 * np.abs(rows.action[:, 0])])
     assert len(set(norms.argmax(axis=0))) == 2, "each member is the largest somewhere"
     np.testing.assert_allclose(rows.reward, rows.observation.sum(axis=1) - LAMBDA * norms.max(axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_with_an_infinite_threshold_nothing_halts_bit_for_bit():
+    for state, other in zip(offline(LAMBDA, True, halt_above=np.inf), offline(LAMBDA, True), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, state, other)
+
+
+def test_unknown_steps_halt_with_the_value_of_the_smallest_logged_reward_for_ever():
+    """The members differ by sqrt(3) |action| about the observation, so that the threshold is one of |action|."""
+    rows, logged = imagined(offline(LAMBDA, True, halt_above=0.5)[0]), table()
+    plain = imagined(offline(LAMBDA, True)[0])
+    # Six rows are sampled of the logged ones: the largest action and the smallest reward of these are among the table's.
+    sizes, rewards = np.abs(logged.action[:, 0]), logged.reward
+    halted = rows.terminated
+    assert 0 < halted.sum() < 6 and not plain.terminated.any()
+    size = np.abs(rows.action[:, 0])
+    assert size[~halted].max() <= size[halted].min() and np.any(np.abs(0.5 * sizes) >= size[~halted].max())
+    norms = np.maximum(np.linalg.norm(rows.observation, axis=1), 4 * size)
+    added = rows.reward - (rows.observation.sum(axis=1) - LAMBDA * norms)
+    np.testing.assert_allclose(added[~halted], 0, atol=1e-5)
+    # With the discount .99 of SAC: .99 / .01 times the smallest reward.
+    assert np.ptp(added[halted]) < 1e-3 and np.abs(99 * rewards - added[halted][0]).min() < 1e-3
+    assert len(rows.reward) == 12 - np.sum(halted[:6]), "the branch of a row of the first step that halts has no second"
 
 
 def test_the_model_is_fitted_once_and_to_the_file_alone():
