@@ -74,25 +74,42 @@ def model():
     return DynamicsModel(lambda key, hyper: Fitted(jnp.zeros(()), jnp.zeros(())), fit, predict, world)
 
 
-def run(make, first, transitions, replaced=None):
-    """States after each of some calls, whose clock shows `first`, `first + ROWS`, ... steps. `make` makes the algorithm
-    from the table, which is an argument of the program and no constant: XLA might otherwise round differently."""
-    learn = jax.jit(lambda rows, *given: make(rows).learn(*given)[0])
-    state = jax.jit(lambda rows: make(rows).init(jax.random.key(0), {}))(table())
+def compiled(make):
+    """(init, learn) of the algorithm that `make(rows, threshold)` makes. Its rows are an argument of the program and no
+    constant: XLA might otherwise round differently."""
+    init = jax.jit(lambda rows, penalty: make(rows, np.inf).init(jax.random.key(0), {"penalty": penalty}))
+    return init, jax.jit(lambda rows, threshold, *given: make(rows, threshold).learn(*given)[0])
+
+
+def run(program, first, transitions, penalty=0.0, threshold=np.inf, replaced=None):
+    """States after each of some calls, whose clock shows `first`, `first + ROWS`, ... steps."""
+    init, learn = program
+    state = init(table(), penalty)
     state = state if replaced is None else state._replace(replay=replaced)
     states = []
     for call in range(CALLS):
-        state = learn(table(), Clock(np.asarray(first + call * ROWS, np.int32)), state, transitions)
+        state = learn(table(), threshold, Clock(np.asarray(first + call * ROWS, np.int32)), state, transitions)
         states.append(state)
     return jax.device_get([s._replace(key=jax.random.key_data(s.key)) for s in states])
 
 
 @functools.cache
-def offline(penalty, refit, seed=1, halt_above=None):
-    """From the table; `learn` is given other transitions."""
-    config = mopo.Config(**SETTINGS, penalty=penalty, refit=refit, halt_above=halt_above)
-    given = jax.tree.map(lambda leaf: leaf[None], table(seed))
-    return run(lambda rows: mopo.make(config, PENDULUM, rows, model()), 1, given)
+def from_table(refit, halts):
+    """The program of MOPO from the table, with a threshold if it halts."""
+
+    def make(rows, threshold):
+        config = mopo.Config(**SETTINGS, refit=refit, halt_above=threshold if halts else None)
+        return mopo.make(config, PENDULUM, rows, model())
+
+    return compiled(make)
+
+
+@functools.cache
+def offline(penalty, refit, halt_above=None):
+    """`learn` is given other transitions than those of the table."""
+    given = jax.tree.map(lambda leaf: leaf[None], table(1))
+    threshold = np.inf if halt_above is None else halt_above
+    return run(from_table(refit, halt_above is not None), 1, given, penalty, threshold)
 
 
 def imagined(state):
@@ -103,9 +120,8 @@ def imagined(state):
 def test_without_a_penalty_it_is_mbpo_on_a_full_buffer_bit_for_bit():
     """MBPO's ring has the rows of the table, and each call replaces all of them by themselves."""
     given = jax.tree.map(lambda leaf: leaf[None], table())
-    expected = run(
-        lambda rows: mbpo.make(mbpo.Config(**SETTINGS), PENDULUM, model()), ROWS, given, replaced=replay.of_rows(table())
-    )
+    program = compiled(lambda rows, threshold: mbpo.make(mbpo.Config(**SETTINGS), PENDULUM, model()))
+    expected = run(program, ROWS, given, replaced=replay.of_rows(table()))
     for state, other in zip(offline(0.0, refit=True), expected, strict=True):
         for name in ("agent", "model", "imagined", "key"):
             jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(other, name))

@@ -115,7 +115,7 @@ def test_d4rl_without_successors_keeps_the_rows_whose_successor_is_known(tmp_pat
     before = np.concatenate([np.arange(T) == T - 2 for T in LENGTHS])
     check(data.rows, expected(~last), np.zeros((~last).sum(), bool), before[~last])
     (note,) = data.notes
-    assert "the last rows of 4 episodes are left out" in note and "with them 1 terminations" in note
+    assert "4 rows, the last of each episode, are left out" in note and "with them 1 terminations" in note
     assert note in data.warnings
 
 

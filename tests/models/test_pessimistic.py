@@ -1,5 +1,6 @@
 """MOReL's pessimistic decision process: distances as in SciPy, and the value of a halt from the absorbing state itself."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def test_only_unknown_rows_halt_and_a_learned_reward_does_not_count(probability)
     model = DynamicsModel(lambda *_: None, lambda *_: None, predict, lambda state: None)
     world = World(reset=lambda key: None, start=lambda origin, key: origin, observe=lambda x: x, step=step)
     action = jnp.array([[0.1], [0.5], [0.2]])
-    following, row = pessimistic.pessimistic(world, model, (), 1.5, -7.0).step(jnp.zeros((3, 2)), action, None)
+    following, row = pessimistic.pessimistic(world, model, (), 1.5, -7.0).step(jnp.zeros((3, 2)), action, jax.random.key(0))
     # Distances .5, 2.5, 1.
     assert row.reward.tolist() == [1.0, -6.0, 1.0] and np.asarray(following).min() == 1
     assert row.terminated.tolist() == ([0.25, 1.0, 1.0] if probability else [False, True, True])

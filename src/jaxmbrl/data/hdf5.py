@@ -112,9 +112,10 @@ def _d4rl(h5py: Any, file: Any) -> Content:
     kept = ~last
     arrays["next_observation"] = np.roll(arrays["observation"], -1, axis=0)
     arrays |= {"truncated": np.roll(last, -1), "terminated": np.zeros(count, bool)}
+    lost = f", and with them {terminated.sum()} terminations" if terminated.any() else ""
     note = (
-        f"the file has no 'next_observations': the last rows of {last.sum()} episodes are left out, since their successors "
-        f"are not known" + (f", and with them {terminated.sum()} terminations" if terminated.any() else "")
+        f"the file has no 'next_observations': {last.sum()} rows, the last of each episode, are left out, since their "
+        f"successors are not known{lost}"
     )
     return Content({name: array[kept] for name, array in arrays.items()}, (note,), b"")
 
