@@ -113,7 +113,7 @@ def cases_of(
 ) -> dict[str, Callable[[Transition], Any]]:
     """The methods by name: data -> mean return of each seed. Those of MOPO are one program."""
     learn = returns_of(partial(mopo.make, config, task), task, steps, seeds)
-    morel = dataclasses.replace(config, halt_above=1.0)
+    morel = dataclasses.replace(config, halts=True)
     halting = returns_of(partial(mopo.make, morel, task), task, steps, seeds)
     clone = returns_of(partial(bc.make, cloning, task), task, steps, seeds)
 

@@ -79,7 +79,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]] | tuple[str, dict[str, Any], str]
     "dqn, normalised": ("dqn", {"normalize_observations": True, "normalize_rewards": True}, CHOICES),
     "sac, discrete actions": ("sac", {}, CHOICES),
     "bc, discrete actions": ("bc", {}, CHOICES),
-    "mopo, halts": ("mopo", {"halt_above": 1.0}),
+    "mopo, halts": ("mopo", {"halts": True}),
     "redq, discrete actions, dropout": ("redq", {"agent.dropout": 0.1}, CHOICES),
     "mbpo, discrete actions, M2AC": ("mbpo", {"trust.rule": "m2ac"}, CHOICES),
     "mbpo, learner MPO": ("mbpo", {"learner": "mpo", "mpo.hidden": (16, 16), "mpo.samples": 5}),

@@ -240,6 +240,10 @@ def _arrays(content: bytes) -> dict[str, Any]:
     name = None
     try:
         file = np.load(io.BytesIO(content), allow_pickle=False)
+        # A damaged directory of the zip file may lack entries, and only their number tells.
+        end = content.rfind(b"PK\x05\x06")
+        if len(file.files) != int.from_bytes(content[end + 10 : end + 12], "little"):
+            raise ValueError
         for name in file.files:
             arrays[name] = file[name]
     except MemoryError:
