@@ -41,13 +41,12 @@ from jaxmbrl.core.types import Algorithm, Clock, Task, Transition
 from jaxmbrl.training import collecting, evaluation, loop, programs, scores
 from jaxmbrl.training.run_folder import environment
 
-LAMBDAS = (0.0, 0.5, 1.0, 5.0)
+LAMBDAS = (0.0, 1.0, 5.0)
 EPISODES = 20
 COLORS = {
     "cloning": "#7a7a7a",
     "SAC": "#c46a1b",
     "lambda 0": "#9ecae1",
-    "lambda 0.5": "#6baed6",
     "lambda 1": "#2171b5",
     "lambda 5": "#08306b",
     "MOReL": "#3a8a4d",
@@ -66,7 +65,8 @@ class Plan(NamedTuple):
 SMALL = {"agent.hidden": [64, 64], "agent.learning_rate": 5e-4, "batch_size": 128, "eval_every": 0}
 PLANS = {
     "pendulum": Plan(4000, SMALL),
-    "InvertedPendulum-v5": Plan(4000, SMALL | {"warmup_steps": 1000}),
+    "cartpole-continuous": Plan(4000, SMALL),
+    "InvertedPendulum-v5": Plan(4000, SMALL),
 }
 
 

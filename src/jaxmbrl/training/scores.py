@@ -29,6 +29,10 @@ REFERENCES = {
     "HalfCheetah-v5": Reference(-280.178953, 12135.0, D4RL),
     "Walker2d-v5": Reference(1.629008, 4592.3, D4RL),
     "Ant-v5": Reference(-325.6, 3879.7, D4RL),
+    "pendulum": Reference(-1222.9, -140.5, MEASURED),
+    "cartpole-continuous": Reference(28.4, 200.0, MEASURED),
+    "CartPole-v1": Reference(22.2, 500.0, MEASURED),
+    "InvertedPendulum-v5": Reference(5.1, 1000.0, MEASURED),
 }
 """By the name of the task. Where they are measured, the random return is that of 1,000 episodes, and the expert is SAC at
 the end of its learning goal, or the largest possible return."""
