@@ -15,8 +15,8 @@ is used for one evaluation of each final policy, by the same start states for al
 
     python experiments/offline_penalty.py [--tasks pendulum ...] [--out FOLDER] [--steps 500] [--seeds 4] [--quick]
 
-Prints the returns and normalised scores, and writes `offline-penalty.json`, with command, commit, versions and machine, and
-`offline-penalty.png`. Tasks that are not run again keep their numbers in these files.
+Prints the returns and normalised scores, and writes after each method `offline-penalty.json`, with command, commit, versions and
+machine, and at the end `offline-penalty.png`. What is in the folder already is not measured again.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from jaxmbrl.agents.exploration import uniform
 from jaxmbrl.algorithms.dyna import mopo
 from jaxmbrl.algorithms.model_free import bc
 from jaxmbrl.core.types import Algorithm, Clock, Task, Transition
+from jaxmbrl.data import dataset
 from jaxmbrl.training import collecting, evaluation, loop, programs, scores
 from jaxmbrl.training.run_folder import environment
 
@@ -70,23 +71,31 @@ PLANS = {
 }
 
 
-def recorded(task_name: str, plan: Plan, seed: int = 0) -> tuple[Task, dict[str, Transition], float]:
-    """(task, the data by name, return of the medium policy)."""
+def recorded(task_name: str, plan: Plan, out: Path, seed: int = 0) -> tuple[Task, dict[str, Transition], float]:
+    """(task, the data by name, return of the medium policy). They are saved in `out`, and not recorded again."""
     rows = plan.rows
+    files = {name: out / f"{task_name}-{rows}-{name}.npz" for name in ("random", "medium", "medium-replay")}
+    returns = out / f"{task_name}-{rows}.json"
     program = programs.build(programs.configure("sac", task_name, settings={**plan.settings, "replay_capacity": rows}))
     task, algorithm = program.task, program.algorithm
-    calls = jnp.asarray(rows // program.loop.steps_per_call, jnp.int32)
-    states = jax.jit(program.loop.init)(jnp.array([seed]), {})
-    _, states = jax.jit(program.loop.run)(loop.clock_at(0), states, calls)
-    state = jax.tree.map(lambda leaf: leaf[0], states.algorithm)
-    data = {
-        "random": collecting.collect(task, uniform(task.action), rows, seed),
-        "medium": collecting.collect(task, algorithm.policy(state, loop.clock_at(rows), True), rows, seed),
-        # Neither full twice nor in another order: the rows as they were added.
-        "medium-replay": state.replay.data._replace(extras=()),
-    }
-    medium = jax.jit(lambda s: evaluation.evaluate(algorithm, task, s, EPISODES))(states.algorithm)
-    return task, data, float(jnp.mean(medium))
+    if not returns.exists():
+        calls = jnp.asarray(rows // program.loop.steps_per_call, jnp.int32)
+        states = jax.jit(program.loop.init)(jnp.array([seed]), {})
+        _, states = jax.jit(program.loop.run)(loop.clock_at(0), states, calls)
+        state = jax.tree.map(lambda leaf: leaf[0], states.algorithm)
+        data = {
+            "random": collecting.collect(task, uniform(task.action), rows, seed),
+            "medium": collecting.collect(task, algorithm.policy(state, loop.clock_at(rows), True), rows, seed),
+            # Neither full twice nor in another order: the rows as they were added.
+            "medium-replay": jax.device_get(state.replay.data),
+        }
+        for name, transitions in data.items():
+            files[name].unlink(missing_ok=True)
+            dataset.save(files[name], transitions, task_name)
+        medium = jax.jit(lambda s: evaluation.evaluate(algorithm, task, s, EPISODES))(states.algorithm)
+        returns.write_text(json.dumps(float(jnp.mean(medium))) + "\n")
+    data = {name: jax.tree.map(jnp.asarray, dataset.load(file).rows) for name, file in files.items()}
+    return task, data, float(json.loads(returns.read_text()))
 
 
 def returns_of(make: Callable[[Transition], Algorithm], task: Task, steps: int, seeds: int) -> Callable[..., Any]:
@@ -176,36 +185,27 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     numbers, picture = args.out / "offline-penalty.json", args.out / "offline-penalty.png"
     written = json.loads(numbers.read_text()) if numbers.exists() else {"tasks": {}}
     for name in args.tasks:
+        plan, reference = plans[name], scores.REFERENCES[name]
         command = f"python experiments/offline_penalty.py --tasks {name} --steps {steps} --seeds {seeds}"
-        reference = scores.REFERENCES[name]
-        task, data, medium = recorded(name, plans[name])
+        case_of = {"rows": plan.rows, "steps": steps, "seeds": seeds, "episodes": EPISODES}
+        entry = written["tasks"].get(name, {})
+        if {key: entry.get(key) for key in case_of} != case_of:
+            entry = written["tasks"][name] = case_of | {"reference": reference._asdict(), "returns": {}, "scores": {}}
+        task, data, medium = recorded(name, plan, args.out)
+        entry["score of the medium policy"] = scores.normalized(medium, reference)
         print(f"{name}: the medium policy's return is {medium:.1f}", flush=True)
         methods = cases_of(config, cloning, task, steps, seeds, lambdas)
-        found: dict[str, dict[str, list[float]]] = {}
         for quality, transitions in data.items():
             ended, earned = np.asarray(transitions.terminated | transitions.truncated), float(transitions.reward.mean())
             print(f"{quality}: {len(ended)} rows, {ended.sum()} episodes, reward a step {earned:.2f}", flush=True)
-            found[quality] = {}
+            found = entry["returns"].setdefault(quality, {})
             for case, returns in methods.items():
-                each = found[quality][case] = np.asarray(returns(transitions), float).tolist()
-                score = scores.normalized(float(np.mean(each)), reference)
+                each = found[case] = found.get(case) or np.asarray(returns(transitions), float).tolist()
+                entry["scores"].setdefault(quality, {})[case] = [scores.normalized(x, reference) for x in each]
+                score = np.mean(entry["scores"][quality][case])
                 print(f"  {case:12}{np.mean(each):9.1f}{score:8.1f}   {[round(x, 1) for x in each]}", flush=True)
-        written["tasks"][name] = {
-            "rows": plans[name].rows,
-            "steps": steps,
-            "episodes": EPISODES,
-            "return of the medium policy": medium,
-            "score of the medium policy": scores.normalized(medium, reference),
-            "reference": reference._asdict(),
-            "reward a step": {quality: float(rows.reward.mean()) for quality, rows in data.items()},
-            "returns": found,
-            "scores": {
-                quality: {case: [scores.normalized(x, reference) for x in each] for case, each in cases.items()}
-                for quality, cases in found.items()
-            },
-            "environment": environment(command),
-        }
-        numbers.write_text(json.dumps(written, indent=1) + "\n")
+                entry["environment"] = environment(command)
+                numbers.write_text(json.dumps(written, indent=1) + "\n")
     draw(written["tasks"], picture)
     print(f"picture  {picture}\nnumbers  {numbers}")
     return written

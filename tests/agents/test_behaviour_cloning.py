@@ -83,7 +83,9 @@ def test_choices_are_fitted_by_cross_entropy_and_sampled_by_their_frequencies():
         return first.params, found["cloning/loss"].total, error, sampled, best
 
     params, loss, error, sampled, best = fitted(rows(jnp.asarray(situations), jnp.asarray(choices)))
-    log_probability = special.log_softmax(np.asarray(MLP((8,), 3).apply(params, situations), np.float64), axis=1)
+    log_probability = special.log_softmax(
+        np.asarray(MLP((8,), 3).apply(params, jnp.asarray(situations)), np.float64), axis=1
+    )
     expected = log_probability[np.arange(40), choices]
     assert float(loss) == pytest.approx(-expected.mean(), rel=1e-5)
     np.testing.assert_allclose(error, 1 - np.exp(expected), rtol=1e-4)

@@ -45,8 +45,8 @@ def evaluate(words: list[str]) -> int:
     )
     backends = "'gymnasium': the same episodes in real Gymnasium, with C MuJoCo; 'jax': in the compiled program"
     parser.add_argument("--backend", metavar="BACKEND", help=backends)
-    reference = "returns whose normalised scores are 0 and 100 (default: the task's, if there are any)"
-    parser.add_argument("--score-reference", nargs=2, type=float, metavar=("RANDOM", "EXPERT"), help=reference)
+    scored = "returns whose normalised scores are 0 and 100 (default: the task's, if there are any)"
+    parser.add_argument("--score-reference", nargs=2, type=float, metavar=("RANDOM", "EXPERT"), help=scored)
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object: per_seed, mean, iqm")
     film = "film the first seed's first episode, as a GIF of at most 300 frames (default: RUN/video.gif); else exit code 1"
     parser.add_argument("--video", nargs="?", const="", metavar="FILE", help=film)

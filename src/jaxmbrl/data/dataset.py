@@ -204,6 +204,7 @@ def load(path: str | Path, centered: bool = False) -> Dataset:
         content = place.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    arrays: dict[str, Any]
     notes: tuple[str, ...] = ()
     try:
         if content.startswith(hdf5.SIGNATURE):

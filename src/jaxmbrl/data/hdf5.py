@@ -61,7 +61,7 @@ METADATA = "metadata.json"
 class Content(NamedTuple):
     """What a file has."""
 
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, Any]
     """With the names of `data.dataset`, in the dtypes of the file."""
     notes: tuple[str, ...]
     """Messages about rows that were left out and actions that were scaled."""
