@@ -15,8 +15,8 @@ is used for one evaluation of each final policy, by the same start states for al
 
     python experiments/offline_penalty.py [--tasks pendulum ...] [--out FOLDER] [--steps 500] [--seeds 4] [--quick]
 
-Prints the returns and normalised scores, and writes after each method `offline-penalty.json`, with command, commit, versions and
-machine, and at the end `offline-penalty.png`. What is in the folder already is not measured again.
+Prints the returns and normalised scores, and writes `offline-penalty.json` after each method, with command, commit,
+versions and machine, and a picture at the end. What is in the folder already is not measured again.
 """
 
 from __future__ import annotations
