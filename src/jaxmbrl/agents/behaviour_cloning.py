@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from annotated_types import Ge, Gt
 from jaxtyping import Array, Float
 
+from jaxmbrl.core.config import Traced
 from jaxmbrl.core.spaces import Discrete, Space
 from jaxmbrl.core.types import (
     Action,
@@ -46,7 +47,7 @@ class CloningConfig:
 
     hidden: tuple[Annotated[int, Ge(1)], ...] = (256, 256)
     """Units of each hidden layer (ReLU)."""
-    learning_rate: Annotated[float, Gt(0)] = 3e-4
+    learning_rate: Annotated[float, Gt(0), Traced] = 3e-4
     """Adam learning rate."""
     low: float = -10.0
     """Lower bound of the log-variance of continuous actions."""
@@ -72,7 +73,8 @@ def negative_log_likelihood(
 def make(config: CloningConfig, observation_size: int, action: Space | int) -> Learner:
     """The policy as a `Learner` for observations [O]; its state is a `Trainable`. `action` is the space of an action,
     vectors or choices; a number n means vectors of n numbers in [-1, 1]. `update` reads only the rows' observations and
-    actions; its error is the distance of each action from the mean, or 1 minus the probability of a choice."""
+    actions; its error is the distance of each action from the mean, or 1 minus the probability of a choice. `hyper` may
+    hold `learning_rate`, traced."""
     if isinstance(action, Discrete):
         return _learner(config, observation_size, _Choices(MLP(config.hidden, action.n)))
     size = action if isinstance(action, int) else action.shape[0]
@@ -126,7 +128,8 @@ class _Choices(NamedTuple):
 
 def _learner(config: CloningConfig, observation_size: int, fitted: _Vectors | _Choices) -> Learner:
     def init(key: Key, hyper: Hyper) -> Trainable:
-        return optimizer.init(fitted.network.init(key, jnp.zeros(observation_size)), config.learning_rate)
+        learning_rate = hyper.get("learning_rate", config.learning_rate)
+        return optimizer.init(fitted.network.init(key, jnp.zeros(observation_size)), learning_rate)
 
     def policy(state: Trainable, explore: bool) -> Policy:
         def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
