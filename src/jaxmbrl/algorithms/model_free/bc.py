@@ -110,7 +110,7 @@ METHOD = Method(
         Goal(
             "bc-pendulum",
             "pendulum",
-            500,
+            3000,
             -200.0,
             data=4000,
             behaviour="td3",
