@@ -50,7 +50,7 @@ def run(name: str, runs: Path, out: Path) -> bool:
             seeds=goal.seeds,
             preset=goal.preset,
             settings=dict(goal.settings),
-            data=random_data(goal, runs / f"{name}.npz") if goal.data else None,
+            data=recorded(goal, runs / f"{name}.npz") if goal.data else None,
             out=folder,
             progress=Progress(goal.steps, goal.seeds),
         )
@@ -89,11 +89,16 @@ def run(name: str, runs: Path, out: Path) -> bool:
     return reached >= goal.seeds_at_goal
 
 
-def random_data(goal: Goal, file: Path) -> Path:
-    """The file of the goal's random transitions, written if it does not exist."""
+def recorded(goal: Goal, file: Path) -> Path:
+    """The file of the goal's transitions. A missing file is written, by a policy that is trained now."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        rows, task = collecting.collect_by(goal.task, "random", goal.data)
+        policy = "random"
+        if goal.behaviour:
+            policy = str(file.parent / f"{goal.behaviour}-{goal.task}")
+            if not Path(policy).exists():
+                jaxmbrl.train(goal.behaviour, goal.task, out=policy)
+        rows, task = collecting.collect_by(goal.task, policy, goal.data)
         dataset.save(file, rows, task.name)
     return file
 
@@ -110,6 +115,7 @@ def described(method: str, goal: Goal) -> dict[str, Any]:
         "settings": dict(goal.settings),
         "preset": goal.preset,
         **({"data": goal.data} if goal.data else {}),
+        **({"behaviour": goal.behaviour} if goal.behaviour else {}),
     }
 
 

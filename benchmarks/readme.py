@@ -218,7 +218,7 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/mbpo.md": {"returns": of("mbpo")},
     "docs/bmpo.md": {"returns": of("bmpo")},
     "docs/ampo.md": {"returns": of("ampo")},
-    "docs/mopo.md": {"returns": of("mopo")},
+    "docs/mopo.md": {"returns": of("mopo", "bc")},
     "docs/dhmbpo.md": {"returns": of("dhmbpo")},
     "docs/value_expansion.md": {"returns": of("mve", "steve")},
     "docs/value_gradients.md": {"returns": of("svg", "maac", "bptt")},

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 from jaxmbrl.agents import behaviour_cloning as cloning
 from jaxmbrl.agents.behaviour_cloning import CloningConfig
 from jaxmbrl.core.config import UserError, check
+from jaxmbrl.core.spaces import Discrete
 from jaxmbrl.core.types import Transition
+from jaxmbrl.nn.networks import MLP
 
 
 def rows(observation, action):
@@ -62,3 +64,31 @@ def test_a_fixed_variance_is_that_of_samples_and_actions_are_clipped():
     assert float(jnp.abs(found).max()) == 1.0
     with pytest.raises(UserError, match="high must be above low"):
         check(CloningConfig(low=1.0, high=1.0))
+
+
+def test_choices_are_fitted_by_cross_entropy_and_sampled_by_their_frequencies():
+    """In two situations choices with the shares (.7, .2, .1) and (0, .25, .75)."""
+    learner = cloning.make(CloningConfig(hidden=(8,), learning_rate=0.03), 2, Discrete(3))
+    choices = np.repeat([0, 1, 2, 1, 2], [14, 4, 2, 5, 15]).astype(np.int32)
+    situations = np.eye(2, dtype=np.float32)[np.repeat([0, 1], 20)]
+
+    @jax.jit
+    def fitted(data):
+        first = learner.init(jax.random.key(0), {})
+        _, found, error = learner.update(first, data, jax.random.key(0))
+        step = lambda state, i: (learner.update(state, data, jax.random.key(0))[0], None)  # noqa: E731
+        state, _ = jax.lax.scan(step, first, jnp.arange(400))
+        sampled = learner.policy(state, True).act((), jnp.repeat(jnp.eye(2), 4000, axis=0), jax.random.key(1))[0]
+        best = learner.policy(state, False).act((), jnp.eye(2), jax.random.key(1))[0]
+        return first.params, found["cloning/loss"].total, error, sampled, best
+
+    params, loss, error, sampled, best = fitted(rows(jnp.asarray(situations), jnp.asarray(choices)))
+    log_probability = special.log_softmax(
+        np.asarray(MLP((8,), 3).apply(params, jnp.asarray(situations)), np.float64), axis=1
+    )
+    expected = log_probability[np.arange(40), choices]
+    assert float(loss) == pytest.approx(-expected.mean(), rel=1e-5)
+    np.testing.assert_allclose(error, 1 - np.exp(expected), rtol=1e-4)
+    shares = [np.bincount(of, minlength=3) / 4000 for of in np.asarray(sampled).reshape(2, 4000)]
+    np.testing.assert_allclose(shares, [[0.7, 0.2, 0.1], [0, 0.25, 0.75]], atol=0.03)
+    assert best.tolist() == [0, 2] and best.dtype == sampled.dtype == jnp.int32

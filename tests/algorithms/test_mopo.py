@@ -53,11 +53,12 @@ class Fitted(NamedTuple):
 
 
 def model():
-    """A model whose two members predict standard deviations |observation| and 2 |action|, for each of four numbers."""
+    """A model whose two members predict standard deviations |observation| and 2 |action|, for each of four numbers, and the
+    means 0 and |action|."""
 
     def predict(state, observation, action):
         std = jnp.stack([jnp.pad(jnp.abs(observation), ((0, 0), (0, 1))), jnp.tile(2 * jnp.abs(action), (1, 4))])
-        return jnp.zeros_like(std), std**2
+        return jnp.stack([jnp.zeros((len(action), 4)), jnp.tile(jnp.abs(action), (1, 4))]), std**2
 
     def world(state):
         def step(observation, action, key):
@@ -73,11 +74,17 @@ def model():
     return DynamicsModel(lambda key, hyper: Fitted(jnp.zeros(()), jnp.zeros(())), fit, predict, world)
 
 
-def run(make, first, transitions, replaced=None):
-    """States after each of some calls, whose clock shows `first`, `first + ROWS`, ... steps. `make` makes the algorithm
-    from the table, which is an argument of the program and no constant: XLA might otherwise round differently."""
-    learn = jax.jit(lambda rows, *given: make(rows).learn(*given)[0])
-    state = jax.jit(lambda rows: make(rows).init(jax.random.key(0), {}))(table())
+def compiled(make):
+    """(init, learn) of the algorithm that `make(rows)` makes. Its rows are an argument of the program and no constant: XLA
+    might otherwise round differently."""
+    init = jax.jit(lambda rows, hyper: make(rows).init(jax.random.key(0), hyper))
+    return init, jax.jit(lambda rows, *given: make(rows).learn(*given)[0])
+
+
+def run(program, first, transitions, replaced=None, **hyper):
+    """States after each of some calls, whose clock shows `first`, `first + ROWS`, ... steps."""
+    init, learn = program
+    state = init(table(), hyper)
     state = state if replaced is None else state._replace(replay=replaced)
     states = []
     for call in range(CALLS):
@@ -87,11 +94,18 @@ def run(make, first, transitions, replaced=None):
 
 
 @functools.cache
-def offline(penalty, refit, seed=1):
-    """From the table; `learn` is given other transitions."""
-    config = mopo.Config(**SETTINGS, penalty=penalty, refit=refit)
-    given = jax.tree.map(lambda leaf: leaf[None], table(seed))
-    return run(lambda rows: mopo.make(config, PENDULUM, rows, model()), 1, given)
+def from_table(refit, halts):
+    """The program of MOPO from the table."""
+    config = mopo.Config(**SETTINGS, refit=refit, halts=halts)
+    return compiled(lambda rows: mopo.make(config, PENDULUM, rows, model()))
+
+
+@functools.cache
+def offline(penalty, refit, halt_above=None):
+    """`learn` is given other transitions than those of the table."""
+    given = jax.tree.map(lambda leaf: leaf[None], table(1))
+    hyper = {"penalty": penalty} | ({} if halt_above is None else {"halt_above": halt_above})
+    return run(from_table(refit, halt_above is not None), 1, given, **hyper)
 
 
 def imagined(state):
@@ -102,9 +116,8 @@ def imagined(state):
 def test_without_a_penalty_it_is_mbpo_on_a_full_buffer_bit_for_bit():
     """MBPO's ring has the rows of the table, and each call replaces all of them by themselves."""
     given = jax.tree.map(lambda leaf: leaf[None], table())
-    expected = run(
-        lambda rows: mbpo.make(mbpo.Config(**SETTINGS), PENDULUM, model()), ROWS, given, replaced=replay.of_rows(table())
-    )
+    program = compiled(lambda rows: mbpo.make(mbpo.Config(**SETTINGS), PENDULUM, model()))
+    expected = run(program, ROWS, given, replaced=replay.of_rows(table()))
     for state, other in zip(offline(0.0, refit=True), expected, strict=True):
         for name in ("agent", "model", "imagined", "key"):
             jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(other, name))
@@ -117,6 +130,30 @@ def test_rewards_are_lowered_by_lambda_times_the_largest_norm():
     norms = np.stack([np.linalg.norm(rows.observation, axis=1), 4 * np.abs(rows.action[:, 0])])
     assert len(set(norms.argmax(axis=0))) == 2, "each member is the largest somewhere"
     np.testing.assert_allclose(rows.reward, rows.observation.sum(axis=1) - LAMBDA * norms.max(axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_with_an_infinite_threshold_nothing_halts_bit_for_bit():
+    for state, other in zip(offline(LAMBDA, True, halt_above=np.inf), offline(LAMBDA, True), strict=True):
+        same = state._replace(halt_above=other.halt_above)
+        jax.tree.map(np.testing.assert_array_equal, same, other)
+
+
+def test_unknown_steps_halt_with_the_value_of_the_smallest_logged_reward_for_ever():
+    """The members differ by sqrt(3) |action| about the observation, so that the threshold is one of |action|."""
+    rows, logged = imagined(offline(LAMBDA, True, halt_above=0.5)[0]), table()
+    plain = imagined(offline(LAMBDA, True)[0])
+    # Six rows are sampled of the logged ones: the largest action and the smallest reward of these are among the table's.
+    sizes, rewards = np.abs(logged.action[:, 0]), logged.reward
+    halted = rows.terminated
+    assert 0 < halted.sum() < 6 and not plain.terminated.any()
+    size = np.abs(rows.action[:, 0])
+    assert size[~halted].max() <= size[halted].min() and np.any(np.abs(0.5 * sizes) >= size[~halted].max())
+    norms = np.maximum(np.linalg.norm(rows.observation, axis=1), 4 * size)
+    added = rows.reward - (rows.observation.sum(axis=1) - LAMBDA * norms)
+    np.testing.assert_allclose(added[~halted], 0, atol=1e-5)
+    # With the discount .99 of SAC: .99 / .01 times the smallest reward.
+    assert np.ptp(added[halted]) < 1e-3 and np.abs(99 * rewards - added[halted][0]).min() < 1e-3
+    assert len(rows.reward) == 12 - np.sum(halted[:6]), "the branch of a row of the first step that halts has no second"
 
 
 def test_the_model_is_fitted_once_and_to_the_file_alone():

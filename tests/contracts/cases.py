@@ -79,6 +79,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]] | tuple[str, dict[str, Any], str]
     "td3, normalised observations": ("td3", {"normalize_observations": True}),
     "dqn, normalised": ("dqn", {"normalize_observations": True, "normalize_rewards": True}, CHOICES),
     "sac, discrete actions": ("sac", {}, CHOICES),
+    "bc, discrete actions": ("bc", {}, CHOICES),
+    "mopo, halts": ("mopo", {"halts": True}),
     "redq, discrete actions, dropout": ("redq", {"agent.dropout": 0.1}, CHOICES),
     "mbpo, discrete actions, M2AC": ("mbpo", {"trust.rule": "m2ac"}, CHOICES),
     "mbpo, learner MPO": ("mbpo", {"learner": "mpo", "mpo.hidden": (16, 16), "mpo.samples": 5}),

@@ -264,7 +264,6 @@ def test_what_is_no_npz_is_told(tmp_path):
         (bytes(90), "as numpy.savez writes it"),
         (b"reward,action\r\n1,2\r\n", ": it is text; read it with numpy.loadtxt or pandas and write its columns with"),
         (b"PAR1" + bytes(90), ": it is a Parquet file; read it with pandas"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(90), ": it is an HDF5 file; read it with h5py and write its arrays with numpy.savez"),
         (pickle.dumps([1]), ": it is a pickle, which is not read; write its arrays with numpy.savez"),
     ):
         plain.write_bytes(content)

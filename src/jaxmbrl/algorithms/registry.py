@@ -45,6 +45,7 @@ MODULES = {
     "dqn": "model_free.dqn",
     "qt-opt": "model_free.qt_opt",
     "naf": "model_free.naf",
+    "bc": "model_free.bc",
     "ppo": "on_policy.ppo",
     "trpo": "on_policy.trpo",
     "a2c": "on_policy.a2c",
@@ -122,7 +123,10 @@ class Goal(NamedTuple):
     about: str = "its preset"
     """Description of the case in the tables of returns."""
     data: int = 0
-    """Transitions of uniformly random actions to learn from, instead of collecting; 0 for none."""
+    """Transitions to learn from, instead of collecting; 0 for none."""
+    behaviour: str = ""
+    """The method whose deterministic policy, trained with its default preset, acts in these transitions; empty for
+    uniformly random actions."""
     best: bool = False
     """Whether the best evaluation during training must reach the return, instead of the last policy: for methods whose
     policy gets worse again."""

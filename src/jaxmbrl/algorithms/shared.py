@@ -32,6 +32,7 @@ from jaxmbrl.core.types import (
     DynamicsModel,
     Hyper,
     Key,
+    Learner,
     Metrics,
     ModelView,
     Policy,
@@ -392,14 +393,15 @@ def steps_after_warmup(config: Any, clock: Clock) -> Int[Array, ""]:
 
 def update_agent(
     config: OffPolicySettings,
-    agent: ActorCritic,
+    agent: ActorCritic | Learner,
     state: PyTree,
     clock: Clock,
     draw: Callable[[Key], Any],
     key: Key,
     period: int = 1,
 ) -> tuple[PyTree, Metrics]:
-    """The updates of one call of `learn`, on batches sampled by `draw(key)`; none during the warm-up.
+    """The updates of one call of `learn`, on batches sampled by `draw(key)`; none during the warm-up. An actor-critic, or
+    with an `actor_delay` of 1 any other learner.
 
     There are `updates_per_step` updates for each environment, once in the `period` steps of a call. Every `actor_delay`-th
     of all updates also updates the actor.

@@ -21,7 +21,8 @@ from jaxmbrl.core.config import UserError, check
 from jaxmbrl.core.places import expanded
 
 if TYPE_CHECKING:
-    from jaxmbrl.training.runner import Trained
+    from jaxmbrl.training.runner import Evaluation, Trained
+    from jaxmbrl.training.scores import Reference
 
 SHORT_SECONDS = 5.0
 """Durations below this are not announced."""
@@ -31,7 +32,7 @@ def evaluate(words: list[str]) -> int:
     """`jaxmbrl evaluate`: returns of a run's policy, and a video."""
     from jaxmbrl.data import dataset
     from jaxmbrl.envs.bridges import twin
-    from jaxmbrl.training import programs, runner
+    from jaxmbrl.training import programs, runner, scores
     from jaxmbrl.training.run_folder import RunFolder
 
     parser = options.parser("evaluate", description="Returns of a run's deterministic policy on fixed start states.")
@@ -44,6 +45,8 @@ def evaluate(words: list[str]) -> int:
     )
     backends = "'gymnasium': the same episodes in real Gymnasium, with C MuJoCo; 'jax': in the compiled program"
     parser.add_argument("--backend", metavar="BACKEND", help=backends)
+    scored = "returns whose normalised scores are 0 and 100 (default: the task's, if there are any)"
+    parser.add_argument("--score-reference", nargs=2, type=float, metavar=("RANDOM", "EXPERT"), help=scored)
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object: per_seed, mean, iqm")
     film = "film the first seed's first episode, as a GIF of at most 300 frames (default: RUN/video.gif); else exit code 1"
     parser.add_argument("--video", nargs="?", const="", metavar="FILE", help=film)
@@ -52,6 +55,7 @@ def evaluate(words: list[str]) -> int:
         raise UserError(f"--episodes must be at least 1, got {args.episodes}")
     folder = RunFolder.open(args.run)
     config = programs.read(folder)
+    reference = scores.reference_of(config.env, args.score_reference)
     file = dataset.new_file("--video", args.video, ".gif") if args.video else expanded(args.run) / "video.gif"
     seeds = f"{config.seeds} seed{'s' if config.seeds > 1 else ''}"
     expected = ""
@@ -75,14 +79,25 @@ def evaluate(words: list[str]) -> int:
     if found.backend == "gymnasium":
         print(f"played in {twin.versions(physics=not config.env.startswith('gymnasium/'))}")
     print(f"mean {found.mean:.2f}, interquartile mean {found.iqm:.2f}, in {time.monotonic() - started:.1f} s")
+    if reference is not None:
+        print(scores.described(found.per_seed, reference))
     filmed = args.video is None or _film(args.run, args.model, args.backend, file)
     if args.json:
-        per_seed = [_finite(value) for value in found.per_seed]
-        summary = {"per_seed": per_seed, "mean": _finite(found.mean), "iqm": _finite(found.iqm), "backend": found.backend}
-        print(json.dumps(summary | {"env_steps": found.env_steps, "frozen": list(found.frozen)}, allow_nan=False))
+        print(json.dumps(_summary(found, reference), allow_nan=False))
     else:
         _suggest_after_evaluating(args.run, args.video is not None, policy)
     return 0 if filmed else 1
+
+
+def _summary(found: Evaluation, reference: Reference | None) -> dict[str, Any]:
+    """The JSON object of an evaluation; numbers that are not finite are None."""
+    from jaxmbrl.training.scores import normalized
+
+    per_seed = [_finite(value) for value in found.per_seed]
+    summary = {"per_seed": per_seed, "mean": _finite(found.mean), "iqm": _finite(found.iqm), "backend": found.backend}
+    if reference is not None:
+        summary["scores"] = [_finite(normalized(value, reference)) for value in found.per_seed]
+    return summary | {"env_steps": found.env_steps, "frozen": list(found.frozen)}
 
 
 def _suggest_after_evaluating(run: str, filmed: bool, policy: Trained) -> None:
@@ -263,7 +278,7 @@ def fit(words: list[str]) -> int:
 
 
 _FIT_TEXTS = (
-    ("data", "FILE", "Transitions, as 'jaxmbrl collect' writes them."),
+    ("data", "FILE", "Transitions, of 'jaxmbrl collect', D4RL or Minari."),
     ("env", "TASK", "The task whose known reward and termination to use; the file's own if not given."),
     ("out", "FILE", "Where to draw the calibration, FILE.png."),
 )

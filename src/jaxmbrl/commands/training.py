@@ -53,7 +53,7 @@ def train(words: list[str]) -> int:
         stem = f"{config.algorithm}-{re.sub('[/:]', '-', config.env)}"
         out = RunFolder.create(out or _free_folder(Path("runs"), stem)).path
     out = Path(hosts.gather(str(out))[0])
-    kind = "transitions" if algorithms.get(config.algorithm).offline is None else "steps on all transitions"
+    kind = "steps on all transitions" if programs.learns_offline(config) else "transitions"
     progress.say(
         f"training {config.algorithm} ({config.preset} preset) on {config.env}"
         f"{f', each action {config.action_repeat} times' if config.action_repeat > 1 else ''}: {program.total_steps:,} "
@@ -160,13 +160,16 @@ def _free_folder(parent: Path, stem: str) -> Path:
 
 
 def _report(result: Result, progress: Any) -> None:
-    """Print the folder of a finished run and suggest what to do next."""
-    from jaxmbrl.training import curve
+    """Print the folder of a finished run and suggest what to do next. A policy from data alone is evaluated, if it never
+    was."""
+    from jaxmbrl.training import curve, programs
 
     assert result.path is not None
     # With --data the policy plays no training episodes, so its return is known only from evaluations.
     if result.config.data is None or any("eval/return" in row for row in result.rows):
         progress.say(curve.text_curve(result.rows, width=min(progress.width, 80), height=12))
+    if programs.learns_offline(result.config) and not any("eval/return" in row for row in result.rows):
+        _evaluate(result, progress)
     finished = [row["train/return"] for row in result.rows if "train/return" in row]
     if finished:
         first, last = _mean_of_epoch(result.rows, first=True), _mean_of_epoch(result.rows, first=False)
@@ -186,6 +189,21 @@ def _report(result: Result, progress: Any) -> None:
         data = ["--data", config.data] if config.data else []
         progress.say(f"  {again('train', other, *task_words(result.task), *data)}")
     progress.say(f"  {again('list')}")
+
+
+def _evaluate(result: Result, progress: Any) -> None:
+    """Print the returns of the final policy, and their normalised scores if the task has a reference."""
+    from jaxmbrl.training import runner, scores
+
+    episodes = result.config.eval_episodes
+    found = runner.evaluate(result, episodes)
+    each = ", ".join(f"{value:.1f}" for value in found.per_seed)
+    progress.say(
+        f"return of the final policy {found.mean:.1f} ({each}), {episodes} episodes of {result.task.name} for each seed"
+    )
+    reference = scores.reference_of(result.config.env)
+    if reference is not None:
+        progress.say(scores.described(found.per_seed, reference))
 
 
 def task_words(task: Task) -> list[str]:
@@ -242,7 +260,7 @@ def parse_train(name: str, words: list[str], started: RunConfig | None = None) -
     for option, filled in _FILES.items():
         file = getattr(args, option.removeprefix("--"))
         if file == "":
-            raise UserError(f"{option} needs a value: an npz of transitions, as 'jaxmbrl collect' writes it")
+            raise UserError(f"{option} needs a value: a file of transitions, such as 'jaxmbrl collect' writes")
         if file is not None:
             learned = programs.configure(name, base.env, base.preset, base.settings, **{option.removeprefix("--"): file})
             base = dataclasses.replace(base, **{field: getattr(learned, field) for field in filled})
@@ -278,7 +296,7 @@ _TEXTS = (
     ("env", "TASK", "The task; 'jaxmbrl list' names them."),
     ("preset", "NAME", "Settings to start from; the task's own if not given. 'jaxmbrl list' names them."),
     ("config", "FILE", "Settings to start from: the config.yaml of a run, or presets of your own in YAML."),
-    ("data", "FILE", "Transitions to learn from instead of collecting, as 'jaxmbrl collect' writes them."),
+    ("data", "FILE", "Transitions to learn from instead of collecting: of 'jaxmbrl collect', D4RL or Minari."),
     ("demonstrations", "FILE", "Transitions of the task to sample besides those collected, by model-free methods."),
 )
 """Text options. All except the first are parsed before the other options, because the defaults of those depend on them."""

@@ -1,4 +1,5 @@
-"""Files of transitions: an npz with named arrays, one row per step, in the order in which they were collected.
+"""Files of transitions: an npz with named arrays, one row per step, in the order in which they were collected. D4RL's and
+Minari's files are read, too (`data.hdf5`).
 
 observation       [N, O] floats; or [N] whole numbers, elements of a discrete space; or images [N, H, W, ...]
 action            [N, A] in [-1, 1]; or [N] whole numbers, elements of a discrete space
@@ -36,7 +37,7 @@ from jaxmbrl.core.places import expanded
 from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Task, Transition
 from jaxmbrl.core.warning import warn_user
-from jaxmbrl.data import examining
+from jaxmbrl.data import examining, hdf5
 
 REQUIRED = ("observation", "action", "reward", "next_observation", "terminated")
 KNOWN = frozenset((*REQUIRED, "truncated", "last_observation", "env", "action_repeat"))
@@ -86,8 +87,6 @@ NEAR = 0.75
 """Likeness of two names from which one is taken for the other, misspelled."""
 FLAGS = ("terminated", "truncated")
 KINDS = {
-    b"\x89HDF": ": it is an HDF5 file; read it with h5py and write its arrays with numpy.savez "
-    "(docs/tutorials/own_data.md has the code)",
     b"\x93NUMPY": ": it is one array without a name; numpy.savez writes several with their names",
     b"\x80": ": it is a pickle, which is not read; write its arrays with numpy.savez",
     b"PAR1": ": it is a Parquet file; read it with pandas and write arrays with numpy.savez",
@@ -113,11 +112,13 @@ class Dataset(NamedTuple):
     """What was subtracted from each column of vector observations; None for other observations."""
     digits: tuple[str, ...]
     """Messages about columns whose changes are lost in the conversion, or from which an offset was subtracted."""
+    notes: tuple[str, ...] = ()
+    """Messages about how a file of another library was read (`data.hdf5`)."""
 
     @property
     def warnings(self) -> list[str]:
-        """`digits`, and messages about what looks like a mistake in the rows (`data.examining`)."""
-        return [*self.digits, *examining.hardly_varying(self.rows), *examining.examine(self.rows)]
+        """`notes`, `digits`, and messages about what looks like a mistake in the rows (`data.examining`)."""
+        return [*self.notes, *self.digits, *examining.hardly_varying(self.rows), *examining.examine(self.rows)]
 
     def warn(self) -> None:
         """Give each of `warnings` as a `DataWarning`."""
@@ -198,25 +199,19 @@ def load(path: str | Path, centered: bool = False) -> Dataset:
     the conversion, from each column of the observation whose changes would be lost in it, such as a clock or a position in
     world coordinates. Use it only where nothing depends on the absolute values.
     """
+    place = expanded(path)
     try:
-        content = expanded(path).read_bytes()
+        content = place.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    arrays: dict[str, Any] = {}
-    name = None
+    arrays: dict[str, Any]
+    notes: tuple[str, ...] = ()
     try:
-        file = np.load(io.BytesIO(content), allow_pickle=False)
-        for name in file.files:
-            arrays[name] = file[name]
-    except MemoryError:
-        raise UserError(f"{path} does not fit into this machine's memory; split it") from None
-    except Exception as error:
-        # A damaged zip file raises many kinds of undocumented errors.
-        kind = _kind(content)
-        if name is not None and "Object arrays" in str(error):
-            kind = f": '{name}' contains Python objects, which are not read; convert them to an array of numbers"
-        raise UserError(f"{path} is not an npz file of plain arrays, as numpy.savez writes it{kind}") from None
-    try:
+        if content.startswith(hdf5.SIGNATURE):
+            arrays, notes, metadata = hdf5.read(place, content)
+            content += metadata
+        else:
+            arrays = _arrays(content)
         rows = _rows(arrays)
         given = rows._replace(observation=arrays["observation"], reward=arrays["reward"])
         given = given._replace(next_observation=_given_successors(arrays, rows))
@@ -233,9 +228,34 @@ def load(path: str | Path, centered: bool = False) -> Dataset:
                 lost = _lost(arrays, rows)
             found += _lost_digits(arrays["observation"], lost)
         digest = hashlib.sha256(content).hexdigest()
-        return Dataset(rows, _env(arrays), digest, _action_repeat(arrays), offset, tuple(found))
+        return Dataset(rows, _env(arrays), digest, _action_repeat(arrays), offset, tuple(found), notes)
+    except MemoryError:
+        raise UserError(f"{path} does not fit into this machine's memory; split it") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _arrays(content: bytes) -> dict[str, Any]:
+    """The arrays of an npz with these bytes. Raises UserError, without the path, for any other file."""
+    arrays: dict[str, Any] = {}
+    name = None
+    try:
+        file = np.load(io.BytesIO(content), allow_pickle=False)
+        # A damaged directory of the zip file may lack entries, and only their number tells.
+        end = content.rfind(b"PK\x05\x06")
+        if len(file.files) != int.from_bytes(content[end + 10 : end + 12], "little"):
+            raise ValueError
+        for name in file.files:
+            arrays[name] = file[name]
+    except MemoryError:
+        raise
+    except Exception as error:
+        # A damaged zip file raises many kinds of undocumented errors.
+        kind = _kind(content)
+        if name is not None and "Object arrays" in str(error):
+            kind = f": '{name}' contains Python objects, which are not read; convert them to an array of numbers"
+        raise UserError(f"it is not an npz file of plain arrays, as numpy.savez writes it{kind}") from None
+    return arrays
 
 
 def _kind(content: bytes) -> str:

@@ -210,3 +210,13 @@ def largest_deviation(mean: Float[Array, "E N D"], variance: Float[Array, "E N D
     """The largest over members of the norm of the predicted standard deviations, in the units of the means (MOPO, arXiv
     2005.13239, section 4.3). Its square is the largest trace of a member's covariance."""
     return jnp.sqrt(jnp.max(jnp.sum(variance, axis=-1), axis=0))
+
+
+def largest_difference(mean: Float[Array, "E N D"]) -> Float[Array, "N"]:
+    """The largest distance of two members' means, in their units (MOReL, arXiv 2005.05951, section 4.2)."""
+
+    # One member at a time, to save memory.
+    def from_member(e: Int[Array, ""]) -> Float[Array, "N"]:
+        return jnp.max(jnp.sum((mean - mean[e]) ** 2, axis=-1), axis=0)
+
+    return jnp.sqrt(jnp.max(jax.lax.map(from_member, jnp.arange(mean.shape[0])), axis=0))

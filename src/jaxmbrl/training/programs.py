@@ -117,12 +117,17 @@ class RunConfig:
         return None
 
 
+def learns_offline(config: RunConfig) -> bool:
+    """Whether a run learns from all rows of a file at once (`algorithms.Method.offline`)."""
+    return config.data is not None and algorithms.get(config.algorithm).offline is not None
+
+
 def unlearned(config: RunConfig, env_steps: int, over: bool = False) -> str | None:
     """What to tell the user if no update, or only one, is made in the first `env_steps` steps of a run, because its warm-up
     is not shorter; None otherwise, for a planner in the true simulator, which needs no update, and for an offline method,
     which has no warm-up. `over` tells it of a run that has ended."""
     settings = config.settings
-    if config.data is not None and algorithms.get(config.algorithm).offline is not None:
+    if learns_offline(config):
         return None
     warmup = getattr(settings, "warmup_steps", 0)
     planner = isinstance(settings, ChoosesModel) and settings.uses_true_model()
@@ -309,8 +314,7 @@ def build(config: RunConfig, learns: bool = True, task: Task | None = None) -> P
     method, settings = algorithms.get(config.algorithm), config.settings
     check_whole(to_dict(config))
     task = checked_task(config.env if task is None else task, config.action_repeat)
-    in_turn = config.data is None or method.offline is None
-    algorithm = method.make(settings, task) if in_turn else None
+    algorithm = None if learns_offline(config) else method.make(settings, task)
     if algorithm is not None and config.data is not None and algorithm.on_policy:
         raise UserError(f"{config.algorithm} learns from transitions of its own policy: it cannot be trained from data")
     data = None
@@ -408,7 +412,7 @@ def _data(config: RunConfig, task: Task) -> Transition:
     rows, settings = len(data.rows.reward), config.settings
     if settings.num_envs != 1:
         raise UserError(f"num_envs must be 1 with data, got {settings.num_envs}")
-    in_turn = algorithms.get(config.algorithm).offline is None
+    in_turn = not learns_offline(config)
     if in_turn and settings.epoch_steps > rows:
         warmup = getattr(settings, "warmup_steps", 0)
         also = f" and warmup_steps, which is {warmup}, to {rows // 2}, or nothing is learned" if warmup >= rows else ""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxmbrl.core import metrics
-from jaxmbrl.core.types import ActorCritic, Key, Metrics, PyTree, Transition
+from jaxmbrl.core.types import ActorCritic, Key, Learner, Metrics, PyTree, Transition
 
 UpdateCritic = Callable[..., tuple[Any, Metrics, Float[Array, "B"]]]
 """(state, batch, key) -> (state, metrics, absolute error of each row); `weight` [B] is optional."""
@@ -32,7 +32,7 @@ class Drawn(NamedTuple):
 
 
 def updates(
-    agent: ActorCritic,
+    agent: ActorCritic | Learner,
     state: Any,
     draw: Callable[[Key], Transition],
     key: Key,
@@ -62,7 +62,7 @@ def updates(
 
 @jax.named_scope("update")
 def updates_with_errors(
-    agent: ActorCritic,
+    agent: ActorCritic | Learner,
     state: Any,
     priorities: PyTree,
     draw: Callable[[PyTree, Key], Drawn],
@@ -83,6 +83,7 @@ def updates_with_errors(
         if actor_delay == 1:
             state, found, error = agent.update(state, batch.rows, agent_key, **batch.given)
             return (state, settle(priorities, batch.origin, error)), found | batch.metrics
+        assert isinstance(agent, ActorCritic), "a learner without critics has no actor_delay"
         critic_key, actor_key = jax.random.split(agent_key)
         state, of_critic, error = agent.update_critic(state, batch.rows, critic_key, **batch.given)
         # The index is not batched over seeds, so only one branch runs.

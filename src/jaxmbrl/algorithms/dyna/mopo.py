@@ -13,8 +13,12 @@
 lambda is `penalty`. The norm is that of the standard deviations which a member predicts for the next observation and
 a learned reward, in the task's units. Nothing is collected, and the environment is used for evaluation only. A step is one
 call of the updates; there is no warm-up. With lambda 0 this is MBPO on a buffer that does not change
-(`algorithms.dyna.mbpo`), with a `real_ratio` of 1 SAC on the data alone. `ensemble.halt_above` ends a branch where the
-model is too uncertain, as MOReL does (Kidambi et al., arXiv 2005.05951).
+(`algorithms.dyna.mbpo`), with a `real_ratio` of 1 SAC on the data alone.
+
+With `halts` it learns in the pessimistic decision process of MOReL (Kidambi et al., arXiv 2005.05951;
+`models.pessimistic`): where the members disagree about a step by more than `halt_above` times the largest disagreement on
+logged rows, the step leads to an absorbing state with the reward `halt_reward`, and its branch ends. MOReL itself is this
+with lambda 0. It plans by natural policy gradient on trajectories of several hundred steps; here SAC learns on branches.
 
 Without a file the rows are collected, and this is MBPO with a penalty: the model is refitted to the rows so far each time.
 
@@ -29,7 +33,7 @@ from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from jaxtyping import Array, Float
 
 from jaxmbrl import agents
@@ -40,6 +44,7 @@ from jaxmbrl.core import metrics
 from jaxmbrl.core.config import Traced
 from jaxmbrl.core.types import (
     Algorithm,
+    Average,
     Clock,
     DynamicsModel,
     Hyper,
@@ -50,13 +55,14 @@ from jaxmbrl.core.types import (
     Task,
     Transition,
     Views,
+    World,
     flatten,
     row_like,
 )
 from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vectors_and_actions
-from jaxmbrl.models import branching, disagreement
+from jaxmbrl.models import branching, disagreement, pessimistic
 from jaxmbrl.models.branching import Imagined
 from jaxmbrl.models.disagreement import TrustConfig
 
@@ -69,8 +75,20 @@ class Config(BranchedSettings):
     """lambda: subtracted from an imagined reward for each unit of the largest member's standard deviation."""
     trust: TrustConfig = field(default_factory=lambda: TrustConfig("mopo"))
     """The rule that filters imagined rows, `mopo` for this penalty; its own `penalty` has no effect."""
+    halts: bool = False
+    """Whether imagined steps halt where the members disagree (MOReL)."""
+    halt_above: Annotated[float, Gt(0), Traced] = 1.0
+    """The threshold, as a multiple of the largest disagreement on logged rows."""
+    halt_reward: float | None = None
+    """-kappa, the reward at every step after a halt; None for the smallest logged reward."""
     refit: bool = False
     """With a file, whether the model is fitted again every `refit_every` steps, and not only once."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """(field, message) of the first violated rule that involves several fields, or None."""
+        if self.halts and self.agent.discount == 1 and self.halt_reward != 0:
+            return "halt_reward", "must be 0 with agent.discount 1: the reward at every step after a halt has no sum"
+        return super().problem()
 
 
 class State(NamedTuple):
@@ -84,12 +102,13 @@ class State(NamedTuple):
     """Imagined transitions, with lowered rewards."""
     real_ratio: Float[Array, ""]
     penalty: Float[Array, ""]
+    halt_above: Float[Array, ""]
     key: Key
 
 
 def make(config: Config, task: Task, data: Transition | None = None, model: DynamicsModel | None = None) -> Algorithm:
     """MOPO on `task` from the rows `data` [N, ...], or without any on collected rows. `model` overrides the default
-    ensemble. `hyper` may hold `real_ratio` and `penalty`, traced, and the agent's."""
+    ensemble. `hyper` may hold `real_ratio`, `penalty` and `halt_above`, traced, and the agent's."""
     agent = agents.make(config.agent, *vectors_and_actions(task, "mopo"))
     model = model or shared.ensemble_for(config, task)
     # With a file there is nothing to wait for: the first call fits the model.
@@ -106,6 +125,7 @@ def make(config: Config, task: Task, data: Transition | None = None, model: Dyna
             imagined=branching.init(row_like(task), config.imagined_capacity, config.rounds_kept, config.trust),
             real_ratio=jnp.asarray(hyper.get("real_ratio", config.real_ratio), float),
             penalty=jnp.asarray(hyper.get("penalty", config.penalty), float),
+            halt_above=jnp.asarray(hyper.get("halt_above", config.halt_above), float),
             key=key,
         )
 
@@ -128,13 +148,15 @@ def make(config: Config, task: Task, data: Transition | None = None, model: Dyna
 
         def fit_and_imagine(learned: tuple[PyTree, Imagined]) -> tuple[tuple[PyTree, Imagined], Metrics]:
             model_state, imagined = learned
-            fit_key, imagine_key = jax.random.split(refit_key)
+            # The first two keys are those of MBPO.
+            fit_key, imagine_key, halt_key = jax.random.split(refit_key, 3)
             model_state, fitted = metrics.cond_update(fits, lambda state: model.fit(state, rows, fit_key), model_state)
             acting = branching.with_disagreement(agent.policy(state.agent, True), rule, model, model_state)
-            steps = shared.steps_after_warmup(config, clock)
-            imagined, found = shared.branch_from_replay(
-                config, rule, model.world(model_state), acting, real, imagined, steps, imagine_key
-            )
+            steps, world = shared.steps_after_warmup(config, clock), model.world(model_state)
+            if config.halts:
+                world, of_halt = halting(config, model, model_state, world, real, state, halt_key)
+                fitted |= of_halt
+            imagined, found = shared.branch_from_replay(config, rule, world, acting, real, imagined, steps, imagine_key)
             return (model_state, imagined), fitted | found
 
         (model_state, imagined), fitted = metrics.cond_update(
@@ -143,7 +165,7 @@ def make(config: Config, task: Task, data: Transition | None = None, model: Dyna
 
         draw = shared.mixed_batches(config, state.real_ratio, real, imagined)
         agent_state, updated = shared.update_agent(config, agent, state.agent, clock, draw, update_key)
-        state = State(agent_state, model_state, collected, imagined, state.real_ratio, state.penalty, key)
+        state = state._replace(agent=agent_state, model=model_state, replay=collected, imagined=imagined, key=key)
         return state, fitted | updated
 
     def views(state: State) -> Views:
@@ -155,6 +177,19 @@ def make(config: Config, task: Task, data: Transition | None = None, model: Dyna
         )
 
     return Algorithm(init, policy, learn, period=1, views=views)
+
+
+def halting(
+    config: Config, model: DynamicsModel, fitted: PyTree, world: World, real: Replay, state: State, key: Key
+) -> tuple[World, Metrics]:
+    """The `world` that `model` imagines in the state `fitted`, with MOReL's halts. Threshold and reward are computed from
+    `rollout_rows` real rows."""
+    rows = replay.sample(real, key, config.rollout_rows)
+    threshold = state.halt_above * jnp.max(pessimistic.discrepancy(model, fitted, rows.observation, rows.action))
+    reward = jnp.min(rows.reward) if config.halt_reward is None else config.halt_reward
+    halted = pessimistic.halt_value(reward, state.agent.discount)
+    found = {"imagine/halt_above": Average.of(threshold), "imagine/halt_value": Average.of(halted)}
+    return pessimistic.pessimistic(world, model, fitted, threshold, halted), found
 
 
 METHOD = Method(
