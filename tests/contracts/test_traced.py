@@ -74,7 +74,7 @@ def collected(algorithm: Algorithm, program: programs.Program, state: Any) -> Tr
 @functools.cache
 def traced(case: str) -> Traced:
     program = programs.build(configured(case, steps=3 * EPOCH, seeds=SEEDS))
-    algorithm, clock = program.algorithm, loop.clock_at(0)
+    algorithm, clock = program.algorithm, program.clock_at(0)
     state = jax.eval_shape(lambda key: algorithm.init(key, {}, None), jax.random.key(0))
     transitions = collected(algorithm, program, state)
     one = jax.make_jaxpr(algorithm.learn)(clock, state, transitions)

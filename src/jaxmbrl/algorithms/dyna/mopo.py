@@ -131,9 +131,9 @@ def make(config: Config, task: Task, data: Transition | None = None, model: Dyna
             fit_key, imagine_key = jax.random.split(refit_key)
             model_state, fitted = metrics.cond_update(fits, lambda state: model.fit(state, rows, fit_key), model_state)
             acting = branching.with_disagreement(agent.policy(state.agent, True), rule, model, model_state)
-            steps = shared.steps_after_warmup(config, clock)
+            length = config.rollout_length.at(shared.steps_after_warmup(config, clock))
             imagined, found = shared.branch_from_replay(
-                config, rule, model.world(model_state), acting, real, imagined, steps, imagine_key
+                config, rule, model.world(model_state), acting, real, imagined, length, imagine_key
             )
             return (model_state, imagined), fitted | found
 
