@@ -17,7 +17,7 @@ from jaxmbrl.algorithms import schedules, shared
 from jaxmbrl.core.config import UserError
 from jaxmbrl.scheduling import auto_mbpo
 from jaxmbrl.scheduling.auto_mbpo import SearchConfig, Values, changed
-from jaxmbrl.training import evaluation, programs
+from jaxmbrl.training import programs
 
 SETTINGS = {
     "agent.hidden": [8],
@@ -35,7 +35,7 @@ SETTINGS = {
 STEPS = 28
 """Two epochs of two decisions after the warm-up, after rounding up."""
 ALL = ("refit_every", "real_ratio", "updates_per_step", "rollout_length")
-SMALL = SearchConfig(decides=ALL, stages=2, runs=2, baseline_runs=1, eval_episodes=2, most_updates=4)
+SMALL = SearchConfig(decides=ALL, stages=2, runs=2, baseline_runs=1, eval_episodes=2, most_updates=4, longest=2)
 
 
 @pytest.fixture(autouse=True)
@@ -48,17 +48,14 @@ def searching():
     return auto_mbpo.make("pendulum", SMALL, preset="small", settings=SETTINGS, steps=STEPS)
 
 
-def returns_of_mbpo(settings, seed):
-    """Returns one step before the end of each epoch, of a run of MBPO without a search."""
-    config = programs.configure("mbpo", "pendulum", "small", {**SETTINGS, **settings}, STEPS)
-    program = programs.build(config)
-    run, clock = jax.jit(program.loop.run), program.clock_at(0)
-    states = jax.jit(program.loop.init)(jnp.arange(1) + seed, {})
-    judge = jax.jit(lambda clock, states: evaluation.evaluate(program.algorithm, program.task, states, 2, clock))
-    found = []
+def returns_of(program, run, clock, seed):
+    """Returns one step before the end of each epoch, of a run of `program` without a search."""
+    judge = searching()._evaluate
+    states, found = jax.jit(program.loop.init)(jnp.arange(1) + seed, {}), []
     for calls in (19, 8):
         clock, states = run(clock, states, jnp.asarray(calls, jnp.int32))
-        found.append(float(np.mean(judge(clock, states.algorithm))))
+        # Of the policy alone, which does not depend on the clock.
+        found.append(float(np.mean(judge(searching().program.clock_at(0), states.algorithm))))
     return found
 
 
@@ -69,21 +66,22 @@ def decided(*choices):
 
 def test_constant_decisions_are_mbpo_bit_for_bit():
     run = searching().play(decided(*[(0, 1, 1, 1)] * 4), seed=3)
-    assert run.returns.tolist() == returns_of_mbpo({}, 3)
+    program = programs.build(programs.configure("mbpo", "pendulum", "small", SETTINGS, STEPS))
+    assert run.returns.tolist() == returns_of(program, jax.jit(program.loop.run), program.clock_at(0), 3)
     assert run.table.tolist() == [[0.5, 4, 2, 2]] * 4
 
 
 def test_what_is_found_is_a_table_that_mbpo_follows_bit_for_bit():
-    choices = [(1, 2, 2, 2), (1, 2, 0, 0), (0, 0, 2, 1), (1, 0, 2, 2)]
+    choices = [(1, 2, 2, 0), (1, 2, 0, 2), (0, 0, 2, 2), (1, 0, 2, 0)]
     search = searching()
     run = search.play(decided(*choices), seed=5)
     # Only the first decision of an epoch changes the length; the first fit is made whatever is decided.
-    np.testing.assert_allclose(run.table, [[0.6, 0, 3, 3], [0.72, 0, 2, 3], [0.6, 4, 3, 3], [0.5, 0, 4, 3]])
+    np.testing.assert_allclose(run.table, [[0.6, 0, 3, 1], [0.72, 0, 2, 1], [0.6, 4, 3, 2], [0.5, 0, 4, 2]])
     assert run.decisions.weight.tolist() == [[0, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0]]
     table = search.table_of(run)
     assert table.steps == (0, 4, 8, 12)
-    assert returns_of_mbpo({"schedule": table}, 5) == run.returns.tolist()
-    assert returns_of_mbpo({}, 5) != run.returns.tolist()
+    clock = search.program.clock_at(0)._replace(schedule=schedules.arrays(table, 4))
+    assert returns_of(search.program, search._run, clock, 5) == run.returns.tolist()
     fit = [0.05, 0.05, -0.05, 0.05]
     earned = (run.returns - search.baseline) / 300
     np.testing.assert_allclose(run.decisions.reward, [fit[0], fit[1] + earned[0], fit[2], fit[3] + earned[1]], rtol=1e-5)
@@ -98,7 +96,7 @@ def test_the_state_is_scaled_and_clipped():
     assert state[0, 2] == 0 and np.all(state[1:, 2] > 0), "no update before the first decision"
     assert np.all(state[:2, 3] == 0) and np.all(state[2:, 3] > 0), "the policy moves in the first epoch"
     np.testing.assert_allclose(state[2, 4], max(run.returns[0] / 3000, -1), rtol=1e-6)
-    np.testing.assert_allclose(state[:, 5:], [[0.5, 2 / 4, 2 / 5]] * 4)
+    np.testing.assert_allclose(state[:, 5:], [[0.5, 2 / 4, 2 / 2]] * 4)
 
 
 def test_changes_by_hand():

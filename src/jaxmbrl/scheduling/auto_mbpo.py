@@ -192,7 +192,7 @@ class Search:
         self._decide = jax.jit(self.controller.decide, static_argnames="greedy")
         self._update = jax.jit(self.controller.update)
         self._evaluate = jax.jit(
-            lambda clock, states: evaluation.evaluate(algorithm, task, states.algorithm, config.eval_episodes, clock)
+            lambda clock, states: evaluation.evaluate(algorithm, task, states, config.eval_episodes, clock)
         )
         self._actions = jax.jit(jax.vmap(self._greedy_actions))
 
@@ -218,7 +218,7 @@ class Search:
         table, returns, rewards = [], [], np.zeros(self.length)
         # Branches are imagined in the call that reaches a multiple of tau after the warm-up: decide before it.
         clock, states = self._run(clock, states, jnp.asarray(self.warmup // steps_per_call - 1, jnp.int32))
-        last_return, older = float(np.mean(self._evaluate(clock, states))), None
+        last_return, older = float(np.mean(self._evaluate(clock, states.algorithm))), None
         for t in range(self.length):
             starts_epoch = t % self.epoch_decisions == 0
             seen = seen.updated(states)
@@ -239,7 +239,7 @@ class Search:
             clock = clock._replace(schedule=self.schedule_of(now))
             clock, states = self._run(clock, states, jnp.asarray(self.tau // steps_per_call, jnp.int32))
             if (t + 1) % self.epoch_decisions == 0:
-                last_return = float(np.mean(self._evaluate(clock, states)))
+                last_return = float(np.mean(self._evaluate(clock, states.algorithm)))
                 rewards[t] += (last_return - self.baseline[len(returns)]) / self.config.return_scale
                 returns.append(last_return)
         kinds = (np.float32, np.int32, np.float32, np.float32)
