@@ -109,13 +109,13 @@ def arrays(config: ScheduleConfig, every: int) -> Schedule | tuple[()]:
     if not config.columns():
         return ()
 
-    def column(values: tuple[Any, ...], kind: type) -> Any:
-        return np.asarray(values, kind) if values else ()
+    def column(values: Any, kind: type) -> Any:
+        return () if values == () else np.asarray(values, kind)
 
     begins, intervals = _fits(config, every)
     return Schedule(
-        steps=np.asarray(config.steps, np.int32),
-        interpolates=np.asarray(config.interpolation == "linear"),
+        steps=column(config.steps, np.int32),
+        interpolates=column(config.interpolation == "linear", bool),
         real_ratio=column(config.real_ratio, np.float32),
         updates_per_step=column(config.updates_per_step, np.int32),
         rollout_length=column(config.rollout_length, np.int32),

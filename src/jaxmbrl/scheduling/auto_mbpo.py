@@ -215,7 +215,9 @@ class Search:
         now = self.first_values()
         seen = _Seen(0.0, 0.0, 0.0)
         rows: list[tuple[Any, ...]] = []
-        table, returns, rewards = [], [], np.zeros(self.length)
+        table: list[list[float]] = []
+        returns: list[float] = []
+        rewards = np.zeros(self.length)
         # Branches are imagined in the call that reaches a multiple of tau after the warm-up: decide before it.
         clock, states = self._run(clock, states, jnp.asarray(self.warmup // steps_per_call - 1, jnp.int32))
         last_return, older = float(np.mean(self._evaluate(clock, states.algorithm))), None
@@ -229,7 +231,7 @@ class Search:
                 older = jax.tree.map(jnp.copy, states.algorithm.agent)
             state = self.state_of(t / self.length, seen, last_return, now)
             choice, log_probability = (np.asarray(x) for x in decide(state, t))
-            by_name = dict(zip(self.config.decides, (int(x) for x in choice), strict=True))
+            by_name = {str(name): int(x) for name, x in zip(self.config.decides, choice, strict=True)}
             now = changed(self.config, now, by_name, starts_epoch)
             if "refit_every" in by_name:
                 rewards[t] += self.config.fit_price * (by_name["refit_every"] - 0.5)
@@ -242,9 +244,8 @@ class Search:
                 last_return = float(np.mean(self._evaluate(clock, states.algorithm)))
                 rewards[t] += (last_return - self.baseline[len(returns)]) / self.config.return_scale
                 returns.append(last_return)
-        kinds = (np.float32, np.int32, np.float32, np.float32)
-        columns = (jnp.asarray(np.array(x, kind)) for x, kind in zip(zip(*rows, strict=True), kinds, strict=True))
-        made = Decisions(*columns, reward=jnp.asarray(rewards, jnp.float32))
+        columns, kinds = [*zip(*rows, strict=True), rewards], (np.float32, np.int32, np.float32, np.float32, np.float32)
+        made = Decisions(*(jnp.asarray(np.array(x, kind)) for x, kind in zip(columns, kinds, strict=True)))
         return Run(made, np.array(table, float), np.array(returns))
 
     def has_effect(self, name: str, t: int) -> bool:
