@@ -136,7 +136,7 @@ API = {
     "agents": ("Agents", "agents"),
     "algorithms": ("Algorithms", "algorithms"),
     "diagnostics": ("Diagnostics", "diagnostics debug"),
-    "training": ("Training", "training exporting sweeping"),
+    "training": ("Training", "training exporting scheduling sweeping"),
 }
 """Page of the reference -> (title, its modules and packages). A module is on the first page that names it."""
 

@@ -25,7 +25,7 @@ LAYERS = [
     {"agents"},
     {"algorithms"},
     {"training"},
-    {"debug", "diagnostics", "exporting", "sweeping"},
+    {"debug", "diagnostics", "exporting", "scheduling", "sweeping"},
     {"report"},
     {"commands"},
     {"cli"},

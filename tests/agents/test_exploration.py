@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmbrl.agents import exploration
+from jaxmbrl.core.schedules import linear
 from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Policy
 
@@ -73,6 +74,6 @@ def test_epsilon_greedy_takes_a_uniform_choice_with_that_probability():
 
 
 def test_a_linear_schedule_ends():
-    schedule = jax.jit(lambda step: exploration.linear(1.0, 0.1, 100, step))
+    schedule = jax.jit(lambda step: linear(1.0, 0.1, 100, step))
     found = [float(schedule(step)) for step in (0, 50, 100, 1000)]
     np.testing.assert_allclose(found, [1.0, 0.55, 0.1, 0.1], rtol=1e-6)

@@ -30,6 +30,19 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]] | tuple[str, dict[str, Any], str]
     ),
     "mbpo, M2AC, learned termination": ("mbpo", {"trust.rule": "m2ac", "learn_termination": True}),
     "bmpo, backward policy by a GAN": ("bmpo", {"backward_learner": "gan", "gan.hidden": (16,)}),
+    "mbpo, scheduled": (
+        "mbpo",
+        {
+            "schedule": {
+                "steps": [0, 100],
+                "interpolation": "linear",
+                "real_ratio": [0.1, 0.5],
+                "refit_every": [50, 100],
+                "updates_per_step": [1, 3],
+                "rollout_length": [1, 3],
+            }
+        },
+    ),
     "bptt, through the true simulator": ("bptt", {"model": "true", "rematerialize": False}),
     "svg, noise inferred, known reward": ("svg", {"horizon": 1, "noise": "inferred", "learn_reward": False}),
     "muzero, PUCT, priorities, plain numbers, weight decay": (

@@ -74,7 +74,7 @@ def collected(algorithm: Algorithm, program: programs.Program, state: Any) -> Tr
 @functools.cache
 def traced(case: str) -> Traced:
     program = programs.build(configured(case, steps=3 * EPOCH, seeds=SEEDS))
-    algorithm, clock = program.algorithm, loop.clock_at(0)
+    algorithm, clock = program.algorithm, program.clock_at(0)
     state = jax.eval_shape(lambda key: algorithm.init(key, {}, None), jax.random.key(0))
     transitions = collected(algorithm, program, state)
     one = jax.make_jaxpr(algorithm.learn)(clock, state, transitions)
@@ -225,7 +225,7 @@ def test_replay_buffers_are_written_by_scatter_alone(method: Traced) -> None:
     replays = jax.tree_util.tree_leaves_with_path(method.state, is_leaf=lambda x: isinstance(x, tuple(STORED)))
     data = tuple(f"{jax.tree_util.keystr(path)}.{name}" for path, x in replays for name in STORED.get(type(x), ()))
     assert data or not has_replay(method.program), "the method keeps no replay buffer: is this test still about something?"
-    clock = len(jax.tree.leaves(loop.clock_at(0)))
+    clock = len(jax.tree.leaves(method.program.clock_at(0)))
     for i, path in enumerate(paths):
         if path.startswith(data):
             found, source = writes(method.one.jaxpr, method.one.jaxpr.outvars[i])

@@ -17,11 +17,12 @@ from annotated_types import Ge, Gt
 from flax import linen as nn
 
 from jaxmbrl import algorithms, envs
-from jaxmbrl.agents.exploration import linear, with_epsilon
+from jaxmbrl.agents.exploration import with_epsilon
 from jaxmbrl.algorithms import Method, Preset
 from jaxmbrl.algorithms.shared import no_data
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import Traced
+from jaxmbrl.core.schedules import linear
 from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Algorithm, Average, Clock, CriticView, Key, Policy, Transition, Views, flatten, row_like
 from jaxmbrl.data import sequences

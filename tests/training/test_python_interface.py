@@ -272,7 +272,8 @@ def test_an_argument_of_train_among_the_settings_is_told(settings, what, instead
             "mbpo",
             "ensemble.learning_rate",
             " (ensemble.annealing is a cosine schedule of the learning rate over each fit; rollout_length is a linear "
-            "schedule of its own)",
+            "schedule of its own; schedule is a table of real_ratio, refit_every, updates_per_step and rollout_length over "
+            "environment steps)",
         ),
     ],
 )

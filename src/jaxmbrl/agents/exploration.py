@@ -99,8 +99,3 @@ def with_epsilon(policy: Policy, space: Space, epsilon: Float[Array, ""] | float
         return jnp.where(explores, sampled, action), extras, memory
 
     return Policy(policy.init, act)
-
-
-def linear(first: float, last: float, steps: int, env_steps: Any) -> Float[Array, ""]:
-    """A linear schedule from `first` to `last` over `steps` environment steps, then constant."""
-    return first + (last - first) * jnp.clip(env_steps / steps, 0.0, 1.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,14 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxmbrl.agents import trust_region
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.agents.actor_critic.updates import Drawn, updates, updates_with_errors
-from jaxmbrl.agents.exploration import linear, no_extras, uniform, with_warmup
+from jaxmbrl.agents.exploration import no_extras, uniform, with_warmup
 from jaxmbrl.agents.on_policy import OnPolicy, OnPolicyState
 from jaxmbrl.agents.trust_region import TRPOConfig
+from jaxmbrl.algorithms import schedules
+from jaxmbrl.algorithms.schedules import Schedule, ScheduleConfig
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import Traced, UserError, traced
+from jaxmbrl.core.schedules import GrowingLength, linear
 from jaxmbrl.core.types import (
     Action,
     ActorCritic,
@@ -252,8 +255,9 @@ class ModelBasedSettings(OffPolicySettings):
 
 
 @dataclass(frozen=True)
-class RolloutLength:
-    """Schedule of the branch length k: `first` until `begins`, then linear, and `last` from `ends` on; rounded down.
+class RolloutLength(GrowingLength):
+    """Schedule of the branch length k: `first` until `begins`, then linear, and `last` from `ends` on; rounded down
+    (arXiv 1906.08253, appendix C).
 
     >>> from jaxmbrl.algorithms.shared import RolloutLength
     >>> hopper = RolloutLength(first=1, last=15, begins=20_000, ends=150_000)
@@ -269,19 +273,6 @@ class RolloutLength:
     """Environment steps after the warm-up at which the length begins to grow."""
     ends: Annotated[int, Ge(1)] = 150_000
     """Environment steps after the warm-up at which the length reaches `last`."""
-
-    def problem(self) -> tuple[str, str] | None:
-        """(field, message) of the first violated rule that involves several fields, or None."""
-        if self.last < self.first:
-            return "last", f"must be at least first ({self.first}), got {self.last}"
-        if self.ends <= self.begins:
-            return "ends", f"must be above begins ({self.begins}), got {self.ends}"
-        return None
-
-    def at(self, steps: Int[Array, ""] | int) -> Int[Array, ""]:
-        """k at `steps` environment steps after the warm-up (arXiv 1906.08253, appendix C)."""
-        grown = jnp.clip(steps - self.begins, 0, self.ends - self.begins)
-        return self.first + (grown * (self.last - self.first)) // (self.ends - self.begins)
 
 
 @dataclass(frozen=True)
@@ -310,7 +301,12 @@ class BranchedSettings(ModelBasedSettings):
     @property
     def imagined_capacity(self) -> int:
         """Capacity of the imagined buffer at the largest k, in rows."""
-        return self.rows_kept * self.rollout_length.last
+        return self.rows_kept * self.longest
+
+    @property
+    def longest(self) -> int:
+        """The largest k."""
+        return self.rollout_length.last
 
     @property
     def rows_kept(self) -> int:
@@ -331,6 +327,62 @@ class DynaSettings(BranchedSettings):
     """Agent updates for each environment step: the replay ratio (UTD)."""
     warmup_steps: Annotated[int, Ge(2)] = 5000
     """Environment steps of uniformly random actions, without updates of the agent, at the start."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Hyperparameters that change during the run; `--schedule FILE` reads them from a file."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """(field, message) of the first violated rule that involves several fields, or None."""
+        if self.schedule.updates_per_step and self.actor_delay > 1:
+            return "schedule.updates_per_step", f"must be empty with an actor_delay above 1, got {self.actor_delay}"
+        return self.schedule.misfit(self.refit_every) or super().problem()
+
+    @property
+    def longest(self) -> int:
+        """The largest k."""
+        return max(self.schedule.rollout_length, default=self.rollout_length.last)
+
+
+class Current(NamedTuple):
+    """The hyperparameters of one call of `learn`."""
+
+    real_ratio: Float[Array, ""]
+    fits: Bool[Array, ""] | bool
+    """Whether the model is fitted if branches are imagined in this call."""
+    updates_per_step: Int[Array, ""] | int
+    rollout_length: Int[Array, ""]
+
+
+def schedule_of(config: DynaSettings) -> Schedule | tuple[()]:
+    """The schedule of the settings as arrays; `()` if nothing is scheduled."""
+    return schedules.arrays(config.schedule, config.refit_every)
+
+
+def current(config: DynaSettings, clock: Clock, real_ratio: Float[Array, ""]) -> tuple[Current, Metrics]:
+    """The hyperparameters at the clock's step, and those that are scheduled as metrics. They are those of the clock's
+    schedule, or else of the settings, and without a schedule the settings themselves and `real_ratio`."""
+    schedule = clock.schedule if isinstance(clock.schedule, Schedule) else schedule_of(config)
+    steps = steps_after_warmup(config, clock)
+    plain = Current(real_ratio, True, config.updates_per_step, config.rollout_length.at(steps))
+    if not isinstance(schedule, Schedule):
+        return plain, {}
+    values = {name: schedule.value(name, steps) for name in ("real_ratio", "updates_per_step", "rollout_length")}
+    values = {name: value for name, value in values.items() if value is not None}
+    found = {f"schedule/{name}": Average.of(value) for name, value in values.items()}
+    return plain._replace(fits=schedule.fits(steps), **values), found
+
+
+def first_real_ratio(config: DynaSettings, hyper: Hyper) -> Float[Array, ""]:
+    """The `real_ratio` of a seed, from `hyper` or the settings. Raises UserError for one in `hyper` that is scheduled."""
+    if config.schedule.real_ratio and "real_ratio" in hyper:
+        raise UserError("hyper 'real_ratio' has no effect beside schedule.real_ratio: leave one of them out")
+    return jnp.asarray(hyper.get("real_ratio", config.real_ratio), float)
+
+
+def fit_when(
+    fits: Bool[Array, ""] | bool, fit: Callable[[PyTree], tuple[PyTree, Metrics]], state: PyTree
+) -> tuple[PyTree, Metrics]:
+    """`fit(state)` if `fits`, which must not be batched over seeds, else the state."""
+    return fit(state) if fits is True else metrics.cond_update(jnp.asarray(fits), fit, state)
 
 
 def no_moment_matching(config: EnsembleConfig) -> tuple[str, str] | None:
@@ -399,29 +451,32 @@ def update_agent(
     draw: Callable[[Key], Any],
     key: Key,
     period: int = 1,
+    updates_per_step: Int[Array, ""] | int | None = None,
 ) -> tuple[PyTree, Metrics]:
     """The updates of one call of `learn`, on batches sampled by `draw(key)`; none during the warm-up. An actor-critic, or
     with an `actor_delay` of 1 any other learner.
 
-    There are `updates_per_step` updates for each environment, once in the `period` steps of a call. Every `actor_delay`-th
-    of all updates also updates the actor.
+    There are `updates_per_step` updates, by default those of the settings, for each environment, once in the `period` steps
+    of a call. Every `actor_delay`-th of all updates also updates the actor; above 1 it needs a constant number of updates.
     """
 
-    def update(state: PyTree, number: int, before: Int[Array, ""]) -> tuple[PyTree, Metrics]:
+    def update(state: PyTree, number: Int[Array, ""] | int, before: Int[Array, ""]) -> tuple[PyTree, Metrics]:
         return updates(agent, state, draw, key, number, config.actor_delay, before)
 
-    return _when_due(config, clock, period, update, state)
+    return _when_due(config, clock, period, update, state, updates_per_step)
 
 
 def _when_due(
     config: OffPolicySettings,
     clock: Clock,
     period: int,
-    update: Callable[[PyTree, int, Int[Array, ""]], tuple[PyTree, Metrics]],
+    update: Callable[[PyTree, Any, Int[Array, ""]], tuple[PyTree, Metrics]],
     state: PyTree,
+    updates_per_step: Int[Array, ""] | int | None = None,
 ) -> tuple[PyTree, Metrics]:
     """`update(state, number of updates, number of earlier ones modulo the actor's delay)`, unless during the warm-up."""
-    number, steps = config.updates_per_step * config.num_envs, period * config.num_envs
+    of_one = config.updates_per_step if updates_per_step is None else updates_per_step
+    number, steps = of_one * config.num_envs, period * config.num_envs
     # The first call of `learn` that updates is the first one at this number of environment steps or later.
     first = max(config.warmup_steps, steps)
 
@@ -453,8 +508,8 @@ def learn_from_experience(
     The agent's state has the field `discount`. `given(batch)` are arguments [B] of the critics' update besides `weight`.
     """
     held, period = experience.add(held, flatten(transitions)), transitions.reward.shape[0]
-    schedule = config.replay
-    beta = linear(schedule.beta, schedule.beta_last, schedule.beta_steps, clock.env_steps)
+    weighting = config.replay
+    beta = linear(weighting.beta, weighting.beta_last, weighting.beta_steps, clock.env_steps)
 
     def draw(priorities: PyTree, key: Key) -> Drawn:
         source = experience.with_rows(held, priorities)
@@ -516,13 +571,12 @@ def branch_from_replay(
     policy: Policy,
     real: Replay,
     imagined: Imagined,
-    steps: Int[Array, ""],
+    length: Int[Array, ""],
     key: Key,
 ) -> tuple[Imagined, Metrics]:
-    """Imagine branches from `rollout_rows` states of the buffer `real`, and store the rows that `rule` keeps. Their length
-    k is that at `steps` environment steps after the warm-up; the capacity of the imagined buffer grows with it."""
+    """Imagine branches of `length` steps from `rollout_rows` states of the buffer `real`, and store the rows that `rule`
+    keeps. The capacity of the imagined buffer grows with the length."""
     start_key, branch_key = jax.random.split(key)
-    length = config.rollout_length.at(steps)
     buffer = replay.resize(imagined.buffer, config.rows_kept * length)
     origin = replay.sample(real, start_key, config.rollout_rows).observation
     return branching.branch(world, policy, rule, imagined._replace(buffer=buffer), origin, branch_key, length)

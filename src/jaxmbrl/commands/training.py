@@ -225,7 +225,7 @@ def parse_train(name: str, words: list[str], started: RunConfig | None = None) -
     from jaxmbrl.training import logs, programs
 
     early = options.parser(f"train {name}", add_help=False)
-    for option in ("--env", "--preset", "--config", *_FILES):
+    for option in ("--env", "--preset", "--config", "--schedule", *_FILES):
         early.add_argument(option)
     args, rest = early.parse_known_args(words)
     knows_task = args.env is not None or started is not None
@@ -241,6 +241,9 @@ def parse_train(name: str, words: list[str], started: RunConfig | None = None) -
     else:
         base = programs.configure(name, args.env, args.preset)
     method = algorithms.get(name)
+    texts = _TEXTS if hasattr(base.settings, "schedule") else _TEXTS[:-1]
+    if args.schedule is not None:
+        base = dataclasses.replace(base, settings=_with_schedule(name, base.settings, args.schedule))
     arguments = dataclasses.make_dataclass(
         "arguments",
         [
@@ -253,7 +256,7 @@ def parse_train(name: str, words: list[str], started: RunConfig | None = None) -
             ("stop_at_return", Annotated[float | None, tyro.conf.arg(help=_TARGET, metavar="RETURN")]),
             ("action_repeat", Annotated[int, tyro.conf.arg(help="Times each action is applied; steps count actions.")]),
             ("settings", Annotated[method.config, tyro.conf.arg(name="")]),
-            *[(option, Annotated[str, tyro.conf.arg(metavar=metavar, help=text)], "") for option, metavar, text in _TEXTS],
+            *[(option, Annotated[str, tyro.conf.arg(metavar=metavar, help=text)], "") for option, metavar, text in texts],
         ],
         frozen=True,
     )
@@ -298,8 +301,21 @@ _TEXTS = (
     ("config", "FILE", "Settings to start from: the config.yaml of a run, or presets of your own in YAML."),
     ("data", "FILE", "Transitions to learn from instead of collecting: of 'jaxmbrl collect', D4RL or Minari."),
     ("demonstrations", "FILE", "Transitions of the task to sample besides those collected, by model-free methods."),
+    ("schedule", "FILE", "Table of hyperparameters over environment steps (JSON or npz), such as AutoMBPO's."),
 )
-"""Text options. All except the first are parsed before the other options, because the defaults of those depend on them."""
+"""Text options. All except the first are parsed before the other options, because the defaults of those depend on them. The
+last is for methods with that setting."""
+
+
+def _with_schedule(name: str, settings: Any, file: str) -> Any:
+    """The settings with the schedule in a file. Raises UserError if the method has none, or for a mistake in the file."""
+    from jaxmbrl.algorithms import schedules
+
+    if not hasattr(settings, "schedule"):
+        raise UserError(f"--schedule has no effect on {name}: train mbpo, bmpo or ampo with it, or leave it out")
+    if not file:
+        raise UserError("--schedule needs a value: a JSON or npz file with steps and columns of hyperparameters")
+    return dataclasses.replace(settings, schedule=schedules.load(file))
 
 
 def _read_config(name: str, file: str, preset: str | None, env: str | None) -> tuple[RunConfig, bool]:

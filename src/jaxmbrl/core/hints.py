@@ -119,6 +119,7 @@ PLACES: Mapping[str, str] = {"algorithm": "the algorithm is the first argument",
 SCHEDULES: Mapping[str, str] = {
     "annealing": "a cosine schedule of the learning rate over each fit",
     "rollout_length": "a linear schedule of its own",
+    "schedule": "a table of real_ratio, refit_every, updates_per_step and rollout_length over environment steps",
 }
 """Name of a setting that makes something change during a run -> what it is."""
 

@@ -55,6 +55,9 @@ class Clock(NamedTuple):
 
     env_steps: Int[Array, ""]
     """Environment steps of each seed so far, summed over its environments."""
+    schedule: PyTree = ()
+    """Hyperparameters that change during a run, as inputs of the compiled program: `Algorithm.schedule`, or what a program
+    that decides on them during the run puts in its place. `()` stands for those of the settings."""
 
 
 class Average(NamedTuple):
@@ -264,6 +267,8 @@ class Algorithm(NamedTuple):
     """Whether the policy receives the world's full carry instead of the observation, to plan in the true simulator."""
     compiler_options: Mapping[str, str] = MappingProxyType({})
     """XLA compiler options for the programs of a run."""
+    schedule: PyTree = ()
+    """Hyperparameters that change during a run and that all seeds share: the `schedule` of the run's clock."""
     on_policy: bool = False
     """Whether `learn` needs transitions that the current policy collected. Such a method cannot be trained from a file."""
 

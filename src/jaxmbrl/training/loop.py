@@ -166,12 +166,12 @@ def learning(
     def call(clock: Clock, states: LoopState, collected: Rollout) -> tuple[Clock, LoopState]:
         epoch_begins = clock.env_steps % config.epoch_steps == 0
         so_far = jax.tree.map(lambda x: jnp.where(epoch_begins, 0.0, x), states.metrics)
-        clock = Clock(clock.env_steps + steps_per_call)
+        clock = clock._replace(env_steps=clock.env_steps + steps_per_call)
         states, found = jax.vmap(gated_update, in_axes=(None, 0, 0))(clock, states, collected)
         return clock, states._replace(metrics=metrics.add(so_far, found))
 
     def check(clock: Clock, states: LoopState, collected: Rollout) -> dict[str, Bool[Array, "K"]]:
-        clock = Clock(clock.env_steps + steps_per_call)
+        clock = clock._replace(env_steps=clock.env_steps + steps_per_call)
         return jax.vmap(lambda s, c: _update(algorithm, clock, s, c, of_data)[2])(states, collected)
 
     def one_call() -> tuple[LoopState, Metrics]:

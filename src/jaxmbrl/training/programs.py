@@ -19,7 +19,7 @@ from jaxmbrl import algorithms, envs
 from jaxmbrl.core import calling, hints, surroundings
 from jaxmbrl.core.config import UserError, check, closest, from_dict, to_dict
 from jaxmbrl.core.places import expanded
-from jaxmbrl.core.types import Algorithm, Hyper, Key, Task, Transition, row_like
+from jaxmbrl.core.types import Algorithm, Clock, Hyper, Key, Task, Transition, row_like
 from jaxmbrl.data import dataset
 from jaxmbrl.data.dataset import Dataset
 from jaxmbrl.envs.shapes import check_shapes
@@ -156,6 +156,10 @@ class Program(NamedTuple):
     def total_steps(self) -> int:
         """Environment steps of the run, in whole epochs."""
         return self.config.total_steps
+
+    def clock_at(self, env_steps: int) -> Clock:
+        """The clock of the run after `env_steps` steps of each seed's environments."""
+        return loop.clock_at(env_steps)._replace(schedule=self.algorithm.schedule)
 
     def compile(self, what: str, function: Any, *arguments: Any) -> Any:
         """A `Compile` with the compiler options of this run's algorithm."""

@@ -18,7 +18,7 @@ from jaxmbrl.core.config import UserError, to_dict
 from jaxmbrl.core.spaces import Discrete
 from jaxmbrl.core.types import Algorithm, Clock, Policy, PyTree, Task
 from jaxmbrl.envs.given import registration
-from jaxmbrl.training import checkpoint, devices, epoch_rows, evaluation, first_rows, loop, memory, probing, targets
+from jaxmbrl.training import checkpoint, devices, epoch_rows, evaluation, first_rows, memory, probing, targets
 from jaxmbrl.training.checkpointing import Lost
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.epoch_rows import Evaluated
@@ -126,7 +126,7 @@ class Session:
         self.timing = Timing()
         self.stopping = stopping or Stopping(progress.say)
         self.patience = 0.0 if hosts.count == 1 else PATIENCE_SECONDS
-        self.clock: Clock = loop.clock_at(0)
+        self.clock: Clock = program.clock_at(0)
         self.state: LoopState
         self.calls = 1
         """Calls of `learn` in the next call of the compiled program."""
@@ -198,7 +198,7 @@ class Session:
         self.hosts.gather(None)
         rows = self.recorder.rows = folder.read_metrics()
         self.timing.resume(restored.extra)
-        self.clock = loop.clock_at(restored.extra["env_steps"])
+        self.clock = self.program.clock_at(restored.extra["env_steps"])
         self.frozen = {row["seed"] for row in rows if row.get("frozen", False)}
         self.reached = targets.reached(self.config, rows)
         keeper.continue_from(self.env_steps)

@@ -36,11 +36,12 @@ def updates(
     state: Any,
     draw: Callable[[Key], Transition],
     key: Key,
-    number: int,
+    number: Int[Array, ""] | int,
     actor_delay: int = 1,
     before: Int[Array, ""] | int = 0,
 ) -> tuple[Any, Metrics]:
-    """`number` updates of `agent` in one scan, each on a batch [B] sampled by `draw(key)`.
+    """`number` updates of `agent` in one loop, each on a batch [B] sampled by `draw(key)`. The number may be traced, but
+    must not be batched over seeds.
 
     Every update trains the critics, every `actor_delay`-th also the actor (TD3, arXiv 1802.09477, algorithm 1; REDQ, arXiv
     2101.05982, algorithm 1, where the delay is the number of updates for each environment step). `before` is the number of
@@ -68,7 +69,7 @@ def updates_with_errors(
     draw: Callable[[PyTree, Key], Drawn],
     settle: Callable[[PyTree, Any, Float[Array, "B"]], PyTree],
     key: Key,
-    number: int,
+    number: Int[Array, ""] | int,
     actor_delay: int = 1,
     before: Int[Array, ""] | int = 0,
 ) -> tuple[tuple[Any, PyTree], Metrics]:
@@ -91,8 +92,18 @@ def updates_with_errors(
         state, of_actor = metrics.cond_update(last, lambda state: agent.update_actor(state, batch.rows, actor_key), state)
         return (state, settle(priorities, batch.origin, error)), of_critic | of_actor | batch.metrics
 
-    loop, found = jax.lax.scan(update, (state, priorities), (jnp.arange(number), jax.random.split(key, number)))
-    return loop, metrics.total(found)
+    if isinstance(number, int):
+        loop, found = jax.lax.scan(update, (state, priorities), (jnp.arange(number), jax.random.split(key, number)))
+        return loop, metrics.total(found)
+
+    def counted(loop: tuple[Any, Int[Array, ""]], key: Key) -> tuple[tuple[Any, Int[Array, ""]], Metrics]:
+        state, i = loop
+        state, found = update(state, (i, key))
+        return (state, i + 1), found
+
+    # The keys of `repeat` are those of the split.
+    (loop, _), found = metrics.repeat(number, counted, ((state, priorities), jnp.zeros((), jnp.int32)), key)
+    return loop, found
 
 
 def in_turn(update_critic: UpdateCritic, update_actor: UpdateActor) -> UpdateCritic:

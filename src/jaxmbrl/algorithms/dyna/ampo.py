@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from annotated_types import Ge
 from jaxtyping import Array, Float
 
@@ -96,7 +95,7 @@ def make(config: Config, task: Task) -> Algorithm:
             adaptation=adapted,
             replay=replay.init(row_like(task), config.replay_capacity),
             imagined=branching.init(row_like(task), config.imagined_capacity, config.rounds_kept, config.trust),
-            real_ratio=jnp.asarray(hyper.get("real_ratio", config.real_ratio), float),
+            real_ratio=shared.first_real_ratio(config, hyper),
             key=key,
         )
 
@@ -108,18 +107,23 @@ def make(config: Config, task: Task) -> Algorithm:
         key, update_key, refit_key = jax.random.split(state.key, 3)
         real = replay.add(state.replay, flatten(transitions))
         steps = shared.steps_after_warmup(config, clock)
+        now, scheduled = shared.current(config, clock, state.real_ratio)
         Learned = tuple[EnsembleState, Adaptation | tuple[()], Imagined]
 
         def fit_imagine_and_adapt(learned: Learned) -> tuple[Learned, Metrics]:
             model_state, adapted, imagined = learned
             fit_key, imagine_key = jax.random.split(refit_key)
-            if isinstance(adapted, Adaptation):
-                model_state = adaptation.with_start(layout, adapted, model_state)
             rows = shared.rows_to_fit(real, clock, config.replay_capacity)
-            model_state, found = model.fit(model_state, rows, fit_key)
+
+            def fit(model_state: EnsembleState) -> tuple[EnsembleState, Metrics]:
+                if isinstance(adapted, Adaptation):
+                    model_state = adaptation.with_start(layout, adapted, model_state)
+                return model.fit(model_state, rows, fit_key)
+
+            model_state, found = shared.fit_when(now.fits, fit, model_state)
             acting = branching.with_disagreement(agent.policy(state.agent, True), rule, model, model_state)
             imagined, of_rows = shared.branch_from_replay(
-                config, rule, model.world(model_state), acting, real, imagined, steps, imagine_key
+                config, rule, model.world(model_state), acting, real, imagined, now.rollout_length, imagine_key
             )
             if isinstance(adapted, Adaptation):
                 adapt_key = jax.random.fold_in(imagine_key, 1)
@@ -137,9 +141,11 @@ def make(config: Config, task: Task) -> Algorithm:
             shared.refit_due(config, clock), fit_imagine_and_adapt, (state.model, state.adaptation, state.imagined)
         )
 
-        draw = shared.mixed_batches(config, state.real_ratio, real, imagined)
-        agent_state, updated = shared.update_agent(config, agent, state.agent, clock, draw, update_key)
-        return State(agent_state, model_state, adapted, real, imagined, state.real_ratio, key), fitted | updated
+        draw, number = shared.mixed_batches(config, now.real_ratio, real, imagined), now.updates_per_step
+        agent_state, updated = shared.update_agent(
+            config, agent, state.agent, clock, draw, update_key, updates_per_step=number
+        )
+        return State(agent_state, model_state, adapted, real, imagined, state.real_ratio, key), scheduled | fitted | updated
 
     def views(state: State) -> Views:
         return Views(
@@ -149,7 +155,7 @@ def make(config: Config, task: Task) -> Algorithm:
             reproducible=state.imagined.buffer,
         )
 
-    return Algorithm(init, policy, learn, period=1, views=views)
+    return Algorithm(init, policy, learn, period=1, views=views, schedule=shared.schedule_of(config))
 
 
 METHOD = Method(

@@ -43,11 +43,11 @@ from jaxmbrl import agents
 from jaxmbrl.agents import adversarial_cloning, behaviour_cloning
 from jaxmbrl.agents.adversarial_cloning import AdversarialConfig
 from jaxmbrl.agents.behaviour_cloning import CloningConfig
-from jaxmbrl.agents.exploration import linear
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_BRANCHES, TINY_ENSEMBLE, TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import DynaSettings, RolloutLength
 from jaxmbrl.core import metrics
+from jaxmbrl.core.schedules import LinearSchedule
 from jaxmbrl.core.types import (
     Action,
     ActorCritic,
@@ -93,27 +93,13 @@ class BackwardLength(RolloutLength):
 
 
 @dataclass(frozen=True)
-class InverseTemperature:
+class InverseTemperature(LinearSchedule):
     """Schedule of beta: `first` until `begins`, then linear, and `last` from `ends` on."""
 
     first: Annotated[float, Ge(0)] = 0.01
     """beta at the start; 0 samples states uniformly."""
     last: Annotated[float, Ge(0)] = 0.01
     """beta at the end."""
-    begins: Annotated[int, Ge(0)] = 0
-    """Environment steps after the warm-up at which beta begins to change."""
-    ends: Annotated[int, Ge(1)] = 1
-    """Environment steps after the warm-up at which beta reaches `last`."""
-
-    def problem(self) -> tuple[str, str] | None:
-        """(field, message) of the first violated rule that involves several fields, or None."""
-        if self.ends <= self.begins:
-            return "ends", f"must be above begins ({self.begins}), got {self.ends}"
-        return None
-
-    def at(self, steps: Int[Array, ""] | int) -> Float[Array, ""]:
-        """beta at `steps` environment steps after the warm-up."""
-        return jnp.asarray(linear(self.first, self.last, self.ends - self.begins, steps - self.begins), float)
 
 
 @dataclass(frozen=True)
@@ -149,7 +135,7 @@ class Config(DynaSettings):
     @property
     def imagined_capacity(self) -> int:
         """Capacity of the imagined buffer at the largest k1 + k2, in rows."""
-        return self.rows_kept * (self.backward_length.last + self.rollout_length.last)
+        return self.rows_kept * (self.backward_length.last + self.longest)
 
 
 class State(NamedTuple):
@@ -191,7 +177,7 @@ def make(config: Config, task: Task, models: tuple[DynamicsModel, DynamicsModel]
             backward_policy=cloning.init(jax.random.fold_in(model_key, 2), {}) if looks_back else (),
             replay=replay.init(row_like(task), config.replay_capacity),
             imagined=branching.init(row_like(task), config.imagined_capacity, config.rounds_kept, config.trust),
-            real_ratio=jnp.asarray(hyper.get("real_ratio", config.real_ratio), float),
+            real_ratio=shared.first_real_ratio(config, hyper),
             key=key,
         )
 
@@ -207,7 +193,7 @@ def make(config: Config, task: Task, models: tuple[DynamicsModel, DynamicsModel]
         key, update_key, refit_key = jax.random.split(state.key, 3)
         real = replay.add(state.replay, flatten(transitions))
         steps = shared.steps_after_warmup(config, clock)
-        found: Metrics = {}
+        now, found = shared.current(config, clock, state.real_ratio)
 
         backward_policy = state.backward_policy
         if looks_back:
@@ -221,13 +207,15 @@ def make(config: Config, task: Task, models: tuple[DynamicsModel, DynamicsModel]
             model_state, backward_state, imagined = learned
             fit_key, imagine_key = jax.random.split(refit_key)
             rows = shared.rows_to_fit(real, clock, config.replay_capacity)
-            model_state, found = model.fit(model_state, rows, fit_key)
+            model_state, found = shared.fit_when(now.fits, lambda state: model.fit(state, rows, fit_key), model_state)
             start_key, branch_key = jax.random.split(imagine_key)
             origin = start_states(config, agent, mean_value, state.agent, real, config.beta.at(steps), start_key)
-            back, forth = config.backward_length.at(steps), config.rollout_length.at(steps)
+            back, forth = config.backward_length.at(steps), now.rollout_length
             imagined = imagined._replace(buffer=replay.resize(imagined.buffer, config.rows_kept * (back + forth)))
             if looks_back:
-                backward_state, of_fit = backward_model.fit(backward_state, rows, jax.random.fold_in(fit_key, 1))
+                backward_state, of_fit = shared.fit_when(
+                    now.fits, lambda state: backward_model.fit(state, rows, jax.random.fold_in(fit_key, 1)), backward_state
+                )
                 world, acting = backward_model.world(backward_state), cloning.policy(backward_policy, True)
                 key = jax.random.fold_in(branch_key, 1)
                 imagined, of_rows = branching.branch(world, acting, rule, imagined, origin, key, back, backward=True)
@@ -242,8 +230,10 @@ def make(config: Config, task: Task, models: tuple[DynamicsModel, DynamicsModel]
             shared.refit_due(config, clock), fit_and_imagine, (state.model, state.backward_model, state.imagined)
         )
 
-        draw = shared.mixed_batches(config, state.real_ratio, real, imagined)
-        agent_state, updated = shared.update_agent(config, agent, state.agent, clock, draw, update_key)
+        draw, number = shared.mixed_batches(config, now.real_ratio, real, imagined), now.updates_per_step
+        agent_state, updated = shared.update_agent(
+            config, agent, state.agent, clock, draw, update_key, updates_per_step=number
+        )
         state = State(agent_state, model_state, backward_state, backward_policy, real, imagined, state.real_ratio, key)
         return state, found | fitted | updated
 
@@ -255,7 +245,7 @@ def make(config: Config, task: Task, models: tuple[DynamicsModel, DynamicsModel]
             reproducible=state.imagined.buffer,
         )
 
-    return Algorithm(init, policy, learn, period=1, views=views)
+    return Algorithm(init, policy, learn, period=1, views=views, schedule=shared.schedule_of(config))
 
 
 def backward_for(config: Config, task: Task) -> DynamicsModel:

@@ -11,9 +11,12 @@
         `updates_per_step` times: update the agent on a batch with a share `real_ratio` of real rows; the rest is imagined
 
 k grows linearly in environment steps from `first` to `last` (`RolloutLength`). The capacity of the imagined buffer grows
-with it, so that the buffer stores the rows of the last `retain_steps` steps. Dyna (Sutton, 1990) is the case k = 1
-throughout. The reward and its noise are the model's; the termination is the task's if the task provides it. Imagined rows
-may be filtered by the disagreement of the members: MACURA and M2AC are rules of `models.disagreement`.
+with it, so that the buffer stores the rows of the last `retain_steps` steps. Real ratio, interval between fits, updates per
+step and k may each be a table over environment steps (`schedule`), such as one learned by AutoMBPO; branches are imagined
+every `refit_every` steps also where the model is fitted less often. Dyna (Sutton, 1990) is the case k = 1 throughout.
+
+The reward and its noise are the model's; the termination is the task's if the task provides it. Imagined rows may be
+filtered by the disagreement of the members: MACURA and M2AC are rules of `models.disagreement`.
 
 Differs from the paper: k also grows within an epoch, and steps are counted from the end of the warm-up, as epochs are in
 its code; the start rows, which are sampled at random, are distributed over the members by one random shift in each
@@ -28,7 +31,6 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmbrl import agents
@@ -114,7 +116,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
             model=model.init(model_key, {}),
             replay=replay.init(row_like(task), config.replay_capacity),
             imagined=branching.init(row_like(task), config.imagined_capacity, config.rounds_kept, config.trust),
-            real_ratio=jnp.asarray(hyper.get("real_ratio", config.real_ratio), float),
+            real_ratio=shared.first_real_ratio(config, hyper),
             key=key,
         )
 
@@ -125,16 +127,16 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, update_key, refit_key = jax.random.split(state.key, 3)
         real = replay.add(state.replay, flatten(transitions))
+        now, scheduled = shared.current(config, clock, state.real_ratio)
 
         def fit_and_imagine(learned: tuple[PyTree, Imagined]) -> tuple[tuple[PyTree, Imagined], Metrics]:
             model_state, imagined = learned
             fit_key, imagine_key = jax.random.split(refit_key)
             rows = shared.rows_to_fit(real, clock, config.replay_capacity)
-            model_state, fitted = model.fit(model_state, rows, fit_key)
+            model_state, fitted = shared.fit_when(now.fits, lambda state: model.fit(state, rows, fit_key), model_state)
             acting = branching.with_disagreement(agent.policy(state.agent, True), rule, model, model_state)
-            steps = shared.steps_after_warmup(config, clock)
             imagined, found = shared.branch_from_replay(
-                config, rule, model.world(model_state), acting, real, imagined, steps, imagine_key
+                config, rule, model.world(model_state), acting, real, imagined, now.rollout_length, imagine_key
             )
             return (model_state, imagined), fitted | found
 
@@ -142,9 +144,11 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
             shared.refit_due(config, clock), fit_and_imagine, (state.model, state.imagined)
         )
 
-        draw = shared.mixed_batches(config, state.real_ratio, real, imagined)
-        agent_state, updated = shared.update_agent(config, agent, state.agent, clock, draw, update_key)
-        return State(agent_state, model_state, real, imagined, state.real_ratio, key), fitted | updated
+        draw, number = shared.mixed_batches(config, now.real_ratio, real, imagined), now.updates_per_step
+        agent_state, updated = shared.update_agent(
+            config, agent, state.agent, clock, draw, update_key, updates_per_step=number
+        )
+        return State(agent_state, model_state, real, imagined, state.real_ratio, key), scheduled | fitted | updated
 
     def views(state: State) -> Views:
         return Views(
@@ -154,7 +158,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
             reproducible=state.imagined.buffer,
         )
 
-    return Algorithm(init, policy, learn, period=1, views=views)
+    return Algorithm(init, policy, learn, period=1, views=views, schedule=shared.schedule_of(config))
 
 
 METHOD = Method(

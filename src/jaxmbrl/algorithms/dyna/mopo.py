@@ -152,11 +152,11 @@ def make(config: Config, task: Task, data: Transition | None = None, model: Dyna
             fit_key, imagine_key, halt_key = jax.random.split(refit_key, 3)
             model_state, fitted = metrics.cond_update(fits, lambda state: model.fit(state, rows, fit_key), model_state)
             acting = branching.with_disagreement(agent.policy(state.agent, True), rule, model, model_state)
-            steps, world = shared.steps_after_warmup(config, clock), model.world(model_state)
+            length, world = config.rollout_length.at(shared.steps_after_warmup(config, clock)), model.world(model_state)
             if config.halts:
                 world, of_halt = halting(config, model, model_state, world, real, state, halt_key)
                 fitted |= of_halt
-            imagined, found = shared.branch_from_replay(config, rule, world, acting, real, imagined, steps, imagine_key)
+            imagined, found = shared.branch_from_replay(config, rule, world, acting, real, imagined, length, imagine_key)
             return (model_state, imagined), fitted | found
 
         (model_state, imagined), fitted = metrics.cond_update(

@@ -33,7 +33,7 @@ from jaxtyping import Array
 from jaxmbrl.agents import count_bonus, q_learning
 from jaxmbrl.agents.actor_critic.updates import with_updates
 from jaxmbrl.agents.count_bonus import CountBonusConfig, Counts
-from jaxmbrl.agents.exploration import linear, with_epsilon
+from jaxmbrl.agents.exploration import with_epsilon
 from jaxmbrl.agents.greedy import QState
 from jaxmbrl.agents.normalization import NormalizationSettings, NormalizedState, inside, normalized
 from jaxmbrl.agents.q_learning import QLearningConfig
@@ -47,6 +47,7 @@ from jaxmbrl.algorithms.shared import (
     passes,
 )
 from jaxmbrl.core import metrics
+from jaxmbrl.core.schedules import linear
 from jaxmbrl.core.types import (
     Algorithm,
     Clock,

@@ -113,9 +113,9 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
             rows = shared.rows_to_fit(real, clock, config.replay_capacity)
             model_state, fitted = model.fit(model_state, rows, fit_key)
             acting = branching.with_disagreement(agent.policy(state.agent, True), rule, model, model_state)
-            steps = shared.steps_after_warmup(config, clock)
+            length = config.rollout_length.at(shared.steps_after_warmup(config, clock))
             imagined, found = shared.branch_from_replay(
-                config, rule, model.world(model_state), acting, real, imagined, steps, imagine_key
+                config, rule, model.world(model_state), acting, real, imagined, length, imagine_key
             )
             return (model_state, imagined), fitted | found
 
