@@ -190,10 +190,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for name in args.only:
         planner = PLANNERS[name]
         played = [episode(planner, simulator, seed, args.steps) for seed in range(args.seeds)]
-        results[name] = {
-            "reward a step": [x for x, _ in played],
-            "seconds a plan": float(np.median([t for _, t in played])),
-        }
+        seconds = float(np.median([t for _, t in played]))
+        results[name] = {"reward a step": [x for x, _ in played], "seconds a plan": seconds}
         rewards = ", ".join(f"{x:.2f}" for x, _ in played)
         print(f"  {name:<10}reward a step {rewards:<24}{seconds:>8.3f} s a plan", flush=True)
         found = {"results": results, "environment": environment(f"python ilqr_with_contacts.py --steps {args.steps}")}
