@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmbrl.core.cholesky import one_by_one
 from jaxmbrl.core.config import UserError, closest
 from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import make_task
-from jaxmbrl.envs.mujoco.cholesky import one_by_one
 from jaxmbrl.envs.mujoco.mjx_env import import_mjx
 
 BRAX_LENGTH = 1000

@@ -22,10 +22,11 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
+from jaxmbrl.core import cholesky
 from jaxmbrl.core.surroundings import import_despite
 from jaxmbrl.core.types import Key, PyTree
 from jaxmbrl.envs.base import State, initial_state
-from jaxmbrl.envs.mujoco import cholesky, constraints, contacts
+from jaxmbrl.envs.mujoco import constraints, contacts
 
 Data: TypeAlias = Any
 """`mujoco.mjx.Data`."""

@@ -12,12 +12,12 @@ import pytest
 from jax.test_util import check_grads
 
 from jaxmbrl import envs
-from jaxmbrl.envs.mujoco.cholesky import POOL_IS_HELD, cholesky, one_by_one
+from jaxmbrl.core.cholesky import POOL_IS_HELD, cholesky, one_by_one
 
 SIDE_BY_SIDE = """
 import jax
 import jax.numpy as jnp
-from jaxmbrl.envs.mujoco.cholesky import cholesky
+from jaxmbrl.core.cholesky import cholesky
 
 def factor(matrices):
     factors = [jax.vmap(cholesky)(matrix) for matrix in matrices]
