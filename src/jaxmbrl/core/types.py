@@ -264,6 +264,9 @@ class Algorithm(NamedTuple):
     """Whether the policy receives the world's full carry instead of the observation, to plan in the true simulator."""
     compiler_options: Mapping[str, str] = MappingProxyType({})
     """XLA compiler options for the programs of a run."""
+    start_states: int | None = None
+    """Number M of start states that training repeats, for a method that compares episodes from one state: all episodes of
+    the environments i, i + M, i + 2 M, ... begin in the same state. None: each episode begins in a new one."""
     on_policy: bool = False
     """Whether `learn` needs transitions that the current policy collected. Such a method cannot be trained from a file."""
 

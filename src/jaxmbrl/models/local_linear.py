@@ -21,9 +21,8 @@ Nothing is batched: use `jax.vmap`. Shapes: T steps, N trajectories, D length of
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -184,11 +183,16 @@ def regress(
     rows."""
     number, mean = rows.shape[0], jnp.mean(rows, axis=0)
     deviation, shift = rows - mean, mean - prior_mean
-    moved = number * strength / (number + strength) * jnp.outer(shift, shift)
-    covariance = (deviation.T @ deviation + strength * prior_covariance + moved) / (number + strength)
+    total, moved = number + strength, number * strength / (number + strength)
+    covariance = (deviation.T @ deviation + strength * prior_covariance + moved * jnp.outer(shift, shift)) / total
     of_inputs = covariance[:inputs, :inputs] + ridge * jnp.eye(inputs, dtype=rows.dtype)
-    across = covariance[:inputs, inputs:]
-    gain = jax.scipy.linalg.cho_solve((cholesky(of_inputs), True), across).T
-    # The residual as a sum of squares, so that rounding does not make its variances negative.
-    residual = covariance[inputs:, inputs:] - gain @ across - across.T @ gain.T + gain @ of_inputs @ gain.T
-    return LinearGaussian(gain, mean[inputs:] - gain @ mean[:inputs], (residual + residual.T) / 2)
+    gain = jax.scipy.linalg.cho_solve((cholesky(of_inputs), True), covariance[:inputs, inputs:]).T
+
+    # W from residuals: as a difference of covariances it would lose its digits where the fit is good.
+    def residual(deviation: Float[Array, "*n D"]) -> Float[Array, "*n o"]:
+        return deviation[..., inputs:] - deviation[..., :inputs] @ gain.T
+
+    errors, error = residual(deviation), residual(shift)
+    of_prior = residual(residual(prior_covariance).T)
+    W = (errors.T @ errors + strength * of_prior + moved * jnp.outer(error, error)) / total + ridge * gain @ gain.T
+    return LinearGaussian(gain, mean[inputs:] - gain @ mean[:inputs], (W + W.T) / 2)
