@@ -12,9 +12,11 @@ from jaxmbrl import envs
 from jaxmbrl import planning as planners
 from jaxmbrl.core.config import UserError, check
 from jaxmbrl.core.types import Planner
-from jaxmbrl.planning import PLANNERS, PlannerConfig, planning_policy, problem_of_score, unit_box
+from jaxmbrl.planning import PLANNERS, PlannerConfig, make_problem, planning_policy, problem_of_score, unit_box
 from jaxmbrl.planning.cem import CEMConfig
+from jaxmbrl.planning.gradient import GradientConfig
 from jaxmbrl.planning.icem import ICEMConfig
+from jaxmbrl.planning.ilqr import ILQRConfig
 from jaxmbrl.planning.mppi import MPPIConfig
 from jaxmbrl.planning.random_shooting import RandomShootingConfig
 from jaxmbrl.rollout import auto_reset, rollout
@@ -27,6 +29,11 @@ SMALL = {
     "mppi": MPPIConfig(horizon=H, population=30, iterations=2, temperature=0.5),
     "random-shooting": RandomShootingConfig(horizon=H, population=60),
 }
+DIFFERENTIATING = {
+    "gradient": GradientConfig(horizon=H, iterations=2),
+    "ilqr": ILQRConfig(horizon=H, first_iterations=2),
+}
+"""They are not given scores that NumPy computes: `test_gradient.py` and `test_ilqr.py` are their own."""
 every_planner = pytest.mark.parametrize("method", sorted(SMALL))
 one_a_kind = pytest.mark.parametrize(
     "method",
@@ -80,17 +87,25 @@ def leaves_equal(one, other):
 
 def test_every_planner_is_here_and_can_be_chosen():
     choices = typing.get_args(typing.get_type_hints(PlannerConfig)["method"])
-    assert set(choices) == set(PLANNERS) == set(SMALL)
-    for i, method in enumerate(sorted(SMALL)):
-        settings = dataclasses.replace(SMALL[method], horizon=4 + i)
+    known = SMALL | DIFFERENTIATING
+    assert set(choices) == set(PLANNERS) == set(known)
+    task = envs.make("cartpole-continuous")
+    start = jax.eval_shape(task.env.reset, jax.random.key(0))
+    for i, method in enumerate(sorted(known)):
+        settings = dataclasses.replace(known[method], horizon=4 + i)
         config = PlannerConfig(method, **{method.replace("-", "_"): settings})
         assert config.chosen == settings
         assert config.horizon == 4 + i
         planner = planners.make(config, ONE)
-        plan = jax.eval_shape(
-            lambda key, made=planner: made.plan(problem_of_score(distance, ONE), made.init(), key), jax.random.key(0)
-        )
-        assert plan[0].shape == (4 + i, 1)
+        assert planner.horizon == 4 + i
+
+        def plan(start, key, made=planner):
+            return made.plan(make_problem(task.world, start, ONE), made.init(), key)
+
+        actions, after, statistics = jax.eval_shape(plan, start, jax.random.key(0))
+        assert actions.shape == (4 + i, 1)
+        assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, jax.eval_shape(planner.init))
+        assert statistics["nonfinite"].dtype == jnp.int32
 
 
 @every_planner
@@ -258,7 +273,7 @@ def test_a_plan_starts_from_the_last_one_and_anew_with_each_episode(method):
         return actions, after, (state, after, actions)
 
     world = task.world._replace(observe=lambda carry: carry[0])
-    policy = planning_policy(Planner(planner.init, plan), task.world._replace(step=step), lambda state: state, ONE)
+    policy = planning_policy(Planner(planner.init, plan, 8), task.world._replace(step=step), lambda state: state, ONE)
     collector, policy = auto_reset(world, policy)
 
     @jax.jit

@@ -155,6 +155,7 @@ def test_the_plan_is_forgotten_where_an_episode_ends():
     counter = Planner(
         init=lambda: jnp.zeros((), jnp.int32),
         plan=lambda problem, plans, key, proposals: (jnp.ones((2, 1)), plans + 1, plans),
+        horizon=2,
     )
     collector, policy = auto_reset(world, planning_policy(counter, world, lambda observation: observation, ONE))
 

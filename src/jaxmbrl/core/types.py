@@ -133,8 +133,19 @@ Objective: TypeAlias = Callable[[Shaped[Array, "H ..."], Key], Float[Array, ""]]
 """(actions, key) -> expected return of the action sequence; -inf if it is not finite."""
 
 
+class Stages(NamedTuple):
+    """The score of an action sequence as a sum over its steps, each a deterministic function that can be differentiated."""
+
+    start: Carry
+    step: Callable[[Carry, Action, Int[Array, ""]], tuple[Carry, Float[Array, ""]]]
+    """(carry, action, number of the step) -> (carry, what the step adds to the score)."""
+    last: Callable[[Carry, int], Float[Array, ""]]
+    """(carry, number of all steps) -> what the last carry adds to the score."""
+
+
 class Problem(NamedTuple):
-    """A planning problem. Sampling planners call `score`; planners that use derivatives step `world`."""
+    """A planning problem. Sampling planners, and those that differentiate with respect to actions, call `score`; planners
+    that use derivatives with respect to states call `stages`."""
 
     world: World
     origin: Any
@@ -144,6 +155,8 @@ class Problem(NamedTuple):
     """The space of one action."""
     terminal_value: Callable[[Carry], Float[Array, "N"]] | None = None
     """Value of the carry after the last step, already included in `score`; None for 0."""
+    stages: Callable[[Key], Stages] | None = None
+    """key -> the steps of `score` with that key; None if the problem has no World."""
 
 
 class Planner(NamedTuple):
@@ -153,6 +166,8 @@ class Planner(NamedTuple):
     plan: Callable[..., tuple[Shaped[Array, "H ..."], Any, PyTree]]
     """(problem, plan state, key, proposals=None) -> (actions, next plan state, statistics of the search). `proposals`
     [P, H, ...] are further candidate sequences, for example from a policy, which are scored with the planner's own."""
+    horizon: int
+    """H: the number of actions in a plan."""
 
 
 class Learner(NamedTuple):

@@ -6,12 +6,12 @@
     policy = planning_policy(planner, world, origin of an observation, action space)
 
 Every planner's `plan(problem, state, key, proposals=None)` returns actions [H, A] within the bounds of the space, or int32
-[H] for a discrete one, which all but `icem` can search, and the statistic `nonfinite`: the number of candidates of this
-plan whose return was not finite. `proposals` [P, H, ...] are further candidates, clipped to the bounds. In `cem` and `mppi`
-they are added to the population of every iteration, as the policy's sequences are in TD-MPC2 (Hansen et al., arXiv
-2310.16828, where they replace as many samples). In `icem` they are added to the first iteration only, because good ones
-remain among its kept elites; if no elites are kept, they are added to every iteration. Proposals do not change the random
-numbers that a planner draws.
+[H] for a discrete one, which `cem`, `mppi` and `random-shooting` can search, and the statistic `nonfinite`: the number of
+candidates of this plan whose return was not finite. `proposals` [P, H, ...] are further candidates, clipped to the bounds.
+In `cem` and `mppi` they are added to the population of every iteration, as the policy's sequences are in TD-MPC2 (Hansen et
+al., arXiv 2310.16828, where they replace as many samples). In `icem` they are added to the first iteration only, because
+good ones remain among its kept elites; if no elites are kept, they are added to every iteration. In `ilqr` and `gradient`,
+which differentiate the World, they are further starts. Proposals do not change the random numbers that a planner draws.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from typing import Any, Literal
 
 from jaxmbrl.core.spaces import Space
 from jaxmbrl.core.types import Planner
-from jaxmbrl.planning import cem, icem, mppi, policy_shooting, random_shooting
+from jaxmbrl.planning import cem, gradient, icem, ilqr, lqr, mppi, policy_shooting, random_shooting
 from jaxmbrl.planning.cem import CEMConfig
 from jaxmbrl.planning.committed import open_loop_policy
+from jaxmbrl.planning.gradient import GradientConfig
 from jaxmbrl.planning.icem import ICEMConfig
+from jaxmbrl.planning.ilqr import ILQRConfig
 from jaxmbrl.planning.mppi import MPPIConfig
 from jaxmbrl.planning.policy import planning_policy
 from jaxmbrl.planning.problem import RiskConfig, make_problem, play, problem_of_score, unit_box
@@ -34,13 +36,18 @@ from jaxmbrl.planning.random_shooting import RandomShootingConfig
 __all__ = [
     "PLANNERS",
     "CEMConfig",
+    "GradientConfig",
     "ICEMConfig",
+    "ILQRConfig",
     "MPPIConfig",
     "PlannerConfig",
     "RandomShootingConfig",
     "RiskConfig",
     "cem",
+    "gradient",
     "icem",
+    "ilqr",
+    "lqr",
     "make",
     "make_problem",
     "mppi",
@@ -55,7 +62,9 @@ __all__ = [
 
 PLANNERS: dict[str, Callable[[Any, Space], Planner]] = {
     "cem": cem.make,
+    "gradient": gradient.make,
     "icem": icem.make,
+    "ilqr": ilqr.make,
     "mppi": mppi.make,
     "random-shooting": random_shooting.make,
 }
@@ -66,19 +75,23 @@ PLANNERS: dict[str, Callable[[Any, Space], Planner]] = {
 class PlannerConfig:
     """Choice of a planner, with the settings of each."""
 
-    method: Literal["cem", "icem", "mppi", "random-shooting"] = "cem"
+    method: Literal["cem", "gradient", "icem", "ilqr", "mppi", "random-shooting"] = "cem"
     """The planner. The settings of the others have no effect."""
     cem: CEMConfig = field(default_factory=CEMConfig)
     """The cross-entropy method."""
     icem: ICEMConfig = field(default_factory=ICEMConfig)
     """The cross-entropy method with coloured noise, kept elites and fewer samples."""
+    ilqr: ILQRConfig = field(default_factory=ILQRConfig)
+    """Iterative LQR, by derivatives of the model's steps."""
+    gradient: GradientConfig = field(default_factory=GradientConfig)
+    """Gradient ascent through the model."""
     mppi: MPPIConfig = field(default_factory=MPPIConfig)
     """Model predictive path integral control."""
     random_shooting: RandomShootingConfig = field(default_factory=RandomShootingConfig)
     """The best of many random action sequences."""
 
     @property
-    def chosen(self) -> CEMConfig | ICEMConfig | MPPIConfig | RandomShootingConfig:
+    def chosen(self) -> CEMConfig | GradientConfig | ICEMConfig | ILQRConfig | MPPIConfig | RandomShootingConfig:
         """The settings of `method`."""
         return getattr(self, self.method.replace("-", "_"))
 

@@ -134,7 +134,7 @@ def make(config: CEMConfig, action: Space) -> Planner:
         actions, after = fitted.plan(parameters)
         return actions, after, {"nonfinite": nonfinite}
 
-    return Planner(fitted.init, plan)
+    return Planner(fitted.init, plan, config.horizon)
 
 
 def gaussian(config: CEMConfig, action: Box) -> Distribution:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Shaped
 
 from jaxmbrl.core.spaces import Space
-from jaxmbrl.core.types import Action, Key, Observation, Planner, Policy, Problem, PyTree, World
+from jaxmbrl.core.types import Action, Key, Observation, Planner, Policy, PyTree, World
 from jaxmbrl.planning.policy import Propose, propose
-from jaxmbrl.planning.problem import Discount, RiskConfig, TerminalValue, make_problem, problem_of_score
+from jaxmbrl.planning.problem import Discount, RiskConfig, TerminalValue, make_problem
+from jaxmbrl.planning.search import default_plan
 
 
 class Playing(NamedTuple):
@@ -40,35 +41,26 @@ def open_loop_policy(
     needs a plan.
     """
 
-    def search(
-        problem: Problem, key: Key, offered: Shaped[Array, "P H ..."] | None
-    ) -> tuple[Shaped[Array, "H ..."], PyTree]:
-        actions, _, statistics = planner.plan(problem, planner.init(), key, offered)
-        return actions, statistics
-
     def solve(observation: Observation, key: Key) -> tuple[Shaped[Array, "H ..."], PyTree]:
         problem = make_problem(
             world, origin(observation), action, risk=risk, discount=discount, terminal_value=terminal_value
         )
         offered, key = propose(proposals, observation, key)
-        return search(problem, key, offered)
-
-    def blank() -> tuple[Shaped[Array, "H ..."], PyTree]:
-        unscored = problem_of_score(lambda actions, key: jnp.zeros(()), action)
-        shapes = jax.eval_shape(lambda key: search(unscored, key, None), jax.random.key(0))
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        actions, _, statistics = planner.plan(problem, planner.init(), key, offered)
+        return actions, statistics
 
     def init(key: Key) -> Playing:
-        actions = blank()[0]
-        return Playing(actions, jnp.full((), actions.shape[0], jnp.int32))
+        actions = default_plan(planner.horizon, action)
+        return Playing(actions, jnp.full((), planner.horizon, jnp.int32))
 
     def act(memory: Playing, observation: Observation, key: Key) -> tuple[Action, PyTree, Playing]:
         over = memory.played >= memory.actions.shape[0]
+        none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(solve, observation, key)[1])
         # A loop of zero or one iterations: a batched `lax.cond` would always search.
         _, actions, statistics = jax.lax.while_loop(
             lambda loop: loop[0],
             lambda loop: (jnp.zeros((), bool), *solve(observation, key)),
-            (over, memory.actions, blank()[1]),
+            (over, memory.actions, none),
         )
         step = jnp.where(over, 0, memory.played)
         return actions[step], statistics, Playing(actions, step + 1)

@@ -150,7 +150,7 @@ def make(config: ICEMConfig, action: Space) -> Planner:
         after = PlanState(search.shift(mean, mean[-1]), elites[:kept], jnp.isfinite(values[:kept]))
         return search.best_or(search.clip(mean, box), elites, values), after, {"nonfinite": nonfinite}
 
-    return Planner(init, plan)
+    return Planner(init, plan, config.horizon)
 
 
 def refit(

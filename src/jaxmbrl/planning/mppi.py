@@ -110,7 +110,7 @@ def make(config: MPPIConfig, action: Space) -> Planner:
         actions, after = moved.plan(parameters)
         return actions, after, {"nonfinite": nonfinite}
 
-    return Planner(moved.init, plan)
+    return Planner(moved.init, plan, config.horizon)
 
 
 def gaussian(config: MPPIConfig, action: Box) -> Distribution:

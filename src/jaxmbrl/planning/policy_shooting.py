@@ -65,7 +65,7 @@ def make(config: PolicyShootingConfig, action: Space, sampled: Policy, greedy: P
         plan = search.best_or(search.default_plan(config.horizon, action), best, value)
         return plan, (), {"nonfinite": jnp.sum(~jnp.isfinite(found), dtype=jnp.int32)}
 
-    return Planner(lambda: (), plan)
+    return Planner(lambda: (), plan, config.horizon)
 
 
 def total_return(

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from annotated_types import Ge, Le
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxmbrl.core.config import check
+from jaxmbrl.core.config import UserError, check
 from jaxmbrl.core.spaces import Box, Space
-from jaxmbrl.core.types import Carry, Key, Objective, Problem, Transition, World
-from jaxmbrl.rollout import Return, open_loop, planned_return, rollout
+from jaxmbrl.core.types import Action, Carry, Key, Objective, Problem, Stages, Transition, World
+from jaxmbrl.rollout import Return, open_loop, planned_return, rollout, step_keys
 
 Discount = float | Float[Array, ""]
 TerminalValue = Callable[[Carry], Float[Array, "*n"]]
@@ -102,7 +102,15 @@ def make_problem(
         healthy = jnp.all(end.finite & jnp.isfinite(total))
         return jnp.where(healthy, at_risk(total, risk), -jnp.inf)
 
-    return Problem(world, origin, score, action, terminal_value)
+    def stages(key: Key) -> Stages:
+        if risk != RiskConfig():
+            raise UserError(
+                "risk must be the default, the mean, for planners that need derivatives with respect to states (ilqr); "
+                "use gradient, cem, icem, mppi or random-shooting"
+            )
+        return _stages(world, origin, action, discount, terminal_value, key)
+
+    return Problem(world, origin, score, action, terminal_value, stages)
 
 
 def play(problem: Problem, actions: Shaped[Array, "H ..."], key: Key) -> Transition:
@@ -155,6 +163,33 @@ def _accumulate(discount: Discount) -> Callable[[Outcome, Transition, Int[Array,
         )
 
     return fold
+
+
+def _stages(
+    world: World, origin: Any, action: Space, discount: Discount, terminal_value: TerminalValue | None, key: Key
+) -> Stages:
+    """The steps of a problem's mean return. The carry is (the World's, whether each row is alive): a bool, or the
+    probability of being alive if the World returns probabilities of termination."""
+    (start, _), rollout_key = _begin(world, origin, key)
+    like = jax.eval_shape(world.step, start, action.zeros(), rollout_key)[1]
+    alive = jnp.ones(like.reward.shape, like.terminated.dtype)
+
+    def earned(alive: Array, value: Float[Array, "*n"]) -> Float[Array, ""]:
+        return jnp.mean(jnp.where(alive != 0, alive * value, 0.0))
+
+    def step(at: tuple[Carry, Array], action: Action, i: Int[Array, ""]) -> tuple[tuple[Carry, Array], Float[Array, ""]]:
+        carry, alive = at
+        carry, made = world.step(carry, action, step_keys(rollout_key, i)[1])
+        still = alive & ~made.terminated if alive.dtype == bool else alive * (1 - made.terminated)
+        return (carry, still), earned(alive, _discounted(made.reward, discount, i))
+
+    def last(at: tuple[Carry, Array], horizon: int) -> Float[Array, ""]:
+        carry, alive = at
+        if terminal_value is None:
+            return jnp.zeros((), like.reward.dtype)
+        return earned(alive, _discounted(terminal_value(carry), discount, horizon))
+
+    return Stages((start, alive), step, last)
 
 
 def _discounted(value: Float[Array, "*n"], discount: Discount, steps: int | Int[Array, ""]) -> Float[Array, "*n"]:

@@ -51,7 +51,7 @@ def make(config: RandomShootingConfig, action: Space) -> Planner:
         first, value = search.best(population, returns, 1)
         return search.best_or(search.default_plan(config.horizon, action), first, value), (), {"nonfinite": nonfinite}
 
-    return Planner(lambda: (), plan)
+    return Planner(lambda: (), plan, config.horizon)
 
 
 def sample(key: Key, population: int, horizon: int, action: Space) -> Shaped[Array, "P H ..."]:

@@ -1,0 +1,271 @@
+"""iLQR and DDP against LQR, numbers computed elsewhere, and quadratic programs by SciPy; iLQR as a planner."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+
+from jaxmbrl import envs, planning
+from jaxmbrl.core.config import UserError
+from jaxmbrl.planning import RiskConfig, ilqr, lqr, make_problem, problem_of_score
+from jaxmbrl.planning.box_qp import box_qp
+from jaxmbrl.planning.ilqr import DescentConfig, ILQRConfig
+from jaxmbrl.planning.sensitivity import leaves_used
+
+PLAIN = DescentConfig(iterations=1, damping=0.0)
+
+
+def linear(dynamics, cost):
+    """The system of an LQ problem."""
+
+    def step(x, u, t):
+        z = jnp.concatenate([x, u])
+        return dynamics.F[t] @ z + dynamics.f[t], z @ cost.C[t] @ z / 2 + cost.c[t] @ z
+
+    return ilqr.System(step, lambda x: x @ cost.P @ x / 2 + cost.p @ x)
+
+
+def drawn(horizon=6, n=3, m=2):
+    rng = np.random.default_rng(0)
+
+    def definite(*shape):
+        x = rng.normal(size=shape)
+        return x @ x.swapaxes(-1, -2) + np.eye(shape[-1])
+
+    F, f = rng.normal(size=(horizon, n, n + m)) / 2, rng.normal(size=(horizon, n))
+    C, c = definite(horizon, n + m, n + m), rng.normal(size=(horizon, n + m))
+    dynamics = lqr.LinearDynamics(jnp.asarray(F), jnp.asarray(f), jnp.zeros((horizon, n, n)))
+    return dynamics, lqr.QuadraticCost(*map(jnp.asarray, (C, c, definite(n, n), rng.normal(size=n))))
+
+
+def pendulum(limit=None):
+    """Gymnasium's pendulum without the limit of its speed; u is the torque in N m, at most `limit`."""
+
+    def dynamics(x, u, t):
+        torque = u[0] if limit is None else limit * jnp.tanh(u[0] / limit)
+        speed = x[1] + 0.05 * (15 * jnp.sin(x[0]) + 3 * torque)
+        return jnp.stack([x[0] + 0.05 * speed, speed])
+
+    def cost(x, u, t):
+        return 2 * (1 - jnp.cos(x[0])) + 0.1 * x[1] ** 2 + 0.001 * u[0] ** 2
+
+    return ilqr.vectors(dynamics, cost, lambda x: 0.0)
+
+
+def test_one_iteration_solves_an_lq_problem(x64):
+    dynamics, cost = drawn()
+    x, first = jnp.array([1.0, -1.0, 0.5]), jnp.asarray(np.random.default_rng(1).normal(size=(6, 2)))
+    solve = functools.partial(ilqr.ilqr, linear(dynamics, cost), x, first)
+    found, ddp, by_state = jax.jit(
+        lambda: [
+            solve(config=config)
+            for config in (
+                PLAIN,
+                DescentConfig(iterations=1, damping=0.0, second_order=True),
+                DescentConfig(iterations=1, damping=0.0, damped="state", project=False),
+            )
+        ]
+    )()
+    exact = lqr.lqr(dynamics, cost)
+    trajectory = lqr.propagate(dynamics, exact.policy, x, jnp.zeros((3, 3)))
+    np.testing.assert_allclose(found.carries, trajectory.mean, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.K, exact.policy.K, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.cost, exact.value.at(x)[0], rtol=1e-12)
+    # Linear dynamics have no second derivatives.
+    jax.tree.map(np.testing.assert_array_equal, found, ddp)
+    np.testing.assert_allclose(by_state.actions, found.actions, rtol=0, atol=1e-12)
+
+
+def test_an_lq_problem_with_bounds(x64):
+    one = jnp.eye(1)
+    dynamics = lqr.linear_dynamics(0.9 * one, 0.5 * one, 3)
+    system = linear(dynamics, lqr.quadratic_cost(one, 0.1 * one, one, 3))
+    found = jax.jit(lambda: ilqr.ilqr(system, jnp.ones(1), jnp.zeros((3, 1)), -0.5, 0.5, DescentConfig(damping=0.0)))()
+    np.testing.assert_allclose(found.actions[:, 0], [-0.5, -0.5, -0.4307143], atol=5e-8)
+    np.testing.assert_allclose(found.cost, 0.8053485, atol=5e-8)
+    # Actions at a bound do not react; the free one does by its gain of LQR.
+    np.testing.assert_allclose(found.K[:, 0, 0], [0.0, 0.0, -1.2857143], atol=5e-8)
+    assert bool(found.converged)
+
+
+def test_a_quadratic_program_in_a_box(x64):
+    minimum = box_qp(jnp.array([[2.0, 1.0], [1.0, 2.0]]), jnp.array([-4.0, -1.0]), -jnp.ones(2), jnp.ones(2), jnp.zeros(2))
+    np.testing.assert_allclose(minimum.x, [1.0, 0.0], atol=1e-12)
+    assert minimum.free.tolist() == [False, True]
+    # y with H y = (1, 2) in the free entry alone: 2 y = 2.
+    np.testing.assert_allclose(minimum.solve(jnp.array([[1.0], [2.0]])), [[0.0], [1.0]], atol=1e-12)
+
+
+def test_quadratic_programs_against_scipy(x64):
+    rng = np.random.default_rng(2)
+    root = rng.normal(size=(30, 4, 4))
+    H, g = root @ root.swapaxes(-1, -2) + 0.1 * np.eye(4), 3 * rng.normal(size=(30, 4))
+    low, high = -rng.uniform(0.1, 1, (30, 4)), rng.uniform(0.1, 1, (30, 4))
+    found = jax.jit(jax.vmap(box_qp))(H, g, low, high, rng.normal(size=(30, 4)))
+    for i in range(30):
+        # x'Hx / 2 + g'x = |root' x + b|^2 / 2 + a constant, for a square root of H.
+        factor = np.linalg.cholesky(H[i]).T
+        exact = scipy.optimize.lsq_linear(factor, -np.linalg.solve(factor.T, g[i]), (low[i], high[i]), tol=1e-14).x
+        np.testing.assert_allclose(found.x[i], exact, atol=1e-6)
+    assert np.all((found.x >= low) & (found.x <= high))
+    assert 0.2 < np.mean(found.free) < 0.8
+
+
+def test_a_box_without_walls_and_a_form_without_minimum(x64):
+    H, wide = jnp.array([[2.0, 1.0], [1.0, 2.0]]), jnp.full(2, jnp.inf)
+    solve = jax.jit(box_qp)
+    found = solve(H, jnp.array([-4.0, -1.0]), -wide, wide, jnp.zeros(2))
+    np.testing.assert_allclose(found.x, np.linalg.solve(H, [4.0, 1.0]), rtol=1e-12)
+    assert not np.all(np.isfinite(solve(-H, jnp.ones(2), -wide, wide, jnp.zeros(2)).x))
+
+
+def test_the_expansion_against_differences(x64):
+    system, rng = pendulum(2.0), np.random.default_rng(3)
+    x, u = jnp.asarray(rng.normal(size=(2, 2))), jnp.asarray(rng.normal(size=(1, 1)))
+    found = jax.jit(lambda: ilqr.expand(system, x, u, project=False))()
+
+    def both(z):
+        after, cost = system.step(jnp.asarray(z[:2]), jnp.asarray(z[2:]), 0)
+        return np.append(after, cost)
+
+    z, h = np.append(x[0], u[0]), 1e-5
+    axes = h * np.eye(3)
+    slopes = np.array([(both(z + d) - both(z - d)) / (2 * h) for d in axes])
+    np.testing.assert_allclose(found.F[0], slopes[:, :2].T, atol=1e-9)
+    np.testing.assert_allclose(found.c[0], slopes[:, 2], atol=1e-9)
+    bend = [[(both(z + d + e) - both(z + d) - both(z + e) + both(z))[2] / h**2 for d in axes] for e in axes]
+    np.testing.assert_allclose(found.C[0], bend, atol=1e-4)
+    # The cost of the angle is concave near the lowest point.
+    there = jnp.array([[jnp.pi, 0.0], [0.0, 0.0]])
+    projected = jax.jit(lambda: ilqr.expand(system, there, u, project=True).C[0])()
+    np.testing.assert_allclose(np.linalg.eigvalsh(projected), [0.0, 0.002, 0.2], atol=1e-12)
+
+
+def test_second_derivatives_make_ddp_converge_quadratically(x64):
+    """Near a minimum without bounds DDP is Newton's method; iLQR leaves out the second derivatives of the dynamics."""
+    system, x = pendulum(), jnp.array([1.0, 0.0])
+
+    def iterates(first, second_order, count):
+        config = DescentConfig(damping=0.0, second_order=second_order, project=False)
+
+        def iterate(at, _):
+            at = ilqr.improve(system, at, -jnp.inf, jnp.inf, config)
+            return at, at.actions
+
+        return jax.lax.scan(iterate, ilqr.begin(system, x, first, config), None, count)[1]
+
+    @jax.jit
+    def errors():
+        best = iterates(jnp.zeros((30, 1)), True, 20)[-1]
+        return [jnp.max(jnp.abs(iterates(best + 0.1, ddp, 4) - best), axis=(1, 2)) for ddp in (True, False)]
+
+    ddp, plain = map(np.asarray, errors())
+    assert ddp[1] < 1e-2 and ddp[2] < ddp[1] ** 2
+    assert plain[1] < 1e-2 and plain[2] > 20 * ddp[2]
+
+
+def test_swinging_up_from_hanging(x64):
+    """From eight first sequences near 0, in parallel. How many iterations each needs depends on rounding errors."""
+    firsts = jnp.asarray([1e-3, -1e-3, 1e-2, -1e-2, 0.1, -0.1, 1.0, -1.0])
+    config = DescentConfig(iterations=60, damping=0.0)
+    hanging = jnp.array([jnp.pi, 0.0])
+    solve = lambda first: ilqr.ilqr(pendulum(), hanging, jnp.full((100, 1), first), -2.0, 2.0, config)  # noqa: E731
+    found = jax.jit(jax.vmap(solve))(firsts)
+    best = int(np.argmin(found.cost))
+    np.testing.assert_allclose(found.cost[best], 169.6287, atol=1e-3)
+    assert np.all(np.abs(found.actions) <= 2)
+    assert np.cos(found.carries[best, -1, 0]) > 0.99999
+
+
+def test_the_steps_of_a_problem_add_up_to_its_score():
+    """With discount, a terminal value and rows that end: by a fall, or with a probability."""
+    task = envs.make("cartpole-continuous")
+    actions = jnp.ones((30, 1))
+
+    def likely(carry, action, key):
+        carry, made = task.world.step(carry, action, key)
+        return carry, made._replace(terminated=0.01 * made.next_observation[1] ** 2)
+
+    def both(world, terminal_value):
+        origin = task.env.reset(jax.random.key(0))
+        problem = make_problem(world, origin, task.action, discount=0.9, terminal_value=terminal_value)
+        stages = problem.stages(jax.random.key(1))
+        step = lambda carry, of: stages.step(carry, *of)  # noqa: E731
+        end, rewards = jax.lax.scan(step, stages.start, (actions, jnp.arange(30)))
+        return problem.score(actions, jax.random.key(1)), jnp.sum(rewards) + stages.last(end, 30)
+
+    value = lambda carry: carry[0].obs[0]  # noqa: E731
+    worlds = (task.world, task.world._replace(step=likely))
+    for score, total in jax.jit(lambda: [both(world, of) for world in worlds for of in (None, value)])():
+        np.testing.assert_allclose(score, total, rtol=1e-6)
+
+
+def test_only_numbers_that_matter_are_coordinates():
+    """Of a carry with a counter, a number that is only shown, one that a later step reads, and a loop."""
+
+    def step(carry, action):
+        x, shown, kept, count = carry
+        moved = jax.lax.fori_loop(0, 3, lambda i, y: y + action, x)
+        return (moved + jnp.sin(kept), 2 * shown, kept, count + 1), jnp.sum(x)
+
+    carry = (jnp.ones(2), jnp.ones(1), jnp.ones(2), jnp.zeros((), jnp.int32))
+    assert leaves_used(step, carry, jnp.ones(2)) == [True, False, True, False]
+
+
+PENDULUM = envs.make("pendulum")
+
+
+def plan_of(config, actions=None, **settings):
+    """(problem, what the planner of `config` returns) for Gymnasium's pendulum near its upright position."""
+    problem = make_problem(PENDULUM.world, PENDULUM.env.state_at(jnp.array([0.5, 0.0])), PENDULUM.action, **settings)
+    planner = planning.make(planning.PlannerConfig("ilqr", ilqr=config), PENDULUM.action)
+    proposals = None if actions is None else actions[None]
+    return problem, planner.plan(problem, planner.init(), jax.random.key(0), proposals)
+
+
+def test_plans_of_the_pendulum():
+    """In the true simulator, whose actions are clipped: better than the best of 4,000 random sequences, and no worse from
+    more starts. The last action is repeated in the next plan, which has fewer iterations."""
+    config = ILQRConfig(horizon=15, first_iterations=30)
+
+    @jax.jit
+    def found():
+        problem, (alone, after, statistics) = plan_of(config)
+        _, (many, _, more) = plan_of(ILQRConfig(horizon=15, first_iterations=30, samples=3), jnp.full((15, 1), jnp.nan))
+        random = jax.random.uniform(jax.random.key(2), (4000, 15, 1), minval=-1.0)
+        scores = jax.vmap(lambda actions: problem.score(actions, jax.random.key(0)))
+        return alone, after, statistics, more, scores(jnp.stack([alone, many])), jnp.max(scores(random))
+
+    alone, after, statistics, more, (one, best), random = jax.device_get(found())
+    assert one > random and best > one - 1e-3
+    assert np.all(np.abs(alone) <= 1)
+    np.testing.assert_array_equal(after.actions, np.concatenate([alone[1:], alone[-1:]]))
+    assert int(after.iterations) == 5
+    assert statistics == more == {"nonfinite": 0}
+
+
+def test_what_the_planner_needs():
+    space = planning.unit_box(1)
+    planner = planning.make(planning.PlannerConfig("ilqr"), space)
+    unscored = problem_of_score(lambda actions, key: jnp.zeros(()), space)
+    with pytest.raises(UserError, match="ilqr needs the steps of a World: make the problem with make_problem"):
+        planner.plan(unscored, planner.init(), jax.random.key(0))
+    with pytest.raises(UserError, match="risk must be the default, the mean"):
+        plan_of(ILQRConfig(horizon=2), risk=RiskConfig(deviations=1.0))
+    with pytest.raises(UserError, match="ilqr needs continuous actions, got 2 choices"):
+        planning.make(planning.PlannerConfig("ilqr"), envs.make("CartPole-v1").action)
+
+
+def test_a_plan_without_a_finite_result_is_the_last_one():
+    def broken(carry, action, key):
+        carry, made = PENDULUM.world.step(carry, action, key)
+        return carry, made._replace(reward=jnp.nan * made.reward)
+
+    problem = make_problem(PENDULUM.world._replace(step=broken), PENDULUM.env.reset(jax.random.key(0)), PENDULUM.action)
+    planner = ilqr.make(ILQRConfig(horizon=3, first_iterations=2), PENDULUM.action)
+    actions, _, statistics = jax.jit(lambda: planner.plan(problem, planner.init(), jax.random.key(0)))()
+    np.testing.assert_array_equal(actions, planner.init().actions)
+    assert int(statistics["nonfinite"]) == 1
