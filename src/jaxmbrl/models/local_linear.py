@@ -45,8 +45,9 @@ class LocalLinearConfig:
     """Trajectories from each start that are kept for the mixture, rounded down to whole calls of `learn`, at least one."""
     strength: Annotated[float, Ge(0)] = 1.0
     """Number of rows m that the prior counts as."""
-    ridge: Annotated[float, Ge(0)] = 1e-6
-    """Added to the variance of each input, in standardised units."""
+    ridge: Annotated[float, Ge(0)] = 1e-5
+    """Added to the variance of each input, in standardised units. (In the authors' code, with double precision, 1e-6 in the
+    inputs' own units.)"""
     iterations: Annotated[int, Ge(1)] = 50
     """Iterations of EM in each fit."""
 
@@ -83,7 +84,10 @@ class Kept(NamedTuple):
 
 
 FLOOR = 1e-6
-"""Added to the variances of a cluster, in standardised units."""
+"""Added to the variances of a cluster, in standardised units, unless `ROUNDING` gives more."""
+ROUNDING = 20
+"""The same in units of the rounding error of D variances. Less, and a cluster whose outputs are exact functions of its
+inputs may have no Cholesky factor."""
 
 
 def fit(
@@ -143,8 +147,10 @@ def responsibilities(mixture: Mixture, rows: Float[Array, "R D"]) -> Float[Array
 
     def log_density(mean: Float[Array, "D"], covariance: Float[Array, "D D"]) -> Float[Array, "R"]:
         factor = cholesky(covariance)
-        standard = jax.scipy.linalg.solve_triangular(factor, (rows - mean).T, lower=True)
-        return -0.5 * jnp.sum(standard**2, axis=0) - jnp.sum(jnp.log(jnp.diag(factor)))
+        # The inverse of the small factor, and one product for all rows: a solve for all rows takes ten times as long.
+        identity = jnp.eye(mean.shape[0], dtype=mean.dtype)
+        standard = (rows - mean) @ jax.scipy.linalg.solve_triangular(factor, identity, lower=True).T
+        return -0.5 * jnp.sum(standard**2, axis=1) - jnp.sum(jnp.log(jnp.diag(factor)))
 
     return jax.nn.softmax(mixture.log_weight[:, None] + jax.vmap(log_density)(*mixture[1:]), axis=0).T
 
@@ -155,10 +161,12 @@ def _maximised(kept: Kept, shares: Float[Array, "R K"]) -> Mixture:
     mass = jnp.sum(shares, axis=0)
     each = shares / jnp.where(mass > 0, mass, 1.0)
     mean = each.T @ kept.rows
+    size = kept.rows.shape[1]
+    floor = max(FLOOR, ROUNDING * size * float(jnp.finfo(kept.rows.dtype).eps)) * jnp.eye(size, dtype=kept.rows.dtype)
 
     def covariance(mean: Float[Array, "D"], share: Float[Array, "R"]) -> Float[Array, "D D"]:
         deviation = kept.rows - mean
-        return (share[:, None] * deviation).T @ deviation + FLOOR * jnp.eye(mean.shape[0], dtype=mean.dtype)
+        return (share[:, None] * deviation).T @ deviation + floor
 
     return Mixture(jnp.log(mass / jnp.sum(mass)), mean, jax.vmap(covariance)(mean, each.T))
 

@@ -19,24 +19,25 @@ found by bisection. All samples are of pi itself (on-policy), and c is minus the
 
 Differs from the paper and the authors' code: p's standard deviations have a lower bound, because C, which is in units of 1
 / cost, else shrinks until the models are fitted to noise; second derivatives of the cost are projected to positive
-semidefinite matrices, so that Q_uu needs no correction; the first policy is N(0, initial_std^2). Samples, models and
+semidefinite matrices, so that Q_uu needs no correction; the S-step also uses states that p is expected to visit, drawn from
+the local models, because a network that was only regressed at states of the last policy can fail where p goes; the first
+policy is N(0, initial_std^2). Samples, models and
 controllers are those of commands, before they are clipped to [-1, 1] for the task: the cost of a clipped action is flat
 beyond the bound, where `bound_weight` adds a penalty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Gt
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxmbrl.agents import regression
-from jaxmbrl.agents.regression import RegressionConfig
+from jaxmbrl.agents.regression import RegressedPolicy, Regression, RegressionConfig
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import Method
 from jaxmbrl.algorithms.shared import EpochSettings
@@ -61,16 +62,10 @@ from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import never, vector_sizes
 from jaxmbrl.models import local_linear
-from jaxmbrl.models.local_linear import Kept, LinearGaussian, LocalLinearConfig
+from jaxmbrl.models.local_linear import Kept, LocalLinearConfig
 from jaxmbrl.planning import expansion, lqr
-from jaxmbrl.planning.lqr import LinearDynamics, LinearPolicy, QuadraticCost
-
-LOWEST, HIGHEST = 1e-8, 1e16
-"""Bounds of the multiplier eta."""
-TRIES = 50
-"""Largest number of multipliers that a C-step tries."""
-TOLERANCE = 0.1
-"""Largest relative distance of the divergence from its bound."""
+from jaxmbrl.planning.lqr import LinearDynamics, LinearPolicy
+from jaxmbrl.planning.trust_region_lqr import Models, c_step, expected_cost, inverse
 
 
 @dataclass(frozen=True)
@@ -88,6 +83,9 @@ class Config(EpochSettings):
     """Number M of start states, sampled at the beginning of a run."""
     num_envs: Annotated[int, Ge(2)] = 5
     """Trajectories of each iteration, N for each of the M start states."""
+    imagined: Annotated[int, Ge(0)] = 5
+    """Trajectories of the controllers in the local models, from each start state, whose states the S-step adds to the
+    sampled ones."""
     least_std: Annotated[float, Ge(0)] = 0.1
     """Lower bound of the controllers' standard deviations, in units of the action."""
     kl_bound: Annotated[float, Gt(0)] = 1.0
@@ -134,21 +132,6 @@ class State(NamedTuple):
     key: Key
 
 
-class Models(NamedTuple):
-    """What is known around the trajectories from one start state."""
-
-    dynamics: LinearDynamics
-    cost: QuadraticCost
-    constant: Float[Array, "T"]
-    """Constants of the cost of each step."""
-    mean: Float[Array, "n"]
-    """Mean of x_0."""
-    covariance: Float[Array, "n n"]
-    """Covariance of x_0."""
-    reference: LinearPolicy
-    """pibar."""
-
-
 def make(config: Config, task: Task) -> Algorithm:
     """GPS on `task`. `hyper` may hold `learning_rate`, traced. Raises UserError if the task has no known reward, or if its
     episodes may terminate."""
@@ -189,20 +172,11 @@ def make(config: Config, task: Task) -> Algorithm:
         policy: Any, local: LinearPolicy, steps: Float[Array, "N T nmn"], kept: Kept, clusters: Int[Array, ""]
     ) -> Models:
         """The models around the trajectories `steps` from one start state."""
-
-        def fit(rows_of: Callable[[Array], Array], inputs: int) -> LinearGaussian:
-            return local_linear.fit(config.model, rows_of(steps), kept._replace(rows=rows_of(kept.rows)), clusters, inputs)
-
-        def of_policy(step: Float[Array, "*k nmn"]) -> Float[Array, "*k nm"]:
-            return jnp.concatenate([step[..., :n], agent.mean(policy, step[..., :n])], axis=-1)
-
-        dynamics = LinearDynamics(*fit(lambda step: step, n + m))
-        if acts_by_network:
-            K, k, residual = fit(of_policy, n)
-            local = LinearPolicy(K, k, residual + jnp.diag(policy.std**2))
+        dynamics = LinearDynamics(*local_linear.fit(config.model, steps, kept, clusters, n + m))
+        reference = linearised(config, agent, policy, steps[..., :n], kept, clusters) if acts_by_network else local
         x_0 = steps[:, 0, :n]
         moments = jnp.mean(x_0, axis=0), jnp.cov(x_0, rowvar=False, bias=True).reshape(n, n)
-        return Models(dynamics, *expansion.expand(cost, steps, dynamics), *moments, local)
+        return Models(dynamics, *expansion.expand(cost, steps, dynamics), *moments, reference)
 
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, agent_key = jax.random.split(state.key)
@@ -218,26 +192,36 @@ def make(config: Config, task: Task) -> Algorithm:
             adjusted = adjusted_step_size(config, state.step_size, state.cost - state.local_cost, state.cost - cost)
             step_size = jnp.where(iteration == 1, state.step_size, adjusted)
             bound = config.kl_bound * step_size * length
-            found = jax.vmap(c_step, in_axes=(None, 0, None, 0))(config, models, bound, state.multiplier)
+            found = jax.vmap(c_step, in_axes=(0, None, 0, None, None))(
+                models, bound, state.multiplier, config.entropy_weight, config.least_std
+            )
             local_cost = jnp.mean(jax.vmap(expected_cost)(models, found.local))
 
         policy, fitted = state.policy, {}
         if acts_by_network:
-            policy, fitted = agent.fit(policy, *supervision(steps[..., :n], found.local), agent_key)
-        std = jnp.sqrt(jnp.diagonal(found.local.covariance, axis1=-2, axis2=-1))
-        values = {
-            "gps/cost": cost,
-            "gps/local_cost": local_cost,
-            "gps/divergence": jnp.mean(found.divergence) / length,
-            "gps/log10_multiplier": jnp.mean(jnp.log10(found.multiplier)),
-            "gps/step_size": step_size,
-            "gps/std": jnp.mean(std),
-            "gps/smallest_std": jnp.min(std),
-        }
+            imagined_key, agent_key = jax.random.split(agent_key)
+            noise = jax.random.normal(imagined_key, (config.start_states, config.imagined, length, n))
+            x = jnp.concatenate([steps[..., :n], jax.vmap(imagined)(models, found.local, noise)], axis=1)
+            policy, fitted = agent.fit(policy, *supervision(x, found.local), agent_key)
         state = State(policy, found.local, found.multiplier, step_size, cost, local_cost, kept, key)
-        return state, {name: Average.of(value) for name, value in values.items()} | fitted
+        return state, measured(state, found.divergence / length) | fitted
 
     return Algorithm(init, policy, learn, period=length, start_states=config.start_states, on_policy=True)
+
+
+def measured(state: State, divergence: Float[Array, "M"]) -> Metrics:
+    """The metrics of an iteration; `divergence` is that of a step."""
+    std = jnp.sqrt(jnp.diagonal(state.local.covariance, axis1=-2, axis2=-1))
+    values = {
+        "gps/cost": state.cost,
+        "gps/local_cost": state.local_cost,
+        "gps/divergence": jnp.mean(divergence),
+        "gps/log10_multiplier": jnp.mean(jnp.log10(state.multiplier)),
+        "gps/step_size": state.step_size,
+        "gps/std": jnp.mean(std),
+        "gps/smallest_std": jnp.min(std),
+    }
+    return {name: Average.of(value) for name, value in values.items()}
 
 
 def local_policy(local: LinearPolicy, explore: bool) -> Policy:
@@ -251,6 +235,20 @@ def local_policy(local: LinearPolicy, explore: bool) -> Policy:
         return jnp.clip(command, -1.0, 1.0), {"command": command}, t + 1
 
     return Policy(lambda key: jnp.zeros((), jnp.int32), act)
+
+
+def linearised(
+    config: Config, agent: Regression, policy: RegressedPolicy, x: Float[Array, "N T n"], kept: Kept, clusters: Any
+) -> LinearPolicy:
+    """pibar around the states `x`, with a mixture of all kept states and their mean actions as prior."""
+
+    def rows(x: Float[Array, "*k n"]) -> Float[Array, "*k nm"]:
+        return jnp.concatenate([x, agent.mean(policy, x)], axis=-1)
+
+    n = x.shape[-1]
+    prior = kept._replace(rows=rows(kept.rows[:, :n]))
+    K, k, residual = local_linear.fit(config.model, rows(x), prior, clusters, n)
+    return LinearPolicy(K, k, residual + jnp.diag(policy.std**2))
 
 
 def by_start_state(config: Config, transitions: Transition) -> Float[Array, "M N T nmn"]:
@@ -268,12 +266,6 @@ def rows_of(kept: Replay, iterations: Int[Array, ""]) -> Kept:
     return jax.vmap(local_linear.keep, in_axes=(0, None))(trajectories, valid)
 
 
-def expected_cost(models: Models, policy: LinearPolicy) -> Float[Array, ""]:
-    """The expected cost of an episode under `policy`, in the models."""
-    moments = lqr.propagate(models.dynamics, policy, models.mean, models.covariance)
-    return jnp.sum(lqr.expected_cost(models.cost, policy, moments)) + jnp.sum(models.constant)
-
-
 def adjusted_step_size(
     config: Config, step_size: Float[Array, ""], predicted: Float[Array, ""], actual: Float[Array, ""]
 ) -> Float[Array, ""]:
@@ -281,62 +273,6 @@ def adjusted_step_size(
     is a quadratic function of the divergence with these two values and the predicted slope at 0, s leads to its maximum."""
     factor = predicted / (2 * jnp.maximum(1e-4, predicted - actual))
     return jnp.clip(step_size * jnp.clip(factor, 0.1, 5.0), config.least_step, config.largest_step)
-
-
-class CStep(NamedTuple):
-    """State and result of a C-step."""
-
-    local: LinearPolicy
-    """p."""
-    divergence: Float[Array, ""]
-    """sum_t KL(p_t || pibar_t)."""
-    multiplier: Float[Array, ""]
-    """eta."""
-    low: Float[Array, ""]
-    """A multiplier that is too small."""
-    high: Float[Array, ""]
-    """A multiplier that is too large."""
-    tries: Int[Array, ""]
-
-
-def c_step(config: Config, models: Models, bound: Float[Array, ""], multiplier: Float[Array, ""]) -> CStep:
-    """The controller of least expected cost whose divergence from pibar is `bound`, within 10%. The search for its
-    multiplier begins at `multiplier`."""
-
-    def tried(multiplier: Array, low: Array, high: Array, tries: Array) -> CStep:
-        local = controller(models, multiplier, config.entropy_weight, config.least_std)
-        moments = lqr.propagate(models.dynamics, local, models.mean, models.covariance)
-        divergence = jnp.sum(lqr.kl_divergence(local, models.reference, moments))
-        return CStep(local, divergence, multiplier, low, high, tries + 1)
-
-    def unfinished(at: CStep) -> Bool[Array, ""]:
-        return (jnp.abs(at.divergence - bound) > TOLERANCE * bound) & (at.tries < TRIES) & (at.high > 1.001 * at.low)
-
-    def bisect(at: CStep) -> CStep:
-        too_far = at.divergence > bound
-        low, high = jnp.where(too_far, at.multiplier, at.low), jnp.where(too_far, at.high, at.multiplier)
-        middle = jnp.sqrt(low) * jnp.sqrt(high)
-        return tried(jnp.where(too_far, jnp.minimum(middle, 10 * low), jnp.maximum(middle, high / 10)), low, high, at.tries)
-
-    low, high = (jnp.full_like(multiplier, end) for end in (LOWEST, HIGHEST))
-    return jax.lax.while_loop(unfinished, bisect, tried(multiplier, low, high, jnp.zeros((), jnp.int32)))
-
-
-def controller(
-    models: Models, multiplier: Float[Array, ""], entropy_weight: float = 0.0, least_std: float = 0.0
-) -> LinearPolicy:
-    """The p that minimises E_p sum_t c + eta sum_t KL(p_t || pibar_t) - alpha sum_t H(p_t) for the multiplier eta and the
-    entropy's weight alpha: the maximum-entropy LQR with the cost (c - eta log pibar) / (eta + alpha)."""
-    K, k, covariance = models.reference
-    identity = jnp.broadcast_to(jnp.eye(k.shape[1], dtype=k.dtype), covariance.shape)
-    difference = jnp.concatenate([K, -identity], axis=-1)  # times [x; u], plus k: the mean of pibar minus u
-    weighted = difference.mT @ jax.vmap(inverse)(covariance)
-    total = multiplier + entropy_weight
-    C = (models.cost.C + multiplier * weighted @ difference) / total
-    c = (models.cost.c + multiplier * (weighted @ k[..., None])[..., 0]) / total
-    cost = QuadraticCost(C, c, models.cost.P / total, models.cost.p / total)
-    found = lqr.lqr(models.dynamics, cost, temperature=1.0).policy
-    return found._replace(covariance=jax.vmap(at_least, (0, None))(found.covariance, least_std)) if least_std else found
 
 
 def supervision(x: Float[Array, "M N T n"], local: LinearPolicy) -> tuple[Array, Array, Array]:
@@ -348,16 +284,11 @@ def supervision(x: Float[Array, "M N T n"], local: LinearPolicy) -> tuple[Array,
     return x.reshape(rows, -1), target.reshape(rows, -1), precision.reshape(rows, *precision.shape[-2:])
 
 
-def inverse(covariance: Float[Array, "m m"]) -> Float[Array, "m m"]:
-    """The inverse of a positive definite matrix."""
-    identity = jnp.eye(covariance.shape[0], dtype=covariance.dtype)
-    return jax.scipy.linalg.cho_solve((cholesky(covariance), True), identity)
-
-
-def at_least(covariance: Float[Array, "m m"], std: float) -> Float[Array, "m m"]:
-    """`covariance` with standard deviations of at least `std` in all directions."""
-    values, vectors = jnp.linalg.eigh(covariance)
-    return (vectors * jnp.maximum(values, std**2)) @ vectors.T
+def imagined(models: Models, local: LinearPolicy, noise: Float[Array, "J T n"]) -> Float[Array, "J T n"]:
+    """States of each step under the controllers `local` in the models, for standard normal `noise`."""
+    moments = lqr.propagate(models.dynamics, local, models.mean, models.covariance)
+    values, vectors = jnp.linalg.eigh(moments.covariance[:-1])
+    return moments.mean[:-1] + jnp.einsum("tij,tj,ktj->kti", vectors, jnp.sqrt(jnp.maximum(values, 0.0)), noise)
 
 
 METHOD = Method(
