@@ -9,7 +9,16 @@ import pytest
 
 from jaxmbrl import envs
 from jaxmbrl.core.types import Policy, Transition, World
-from jaxmbrl.rollout import Return, auto_reset, episode_return, open_loop, planned_return, playback, rollout
+from jaxmbrl.rollout import (
+    Return,
+    auto_reset,
+    episode_return,
+    from_same_start,
+    open_loop,
+    planned_return,
+    playback,
+    rollout,
+)
 
 LIMIT = 4
 
@@ -194,6 +203,17 @@ def test_each_reset_of_world_and_policy_is_a_new_draw():
     assert len(np.unique(first)) == 10 and (first >= 0).all() and (first < 1).all()
     assert len(np.unique(counts[::LIMIT])) == 10
     np.testing.assert_array_equal(counts.reshape(10, LIMIT) - counts[::LIMIT, None], np.tile(range(LIMIT), (10, 1)))
+
+
+def test_a_world_that_returns_to_its_start():
+    """The memory of the policy begins anew, as at any reset."""
+    base = counter(fall=99.0)
+    world = base._replace(reset=lambda key: (jax.random.uniform(key), jnp.zeros((), jnp.int32)))
+    policy = remembering()._replace(init=lambda key: jax.random.randint(key, (), 0, 2**30, jnp.int32))
+    _, rows = played(*auto_reset(from_same_start(world), policy), 40)
+    begin = rows.observation[0, 0]
+    np.testing.assert_allclose(rows.observation[:, 0], begin + np.tile(range(LIMIT), 10), rtol=1e-6)
+    assert 0 < begin < 1 and len(np.unique(rows.extras["count"][::LIMIT])) == 10
 
 
 def test_memory_may_hold_a_key():

@@ -146,6 +146,33 @@ def auto_reset(world: World, policy: Policy) -> tuple[World, Policy]:
     )
 
 
+class Restarted(NamedTuple):
+    """Carry of a world that returns to its start: the inner carry, and that of the start."""
+
+    carry: Carry
+    start: Carry
+
+
+def from_same_start(world: World) -> World:
+    """`world` whose episodes under `auto_reset` all begin in the state of its first reset. If the world's randomness is
+    part of its carry, it repeats, too."""
+
+    def begin(carry: Carry) -> Restarted:
+        return Restarted(carry, carry)
+
+    def step(state: Restarted, action: Action, key: Key) -> tuple[Restarted, Transition]:
+        carry, transition = world.step(state.carry, action, key)
+        return Restarted(carry, state.start), transition
+
+    return World(
+        reset=lambda key: begin(world.reset(key)),
+        start=lambda origin, key: begin(world.start(origin, key)),
+        observe=lambda state: world.observe(state.carry),
+        step=step,
+        next_episode=lambda state, key: begin(state.start),
+    )
+
+
 def reset_keys(key: Key) -> tuple[Key, Key]:
     """(key of the step, key of a reset after it) for one step of an auto-resetting world."""
     step_key, again_key = jax.random.split(key)

@@ -1,4 +1,5 @@
-"""The registered methods at a tiny size, on a pendulum whose episodes end by time and before it, or on a corridor."""
+"""The registered methods at a tiny size, on a pendulum whose episodes end by time and, for most methods, before it, or on a
+corridor."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jaxmbrl import algorithms, envs
 from jaxmbrl.algorithms.registry import TINY_RUN
 from jaxmbrl.core.spaces import Discrete
-from jaxmbrl.envs.base import initial_state
+from jaxmbrl.envs.base import initial_state, never
 from jaxmbrl.envs.classic.pendulum import Pendulum, reward
 from jaxmbrl.training import programs
 
@@ -129,9 +130,12 @@ TASKS = {
     "continuous actions": "spinning-pendulum",
     "discrete actions": "spinning-pendulum-discrete",
     "tables": "corridor",
+    "continuous actions in episodes of one length": "swinging-pendulum",
 }
 """The task on which a method is tested, by the kind of task."""
-LIMIT, FAST, CELLS, CORRIDOR_LIMIT = 60, 5.0, 6, 20
+FAST, CELLS = 5.0, 6
+LIMITS = {"spinning-pendulum": 60, "spinning-pendulum-discrete": 60, "corridor": 20, "swinging-pendulum": 25}
+"""Time limits of the tasks."""
 
 
 def task_of(case: str) -> str:
@@ -191,13 +195,15 @@ class Corridor:
 
 def register_tasks() -> None:
     """Register `TASKS`."""
-    continuous, discrete, tables = TASKS.values()
-    envs.register(continuous, lambda: envs.make_task(continuous, Spinning(), LIMIT, reward, too_fast))
+    continuous, discrete, tables, steady = TASKS.values()
+    length = LIMITS.__getitem__
+    envs.register(continuous, lambda: envs.make_task(continuous, Spinning(), length(continuous), reward, too_fast))
     envs.register(
         discrete,
-        lambda: envs.make_task(discrete, SpinningDiscrete(), LIMIT, terminated=too_fast, action=Discrete(3)),
+        lambda: envs.make_task(discrete, SpinningDiscrete(), length(discrete), terminated=too_fast, action=Discrete(3)),
     )
     envs.register(
         tables,
-        lambda: envs.make_task(tables, Corridor(), CORRIDOR_LIMIT, observation=Discrete(CELLS), action=Discrete(2)),
+        lambda: envs.make_task(tables, Corridor(), length(tables), observation=Discrete(CELLS), action=Discrete(2)),
     )
+    envs.register(steady, lambda: envs.make_task(steady, Pendulum(), length(steady), reward, never))

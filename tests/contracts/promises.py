@@ -86,7 +86,7 @@ def recorded(algorithm: Algorithm, task: Any, capacity: int) -> Algorithm:
         own, found = algorithm.learn(clock, state.own, transitions)
         return Recorded(own, rows), found
 
-    return Algorithm(init, policy, learn, algorithm.period)
+    return Algorithm(init, policy, learn, algorithm.period, start_states=algorithm.start_states)
 
 
 def on_host(state: Any) -> Any:

@@ -30,9 +30,10 @@ from .cases import CASES, EPOCH, SEEDS, VARIANTS, configured, has_replay, takes_
 
 LARGE = 4_000
 """Numbers in a leaf from which on a frozen seed must not copy it."""
-BY_SEED = {"train_until_stale", "shuffled", "fit_until_stale", "conjugate_gradient", "improve_until_worse"}
+BY_SEED = {"train_until_stale", "shuffled", "fit_until_stale", "conjugate_gradient", "improve_until_worse", "c_step"}
 """Functions whose loops end by each seed's own data: early stopping, the cycle walk of a random permutation, conjugate
-gradient, which ends early only at a residual of 0 or rounding, and a policy's improvement in a model."""
+gradient, which ends early only at a residual of 0 or rounding, a policy's improvement in a model, and the bisection for a
+multiplier."""
 
 
 class Traced(NamedTuple):

@@ -39,6 +39,8 @@ VARIANTS = {
     "trpo": ("trpo", {"agent.normalize_observations": False}),
     "sac, bfloat16": ("sac", {"agent.precision": "bfloat16"}),
     "sac, discrete actions": ("sac", {}, "discrete actions"),
+    "gps": ("gps", {"epoch_steps": 800}),
+    "gps, local controllers": ("gps", {"policy": "local", "start_states": 1, "num_envs": 2, "epoch_steps": 400}),
 }
 """By name, the method, changes to its small settings, and the kind of its task if it is not the first that it takes."""
 CASES = {
@@ -47,9 +49,16 @@ CASES = {
     # Methods of trees search at each step, some of them in the simulator.
     if algorithms.METHODS[name].family != "search"
 }
+KNOWN_REWARD = ("slbo", "gps")
+"""Methods that need a known reward, which repeated actions have not."""
 PLANS = ("pets", "qt-opt")
 """Methods that search for each action. The random numbers of QT-Opt's search are fixed."""
-TASKS = {"continuous actions": "pendulum", "discrete actions": "CartPole-v1", "tables": "FrozenLake"}
+TASKS = {
+    "continuous actions": "pendulum",
+    "discrete actions": "CartPole-v1",
+    "tables": "FrozenLake",
+    "continuous actions in episodes of one length": "pendulum",
+}
 """The task of a case, by its kind."""
 
 
@@ -73,7 +82,7 @@ def test_the_policy_of_every_method_can_be_exported(case, tmp_path):
     """To StableHLO; to NumPy as well, unless it plans or breaks ties at random, as tables do."""
     name, changes, kind = CASES[case]
     settings, task = dict(algorithms.METHODS[name].tiny) | changes, TASKS[kind]
-    config = programs.configure(name, task, settings=settings, action_repeat=1 if name == "slbo" else 2)
+    config = programs.configure(name, task, settings=settings, action_repeat=1 if name in KNOWN_REWARD else 2)
     program, clock = programs.build(config), clock_at(300)
     # With weights that are positive on average, a choice would hardly depend on the observation.
     state = filled(program.algorithm, -0.8 if isinstance(program.task.action, Discrete) else -0.5)

@@ -52,6 +52,7 @@ MODULES = {
     "reinforce": "on_policy.reinforce",
     "me-trpo": "on_policy.metrpo",
     "slbo": "on_policy.slbo",
+    "gps": "trajectory.gps",
     "muzero": "search.muzero",
     "alphazero": "search.alphazero",
     "uct": "search.uct",
@@ -73,8 +74,9 @@ ELSEWHERE = frozenset(_KNOWN.split())
 """Names of well-known methods, in small letters and digits, without a version at the end. Those that are not registered are
 not taken for misspelt names of others."""
 
-KINDS = ("continuous actions", "discrete actions", "tables")
-"""Kinds of task: vector observations with continuous or discrete actions; discrete observations and actions."""
+KINDS = ("continuous actions", "discrete actions", "tables", "continuous actions in episodes of one length")
+"""Kinds of task: vector observations with continuous or discrete actions; discrete observations and actions; vector
+observations with continuous actions, and no termination."""
 
 LOOP = ("num_envs", "epoch_steps", "eval_every")
 """Settings of every method that the training loop reads (`algorithms.shared.EpochSettings` describes them)."""

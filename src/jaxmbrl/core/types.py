@@ -284,6 +284,9 @@ class Algorithm(NamedTuple):
     """XLA compiler options for the programs of a run."""
     schedule: PyTree = ()
     """Hyperparameters that change during a run and that all seeds share: the `schedule` of the run's clock."""
+    start_states: int | None = None
+    """Number M of start states that training repeats, for a method that compares episodes from one state: all episodes of
+    the environments i, i + M, i + 2 M, ... begin in the same state. None: each episode begins in a new one."""
     on_policy: bool = False
     """Whether `learn` needs transitions that the current policy collected. Such a method cannot be trained from a file."""
 

@@ -60,6 +60,7 @@ TASKS: dict[str, str | Callable[[], Task]] = {
     "dyna-maze-486": "tabular.mazes:dyna_maze_486",
     "mountain-car-continuous": "classic.mountain_car:mountain_car_continuous",
     "pendulum": "classic.pendulum:pendulum",
+    "pendulum-reach": "classic.pendulum_reach:pendulum_reach",
     "pets/HalfCheetah": "mujoco.pets_half_cheetah:pets_half_cheetah",
     "pets/Pusher": "mujoco.pets_pusher:pets_pusher",
     "pets/Reacher3D": "mujoco.pets_reacher_3d:pets_reacher_3d",

@@ -53,7 +53,7 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig) -> Loop:
     Environments are created when the loop is compiled. Their internal state is not part of `LoopState`: a loop that is
     compiled for a clock above 0 begins new episodes.
 
-    Raises UserError if the algorithm plans in the true simulator.
+    Raises UserError if the algorithm plans in the true simulator or repeats start states.
     """
     _check(algorithm, task)
 
@@ -135,6 +135,11 @@ def _check(algorithm: Algorithm, task: Task) -> None:
         raise UserError(
             f"model 'true' plans in the true simulator, but that of task '{task.name}' runs outside of the compiled "
             "program: leave model out"
+        )
+    if algorithm.start_states is not None:
+        raise UserError(
+            f"the method repeats start states, and those of task '{task.name}' cannot be repeated, because it runs outside "
+            "of the compiled program: take a task written in JAX"
         )
 
 

@@ -30,7 +30,7 @@ from jaxmbrl.core.types import (
     Task,
     Transition,
 )
-from jaxmbrl.rollout import auto_reset, playback, rollout, world_of
+from jaxmbrl.rollout import auto_reset, from_same_start, playback, rollout, world_of
 from jaxmbrl.training.devices import OF_ALL, OF_SEEDS, SeedSharding
 
 ENVIRONMENT, LEARNER, MEMORY, COLLECT = range(4)
@@ -243,7 +243,9 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig, data: Transition 
     With `data` [N, ...] nothing is collected: `learn` receives its rows in order, as those of a single environment and with
     extras `()`. The returns of their episodes are the metrics `data/...` instead of `train/...`.
     """
-    shown = world_of(task, algorithm)
+    shown, repeated = world_of(task, algorithm), algorithm.start_states
+    if repeated is not None:
+        shown = from_same_start(shown)
 
     def collectors(learner: PyTree, clock: Clock) -> tuple[Any, Policy]:
         if data is not None:
@@ -252,6 +254,8 @@ def make(algorithm: Algorithm, task: Task, config: LoopConfig, data: Transition 
 
     def start(learner: PyTree, environment_keys: Key, memory_keys: Key) -> tuple[Carry, Memory]:
         world, policy = collectors(learner, clock_at(0))
+        if repeated is not None:
+            environment_keys = environment_keys[jnp.arange(config.num_envs) % repeated]
         return jax.vmap(world.reset)(environment_keys), jax.vmap(policy.init)(memory_keys)
 
     @jax.named_scope("collect")

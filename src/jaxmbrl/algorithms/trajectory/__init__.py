@@ -1,0 +1,1 @@
+"""Methods that optimise whole trajectories in local or probabilistic models."""
