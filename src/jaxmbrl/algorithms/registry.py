@@ -33,6 +33,7 @@ MODULES = {
     "maac": "value_gradients.maac",
     "svg": "value_gradients.svg",
     "bptt": "value_gradients.bptt",
+    "pilco": "value_gradients.pilco",
     "mve": "value_expansion.mve",
     "steve": "value_expansion.steve",
     "redq": "model_free.sac:REDQ",
