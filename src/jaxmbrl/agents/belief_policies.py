@@ -78,7 +78,8 @@ def process_of(params: Radial) -> Posterior:
 def acting(params: Parameters) -> Callable[[Float[Array, "F"]], Float[Array, "A"]]:
     """The policy: features [F] -> action [A] in [-1, 1]."""
     if isinstance(params, Linear):
-        return lambda features: moments.squash(params.matrix @ features + params.offset)
+        matrix, offset = params
+        return lambda features: moments.squash(matrix @ features + offset)
     process = process_of(params)
     return lambda features: moments.squash(regression.predict_mean(process, features[None])[0])
 
@@ -87,13 +88,15 @@ def action_moments(params: Parameters) -> Callable[[Gaussian], Moments]:
     """The moments of the action for a belief of the features."""
     process = None if isinstance(params, Linear) else process_of(params)
 
+    def unsquashed(features: Gaussian) -> Moments:
+        if isinstance(params, Linear):
+            return moments.linear(features, params.matrix, params.offset)
+        assert process is not None
+        found = moments.through_basis_functions(features, process)
+        return found._replace(covariance=found.covariance + LEAST_VARIANCE * jnp.eye(found.mean.shape[0]))
+
     def of(features: Gaussian) -> Moments:
-        if process is None:
-            before = moments.linear(features, params.matrix, params.offset)
-        else:
-            before = moments.through_basis_functions(features, process)
-            least = LEAST_VARIANCE * jnp.eye(before.mean.shape[0])
-            before = before._replace(covariance=before.covariance + least)
+        before = unsquashed(features)
         after = moments.squashed(before.belief)
         return Moments(after.mean, after.covariance, before.gain @ after.gain)
 

@@ -229,8 +229,8 @@ def predict(config: Config, task: Task, process: Posterior, params: Parameters, 
 
 def part_of(process: Posterior, outputs: slice) -> Posterior:
     """The processes of some of the outputs."""
-    chosen = jax.tree.map(lambda leaf: leaf[outputs], process._replace(basis=()))
-    return chosen._replace(basis=process.basis)
+    chosen = jax.tree.map(lambda leaf: leaf[outputs], process[1:])
+    return Posterior(process.basis, *chosen)
 
 
 METHOD = Method(
