@@ -10,6 +10,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import float_types
 import jax
 import jax.numpy as jnp
 import pytest
@@ -83,8 +84,9 @@ def traced(case: str) -> Traced:
 
 
 @pytest.fixture(params=[pytest.param(case, marks=[pytest.mark.promises] if case in VARIANTS else []) for case in CASES])
-def method(request: pytest.FixtureRequest, spinning: None) -> Traced:
-    return traced(request.param)
+def method(request: pytest.FixtureRequest, spinning: None) -> Iterator[Traced]:
+    with float_types.of_method(CASES[request.param][0]):
+        yield traced(request.param)
 
 
 def inner(equation: Any) -> Iterator[Jaxpr]:

@@ -124,6 +124,8 @@ class Goal(NamedTuple):
     """Description of the case in the tables of returns."""
     data: int = 0
     """Transitions of uniformly random actions to learn from, instead of collecting; 0 for none."""
+    float64: bool = False
+    """Whether the case is trained in float64 although its method does not need it."""
     best: bool = False
     """Whether the best evaluation during training must reach the return, instead of the last policy: for methods whose
     policy gets worse again."""
@@ -161,6 +163,11 @@ class Method(NamedTuple):
     def hyper(self) -> tuple[str, ...]:
         """Names of the traced settings, which may differ between seeds: those marked `Traced` in the config."""
         return traced(self.config)
+
+    @property
+    def needs_float64(self) -> bool:
+        """Whether `requires` names float64."""
+        return any("float64" in words for words in self.requires)
 
 
 class Outline(NamedTuple):

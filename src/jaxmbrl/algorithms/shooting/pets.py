@@ -226,6 +226,18 @@ METHOD = Method(
             settings={"learn_reward": True},
             about="small preset, reward learned",
         ),
+        Goal(
+            "pets-gp-cartpole",
+            "cartpole-continuous",
+            1000,
+            195.0,
+            seeds=4,
+            seeds_at_goal=3,
+            episodes=10,
+            preset="small-gp",
+            float64=True,
+            about="Gaussian processes",
+        ),
         Goal("pets-cartpole-v1", "CartPole-v1", 2000, 450.0, seeds_at_goal=3, episodes=10),
         Goal(
             "oracle-cartpole-v1",
