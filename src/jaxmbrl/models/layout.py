@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ PLAIN = Features()
 """Features of a task that defines none: the observation itself."""
 
 
+@runtime_checkable
 class Encoded(Protocol):
     """Settings of a dynamics model that determine its inputs and outputs."""
 
