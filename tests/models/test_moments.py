@@ -28,11 +28,21 @@ def in_float64(x64):
 
 def by_hand(padding=0):
     """The process of two outputs and three rows, with `padding` rows that are no data."""
-    hyper = Hyperparameters(jnp.log(SCALE), 0.5 * jnp.log(SIGNAL), 0.5 * jnp.log(NOISE))
+    hyper = (np.log(SCALE), 0.5 * np.log(SIGNAL), 0.5 * np.log(NOISE))
     inputs, targets = (np.concatenate([part, np.full((padding, 2), 7.0)]) for part in (X, Y))
-    mask = np.arange(3 + padding) < 3
+    return fitted(Hyperparameters(*hyper), inputs, targets, np.arange(3 + padding) < 3)
+
+
+@jax.jit
+def fitted(hyper, inputs, targets, mask):
     weights, precision = jax.vmap(regression.exact, in_axes=(0, None, 1, None))(hyper, inputs, targets, mask)
-    return Posterior(jnp.asarray(inputs), hyper, weights, precision, jnp.zeros(2))
+    return Posterior(inputs, hyper, weights, precision, jnp.zeros(targets.shape[1]))
+
+
+through_process = jax.jit(moments.through_process)
+through_basis_functions = jax.jit(moments.through_basis_functions)
+with_angles = jax.jit(moments.with_angles, static_argnums=1)
+squashed = jax.jit(moments.squashed)
 
 
 def quadrature(function, mean, covariance, nodes=24):
@@ -56,11 +66,11 @@ def quadrature(function, mean, covariance, nodes=24):
 def test_a_process_has_the_moments_that_were_computed_apart(padding):
     """Rows of padding count nowhere, neither in the mean nor in the trace of the variance."""
     belief = Gaussian(jnp.asarray(MEAN), jnp.asarray(COVARIANCE))
-    found = moments.through_process(belief, by_hand(padding))
+    found = through_process(belief, by_hand(padding))
     np.testing.assert_allclose(found.mean, [0.2571160, 0.6957036], atol=1e-7)
     np.testing.assert_allclose(found.covariance, [[0.1670420, -0.0572836], [-0.0572836, 0.1027121]], atol=1e-7)
     np.testing.assert_allclose(COVARIANCE @ found.gain, [[0.1451527, -0.0767594], [0.0349006, -0.0294652]], atol=1e-7)
-    np.testing.assert_array_equal(moments.mean_of_process(belief, by_hand(padding)), found.mean)
+    np.testing.assert_allclose(jax.jit(moments.mean_of_process)(belief, by_hand(padding)), found.mean, atol=1e-14)
 
 
 def test_a_process_agrees_with_quadrature():
@@ -70,7 +80,7 @@ def test_a_process_agrees_with_quadrature():
     mean, covariance, crossed = quadrature(lambda rows: np.asarray(predict(rows)[0]), MEAN, COVARIANCE)
     own, *_ = quadrature(lambda rows: np.asarray(predict(rows)[1]), MEAN, COVARIANCE)
     belief = Gaussian(jnp.asarray(MEAN), jnp.asarray(COVARIANCE))
-    for of, extra in ((moments.through_process, own), (moments.through_basis_functions, np.zeros(2))):
+    for of, extra in ((through_process, own), (through_basis_functions, np.zeros(2))):
         found = of(belief, process)
         np.testing.assert_allclose(found.mean, mean, atol=1e-10)
         np.testing.assert_allclose(found.covariance, covariance + np.diag(extra), atol=1e-8)
@@ -79,26 +89,26 @@ def test_a_process_agrees_with_quadrature():
 
 def test_of_a_point_the_moments_are_the_prediction_and_its_slope():
     process, point = by_hand(), jnp.asarray(MEAN)
-    found = moments.through_process(Gaussian(point, jnp.zeros((2, 2))), process)
+    found = through_process(Gaussian(point, jnp.zeros((2, 2))), process)
     np.testing.assert_allclose(found.mean, [0.2685987, 0.8364302], atol=1e-7)
     np.testing.assert_allclose(np.diag(found.covariance), [0.0344401, 0.0392085], atol=1e-7)
-    mean, variance = regression.predict(process, point[None])
+    mean, variance = jax.jit(regression.predict)(process, point[None])
     np.testing.assert_allclose(found.mean, mean[0], atol=1e-14)
     np.testing.assert_allclose(found.covariance, np.diag(variance[0]), atol=1e-14)
-    slope = jax.jacobian(lambda x: regression.predict_mean(process, x[None])[0])(point)
+    slope = jax.jit(jax.jacobian(lambda x: regression.predict_mean(process, x[None])[0]))(point)
     np.testing.assert_allclose(found.gain.T, slope, atol=1e-13)
 
 
 def test_an_offset_moves_the_mean_alone():
     process, belief = by_hand(), Gaussian(jnp.asarray(MEAN), jnp.asarray(COVARIANCE))
-    plain = moments.through_process(belief, process)
-    moved = moments.through_process(belief, process._replace(offset=jnp.array([3.0, -1.0])))
+    plain = through_process(belief, process)
+    moved = through_process(belief, process._replace(offset=jnp.array([3.0, -1.0])))
     np.testing.assert_allclose(moved.mean, plain.mean + np.array([3.0, -1.0]), atol=1e-14)
     np.testing.assert_allclose(moved.covariance, plain.covariance, atol=1e-13)
 
 
 def test_sine_and_cosine():
-    found = moments.with_angles(Gaussian(jnp.array([0.3]), jnp.array([[0.5]])), (0,))
+    found = with_angles(Gaussian(jnp.array([0.3]), jnp.array([[0.5]])), (0,))
     np.testing.assert_allclose(found.mean, [0.2301514, 0.7440168], atol=1e-7)
     np.testing.assert_allclose(found.covariance, [[0.2952183, -0.0673763], [-0.0673763, 0.0982510]], atol=1e-7)
     np.testing.assert_allclose(found.gain, [[0.7440168, -0.2301514]], atol=1e-7)
@@ -111,18 +121,18 @@ def test_features_of_angles_agree_with_quadrature(angles):
     covariance = factor @ factor.T
     encode = jax.jit(angle_features(3, angles).encode)
     expected = quadrature(lambda rows: np.asarray(encode(rows)), mean, covariance)
-    found = moments.with_angles(Gaussian(jnp.asarray(mean), jnp.asarray(covariance)), angles)
+    found = with_angles(Gaussian(jnp.asarray(mean), jnp.asarray(covariance)), angles)
     for part, due in zip((found.mean, found.covariance, covariance @ found.gain), expected, strict=True):
         np.testing.assert_allclose(part, due, atol=1e-9)
 
 
 def test_the_squashed_action():
-    found = moments.squashed(Gaussian(jnp.array([0.3]), jnp.array([[0.5]])))
+    found = squashed(Gaussian(jnp.array([0.3]), jnp.array([[0.5]])))
     numbers = [float(part.squeeze()) for part in found]
     np.testing.assert_allclose(numbers, [0.2692405, 0.4177615, 0.8615879], atol=1e-7)
     mean, covariance = np.array([0.3, -0.8]), np.array([[0.3, 0.1], [0.1, 0.2]])
     expected = quadrature(lambda rows: (9 * np.sin(rows) + np.sin(3 * rows)) / 8, mean, covariance, 40)
-    found = moments.squashed(Gaussian(jnp.asarray(mean), jnp.asarray(covariance)))
+    found = squashed(Gaussian(jnp.asarray(mean), jnp.asarray(covariance)))
     for part, due in zip((found.mean, found.covariance, covariance @ found.gain), expected, strict=True):
         np.testing.assert_allclose(part, due, atol=1e-9)
     np.testing.assert_allclose(moments.squash(jnp.array([np.pi / 2, -np.pi / 2, 0.1])), [1, -1, 0.1492], atol=1e-3)
@@ -174,15 +184,14 @@ def test_variances_are_nowhere_negative_in_float64_and_wrong_in_float32():
 
     def variance(kind):
         log = [np.log([[8.0, 2.0, 2.0, 5.0]]), 0.5 * np.log([4 * np.var(target)])]
-        hyper = Hyperparameters(*(jnp.asarray(x, kind) for x in (*log, log[1] - np.log(300.0))))
-        given = (jnp.asarray(inputs, kind), jnp.asarray(target[:, None], kind), jnp.ones(120, bool))
-        weights, precision = jax.vmap(regression.exact, in_axes=(0, None, 1, None))(hyper, *given)
-        process = Posterior(given[0], hyper, weights, precision, jnp.zeros(1, kind))
-        mean = jnp.asarray([1.0, 0.3, 0.9, 0.5], kind)
-        belief = Gaussian(mean, jnp.diag(jnp.asarray([0.3, 0.02, 0.01, 0.2], kind)))
-        return float(moments.through_process(belief, process).covariance[0, 0])
+        hyper = Hyperparameters(*(np.asarray(x, kind) for x in (*log, log[1] - np.log(300.0))))
+        process = fitted(hyper, inputs.astype(kind), target[:, None].astype(kind), np.ones(120, bool))
+        belief = Gaussian(np.array([1.0, 0.3, 0.9, 0.5], kind), np.diag([0.3, 0.02, 0.01, 0.2]).astype(kind))
+        found = through_process(belief, process).covariance
+        assert found.dtype == kind
+        return float(found[0, 0])
 
-    exact = variance(jnp.float64)
+    exact = variance(np.float64)
     with jax.enable_x64(False):
-        rounded = variance(jnp.float32)
+        rounded = variance(np.float32)
     assert exact > 0 and not abs(rounded - exact) < 0.5 * exact
