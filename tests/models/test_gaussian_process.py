@@ -16,7 +16,7 @@ from jaxmbrl.core.types import Features, Transition
 from jaxmbrl.data import replay
 from jaxmbrl.envs.base import never
 from jaxmbrl.models import gaussian_process
-from jaxmbrl.models.gaussian_process import GaussianProcessConfig, Hyperparameters, Posterior, regression
+from jaxmbrl.models.gaussian_process import GaussianProcessConfig, Hyperparameters, Posterior, fit, regression
 
 SMALL = GaussianProcessConfig(capacity=12, inducing=12, evaluations=60)
 
@@ -37,9 +37,13 @@ def hyper_of(scale, signal, noise):
 
 
 def process_of(hyper, inputs, target, mask):
-    weights, precision = regression.exact(hyper, inputs, target, mask)
+    weights, precision = jax.jit(regression.exact)(hyper, inputs, target, mask)
     outputs = jax.tree.map(lambda leaf: leaf[None], hyper)
     return Posterior(inputs, outputs, weights[None], precision[None], jnp.zeros(1))
+
+
+def predicted(process, rows):
+    return jax.jit(regression.predict)(process, jnp.asarray(rows))
 
 
 HYPER = ([0.9, 2.5, 0.7], 1.3, 0.2)
@@ -59,7 +63,7 @@ def test_evidence_and_its_gradient_are_scikit_learns(theirs, padding):
     inputs = jnp.asarray(np.concatenate([inputs, np.full((padding, 3), 9.0)]))
     target = jnp.asarray(np.concatenate([target, np.full(padding, 5.0)]))
     mask = jnp.arange(30 + padding) < 30
-    value, slope = jax.value_and_grad(regression.negative_evidence)(hyper_of(*HYPER), inputs, target, mask)
+    value, slope = jax.jit(jax.value_and_grad(regression.negative_evidence))(hyper_of(*HYPER), inputs, target, mask)
     due, gradient = theirs.log_marginal_likelihood(theirs.kernel_.theta, eval_gradient=True)
     assert -float(value) == pytest.approx(due, rel=1e-9)
     # Theirs are by the logarithms of signal^2, lengthscales, noise^2.
@@ -78,17 +82,17 @@ def test_predictions_are_scikit_learns(theirs, padding):
     process = process_of(hyper_of(*HYPER), *given)
     rows = np.random.default_rng(1).uniform(-4, 4, (20, 3))
     mean, deviation = theirs.predict(rows, return_std=True)
-    found, variance = regression.predict(process, rows)
+    found, variance = predicted(process, rows)
     np.testing.assert_allclose(found[:, 0], mean, rtol=0, atol=1e-9)
     # Theirs is of a noisy observation.
     np.testing.assert_allclose(variance[:, 0] + regression.noise_variance(process), deviation**2, rtol=0, atol=1e-9)
-    np.testing.assert_array_equal(regression.predict_mean(process, rows), found)
+    np.testing.assert_array_equal(jax.jit(regression.predict_mean)(process, jnp.asarray(rows)), found)
 
 
 def test_the_numbers_of_three_rows():
     inputs = jnp.array([[0.0, 0.0], [1.0, 0.5], [-0.5, 1.0]])
     hyper = Hyperparameters(jnp.log(jnp.array([1.0, 1.5])), jnp.zeros(()), 0.5 * jnp.log(jnp.array(0.01)))
-    value = regression.negative_evidence(hyper, inputs, jnp.array([0.0, 0.8, -0.4]), jnp.ones(3, bool))
+    value = jax.jit(regression.negative_evidence)(hyper, inputs, jnp.array([0.0, 0.8, -0.4]), jnp.ones(3, bool))
     assert float(value) == pytest.approx(2.7792301, abs=1e-7)
 
 
@@ -122,10 +126,10 @@ def test_fitc_is_the_density_of_its_matrix():
     mask = jnp.arange(33) < 30
     padded = jnp.asarray(np.pad(inputs, ((0, 3), (0, 0)), constant_values=8.0)), jnp.asarray(np.pad(target, (0, 3)))
     given = (hyper_of(*HYPER), jnp.asarray(inducing), *padded, mask)
-    assert -float(regression.negative_sparse_evidence(*given)) == pytest.approx(density, rel=1e-9)
-    weights, precision = regression.sparse(*given)
+    assert -float(jax.jit(regression.negative_sparse_evidence)(*given)) == pytest.approx(density, rel=1e-9)
+    weights, precision = jax.jit(regression.sparse)(*given)
     outputs = jax.tree.map(lambda leaf: leaf[None], given[0])
-    found = regression.predict(Posterior(given[1], outputs, weights[None], precision[None], jnp.zeros(1)), rows)
+    found = predicted(Posterior(given[1], outputs, weights[None], precision[None], jnp.zeros(1)), rows)
     np.testing.assert_allclose(found[0][:, 0], mean, atol=1e-8)
     np.testing.assert_allclose(found[1][:, 0], variance, atol=1e-8)
 
@@ -134,22 +138,21 @@ def test_fitc_with_the_data_as_inducing_inputs_is_the_process():
     inputs, target = (jnp.asarray(x) for x in data(12))
     mask, hyper, rows = jnp.ones(12, bool), hyper_of(*HYPER), np.random.default_rng(1).uniform(-2, 2, (9, 3))
     exact = process_of(hyper, inputs, target, mask)
-    weights, precision = regression.sparse(hyper, inputs, inputs, target, mask)
+    weights, precision = jax.jit(regression.sparse)(hyper, inputs, inputs, target, mask)
     sparse = exact._replace(weights=weights[None], precision=precision[None])
-    for a, b in zip(regression.predict(exact, rows), regression.predict(sparse, rows), strict=True):
+    for a, b in zip(predicted(exact, rows), predicted(sparse, rows), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    evidence = regression.negative_evidence(hyper, inputs, target, mask)
-    assert float(regression.negative_sparse_evidence(hyper, inputs, inputs, target, mask)) == pytest.approx(
-        float(evidence), abs=1e-4
-    )
+    evidence = jax.jit(regression.negative_evidence)(hyper, inputs, target, mask)
+    of_sparse = jax.jit(regression.negative_sparse_evidence)(hyper, inputs, inputs, target, mask)
+    assert float(of_sparse) == pytest.approx(float(evidence), abs=1e-4)
 
 
 def rows_of(n, seed=0):
     """Rows of observations [n, 2] and actions [n, 1] with a smooth change and reward."""
     random = np.random.default_rng(seed)
     observation, action = random.normal(size=(n, 2)), random.uniform(-1, 1, (n, 1))
-    change = np.stack([np.sin(observation[:, 1]) + 0.01 * random.normal(size=n), 0.5 * action[:, 0]], -1)
-    reward = 5.0 - observation[:, 0] ** 2
+    change = np.stack([np.sin(observation[:, 1]), 0.5 * np.sin(3 * action[:, 0])], -1) + 0.05 * random.normal(size=(n, 2))
+    reward = 5.0 - observation[:, 0] ** 2 + 0.05 * random.normal(size=n)
     none = np.zeros(n, bool)
     return jax.tree.map(jnp.asarray, Transition(observation, action, reward, observation + change, none, none))
 
@@ -160,7 +163,7 @@ def padded(rows, capacity):
 
 @pytest.fixture(scope="module")
 def fitted():
-    """(model, jitted fit, number of traces) of a small process that learns the reward, too."""
+    """(model, jitted fit, traces of it) of a small process that learns the reward, too."""
     with jax.enable_x64(True):
         model = gaussian_process.make(SMALL, 2, 1, None, never)
         traces = []
@@ -201,8 +204,8 @@ def test_the_fit_finds_evidence_that_scikit_learns_optimiser_does_not_exceed(fit
         theirs = GaussianProcessRegressor(kernel, alpha=0.0).fit(inputs, target)
         best.append(theirs.log_marginal_likelihood_value_)
     ours = metrics.known(found)["model/evidence"] * 12
-    # Their optimiser has bounds in the place of our penalties, so either may be ahead.
-    assert ours > np.mean(best) - 1.0
+    # Their optimiser has bounds in the place of our penalties, which are near 0 here.
+    assert ours == pytest.approx(np.mean(best), abs=0.1), best
     assert np.isfinite(state.posterior.weights).all() and bool(state.active)
 
 
@@ -213,8 +216,8 @@ def test_predictions_are_in_the_tasks_units(fitted):
     state, _ = fit(model.init(jax.random.key(0), {}), replay.of_rows(rows))
     mean, variance = model.predict(state, rows.observation, rows.action)
     assert mean.shape == variance.shape == (1, 12, 3) and (variance > 0).all()
-    np.testing.assert_allclose(mean[0, :, :2], rows.next_observation, atol=0.05)
-    np.testing.assert_allclose(mean[0, :, 2], rows.reward, atol=0.3)
+    np.testing.assert_allclose(mean[0, :, :2], rows.next_observation, atol=0.2)
+    np.testing.assert_allclose(mean[0, :, 2], rows.reward, atol=0.5)
     far = jnp.full((1, 2), 1e3)
     mean, _ = model.predict(state, far, jnp.zeros((1, 1)))
     np.testing.assert_allclose(mean[0, 0], [1e3, 1e3, rows.reward.mean()], atol=1e-6)
@@ -244,8 +247,8 @@ def test_a_fit_with_inducing_inputs():
     model = gaussian_process.make(config, 2, 1, None, never)
     exact = gaussian_process.make(GaussianProcessConfig(capacity=8, inducing=8, evaluations=40), 2, 1, None, never)
     rows, key = rows_of(40), jax.random.key(3)
-    fit = jax.jit(model.fit)
-    few = fit(model.init(key, {}), replay.of_rows(rows, 8), key)[0]
+    refit = jax.jit(model.fit)
+    few = refit(model.init(key, {}), replay.of_rows(rows, 8), key)[0]
     alone = jax.jit(exact.fit)(exact.init(key, {}), replay.of_rows(jax.tree.map(lambda x: x[:8], rows)), key)[0]
     np.testing.assert_allclose(few.posterior.basis, alone.posterior.basis)
     unseen = rows_of(30, seed=5)
@@ -254,12 +257,12 @@ def test_a_fit_with_inducing_inputs():
         exact.predict(alone, unseen.observation, unseen.action)[0],
         atol=1e-4,
     )
-    state, found = fit(few, replay.of_rows(rows), key)
+    state, found = refit(few, replay.of_rows(rows), key)
     assert metrics.known(found)["model/rows"] == 16
     mean, _ = model.predict(state, unseen.observation, unseen.action)
     error = np.abs(mean[0, :, :2] - unseen.next_observation).mean()
     assert error < np.abs(unseen.next_observation - unseen.observation).mean() / 2
-    kept, _ = gaussian_process.fit.rows_of(model.fit.args[0], replay.of_rows(rows))
+    kept, _ = fit.rows_of(model.fit.args[0], replay.of_rows(rows))
     np.testing.assert_array_equal(kept.inputs[:, :2], rows.observation[np.floor(np.arange(16) * 2.5).astype(int)])
 
 

@@ -27,7 +27,7 @@ from jaxmbrl.envs.shapes import of_rows
 from jaxmbrl.models import layout as layouts
 from jaxmbrl.models.gaussian_process import regression
 from jaxmbrl.models.gaussian_process.config import GaussianProcessConfig
-from jaxmbrl.models.gaussian_process.fit import GaussianProcessState, fit, init_state
+from jaxmbrl.models.gaussian_process.fit import GaussianProcessState, fit_processes, init_state
 from jaxmbrl.models.gaussian_process.regression import Hyperparameters, Posterior
 from jaxmbrl.models.layout import Layout, base_of, inputs_of, zero_constant_dims
 
@@ -66,7 +66,7 @@ def make(
     layout = layouts.layout_of(Layout, "a Gaussian process", config, observation, action, reward, terminated, features)
     return DynamicsModel(
         init=partial(init_state, layout),
-        fit=partial(fit, layout),
+        fit=partial(fit_processes, layout),
         predict=partial(predict, layout),
         world=partial(learned_world, layout, reward, terminated),
     )

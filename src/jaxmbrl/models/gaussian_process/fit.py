@@ -67,7 +67,9 @@ def init_state(layout: Layout, key: Key, hyper: Hyper) -> GaussianProcessState:
 
 
 @jax.named_scope("fit")
-def fit(layout: Layout, state: GaussianProcessState, replay: Replay, key: Key) -> tuple[GaussianProcessState, Metrics]:
+def fit_processes(
+    layout: Layout, state: GaussianProcessState, replay: Replay, key: Key
+) -> tuple[GaussianProcessState, Metrics]:
     """Fit the processes to the first `replay.size` of the buffer's rows (see `models.gaussian_process.make`)."""
     config = layout.config
     rows, offset = rows_of(layout, replay)
