@@ -55,7 +55,7 @@ REPRESENTATIVES = {
     params=[pytest.param(case, marks=[] if case in REPRESENTATIVES.values() else [pytest.mark.promises]) for case in CASES],
 )
 def compiled(request: pytest.FixtureRequest, spinning: None) -> Iterator[Compiled]:
-    with float_types.of_method(CASES[request.param][0]):
+    with float_types.of_method(*CASES[request.param][:2]):
         yield compile_loop(request.param, built(request.param, SEEDS))
 
 

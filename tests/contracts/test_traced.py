@@ -24,6 +24,7 @@ from jaxmbrl.core import tree
 from jaxmbrl.core.types import Algorithm, Transition, row_like
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.data.sequences import Sequences
+from jaxmbrl.models.gaussian_process import GaussianProcessState
 from jaxmbrl.nn.optimizer import Trainable
 from jaxmbrl.training import loop, programs
 
@@ -31,9 +32,13 @@ from .cases import CASES, EPOCH, SEEDS, VARIANTS, configured, has_replay, takes_
 
 LARGE = 4_000
 """Numbers in a leaf from which on a frozen seed must not copy it."""
-BY_SEED = {"train_until_stale", "shuffled", "fit_until_stale", "conjugate_gradient", "improve_until_worse"}
+BY_SEED = {
+    *("train_until_stale", "shuffled", "fit_until_stale", "conjugate_gradient", "improve_until_worse"),
+    "minimize",
+}
 """Functions whose loops end by each seed's own data: early stopping, the cycle walk of a random permutation, conjugate
-gradient, which ends early only at a residual of 0 or rounding, and a policy's improvement in a model."""
+gradient, which ends early only at a residual of 0 or rounding, a policy's improvement in a model, and L-BFGS, which ends
+where nothing is left to gain."""
 
 
 class Traced(NamedTuple):
@@ -85,7 +90,7 @@ def traced(case: str) -> Traced:
 
 @pytest.fixture(params=[pytest.param(case, marks=[pytest.mark.promises] if case in VARIANTS else []) for case in CASES])
 def method(request: pytest.FixtureRequest, spinning: None) -> Iterator[Traced]:
-    with float_types.of_method(CASES[request.param][0]):
+    with float_types.of_method(*CASES[request.param][:2]):
         yield traced(request.param)
 
 
@@ -242,11 +247,16 @@ def test_what_is_large_has_a_gate_of_its_own(method: Traced) -> None:
 
 
 def test_the_finite_check_names_all_parts(method: Traced) -> None:
-    parts = jax.tree_util.tree_leaves_with_path(method.state, is_leaf=lambda x: isinstance(x, Trainable))
-    optimizers = {f"gradient of {jax.tree_util.keystr(path)[1:]}" for path, x in parts if isinstance(x, Trainable)}
+    kinds = Trainable, GaussianProcessState
+    parts = jax.tree_util.tree_leaves_with_path(method.state, is_leaf=lambda x: isinstance(x, kinds))
+    learned = {
+        f"{'gradient' if isinstance(x, Trainable) else 'Gaussian process'} of {jax.tree_util.keystr(path)[1:]}"
+        for path, x in parts
+        if isinstance(x, kinds)
+    }
     checked = method.program.loop.checked
-    assert optimizers or takes_tables(method.program), "nothing learns"
-    assert optimizers == {name for name in checked if name.startswith("gradient of ")}
+    assert learned or takes_tables(method.program), "nothing learns"
+    assert learned == {name for name in checked if " of " in name}
     _, metrics = jax.eval_shape(method.program.algorithm.learn, loop.clock_at(0), method.state, method.transitions)
     assert {"transition/observation", "transition/reward", *metrics} <= set(checked)
 
