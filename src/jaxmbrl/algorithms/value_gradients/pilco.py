@@ -22,7 +22,6 @@ than `gp.inducing` the inducing inputs of FITC and the hyperparameters are found
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import jax
@@ -85,6 +84,9 @@ class Config(LoopSettings):
     """H: steps of the predicted trial."""
     evaluations: Annotated[int, Ge(1)] = 150
     """Evaluations of J and its gradient after each fit, at most."""
+    rematerialize: bool = True
+    """Whether the backward pass recomputes each step, so that only the beliefs are stored, and not several arrays of
+    `gp.inducing`^2 numbers for each pair of outputs and step."""
     learn_reward: bool = False
     """Predict the reward by a Gaussian process even if the task's has the saturating form."""
     refit_every: Annotated[int, Ge(1)] = 40
@@ -210,7 +212,6 @@ def predict(config: Config, task: Task, process: Posterior, params: Parameters, 
     act = belief_policies.action_moments(params)
     of_state, of_reward = part_of(process, slice(0, size)), part_of(process, slice(size, outputs))
 
-    @partial(jax.checkpoint, prevent_cse=False)
     def step(belief: Gaussian, _: None) -> tuple[Gaussian, Prediction]:
         features = moments.with_angles(belief, angles)
         inputs = moments.joined(belief, features, act(features.belief))
@@ -223,6 +224,8 @@ def predict(config: Config, task: Task, process: Posterior, params: Parameters, 
             reward, variance = moments.saturating(moments.with_angles(following, angles).belief, task.saturating)
         return following, Prediction(following, reward, variance)
 
+    if config.rematerialize:
+        step = jax.checkpoint(step, prevent_cse=False)
     with jax.default_matmul_precision("highest"):
         return jax.lax.scan(step, start, None, config.horizon)[1]
 
