@@ -20,6 +20,7 @@ from jax.errors import KeyReuseError
 from jax.experimental.key_reuse._core import check_key_reuse_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from jaxmbrl import algorithms
 from jaxmbrl.core import tree
 from jaxmbrl.core.types import Algorithm, Transition, row_like
 from jaxmbrl.data.replay import Replay
@@ -158,12 +159,25 @@ def test_the_state_is_a_fixed_point_of_learn(method: Traced) -> None:
     """Shapes, dtypes and weak types come out as they go in, so a run compiles once."""
     learn = method.program.algorithm.learn
     after, _ = jax.eval_shape(learn, loop.clock_at(0), method.state, method.transitions)
-
-    def signature(shapes: Any) -> list[Any]:
-        return [(x.shape, x.dtype, getattr(x, "weak_type", False)) for x in jax.tree.leaves(shapes)]
-
     assert jax.tree.structure(after) == jax.tree.structure(method.state)
     assert signature(after) == signature(method.state)
+
+
+def signature(shapes: Any) -> list[Any]:
+    return [(x.shape, x.dtype, getattr(x, "weak_type", False)) for x in jax.tree.leaves(shapes)]
+
+
+@pytest.mark.promises
+@pytest.mark.filterwarnings("error::FutureWarning")
+@pytest.mark.parametrize("name", sorted(algorithms.METHODS))
+def test_in_float64_the_state_is_a_fixed_point_too_and_has_no_float32(name: str, spinning: None) -> None:
+    with jax.enable_x64(True):
+        program = programs.build(configured(name, steps=3 * EPOCH, seeds=SEEDS))
+        state = jax.eval_shape(lambda key: program.algorithm.init(key, {}, None), jax.random.key(0))
+        transitions = collected(program.algorithm, program, state)
+        after, _ = jax.eval_shape(program.algorithm.learn, loop.clock_at(0), state, transitions)
+    assert signature(after) == signature(state)
+    assert jnp.float32 not in {x.dtype for x in jax.tree.leaves(state)}
 
 
 def test_nothing_is_called_on_the_host(method: Traced) -> None:
