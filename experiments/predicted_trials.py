@@ -6,9 +6,10 @@ the policy balances, the predicted sum of costs, and the share of real states th
 prediction, over all steps and entries of the observation.
 
     python experiments/predicted_trials.py [--env pilco-pendulum] [--out FOLDER] [--trials 5] [--seeds 4] [--seed 0]
-        [--preset NAME] [--policy rbf|linear] [--evaluations N] [--quick]
+        [--preset NAME] [--policy rbf|linear] [--evaluations N] [--run RUN] [--quick]
 
-A trial 0 of random actions comes first. Writes `predicted-trials-TASK.png` and `.json`, with command, commit, versions and
+A trial 0 of random actions comes first. With `--run RUN`, the folder of a run of `pilco`, nothing is trained: the same is
+measured of 20 trials of each seed's last policy, and the first of them is drawn. Writes `predicted-trials-TASK.png` and `.json`, with command, commit, versions and
 machine, anew after each seed.
 """
 
@@ -30,11 +31,14 @@ from jaxmbrl.algorithms.value_gradients import pilco
 from jaxmbrl.core.precision import use_float64
 from jaxmbrl.core.types import Task
 from jaxmbrl.rollout import rollout
+from jaxmbrl.training import runner
 from jaxmbrl.training.loop import clock_at
 from jaxmbrl.training.run_folder import environment, new_figure, write_figure
 
 SECOND = 1.0
 """Length of the end of a trial over which the cost is averaged."""
+TRIALS = 20
+"""Trials of each policy of a run."""
 
 
 class Trial(NamedTuple):
@@ -85,6 +89,31 @@ def of_seed(config: pilco.Config, task: Task, trials: int, seed: int, say: Any =
     return done
 
 
+def of_run(run: Path) -> tuple[pilco.Config, Task, dict[int, list[Trial]]]:
+    """(config, task, for each seed `TRIALS` trials of its last policy) of a run."""
+    found = runner.trained(run)
+    config, task = found.program.config.settings, found.program.task
+
+    @jax.jit
+    def of_one(state: pilco.State, keys: Any) -> Any:
+        policy = found.program.algorithm.policy(state, clock_at(found.env_steps), False)
+
+        def take(key: Any) -> Any:
+            start = task.world.reset(key), policy.init(key)
+            return rollout(task.world, policy, start, key, config.horizon)[1]
+
+        return jax.vmap(take)(keys), pilco.predict(config, task, state.model.posterior, state.actor.params, state.start)
+
+    trials = {}
+    keys = jax.random.split(jax.random.key(0), TRIALS)
+    for k in range(found.program.config.seeds):
+        rows, predicted = jax.device_get(of_one(jax.tree.map(lambda leaf, k=k: leaf[k], found.states), keys))
+        trials[found.program.config.seed + k] = [
+            Trial(rows.next_observation[i], rows.reward[i], predicted) for i in range(TRIALS)
+        ]
+    return config, task, trials
+
+
 def numbers_of(task: Task, trials: list[Trial]) -> list[dict[str, float]]:
     """What is measured of each trial."""
     found = []
@@ -100,14 +129,13 @@ def numbers_of(task: Task, trials: list[Trial]) -> list[dict[str, float]]:
     return found
 
 
-def draw(task: Task, trials: list[Trial], path: Path) -> None:
+def draw(task: Task, shown: dict[str, Trial], path: Path) -> None:
     """One column for each predicted trial: its entries and reward with the predicted band of two standard deviations."""
-    shown = [(number, trial) for number, trial in enumerate(trials) if trial.predicted is not None]
     env: Any = task.env
     names = [*env.observation_names, "reward"]
     figure = new_figure(2.3 * len(shown), 1.7 * len(names))
     grid = figure.subplots(len(names), len(shown), squeeze=False, sharex=True, sharey="row")
-    for column, (number, trial) in enumerate(shown):
+    for column, (name, trial) in enumerate(shown.items()):
         assert trial.predicted is not None
         belief = trial.predicted.belief
         deviation = np.sqrt(np.diagonal(belief.covariance, axis1=1, axis2=2))
@@ -116,7 +144,7 @@ def draw(task: Task, trials: list[Trial], path: Path) -> None:
         width = 2 * np.column_stack([deviation, of_reward])
         real = np.column_stack([trial.observation, trial.reward])
         seconds = env.dt * (1 + np.arange(len(real)))
-        for row, name in enumerate(names):
+        for row, entry in enumerate(names):
             axes = grid[row, column]
             low, high = mean[:, row] - width[:, row], mean[:, row] + width[:, row]
             axes.fill_between(seconds, low, high, color="#0b3d91", alpha=0.2, linewidth=0)
@@ -125,12 +153,12 @@ def draw(task: Task, trials: list[Trial], path: Path) -> None:
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(color="0.92", linewidth=0.6)
             if column == 0:
-                axes.set_ylabel(name)
-        # The first band may be wide; what happened sets the scale.
-        grid[0, column].set_title(f"trial {number}", loc="left", fontsize=10)
+                axes.set_ylabel(entry)
+        grid[0, column].set_title(name, loc="left", fontsize=10)
         grid[-1, column].set_xlabel("s")
+    # The first bands may be wide; what happened sets the scale.
     for row in range(len(names)):
-        values = np.concatenate([np.column_stack([t.observation, t.reward])[:, row] for _, t in shown])
+        values = np.concatenate([np.column_stack([t.observation, t.reward])[:, row] for t in shown.values()])
         margin = 0.5 * (values.max() - values.min())
         grid[row, 0].set_ylim(values.min() - margin, values.max() + margin)
     handles, labels = grid[0, 0].get_legend_handles_labels()
@@ -149,9 +177,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--preset")
     parser.add_argument("--policy", choices=("rbf", "linear"))
     parser.add_argument("--evaluations", type=int)
+    parser.add_argument("--run", type=Path, help="the folder of a run of pilco, in the place of training")
     parser.add_argument("--quick", action="store_true", help="two short trials with few rows (smoke test)")
     args = parser.parse_args(arguments)
     use_float64()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.run is not None:
+        return show(args.run, args.out)
     task = envs.make(args.env)
     name, config = algorithms.preset("pilco", args.env, args.preset)
     for field in ("policy", "evaluations"):
@@ -160,7 +192,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if args.quick:
         gp = dataclasses.replace(config.gp, capacity=40, inducing=40, evaluations=3)
         config = dataclasses.replace(config, gp=gp, bases=3, evaluations=2, refit_every=20, warmup_steps=20, horizon=20)
-    args.out.mkdir(parents=True, exist_ok=True)
     stem = args.out / f"predicted-trials-{args.env.replace('/', '-')}"
     command = f"python experiments/predicted_trials.py --env {args.env} --trials {args.trials} --seeds {args.seeds}"
     written: dict[str, Any] = {"env": args.env, "preset": name, "config": dataclasses.asdict(config), "trials": {}}
@@ -169,7 +200,24 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         written["trials"][str(seed)] = numbers_of(task, trials)
         written["environment"] = environment(command)
         stem.with_suffix(".json").write_text(json.dumps(written, indent=1) + "\n")
-        draw(task, trials, Path(f"{stem}-{seed}.png"))
+        shown = {f"trial {number}": trial for number, trial in enumerate(trials) if trial.predicted is not None}
+        draw(task, shown, Path(f"{stem}-{seed}.png"))
+    return written
+
+
+def show(run: Path, out: Path) -> dict[str, Any]:
+    """Measure and draw the last policies of a run."""
+    _, task, by_seed = of_run(run)
+    stem = out / f"predicted-trials-{task.name.replace('/', '-')}"
+    means: dict[str, Any] = {}
+    for seed, trials in by_seed.items():
+        numbers = numbers_of(task, trials)
+        means[str(seed)] = {name: float(np.mean([of[name] for of in numbers])) for name in numbers[0]}
+        print(f"seed {seed}: " + ", ".join(f"{name} {value:.3f}" for name, value in means[str(seed)].items()))
+    written = {"env": task.name, "trials_of_each": TRIALS, "means": means}
+    written["environment"] = environment(f"python experiments/predicted_trials.py --run {run.name}")
+    stem.with_suffix(".json").write_text(json.dumps(written, indent=1) + "\n")
+    draw(task, {f"seed {seed}": trials[0] for seed, trials in by_seed.items()}, stem.with_suffix(".png"))
     return written
 
 
