@@ -9,8 +9,8 @@ prediction, over all steps and entries of the observation.
         [--preset NAME] [--policy rbf|linear] [--evaluations N] [--run RUN] [--quick]
 
 A trial 0 of random actions comes first. With `--run RUN`, the folder of a run of `pilco`, nothing is trained: the same is
-measured of 20 trials of each seed's last policy, and the first of them is drawn. Writes `predicted-trials-TASK.png` and `.json`, with command, commit, versions and
-machine, anew after each seed.
+measured of 20 trials of each seed's last policy, and the first of them is drawn. Writes `predicted-trials-TASK.png` and
+`.json`, with command, commit, versions and machine; of trained seeds anew after each.
 """
 
 from __future__ import annotations
