@@ -122,11 +122,11 @@ def make_task(
 def angle_features(size: int, angles: tuple[int, ...]) -> Features:
     """Features of an observation of `size` entries of which `angles` are angles in radians: [the other entries, sines,
     cosines]."""
-    others, of_angles = np.array([i for i in range(size) if i not in angles], int), np.array(angles, int)
 
     def encode(observation: Float[Array, "*n O"]) -> Float[Array, "*n F"]:
-        angle = observation[..., of_angles]
-        return jnp.concatenate([observation[..., others], jnp.sin(angle), jnp.cos(angle)], axis=-1)
+        others = [observation[..., i] for i in range(size) if i not in angles]
+        waves = [wave(observation[..., i]) for wave in (jnp.sin, jnp.cos) for i in angles]
+        return jnp.stack([*others, *waves], axis=-1)
 
     return Features(encode, angles=angles)
 
