@@ -133,7 +133,8 @@ def angle_features(size: int, angles: tuple[int, ...]) -> Features:
 
 def saturating_reward(saturating: SaturatingReward, features: Float[Array, "*n F"]) -> Float[Array, "*n"]:
     """exp(-||matrix (f - target)||^2 / 2) of `features` f."""
-    scaled = (features - saturating.target) @ saturating.matrix.T
+    matrix, target = (jnp.asarray(part, features.dtype) for part in saturating)
+    scaled = (features - target) @ matrix.T
     return jnp.exp(-0.5 * jnp.sum(scaled**2, axis=-1))
 
 
