@@ -39,6 +39,7 @@ CASES = {goal.name: (method, goal) for method, card in algorithms.cards().items(
 def run(name: str, runs: Path, out: Path) -> bool:
     """Train, evaluate and save one case; returns whether enough seeds reached its goal."""
     method, goal = CASES[name]
+    jax.config.update("jax_enable_x64", algorithms.get(method).needs_float64 or goal.float64)
     folder = runs / name
     if folder.exists():
         result = jaxmbrl.resume(folder, progress=Progress(goal.steps, goal.seeds))

@@ -98,6 +98,8 @@ MOST = {
     "bsuite/Catch": 1,
     "cartpole-continuous": 200,
     "cartpole-swingup": 40,
+    "cartpole-swingup/angle": 40,
+    "pilco-pendulum": 40,
     "InvertedPendulum-v5": 1000,
 }
 """Highest possible return of a task."""

@@ -190,7 +190,7 @@ def _is_module(parts):
 
 
 def test_options_in_the_glossary_exist():
-    of_run = {"seed", "seeds", "preset", "action-repeat", "demonstrations", "schedule", "log", "stop-at-return"}
+    of_run = {"seed", "seeds", "preset", "action-repeat", "demonstrations", "schedule", "log", "stop-at-return", "x64"}
     known = of_run.union(*(option_names(algorithms.METHODS[name].config) for name in algorithms.METHODS))
     named = re.findall(r"`--([a-z][\w.-]*)", GLOSSARY.read_text())
     assert len(named) > 40

@@ -41,9 +41,12 @@ USAGE = """usage: jaxmbrl COMMAND ...
   doctor                     check whether this machine is ready
 
 `jaxmbrl train ALGORITHM --help` lists all settings of an algorithm.
-`--no-compile-cache`, before or after any command, compiles again instead of reusing what earlier runs compiled."""
+Before or after any command:
+  --x64                      compute in float64, as Gaussian processes and PILCO need; give it again to continue such a run
+  --no-compile-cache         compile again instead of reusing what earlier runs compiled"""
 
 CACHE_SWITCH = "--no-compile-cache"
+SWITCHES = (CACHE_SWITCH, calling.FLOAT64)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,8 +108,8 @@ COMPILES_NOTHING = ("status", "list")
 
 
 def _command(words: list[str]) -> int:
-    cached = CACHE_SWITCH not in words
-    words = [word for word in words if word != CACHE_SWITCH]
+    switches = [switch for switch in SWITCHES if switch in words]
+    words = [word for word in words if word not in SWITCHES]
     if not words or words[0] in ("-h", "--help", "help") or (words[0] == "train" and words[1:2] in (["-h"], ["--help"])):
         print(USAGE)
         return 0
@@ -127,11 +130,15 @@ def _command(words: list[str]) -> int:
             # JAX reads its environment variables when it is imported.
             raise UserError(f"JAX cannot be imported ({error}); correct that environment variable or unset it") from None
         xla.ensure_threads()
-        if cached:
+        if calling.FLOAT64 in switches:
+            from jaxmbrl.core import precision
+
+            precision.use_float64()
+        if CACHE_SWITCH not in switches:
             _cache_compilations(check=name != "doctor")
     module, _, function = COMMANDS[name].partition(":")
     command: Callable[..., int] = getattr(importlib.import_module(f"jaxmbrl.commands.{module}"), function)
-    return command(rest, [] if cached else [CACHE_SWITCH]) if name == "sweep" else command(rest)
+    return command(rest, switches) if name == "sweep" else command(rest)
 
 
 def _discard_output() -> None:

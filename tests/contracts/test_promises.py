@@ -5,8 +5,10 @@ One method of each family is compiled on every run of the tests; `make promises`
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import float_types
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,8 +55,9 @@ REPRESENTATIVES = {
     scope="module",
     params=[pytest.param(case, marks=[] if case in REPRESENTATIVES.values() else [pytest.mark.promises]) for case in CASES],
 )
-def compiled(request: pytest.FixtureRequest, spinning: None) -> Compiled:
-    return compile_loop(request.param, built(request.param, SEEDS))
+def compiled(request: pytest.FixtureRequest, spinning: None) -> Iterator[Compiled]:
+    with float_types.of_method(*CASES[request.param][:2]):
+        yield compile_loop(request.param, built(request.param, SEEDS))
 
 
 def built(case: str, seeds: int) -> programs.Program:

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import float_types
 import jax
 import jax.numpy as jnp
 import pytest
@@ -19,10 +20,12 @@ from jax.errors import KeyReuseError
 from jax.experimental.key_reuse._core import check_key_reuse_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from jaxmbrl import algorithms
 from jaxmbrl.core import tree
 from jaxmbrl.core.types import Algorithm, Transition, row_like
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.data.sequences import Sequences
+from jaxmbrl.models.gaussian_process import GaussianProcessState
 from jaxmbrl.nn.optimizer import Trainable
 from jaxmbrl.training import loop, programs
 
@@ -30,10 +33,13 @@ from .cases import CASES, EPOCH, SEEDS, VARIANTS, configured, has_replay, takes_
 
 LARGE = 4_000
 """Numbers in a leaf from which on a frozen seed must not copy it."""
-BY_SEED = {"train_until_stale", "shuffled", "fit_until_stale", "conjugate_gradient", "improve_until_worse", "c_step"}
+BY_SEED = {
+    *("train_until_stale", "shuffled", "fit_until_stale", "conjugate_gradient", "improve_until_worse", "c_step"),
+    "minimize",
+}
 """Functions whose loops end by each seed's own data: early stopping, the cycle walk of a random permutation, conjugate
-gradient, which ends early only at a residual of 0 or rounding, a policy's improvement in a model, and the bisection for a
-multiplier."""
+gradient, which ends early only at a residual of 0 or rounding, a policy's improvement in a model, the bisection for a
+multiplier, and L-BFGS, which ends where nothing is left to gain."""
 
 
 class Traced(NamedTuple):
@@ -84,8 +90,9 @@ def traced(case: str) -> Traced:
 
 
 @pytest.fixture(params=[pytest.param(case, marks=[pytest.mark.promises] if case in VARIANTS else []) for case in CASES])
-def method(request: pytest.FixtureRequest, spinning: None) -> Traced:
-    return traced(request.param)
+def method(request: pytest.FixtureRequest, spinning: None) -> Iterator[Traced]:
+    with float_types.of_method(*CASES[request.param][:2]):
+        yield traced(request.param)
 
 
 def inner(equation: Any) -> Iterator[Jaxpr]:
@@ -152,12 +159,25 @@ def test_the_state_is_a_fixed_point_of_learn(method: Traced) -> None:
     """Shapes, dtypes and weak types come out as they go in, so a run compiles once."""
     learn = method.program.algorithm.learn
     after, _ = jax.eval_shape(learn, loop.clock_at(0), method.state, method.transitions)
-
-    def signature(shapes: Any) -> list[Any]:
-        return [(x.shape, x.dtype, getattr(x, "weak_type", False)) for x in jax.tree.leaves(shapes)]
-
     assert jax.tree.structure(after) == jax.tree.structure(method.state)
     assert signature(after) == signature(method.state)
+
+
+def signature(shapes: Any) -> list[Any]:
+    return [(x.shape, x.dtype, getattr(x, "weak_type", False)) for x in jax.tree.leaves(shapes)]
+
+
+@pytest.mark.promises
+@pytest.mark.filterwarnings("error::FutureWarning")
+@pytest.mark.parametrize("name", sorted(algorithms.METHODS))
+def test_in_float64_the_state_is_a_fixed_point_too_and_has_no_float32(name: str, spinning: None) -> None:
+    with jax.enable_x64(True):
+        program = programs.build(configured(name, steps=3 * EPOCH, seeds=SEEDS))
+        state = jax.eval_shape(lambda key: program.algorithm.init(key, {}, None), jax.random.key(0))
+        transitions = collected(program.algorithm, program, state)
+        after, _ = jax.eval_shape(program.algorithm.learn, loop.clock_at(0), state, transitions)
+    assert signature(after) == signature(state)
+    assert jnp.float32 not in {x.dtype for x in jax.tree.leaves(state)}
 
 
 def test_nothing_is_called_on_the_host(method: Traced) -> None:
@@ -241,11 +261,16 @@ def test_what_is_large_has_a_gate_of_its_own(method: Traced) -> None:
 
 
 def test_the_finite_check_names_all_parts(method: Traced) -> None:
-    parts = jax.tree_util.tree_leaves_with_path(method.state, is_leaf=lambda x: isinstance(x, Trainable))
-    optimizers = {f"gradient of {jax.tree_util.keystr(path)[1:]}" for path, x in parts if isinstance(x, Trainable)}
+    kinds = Trainable, GaussianProcessState
+    parts = jax.tree_util.tree_leaves_with_path(method.state, is_leaf=lambda x: isinstance(x, kinds))
+    learned = {
+        f"{'gradient' if isinstance(x, Trainable) else 'Gaussian process'} of {jax.tree_util.keystr(path)[1:]}"
+        for path, x in parts
+        if isinstance(x, kinds)
+    }
     checked = method.program.loop.checked
-    assert optimizers or takes_tables(method.program), "nothing learns"
-    assert optimizers == {name for name in checked if name.startswith("gradient of ")}
+    assert learned or takes_tables(method.program), "nothing learns"
+    assert learned == {name for name in checked if " of " in name}
     _, metrics = jax.eval_shape(method.program.algorithm.learn, loop.clock_at(0), method.state, method.transitions)
     assert {"transition/observation", "transition/reward", *metrics} <= set(checked)
 

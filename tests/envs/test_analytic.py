@@ -13,11 +13,12 @@ from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Env
-from jaxmbrl.envs.base import State
+from jaxmbrl.envs.base import State, saturating_reward
 
 N = 3000
 NAMES = ["cartpole-continuous", "pendulum"]
-ANALYTIC = [*NAMES, "car-parking", "cartpole-swingup", "double-integrator", "mountain-car-continuous", "reacher-2d"]
+SATURATING = ["cartpole-swingup", "cartpole-swingup/angle", "pilco-pendulum"]
+ANALYTIC = [*NAMES, *SATURATING, "car-parking", "double-integrator", "mountain-car-continuous", "reacher-2d"]
 
 
 @functools.cache
@@ -155,6 +156,15 @@ def test_known_reward_and_termination_agree_with_rollouts(x64, name):
     np.testing.assert_array_equal(terminated, rows.terminated)
     assert reward.shape == (32, 120) and (np.std(reward) > 1e-3 or name == "cartpole-continuous")
     assert rows.terminated.any() == (name == "cartpole-continuous")
+    assert (task.saturating is not None) == (name in SATURATING)
+    if task.saturating is not None:
+
+        @jax.jit
+        def by_features(observation):
+            features = observation if task.features is None else task.features.encode(observation)
+            return saturating_reward(task.saturating, features)
+
+        np.testing.assert_allclose(by_features(rows.next_observation), reward, rtol=0, atol=1e-14)
 
 
 def test_pendulum_reward_of_an_observation_off_the_circle(x64):

@@ -19,6 +19,8 @@ from jaxmbrl.envs.drawing import BODY, FORCE, GOAL, INK, ROD, Canvas, NoPicture,
 ANALYTIC = [name for name in envs.names() if envs.family(name) != "mujoco"]
 DT = {
     "cartpole-swingup": 0.1,
+    "cartpole-swingup/angle": 0.1,
+    "pilco-pendulum": 0.1,
     "cartpole-continuous": 0.02,
     "CartPole-v1": 0.02,
     "car-parking": 0.03,

@@ -223,6 +223,39 @@ def test_swingup_rewards_of_hand_made_states():
     np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
+def test_the_swing_up_with_its_angle_is_the_same_task():
+    task, other = envs.make("cartpole-swingup/angle"), envs.make("cartpole-swingup")
+    coordinates, action = np.array([0.3, -1.0, 4.0, 9.0]), np.array([0.7])
+
+    @jax.jit
+    def step(coordinates, action):
+        return [task.env.step(task.env.state_at(coordinates), action) for task in (task, other)]
+
+    state, of_other = step(coordinates, action)
+    np.testing.assert_array_equal(state.pipeline_state, of_other.pipeline_state)
+    np.testing.assert_array_equal(state.obs, state.pipeline_state)
+    np.testing.assert_array_equal(jax.jit(task.features.encode)(state.obs), of_other.obs)
+    np.testing.assert_array_equal(state.reward, of_other.reward)
+
+
+def test_a_step_of_pilcos_pendulum_is_the_exact_solution():
+    """Its equation of motion written down again, and its reward at hand-made states."""
+    task, random = envs.make("pilco-pendulum"), np.random.default_rng(0)
+    states, actions = random.uniform(-1, 1, (40, 2)) * [12.0, 7.0], random.uniform(-1.4, 1.4, (40, 1))
+    step = jax.jit(jax.vmap(lambda y, action: task.env.step(task.env.state_at(y), action).obs))
+    exact = states.copy()
+    for i, torque in enumerate(2.5 * actions[:, 0].clip(-1, 1)):
+
+        def derivative(t, y, torque=torque):
+            return [3 * (torque - 0.01 * y[0] - 4.91 * np.sin(y[1])), y[0]]
+
+        exact[i] = integrate.solve_ivp(derivative, (0, 0.1), states[i], "DOP853", rtol=1e-10, atol=1e-12).y[:, -1]
+    np.testing.assert_allclose(step(states, actions), exact, rtol=0, atol=1e-6)
+    after = np.array([[5.0, np.pi], [0.0, 0.0], [0.0, np.pi / 2]])
+    reward = jax.jit(task.reward)(after, np.zeros((3, 1)), after)
+    np.testing.assert_allclose(reward, [1.0, np.exp(-8.0), np.exp(-4.0)], rtol=1e-12)
+
+
 def test_reacher_rewards_of_hand_made_states():
     """An arm bent upwards at the elbow has its tip at (0.5, 0.5); a torque moves it by little in one step."""
     task = envs.make("reacher-2d")
@@ -244,7 +277,7 @@ def resets(name, n=4000):
 
 def test_resets_are_distributed_as_told():
     coordinates = resets("cartpole-swingup")
-    for column in coordinates.T:
+    for column in (*coordinates.T, *resets("pilco-pendulum").T):
         assert stats.kstest(column, stats.norm(0, 0.1).cdf).pvalue > 1e-3
     assert np.abs(np.corrcoef(coordinates.T) - np.eye(4)).max() < 0.07
     coordinates = resets("reacher-2d")
@@ -265,7 +298,14 @@ def test_resets_are_distributed_as_told():
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [("cartpole-swingup", 40), ("reacher-2d", 100), ("mountain-car-continuous", 999)]
+    ("name", "steps"),
+    [
+        ("cartpole-swingup", 40),
+        ("cartpole-swingup/angle", 40),
+        ("pilco-pendulum", 40),
+        ("reacher-2d", 100),
+        ("mountain-car-continuous", 999),
+    ],
 )
 def test_time_limits_truncate(name, steps):
     task = envs.make(name)

@@ -1,5 +1,6 @@
 """Every method can be exported."""
 
+import float_types
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +81,11 @@ def played(program, state, clock):
 )
 def test_the_policy_of_every_method_can_be_exported(case, tmp_path):
     """To StableHLO; to NumPy as well, unless it plans or breaks ties at random, as tables do."""
+    with float_types.of_method(*CASES[case][:2]):
+        export_and_compare(case, tmp_path)
+
+
+def export_and_compare(case, tmp_path):
     name, changes, kind = CASES[case]
     settings, task = dict(algorithms.METHODS[name].tiny) | changes, TASKS[kind]
     config = programs.configure(name, task, settings=settings, action_repeat=1 if name in KNOWN_REWARD else 2)

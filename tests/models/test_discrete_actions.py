@@ -94,7 +94,7 @@ def test_branches_store_discrete_actions():
 @pytest.mark.parametrize(
     ("observation", "action", "message"),
     [
-        (Discrete(5), 1, r"an ensemble of Gaussians cannot predict a discrete observation, got Discrete\(n=5\)"),
+        (Discrete(5), 1, r"an ensemble cannot predict a discrete observation, got Discrete\(n=5\)"),
         (Box((8, 8, 3), 0, 255, "uint8"), 1, r"an ensemble's observation must be a vector of real numbers, got Box\("),
         (2, Box((2, 2)), r"an ensemble's action must be a vector of real numbers, got Box\(shape=\(2, 2\)"),
         (2, Box((2,), 0, 3, "int32"), r"an ensemble's action must be a vector of real numbers, got Box\("),

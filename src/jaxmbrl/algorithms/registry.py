@@ -33,6 +33,7 @@ MODULES = {
     "maac": "value_gradients.maac",
     "svg": "value_gradients.svg",
     "bptt": "value_gradients.bptt",
+    "pilco": "value_gradients.pilco",
     "mve": "value_expansion.mve",
     "steve": "value_expansion.steve",
     "redq": "model_free.sac:REDQ",
@@ -129,6 +130,8 @@ class Goal(NamedTuple):
     behaviour: str = ""
     """The method whose deterministic policy, trained with its default preset, acts in these transitions; empty for
     uniformly random actions."""
+    float64: bool = False
+    """Whether the case is trained in float64 although its method does not need it."""
     best: bool = False
     """Whether the best evaluation during training must reach the return, instead of the last policy: for methods whose
     policy gets worse again."""
@@ -166,6 +169,11 @@ class Method(NamedTuple):
     def hyper(self) -> tuple[str, ...]:
         """Names of the traced settings, which may differ between seeds: those marked `Traced` in the config."""
         return traced(self.config)
+
+    @property
+    def needs_float64(self) -> bool:
+        """Whether `requires` names float64."""
+        return any("float64" in words for words in self.requires)
 
 
 class Outline(NamedTuple):

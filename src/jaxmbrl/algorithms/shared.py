@@ -52,10 +52,11 @@ from jaxmbrl.data.mixtures import mixture
 from jaxmbrl.data.n_step import NStep
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vectors_and_actions
-from jaxmbrl.models import branching, ensemble, imagination
+from jaxmbrl.models import branching, ensemble, gaussian_process, imagination
 from jaxmbrl.models.branching import Imagined
 from jaxmbrl.models.disagreement import Trust, TrustConfig
 from jaxmbrl.models.ensemble import EnsembleConfig, Layout
+from jaxmbrl.models.gaussian_process import GaussianProcessConfig
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,16 @@ class ModelChoice:
         return replace(self, model=model)
 
 
+@dataclass(frozen=True)
+class DynamicsChoice:
+    """Settings of methods that may use any dynamics model."""
+
+    dynamics: Literal["ensemble", "gp"] = "ensemble"
+    """The learned dynamics model: the ensemble of networks, or Gaussian processes, which need `--x64`."""
+    gp: GaussianProcessConfig = field(default_factory=GaussianProcessConfig)
+    """The settings of Gaussian processes."""
+
+
 @runtime_checkable
 class UnknownToTheModel(Protocol):
     """Settings that determine which parts of a task a dynamics model learns."""
@@ -294,7 +305,8 @@ class BranchedSettings(ModelBasedSettings):
 
     def problem(self) -> tuple[str, str] | None:
         """(field, message) of the first violated rule that involves several fields, or None."""
-        if self.trust.rule != "always" and not (self.ensemble.probabilistic and self.ensemble.members > 1):
+        alone = isinstance(self, DynamicsChoice) and self.dynamics == "gp"
+        if self.trust.rule != "always" and (alone or not (self.ensemble.probabilistic and self.ensemble.members > 1)):
             return "trust.rule", f"must be always unless there are several probabilistic members, got {self.trust.rule}"
         return super().problem()
 
@@ -599,6 +611,14 @@ def improve_in_model(
     state, found = trust_region.update(agent, config.agent, state, rows, update_key, weight, entropy_weight)
     earned = jnp.mean(jnp.sum(jnp.where(weight > 0, rows.reward, 0.0), axis=0))
     return state, found | {"policy/imagined_return": Average.of(earned)}
+
+
+def model_for(config: UnknownToTheModel, task: Task) -> DynamicsModel:
+    """The dynamics model for `task` that the settings choose: an ensemble, or Gaussian processes. It learns what
+    `ensemble_for` says."""
+    if isinstance(config, DynamicsChoice) and config.dynamics == "gp":
+        return gaussian_process.make(config.gp, **_of_model(config, task))
+    return ensemble_for(config, task)
 
 
 def ensemble_for(config: UnknownToTheModel, task: Task) -> DynamicsModel:

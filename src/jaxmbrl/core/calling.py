@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 JAXMBRL = "jaxmbrl"
+FLOAT64 = "--x64"
+"""Option of every command that turns float64 on. A command that is printed has it if this one has."""
 PLAIN = ("-m", JAXMBRL)
 """Arguments of Python that run the plain command."""
 _words: list[str] = []
@@ -112,7 +114,7 @@ def _is_console_script() -> bool:
 
 def again(*words: str | Path) -> str:
     """A command line of this program with the command `words`, quoted for a shell."""
-    return shlex.join([*shown(), *map(str, words)])
+    return shlex.join([*shown(), *map(str, words), *([FLOAT64] if FLOAT64 in _words else [])])
 
 
 def _own_arguments() -> list[str] | None:

@@ -328,6 +328,17 @@ class Features(NamedTuple):
     """Entries of the observation that are predicted as absolute values, not as changes."""
     constant: tuple[int, ...] = ()
     """Entries that are constant within an episode, such as its goal: they are copied, not predicted."""
+    angles: tuple[int, ...] = ()
+    """Entries that are angles in radians. If there are some, `encode` returns the other entries, then the sines and then
+    the cosines of the angles (`envs.base.angle_features`)."""
+
+
+class SaturatingReward(NamedTuple):
+    """A reward of the next observation's features f [F], exp(-||matrix (f - target)||^2 / 2): 1 at the target, 0 far away.
+    PILCO's cost is 1 minus it. With this form its mean under a Gaussian of f is exact."""
+
+    matrix: Float[np.ndarray, "K F"]
+    target: Float[np.ndarray, "F"]
 
 
 class HostStep(NamedTuple):
@@ -372,6 +383,8 @@ class Task(NamedTuple):
     """next observation -> terminated, if the observation determines it."""
     features: Features | None = None
     """How a dynamics model encodes the observation; None for the observation itself."""
+    saturating: SaturatingReward | None = None
+    """The reward in this form, if it has it. It must agree with `reward`."""
     action_repeat: int = 1
     """Number of times that the environment applies each action; together they count as one step."""
     host: Callable[[], HostEnv] | None = None

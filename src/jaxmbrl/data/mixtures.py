@@ -33,7 +33,7 @@ def mixture(sources: Sequence[Replay], shares: Sequence[Float[Array, ""] | float
     edges = [0, *(jnp.floor(share * n).astype(jnp.int32) for share in accumulate(shares[:-1])), n]
     is_empty = jnp.stack([source.size == 0 for source in sources]).at[0].set(False)
     counts = jnp.where(is_empty, 0, jnp.diff(jnp.stack([jnp.asarray(edge, jnp.int32) for edge in edges])))
-    ends = jnp.cumsum(counts.at[0].add(n - jnp.sum(counts)))
+    ends = jnp.cumsum(counts.at[0].add(n - jnp.sum(counts, dtype=jnp.int32)))
 
     def choose(first: tuple[PyTree, Array], second: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
         (rows, end), (others, end_of_others) = first, second

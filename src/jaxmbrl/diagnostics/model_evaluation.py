@@ -10,23 +10,24 @@ import jax
 import numpy as np
 from annotated_types import Ge, Gt, Lt
 
+from jaxmbrl.algorithms.shared import DynamicsChoice
 from jaxmbrl.core import metrics, surroundings
 from jaxmbrl.core.config import UserError, to_dict
 from jaxmbrl.core.spaces import Box, Discrete, Space
-from jaxmbrl.core.types import DynamicsModel, Task, Transition
+from jaxmbrl.core.types import DynamicsModel, PyTree, Task, Transition
 from jaxmbrl.core.warning import warn_user
 from jaxmbrl.data import dataset, examining, replay
 from jaxmbrl.diagnostics.one_step import ModelEvaluation, evaluate_model
-from jaxmbrl.models import EnsembleConfig, EnsembleState, ensemble
+from jaxmbrl.models import EnsembleConfig, ensemble, gaussian_process
 from jaxmbrl.training import memory, programs
 
 
 @dataclass(frozen=True)
-class FitConfig:
+class FitConfig(DynamicsChoice):
     """How a model is fitted and evaluated."""
 
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
-    """The dynamics model."""
+    """The ensemble."""
     learn_reward: bool = False
     """Learn the reward even if the task's reward function is known."""
     learn_termination: bool = False
@@ -45,7 +46,7 @@ class FitEvaluation(NamedTuple):
     """A fitted model and its evaluation on the test rows."""
 
     model: DynamicsModel
-    state: EnsembleState
+    state: PyTree
     found: dict[str, float]
     """Metrics of the fit, under the same names as in a run."""
     evaluation: ModelEvaluation
@@ -56,12 +57,12 @@ class FitEvaluation(NamedTuple):
 def fit_and_evaluate(
     config: FitConfig, rows: Transition, task: Task | None = None, update: Callable[[int], None] | None = None
 ) -> FitEvaluation:
-    """Fit an ensemble to the first `rows` [N, ...] and evaluate it on the last ones. `update` receives the number of epochs
-    so far.
+    """Fit a model to the first `rows` [N, ...] and evaluate it on the last ones. `update` receives the number of epochs of
+    an ensemble's fit so far.
 
     With a `task`, its known reward and termination functions are used, unless the config asks to learn them. Without one,
     integer actions [N] are taken to be from the smallest discrete space that contains them. Raises UserError if there are
-    too few rows to split, the model is too large for the machine's memory, or an ensemble cannot model the spaces. Gives a
+    too few rows to split, the model is too large for the machine's memory, or it cannot model the spaces. Gives a
     `DataWarning` for fewer than `FEW` rows, and for each column that is far outside of the fitted rows' range in the test
     rows.
     """
@@ -80,23 +81,26 @@ def fit_and_evaluate(
             "record some hundreds",
             dataset.DataWarning,
         )
-    model = ensemble.make(
-        config.ensemble,
-        _space(rows.observation, None if task is None else task.observation),
-        _space(rows.action, None if task is None else task.action),
-        reward=None if task is None or config.learn_reward else task.reward,
-        terminated=None if task is None or config.learn_termination else task.terminated,
-        features=None if task is None else task.features,
-        **({} if update is None else {"on_epoch": lambda epochs: update(int(epochs))}),
-    )
+    known: dict[str, Any] = {
+        "observation": _space(rows.observation, None if task is None else task.observation),
+        "action": _space(rows.action, None if task is None else task.action),
+        "reward": None if task is None or config.learn_reward else task.reward,
+        "terminated": None if task is None or config.learn_termination else task.terminated,
+        "features": None if task is None else task.features,
+    }
+    if config.dynamics == "gp":
+        model = gaussian_process.make(config.gp, **known)
+    else:
+        on_epoch = None if update is None else lambda epochs: update(int(epochs))
+        model = ensemble.make(config.ensemble, **known, on_epoch=on_epoch)
     init_key, fit_key = jax.random.split(jax.random.key(config.seed))
     shapes = jax.eval_shape(lambda: model.init(init_key, {}))
     memory.check(shapes, "the model", "lower ensemble.members or ensemble.hidden")
-    known = jax.tree.map(lambda leaf: leaf[:trained], rows)
+    fitted = jax.tree.map(lambda leaf: leaf[:trained], rows)
     unseen = jax.tree.map(lambda leaf: leaf[trained:], rows)
-    for text in examining.out_of_range(known, unseen):
+    for text in examining.out_of_range(fitted, unseen):
         warn_user(text, dataset.DataWarning)
-    state, found = jax.jit(model.fit)(jax.jit(model.init)(init_key, {}), replay.of_rows(known), fit_key)
+    state, found = jax.jit(model.fit)(jax.jit(model.init)(init_key, {}), replay.of_rows(fitted), fit_key)
     if update is not None:
         jax.block_until_ready(state)
         jax.effects_barrier()

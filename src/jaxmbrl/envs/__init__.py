@@ -55,6 +55,7 @@ TASKS: dict[str, str | Callable[[], Task]] = {
     "cartpole-continuous": "classic.cartpole:cartpole_continuous",
     "cartpole-swingup": "classic.cartpole_swingup:cartpole_swingup",
     "double-integrator": "classic.double_integrator:double_integrator",
+    "cartpole-swingup/angle": "classic.cartpole_swingup:cartpole_swingup_angle",
     "dyna-maze": "tabular.mazes:dyna_maze",
     "dyna-maze-216": "tabular.mazes:dyna_maze_216",
     "dyna-maze-486": "tabular.mazes:dyna_maze_486",
@@ -64,6 +65,7 @@ TASKS: dict[str, str | Callable[[], Task]] = {
     "pets/HalfCheetah": "mujoco.pets_half_cheetah:pets_half_cheetah",
     "pets/Pusher": "mujoco.pets_pusher:pets_pusher",
     "pets/Reacher3D": "mujoco.pets_reacher_3d:pets_reacher_3d",
+    "pilco-pendulum": "classic.pilco_pendulum:pilco_pendulum",
     "reacher-2d": "classic.reacher_2d:reacher_2d",
     "shortcut-maze": "tabular.mazes:shortcut_maze",
 }

@@ -76,6 +76,7 @@ def repeat(task: Task, times: int) -> Task:
         world=world if task.host is None else task.world,
         episode_length=steps,
         reward=None,
+        saturating=None,
         action_repeat=times * task.action_repeat,
         host=None if task.host is None else partial(_repeated_host, task.host, times),
         filmed=None if task.filmed is None else partial(_repeated_host, task.filmed, times),

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from jaxmbrl.core import hints
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete, Space
-from jaxmbrl.core.types import Action, Env, Features, Key, PyTree, Task, Transition, World
+from jaxmbrl.core.types import Action, Env, Features, Key, PyTree, SaturatingReward, Task, Transition, World
 from jaxmbrl.envs.signatures import check_callable
 
 
@@ -52,6 +52,7 @@ def make_task(
     action: Space | None = None,
     features: Features | None = None,
     observation: Space | None = None,
+    saturating: SaturatingReward | None = None,
 ) -> Task:
     """Make a `Task` from an environment. The carry of its World is (State, steps since the start); its origin is a `State`.
     If the environment has `next_episode(state, rng)`, so has the World.
@@ -59,7 +60,8 @@ def make_task(
     Give `observation` if `State.obs` is not a vector of `env.observation_size` floats: `Discrete(n)` for int32 scalars,
     `Box((H, W, C), 0, 255, "uint8")` for images. Give `action` if the action space is not the box [-1, 1] of
     `env.action_size`. Give `reward(obs, action, next_obs)` and `terminated(next_obs)` if the observation determines them.
-    Give `features` if a dynamics model should encode the observation. `State.done` means terminated, except in a step with
+    Give `features` if a dynamics model should encode the observation, and `saturating` if the reward has that form.
+    `State.done` means terminated, except in a step with
     `truncation` in `State.info`, Brax's mark of a time limit.
 
     Raises UserError if a method is missing or takes other arguments, or if a required size is not a number, as for
@@ -113,7 +115,27 @@ def make_task(
         reward=reward,
         terminated=terminated,
         features=features,
+        saturating=saturating,
     )
+
+
+def angle_features(size: int, angles: tuple[int, ...]) -> Features:
+    """Features of an observation of `size` entries of which `angles` are angles in radians: [the other entries, sines,
+    cosines]."""
+
+    def encode(observation: Float[Array, "*n O"]) -> Float[Array, "*n F"]:
+        others = [observation[..., i] for i in range(size) if i not in angles]
+        waves = [wave(observation[..., i]) for wave in (jnp.sin, jnp.cos) for i in angles]
+        return jnp.stack([*others, *waves], axis=-1)
+
+    return Features(encode, angles=angles)
+
+
+def saturating_reward(saturating: SaturatingReward, features: Float[Array, "*n F"]) -> Float[Array, "*n"]:
+    """exp(-||matrix (f - target)||^2 / 2) of `features` f."""
+    matrix, target = (jnp.asarray(part, features.dtype) for part in saturating)
+    scaled = (features - target) @ matrix.T
+    return jnp.exp(-0.5 * jnp.sum(scaled**2, axis=-1))
 
 
 def check_episode_length(name: str, length: Any) -> None:

@@ -71,7 +71,7 @@ def masked(task: Task | str, drop: str | int | Sequence[int | str] = VELOCITIES)
 
     which = "" if isinstance(drop, str) and drop == VELOCITIES else f"{','.join(map(str, dropped))}/"
     return observed(
-        task._replace(reward=None, terminated=None, features=None),
+        task._replace(reward=None, terminated=None, features=None, saturating=None),
         f"masked/{which}{task.name}",
         box._replace(shape=(len(kept),)),
         visible,
@@ -115,6 +115,7 @@ def stacked(task: Task | str, frames: int) -> Task:
             reward=reward and (lambda before, action, after: reward(before[..., -size:], action, after[..., -size:])),
             terminated=terminated and (lambda after: terminated(after[..., -size:])),
             features=None,
+            saturating=None,
         ),
         f"stacked/{frames}/{task.name}",
         box._replace(shape=(*box.shape[:-1], int(frames) * size)),

@@ -126,7 +126,7 @@ def branch(
     stored = jnp.roll(imagined.stored, 1).at[0].set(done.stored.astype(jnp.int32))
     buffer = done.buffer
     if rule.expires:
-        buffer = buffer._replace(size=jnp.minimum(buffer.size, jnp.sum(stored)))
+        buffer = buffer._replace(size=jnp.minimum(buffer.size, jnp.sum(stored, dtype=jnp.int32)))
     return Imagined(buffer, done.thresholds, stored), metrics
 
 

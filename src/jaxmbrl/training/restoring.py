@@ -29,7 +29,9 @@ def restore(
             f"the run in {folder.path} has no checkpoint yet: it is still starting, or was stopped before its first one; "
             "to resume it starts it from the beginning"
         )
-    program = build(read(folder), learns=False) if program is None else program
+    if program is None:
+        folder.check_precision()
+        program = build(read(folder), learns=False)
     warnings: list[str] = []
     while True:
         step, hosts = newest_step(folder, before)

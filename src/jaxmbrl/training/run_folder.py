@@ -28,7 +28,7 @@ from typing import Any, BinaryIO, NamedTuple
 import jax
 import yaml
 
-from jaxmbrl.core import calling
+from jaxmbrl.core import calling, precision
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.places import check_utf8, expanded
 from jaxmbrl.core.plain_yaml import read_yaml
@@ -150,6 +150,12 @@ class RunFolder(NamedTuple):
             return {}
         return found if isinstance(found, dict) else {}
 
+    def check_precision(self) -> None:
+        """Raise UserError if the run was made in another floating-point type than this process computes in."""
+        known = self.read_environment().get("float64")
+        if isinstance(known, bool):
+            precision.check_same(str(self.path), known)
+
     def append_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Append rows to metrics.jsonl in one write, on the disk when this returns.
 
@@ -243,6 +249,7 @@ def environment(command: str | None = None) -> dict[str, Any]:
         "platform": platform.platform(),
         "backend": jax.default_backend(),
         "devices": [{"id": d.id, "kind": d.device_kind, "platform": d.platform} for d in jax.devices()],
+        "float64": precision.is_float64(),
         "cpu_count": os.cpu_count(),
         "processor": _processor(),
         **_source(Path(__file__).parents[1]),

@@ -266,6 +266,7 @@ def continue_run(
                 f"the run in {folder.path} cannot continue with other settings ({differences}); restore them, or start "
                 "another run"
             )
+    folder.check_precision()
     program = build(config)
     with folder.lock() if hosts.first else contextlib.nullcontext():
         session = Session(program, folder, console, stopping, hosts, attached)

@@ -40,7 +40,7 @@ from jaxmbrl.agents.naf import NAFConfig
 from jaxmbrl.agents.q_learning import QLearningConfig
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_BRANCHES, TINY_ENSEMBLE, TINY_RUN, Goal, Method
-from jaxmbrl.algorithms.shared import DynaSettings
+from jaxmbrl.algorithms.shared import DynamicsChoice, DynaSettings
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import (
@@ -66,7 +66,7 @@ from jaxmbrl.models.branching import Imagined
 
 
 @dataclass(frozen=True)
-class Config(DynaSettings):
+class Config(DynamicsChoice, DynaSettings):
     """Settings of a run of MBPO."""
 
     learner: Literal["sac", "mpo", "naf", "dqn"] = "sac"
@@ -103,7 +103,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
         agent = naf.make(config.naf, *vector_sizes(task, "mbpo with the learner naf"))
     else:
         agent = agents.make(config.mpo if config.learner == "mpo" else config.agent, size, action)
-    model = model or shared.ensemble_for(config, task)
+    model = model or shared.model_for(config, task)
     rule = disagreement.make(config.trust)
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:

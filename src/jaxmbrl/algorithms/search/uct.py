@@ -25,7 +25,7 @@ from annotated_types import Ge, Gt, Le
 
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, Goal, Method
-from jaxmbrl.algorithms.shared import LoopSettings, ModelChoice
+from jaxmbrl.algorithms.shared import DynamicsChoice, LoopSettings, ModelChoice
 from jaxmbrl.core import metrics, xla
 from jaxmbrl.core.types import (
     Action,
@@ -47,14 +47,14 @@ from jaxmbrl.core.types import (
 from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import number_of_actions
-from jaxmbrl.models.ensemble import EnsembleConfig, EnsembleState
+from jaxmbrl.models.ensemble import EnsembleConfig
 from jaxmbrl.planning import tree_search
 from jaxmbrl.planning.tree_search import Played, Statistics, UCTConfig, begin, in_world, no_evaluation
 from jaxmbrl.rollout import with_full_state
 
 
 @dataclass(frozen=True)
-class Config(ModelChoice, LoopSettings):
+class Config(DynamicsChoice, ModelChoice, LoopSettings):
     """Settings of a run of UCT."""
 
     model: Literal["learned", "true"] = "true"
@@ -91,8 +91,8 @@ class Config(ModelChoice, LoopSettings):
 class State(NamedTuple):
     """The whole state of a run."""
 
-    model: EnsembleState | tuple[()]
-    """`()` without a learned model."""
+    model: PyTree
+    """`EnsembleState` or `GaussianProcessState`; `()` without a learned model."""
     replay: Replay
     key: Key
 
@@ -103,7 +103,7 @@ def make(config: Config, task: Task) -> Algorithm:
     learns = not config.uses_true_model()
     search = tree_search.uct.make(config.search, actions)
     # An ensemble predicts vectors; a simulator has observations of any kind, and is not learned.
-    model = shared.ensemble_for(config, task) if learns else None
+    model = shared.model_for(config, task) if learns else None
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         shared.no_data(data, "uct")
@@ -130,7 +130,7 @@ def make(config: Config, task: Task) -> Algorithm:
         found: Metrics = {}
         if model:
 
-            def fit(fitted: EnsembleState) -> tuple[EnsembleState, Metrics]:
+            def fit(fitted: PyTree) -> tuple[PyTree, Metrics]:
                 return model.fit(fitted, shared.rows_to_fit(real, clock, config.replay_capacity), fit_key)
 
             fitted, found = metrics.cond_update(clock.env_steps >= config.warmup_steps, fit, fitted)

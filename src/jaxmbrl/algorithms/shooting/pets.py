@@ -24,7 +24,7 @@ from annotated_types import Ge
 from jaxmbrl import planning
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import Goal, Method
-from jaxmbrl.algorithms.shared import LoopSettings, ModelChoice
+from jaxmbrl.algorithms.shared import DynamicsChoice, LoopSettings, ModelChoice
 from jaxmbrl.core import metrics, xla
 from jaxmbrl.core.types import (
     Algorithm,
@@ -34,6 +34,7 @@ from jaxmbrl.core.types import (
     Key,
     Metrics,
     Policy,
+    PyTree,
     Task,
     Transition,
     Views,
@@ -43,17 +44,17 @@ from jaxmbrl.core.types import (
 from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.envs.base import vectors_and_actions
-from jaxmbrl.models.ensemble import EnsembleConfig, EnsembleState
+from jaxmbrl.models.ensemble import EnsembleConfig
 from jaxmbrl.planning import PlannerConfig, RiskConfig, open_loop_policy, planning_policy
 from jaxmbrl.rollout import with_full_state
 
 
 @dataclass(frozen=True)
-class Config(ModelChoice, LoopSettings):
+class Config(DynamicsChoice, ModelChoice, LoopSettings):
     """Settings of a run of PETS."""
 
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
-    """The dynamics model."""
+    """The ensemble."""
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     """The optimiser of action sequences."""
     open_loop: bool = False
@@ -81,9 +82,11 @@ class Config(ModelChoice, LoopSettings):
         """(field, message) of the first violated rule that involves several fields, or None."""
         if self.refit_every % self.num_envs:
             return "refit_every", f"must be a multiple of num_envs ({self.num_envs}), got {self.refit_every}"
-        if self.ensemble.propagation == "expectation" and self.particles > 1:
+        by_members = self.dynamics == "ensemble"
+        propagation = self.ensemble.propagation if by_members else self.gp.propagation
+        if propagation == "expectation" and self.particles > 1:
             return "particles", f"must be 1 with propagation 'expectation', where all are equal, got {self.particles}"
-        if self.particles % self.ensemble.elites and self.ensemble.propagation in ("ts1", "tsinf"):
+        if by_members and self.particles % self.ensemble.elites and propagation in ("ts1", "tsinf"):
             return "particles", f"must be a multiple of ensemble.elites ({self.ensemble.elites}), got {self.particles}"
         return None
 
@@ -91,7 +94,8 @@ class Config(ModelChoice, LoopSettings):
 class State(NamedTuple):
     """The whole state of a run."""
 
-    model: EnsembleState
+    model: PyTree
+    """`EnsembleState` or `GaussianProcessState`."""
     replay: Replay
     key: Key
 
@@ -99,7 +103,7 @@ class State(NamedTuple):
 def make(config: Config, task: Task) -> Algorithm:
     """PETS on `task`. Reward and termination are the task's if it provides them and the settings do not learn them."""
     vectors_and_actions(task, "pets")
-    model = shared.ensemble_for(config, task)
+    model = shared.model_for(config, task)
     planner = planning.make(config.planner, task.action)
     learns, plan = not config.uses_true_model(), open_loop_policy if config.open_loop else planning_policy
 
@@ -127,7 +131,7 @@ def make(config: Config, task: Task) -> Algorithm:
         if not config.refit:
             due &= before < config.warmup_steps
 
-        def fit(model_state: EnsembleState) -> tuple[EnsembleState, Metrics]:
+        def fit(model_state: PyTree) -> tuple[PyTree, Metrics]:
             return model.fit(model_state, shared.rows_to_fit(real, clock, config.replay_capacity), fit_key)
 
         model_state, found = metrics.cond_update(due, fit, state.model)
@@ -221,6 +225,18 @@ METHOD = Method(
             episodes=20,
             settings={"learn_reward": True},
             about="small preset, reward learned",
+        ),
+        Goal(
+            "pets-gp-cartpole",
+            "cartpole-continuous",
+            1000,
+            195.0,
+            seeds=4,
+            seeds_at_goal=3,
+            episodes=10,
+            preset="small-gp",
+            float64=True,
+            about="Gaussian processes",
         ),
         Goal("pets-cartpole-v1", "CartPole-v1", 2000, 450.0, seeds_at_goal=3, episodes=10),
         Goal(

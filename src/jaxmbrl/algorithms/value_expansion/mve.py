@@ -31,7 +31,7 @@ from jaxmbrl.agents import AgentConfig
 from jaxmbrl.agents.actor_critic.updates import with_updates
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
-from jaxmbrl.algorithms.shared import ModelBasedSettings
+from jaxmbrl.algorithms.shared import DynamicsChoice, ModelBasedSettings
 from jaxmbrl.core import metrics
 from jaxmbrl.core.types import (
     ActorCritic,
@@ -58,7 +58,7 @@ from jaxmbrl.models.imagination import Trajectory, after, imagine
 
 
 @dataclass(frozen=True)
-class Config(ModelBasedSettings):
+class Config(DynamicsChoice, ModelBasedSettings):
     """Settings of a run of MVE."""
 
     agent: AgentConfig = field(default_factory=AgentConfig)
@@ -83,7 +83,7 @@ class State(NamedTuple):
 def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
     """MVE on `task`; `model` overrides the default ensemble."""
     agent = agents.make(config.agent, *vector_sizes(task, "mve"))
-    model = model or shared.ensemble_for(config, task)
+    model = model or shared.model_for(config, task)
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         shared.no_data(data, "mve")

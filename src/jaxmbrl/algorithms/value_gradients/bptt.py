@@ -31,7 +31,7 @@ from jaxmbrl.agents.actor_critic.value_gradients import perturbed
 from jaxmbrl.agents.exploration import with_gaussian_noise
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
-from jaxmbrl.algorithms.shared import LoopSettings, ModelChoice
+from jaxmbrl.algorithms.shared import DynamicsChoice, LoopSettings, ModelChoice
 from jaxmbrl.core import metrics, tree
 from jaxmbrl.core.config import Traced, UserError
 from jaxmbrl.core.types import (
@@ -65,7 +65,7 @@ from jaxmbrl.nn.optimizer import Trainable
 
 
 @dataclass(frozen=True)
-class Config(ModelChoice, LoopSettings):
+class Config(DynamicsChoice, ModelChoice, LoopSettings):
     """Settings of a run of BPTT."""
 
     hidden: tuple[Annotated[int, Ge(1)], ...] = (64, 64)
@@ -126,7 +126,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
     network, learns_model = MLP(config.hidden, action_size), not config.uses_true_model()
     if not learns_model and task.host is not None:
         raise UserError(f"model must be 'learned' on '{task.name}', whose simulator is not in JAX, got 'true'")
-    model = model or shared.ensemble_for(config, task)
+    model = model or shared.model_for(config, task)
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         shared.no_data(data, "bptt")

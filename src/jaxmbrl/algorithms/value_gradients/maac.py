@@ -28,7 +28,7 @@ from jaxmbrl.agents.actor_critic import sac
 from jaxmbrl.agents.actor_critic.value_gradients import ValueGradientConfig, with_value_gradient
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
-from jaxmbrl.algorithms.shared import BranchedSettings
+from jaxmbrl.algorithms.shared import BranchedSettings, DynamicsChoice
 from jaxmbrl.core import metrics
 from jaxmbrl.core.types import (
     Algorithm,
@@ -53,7 +53,7 @@ from jaxmbrl.models.branching import Imagined
 
 
 @dataclass(frozen=True)
-class Config(BranchedSettings):
+class Config(DynamicsChoice, BranchedSettings):
     """Settings of a run of MAAC."""
 
     horizon: Annotated[int, Ge(0)] = 4
@@ -83,7 +83,7 @@ class State(NamedTuple):
 def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algorithm:
     """MAAC on `task`; `model` overrides the default ensemble. `hyper` may hold `real_ratio`, traced, and SAC's."""
     agent = sac.make(config.agent, *vector_sizes(task, "maac"))
-    model = model or shared.ensemble_for(config, task)
+    model = model or shared.model_for(config, task)
     rule = disagreement.make(config.trust)
     gradient = ValueGradientConfig(config.horizon, entropy_at_every_step=False, rematerialize=config.rematerialize)
 

@@ -43,7 +43,7 @@ from jaxmbrl.agents.actor_critic.updates import with_updates
 from jaxmbrl.agents.actor_critic.value_gradients import ValueGradientConfig, with_value_gradient
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
-from jaxmbrl.algorithms.shared import ModelBasedSettings
+from jaxmbrl.algorithms.shared import DynamicsChoice, ModelBasedSettings
 from jaxmbrl.core import metrics
 from jaxmbrl.core.types import (
     Action,
@@ -74,7 +74,7 @@ from jaxmbrl.models.imagination import Trajectory
 
 
 @dataclass(frozen=True)
-class Config(ModelBasedSettings):
+class Config(DynamicsChoice, ModelBasedSettings):
     """Settings of a run of SVG."""
 
     agent: SACConfig = field(default_factory=SACConfig)
@@ -118,7 +118,7 @@ def make(config: Config, task: Task, model: DynamicsModel | None = None) -> Algo
     """SVG on `task`; `model` overrides the default ensemble."""
     observation_size, action_size = vector_sizes(task, "svg")
     agent = sac.make(config.agent, observation_size, action_size)
-    model = model or shared.ensemble_for(config, task)
+    model = model or shared.model_for(config, task)
     inferred, parts = config.noise == "inferred", sac.functions(config.agent, action_size)
     gradient = ValueGradientConfig(config.horizon, entropy_at_every_step=True, rematerialize=config.rematerialize)
 

@@ -15,7 +15,8 @@ The numbers are those of PILCO's toolbox, version 0.9 (folder scenarios/cartPole
 
 What differs: the reward is 1 - cost, in [0, 1], of the state after the step, so a return is 40 minus the sum of costs. The
 observation is exact; the toolbox adds noise with a standard deviation of 0.01 to each coordinate. The force is clipped to
-10 N; the toolbox's policies squash it.
+10 N; the toolbox's policies squash it. The observation of `cartpole-swingup` has sine and cosine of the angle, that of
+`cartpole-swingup/angle` the angle itself, as in the toolbox.
 
 Accuracy: one step from each of 2,000 states with speeds up to 5 m/s and 15 rad/s differs from the exact solution by at most
 1.1e-5 in any coordinate (float64).
@@ -30,8 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from jaxmbrl.core.types import Key, Task
-from jaxmbrl.envs.base import State, initial_state, make_task, never
+from jaxmbrl.core.types import Key, SaturatingReward, Task
+from jaxmbrl.envs.base import State, angle_features, initial_state, make_task, never
 from jaxmbrl.envs.classic.integration import runge_kutta
 from jaxmbrl.envs.classic.pictures import cart_with_pole
 from jaxmbrl.envs.drawing.canvas import GOAL, TRACK, Canvas
@@ -46,6 +47,13 @@ DT = 0.1  # s
 SUBSTEPS = 20
 START_DEVIATION = 0.1  # m, m/s, rad/s, rad
 COST_WIDTH = 0.25  # m
+
+FEATURES = angle_features(4, (3,))
+"""[position, velocity, angular velocity, sin, cos] of [position, velocity, angular velocity, angle]."""
+REWARD = SaturatingReward(
+    matrix=np.array([[1.0, 0.0, 0.0, LENGTH, 0.0], [0.0, 0.0, 0.0, 0.0, LENGTH]]) / COST_WIDTH,
+    target=np.array([0.0, 0.0, 0.0, 0.0, -1.0]),
+)
 
 
 def _derivative(coordinates: Float[Array, "4"], force: Float[Array, ""]) -> Float[Array, "4"]:
@@ -80,12 +88,12 @@ class CartPoleSwingUp:
         """One step of 0.1 s under a constant force; the reward is that of the state after it."""
         force = FORCE * jnp.clip(action[0], -1.0, 1.0)
         coordinates = runge_kutta(lambda y: _derivative(y, force), state.pipeline_state, DT, SUBSTEPS)
-        observation = self._observe(coordinates)
-        return state.replace(pipeline_state=coordinates, obs=observation, reward=reward(state.obs, action, observation))
+        after = FEATURES.encode(coordinates)
+        earned = reward(after, action, after)
+        return state.replace(pipeline_state=coordinates, obs=self._observe(coordinates), reward=earned)
 
-    def _observe(self, coordinates: Float[Array, "4"]) -> Float[Array, "5"]:
-        position, velocity, spin, angle = coordinates
-        return jnp.stack([position, velocity, spin, jnp.sin(angle), jnp.cos(angle)])
+    def _observe(self, coordinates: Float[Array, "4"]) -> Float[Array, "*o"]:
+        return FEATURES.encode(coordinates)
 
     def draw(self, state: State, action: Float[np.ndarray, "1"] | None) -> UInt8[np.ndarray, "H W 3"]:
         """The cart with its pendulum, a ring around the goal of the tip, and the force as an arrow. The picture follows a
@@ -111,6 +119,36 @@ def reward(
     return jnp.exp(-squared / (2 * COST_WIDTH**2))
 
 
+class CartPoleSwingUpAngle(CartPoleSwingUp):
+    """The same with the observation [position, velocity, angular velocity, angle], which is the state."""
+
+    observation_size = 4
+    observation_names = ("position", "velocity", "angular velocity", "angle")
+
+    def _observe(self, coordinates: Float[Array, "4"]) -> Float[Array, "4"]:
+        return coordinates
+
+
+def reward_of_angle(
+    observation: Float[Array, "*n 4"], action: Float[Array, "*n 1"], next_observation: Float[Array, "*n 4"]
+) -> Float[Array, "*n"]:
+    """The same reward of observations with the angle."""
+    return reward(FEATURES.encode(observation), action, FEATURES.encode(next_observation))
+
+
 def cartpole_swingup() -> Task:
     """`cartpole-swingup`: 40 steps; the return is at most 40."""
-    return make_task("cartpole-swingup", CartPoleSwingUp(), 40, reward, never)
+    return make_task("cartpole-swingup", CartPoleSwingUp(), 40, reward, never, saturating=REWARD)
+
+
+def cartpole_swingup_angle() -> Task:
+    """`cartpole-swingup/angle`: the same with the angle in the observation."""
+    return make_task(
+        "cartpole-swingup/angle",
+        CartPoleSwingUpAngle(),
+        40,
+        reward_of_angle,
+        never,
+        features=FEATURES,
+        saturating=REWARD,
+    )

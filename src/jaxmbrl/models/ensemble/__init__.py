@@ -35,15 +35,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from jaxmbrl.core.config import UserError, check
-from jaxmbrl.core.spaces import Box, Discrete, Space
+from jaxmbrl.core.spaces import Space
 from jaxmbrl.core.types import DynamicsModel, Features
+from jaxmbrl.models import layout as layouts
 from jaxmbrl.models.ensemble.config import EnsembleConfig
 from jaxmbrl.models.ensemble.fit import fit_members
-from jaxmbrl.models.ensemble.layout import PLAIN, Layout
+from jaxmbrl.models.ensemble.layout import Layout
 from jaxmbrl.models.ensemble.network import EnsembleState, Parameters, init_state, of_member
 from jaxmbrl.models.ensemble.world import learned_world, predict
 
@@ -116,34 +113,4 @@ def layout_of(
     features: Features | None = None,
 ) -> Layout:
     """The inputs and outputs of the networks of `make` with the same arguments. Raises UserError as `make` does."""
-    config = check(config)
-    observation, action = _space("observation", observation), _space("action", action)
-    if isinstance(observation, Discrete):
-        raise UserError(f"an ensemble of Gaussians cannot predict a discrete observation, got {observation}")
-    size = observation.shape[0]
-    features = (features if config.features else None) or PLAIN
-    for name, dimensions in (("absolute", config.absolute), *features._asdict().items()):
-        if name != "encode":
-            _check_dimensions(name, dimensions, size)
-    layout = Layout(config, observation, action, reward is None, terminated is None, features)
-    both = sorted(set(layout.absolute) & set(features.constant))
-    if both:
-        raise UserError(f"absolute must not name a dimension that is constant in the task's features, got {both[0]}")
-    shape = jax.eval_shape(lambda: features.encode(jnp.zeros((3, size)))).shape
-    if len(shape) != 2 or shape[0] != 3:
-        raise UserError(f"features: encode must map observations [N, O] to [N, F], got {shape} from (3, {size})")
-    return layout
-
-
-def _space(name: str, given: Space | int) -> Space:
-    """The space `given`; a number means vectors of that size. Raises UserError if the space is not one of real vectors."""
-    space = Box((given,)) if isinstance(given, int) else given
-    if isinstance(space, Box) and not space.is_vector:
-        raise UserError(f"an ensemble's {name} must be a vector of real numbers, got {space}")
-    return space
-
-
-def _check_dimensions(name: str, dimensions: tuple[int, ...], size: int) -> None:
-    beyond = [i for i in dimensions if not 0 <= i < size]
-    if beyond:
-        raise UserError(f"{name} must name observation dimensions below {size}, got {beyond[0]}")
+    return layouts.layout_of(Layout, "an ensemble", config, observation, action, reward, terminated, features)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from jaxmbrl.core.types import Key, Transition, World
 from jaxmbrl.envs.shapes import of_rows
 from jaxmbrl.models import propagation
-from jaxmbrl.models.ensemble.layout import Layout, delta_mask, features_of_next, inputs_of, zero_constant_dims
+from jaxmbrl.models.ensemble.layout import Layout, base_of, delta_mask, features_of_next, inputs_of, zero_constant_dims
 from jaxmbrl.models.ensemble.network import EnsembleState, forward, termination_logit
 from jaxmbrl.models.normalizer import denormalize, normalize
 
@@ -26,8 +26,7 @@ def predict(
     with jax.default_matmul_precision("highest"):
         x = normalize(state.inputs, inputs_of(layout, observation, action))
         output = forward(layout, state.members.params, jnp.broadcast_to(x, (layout.config.members, *x.shape)))
-    base = jnp.pad(delta_mask(layout) * observation, ((0, 0), (0, int(layout.learns_reward))))
-    mean = zero_constant_dims(layout, denormalize(state.targets, output.mean)) + base
+    mean = zero_constant_dims(layout, denormalize(state.targets, output.mean)) + base_of(layout, observation)
     return mean, zero_constant_dims(layout, jnp.exp(output.log_variance) * state.targets.std**2)
 
 

@@ -75,7 +75,7 @@ def make(config: UCTConfig, actions: int) -> Search:
         visits = found.children_visits[0, 0]
         means = found.qvalues(jnp.zeros(1, jnp.int32))[0]
         action = jnp.argmax(jnp.where(visits == jnp.max(visits), means, -jnp.inf)).astype(jnp.int32)
-        weights = visits / config.simulations
+        weights = visits.astype(float) / config.simulations
         return Found(action, Statistics(weights, visits, jnp.sum(weights * means)), found)
 
     return search
