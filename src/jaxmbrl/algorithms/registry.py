@@ -54,6 +54,7 @@ MODULES = {
     "muzero": "search.muzero",
     "alphazero": "search.alphazero",
     "uct": "search.uct",
+    "distillation": "imitation.distillation",
     "q-learning": "tabular.q_learning",
     "q-planning": "tabular.q_planning",
     "dyna-q": "tabular.dyna_q",
@@ -155,6 +156,9 @@ class Method(NamedTuple):
     offline: Callable[[Any, Task, Transition], Algorithm] | None = None
     """(config, task, rows [N, ...]) -> the algorithm that learns from the rows of a file, all of them from its first call
     on. With None, a run from a file passes the rows to `learn` in turn, as if they were collected."""
+    imitates: Callable[[Any, Task, Any], Algorithm] | None = None
+    """(config, task, `agents.distillation.Expert`) -> the algorithm that imitates the policy of another run. With None the
+    method has no use for an expert."""
 
     @property
     def hyper(self) -> tuple[str, ...]:

@@ -66,6 +66,21 @@ def train(words: list[str]) -> int:
     )
 
 
+def distill(words: list[str]) -> int:
+    """`jaxmbrl distill`: train a small network that imitates the policy of a run, on the run's task."""
+    from jaxmbrl.training import programs
+    from jaxmbrl.training.run_folder import RunFolder
+
+    if not words or words[0].startswith("-"):
+        if "-h" in words or "--help" in words:
+            return train(["distillation", "--help"])
+        raise UserError("name the run to imitate first, as in 'jaxmbrl distill runs/pets-pendulum-1 --hidden 16 16'")
+    run, *rest = words
+    of = programs.read(RunFolder.open(run))
+    repeat = ["--action-repeat", str(of.action_repeat)] if of.action_repeat > 1 else []
+    return train(["distillation", "--env", of.env, "--expert", run, "--seeds", str(of.seeds), *repeat, *rest])
+
+
 def _hosts(words: list[str]) -> tuple[Hosts, list[str]]:
     """Connect the processes that train together; returns them and the remaining words of the command line."""
     from jaxmbrl.training import hosts
@@ -242,7 +257,8 @@ def parse_train(name: str, words: list[str], started: RunConfig | None = None) -
     for option, filled in _FILES.items():
         file = getattr(args, option.removeprefix("--"))
         if file == "":
-            raise UserError(f"{option} needs a value: an npz of transitions, as 'jaxmbrl collect' writes it")
+            npz = "an npz of transitions, as 'jaxmbrl collect' writes it"
+            raise UserError(f"{option} needs a value: {'the folder of a run' if option == '--expert' else npz}")
         if file is not None:
             learned = programs.configure(name, base.env, base.preset, base.settings, **{option.removeprefix("--"): file})
             base = dataclasses.replace(base, **{field: getattr(learned, field) for field in filled})
@@ -266,10 +282,11 @@ _OPTIONS = ("steps", "seeds", "seed", "eval_episodes", "checkpoint", "log", "sto
 _FILES = {
     "--data": ("data", "data_digest", "steps"),
     "--demonstrations": ("demonstrations", "demonstrations_digest", "demonstrations_rows"),
+    "--expert": ("expert", "expert_steps", "expert_seeds"),
 }
-"""Options that name a file of transitions, and the fields of a run that the file determines."""
+"""Options that name a file of transitions or a run, and the fields of a run that it determines."""
 
-_KEPT = ("algorithm", "env", "preset", *_FILES["--data"][:2], *_FILES["--demonstrations"])
+_KEPT = ("algorithm", "env", "preset", *_FILES["--data"][:2], *_FILES["--demonstrations"], *_FILES["--expert"])
 """Fields of a run that tyro does not parse."""
 
 
@@ -280,6 +297,7 @@ _TEXTS = (
     ("config", "FILE", "Settings to start from: the config.yaml of a run, or presets of your own in YAML."),
     ("data", "FILE", "Transitions to learn from instead of collecting, as 'jaxmbrl collect' writes them."),
     ("demonstrations", "FILE", "Transitions of the task to sample besides those collected, by model-free methods."),
+    ("expert", "RUN", "Run whose policy a small network imitates, by distillation."),
 )
 """Text options. All except the first are parsed before the other options, because the defaults of those depend on them."""
 

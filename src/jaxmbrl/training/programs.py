@@ -90,6 +90,13 @@ class RunConfig:
     """SHA-256 of that file."""
     demonstrations_rows: Annotated[int, Ge(0)] = 0
     """Number of its rows."""
+    expert: str | None = None
+    """Folder of a run whose policy the method imitates. Seed s imitates seed number s of that run, counted from 0, modulo
+    their number."""
+    expert_steps: Annotated[int, Ge(0)] = 0
+    """Environment steps for which that policy was trained."""
+    expert_seeds: Annotated[int, Ge(1)] = 1
+    """Number of seeds of that run."""
     log: tuple[logs.Name, ...] = ()
     """Loggers that also receive the metrics: `tensorboard`, `wandb`."""
     stop_at_return: float | None = None
@@ -114,6 +121,8 @@ class RunConfig:
             return "seeds", f"must be at most {WHOLE - self.seed} from seed {self.seed} on, got {self.seeds}"
         if len(set(self.log)) < len(self.log):
             return "log", f"must name each logger once, got {' '.join(self.log)}"
+        if self.expert is not None and self.data is not None:
+            return "expert", "must be left out with data, whose actions are the labels"
         return None
 
 
@@ -132,6 +141,15 @@ def unlearned(config: RunConfig, env_steps: int, over: bool = False) -> str | No
     learns = f"the run has learned {much}: it took" if over else f"the run learns {much}: it takes"
     unit, advice = ("rows of the data", "") if config.data else ("steps", " or raise steps")
     return f"{learns} {env_steps:,} {unit}, and updates begin after warmup_steps ({warmup:,}): lower warmup_steps{advice}"
+
+
+def check_taught(config: RunConfig) -> None:
+    """Raise UserError for a method that imitates an expert if there is neither an expert nor data."""
+    if algorithms.get(config.algorithm).imitates is not None and config.expert is None and config.data is None:
+        raise UserError(
+            f"{config.algorithm} has no policy to imitate: name a run, 'jaxmbrl distill RUN', or a file of transitions, "
+            "--data FILE"
+        )
 
 
 class Program(NamedTuple):
@@ -166,6 +184,7 @@ def configure(
     data: str | Path | None = None,
     call: str = "train",
     demonstrations: str | Path | None = None,
+    expert: str | Path | None = None,
     **fields: Any,
 ) -> RunConfig:
     """A checked `RunConfig`. `settings` is the algorithm's config, or a mapping from dotted field names to values that
@@ -206,6 +225,12 @@ def configure(
             "demonstrations_digest": loaded.digest,
             "demonstrations_rows": len(loaded.rows.reward),
         }
+    if expert is not None:
+        from jaxmbrl.training import experts
+
+        place = str(expanded(expert).resolve())
+        trained, seeds = experts.describe(place, env)
+        fields |= {"expert": place, "expert_steps": trained, "expert_seeds": seeds}
     steps = method.presets[name].steps if steps is None else steps
     given = dict(algorithm=algorithm, env=env, preset=name, steps=steps, settings=check(config), **fields)
     return from_dict(RunConfig, given)
@@ -220,6 +245,7 @@ MAY_CHANGE = (
     "checkpoint",
     "data",
     "demonstrations",
+    "expert",
     "log",
     "stop_at_return",
     "settings.eval_every",
@@ -310,7 +336,9 @@ def build(config: RunConfig, learns: bool = True, task: Task | None = None) -> P
     check_whole(to_dict(config))
     task = checked_task(config.env if task is None else task, config.action_repeat)
     in_turn = config.data is None or method.offline is None
-    algorithm = method.make(settings, task) if in_turn else None
+    algorithm = _imitation(config, task) if config.expert is not None and learns else None
+    if algorithm is None and in_turn:
+        algorithm = method.make(settings, task)
     if algorithm is not None and config.data is not None and algorithm.on_policy:
         raise UserError(f"{config.algorithm} learns from transitions of its own policy: it cannot be trained from data")
     data = None
@@ -357,6 +385,17 @@ def checked_task(task: str | Task, action_repeat: int) -> Task:
         made = made._replace(world=made.world._replace(reset=reset, step=step))
     check_shapes(made)
     return envs.repeat(made, action_repeat)
+
+
+def _imitation(config: RunConfig, task: Task) -> Algorithm:
+    """The algorithm that imitates the policy of the run's expert. Raises UserError if the method imitates none."""
+    # That module restores runs, with the help of this one.
+    from jaxmbrl.training import experts
+
+    method = algorithms.get(config.algorithm)
+    if method.imitates is None:
+        raise UserError(f"{config.algorithm} imitates no expert: leave expert out, or train distillation")
+    return method.imitates(config.settings, task, experts.load(config))
 
 
 def _traced_once(algorithm: Algorithm) -> Algorithm:
@@ -427,9 +466,12 @@ def _data(config: RunConfig, task: Task) -> Transition:
 
 def initial(program: Program, hyper: dict[str, Array], sharding: SeedSharding | None = None) -> LoopState:
     """The initial state of all seeds, distributed by `sharding` (by default on one device); `hyper` is from `hyper_of`."""
-    sharding = sharding or devices.single_device(program.config.seeds)
+    config = program.config
+    if config.expert is not None:
+        hyper = hyper | {"expert_seed": (config.seed + jnp.arange(config.seeds)) % config.expert_seeds}
+    sharding = sharding or devices.single_device(config.seeds)
     init = sharding.over(program.loop.init, OF_SEEDS, OF_SEEDS, result=OF_SEEDS)
-    return jax.jit(init)(devices.rows_of(sharding, program.config.seed), sharding.place(hyper))
+    return jax.jit(init)(devices.rows_of(sharding, config.seed), sharding.place(hyper))
 
 
 def check_whole(values: Any, name: str = "") -> None:
