@@ -63,6 +63,7 @@ TASKS: dict[str, str | Callable[[], Task]] = {
     "pets/Reacher3D": "mujoco.pets_reacher_3d:pets_reacher_3d",
     "reacher-2d": "classic.reacher_2d:reacher_2d",
     "shortcut-maze": "tabular.mazes:shortcut_maze",
+    "spread-2": "classic.spread:spread_2",
 }
 """Task name -> a function without arguments that makes the task, or the place of one in this package, `module:function`."""
 
