@@ -26,6 +26,7 @@ from jaxmbrl.algorithms import Goal
 from jaxmbrl.data import dataset
 from jaxmbrl.training import collecting, evaluation, programs
 from jaxmbrl.training.console import Progress
+from jaxmbrl.training.session import Result
 
 GAP = 0.1
 """A goal without a number is to close the gap between a random policy and a planner in the true simulator, except for this
@@ -39,21 +40,12 @@ CASES = {goal.name: (method, goal) for method, card in algorithms.cards().items(
 def run(name: str, runs: Path, out: Path) -> bool:
     """Train, evaluate and save one case; returns whether enough seeds reached its goal."""
     method, goal = CASES[name]
+    expert = None
+    if goal.expert:
+        of_expert, its_goal = CASES[goal.expert]
+        expert = trained(of_expert, its_goal._replace(seeds=goal.seeds), runs / f"{name}-expert").path
     folder = runs / name
-    if folder.exists():
-        result = jaxmbrl.resume(folder, progress=Progress(goal.steps, goal.seeds))
-    else:
-        result = jaxmbrl.train(
-            method,
-            goal.task,
-            steps=goal.steps,
-            seeds=goal.seeds,
-            preset=goal.preset,
-            settings=dict(goal.settings),
-            data=random_data(goal, runs / f"{name}.npz") if goal.data else None,
-            out=folder,
-            progress=Progress(goal.steps, goal.seeds),
-        )
+    result = trained(method, goal, folder, expert)
     found = jaxmbrl.evaluate(folder, goal.episodes)
     low, high = evaluation.bootstrap_interval(found.per_seed)
     bounds = limits(method, goal) if goal.at_least is None else {}
@@ -89,6 +81,24 @@ def run(name: str, runs: Path, out: Path) -> bool:
     return reached >= goal.seeds_at_goal
 
 
+def trained(method: str, goal: Goal, folder: Path, expert: Path | None = None) -> Result:
+    """The run of a goal in `folder`, resumed if it exists. It imitates the run `expert` if that is given."""
+    if folder.exists():
+        return jaxmbrl.resume(folder, progress=Progress(goal.steps, goal.seeds))
+    return jaxmbrl.train(
+        method,
+        goal.task,
+        steps=goal.steps,
+        seeds=goal.seeds,
+        preset=goal.preset,
+        settings=dict(goal.settings),
+        data=random_data(goal, folder.with_suffix(".npz")) if goal.data else None,
+        out=folder,
+        progress=Progress(goal.steps, goal.seeds),
+        expert=expert,
+    )
+
+
 def random_data(goal: Goal, file: Path) -> Path:
     """The file of the goal's random transitions, written if it does not exist."""
     if not file.exists():
@@ -110,6 +120,7 @@ def described(method: str, goal: Goal) -> dict[str, Any]:
         "settings": dict(goal.settings),
         "preset": goal.preset,
         **({"data": goal.data} if goal.data else {}),
+        **({"expert": goal.expert} if goal.expert else {}),
     }
 
 

@@ -100,8 +100,11 @@ def run(expert: Path, seed: int, quick: bool) -> dict[str, Any]:
     policy, states, _ = jaxmbrl.load(expert)
     acting = policy(jax.tree.map(lambda leaf: leaf[seed], states))
     shown = collect(task, acting, EPISODES * task.episode_length, seed=seed)
-    found = {"inverse": error(model, state, unseen), "inverse on the expert's rows": error(model, state, shown)}
-    found["expert"] = returns(task, acting, episodes)
+    found: dict[str, Any] = {
+        "inverse": error(model, state, unseen),
+        "inverse on the expert's rows": error(model, state, shown),
+        "expert": returns(task, acting, episodes),
+    }
     # Without the actions: they are replaced before the policy is cloned.
     blind = shown._replace(action=jnp.zeros_like(shown.action))
     for name, rows in (("from actions", shown), ("from states", inverse.relabelled(model, state, blind))):

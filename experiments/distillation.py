@@ -31,7 +31,6 @@ import numpy as np
 import jaxmbrl
 from jaxmbrl.core.types import PyTree
 from jaxmbrl.training.run_folder import RunFolder, environment, new_figure, write_figure
-from jaxmbrl.training.session import Result
 
 COLORS = {"dagger": "#c1440e", "cloning": "#0b3d91"}
 KINDS: dict[str, dict[str, Any]] = {"dagger": {"beta_rounds": 1}, "cloning": {"beta_rounds": None}}
@@ -78,11 +77,6 @@ STUDIES = {
 }
 
 
-def resumed(folder: Path, train: Callable[[], Result]) -> Result:
-    """The run in `folder`, finished if it exists, else that of `train`."""
-    return jaxmbrl.resume(folder) if folder.exists() else train()
-
-
 def numbers_of(parameters: PyTree) -> int:
     """The number of parameters of one seed, from those of all seeds."""
     return sum(leaf[0].size for leaf in jax.tree.leaves(parameters))
@@ -107,17 +101,17 @@ def run(name: str, out: Path, seeds: int, rounds: int, quick: bool) -> dict[str,
     """Train an expert and its students; the numbers."""
     study, folder = STUDIES[name], out / name
     settings = study.quick if quick else {}
-    expert = resumed(
-        folder / "expert",
-        lambda: jaxmbrl.train(
+    if (folder / "expert").exists():
+        expert = jaxmbrl.resume(folder / "expert")
+    else:
+        expert = jaxmbrl.train(
             study.algorithm,
             study.task,
             seeds=seeds,
             steps=100 if quick else None,
             settings=settings,
             out=folder / "expert",
-        ),
-    )
+        )
     of_expert = jaxmbrl.evaluate(expert, 2 if quick else study.episodes)
     found: dict[str, Any] = {
         "expert": {
@@ -130,16 +124,17 @@ def run(name: str, out: Path, seeds: int, rounds: int, quick: bool) -> dict[str,
     for kind, changes in KINDS.items():
         place = folder / kind
         changed = {"round_steps": length, "epoch_steps": length, **changes, **({"updates": 5} if quick else {})}
-        student = resumed(
-            place,
-            lambda place=place, changes=changed: jaxmbrl.distill(
+        if place.exists():
+            student = jaxmbrl.resume(place)
+        else:
+            student = jaxmbrl.distill(
                 folder / "expert",
-                settings=changes,
+                settings=changed,
+                seeds=seeds,
                 steps=rounds * length,
                 eval_episodes=2 if quick else 20,
                 out=place,
-            ),
-        )
+            )
         rows = RunFolder.open(place).read_metrics()
         steps = sorted({row["env_steps"] for row in rows})
         evaluated = jaxmbrl.evaluate(student, 2 if quick else EPISODES)

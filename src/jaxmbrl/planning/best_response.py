@@ -44,8 +44,8 @@ def make(
     independent: bool = False,
 ) -> Planner:
     """A planner of joint actions in [-1, 1] for agents with `sizes` numbers each. `make_planner(space)` makes the planner
-    of one agent, and all plan for `horizon` steps. Its statistics are the sums of those of all searches. Raises UserError if
-    there is no agent or no sweep."""
+    of one agent, and all plan for `horizon` steps. Its statistics are the sums of those of all searches. Raises UserError
+    if there is no agent or no sweep."""
     if not sizes or sweeps < 1:
         raise UserError(f"best responses need at least one agent and one sweep, got sizes {tuple(sizes)}, sweeps {sweeps}")
     joint = unit_box(sum(sizes))

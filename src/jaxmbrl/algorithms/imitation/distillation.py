@@ -26,7 +26,7 @@ from jaxtyping import Array, Int
 from jaxmbrl.agents import distillation
 from jaxmbrl.agents.distillation import Expert, StudentConfig, StudentState
 from jaxmbrl.algorithms import shared
-from jaxmbrl.algorithms.registry import Method
+from jaxmbrl.algorithms.registry import Goal, Method
 from jaxmbrl.algorithms.shared import EpochSettings
 from jaxmbrl.core.types import (
     Algorithm,
@@ -143,4 +143,22 @@ METHOD = Method(
         "epoch_steps": 100,
         "replay_capacity": 997,
     },
+    goals=(
+        Goal(
+            "distillation-sac",
+            "pendulum",
+            5000,
+            -160.0,
+            expert="sac-pendulum",
+            about="2 x 16 units, of `sac`",
+        ),
+        Goal(
+            "distillation-pets",
+            "cartpole-continuous",
+            5000,
+            190.0,
+            expert="pets-cartpole",
+            about="2 x 16 units, of `pets`",
+        ),
+    ),
 )
