@@ -81,7 +81,7 @@ def test_mistakes_are_told_in_a_line(run, tmp_path):
         jaxmbrl.distill(run, action_repeat=2)
     config = programs.configure("distillation", "pendulum", expert=run)
     with pytest.raises(UserError, match="start another student"):
-        programs.build(programs.changed(config, {}, {"expert_steps": 100}))
+        experts.build(programs.changed(config, {}, {"expert_steps": 100}))
 
 
 def chooser(views, extras):

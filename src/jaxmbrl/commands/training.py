@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def train(words: list[str]) -> int:
     """`jaxmbrl train`; returns the exit code. Raises UserError for mistakes in the options, before anything is compiled."""
     from jaxmbrl import algorithms
-    from jaxmbrl.training import programs, runner
+    from jaxmbrl.training import experts, runner
     from jaxmbrl.training.console import Progress
     from jaxmbrl.training.run_folder import RunFolder
 
@@ -47,7 +47,7 @@ def train(words: list[str]) -> int:
         raise UserError(f"unexpected argument '{words[1]}': the task follows an option, --env {words[1]}")
     config, out = parse_train(name, words[1:])
     with options.warnings_in_a_line():
-        program = programs.build(config)
+        program = experts.build(config)
     progress = Progress(program.total_steps, config.seeds) if hosts.first else Progress.silent()
     if hosts.first:
         stem = f"{config.algorithm}-{re.sub('[/:]', '-', config.env)}"

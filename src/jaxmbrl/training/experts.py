@@ -15,24 +15,16 @@ from jaxmbrl.core.types import Action, Algorithm, Clock, Key, Memory, Observatio
 from jaxmbrl.rollout import world_of
 from jaxmbrl.training import programs, restoring
 from jaxmbrl.training.loop import clock_at
-from jaxmbrl.training.programs import RunConfig
-from jaxmbrl.training.run_folder import RunFolder
+from jaxmbrl.training.programs import Program, RunConfig
 
 LEAST_SHARE = 1e-8
 """Share of visits of an action that a search has not visited, so that its logarithm is finite."""
 
 
-def describe(run: str, env: str) -> tuple[int, int]:
-    """(environment steps of the newest checkpoint, number of seeds) of the run in folder `run`, for a student on the task
-    `env`. Raises UserError if the run is of another task or has no checkpoint."""
-    folder = RunFolder.open(run)
-    of = programs.read(folder)
-    if of.env != env:
-        raise UserError(f"the expert in {folder.path} is of {of.env}, not of {env}")
-    steps, _ = restoring.newest_step(folder, None)
-    if steps < 0:
-        raise UserError(f"the expert in {folder.path} has no checkpoint yet: resume that run")
-    return steps, of.seeds
+def build(config: RunConfig, task: Task | None = None) -> Program:
+    """The parts of a run that learns, as `programs.build`, with its expert if it has one."""
+    expert = None if config.expert is None else load(config)
+    return programs.build(config, task=task, expert=expert)
 
 
 def load(config: RunConfig) -> Expert:

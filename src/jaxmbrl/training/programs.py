@@ -16,6 +16,7 @@ from annotated_types import Ge, Lt
 from jaxtyping import Array
 
 from jaxmbrl import algorithms, envs
+from jaxmbrl.agents.distillation import Expert
 from jaxmbrl.core import calling, hints, surroundings
 from jaxmbrl.core.config import UserError, check, closest, from_dict, to_dict
 from jaxmbrl.core.places import expanded
@@ -25,6 +26,7 @@ from jaxmbrl.data.dataset import Dataset
 from jaxmbrl.envs.shapes import check_shapes
 from jaxmbrl.training import bridged, devices, known_functions, logs, loop, memory, probing
 from jaxmbrl.training.devices import OF_SEEDS, SeedSharding
+from jaxmbrl.training.hosts import newest_step
 from jaxmbrl.training.loop import Loop, LoopState
 from jaxmbrl.training.run_folder import CONFIG, RunFolder
 
@@ -226,14 +228,23 @@ def configure(
             "demonstrations_rows": len(loaded.rows.reward),
         }
     if expert is not None:
-        from jaxmbrl.training import experts
-
-        place = str(expanded(expert).resolve())
-        trained, seeds = experts.describe(place, env)
-        fields |= {"expert": place, "expert_steps": trained, "expert_seeds": seeds}
+        fields |= _of_expert(expert, env)
     steps = method.presets[name].steps if steps is None else steps
     given = dict(algorithm=algorithm, env=env, preset=name, steps=steps, settings=check(config), **fields)
     return from_dict(RunConfig, given)
+
+
+def _of_expert(run: str | Path, env: str) -> dict[str, Any]:
+    """The fields of a run on the task `env` that its expert, the run in folder `run`, determines. Raises UserError if that
+    is of another task or has no checkpoint."""
+    folder = RunFolder.open(run)
+    of = read(folder)
+    if of.env != env:
+        raise UserError(f"the expert in {folder.path} is of {of.env}, not of {env}")
+    steps, _ = newest_step(folder, None)
+    if steps < 0:
+        raise UserError(f"the expert in {folder.path} has no checkpoint yet: resume that run")
+    return {"expert": str(folder.path.resolve()), "expert_steps": steps, "expert_seeds": of.seeds}
 
 
 FIELDS = tuple(known.name for known in dataclasses.fields(RunConfig))
@@ -325,19 +336,22 @@ def _unknown(values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def build(config: RunConfig, learns: bool = True, task: Task | None = None) -> Program:
+def build(config: RunConfig, learns: bool = True, task: Task | None = None, expert: Expert | None = None) -> Program:
     """The parts of a run. Raises UserError if they are not compatible with each other or with the machine.
 
-    With `learns` false, for a run that is only evaluated, the files of data and the packages of loggers are not needed.
-    `task` is used instead of the task with the name `config.env`.
+    With `learns` false, for a run that is only evaluated, the files of data, the expert and the packages of loggers are not
+    needed. `task` is used instead of the task with the name `config.env`. `expert` is that of a run that learns and has one
+    (`training.experts.build`).
     """
     surroundings.check()
     method, settings = algorithms.get(config.algorithm), config.settings
     check_whole(to_dict(config))
     task = checked_task(config.env if task is None else task, config.action_repeat)
     in_turn = config.data is None or method.offline is None
-    algorithm = _imitation(config, task) if config.expert is not None and learns else None
-    if algorithm is None and in_turn:
+    algorithm = None
+    if config.expert is not None and learns:
+        algorithm = _imitation(config, task, expert)
+    elif in_turn:
         algorithm = method.make(settings, task)
     if algorithm is not None and config.data is not None and algorithm.on_policy:
         raise UserError(f"{config.algorithm} learns from transitions of its own policy: it cannot be trained from data")
@@ -387,15 +401,13 @@ def checked_task(task: str | Task, action_repeat: int) -> Task:
     return envs.repeat(made, action_repeat)
 
 
-def _imitation(config: RunConfig, task: Task) -> Algorithm:
-    """The algorithm that imitates the policy of the run's expert. Raises UserError if the method imitates none."""
-    # That module restores runs, with the help of this one.
-    from jaxmbrl.training import experts
-
+def _imitation(config: RunConfig, task: Task, expert: Expert | None) -> Algorithm:
+    """The algorithm that imitates an expert. Raises UserError if the method imitates none."""
     method = algorithms.get(config.algorithm)
     if method.imitates is None:
         raise UserError(f"{config.algorithm} imitates no expert: leave expert out, or train distillation")
-    return method.imitates(config.settings, task, experts.load(config))
+    assert expert is not None, "experts.build restores the expert of a run"
+    return method.imitates(config.settings, task, expert)
 
 
 def _traced_once(algorithm: Algorithm) -> Algorithm:

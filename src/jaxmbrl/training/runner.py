@@ -21,7 +21,7 @@ from jaxmbrl.core import hints, xla
 from jaxmbrl.core.config import UserError, check, converted, to_dict
 from jaxmbrl.core.types import Policy, PyTree, Task
 from jaxmbrl.envs.given import registration, resolve
-from jaxmbrl.training import checkpoint, devices, evaluation, hosted, logs, restoring
+from jaxmbrl.training import checkpoint, devices, evaluation, experts, hosted, logs, restoring
 from jaxmbrl.training.console import Progress, Warnings, Work
 from jaxmbrl.training.hosts import ALONE, Hosts
 from jaxmbrl.training.loop import clock_at
@@ -145,7 +145,7 @@ def train(
     names, attached = _attached(log, callback)
     given = dict(seeds=seeds, seed=seed, log=names, **fields)
     config = configure(algorithm, task or name, preset, settings, steps, data, **given)
-    return begin_run(build(config, task=task), hyper or {}, out, console, stopping, hosts, attached)
+    return begin_run(experts.build(config, task), hyper or {}, out, console, stopping, hosts, attached)
 
 
 def _check_order(algorithm: Any, env: Any) -> None:
@@ -299,7 +299,7 @@ def continue_run(
                 f"the run in {folder.path} cannot continue with other settings ({differences}); restore them, or start "
                 "another run"
             )
-    program = build(config)
+    program = experts.build(config)
     with folder.lock() if hosts.first else contextlib.nullcontext():
         session = Session(program, folder, console, stopping, hosts, attached)
         if not restoring.can_begin(folder):
