@@ -40,10 +40,7 @@ CASES = {goal.name: (method, goal) for method, card in algorithms.cards().items(
 def run(name: str, runs: Path, out: Path) -> bool:
     """Train, evaluate and save one case; returns whether enough seeds reached its goal."""
     method, goal = CASES[name]
-    expert = None
-    if goal.expert:
-        of_expert, its_goal = CASES[goal.expert]
-        expert = trained(of_expert, its_goal._replace(seeds=goal.seeds), runs / f"{name}-expert").path
+    expert = trained(*CASES[goal.expert], runs / goal.expert).path if goal.expert else None
     folder = runs / name
     result = trained(method, goal, folder, expert)
     found = jaxmbrl.evaluate(folder, goal.episodes)

@@ -1,10 +1,10 @@
 """Policies distilled into small networks: what DAgger adds to behaviour cloning, and how much faster the students act.
 
-Two experts, four seeds each: PETS on `cartpole-continuous`, a planner, and SAC on `pendulum`, a network. Each is imitated
-by students of 2 x 16 units:
+Two experts, four seeds each: PETS on `cartpole-continuous`, a planner (by iCEM), and SAC on `pendulum`, a network. Each is
+imitated by students of 2 x 16 units:
 
-    dagger    the expert acts in the first round of 1,000 steps, the student in the others; the expert labels all states
-              (Ross et al., arXiv 1011.0686)
+    dagger    the expert acts in the first round, the student in the others; the expert labels all states (Ross et al.,
+              arXiv 1011.0686)
     cloning   the expert acts in all rounds: as many labels, all on its own states
 
 The picture shows the return of the students after each round. The table has returns on 100 start states, the numbers of
@@ -43,6 +43,11 @@ class Study(NamedTuple):
 
     algorithm: str
     task: str
+    preset: str
+    steps: int
+    """Environment steps of the expert."""
+    round_steps: int
+    """Labels of each seed in a round."""
     episodes: int
     """Episodes of the expert's evaluation: a planner's are slow."""
     parameters: Callable[[PyTree], PyTree]
@@ -54,14 +59,17 @@ STUDIES = {
     "pets": Study(
         "pets",
         "cartpole-continuous",
+        "small-icem",
+        1000,
+        500,
         10,
         lambda state: state.model.members.params.network,
         {
             "ensemble.hidden": [8],
             "ensemble.max_epochs": 2,
-            "planner.cem.population": 10,
-            "planner.cem.elites": 2,
-            "planner.cem.horizon": 2,
+            "planner.icem.population": 10,
+            "planner.icem.elites": 2,
+            "planner.icem.horizon": 2,
             "particles": 5,
             "warmup_steps": 50,
             "epoch_steps": 50,
@@ -70,6 +78,9 @@ STUDIES = {
     "sac": Study(
         "sac",
         "pendulum",
+        "small",
+        10_000,
+        1000,
         EPISODES,
         lambda state: state.agent.actor.params,
         {"agent.hidden": [8], "warmup_steps": 50, "epoch_steps": 100, "eval_every": 0},
@@ -108,7 +119,8 @@ def run(name: str, out: Path, seeds: int, rounds: int, quick: bool) -> dict[str,
             study.algorithm,
             study.task,
             seeds=seeds,
-            steps=100 if quick else None,
+            preset=study.preset,
+            steps=100 if quick else study.steps,
             settings=settings,
             out=folder / "expert",
         )
@@ -120,7 +132,7 @@ def run(name: str, out: Path, seeds: int, rounds: int, quick: bool) -> dict[str,
             "actions a second": actions_per_second(folder / "expert", 0.2 if quick else 10.0),
         }
     }
-    length = 50 if quick else 1000
+    length = 50 if quick else study.round_steps
     for kind, changes in KINDS.items():
         place = folder / kind
         changed = {"round_steps": length, "epoch_steps": length, **changes, **({"updates": 5} if quick else {})}

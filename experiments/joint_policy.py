@@ -12,7 +12,7 @@ A search has 100 candidates and 4 iterations, so R sweeps evaluate 2 R times as 
 joint search is therefore also made with as many candidates as three sweeps have. `simulator` is the joint search in the
 true simulator, `random` no plan at all.
 
-    python experiments/joint_policy.py [--out FOLDER] [--models 4] [--episodes 20] [--quick]
+    python experiments/joint_policy.py [--out FOLDER] [--models 2] [--episodes 20] [--quick]
 
 The three ways are those in which the joint sequence of several agents can be sampled from a joint model; what is measured
 is this task and this search only. Writes `joint-policy.png`, the paths of both agents in one episode, and
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Fit the models, plan, print the returns, and write the picture and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/joint-policy"))
-    parser.add_argument("--models", type=int, default=4)
+    parser.add_argument("--models", type=int, default=2)
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--quick", action="store_true", help="tiny models and few episodes (smoke test)")
     args = parser.parse_args(arguments)

@@ -83,3 +83,28 @@ def test_after_the_first_round_the_states_are_the_students():
     np.testing.assert_allclose(rows[1].action[:, 0], own, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(rows[1].extras[:, 0], labels, rtol=1e-5)
     assert np.abs(own - labels).max() > 0.01
+
+
+def test_an_expert_in_the_true_simulator_sees_its_state_and_the_student_the_observation():
+    """The expert reads the angle, which the observation has as cosine and sine."""
+
+    def act(memory, carry, key):
+        action = jnp.clip(carry[0].pipeline_state[:1], -1, 1)
+        return action, action, memory
+
+    teacher = Expert(lambda seed: Policy(lambda key: (), act), observes_full_state=True)
+    algorithm = distillation.make(Config(**SETTINGS), PENDULUM, teacher)
+    alone = distillation.make(Config(**SETTINGS), PENDULUM)
+    assert algorithm.observes_full_state and not alone.observes_full_state
+
+    @jax.jit
+    def run():
+        state, carry = algorithm.init(jax.random.key(0), {}), PENDULUM.world.reset(jax.random.key(1))
+        policies = [made.policy(state, clock_at(12 * i), i == 0) for i, made in enumerate((algorithm, algorithm, alone))]
+        seen = (carry, carry, PENDULUM.world.observe(carry))
+        acted = [p.act(p.init(jax.random.key(2)), o, jax.random.key(3))[0] for p, o in zip(policies, seen, strict=True)]
+        return carry[0].pipeline_state[0], acted
+
+    angle, (shown, own, same) = run()
+    np.testing.assert_allclose(shown[0], np.clip(angle, -1, 1), rtol=1e-6)
+    np.testing.assert_array_equal(own, same)

@@ -125,7 +125,7 @@ class Goal(NamedTuple):
     data: int = 0
     """Transitions of uniformly random actions to learn from, instead of collecting; 0 for none."""
     expert: str = ""
-    """Name of the case whose policy is imitated; it is trained first, with as many seeds."""
+    """Name of the case whose policies are imitated; it is trained first."""
     best: bool = False
     """Whether the best evaluation during training must reach the return, instead of the last policy: for methods whose
     policy gets worse again."""

@@ -16,7 +16,7 @@ not the best of all rounds on held-out rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from jaxmbrl.core.types import (
     Hyper,
     Key,
     Metrics,
+    Observation,
     Policy,
     Task,
     Transition,
@@ -86,7 +87,7 @@ def make(config: Config, task: Task, expert: Expert | None = None) -> Algorithm:
     student = distillation.make(config, task.observation, task.action)
     full_state = expert is not None and expert.observes_full_state
 
-    def observe(seen: jax.Array) -> jax.Array:
+    def observe(seen: Any) -> Observation:
         return task.world.observe(seen) if full_state else seen
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
@@ -149,16 +150,17 @@ METHOD = Method(
             "pendulum",
             5000,
             -160.0,
-            expert="sac-pendulum",
-            about="2 x 16 units, of `sac`",
+            expert="sac-pendulum-small",
+            about="2 x 16 units, of `sac`, 5 rounds of 1,000 labels",
         ),
         Goal(
             "distillation-pets",
             "cartpole-continuous",
-            5000,
+            2500,
             190.0,
-            expert="pets-cartpole",
-            about="2 x 16 units, of `pets`",
+            settings={"round_steps": 500, "epoch_steps": 500},
+            expert="icem-cartpole",
+            about="2 x 16 units, of `pets` planned by iCEM, 5 rounds of 500 labels",
         ),
     ),
 )
