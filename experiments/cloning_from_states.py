@@ -2,7 +2,7 @@
 
 1. A random policy takes 2,000 steps, of which the actions are known. The inverse model is fitted to them, and tested on as
    many new ones: its error is the root mean square over rows whose speed is not clipped, as a share of the actions' range.
-2. Five episodes of SAC, its preset `small` after 10,000 steps, are recorded. A network is cloned from their actions, and
+2. Five episodes of SAC, its preset `small` after 15,000 steps, are recorded. A network is cloned from their actions, and
    another one from the actions that the inverse model finds between their states (behavioural cloning from observation:
    Torabi et al., arXiv 1805.01954).
 3. Both are evaluated on 100 start states.
@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     expert = args.expert or args.out / "expert"
     if not expert.exists():
         settings = {"agent.hidden": [8], "warmup_steps": 50, "epoch_steps": 100, "eval_every": 0} if args.quick else {}
-        steps = 100 if args.quick else 10_000
+        steps = 100 if args.quick else 15_000
         jaxmbrl.train("sac", TASK, preset="small", seeds=args.seeds, steps=steps, settings=settings, out=expert)
     found = [run(expert, seed, args.quick) for seed in range(args.seeds)]
     print(f"{'seed':<6}{'error':>8}{'on expert':>11}{'expert':>10}{'from actions':>14}{'from states':>13}")

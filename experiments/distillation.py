@@ -79,7 +79,7 @@ STUDIES = {
         "sac",
         "pendulum",
         "small",
-        10_000,
+        15_000,
         1000,
         EPISODES,
         lambda state: state.agent.actor.params,
