@@ -37,7 +37,7 @@ def place(tmp_path, monkeypatch):
     """A folder to be in, with files of sweeps; JAX's settings stay as they are."""
     monkeypatch.chdir(tmp_path)
     # Which takes a second each time; test_plan has what it refuses.
-    monkeypatch.setattr(plan.experts, "build", lambda config: None)
+    monkeypatch.setattr(plan, "_problem", lambda config: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / "cache"))
     (tmp_path / "good.yaml").write_text(yaml.safe_dump(GRID))
     (tmp_path / "partly.yaml").write_text(yaml.safe_dump(PARTLY))
