@@ -1,7 +1,7 @@
 """Policies distilled into small networks: what DAgger adds to behaviour cloning, and how much faster the students act.
 
-Two experts, four seeds each: PETS on `cartpole-continuous`, a planner (by iCEM), and SAC on `pendulum`, a network. Each is
-imitated by students of 2 x 16 units:
+Two experts, four seeds each: PETS on `cartpole-continuous`, a planner (by iCEM, after 600 steps), and SAC on `pendulum`, a
+network. Each is imitated by students of 2 x 16 units, from 400 and 1,000 labels a round:
 
     dagger    the expert acts in the first round, the student in the others; the expert labels all states (Ross et al.,
               arXiv 1011.0686)
@@ -46,6 +46,8 @@ class Study(NamedTuple):
     preset: str
     steps: int
     """Environment steps of the expert."""
+    settings: dict[str, Any]
+    """Changes to its preset."""
     round_steps: int
     """Labels of each seed in a round."""
     episodes: int
@@ -60,8 +62,9 @@ STUDIES = {
         "pets",
         "cartpole-continuous",
         "small-icem",
-        1000,
-        500,
+        600,
+        {"refit_every": 200},
+        400,
         10,
         lambda state: state.model.members.params.network,
         {
@@ -80,6 +83,7 @@ STUDIES = {
         "pendulum",
         "small",
         15_000,
+        {},
         1000,
         EPISODES,
         lambda state: state.agent.actor.params,
@@ -111,7 +115,7 @@ def actions_per_second(folder: Path, seconds: float) -> float:
 def run(name: str, out: Path, seeds: int, rounds: int, quick: bool) -> dict[str, Any]:
     """Train an expert and its students; the numbers."""
     study, folder = STUDIES[name], out / name
-    settings = study.quick if quick else {}
+    settings = study.quick if quick else study.settings
     if (folder / "expert").exists():
         expert = jaxmbrl.resume(folder / "expert")
     else:
