@@ -107,12 +107,13 @@ def critic(observation, action, key):
     ("views", "extras", "label"),
     [
         (Views(), (), (0.0, 1.0, 0.0)),
+        (Views(logits=lambda seen: jnp.array([0.1, 0.2, 0.3]) * seen[0]), (), (0.3, 0.6, 0.9)),
         (Views(critic=CriticView(None, critic, None, None)), (), (1.5, 6.0, 3.0)),
         (Views(), Statistics(jnp.ones(3) / 3, jnp.array([1, 3, 0], jnp.int32), jnp.zeros(())), np.log([0.25, 0.75, 1e-8])),
     ],
 )
 def test_the_label_of_a_choice(views, extras, label):
-    """The action alone; action values; the visits of a search."""
+    """The action alone; logits; action values; the visits of a search."""
     task = envs.make("MountainCar-v0")._replace(action=Discrete(3))
     expert = experts.expert_of(chooser(views, extras), task, jnp.zeros(1), clock_at(0))
     policy = expert.policy(jnp.zeros((), jnp.int32))

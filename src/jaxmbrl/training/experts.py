@@ -48,8 +48,8 @@ def load(config: RunConfig) -> Expert:
 
 def expert_of(algorithm: Algorithm, task: Task, states: PyTree, clock: Clock) -> Expert:
     """The deterministic policies of `states` [K, ...], those of K seeds, as an expert. For discrete actions the labels are
-    preferences: action values by the critic if the method has one, the logarithms of a search's visits, else those of the
-    action alone (`label_of_action`)."""
+    preferences: the policy's logits, action values by the critic, or the logarithms of a search's visits, whichever the
+    method has, else those of the action alone (`label_of_action`)."""
     choices = task.action.n if isinstance(task.action, Discrete) else None
 
     def labelled(own: PyTree) -> Policy:
@@ -76,6 +76,8 @@ def _preferences(
     views: Views, choices: int, seen: Observation, action: Action, extras: PyTree, key: Key
 ) -> Float[Array, "n"]:
     """The preferences of an expert with discrete actions at one observation."""
+    if views.logits is not None:
+        return views.logits(seen)
     if views.critic is not None:
         rows = jnp.broadcast_to(seen, (choices, *jnp.shape(seen)))
         return views.critic.action_value(rows, jnp.arange(choices, dtype=jnp.int32), key)
