@@ -1,7 +1,8 @@
 """Policies distilled into small networks: what DAgger adds to behaviour cloning, and how much faster the students act.
 
-Two experts, four seeds each: PETS on `cartpole-continuous`, a planner (by iCEM, after 600 steps), and SAC on `pendulum`, a
-network. Each is imitated by students of 2 x 16 units, from 400 and 1,000 labels a round:
+Two experts, four seeds each: PETS on `cartpole-continuous`, a planner (iCEM with few candidates and small networks, after
+600 steps), and SAC on `pendulum`, a network. Each is imitated by students of 2 x 16 units, from 400 and 1,000 labels a
+round:
 
     dagger    the expert acts in the first round, the student in the others; the expert labels all states (Ross et al.,
               arXiv 1011.0686)
@@ -63,7 +64,13 @@ STUDIES = {
         "cartpole-continuous",
         "small-icem",
         600,
-        {"refit_every": 200},
+        {
+            "ensemble.hidden": [32, 32],
+            "planner.icem.population": 40,
+            "planner.icem.horizon": 15,
+            "particles": 5,
+            "refit_every": 200,
+        },
         400,
         10,
         lambda state: state.model.members.params.network,

@@ -6,10 +6,11 @@
 The label of a row is the expert's deterministic action a, or its preferences q: action values or logits [n]. Both standard
 deviations are the constant 1. Another constant only scales the loss, which Adam does not notice; a fitted one would decide
 how much each row counts. A low temperature sharpens action values, which differ little between actions; logits need 1 or
-more. The student's action is mu(s) clipped to [-1, 1], or the action with the largest z(s).
+more. The student's action is mu(s), the tanh of the network's output, or the choice with the largest z(s).
 
-Observations are normalised by the rows that the student is fitted to. A student without hidden layers is linear, and for
-continuous actions its parameters are the least-squares solution; any other student is fitted by Adam on random batches.
+Observations are normalised by the rows that the student is fitted to. Students are fitted by Adam on random batches. A
+student without hidden layers is linear: for continuous actions mu(s) is its output, clipped to [-1, 1] when it acts, and
+its parameters are the least-squares solution.
 """
 
 from __future__ import annotations
@@ -124,9 +125,14 @@ def least_squares(
 def make(config: StudentConfig, observation: Space, action: Space) -> Student:
     """A student for observations and actions of these spaces. Images are encoded as one row of pixels."""
     network, discrete = MLP(config.hidden, encoded_size(action)), isinstance(action, Discrete)
+    linear = not config.hidden and not discrete
 
     def inputs(normalizer: Normalizer, seen: Observation) -> Float[Array, "*n F"]:
         return normalize(normalizer, encode(observation, seen))
+
+    def output_of(params: PyTree, normalizer: Normalizer, seen: Observation) -> Float[Array, "*n L"]:
+        output = network.apply(params, inputs(normalizer, seen))
+        return output if linear or discrete else jnp.tanh(output)
 
     def init(key: Key, hyper: Hyper) -> StudentState:
         size = encoded_size(observation)
@@ -135,19 +141,19 @@ def make(config: StudentConfig, observation: Space, action: Space) -> Student:
 
     def policy(state: StudentState) -> Policy:
         def act(memory: Memory, seen: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
-            output = network.apply(state.network.params, inputs(state.normalizer, seen))
+            output = output_of(state.network.params, state.normalizer, seen)
             return Categorical(output).mode() if discrete else jnp.clip(output, -1.0, 1.0), (), memory
 
         return Policy(lambda key: (), act)
 
     def loss_of(params: PyTree, normalizer: Normalizer, rows: Transition) -> Float[Array, ""]:
-        output = network.apply(params, inputs(normalizer, rows.observation))
+        output = output_of(params, normalizer, rows.observation)
         return jnp.mean(divergence(action, rows.extras, output, config.temperature))
 
     def fit(state: StudentState, rows: Replay, key: Key) -> tuple[StudentState, Metrics]:
         seen, mask = encode(observation, rows.data.observation), jnp.arange(rows.data.reward.shape[0]) < rows.size
         normalizer = measure(seen, mask)
-        if not config.hidden and not discrete:
+        if linear:
             kernel, bias = least_squares(normalize(normalizer, seen), rows.data.extras, mask)
             params = {"params": {"Dense_0": {"kernel": kernel, "bias": bias}}}
             return StudentState(optimizer.assign(state.network, params, jnp.zeros(())), normalizer), {}
