@@ -26,6 +26,7 @@ from jaxmbrl.algorithms import Goal
 from jaxmbrl.data import dataset
 from jaxmbrl.training import collecting, evaluation, programs
 from jaxmbrl.training.console import Progress
+from jaxmbrl.training.session import Result
 
 GAP = 0.1
 """A goal without a number is to close the gap between a random policy and a planner in the true simulator, except for this
@@ -39,22 +40,9 @@ CASES = {goal.name: (method, goal) for method, card in algorithms.cards().items(
 def run(name: str, runs: Path, out: Path) -> bool:
     """Train, evaluate and save one case; returns whether enough seeds reached its goal."""
     method, goal = CASES[name]
-    jax.config.update("jax_enable_x64", algorithms.get(method).needs_float64 or goal.float64)
+    expert = trained(*CASES[goal.expert], runs / goal.expert).path if goal.expert else None
     folder = runs / name
-    if folder.exists():
-        result = jaxmbrl.resume(folder, progress=Progress(goal.steps, goal.seeds))
-    else:
-        result = jaxmbrl.train(
-            method,
-            goal.task,
-            steps=goal.steps,
-            seeds=goal.seeds,
-            preset=goal.preset,
-            settings=dict(goal.settings),
-            data=recorded(goal, runs / f"{name}.npz") if goal.data else None,
-            out=folder,
-            progress=Progress(goal.steps, goal.seeds),
-        )
+    result = trained(method, goal, folder, expert)
     found = jaxmbrl.evaluate(folder, goal.episodes)
     low, high = evaluation.bootstrap_interval(found.per_seed)
     bounds = limits(method, goal) if goal.at_least is None else {}
@@ -90,6 +78,25 @@ def run(name: str, runs: Path, out: Path) -> bool:
     return reached >= goal.seeds_at_goal
 
 
+def trained(method: str, goal: Goal, folder: Path, expert: Path | None = None) -> Result:
+    """The run of a goal in `folder`, resumed if it exists. It imitates the run `expert` if that is given."""
+    jax.config.update("jax_enable_x64", algorithms.get(method).needs_float64 or goal.float64)
+    if folder.exists():
+        return jaxmbrl.resume(folder, progress=Progress(goal.steps, goal.seeds))
+    return jaxmbrl.train(
+        method,
+        goal.task,
+        steps=goal.steps,
+        seeds=goal.seeds,
+        preset=goal.preset,
+        settings=dict(goal.settings),
+        data=recorded(goal, folder.with_suffix(".npz")) if goal.data else None,
+        out=folder,
+        progress=Progress(goal.steps, goal.seeds),
+        expert=expert,
+    )
+
+
 def recorded(goal: Goal, file: Path) -> Path:
     """The file of the goal's transitions. A missing file is written, by a policy that is trained now."""
     if not file.exists():
@@ -117,6 +124,7 @@ def described(method: str, goal: Goal) -> dict[str, Any]:
         "preset": goal.preset,
         **({"data": goal.data} if goal.data else {}),
         **({"behaviour": goal.behaviour} if goal.behaviour else {}),
+        **({"expert": goal.expert} if goal.expert else {}),
     }
 
 

@@ -9,15 +9,15 @@ if TYPE_CHECKING:
     from jaxmbrl.core.config import UserError
     from jaxmbrl.exporting.exporter import export
     from jaxmbrl.training.console import RunWarning
-    from jaxmbrl.training.runner import evaluate, load, resume, train
+    from jaxmbrl.training.runner import distill, evaluate, load, resume, train
 
 __version__ = "0.1.0"
-__all__ = ["RunWarning", "UserError", "__version__", "evaluate", "export", "load", "resume", "train"]
+__all__ = ["RunWarning", "UserError", "__version__", "distill", "evaluate", "export", "load", "resume", "train"]
 
 
 def __getattr__(name: str) -> Any:
     """The run functions are imported on first use, so that importing a part does not import checkpoints and plots."""
-    if name in ("evaluate", "load", "resume", "train"):
+    if name in ("distill", "evaluate", "load", "resume", "train"):
         from jaxmbrl.training import runner
 
         return getattr(runner, name)

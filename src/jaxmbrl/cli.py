@@ -32,6 +32,7 @@ USAGE = """usage: jaxmbrl COMMAND ...
   report RUN [RUN ...] [--out FILE]                      one HTML page: curves, comparison, the model, the policy, the run
   export RUN --to stablehlo|onnx|numpy [--seed S] [--batch N] [--out FILE]
                              the policy as a file for a robot, with the program that loads it without this package
+  distill RUN [--hidden N ...] [--FIELD VALUE ...]       a small network that imitates a run's policy, planners included
   debug RUN [--seed S]       the operation and source lines that made a run's first non-finite value
   collect --policy random|RUN --env TASK --out FILE.npz  write transitions to a file
   fit --data FILE.npz        fit a dynamics model to transitions and evaluate it
@@ -84,6 +85,7 @@ COMMANDS = {
     "evaluate": "inspect:evaluate",
     "report": "reporting:report",
     "export": "exporting:export",
+    "distill": "training:distill",
     "debug": "inspect:debug",
     "collect": "inspect:collect",
     "fit": "inspect:fit",
@@ -99,6 +101,7 @@ ELSEWHERE = {
     "evaluate RUN --video": ("video", "film", "render", "record", "play", "enjoy", "watch"),
     "evaluate RUN": ("eval", "test", "score"),
     "list": ("ls", "algorithms", "tasks", "envs", "presets", "methods"),
+    "distill RUN": ("imitate", "compress", "clone", "dagger"),
     "report RUN": ("plot", "compare", "curves"),
     "--version": ("version",),
 }

@@ -253,3 +253,23 @@ def test_minibatches_cover_each_pass_once():
     # Two rows of each pass are left out.
     counts, _ = jax.jit(lambda key: in_minibatches(step, jnp.zeros(12, int), jnp.arange(12), key, 3, 5))(jax.random.key(0))
     assert int(counts.sum()) == 30 and int(counts.max()) <= 3
+
+
+def test_the_logits_of_choices_are_those_of_the_policy():
+    """Their softmax has the frequencies of sampled choices; a policy of vectors has none."""
+    agent = on_policy.make(PPOConfig(hidden=(4,)), 2, Discrete(3), on_policy.adam())
+
+    @jax.jit
+    def run():
+        state = agent.init(jax.random.key(0), {})
+        # The last layer begins near 0.
+        params = jax.tree.map(lambda x: 3 * x + 0.3, state.actor.params)
+        state = state._replace(actor=state.actor._replace(params=params))
+        seen, keys = jnp.array([0.5, -2.0]), jax.random.split(jax.random.key(1), 4000)
+        chosen = jax.vmap(lambda key: agent.policy(state, True).act((), seen, key)[0])(keys)
+        return jax.nn.softmax(agent.views(state).logits(seen)), jnp.bincount(chosen, length=3) / 4000
+
+    probability, share = run()
+    np.testing.assert_allclose(share, probability, atol=0.03)
+    vectors = on_policy.make(PPOConfig(hidden=(4,)), 2, Box((1,), -1.0, 1.0), on_policy.adam())
+    assert vectors.views(vectors.init(jax.random.key(0), {})).logits is None

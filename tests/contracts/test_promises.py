@@ -39,6 +39,7 @@ from .promises import Compiled, assert_equal, compile_loop, of_seed, of_type, re
 
 REPRESENTATIVES = {
     "dyna": "mbpo",
+    "imitation": "distillation",
     "model_free": "sac",
     "on_policy": "ppo",
     "search": "muzero",

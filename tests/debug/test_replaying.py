@@ -183,12 +183,12 @@ def test_what_was_not_finite_before_the_call_is_named():
 
 
 def test_a_task_outside_of_the_compiled_program_cannot_be_replayed(broken, monkeypatch):
-    built = replaying.programs.build
+    built = replaying.experts.build
 
     def hosted(config):
         program = built(config)
         return program._replace(loop=program.loop._replace(check=None))
 
-    monkeypatch.setattr(replaying.programs, "build", hosted)
+    monkeypatch.setattr(replaying.experts, "build", hosted)
     with pytest.raises(UserError, match="a replay needs a task inside the compiled program"):
         replaying.debug(broken)

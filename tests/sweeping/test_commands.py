@@ -37,7 +37,7 @@ def place(tmp_path, monkeypatch):
     """A folder to be in, with files of sweeps; JAX's settings stay as they are."""
     monkeypatch.chdir(tmp_path)
     # Which takes a second each time; test_plan has what it refuses.
-    monkeypatch.setattr(plan.programs, "build", lambda config: None)
+    monkeypatch.setattr(plan, "_problem", lambda config: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / "cache"))
     (tmp_path / "good.yaml").write_text(yaml.safe_dump(GRID))
     (tmp_path / "partly.yaml").write_text(yaml.safe_dump(PARTLY))
@@ -274,7 +274,7 @@ def test_a_run_alone_whose_parts_do_not_fit_leaves_nothing(place, monkeypatch):
     def refuses(config):
         raise UserError("epoch_steps must be a multiple of 7")
 
-    monkeypatch.setattr(plan.programs, "build", refuses)
+    monkeypatch.setattr(plan.experts, "build", refuses)
     before = contents(place)
     code, _, err = call("sweep good.yaml --only sac-pendulum-batch_size=8")
     assert (code, err) == (2, "jaxmbrl: epoch_steps must be a multiple of 7\n") and contents(place) == before

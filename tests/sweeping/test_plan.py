@@ -14,7 +14,7 @@ from jaxmbrl.sweeping import file as sweep_file
 from jaxmbrl.sweeping import launching, naming, plan, status
 from jaxmbrl.sweeping import runs as sweep_runs
 from jaxmbrl.sweeping.folder import SweepFolder
-from jaxmbrl.training import programs
+from jaxmbrl.training import experts, programs
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.run_folder import RunFolder
 from jaxmbrl.training.session import Result
@@ -193,7 +193,7 @@ REFUSED_FILES = {
 def test_wrong_files_are_refused(told, tmp_path, monkeypatch):
     if "multiple" not in told:
         # All others are seen before parts are put together, which takes a second.
-        monkeypatch.setattr(programs, "build", lambda config: None)
+        monkeypatch.setattr(experts, "build", lambda config: None)
     file = tmp_path / "wrong.yaml"
     held = REFUSED_FILES[told]
     file.write_text(held if isinstance(held, str) else yaml.safe_dump(held))
@@ -227,7 +227,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 
 
 def test_the_valid_runs_are_known_beside_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(programs, "build", lambda config: None)
+    monkeypatch.setattr(experts, "build", lambda config: None)
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**SAC, "grid": {"settings.batch_size": [8, 0, 16]}}))
     runs, wrong = plan.check_all(sweep_file.read(tmp_path / "s.yaml", tmp_path / "out"))
     assert [run.config.settings.batch_size for run in runs] == [8, 16]
@@ -236,7 +236,7 @@ def test_the_valid_runs_are_known_beside_the_others(tmp_path, monkeypatch):
 
 def test_what_is_alike_but_for_the_seed_is_built_once(tmp_path, monkeypatch):
     built = []
-    monkeypatch.setattr(programs, "build", lambda config: built.append(config.seed))
+    monkeypatch.setattr(experts, "build", lambda config: built.append(config.seed))
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**SAC, "grid": {"seed": [0, 1, 2], "settings.batch_size": [8, 9]}}))
     runs, _ = plan.check_all(sweep_file.read(tmp_path / "s.yaml", tmp_path / "out"))
     assert len(runs) == 6 and len(built) == 2

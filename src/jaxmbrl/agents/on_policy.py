@@ -47,6 +47,7 @@ from jaxmbrl.core.types import (
     Policy,
     PyTree,
     Transition,
+    Views,
     flatten,
 )
 from jaxmbrl.distributions import Categorical, Gaussian
@@ -244,6 +245,16 @@ class OnPolicy(NamedTuple):
             return self.clipped(raw), raw, memory
 
         return Policy(init=lambda key: (), act=act)
+
+    def views(self, state: OnPolicyState) -> Views:
+        """The logits of a policy for discrete actions."""
+        if not isinstance(self.action, Discrete):
+            return Views()
+
+        def logits(observation: Observation) -> Float[Array, "n"]:
+            return self.actor.apply(state.actor.params.network, self.inputs(state, observation))
+
+        return Views(logits=logits)
 
     def estimate(self, state: OnPolicyState, trajectory: Transition, weight: Float[Array, "T N"] | None = None) -> Batch:
         """The rows [T * N] of a `trajectory` [T, N] with advantages and value targets. Rows of weight 0, after the

@@ -139,9 +139,11 @@ def update(
     key: Key,
     weight: Float[Array, "T N"] | None = None,
     entropy_weight: Any = None,
+    penalty: Callable[[ActorParameters], Float[Array, ""]] | None = None,
 ) -> tuple[OnPolicyState, Metrics]:
     """TRPO's update on a real or an imagined `trajectory` [T, N]: one step of the policy on standardised advantages, then
-    the fit of the value function. `entropy_weight`, which may be traced, replaces the setting."""
+    the fit of the value function. `entropy_weight`, which may be traced, replaces the setting. `penalty`, a function of the
+    policy's parameters, is subtracted from the objective."""
     rows = agent.estimate(state, trajectory, weight)
     advantage = standardized(rows.advantage, rows.weight)
     before = agent.distribution(state.actor.params, rows.inputs)
@@ -150,7 +152,8 @@ def update(
     def objective(params: ActorParameters) -> Float[Array, ""]:
         distribution = agent.distribution(params, rows.inputs)
         ratio = jnp.exp(distribution.log_probability(rows.raw) - rows.log_probability)
-        return weighted_mean(ratio * advantage + bonus * distribution.entropy(), rows.weight)
+        improved = weighted_mean(ratio * advantage + bonus * distribution.entropy(), rows.weight)
+        return improved if penalty is None else improved - penalty(params)
 
     def divergence(params: ActorParameters) -> Float[Array, ""]:
         after: Any = agent.distribution(params, rows.inputs)

@@ -57,6 +57,7 @@ MODULES = {
     "muzero": "search.muzero",
     "alphazero": "search.alphazero",
     "uct": "search.uct",
+    "distillation": "imitation.distillation",
     "q-learning": "tabular.q_learning",
     "q-planning": "tabular.q_planning",
     "dyna-q": "tabular.dyna_q",
@@ -132,6 +133,8 @@ class Goal(NamedTuple):
     uniformly random actions."""
     float64: bool = False
     """Whether the case is trained in float64 although its method does not need it."""
+    expert: str = ""
+    """Name of the case whose policies are imitated; it is trained first."""
     best: bool = False
     """Whether the best evaluation during training must reach the return, instead of the last policy: for methods whose
     policy gets worse again."""
@@ -164,6 +167,9 @@ class Method(NamedTuple):
     offline: Callable[[Any, Task, Transition], Algorithm] | None = None
     """(config, task, rows [N, ...]) -> the algorithm that learns from the rows of a file, all of them from its first call
     on. With None, a run from a file passes the rows to `learn` in turn, as if they were collected."""
+    imitates: Callable[[Any, Task, Any], Algorithm] | None = None
+    """(config, task, `agents.distillation.Expert`) -> the algorithm that imitates the policy of another run. With None the
+    method has no use for an expert."""
 
     @property
     def hyper(self) -> tuple[str, ...]:

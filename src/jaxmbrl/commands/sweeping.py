@@ -144,7 +144,7 @@ def _work(run: Run, sweep: Sweep, parent: int | None) -> int:
     """Start or resume one run in this process, and record how it ended for `jaxmbrl status`."""
     from jaxmbrl.sweeping import runs
     from jaxmbrl.sweeping import status as run_status
-    from jaxmbrl.training import programs
+    from jaxmbrl.training import experts
     from jaxmbrl.training.console import Progress
     from jaxmbrl.training.stopping import ASKED_TO_STOP
 
@@ -155,7 +155,7 @@ def _work(run: Run, sweep: Sweep, parent: int | None) -> int:
         return 0 if found.state == "finished" else 1
     if parent is None:
         # No other process has checked that the parts of the run fit together; if they do not, no files are written.
-        programs.build(run.config)
+        experts.build(run.config)
     folder = sweep.folder
     folder.create()
     if not folder.read_index()[0]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def train(words: list[str]) -> int:
     """`jaxmbrl train`; returns the exit code. Raises UserError for mistakes in the options, before anything is compiled."""
     from jaxmbrl import algorithms
-    from jaxmbrl.training import programs, runner
+    from jaxmbrl.training import experts, programs, runner
     from jaxmbrl.training.console import Progress
     from jaxmbrl.training.run_folder import RunFolder
 
@@ -47,7 +47,7 @@ def train(words: list[str]) -> int:
         raise UserError(f"unexpected argument '{words[1]}': the task follows an option, --env {words[1]}")
     config, out = parse_train(name, words[1:])
     with options.warnings_in_a_line():
-        program = programs.build(config)
+        program = experts.build(config)
     progress = Progress(program.total_steps, config.seeds) if hosts.first else Progress.silent()
     if hosts.first:
         stem = f"{config.algorithm}-{re.sub('[/:]', '-', config.env)}"
@@ -64,6 +64,21 @@ def train(words: list[str]) -> int:
     return finish(
         out, progress, lambda stopping: runner.begin_run(program, {}, out, progress, stopping, hosts), hosts.first
     )
+
+
+def distill(words: list[str]) -> int:
+    """`jaxmbrl distill`: train a small network that imitates the policy of a run, on the run's task."""
+    from jaxmbrl.training import programs
+    from jaxmbrl.training.run_folder import RunFolder
+
+    if not words or words[0].startswith("-"):
+        if "-h" in words or "--help" in words:
+            return train(["distillation", "--help"])
+        raise UserError("name the run to imitate first, as in 'jaxmbrl distill runs/pets-pendulum-1 --hidden 16 16'")
+    run, *rest = words
+    of = programs.read(RunFolder.open(run))
+    repeat = ["--action-repeat", str(of.action_repeat)] if of.action_repeat > 1 else []
+    return train(["distillation", "--env", of.env, "--expert", run, "--seeds", str(of.seeds), *repeat, *rest])
 
 
 def _hosts(words: list[str]) -> tuple[Hosts, list[str]]:
@@ -263,7 +278,8 @@ def parse_train(name: str, words: list[str], started: RunConfig | None = None) -
     for option, filled in _FILES.items():
         file = getattr(args, option.removeprefix("--"))
         if file == "":
-            raise UserError(f"{option} needs a value: a file of transitions, such as 'jaxmbrl collect' writes")
+            rows = "a file of transitions, such as 'jaxmbrl collect' writes"
+            raise UserError(f"{option} needs a value: {'the folder of a run' if option == '--expert' else rows}")
         if file is not None:
             learned = programs.configure(name, base.env, base.preset, base.settings, **{option.removeprefix("--"): file})
             base = dataclasses.replace(base, **{field: getattr(learned, field) for field in filled})
@@ -287,10 +303,11 @@ _OPTIONS = ("steps", "seeds", "seed", "eval_episodes", "checkpoint", "log", "sto
 _FILES = {
     "--data": ("data", "data_digest", "steps"),
     "--demonstrations": ("demonstrations", "demonstrations_digest", "demonstrations_rows"),
+    "--expert": ("expert", "expert_steps", "expert_seeds"),
 }
-"""Options that name a file of transitions, and the fields of a run that the file determines."""
+"""Options that name a file of transitions or a run, and the fields of a run that it determines."""
 
-_KEPT = ("algorithm", "env", "preset", *_FILES["--data"][:2], *_FILES["--demonstrations"])
+_KEPT = ("algorithm", "env", "preset", *_FILES["--data"][:2], *_FILES["--demonstrations"], *_FILES["--expert"])
 """Fields of a run that tyro does not parse."""
 
 
@@ -301,6 +318,7 @@ _TEXTS = (
     ("config", "FILE", "Settings to start from: the config.yaml of a run, or presets of your own in YAML."),
     ("data", "FILE", "Transitions to learn from instead of collecting: of 'jaxmbrl collect', D4RL or Minari."),
     ("demonstrations", "FILE", "Transitions of the task to sample besides those collected, by model-free methods."),
+    ("expert", "RUN", "Run whose policy a small network imitates, by distillation."),
     ("schedule", "FILE", "Table of hyperparameters over environment steps (JSON or npz), such as AutoMBPO's."),
 )
 """Text options. All except the first are parsed before the other options, because the defaults of those depend on them. The

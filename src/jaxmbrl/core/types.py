@@ -249,6 +249,8 @@ class Views(NamedTuple):
     critic: CriticView | None = None
     reproducible: PyTree = ()
     """Parts of the state that can be recomputed, such as imagined transitions: a checkpoint may omit them."""
+    logits: Callable[[Observation], Float[Array, "n"]] | None = None
+    """Observation -> unnormalised log-probabilities of n choices, of a stochastic policy for discrete actions."""
 
 
 def no_probes(state: PyTree) -> Metrics:

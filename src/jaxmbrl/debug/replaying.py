@@ -17,7 +17,8 @@ from jaxmbrl.core.config import UserError
 from jaxmbrl.core.warning import warn_user
 from jaxmbrl.debug import nonfinite
 from jaxmbrl.debug.origins import ARGUMENT, Operand, Origin
-from jaxmbrl.training import console, devices, loop, programs, restoring
+from jaxmbrl.training import console, devices, experts, loop, programs, restoring
+from jaxmbrl.training.hosts import newest_step
 from jaxmbrl.training.loop import LoopState
 from jaxmbrl.training.programs import Program
 from jaxmbrl.training.run_folder import RunFolder
@@ -62,7 +63,7 @@ def debug(run: str | Path, seed: int | None = None) -> Report | None:
     if seed is not None and not config.seed <= seed < config.seed + config.seeds:
         last = config.seed + config.seeds - 1
         raise UserError(f"the run in {run} has seeds {config.seed} to {last}, not {seed}")
-    program = programs.build(config)
+    program = experts.build(config)
     _, state, restored = restoring.restore(folder, program, repair=False)
     found = _faults(program, state)
     chosen = next((fault for fault in found if seed in (None, fault.seed)), None)
@@ -71,7 +72,7 @@ def debug(run: str | Path, seed: int | None = None) -> Report | None:
             raise UserError(
                 f"a replay needs a task inside the compiled program: checkpoints do not contain the state of {config.env}"
             )
-        if restoring.newest_step(folder, chosen.env_steps)[0] < 0:
+        if newest_step(folder, chosen.env_steps)[0] < 0:
             raise UserError(
                 f"{run} has no checkpoint from before step {chosen.env_steps}, where the fault of seed {chosen.seed} is; "
                 f"train again with the same settings and --steps {chosen.epoch * program.epoch_steps}, and debug that run"

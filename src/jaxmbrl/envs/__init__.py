@@ -68,6 +68,7 @@ TASKS: dict[str, str | Callable[[], Task]] = {
     "pilco-pendulum": "classic.pilco_pendulum:pilco_pendulum",
     "reacher-2d": "classic.reacher_2d:reacher_2d",
     "shortcut-maze": "tabular.mazes:shortcut_maze",
+    "spread-2": "classic.spread:spread_2",
 }
 """Task name -> a function without arguments that makes the task, or the place of one in this package, `module:function`."""
 

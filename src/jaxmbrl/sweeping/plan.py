@@ -13,7 +13,7 @@ from jaxmbrl.sweeping.file import NESTED, Sweep
 from jaxmbrl.sweeping.folder import SweepFolder
 from jaxmbrl.sweeping.naming import RunRequest
 from jaxmbrl.sweeping.runs import Run, check_same
-from jaxmbrl.training import programs
+from jaxmbrl.training import experts, programs
 from jaxmbrl.training.programs import RunConfig
 
 TEXTS = ("algorithm", "env", "preset", "data", "demonstrations")
@@ -82,7 +82,7 @@ def check_all(sweep: Sweep) -> tuple[list[Run], dict[str, str]]:
 def _problem(config: RunConfig) -> str | None:
     """The error if the parts of a run do not fit together; None if they do."""
     try:
-        programs.build(config)
+        experts.build(config)
     except UserError as error:
         return str(error)
     return None

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jaxmbrl.core.config import UserError
+from jaxmbrl.training import checkpoint
 from jaxmbrl.training.run_folder import RunFolder
 
 
@@ -54,6 +55,18 @@ class Hosts:
 
 
 ALONE = Hosts()
+
+
+def newest_step(folder: RunFolder, before: int | None) -> tuple[int, list[Hosts]]:
+    """(newest step of which every host has a checkpoint, below `before` if given; the hosts). The step is -1 if there is
+    none."""
+    counts = {int(path.name.rsplit("-", 1)[1]) for path in folder.checkpoints.glob("host-0-of-*")}
+    found = [(-1, [ALONE])]
+    for count in sorted({1, *counts}):
+        hosts = [Hosts(count, i) for i in range(count)]
+        common = set.intersection(*(set(checkpoint.steps(host.checkpoints(folder))) for host in hosts))
+        found += [(step, hosts) for step in common if before is None or step < before]
+    return max(found, key=lambda pair: pair[0])
 
 
 def join(coordinator: str | None, count: int | None, index: int | None) -> Hosts:

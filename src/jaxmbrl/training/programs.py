@@ -16,6 +16,7 @@ from annotated_types import Ge, Lt
 from jaxtyping import Array
 
 from jaxmbrl import algorithms, envs
+from jaxmbrl.agents.distillation import Expert
 from jaxmbrl.core import calling, hints, surroundings
 from jaxmbrl.core.config import UserError, check, closest, from_dict, to_dict
 from jaxmbrl.core.places import expanded
@@ -25,6 +26,7 @@ from jaxmbrl.data.dataset import Dataset
 from jaxmbrl.envs.shapes import check_shapes
 from jaxmbrl.training import bridged, devices, known_functions, logs, loop, memory, probing
 from jaxmbrl.training.devices import OF_SEEDS, SeedSharding
+from jaxmbrl.training.hosts import newest_step
 from jaxmbrl.training.loop import Loop, LoopState
 from jaxmbrl.training.run_folder import CONFIG, RunFolder
 
@@ -90,6 +92,13 @@ class RunConfig:
     """SHA-256 of that file."""
     demonstrations_rows: Annotated[int, Ge(0)] = 0
     """Number of its rows."""
+    expert: str | None = None
+    """Folder of a run whose policy the method imitates. Seed s imitates seed number s of that run, counted from 0, modulo
+    their number."""
+    expert_steps: Annotated[int, Ge(0)] = 0
+    """Environment steps for which that policy was trained."""
+    expert_seeds: Annotated[int, Ge(1)] = 1
+    """Number of seeds of that run."""
     log: tuple[logs.Name, ...] = ()
     """Loggers that also receive the metrics: `tensorboard`, `wandb`."""
     stop_at_return: float | None = None
@@ -114,6 +123,8 @@ class RunConfig:
             return "seeds", f"must be at most {WHOLE - self.seed} from seed {self.seed} on, got {self.seeds}"
         if len(set(self.log)) < len(self.log):
             return "log", f"must name each logger once, got {' '.join(self.log)}"
+        if self.expert is not None and self.data is not None:
+            return "expert", "must be left out with data, whose actions are the labels"
         return None
 
 
@@ -137,6 +148,15 @@ def unlearned(config: RunConfig, env_steps: int, over: bool = False) -> str | No
     learns = f"the run has learned {much}: it took" if over else f"the run learns {much}: it takes"
     unit, advice = ("rows of the data", "") if config.data else ("steps", " or raise steps")
     return f"{learns} {env_steps:,} {unit}, and updates begin after warmup_steps ({warmup:,}): lower warmup_steps{advice}"
+
+
+def check_taught(config: RunConfig) -> None:
+    """Raise UserError for a method that imitates an expert if there is neither an expert nor data."""
+    if algorithms.get(config.algorithm).imitates is not None and config.expert is None and config.data is None:
+        raise UserError(
+            f"{config.algorithm} has no policy to imitate: name a run, 'jaxmbrl distill RUN', or a file of transitions, "
+            "--data FILE"
+        )
 
 
 class Program(NamedTuple):
@@ -175,6 +195,7 @@ def configure(
     data: str | Path | None = None,
     call: str = "train",
     demonstrations: str | Path | None = None,
+    expert: str | Path | None = None,
     **fields: Any,
 ) -> RunConfig:
     """A checked `RunConfig`. `settings` is the algorithm's config, or a mapping from dotted field names to values that
@@ -215,9 +236,24 @@ def configure(
             "demonstrations_digest": loaded.digest,
             "demonstrations_rows": len(loaded.rows.reward),
         }
+    if expert is not None:
+        fields |= _of_expert(expert, env)
     steps = method.presets[name].steps if steps is None else steps
     given = dict(algorithm=algorithm, env=env, preset=name, steps=steps, settings=check(config), **fields)
     return from_dict(RunConfig, given)
+
+
+def _of_expert(run: str | Path, env: str) -> dict[str, Any]:
+    """The fields of a run on the task `env` that its expert, the run in folder `run`, determines. Raises UserError if that
+    is of another task or has no checkpoint."""
+    folder = RunFolder.open(run)
+    of = read(folder)
+    if of.env != env:
+        raise UserError(f"the expert in {folder.path} is of {of.env}, not of {env}")
+    steps, _ = newest_step(folder, None)
+    if steps < 0:
+        raise UserError(f"the expert in {folder.path} has no checkpoint yet: resume that run")
+    return {"expert": str(folder.path.resolve()), "expert_steps": steps, "expert_seeds": of.seeds}
 
 
 FIELDS = tuple(known.name for known in dataclasses.fields(RunConfig))
@@ -229,6 +265,7 @@ MAY_CHANGE = (
     "checkpoint",
     "data",
     "demonstrations",
+    "expert",
     "log",
     "stop_at_return",
     "settings.eval_every",
@@ -308,17 +345,22 @@ def _unknown(values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def build(config: RunConfig, learns: bool = True, task: Task | None = None) -> Program:
+def build(config: RunConfig, learns: bool = True, task: Task | None = None, expert: Expert | None = None) -> Program:
     """The parts of a run. Raises UserError if they are not compatible with each other or with the machine.
 
-    With `learns` false, for a run that is only evaluated, the files of data and the packages of loggers are not needed.
-    `task` is used instead of the task with the name `config.env`.
+    With `learns` false, for a run that is only evaluated, the files of data, the expert and the packages of loggers are not
+    needed. `task` is used instead of the task with the name `config.env`. `expert` is that of a run that learns and has one
+    (`training.experts.build`).
     """
     surroundings.check()
     method, settings = algorithms.get(config.algorithm), config.settings
     check_whole(to_dict(config))
     task = checked_task(config.env if task is None else task, config.action_repeat)
-    algorithm = None if learns_offline(config) else method.make(settings, task)
+    algorithm = None
+    if config.expert is not None and learns:
+        algorithm = _imitation(config, task, expert)
+    elif not learns_offline(config):
+        algorithm = method.make(settings, task)
     if algorithm is not None and config.data is not None and algorithm.on_policy:
         raise UserError(f"{config.algorithm} learns from transitions of its own policy: it cannot be trained from data")
     data = None
@@ -365,6 +407,15 @@ def checked_task(task: str | Task, action_repeat: int) -> Task:
         made = made._replace(world=made.world._replace(reset=reset, step=step))
     check_shapes(made)
     return envs.repeat(made, action_repeat)
+
+
+def _imitation(config: RunConfig, task: Task, expert: Expert | None) -> Algorithm:
+    """The algorithm that imitates an expert. Raises UserError if the method imitates none."""
+    method = algorithms.get(config.algorithm)
+    if method.imitates is None:
+        raise UserError(f"{config.algorithm} imitates no expert: leave expert out, or train distillation")
+    assert expert is not None, "experts.build restores the expert of a run"
+    return method.imitates(config.settings, task, expert)
 
 
 def _traced_once(algorithm: Algorithm) -> Algorithm:
@@ -435,9 +486,12 @@ def _data(config: RunConfig, task: Task) -> Transition:
 
 def initial(program: Program, hyper: dict[str, Array], sharding: SeedSharding | None = None) -> LoopState:
     """The initial state of all seeds, distributed by `sharding` (by default on one device); `hyper` is from `hyper_of`."""
-    sharding = sharding or devices.single_device(program.config.seeds)
+    config = program.config
+    if config.expert is not None:
+        hyper = hyper | {"expert_seed": (config.seed + jnp.arange(config.seeds)) % config.expert_seeds}
+    sharding = sharding or devices.single_device(config.seeds)
     init = sharding.over(program.loop.init, OF_SEEDS, OF_SEEDS, result=OF_SEEDS)
-    return jax.jit(init)(devices.rows_of(sharding, program.config.seed), sharding.place(hyper))
+    return jax.jit(init)(devices.rows_of(sharding, config.seed), sharding.place(hyper))
 
 
 def check_whole(values: Any, name: str = "") -> None:

@@ -12,7 +12,7 @@ from jaxmbrl.core.warning import warn_user
 from jaxmbrl.training import checkpoint
 from jaxmbrl.training.checkpoint import Restored
 from jaxmbrl.training.console import RunWarning
-from jaxmbrl.training.hosts import ALONE, Hosts
+from jaxmbrl.training.hosts import Hosts, newest_step
 from jaxmbrl.training.loop import LoopState
 from jaxmbrl.training.manifest import CheckpointError
 from jaxmbrl.training.programs import Program, build, hyper_of, initial, read
@@ -44,18 +44,6 @@ def restore(
     extra = parts[0].extra | {"frozen": sorted(seed for part in parts for seed in part.extra["frozen"])}
     left_out = any(part.left_out for part in parts)
     return program, state, parts[0]._replace(state=state, extra=extra, warnings=tuple(warnings), left_out=left_out)
-
-
-def newest_step(folder: RunFolder, before: int | None) -> tuple[int, list[Hosts]]:
-    """(newest step of which every host has a checkpoint, below `before` if given; the hosts). The step is -1 if there is
-    none."""
-    counts = {int(path.name.rsplit("-", 1)[1]) for path in folder.checkpoints.glob("host-0-of-*")}
-    found = [(-1, [ALONE])]
-    for count in sorted({1, *counts}):
-        hosts = [Hosts(count, i) for i in range(count)]
-        common = set.intersection(*(set(checkpoint.steps(host.checkpoints(folder))) for host in hosts))
-        found += [(step, hosts) for step in common if before is None or step < before]
-    return max(found, key=lambda pair: pair[0])
 
 
 def can_begin(folder: RunFolder) -> bool:

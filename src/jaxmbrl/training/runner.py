@@ -21,7 +21,7 @@ from jaxmbrl.core import hints, xla
 from jaxmbrl.core.config import UserError, check, converted, to_dict
 from jaxmbrl.core.types import Policy, PyTree, Task
 from jaxmbrl.envs.given import registration, resolve
-from jaxmbrl.training import checkpoint, devices, evaluation, hosted, logs, restoring
+from jaxmbrl.training import checkpoint, devices, evaluation, experts, hosted, logs, restoring
 from jaxmbrl.training.console import Progress, Warnings, Work
 from jaxmbrl.training.hosts import ALONE, Hosts
 from jaxmbrl.training.loop import clock_at
@@ -32,6 +32,7 @@ from jaxmbrl.training.programs import (
     RunConfig,
     build,
     changed,
+    check_taught,
     configure,
     drift,
     hyper_of,
@@ -144,7 +145,7 @@ def train(
     names, attached = _attached(log, callback)
     given = dict(seeds=seeds, seed=seed, log=names, **fields)
     config = configure(algorithm, task or name, preset, settings, steps, data, **given)
-    return begin_run(build(config, task=task), hyper or {}, out, console, stopping, hosts, attached)
+    return begin_run(experts.build(config, task), hyper or {}, out, console, stopping, hosts, attached)
 
 
 def _check_order(algorithm: Any, env: Any) -> None:
@@ -153,6 +154,37 @@ def _check_order(algorithm: Any, env: Any) -> None:
     if not isinstance(algorithm, str) or (swapped and algorithm not in algorithms.METHODS):
         first, second = env if swapped else "sac", f"'{algorithm}'" if isinstance(algorithm, str) else "task"
         raise UserError(f"the algorithm comes first and the task second: jaxmbrl.train('{first}', {second})")
+
+
+@hints.checked_arguments
+def distill(
+    run: str | Path | Result,
+    *,
+    hidden: tuple[int, ...] | list[int] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **arguments: Any,
+) -> Result:
+    """Train a small network that imitates the deterministic policy of the run in folder `run`, by the method `distillation`
+    with DAgger (`algorithms.imitation.distillation`), and return the result.
+
+    `hidden` are the units of its hidden layers, and `settings` other settings of `distillation`, such as
+    `{"round_steps": 500}`. The other arguments are those of `train`, such as `steps` (labels of each seed) and `out`. Task,
+    action repeat and number of seeds are by default those of the expert: each seed imitates one of the expert's.
+
+    The student is a run like any other: `evaluate`, `export` and `resume` take it. Its expert is needed to resume it only.
+
+    Raises UserError if `run` is not a run in a folder, and as `train` does.
+
+    >>> student = distill("runs/pets", hidden=(16, 16), out="runs/student")  # doctest: +SKIP
+    """
+    if isinstance(run, Result) and run.path is None:
+        raise UserError("an expert must have a folder: jaxmbrl.train(..., out='runs/x') makes a run in a folder")
+    place = run.path if isinstance(run, Result) else run
+    folder = RunFolder.open(place)  # type: ignore[arg-type]
+    of = read(folder)
+    chosen = dict(settings or {}) | ({} if hidden is None else {"hidden": list(hidden)})
+    of_expert = {"seeds": of.seeds, "action_repeat": of.action_repeat, "expert": folder.path}
+    return train("distillation", of.env, settings=chosen, **{**of_expert, **arguments})
 
 
 def _check_given(preset: Any, hyper: Any, data: Any, out: Any, stopping: Any, hosts: Any) -> None:
@@ -190,6 +222,7 @@ def begin_run(
 ) -> Result:
     """Train `program` from the start. The other arguments and the errors are those of `train`."""
     config, traced = program.config, hyper_of(hyper, program.config)
+    check_taught(config)
     if config.seeds < hosts.count:
         raise UserError(f"seeds must be at least the number of hosts ({hosts.count}), got {config.seeds}")
     progress = _console(progress)
@@ -267,7 +300,7 @@ def continue_run(
                 "another run"
             )
     folder.check_precision()
-    program = build(config)
+    program = experts.build(config)
     with folder.lock() if hosts.first else contextlib.nullcontext():
         session = Session(program, folder, console, stopping, hosts, attached)
         if not restoring.can_begin(folder):

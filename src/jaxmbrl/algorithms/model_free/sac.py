@@ -128,6 +128,7 @@ METHOD = Method(
             about="products in bfloat16",
         ),
         Goal("sac-cartpole-v1", "CartPole-v1", 20_000, 450.0, seeds_at_goal=0, episodes=20),
+        Goal("sac-pendulum-small", "pendulum", 15_000, -170.0, preset="small", about="small preset"),
         Goal("sac-pendulum-5000", "pendulum", 5000, -200.0, seeds_at_goal=0),
         Goal(
             "sac-normalised-pendulum",

@@ -96,7 +96,9 @@ def make(config: Config, task: Task) -> Algorithm:
         found |= on_policy.explained(rows) | on_policy.spread(learner)
         return State(agent.measure_observations(learner, transitions), state.key), found
 
-    return Algorithm(init, policy, learn, period=config.collect_steps, on_policy=True)
+    return Algorithm(
+        init, policy, learn, period=config.collect_steps, views=lambda state: agent.views(state.agent), on_policy=True
+    )
 
 
 METHOD = Method(

@@ -71,7 +71,9 @@ def make(config: Config, task: Task) -> Algorithm:
         learner, found = on_policy.update(agent, config.agent, learner, transitions, update_key, scale=scale)
         return State(agent.measure_observations(learner, transitions), key), found
 
-    return Algorithm(init, policy, learn, period=config.collect_steps, on_policy=True)
+    return Algorithm(
+        init, policy, learn, period=config.collect_steps, views=lambda state: agent.views(state.agent), on_policy=True
+    )
 
 
 METHOD = Method(

@@ -197,7 +197,8 @@ def make(config: Config, task: Task) -> Algorithm:
             )
             local_cost = jnp.mean(jax.vmap(expected_cost)(models, found.local))
 
-        policy, fitted = state.policy, {}
+        policy = state.policy
+        fitted: Metrics = {}
         if acts_by_network:
             imagined_key, agent_key = jax.random.split(agent_key)
             noise = jax.random.normal(imagined_key, (config.start_states, config.imagined, length, n))

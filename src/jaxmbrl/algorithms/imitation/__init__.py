@@ -1,0 +1,1 @@
+"""Methods that imitate a policy: distillation with DAgger."""
