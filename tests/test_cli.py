@@ -393,7 +393,7 @@ REFUSED = {
     "doctor now": ["unexpected argument 'now'"],
     "list --jsn": ["unknown option '--jsn'"],
     "list acktr": ["algorithm or family 'acktr' is not available; 'jaxmbrl list' shows the methods"],
-    "list zzz": ["unknown algorithm or family 'zzz'", "there is: a2c, alphazero, ampo, bmpo, bptt, brax"],
+    "list zzz": ["unknown algorithm or family 'zzz'", "there is: a2c, alphazero, ampo, bc, bmpo, bptt, brax"],
     "list dinah": ["unknown algorithm or family 'dinah'"],
     "list dyna now": ["unexpected argument 'now'"],
 }
@@ -613,6 +613,7 @@ def test_list_of_a_family():
         "dqn",
         "qt-opt",
         "naf",
+        "bc",
     ]
     classic = [name for name in envs.names() if envs.family(name) == "classic"]
     assert call(["list", "classic"])[1].split() == ["tasks", "classic", *classic]
