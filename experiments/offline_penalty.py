@@ -1,8 +1,8 @@
 """Learning from logged data alone: MOPO's penalty and MOReL's halts on data of three qualities.
 
 The data are transitions of our own runs: `random` actions; a `medium` policy, SAC in the middle of its learning, with its
-exploration; and `medium-replay`, the buffer of that run. All methods learn from the same number of rows of each, and do the
-same number of updates:
+exploration; and `medium-replay`, the buffer of that run. All methods learn from the same number of rows of each. All but
+behaviour cloning, which takes those of its preset, do the same number of updates:
 
     cloning         behaviour cloning (`bc`)
     SAC             on the data alone: `mopo` with a share of 1 of logged rows
@@ -118,13 +118,14 @@ def returns_of(make: Callable[[Transition], Algorithm], task: Task, steps: int, 
 
 
 def cases_of(
-    config: mopo.Config, cloning: bc.Config, task: Task, steps: int, seeds: int, lambdas: tuple[float, ...]
+    config: mopo.Config, cloning: tuple[bc.Config, int], task: Task, steps: int, seeds: int, lambdas: tuple[float, ...]
 ) -> dict[str, Callable[[Transition], Any]]:
-    """The methods by name: data -> mean return of each seed. Those of MOPO are one program."""
+    """The methods by name: data -> mean return of each seed. Those of MOPO are one program. `cloning` are the settings and
+    steps of `bc`."""
     learn = returns_of(partial(mopo.make, config, task), task, steps, seeds)
     morel = dataclasses.replace(config, halts=True)
     halting = returns_of(partial(mopo.make, morel, task), task, steps, seeds)
-    clone = returns_of(partial(bc.make, cloning, task), task, steps, seeds)
+    clone = returns_of(partial(bc.make, cloning[0], task), task, cloning[1], seeds)
 
     def with_lambda(data: Transition, penalty: float, real_ratio: float = config.real_ratio) -> Any:
         return learn(data, {"penalty": penalty, "real_ratio": real_ratio})
@@ -171,8 +172,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     args.out.mkdir(parents=True, exist_ok=True)
     config, cloning = (algorithms.get(name).presets["small"].config for name in ("mopo", "bc"))
     plans, steps, seeds, lambdas = PLANS, args.steps, args.seeds, LAMBDAS
+    cloning_steps = algorithms.get("bc").presets["small"].steps
     if args.quick:
-        steps, seeds, lambdas = 4, 2, (0.0, 5.0)
+        steps, cloning_steps, seeds, lambdas = 4, 4, 2, (0.0, 5.0)
         changes = {"agent.hidden": [8], "batch_size": 8, "warmup_steps": 100, "epoch_steps": 100}
         plans = {name: Plan(300, plan.settings | changes) for name, plan in PLANS.items()}
         config = dataclasses.replace(
@@ -194,7 +196,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         task, data, medium = recorded(name, plan, args.out)
         entry["score of the medium policy"] = scores.normalized(medium, reference)
         print(f"{name}: the medium policy's return is {medium:.1f}", flush=True)
-        methods = cases_of(config, cloning, task, steps, seeds, lambdas)
+        methods = cases_of(config, (cloning, cloning_steps), task, steps, seeds, lambdas)
         for quality, transitions in data.items():
             ended, earned = np.asarray(transitions.terminated | transitions.truncated), float(transitions.reward.mean())
             print(f"{quality}: {len(ended)} rows, {ended.sum()} episodes, reward a step {earned:.2f}", flush=True)

@@ -321,10 +321,10 @@ REFUSED = {
     "export run-good --to numpy more": ["unexpected argument 'more'"],
     # Learning from data.
     SAC + "--data": ["--data needs a value"],
-    SAC + "--data=": ["--data needs a value: an npz of transitions"],
+    SAC + "--data=": ["--data needs a value: a file of transitions"],
     SAC + "--data nowhere.npz": ["nowhere.npz cannot be read (No such file or directory)"],
     SAC + "--data full": ["full cannot be read (Is a directory)"],
-    SAC + "--data text.npz": ["text.npz is not an npz file of plain arrays"],
+    SAC + "--data text.npz": ["text.npz: it is not an npz file of plain arrays"],
     SAC + "--data part.npz": ["part.npz: the array 'terminated' is missing; there is: action"],
     SAC + "--data torques.npz": [
         "torques.npz: 'action' must be in [-1, 1], got 2: with the actuator's bounds it is 2 * (action - low)"
@@ -369,7 +369,7 @@ REFUSED = {
     "fit --data": ["--data needs a value"],
     "fit --data=": ["--data FILE is missing"],
     "fit --data nowhere.npz": ["nowhere.npz cannot be read (No such file or directory)"],
-    "fit --data text.npz": ["text.npz is not an npz file of plain arrays"],
+    "fit --data text.npz": ["text.npz: it is not an npz file of plain arrays"],
     "fit --data one-row.npz": ["test_fraction 0.2 of 1 rows leaves 1 to fit and 0 to test"],
     FIT + "--env cartpole-continuous": ["good.npz holds transitions of pendulum, not of cartpole-continuous"],
     FIT + "--env pendulm": ["unknown task 'pendulm'"],
@@ -393,7 +393,7 @@ REFUSED = {
     "doctor now": ["unexpected argument 'now'"],
     "list --jsn": ["unknown option '--jsn'"],
     "list acktr": ["algorithm or family 'acktr' is not available; 'jaxmbrl list' shows the methods"],
-    "list zzz": ["unknown algorithm or family 'zzz'", "there is: a2c, alphazero, ampo, bmpo, bptt, brax"],
+    "list zzz": ["unknown algorithm or family 'zzz'", "there is: a2c, alphazero, ampo, bc, bmpo, bptt, brax"],
     "list dinah": ["unknown algorithm or family 'dinah'"],
     "list dyna now": ["unexpected argument 'now'"],
 }
@@ -613,6 +613,7 @@ def test_list_of_a_family():
         "dqn",
         "qt-opt",
         "naf",
+        "bc",
     ]
     classic = [name for name in envs.names() if envs.family(name) == "classic"]
     assert call(["list", "classic"])[1].split() == ["tasks", "classic", *classic]

@@ -270,7 +270,7 @@ REFUSED = {
     "another task": ({"env": "cartpole-continuous"}, "holds transitions of pendulum, not of cartpole-continuous"),
     "nothing": ({"data": "nowhere.npz"}, "nowhere.npz cannot be read (No such file or directory)"),
     "a folder": ({"data": "."}, "cannot be read (Is a directory)"),
-    "text": ({"data": "text.npz"}, "text.npz is not an npz file of plain arrays"),
+    "text": ({"data": "text.npz"}, "text.npz: it is not an npz file of plain arrays"),
     "sizes": ({"data": "wide.npz"}, "the data's 'observation' has rows of shape (4,), pendulum has (3,)"),
     "actions": ({"data": "torques.npz"}, "torques.npz: 'action' must be in [-1, 1], got 2"),
 }

@@ -86,6 +86,6 @@ def test_settings_and_methods_that_do_not_fit(file):
     with pytest.raises(UserError, match="holds transitions of pendulum, not of cartpole-continuous"):
         programs.build(configured(file, env="cartpole-continuous"))
     code, _, err = call("train", "sac", "--env", TASK, "--demonstrations", "")
-    assert code == 2 and "--demonstrations needs a value: an npz of transitions" in err and err.count("\n") == 1
+    assert code == 2 and "--demonstrations needs a value: a file of transitions" in err and err.count("\n") == 1
     code, _, err = call("train", "sac", "--env", TASK, "--demonstrations", "nowhere.npz")
     assert code == 2 and "nowhere.npz cannot be read" in err and err.count("\n") == 1

@@ -22,6 +22,7 @@ from jaxmbrl.rollout import rollout
 from jaxmbrl.training import epoch_rows, evaluation, programs, runner, session
 from jaxmbrl.training.console import Progress
 from jaxmbrl.training.run_folder import RunFolder
+from jaxmbrl.training.scores import REFERENCES, normalized
 from jaxmbrl.training.session import Session
 
 SMALL = {
@@ -232,7 +233,9 @@ def test_evaluate_ends_with_json(small_run, ten_episodes, monkeypatch):
     assert (code, err) == (0, "")
     found = json.loads(said.splitlines()[-1])
     summary = {"per_seed": ten_episodes.per_seed, "mean": ten_episodes.mean, "iqm": ten_episodes.iqm}
-    assert found == summary | {"backend": "jax", "env_steps": 800, "frozen": []}
+    by_score = {"scores": [normalized(value, REFERENCES["pendulum"]) for value in ten_episodes.per_seed]}
+    assert found == summary | by_score | {"backend": "jax", "env_steps": 800, "frozen": []}
+    assert "normalised score" in said
     assert "the policy after 800 of 800 environment steps\n" in said and "frozen" not in said.replace('"frozen"', "")
     assert found["mean"] == pytest.approx(sum(found["per_seed"]) / 2, rel=1e-12)
     assert f"seed 3: {found['per_seed'][0]:.2f}" in said and f"seed 4: {found['per_seed'][1]:.2f}" in said
@@ -247,6 +250,7 @@ def test_a_return_that_is_not_finite_is_null_in_json(small_run, monkeypatch):
     code, said, _ = call("evaluate", small_run[0], "--json")
     assert code == 0 and "seed 4: not finite  (frozen when a value was not finite)" in said
     found = json.loads(said.splitlines()[-1])
+    assert found.pop("scores")[1] is None
     assert found == {"per_seed": [1.0, None], "mean": None, "iqm": None, "backend": "jax", "env_steps": 9, "frozen": [4]}
 
 

@@ -232,7 +232,7 @@ def fit(words: list[str]) -> int:
         options.parse(kind, default, rest, "fit", "Fit a dynamics model to transitions and evaluate it.").settings
     )
     if not args.data:
-        raise UserError("--data FILE is missing: an npz of transitions, as 'jaxmbrl collect' writes it")
+        raise UserError("--data FILE is missing: a file of transitions, such as 'jaxmbrl collect' writes")
     data = dataset.load(args.data)
     name = args.env or data.env
     task = None if name is None or (args.env is None and name not in envs.names()) else envs.make(name, data.action_repeat)
