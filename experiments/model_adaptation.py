@@ -47,7 +47,7 @@ from jaxmbrl.diagnostics import compounding_error
 from jaxmbrl.models import adaptation
 from jaxmbrl.models.ensemble.layout import inputs_of
 from jaxmbrl.models.normalizer import normalize
-from jaxmbrl.training import collecting, restoring
+from jaxmbrl.training import collecting, programs, restoring
 from jaxmbrl.training.loop import clock_at
 from jaxmbrl.training.programs import Program
 from jaxmbrl.training.run_folder import RunFolder, environment, new_figure, write_figure
@@ -74,9 +74,12 @@ def saved_after(run: Path, method: str, steps: int, seeds: int, changes: dict[st
     rows = RunFolder.open(run).read_metrics() if run.exists() else []
     if not any(row["env_steps"] >= steps for row in rows):
         rows = trained(run, method, TASK, steps, seeds, changes).rows
-    program, state, restored = restoring.restore(RunFolder.open(run), repair=False, before=steps + 1)
-    found = [row for row in rows if row["env_steps"] <= steps]
-    return Saved(found, program, state.algorithm if restored.step == steps else None)
+    rows = [row for row in rows if row["env_steps"] <= steps]
+    folder = RunFolder.open(run)
+    if restoring.newest_step(folder, steps + 1)[0] != steps:
+        return Saved(rows, programs.build(programs.read(folder), learns=False), None)
+    program, state, _ = restoring.restore(folder, repair=False, before=steps + 1)
+    return Saved(rows, program, state.algorithm)
 
 
 def earth_mover(x: Float[np.ndarray, "n F"], y: Float[np.ndarray, "n F"]) -> float:
