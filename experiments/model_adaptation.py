@@ -163,8 +163,9 @@ def errors_along(saved: dict[str, Saved], steps: int) -> dict[str, Float[np.ndar
 
 def draw(numbers: dict[str, Any], file: Path) -> None:
     """Draw the distance, the holdout error, the compounding error and the returns."""
-    figure = new_figure(16.0, 3.6)
-    distance, holdout, along, returns = figure.subplots(1, 4)
+    width = 1.0 if numbers["compounding"] else 0.01
+    figure = new_figure(13.0 + 3.0 * width, 3.6)
+    distance, holdout, along, returns = figure.subplots(1, 4, width_ratios=(1.0, 1.0, width, 1.0))
     of = numbers["adaptation"]
     for name, label, color in (("first", "before the first step", COLORS[1]), ("last", "before the last step", COLORS[0])):
         distance.plot(of["steps"], np.mean(of[name], axis=0), color=color, marker=".", label=label)
@@ -186,7 +187,8 @@ def draw(numbers: dict[str, Any], file: Path) -> None:
     measured = (holdout, along) if numbers["compounding"] else (holdout,)
     for axes in measured:
         axes.set_yscale("log")
-    along.set_visible(bool(numbers["compounding"]))
+    if not numbers["compounding"]:
+        along.remove()
     for axes in (distance, *measured):
         axes.legend(frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
