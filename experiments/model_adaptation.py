@@ -17,8 +17,9 @@ Both methods have the preset `small`, which differs in nothing but the adaptatio
     python experiments/model_adaptation.py [--out FOLDER] [--runs FOLDER] [--steps 2000] [--seeds 8] [--quick]
 
 Runs are in `--runs`, by default the folder of `--out`; finished ones are not repeated, and that of MBPO is the one of
-`bidirectional.py`. A longer run needs a checkpoint of these steps. Writes `model-adaptation.png` and
-`model-adaptation.json`, with command, commit, versions and machine.
+`bidirectional.py`. A run that is longer, or unfinished but long enough, is taken as it is; what needs a checkpoint after
+`--steps` steps is left out if a run has none. Writes `model-adaptation.png` and `model-adaptation.json`, with command,
+commit, versions and machine.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from jaxmbrl.diagnostics import compounding_error
 from jaxmbrl.models import adaptation
 from jaxmbrl.models.ensemble.layout import inputs_of
 from jaxmbrl.models.normalizer import normalize
-from jaxmbrl.training import collecting, restoring
+from jaxmbrl.training import collecting, programs, restoring
 from jaxmbrl.training.loop import clock_at
 from jaxmbrl.training.programs import Program
 from jaxmbrl.training.run_folder import RunFolder, environment, new_figure, write_figure
@@ -65,15 +66,20 @@ class Saved(NamedTuple):
     rows: list[dict[str, Any]]
     program: Program
     states: PyTree
-    """The states of the method, with a leading axis of seeds."""
+    """The states of the method, with a leading axis of seeds; None without a checkpoint."""
 
 
-def saved_after(run: Path, steps: int, rows: list[dict[str, Any]]) -> Saved:
-    """The checkpoint of `run` after `steps` steps, and its rows of metrics until then."""
-    program, state, restored = restoring.restore(RunFolder.open(run), repair=False, before=steps + 1)
-    if restored.step != steps:
-        raise SystemExit(f"{run} has no checkpoint of {steps} steps; the newest one before has {restored.step}")
-    return Saved([row for row in rows if row["env_steps"] <= steps], program, state.algorithm)
+def saved_after(run: Path, method: str, steps: int, seeds: int, changes: dict[str, Any]) -> Saved:
+    """The run after `steps` steps: trained, unless it has as many already."""
+    rows = RunFolder.open(run).read_metrics() if run.exists() else []
+    if not any(row["env_steps"] >= steps for row in rows):
+        rows = trained(run, method, TASK, steps, seeds, changes).rows
+    rows = [row for row in rows if row["env_steps"] <= steps]
+    folder = RunFolder.open(run)
+    if restoring.newest_step(folder, steps + 1)[0] != steps:
+        return Saved(rows, programs.build(programs.read(folder), learns=False), None)
+    program, state, _ = restoring.restore(folder, repair=False, before=steps + 1)
+    return Saved(rows, program, state.algorithm)
 
 
 def earth_mover(x: Float[np.ndarray, "n F"], y: Float[np.ndarray, "n F"]) -> float:
@@ -157,8 +163,9 @@ def errors_along(saved: dict[str, Saved], steps: int) -> dict[str, Float[np.ndar
 
 def draw(numbers: dict[str, Any], file: Path) -> None:
     """Draw the distance, the holdout error, the compounding error and the returns."""
-    figure = new_figure(16.0, 3.6)
-    distance, holdout, along, returns = figure.subplots(1, 4)
+    width = 1.0 if numbers["compounding"] else 0.01
+    figure = new_figure(13.0 + 3.0 * width, 3.6)
+    distance, holdout, along, returns = figure.subplots(1, 4, width_ratios=(1.0, 1.0, width, 1.0))
     of = numbers["adaptation"]
     for name, label, color in (("first", "before the first step", COLORS[1]), ("last", "before the last step", COLORS[0])):
         distance.plot(of["steps"], np.mean(of[name], axis=0), color=color, marker=".", label=label)
@@ -166,6 +173,8 @@ def draw(numbers: dict[str, Any], file: Path) -> None:
     distance.set_xlabel("environment steps")
     for method, color in zip(METHODS, COLORS, strict=False):
         holdout.plot(of["steps"], np.mean(numbers["holdout"][method], axis=0), color=color, label=method)
+        if method not in numbers["compounding"]:
+            continue
         values = np.array(numbers["compounding"][method])
         for each in values:
             along.plot(np.arange(1, HORIZON + 1), each, color=color, linewidth=0.5, alpha=0.4)
@@ -175,9 +184,12 @@ def draw(numbers: dict[str, Any], file: Path) -> None:
     along.set_title("compounding error, seeds and their median", fontsize=10)
     along.set_xlabel("imagined steps")
     along.set_ylabel("in standard deviations")
-    for axes in (holdout, along):
+    measured = (holdout, along) if numbers["compounding"] else (holdout,)
+    for axes in measured:
         axes.set_yscale("log")
-    for axes in (distance, holdout, along):
+    if not numbers["compounding"]:
+        along.remove()
+    for axes in (distance, *measured):
         axes.legend(frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     draw_returns(returns, TASK, numbers["learning"])
@@ -196,22 +208,24 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     args.out.mkdir(parents=True, exist_ok=True)
     runs = {method: (args.runs or args.out) / f"{TASK}-{method}" for method in METHODS}
     changes = QUICK if args.quick else {}
-    rows = {method: trained(run, method, TASK, args.steps, args.seeds, changes).rows for method, run in runs.items()}
-    saved = {method: saved_after(run, args.steps, rows[method]) for method, run in runs.items()}
+    saved = {method: saved_after(run, method, args.steps, args.seeds, changes) for method, run in runs.items()}
 
     steps, first = by_fit(saved["ampo"].rows, "adapt/distance_first")
     last = by_fit(saved["ampo"].rows, "adapt/distance_last")[1]
     holdout = {method: by_fit(run.rows, "model/holdout_error")[1] for method, run in saved.items()}
-    further, along = after_the_run(saved["ampo"]), errors_along(saved, args.steps)
+    further = {} if saved["ampo"].states is None else after_the_run(saved["ampo"])
+    along = {} if any(run.states is None for run in saved.values()) else errors_along(saved, args.steps)
     learning = {method: evaluated(run.rows) for method, run in saved.items()}
-    ratio = np.array(further["holdout with"]) / np.array(further["holdout without"])
+    if further:
+        ratio = np.array(further["holdout with"]) / np.array(further["holdout without"])
+        further["holdout ratio"] = ratio.tolist()
     written = {
         "task": TASK,
         "steps": args.steps,
         "seeds": args.seeds,
         "adaptation": {"steps": steps, "first": first.tolist(), "last": last.tolist()},
         "share of adaptations in which the estimate fell": float(np.mean(last < first)),
-        "after the run": further | {"holdout ratio": ratio.tolist()},
+        "after the run": further,
         "holdout": {method: values.tolist() for method, values in holdout.items()},
         "holdout ratio of means": float(holdout["ampo"][:, 1:].mean() / holdout["mbpo"][:, 1:].mean()),
         "holdout ratio of medians": float(np.median(holdout["ampo"][:, 1:]) / np.median(holdout["mbpo"][:, 1:])),
@@ -234,7 +248,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         f"holdout error of AMPO's fits relative to MBPO's: means {written['holdout ratio of means']:.3f}, medians "
         f"{written['holdout ratio of medians']:.3f}"
     )
-    for h in (1, 5, 10, HORIZON):
+    for h in (1, 5, 10, HORIZON) if along else ():
         medians = ", ".join(f"{method} {np.median(values[:, h - 1]):.4f}" for method, values in along.items())
         print(f"compounding error after {h} steps, median of seeds: {medians}")
     say(written["compared"])
