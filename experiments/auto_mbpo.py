@@ -88,7 +88,7 @@ def draw(numbers: dict[str, Any], file: Path) -> None:
     ticks = [0.02, 0.05, 0.1, 0.2, 0.5]
     right.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
     right.minorticks_off()
-    right.set_xlabel("environment steps after the warm-up (x: the model is not fitted)")
+    right.set_xlabel("steps after the warm-up (x: no fit)")
     right.set_ylabel("real share, geometric mean over runs")
     right.legend(frameon=False, fontsize=7, ncol=2)
     for axes in (left, right):

@@ -316,7 +316,8 @@ def check_constant(settings: Mapping[str, Any]) -> None:
     are schedules."""
     for path, value in _leaves(settings):
         if callable(value):
-            kinds = [f"{found} is {what}" for name, what in SCHEDULES.items() for found in paths_of(name, settings)]
+            schedules = [(found, what) for name, what in SCHEDULES.items() for found in paths_of(name, settings)]
+            kinds = [f"{found} is {what}" for found, what in schedules if not found.startswith("schedule.")]
             raise UserError(
                 f"{path} must be a constant, got a function: no setting takes one as its schedule"
                 + (f" ({'; '.join(kinds)})" if kinds else "")
