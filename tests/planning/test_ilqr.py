@@ -10,9 +10,10 @@ import scipy.optimize
 
 from jaxmbrl import envs, planning
 from jaxmbrl.core.config import UserError
-from jaxmbrl.planning import RiskConfig, ilqr, lqr, make_problem, problem_of_score
+from jaxmbrl.planning import RiskConfig, ilqr, ilqr_planner, lqr, make_problem, problem_of_score
 from jaxmbrl.planning.box_qp import box_qp
-from jaxmbrl.planning.ilqr import DescentConfig, ILQRConfig
+from jaxmbrl.planning.ilqr import DescentConfig
+from jaxmbrl.planning.ilqr_planner import ILQRConfig
 from jaxmbrl.planning.sensitivity import leaves_used
 
 PLAIN = DescentConfig(iterations=1, damping=0.0)
@@ -264,7 +265,7 @@ def test_a_plan_without_a_finite_result_is_the_last_one():
         return carry, made._replace(reward=jnp.nan * made.reward)
 
     problem = make_problem(PENDULUM.world._replace(step=broken), PENDULUM.env.reset(jax.random.key(0)), PENDULUM.action)
-    planner = ilqr.make(ILQRConfig(horizon=3, first_iterations=2, samples=0), PENDULUM.action)
+    planner = ilqr_planner.make(ILQRConfig(horizon=3, first_iterations=2, samples=0), PENDULUM.action)
     actions, _, statistics = jax.jit(lambda: planner.plan(problem, planner.init(), jax.random.key(0)))()
     np.testing.assert_array_equal(actions, planner.init().actions)
     assert int(statistics["nonfinite"]) == 1
@@ -275,7 +276,7 @@ def test_parking_a_car(x64):
     """The example of the paper on control-limited DDP, from its start and with actions 0 at first, through the World."""
     task = envs.make("car-parking")
     problem = make_problem(task.world, task.env.reset(jax.random.key(0)), task.action)
-    system, start = ilqr.system_of(problem.stages(jax.random.key(0)), 500, task.action)
+    system, start = ilqr_planner.system_of(problem.stages(jax.random.key(0)), 500, task.action)
     found = jax.jit(lambda: ilqr.ilqr(system, start, jnp.zeros((500, 2)), -1.0, 1.0))()
     np.testing.assert_allclose(found.cost, 1.905169, atol=2e-5)
     assert bool(found.converged) and int(found.iterations) < 400

@@ -16,7 +16,7 @@ from jaxmbrl.planning import PLANNERS, PlannerConfig, make_problem, planning_pol
 from jaxmbrl.planning.cem import CEMConfig
 from jaxmbrl.planning.gradient import GradientConfig
 from jaxmbrl.planning.icem import ICEMConfig
-from jaxmbrl.planning.ilqr import ILQRConfig
+from jaxmbrl.planning.ilqr_planner import ILQRConfig
 from jaxmbrl.planning.mppi import MPPIConfig
 from jaxmbrl.planning.random_shooting import RandomShootingConfig
 from jaxmbrl.rollout import auto_reset, rollout

@@ -22,12 +22,12 @@ from typing import Any, Literal
 
 from jaxmbrl.core.spaces import Space
 from jaxmbrl.core.types import Planner
-from jaxmbrl.planning import cem, gradient, icem, ilqr, lqr, mppi, policy_shooting, random_shooting
+from jaxmbrl.planning import cem, gradient, icem, ilqr, ilqr_planner, lqr, mppi, policy_shooting, random_shooting
 from jaxmbrl.planning.cem import CEMConfig
 from jaxmbrl.planning.committed import open_loop_policy
 from jaxmbrl.planning.gradient import GradientConfig
 from jaxmbrl.planning.icem import ICEMConfig
-from jaxmbrl.planning.ilqr import ILQRConfig
+from jaxmbrl.planning.ilqr_planner import ILQRConfig
 from jaxmbrl.planning.mppi import MPPIConfig
 from jaxmbrl.planning.policy import planning_policy
 from jaxmbrl.planning.problem import RiskConfig, make_problem, play, problem_of_score, unit_box
@@ -47,6 +47,7 @@ __all__ = [
     "gradient",
     "icem",
     "ilqr",
+    "ilqr_planner",
     "lqr",
     "make",
     "make_problem",
@@ -64,7 +65,7 @@ PLANNERS: dict[str, Callable[[Any, Space], Planner]] = {
     "cem": cem.make,
     "gradient": gradient.make,
     "icem": icem.make,
-    "ilqr": ilqr.make,
+    "ilqr": ilqr_planner.make,
     "mppi": mppi.make,
     "random-shooting": random_shooting.make,
 }

@@ -19,8 +19,8 @@ regulator design for nonlinear biological movement systems, 2004; Jacobson and M
 The damping is lambda I in Q_uu ("action"), or F_u' lambda I F of a V + lambda I ("state"), which also affects Q_ux. Its
 schedule and the tolerances are those of Tassa's code (iLQG, 2015).
 
-`ilqr` minimises any differentiable `System`; `vectors` makes one from functions of vectors. `make` is the planner over a
-World, which is differentiated with respect to the floating-point numbers of its carry.
+`ilqr` minimises any differentiable `System`; `vectors` makes one from functions of vectors. The planner over a World is
+`planning.ilqr_planner`.
 """
 
 from __future__ import annotations
@@ -31,23 +31,20 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge, Gt
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from annotated_types import Ge
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxmbrl.core.config import UserError
-from jaxmbrl.core.spaces import Box, Space
-from jaxmbrl.core.types import Carry, Key, Planner, Problem, PyTree, Stages
-from jaxmbrl.planning import search
+from jaxmbrl.core.types import Carry
 from jaxmbrl.planning.box_qp import box_qp
-from jaxmbrl.planning.icem import coloured_noise
 from jaxmbrl.planning.lqr import Value, action_value, value_under
-from jaxmbrl.planning.sensitivity import coordinates_of
 
 STEP_SIZES = tuple(10 ** (-0.3 * i) for i in range(11))
 RAISE = 1.6
+"""Factor by which the rate of the damping changes."""
 LEAST, LARGEST = 1e-6, 1e10
+"""Least positive damping, and the one at which the search gives up."""
 GRADIENT, CHANGE = 1e-4, 1e-7
-FIRST, INSIDE = 1e-3, 1e-6
+"""A search ends when the relative change of the actions, or the decrease of the cost, is below these."""
 
 
 @dataclass(frozen=True)
@@ -64,46 +61,6 @@ class DescentConfig:
     """Damping of the first iteration."""
     project: bool = True
     """Whether second derivatives of the cost are projected to the nearest positive semidefinite matrix."""
-
-
-@dataclass(frozen=True)
-class ILQRConfig:
-    """Settings of the planner."""
-
-    horizon: Annotated[int, Ge(1)] = 20
-    """Planning horizon in steps."""
-    iterations: Annotated[int, Ge(1)] = 5
-    """Largest number of iterations of a plan that starts from the last one."""
-    first_iterations: Annotated[int, Ge(1)] = 50
-    """The same for the first plan of an episode."""
-    samples: Annotated[int, Ge(0)] = 3
-    """Random sequences from which the optimisation starts, too, in parallel; the best result is the plan."""
-    deviation: Annotated[float, Gt(0)] = 0.5
-    """Standard deviation of their noise, in units of half the action range."""
-    noise_beta: Annotated[float, Ge(0)] = 2.0
-    """Exponent of the noise: its power decreases with frequency f as f^-noise_beta; 0 is white noise."""
-    second_order: bool = False
-    """Whether second derivatives of the dynamics are used (DDP)."""
-    damped: Literal["action", "state"] = "action"
-    """What the damping is added to: the second derivative of the cost-to-go by the action, or by the next state."""
-    damping: Annotated[float, Ge(0)] = 1.0
-    """Damping of the first iteration."""
-    project: bool = True
-    """Whether second derivatives of the cost are projected to the nearest positive semidefinite matrix."""
-
-    @property
-    def descent(self) -> DescentConfig:
-        """The settings of `ilqr`."""
-        return DescentConfig(self.first_iterations, self.second_order, self.damped, self.damping, self.project)
-
-
-class PlanState(NamedTuple):
-    """State that one plan passes to the next."""
-
-    actions: Float[Array, "H A"]
-    """First sequence of the next plan: the last plan, one step later, with its last action repeated."""
-    iterations: Int[Array, ""]
-    """Largest number of iterations of the next plan."""
 
 
 class System(NamedTuple):
@@ -208,6 +165,7 @@ def begin(system: System, start: Carry, actions: Float[Array, "T m"], config: De
     still, k = jnp.zeros((T, m, n), actions.dtype), jnp.zeros_like(actions)
     carries = jax.tree.map(lambda x: jnp.broadcast_to(x, (T + 1, *jnp.shape(x))), start)
     carries, actions, cost = roll(system, carries, actions, still, k, jnp.zeros(()), -jnp.inf, jnp.inf)
+    cost = jnp.where(jnp.isfinite(cost), cost, jnp.inf)
     no, one = jnp.zeros((), bool), jnp.ones((), cost.dtype)
     damping, none = jnp.full_like(cost, config.damping), jnp.zeros((), jnp.int32)
     return Trajectory(carries, actions, cost, still, k, damping, one, none, no, no)
@@ -369,65 +327,3 @@ def roll(
     end, (before, taken, costs) = jax.lax.scan(step, start, (steps, actions, K, k, jnp.arange(actions.shape[0])))
     along = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), before, end)
     return along, taken, jnp.sum(costs) + system.last(end)
-
-
-def make(config: ILQRConfig, action: Space) -> Planner:
-    """iLQR, or DDP, over sequences [H, A] of actions in a bounded box. Its statistics: `nonfinite`, the number of starts of
-    this plan whose result is not finite. If none is finite, the plan is the last one.
-
-    Proposals are further starts. Raises UserError for another space. `plan` raises UserError if the problem has no World,
-    or a measure of risk.
-    """
-    box = search.bounded_box(action, "ilqr")
-    unit = search.half_range(box)
-
-    def init() -> PlanState:
-        # Not 0: at rest at the lowest point of a pendulum, no derivative leads away from it.
-        actions = search.default_plan(config.horizon, box) + FIRST * unit
-        return PlanState(actions, jnp.full((), config.first_iterations, jnp.int32))
-
-    def plan(
-        problem: Problem, state: PlanState, key: Key, proposals: Shaped[Array, "P H ..."] | None = None
-    ) -> tuple[Float[Array, "H A"], PlanState, PyTree]:
-        search.check_space(problem, action)
-        offered = search.admit(proposals, config.horizon, action)
-        if problem.stages is None:
-            raise UserError("ilqr needs the steps of a World: make the problem with make_problem, or use another planner")
-        noise_key, objective_key = jax.random.split(key)
-        starts = state.actions[None]
-        if config.samples:
-            shape = (config.samples, config.horizon, box.shape[0])
-            noise = coloured_noise(noise_key, shape, config.noise_beta, state.actions.dtype)
-            starts = jnp.concatenate([starts, search.clip(state.actions + config.deviation * unit * noise, box)])
-        if offered is not None:
-            starts = jnp.concatenate([starts, offered.actions])
-        system, start = system_of(problem.stages(objective_key), config.horizon, box)
-
-        def descend(actions: Float[Array, "H A"]) -> tuple[Float[Array, "H A"], Float[Array, ""]]:
-            found = ilqr(system, start, actions, box.low, box.high, config.descent, state.iterations)
-            return found.actions, -found.cost
-
-        found, scores = jax.vmap(descend)(starts) if len(starts) > 1 else _alone(*descend(starts[0]))
-        best = search.best_or(state.actions, *search.best(found, scores, 1))
-        later = PlanState(search.shift(best, best[-1]), jnp.full((), config.iterations, jnp.int32))
-        return best, later, {"nonfinite": jnp.sum(~jnp.isfinite(scores), dtype=jnp.int32)}
-
-    return Planner(init, plan, config.horizon)
-
-
-def _alone(actions: Float[Array, "H A"], score: Float[Array, ""]) -> tuple[Float[Array, "1 H A"], Float[Array, "1"]]:
-    return actions[None], score[None]
-
-
-def system_of(stages: Stages, horizon: int, box: Box) -> tuple[System, Carry]:
-    """(the system of a problem's steps, its start). The cost is minus the score."""
-    middle, first = search.middle(box), jnp.zeros((), jnp.int32)
-
-    def step(carry: Carry, u: Float[Array, "A"], t: Int[Array, ""]) -> tuple[Carry, Float[Array, ""]]:
-        # At a bound, the derivative of an environment that clips the action would be half of that inside.
-        inside = middle + (1 - INSIDE) * (u - middle)
-        carry, reward = stages.step(carry, inside, t)
-        return carry, -reward
-
-    coordinates, moved = coordinates_of(lambda carry, u: step(carry, u, first), stages.start, box.zeros())
-    return System(step, lambda carry: -stages.last(carry, horizon), coordinates, moved), stages.start
