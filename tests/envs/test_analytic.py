@@ -17,7 +17,7 @@ from jaxmbrl.envs.base import State
 
 N = 3000
 NAMES = ["cartpole-continuous", "pendulum"]
-ANALYTIC = [*NAMES, "cartpole-swingup", "mountain-car-continuous", "reacher-2d"]
+ANALYTIC = [*NAMES, "car-parking", "cartpole-swingup", "double-integrator", "mountain-car-continuous", "reacher-2d"]
 
 
 @functools.cache

@@ -21,6 +21,8 @@ DT = {
     "cartpole-swingup": 0.1,
     "cartpole-continuous": 0.02,
     "CartPole-v1": 0.02,
+    "car-parking": 0.03,
+    "double-integrator": 0.1,
     "mountain-car-continuous": 1 / 30,
     "MountainCar-v0": 1 / 30,
     "Acrobot-v1": 0.2,
@@ -189,6 +191,21 @@ def test_cars_and_carts_of_few_actions_are_drawn_with_their_full_force():
     assert not has(drawn("MountainCar-v0", [-0.5, 0.0], 1), FORCE)
     # The flag is further to the right than that of the continuous task.
     assert where(drawn("MountainCar-v0", [-0.5, 0.0]), GOAL)[0] == pytest.approx(240 + 240 * (0.5 + 0.03 + 0.3), abs=3)
+
+
+def test_the_car_and_the_mass():
+    """The middle of the car is 1 m ahead of its rear axle; 360 pixels show 8 m. The mass is on a line of 4 m."""
+    heading = 0.5 * math.pi
+    picture = drawn("car-parking", [1.0, -2.0, heading, 0.0, 0.0])
+    np.testing.assert_allclose(where(picture, GOAL), [180, 180], atol=1)
+    columns = np.nonzero((picture == np.asarray(BODY, np.uint8)).all(-1))
+    middle = [(side.min() + side.max()) / 2 for side in columns[::-1]]
+    np.testing.assert_allclose(middle, [180 + 45 * 1.0, 180 - 45 * (-2.0 + 1.0)], atol=2)
+    assert not np.array_equal(picture, drawn("car-parking", [1.0, -2.0, heading, 0.0, 0.0], [1.0, 0.0]))
+    picture = drawn("double-integrator", [-0.8, 0.0])
+    np.testing.assert_allclose(where(picture, BODY), [240 - 120 * 0.8, 80], atol=2)
+    right, left = (drawn("double-integrator", [0.0, 1.0], [force]) for force in (1.0, -1.0))
+    assert where(right, FORCE)[0] > 240 + 20 and where(left, FORCE)[0] < 240 - 20
 
 
 def test_the_acrobot():

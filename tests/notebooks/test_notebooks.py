@@ -126,3 +126,16 @@ def test_dyna_q_shows_what_it_says(tmp_path):
     assert all(14 <= steps < 25 for steps in last.values())
     of_start, best = (float(x) for x in re.findall(r"0\.\d{4}", lines[6]))
     assert best == 0.5133 and 0.8 * best < of_start <= best
+
+
+@pytest.mark.slow
+def test_lqr_to_ilqr_shows_what_it_says(tmp_path):
+    lines = run("lqr_to_ilqr", tmp_path, ["trajectories.png"])
+    found = {line[:34].strip(): float(line[34:43]) for line in lines}
+    assert found["cost-to-go of the start"] == 6.6581 == found["cost of the trajectory"]
+    assert found["largest change of a gain"] == 0
+    assert found["cost of the stochastic policy"] > found["cost-to-go with noise"] > found["cost-to-go of the start"]
+    assert found["KL to one with twice the R"] > 1
+    assert found["cost after the last iteration"] == found["the same in one program"] == 169.6287
+    assert found["upright at the end, with feedback"] > 0.99 > found["upright at the end, blind"] + 0.5
+    assert found["best of 16 guesses"] == 169.6287

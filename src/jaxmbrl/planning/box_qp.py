@@ -40,7 +40,10 @@ class Minimum(NamedTuple):
 
     def solve(self, right: Float[Array, "m n"]) -> Float[Array, "m n"]:
         """y with H y = right in the free entries; 0 in the clamped ones."""
-        return jax.scipy.linalg.cho_solve((self.factor, True), jnp.where(self.free[:, None], right, 0.0))
+        right = jnp.where(self.free[:, None], right, 0.0)
+        if len(right) == 1:
+            return right / self.factor**2
+        return jax.scipy.linalg.cho_solve((self.factor, True), right)
 
 
 def box_qp(
@@ -51,6 +54,8 @@ def box_qp(
     start: Float[Array, "m"],
 ) -> Minimum:
     """The minimum of x'Hx / 2 + g'x with low <= x <= high, from `start` clipped to the bounds. Bounds may be infinite."""
+    if len(g) == 1:
+        return _on_a_line(H, g, low, high, start)
     rounding = 4 * jnp.finfo(g.dtype).eps
 
     def value(x: Float[Array, "m"]) -> Float[Array, ""]:
@@ -82,3 +87,17 @@ def box_qp(
     loop = (*at(start), jnp.ones((), bool), jnp.zeros((), jnp.int32))
     found, _, _, _ = jax.lax.while_loop(unfinished, newton, loop)
     return found._replace(x=jnp.where(jnp.all(jnp.isfinite(found.factor)), found.x, jnp.nan))
+
+
+def _on_a_line(
+    H: Float[Array, "1 1"], g: Float[Array, "1"], low: Float[Array, "1"], high: Float[Array, "1"], start: Float[Array, "1"]
+) -> Minimum:
+    """`box_qp` of one number, without a loop. Where H is not positive, the minimum may still be the start at a bound."""
+    curvature = H[0]
+    start = jnp.clip(start, low, high)
+    x = jnp.where(curvature > 0, jnp.clip(-g / jnp.where(curvature > 0, curvature, 1.0), low, high), start)
+    gradient = curvature * x + g
+    free = ~(((x <= low) & (gradient > 0)) | ((x >= high) & (gradient < 0)))
+    definite = ~free | (curvature > 0)
+    factor = jnp.where(free, jnp.sqrt(jnp.where(definite, curvature, jnp.nan)), 1.0)
+    return Minimum(jnp.where(definite, x, jnp.nan), free, factor[None])

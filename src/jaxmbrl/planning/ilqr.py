@@ -70,13 +70,13 @@ class DescentConfig:
 class ILQRConfig:
     """Settings of the planner."""
 
-    horizon: Annotated[int, Ge(1)] = 40
+    horizon: Annotated[int, Ge(1)] = 20
     """Planning horizon in steps."""
     iterations: Annotated[int, Ge(1)] = 5
     """Largest number of iterations of a plan that starts from the last one."""
     first_iterations: Annotated[int, Ge(1)] = 50
     """The same for the first plan of an episode."""
-    samples: Annotated[int, Ge(0)] = 0
+    samples: Annotated[int, Ge(0)] = 3
     """Random sequences from which the optimisation starts, too, in parallel; the best result is the plan."""
     deviation: Annotated[float, Gt(0)] = 0.5
     """Standard deviation of their noise, in units of half the action range."""

@@ -236,6 +236,15 @@ METHOD = Method(
         ),
         Goal("pets-pendulum", "pendulum", 2000, None),
         Goal("icem-pendulum", "pendulum", 2000, None, preset="small-icem", about="planned by iCEM, reward known"),
+        Goal(
+            "ilqr-pendulum",
+            "pendulum",
+            2000,
+            -200.0,
+            episodes=10,
+            preset="small-ilqr",
+            about="planned by iLQR, reward known",
+        ),
         Goal("pets-swingup", "cartpole-swingup", 1000, None),
         # 90% of the way from a random policy, which falls after 5 steps, to the largest possible return, 1000. The planner
         # in the true simulator cannot exceed that, and would take hours.
