@@ -231,6 +231,7 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/qt_opt_naf.md": {"returns": of("qt-opt", "naf")},
     "docs/on_policy.md": {"returns": of("ppo", "trpo", "a2c", "reinforce")},
     "docs/model_policy_optimisation.md": {"returns": of("me-trpo", "slbo")},
+    "docs/gps.md": {"returns": of("gps")},
     "docs/search.md": {"returns": of("uct", "alphazero", "muzero"), "games": games},
     "docs/tabular.md": {
         "returns": of("q-learning", "q-planning", "dyna-q", "dyna-q-plus", "prioritized-sweeping", "linear-dyna")
