@@ -288,7 +288,7 @@ METHOD = Method(
     Config,
     family="trajectory",
     paper="1607.04614",
-    summary="guided policy search: a network is regressed onto controllers that are optimal in local linear models",
+    summary="guided policy search: a network is regressed onto optimal controllers of local linear models",
     takes=("continuous actions in episodes of one length",),
     requires=("a known reward",),
     tiny={
