@@ -234,6 +234,7 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/on_policy.md": {"returns": of("ppo", "trpo", "a2c", "reinforce")},
     "docs/model_policy_optimisation.md": {"returns": of("me-trpo", "slbo")},
     "docs/distillation.md": {"returns": of("distillation")},
+    "docs/gps.md": {"returns": of("gps")},
     "docs/search.md": {"returns": of("uct", "alphazero", "muzero"), "games": games},
     "docs/tabular.md": {
         "returns": of("q-learning", "q-planning", "dyna-q", "dyna-q-plus", "prioritized-sweeping", "linear-dyna")

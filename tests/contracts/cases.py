@@ -147,7 +147,7 @@ TASKS = {
 }
 """The task on which a method is tested, by the kind of task."""
 FAST, CELLS = 5.0, 6
-LIMITS = {"spinning-pendulum": 60, "spinning-pendulum-discrete": 60, "corridor": 20, "swinging-pendulum": 25}
+LIMITS = {"spinning-pendulum": 60, "spinning-pendulum-discrete": 60, "corridor": 20, "swinging-pendulum": 5}
 """Time limits of the tasks."""
 
 

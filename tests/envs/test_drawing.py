@@ -29,6 +29,7 @@ DT = {
     "MountainCar-v0": 1 / 30,
     "Acrobot-v1": 0.2,
     "pendulum": 0.05,
+    "pendulum-reach": 0.1,
     "reacher-2d": 0.05,
 }
 """Seconds of a step of the tasks that have a unit of time; others are shown for 0.1 s."""
@@ -118,6 +119,16 @@ def test_the_pendulum():
     assert where(drawn("pendulum", [0.0, 0.0], [1.0]), FORCE)[0] < 165
     assert where(drawn("pendulum", [0.0, 0.0], [-1.0]), FORCE)[0] > 195
     assert not has(drawn("pendulum", [0.0, 0.0], [0.0]), FORCE) and not has(drawn("pendulum", [0.0, 0.0]), FORCE)
+
+
+def test_the_raised_pendulum():
+    """From hanging; positive is anticlockwise, and the goal is level, to the right."""
+    for angle in (0.0, 1.0, math.pi / 2):
+        rod = where(drawn("pendulum-reach", [angle, 3.0]), ROD)
+        due = [180 + 360 / 2.8 * 0.5 * math.sin(angle), 180 + 360 / 2.8 * 0.5 * math.cos(angle)]
+        np.testing.assert_allclose(rod, due, atol=6)
+    column, row = where(drawn("pendulum-reach", [0.0, 0.0]), GOAL)
+    assert column > 280 and row == pytest.approx(180, abs=3)
 
 
 def test_the_cart_pole():

@@ -95,6 +95,29 @@ def arm_derivative(y, action):
     return [*speed, *np.linalg.solve(inertia, torque + gain - speed[1] * change @ speed)]
 
 
+def rod_derivative(y, action):
+    """Of [angle, speed]: a rod of 1 kg and 1 m about its end, with gravity 9.82 and friction."""
+    return [y[1], 3 * (20 * np.clip(action[0], -1, 1) - 0.01 * y[1] - 4.91 * np.sin(y[0]))]
+
+
+def test_a_step_of_the_raised_pendulum():
+    """Against the exact solution; the cost is that of the state before, by hand."""
+    rng = np.random.default_rng(5)
+    states, actions = rng.uniform(-1, 1, (N, 2)) * [2 * np.pi, 15], rng.uniform(-1.5, 1.5, (N, 1))
+    ours, rows = stepper(envs.make("pendulum-reach"))(states, actions)
+    exact = [
+        integrate.solve_ivp(lambda t, y, u=u: rod_derivative(y, u), (0, 0.1), x, "DOP853", rtol=1e-10, atol=1e-12).y[:, -1]
+        for x, u in zip(states, actions, strict=True)
+    ]
+    error = np.abs(ours - np.array(exact)).max()
+    print(f"pendulum-reach: one step differs from the exact solution by at most {error:.1e}")
+    assert error < 1e-7
+    np.testing.assert_array_equal(rows.next_observation, ours)
+    torque = 20 * actions[:, 0].clip(-1, 1)
+    cost = (states[:, 0] - np.pi / 2) ** 2 + 0.05 * states[:, 1] ** 2 + 0.01 * torque**2
+    np.testing.assert_allclose(rows.reward, -cost, rtol=1e-12)
+
+
 CASES = {
     "cartpole-swingup": (cartpole_cases, cartpole_derivative, CARTPOLE, 0.1),
     "reacher-2d": (arm_cases, arm_derivative, ARM, 0.05),
@@ -303,6 +326,7 @@ def test_resets_are_distributed_as_told():
         ("cartpole-swingup", 40),
         ("cartpole-swingup/angle", 40),
         ("pilco-pendulum", 40),
+        ("pendulum-reach", 40),
         ("reacher-2d", 100),
         ("mountain-car-continuous", 999),
     ],

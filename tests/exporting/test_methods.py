@@ -8,6 +8,7 @@ import pytest
 from small_policies import episode
 
 from jaxmbrl import algorithms
+from jaxmbrl.agents.regression import RegressedPolicy
 from jaxmbrl.core.spaces import Discrete
 from jaxmbrl.exporting import loaders
 from jaxmbrl.exporting.formats import FORMATS
@@ -30,7 +31,13 @@ def filled(algorithm, least=-0.5):
         fan_in = of.shape[-2] if len(of.shape) > 1 else 1
         return jnp.asarray(random.uniform(least, 0.8, of.shape) / np.sqrt(fan_in), of.dtype)
 
-    return jax.tree.map(leaf, jax.eval_shape(lambda: algorithm.init(jax.random.key(5), {}, None)))
+    state = jax.tree.map(leaf, jax.eval_shape(lambda: algorithm.init(jax.random.key(5), {}, None)))
+    if isinstance(getattr(state, "policy", None), RegressedPolicy):
+        # Observations beyond random limits would all be clipped to the same numbers.
+        observed = state.policy.observations
+        wide = observed.normalizer._replace(low=jnp.full(3, -9.0), high=jnp.full(3, 9.0))
+        state = state._replace(policy=state.policy._replace(observations=observed._replace(normalizer=wide)))
+    return state
 
 
 MPPI = {"planner.method": "mppi", "planner.mppi.population": 20, "planner.mppi.horizon": 4, "planner.mppi.iterations": 2}

@@ -13,6 +13,10 @@ POINTS = jnp.array([(0.0, 0.0, 0.1), (1.0, 0.5, 1.2), (-1.0, 0.2, -0.9), (0.5, -
 PLAIN = LocalLinearConfig(clusters=1, strength=0.0, ridge=0.0)
 
 
+regress = jax.jit(local_linear.regress, static_argnums=(3, 4, 5))
+fit = jax.jit(local_linear.fit, static_argnames=("config", "inputs"))
+
+
 def linear_steps(n=5, length=6, noise=0.0, seed=0, dtype=np.float64):
     """[n, length, 4] rows of x' = A x + B u + f, whose columns have very different units."""
     rng = np.random.default_rng(seed)
@@ -22,21 +26,20 @@ def linear_steps(n=5, length=6, noise=0.0, seed=0, dtype=np.float64):
 
 
 def test_the_regression_with_a_prior_computed_by_hand(x64):
-    points = POINTS.astype(float)
-    found = local_linear.regress(points, jnp.zeros(3), 0.1 * jnp.eye(3), 1.0, 2, 1e-6)
+    found = regress(POINTS.astype(float), jnp.zeros(3), 0.1 * jnp.eye(3), 1.0, 2, 1e-6)
     np.testing.assert_allclose(found.gain, [[0.9494229, 0.4597622]], atol=5e-8)
     np.testing.assert_allclose([found.offset[0], found.covariance[0, 0]], [0.0209219, 0.0372725], atol=5e-8)
 
 
 def test_without_a_prior_it_is_least_squares(x64):
     points = POINTS.astype(float)
-    found = local_linear.regress(points, jnp.ones(3), jnp.eye(3), 0.0, 2, 0.0)
+    found = regress(points, jnp.ones(3), jnp.eye(3), 0.0, 2, 0.0)
     solution = np.linalg.lstsq(np.c_[points[:, :2], np.ones(5)], points[:, 2], rcond=None)[0]
     np.testing.assert_allclose(np.r_[found.gain[0], found.offset], solution, atol=1e-12)
     np.testing.assert_allclose(solution, [0.9636353, 0.4702230, 0.0123511], atol=5e-8)
     # And so is the whole fit, whatever the units.
     steps = linear_steps(noise=0.1)
-    found = local_linear.fit(PLAIN, steps, local_linear.keep(steps), 1, inputs=3)
+    found = fit(PLAIN, steps, local_linear.keep(steps), 1, inputs=3)
     for t in range(6):
         design = np.c_[steps[:, t, :3], np.ones(5)]
         solution = np.linalg.lstsq(design, steps[:, t, 3], rcond=None)[0]
@@ -49,8 +52,8 @@ def test_a_linear_system_is_recovered_with_fewer_rows_than_inputs(x64):
     """Two rows a step, three inputs: the prior knows the rest."""
     steps = linear_steps(2, 30)
     config = LocalLinearConfig(clusters=1, ridge=1e-12)
-    found = local_linear.fit(config, steps, local_linear.keep(steps), 1, inputs=3)
-    np.testing.assert_allclose(found.gain[:, 0] * [1, 1e-3, 100], np.tile([0.9, 1e-7, 2.0], (30, 1)), atol=1e-4)
+    found = fit(config, steps, local_linear.keep(steps), 1, inputs=3)
+    np.testing.assert_allclose(found.gain[:, 0] * np.array([1, 1e-3, 100]), np.tile([0.9, 1e-7, 2.0], (30, 1)), atol=1e-4)
     np.testing.assert_allclose(found.offset, 7.0, atol=1e-4)
 
 
@@ -95,7 +98,8 @@ def test_the_number_of_clusters_grows_with_the_rows():
 
 @pytest.mark.parametrize("clusters", [1, 4])
 def test_exact_trajectories_from_one_state_are_fitted_in_single_precision(clusters):
-    """At the first step all states are the same, everywhere x' is an exact function of x and u, one column is constant."""
+    """At the first step all states are the same, everywhere x' is an exact function of x and u, one column is constant. The
+    sine is not linear over the spread of the states, so the largest error is not that of rounding."""
     rng = np.random.default_rng(2)
     steps = np.zeros((5, 40, 6))
     for t in range(40):
@@ -106,7 +110,8 @@ def test_exact_trajectories_from_one_state_are_fitted_in_single_precision(cluste
         if t < 39:
             steps[:, t + 1, :2] = steps[:, t, 4:]
     steps = jnp.asarray(steps, jnp.float32)
-    found = local_linear.fit(LocalLinearConfig(clusters=4), steps, local_linear.keep(steps), clusters, inputs=4)
+    found = fit(LocalLinearConfig(clusters=4), steps, local_linear.keep(steps), clusters, inputs=4)
     predicted = jnp.einsum("tij,ntj->nti", found.gain, steps[..., :4]) + found.offset
-    assert float(jnp.max(jnp.abs(predicted - steps[..., 4:]))) < 2e-3
+    error = np.abs(predicted - steps[..., 4:]).max(axis=(0, 1))
+    assert error[0] < 1e-4 and error[1] < 0.02
     assert float(jnp.min(jnp.linalg.eigvalsh(found.covariance))) > -1e-7

@@ -74,7 +74,9 @@ def make(config: RegressionConfig, observation_size: int, action_size: int) -> R
     def init(key: Key, hyper: Hyper) -> RegressedPolicy:
         params = network.init(key, jnp.zeros(observation_size))
         trainable = optimizer.init(params, hyper.get("learning_rate", config.learning_rate))
-        return RegressedPolicy(trainable, normalizer.running(observation_size), jnp.full(action_size, config.initial_std))
+        return RegressedPolicy(
+            trainable, normalizer.running(observation_size), jnp.full(action_size, config.initial_std, float)
+        )
 
     def mean(state: RegressedPolicy, x: Float[Array, "*k n"]) -> Float[Array, "*k m"]:
         return network.apply(state.network.params, normalizer.normalize(state.observations.normalizer, x))
