@@ -9,7 +9,7 @@ import pytest
 
 import jaxmbrl
 from jaxmbrl import UserError, cli, envs
-from jaxmbrl.agents.distillation import label_of_action
+from jaxmbrl.agents.distillation import Expert, label_of_action
 from jaxmbrl.core.spaces import Discrete
 from jaxmbrl.core.types import Algorithm, CriticView, Policy, Views
 from jaxmbrl.planning.tree_search.search import Statistics
@@ -32,8 +32,21 @@ def act(loaded, seed, observation):
     return float(policy.act((), jnp.asarray(observation), jax.random.key(0))[0][0])
 
 
-def test_a_student_is_a_run_of_its_own(run, tmp_path, capsys):
-    """From the command line; the expert is moved away, and the student evaluates, exports, and refuses to go on."""
+def test_a_student_is_a_run_of_its_own(run, tmp_path, capsys, monkeypatch):
+    """From the command line, of an expert with a memory, as planners have; the expert is moved away, and the student
+    evaluates, exports, and refuses to go on."""
+    made = experts.expert_of
+
+    def planning(*given):
+        inner = made(*given).policy
+
+        def policy(seed):
+            act = inner(seed).act
+            return Policy(lambda key: jnp.zeros(3), lambda memory, seen, key: (*act((), seen, key)[:2], memory + 1.0))
+
+        return Expert(policy)
+
+    monkeypatch.setattr(experts, "expert_of", planning)
     expert, out = tmp_path / "expert", tmp_path / "student"
     shutil.copytree(run, expert)
     settings = SETTINGS | {"updates": 100, "learning_rate": 0.01}

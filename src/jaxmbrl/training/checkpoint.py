@@ -148,12 +148,14 @@ def restore(
     repair: bool = True,
     before: int | None = None,
     fresh: Callable[[], PyTree] | None = None,
+    ignored: str | None = None,
 ) -> Restored:
     """Read the newest intact checkpoint in `folder`, bit for bit as it was saved.
 
     `like` is a pytree of arrays or `jax.ShapeDtypeStruct` (as from `jax.eval_shape`) with the expected structure, shapes
     and dtypes. Leaves are placed with its shardings, as NumPy arrays if a leaf of `like` is one, and otherwise on the
-    default device. Weak types become strong. Omitted leaves are taken from `fresh()`.
+    default device. Weak types become strong. Omitted leaves are taken from `fresh()`. Leaves of the checkpoint whose path
+    (`jax.tree_util.keystr`) begins with `ignored` are not read; `like` must not have them.
 
     A damaged checkpoint is renamed to `damaged-<step>`, with a warning, and the one before is read. With `repair` false
     nothing is renamed, so a folder to which another process may be writing can be read. With `before` only checkpoints of
@@ -172,8 +174,12 @@ def restore(
             path = folder / f"{step:08}"
             try:
                 body = manifest.verified(path)
-                manifest.compare(path, body["leaves"], like)
-                state, left_out = _load(path, body["leaves"], like, fresh)
+                leaves = [
+                    entry | {"ignored": ignored is not None and entry["path"].startswith(ignored)}
+                    for entry in body["leaves"]
+                ]
+                manifest.compare(path, [entry for entry in leaves if not entry["ignored"]], like)
+                state, left_out = _load(path, leaves, like, fresh)
                 return Restored(step, state, body["extra"], path, tuple(warnings), left_out)
             except Damaged as problem:
                 done = _set_aside(path) if repair else "it is skipped"
@@ -226,17 +232,23 @@ def _prune(folder: Path, keep: int, newest: Path, precious: Collection[Path]) ->
 def _load(
     path: Path, leaves: list[dict[str, Any]], like: PyTree, fresh: Callable[[], PyTree] | None
 ) -> tuple[PyTree, bool]:
-    """(the state, with every leaf verified after loading; whether some leaves were omitted). `like` has the same leaves."""
+    """(the state, with every leaf verified after loading; whether some leaves were omitted). `like` has the same leaves,
+    except for those that are ignored."""
     targets, treedef = jax.tree.flatten(like)
     order = {jax.tree_util.keystr(keys): i for i, (keys, _) in enumerate(jax.tree_util.tree_flatten_with_path(like)[0])}
     wanted, left_out = {}, [entry["path"] for entry in leaves if entry.get("left_out", False)]
+    unread = {}
     for i, entry in enumerate(leaves):
         if entry["path"] in left_out:
+            continue
+        if entry["ignored"]:
+            # Orbax reads all arrays of a file.
+            unread[_array_name(i)] = _zeros(entry)
             continue
         target = targets[order[entry["path"]]]
         data = jax.eval_shape(jax.random.key_data, target) if manifest.is_key(target) else target
         wanted[_array_name(i)] = np.zeros(data.shape, data.dtype)
-    loaded = array_files.load(path / ARRAYS, {name: array for name, array in wanted.items() if array.size})
+    loaded = array_files.load(path / ARRAYS, {name: array for name, array in (wanted | unread).items() if array.size})
     if left_out and fresh is None:
         raise CheckpointError(f"checkpoint {path} was saved without leaf {left_out[0]}")
     state: list[Any] = jax.tree.leaves(fresh()) if left_out and fresh is not None else [None] * len(targets)
@@ -251,6 +263,14 @@ def _load(
         at = order[entry["path"]]
         state[at] = _place(path, array, entry, targets[at])
     return jax.tree.unflatten(treedef, state), bool(left_out)
+
+
+def _zeros(entry: dict[str, Any]) -> np.ndarray:
+    """An array of the shape and dtype of a leaf in a manifest; of keys, that of their numbers."""
+    if "implementation" in entry:
+        numbers = jax.random.key_data(jax.random.key(0, impl=entry["implementation"]))
+        return np.zeros((*entry["shape"], *numbers.shape), numbers.dtype)
+    return np.zeros(entry["shape"], entry["dtype"])
 
 
 def _place(path: Path, array: np.ndarray, entry: dict[str, Any], target: Any) -> Any:

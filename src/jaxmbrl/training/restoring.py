@@ -75,4 +75,7 @@ def _restore_part(folder: RunFolder, program: Program, hosts: Hosts, repair: boo
     def fresh() -> LoopState:
         return initial(own, hyper_of({}, own.config))
 
-    return checkpoint.restore(hosts.checkpoints(folder), jax.eval_shape(fresh), repair, before, fresh)
+    like = jax.eval_shape(fresh)
+    # A student that is not trained further has no expert, whose memory is a part of the checkpoint.
+    alone = program.config.expert is not None and not jax.tree.leaves(like.memory)
+    return checkpoint.restore(hosts.checkpoints(folder), like, repair, before, fresh, ".memory" if alone else None)
