@@ -72,7 +72,7 @@ class CartPoleSwingUp:
 
     actuator_range = (-FORCE, FORCE)  # N
     observation_size = 5
-    observation_names = ("position", "velocity", "angular velocity", "sin", "cos")
+    observation_names: tuple[str, ...] = ("position", "velocity", "angular velocity", "sin", "cos")
     action_size = 1
     dt = DT
 
