@@ -224,6 +224,7 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/dhmbpo.md": {"returns": of("dhmbpo")},
     "docs/value_expansion.md": {"returns": of("mve", "steve")},
     "docs/value_gradients.md": {"returns": of("svg", "maac", "bptt")},
+    "docs/pilco.md": {"returns": of("pilco")},
     "docs/sac.md": {"returns": of("sac", "redq", "droq")},
     "docs/speed.md": {"bfloat16": in_bfloat16, "split": split, "compiling": compiling},
     "docs/td3.md": {"returns": of("td3", "ddpg")},

@@ -19,6 +19,7 @@ from jaxmbrl.diagnostics import evaluate_model, predicting
 from jaxmbrl.diagnostics import model_evaluation as judging
 from jaxmbrl.diagnostics.model_evaluation import FitConfig, fit_and_evaluate
 from jaxmbrl.models import EnsembleConfig
+from jaxmbrl.models.gaussian_process import GaussianProcessConfig
 from jaxmbrl.training import memory
 
 TINY = EnsembleConfig(members=3, elites=2, hidden=(8,), max_epochs=3, batch_size=16)
@@ -104,6 +105,16 @@ def test_the_rows_that_judge_are_never_fitted_to(judged):
     for a, b in zip(jax.tree.leaves(again.state), jax.tree.leaves(judged.state), strict=True):
         np.testing.assert_array_equal(a, b)
     assert (again.evaluation.error[:2] > 5).all()
+
+
+def test_a_gaussian_process_is_judged_in_float64(x64):
+    """After 35 rows of the linear system its errors are about the noise that was added and as large as it predicts."""
+    config = FitConfig(dynamics="gp", gp=GaussianProcessConfig(capacity=35), test_fraction=0.3)
+    found = fit_and_evaluate(config, made_up(), envs.make("pendulum")._replace(reward=None, features=None))
+    assert (found.evaluation.error[:2] < [0.25, 0.5]).all()
+    np.testing.assert_allclose(found.evaluation.aleatoric[:2] / found.evaluation.error[:2], 1.0, atol=0.5)
+    assert not found.evaluation.epistemic.any() and found.evaluation.error[2] < 0.05
+    assert found.found["model/rows"] == 35 and found.state.posterior.weights.dtype == np.float64
 
 
 def test_many_rows_are_judged_some_at_a_time(judged, monkeypatch):

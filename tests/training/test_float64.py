@@ -9,7 +9,9 @@ from command_line import call
 
 from jaxmbrl import cli
 from jaxmbrl.core import calling, precision
+from jaxmbrl.data import dataset
 from jaxmbrl.training import restoring
+from jaxmbrl.training.collecting import collect_by
 
 TRAIN = ("train", "linear", "--env", "pendulum", "--eval-every", 1, "--eval-episodes", 2)
 
@@ -64,6 +66,18 @@ def test_a_run_continues_in_its_own_type_alone(runs):
         assert code == 2 and "was made in float32, and float64 is on: leave --x64 out" in err
     code, out, err = switched("evaluate", runs / "double", "--episodes", 1, "--x64")
     assert code == 0 and "mean" in out, err
+
+
+def test_rows_of_a_file_are_learned_from_in_float64(tmp_path):
+    """The file has float32, and only the rows are rounded."""
+    rows = collect_by("pendulum", "random", 100)[0]
+    assert rows.reward.dtype == np.float32
+    dataset.save(tmp_path / "rows.npz", rows, "pendulum")
+    words = ("--data", tmp_path / "rows.npz", "--steps", 100, "--warmup-steps", 50, "--eval-every", 0)
+    code, _, err = switched(*TRAIN[:4], *words, "--out", tmp_path / "run", "--x64")
+    assert code == 0, err
+    with jax.enable_x64(True):
+        assert floats(tmp_path / "run") == {np.dtype(np.float64)}
 
 
 def test_commands_that_are_printed_have_the_switch(monkeypatch):

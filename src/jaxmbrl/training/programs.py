@@ -445,7 +445,12 @@ def _demonstrations(config: RunConfig, task: Task, learns: bool) -> Transition:
     problem = known_functions.of_another_task(task, data.rows)
     if problem is not None:
         raise UserError(f"{config.demonstrations}: {problem}; record demonstrations of this task in its units")
-    return jax.tree.map(jnp.asarray, data.rows)
+    return _on_device(data.rows)
+
+
+def _on_device(rows: Transition) -> Transition:
+    """The rows of a file as arrays of JAX, floats in the type of all others."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, float if leaf.dtype.kind == "f" else None), rows)
 
 
 def _loaded(path: str, digest: str | None, task: Task) -> Dataset:
@@ -481,7 +486,7 @@ def _data(config: RunConfig, task: Task) -> Transition:
         raise UserError(f"steps must be at least an epoch ({settings.epoch_steps}), got {config.steps}")
     if isinstance(settings, ChoosesModel) and settings.uses_true_model():
         raise UserError("model must be 'learned' with data: with the true simulator there is nothing to learn")
-    return jax.tree.map(jnp.asarray, data.rows)
+    return _on_device(data.rows)
 
 
 def initial(program: Program, hyper: dict[str, Array], sharding: SeedSharding | None = None) -> LoopState:

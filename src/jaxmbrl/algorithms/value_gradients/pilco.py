@@ -1,4 +1,5 @@
-"""PILCO: probabilistic inference for learning control (Deisenroth and Rasmussen, ICML 2011).
+"""PILCO: probabilistic inference for learning control (Deisenroth and Rasmussen, ICML 2011; Deisenroth, Fox and Rasmussen,
+Gaussian processes for data-efficient learning in robotics and control, arXiv 1502.02860).
 
     maximise  J(theta) = sum over t = 1..H of E r(x_t),    x_0 ~ N(m_0, S_0),  u_t = pi_theta(x_t)
 
@@ -240,7 +241,7 @@ METHOD = Method(
     make,
     Config,
     family="value_gradients",
-    paper="",
+    paper="1502.02860",
     summary="policy search in Gaussian processes, by gradients of exact moments of the predicted trial",
     requires=("float64 (`--x64`)",),
     tiny={

@@ -109,7 +109,12 @@ def rows_of(layout: Layout, replay: Replay) -> tuple[Rows, Float[Array, "D"]]:
     place, mask = jnp.arange(config.capacity), jnp.arange(config.capacity) < size
     # Rows at equal distances; all of them if there are no more than fit. 64-bit products do not overflow.
     slots = jnp.minimum((place * (replay.size / jnp.maximum(size, 1))).astype(jnp.int32), replay.data.reward.shape[0] - 1)
-    taken = jax.tree.map(lambda leaf: leaf[slots], replay.data._replace(extras=()))
+
+    def take(leaf: Array) -> Array:
+        """The rows, with floats of a file in float64."""
+        return leaf[slots].astype(float) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf[slots]
+
+    taken = jax.tree.map(take, replay.data._replace(extras=()))
     targets = targets_of(layout, taken)
     changes = jnp.pad(delta_mask(layout), (0, int(layout.learns_reward)))
     mean = jnp.sum(jnp.where(mask[:, None], targets, 0.0), axis=0) / jnp.maximum(size, 1)
