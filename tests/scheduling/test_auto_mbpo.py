@@ -71,6 +71,7 @@ def test_constant_decisions_are_mbpo_bit_for_bit():
     assert run.table.tolist() == [[0.5, 4, 2, 2]] * 4
 
 
+@pytest.mark.promises
 def test_what_is_found_is_a_table_that_mbpo_follows_bit_for_bit():
     choices = [(1, 2, 2, 0), (1, 2, 0, 2), (0, 0, 2, 2), (1, 0, 2, 0)]
     search = searching()
