@@ -149,7 +149,7 @@ class Made(BaseException):
 def test_what_the_task_knows_is_not_learned(fields, knows, monkeypatch):
     pendulum = envs.make("pendulum")
 
-    def make(config, observation, action, reward, terminated, features):
+    def make(config, observation, action, reward, terminated, features, on_epoch):
         assert (config, observation, action, features) == (TINY, 2, 1, pendulum.features)
         given = (reward is pendulum.reward, terminated is pendulum.terminated)
         assert given == (reward is not None, terminated is not None) == knows

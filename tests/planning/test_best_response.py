@@ -36,7 +36,7 @@ def exact(space):
             {"nonfinite": jnp.zeros((), jnp.int32)},
         )
 
-    return Planner(lambda: (), plan)
+    return Planner(lambda: (), plan, HORIZON)
 
 
 def exact_gains(space):
@@ -51,7 +51,7 @@ def exact_gains(space):
             gains = gains.at[t, 0].set(-first / second)
         return gains, state, {"nonfinite": jnp.zeros((), jnp.int32)}
 
-    return Planner(lambda: (), plan)
+    return Planner(lambda: (), plan, HORIZON)
 
 
 def planned(sizes, sweeps, independent=False, feedback=False):
