@@ -86,8 +86,8 @@ class Config(LoopSettings):
     evaluations: Annotated[int, Ge(1)] = 150
     """Evaluations of J and its gradient after each fit, at most."""
     rematerialize: bool = True
-    """Whether the backward pass recomputes each step, so that only the beliefs are stored, and not several arrays of
-    `gp.inducing`^2 numbers for each pair of outputs and step."""
+    """Whether the backward pass recomputes each step, so that only the beliefs are stored, and not several square matrices
+    with the side `gp.inducing` for each pair of outputs and step."""
     learn_reward: bool = False
     """Predict the reward by a Gaussian process even if the task's has the saturating form."""
     refit_every: Annotated[int, Ge(1)] = 40
