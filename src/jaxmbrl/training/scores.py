@@ -53,7 +53,7 @@ def normalized(value: float, reference: Reference) -> float:
     """The score of a return.
 
     >>> from jaxmbrl.training.scores import Reference, normalized
-    >>> normalized(1607.013848, Reference(-20.272305, 3234.3, "D4RL"))
+    >>> round(normalized(1607.013848, Reference(-20.272305, 3234.3, "D4RL")), 6)
     50.0
     """
     return 100 * (value - reference.random) / (reference.expert - reference.random)
