@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxmbrl.core.cholesky import cholesky
 from jaxmbrl.core.types import Key
 from jaxmbrl.models import moments
 from jaxmbrl.models.gaussian_process import Hyperparameters, Posterior, regression
@@ -58,7 +59,7 @@ def init_radial(key: Key, start: Gaussian, actions: int, bases: int, angles: int
     2 `angles` features, which are sines and cosines, of 0.7 (the toolbox's values)."""
     centre_key, target_key = jax.random.split(key)
     size = start.mean.shape[0]
-    factor = jnp.linalg.cholesky(start.covariance + 1e-9 * jnp.eye(size))
+    factor = cholesky(start.covariance + 1e-9 * jnp.eye(size))
     centres = start.mean + jax.random.normal(centre_key, (bases, size)) @ factor.T
     scale = jnp.where(jnp.arange(size) >= size - 2 * angles, math.log(0.7), 0.0)
     targets = 0.1 * jax.random.normal(target_key, (bases, actions))

@@ -18,6 +18,7 @@ import numpy as np
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
 
+from jaxmbrl.core.cholesky import cholesky
 from jaxmbrl.core.types import SaturatingReward
 from jaxmbrl.models.gaussian_process.regression import Hyperparameters, Posterior
 
@@ -145,7 +146,7 @@ def _means(x: Gaussian, process: Posterior) -> tuple[Float[Array, "D"], Float[Ar
     def one(hyper: Hyperparameters, weights: Array) -> tuple[Array, Array]:
         scale = jnp.exp(-hyper.lengthscale)
         scaled = away * scale
-        factor = jnp.linalg.cholesky(scale[:, None] * x.covariance * scale[None, :] + jnp.eye(size))
+        factor = cholesky(scale[:, None] * x.covariance * scale[None, :] + jnp.eye(size))
         solved = cho_solve((factor, True), scaled.T).T
         height = jnp.exp(2 * hyper.signal - jnp.sum(jnp.log(jnp.diag(factor))))
         weighted = weights * jnp.exp(-0.5 * jnp.sum(scaled * solved, axis=1))
@@ -169,7 +170,7 @@ def _through_basis(x: Gaussian, process: Posterior, uncertain: bool) -> Moments:
         matrix R of the papers has the determinant of B, and R^-1 covariance = P^-1/2 (I - B^-1) P^-1/2."""
         root = jnp.sqrt(scales[a] + scales[b])
         inner = root[:, None] * x.covariance * root[None, :]
-        factor = jnp.linalg.cholesky(inner + jnp.eye(size))
+        factor = cholesky(inner + jnp.eye(size))
         middle = symmetric(cho_solve((factor, True), inner)) / root[:, None] / root[None, :]
         of_a, of_b = scaled[a] @ middle, scaled[b] @ middle
         left = heights[a] + 0.5 * jnp.sum(of_a * scaled[a], axis=1) - jnp.sum(jnp.log(jnp.diag(factor)))
@@ -203,7 +204,7 @@ def saturating(x: Gaussian, reward: SaturatingReward) -> tuple[Float[Array, ""],
 
     def expected(factor: float) -> Array:
         """E exp(-factor ||e||^2 / 2) of the error e."""
-        inner = jnp.linalg.cholesky(factor * error.covariance + identity)
+        inner = cholesky(factor * error.covariance + identity)
         exponent = factor * error.mean @ cho_solve((inner, True), error.mean)
         return jnp.exp(-0.5 * exponent - jnp.sum(jnp.log(jnp.diag(inner))))
 

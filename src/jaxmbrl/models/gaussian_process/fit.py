@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxmbrl.core import tree
+from jaxmbrl.core.cholesky import one_at_a_time
 from jaxmbrl.core.types import Average, Hyper, Key, Metrics
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.models.gaussian_process.regression import (
@@ -22,6 +23,11 @@ from jaxmbrl.models.gaussian_process.regression import (
 )
 from jaxmbrl.models.layout import Layout, delta_mask, inputs_of, targets_of
 from jaxmbrl.nn.quasi_newton import minimize
+
+# The matrices of several outputs and seeds are solved with one at a time (`core.cholesky`).
+_evidence = one_at_a_time(lambda hyper, rows: negative_evidence(hyper, *rows))
+_sparse_evidence = one_at_a_time(lambda point, rows: negative_sparse_evidence(*point, *rows))
+_exact, _sparse = jax.custom_batching.sequential_vmap(exact), jax.custom_batching.sequential_vmap(sparse)
 
 
 class GaussianProcessState(NamedTuple):
@@ -150,11 +156,11 @@ def fit_exact(
 
     def one(guess: Hyperparameters, before: Hyperparameters, target: Array) -> tuple[Hyperparameters, Array, Array, Array]:
         def cost(hyper: Hyperparameters) -> Float[Array, ""]:
-            return negative_evidence(hyper, rows.inputs, target, rows.mask) + penalty(hyper, spread)
+            return _evidence(hyper, (rows.inputs, target, rows.mask)) + penalty(hyper, spread)
 
         better = (fits > 0) & (cost(before) < cost(guess))
         found = minimize(cost, tree.where(better, before, guess), evaluations)
-        weights, precision = exact(found.point, rows.inputs, target, rows.mask)
+        weights, precision = _exact(found.point, rows.inputs, target, rows.mask)
         return found.point, weights, precision, found.value - penalty(found.point, spread)
 
     hyper, weights, precision, cost = jax.vmap(one, in_axes=(0, 0, 1))(guess, before, rows.targets)
@@ -181,7 +187,7 @@ def fit_sparse(
         hyper, inducing = point
 
         def one(hyper: Hyperparameters, target: Array) -> Float[Array, ""]:
-            return negative_sparse_evidence(hyper, inducing, rows.inputs, target, rows.mask)
+            return _sparse_evidence((hyper, inducing), (rows.inputs, target, rows.mask))
 
         return jax.vmap(one, in_axes=(0, 1))(hyper, rows.targets)
 
@@ -191,7 +197,7 @@ def fit_sparse(
     hyper, inducing = minimize(cost, start, evaluations).point
 
     def fitted(hyper: Hyperparameters, target: Array) -> tuple[Array, Array]:
-        return sparse(hyper, inducing, rows.inputs, target, rows.mask)
+        return _sparse(hyper, inducing, rows.inputs, target, rows.mask)
 
     weights, precision = jax.vmap(fitted, in_axes=(0, 1))(hyper, rows.targets)
     return Posterior(inducing, hyper, weights, precision, offset), costs((hyper, inducing))

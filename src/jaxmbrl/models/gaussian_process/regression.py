@@ -25,6 +25,8 @@ import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Bool, Float
 
+from jaxmbrl.core.cholesky import cholesky
+
 JITTER = 1e-6
 """Share of the signal's variance that is added to the diagonal of FITC's K_mm."""
 LARGEST_RATIO, LARGEST_SCALE = 1000.0, 100.0
@@ -81,7 +83,7 @@ def negative_log_density(matrix: Float[Array, "N N"], target: Float[Array, "N"])
 def _negative_log_density(
     matrix: Float[Array, "N N"], target: Float[Array, "N"]
 ) -> tuple[Float[Array, ""], tuple[Float[Array, "N N"], Float[Array, "N"]]]:
-    factor = jnp.linalg.cholesky(matrix)
+    factor = cholesky(matrix)
     solved = cho_solve((factor, True), target)
     return 0.5 * target @ solved + jnp.sum(jnp.log(jnp.diag(factor))), (factor, solved)
 
@@ -117,7 +119,7 @@ def exact(
     hyper: Hyperparameters, inputs: Float[Array, "N I"], target: Float[Array, "N"], mask: Bool[Array, "N"]
 ) -> tuple[Float[Array, "N"], Float[Array, "N N"]]:
     """(beta, P) of the exact process."""
-    factor = jnp.linalg.cholesky(covariance(hyper, inputs, mask)), True
+    factor = cholesky(covariance(hyper, inputs, mask)), True
     both = mask[:, None] & mask[None, :]
     inverse = jnp.where(both, cho_solve(factor, jnp.eye(inputs.shape[0])), 0.0)
     return cho_solve(factor, jnp.where(mask, target, 0.0)), inverse
@@ -146,12 +148,12 @@ def _sparse(
 ) -> _Sparse:
     size = inducing.shape[0]
     signal, noise = jnp.exp(2 * hyper.signal), jnp.exp(2 * hyper.noise)
-    factor = jnp.linalg.cholesky(kernel(hyper, inducing, inducing) + JITTER * signal * jnp.eye(size))
+    factor = cholesky(kernel(hyper, inducing, inducing) + JITTER * signal * jnp.eye(size))
     crossed = jnp.where(mask[None, :], kernel(hyper, inducing, inputs), 0.0)
     half = solve_triangular(factor, crossed, lower=True)
     gamma = jnp.where(mask, 1 + (signal - jnp.sum(half**2, axis=0)) / noise, 1.0)
     scaled = half / jnp.sqrt(gamma)
-    inner = jnp.linalg.cholesky(noise * jnp.eye(size) + scaled @ scaled.T)
+    inner = cholesky(noise * jnp.eye(size) + scaled @ scaled.T)
     return _Sparse(factor, gamma, scaled, inner, jnp.where(mask, target, 0.0) / jnp.sqrt(gamma))
 
 
