@@ -212,7 +212,7 @@ def check_that_the_state_fits_in_again(compiled: Compiled) -> None:
 def check_that_buffers_are_updated_in_place(compiled: Compiled) -> None:
     buffers = of_type(compiled.start(), Replay, Sequences)
     assert buffers, "the algorithm has no buffer: is this check still about something?"
-    names = {"float32": "f32", "bool": "pred", "int32": "s32", "uint8": "u8"}
+    names = {"float32": "f32", "float64": "f64", "bool": "pred", "int32": "s32", "uint8": "u8"}
     parts = [x.data if isinstance(x, Replay) else (x.rows, x.observations, x.number) for x in buffers]
     stored = jax.tree.leaves(parts)
     shapes = {f"{names[leaf.dtype.name]}[{','.join(map(str, leaf.shape))}]" for leaf in stored}

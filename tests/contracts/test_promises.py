@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from jaxmbrl import algorithms
+from jaxmbrl.core.config import traced
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.data.sequences import Sequences
 from jaxmbrl.training import loop, programs
@@ -133,6 +134,8 @@ def test_two_four_and_eight_seeds_agree_on_seed_0_to_the_bit(compiled: Compiled,
 
 
 def test_a_seed_that_goes_non_finite_is_named_and_frozen_and_leaves_the_others(compiled: Compiled) -> None:
+    if not any(name.endswith("learning_rate") for name in traced(type(compiled.program.config.settings))):
+        pytest.skip("the method has no learning rate, which this check sets to NaN")
     # Methods without a warm-up are updated from the first steps on.
     earliest = EPOCH if hasattr(compiled.program.config.settings, "warmup_steps") else 1
     promises.check_that_a_non_finite_seed_is_frozen_alone(compiled, earliest=earliest)
