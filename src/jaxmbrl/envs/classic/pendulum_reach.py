@@ -25,22 +25,16 @@ from jaxtyping import Array, Float, UInt8
 from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task, never
 from jaxmbrl.envs.classic.integration import runge_kutta
-from jaxmbrl.envs.drawing.canvas import GOAL, INK, ROD, Canvas
+from jaxmbrl.envs.classic.rod import DT, LENGTH, acceleration, picture
 
 TORQUE = 20.0  # N m at action 1
-GRAVITY = 9.82  # m / s^2
-MASS = 1.0  # kg, a uniform rod
-LENGTH = 1.0  # m
-FRICTION = 0.01  # N m s / rad
-DT = 0.1  # s
 SUBSTEPS = 20
 GOAL_ANGLE = math.pi / 2  # rad
 
 
 def _derivative(coordinates: Float[Array, "2"], torque: Float[Array, ""]) -> Float[Array, "2"]:
     angle, speed = coordinates
-    moment = torque - FRICTION * speed - MASS * GRAVITY * LENGTH / 2 * jnp.sin(angle)
-    return jnp.stack([speed, moment / (MASS * LENGTH**2 / 3)])
+    return jnp.stack([speed, acceleration(angle, speed, torque)])
 
 
 class PendulumReach:
@@ -69,14 +63,7 @@ class PendulumReach:
 
     def draw(self, state: State, action: Float[np.ndarray, "1"] | None) -> UInt8[np.ndarray, "H W 3"]:
         """The rod, a ring around the goal of its tip, and the torque as an arrow."""
-        angle = float(state.pipeline_state[0])
-        canvas = Canvas(width=2.8, size=(360, 360))
-        canvas.ring((LENGTH, 0.0), 0.16, GOAL, 3.0)
-        canvas.rod((0.0, 0.0), (LENGTH * math.sin(angle), -LENGTH * math.cos(angle)), 0.14, ROD)
-        canvas.disc((0.0, 0.0), 0.05, INK)
-        if action is not None:
-            canvas.turn((0.0, 0.0), 0.4, angle - math.pi / 2, 1.6 * float(np.clip(action[0], -1, 1)))
-        return canvas.picture()
+        return picture(float(state.pipeline_state[0]), (LENGTH, 0.0), action)
 
 
 def reward(

@@ -12,8 +12,6 @@ observation is exact; the toolbox adds noise. The torque is clipped to 2.5 N m; 
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,14 +20,9 @@ from jaxtyping import Array, Float, UInt8
 from jaxmbrl.core.types import Key, SaturatingReward, Task
 from jaxmbrl.envs.base import State, angle_features, initial_state, make_task, never, saturating_reward
 from jaxmbrl.envs.classic.integration import runge_kutta
-from jaxmbrl.envs.drawing.canvas import GOAL, INK, ROD, Canvas
+from jaxmbrl.envs.classic.rod import DT, LENGTH, acceleration, picture
 
 TORQUE = 2.5  # N m at action 1
-GRAVITY = 9.82  # m / s^2
-MASS = 1.0  # kg, a uniform rod
-LENGTH = 1.0  # m
-FRICTION = 0.01  # N m s
-DT = 0.1  # s
 SUBSTEPS = 10
 START_DEVIATION = 0.1  # rad/s, rad
 COST_WIDTH = 0.5  # m
@@ -43,8 +36,7 @@ REWARD = SaturatingReward(
 
 def _derivative(coordinates: Float[Array, "2"], torque: Float[Array, ""]) -> Float[Array, "2"]:
     speed, angle = coordinates
-    moment = torque - FRICTION * speed - MASS * GRAVITY * LENGTH / 2 * jnp.sin(angle)
-    return jnp.stack([moment / (MASS * LENGTH**2 / 3), speed])
+    return jnp.stack([acceleration(angle, speed, torque), speed])
 
 
 class PilcoPendulum:
@@ -73,14 +65,7 @@ class PilcoPendulum:
 
     def draw(self, state: State, action: Float[np.ndarray, "1"] | None) -> UInt8[np.ndarray, "H W 3"]:
         """The rod, a ring around the upright position, and the torque as an arrow."""
-        angle = float(state.pipeline_state[1])
-        canvas = Canvas(width=2.8, size=(360, 360))
-        canvas.ring((0.0, LENGTH), 0.16, GOAL, 3.0)
-        canvas.rod((0.0, 0.0), (LENGTH * math.sin(angle), -LENGTH * math.cos(angle)), 0.14, ROD)
-        canvas.disc((0.0, 0.0), 0.05, INK)
-        if action is not None:
-            canvas.turn((0.0, 0.0), 0.4, angle - math.pi / 2, 1.6 * float(np.clip(action[0], -1, 1)))
-        return canvas.picture()
+        return picture(float(state.pipeline_state[1]), (0.0, LENGTH), action)
 
 
 def reward(
