@@ -175,6 +175,18 @@ def test_auto_reset_when_every_step_ends_an_episode():
     np.testing.assert_array_equal(rows.extras["count"], np.full(8, 100))
 
 
+def test_what_is_computed_for_all_steps_at_once_is_what_each_step_would_compute():
+    base = counter(fall=3.0, noisy=True)
+    base = base._replace(reset=lambda key: (jax.random.uniform(key), jnp.zeros((), jnp.int32)))
+    inner = remembering(noisy=True)._replace(init=lambda key: jax.random.randint(key, (), 0, 100, jnp.int32))
+    world, policy = auto_reset(base, inner)
+    assert world.prepare is not None and policy.prepare is not None
+    _, together = played(world, policy, 30)
+    _, alone = played(world._replace(prepare=None), policy._replace(prepare=None), 30)
+    jax.tree.map(np.testing.assert_array_equal, together, alone)
+    assert together.terminated.sum() > 3
+
+
 def test_auto_reset_goes_on_across_two_rollouts():
     state, _ = resetting(3.0, 3)
     assert bool(state[0].is_first)

@@ -48,26 +48,38 @@ def rollout(
     5.0
     """
 
-    def step(state: tuple[Carry, Memory], i: Int[Array, ""]) -> tuple[tuple[Carry, Memory], Transition]:
-        carry, memory = state
+    def prepare(i: Int[Array, ""]) -> tuple[Any, Any]:
         act_key, step_key = step_keys(key, i)
-        action, extras, memory = policy.act(memory, world.observe(carry), act_key)
-        carry, transition = world.step(carry, action, step_key)
+        return _prepared(policy.prepare, act_key), _prepared(world.prepare, step_key)
+
+    def step(state: tuple[Carry, Memory], drawn: tuple[Any, Any]) -> tuple[tuple[Carry, Memory], Transition]:
+        carry, memory = state
+        action, extras, memory = policy.act(memory, world.observe(carry), drawn[0])
+        carry, transition = world.step(carry, action, drawn[1])
         return (carry, memory), transition._replace(extras=extras)
 
-    continues = not isinstance(first, int) or first != 0
-    if fold is None:
-        return jax.lax.scan(step, state, first + jnp.arange(length) if continues else jnp.arange(length))
-
-    def step_and_fold(i: Int[Array, ""], loop: tuple[Any, Any]) -> tuple[Any, Any]:
+    def step_and_fold(loop: tuple[Any, Any], i: Int[Array, ""], drawn: tuple[Any, Any]) -> tuple[Any, Any]:
         state, acc = loop
-        i = first + i if continues else i
-        state, transition = step(state, i)
-        return state, fold(acc, transition, i)
+        state, transition = step(state, drawn)
+        return state, transition if fold is None else fold(acc, transition, i)
 
-    if isinstance(length, int):
-        return jax.lax.scan(lambda loop, i: (step_and_fold(i, loop), None), (state, acc), jnp.arange(length))[0]
-    return jax.lax.fori_loop(0, length, step_and_fold, (state, acc))
+    continues = not isinstance(first, int) or first != 0
+    if not isinstance(length, int):
+
+        def body(i: Int[Array, ""], loop: tuple[Any, Any]) -> tuple[Any, Any]:
+            i = first + i if continues else i
+            return step_and_fold(loop, i, prepare(i))
+
+        return jax.lax.fori_loop(0, length, body, (state, acc))
+    steps = first + jnp.arange(length) if continues else jnp.arange(length)
+    drawn = jax.vmap(prepare)(steps)
+    if fold is None:
+        return jax.lax.scan(step, state, drawn)
+    return jax.lax.scan(lambda loop, x: (step_and_fold(loop, *x), None), (state, acc), (steps, drawn))[0]
+
+
+def _prepared(prepare: Callable[[Key], Any] | None, key: Key) -> Any:
+    return key if prepare is None else prepare(key)
 
 
 def step_keys(key: Key, i: int | Int[Array, ""]) -> tuple[Key, Key]:
@@ -111,6 +123,15 @@ class Episode(NamedTuple):
     is_first: Bool[Array, ""]
 
 
+class Drawn(NamedTuple):
+    """What an auto-resetting world or policy computes from the key of a step."""
+
+    key: Key
+    """Of the step or the action itself."""
+    new: Any
+    """The carry or the memory at the beginning of an episode; for a world with `next_episode`, the key of it."""
+
+
 def auto_reset(world: World, policy: Policy) -> tuple[World, Policy]:
     """`world` and `policy` for collecting data: when an episode ends, the world is reset, and so is the policy's memory.
 
@@ -123,17 +144,25 @@ def auto_reset(world: World, policy: Policy) -> tuple[World, Policy]:
     def reset(key: Key) -> Episode:
         return Episode(world.reset(key), jnp.ones((), bool))
 
-    def step(episode: Episode, action: Action, key: Key) -> tuple[Episode, Transition]:
+    def prepare_step(key: Key) -> Drawn:
         step_key, again_key = reset_keys(key)
-        carry, transition = world.step(episode.carry, action, step_key)
+        return Drawn(step_key, world.reset(again_key) if world.next_episode is None else again_key)
+
+    def step(episode: Episode, action: Action, drawn: Key | Drawn) -> tuple[Episode, Transition]:
+        key, new = drawn if isinstance(drawn, Drawn) else prepare_step(drawn)
+        carry, transition = world.step(episode.carry, action, key)
         done = transition.terminated | transition.truncated
-        again = world.reset(again_key) if world.next_episode is None else world.next_episode(carry, again_key)
+        again = new if world.next_episode is None else world.next_episode(carry, new)
         return Episode(tree.where(done, again, carry), done), transition
 
-    def act(memory: Memory, observed: tuple[PyTree, Bool[Array, ""]], key: Key) -> tuple[Action, PyTree, Memory]:
-        observation, is_first = observed
+    def prepare_act(key: Key) -> Drawn:
         reset_key, act_key = jax.random.split(key)
-        return policy.act(tree.where(is_first, policy.init(reset_key), memory), observation, act_key)
+        return Drawn(act_key, policy.init(reset_key))
+
+    def act(memory: Memory, observed: tuple[PyTree, Bool[Array, ""]], drawn: Key | Drawn) -> tuple[Action, PyTree, Memory]:
+        observation, is_first = observed
+        key, new = drawn if isinstance(drawn, Drawn) else prepare_act(drawn)
+        return policy.act(tree.where(is_first, new, memory), observation, key)
 
     return (
         World(
@@ -141,8 +170,9 @@ def auto_reset(world: World, policy: Policy) -> tuple[World, Policy]:
             start=lambda origin, key: Episode(world.start(origin, key), jnp.ones((), bool)),
             observe=lambda episode: (world.observe(episode.carry), episode.is_first),
             step=step,
+            prepare=prepare_step,
         ),
-        Policy(policy.init, act),
+        Policy(policy.init, act, prepare_act),
     )
 
 

@@ -14,6 +14,7 @@ from hand_made import TINY, alive, constant, fitted_normalisers, floats, layers_
 from jaxmbrl.core.config import UserError, from_dict
 from jaxmbrl.core.spaces import Box
 from jaxmbrl.core.types import Transition
+from jaxmbrl.data import shuffling
 from jaxmbrl.data.replay import of_rows
 from jaxmbrl.distributions import soft_clamp
 from jaxmbrl.models import EnsembleConfig, ensemble, epochs
@@ -262,7 +263,7 @@ def draw(config, key, capacity, count):
     own = epochs.bootstrap(bootstrap_key, split, config.members)
 
     def epoch(number):
-        shuffles = epochs.draw_shuffles(jax.random.fold_in(shuffle_key, number), config.members, capacity, split.train)
+        shuffles = shuffling.draw_shuffles(jax.random.fold_in(shuffle_key, number), config.members, capacity, split.train)
         batches = jnp.arange(-(-capacity // config.batch_size))
         return jax.lax.map(lambda i: epochs.minibatch(shuffles, own, split.train, i, config.batch_size), batches)
 

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxmbrl.data import shuffling
 from jaxmbrl.models import epochs
 from jaxmbrl.models.normalizer import denormalize, measure, normalize
 
-draw_shuffles = jax.jit(epochs.draw_shuffles, static_argnums=(1, 2))
+draw_shuffles = jax.jit(shuffling.draw_shuffles, static_argnums=(1, 2))
 minibatch = jax.jit(epochs.minibatch, static_argnums=4)
 
 
@@ -71,7 +72,7 @@ def test_a_shuffle_is_a_permutation(count, seed):
 @jax.jit
 def shuffle_300(key, count):
     (table,) = draw_shuffles(key, 1, 300, count)
-    return epochs.shuffled(table, jnp.minimum(jnp.arange(300), count - 1), count)
+    return shuffling.shuffled(table, jnp.minimum(jnp.arange(300), count - 1), count)
 
 
 def test_shuffles_take_each_position_anywhere_and_pairs_apart():
@@ -80,8 +81,8 @@ def test_shuffles_take_each_position_anywhere_and_pairs_apart():
     @jax.jit
     def shuffles(key, count):
         def shuffle(key):
-            (table,) = epochs.draw_shuffles(key, 1, 300, count)
-            return epochs.shuffled(table, jnp.arange(23), count)
+            (table,) = shuffling.draw_shuffles(key, 1, 300, count)
+            return shuffling.shuffled(table, jnp.arange(23), count)
 
         return jax.vmap(shuffle)(jax.random.split(key, draws))
 
@@ -103,8 +104,8 @@ def test_a_shuffle_of_a_large_buffer_is_a_permutation():
 
     @jax.jit
     def shuffle(count):
-        (table,) = epochs.draw_shuffles(jax.random.key(3), 1, 200_000, count)
-        return epochs.shuffled(table, jnp.arange(100_003, dtype=jnp.int32), count)
+        (table,) = shuffling.draw_shuffles(jax.random.key(3), 1, 200_000, count)
+        return shuffling.shuffled(table, jnp.arange(100_003, dtype=jnp.int32), count)
 
     places = np.asarray(shuffle(np.int32(count)))
     assert (np.sort(places) == np.arange(count)).all()
@@ -128,7 +129,7 @@ def test_an_epoch_visits_each_bootstrapped_row_once(count, size):
 def test_members_and_epochs_have_orders_of_their_own():
     @jax.jit
     def batch(key, rows, count):
-        return epochs.minibatch(epochs.draw_shuffles(key, 2, 50, count), rows, count, jnp.zeros((), int), 50)[0]
+        return epochs.minibatch(shuffling.draw_shuffles(key, 2, 50, count), rows, count, jnp.zeros((), int), 50)[0]
 
     rows = np.tile(np.arange(50, dtype=np.int32), (2, 1))
     a, b = (np.asarray(batch(jax.random.key(seed), rows, np.int32(50))) for seed in range(2))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmbrl.nn.networks import MLP
-from jaxmbrl.nn.products import product
+from jaxmbrl.nn.products import NARROW, TALL, kernel_gradient, product
 
 
 def numbers(*shape, seed=0):
@@ -34,6 +34,15 @@ def test_the_product_and_its_derivatives_are_those_of_numpy(rows, out):
     close(of_x, pulled @ kernel.T)
     close(of_kernel, np.einsum("ni,no->io", x.reshape(-1, 4), pulled.reshape(-1, out)))
     close(change, dx @ kernel + x @ dkernel)
+
+
+@pytest.mark.parametrize("widths", [(NARROW, NARROW + 3), (NARROW + 3, NARROW), (NARROW - 1, NARROW)], ids=str)
+def test_kernel_gradients_of_many_rows_are_those_of_numpy(widths):
+    rows = TALL * max(widths)
+    for count in (rows - 1, rows):
+        x, pulled = numbers(2, count, widths[0]), numbers(2, count, widths[1], seed=1)
+        expected = np.einsum("bni,bno->bio", x.astype(np.float64), pulled.astype(np.float64))
+        np.testing.assert_allclose(jax.jit(kernel_gradient)(x, pulled), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)], ids=["both", "rows", "kernels"])

@@ -50,6 +50,7 @@ from jaxmbrl.core.types import (
     Views,
     flatten,
 )
+from jaxmbrl.data.shuffling import draw_shuffles, shuffled
 from jaxmbrl.distributions import Categorical, Gaussian
 from jaxmbrl.models.normalizer import RunningNormalizer, merge, normalize, running
 from jaxmbrl.nn import optimizer
@@ -374,10 +375,9 @@ def in_minibatches(
     def epoch(state: S, key: Key) -> tuple[S, Metrics]:
         if number == 1 and batch_size == size:
             return step(state, rows)
-        # Random numbers are sorted once; `jax.random.permutation` sorts three times, so that equal numbers do not matter.
-        # Among 2,000 numbers of 32 bits two are equal once in 2,000 passes, and these two rows keep their order.
-        order = jnp.argsort(jax.random.bits(key, (size,), jnp.uint32))
-        order = order[: number * batch_size].reshape(number, batch_size)
+        (table,) = draw_shuffles(key, 1, size, jnp.asarray(size, jnp.int32))
+        order = shuffled(table, jnp.arange(number * batch_size, dtype=jnp.int32), jnp.asarray(size, jnp.int32))
+        order = order.reshape(number, batch_size)
         state, found = jax.lax.scan(lambda state, index: step(state, jax.tree.map(lambda x: x[index], rows)), state, order)
         return state, metrics.total(found)
 

@@ -97,6 +97,9 @@ class World(NamedTuple):
     next_episode: Callable[[Carry, Key], Carry] | None = None
     """(carry at the end of an episode, key) -> carry at the start of the next, for a task of which a part continues across
     episodes; None for `reset(key)`."""
+    prepare: Callable[[Key], Any] | None = None
+    """What a step computes from its key alone. If it is given, `rollout` computes it for all steps at once and passes it to
+    `step` in place of the key: one large operation takes less time than many small ones."""
 
 
 class Policy(NamedTuple):
@@ -105,6 +108,8 @@ class Policy(NamedTuple):
     init: Callable[[Key], Memory]
     act: Callable[[Memory, Observation, Key], tuple[Action, PyTree, Memory]]
     """(memory, observation, key) -> (action, extras, memory)."""
+    prepare: Callable[[Key], Any] | None = None
+    """What `act` computes from its key alone; see `World.prepare`."""
 
 
 class Gated(Protocol):

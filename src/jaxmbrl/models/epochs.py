@@ -6,7 +6,6 @@ Nothing here depends on the kind of model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxmbrl.core.types import Key, PyTree
+from jaxmbrl.data.shuffling import shuffled
 
-ROUNDS = 6
 IMPROVEMENT = 0.01
 """Relative decrease of a member's best holdout error that counts as an improvement."""
 
@@ -55,40 +54,6 @@ def bootstrap(key: Key, split: Split, members: int) -> Int[Array, "E C"]:
     """For each member, row numbers drawn with replacement from the training rows; the first `split.train` are its data."""
     place = jax.random.randint(key, (members, split.order.shape[0]), 0, jnp.maximum(split.train, 1))
     return split.order[split.holdout + place]
-
-
-def draw_shuffles(key: Key, members: int, capacity: int, count: Int[Array, ""]) -> Int[Array, "E rounds side"]:
-    """One random permutation of range(count) for each member, in the form that `shuffled` reads.
-
-    Sorting random numbers would sort the whole capacity in every epoch. Instead, a permutation is a Feistel network of
-    random functions on a square of at least `count` cells (Black and Rogaway, Ciphers with arbitrary finite domains, 2002).
-    """
-    bits = jax.random.bits(key, (members, ROUNDS, math.isqrt(capacity) + 2), jnp.uint32)
-    return (bits % _side(count).astype(jnp.uint32)).astype(jnp.int32)
-
-
-def shuffled(table: Int[Array, "rounds side"], position: Int[Array, "B"], count: Int[Array, ""]) -> Int[Array, "B"]:
-    """The image of each position in range(count) under a permutation from `draw_shuffles`."""
-    side = _side(count)
-
-    def permute(cell: Int[Array, "B"]) -> Int[Array, "B"]:
-        left, right = cell // side, cell % side
-        for function in table:
-            left, right = right, (left + function[right]) % side
-        return left * side + right
-
-    def walk(place: tuple[Int[Array, "B"], Bool[Array, "B"]]) -> tuple[Int[Array, "B"], Bool[Array, "B"]]:
-        cell = jnp.where(place[1], permute(place[0]), place[0])
-        return cell, cell >= count
-
-    # A cell at or above `count` is permuted again until it is below: cycles close, so this permutes range(count).
-    start = position, jnp.ones(position.shape, bool)
-    return jax.lax.while_loop(lambda place: jnp.any(place[1]), walk, start)[0]
-
-
-def _side(count: Int[Array, ""]) -> Int[Array, ""]:
-    # One more cell per side for rounding up, and one for the rounding error of the root.
-    return jnp.floor(jnp.sqrt(count.astype(float))).astype(jnp.int32) + 2
 
 
 def minibatch(

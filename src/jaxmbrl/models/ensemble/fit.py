@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxmbrl.core.types import Average, Key, Metrics, Transition
 from jaxmbrl.data.replay import Replay
+from jaxmbrl.data.shuffling import draw_shuffles
 from jaxmbrl.models import epochs
 from jaxmbrl.models.ensemble.layout import Layout, features_of_next, inputs_of, targets_of
 from jaxmbrl.models.ensemble.loss import Batch, fit_loss
@@ -55,7 +56,7 @@ def fit_members(
 
     def epoch(members: Trainable, number: Int[Array, ""]) -> Trainable:
         epoch_key = jax.random.fold_in(shuffle_key, number)
-        shuffles = epochs.draw_shuffles(epoch_key, config.members, capacity, split.train)
+        shuffles = draw_shuffles(epoch_key, config.members, capacity, split.train)
         scale = (1 + jnp.cos(jnp.pi * number / config.max_epochs)) / 2 if config.annealing else 1.0
 
         def step(i: Int[Array, ""], members: Trainable) -> Trainable:
