@@ -11,7 +11,7 @@ import pytest
 from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box
-from jaxmbrl.envs.base import initial_state
+from jaxmbrl.envs.base import initial_state, number_of_actions, vector_sizes, vectors_and_actions
 from jaxmbrl.envs.drawing.canvas import BACKGROUND, BODY, FORCE, GOAL, INK, ROD
 from jaxmbrl.envs.drawing.scene import Ground, Scene, Tiles, disc, path, render, rod
 from jaxmbrl.envs.mujoco.scenes import Camera, model_scene, oblique
@@ -271,3 +271,22 @@ def test_a_mujoco_model_is_projected():
     np.testing.assert_allclose([*cylinder.start, *cylinder.end], [4.3, 0.0, 4.7, 0.0], atol=1e-6)
     image = np.asarray(render(scene, 40))
     assert image[13, 20].tolist() == list(ROD) and image[11, 20].tolist() == list(BODY)
+
+
+@pytest.mark.parametrize(
+    ("refuses", "name", "message"),
+    [
+        (vector_sizes, "pixels/pendulum", "x takes vectors, and the observations of task 'pixels/pendulum' are images"),
+        (
+            vectors_and_actions,
+            "stacked/3/pixels/32,grey/CartPole-v1",
+            "32, 3]: take the task 'CartPole-v1', or a method for",
+        ),
+        (number_of_actions, "pixels/16/bsuite/Catch", "take the task 'bsuite/Catch', or a method for images, such as dqn"),
+    ],
+)
+def test_methods_for_vectors_name_the_task_with_vectors(refuses, name, message):
+    with pytest.raises(UserError) as refused:
+        refuses(envs.make(name), "x")
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert number_of_actions(envs.make("pixels/CartPole-v1"), "dqn", images=True) == 2

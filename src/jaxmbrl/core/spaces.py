@@ -40,6 +40,11 @@ class Box(NamedTuple):
         return len(self.shape) == 1 and bool(jnp.issubdtype(self._dtype, jnp.floating))
 
     @property
+    def is_image(self) -> bool:
+        """Whether an element is an image, integers [H, W, C]."""
+        return len(self.shape) == 3 and bool(jnp.issubdtype(self._dtype, jnp.integer))
+
+    @property
     def _dtype(self) -> Any:
         return jnp.result_type(float) if self.dtype == "float" else jnp.dtype(self.dtype)
 

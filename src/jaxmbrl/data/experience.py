@@ -99,7 +99,7 @@ def init(
         cut_off = demonstrations.truncated.at[-1].set(~demonstrations.terminated[-1])
         demonstrations = demonstrations._replace(truncated=cut_off)
     if not config.has_priorities:
-        once = is_image(row.observation)
+        once = row.observation.ndim == 3 and jnp.issubdtype(row.observation.dtype, jnp.integer)
         own = sequences.init(row, num_envs, max(capacity // num_envs, 1)) if once else replay.init(row, capacity)
         return Experience(own, None if demonstrations is None else replay.of_rows(demonstrations))
     own = prioritized.init(row, capacity, config.alpha, config.epsilon)
@@ -122,12 +122,6 @@ def with_seams(rows: Transition) -> Transition:
     seams = jax.tree.leaves(jax.tree.map(differs, rows.next_observation, rows.observation))
     seam = jnp.append(jnp.stack(seams).any(axis=0), False)
     return rows._replace(truncated=rows.truncated | (seam & ~rows.terminated))
-
-
-def is_image(observation: PyTree) -> bool:
-    """Whether one observation is an image: integers [H, W, C]."""
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(observation)]
-    return all(leaf.ndim == 3 and jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in leaves)
 
 
 def add(experience: Experience, rows: Transition) -> Experience:
