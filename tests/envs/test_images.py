@@ -2,7 +2,10 @@
 
 import functools
 import math
+import sys
+from typing import ClassVar
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -290,3 +293,64 @@ def test_methods_for_vectors_name_the_task_with_vectors(refuses, name, message):
         refuses(envs.make(name), "x")
     assert message in str(refused.value) and "\n" not in str(refused.value)
     assert number_of_actions(envs.make("pixels/CartPole-v1"), "dqn", images=True) == 2
+
+
+class Gauge(gymnasium.Env):
+    """A bar that grows by 10 pixels of 40 with each step, 40 x 80 pixels; an image of its own where asked for."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, image=False, render_mode="rgb_array"):
+        self.render_mode, self.image, self.count = render_mode, image, 0
+        self.action_space = gymnasium.spaces.Discrete(2)
+        shape = {"low": 0, "high": 255, "shape": (40, 80, 3), "dtype": np.uint8}
+        self.observation_space = gymnasium.spaces.Box(**shape) if image else gymnasium.spaces.Box(-1, 1, (1,))
+
+    def render(self):
+        picture = np.zeros((40, 80, 3), np.uint8)
+        picture[:, : 10 * self.count] = (200, 100, 50)
+        return picture
+
+    def seen(self):
+        return self.render() if self.image else np.zeros(1, np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.count = 0
+        return self.seen(), {}
+
+    def step(self, action):
+        self.count += 1
+        return self.seen(), 1.0, self.count == 3, False, {}
+
+
+@pytest.mark.parametrize("image", [False, True], ids=["rendered", "observed"])
+def test_host_pictures_are_reduced_by_area(image):
+    """Pixels of 5 x 10: the bar covers one column of eight after each step."""
+    plain = envs.from_gymnasium(lambda render_mode=None: Gauge(image), "gauge", 5)
+    for grey, color in ((False, [200, 100, 50]), (True, [124])):
+        task = envs.pixels(plain, 8, grey)
+        assert task.name == f"pixels/{'8,grey' if grey else '8'}/gauge" and task.observation.shape == (8, 8, len(color))
+        assert task.reward is None
+        host = task.host()
+        assert not host.reset(0).any()
+        for step in (1, 2, 3):
+            result = host.step(np.array(1, np.int32))
+            expected = np.where(np.arange(8)[:, None] < step, color, 0)
+            np.testing.assert_array_equal(result.observation, np.broadcast_to(expected, (8, 8, len(color))))
+            assert result.observation.dtype == np.uint8 and result.terminated == (step == 3)
+        host.close()
+    stack = envs.stacked(envs.repeat(envs.pixels(plain, 8), 2), 2).host()
+    assert stack.reset(0).shape == (8, 8, 6)
+    assert stack.step(np.array(0, np.int32)).observation[0, :, 3].tolist() == [200, 200, *[0] * 6]
+    stack.close()
+
+
+def test_a_host_without_pictures_and_missing_packages_are_named(monkeypatch):
+    env = Gauge()
+    env.render_mode = None
+    with pytest.raises(UserError, match="its environments make no pictures: give envs.from_gymnasium a function"):
+        envs.pixels(envs.from_gymnasium(lambda: env, "gauge", 5))
+    monkeypatch.setitem(sys.modules, "Box2D", None)
+    with pytest.raises(UserError, match="Gymnasium cannot make 'CarRacing-v3': Box2D is not installed") as refused:
+        envs.make("gymnasium/CarRacing-v3")
+    assert "\n" not in str(refused.value)

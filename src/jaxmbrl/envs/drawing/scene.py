@@ -1,7 +1,7 @@
 """Pictures of tasks in JAX, for observations inside of a compiled program: plain shapes with smooth edges.
 
     def scene(self, state):
-        position = state.pipeline_state
+        position = state.pipeline_state[:2]
         return Scene((disc(position, 0.1, BODY),), width=4.0)
 
 An environment with this method can be observed as images (`envs.pixels`). Lengths are in the environment's own
