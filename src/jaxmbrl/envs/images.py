@@ -111,7 +111,7 @@ def _on_host(task: Task, name: str, size: int, grey: bool) -> Task:
     """`task`, which is on the host, as `name` with reduced images: those that it observes, or else renders."""
     space, image = _space(size, grey), task.observation
 
-    def reduced(image: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "size size C"]:
+    def reduced(image: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "size size D"]:
         return reduce(image, size, grey)
 
     if isinstance(image, Box) and image.is_image and image.shape[-1] in (1, 3):
