@@ -77,7 +77,8 @@ def encoded_size(space: Space) -> int:
 
 
 def encode(space: Space, value: Shaped[Array, "..."]) -> Float[Array, "*n F"]:
-    """Elements [*n, ...] of `space` as vectors of floats: the one-hot code of a choice, the entries of a box in one row.
+    """Elements [*n, ...] of `space` as vectors of floats: the one-hot code of a choice, the entries of a box in one row, for
+    images of bytes divided by 255.
 
     >>> from jaxmbrl.core.spaces import Box, Discrete, encode
     >>> encode(Discrete(3), jnp.array([0, 2])).tolist()
@@ -88,4 +89,5 @@ def encode(space: Space, value: Shaped[Array, "..."]) -> Float[Array, "*n F"]:
     if isinstance(space, Discrete):
         return jax.nn.one_hot(value, space.n, dtype=jnp.result_type(float))
     flat = value.reshape(*value.shape[: value.ndim - len(space.shape)], -1)
-    return flat if jnp.issubdtype(flat.dtype, jnp.floating) else flat.astype(jnp.result_type(float))
+    numbers = flat if jnp.issubdtype(flat.dtype, jnp.floating) else flat.astype(jnp.result_type(float))
+    return numbers / 255 if space.is_image and space.dtype == "uint8" else numbers
