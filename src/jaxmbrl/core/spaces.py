@@ -77,8 +77,8 @@ def encoded_size(space: Space) -> int:
 
 
 def encode(space: Space, value: Shaped[Array, "..."]) -> Float[Array, "*n F"]:
-    """Elements [*n, ...] of `space` as vectors of floats: the one-hot code of a choice, the entries of a box in one row, for
-    images of bytes divided by 255.
+    """Elements [*n, ...] of `space` as vectors of floats: the one-hot code of a choice, the entries of a box in one row.
+    Bytes of images are divided by 255.
 
     >>> from jaxmbrl.core.spaces import Box, Discrete, encode
     >>> encode(Discrete(3), jnp.array([0, 2])).tolist()
