@@ -250,10 +250,9 @@ def test_an_environment_without_a_scene_is_refused_by_name():
 
 def test_a_mujoco_model_is_projected():
     """A camera that looks down by 90 degrees has x to the right and y up; nearer geoms come last and cover others."""
-    assert oblique(90.0, 90.0)["right"] == pytest.approx((1.0, 0.0, 0.0), abs=1e-12)
-    assert oblique(90.0, 90.0)["up"] == pytest.approx((0.0, 1.0, 0.0), abs=1e-12)
-    side = oblique(90.0, 0.0)
-    assert side["right"] == pytest.approx((1.0, 0.0, 0.0), abs=1e-12) and side["up"] == pytest.approx((0, 0, 1), abs=1e-12)
+    for elevation, up in ((90.0, (0.0, 1.0, 0.0)), (0.0, (0.0, 0.0, 1.0))):
+        seen = oblique(1.0, (0.0, 0.0, 0.0), 90.0, elevation)
+        assert seen.right == pytest.approx((1.0, 0.0, 0.0), abs=1e-12) and seen.up == pytest.approx(up, abs=1e-12)
 
     class Model:
         """A sphere, a capsule along x, a cylinder and a plane."""

@@ -99,9 +99,10 @@ def init(
         cut_off = demonstrations.truncated.at[-1].set(~demonstrations.terminated[-1])
         demonstrations = demonstrations._replace(truncated=cut_off)
     if not config.has_priorities:
-        once = row.observation.ndim == 3 and jnp.issubdtype(row.observation.dtype, jnp.integer)
-        own = sequences.init(row, num_envs, max(capacity // num_envs, 1)) if once else replay.init(row, capacity)
-        return Experience(own, None if demonstrations is None else replay.of_rows(demonstrations))
+        given = None if demonstrations is None else replay.of_rows(demonstrations)
+        if row.observation.ndim == 3 and jnp.issubdtype(row.observation.dtype, jnp.integer):
+            return Experience(sequences.init(row, num_envs, max(capacity // num_envs, 1)), given)
+        return Experience(replay.init(row, capacity), given)
     own = prioritized.init(row, capacity, config.alpha, config.epsilon)
     if demonstrations is None:
         return Experience(own, None)

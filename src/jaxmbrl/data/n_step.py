@@ -78,8 +78,8 @@ def begun_at(
     if isinstance(buffer, Sequences):
         stride, columns = buffer.number.shape
         capacity, take = stride * columns, partial(sequences.take, buffer)
-        steps_of, exists = sequences.windows(buffer, slot, n + 1)
-        rewards, ended = steps_of.reward, steps_of.terminated | steps_of.truncated
+        rows, exists = sequences.windows(buffer, slot, n + 1)
+        rewards, ended = rows.reward, rows.terminated | rows.truncated
     else:
         data, capacity = buffer.data, jax.tree.leaves(buffer.data)[0].shape[0]
         take = partial(replay.take, buffer)

@@ -5,6 +5,7 @@ Gymnasium's models consist of these. A cylinder is shown as the capsule inside o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,12 +46,11 @@ ABOVE = (0.0, 1.0, 0.0)
 """`Camera.up` of a view from above."""
 
 
-def oblique(azimuth: float, elevation: float) -> dict[str, Vector]:
-    """`right` and `up` of a camera that looks in the direction `azimuth` (degrees from x to y), down by `elevation`
-    (degrees)."""
-    turn, down = np.radians([azimuth, elevation])
-    up = (np.sin(down) * np.cos(turn), np.sin(down) * np.sin(turn), np.cos(down))
-    return {"right": (float(np.sin(turn)), float(-np.cos(turn)), 0.0), "up": tuple(map(float, up))}
+def oblique(width: float, centre: Vector, azimuth: float, elevation: float, follows: int = 0) -> Camera:
+    """A camera that looks in the direction `azimuth` (degrees from x to y), down by `elevation` (degrees)."""
+    turn, down = math.radians(azimuth), math.radians(elevation)
+    up = (math.sin(down) * math.cos(turn), math.sin(down) * math.sin(turn), math.cos(down))
+    return Camera(width, centre, (math.sin(turn), -math.cos(turn), 0.0), up, follows)
 
 
 def model_scene(
@@ -74,8 +74,8 @@ def model_scene(
     colors = np.array([PALETTE[body % len(PALETTE)] for body in model.geom_bodyid[shown]], float)
     # Those nearer to the viewer cover those behind.
     order = jnp.argsort(at[:, 2])
-    start, end, radius, colors = (jnp.asarray(x)[order] for x in (at - along, at + along, radius, colors))
-    rods = [Rods(start[i, :2], end[i, :2], radius[i], colors[i]) for i in range(len(shown))]
+    far_first = [jnp.asarray(x)[order] for x in ((at - along)[:, :2], (at + along)[:, :2], radius, colors)]
+    rods = [Rods(*of_geom) for of_geom in zip(*far_first, strict=True)]
     middle = jnp.array(camera.centre) + moved
     floor = _floor(camera, middle, seen) if camera.follows else ()
     return Scene((*floor, *rods), camera.width, seen(middle)[:2])

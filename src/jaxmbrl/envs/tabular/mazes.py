@@ -120,7 +120,8 @@ class ChangingMaze:
     def scene(self, state: State) -> Scene:
         """The same without the action."""
         cell, elapsed = state.pipeline_state
-        colors = jnp.where(elapsed >= self.change, *map(floor_colors, reversed(self.cells)))
+        first, then = map(floor_colors, self.cells)
+        colors = jnp.where(elapsed >= self.change, then, first)
         return grid_scene(self.cells[0], cell, colors)
 
 
