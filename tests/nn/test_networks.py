@@ -261,9 +261,9 @@ def test_products_in_bfloat16_keep_the_weights_own_type(x64):
     assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(both, np.ones((3, 4))))} == {jnp.dtype("float64")}
 
 
-@pytest.mark.parametrize(("strides", "shape"), [((2, 1), (2, 3)), ((3, 2), (1, 1))], ids=["convolutions", "patches"])
+@pytest.mark.parametrize(("strides", "shape"), [((2, 1), (2, 3)), ((3, 2), (1, 1))], ids=["overlapping", "patches"])
 def test_convolutions_by_hand(strides, shape):
-    """Pixels are divided by 255; no padding; with strides as large as the kernels, rows and columns are left over."""
+    """Pixels are divided by 255; no padding; kernels that the stride divides and not, and columns that are left over."""
     torso = networks.ConvTorso(((2, 3, strides[0]), (3, 2, strides[1])))
     random = np.random.default_rng(0)
     image = random.integers(0, 256, (4, 7, 9, 2)).astype(np.uint8)
@@ -288,10 +288,10 @@ def test_convolutions_by_hand(strides, shape):
     assert networks.smallest_side(torso.layers) == (5 if strides == (2, 1) else 6)
 
 
-def test_patches_begin_as_a_convolution_does():
+def test_a_convolution_begins_as_flaxs_does():
     image = jnp.zeros((9, 6, 2))
-    ours = networks.Patches(4, 3, name="layer").init(jax.random.key(1), image)
-    flaxs = nn.Conv(4, (3, 3), 3, "VALID", name="layer").init(jax.random.key(1), image)
+    ours = networks.Convolution(4, 3, 2).init(jax.random.key(1), image)
+    flaxs = nn.Conv(4, (3, 3), 2, "VALID").init(jax.random.key(1), image)
     jax.tree.map(np.testing.assert_array_equal, ours, flaxs)
 
 

@@ -156,32 +156,53 @@ class ConvTorso(nn.Module):
         x = image.astype(dtype)
         x = x if jnp.issubdtype(image.dtype, jnp.floating) else x / 255
         for i, (units, size, stride) in enumerate(self.layers):
-            settings: dict[str, Any] = {"kernel_init": self.kernel_init, "param_dtype": dtype, "name": f"Conv_{i}"}
-            whole = size == stride
-            layer = Patches(units, size, **settings) if whole else nn.Conv(units, (size, size), stride, "VALID", **settings)
-            x = nn.relu(layer(x))
+            x = nn.relu(Convolution(units, size, stride, self.kernel_init, dtype, name=f"Conv_{i}")(x))
         return x.reshape(*x.shape[:-3], -1)
 
 
-class Patches(nn.Module):
-    """A convolution without padding whose stride is the size of its kernel, with the parameters of `nn.Conv`. It is one
-    product of matrices, which a CPU computes much faster, also for several seeds under `vmap`."""
+class Convolution(nn.Module):
+    """A convolution without padding, with the parameters of `nn.Conv`, as one product of matrices.
+
+    The image is divided into blocks as large as the stride. A kernel covers n x n of them, so n x n shifted images of
+    blocks, joined, hold what the kernel sees at each place. On a CPU the gradient of DQN's convolutions in a loop takes a
+    fiftieth of the time that XLA's own take, for one seed and for four under `vmap`.
+    """
 
     units: int
     size: int
+    """Of the square kernel."""
+    stride: int
     kernel_init: Initializer = nn.initializers.lecun_normal()
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, image: Float[Array, "*n H W C"]) -> Float[Array, "*n h w units"]:
         """The convolved images."""
-        *rows, height, width, channels = image.shape
-        size, down, across = self.size, height // self.size, width // self.size
-        kernel = self.param("kernel", self.kernel_init, (size, size, channels, self.units), self.param_dtype)
+        channels, step = image.shape[-1], self.stride
+        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, channels, self.units), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.units,), self.param_dtype)
-        whole = image[..., : down * size, : across * size, :].reshape(*rows, down, size, across, size, channels)
-        patches = jnp.swapaxes(whole, -4, -3).reshape(*rows, down, across, size * size * channels)
-        return patches @ kernel.reshape(-1, self.units) + bias
+        places = [max(side - self.size, -step) // step + 1 for side in image.shape[-3:-1]]
+        n = -(-self.size // step)
+        blocks = _blocks(_sized(image, [(count + n - 1) * step for count in places]), step)
+        parts = [blocks[..., i : i + places[0], j : j + places[1], :] for i in range(n) for j in range(n)]
+        # A kernel that does not end with a block is 0 in the rest of it.
+        square = _sized(jnp.moveaxis(kernel, -1, 0), [n * step, n * step])
+        weights = _blocks(square, step).reshape(self.units, -1).T
+        return product(jnp.concatenate(parts, axis=-1), weights) + bias
+
+
+def _sized(image: Float[Array, "*n H W C"], sides: list[int]) -> Float[Array, "*n h w C"]:
+    """The image with these numbers of rows and columns, cut off or filled up with zeros at the end."""
+    more = [(0, max(side - given, 0)) for given, side in zip(image.shape[-3:-1], sides, strict=True)]
+    return jnp.pad(image[..., : sides[0], : sides[1], :], [(0, 0)] * (image.ndim - 3) + [*more, (0, 0)])
+
+
+def _blocks(image: Float[Array, "*n H W C"], side: int) -> Float[Array, "*n h w D"]:
+    """Each block of `side` x `side` pixels in one row, D = side^2 C."""
+    *rows, height, width, channels = image.shape
+    down, across = height // side, width // side
+    apart = jnp.swapaxes(image.reshape(*rows, down, side, across, side, channels), -4, -3)
+    return apart.reshape(*rows, down, across, side * side * channels)
 
 
 def smallest_side(layers: tuple[ConvLayer, ...]) -> int:

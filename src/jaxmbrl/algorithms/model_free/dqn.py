@@ -151,6 +151,16 @@ METHOD = Method(
     goals=(
         Goal("dqn-catch", "bsuite/Catch", 6000, 1.0, seeds=8, seeds_at_goal=8, about="double DQN"),
         Goal(
+            "dqn-pixels-catch",
+            "stacked/2/pixels/16,grey/bsuite/Catch",
+            6000,
+            1.0,
+            seeds=8,
+            seeds_at_goal=7,
+            settings={"agent.convolutions": ((16, 4, 4),)},
+            about="images of 16 x 16 pixels, the last two",
+        ),
+        Goal(
             "dqn-cartpole",
             "CartPole-v1",
             30_000,
