@@ -16,7 +16,7 @@ from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box
 from jaxmbrl.envs.base import initial_state, number_of_actions, vector_sizes, vectors_and_actions
 from jaxmbrl.envs.drawing.canvas import BACKGROUND, BODY, FORCE, GOAL, INK, ROD
-from jaxmbrl.envs.drawing.scene import Ground, Scene, Tiles, disc, path, render, rod
+from jaxmbrl.envs.drawing.scene import Ground, Rods, Scene, Tiles, disc, path, render, rod
 from jaxmbrl.envs.mujoco.scenes import Camera, model_scene, oblique
 from jaxmbrl.rollout import open_loop, rollout
 
@@ -82,15 +82,16 @@ def test_areas_of_discs_and_bars_are_those_of_geometry():
 
 
 def test_a_straight_edge_covers_the_exact_share_of_a_pixel():
-    """A bar from -2.75 to 0.25 in y, between pixel rows at -3, -2, ..., 1, and a disc too small to see."""
-    scene = Scene((rod((-99.0, -1.25), (99.0, -1.25), 3.0, (0, 0, 0)),), 8.0, background=(100, 100, 100))
-    column = np.asarray(render(scene, 8))[:, 3, 0]
-    assert column.tolist() == [100, 100, 100, 75, 0, 0, 25, 100]
-    tiles = Scene((Tiles(np.full((2, 2, 3), 20)),), 4.0, centre=(0.25, 1.0), background=(100, 100, 100))
+    """A bar from -2.75 to 0.25 in y, between pixel rows at -3, -2, ..., 1; a grid; and a ground up to 0.25."""
+    grey = (100, 100, 100)
+    bar_across = Scene((rod((-99.0, -1.25), (99.0, -1.25), 3.0, (0, 0, 0)),), 8.0, background=grey)
     # Pixels with sides of 1 from x = -1.75 and y = 3: the grid covers a quarter of the second column.
-    assert np.asarray(render(tiles, 4))[..., 0].tolist() == [[100] * 4, [100, 80, 20, 40], [100, 80, 20, 40], [100] * 4]
-    ground = Scene((Ground(lambda x: 0.0 * x + 0.25, (0, 0, 0)),), 4.0, background=(100, 100, 100))
-    assert np.asarray(render(ground, 4))[:, 0, 0].tolist() == [100, 75, 0, 0]
+    tiles = Scene((Tiles(np.full((2, 2, 3), 20)),), 4.0, centre=(0.25, 1.0), background=grey)
+    ground = Scene((Ground(lambda x: 0.0 * x + 0.25, (0, 0, 0)),), 4.0, background=grey)
+    images = jax.jit(lambda: (render(bar_across, 8), render(tiles, 4), render(ground, 4)))()
+    assert images[0][:, 3, 0].tolist() == [100, 100, 100, 75, 0, 0, 25, 100]
+    assert images[1][..., 0].tolist() == [[100] * 4, [100, 80, 20, 40], [100, 80, 20, 40], [100] * 4]
+    assert images[2][:, 0, 0].tolist() == [100, 75, 0, 0]
 
 
 @functools.cache
@@ -265,13 +266,17 @@ def test_a_mujoco_model_is_projected():
     turns = np.stack([np.eye(3), turned, turned, np.eye(3)])
     places = np.array([[5.0, 1.0, 0.3], [5.0, 0.0, 0.3], [4.5, 3.0, 0.0], [0, 0, 0]])
     camera = Camera(width=2.0, centre=(0.0, 0.0, 0.0), follows=1)
-    scene = model_scene(Model(), camera, jnp.array([5.0, 7.0]), jnp.asarray(places), jnp.asarray(turns))
-    np.testing.assert_allclose(scene.centre, [5.0, 0.0], atol=1e-6)
-    *_, cylinder, sphere, capsule = scene.shapes
+
+    @jax.jit
+    def seen(places, turns):
+        scene = model_scene(Model(), camera, jnp.array([5.0, 7.0]), places, turns)
+        return scene.centre, [shape for shape in scene.shapes if isinstance(shape, Rods)][-3:], render(scene, 40)
+
+    centre, (cylinder, sphere, capsule), image = jax.device_get(seen(places, turns))
+    np.testing.assert_allclose(centre, [5.0, 0.0], atol=1e-6)
     np.testing.assert_allclose([*capsule.start, *capsule.end, capsule.radius], [4.5, 0.3, 5.5, 0.3, 0.1], atol=1e-6)
     np.testing.assert_allclose([*sphere.start, *sphere.end, sphere.radius], [5.0, 0.3, 5.0, 0.3, 0.2], atol=1e-6)
     np.testing.assert_allclose([*cylinder.start, *cylinder.end], [4.3, 0.0, 4.7, 0.0], atol=1e-6)
-    image = np.asarray(render(scene, 40))
     assert image[13, 20].tolist() == list(ROD) and image[11, 20].tolist() == list(BODY)
 
 

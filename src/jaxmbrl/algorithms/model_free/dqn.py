@@ -153,7 +153,7 @@ METHOD = Method(
         Goal(
             "dqn-pixels-catch",
             "stacked/2/pixels/16,grey/bsuite/Catch",
-            6000,
+            10_000,
             1.0,
             seeds=8,
             seeds_at_goal=7,
