@@ -190,6 +190,14 @@ def compiling() -> list[str]:
     return table(("one seed", "compile, cold (s)", "compile, cached (s)", "state (MB)", "other memory (MB)"), rows)
 
 
+def drawing() -> list[str]:
+    """The table of the results of `pixels.py`, in thousands a second."""
+    columns = [f"images/s, {what}" for what in ("32 x 32, grey", "32 x 32", "64 x 64")]
+    columns += [f"steps/s, {what}" for what in ("not drawn", "32 x 32", "64 x 64")]
+    rows = [(f"`{name}`", *(number(of[at] / 1000) for at in columns)) for name, of in read("pixels-cpu").items()]
+    return table(("thousands a second", *columns), rows)
+
+
 PARTS = ("collect", "plan", "fit", "imagine", "update")
 
 
@@ -230,6 +238,7 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/td3.md": {"returns": of("td3", "ddpg")},
     "docs/mpo.md": {"returns": of("mpo")},
     "docs/dqn.md": {"returns": of("dqn")},
+    "docs/pixels.md": {"returns": of("dqn", tasks="pixels/"), "drawing": drawing},
     "docs/partial_observation.md": {"returns": of("sac", "recurrent-sac", tasks="masked/")},
     "docs/qt_opt_naf.md": {"returns": of("qt-opt", "naf")},
     "docs/on_policy.md": {"returns": of("ppo", "trpo", "a2c", "reinforce")},

@@ -116,6 +116,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]] | tuple[str, dict[str, Any], str]
         "mbpo",
         {"learner": "naf", "naf.hidden": (16, 16), "trust.rule": "explore"},
     ),
+    "dqn, images stored once": ("dqn", {"agent.convolutions": ((4, 4, 4),)}, "images"),
     "dqn, count bonus of vectors": ("dqn", {"count_bonus.weight": 1.0}, CHOICES),
     "pets, discrete actions, reward learned": ("pets", {"learn_reward": True}, CHOICES),
     "pets, discrete actions, MPPI, open loop": (
@@ -144,6 +145,7 @@ TASKS = {
     "discrete actions": "spinning-pendulum-discrete",
     "tables": "corridor",
     "continuous actions in episodes of one length": "swinging-pendulum",
+    "images": "stacked/2/pixels/16,grey/spinning-pendulum-discrete",
 }
 """The task on which a method is tested, by the kind of task."""
 FAST, CELLS = 5.0, 6
@@ -207,8 +209,8 @@ class Corridor:
 
 
 def register_tasks() -> None:
-    """Register `TASKS`."""
-    continuous, discrete, tables, steady = TASKS.values()
+    """Register `TASKS`. The images are those of the task with discrete actions."""
+    continuous, discrete, tables, steady, _ = TASKS.values()
     length = LIMITS.__getitem__
     envs.register(continuous, lambda: envs.make_task(continuous, Spinning(), length(continuous), reward, too_fast))
     envs.register(

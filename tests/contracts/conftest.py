@@ -17,4 +17,4 @@ def spinning() -> Iterator[None]:
     register_tasks()
     yield
     for name in TASKS.values():
-        del envs.TASKS[name]
+        envs.TASKS.pop(name, None)

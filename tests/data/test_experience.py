@@ -147,3 +147,74 @@ def test_one_step_is_the_row_itself_and_priorities_pass_without_rows():
 def test_without_a_share_demonstrations_need_priorities():
     with pytest.raises(ValueError, match="need priorities"):
         experience.sample(filled(ReplayConfig(), rows(1, 4, demonstration=True)), jax.random.key(0), 4, None)
+
+
+ENVS = 2
+IMAGE_ROW = Transition(
+    np.zeros((2, 1, 1), np.uint8), np.int32(0), np.float32(0), np.zeros((2, 1, 1), np.uint8), np.False_, np.False_
+)
+
+
+def episodes(steps):
+    """Rows [steps, ENVS] of images that are their number and environment; episodes end after 13 steps, in turn by a
+    termination and by a time limit, and the next one begins with another image."""
+    t, env = np.meshgrid(np.arange(steps), np.arange(ENVS), indexing="ij")
+    ended = t % 13 == 12
+
+    def image(number):
+        return np.stack([number, env], axis=-1).astype(np.uint8)[..., None, None]
+
+    return Transition(
+        observation=image(t),
+        action=t.astype(np.int32),
+        reward=t.astype(np.float32),
+        next_observation=image(np.where(ended, 200, t + 1)),
+        terminated=ended & (t % 2 == 0),
+        truncated=ended & (t % 2 == 1),
+    )
+
+
+def test_images_stored_once_give_the_same_batches():
+    """With the same keys, the rows of one step and of three that a buffer of whole rows gives, while it fills and after the
+    ring began anew. The buffer takes half the bytes."""
+    once = experience.init(IMAGE_ROW, ENVS * 12, ReplayConfig(), num_envs=ENVS)
+    whole = Experience(replay.init(IMAGE_ROW, ENVS * 12), None)
+
+    @jax.jit
+    def both(once, whole, key):
+        batches = [experience.sample(held, key, BATCH) for held in (once, whole)]
+        pairs = zip((once, whole), batches, strict=True)
+        return [(batch, [experience.rows_at(held, batch, n, 0.5, ENVS) for n in (1, 3)]) for held, batch in pairs]
+
+    ends = 0
+    step, played = jax.jit(lambda *held, rows: [experience.add(one, rows) for one in held]), episodes(40)
+    for t in range(0, 40, 2):
+        rows = jax.tree.map(lambda x, t=t: x[t : t + 2].reshape(2 * ENVS, *x.shape[2:]), played)
+        once, whole = step(once, whole, rows=rows)
+        found, expected = jax.device_get(both(once, whole, jax.random.key(t)))
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        ends += np.sum(found[1][1].next_observation == 200)
+        assert int(once.own.size) * ENVS == int(whole.own.size) == min(t + 2, 12) * ENVS
+    assert ends > 0, "no window ended with an episode"
+
+    def stored(capacity, config):
+        row = IMAGE_ROW._replace(**dict.fromkeys(("observation", "next_observation"), np.zeros((64, 64, 3), np.uint8)))
+        shapes = jax.eval_shape(lambda: experience.init(row, capacity, config))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes.own))
+
+    # Of 100,000 images with 64 x 64 x 3 bytes, once and a 64th, and twice where they are sampled by priority.
+    assert 1.248e9 < stored(100_000, ReplayConfig()) < 1.251e9
+    assert 2.458e9 < stored(100_000, PRIORITIZED) < 2.463e9
+
+
+def test_vectors_and_other_images_are_stored_as_rows():
+    for observation in (np.zeros(3, np.float32), np.int32(0), np.zeros((2, 2), np.uint8), np.zeros((2, 2, 1), np.float32)):
+        row = IMAGE_ROW._replace(observation=observation, next_observation=observation)
+        assert isinstance(jax.eval_shape(lambda row=row: experience.init(row, 8)).own, replay.Replay)
+
+
+def test_seams_are_marked():
+    """Recorded images of which the third does not follow the second."""
+    recorded = jax.tree.map(lambda x: jnp.asarray(x[:, 0]), episodes(5))
+    recorded = jax.tree.map(lambda x: jnp.delete(x, 2, axis=0), recorded)
+    assert experience.with_seams(recorded).truncated.tolist() == [False, True, False, False]

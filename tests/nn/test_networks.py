@@ -261,9 +261,10 @@ def test_products_in_bfloat16_keep_the_weights_own_type(x64):
     assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(both, np.ones((3, 4))))} == {jnp.dtype("float64")}
 
 
-def test_convolutions_by_hand():
-    """Pixels are divided by 255; no padding; the first layer has a stride of 2."""
-    torso = networks.ConvTorso(((2, 3, 2), (3, 2, 1)))
+@pytest.mark.parametrize(("strides", "shape"), [((2, 1), (2, 3)), ((3, 2), (1, 1))], ids=["overlapping", "patches"])
+def test_convolutions_by_hand(strides, shape):
+    """Pixels are divided by 255; no padding; kernels that the stride divides and not, and columns that are left over."""
+    torso = networks.ConvTorso(((2, 3, strides[0]), (3, 2, strides[1])))
     random = np.random.default_rng(0)
     image = random.integers(0, 256, (4, 7, 9, 2)).astype(np.uint8)
     params = jax.eval_shape(torso.init, jax.random.key(0), image)
@@ -280,11 +281,18 @@ def test_convolutions_by_hand():
                 out[:, i, j] = np.tensordot(patch, kernel, 3) + bias
         return np.maximum(out, 0)
 
-    expected = conv(conv(image / 255, "Conv_0", 2), "Conv_1", 1)
-    assert expected.shape == (4, 2, 3, 3)
+    expected = conv(conv(image / 255, "Conv_0", strides[0]), "Conv_1", strides[1])
+    assert expected.shape == (4, *shape, 3)
     found = jax.jit(torso.apply)(params, image)
     np.testing.assert_allclose(found, expected.reshape(4, -1), rtol=1e-4, atol=1e-5)
-    assert networks.smallest_side(torso.layers) == 5
+    assert networks.smallest_side(torso.layers) == (5 if strides == (2, 1) else 6)
+
+
+def test_a_convolution_begins_as_flaxs_does():
+    image = jnp.zeros((9, 6, 2))
+    ours = networks.Convolution(4, 3, 2).init(jax.random.key(1), image)
+    flaxs = nn.Conv(4, (3, 3), 2, "VALID").init(jax.random.key(1), image)
+    jax.tree.map(np.testing.assert_array_equal, ours, flaxs)
 
 
 @pytest.mark.parametrize("layers", [networks.NATURE, ((2, 3, 2), (3, 2, 1)), ((4, 3, 3),)])

@@ -13,7 +13,7 @@ from slider import Slider
 import jaxmbrl
 from jaxmbrl import envs
 from jaxmbrl.core.types import Transition
-from jaxmbrl.data import replay
+from jaxmbrl.data import replay, sequences
 from jaxmbrl.data.dataset import DataWarning
 from jaxmbrl.envs.base import initial_state
 from jaxmbrl.training import first_rows, programs
@@ -178,20 +178,35 @@ def test_a_clock_of_a_host_environment_that_float32_cannot_hold_is_told(start, d
     assert not lost or str(told[0].message).startswith(f"task 'clock': observation 1 is about 1.7e+09, where {lost}")
 
 
+def examined(buffer, **task):
+    """What is said of a buffer of 1,000 rows of one environment."""
+    program = programs.Program(
+        config=SimpleNamespace(data=None, settings=SimpleNamespace(num_envs=1, epoch_steps=1000)),
+        task=envs.make("pendulum")._replace(reward=None, terminated=None, **task),
+        algorithm=SimpleNamespace(views=lambda state: SimpleNamespace(replay=state)),
+        loop=None,
+    )
+    return first_rows.examine(program, jax.tree.map(lambda x: jnp.asarray(x)[None], buffer), 1000)
+
+
+def test_images_that_are_stored_once_are_examined():
+    images = np.random.default_rng(0).integers(0, 256, (1001, 4, 4, 1)).astype(np.uint8)
+    rows = rows_of(right, 1000)._replace(observation=images[:-1], next_observation=images[1:])
+    rows = rows._replace(terminated=np.arange(1, 1001) % LIMIT == 0, reward=np.zeros(1000, np.float32))
+    buffer = sequences.init(jax.tree.map(lambda x: x[0], rows), 1, 1000, ends=40)
+    buffer = sequences.add(buffer, jax.tree.map(lambda x: jnp.asarray(x)[:, None], rows))
+    assert [text.partition(", as at")[0] for text in examined(buffer)] == [
+        "task 'pendulum': all 40 episodes terminate after exactly 25 steps"
+    ]
+
+
 def test_digits_that_an_environment_in_jax_has_lost_are_told():
     """From the buffer of the first seed, after the first thousand steps."""
     rows = rows_of(right, 1000)
     far = rows._replace(observation=rows.observation + np.float32(1e9), next_observation=rows.observation + np.float32(1e9))
 
     def told(rows, **task):
-        kept = jax.tree.map(lambda x: jnp.asarray(x)[None], replay.of_rows(rows))
-        program = programs.Program(
-            config=SimpleNamespace(data=None, settings=SimpleNamespace(num_envs=1, epoch_steps=1000)),
-            task=envs.make("pendulum")._replace(reward=None, terminated=None, **task),
-            algorithm=SimpleNamespace(views=lambda state: SimpleNamespace(replay=state)),
-            loop=None,
-        )
-        return first_rows.examine(program, kept, 1000)
+        return examined(replay.of_rows(rows), **task)
 
     assert told(rows) == []
     texts = told(far)

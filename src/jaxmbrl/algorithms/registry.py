@@ -76,9 +76,9 @@ ELSEWHERE = frozenset(_KNOWN.split())
 """Names of well-known methods, in small letters and digits, without a version at the end. Those that are not registered are
 not taken for misspelt names of others."""
 
-KINDS = ("continuous actions", "discrete actions", "tables", "continuous actions in episodes of one length")
+KINDS = ("continuous actions", "discrete actions", "tables", "continuous actions in episodes of one length", "images")
 """Kinds of task: vector observations with continuous or discrete actions; discrete observations and actions; vector
-observations with continuous actions, and no termination."""
+observations with continuous actions, and no termination; images as observations."""
 
 LOOP = ("num_envs", "epoch_steps", "eval_every")
 """Settings of every method that the training loop reads (`algorithms.shared.EpochSettings` describes them)."""

@@ -501,7 +501,7 @@ def _when_due(
 
 def new_experience(config: ReplaySettings, task: Task, demonstrations: Transition | None) -> Experience:
     """Experience with demonstrations, if there are some, and room for collected rows."""
-    return experience.init(row_like(task), config.replay_capacity, config.replay, demonstrations)
+    return experience.init(row_like(task), config.replay_capacity, config.replay, demonstrations, config.num_envs)
 
 
 def learn_from_experience(

@@ -40,6 +40,11 @@ class Box(NamedTuple):
         return len(self.shape) == 1 and bool(jnp.issubdtype(self._dtype, jnp.floating))
 
     @property
+    def is_image(self) -> bool:
+        """Whether an element is an image, integers [H, W, C]."""
+        return len(self.shape) == 3 and bool(jnp.issubdtype(self._dtype, jnp.integer))
+
+    @property
     def _dtype(self) -> Any:
         return jnp.result_type(float) if self.dtype == "float" else jnp.dtype(self.dtype)
 
@@ -73,6 +78,7 @@ def encoded_size(space: Space) -> int:
 
 def encode(space: Space, value: Shaped[Array, "..."]) -> Float[Array, "*n F"]:
     """Elements [*n, ...] of `space` as vectors of floats: the one-hot code of a choice, the entries of a box in one row.
+    Bytes of images are divided by 255.
 
     >>> from jaxmbrl.core.spaces import Box, Discrete, encode
     >>> encode(Discrete(3), jnp.array([0, 2])).tolist()
@@ -83,4 +89,5 @@ def encode(space: Space, value: Shaped[Array, "..."]) -> Float[Array, "*n F"]:
     if isinstance(space, Discrete):
         return jax.nn.one_hot(value, space.n, dtype=jnp.result_type(float))
     flat = value.reshape(*value.shape[: value.ndim - len(space.shape)], -1)
-    return flat if jnp.issubdtype(flat.dtype, jnp.floating) else flat.astype(jnp.result_type(float))
+    numbers = flat if jnp.issubdtype(flat.dtype, jnp.floating) else flat.astype(jnp.result_type(float))
+    return numbers / 255 if space.is_image and space.dtype == "uint8" else numbers

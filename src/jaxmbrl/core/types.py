@@ -311,6 +311,9 @@ class Env(Protocol):
 
     It may have `observation_names`, a name for each entry of `State.obs`, for `envs.masked`.
 
+    It may have `draw(state, action)` for videos (`envs.drawing`), and `scene(state)` for images that are observed
+    (`envs.pixels`).
+
     It may have `actuator_range`: (low, high), each a number or [A], in the units of the actuators, onto which it maps
     actions linearly. Exported policies contain it."""
 

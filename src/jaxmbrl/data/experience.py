@@ -11,6 +11,9 @@ et al., arXiv 1704.03732).
     experience = settle(experience, batch, errors)      after an update: the new priorities
 
 In a scan body, add before you sample. Without priorities, weights are None and `settle` changes nothing.
+
+Images that are sampled uniformly are stored once, in a buffer of sequences (`data.sequences`); the rows of a batch are the
+same.
 """
 
 from __future__ import annotations
@@ -24,10 +27,11 @@ from annotated_types import Ge, Gt, Le
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxmbrl.core.types import Key, PyTree, Transition
-from jaxmbrl.data import n_step, prioritized, replay
+from jaxmbrl.data import n_step, prioritized, replay, sequences
 from jaxmbrl.data.n_step import NStep
 from jaxmbrl.data.prioritized import Prioritized
 from jaxmbrl.data.replay import Replay
+from jaxmbrl.data.sequences import Sequences
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class ReplayConfig:
 class Experience(NamedTuple):
     """Collected rows and demonstrations."""
 
-    own: Replay | Prioritized
+    own: Replay | Prioritized | Sequences
     """Rows that the learner collected; the oldest are overwritten first."""
     demonstrations: Replay | Prioritized | None
     """Rows like these, in the order in which they were recorded; None if there are none."""
@@ -77,19 +81,28 @@ class Batch(NamedTuple):
 
 
 def init(
-    row: Transition, capacity: int, config: ReplayConfig | None = None, demonstrations: Transition | None = None
+    row: Transition,
+    capacity: int,
+    config: ReplayConfig | None = None,
+    demonstrations: Transition | None = None,
+    num_envs: int = 1,
 ) -> Experience:
     """Experience without collected rows, which are like `row`, with a buffer for `capacity` of them. `demonstrations` are
-    rows [N, ...] in the order in which they were recorded.
+    rows [N, ...] in the order in which they were recorded. Rows of `num_envs` environments are added in turn.
 
     If the successor of a demonstration is not the next row's observation, no row of n steps continues there, whether or not
     it is marked as the end of an episode.
     """
     config = ReplayConfig() if config is None else config
     if demonstrations is not None:
-        demonstrations = _with_seams(jax.tree.map(jnp.asarray, demonstrations._replace(extras=())))
+        demonstrations = with_seams(jax.tree.map(jnp.asarray, demonstrations._replace(extras=())))
+        cut_off = demonstrations.truncated.at[-1].set(~demonstrations.terminated[-1])
+        demonstrations = demonstrations._replace(truncated=cut_off)
     if not config.has_priorities:
-        return Experience(replay.init(row, capacity), None if demonstrations is None else replay.of_rows(demonstrations))
+        given = None if demonstrations is None else replay.of_rows(demonstrations)
+        if row.observation.ndim == 3 and jnp.issubdtype(row.observation.dtype, jnp.integer):
+            return Experience(sequences.init(row, num_envs, max(capacity // num_envs, 1)), given)
+        return Experience(replay.init(row, capacity), given)
     own = prioritized.init(row, capacity, config.alpha, config.epsilon)
     if demonstrations is None:
         return Experience(own, None)
@@ -100,20 +113,24 @@ def init(
     return Experience(own, prioritized.add(buffer._replace(largest=buffer.largest + bonus), demonstrations))
 
 
-def _with_seams(rows: Transition) -> Transition:
-    """`rows` with those truncated whose successor is not the next row's observation."""
+def with_seams(rows: Transition) -> Transition:
+    """`rows` [N, ...] with those truncated whose successor is not the next row's observation. The last row stays as it
+    is."""
 
     def differs(successor: Array, observation: Array) -> Bool[Array, "M"]:
         return jnp.any(successor[:-1] != observation[1:], axis=tuple(range(1, successor.ndim)))
 
     seams = jax.tree.leaves(jax.tree.map(differs, rows.next_observation, rows.observation))
-    seam = jnp.append(jnp.stack(seams).any(axis=0), True)
+    seam = jnp.append(jnp.stack(seams).any(axis=0), False)
     return rows._replace(truncated=rows.truncated | (seam & ~rows.terminated))
 
 
 def add(experience: Experience, rows: Transition) -> Experience:
-    """Append collected `rows` [n, ...], with the largest priority so far."""
+    """Append collected `rows` [n, ...], with the largest priority so far. Images must continue those added before."""
     own = experience.own
+    if isinstance(own, Sequences):
+        by_step = jax.tree.map(lambda x: x.reshape(-1, own.number.shape[0], *x.shape[1:]), rows)
+        return experience._replace(own=sequences.add(own, by_step))
     added = prioritized.add(own, rows) if isinstance(own, Prioritized) else replay.add(own, rows)
     return experience._replace(own=added)
 
@@ -164,7 +181,9 @@ def rows_at(
 
     def at(buffer: Any, slots: Int[Array, "n"], stride: int) -> Any:
         rows = _rows(buffer)
-        return replay.take(rows, slots) if n == 1 else n_step.begun_at(rows, slots, n, discount, stride)
+        if n > 1:
+            return n_step.begun_at(rows, slots, n, discount, stride)
+        return sequences.take(rows, slots) if isinstance(rows, Sequences) else replay.take(rows, slots)
 
     if demonstrations is not None and share is None:
         rows = at(own, batch.slots, stride), at(demonstrations, batch.slots, 1)
@@ -202,14 +221,15 @@ def _count(experience: Experience, batch: int, share: float | None) -> int:
     return 0 if experience.demonstrations is None or share is None else int(share * batch)
 
 
-def _rows(buffer: Any) -> Replay:
+def _rows(buffer: Any) -> Replay | Sequences:
     return buffer.replay if isinstance(buffer, Prioritized) else buffer
 
 
 def _slots(buffer: Any, key: Key, n: int, beta: Any) -> tuple[Int[Array, "n"], Float[Array, "n"] | None]:
     if isinstance(buffer, Prioritized):
         return prioritized.sample_slots(buffer, key, n, beta)
-    return replay.sample_slots(buffer, key, n), None
+    slots = sequences.sample_slots if isinstance(buffer, Sequences) else replay.sample_slots
+    return slots(buffer, key, n), None
 
 
 def _where(condition: Bool[Array, "B"], a: Array, b: Array) -> Array:

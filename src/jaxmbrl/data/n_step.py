@@ -15,6 +15,7 @@ the policy that collected the steps and the current one.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -22,8 +23,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxmbrl.core.types import Action, Observation, PyTree
-from jaxmbrl.data import replay
+from jaxmbrl.data import replay, sequences
 from jaxmbrl.data.replay import Replay
+from jaxmbrl.data.sequences import Sequences
 
 
 class NStep(NamedTuple):
@@ -64,28 +66,37 @@ def until_end(
     return jnp.sum(powers[:-1] * jnp.where(counts, rewards, 0.0)), steps, powers[steps]
 
 
-def begun_at(buffer: Replay, slot: Int[Array, "B"], n: int, discount: Float[Array, ""] | float, stride: int = 1) -> NStep:
+def begun_at(
+    buffer: Replay | Sequences, slot: Int[Array, "B"], n: int, discount: Float[Array, ""] | float, stride: int = 1
+) -> NStep:
     """The rows of up to `n` steps, [B, ...], that begin with the rows in the slots `slot` of a buffer of `Transition`.
 
     `stride` is the number of environments whose steps were added in turn: consecutive rows of one environment are `stride`
-    rows apart. With n = 1 the rows are those of the buffer. The discount may be traced.
+    rows apart in a `Replay`; a buffer of sequences knows the number. With n = 1 the rows are those of the buffer. The
+    discount may be traced.
     """
-    data, capacity = buffer.data, jax.tree.leaves(buffer.data)[0].shape[0]
-    steps_of = buffer._replace(data=(data.reward, data.terminated | data.truncated))
-    (rewards, ended), exists = replay.windows(steps_of, slot, n + 1, stride)
+    if isinstance(buffer, Sequences):
+        stride, columns = buffer.number.shape
+        capacity, take = stride * columns, partial(sequences.take, buffer)
+        rows, exists = sequences.windows(buffer, slot, n + 1)
+        rewards, ended = rows.reward, rows.terminated | rows.truncated
+    else:
+        data, capacity = buffer.data, jax.tree.leaves(buffer.data)[0].shape[0]
+        take = partial(replay.take, buffer)
+        steps_of = buffer._replace(data=(data.reward, data.terminated | data.truncated))
+        (rewards, ended), exists = replay.windows(steps_of, slot, n + 1, stride)
     # The newest row of an environment ends its window, too.
     ended = ended[:, :-1] | ~exists[:, 1:]
     by_row = jax.vmap(until_end, in_axes=(0, 0, None))
     reward, steps, power = by_row(rewards[:, :-1], ended, discount)
-    last = (slot + stride * (steps - 1)) % capacity
-    observation, extras = jax.tree.map(lambda x: x[slot], (data.observation, data.extras))
+    first, last = take(slot), take((slot + stride * (steps - 1)) % capacity)
     return NStep(
-        observation=observation,
-        action=data.action[slot],
+        observation=first.observation,
+        action=first.action,
         reward=reward,
-        next_observation=jax.tree.map(lambda x: x[last], data.next_observation),
-        terminated=data.terminated[last],
-        truncated=data.truncated[last],
-        extras=extras,
+        next_observation=last.next_observation,
+        terminated=last.terminated,
+        truncated=last.truncated,
+        extras=first.extras,
         discount=power,
     )

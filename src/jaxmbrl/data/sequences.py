@@ -1,4 +1,5 @@
-"""A sequence buffer for recurrent and latent models: it samples windows of one environment, and stores each image once.
+"""A sequence buffer, which stores each image once. It samples windows of one environment, for recurrent and latent models,
+or single rows.
 
 Add to a buffer before reading it in a scan body: a read followed by an add makes XLA copy the whole buffer.
 """
@@ -135,16 +136,46 @@ def sample(
     env = jax.random.randint(env_key, (batch, 1), 0, num_envs)
     first = jax.random.randint(first_key, (batch, 1), 0, jnp.maximum(buffer.size - length + 1, 1))
     age = first + jnp.arange(length)
-    column = (buffer.position - buffer.size + age) % columns
-    kept, number = jax.tree.map(lambda x: x[env, column], (buffer.rows, buffer.number))
-
-    def observation(number: Int[Array, "batch length"]) -> PyTree:
-        return jax.tree.map(lambda x: x[env, number % _room(buffer)], buffer.observations)
-
-    rows = kept._replace(observation=observation(number), next_observation=observation(number + 1))
+    rows = _rows(buffer, env, (buffer.position - buffer.size + age) % columns)
     ended = (rows.terminated | rows.truncated)[:, :-1]
     is_first = jnp.concatenate([jnp.ones((batch, 1), bool), ended], axis=1)
     return rows, is_first, age < buffer.size
+
+
+def sample_slots(buffer: Sequences, key: Key, n: int) -> Int[Array, "n"]:
+    """The slots of `n` rows, sampled uniformly with replacement. The row in column t of environment e is in slot t N + e,
+    as in a `Replay` to which rows of N environments are added in turn; the slots are those that `replay.sample_slots`
+    returns for it with the same key. Add to an empty buffer first."""
+    num_envs, columns = buffer.number.shape
+    age = jax.random.randint(key, (n,), 0, jnp.maximum(buffer.size * num_envs, 1))
+    return ((buffer.position - buffer.size) * num_envs + age) % (columns * num_envs)
+
+
+def take(buffer: Sequences, slots: Int[Array, "*n"]) -> Transition:
+    """The rows in `slots`, [*n, ...]."""
+    num_envs = buffer.number.shape[0]
+    return _rows(buffer, slots % num_envs, slots // num_envs)
+
+
+def windows(buffer: Sequences, slots: Int[Array, "n"], length: int) -> tuple[Transition, Bool[Array, "n length"]]:
+    """The windows [n, length, ...] of consecutive rows of one environment whose first rows are in `slots`.
+
+    Returns (rows, valid). `valid` is false for rows beyond the newest.
+    """
+    num_envs, columns = buffer.number.shape
+    column = (slots // num_envs)[:, None] + jnp.arange(length)
+    age = (slots // num_envs - buffer.position + buffer.size) % columns
+    return _rows(buffer, (slots % num_envs)[:, None], column % columns), age[:, None] + jnp.arange(length) < buffer.size
+
+
+def _rows(buffer: Sequences, env: Int[Array, "*#n"], column: Int[Array, "*#n"]) -> Transition:
+    """The rows in these columns of these environments."""
+    kept, number = jax.tree.map(lambda x: x[env, column], (buffer.rows, buffer.number))
+
+    def observation(number: Int[Array, "*n"]) -> PyTree:
+        return jax.tree.map(lambda x: x[env, number % _room(buffer)], buffer.observations)
+
+    return kept._replace(observation=observation(number), next_observation=observation(number + 1))
 
 
 def _room(buffer: Sequences) -> int:

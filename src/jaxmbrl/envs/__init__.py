@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jaxmbrl.envs.bridges.as_gymnasium import as_gymnasium, as_gymnasium_vector
     from jaxmbrl.envs.bridges.gymnasium_task import from_gymnasium
     from jaxmbrl.envs.checking import check
+    from jaxmbrl.envs.images import pixels
     from jaxmbrl.envs.observed import masked, stacked
 
 TASKS: dict[str, str | Callable[[], Task]] = {
@@ -80,11 +81,13 @@ FAMILIES: dict[str, str | Callable[[str], Task]] = {
     "bsuite": "tabular.deep_sea:bsuite_task",
     "gymnasium": "bridges.gymnasium_task:registered",
     "masked": "observed:masked_by_name",
+    "pixels": "images:pixels_by_name",
     "playground": "bridges.brax_playground:playground_task",
     "stacked": "observed:stacked_by_name",
 }
 """Families of tasks that are made by name: those of other packages, those with a size in their name, and tasks with another
-observation (`envs.masked`, `envs.stacked`). `make("family/name")` calls the function of the family with the name."""
+observation (`envs.masked`, `envs.stacked`, `envs.pixels`). `make("family/name")` calls the function of the family with the
+name."""
 
 _LAZY = {
     "Task": "jaxmbrl.core.types",
@@ -93,6 +96,7 @@ _LAZY = {
     "repeat": "jaxmbrl.envs.action_repeat",
     "masked": "jaxmbrl.envs.observed",
     "stacked": "jaxmbrl.envs.observed",
+    "pixels": "jaxmbrl.envs.images",
     "check": "jaxmbrl.envs.checking",
     "as_gymnasium": "jaxmbrl.envs.bridges.as_gymnasium",
     "as_gymnasium_vector": "jaxmbrl.envs.bridges.as_gymnasium",
@@ -225,6 +229,7 @@ __all__ = [
     "make_task",
     "masked",
     "names",
+    "pixels",
     "register",
     "repeat",
     "stacked",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import re
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -211,11 +212,17 @@ def discrete_sizes(task: Task, method: str) -> tuple[int, int]:
     return observation.n, action.n
 
 
-def number_of_actions(task: Task, method: str) -> int:
+def number_of_actions(task: Task, method: str, images: bool = False) -> int:
     """The number of choices of an action, for a method that needs discrete actions. Raises UserError if the actions are not
-    discrete."""
+    discrete, and, unless the method takes `images`, if observations are images."""
     _check_space(task, method, "discrete actions", "actions", lambda space: isinstance(space, Discrete))
+    if not images:
+        _check_space(task, method, "vectors or numbers", "observations", lambda space: not _is_image(space))
     return cast(Discrete, task.action).n
+
+
+def _is_image(space: Space) -> bool:
+    return isinstance(space, Box) and space.is_image
 
 
 def _is_vector(space: Space) -> bool:
@@ -232,7 +239,21 @@ def _check_space(task: Task, method: str, takes: str, what: str, fits: Callable[
     """Raise UserError if `fits` is false for the space of the task's observations or actions."""
     space = task.observation if what == "observations" else task.action
     if not fits(space):
-        raise UserError(f"{method} takes {takes}, and the {what} of task '{task.name}' are {space}: take another task")
+        found = f"the {what} of task '{task.name}' are {_named(space)}"
+        raise UserError(f"{method} takes {takes}, and {found}: take {_instead(task, space)}")
+
+
+def _named(space: Space) -> str:
+    return f"images {list(space.shape)}" if _is_image(space) else str(space)
+
+
+def _instead(task: Task, space: Space) -> str:
+    """What to take if the space of a task does not fit: of a task that is drawn, the plain one."""
+    plain = re.search(r"(?:^|/)pixels/(?:(?:\d+|grey|\d+,grey|grey,\d+)/)?(.+)", task.name)
+    if not _is_image(space):
+        return "another task"
+    other = f"the task '{plain[1]}'" if plain else "another task"
+    return f"{other}, or a method for images, such as dqn (docs/pixels.md)"
 
 
 def typed(leaf: Any) -> Array:

@@ -32,7 +32,7 @@ class Observed(NamedTuple):
     carry: Carry
     """Of the plain World."""
     shown: Observation
-    """What is observed."""
+    """What is observed; () if it is computed from the carry."""
 
 
 First = Callable[[Observation], Observation]
@@ -167,7 +167,7 @@ def observed(task: Task, name: str, space: Space, first: First, following: Follo
 
     return task._replace(
         name=name,
-        env=ObservedEnv(task.env, space, first, following),
+        env=ObservedEnv(task.env, space, lambda state: first(state.obs), lambda shown, state: following(shown, state.obs)),
         world=world if task.host is None else task.world,
         observation=space,
         host=on_host(task.host),
@@ -176,9 +176,16 @@ def observed(task: Task, name: str, space: Space, first: First, following: Follo
 
 
 class ObservedEnv:
-    """`env` with other observations. `State.pipeline_state` is the whole state of `env`."""
+    """`env` with other observations, in `space`: `first(state)` at the start of an episode, then `following(shown before,
+    state)`. `State.pipeline_state` is the whole state of `env`."""
 
-    def __init__(self, env: Env, space: Space, first: First, following: Following) -> None:
+    def __init__(
+        self,
+        env: Env,
+        space: Space,
+        first: Callable[[Any], Observation],
+        following: Callable[[Observation, Any], Observation],
+    ) -> None:
         self.env: Any = env
         self._space, self._first, self._following = space, first, following
 
@@ -195,12 +202,12 @@ class ObservedEnv:
     def reset(self, rng: Key) -> State:
         """The first state of an episode."""
         state = self.env.reset(rng)
-        return _around(state, self._first(state.obs))
+        return _around(state, self._first(state))
 
     def step(self, state: State, action: Action) -> State:
         """The state one control step later."""
         after = self.env.step(state.pipeline_state, action)
-        return _around(after, self._following(state.obs, after.obs))
+        return _around(after, self._following(state.obs, after))
 
 
 class ObservedHost:

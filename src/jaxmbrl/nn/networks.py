@@ -155,10 +155,54 @@ class ConvTorso(nn.Module):
         dtype = jnp.result_type(float)
         x = image.astype(dtype)
         x = x if jnp.issubdtype(image.dtype, jnp.floating) else x / 255
-        for units, size, stride in self.layers:
-            conv = nn.Conv(units, (size, size), stride, padding="VALID", kernel_init=self.kernel_init, param_dtype=dtype)
-            x = nn.relu(conv(x))
+        for i, (units, size, stride) in enumerate(self.layers):
+            x = nn.relu(Convolution(units, size, stride, self.kernel_init, dtype, name=f"Conv_{i}")(x))
         return x.reshape(*x.shape[:-3], -1)
+
+
+class Convolution(nn.Module):
+    """A convolution without padding, with the parameters of `nn.Conv`, as one product of matrices.
+
+    The image is divided into blocks as large as the stride. A kernel covers n x n of them, so n x n shifted images of
+    blocks, joined, hold what the kernel sees at each place. On a CPU the gradient of DQN's convolutions in a loop takes a
+    fiftieth of the time that XLA's own take, for one seed and for four under `vmap`.
+    """
+
+    units: int
+    size: int
+    """Of the square kernel."""
+    stride: int
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "*n H W C"]) -> Float[Array, "*n h w units"]:
+        """The convolved images."""
+        channels, step = image.shape[-1], self.stride
+        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, channels, self.units), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.units,), self.param_dtype)
+        places = [max(side - self.size, -step) // step + 1 for side in image.shape[-3:-1]]
+        n = -(-self.size // step)
+        blocks = _blocks(_sized(image, [(count + n - 1) * step for count in places]), step)
+        parts = [blocks[..., i : i + places[0], j : j + places[1], :] for i in range(n) for j in range(n)]
+        # A kernel that does not end with a block is 0 in the rest of it.
+        square = _sized(jnp.moveaxis(kernel, -1, 0), [n * step, n * step])
+        weights = _blocks(square, step).reshape(self.units, -1).T
+        return product(jnp.concatenate(parts, axis=-1), weights) + bias
+
+
+def _sized(image: Float[Array, "*n H W C"], sides: list[int]) -> Float[Array, "*n h w C"]:
+    """The image with these numbers of rows and columns, cut off or filled up with zeros at the end."""
+    more = [(0, max(side - given, 0)) for given, side in zip(image.shape[-3:-1], sides, strict=True)]
+    return jnp.pad(image[..., : sides[0], : sides[1], :], [(0, 0)] * (image.ndim - 3) + [*more, (0, 0)])
+
+
+def _blocks(image: Float[Array, "*n H W C"], side: int) -> Float[Array, "*n h w D"]:
+    """Each block of `side` x `side` pixels in one row, D = side^2 C."""
+    *rows, height, width, channels = image.shape
+    down, across = height // side, width // side
+    apart = jnp.swapaxes(image.reshape(*rows, down, side, across, side, channels), -4, -3)
+    return apart.reshape(*rows, down, across, side * side * channels)
 
 
 def smallest_side(layers: tuple[ConvLayer, ...]) -> int:

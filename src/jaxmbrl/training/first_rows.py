@@ -6,9 +6,10 @@ import jax
 import numpy as np
 
 from jaxmbrl.core.types import PyTree, Transition
-from jaxmbrl.data import examining
+from jaxmbrl.data import examining, sequences
 from jaxmbrl.data.prioritized import Prioritized
 from jaxmbrl.data.replay import Replay
+from jaxmbrl.data.sequences import Sequences
 from jaxmbrl.training.known_functions import known_functions
 from jaxmbrl.training.programs import Program
 
@@ -31,13 +32,21 @@ def examine(program: Program, state: PyTree, env_steps: int) -> list[str]:
         return []
     replay = program.algorithm.views(state).replay
     replay = replay.replay if isinstance(replay, Prioritized) else replay
-    if not isinstance(replay, Replay) or not isinstance(replay.data, Transition):
+    if isinstance(replay, Sequences):
+        held, capacity = replay.rows, replay.number[0].size
+    elif isinstance(replay, Replay) and isinstance(replay.data, Transition):
+        held, capacity = replay.data, replay.data.reward.shape[1]
+    else:
         return []
-    if env_steps > replay.data.reward.shape[1]:
+    if env_steps > capacity:
         # The first rows may have been overwritten.
         return []
-    rows = jax.device_get(jax.tree.map(lambda leaf: leaf[0, :count:stride], replay.data._replace(extras=())))
-    rows = jax.tree.map(np.asarray, rows)
+    if isinstance(replay, Sequences):
+        of_seed = jax.tree.map(lambda leaf: leaf[0], replay._replace(rows=held._replace(extras=())))
+        rows = sequences.take(of_seed, stride * np.arange(ROWS))
+    else:
+        rows = jax.tree.map(lambda leaf: leaf[0, :count:stride], held._replace(extras=()))
+    rows = jax.tree.map(np.asarray, jax.device_get(rows))
     lost = examining.coarse_reward(rows, SOONER)
     if program.task.host is None:
         # Those of a host environment are examined before their conversion (`hosted`).

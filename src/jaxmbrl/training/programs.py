@@ -20,8 +20,9 @@ from jaxmbrl.agents.distillation import Expert
 from jaxmbrl.core import calling, hints, surroundings
 from jaxmbrl.core.config import UserError, check, closest, from_dict, to_dict
 from jaxmbrl.core.places import expanded
+from jaxmbrl.core.spaces import Box
 from jaxmbrl.core.types import Algorithm, Clock, Hyper, Key, Task, Transition, row_like
-from jaxmbrl.data import dataset
+from jaxmbrl.data import dataset, experience
 from jaxmbrl.data.dataset import Dataset
 from jaxmbrl.envs.shapes import check_shapes
 from jaxmbrl.training import bridged, devices, known_functions, logs, loop, memory, probing
@@ -486,7 +487,9 @@ def _data(config: RunConfig, task: Task) -> Transition:
         raise UserError(f"steps must be at least an epoch ({settings.epoch_steps}), got {config.steps}")
     if isinstance(settings, ChoosesModel) and settings.uses_true_model():
         raise UserError("model must be 'learned' with data: with the true simulator there is nothing to learn")
-    return _on_device(data.rows)
+    # Images are stored without their successors, which are taken from the next row.
+    of_images = isinstance(task.observation, Box) and task.observation.is_image
+    return _on_device(experience.with_seams(data.rows) if of_images else data.rows)
 
 
 def initial(program: Program, hyper: dict[str, Array], sharding: SeedSharding | None = None) -> LoopState:

@@ -97,7 +97,7 @@ class State(NamedTuple):
 
 def make(config: Config, task: Task) -> Algorithm:
     """DQN on `task`, with the extensions that the settings choose."""
-    space, actions = task.observation, number_of_actions(task, "dqn")
+    space, actions = task.observation, number_of_actions(task, "dqn", images=True)
     agent, measure = normalized(
         config, config.num_envs, space, lambda normalizer: q_learning.make(config.agent, space, actions, normalizer)
     )
@@ -146,10 +146,20 @@ METHOD = Method(
     family="model_free",
     paper="1312.5602",
     summary="deep Q-learning: double DQN, with dueling networks and n-step targets as settings",
-    takes=("discrete actions", "tables"),
+    takes=("discrete actions", "tables", "images"),
     tiny={**TINY_RUN, "agent.hidden": (16, 16), "agent.dueling": True, "n_step": 3, "train_every": 2, "copy_every": 100},
     goals=(
         Goal("dqn-catch", "bsuite/Catch", 6000, 1.0, seeds=8, seeds_at_goal=8, about="double DQN"),
+        Goal(
+            "dqn-pixels-catch",
+            "stacked/2/pixels/16,grey/bsuite/Catch",
+            10_000,
+            1.0,
+            seeds=8,
+            seeds_at_goal=7,
+            settings={"agent.convolutions": ((16, 4, 4),)},
+            about="images of 16 x 16 pixels, the last two",
+        ),
         Goal(
             "dqn-cartpole",
             "CartPole-v1",

@@ -99,7 +99,7 @@ class State(NamedTuple):
 
 def make(config: Config, task: Task) -> Algorithm:
     """UCT on `task`, which has discrete actions. Raises UserError if mctx is missing."""
-    actions = number_of_actions(task, "uct")
+    actions = number_of_actions(task, "uct", images=True)
     learns = not config.uses_true_model()
     search = tree_search.uct.make(config.search, actions)
     # An ensemble predicts vectors; a simulator has observations of any kind, and is not learned.

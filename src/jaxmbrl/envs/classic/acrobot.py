@@ -21,6 +21,7 @@ from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task
 from jaxmbrl.envs.classic.integration import runge_kutta
 from jaxmbrl.envs.drawing.canvas import BODY, GOAL, INK, ROD, Canvas
+from jaxmbrl.envs.drawing.scene import Scene, rod
 
 LENGTH = 1.0  # m, of the first link; the second is drawn with the same
 MASS = 1.0  # kg, of each link
@@ -101,6 +102,14 @@ class Acrobot:
         if action is not None:
             canvas.turn(joint, 0.35, angle + bend - math.pi / 2, 1.6 * (float(action) - 1.0))
         return canvas.picture()
+
+    def scene(self, state: State) -> Scene:
+        """The links, and the line that the tip must exceed."""
+        angle, bend, _, _ = state.pipeline_state
+        joint = (LENGTH * jnp.sin(angle), -LENGTH * jnp.cos(angle))
+        tip = (joint[0] + LENGTH * jnp.sin(angle + bend), joint[1] - LENGTH * jnp.cos(angle + bend))
+        line = rod((-2.3, HEIGHT), (2.3, HEIGHT), 0.08, GOAL)
+        return Scene((line, rod((0.0, 0.0), joint, 0.25, BODY), rod(joint, tip, 0.2, ROD)), width=4.4)
 
 
 def reward(

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, UInt8
 from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task, never
 from jaxmbrl.envs.drawing.canvas import BODY, GOAL, INK, ROD, Canvas
+from jaxmbrl.envs.drawing.scene import Scene, disc, rod
 
 AXLES = 2.0  # m
 DT = 0.03  # s
@@ -94,6 +95,18 @@ class CarParking:
                 canvas.box(tuple(axle + side * aside), (0.5, 0.18), INK, angle)
         canvas.rod((x, y), tuple(front), 0.12, ROD)
         return canvas.picture()
+
+    def scene(self, state: State) -> Scene:
+        """The car from above, its front in another colour, and the goal of the rear axle."""
+        x, y, heading, *_ = state.pipeline_state
+        front = (x + AXLES * jnp.cos(heading), y + AXLES * jnp.sin(heading))
+        shapes = (
+            disc((0.0, 0.0), 0.4, GOAL),
+            rod((x, y), front, 1.2, BODY),
+            disc(front, 0.4, ROD),
+            disc((x, y), 0.25, INK),
+        )
+        return Scene(shapes, width=8.0)
 
 
 def reward(

@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 from jaxmbrl.core.spaces import Discrete
 from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task
-from jaxmbrl.envs.classic.pictures import cart_with_pole
+from jaxmbrl.envs.classic.pictures import cart_scene, cart_with_pole
 from jaxmbrl.envs.drawing.canvas import GOAL, TRACK, Canvas
+from jaxmbrl.envs.drawing.scene import Scene, rod
 
 FORCE = 10.0  # N at action 1
 GRAVITY = 9.8  # m / s^2
@@ -69,6 +70,13 @@ class CartPole:
         tip = (position + 2 * HALF_LENGTH * math.sin(angle), 2 * HALF_LENGTH * math.cos(angle))
         cart_with_pole(canvas, position, tip, 0.5, 0.6 * share)
         return canvas.picture()
+
+    def scene(self, state: State) -> Scene:
+        """The cart and its pole between the ends of the track. The picture is as wide as the track."""
+        position, _, angle, _ = state.pipeline_state
+        ends = [rod((end, -0.4), (end, 0.3), 0.1, GOAL) for end in (-MAX_POSITION, MAX_POSITION)]
+        tip = (position + 2 * HALF_LENGTH * jnp.sin(angle), 2 * HALF_LENGTH * jnp.cos(angle))
+        return Scene((*ends, *cart_scene(position, tip, 0.6)), width=5.2, centre=(0.0, 0.4))
 
 
 class ContinuousCartPole(CartPole):

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, UInt8
 from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task, never
 from jaxmbrl.envs.drawing.canvas import BODY, GOAL, TRACK, Canvas
+from jaxmbrl.envs.drawing.scene import Scene, disc, rod
 
 FORCE = 10.0  # N at action 1, of a mass of 1 kg; the optimal force from any start is below 6.1 N
 DT = 0.1  # s
@@ -57,6 +58,11 @@ class DoubleIntegrator:
         if action is not None:
             canvas.arrow((position, 0.0), (position + float(np.clip(action[0], -1, 1)), 0.0))
         return canvas.picture()
+
+    def scene(self, state: State) -> Scene:
+        """The mass as a disc on its line, and the origin."""
+        line = rod((-2.0, 0.0), (2.0, 0.0), 0.08, TRACK)
+        return Scene((line, disc((0.0, 0.0), 0.2, GOAL), disc((state.pipeline_state[0], 0.0), 0.16, BODY)), width=4.0)
 
 
 def reward(

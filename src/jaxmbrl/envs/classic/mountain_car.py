@@ -20,6 +20,7 @@ from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task
 from jaxmbrl.envs.drawing.canvas import BODY, FORCE, INK, TRACK, Canvas
 from jaxmbrl.envs.drawing.canvas import GOAL as GOAL_COLOR
+from jaxmbrl.envs.drawing.scene import Ground, Scene, disc, rod
 
 POWER = 0.0015  # change of velocity in a step at full power, of the continuous task
 DISCRETE_POWER = 0.001  # the same of MountainCar-v0
@@ -78,6 +79,14 @@ class MountainCar:
         canvas.arrow(start, start + 0.2 * power * along, FORCE)
         return canvas.picture()
 
+    def _scene(self, state: State, goal: float) -> Scene:
+        """The car as a disc on the hill, and a post at the goal."""
+        position = state.pipeline_state[0]
+        height = _height(goal)
+        flag = rod((goal, height), (goal, height + 0.2), 0.05, GOAL_COLOR)
+        car = disc((position, 0.45 * jnp.sin(3 * position) + 0.59), 0.08, BODY)
+        return Scene((Ground(lambda x: 0.45 * jnp.sin(3 * x) + 0.55, TRACK), flag, car), width=2.0, centre=(-0.3, 0.58))
+
 
 class ContinuousMountainCar(MountainCar):
     """`MountainCar` with the action [engine power, 1 is full power forward]."""
@@ -99,6 +108,10 @@ class ContinuousMountainCar(MountainCar):
         """The car on the hill, a flag at the goal, and the power of the engine as an arrow."""
         return self._picture(state, 0.0 if action is None else float(np.clip(action[0], -1, 1)), GOAL)
 
+    def scene(self, state: State) -> Scene:
+        """The car as a disc on the hill, and a post at the goal."""
+        return self._scene(state, GOAL)
+
 
 class DiscreteMountainCar(MountainCar):
     """`MountainCar` with the actions 0, 1, 2: full power backward, none, full power forward."""
@@ -116,6 +129,10 @@ class DiscreteMountainCar(MountainCar):
     def draw(self, state: State, action: Int[np.ndarray, ""] | None) -> UInt8[np.ndarray, "H W 3"]:
         """The car on the hill, a flag at the goal, and the power of the engine as an arrow."""
         return self._picture(state, 0.0 if action is None else float(action) - 1.0, DISCRETE_GOAL)
+
+    def scene(self, state: State) -> Scene:
+        """The car as a disc on the hill, and a post at the goal."""
+        return self._scene(state, DISCRETE_GOAL)
 
 
 def _height(position: float) -> float:

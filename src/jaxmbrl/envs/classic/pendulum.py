@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, UInt8
 
 from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task, never
-from jaxmbrl.envs.drawing.canvas import GOAL, INK, ROD, Canvas
+from jaxmbrl.envs.drawing.canvas import BODY, GOAL, INK, ROD, Canvas
+from jaxmbrl.envs.drawing.scene import Scene, disc, rod
 
 MAX_TORQUE = 2.0  # N m
 MAX_SPEED = 8.0  # rad / s
@@ -74,6 +75,12 @@ class Pendulum:
         if action is not None:
             canvas.turn((0.0, 0.0), 0.4, angle + math.pi / 2, 1.6 * float(np.clip(action[0], -1, 1)))
         return canvas.picture()
+
+    def scene(self, state: State) -> Scene:
+        """The rod."""
+        angle = state.pipeline_state[0]
+        tip = (-LENGTH * jnp.sin(angle), LENGTH * jnp.cos(angle))
+        return Scene((rod((0.0, 0.0), tip, 0.2, BODY), disc((0.0, 0.0), 0.07, INK)), width=2.4)
 
 
 def reward(

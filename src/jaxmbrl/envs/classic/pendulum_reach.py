@@ -25,7 +25,8 @@ from jaxtyping import Array, Float, UInt8
 from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task, never
 from jaxmbrl.envs.classic.integration import runge_kutta
-from jaxmbrl.envs.classic.rod import DT, LENGTH, acceleration, picture
+from jaxmbrl.envs.classic.rod import DT, LENGTH, acceleration, picture, scene
+from jaxmbrl.envs.drawing.scene import Scene
 
 TORQUE = 20.0  # N m at action 1
 SUBSTEPS = 20
@@ -64,6 +65,10 @@ class PendulumReach:
     def draw(self, state: State, action: Float[np.ndarray, "1"] | None) -> UInt8[np.ndarray, "H W 3"]:
         """The rod, a ring around the goal of its tip, and the torque as an arrow."""
         return picture(float(state.pipeline_state[0]), (LENGTH, 0.0), action)
+
+    def scene(self, state: State) -> Scene:
+        """The rod, and the goal of its tip."""
+        return scene(state.pipeline_state[0], (LENGTH, 0.0))
 
 
 def reward(

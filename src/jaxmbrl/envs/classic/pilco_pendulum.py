@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, UInt8
 from jaxmbrl.core.types import Key, SaturatingReward, Task
 from jaxmbrl.envs.base import State, angle_features, initial_state, make_task, never, saturating_reward
 from jaxmbrl.envs.classic.integration import runge_kutta
-from jaxmbrl.envs.classic.rod import DT, LENGTH, acceleration, picture
+from jaxmbrl.envs.classic.rod import DT, LENGTH, acceleration, picture, scene
+from jaxmbrl.envs.drawing.scene import Scene
 
 TORQUE = 2.5  # N m at action 1
 SUBSTEPS = 10
@@ -66,6 +67,10 @@ class PilcoPendulum:
     def draw(self, state: State, action: Float[np.ndarray, "1"] | None) -> UInt8[np.ndarray, "H W 3"]:
         """The rod, a ring around the upright position, and the torque as an arrow."""
         return picture(float(state.pipeline_state[1]), (0.0, LENGTH), action)
+
+    def scene(self, state: State) -> Scene:
+        """The rod, and the goal of its tip."""
+        return scene(state.pipeline_state[1], (0.0, LENGTH))
 
 
 def reward(

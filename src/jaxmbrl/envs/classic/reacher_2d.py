@@ -21,6 +21,7 @@ from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task, never
 from jaxmbrl.envs.classic.integration import runge_kutta
 from jaxmbrl.envs.drawing.canvas import BODY, GOAL, INK, ROD, TRACK, Canvas
+from jaxmbrl.envs.drawing.scene import Scene, disc, rod
 
 LENGTH = 0.5  # m, of each link
 MASS = 1.0  # kg, of each link
@@ -100,6 +101,14 @@ class Reacher2D:
             canvas.turn((0.0, 0.0), 0.22, shoulder, float(turned[0]))
             canvas.turn(joint, 0.18, shoulder + elbow, float(turned[1]))
         return canvas.picture()
+
+    def scene(self, state: State) -> Scene:
+        """The arm, and its target as a disc."""
+        shoulder, elbow, _, _, *target = state.pipeline_state
+        joint = (LENGTH * jnp.cos(shoulder), LENGTH * jnp.sin(shoulder))
+        tip = (joint[0] + LENGTH * jnp.cos(shoulder + elbow), joint[1] + LENGTH * jnp.sin(shoulder + elbow))
+        arm = (rod((0.0, 0.0), joint, 0.12, BODY), rod(joint, tip, 0.1, ROD), disc(tip, 0.03, INK))
+        return Scene((disc(target, 0.08, GOAL), *arm), width=2.2)
 
 
 def reward(

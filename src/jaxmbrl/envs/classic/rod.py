@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from jaxmbrl.envs.drawing.canvas import GOAL, INK, ROD, Canvas
+from jaxmbrl.envs.drawing.canvas import BODY, GOAL, INK, ROD, Canvas
+from jaxmbrl.envs.drawing.scene import Scene, disc, rod
 
 GRAVITY = 9.82  # m / s^2
 MASS = 1.0  # kg
@@ -33,3 +34,9 @@ def picture(angle: float, goal: tuple[float, float], action: Float[np.ndarray, "
     if action is not None:
         canvas.turn((0.0, 0.0), 0.4, angle - math.pi / 2, 1.6 * float(np.clip(action[0], -1, 1)))
     return canvas.picture()
+
+
+def scene(angle: Float[Array, ""], goal: tuple[float, float]) -> Scene:
+    """The rod, and the goal of its tip, in m."""
+    tip = (LENGTH * jnp.sin(angle), -LENGTH * jnp.cos(angle))
+    return Scene((disc(goal, 0.16, GOAL), rod((0.0, 0.0), tip, 0.2, BODY), disc((0.0, 0.0), 0.07, INK)), width=2.4)

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, UInt8
 from jaxmbrl.core.types import Features, Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task, never
 from jaxmbrl.envs.drawing.canvas import BODY, GOAL, INK, ROD, Canvas
+from jaxmbrl.envs.drawing.scene import Scene, disc
 
 DT = 0.1  # s
 DAMPING = 0.25  # share of the velocity that is lost in a step
@@ -99,6 +100,12 @@ class Spread:
             if action is not None:
                 canvas.arrow(place, place + 0.4 * np.clip(action[2 * i : 2 * i + 2], -1, 1))
         return canvas.picture()
+
+    def scene(self, state: State) -> Scene:
+        """The agents as discs in two colours, and the landmarks as smaller ones."""
+        positions, _, landmarks = parts(state.pipeline_state)
+        agents = [disc(positions[first::2], RADIUS, color) for first, color in ((0, BODY), (1, ROD)) if first < self.agents]
+        return Scene((*agents, disc(landmarks, 0.08, GOAL)), width=3.2)
 
 
 def reward(

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float
 from jaxmbrl.core.types import Task
 from jaxmbrl.envs.base import make_task
 from jaxmbrl.envs.mujoco.mjx_env import Data, MujocoEnv, Simulation
+from jaxmbrl.envs.mujoco.scenes import oblique
 
 MIN_HEIGHT, MAX_HEIGHT = 0.2, 1.0  # m
 MAX_CONTACT_FORCE = 1.0  # N, N m
@@ -39,6 +40,7 @@ class Ant(MujocoEnv):
 
     gymnasium_id = "Ant-v5"
     xml = "ant.xml"
+    camera = oblique(3.6, (0.0, 0.0, 0.4), 90.0, 45.0, follows=2)
     frame_skip = 5
     reset_noise = 0.1
     normal_velocities = True

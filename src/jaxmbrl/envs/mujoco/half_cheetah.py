@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float
 from jaxmbrl.core.types import Task
 from jaxmbrl.envs.base import make_task, never
 from jaxmbrl.envs.mujoco.mjx_env import Data, MujocoEnv, Simulation
+from jaxmbrl.envs.mujoco.scenes import Camera
 
 CONTROL_COST = 0.1
 
@@ -31,6 +32,7 @@ class HalfCheetah(MujocoEnv):
 
     gymnasium_id = "HalfCheetah-v5"
     xml = "half_cheetah.xml"
+    camera = Camera(width=2.4, centre=(0.0, 0.0, 0.6), follows=1)
     frame_skip = 5
     reset_noise = 0.1
     normal_velocities = True

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float
 from jaxmbrl.core.types import Task
 from jaxmbrl.envs.base import make_task
 from jaxmbrl.envs.mujoco.mjx_env import Data, MujocoEnv, Simulation
+from jaxmbrl.envs.mujoco.scenes import oblique
 
 MIN_HEIGHT, MAX_HEIGHT = 1.0, 2.0  # m
 MAX_CONTACT_COST = 10.0
@@ -38,6 +39,7 @@ class Humanoid(MujocoEnv):
 
     gymnasium_id = "Humanoid-v5"
     xml = "humanoid.xml"
+    camera = oblique(2.4, (0.0, 0.0, 1.0), 110.0, 15.0, follows=2)
     frame_skip = 5
     reset_noise = 0.01
     iterations = 6

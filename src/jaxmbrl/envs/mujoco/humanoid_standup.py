@@ -17,6 +17,7 @@ from jaxmbrl.core.types import PyTree, Task
 from jaxmbrl.envs.base import make_task, never
 from jaxmbrl.envs.mujoco.humanoid import Humanoid
 from jaxmbrl.envs.mujoco.mjx_env import Data, Simulation
+from jaxmbrl.envs.mujoco.scenes import oblique
 
 TIMESTEP = 0.003  # s
 MAX_CONTROL = 0.4
@@ -31,6 +32,7 @@ class HumanoidStandup(Humanoid):
 
     gymnasium_id = "HumanoidStandup-v5"
     xml = "humanoidstandup.xml"
+    camera = oblique(2.8, (0.0, 0.0, 0.6), 110.0, 15.0, follows=2)
     iterations = 8
     line_search_iterations = 16
     reward_terms = ("reward_linup", "reward_quadctrl", "reward_impact", "reward_survive")

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 from jaxmbrl.core.types import Task
 from jaxmbrl.envs.base import make_task
 from jaxmbrl.envs.mujoco.mjx_env import Data, MujocoEnv, Simulation
+from jaxmbrl.envs.mujoco.scenes import Camera
 
 MIN_HEIGHT = 1.0  # m, of the tip, which stands at 1.2 m
 MAX_OBSERVED = 10.0  # m/s, rad/s, N
@@ -29,6 +30,7 @@ class InvertedDoublePendulum(MujocoEnv):
 
     gymnasium_id = "InvertedDoublePendulum-v5"
     xml = "inverted_double_pendulum.xml"
+    camera = Camera(width=3.0, centre=(0.0, 0.0, 0.4))
     frame_skip = 5
     reset_noise = 0.1
     normal_velocities = True

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from jaxmbrl.core.types import Task
 from jaxmbrl.envs.base import make_task
 from jaxmbrl.envs.mujoco.mjx_env import Data, MujocoEnv, Simulation
+from jaxmbrl.envs.mujoco.scenes import Camera
 
 MAX_ANGLE = 0.2  # rad
 
@@ -23,6 +24,7 @@ class InvertedPendulum(MujocoEnv):
 
     gymnasium_id = "InvertedPendulum-v5"
     xml = "inverted_pendulum.xml"
+    camera = Camera(width=2.2, centre=(0.0, 0.0, 0.3))
     frame_skip = 2
     reset_noise = 0.01
     iterations = 4

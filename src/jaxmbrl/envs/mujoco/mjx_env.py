@@ -26,7 +26,9 @@ from jaxmbrl.core import cholesky
 from jaxmbrl.core.surroundings import import_despite
 from jaxmbrl.core.types import Key, PyTree
 from jaxmbrl.envs.base import State, initial_state
+from jaxmbrl.envs.drawing.scene import Scene
 from jaxmbrl.envs.mujoco import constraints, contacts
+from jaxmbrl.envs.mujoco.scenes import Camera, model_scene
 
 Data: TypeAlias = Any
 """`mujoco.mjx.Data`."""
@@ -80,6 +82,8 @@ class MujocoEnv:
     """Maximum number of Newton iterations of the constraint solver."""
     line_search_iterations: int
     """Maximum number of line-search iterations per Newton iteration; batched environments always run all of them."""
+    camera: Camera = Camera(width=2.6, centre=(0.0, 0.0, 0.8), follows=1)
+    """The view of `scene`."""
     reward_terms: tuple[str, ...]
     """Names of the terms of the reward, in `State.metrics`. The reward is their sum."""
 
@@ -157,6 +161,13 @@ class MujocoEnv:
     def reset(self, rng: Key) -> State:
         """The state at `initial` positions and velocities."""
         return self.state_at(*self.initial(rng))
+
+    def scene(self, state: State) -> Scene:
+        """The model, seen from the side, from above or obliquely (`camera`)."""
+        qpos = state.pipeline_state.qpos
+        with jax.default_matmul_precision("highest"), as_ours():
+            data = self._mjx.kinematics(self._model, self._data.replace(qpos=qpos))
+        return model_scene(self.mj_model, self.camera, qpos, data.geom_xpos, data.geom_xmat)
 
     def _simulate(self, data: Data) -> Data:
         """One simulator step that keeps the dtypes of all fields of `data` (in float64, MJX widens its tables)."""

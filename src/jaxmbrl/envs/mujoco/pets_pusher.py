@@ -27,6 +27,7 @@ from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import make_task, never
 from jaxmbrl.envs.mujoco.mjx_env import Data, MujocoEnv, Simulation
 from jaxmbrl.envs.mujoco.pets_arm import hand
+from jaxmbrl.envs.mujoco.scenes import oblique
 
 BASE = (0.0, -0.6, 0.0)  # m
 REACH = 0.1  # m from the wrist to the middle between the prongs' tips
@@ -44,6 +45,7 @@ class PetsPusher(MujocoEnv):
     (m)]; action [torque / 2 N m of the seven joints]."""
 
     xml = "pets_pusher.xml"
+    camera = oblique(1.8, (0.3, -0.2, -0.1), 90.0, 45.0)
     frame_skip = 4
     iterations = 4
     line_search_iterations = 8

@@ -22,6 +22,7 @@ from jaxmbrl.core.types import Features, Key, Task
 from jaxmbrl.envs.base import make_task, never
 from jaxmbrl.envs.mujoco.mjx_env import Data, MujocoEnv, Simulation
 from jaxmbrl.envs.mujoco.pets_arm import hand
+from jaxmbrl.envs.mujoco.scenes import oblique
 
 BASE = (0.0, -0.188, 0.0)  # m
 REACH = 0.16828  # m from the wrist to the middle between the fingers' last joints
@@ -35,6 +36,7 @@ class PetsReacher3D(MujocoEnv):
     20 N m of pan, lift, upper arm's roll, elbow, forearm's roll, wrist and wrist's roll]."""
 
     xml = "pets_reacher_3d.xml"
+    camera = oblique(2.2, (0.0, 0.0, 0.0), 110.0, 30.0)
     frame_skip = 2
     iterations = 4
     line_search_iterations = 8

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import make_task, never
 from jaxmbrl.envs.mujoco.mjx_env import Data, MujocoEnv, Simulation
+from jaxmbrl.envs.mujoco.scenes import oblique
 
 MIN_DISTANCE = 0.17  # m, of the cylinder from the goal at the start
 SPEED_NOISE = 5e-3  # rad/s
@@ -31,6 +32,7 @@ class Pusher(MujocoEnv):
 
     gymnasium_id = "Pusher-v5"
     xml = "pusher_v5.xml"
+    camera = oblique(1.8, (0.3, -0.2, -0.1), 90.0, 45.0)
     frame_skip = 5
     iterations = 4
     line_search_iterations = 8

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import make_task, never
 from jaxmbrl.envs.mujoco.mjx_env import Data, MujocoEnv, Simulation
+from jaxmbrl.envs.mujoco.scenes import ABOVE, Camera
 
 MAX_DISTANCE = 0.2  # m, of the target from the shoulder
 ARM_NOISE = 0.1  # rad
@@ -29,6 +30,7 @@ class Reacher(MujocoEnv):
 
     gymnasium_id = "Reacher-v5"
     xml = "reacher.xml"
+    camera = Camera(width=0.5, centre=(0.0, 0.0, 0.0), up=ABOVE)
     frame_skip = 2
     iterations = 4
     line_search_iterations = 8

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 from jaxmbrl.core.types import Task
 from jaxmbrl.envs.base import make_task, never
 from jaxmbrl.envs.mujoco.mjx_env import Data, MujocoEnv, Simulation
+from jaxmbrl.envs.mujoco.scenes import ABOVE, Camera
 
 CONTROL_COST = 1e-4
 
@@ -26,6 +27,7 @@ class Swimmer(MujocoEnv):
 
     gymnasium_id = "Swimmer-v5"
     xml = "swimmer.xml"
+    camera = Camera(width=4.0, centre=(0.0, 0.0, 0.0), up=ABOVE, follows=2)
     frame_skip = 4
     reset_noise = 0.1
     iterations = 4

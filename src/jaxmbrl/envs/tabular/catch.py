@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 from jaxmbrl.core.spaces import Box, Discrete
 from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task
-from jaxmbrl.envs.drawing.canvas import BODY, FORCE, GOAL, INK, TRACK, Canvas
+from jaxmbrl.envs.drawing.canvas import BACKGROUND, BODY, FORCE, GOAL, INK, TRACK, Canvas
+from jaxmbrl.envs.drawing.scene import Scene, Tiles, disc, rod
 
 ROWS, COLUMNS = 10, 5
 
@@ -81,6 +82,14 @@ class Catch:
             move = 0.45 * (int(action) - 1)
             canvas.arrow((paddle + 0.5 - move, -0.3), (paddle + 0.5 + move, -0.3), FORCE)
         return canvas.picture()
+
+    def scene(self, state: State) -> Scene:
+        """The board with ball and paddle."""
+        row, column, paddle = state.pipeline_state
+        board = Tiles(np.full((ROWS, COLUMNS, 3), BACKGROUND))
+        bar = rod((paddle + 0.3, 0.25), (paddle + 0.7, 0.25), 0.4, BODY)
+        ball = disc((column + 0.5, ROWS - 0.4 - row), 0.3, INK)
+        return Scene((board, bar, ball), float(ROWS), (COLUMNS / 2, ROWS / 2), background=TRACK)
 
 
 def reward(

@@ -6,11 +6,13 @@ What differs: Gymnasium's has no time limit.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from jaxtyping import UInt8
 
 from jaxmbrl.core.types import Task
-from jaxmbrl.envs.tabular.pictures import grid_picture
+from jaxmbrl.envs.tabular.pictures import grid_picture, grid_scene
 from jaxmbrl.envs.tabular.tables import TabularMDP, deterministic, tabular_task
 
 CELLS = ("............", "............", "............", "SCCCCCCCCCCG")
@@ -41,4 +43,4 @@ def _draw(state: int, action: int | None) -> UInt8[np.ndarray, "H W 3"]:
 
 def cliff_walking() -> Task:
     """`CliffWalking`: at most 200 steps; the best return is -13."""
-    return tabular_task("CliffWalking", cliff_mdp(), 200, _draw)
+    return tabular_task("CliffWalking", cliff_mdp(), 200, _draw, partial(grid_scene, CELLS))

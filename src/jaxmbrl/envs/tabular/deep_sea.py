@@ -20,7 +20,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box
 from jaxmbrl.core.types import Task
-from jaxmbrl.envs.tabular.pictures import grid_picture
+from jaxmbrl.envs.drawing.scene import Scene
+from jaxmbrl.envs.tabular.pictures import grid_picture, grid_scene
 from jaxmbrl.envs.tabular.tables import TabularEnv, TabularMDP, deterministic, table_task, tabular_task
 
 MOVE_COST = 0.01  # of N steps to the right
@@ -77,7 +78,7 @@ def deep_sea(size: int = SIZE, seed: int | None = MAPPING_SEED, name: str | None
         """Whether the board is empty."""
         return jnp.sum(next_observation, axis=-1) < 0.5
 
-    env = TabularEnv(mdp, partial(_draw, size), observe)
+    env = TabularEnv(mdp, partial(_draw, size), observe, partial(_show, size))
     return table_task(name or f"bsuite/DeepSea/{size}", env, size, Box((cells,), 0.0, 1.0), reward, terminated)
 
 
@@ -85,7 +86,7 @@ def deep_sea_tabular(size: int = SIZE, seed: int | None = MAPPING_SEED, name: st
     """`bsuite/DeepSea/tabular`, or `bsuite/DeepSea/N/tabular` for another size: the observation is the number of the cell,
     N * row + column, and N * N after the last row."""
     mdp = deep_sea_mdp(size, action_mapping(size, seed))
-    return tabular_task(name or f"bsuite/DeepSea/{size}/tabular", mdp, size, partial(_draw, size))
+    return tabular_task(name or f"bsuite/DeepSea/{size}/tabular", mdp, size, partial(_draw, size), partial(_show, size))
 
 
 def registered() -> Task:
@@ -113,5 +114,13 @@ def bsuite_task(name: str) -> Task:
 def _draw(size: int, state: int, action: int | None) -> UInt8[np.ndarray, "H W 3"]:
     """The board with the diver, and without it at the end. The direction of an action depends on the cell before, which a
     state does not contain, so there is no arrow."""
-    cells = ["S" + "." * (size - 1), *["." * size] * (size - 2), "." * (size - 1) + "G"]
-    return grid_picture(cells, divmod(state, size) if state < size * size else None)
+    return grid_picture(_cells(size), divmod(state, size) if state < size * size else None)
+
+
+def _show(size: int, state: Int[Array, ""]) -> Scene:
+    """The board with the diver. At the end the diver is below the picture."""
+    return grid_scene(_cells(size), state + 2 * size * (state == size * size))
+
+
+def _cells(size: int) -> list[str]:
+    return ["S" + "." * (size - 1), *["." * size] * (size - 2), "." * (size - 1) + "G"]

@@ -4,12 +4,13 @@ in its own direction or in one of the two perpendicular to it, with probability 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from jaxtyping import UInt8
 
 from jaxmbrl.core.types import Task
-from jaxmbrl.envs.tabular.pictures import grid_picture
+from jaxmbrl.envs.tabular.pictures import grid_picture, grid_scene
 from jaxmbrl.envs.tabular.tables import TabularMDP, from_outcomes, tabular_task
 
 SMALL = ("SFFF", "FHFH", "FFFH", "HFFG")
@@ -48,7 +49,7 @@ def lake_task(name: str, cells: Sequence[str], slippery: bool, episode_length: i
     def draw(state: int, action: int | None) -> UInt8[np.ndarray, "H W 3"]:
         return grid_picture(cells, divmod(state, len(cells[0])), None if action is None else MOVES[action])
 
-    return tabular_task(name, lake_mdp(cells, slippery), episode_length, draw)
+    return tabular_task(name, lake_mdp(cells, slippery), episode_length, draw, partial(grid_scene, cells))
 
 
 def frozen_lake() -> Task:

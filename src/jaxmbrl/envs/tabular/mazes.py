@@ -13,6 +13,7 @@ step 0, in the first maze: look at the returns of training instead.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -22,7 +23,8 @@ from jaxtyping import Array, Int, UInt8
 from jaxmbrl.core.spaces import Discrete
 from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task
-from jaxmbrl.envs.tabular.pictures import grid_picture
+from jaxmbrl.envs.drawing.scene import Scene
+from jaxmbrl.envs.tabular.pictures import floor_colors, grid_picture, grid_scene
 from jaxmbrl.envs.tabular.tables import TabularMDP, deterministic, tabular_task
 
 Cells = Sequence[str]
@@ -115,6 +117,13 @@ class ChangingMaze:
         cells = self.cells[int(int(state.pipeline_state.elapsed) >= self.change)]
         return _picture(cells, int(state.pipeline_state.cell), None if action is None else int(action))
 
+    def scene(self, state: State) -> Scene:
+        """The same without the action."""
+        cell, elapsed = state.pipeline_state
+        first, then = map(floor_colors, self.cells)
+        colors = jnp.where(elapsed >= self.change, then, first)
+        return grid_scene(self.cells[0], cell, colors)
+
 
 def _picture(cells: Cells, state: int, action: int | None) -> UInt8[np.ndarray, "H W 3"]:
     return grid_picture(cells, divmod(state, len(cells[0])), None if action is None else MOVES[int(action)])
@@ -122,7 +131,9 @@ def _picture(cells: Cells, state: int, action: int | None) -> UInt8[np.ndarray, 
 
 def maze_task(name: str, cells: Cells) -> Task:
     """The task of a maze. `task.env.mdp` is its table."""
-    return tabular_task(name, maze_mdp(cells), EPISODE, lambda state, action: _picture(cells, state, action))
+    return tabular_task(
+        name, maze_mdp(cells), EPISODE, lambda state, action: _picture(cells, state, action), partial(grid_scene, cells)
+    )
 
 
 def changing_task(name: str, mazes: tuple[Cells, Cells], change: int) -> Task:

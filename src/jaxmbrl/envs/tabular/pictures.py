@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from jaxmbrl.envs.drawing.canvas import BACKGROUND, BODY, FORCE, GOAL, INK, TRACK, Canvas, Color
+from jaxmbrl.envs.drawing.scene import Scene, Tiles, disc
 
 PIXELS = 480
 """Length of the longer side of a picture."""
@@ -51,3 +52,19 @@ def grid_picture(
         if move is not None:
             canvas.arrow((x, y), (x + 0.48 * move[1], y - 0.48 * move[0]), FORCE)
     return canvas.picture()
+
+
+def grid_scene(
+    cells: Sequence[str], state: Int[Array, ""], colors: Shaped[Array | np.ndarray, "rows columns 3"] | None = None
+) -> Scene:
+    """The same grid and agent as a scene, without the start; the agent is in cell number `state`, row by row from the top.
+    Around a grid that is not square there are walls. `colors` replaces `floor_colors(cells)`."""
+    rows, columns = len(cells), len(cells[0])
+    agent = disc((state % columns + 0.5, rows - 0.5 - state // columns), 0.36, BODY)
+    tiles = Tiles(floor_colors(cells) if colors is None else colors)
+    return Scene((tiles, agent), float(max(rows, columns)), (columns / 2, rows / 2), background=INK)
+
+
+def floor_colors(cells: Sequence[str]) -> Float[np.ndarray, "rows columns 3"]:
+    """The colours of a grid's cells."""
+    return np.array([[FLOORS.get(kind, BACKGROUND) for kind in line] for line in cells], float)

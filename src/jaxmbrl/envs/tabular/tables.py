@@ -16,9 +16,12 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 from jaxmbrl.core.spaces import Discrete, Space
 from jaxmbrl.core.types import Key, Observation, Task, Transition
 from jaxmbrl.envs.base import State, initial_state, make_task
+from jaxmbrl.envs.drawing.scene import Scene
 
 Draw: TypeAlias = Callable[[int, int | None], UInt8[np.ndarray, "H W 3"]]
 """(state, action that led to it, or None at the start of an episode) -> picture."""
+Show: TypeAlias = Callable[[Int[Array, ""]], Scene]
+"""state -> what an observed image shows."""
 
 ROUNDING = 4 * float(np.finfo(np.float64).eps)
 """Value iteration ends after a sweep that changes no value by more than this, times 1 + its size."""
@@ -117,6 +120,7 @@ class TabularEnv:
         mdp: TabularMDP,
         draw: Draw | None = None,
         observe: Callable[[Int[Array, ""]], Observation] = lambda state: state,
+        show: Show | None = None,
     ) -> None:
         check_mdp(mdp)
         self.mdp = mdp
@@ -125,6 +129,8 @@ class TabularEnv:
         if draw is not None:
             # A task without a drawing has no attribute `draw`.
             self.draw = lambda state, action: draw(int(state.pipeline_state), None if action is None else int(action))
+        if show is not None:
+            self.scene = lambda state: show(state.pipeline_state)
 
     def state_at(self, index: Int[Array, ""] | int, rng: Key | None = None) -> State:
         """The state with the given number. `rng` is the key of the next step, by default that of seed 0."""
@@ -168,12 +174,15 @@ def _drawn(key: Key, thresholds: Float[Array, "K"]) -> Int[Array, ""]:
     return jnp.sum(jax.random.uniform(key) >= thresholds, dtype=jnp.int32)
 
 
-def tabular_task(name: str, mdp: TabularMDP, episode_length: int, draw: Draw | None = None) -> Task:
+def tabular_task(
+    name: str, mdp: TabularMDP, episode_length: int, draw: Draw | None = None, show: Show | None = None
+) -> Task:
     """The task of a process with discrete observations: the numbers of its states. `task.env.mdp` is `mdp`.
 
-    `Task.reward` and `Task.terminated` are given if they are functions of their arguments. `draw` makes pictures.
+    `Task.reward` and `Task.terminated` are given if they are functions of their arguments. `draw` makes pictures,
+    `show` scenes for observed images.
     """
-    env = TabularEnv(mdp, draw)
+    env = TabularEnv(mdp, draw, show=show)
     return table_task(name, env, episode_length, Discrete(mdp.states), reward_of(mdp), terminated_of(mdp))
 
 
