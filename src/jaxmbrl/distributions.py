@@ -1,5 +1,5 @@
-"""Diagonal Gaussian, tanh-squashed Gaussian, categorical distribution, soft bounds on a log-variance, and real numbers as a
-network's output. Sizes are on the last axis."""
+"""Diagonal Gaussian, tanh-squashed Gaussian, categorical distribution and its straight-through samples, soft bounds on a
+log-variance, and real numbers as a network's output. Sizes are on the last axis."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxmbrl.core.types import Key
@@ -87,6 +88,26 @@ class Categorical(NamedTuple):
         """Kullback-Leibler divergence KL(self || other), in nats."""
         log_ratio = jax.nn.log_softmax(self.logits) - jax.nn.log_softmax(other.logits)
         return jnp.sum(jax.nn.softmax(self.logits) * log_ratio, axis=-1)
+
+
+def mixed(logits: Float[Array, "*n d"], share: float) -> Float[Array, "*n d"]:
+    """Log-probabilities of the mixture of the distribution with `logits` and, with the weight `share`, the uniform one
+    (DreamerV2 and V3, arXiv 2301.04104: 0.01). No probability is below share / d, so divergences are bounded.
+
+    >>> from jaxmbrl.distributions import mixed
+    >>> [round(float(p), 4) for p in jnp.exp(mixed(jnp.array([100.0, 0.0]), 0.01))]
+    [0.995, 0.005]
+    """
+    return jnp.log((1 - share) * jax.nn.softmax(logits) + share / logits.shape[-1])
+
+
+def straight_through(key: Key, log_probability: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+    """One-hot samples of each row whose gradient is that of the probabilities (Bengio et al., arXiv 1308.3432)."""
+    probability = jnp.exp(log_probability)
+    choice = jax.random.categorical(key, log_probability)
+    one_hot = jax.nn.one_hot(choice, log_probability.shape[-1], dtype=probability.dtype)
+    # The last term is exactly 0.
+    return one_hot + (probability - jax.lax.stop_gradient(probability))
 
 
 def tanh_log_det(pre_tanh: Float[Array, "*n d"]) -> Float[Array, "*n"]:
@@ -186,3 +207,42 @@ class ScalarHead(NamedTuple):
 
     def _support(self, output: Float[Array, "*n S"]) -> Float[Array, "S"]:
         return jnp.arange(-self.largest, self.largest + 1, dtype=output.dtype)
+
+
+def symlog(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """sign(x) log(1 + |x|) (DreamerV3, arXiv 2301.04104, equation 9)."""
+    return jnp.sign(x) * jnp.log1p(jnp.abs(x))
+
+
+def symexp(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """sign(x) (exp |x| - 1), the inverse of `symlog`."""
+    return jnp.sign(x) * jnp.expm1(jnp.abs(x))
+
+
+class SymexpHead(NamedTuple):
+    """Real numbers as logits over `size` bins that are spaced by `symexp` from -symexp(20) to symexp(20), with the
+    cross-entropy of the `two_hot` weights as loss (DreamerV3, arXiv 2301.04104, equations 10 and 11). It has the functions
+    of `ScalarHead`. The mean is taken of the bins themselves, not of their logarithms."""
+
+    size: int = 255
+    """Number of bins, odd and at least 3."""
+
+    def mean(self, output: Float[Array, "*n S"]) -> Float[Array, "*n"]:
+        """The mean of the bins. It is summed in pairs of opposite bins, so that equal logits give exactly 0."""
+        probability = jax.nn.softmax(output)
+        low, high = probability[..., : self.size // 2], probability[..., self.size // 2 + 1 :]
+        return jnp.sum((high - low[..., ::-1]) * self.bins(output)[self.size // 2 + 1 :], axis=-1)
+
+    def loss(self, output: Float[Array, "*n S"], target: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """The loss of each output for the number `target`. No gradient flows through the target."""
+        weights = two_hot(jax.lax.stop_gradient(target), self.bins(output))
+        return -jnp.sum(weights * jax.nn.log_softmax(output), axis=-1)
+
+    def bins(self, output: Float[Array, "*n S"]) -> Float[Array, "S"]:
+        """The bins, ascending, in the dtype of `output`."""
+        half = np.expm1(np.linspace(0.0, LARGEST_SYMLOG, self.size // 2 + 1))
+        return jnp.asarray(np.concatenate([-half[:0:-1], half]), output.dtype)
+
+
+LARGEST_SYMLOG = 20.0
+"""`symlog` of the largest bin of `SymexpHead`."""

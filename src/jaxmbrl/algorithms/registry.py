@@ -54,6 +54,7 @@ MODULES = {
     "me-trpo": "on_policy.metrpo",
     "slbo": "on_policy.slbo",
     "gps": "trajectory.gps",
+    "dreamer": "latent.dreamer",
     "muzero": "search.muzero",
     "alphazero": "search.alphazero",
     "uct": "search.uct",
