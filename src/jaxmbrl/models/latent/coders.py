@@ -192,14 +192,14 @@ def _hidden(units: int, activation: Activation, rms_norm: bool, x: Array) -> Arr
     return getattr(nn, activation)(x)
 
 
-def _patches(x: Float[Array, "*n H W C"]) -> Float[Array, "*n h w 4*C"]:
+def _patches(x: Float[Array, "*n H W C"]) -> Float[Array, "*n h w P"]:
     """Patches of 2 x 2 pixels in one row each."""
     *n, height, width, channels = x.shape
     x = x.reshape(*n, height // 2, 2, width // 2, 2, channels)
     return jnp.swapaxes(x, -4, -3).reshape(*n, height // 2, width // 2, 4 * channels)
 
 
-def _unpatched(x: Float[Array, "*n h w 4*C"]) -> Float[Array, "*n H W C"]:
+def _unpatched(x: Float[Array, "*n h w P"]) -> Float[Array, "*n H W C"]:
     """The inverse of `_patches`."""
     *n, height, width, channels = x.shape
     x = x.reshape(*n, height, width, 2, 2, channels // 4)

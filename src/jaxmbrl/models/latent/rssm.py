@@ -134,7 +134,11 @@ class Networks(NamedTuple):
 def make(config: RSSMConfig, observation: Space, action: Space) -> LatentModel:
     """The model for observations that are vectors or images, and for any actions. Those in a box are limited to [-1, 1] in
     the model. Raises UserError for other observations."""
-    parts = networks(config, observation, action)
+    return assemble(config, networks(config, observation, action))
+
+
+def assemble(config: RSSMConfig, parts: Networks) -> LatentModel:
+    """The model of given parts."""
 
     def observe(params: PyTree, belief: Belief, observation: Observation, key: Key) -> Belief:
         deter = parts.recur(params, belief.deter, belief.stoch, belief.action)
@@ -145,9 +149,9 @@ def make(config: RSSMConfig, observation: Space, action: Space) -> LatentModel:
         init=parts.init,
         initial=lambda: Belief(*map(jnp.zeros, parts.sizes)),
         observe=observe,
-        acted=lambda belief, taken: belief._replace(action=encode(action, taken)),
+        acted=lambda belief, taken: belief._replace(action=encode(parts.action, taken)),
         features=features,
-        feature_size=config.deter + parts.latent.size,
+        feature_size=sum(parts.sizes[:2]),
         loss=partial(window_loss, config, parts),
         world=partial(learned_world, parts),
         decode=lambda params, features: parts.coder.decode(params["decoder"], features),
