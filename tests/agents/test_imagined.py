@@ -189,9 +189,7 @@ def test_at_first_values_and_returns_are_exactly_zero_and_updates_move_everythin
         first = agent.init(key, {}, jnp.asarray(1e-2))
 
         def loss(actor, critic):
-            return agent.loss(
-                actor, critic, first, still._replace(step=step), jnp.asarray(START, float), jnp.ones(2), key
-            )
+            return agent.loss(actor, critic, first, still._replace(step=step), jnp.asarray(START, float), jnp.ones(2), key)
 
         (value, dreams), slopes = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
             first.actor.params, first.critic.params

@@ -35,7 +35,7 @@ B, L = 2, 4
 
 
 def rows(action=BOX):
-    """Windows of four rows: an episode of the first terminates at its second row, one of the second times out at the third."""
+    """Windows of four rows: an episode of the first terminates at row 1, one of the second reaches its limit at row 2."""
     rng = np.random.default_rng(0)
     terminated, truncated = np.zeros((B, L), bool), np.zeros((B, L), bool)
     terminated[0, 1] = truncated[1, 2] = True

@@ -55,6 +55,8 @@ MODULES = {
     "slbo": "on_policy.slbo",
     "gps": "trajectory.gps",
     "dreamer": "latent.dreamer",
+    "planet": "latent.planet",
+    "latent-mpc": "latent.latent_mpc",
     "muzero": "search.muzero",
     "alphazero": "search.alphazero",
     "uct": "search.uct",

@@ -32,7 +32,7 @@ from jaxmbrl.agents import imagined
 from jaxmbrl.agents.exploration import with_gaussian_noise
 from jaxmbrl.agents.imagined import Dreams, ImaginedConfig, ImaginedState
 from jaxmbrl.algorithms import latent_settings, shared
-from jaxmbrl.algorithms.latent_settings import LatentSettings
+from jaxmbrl.algorithms.latent_settings import RSSMSettings
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.core import metrics
 from jaxmbrl.core.types import Algorithm, Average, Clock, Hyper, Key, Metrics, Policy, PyTree, Task, Transition, Views
@@ -44,7 +44,7 @@ from jaxmbrl.nn.optimizer import Trainable
 
 
 @dataclass(frozen=True)
-class Config(LatentSettings):
+class Config(RSSMSettings):
     """Settings of a run of Dreamer."""
 
     agent: ImaginedConfig = field(default_factory=ImaginedConfig)

@@ -10,8 +10,9 @@ trajectory = imagine(model.world(params), actor, beliefs, key, length)
 
 from __future__ import annotations
 
-from jaxmbrl.models.latent import coders, rssm
+from jaxmbrl.models.latent import coders, consistency, rssm
 from jaxmbrl.models.latent.coders import Coder, CoderConfig
+from jaxmbrl.models.latent.consistency import ConsistencyConfig
 from jaxmbrl.models.latent.interface import Belief, LatentModel, Window, believing, on_features, repeated, rows_of
 from jaxmbrl.models.latent.latents import Latent, floored
 from jaxmbrl.models.latent.rssm import RSSMConfig
@@ -21,6 +22,7 @@ __all__ = [
     "Belief",
     "Coder",
     "CoderConfig",
+    "ConsistencyConfig",
     "Latent",
     "LatentModel",
     "RSSMConfig",
@@ -28,6 +30,7 @@ __all__ = [
     "believing",
     "by_successor",
     "coders",
+    "consistency",
     "floored",
     "on_features",
     "repeated",
