@@ -122,7 +122,7 @@ def window_loss(
     z = jnp.concatenate([codes[:, :1], jnp.swapaxes(later, 0, 1)], axis=1)
     weight = weights(config, window)
 
-    def mean(error: Float[Array, "B T-1"]) -> Float[Array, ""]:
+    def mean(error: Float[Array, "B K"]) -> Float[Array, ""]:
         return jnp.sum(weight * error) / jnp.sum(weight)
 
     decoded = parts.coder.loss(params["decoder"], z[:, :-1], window.observation[:, :-1])
