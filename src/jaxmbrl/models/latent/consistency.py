@@ -138,7 +138,7 @@ def window_loss(
     return sum(losses.values(), start=jnp.zeros(())), (Belief(empty, codes, window.action), found)
 
 
-def weights(config: ConsistencyConfig, window: Window) -> Float[Array, "B T-1"]:
+def weights(config: ConsistencyConfig, window: Window) -> Float[Array, "B K"]:
     """The weight of each step of a window: 0 after the first end of an episode."""
     before = jnp.cumsum(window.last[:, :-1], axis=1)
     return (before == 0) * config.decay ** jnp.arange(before.shape[1])
