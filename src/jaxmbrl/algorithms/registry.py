@@ -55,6 +55,7 @@ MODULES = {
     "slbo": "on_policy.slbo",
     "gps": "trajectory.gps",
     "dreamer": "latent.dreamer",
+    "plan2explore": "latent.plan2explore",
     "planet": "latent.planet",
     "latent-mpc": "latent.latent_mpc",
     "muzero": "search.muzero",

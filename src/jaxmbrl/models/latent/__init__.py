@@ -10,11 +10,12 @@ trajectory = imagine(model.world(params), actor, beliefs, key, length)
 
 from __future__ import annotations
 
-from jaxmbrl.models.latent import coders, consistency, rssm
+from jaxmbrl.models.latent import coders, consistency, one_step, rssm
 from jaxmbrl.models.latent.coders import Coder, CoderConfig
 from jaxmbrl.models.latent.consistency import ConsistencyConfig
 from jaxmbrl.models.latent.interface import Belief, LatentModel, Window, believing, on_features, repeated, rows_of
 from jaxmbrl.models.latent.latents import Latent, floored
+from jaxmbrl.models.latent.one_step import OneStepConfig
 from jaxmbrl.models.latent.rssm import RSSMConfig
 from jaxmbrl.models.latent.windows import by_successor
 
@@ -25,6 +26,7 @@ __all__ = [
     "ConsistencyConfig",
     "Latent",
     "LatentModel",
+    "OneStepConfig",
     "RSSMConfig",
     "Window",
     "believing",
@@ -33,6 +35,7 @@ __all__ = [
     "consistency",
     "floored",
     "on_features",
+    "one_step",
     "repeated",
     "rows_of",
     "rssm",

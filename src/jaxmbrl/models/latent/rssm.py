@@ -70,6 +70,8 @@ class RSSMConfig:
     """Hidden layers of these heads."""
     bins: Annotated[int, Ge(0)] = 255
     """Bins of the reward's head; 0 for a plain number with squared error."""
+    reward_gradient: bool = True
+    """Whether the reward's loss also trains the belief."""
     learn_continuation: bool = True
     """Whether the model learns when episodes end; otherwise they never end in imagination."""
     activation: Activation = "silu"
@@ -169,7 +171,8 @@ def window_loss(
     """(loss, (the belief at each position [B, T], metrics)) of a window, as in the docstring of the module."""
     beliefs, outputs = filtered(parts, params, window, key)
     expected, f = parts.prior(params, beliefs.deter), features(beliefs)
-    reward = window.known * parts.number.loss(parts.reward(params, f), window.reward)
+    reward_output = parts.reward(params, f if config.reward_gradient else sg(f))
+    reward = window.known * parts.number.loss(reward_output, window.reward)
     dyn, rep = parts.latent.divergence(sg(outputs), expected), parts.latent.divergence(outputs, sg(expected))
     losses = {
         "decoder": config.decoder_scale * jnp.mean(parts.coder.loss(params["decoder"], f, window.observation)),
