@@ -145,8 +145,8 @@ def make(config: Config, task: Task) -> Algorithm:
             slope, (tried, dreams, found) = jax.grad(losses, has_aux=True)(params, learned, window, loss_key)
             fitted, norm = optimizer.step(fitted, slope.model, chain=chain)
             members, _ = optimizer.step(members, slope.one_step, chain=chain)
-            explorer, explored = agent.apply(explorer, *slope.explorer, tried)
-            of, improved = agent.apply(of, *slope.agent, dreams)
+            explorer, explored = agent.apply(explorer, slope.explorer[0], slope.explorer[1], tried)
+            of, improved = agent.apply(of, slope.agent[0], slope.agent[1], dreams)
             explored = {name.replace("agent/", "explorer/"): value for name, value in explored.items()}
             return Learned(fitted, members, explorer, of), found | explored | improved | {
                 "model/gradient": Average.of(norm)

@@ -134,8 +134,8 @@ def window_loss(
     if parts.goes_on is not None:
         losses["continuation"] = mean(continuation_loss(parts.goes_on(params, z[:, 1:]), window.terminated[:, 1:]))
     found = {f"model/{name}": Average.of(value) for name, value in losses.items()}
-    empty = jnp.zeros((*window.reward.shape, 0))
-    return sum(losses.values(), start=jnp.zeros(())), (Belief(empty, codes, window.action), found)
+    deter = jnp.zeros((*window.reward.shape, 0))
+    return sum(losses.values(), start=jnp.zeros(())), (Belief(deter, codes, window.action), found)
 
 
 def weights(config: ConsistencyConfig, window: Window) -> Float[Array, "B K"]:

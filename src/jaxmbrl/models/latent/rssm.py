@@ -191,7 +191,7 @@ def window_loss(
 def filtered(parts: Networks, params: PyTree, window: Window, key: Key) -> tuple[Belief, Float[Array, "B T K"]]:
     """(the belief at each position of a window, the outputs of its posterior)."""
 
-    def step(before: tuple[Array, Array], given: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+    def step(before: tuple[Array, ...], given: tuple[Array, ...]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         code, action, first, key = given
         deter, stoch, action = (jnp.where(first[:, None], 0.0, x) for x in (*before, action))
         deter = parts.recur(params, deter, stoch, action)
