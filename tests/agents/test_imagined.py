@@ -172,6 +172,29 @@ def test_returns_of_the_real_window_by_hand(x64):
     np.testing.assert_allclose(found[1], [1 + 0.9 * (0.5 * 6 + 0.5 * middle), middle, limit, end], rtol=1e-12)
 
 
+def test_the_loss_on_the_real_window_trains_the_features_but_not_at_last_positions(x64):
+    """A critic with value theta f and squared error. Position 1 is the last of its episode."""
+    functions = by_hand(PLAIN)._replace(critic=lambda params, features: params * features)
+    rewards, ends = np.array([[0.0, 1.0, 2.0, 3.0]]), np.array([[False, True, False, False]])
+    boot, features = np.array([[5.0, 6.0, 7.0, 8.0]]), np.array([[[1.0], [2.0], [3.0], [4.0]]])
+
+    @jax.jit
+    def looked(params, features):
+        def loss(params, features):
+            return imagined.replay_loss(
+                functions, params, state(), features, window(rewards, ends, ends), jnp.asarray(boot)
+            )
+
+        return jax.value_and_grad(loss, argnums=(0, 1))(params, features)
+
+    value, (of_critic, of_features) = jax.device_get(looked(jnp.asarray(0.5), jnp.asarray(features)))
+    due = np.array([1.0, 2 + 0.9 * (0.5 * 7 + 0.5 * (3 + 0.9 * 8)), 3 + 0.9 * 8])
+    error = (0.5 * np.array([1.0, 2, 3]) - due) * [1, 0, 1]
+    np.testing.assert_allclose(value, np.sum(error**2) / 3, rtol=1e-12)
+    np.testing.assert_allclose(of_critic, np.sum(2 * error * [1, 2, 3]) / 3, rtol=1e-12)
+    np.testing.assert_allclose(of_features[0, :, 0], [*(2 * error * 0.5 / 3), 0], rtol=1e-12)
+
+
 SMALL = ImaginedConfig(horizon=3, units=5, layers=1, bins=5, roots=3, replay_value=0.0)
 
 

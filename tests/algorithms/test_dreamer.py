@@ -1,4 +1,4 @@
-"""Methods with a latent model: the first updates of Dreamer, data from a file, and the settings that are refused."""
+"""Methods with a latent model: the windows that they learn from, and what they refuse."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,8 @@ import pytest
 
 from jaxmbrl import algorithms, envs
 from jaxmbrl.algorithms import latent_settings
-from jaxmbrl.algorithms.latent import dreamer
 from jaxmbrl.core.config import UserError
-from jaxmbrl.core.types import Clock, Transition
+from jaxmbrl.core.types import Transition, row_like
 from jaxmbrl.data import sequences
 from jaxmbrl.training import programs
 
@@ -31,28 +30,10 @@ def transitions(seed=0):
     return jax.tree.map(jnp.asarray, Transition(observation[:-1], action, reward, observation[1:], ends, never))
 
 
-def test_the_first_update_changes_nothing_and_the_next_one_all_parts():
-    """The learning rate rises from 0 within the first update here. Each call of `learn` makes one update."""
-    method = dreamer.make(config(**{"train_every": STEPS, "optimizer.warmup": 1}), envs.make(TASK))
-
-    @jax.jit
-    def learned(state, steps, rows):
-        return method.learn(Clock(steps), state, rows)[0]
-
-    states = [jax.jit(lambda: method.init(jax.random.key(0), {}, None))()]
-    for steps in (STEPS, 2 * STEPS):
-        states.append(learned(states[-1], jnp.int32(steps), transitions(seed=steps)))
-    parts = [[of.model.params, of.agent.actor.params, of.agent.critic.params] for of in (s.learned for s in states)]
-    jax.tree.map(np.testing.assert_array_equal, parts[0], parts[1])
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), parts[1], parts[2])
-    assert all(any(jax.tree.leaves(part)) for part in moved)
-    assert int(states[-1].replay.size) == 2 * STEPS
-
-
 def test_windows_are_drawn_as_positions():
     """Rewards are those of consecutive steps, and the position after the end begins anew."""
     given, task = config(), envs.make(TASK)
-    buffer = sequences.add(sequences.init(algorithms.shared.row_like(task), 1, 40), transitions())
+    buffer = sequences.add(sequences.init(row_like(task), 1, 40), transitions())
     window = jax.device_get(latent_settings.draw(given, buffer, task.action, jax.random.key(1)))
     assert window.reward.shape == (given.batch_size, given.sequence_length + 1)
     np.testing.assert_array_equal(window.reward[:, 1:], window.reward[:, 1:2] + np.arange(given.sequence_length))
