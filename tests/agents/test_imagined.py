@@ -49,7 +49,14 @@ def by_hand(config):
     def constant(params, features):
         return params * jnp.ones(features.shape[:-1])
 
-    return Functions(config, head, constant, lambda params, features: constant(params, features)[..., None], ScalarHead())
+    return Functions(
+        config,
+        config.pathwise(BOX),
+        head,
+        constant,
+        lambda params, features: constant(params, features)[..., None],
+        ScalarHead(),
+    )
 
 
 def state(low=0.0, high=0.0, discount=0.9):
@@ -245,8 +252,9 @@ def test_roots_are_different_positions_and_all_of_them_by_default():
 
 
 def test_what_it_refuses():
-    pathwise = dataclasses.replace(SMALL, gradient="pathwise")
-    with pytest.raises(UserError, match=r"^agent.gradient must be reinforce for discrete actions, got pathwise$"):
+    pathwise, auto = (dataclasses.replace(SMALL, gradient=gradient) for gradient in ("pathwise", "auto"))
+    assert auto.pathwise(BOX) and not auto.pathwise(Discrete(2)) and not SMALL.pathwise(BOX)
+    with pytest.raises(UserError, match=r"^agent.gradient must be reinforce or auto for discrete actions, got pathwise$"):
         imagined.make(pathwise, 3, Discrete(2), optax.identity())
     for changes, message in (
         ({"replay_value": 0.3}, r"^replay_value must be 0 with a number of roots \(3\), got 0.3$"),

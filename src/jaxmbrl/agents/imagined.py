@@ -58,8 +58,9 @@ class ImaginedConfig:
     """H: steps of an imagined trajectory."""
     roots: Annotated[int, Ge(1)] | None = None
     """Positions of a batch from which trajectories are imagined, sampled anew in each update; None for all."""
-    gradient: Literal["reinforce", "pathwise"] = "reinforce"
-    """The actor's gradient: by log-probabilities, or through the model's steps, for continuous actions."""
+    gradient: Literal["reinforce", "pathwise", "auto"] = "reinforce"
+    """The actor's gradient: by log-probabilities, or through the model's steps, for continuous actions. `auto` is pathwise
+    for continuous and reinforce for discrete actions (DreamerV2)."""
     policy: Literal["normal", "tanh-normal"] = "normal"
     """Distribution of continuous actions: a Gaussian with bounded mean and deviation, which the task clips, or a Gaussian
     under tanh, without an entropy bonus and for pathwise gradients."""
@@ -96,9 +97,13 @@ class ImaginedConfig:
             return "bins", f"must be 0, or odd and at least 3, got {self.bins}"
         if self.replay_value > 0 and self.roots is not None:
             return "replay_value", f"must be 0 with a number of roots ({self.roots}), got {self.replay_value}"
-        if self.policy == "tanh-normal" and (self.gradient != "pathwise" or self.entropy > 0):
+        if self.policy == "tanh-normal" and (self.gradient == "reinforce" or self.entropy > 0):
             return "policy", "must be normal unless gradient is pathwise and entropy 0"
         return None
+
+    def pathwise(self, action: Space) -> bool:
+        """Whether the gradient for actions in the space is pathwise."""
+        return self.gradient == "pathwise" or (self.gradient == "auto" and not isinstance(action, Discrete))
 
 
 class Head(NamedTuple):
@@ -154,6 +159,8 @@ class Functions(NamedTuple):
     """Actor and critic as functions of their parameters."""
 
     config: ImaginedConfig
+    pathwise: bool
+    """Whether the actor's gradient is pathwise."""
     head: Head
     actor: Callable[[PyTree, Float[Array, "*n F"]], Float[Array, "*n K"]]
     """(parameters, features) -> the output of `head`."""
@@ -176,7 +183,7 @@ def make(config: ImaginedConfig, size: int, action: Space, chain: optax.Gradient
     small = nn.initializers.variance_scaling(1e-4, "fan_in", "truncated_normal")
     actor = network(head.size, last_init=small)
     critic = network(number.size, last_init=nn.initializers.zeros_init() if config.bins else None)
-    functions = Functions(config, head, actor.apply, critic.apply, number)
+    functions = Functions(config, config.pathwise(action), head, actor.apply, critic.apply, number)
 
     def init(key: Key, hyper: Hyper, learning_rate: Any) -> ImaginedState:
         actor_key, critic_key = jax.random.split(key)
@@ -222,7 +229,7 @@ def dream_loss(
     that of each root. Of the loss only `actor_params` and `critic_params` receive a gradient, if origin and world have no
     parameters that are differentiated."""
     config, head = functions.config, functions.head
-    acting = actor_params if config.gradient == "pathwise" else sg(actor_params)
+    acting = actor_params if functions.pathwise else sg(actor_params)
 
     def act(memory: Memory, features: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
         return head.sample(functions.actor(acting, sg(features)), key), (), memory
@@ -235,7 +242,7 @@ def dream_loss(
     scale = jnp.maximum(1.0, high - low) if config.normalize_returns else jnp.ones(())
     output = functions.actor(actor_params, sg(features[:-1]))
     entropy = head.entropy(output)
-    if config.gradient == "pathwise":
+    if functions.pathwise:
         objective = target / scale
     else:
         objective = head.log_probability(output, sg(path.action)) * sg((target - values[:-1]) / scale)
@@ -292,8 +299,8 @@ def roots(config: ImaginedConfig, beliefs: Any, window: Window, key: Key) -> tup
 def head_of(config: ImaginedConfig, action: Space) -> Head:
     """The distribution of actions in the space. Raises UserError for pathwise gradients of discrete actions."""
     if isinstance(action, Discrete):
-        if config.gradient == "pathwise":
-            raise UserError("agent.gradient must be reinforce for discrete actions, got pathwise")
+        if config.pathwise(action):
+            raise UserError("agent.gradient must be reinforce or auto for discrete actions, got pathwise")
         return Head(
             action.n,
             sample=lambda output, key: Categorical(output).sample(key),
