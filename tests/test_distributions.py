@@ -294,3 +294,32 @@ def test_the_loss_of_a_symexp_head_is_least_at_its_target():
     p = np.exp(output) / np.exp(output).sum()
     np.testing.assert_allclose(slope, p - due, atol=1e-6)
     assert float(jax.jit(jax.grad(symexp_head.loss, argnums=1))(output, np.float32(4.0))) == 0.0
+
+
+def test_a_truncated_normal_against_scipy(x64):
+    rng = np.random.default_rng(4)
+    mean, log_std = rng.uniform(-1, 1, (5, 3)), np.log(rng.uniform(0.1, 2.0, (5, 3)))
+    x, std = rng.uniform(-1, 1, (5, 3)), np.exp(log_std)
+    due = stats.truncnorm((-1 - mean) / std, (1 - mean) / std, mean, std)
+
+    def found(mean, log_std):
+        given = d.TruncatedNormal(mean, log_std)
+        return given.entropy(), given.log_probability(jnp.asarray(x)), given.mode()
+
+    entropy, logs, mode = jax.jit(found)(mean, log_std)
+    np.testing.assert_allclose(entropy, due.entropy().sum(-1), rtol=1e-9)
+    np.testing.assert_allclose(logs, due.logpdf(x).sum(-1), rtol=1e-9)
+    np.testing.assert_array_equal(mode, mean)
+
+    def sample(mean, log_std, key):
+        return d.TruncatedNormal(mean, log_std).sample(key)
+
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    samples = np.asarray(jax.jit(jax.vmap(sample, (None, None, 0)))(mean, log_std, keys))
+    np.testing.assert_allclose(samples.mean(0), due.mean(), atol=0.02)
+    np.testing.assert_allclose(samples.std(0), due.std(), atol=0.02)
+    # At a fixed quantile: the derivative of the quantile function.
+    slope = jax.jit(jax.grad(lambda m: sample(m, log_std, keys[0]).sum()))(mean)
+    quantile, step = due.cdf(samples[0]), 1e-5
+    near = [stats.truncnorm((-1 - m) / std, (1 - m) / std, m, std).ppf(quantile) for m in (mean - step, mean + step)]
+    np.testing.assert_allclose(slope, (near[1] - near[0]) / (2 * step), rtol=1e-4)

@@ -1,5 +1,5 @@
-"""Diagonal Gaussian, tanh-squashed Gaussian, categorical distribution and its straight-through samples, soft bounds on a
-log-variance, and real numbers as a network's output. Sizes are on the last axis."""
+"""Diagonal Gaussian, tanh-squashed and truncated Gaussian, categorical distribution and its straight-through samples, soft
+bounds on a log-variance, and real numbers as a network's output. Sizes are on the last axis."""
 
 from __future__ import annotations
 
@@ -61,6 +61,45 @@ class Gaussian(NamedTuple):
         """
         squares = jnp.exp(2 * (self.log_std - other.log_std)) + ((self.mean - other.mean) * jnp.exp(-other.log_std)) ** 2
         return jnp.sum(other.log_std - self.log_std + 0.5 * (squares - 1), axis=-1)
+
+
+class TruncatedNormal(NamedTuple):
+    """Independent normal distributions truncated to [-1, 1], of the policy of DreamerV2 (arXiv 2010.02193, its code)."""
+
+    mean: Float[Array, "*n d"]
+    """Of the normal distributions before truncation."""
+    log_std: Float[Array, "*n d"]
+    """The same of their standard deviations."""
+
+    def sample(self, key: Key) -> Float[Array, "*n d"]:
+        """A sample of each row, differentiable in mean and deviation."""
+        low, high = self._bounds()
+        standard = jax.random.truncated_normal(key, low, high, self.mean.shape, self.mean.dtype)
+        return jnp.clip(self.mean + jnp.exp(self.log_std) * standard, -1.0, 1.0)
+
+    def mode(self) -> Float[Array, "*n d"]:
+        """The most probable vector."""
+        return jnp.clip(self.mean, -1.0, 1.0)
+
+    def log_probability(self, x: Float[Array, "*n d"]) -> Float[Array, "*n"]:
+        """Log-density of vectors in [-1, 1], in nats."""
+        return gaussian_log_density(x, self.mean, self.log_std) - jnp.sum(jnp.log(self._mass()), axis=-1)
+
+    def entropy(self) -> Float[Array, "*n"]:
+        """Differential entropy, in nats."""
+        low, high = self._bounds()
+        density = jax.scipy.stats.norm.pdf
+        shift = (low * density(low) - high * density(high)) / (2 * self._mass())
+        return jnp.sum(self.log_std + 0.5 * math.log(2 * math.pi * math.e) + jnp.log(self._mass()) + shift, axis=-1)
+
+    def _bounds(self) -> tuple[Float[Array, "*n d"], Float[Array, "*n d"]]:
+        """The bounds in standard deviations from the mean."""
+        return (-1.0 - self.mean) * jnp.exp(-self.log_std), (1.0 - self.mean) * jnp.exp(-self.log_std)
+
+    def _mass(self) -> Float[Array, "*n d"]:
+        """The probability of [-1, 1] before truncation."""
+        low, high = self._bounds()
+        return jax.scipy.stats.norm.cdf(high) - jax.scipy.stats.norm.cdf(low)
 
 
 class Categorical(NamedTuple):

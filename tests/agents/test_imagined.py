@@ -21,7 +21,7 @@ BOX, SIZE = Box((2,), -1.0, 1.0), 3
 PLAIN = ImaginedConfig(
     horizon=2, discount=0.9, mix=0.5, entropy=0.0, bins=0, target="none", replay_value=0.0, normalize_returns=False
 )
-OFFSET, VALUE, THETA = 0.3, 0.7, 0.4
+OFFSET, VALUE, THETA, SLOW = 0.3, 0.7, 0.4, -0.2
 START = np.array([0.5, -1.0])
 
 
@@ -61,15 +61,16 @@ def by_hand(config):
 
 def state(low=0.0, high=0.0, discount=0.9):
     empty = optimizer.init(jnp.zeros(()), 0.0)
-    return ImaginedState(empty, empty, *(jnp.asarray(x, float) for x in (low, high, discount)))
+    slow = empty._replace(target=jnp.asarray(SLOW, float))
+    return ImaginedState(empty, slow, *(jnp.asarray(x, float) for x in (low, high, discount)), jnp.zeros((), jnp.int32))
 
 
-def returns_of(theta, ends=0.0, discount=0.9, mix=0.5):
-    """(R_0, R_1, weights) of both starts: rewards -x_1^2 and -x_2^2, values VALUE."""
+def returns_of(theta, ends=0.0, discount=0.9, mix=0.5, value=VALUE):
+    """(R_0, R_1, weights) of both starts: rewards -x_1^2 and -x_2^2, and one value for all states."""
     first, second = -((START + theta + OFFSET) ** 2), -((START + 2 * (theta + OFFSET)) ** 2)
     goes_on = discount * (1 - ends)
-    last = second + goes_on * VALUE
-    return first + goes_on * ((1 - mix) * VALUE + mix * last), last, np.array([1.0, goes_on])
+    last = second + goes_on * value
+    return first + goes_on * ((1 - mix) * value + mix * last), last, np.array([1.0, goes_on])
 
 
 def losses(config, weight=(1.0, 1.0), ends=0.0, given=None):
@@ -118,6 +119,40 @@ def test_a_terminal_root_has_no_weight_and_entropy_is_rewarded(x64):
     first, last, w = returns_of(THETA)
     due = [w[0] * (OFFSET * (first - VALUE)[0] + 0.5 * 2.0), w[1] * (OFFSET * (last - VALUE)[0] + 0.5 * 2.0)]
     np.testing.assert_allclose(actor, -np.sum(due) / 4, rtol=1e-12)
+
+
+def test_the_slow_critic_is_a_second_target_or_what_returns_bootstrap_from(x64):
+    first, last, w = returns_of(THETA)
+    _, (_, critic), _ = losses(dataclasses.replace(PLAIN, target="regularizer"))
+    due = [w[0] * (2 * VALUE - first - SLOW), w[1] * (2 * VALUE - last - SLOW)]
+    np.testing.assert_allclose(critic, 2 * np.mean(due), rtol=1e-12)
+    first, last, w = returns_of(THETA, value=SLOW)
+    _, (actor, critic), dreams = losses(dataclasses.replace(PLAIN, target="bootstrap"))
+    np.testing.assert_allclose(dreams.first_return, first, rtol=1e-12)
+    np.testing.assert_allclose(critic, 2 * np.mean([w[0] * (VALUE - first), w[1] * (VALUE - last)]), rtol=1e-12)
+    due = np.mean([w[0] * OFFSET * (first - SLOW), w[1] * OFFSET * (last - SLOW)])
+    np.testing.assert_allclose(actor, -due, rtol=1e-12)
+
+
+def test_the_slow_critic_may_be_a_copy_of_every_third_update():
+    config = dataclasses.replace(SMALL, target="bootstrap", target_rate=1.0, target_every=3)
+    agent = imagined.make(config, 1, BOX, optax.scale_by_adam())
+
+    @jax.jit
+    def updated(key):
+        now, nothing = (
+            agent.init(key, {}, jnp.asarray(1e-2)),
+            imagined.Dreams(jnp.zeros(()), jnp.ones(()), jnp.zeros(1), {}),
+        )
+        found = [now.critic]
+        for _ in range(3):
+            now, _ = agent.apply(now, *(jax.tree.map(jnp.ones_like, of.params) for of in (now.actor, now.critic)), nothing)
+            found.append(now.critic)
+        return found
+
+    states = jax.device_get(updated(jax.random.key(0)))
+    for i, due in enumerate((0, 0, 0, 3)):
+        jax.tree.map(np.testing.assert_array_equal, states[i].target, states[due].params)
 
 
 def test_without_mixing_the_return_is_the_discounted_sum_with_a_bootstrap(x64):

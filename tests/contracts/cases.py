@@ -63,6 +63,19 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]] | tuple[str, dict[str, Any], str]
             "noise": 0.3,
         },
     ),
+    "dreamer, V2: truncated normal, copied target": (
+        "dreamer",
+        {
+            "model.floor": "mean",
+            "agent.gradient": "pathwise",
+            "agent.policy": "truncated-normal",
+            "agent.normalize_returns": False,
+            "agent.target": "bootstrap",
+            "agent.target_rate": 1.0,
+            "agent.target_every": 3,
+            "optimizer.rule": "adam",
+        },
+    ),
     "dreamer, discrete actions, replay value": (
         "dreamer",
         {"agent.roots": None, "agent.replay_value": 0.3, "agent.gradient": "reinforce"},

@@ -1,5 +1,5 @@
-"""An actor-critic that learns in imagination only, from trajectories of a latent world model (Dreamer V1 and V3, Hafner et
-al., arXiv 1912.01603 and 2301.04104).
+"""An actor-critic that learns in imagination only, from trajectories of a latent world model (Dreamer V1, V2 and V3, Hafner
+et al., arXiv 1912.01603, 2010.02193 and 2301.04104).
 
     from each root belief imagine H steps:  f_0, a_0, r_1, c_1, f_1, ..., f_H
     R_t      = r_{t+1} + gamma c_{t+1} ((1 - lambda) v(f_{t+1}) + lambda R_{t+1}),    R_H = v(f_H)
@@ -9,6 +9,8 @@ al., arXiv 1912.01603 and 2301.04104).
              -mean w_t (R_t / S + eta entropy), differentiated through the model's steps      (pathwise)
     critic   mean w_t (loss(v(f_t), sg R_t) + loss(v(f_t), value of the target critic))
     replay   the same critic loss on the real window, whose R bootstrap with the imagined R_0 of each position
+
+v in R and in the advantage is the critic, or in DreamerV2 the target critic, which then is no second target.
 
 The action a_t, its advantage and its weight belong to the state that is acted from. A root that is terminal has weight 0.
 The replay loss also trains the features.
@@ -29,13 +31,14 @@ import jax.numpy as jnp
 import optax
 from annotated_types import Ge, Gt, Le
 from flax import linen as nn
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxmbrl import returns
+from jaxmbrl.core import tree
 from jaxmbrl.core.config import Traced, UserError
 from jaxmbrl.core.spaces import Discrete, Space
 from jaxmbrl.core.types import Action, Average, Hyper, Key, Memory, Metrics, Observation, Policy, PyTree, World
-from jaxmbrl.distributions import Categorical, Gaussian, ScalarHead, SymexpHead
+from jaxmbrl.distributions import Categorical, Gaussian, ScalarHead, SymexpHead, TruncatedNormal
 from jaxmbrl.models.imagination import Trajectory, imagine
 from jaxmbrl.models.latent import Window, rows_of
 from jaxmbrl.models.latent.coders import Activation
@@ -61,9 +64,9 @@ class ImaginedConfig:
     gradient: Literal["reinforce", "pathwise", "auto"] = "reinforce"
     """The actor's gradient: by log-probabilities, or through the model's steps, for continuous actions. `auto` is pathwise
     for continuous and reinforce for discrete actions (DreamerV2)."""
-    policy: Literal["normal", "tanh-normal"] = "normal"
-    """Distribution of continuous actions: a Gaussian with bounded mean and deviation, which the task clips, or a Gaussian
-    under tanh, without an entropy bonus and for pathwise gradients."""
+    policy: Literal["normal", "truncated-normal", "tanh-normal"] = "normal"
+    """Distribution of continuous actions: a Gaussian with bounded mean and deviation, which the task clips (V3), one that
+    is truncated (V2), or a Gaussian under tanh, without an entropy bonus and for pathwise gradients (V1)."""
     discount: Annotated[float, Ge(0), Le(1), Traced] = 0.997
     """Discount factor gamma."""
     mix: Annotated[float, Ge(0), Le(1)] = 0.95
@@ -82,10 +85,12 @@ class ImaginedConfig:
     """Whether hidden layers are normalised by their root mean square."""
     bins: Annotated[int, Ge(0)] = 255
     """Bins of the critic's output; 0 for a plain number with squared error."""
-    target: Literal["regularizer", "none"] = "regularizer"
-    """Use of a slowly moving critic: its value is a second target, or there is none."""
+    target: Literal["regularizer", "bootstrap", "none"] = "regularizer"
+    """Use of a slowly moving critic: its value is a second target (V3), returns bootstrap from it (V2), or it is absent."""
     target_rate: Annotated[float, Gt(0), Le(1)] = 0.02
-    """Share by which it moves towards the critic after each update."""
+    """Share by which it moves towards the critic; 1 copies it."""
+    target_every: Annotated[int, Ge(1)] = 1
+    """Updates between two moves."""
     replay_value: Annotated[float, Ge(0)] = 0.3
     """Weight of the critic's loss on the real window; it needs trajectories from all positions."""
     learning_rate_scale: Annotated[float, Gt(0)] = 1.0
@@ -128,6 +133,8 @@ class ImaginedState(NamedTuple):
     high: Float[Array, ""]
     """The same of the 95th."""
     discount: Float[Array, ""]
+    updates: Int[Array, ""]
+    """Updates so far, modulo `target_every`."""
 
 
 class Dreams(NamedTuple):
@@ -194,6 +201,7 @@ def make(config: ImaginedConfig, size: int, action: Space, chain: optax.Gradient
             low=jnp.zeros(()),
             high=jnp.zeros(()),
             discount=jnp.asarray(hyper.get("discount", config.discount), float),
+            updates=jnp.zeros((), jnp.int32),
         )
 
     def policy(state: ImaginedState, explore: bool) -> Policy:
@@ -207,10 +215,13 @@ def make(config: ImaginedConfig, size: int, action: Space, chain: optax.Gradient
     def apply(state: ImaginedState, of_actor: PyTree, of_critic: PyTree, found: Dreams) -> tuple[ImaginedState, Metrics]:
         actor_state, actor_norm = optimizer.step(state.actor, of_actor, chain=chain)
         critic_state, critic_norm = optimizer.step(state.critic, of_critic, chain=chain)
+        updates = (state.updates + 1) % config.target_every
         if config.target != "none":
-            critic_state = optimizer.move_target(critic_state, config.target_rate)
+            moved = optimizer.move_target(critic_state, config.target_rate).target
+            critic_state = critic_state._replace(target=tree.where(updates == 0, moved, critic_state.target))
         norms = {"agent/actor_gradient": Average.of(actor_norm), "agent/critic_gradient": Average.of(critic_norm)}
-        return ImaginedState(actor_state, critic_state, found.low, found.high, state.discount), found.metrics | norms
+        after = ImaginedState(actor_state, critic_state, found.low, found.high, state.discount, updates)
+        return after, found.metrics | norms
 
     return Imagined(init, policy, partial(dream_loss, functions), partial(replay_loss, functions), apply)
 
@@ -236,7 +247,8 @@ def dream_loss(
 
     path = imagine(world, Policy(lambda key: (), act), origin, key, config.horizon)
     features = jnp.concatenate([path.observation, path.next_observation[-1:]])
-    values = functions.value(sg(critic_params), features)
+    slow = config.target == "bootstrap"
+    values = functions.value(state.critic.target if slow else sg(critic_params), features)
     target = lambda_returns(path, values[1:], state.discount, config.mix)
     low, high = (moved(old, target, share) for old, share in ((state.low, 0.05), (state.high, 0.95)))
     scale = jnp.maximum(1.0, high - low) if config.normalize_returns else jnp.ones(())
@@ -281,7 +293,7 @@ def value_loss(
     critic."""
     output = functions.critic(params, features)
     loss = functions.number.loss(output, sg(target))
-    if functions.config.target == "none":
+    if functions.config.target != "regularizer":
         return loss
     return loss + functions.number.loss(output, sg(functions.value(state.critic.target, features)))
 
@@ -308,10 +320,10 @@ def head_of(config: ImaginedConfig, action: Space) -> Head:
             log_probability=lambda output, chosen: Categorical(output).log_probability(chosen),
             entropy=lambda output: Categorical(output).entropy(),
         )
-    of = normal if config.policy == "normal" else before_tanh
+    of = {"normal": normal, "truncated-normal": truncated_normal, "tanh-normal": before_tanh}[config.policy]
 
     def squash(x: Array) -> Array:
-        return x if config.policy == "normal" else jnp.tanh(x)
+        return jnp.tanh(x) if config.policy == "tanh-normal" else x
 
     return Head(
         2 * action.shape[0],
@@ -326,6 +338,12 @@ def normal(output: Float[Array, "*n K"]) -> Gaussian:
     """DreamerV3's distribution of actions: mean tanh(m), standard deviation 0.1 + 0.9 sigmoid(s + 2)."""
     mean, raw = jnp.split(output, 2, axis=-1)
     return Gaussian(jnp.tanh(mean), jnp.log(0.1 + 0.9 * jax.nn.sigmoid(raw + 2)))
+
+
+def truncated_normal(output: Float[Array, "*n K"]) -> TruncatedNormal:
+    """DreamerV2's distribution of actions: mean tanh(m), standard deviation 2 sigmoid(s / 2) + 0.1, before truncation."""
+    mean, raw = jnp.split(output, 2, axis=-1)
+    return TruncatedNormal(jnp.tanh(mean), jnp.log(2 * jax.nn.sigmoid(raw / 2) + 0.1))
 
 
 def before_tanh(output: Float[Array, "*n K"]) -> Gaussian:

@@ -116,12 +116,12 @@ def make(config: Config, task: Task) -> Algorithm:
         def update(learned: Learned, key: Key) -> tuple[Learned, Metrics]:
             window_key, loss_key = jax.random.split(key)
             window = latent_settings.draw(config, buffer, task.action, window_key)
-            fitted, of = learned.model, learned.agent
-            params = Parameters(fitted.params, of.actor.params, of.critic.params)
-            gradient, (dreams, found) = jax.grad(losses, has_aux=True)(params, of, window, loss_key)
+            fitted, actor_critic = learned.model, learned.agent
+            params = Parameters(fitted.params, actor_critic.actor.params, actor_critic.critic.params)
+            gradient, (dreams, found) = jax.grad(losses, has_aux=True)(params, actor_critic, window, loss_key)
             fitted, norm = optimizer.step(fitted, gradient.model, chain=chain)
-            of, improved = agent.apply(of, gradient.actor, gradient.critic, dreams)
-            return Learned(fitted, of), found | improved | {"model/gradient": Average.of(norm)}
+            actor_critic, improved = agent.apply(actor_critic, gradient.actor, gradient.critic, dreams)
+            return Learned(fitted, actor_critic), found | improved | {"model/gradient": Average.of(norm)}
 
         def updates(learned: Learned) -> tuple[Learned, Metrics]:
             return metrics.repeat(jnp.asarray(config.updates), update, learned, update_key)

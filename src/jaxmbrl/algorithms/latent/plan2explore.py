@@ -139,18 +139,17 @@ def make(config: Config, task: Task) -> Algorithm:
         def update(learned: Learned, key: Key) -> tuple[Learned, Metrics]:
             window_key, loss_key = jax.random.split(key)
             window = latent_settings.draw(config, buffer, task.action, window_key)
-            fitted, members, explorer, of = learned
-            pairs = ((who.actor.params, who.critic.params) for who in (explorer, of))
+            fitted, members, explorer, performer = learned
+            pairs = ((who.actor.params, who.critic.params) for who in (explorer, performer))
             params = Parameters(fitted.params, members.params, *pairs)
-            slope, (tried, dreams, found) = jax.grad(losses, has_aux=True)(params, learned, window, loss_key)
-            fitted, norm = optimizer.step(fitted, slope.model, chain=chain)
-            members, _ = optimizer.step(members, slope.one_step, chain=chain)
-            explorer, explored = agent.apply(explorer, slope.explorer[0], slope.explorer[1], tried)
-            of, improved = agent.apply(of, slope.agent[0], slope.agent[1], dreams)
+            gradient, (tried, dreams, found) = jax.grad(losses, has_aux=True)(params, learned, window, loss_key)
+            fitted, norm = optimizer.step(fitted, gradient.model, chain=chain)
+            members, _ = optimizer.step(members, gradient.one_step, chain=chain)
+            explorer, explored = agent.apply(explorer, gradient.explorer[0], gradient.explorer[1], tried)
+            performer, improved = agent.apply(performer, gradient.agent[0], gradient.agent[1], dreams)
             explored = {name.replace("agent/", "explorer/"): value for name, value in explored.items()}
-            return Learned(fitted, members, explorer, of), found | explored | improved | {
-                "model/gradient": Average.of(norm)
-            }
+            found = found | explored | improved | {"model/gradient": Average.of(norm)}
+            return Learned(fitted, members, explorer, performer), found
 
         def updates(learned: Learned) -> tuple[Learned, Metrics]:
             return metrics.repeat(jnp.asarray(config.updates), update, learned, update_key)
