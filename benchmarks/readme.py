@@ -230,7 +230,7 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/td3.md": {"returns": of("td3", "ddpg")},
     "docs/mpo.md": {"returns": of("mpo")},
     "docs/dqn.md": {"returns": of("dqn")},
-    "docs/partial_observation.md": {"returns": of("sac", "recurrent-sac", tasks="masked/")},
+    "docs/partial_observation.md": {"returns": of("sac", "recurrent-sac", "dreamer", tasks="masked/")},
     "docs/qt_opt_naf.md": {"returns": of("qt-opt", "naf")},
     "docs/on_policy.md": {"returns": of("ppo", "trpo", "a2c", "reinforce")},
     "docs/model_policy_optimisation.md": {"returns": of("me-trpo", "slbo")},
