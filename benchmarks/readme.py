@@ -239,13 +239,14 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/mpo.md": {"returns": of("mpo")},
     "docs/dqn.md": {"returns": of("dqn")},
     "docs/pixels.md": {"returns": of("dqn", tasks="pixels/"), "drawing": drawing},
-    "docs/partial_observation.md": {"returns": of("sac", "recurrent-sac", tasks="masked/")},
+    "docs/partial_observation.md": {"returns": of("sac", "recurrent-sac", "dreamer", tasks="masked/")},
     "docs/qt_opt_naf.md": {"returns": of("qt-opt", "naf")},
     "docs/on_policy.md": {"returns": of("ppo", "trpo", "a2c", "reinforce")},
     "docs/model_policy_optimisation.md": {"returns": of("me-trpo", "slbo")},
     "docs/distillation.md": {"returns": of("distillation")},
     "docs/gps.md": {"returns": of("gps")},
     "docs/search.md": {"returns": of("uct", "alphazero", "muzero"), "games": games},
+    "docs/latent_models.md": {"returns": of("dreamer", "plan2explore", "planet", "latent-mpc")},
     "docs/tabular.md": {
         "returns": of("q-learning", "q-planning", "dyna-q", "dyna-q-plus", "prioritized-sweeping", "linear-dyna")
     },

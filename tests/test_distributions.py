@@ -225,3 +225,101 @@ def test_samples_have_the_distribution():
     np.testing.assert_allclose(np.mean(vectors, axis=0), [0.5, -1.0], atol=0.05)
     np.testing.assert_allclose(np.std(vectors, axis=0), [0.3, 2.0], rtol=0.03)
     np.testing.assert_allclose(np.bincount(numbers) / 20_000, [0.2, 0.5, 0.3], atol=0.015)
+
+
+def test_mixed_probabilities_and_the_divergence_of_opposite_choices(x64):
+    """K = 8 and 4: at most 6.609065 and 5.924097 nats, because no probability is below .01 / K."""
+    for classes, most in ((8, 6.609065), (4, 5.924097)):
+        certain = 1e3 * np.eye(classes)[:2]
+        logs = jax.jit(lambda x: d.mixed(x, 0.01))(certain)
+        share = 0.01 / classes
+        np.testing.assert_allclose(np.exp(logs[0]), [0.99 + share, *[share] * (classes - 1)], rtol=1e-12)
+        np.testing.assert_allclose(d.Categorical(logs[0]).divergence(d.Categorical(logs[1])), most, atol=5e-7)
+
+
+def test_straight_through_samples_are_one_hot_and_have_the_gradient_of_the_probabilities():
+    logits, weights = np.array([0.3, -1.0, 0.5], np.float32), np.array([1.0, -2.0, 3.0], np.float32)
+
+    def chosen(logits, key):
+        return d.straight_through(key, d.mixed(logits, 0.01))
+
+    keys = jax.random.split(jax.random.key(0), 4000)
+    samples = np.asarray(jax.jit(jax.vmap(chosen, (None, 0)))(logits, keys))
+    assert set(np.unique(samples)) == {0.0, 1.0} and (samples.sum(-1) == 1).all()
+    p = np.exp(logits) / np.exp(logits).sum()
+    np.testing.assert_allclose(samples.mean(0), 0.99 * p + 0.01 / 3, atol=0.03)
+    slope = jax.jit(jax.grad(lambda x: chosen(x, keys[0]) @ weights))(logits)
+    np.testing.assert_allclose(slope, 0.99 * p * (weights - p @ weights), atol=1e-6)
+
+
+symexp_head = d.SymexpHead()
+symexp_loss, symexp_mean = jax.jit(symexp_head.loss), jax.jit(symexp_head.mean)
+
+
+def test_bins_and_weights_of_a_symexp_head(x64):
+    """b_127 = 0, b_128 = .170558, b_254 = 4.8517e8; 1 lies between b_131 and b_132, 10 above b_142."""
+    output = np.zeros(255)
+    bins = np.asarray(jax.jit(symexp_head.bins)(output))
+    assert bins[127] == 0 and bins[128] == pytest.approx(0.170558, abs=5e-7)
+    assert bins[254] == pytest.approx(4.8517e8, rel=1e-5)
+    assert bins.tolist() == (-bins[::-1]).tolist() and (np.diff(bins) > 0).all()
+    for x, at, low in ((1.0, 131, 0.617329), (10.0, 142, 0.786963)):
+        weights = np.asarray(two_hot(np.array(x), bins))
+        assert np.flatnonzero(weights).tolist() == [at, at + 1]
+        assert weights[at] == pytest.approx(low, abs=5e-7) and weights[at + 1] == pytest.approx(1 - low, abs=5e-7)
+    assert float(symexp_loss(output, np.array(3.3))) == pytest.approx(5.541264, abs=5e-7)
+    x = np.array([-7.5, 0.0, 1e-3, 2.0])
+    logs, same = jax.jit(lambda x: (d.symlog(x), d.symexp(d.symlog(x))))(x)
+    np.testing.assert_allclose(same, x, rtol=1e-12)
+    np.testing.assert_allclose(logs[3], np.log(3), rtol=1e-12)
+
+
+def test_a_symexp_head_takes_the_mean_of_the_bins_themselves(x64):
+    """Equal logits give exactly 0, in float32 too. Half of the mass on -1 and half on 3 is 1: the mean of the logarithms
+    would be symexp(log(2) / 2) = .4142."""
+    for dtype in (np.float32, np.float64):
+        assert float(symexp_mean(np.full(255, 0.3, dtype))) == 0.0
+    bins = np.asarray(jax.jit(symexp_head.bins)(np.zeros(255)))
+    half = sum(np.asarray(two_hot(np.array(x), bins)) for x in (-1.0, 3.0)) / 2
+    assert float(symexp_mean(np.log(half + 1e-300))) == pytest.approx(1.0, abs=1e-9)
+    assert float(d.symexp((d.symlog(jnp.asarray(-1.0)) + d.symlog(jnp.asarray(3.0))) / 2)) == pytest.approx(
+        0.4142, abs=5e-5
+    )
+
+
+def test_the_loss_of_a_symexp_head_is_least_at_its_target():
+    output = np.random.default_rng(0).normal(size=255).astype(np.float32)
+    due = np.asarray(two_hot(np.float32(4.0), np.asarray(symexp_head.bins(jnp.asarray(output)))))
+    slope = jax.jit(jax.grad(symexp_head.loss))(output, np.float32(4.0))
+    p = np.exp(output) / np.exp(output).sum()
+    np.testing.assert_allclose(slope, p - due, atol=1e-6)
+    assert float(jax.jit(jax.grad(symexp_head.loss, argnums=1))(output, np.float32(4.0))) == 0.0
+
+
+def test_a_truncated_normal_against_scipy(x64):
+    rng = np.random.default_rng(4)
+    mean, log_std = rng.uniform(-1, 1, (5, 3)), np.log(rng.uniform(0.1, 2.0, (5, 3)))
+    x, std = rng.uniform(-1, 1, (5, 3)), np.exp(log_std)
+    due = stats.truncnorm((-1 - mean) / std, (1 - mean) / std, mean, std)
+
+    def found(mean, log_std):
+        given = d.TruncatedNormal(mean, log_std)
+        return given.entropy(), given.log_probability(jnp.asarray(x)), given.mode()
+
+    entropy, logs, mode = jax.jit(found)(mean, log_std)
+    np.testing.assert_allclose(entropy, due.entropy().sum(-1), rtol=1e-9)
+    np.testing.assert_allclose(logs, due.logpdf(x).sum(-1), rtol=1e-9)
+    np.testing.assert_array_equal(mode, mean)
+
+    def sample(mean, log_std, key):
+        return d.TruncatedNormal(mean, log_std).sample(key)
+
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    samples = np.asarray(jax.jit(jax.vmap(sample, (None, None, 0)))(mean, log_std, keys))
+    np.testing.assert_allclose(samples.mean(0), due.mean(), atol=0.02)
+    np.testing.assert_allclose(samples.std(0), due.std(), atol=0.02)
+    # At a fixed quantile: the derivative of the quantile function.
+    slope = jax.jit(jax.grad(lambda m: sample(m, log_std, keys[0]).sum()))(mean)
+    quantile, step = due.cdf(samples[0]), 1e-5
+    near = [stats.truncnorm((-1 - m) / std, (1 - m) / std, m, std).ppf(quantile) for m in (mean - step, mean + step)]
+    np.testing.assert_allclose(slope, (near[1] - near[0]) / (2 * step), rtol=1e-4)

@@ -197,3 +197,39 @@ def test_advantages_of_several_episodes_are_those_of_each():
         if mix == 1:
             inside = n_step_returns(rewards[3:6], terminated[3:6], successors[5], discount)[:-1]
             np.testing.assert_allclose(found[3:6] + values[3:6], inside, rtol=1e-12)
+
+
+lambda_returns = jax.jit(returns.lambda_returns)
+
+
+def test_lambda_returns_by_hand():
+    """DreamerV3's timing, where an arrival earns the reward: r = (9, 1, 2, 3), v = (5, 6, 7, 8), lambda .95, discount .997;
+    and an end at the second arrival. V1 counts a state's own reward: the same recursion on other entries, discount .99."""
+    rewards, values = np.array([1.0, 2.0, 3.0]), np.array([6.0, 7.0, 8.0])
+    found = lambda_returns(rewards, np.zeros(3), values, 0.997, 0.95)
+    np.testing.assert_allclose(found, [13.370402, 12.744868, 10.976], atol=5e-7)
+    ended = lambda_returns(rewards, np.array([0.0, 1.0, 0.0]), values, 0.997, 0.95)
+    np.testing.assert_allclose(ended, [3.1934, 2.0, 10.976], atol=5e-7)
+    first = lambda_returns(np.array([9.0, 1.0, 2.0]), np.zeros(3), values, 0.99, 0.95)
+    np.testing.assert_allclose(first, [19.338023, 10.676260, 9.92], atol=5e-7)
+    some = lambda_returns(rewards, np.array([0.0, 0.2, 0.0]), values, 0.99, 0.95)
+    np.testing.assert_allclose(some, [11.166051, 10.493408, 10.92], atol=5e-7)
+
+
+def test_the_lambda_returns_of_all_states_start_with_that_of_the_first():
+    rewards, ended, values = trajectory(3)
+    for mix in (0.0, 0.7, 1.0):
+        found = lambda_returns(rewards, ended, values, 0.9, mix)
+        due = [lambda_return(rewards[t:], ended[t:], values[t:], 0.9, mix) for t in (0, 2, 5)]
+        np.testing.assert_allclose(found[np.array([0, 2, 5])], due, rtol=1e-12)
+    np.testing.assert_allclose(found, n_step_returns(rewards, ended, values[-1], 0.9)[:-1], rtol=1e-12)
+
+
+def test_lambda_may_be_zero_where_a_trajectory_is_cut():
+    rewards, ended, values = trajectory(4)
+    shares = np.where(np.arange(6) == 2, 0.0, 0.7)
+    found = lambda_returns(rewards, ended, values, 0.9, shares)
+    np.testing.assert_allclose(found[:3], lambda_returns(rewards[:3], ended[:3], values[:3], 0.9, 0.7), rtol=1e-12)
+    np.testing.assert_allclose(found[3:], lambda_returns(rewards[3:], ended[3:], values[3:], 0.9, 0.7), rtol=1e-12)
+    broken = lambda_returns(np.array([1.5, np.nan]), np.array([True, False]), np.full(2, np.nan), 0.9, 0.95)
+    assert float(broken[0]) == 1.5

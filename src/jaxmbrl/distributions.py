@@ -1,5 +1,5 @@
-"""Diagonal Gaussian, tanh-squashed Gaussian, categorical distribution, soft bounds on a log-variance, and real numbers as a
-network's output. Sizes are on the last axis."""
+"""Diagonal Gaussian, tanh-squashed and truncated Gaussian, categorical distribution and its straight-through samples, soft
+bounds on a log-variance, and real numbers as a network's output. Sizes are on the last axis."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxmbrl.core.types import Key
@@ -62,6 +63,45 @@ class Gaussian(NamedTuple):
         return jnp.sum(other.log_std - self.log_std + 0.5 * (squares - 1), axis=-1)
 
 
+class TruncatedNormal(NamedTuple):
+    """Independent normal distributions truncated to [-1, 1], of the policy of DreamerV2 (arXiv 2010.02193, its code)."""
+
+    mean: Float[Array, "*n d"]
+    """Of the normal distributions before truncation."""
+    log_std: Float[Array, "*n d"]
+    """The same of their standard deviations."""
+
+    def sample(self, key: Key) -> Float[Array, "*n d"]:
+        """A sample of each row, differentiable in mean and deviation."""
+        low, high = self._bounds()
+        standard = jax.random.truncated_normal(key, low, high, self.mean.shape, self.mean.dtype)
+        return jnp.clip(self.mean + jnp.exp(self.log_std) * standard, -1.0, 1.0)
+
+    def mode(self) -> Float[Array, "*n d"]:
+        """The most probable vector."""
+        return jnp.clip(self.mean, -1.0, 1.0)
+
+    def log_probability(self, x: Float[Array, "*n d"]) -> Float[Array, "*n"]:
+        """Log-density of vectors in [-1, 1], in nats."""
+        return gaussian_log_density(x, self.mean, self.log_std) - jnp.sum(jnp.log(self._mass()), axis=-1)
+
+    def entropy(self) -> Float[Array, "*n"]:
+        """Differential entropy, in nats."""
+        low, high = self._bounds()
+        density = jax.scipy.stats.norm.pdf
+        shift = (low * density(low) - high * density(high)) / (2 * self._mass())
+        return jnp.sum(self.log_std + 0.5 * math.log(2 * math.pi * math.e) + jnp.log(self._mass()) + shift, axis=-1)
+
+    def _bounds(self) -> tuple[Float[Array, "*n d"], Float[Array, "*n d"]]:
+        """The bounds in standard deviations from the mean."""
+        return (-1.0 - self.mean) * jnp.exp(-self.log_std), (1.0 - self.mean) * jnp.exp(-self.log_std)
+
+    def _mass(self) -> Float[Array, "*n d"]:
+        """The probability of [-1, 1] before truncation."""
+        low, high = self._bounds()
+        return jax.scipy.stats.norm.cdf(high) - jax.scipy.stats.norm.cdf(low)
+
+
 class Categorical(NamedTuple):
     """A distribution over the choices 0 .. d - 1."""
 
@@ -87,6 +127,26 @@ class Categorical(NamedTuple):
         """Kullback-Leibler divergence KL(self || other), in nats."""
         log_ratio = jax.nn.log_softmax(self.logits) - jax.nn.log_softmax(other.logits)
         return jnp.sum(jax.nn.softmax(self.logits) * log_ratio, axis=-1)
+
+
+def mixed(logits: Float[Array, "*n d"], share: float) -> Float[Array, "*n d"]:
+    """Log-probabilities of the mixture of the distribution with `logits` and, with the weight `share`, the uniform one
+    (DreamerV2 and V3, arXiv 2301.04104: 0.01). No probability is below share / d, so divergences are bounded.
+
+    >>> from jaxmbrl.distributions import mixed
+    >>> [round(float(p), 4) for p in jnp.exp(mixed(jnp.array([100.0, 0.0]), 0.01))]
+    [0.995, 0.005]
+    """
+    return jnp.log((1 - share) * jax.nn.softmax(logits) + share / logits.shape[-1])
+
+
+def straight_through(key: Key, log_probability: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+    """One-hot samples of each row whose gradient is that of the probabilities (Bengio et al., arXiv 1308.3432)."""
+    probability = jnp.exp(log_probability)
+    choice = jax.random.categorical(key, log_probability)
+    one_hot = jax.nn.one_hot(choice, log_probability.shape[-1], dtype=probability.dtype)
+    # The last term is exactly 0.
+    return one_hot + (probability - jax.lax.stop_gradient(probability))
 
 
 def tanh_log_det(pre_tanh: Float[Array, "*n d"]) -> Float[Array, "*n"]:
@@ -186,3 +246,42 @@ class ScalarHead(NamedTuple):
 
     def _support(self, output: Float[Array, "*n S"]) -> Float[Array, "S"]:
         return jnp.arange(-self.largest, self.largest + 1, dtype=output.dtype)
+
+
+def symlog(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """sign(x) log(1 + |x|) (DreamerV3, arXiv 2301.04104, equation 9)."""
+    return jnp.sign(x) * jnp.log1p(jnp.abs(x))
+
+
+def symexp(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """sign(x) (exp |x| - 1), the inverse of `symlog`."""
+    return jnp.sign(x) * jnp.expm1(jnp.abs(x))
+
+
+class SymexpHead(NamedTuple):
+    """Real numbers as logits over `size` bins that are spaced by `symexp` from -symexp(20) to symexp(20), with the
+    cross-entropy of the `two_hot` weights as loss (DreamerV3, arXiv 2301.04104, equations 10 and 11). It has the functions
+    of `ScalarHead`. The mean is taken of the bins themselves, not of their logarithms."""
+
+    size: int = 255
+    """Number of bins, odd and at least 3."""
+
+    def mean(self, output: Float[Array, "*n S"]) -> Float[Array, "*n"]:
+        """The mean of the bins. It is summed in pairs of opposite bins, so that equal logits give exactly 0."""
+        probability = jax.nn.softmax(output)
+        low, high = probability[..., : self.size // 2], probability[..., self.size // 2 + 1 :]
+        return jnp.sum((high - low[..., ::-1]) * self.bins(output)[self.size // 2 + 1 :], axis=-1)
+
+    def loss(self, output: Float[Array, "*n S"], target: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """The loss of each output for the number `target`. No gradient flows through the target."""
+        weights = two_hot(jax.lax.stop_gradient(target), self.bins(output))
+        return -jnp.sum(weights * jax.nn.log_softmax(output), axis=-1)
+
+    def bins(self, output: Float[Array, "*n S"]) -> Float[Array, "S"]:
+        """The bins, ascending, in the dtype of `output`."""
+        half = np.expm1(np.linspace(0.0, LARGEST_SYMLOG, self.size // 2 + 1))
+        return jnp.asarray(np.concatenate([-half[:0:-1], half]), output.dtype)
+
+
+LARGEST_SYMLOG = 20.0
+"""`symlog` of the largest bin of `SymexpHead`."""

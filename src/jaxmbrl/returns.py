@@ -84,6 +84,32 @@ def lambda_return(
     return jnp.sum(weights * targets)
 
 
+def lambda_returns(
+    rewards: Float[Array, "T"], terminated: Ends, values: Float[Array, "T"], discount: Discount, mix: Any
+) -> Float[Array, "T"]:
+    """The lambda return of every state of the trajectory on its own remaining horizon (Sutton and Barto, 2nd edition,
+    equation 12.3, as a recursion),
+
+        R_t = r_t + discount (1 - terminated_t) ((1 - mix_t) v_t + mix_t R_{t+1}),    R_T = v_{T-1}
+
+    where v_t is the value of the state that step t leads to. `mix` is lambda, a number or [T]: 0 at a step after which the
+    trajectory is cut, as by a time limit, bootstraps there. The first return is `lambda_return`.
+
+    >>> from jaxmbrl import returns
+    >>> rewards, ends, values = jnp.array([1.0, 2.0, 3.0]), jnp.array([0.0, 1.0, 0.0]), jnp.array([6.0, 7.0, 8.0])
+    >>> [round(float(x), 4) for x in returns.lambda_returns(rewards, ends, values, discount=0.997, mix=0.95)]
+    [3.1934, 2.0, 10.976]
+    """
+
+    def back(after: Array, step: tuple[Array, ...]) -> tuple[Array, Array]:
+        reward, ended, value, share = step
+        found = reward + discount * _weighed(1.0 - ended, (1 - share) * value + share * after)
+        return found, found
+
+    shares = jnp.broadcast_to(jnp.asarray(mix, values.dtype), values.shape)
+    return jax.lax.scan(back, values[-1], (rewards, terminated, values, shares), reverse=True)[1]
+
+
 def advantages(
     rewards: Float[Array, "T"],
     terminated: Ends,

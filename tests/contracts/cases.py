@@ -44,6 +44,43 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]] | tuple[str, dict[str, Any], str]
             }
         },
     ),
+    "dreamer, V1: Gaussian latents, tanh, squared errors": (
+        "dreamer",
+        {
+            "model.core": "gru",
+            "model.latent": "gaussian",
+            "model.floor": "mean",
+            "model.bins": 0,
+            "model.rms_norm": False,
+            "model.learn_continuation": False,
+            "agent.gradient": "pathwise",
+            "agent.policy": "tanh-normal",
+            "agent.entropy": 0.0,
+            "agent.normalize_returns": False,
+            "agent.target": "none",
+            "agent.bins": 0,
+            "optimizer.rule": "adam",
+            "noise": 0.3,
+        },
+    ),
+    "dreamer, V2: truncated normal, copied target": (
+        "dreamer",
+        {
+            "model.floor": "mean",
+            "agent.gradient": "pathwise",
+            "agent.policy": "truncated-normal",
+            "agent.normalize_returns": False,
+            "agent.target": "bootstrap",
+            "agent.target_rate": 1.0,
+            "agent.target_every": 3,
+            "optimizer.rule": "adam",
+        },
+    ),
+    "dreamer, discrete actions, replay value": (
+        "dreamer",
+        {"agent.roots": None, "agent.replay_value": 0.3, "agent.gradient": "reinforce"},
+        CHOICES,
+    ),
     "bptt, through the true simulator": ("bptt", {"model": "true", "rematerialize": False}),
     "svg, noise inferred, known reward": ("svg", {"horizon": 1, "noise": "inferred", "learn_reward": False}),
     "muzero, PUCT, priorities, plain numbers, weight decay": (

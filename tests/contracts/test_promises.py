@@ -42,6 +42,7 @@ from .promises import Compiled, assert_equal, compile_loop, of_seed, of_type, re
 REPRESENTATIVES = {
     "dyna": "mbpo",
     "imitation": "distillation",
+    "latent": "dreamer",
     "model_free": "sac",
     "on_policy": "ppo",
     "search": "muzero",

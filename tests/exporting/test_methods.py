@@ -59,8 +59,10 @@ CASES = {
 }
 KNOWN_REWARD = ("slbo", "gps")
 """Methods that need a known reward, which repeated actions have not."""
-PLANS = ("pets", "qt-opt")
+PLANS = ("pets", "qt-opt", "planet", "latent-mpc")
 """Methods that search for each action. The random numbers of QT-Opt's search are fixed."""
+SAMPLES = ("pets", "planet", "latent-mpc", "dreamer", "plan2explore")
+"""Methods whose deterministic policy has random numbers: of a search, or of a belief."""
 TASKS = {
     "continuous actions": "pendulum",
     "discrete actions": "CartPole-v1",
@@ -107,7 +109,7 @@ def export_and_compare(case, tmp_path):
         "action": {"shape": list(actions.shape[1:]), "dtype": actions.dtype.name},
         "memory": [{"initial": value.tolist(), "dtype": value.dtype.name} for value in policy.memory.values()],
     }
-    assert policy.random == (name == "pets" or kind == "tables")
+    assert policy.random == (name in SAMPLES or kind == "tables")
     for to in ("stablehlo", "numpy")[: 1 if name in PLANS or policy.random else 2]:
         path = tmp_path / f"policy{FORMATS[to].suffix}"
         written = FORMATS[to].write(policy, about, program.task.observation)

@@ -306,3 +306,15 @@ def test_the_smallest_side_is_the_smallest(layers):
 
     assert features(side) == layers[-1][0]
     assert not features(side - 1)
+
+
+def test_rms_norm_by_numpy_and_a_network_without_a_last_layer(x64):
+    """x W + b, divided by its root mean square (with 1e-4 in the root), times a scale, then the activation."""
+    rng = np.random.default_rng(0)
+    network = networks.MLP((4,), None, activation=nn.silu, rms_norm=True)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros(3))
+    params, x = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes), rng.normal(size=(5, 3))
+    dense, scale = params["params"]["Dense_0"], params["params"]["RMSNorm_0"]["scale"]
+    y = x @ dense["kernel"] + dense["bias"]
+    y = y / np.sqrt(np.mean(y**2, axis=-1, keepdims=True) + 1e-4) * scale
+    np.testing.assert_allclose(jax.jit(network.apply)(params, x), y / (1 + np.exp(-y)), rtol=1e-12)

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from flax import linen as nn
 
 from jaxmbrl.nn import recurrent
@@ -55,3 +56,45 @@ def test_initial_hidden_kernels_are_orthogonal():
     for block in blocks:
         np.testing.assert_allclose(block.T @ block, np.eye(H), atol=1e-6)
     assert not np.allclose(blocks[0], blocks[1]) and not gru.bias.any() and not gru.hidden_bias.any()
+
+
+def block_unit(inputs=3, units=6, blocks=2):
+    rng = np.random.default_rng(5)
+    shapes = jax.eval_shape(lambda key: recurrent.init_blocks(key, inputs, units, blocks), jax.random.key(0))
+    return jax.tree.map(lambda x: rng.normal(size=x.shape), shapes)
+
+
+step_blocks = jax.jit(recurrent.step_blocks)
+
+
+def test_a_step_of_the_block_unit_is_that_of_a_loop_over_blocks(x64):
+    gru, rng = block_unit(), np.random.default_rng(6)
+    hidden, x = rng.normal(size=(4, 6)), rng.normal(size=(4, 3))
+    for h, entered, found in zip(hidden, x, step_blocks(gru, hidden, x), strict=True):
+        blocks = h.reshape(2, 3)
+        y = np.concatenate([np.concatenate([blocks[g], entered]) @ gru.mix_kernel[g] + gru.mix_bias[g] for g in range(2)])
+        y = y / np.sqrt(np.mean(y**2) + 1e-4) * gru.scale
+        y = y / (1 + np.exp(-y))
+        after = []
+        for g in range(2):
+            r, c, u = np.split(y.reshape(2, 3)[g] @ gru.gate_kernel[g] + gru.gate_bias[g], 3)
+            update = 1 / (1 + np.exp(1 - u))
+            after.append(update * np.tanh(c / (1 + np.exp(-r))) + (1 - update) * blocks[g])
+        np.testing.assert_allclose(found, np.concatenate(after), rtol=1e-12)
+
+
+def test_the_block_unit_keeps_most_of_its_state_at_first(x64):
+    """With all gates 0 it keeps 1 - sigmoid(-1) = .731059 of h."""
+    gru = jax.tree.map(np.zeros_like, block_unit())
+    hidden = np.arange(1.0, 7.0)
+    np.testing.assert_allclose(step_blocks(gru, hidden, np.ones(3)), 0.731059 * hidden, rtol=1e-6)
+
+
+def test_initial_weights_of_the_block_unit_count_the_inputs_of_all_blocks():
+    gru = jax.device_get(jax.jit(lambda key: recurrent.init_blocks(key, 40, 96, 4))(jax.random.key(0)))
+    assert gru.mix_kernel.shape == (4, 24 + 40, 24) and gru.gate_kernel.shape == (4, 24, 72)
+    for kernel in (gru.mix_kernel, gru.gate_kernel):
+        np.testing.assert_allclose(kernel.std(), 1 / np.sqrt(4 * kernel.shape[1]), rtol=0.05)
+    assert (gru.scale == 1).all() and not gru.mix_bias.any() and not gru.gate_bias.any()
+    with pytest.raises(ValueError, match="must divide 6 hidden numbers, got 4"):
+        recurrent.init_blocks(jax.random.key(0), 3, 6, 4)

@@ -46,11 +46,12 @@ from jaxmbrl.core.types import (
     flatten,
     row_like,
 )
-from jaxmbrl.data import experience, replay
+from jaxmbrl.data import experience, replay, sequences
 from jaxmbrl.data.experience import Batch, Experience, ReplayConfig
 from jaxmbrl.data.mixtures import mixture
 from jaxmbrl.data.n_step import NStep
 from jaxmbrl.data.replay import Replay
+from jaxmbrl.data.sequences import Sequences
 from jaxmbrl.envs.base import vectors_and_actions
 from jaxmbrl.models import branching, ensemble, gaussian_process, imagination
 from jaxmbrl.models.branching import Imagined
@@ -421,6 +422,29 @@ def new_replay(row: Transition, capacity: int, data: Transition | None = None) -
     """A buffer for rows like `row`, filled with `data` [N, ...] if given."""
     buffer = replay.init(row, capacity)
     return buffer if data is None else replay.add(buffer, data)
+
+
+def new_sequences(config: Any, task: Task, data: Transition | None) -> Sequences:
+    """A sequence buffer of `config.replay_capacity` rows, filled with `data` [N, ...] if given. Raises UserError for data
+    with several environments."""
+    buffer = sequences.init(row_like(task), config.num_envs, config.replay_capacity // config.num_envs)
+    if data is None:
+        return buffer
+    if config.num_envs > 1:
+        raise UserError("num_envs must be 1 with initial transitions, whose rows are those of one environment")
+    # The first step of the run does not continue the last row of the data.
+    return sequences.add(buffer, jax.tree.map(lambda x: x[:, None], data)).interrupted(1)
+
+
+def windows_fit(config: Any) -> tuple[str, str] | None:
+    """(field, message) if windows of `config.sequence_length` rows do not fit into a sequence buffer or its first rows."""
+    length, capacity = config.sequence_length, config.replay_capacity // config.num_envs
+    if config.warmup_steps < length * config.num_envs:
+        fill = f"so that each of {config.num_envs} environments has a window of {length}"
+        return "warmup_steps", f"must be at least {length * config.num_envs}, {fill}, got {config.warmup_steps}"
+    if capacity < length:
+        return "replay_capacity", f"must be at least {length * config.num_envs}, got {config.replay_capacity}"
+    return None
 
 
 def no_data(data: Transition | None, method: str, on_policy: bool = False) -> None:

@@ -90,18 +90,24 @@ def _dot_general(product: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return lambda x, kernel, dimensions, **asked: product(x, kernel)
 
 
+RMS_EPSILON = 1e-4
+"""Added to the mean square in RMS norms."""
+
+
 class MLP(nn.Module):
     """A multilayer perceptron: `hidden` layers with `activation`, then a linear layer of `out` units.
 
     A hidden layer consists of a linear layer, dropout with the rate `dropout`, layer norm (Ba et al., arXiv 1607.06450) if
     `layer_norm` is set, and the activation, in the order of DroQ (arXiv 2110.02034). If `norms` is given, the activations
     of each hidden layer are also normalised, without learned scale and shift; `norms` are the epsilons. With `first_norm`
-    the first hidden layer has layer norm and tanh, as in Acme's networks. Weights have JAX's default float dtype for any
-    `precision` of the products between hidden layers.
+    the first hidden layer has layer norm and tanh, as in Acme's networks. With `rms_norm` each hidden layer has the norm of
+    its root mean square with a learned scale (Zhang and Sennrich, arXiv 1910.07467) before the activation, as in DreamerV3.
+    Weights have JAX's default float dtype for any `precision` of the products between hidden layers. If `out` is None,
+    there is no last linear layer.
     """
 
     hidden: tuple[int, ...]
-    out: int
+    out: int | None
     activation: Callable[[jax.Array], jax.Array] = nn.relu
     kernel_init: Initializer = nn.initializers.lecun_normal()
     layer_norm: bool = False
@@ -110,6 +116,7 @@ class MLP(nn.Module):
     last_init: Initializer | None = None
     precision: Precision = "default"
     first_norm: bool = False
+    rms_norm: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n i"], key: jax.Array | None = None) -> Float[Array, "*n o"]:
@@ -127,10 +134,12 @@ class MLP(nn.Module):
             bounded = self.first_norm and i == 0
             if self.layer_norm or bounded:
                 x = nn.LayerNorm(param_dtype=jnp.result_type(float))(x)
+            if self.rms_norm:
+                x = nn.RMSNorm(epsilon=RMS_EPSILON, param_dtype=jnp.result_type(float))(x)
             x = nn.tanh(x) if bounded else self.activation(x)
             if self.norms:
                 x = nn.LayerNorm(epsilon=self.norms[i], use_bias=False, use_scale=False)(x)
-        return dense(self.out, kernel_init=self.last_init or self.kernel_init)(x)
+        return x if self.out is None else dense(self.out, kernel_init=self.last_init or self.kernel_init)(x)
 
 
 ConvLayer = tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)], Annotated[int, Ge(1)]]

@@ -4,6 +4,13 @@ r = sigmoid(W_r x + U_r h + b_r)
 z = sigmoid(W_z x + U_z h + b_z)
 n = tanh(W_n x + b_n + r (U_n h + c_n))
 h' = (1 - z) n + z h
+
+and the block unit of DreamerV3 (arXiv 2301.04104, section "World model learning" and its code), in which each of G blocks
+of h sees itself and the input only:
+
+y   = silu(rms_norm(W_g [h_g, x] of all blocks g))
+r, c, u = V_g y_g
+h'  = sigmoid(u - 1) tanh(sigmoid(r) c) + (1 - sigmoid(u - 1)) h
 """
 
 from __future__ import annotations
@@ -15,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxmbrl.core.types import Key
+from jaxmbrl.nn.networks import RMS_EPSILON
 
 
 class GRU(NamedTuple):
@@ -70,3 +78,60 @@ def _gated(gru: GRU, hidden: Float[Array, "*n H"], entered: Float[Array, "*n 3*H
     r, z = jax.nn.sigmoid(of_r + from_r), jax.nn.sigmoid(of_z + from_z)
     n = jnp.tanh(of_n + r * (from_n + gru.hidden_bias))
     return (1 - z) * n + z * hidden
+
+
+class BlockGRU(NamedTuple):
+    """Parameters of the block unit with G blocks, I inputs and H hidden numbers."""
+
+    mix_kernel: Float[Array, "G H/G+I H/G"]
+    """W."""
+    mix_bias: Float[Array, "G H/G"]
+    scale: Float[Array, "H"]
+    """Of the norm, which is that of all blocks together."""
+    gate_kernel: Float[Array, "G H/G 3*H/G"]
+    """V; columns are those of r, c and u in turn."""
+    gate_bias: Float[Array, "G 3*H/G"]
+
+
+def init_blocks(key: Key, inputs: int, units: int, blocks: int) -> BlockGRU:
+    """Initial parameters: normal, truncated at two standard deviations, with variance 1 over the inputs of all blocks, so
+    that a sum over the inputs of one block has variance 1 / G. Biases are 0. Raises ValueError if `blocks` does not divide
+    `units`."""
+    if units % blocks:
+        raise ValueError(f"the number of blocks must divide {units} hidden numbers, got {blocks}")
+    mix_key, gate_key = jax.random.split(key)
+    dtype, size = jnp.result_type(float), units // blocks
+
+    def kernel(key: Key, rows: int, columns: int) -> Float[Array, "G rows columns"]:
+        of_all = jax.nn.initializers.lecun_normal()(key, (blocks * rows, columns), dtype)
+        return of_all.reshape(blocks, rows, columns)
+
+    return BlockGRU(
+        mix_kernel=kernel(mix_key, size + inputs, size),
+        mix_bias=jnp.zeros((blocks, size), dtype),
+        scale=jnp.ones(units, dtype),
+        gate_kernel=kernel(gate_key, size, 3 * size),
+        gate_bias=jnp.zeros((blocks, 3 * size), dtype),
+    )
+
+
+def step_blocks(gru: BlockGRU, hidden: Float[Array, "*n H"], x: Float[Array, "*n I"]) -> Float[Array, "*n H"]:
+    """The next hidden state of the block unit from h and the input x."""
+    blocks, shape = gru.mix_kernel.shape[0], hidden.shape
+
+    def by_block(y: Array) -> Array:
+        return y.reshape(*shape[:-1], blocks, -1)
+
+    shown = jnp.broadcast_to(x[..., None, :], (*x.shape[:-1], blocks, x.shape[-1]))
+    y = _of_blocks(jnp.concatenate([by_block(hidden), shown], axis=-1), gru.mix_kernel, gru.mix_bias).reshape(shape)
+    y = y * jax.lax.rsqrt(jnp.mean(y**2, axis=-1, keepdims=True) + RMS_EPSILON) * gru.scale
+    gates = _of_blocks(by_block(jax.nn.silu(y)), gru.gate_kernel, gru.gate_bias)
+    reset, candidate, update = (gate.reshape(shape) for gate in jnp.split(gates, 3, axis=-1))
+    update = jax.nn.sigmoid(update - 1)
+    return update * jnp.tanh(jax.nn.sigmoid(reset) * candidate) + (1 - update) * hidden
+
+
+def _of_blocks(
+    x: Float[Array, "*n G i"], kernel: Float[Array, "G i o"], bias: Float[Array, "G o"]
+) -> Float[Array, "*n G o"]:
+    return jnp.einsum("...gi,gio->...go", x, kernel) + bias

@@ -24,9 +24,8 @@ from jaxmbrl.agents.actor_critic import recurrent_sac
 from jaxmbrl.agents.actor_critic.recurrent_sac import RecurrentSACConfig
 from jaxmbrl.agents.actor_critic.sac import SACState
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
-from jaxmbrl.algorithms.shared import OffPolicySettings, collector, update_agent
-from jaxmbrl.core.config import UserError
-from jaxmbrl.core.types import Algorithm, Clock, Hyper, Key, Metrics, Policy, Task, Transition, Views, row_like
+from jaxmbrl.algorithms.shared import OffPolicySettings, collector, new_sequences, update_agent, windows_fit
+from jaxmbrl.core.types import Algorithm, Clock, Hyper, Key, Metrics, Policy, Task, Transition, Views
 from jaxmbrl.data import sequences
 from jaxmbrl.data.sequences import Sequences
 from jaxmbrl.envs.base import vector_sizes
@@ -47,15 +46,9 @@ class Config(OffPolicySettings):
 
     def problem(self) -> tuple[str, str] | None:
         """(field, message) of the first violated rule that involves several fields, or None."""
-        length, capacity = self.sequence_length, self.replay_capacity // self.num_envs
-        if self.agent.burn_in >= length:
-            return "agent.burn_in", f"must be below sequence_length ({length}), got {self.agent.burn_in}"
-        if self.warmup_steps < length * self.num_envs:
-            fill = f"so that each of {self.num_envs} environments has a window of {length}"
-            return "warmup_steps", f"must be at least {length * self.num_envs}, {fill}, got {self.warmup_steps}"
-        if capacity < length:
-            return "replay_capacity", f"must be at least {length * self.num_envs}, got {self.replay_capacity}"
-        return None
+        if self.agent.burn_in >= self.sequence_length:
+            return "agent.burn_in", f"must be below sequence_length ({self.sequence_length}), got {self.agent.burn_in}"
+        return windows_fit(self)
 
 
 class State(NamedTuple):
@@ -72,14 +65,7 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         agent_key, key = jax.random.split(key)
-        buffer = sequences.init(row_like(task), config.num_envs, config.replay_capacity // config.num_envs)
-        if data is not None:
-            if config.num_envs > 1:
-                raise UserError("num_envs must be 1 with initial transitions, whose rows are those of one environment")
-            # The first step of the run does not continue the last row of the data.
-            rows = jax.tree.map(lambda x: x[:, None], data)
-            buffer = sequences.add(buffer, rows).interrupted(1)
-        return State(agent.init(agent_key, hyper), buffer, key)
+        return State(agent.init(agent_key, hyper), new_sequences(config, task, data), key)
 
     def policy(state: State, clock: Clock, explore: bool) -> Policy:
         acting = agent.policy(state.agent, explore)

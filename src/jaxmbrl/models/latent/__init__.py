@@ -1,0 +1,42 @@
+"""Latent world models: a recurrent belief about the state, the World in which it is imagined, and policies that act on it.
+
+model = rssm.make(RSSMConfig(), task.observation, task.action)
+params = model.init(key)
+window = by_successor(rows, is_first, task.action)          # rows of `data.sequences.sample`
+loss, (beliefs, metrics) = model.loss(params, window, key)
+policy = believing(model, params, inner)                    # its memory is the belief
+trajectory = imagine(model.world(params), actor, beliefs, key, length)
+"""
+
+from __future__ import annotations
+
+from jaxmbrl.models.latent import coders, consistency, one_step, rssm
+from jaxmbrl.models.latent.coders import Coder, CoderConfig
+from jaxmbrl.models.latent.consistency import ConsistencyConfig
+from jaxmbrl.models.latent.interface import Belief, LatentModel, Window, believing, on_features, repeated, rows_of
+from jaxmbrl.models.latent.latents import Latent, floored
+from jaxmbrl.models.latent.one_step import OneStepConfig
+from jaxmbrl.models.latent.rssm import RSSMConfig
+from jaxmbrl.models.latent.windows import by_successor
+
+__all__ = [
+    "Belief",
+    "Coder",
+    "CoderConfig",
+    "ConsistencyConfig",
+    "Latent",
+    "LatentModel",
+    "OneStepConfig",
+    "RSSMConfig",
+    "Window",
+    "believing",
+    "by_successor",
+    "coders",
+    "consistency",
+    "floored",
+    "on_features",
+    "one_step",
+    "repeated",
+    "rows_of",
+    "rssm",
+]

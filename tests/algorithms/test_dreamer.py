@@ -1,0 +1,69 @@
+"""Methods with a latent model: the windows that they learn from, and what they refuse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmbrl import algorithms, envs
+from jaxmbrl.algorithms import latent_settings
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import Transition, row_like
+from jaxmbrl.data import sequences
+from jaxmbrl.training import programs
+
+TASK, STEPS = "pendulum", 12
+
+
+def config(name="dreamer", **changes):
+    tiny = dict(algorithms.get(name).tiny) | {"warmup_steps": STEPS, "replay_capacity": 40} | changes
+    return programs.configure(name, TASK, settings=tiny).settings
+
+
+def transitions(seed=0):
+    """Steps [12, 1] that are told apart by their rewards; the eighth ends an episode."""
+    rng = np.random.default_rng(seed)
+    observation, never = rng.normal(size=(STEPS + 1, 1, 3)).astype(np.float32), np.zeros((STEPS, 1), bool)
+    ends = never | (np.arange(STEPS)[:, None] == 7)
+    action = rng.uniform(-1, 1, (STEPS, 1, 1)).astype(np.float32)
+    reward = np.arange(STEPS, dtype=np.float32)[:, None]
+    return jax.tree.map(jnp.asarray, Transition(observation[:-1], action, reward, observation[1:], ends, never))
+
+
+def test_windows_are_drawn_as_positions():
+    """Rewards are those of consecutive steps, and the position after the end begins anew."""
+    given, task = config(), envs.make(TASK)
+    buffer = sequences.add(sequences.init(row_like(task), 1, 40), transitions())
+    window = jax.device_get(latent_settings.draw(given, buffer, task.action, jax.random.key(1)))
+    assert window.reward.shape == (given.batch_size, given.sequence_length + 1)
+    np.testing.assert_array_equal(window.reward[:, 1:], window.reward[:, 1:2] + np.arange(given.sequence_length))
+    np.testing.assert_array_equal(window.terminated[:, 1:], window.reward[:, 1:] == 7)
+    np.testing.assert_array_equal(window.first[:, 2:], window.reward[:, 2:] == 8)
+
+
+@pytest.mark.parametrize("name", ["dreamer", "planet", "latent-mpc"])
+def test_what_it_refuses(name):
+    length = config(name).sequence_length
+    with pytest.raises(UserError, match=rf"^warmup_steps must be at least {length}, so that each of 1 environments has"):
+        config(name, warmup_steps=length - 1)
+    with pytest.raises(UserError, match=rf"^replay_capacity must be at least {length}, got {length - 1}$"):
+        config(name, replay_capacity=length - 1)
+    with pytest.raises(
+        UserError, match=r"^a latent model takes vectors and images as observations, and these are Discrete"
+    ):
+        programs.build(programs.configure(name, "FrozenLake"))
+    given = config(name, num_envs=2, warmup_steps=200, epoch_steps=200)
+    with pytest.raises(UserError, match=r"^num_envs must be 1 with initial transitions"):
+        algorithms.get(name).make(given, envs.make(TASK)).init(jax.random.key(0), {}, transitions())
+
+
+def test_models_that_do_not_fit_together_are_refused():
+    for changes, message in (
+        ({"model.blocks": 3}, r"^model.blocks must divide deter \(8\), got 3$"),
+        ({"model.bins": 4}, "^model.bins must be 0, or odd and at least 3, got 4$"),
+        ({"agent.gradient": "reinforce", "agent.policy": "tanh-normal"}, "^agent.policy must be normal unless"),
+    ):
+        with pytest.raises(UserError, match=message):
+            config(**changes)
+    with pytest.raises(UserError, match=r"^model.group must divide size \(8\), got 3$"):
+        config("latent-mpc", **{"model.group": 3})
