@@ -138,7 +138,7 @@ METHOD = Method(
     family="latent",
     paper="2301.04104",
     summary="an actor-critic that learns in the imagination of a recurrent latent world model",
-    takes=("continuous actions", "discrete actions"),
+    takes=("continuous actions", "discrete actions", "images"),
     tiny={
         **TINY_RUN,
         "batch_size": 4,
@@ -169,6 +169,14 @@ METHOD = Method(
             -250.0,
             settings={"agent.gradient": "reinforce"},
             about="small preset, by log-probabilities",
+        ),
+        Goal(
+            "dreamer-pixels-pendulum",
+            "pixels/32,grey/pendulum",
+            10_000,
+            -250.0,
+            seeds_at_goal=3,
+            about="from images of 32 x 32 pixels, small preset",
         ),
         Goal("dreamer-masked-pendulum", "masked/pendulum", 10_000, -300.0, seeds_at_goal=3, about="small preset"),
         Goal("dreamer-cartpole-v1", "CartPole-v1", 10_000, 400.0, seeds_at_goal=3, episodes=20, about="small preset"),

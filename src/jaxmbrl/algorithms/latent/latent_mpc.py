@@ -75,7 +75,7 @@ METHOD = Method(
     family="latent",
     paper="",
     summary="model-predictive control in a deterministic latent space",
-    takes=("continuous actions", "discrete actions"),
+    takes=("continuous actions", "discrete actions", "images"),
     tiny={
         **TINY_RUN,
         "batch_size": 8,

@@ -166,7 +166,7 @@ METHOD = Method(
     family="latent",
     paper="2005.05960",
     summary="exploration of a latent world model by planning for its disagreement, with a zero-shot task policy",
-    takes=("continuous actions", "discrete actions"),
+    takes=("continuous actions", "discrete actions", "images"),
     tiny={
         **TINY_RUN,
         "batch_size": 4,

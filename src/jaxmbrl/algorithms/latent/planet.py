@@ -77,7 +77,7 @@ METHOD = Method(
     family="latent",
     paper="1811.04551",
     summary="model-predictive control in the belief of a recurrent latent world model",
-    takes=("continuous actions", "discrete actions"),
+    takes=("continuous actions", "discrete actions", "images"),
     tiny={
         **TINY_RUN,
         "batch_size": 4,
