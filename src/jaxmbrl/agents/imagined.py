@@ -320,11 +320,8 @@ def head_of(config: ImaginedConfig, action: Space) -> Head:
             log_probability=lambda output, chosen: Categorical(output).log_probability(chosen),
             entropy=lambda output: Categorical(output).entropy(),
         )
-    of: Callable[[Array], Any] = {
-        "normal": normal,
-        "truncated-normal": truncated_normal,
-        "tanh-normal": before_tanh,
-    }[config.policy]
+    kinds: dict[str, Any] = {"normal": normal, "truncated-normal": truncated_normal, "tanh-normal": before_tanh}
+    of = kinds[config.policy]
 
     def squash(x: Array) -> Array:
         return jnp.tanh(x) if config.policy == "tanh-normal" else x
