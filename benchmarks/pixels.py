@@ -1,16 +1,18 @@
 """Images that are drawn in a second, and what observing them costs a task.
 
-    python benchmarks/pixels.py [--tasks pendulum ...] [--sizes 32 64] [--batch 64] [--seconds 2] [--out results.json]
+    python benchmarks/pixels.py [--tasks pendulum ...] [--sizes 32 64] [--batch 64] [--seconds 3] [--out results.json]
     python benchmarks/pixels.py --picture docs/figures/pixels.png
 
 Drawn are the states of a batch in one compiled program, in colour and in grey. The steps are those of a collector with
 random actions and automatic resets, of the plain task and of the task that is observed as images, of which each step draws
-two: the successor, and the observation after a reset. With `--picture` nothing is measured: some tasks are drawn.
+two: the successor, and the observation after a reset. The fastest of ten measurements counts. With `--picture` nothing is
+measured: some tasks are drawn. Steps of MuJoCo tasks are not measured.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from jaxmbrl.agents.exploration import uniform
 from jaxmbrl.core.types import Task
 from jaxmbrl.rollout import auto_reset, rollout
 
+REPEATS = 10
 KEPT = 8
 """Steps whose observations are kept."""
 EDGE = ((2, 2), (2, 2), (0, 0))
@@ -46,7 +49,7 @@ def drawn(name: str, size: int, grey: bool, batch: int, budget: float) -> float:
 
         return jax.lax.fori_loop(0, times, again, jnp.zeros((batch, *task.observation.shape), jnp.int32))
 
-    return rate(lambda n: run(carries, jnp.asarray(n, jnp.int32)), batch, budget)
+    return fastest(lambda n: run(carries, jnp.asarray(n, jnp.int32)), batch, budget)
 
 
 def stepped(task: Task, batch: int, budget: float) -> float:
@@ -67,7 +70,12 @@ def stepped(task: Task, batch: int, budget: float) -> float:
         return jax.vmap(one)(jax.random.split(key, batch))
 
     key = jax.random.key(0)
-    return rate(lambda n: run(key, jnp.asarray(n, jnp.int32)), batch, budget)
+    return fastest(lambda n: run(key, jnp.asarray(n, jnp.int32)), batch, budget)
+
+
+def fastest(run: Callable[[int], Any], steps: int, budget: float) -> float:
+    """The largest of some rates, because other programs of a machine only slow a program down."""
+    return max(rate(run, steps, budget / REPEATS) for _ in range(REPEATS))
 
 
 def picture(out: Path) -> None:
@@ -105,7 +113,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--sizes", nargs="+", type=int, default=[32, 64])
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=2.0, help="seconds of each measurement")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds of each measurement")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--picture", type=Path, help="draw some tasks to this file instead")
     args = parser.parse_args()
@@ -114,12 +122,15 @@ def main() -> None:
         return
     tables: dict[str, dict[str, float]] = {}
     for name in args.tasks:
-        figures = {"steps/s, not drawn": stepped(envs.make(name), args.batch, args.seconds)}
+        # The simulator takes nearly all the time of a step of MuJoCo (`environments.py`).
+        steps = not name.endswith("-v5")
+        figures = {"steps/s, not drawn": stepped(envs.make(name), args.batch, args.seconds)} if steps else {}
         for size in args.sizes:
             for grey in (False, True):
                 what = f"{size} x {size}{', grey' if grey else ''}"
                 figures[f"images/s, {what}"] = drawn(name, size, grey, args.batch, args.seconds)
-            figures[f"steps/s, {size} x {size}"] = stepped(envs.pixels(name, size), args.batch, args.seconds)
+            if steps:
+                figures[f"steps/s, {size} x {size}"] = stepped(envs.pixels(name, size), args.batch, args.seconds)
         tables[name] = figures
         jax.clear_caches()
         report({name: figures}, None)

@@ -194,7 +194,10 @@ def drawing() -> list[str]:
     """The table of the results of `pixels.py`, in thousands a second."""
     columns = [f"images/s, {what}" for what in ("32 x 32, grey", "32 x 32", "64 x 64")]
     columns += [f"steps/s, {what}" for what in ("not drawn", "32 x 32", "64 x 64")]
-    rows = [(f"`{name}`", *(number(of[at] / 1000) for at in columns)) for name, of in read("pixels-cpu").items()]
+    rows = [
+        (f"`{name}`", *(number(of[at] / 1000) if at in of else "-" for at in columns))
+        for name, of in read("pixels-cpu").items()
+    ]
     return table(("thousands a second", *columns), rows)
 
 

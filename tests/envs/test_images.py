@@ -16,7 +16,7 @@ from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box
 from jaxmbrl.envs.base import initial_state, number_of_actions, vector_sizes, vectors_and_actions
 from jaxmbrl.envs.drawing.canvas import BACKGROUND, BODY, FORCE, GOAL, INK, ROD
-from jaxmbrl.envs.drawing.scene import Ground, Rods, Scene, Tiles, disc, path, render, rod
+from jaxmbrl.envs.drawing.scene import Dots, Ground, Rods, Scene, Tiles, disc, path, render, rod
 from jaxmbrl.envs.mujoco.scenes import Camera, model_scene, oblique
 from jaxmbrl.rollout import open_loop, rollout
 
@@ -127,6 +127,17 @@ def test_arm_and_cart_are_those_of_a_rasteriser():
     shapes = [(bar((end, -0.4), (end, 0.3), 0.05), GOAL) for end in (-2.4, 2.4)]
     shapes += [(bar((-99, -0.18), (99, -0.18), 0.03), (176, 180, 188)), (bar((0.32, 0), (0.68, 0), 0.12), BODY)]
     assert_close(right, sampled([*shapes, (bar(foot, top, 0.075), ROD)], 5.2, 64, (0.0, 0.4)))
+
+
+def test_dots_are_discs_at_all_multiples_of_the_steps():
+    row, grid = ((0.5, 0.0),), ((1.0, 0.2), (-0.3, 0.9))
+    scenes = [Scene((Dots((0.1, -0.2), steps, 0.15, INK),), 4.0, (7.3, 0.5)) for steps in (row, grid)]
+    images = jax.jit(lambda: [render(scene, 48) for scene in scenes])()
+    for image, steps in zip(images, (row, grid), strict=True):
+        first, second = np.array(steps[0]), np.array(steps[1] if len(steps) > 1 else (0.0, 0.0))
+        at = [(0.1, -0.2) + i * first + j * second for i in range(-5, 25) for j in range(-9, 10 * len(steps) - 10)]
+        near = [bar(point, point, 0.15) for point in at if np.abs(point - (7.3, 0.5)).max() < 2.2]
+        assert_close(image, sampled([(inside, INK) for inside in near], 4.0, 48, (7.3, 0.5)))
 
 
 def test_mazes_show_the_walls_and_the_agent():

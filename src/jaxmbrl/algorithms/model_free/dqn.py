@@ -161,6 +161,16 @@ METHOD = Method(
             about="images of 16 x 16 pixels, the last two",
         ),
         Goal(
+            "dqn-pixels-cartpole",
+            "stacked/4/pixels/40,grey/CartPole-v1",
+            30_000,
+            200.0,
+            seeds=2,
+            seeds_at_goal=2,
+            about="images of 40 x 40 pixels, the last four",
+            best=True,
+        ),
+        Goal(
             "dqn-cartpole",
             "CartPole-v1",
             30_000,

@@ -36,7 +36,7 @@ from jaxmbrl.envs.base import State, angle_features, initial_state, make_task, n
 from jaxmbrl.envs.classic.integration import runge_kutta
 from jaxmbrl.envs.classic.pictures import cart_scene, cart_with_pole
 from jaxmbrl.envs.drawing.canvas import GOAL, INK, TRACK, Canvas
-from jaxmbrl.envs.drawing.scene import Scene, disc
+from jaxmbrl.envs.drawing.scene import Dots, Scene, disc
 
 FORCE = 10.0  # N at action 1
 GRAVITY = 9.82  # m / s^2
@@ -115,8 +115,7 @@ class CartPoleSwingUp:
         the track are half a metre apart."""
         position, _, _, angle = state.pipeline_state
         middle = position - jnp.clip(position, -0.9, 0.9)
-        at = 0.5 * (jnp.round(2 * middle) + jnp.arange(-3.0, 4.0))
-        marks = disc(jnp.stack([at, jnp.full(7, -0.2)], axis=-1), 0.03, INK)
+        marks = Dots((0.0, -0.2), ((0.5, 0.0),), 0.03, INK)
         tip = (position + LENGTH * jnp.sin(angle), -LENGTH * jnp.cos(angle))
         goal = disc((0.0, LENGTH), 0.1, GOAL)
         return Scene((marks, goal, *cart_scene(position, tip, 0.3)), width=3.0, centre=(middle, 0.0))

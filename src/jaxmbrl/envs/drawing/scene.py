@@ -47,6 +47,16 @@ class Rods(NamedTuple):
     color: Color
 
 
+class Dots(NamedTuple):
+    """Discs at `origin` + i step for all whole numbers i; with two steps, at `origin` + i first step + j second step. Steps
+    are constant. A disc must fit into a cell of the grid, with its centre in the middle."""
+
+    origin: Point
+    steps: tuple[tuple[float, float], ...]
+    radius: Any
+    color: Color
+
+
 class Ground(NamedTuple):
     """All points below the curve y = height(x)."""
 
@@ -61,7 +71,7 @@ class Tiles(NamedTuple):
     """Red, green and blue from 0 to 255 of each square, from the top."""
 
 
-Shape: TypeAlias = Rods | Ground | Tiles
+Shape: TypeAlias = Rods | Dots | Ground | Tiles
 
 
 class Scene(NamedTuple):
@@ -117,6 +127,8 @@ def _covered(
     if isinstance(shape, Ground):
         slope = (shape.height(x + pixel / 2) - shape.height(x - pixel / 2)) / pixel
         outside = (y[:, None] - shape.height(x)) / jnp.sqrt(1 + slope**2)
+    elif isinstance(shape, Dots):
+        outside = _outside_dots(shape, x, y)
     else:
         outside = _outside(shape, x, y)
     return _channels(shape.color, grey), jnp.clip(0.5 - outside / pixel, 0.0, 1.0)[..., None]
@@ -134,6 +146,18 @@ def _outside(shape: Rods, x: Float[Array, "W"], y: Float[Array, "H"]) -> Float[A
     distance = jnp.sqrt((from_x - nearest * along_x) ** 2 + (from_y - nearest * along_y) ** 2)
     radius = jnp.asarray(shape.radius, jnp.float32)[..., None, None]
     return jnp.min(distance - radius, axis=tuple(range(distance.ndim - 2)))
+
+
+def _outside_dots(shape: Dots, x: Float[Array, "W"], y: Float[Array, "H"]) -> Float[Array, "H W"]:
+    """The same for the dots."""
+    origin, steps = _point(shape.origin), np.array(shape.steps, float)
+    # Of a point in units of the steps, the nearest dot is at whole numbers.
+    units = np.linalg.pinv(steps)
+    from_x, from_y = x[None, :] - origin[0], y[:, None] - origin[1]
+    counts = [jnp.round(from_x * across + from_y * up) for across, up in jnp.asarray(units.T, jnp.float32)]
+    for count, (across, up) in zip(counts, jnp.asarray(steps, jnp.float32), strict=True):
+        from_x, from_y = from_x - count * across, from_y - count * up
+    return jnp.sqrt(from_x**2 + from_y**2) - jnp.asarray(shape.radius, jnp.float32)
 
 
 def _overlaps(at: Float[Array, "n"], cells: int, pixel: Float[Array, ""]) -> Float[Array, "n cells"]:

@@ -6,7 +6,6 @@ Gymnasium's models consist of these. A cylinder is shown as the capsule inside o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmbrl.envs.drawing.canvas import BODY, FORCE, GOAL, INK, ROD, TRACK
-from jaxmbrl.envs.drawing.scene import Ground, Rods, Scene, Shape, disc
+from jaxmbrl.envs.drawing.scene import Dots, Ground, Rods, Scene, Shape
 
 Vector = tuple[float, float, float]
 PALETTE = (BODY, ROD, GOAL, FORCE, INK, (128, 96, 160))
@@ -22,8 +21,6 @@ PALETTE = (BODY, ROD, GOAL, FORCE, INK, (128, 96, 160))
 FLOOR = (226, 226, 220)
 PLANE, SPHERE, CAPSULE, CYLINDER = 0, 2, 3, 5
 """Members of `mujoco.mjtGeom`."""
-MARKS = 3
-"""Marks on the floor to each side of the middle; they are 1 m apart and show the motion over the floor."""
 
 
 class Camera(NamedTuple):
@@ -76,15 +73,15 @@ def model_scene(
     order = jnp.argsort(at[:, 2])
     far_first = [jnp.asarray(x)[order] for x in ((at - along)[:, :2], (at + along)[:, :2], radius, colors)]
     rods = [Rods(*of_geom) for of_geom in zip(*far_first, strict=True)]
-    middle = jnp.array(camera.centre) + moved
-    floor = _floor(camera, middle, seen) if camera.follows else ()
-    return Scene((*floor, *rods), camera.width, seen(middle)[:2])
+    middle = seen(jnp.array(camera.centre) + moved)
+    return Scene((*(_floor(camera) if camera.follows else ()), *rods), camera.width, middle[:2])
 
 
-def _floor(camera: Camera, middle: Float[Array, "3"], seen: Callable[[Array], Array]) -> tuple[Shape, ...]:
-    """The floor at z = 0, with marks."""
-    count, aside = jnp.arange(-MARKS, MARKS + 1.0), camera.up[2] == 1.0
-    across, along = jnp.meshgrid(jnp.round(middle[0]) + count, jnp.zeros(1) if aside else jnp.round(middle[1]) + count)
-    below = jnp.full(across.shape, -0.06 * camera.width if aside else 0.0)
-    marks = disc(seen(jnp.stack([across, along, below], axis=-1))[..., :2], 0.025 * camera.width, TRACK)
-    return (Ground(jnp.zeros_like, FLOOR), marks) if aside else (marks,)
+def _floor(camera: Camera) -> tuple[Shape, ...]:
+    """The floor at z = 0, with marks that are 1 m apart and show the motion over it."""
+    axes = np.array([camera.right, camera.up])
+    along_x, along_y = ((float(x), float(y)) for x, y in axes.T[:2])
+    radius = 0.025 * camera.width
+    if camera.up[2] == 1.0:
+        return Ground(jnp.zeros_like, FLOOR), Dots((0.0, -0.06 * camera.width), (along_x,), radius, TRACK)
+    return (Dots((0.0, 0.0), (along_x, along_y), radius, TRACK),)
