@@ -252,6 +252,8 @@ class Views(NamedTuple):
     """The buffer of real transitions."""
     model: ModelView | None = None
     critic: CriticView | None = None
+    latent: Any = None
+    """A latent world model, a `models.latent.LatentView`."""
     reproducible: PyTree = ()
     """Parts of the state that can be recomputed, such as imagined transitions: a checkpoint may omit them."""
     logits: Callable[[Observation], Float[Array, "n"]] | None = None

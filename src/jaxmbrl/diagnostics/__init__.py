@@ -5,6 +5,7 @@ NamedTuples of arrays; each `plot_*` function takes one and returns a matplotlib
 """
 
 from jaxmbrl.diagnostics.calibrating import Calibration, calibration
+from jaxmbrl.diagnostics.latent import LatentPredictions, latent_predictions, prediction_strip
 from jaxmbrl.diagnostics.one_step import ModelEvaluation, evaluate_model
 from jaxmbrl.diagnostics.open_loop import CompoundingError, ImaginedVsReal, compounding_error, imagined_vs_real
 from jaxmbrl.diagnostics.plotting import (
@@ -23,6 +24,7 @@ __all__ = [
     "Calibration",
     "CompoundingError",
     "ImaginedVsReal",
+    "LatentPredictions",
     "ModelEvaluation",
     "Predictor",
     "TreeNodes",
@@ -31,6 +33,7 @@ __all__ = [
     "compounding_error",
     "evaluate_model",
     "imagined_vs_real",
+    "latent_predictions",
     "monte_carlo_returns",
     "plot_calibration",
     "plot_compounding_error",
@@ -39,6 +42,7 @@ __all__ = [
     "plot_scatter",
     "plot_search_tree",
     "plot_value_bias",
+    "prediction_strip",
     "tree_nodes",
     "value_bias",
 ]

@@ -211,14 +211,21 @@ def imagined_vs_real(
 
 def steps_left(rows: Transition) -> Int[np.ndarray, "N"]:
     """The number of recorded steps from each of the rows [N, ...], itself included, to the end of its episode or record."""
-    observation = np.asarray(rows.observation, np.float64)
     ended = np.asarray(rows.terminated, bool) | np.asarray(rows.truncated, bool)
-    apart = np.abs(np.asarray(rows.next_observation, np.float64)[:-1] - observation[1:])
-    # The same observation may differ by rounding if a compiled program computes it twice.
-    close = CLOSE * _deviation(observation) + 1e-5 * np.abs(observation).max(axis=0)
-    breaks = np.flatnonzero(np.append(ended[:-1] | (apart > close).any(axis=1), True))
-    numbers = np.arange(len(observation))
+    breaks = np.flatnonzero(np.append(ended[:-1] | _differs(rows.next_observation[:-1], rows.observation), True))
+    numbers = np.arange(len(ended))
     return breaks[np.searchsorted(breaks, numbers)] - numbers + 1
+
+
+def _differs(after: Shaped[np.ndarray, "N-1 ..."], observation: Shaped[np.ndarray, "N ..."]) -> Bool[np.ndarray, "N-1"]:
+    """Whether the successor of each row but the last is another observation than that of the next row."""
+    if np.issubdtype(observation.dtype, np.integer):
+        return np.any(after != observation[1:], axis=tuple(range(1, observation.ndim)))
+    exact = np.asarray(observation, np.float64)
+    apart = np.abs(np.asarray(after, np.float64) - exact[1:])
+    # The same observation may differ by rounding if a compiled program computes it twice.
+    close = CLOSE * _deviation(exact) + 1e-5 * np.abs(exact).max(axis=0)
+    return np.any(apart > close, axis=1)
 
 
 def _deviation(values: Float[np.ndarray, "N O"]) -> Float[np.ndarray, "O"]:

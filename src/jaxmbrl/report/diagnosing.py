@@ -25,10 +25,20 @@ from jaxmbrl.core.types import Algorithm, Clock, CriticView, ModelView, Policy, 
 from jaxmbrl.data.prioritized import Prioritized
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.data.sequences import Sequences
-from jaxmbrl.diagnostics import compounding_error, evaluate_model, imagined_vs_real, monte_carlo_returns, value_bias, video
+from jaxmbrl.diagnostics import (
+    compounding_error,
+    evaluate_model,
+    imagined_vs_real,
+    latent_predictions,
+    monte_carlo_returns,
+    value_bias,
+    video,
+)
+from jaxmbrl.diagnostics.latent import CONTEXT, LatentPredictions
 from jaxmbrl.diagnostics.one_step import ModelEvaluation
 from jaxmbrl.diagnostics.open_loop import CompoundingError, ImaginedVsReal, steps_left
 from jaxmbrl.diagnostics.values import ValueBias
+from jaxmbrl.models.latent import LatentView
 from jaxmbrl.rollout import auto_reset, rollout, world_of
 from jaxmbrl.training import collecting, console, evaluation, loop, memory, restoring
 from jaxmbrl.training.programs import Program
@@ -82,6 +92,7 @@ class Diagnosis(NamedTuple):
     model: ModelEvaluation | None
     errors: CompoundingError | None
     imagined: ImaginedVsReal | None
+    latent: LatentPredictions | None
     critic: Critic | None
     film: bytes | None
     film_note: str
@@ -114,10 +125,15 @@ def diagnose(run: str | Path, update: Callable[[float], None] = ignore) -> Diagn
     views = algorithm.views(of_seed)
     steps = min(EPISODES * task.episode_length, MOST_STEPS)
     rows, step_seconds = play(task, algorithm, of_seed, clock, steps, update=lambda share: update(PLAYED * share))
-    found: dict[str, Any] = dict.fromkeys(("model", "errors", "imagined", "critic"))
+    found: dict[str, Any] = dict.fromkeys(("model", "errors", "imagined", "latent", "critic"))
     if restored.extra["env_steps"] > 0:
         later = lambda share: update(PLAYED + (1 - PLAYED) * share)  # noqa: E731
-        for look in (lambda: _model(views.model, rows), lambda: _critic(program, of_seed, clock, later)):
+        looks = (
+            lambda: _model(views.model, rows),
+            lambda: _latent(views.latent, rows),
+            lambda: _critic(program, of_seed, clock, later),
+        )
+        for look in looks:
             try:
                 found |= look()
             except UserError as error:
@@ -243,6 +259,14 @@ def _model(view: ModelView | None, rows: Transition) -> dict[str, Any]:
         "errors": compounding_error(view.model, view.state, rows, horizon, key),
         "imagined": imagined_vs_real(view.model, view.state, rows, 0, first, key, reward=view.reward),
     }
+
+
+def _latent(view: LatentView | None, rows: Transition) -> dict[str, Any]:
+    """Reconstructions and open-loop predictions of the latent model, if there is one."""
+    if view is None:
+        return {}
+    context = max(1, min(CONTEXT, int(steps_left(rows).max()) // 2))
+    return {"latent": latent_predictions(view, rows, jax.random.key(0), context=context)}
 
 
 def _critic(program: Program, state: PyTree, clock: Clock, update: Callable[[float], None] = ignore) -> dict[str, Any]:

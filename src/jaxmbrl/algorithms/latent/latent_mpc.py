@@ -25,7 +25,7 @@ from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.core.types import Algorithm, Clock, Hyper, Key, Metrics, Policy, Task, Transition, Views
 from jaxmbrl.data import sequences
 from jaxmbrl.data.sequences import Sequences
-from jaxmbrl.models.latent import ConsistencyConfig, consistency
+from jaxmbrl.models.latent import ConsistencyConfig, LatentView, consistency
 from jaxmbrl.nn import optimizer, rules
 from jaxmbrl.nn.optimizer import Trainable
 
@@ -66,7 +66,10 @@ def make(config: Config, task: Task) -> Algorithm:
         fitted, found = latent_settings.fit(config, model, chain, state.model, buffer, task, clock, fit_key)
         return State(fitted, buffer, key), found
 
-    return Algorithm(init, policy, learn, period=config.train_every, views=lambda state: Views(state.replay))
+    def views(state: State) -> Views:
+        return Views(state.replay, latent=LatentView(model, state.model.params, task.action))
+
+    return Algorithm(init, policy, learn, period=config.train_every, views=views)
 
 
 METHOD = Method(

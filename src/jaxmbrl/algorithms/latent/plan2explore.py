@@ -35,7 +35,7 @@ from jaxmbrl.core import metrics
 from jaxmbrl.core.types import Algorithm, Average, Clock, Hyper, Key, Metrics, Policy, PyTree, Task, Transition, Views
 from jaxmbrl.data import sequences
 from jaxmbrl.data.sequences import Sequences
-from jaxmbrl.models.latent import OneStepConfig, Window, believing, on_features, one_step, rssm
+from jaxmbrl.models.latent import LatentView, OneStepConfig, Window, believing, on_features, one_step, rssm
 from jaxmbrl.nn import optimizer, rules
 from jaxmbrl.nn.optimizer import Trainable
 
@@ -157,7 +157,10 @@ def make(config: Config, task: Task) -> Algorithm:
         learned, found = metrics.cond_update(clock.env_steps >= config.warmup_steps, updates, state.learned)
         return State(learned, buffer, key), found
 
-    return Algorithm(init, policy, learn, period=config.train_every, views=lambda state: Views(state.replay))
+    def views(state: State) -> Views:
+        return Views(state.replay, latent=LatentView(model, state.learned.model.params, task.action))
+
+    return Algorithm(init, policy, learn, period=config.train_every, views=views)
 
 
 METHOD = Method(

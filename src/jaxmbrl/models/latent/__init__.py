@@ -13,7 +13,16 @@ from __future__ import annotations
 from jaxmbrl.models.latent import coders, consistency, one_step, rssm
 from jaxmbrl.models.latent.coders import Coder, CoderConfig
 from jaxmbrl.models.latent.consistency import ConsistencyConfig
-from jaxmbrl.models.latent.interface import Belief, LatentModel, Window, believing, on_features, repeated, rows_of
+from jaxmbrl.models.latent.interface import (
+    Belief,
+    LatentModel,
+    LatentView,
+    Window,
+    believing,
+    on_features,
+    repeated,
+    rows_of,
+)
 from jaxmbrl.models.latent.latents import Latent, floored
 from jaxmbrl.models.latent.one_step import OneStepConfig
 from jaxmbrl.models.latent.rssm import RSSMConfig
@@ -26,6 +35,7 @@ __all__ = [
     "ConsistencyConfig",
     "Latent",
     "LatentModel",
+    "LatentView",
     "OneStepConfig",
     "RSSMConfig",
     "Window",

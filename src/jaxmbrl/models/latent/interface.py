@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
+from jaxmbrl.core.spaces import Space
 from jaxmbrl.core.types import Action, Key, Memory, Metrics, Observation, Policy, PyTree, World
 
 
@@ -63,6 +64,15 @@ class LatentModel(NamedTuple):
     The reward of a step is that of the belief it leads to, and `terminated` is a probability."""
     decode: Callable[[PyTree, Float[Array, "*n F"]], Observation]
     """(params, features) -> the observation that the model expects."""
+
+
+class LatentView(NamedTuple):
+    """A trained latent model, for reports and diagnostics (`core.types.Views`)."""
+
+    model: LatentModel
+    params: PyTree
+    action: Space
+    """Of the task."""
 
 
 class Remembered(NamedTuple):

@@ -7,20 +7,28 @@ from typing import Any
 
 import numpy as np
 
+from jaxmbrl.diagnostics import video
+from jaxmbrl.diagnostics.latent import LatentPredictions, prediction_strip
 from jaxmbrl.report.diagnosing import Diagnosis
 from jaxmbrl.report.gathering import Gathered
-from jaxmbrl.report.parts import Chart, Facets, Heading, Part, Series, Table, Text, chosen
+from jaxmbrl.report.parts import Chart, Facets, Heading, Part, Picture, Series, Table, Text, chosen
 from jaxmbrl.report.sections.shared import DIMENSIONS, MODEL, SCATTERED, metrics, run_name, with_tasks
+
+STRIPS = 3
+"""Maximum number of parts of episodes whose images are shown."""
 
 
 def model(gathered: Gathered, diagnoses: Mapping[int, Diagnosis | str]) -> list[Part]:
     """Metrics of the fits, and the newest model's predictions on the newest policy's episodes."""
     parts = metrics(with_tasks(gathered.groups), MODEL)
     for i, found in diagnoses.items():
-        if isinstance(found, str) or found.model is None:
+        if isinstance(found, str) or (found.model is None and found.latent is None):
             continue
         parts.append(Heading(f"{run_name(gathered, i)}: the model on episodes of seed {found.seed}'s policy"))
-        parts += _evaluation(found)
+        if found.model is not None:
+            parts += _evaluation(found)
+        if found.latent is not None:
+            parts += _latent(found.latent, found.env_steps)
     return parts
 
 
@@ -96,6 +104,55 @@ def _evaluation(found: Diagnosis) -> list[Part]:
     if size > DIMENSIONS:
         parts.append(Text(f"Of {size} dimensions the first {DIMENSIONS} are drawn; the table has all."))
     return parts
+
+
+def _latent(found: LatentPredictions, env_steps: int) -> list[Part]:
+    count, total = found.observed.shape[:2]
+    parts: list[Part] = [
+        Text(
+            f"Evaluated on {count} parts, of {total} positions, of the deterministic policy's episodes after {env_steps:,} "
+            f"steps of training. The model sees the first {found.context} observations, and then the actions alone."
+        ),
+        Table(
+            "The belief",
+            ("", "value"),
+            [
+                ["entries of the stochastic part", len(found.spread)],
+                ["entries that vary", found.active()],
+                ["largest standard deviation", float(found.spread[0])],
+            ],
+            "Over all recorded positions. An entry that does not vary carries no information about the observations.",
+        ),
+    ]
+    if found.observed.ndim == 5:
+        strips = [prediction_strip(found, window) for window in range(min(count, STRIPS))]
+        gap = np.full((4 * strips[0].shape[0] // 50, strips[0].shape[1], 3), 255, np.uint8)
+        joined = np.concatenate([part for strip in strips for part in (gap, strip)][1:])
+        note = (
+            "For each part of an episode: what was observed; its reconstruction from the belief; and, after the dark line, "
+            "what the model expects if it sees only the actions."
+        )
+        parts.append(Picture("Open-loop predictions beside the truth", video.gif([joined], [1000]), note))
+    else:
+        parts.append(Facets(tuple(_along(found, d) for d in range(min(found.observed.shape[2], DIMENSIONS)))))
+    steps = np.arange(found.context, total)
+    series = (
+        Series("predicted", "predicted", "line", steps, found.predicted_reward[0], color=0),
+        Series("real", "real", "line", steps, found.reward[0], color=-1),
+    )
+    parts.append(Facets((Chart("Open-loop prediction: reward", "position", "reward (task's units)", series),)))
+    return parts
+
+
+def _along(found: LatentPredictions, d: int) -> Chart:
+    """Entry d of the observation along the first window."""
+    steps = np.arange(found.observed.shape[1])
+    series = (
+        Series("reconstructed", "reconstructed", "line", steps, found.reconstructed[0, :, d], color=1, thin=True),
+        Series("predicted", "predicted", "line", steps[found.context :], found.predicted[0, :, d], color=0),
+        Series("real", "real", "line", steps, found.observed[0, :, d], color=-1),
+    )
+    return Chart(f"Open-loop prediction: observation {d}", "position", f"observation {d} (task's units)", series)
 
 
 def _dimensions(size: int, learns_reward: bool) -> list[str]:

@@ -49,6 +49,14 @@ MODEL = {
         f"The disagreement of the members on the holdout, {LIKE_TARGETS}.",
         True,
     ),
+    "model/decoder": Metric("Decoder's loss", "sum over entries or pixels", log=True),
+    "model/reward": Metric("Loss of the reward", "loss", "Cross-entropy of bins, or squared error."),
+    "model/continuation": Metric("Loss of the continuation", "nats", log=True),
+    "model/divergence": Metric(
+        "Divergence of prior and posterior",
+        "nats",
+        "What an observation tells beyond the prediction; below the free nats neither is trained.",
+    ),
     "model/fit_epochs": Metric("Epochs of a fit", "epochs"),
     "model/fit_steps": Metric("Gradient steps of a fit", "steps"),
 }
