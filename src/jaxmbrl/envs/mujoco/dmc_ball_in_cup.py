@@ -25,8 +25,8 @@ class BallInCup(DmcEnv):
 
     xml = "dmc/ball_in_cup.xml"
     frame_skip = 10
-    iterations = 6
-    line_search_iterations = 12
+    iterations = 4
+    line_search_iterations = 8
 
     def __init__(self) -> None:
         super().__init__()

@@ -34,8 +34,8 @@ class Finger(DmcEnv):
 
     xml = "dmc/finger.xml"
     frame_skip = 2
-    iterations = 6
-    line_search_iterations = 12
+    iterations = 8
+    line_search_iterations = 16
     sensors = True
 
     def adjust(self, model: Any) -> None:

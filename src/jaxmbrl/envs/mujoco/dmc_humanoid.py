@@ -35,8 +35,8 @@ class Humanoid(DmcEnv):
 
     xml = "dmc/humanoid.xml"
     frame_skip = 5
-    iterations = 8
-    line_search_iterations = 16
+    iterations = 12
+    line_search_iterations = 24
 
     def __init__(self, speed: float) -> None:
         """`speed` in m/s is what the reward asks for; with 0 it is to stand still."""

@@ -28,8 +28,8 @@ class Walker(DmcEnv):
 
     xml = "dmc/walker.xml"
     frame_skip = 10
-    iterations = 6
-    line_search_iterations = 12
+    iterations = 8
+    line_search_iterations = 16
 
     def __init__(self, speed: float) -> None:
         """`speed` in m/s along x is what the reward asks for; with 0 it is only to stand."""
