@@ -121,7 +121,7 @@ def test_starts_are_dm_controls(x64, name):
         kept = np.zeros((len(env._starts), due.shape[1]))
         kept[:, : env._starts.shape[1]] = env._starts
         assert {row.tobytes() for row in mine} <= {row.tobytes() for row in kept}
-        assert len({row.tobytes() for row in mine}) > 0.9 * len(kept)
+        assert len({row.tobytes() for row in mine}) > 0.8 * len(kept)
         mine = kept
     for own, other in zip(mine[:, moving].T, due[:, moving].T, strict=True):
         assert scipy.stats.ks_2samp(own, other).pvalue > 0.01 / moving.sum() / len(ONE_OF_A_MODEL)
@@ -147,13 +147,15 @@ def test_the_cheetahs_starts_are_dm_controls_to_the_last_digits():
     ],
 )
 def test_a_step_is_dm_controls(name):
-    """To 1e-6 the same as C MuJoCo with its solver run to its end, and as dm_control wherever that is."""
+    """To 1e-8 the same as C MuJoCo with its solver run to its end, and as dm_control wherever that is. The finger, whose
+    friction has elliptic cones, to 1e-6: MJX's solver stops at its tolerance."""
     rows, found = recorded(name), stepped(name)
     finished = np.abs(rows.theirs.qvel - rows.solved.qvel).max(axis=1) < 1e-9
     assert finished.mean() > 0.9 and (rows.contacts > 0).mean() > 0.05
+    near = 1e-6 if name == "dmc/finger-spin" else 1e-8
     for what, mine, due, plainly in zip(found._fields, found, rows.solved, rows.theirs, strict=True):
-        np.testing.assert_allclose(mine, due, rtol=1e-6, atol=1e-6, err_msg=what)
-        np.testing.assert_allclose(mine[finished], plainly[finished], rtol=1e-6, atol=1e-6, err_msg=what)
+        np.testing.assert_allclose(mine, due, rtol=near, atol=near, err_msg=what)
+        np.testing.assert_allclose(mine[finished], plainly[finished], rtol=near, atol=near, err_msg=what)
     with jax.enable_x64(True):
         known = jax.jit(made(name).reward)(rows.theirs.observation, rows.action, rows.theirs.observation)
     np.testing.assert_allclose(known, rows.theirs.reward, rtol=0, atol=1e-12)
@@ -172,7 +174,7 @@ def test_observations_after_a_reset_are_dm_controls(x64, name):
             angle = float(state.info["target"][i])
             env.physics.named.model.site_pos["target", ["x", "z"]] = 0.2 + 0.13 * np.sin(angle), 0.4 + 0.13 * np.cos(angle)
         due = theirs.place(env, state.pipeline_state.qpos[i], state.pipeline_state.qvel[i])
-        np.testing.assert_allclose(state.obs[i], due, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(state.obs[i], due, rtol=1e-8, atol=1e-8)
     assert not state.reward.any() and not state.done.any()
     if turns:
         assert (

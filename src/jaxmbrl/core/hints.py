@@ -110,10 +110,8 @@ CONTROL_SHORT: Mapping[str, str] = {"ballincup": "ballincupcatch", "cupcatch": "
 """Letters of shorter names of DeepMind Control's tasks in other libraries -> those of the whole name."""
 
 CONTROL_ABSENT: Mapping[str, str] = {
-    **dict.fromkeys(("fish", "swimmer"), "MJX has no contacts of ellipsoids and boxes, which the model has"),
-    "dog": "MJX has no contacts of cylinders and boxes, which the model has",
-    "quadruped": "MJX has no contacts of cylinders and height fields, which the model has",
-    **dict.fromkeys(("humanoid_CMU", "manipulator", "stacker", "lqr"), "it is not written yet"),
+    **dict.fromkeys(("dog", "fish", "swimmer"), "MJX has no contacts of ellipsoids and boxes, which its model has"),
+    **dict.fromkeys(("humanoid_CMU", "lqr", "manipulator", "quadruped", "stacker"), "it has not been added"),
 }
 """Domain of DeepMind Control that is not here -> why."""
 
