@@ -617,6 +617,8 @@ def test_list_of_a_family():
     ]
     classic = [name for name in envs.names() if envs.family(name) == "classic"]
     assert call(["list", "classic"])[1].split() == ["tasks", "classic", *classic]
+    of_suite = [name for name in envs.names() if name.startswith("dmc/")]
+    assert sorted(call(["list", "dmc"])[1].split()) == sorted(["tasks", "dmc", "mujoco", *of_suite])
 
 
 def test_list_for_programs():

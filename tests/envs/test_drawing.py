@@ -28,6 +28,10 @@ DT = {
     "mountain-car-continuous": 1 / 30,
     "MountainCar-v0": 1 / 30,
     "Acrobot-v1": 0.2,
+    **dict.fromkeys((name for name in ANALYTIC if name.startswith(("dmc/cartpole", "dmc/acrobot"))), 0.01),
+    **dict.fromkeys(
+        (name for name in ANALYTIC if name.startswith(("dmc/pendulum", "dmc/reacher", "dmc/point_mass"))), 0.02
+    ),
     "pendulum": 0.05,
     "pendulum-reach": 0.1,
     "reacher-2d": 0.05,
@@ -156,6 +160,52 @@ def test_the_swing_up():
     # A cart far away is followed.
     far = drawn("cartpole-swingup", [40.0, 0.0, 0.0, 0.0])
     assert where(far, BODY)[0] == pytest.approx(240 + 160 * 0.9, abs=3) and not has(far, GOAL)
+
+
+def test_the_tasks_of_deepmind_control():
+    """Upright at angle 0, and positive to the right. 480 pixels show 4.8 m of the cart's rail, 360 show 1.4 m around the
+    pendulum, 0.62 m around the reacher, 0.66 m around the ball and 4.6 m around the acrobot."""
+    for position, angle in ((0.0, 0.3), (1.5, math.pi), (-1.8, -2.0)):
+        picture = drawn("dmc/cartpole-swingup", [position, angle, 0.0, 0.0])
+        cart, pole = where(picture, BODY), where(picture, ROD)
+        assert cart[0] == pytest.approx(240 + 100 * position, abs=4)
+        np.testing.assert_allclose(pole - cart, [50 * math.sin(angle), -50 * math.cos(angle)], atol=14)
+        ball = where(drawn("dmc/pendulum-swingup", [angle, 0.0]), BODY)
+        length = 360 / 1.4 * 0.5
+        np.testing.assert_allclose(ball, [180 + length * math.sin(angle), 180 - length * math.cos(angle)], atol=2)
+    right, left = (drawn("dmc/cartpole-balance", [0.0] * 4, [force]) for force in (1.0, -1.0))
+    assert where(right, FORCE)[0] > 240 + 20 and where(left, FORCE)[0] < 240 - 20
+    right, left = (drawn("dmc/pendulum-swingup", [0.0, 0.0], [torque]) for torque in (1.0, -1.0))
+    assert where(right, FORCE)[0] > 195 > 165 > where(left, FORCE)[0]
+
+    scale, target = 360 / 0.62, (-0.08, 0.12)
+    sizes = []
+    for name in ("dmc/reacher-easy", "dmc/reacher-hard"):
+        picture = drawn(name, [0.4, 1.1, 0.0, 0.0, *target])
+        np.testing.assert_allclose(where(picture, GOAL), [180 + scale * target[0], 180 - scale * target[1]], atol=6)
+        sizes.append((picture == np.asarray(GOAL, np.uint8)).all(-1).sum())
+    assert sizes[0] > 4 * sizes[1]
+    first = (0.06 * math.cos(0.4), 0.06 * math.sin(0.4))
+    second = (2 * first[0] + 0.06 * math.cos(1.5), 2 * first[1] + 0.06 * math.sin(1.5))
+    for color, (x, y) in ((BODY, first), (ROD, second)):
+        np.testing.assert_allclose(where(picture, color), [180 + scale * x, 180 - scale * y], atol=5)
+
+    scale = 360 / 4.6
+    picture = drawn("dmc/acrobot-swingup", [0.7, 1.2, 0.0, 0.0])
+    first = 0.5 * np.array([math.sin(0.7), -math.cos(0.7)])
+    second = 2 * first + 0.5 * np.array([math.sin(1.9), -math.cos(1.9)])
+    np.testing.assert_allclose(where(picture, BODY), 180 + scale * first, atol=5)
+    np.testing.assert_allclose(where(picture, ROD), 180 + scale * second, atol=6)
+    assert where(picture, GOAL)[1] == pytest.approx(180 - 2 * scale, abs=2)
+    clockwise, back = (drawn("dmc/acrobot-swingup", [0.0] * 4, [torque]) for torque in (1.0, -1.0))
+    assert where(clockwise, FORCE)[0] > 190 > 170 > where(back, FORCE)[0]
+
+    state = [0.1, -0.2, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0]
+    np.testing.assert_allclose(
+        where(drawn("dmc/point_mass-hard", state), BODY), 180 + 360 / 0.66 * np.array([0.1, 0.2]), atol=2
+    )
+    up = where(drawn("dmc/point_mass-hard", state, [1.0, 0.0]), FORCE)
+    assert up[1] < 180 + 360 / 0.66 * 0.2 - 10
 
 
 def test_the_mountain_car():

@@ -40,10 +40,12 @@ def list_all(words: list[str]) -> int:
 
 
 def _chosen(name: str, methods: Mapping[str, Card], tasks: Mapping[str, str]) -> tuple[dict[str, Card], dict[str, str]]:
-    """The algorithms and tasks that `name`, an algorithm or a family, refers to. Raises UserError if it is neither."""
+    """The algorithms and tasks that `name`, an algorithm, a family or what names of tasks begin with, refers to. Raises
+    UserError if it is none of these."""
     family = name.replace("-", "_")
     chosen = {other: card for other, card in methods.items() if other == name or (card.family == family != "")}
-    found = {task: kind for task, kind in tasks.items() if kind == family or task == name}
+    begins = {task for task in tasks if task.startswith(f"{name}/") and not chosen}
+    found = {task: kind for task, kind in tasks.items() if kind == family or task == name or task in begins}
     if not chosen and not found:
         names = {*methods, *(card.family for card in methods.values()), *tasks.values()}
         raise algorithms.unknown(name, "algorithm or family", names)

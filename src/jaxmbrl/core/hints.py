@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -101,6 +102,18 @@ CALLED: Mapping[str, tuple[str, ...]] = {
 }
 """Name of an argument, of a field of a run or of a setting, which may have that of its part before it (`agent.epsilon`) ->
 what other libraries call it."""
+
+CONTROL_SUITE = "dmc/"
+"""First letters of the names of DeepMind Control's tasks, `dmc/domain-task`."""
+
+CONTROL_SHORT: Mapping[str, str] = {"ballincup": "ballincupcatch", "cupcatch": "ballincupcatch"}
+"""Letters of shorter names of DeepMind Control's tasks in other libraries -> those of the whole name."""
+
+CONTROL_ABSENT: Mapping[str, str] = {
+    **dict.fromkeys(("dog", "fish", "swimmer"), "MJX has no contacts of ellipsoids and boxes, which its model has"),
+    **dict.fromkeys(("humanoid_CMU", "lqr", "manipulator", "quadruped", "stacker"), "it has not been added"),
+}
+"""Domain of DeepMind Control that is not here -> why."""
 
 NEEDLESS: Mapping[str, str] = {
     "policy": "each algorithm has its own policy; its layers are among the settings (hidden)",
@@ -348,6 +361,38 @@ def ours_of(name: str, known: Iterable[str] = ()) -> str:
 def is_called(path: str, name: str) -> bool:
     """Whether the dotted `path` ends with `name`, which may have several parts."""
     return f".{path}".endswith(f".{name}")
+
+
+def control_task(name: str, tasks: Iterable[str]) -> str | None:
+    """The one of `tasks` that is DeepMind Control's task which other libraries call `name`, such as `cartpole_swingup`,
+    `CartpoleSwingup`, `dmc_cartpole_swingup` or `dm_control/cartpole-swingup-v0`; None if there is none.
+
+    >>> from jaxmbrl.core.hints import control_task
+    >>> control_task("dm_control/walker-walk-v0", ["dmc/walker-run", "dmc/walker-walk"])
+    'dmc/walker-walk'
+    """
+    ours = {_letters(task.removeprefix(CONTROL_SUITE)): task for task in tasks if task.startswith(CONTROL_SUITE)}
+    asked = _letters(_within_suite(name))
+    return ours.get(CONTROL_SHORT.get(asked, asked))
+
+
+def no_control_task(name: str) -> str | None:
+    """Why there is no task `name`, if it names a domain of DeepMind Control that is not here; else None."""
+    asked = _letters(_within_suite(name))
+    why = [(domain, why) for domain, why in CONTROL_ABSENT.items() if asked.startswith(_letters(domain))]
+    if not why or _within_suite(name) == name:
+        return None
+    domain, reason = max(why, key=lambda found: len(found[0]))
+    return f"DeepMind Control's {domain} is not among the tasks, because {reason}"
+
+
+def _within_suite(name: str) -> str:
+    """A name of a task of DeepMind Control without that of the suite and the version."""
+    return re.sub(r"-v\d+$", "", re.sub(r"^(dm_control|dmc|dm)[/_:-]", "", name))
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _needless(name: str) -> str | None:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from jaxmbrl.core import hints
 from jaxmbrl.core.config import UserError, closest
 from jaxmbrl.core.warning import warn_user
 
@@ -55,6 +56,30 @@ TASKS: dict[str, str | Callable[[], Task]] = {
     "car-parking": "classic.car_parking:car_parking",
     "cartpole-continuous": "classic.cartpole:cartpole_continuous",
     "cartpole-swingup": "classic.cartpole_swingup:cartpole_swingup",
+    "dmc/acrobot-swingup": "dmc.acrobot:swingup",
+    "dmc/acrobot-swingup-sparse": "dmc.acrobot:swingup_sparse",
+    "dmc/ball_in_cup-catch": "mujoco.dmc_ball_in_cup:catch",
+    "dmc/cartpole-balance": "dmc.cartpole:balance",
+    "dmc/cartpole-balance-sparse": "dmc.cartpole:balance_sparse",
+    "dmc/cartpole-swingup": "dmc.cartpole:swingup",
+    "dmc/cartpole-swingup-sparse": "dmc.cartpole:swingup_sparse",
+    "dmc/cheetah-run": "mujoco.dmc_cheetah:run",
+    "dmc/finger-spin": "mujoco.dmc_finger:spin",
+    "dmc/finger-turn-easy": "mujoco.dmc_finger:turn_easy",
+    "dmc/finger-turn-hard": "mujoco.dmc_finger:turn_hard",
+    "dmc/hopper-hop": "mujoco.dmc_hopper:hop",
+    "dmc/hopper-stand": "mujoco.dmc_hopper:stand",
+    "dmc/humanoid-run": "mujoco.dmc_humanoid:run",
+    "dmc/humanoid-stand": "mujoco.dmc_humanoid:stand",
+    "dmc/humanoid-walk": "mujoco.dmc_humanoid:walk",
+    "dmc/pendulum-swingup": "dmc.pendulum:swingup",
+    "dmc/point_mass-easy": "dmc.point_mass:easy",
+    "dmc/point_mass-hard": "dmc.point_mass:hard",
+    "dmc/reacher-easy": "dmc.reacher:easy",
+    "dmc/reacher-hard": "dmc.reacher:hard",
+    "dmc/walker-run": "mujoco.dmc_walker:run",
+    "dmc/walker-stand": "mujoco.dmc_walker:stand",
+    "dmc/walker-walk": "mujoco.dmc_walker:walk",
     "double-integrator": "classic.double_integrator:double_integrator",
     "cartpole-swingup/angle": "classic.cartpole_swingup:cartpole_swingup_angle",
     "dyna-maze": "tabular.mazes:dyna_maze",
@@ -127,7 +152,11 @@ def family(name: str) -> str:
 def check_name(name: str) -> None:
     """Raise UserError, with the nearest name, if `name` is not the name of a task and does not begin with a family."""
     if name not in TASKS and _prefix(name) not in FAMILIES:
-        near = closest(name, [*TASKS, *(f"{prefix}/NAME" for prefix in FAMILIES)])
+        control, absent = hints.control_task(name, TASKS), hints.no_control_task(name)
+        near = absent or closest(name, [*TASKS, *(f"{prefix}/NAME" for prefix in FAMILIES)])
+        if control is not None:
+            other = name.replace("_", "-")
+            near = f"did you mean '{control}'" + (f" or '{other}'?" if other in TASKS else "?")
         if _in_gymnasium(name):
             own = f"gymnasium/{name}"
             near = near.replace("?", f" or '{own}'?") if near.startswith("did you mean") else f"did you mean '{own}'?"

@@ -1,1 +1,1 @@
-"""Gymnasium's and PETS's MuJoCo tasks on MJX."""
+"""Gymnasium's, DeepMind Control's and PETS's MuJoCo tasks on MJX."""

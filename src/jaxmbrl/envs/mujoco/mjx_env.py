@@ -72,6 +72,8 @@ class MujocoEnv:
     """Options for `gymnasium.make` that make it equivalent."""
     xml: str
     """Name of the model file in `assets`."""
+    included: tuple[str, ...] = ()
+    """Names of the files in `assets/dmc` that the model file includes."""
     frame_skip: int
     """Simulator steps per control step."""
     reset_noise: float
@@ -89,11 +91,14 @@ class MujocoEnv:
 
     def __init__(self) -> None:
         mujoco, self._mjx = import_mjx()
-        text = (resources.files("jaxmbrl.envs") / "assets" / self.xml).read_text(encoding="utf-8")
+        folder = resources.files("jaxmbrl.envs") / "assets"
+        included = {f"./{name}": (folder / "dmc" / name).read_bytes() for name in self.included}
         with warnings.catch_warnings():
-            # The model files are Gymnasium's. If compiled directly, MuJoCo writes a warning to a log in the working folder.
+            # The model files are others'. If compiled directly, MuJoCo writes a warning to a log in the working folder.
             warnings.filterwarnings("ignore", "compiler attribute 'settotalmass' is deprecated")
-            self.mj_model = mujoco.MjSpec.from_string(text).compile()
+            text = (folder / self.xml).read_text(encoding="utf-8")
+            self.mj_model = mujoco.MjSpec.from_string(text, include=included).compile()
+        self.adjust(self.mj_model)
         # The humanoids' model files ask for PGS, which MJX does not have.
         self.mj_model.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON
         self.mj_model.opt.iterations = self.iterations
@@ -111,6 +116,9 @@ class MujocoEnv:
         with as_ours():
             self._model = self._mjx.put_model(self.mj_model, impl="jax")
             self._data = self._mjx.make_data(self.mj_model, impl="jax")
+
+    def adjust(self, model: Any) -> None:
+        """Change the compiled `model` where the task differs from its file."""
 
     def observe(self, data: Data) -> Float[Array, "O"]:
         """The observation. After a step, all fields of `data` are valid, as in C MuJoCo: fields computed from positions are

@@ -1,0 +1,2 @@
+"""DeepMind Control's tasks whose equations of motion are written out: cartpole, pendulum, point mass,
+reacher, acrobot."""
