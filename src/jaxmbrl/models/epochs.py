@@ -57,6 +57,11 @@ def bootstrap(key: Key, split: Split, members: int) -> Int[Array, "E C"]:
     return split.order[split.holdout + place]
 
 
+def each_once(split: Split) -> Int[Array, "1 C"]:
+    """The same for one network that is fitted to each training row once."""
+    return jnp.roll(split.order, -split.holdout)[None]
+
+
 def draw_shuffles(key: Key, members: int, capacity: int, count: Int[Array, ""]) -> Int[Array, "E rounds side"]:
     """One random permutation of range(count) for each member, in the form that `shuffled` reads.
 
