@@ -116,8 +116,8 @@ def test_a_fit_of_a_linear_model_finds_the_mean_field_posterior_and_draws_from_i
         elites=3000,
         absolute=(0,),
         batch_size=rows,
-        max_epochs=2000,
-        learning_rate=0.02,
+        max_epochs=4000,
+        learning_rate=0.05,
         annealing=True,
         bayesian=BayesianConfig(prior_std=prior, draws=16),
     )
@@ -128,10 +128,17 @@ def test_a_fit_of_a_linear_model_finds_the_mean_field_posterior_and_draws_from_i
     @jax.jit
     def fitted(key):
         init_key, fit_key = jax.random.split(key)
-        state, found = model.fit(model.init(init_key, {}), of_rows(data), fit_key)
-        return state, found, model.predict(state, jnp.array([[0.0], [2.0]]), jnp.zeros((2, 0)))
+        first = model.init(init_key, {})
+        state, found = model.fit(first, of_rows(data), fit_key)
+        return (
+            first.posterior.params.network["log_variance"][0, 0],
+            state,
+            found,
+            model.predict(state, jnp.array([[0.0], [2.0]]), jnp.zeros((2, 0))),
+        )
 
-    state, found, (mean, spread) = jax.device_get(fitted(jax.random.key(0)))
+    first, state, found, (mean, spread) = jax.device_get(fitted(jax.random.key(0)))
+    assert first == pytest.approx(2 * np.log(0.1))
     params, rho = (state.posterior.params.network[name]["Dense_0"] for name in ("params", "rho"))
     np.testing.assert_allclose([params["kernel"].item(), params["bias"].item()], [slope, 0], atol=0.02)
     stds = np.log1p(np.exp([rho["kernel"].item(), rho["bias"].item()]))
@@ -297,6 +304,9 @@ def test_members_are_draws_of_the_fitted_distribution_and_are_kept():
     assert step.next_observation.shape == (60, 2) and np.isfinite(step.next_observation).all()
     layers, network = fitted.posterior.params.network["params"], fitted.members.params.network
     assert set(network) == {"params"}
+    np.testing.assert_allclose(
+        first.posterior.params.network["params"]["Dense_2"]["bias"][0], [0, 0, 0] + [2 * np.log(0.1)] * 3
+    )
     rates = 1 / (1 + np.exp(-fitted.posterior.params.network["logit"][0]))
     assert not np.allclose(rates, 0.4, atol=0.01)
     assert found["model/dropout_rate"].total == pytest.approx(rates.mean())

@@ -58,6 +58,9 @@ class BayesianConfig:
     """Bayes by backprop: standard deviation of the prior of each weight and bias."""
     initial_std: Annotated[float, Gt(0)] = 0.02
     """Bayes by backprop: standard deviation of each weight and bias before the first fit."""
+    initial_noise: Annotated[float, Gt(0)] = 0.1
+    """Predicted standard deviation of the noise before the first fit, in units of the normalised targets. With large noise
+    the prior outweighs the data, so that Bayes by backprop may explain all as noise and stay at the prior."""
     rate: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Probability with which a unit is dropped; the first one under concrete dropout, where it must be above 0."""
     length_scale: Annotated[float, Ge(0)] = 1e-4

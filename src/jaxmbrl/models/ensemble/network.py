@@ -105,6 +105,7 @@ def init_state(layout: Layout, key: Key, hyper: Hyper) -> EnsembleState:
     if posterior is None:
         fitted = members = optimizer.init(Parameters(network, low, high, termination), rate)
     else:
+        network = _with_noise(layout, network, 2 * math.log(layout.config.bayesian.initial_noise))
         fitted = optimizer.init(Parameters(posterior.init(network), low, high, termination), rate)
         members = fitted._replace(params=draw(layout, fitted.params, draw_key), moments=())
     return EnsembleState(
@@ -117,6 +118,15 @@ def init_state(layout: Layout, key: Key, hyper: Hyper) -> EnsembleState:
         steps=jnp.zeros((), jnp.int32),
         posterior=() if posterior is None else fitted,
     )
+
+
+def _with_noise(layout: Layout, network: PyTree, log_variance: float) -> PyTree:
+    """The network [M, ...] of which the log-variance is about `log_variance` instead of 0."""
+    if layout.constant_noise:
+        return network | {"log_variance": network["log_variance"] + log_variance}
+    layers, last = network["params"], f"Dense_{len(layout.config.hidden)}"
+    bias = layers[last]["bias"].at[:, layout.target_size :].add(log_variance)
+    return network | {"params": layers | {last: layers[last] | {"bias": bias}}}
 
 
 def draw(layout: Layout, parameters: Parameters, key: Key) -> Parameters:
