@@ -18,7 +18,7 @@ Errors and standard deviations of (a) are in the unit of y, those of (b) in stan
 dimension in the fitted rows; all are root mean squares. The negative log-likelihood (NLL) is of new noisy values, in nats
 per dimension, and miscalibration the mean of |share - level| (`diagnostics.calibrating`).
 
-    python experiments/bayesian_models.py [--out FOLDER] [--seeds 3] [--returns] [--steps 480] [--quick]
+    python experiments/bayesian_models.py [--out FOLDER] [--seeds 2] [--returns] [--steps 480] [--quick]
 
 Writes `bayesian-models.png` and `bayesian-models.json`, with command, commit, versions and machine. Runs of PETS are in
 `--runs`, by default the folder of `--out`; finished ones are not repeated. Without the runs it takes about two minutes of
@@ -68,7 +68,7 @@ REGIONS = {"data": ((-4.0, -1.0), (1.0, 4.0)), "gap": ((-1.0, 1.0),), "beyond": 
 """(a) Intervals of x, of equal lengths within a region; only the first region has data."""
 DATA, NOISE, NEW = 200, 0.1, 2000
 TASK = "cartpole-swingup"
-FITTED, TESTED = 300, 2000
+FITTED, TESTED = 300, 1000
 """(b) Steps of the random policy."""
 FAR = np.array([1.5, 4.0, 12.0, math.pi])
 """(b) Largest position, velocity, angular velocity and angle of states that are far from the data."""
@@ -84,12 +84,12 @@ LAST = 5
 class Sizes(NamedTuple):
     """Sizes of the study."""
 
-    seeds: int = 3
+    seeds: int = 2
     epochs: int = 1250
     """(a) Epochs of 4 gradient steps."""
-    swingup_epochs: int = 300
+    swingup_epochs: int = 200
     """(b) Epochs of 5 gradient steps."""
-    evaluations: int = 100
+    evaluations: int = 60
     """Evaluations of the Gaussian process's evidence."""
     steps: int = 480
     """(c) Environment steps of a run."""
