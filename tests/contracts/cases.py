@@ -138,6 +138,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]] | tuple[str, dict[str, Any], str]
             "learn_reward": True,
         },
     ),
+    "pets, Bayes by backprop, TSinf": ("pets", {"ensemble.kind": "bayes-by-backprop", "ensemble.propagation": "tsinf"}),
+    "mbpo, concrete dropout, M2AC, learned termination": (
+        "mbpo",
+        {
+            "ensemble.kind": "concrete-dropout",
+            "ensemble.elites": 3,
+            "trust.rule": "m2ac",
+            "learn_termination": True,
+        },
+    ),
     "mbpo, Gaussian processes": ("mbpo", {"dynamics": "gp", "gp.capacity": 60, "gp.evaluations": 5}),
     "sac, normalised": ("sac", {"normalize_observations": True, "normalize_rewards": True}),
     "td3, normalised observations": ("td3", {"normalize_observations": True}),

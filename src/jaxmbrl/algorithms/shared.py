@@ -217,7 +217,8 @@ class DynamicsChoice:
     """Settings of methods that may use any dynamics model."""
 
     dynamics: Literal["ensemble", "gp"] = "ensemble"
-    """The learned dynamics model: the ensemble of networks, or Gaussian processes, which need `--x64`."""
+    """The learned dynamics model: the ensemble of networks, whose `kind` may make it Bayesian, or Gaussian processes, which
+    need `--x64`."""
     gp: GaussianProcessConfig = field(default_factory=GaussianProcessConfig)
     """The settings of Gaussian processes."""
 

@@ -77,9 +77,12 @@ class Adaptation(NamedTuple):
 
 
 def init(config: AdaptationConfig, layout: Layout, model: EnsembleState, key: Key) -> Adaptation:
-    """The state before the first adaptation of `model`. Raises UserError if its layers are normalised (`norms`)."""
+    """The state before the first adaptation of `model`. Raises UserError if its layers are normalised (`norms`), or if its
+    members are drawn from a distribution over weights, which is what the next fit starts from."""
     if layout.config.norms:
         raise UserError(f"ensemble.norms must be empty for an adaptation, got {list(layout.config.norms)}")
+    if layout.posterior is not None:
+        raise UserError(f"ensemble.kind must be bootstrap for an adaptation, got {layout.config.kind}")
     keys = jax.random.split(key, layout.config.members)
     critics = jax.vmap(lambda k: critic_network(config).init(k, jnp.zeros(layout.config.hidden[-1])))(keys)
     layers = layers_of(layout, model)

@@ -56,6 +56,11 @@ def bootstrap(key: Key, split: Split, members: int) -> Int[Array, "E C"]:
     return split.order[split.holdout + place]
 
 
+def each_once(split: Split) -> Int[Array, "1 C"]:
+    """The same for one network that is fitted to each training row once."""
+    return jnp.roll(split.order, -split.holdout)[None]
+
+
 def minibatch(
     shuffles: Int[Array, "E rounds side"], rows: Int[Array, "E C"], count: Int[Array, ""], number: Int[Array, ""], size: int
 ) -> tuple[Int[Array, "E B"], Bool[Array, "B"]]:

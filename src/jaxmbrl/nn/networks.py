@@ -119,8 +119,11 @@ class MLP(nn.Module):
     rms_norm: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*n i"], key: jax.Array | None = None) -> Float[Array, "*n o"]:
-        """Apply the network to the last axis. With a key, units are dropped, independently for each row."""
+    def __call__(
+        self, x: Float[Array, "*n i"], key: jax.Array | None = None, masks: tuple[Float[Array, "*n _"], ...] = ()
+    ) -> Float[Array, "*n o"]:
+        """Apply the network to the last axis. With a key, units are dropped, independently for each row. The outputs of the
+        hidden layers are multiplied with `masks`, if there are some."""
         dense = partial(
             nn.Dense, kernel_init=self.kernel_init, param_dtype=jnp.result_type(float), dot_general=_dot_general(product)
         )
@@ -139,6 +142,8 @@ class MLP(nn.Module):
             x = nn.tanh(x) if bounded else self.activation(x)
             if self.norms:
                 x = nn.LayerNorm(epsilon=self.norms[i], use_bias=False, use_scale=False)(x)
+            if masks:
+                x = x * masks[i]
         return x if self.out is None else dense(self.out, kernel_init=self.last_init or self.kernel_init)(x)
 
 

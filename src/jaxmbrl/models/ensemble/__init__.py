@@ -25,6 +25,11 @@ the mean over the last, smaller minibatch of an epoch is over its actual rows.
 - `Task.features`: the networks receive features of the observation instead of the observation, and some entries are
   predicted as absolute values, as PETS uses sine and cosine of an angle and predicts a velocity instead of its change.
 - Discrete actions are one-hot encoded.
+- `kind`: instead of being fitted independently, the members may be draws from a distribution over the weights of one
+  network (`models.bayesian`), which is fitted to all rows without a bootstrap by the loss 2 / (N D) (KL(q || p) - E log
+  p(data | w)) and the terms of the bounds and of the termination. Members are drawn anew after each fit. Early stopping
+  evaluates the centre of the distribution; all members are elites. The termination has one network, without a
+  distribution.
 
 `models.propagation` describes how imagined rows are propagated through the members.
 """

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
 from jaxmbrl.core.config import Traced
+from jaxmbrl.models.bayesian import BayesianConfig, Kind
 from jaxmbrl.models.propagation import Propagation
 from jaxmbrl.nn.networks import Precision
 
@@ -16,8 +17,14 @@ from jaxmbrl.nn.networks import Precision
 class EnsembleConfig:
     """Settings of the ensemble. Defaults: members and batch size are PETS's; layers, holdout and patience MBPO's."""
 
+    kind: Kind = "bootstrap"
+    """How the members are found: fitted independently, each to its own bootstrap of the data (bootstrap), or drawn after
+    each fit from one fitted distribution over weights: Gaussian (bayes-by-backprop), of dropped units (dropout), or of
+    dropped units with learned rates (concrete-dropout)."""
+    bayesian: BayesianConfig = field(default_factory=BayesianConfig)
+    """The settings of distributions over weights."""
     members: Annotated[int, Ge(1)] = 5
-    """Networks that are fitted."""
+    """Networks of the ensemble."""
     elites: Annotated[int, Ge(1)] = 5
     """Members with the smallest holdout error; only these are used to imagine."""
     probabilistic: bool = True
@@ -90,6 +97,28 @@ class EnsembleConfig:
             return "holdout_fraction", f"must be above 0 to rank {self.elites} elites of {self.members} members"
         if self.beta_nll > 0 and not self.probabilistic:
             return "beta_nll", f"must be 0 for deterministic members, which have no likelihood, got {self.beta_nll}"
+        if self.kind != "bootstrap":
+            return self._problem_of_posterior()
         if self.halt_above is not None and not self.probabilistic and self.propagation in ("ts1", "tsinf"):
             return "halt_above", f"must be None for deterministic members under {self.propagation}: there is no variance"
+        return None
+
+    def _problem_of_posterior(self) -> tuple[str, str] | None:
+        """The same for the rules of a distribution over weights."""
+        if self.elites < self.members:
+            return (
+                "elites",
+                f"must be members ({self.members}) for {self.kind}, whose draws have no order, got {self.elites}",
+            )
+        if not self.probabilistic:
+            return "probabilistic", f"must be true for {self.kind}, which needs a likelihood"
+        if self.weight_decay:
+            return (
+                "weight_decay",
+                f"must be empty for {self.kind}, which has a prior instead, got {list(self.weight_decay)}",
+            )
+        if self.beta_nll > 0:
+            return "beta_nll", f"must be 0 for {self.kind}, which needs the likelihood itself, got {self.beta_nll}"
+        if self.kind == "concrete-dropout" and self.bayesian.rate == 0:
+            return "bayesian.rate", "must be above 0 for concrete-dropout, which learns its logit"
         return None

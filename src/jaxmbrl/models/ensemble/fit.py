@@ -15,8 +15,8 @@ from jaxmbrl.data.replay import Replay
 from jaxmbrl.data.shuffling import draw_shuffles
 from jaxmbrl.models import epochs
 from jaxmbrl.models.ensemble.layout import Layout, features_of_next, inputs_of, targets_of
-from jaxmbrl.models.ensemble.loss import Batch, fit_loss
-from jaxmbrl.models.ensemble.network import EnsembleState, Parameters, forward
+from jaxmbrl.models.ensemble.loss import Batch, fit_loss, variational_loss
+from jaxmbrl.models.ensemble.network import EnsembleState, Parameters, forward, with_draws
 from jaxmbrl.models.normalizer import Normalizer, identity, measure, normalize
 from jaxmbrl.nn import optimizer
 from jaxmbrl.nn.optimizer import Trainable
@@ -36,9 +36,13 @@ def fit_members(
     """Fit the ensemble to the first `replay.size` of the buffer's C rows (see `models.ensemble.make`)."""
     config, rows = layout.config, replay.data
     capacity = rows.reward.shape[0]
-    split_key, bootstrap_key, shuffle_key = jax.random.split(key, 3)
+    split_key, weights_key, shuffle_key = jax.random.split(key, 3)
     split = epochs.split_rows(split_key, capacity, replay.size, config.holdout_fraction, config.holdout_cap)
-    own_rows = epochs.bootstrap(bootstrap_key, split, config.members)
+    if layout.posterior is None:
+        own_rows = epochs.bootstrap(weights_key, split, config.members)
+    else:
+        own_rows = epochs.each_once(split)
+        weights_key, draw_key = jax.random.split(weights_key)
     batches = (split.train + config.batch_size - 1) // config.batch_size
     trained = epochs.training_mask(split)
     inputs, targets = measure_rows(layout, rows, trained)
@@ -54,17 +58,23 @@ def fit_members(
             terminated=taken.terminated,
         )
 
-    def epoch(members: Trainable, number: Int[Array, ""]) -> Trainable:
+    def gradient(parameters: Parameters, batch: Batch, valid: Bool[Array, "B"], number: Int[Array, ""]) -> Parameters:
+        if layout.posterior is None:
+            return jax.grad(partial(fit_loss, layout))(parameters, batch, valid, termination_weight)
+        sample_key = jax.random.fold_in(weights_key, number)
+        loss = partial(variational_loss, layout)
+        return jax.grad(loss)(parameters, batch, valid, split.train, sample_key, termination_weight)
+
+    def epoch(fitted: Trainable, number: Int[Array, ""]) -> Trainable:
         epoch_key = jax.random.fold_in(shuffle_key, number)
-        shuffles = draw_shuffles(epoch_key, config.members, capacity, split.train)
+        shuffles = draw_shuffles(epoch_key, layout.fitted_networks, capacity, split.train)
         scale = (1 + jnp.cos(jnp.pi * number / config.max_epochs)) / 2 if config.annealing else 1.0
 
-        def step(i: Int[Array, ""], members: Trainable) -> Trainable:
+        def step(i: Int[Array, ""], fitted: Trainable) -> Trainable:
             index, valid = epochs.minibatch(shuffles, own_rows, split.train, i, config.batch_size)
-            gradient = jax.grad(partial(fit_loss, layout))(members.params, gather(index), valid, termination_weight)
-            return optimizer.step(members, gradient, scale)[0]
+            return optimizer.step(fitted, gradient(fitted.params, gather(index), valid, number * batches + i), scale)[0]
 
-        return jax.lax.fori_loop(0, batches, step, members)
+        return jax.lax.fori_loop(0, batches, step, fitted)
 
     def on_holdout(parameters: Parameters) -> dict[str, Float[Array, "E"]]:
         return holdout_statistics(layout, parameters, gather, split)
@@ -72,27 +82,43 @@ def fit_members(
     has_holdout = split.holdout > 0
     search = epochs.train_with_early_stopping(
         epoch,
-        score=lambda members: on_holdout(members.params)["error"],
-        weights=lambda members: members.params.network,
-        training=state.members,
-        members=config.members,
+        score=lambda fitted: on_holdout(fitted.params)["error"],
+        weights=lambda fitted: fitted.params.network,
+        training=state.members if layout.posterior is None else state.posterior,
+        members=layout.fitted_networks,
         has_holdout=has_holdout,
         patience=config.patience,
         max_epochs=config.max_epochs,
         on_epoch=on_epoch,
     )
-    members = search.training._replace(params=search.training.params._replace(network=search.best))
-    ranked = jnp.argsort(search.score)[: config.elites].astype(jnp.int32)
-    elites = jnp.where(has_holdout, ranked, state.elites)
+    fitted = search.training._replace(params=search.training.params._replace(network=search.best))
+    if layout.posterior is None:
+        state = state._replace(members=fitted)
+        ranked = jnp.argsort(search.score)[: config.elites].astype(jnp.int32)
+        elites = jnp.where(has_holdout, ranked, state.elites)
+        described = {}
+    else:
+        state = with_draws(layout, state, fitted, draw_key)
+        # The draws have no order.
+        elites = state.elites
+        described = layout.posterior.describe(fitted.params.network)
     steps = search.epochs * batches
-    found = on_holdout(members.params)
+    found = on_holdout(state.members.params)
     means = {f"model/holdout_{name}": found[name][elites] for name in ("error", "likelihood") if name in found}
     means |= {f"model/{name}": found[name] for name in ("aleatoric", "epistemic") if name in found}
     metrics = {name: Average.of(jnp.mean(value), has_holdout) for name, value in means.items()} | {
         "model/fit_steps": Average.of(steps),
         "model/fit_epochs": Average.of(search.epochs),
     }
-    return EnsembleState(members, inputs, targets, termination_weight, elites, state.fits + 1, state.steps + steps), metrics
+    metrics |= {f"model/{name}": Average.of(value) for name, value in described.items()}
+    return state._replace(
+        inputs=inputs,
+        targets=targets,
+        termination_weight=termination_weight,
+        elites=elites,
+        fits=state.fits + 1,
+        steps=state.steps + steps,
+    ), metrics
 
 
 def measure_rows(layout: Layout, rows: Transition, mask: Bool[Array, "C"]) -> tuple[Normalizer, Normalizer]:
@@ -106,15 +132,15 @@ def measure_rows(layout: Layout, rows: Transition, mask: Bool[Array, "C"]) -> tu
 def holdout_statistics(
     layout: Layout, parameters: Parameters, gather: Callable[[Int[Array, "*n"]], Batch], split: epochs.Split
 ) -> dict[str, Float[Array, "E"]]:
-    """For each member, means over the holdout's rows and dimensions, in the space of the fitted targets; zeros if the
-    holdout is empty.
+    """For each of E networks, means over the holdout's rows and dimensions, in the space of the fitted targets; zeros if
+    the holdout is empty. Of a distribution over weights the network is its centre.
 
     - error: squared error.
     - epistemic: squared distance from the members' mean.
     - likelihood (probabilistic members): log-density in nats.
     - aleatoric (probabilistic members): predicted variance.
     """
-    members, place = layout.config.members, jnp.arange(HOLDOUT_CHUNK)
+    members, place = parameters.network["params"]["Dense_0"]["bias"].shape[0], jnp.arange(HOLDOUT_CHUNK)
 
     def add(i: Int[Array, ""], sums: dict[str, Array]) -> dict[str, Array]:
         here = i * HOLDOUT_CHUNK + place

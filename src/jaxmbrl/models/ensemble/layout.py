@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 from jaxtyping import Array, Float
 
-from jaxmbrl.models import layout
+from jaxmbrl.models import bayesian, layout
+from jaxmbrl.models.bayesian import WeightPosterior
 from jaxmbrl.models.layout import PLAIN, base_of, delta_mask, inputs_of, targets_of, zero_constant_dims
 from jaxmbrl.models.normalizer import Normalizer, normalize
 
@@ -24,6 +25,16 @@ class Layout(layout.Layout):
     def constant_noise(self) -> bool:
         """Whether each member has log-variances that do not depend on the input."""
         return self.config.probabilistic and self.config.noise == "constant"
+
+    @property
+    def posterior(self) -> WeightPosterior | None:
+        """The distribution over weights of which the members are draws; None if they are fitted independently."""
+        return bayesian.make(self.config.kind, self.config.bayesian)
+
+    @property
+    def fitted_networks(self) -> int:
+        """M: the networks that are fitted, all members or the one whose weights have a distribution."""
+        return self.config.members if self.posterior is None else 1
 
 
 def features_of_next(layout: Layout, inputs: Normalizer, next_observation: Float[Array, "*n O"]) -> Float[Array, "*n F"]:

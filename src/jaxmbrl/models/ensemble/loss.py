@@ -1,4 +1,4 @@
-"""The loss of a fit: likelihood or squared error, cross-entropy of the termination, and regularisation."""
+"""The loss of a fit: likelihood or squared error, cross-entropy of the termination, and regularisation or divergence."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from jaxmbrl.core.types import Key
+from jaxmbrl.models.bayesian import repeated
 from jaxmbrl.models.ensemble.layout import Layout
 from jaxmbrl.models.ensemble.network import Parameters, forward, termination_logit
 
@@ -71,11 +73,23 @@ def fit_loss(
     valid: Bool[Array, "B"],
     termination_weight: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, ""]:
-    """The loss of a fit (see `models.ensemble`), over the rows that are `valid`.
+    """The loss of a fit of independent members (see `models.ensemble`), over the rows that are `valid`."""
+    return data_loss(layout, parameters, batch, valid, termination_weight) + regularizer(layout, parameters)
+
+
+def data_loss(
+    layout: Layout,
+    parameters: Parameters,
+    batch: Batch,
+    valid: Bool[Array, "B"],
+    termination_weight: Float[Array, ""] | float = 1.0,
+    masks: tuple[Float[Array, "E B _"], ...] = (),
+) -> Float[Array, ""]:
+    """The part of the loss that depends on data. `masks` are factors of the units of each hidden layer; none if empty.
 
     The termination has its own parameters: in shared layers the likelihood of precise dynamics would dominate it.
     """
-    output = forward(layout, parameters, batch.inputs)
+    output = forward(layout, parameters, batch.inputs, masks)
     if layout.config.probabilistic:
         error = gaussian_loss(output.mean, output.log_variance, batch.targets, layout.config.beta_nll)
     else:
@@ -84,4 +98,30 @@ def fit_loss(
     if layout.learns_termination:
         logit = termination_logit(layout, parameters, batch.next_features)
         data += termination_loss(logit, batch.terminated, valid, termination_weight)
-    return data + regularizer(layout, parameters)
+    return data
+
+
+def variational_loss(
+    layout: Layout,
+    parameters: Parameters,
+    batch: Batch,
+    valid: Bool[Array, "B"],
+    rows: Int[Array, ""] | int,
+    key: Key,
+    termination_weight: Float[Array, ""] | float = 1.0,
+) -> Float[Array, ""]:
+    """The loss of a fit of a distribution over weights, on a batch [1, B, ...] of the N = `rows` rows of data: an unbiased
+    estimate of
+
+        2 / (N D) (KL(q || p) - E_{w ~ q} log p(data | w))
+
+    up to a constant, and the other parts of `fit_loss`. The factor is that of the loss of a member, which is twice the
+    negative log-likelihood of a row and dimension.
+    """
+    posterior, number = layout.posterior, layout.config.bayesian.draws
+    assert posterior is not None, "a distribution over weights"
+    network, masks = posterior.sample(parameters.network, key, number, batch.inputs.shape[1])
+    sampled = parameters._replace(network=network, termination=repeated(parameters.termination, number))
+    data = data_loss(layout, sampled, repeated(batch, number), valid, termination_weight, masks) / number
+    divergence = posterior.divergence(parameters.network)
+    return data + 2 * divergence / (rows * layout.target_size) + regularizer(layout, parameters)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from jaxmbrl.core import tree
 from jaxmbrl.core.types import Hyper, Key, PyTree
 from jaxmbrl.distributions import soft_clamp
+from jaxmbrl.models.bayesian import repeated
 from jaxmbrl.models.ensemble.layout import Layout
 from jaxmbrl.models.normalizer import Normalizer, identity
 from jaxmbrl.nn import optimizer
@@ -25,10 +27,11 @@ LEAST_LOG_VARIANCE = 2 * math.log(1e-3)
 
 
 class Parameters(NamedTuple):
-    """Learned parameters."""
+    """Parameters of E members, or of the one network (E = 1) whose weights have a distribution."""
 
     network: PyTree
-    """Leaves [E, ...]. With constant noise they include "log_variance" [E, D]."""
+    """Leaves [E, ...]. With constant noise they include "log_variance" [E, D]. Those of a distribution over weights are the
+    parameters of `models.bayesian`."""
     low: PyTree
     """Lower bound [D] of the log-variance, shared by the members; `()` if the log-variance does not depend on the input."""
     high: PyTree
@@ -41,7 +44,7 @@ class EnsembleState(NamedTuple):
     """State of an ensemble: parameters, optimiser state, normalisers, elites."""
 
     members: Trainable
-    """`Parameters` with Adam's moments and the learning rate."""
+    """`Parameters` with Adam's moments and the learning rate. Draws from a posterior have no moments."""
     inputs: Normalizer
     """Normaliser of [the observation's features, action], over the last fit's training rows."""
     targets: Normalizer
@@ -54,6 +57,9 @@ class EnsembleState(NamedTuple):
     """Fits so far."""
     steps: Int[Array, ""]
     """Gradient steps so far."""
+    posterior: Any = ()
+    """`Parameters` of the distribution over weights of which the members are draws, with Adam's moments; `()` for
+    independent members."""
 
 
 class Output(NamedTuple):
@@ -79,29 +85,62 @@ def termination_network(layout: Layout) -> nn.Module:
 def init_state(layout: Layout, key: Key, hyper: Hyper) -> EnsembleState:
     """An ensemble before its first fit. `hyper["learning_rate"]` may be traced; the config's is the default."""
     network_key, termination_key = jax.random.split(key)
+    posterior, number = layout.posterior, layout.fitted_networks
+    if posterior is not None:
+        network_key, draw_key = jax.random.split(network_key)
 
-    def members(key: Key, network: nn.Module, inputs: int) -> PyTree:
-        keys = jax.random.split(key, layout.config.members)
+    def networks(key: Key, network: nn.Module, inputs: int) -> PyTree:
+        keys = jax.random.split(key, number)
         return jax.vmap(lambda k: network.init(k, jnp.zeros(inputs)))(keys)
 
-    network = members(network_key, dynamics_network(layout), layout.input_size)
+    network = networks(network_key, dynamics_network(layout), layout.input_size)
     if layout.constant_noise:
-        network |= {"log_variance": jnp.zeros((layout.config.members, layout.target_size))}
+        network |= {"log_variance": jnp.zeros((number, layout.target_size))}
     low: PyTree = jnp.full(layout.target_size, FIRST_LOW, float) if layout.input_noise else ()
     high: PyTree = jnp.full(layout.target_size, FIRST_HIGH, float) if layout.input_noise else ()
     termination: PyTree = ()
     if layout.learns_termination:
-        termination = members(termination_key, termination_network(layout), layout.feature_size)
-    parameters = Parameters(network, low, high, termination)
+        termination = networks(termination_key, termination_network(layout), layout.feature_size)
+    rate = hyper.get("learning_rate", layout.config.learning_rate)
+    if posterior is None:
+        fitted = members = optimizer.init(Parameters(network, low, high, termination), rate)
+    else:
+        network = _with_noise(layout, network, 2 * math.log(layout.config.bayesian.initial_noise))
+        fitted = optimizer.init(Parameters(posterior.init(network), low, high, termination), rate)
+        members = fitted._replace(params=draw(layout, fitted.params, draw_key), moments=())
     return EnsembleState(
-        members=optimizer.init(parameters, hyper.get("learning_rate", layout.config.learning_rate)),
+        members=members,
         inputs=identity(layout.input_size),
         targets=identity(layout.target_size),
         termination_weight=jnp.ones(()),
         elites=jnp.arange(layout.config.elites, dtype=jnp.int32),
         fits=jnp.zeros((), jnp.int32),
         steps=jnp.zeros((), jnp.int32),
+        posterior=() if posterior is None else fitted,
     )
+
+
+def _with_noise(layout: Layout, network: PyTree, log_variance: float) -> PyTree:
+    """The network [M, ...] of which the log-variance is about `log_variance` instead of 0."""
+    if layout.constant_noise:
+        return network | {"log_variance": network["log_variance"] + log_variance}
+    layers, last = network["params"], f"Dense_{len(layout.config.hidden)}"
+    bias = layers[last]["bias"].at[:, layout.target_size :].add(log_variance)
+    return network | {"params": layers | {last: layers[last] | {"bias": bias}}}
+
+
+def draw(layout: Layout, parameters: Parameters, key: Key) -> Parameters:
+    """The parameters of E members, drawn from a distribution over weights with these `parameters`."""
+    assert layout.posterior is not None, "a distribution over weights"
+    number = layout.config.members
+    network = layout.posterior.draw(parameters.network, key, number)
+    return parameters._replace(network=network, termination=repeated(parameters.termination, number))
+
+
+def with_draws(layout: Layout, state: EnsembleState, fitted: Trainable, key: Key) -> EnsembleState:
+    """`state` with the `fitted` distribution over weights and new members that are drawn from it."""
+    params = tree.where(fitted.active, draw(layout, fitted.params, key), state.members.params)
+    return state._replace(members=state.members._replace(params=params, active=fitted.active), posterior=fitted)
 
 
 def of_member(state: EnsembleState, member: Int[Array, ""]) -> EnsembleState:
@@ -109,9 +148,18 @@ def of_member(state: EnsembleState, member: Int[Array, ""]) -> EnsembleState:
     return state._replace(elites=jnp.full_like(state.elites, member))
 
 
-def forward(layout: Layout, parameters: Parameters, inputs: Float[Array, "E B I"]) -> Output:
-    """Every member's prediction for its own rows of normalised inputs."""
-    raw = jax.vmap(dynamics_network(layout).apply)({"params": parameters.network["params"]}, inputs)
+def forward(
+    layout: Layout,
+    parameters: Parameters,
+    inputs: Float[Array, "E B I"],
+    masks: tuple[Float[Array, "E B _"], ...] = (),
+) -> Output:
+    """Every member's prediction for its own rows of normalised inputs. `masks` are factors of the units of each hidden
+    layer; none if empty."""
+    network = dynamics_network(layout)
+    raw = jax.vmap(lambda variables, x, masks: network.apply(variables, x, masks=masks))(
+        {"params": parameters.network["params"]}, inputs, masks
+    )
     if not layout.config.probabilistic:
         return Output(raw, jnp.full_like(raw, -jnp.inf))
     size = layout.target_size

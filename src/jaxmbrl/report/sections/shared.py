@@ -57,6 +57,13 @@ MODEL = {
         "nats",
         "What an observation tells beyond the prediction; below the free nats neither is trained.",
     ),
+    "model/weight_std": Metric(
+        "Uncertainty of the weights",
+        "mean standard deviation",
+        "Of Bayes by backprop, mean over the weights and biases.",
+        True,
+    ),
+    "model/dropout_rate": Metric("Dropout rate", "probability", "Of concrete dropout, mean over the hidden layers."),
     "model/fit_epochs": Metric("Epochs of a fit", "epochs"),
     "model/fit_steps": Metric("Gradient steps of a fit", "steps"),
 }
