@@ -94,6 +94,7 @@ def trained(method: str, goal: Goal, folder: Path, expert: Path | None = None) -
         out=folder,
         progress=Progress(goal.steps, goal.seeds),
         expert=expert,
+        action_repeat=goal.action_repeat,
     )
 
 
@@ -125,6 +126,7 @@ def described(method: str, goal: Goal) -> dict[str, Any]:
         **({"data": goal.data} if goal.data else {}),
         **({"behaviour": goal.behaviour} if goal.behaviour else {}),
         **({"expert": goal.expert} if goal.expert else {}),
+        **({"action_repeat": goal.action_repeat} if goal.action_repeat > 1 else {}),
     }
 
 

@@ -139,6 +139,8 @@ class Goal(NamedTuple):
     """Whether the case is trained in float64 although its method does not need it."""
     expert: str = ""
     """Name of the case whose policies are imitated; it is trained first."""
+    action_repeat: int = 1
+    """How often each action is applied. `steps` counts the actions."""
     best: bool = False
     """Whether the best evaluation during training must reach the return, instead of the last policy: for methods whose
     policy gets worse again."""

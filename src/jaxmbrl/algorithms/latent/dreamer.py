@@ -184,6 +184,18 @@ METHOD = Method(
         Goal(
             "dreamer-cartpole-v1", "CartPole-v1", 8000, 400.0, seeds=2, seeds_at_goal=0, episodes=20, about="small preset"
         ),
+        Goal(
+            "dreamer-dmc-cartpole-swingup",
+            "dmc/cartpole-swingup",
+            50_000,
+            450.0,
+            seeds=3,
+            seeds_at_goal=3,
+            episodes=30,
+            settings={"agent.discount": 0.99, "epoch_steps": 5_000},
+            action_repeat=2,
+            about="small preset with a discount factor of 0.99, action repeat 2: 100,000 frames",
+        ),
         Goal("dreamer-masked-pendulum", "masked/pendulum", 8000, -300.0, seeds=2, seeds_at_goal=2, about="small preset"),
     ),
 )
