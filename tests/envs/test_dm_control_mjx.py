@@ -147,8 +147,8 @@ def test_the_cheetahs_starts_are_dm_controls_to_the_last_digits():
     ],
 )
 def test_a_step_is_dm_controls(name):
-    """To 1e-8 the same as C MuJoCo with its solver run to its end, and as dm_control wherever that is. The finger, whose
-    friction has elliptic cones, to 1e-6: MJX's solver stops at its tolerance."""
+    """To 1e-8 the same as C MuJoCo with its solver run to its end, and as dm_control wherever that is. The finger to
+    1e-6, because of states in which both joints rest at their limits under full torques."""
     rows, found = recorded(name), stepped(name)
     finished = np.abs(rows.theirs.qvel - rows.solved.qvel).max(axis=1) < 1e-9
     assert finished.mean() > 0.9 and (rows.contacts > 0).mean() > 0.05

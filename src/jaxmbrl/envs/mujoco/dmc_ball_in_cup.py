@@ -1,5 +1,10 @@
 """DeepMind Control's ball_in_cup-catch (code: google-deepmind/dm_control, suite/ball_in_cup.py and ball_in_cup.xml): a cup
-with two motors catches a ball that hangs on a string."""
+with two motors catches a ball that hangs on a string.
+
+Accuracy: one step from each of 1,000 states that dm_control reaches differs from C MuJoCo's solution by 2e-15 in
+float64, and in float32 by 2e-7 in half of the states and up to 1e-5. The task uses 4 solver iterations with 8
+line-search steps.
+"""
 
 from __future__ import annotations
 

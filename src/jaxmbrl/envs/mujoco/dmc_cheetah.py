@@ -3,6 +3,10 @@ two legs and six motors runs forward.
 
 What differs: dm_control samples the joints of a start and lets the robot fall for 200 simulator steps. Here the starts are
 sampled from 500 states that C MuJoCo computed in this way when the task was made.
+
+Accuracy: one step from each of 1,000 states that dm_control reaches differs from C MuJoCo's solution by 2e-13 in
+float64, and in float32 by 2e-6 in half of the states and up to 3e-4. With 4 solver iterations and 8 line-search steps,
+13 of 3,000 states are wrong, by up to 1.5. The task uses 6 and 12.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ suite). A task is a subclass with a model file, an observation and a reward, whi
 the step and the action.
 
 After a step dm_control computes positions and velocities anew, so that an observation is that of the state after the step.
-Here observations are functions of positions and velocities. The exception are touch sensors, in both the forces of the last
+Here most observations are functions of positions and velocities. Touch sensors have, in both, the forces of the last
 simulator step.
 """
 

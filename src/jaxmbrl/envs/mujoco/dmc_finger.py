@@ -3,6 +3,11 @@ turns a free body, to spin it or to bring its tip to a target.
 
 What differs: dm_control's observation of the target is a position of its model, which it changes at each start. Here the
 state has the target's angle, and pictures do not show the target.
+
+Accuracy: one step from each of 1,000 states that dm_control reaches differs from C MuJoCo's solution by 2e-7 in
+float64, and in float32 by 5e-7 in half of the states and up to 4e-3. In float64 it is beyond 1e-8 in 3 states, in which
+both joints rest at their limits under full torques; more iterations do not change it. With 6 solver iterations and 12
+line-search steps, 2 of 3,000 states are wrong, by up to 0.01. The task uses 8 and 16.
 """
 
 from __future__ import annotations

@@ -1,5 +1,10 @@
 """DeepMind Control's hopper (code: google-deepmind/dm_control, suite/hopper.py and hopper.xml): a planar leg with four
-motors stands or hops forward."""
+motors stands or hops forward.
+
+Accuracy: one step from each of 1,000 states that dm_control reaches differs from C MuJoCo's solution by 8e-14 in
+float64, and in float32 by 1e-6 in half of the states and up to 4e-4. With 4 solver iterations and 8 line-search steps,
+43 of 3,000 states are wrong, by up to 0.3. The task uses 6 and 12.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,10 @@ motors stands, walks or runs, in any horizontal direction.
 
 What differs: dm_control samples joints and orientation of a start until no geoms touch. Here the starts are sampled from
 500 such states, which are sampled when the task is made.
+
+Accuracy: one step from each of 1,000 states that dm_control reaches differs from C MuJoCo's solution by 1e-11 in
+float64, and in float32 by 2e-5 in half of the states and up to 4e-2. With 8 solver iterations and 16 line-search steps,
+14 of 3,000 states are wrong, by up to 31. The task uses 12 and 24.
 """
 
 from __future__ import annotations

@@ -1,5 +1,10 @@
 """DeepMind Control's walker (code: google-deepmind/dm_control, suite/walker.py and walker.xml): a planar robot with two
-legs and six motors stands, walks or runs."""
+legs and six motors stands, walks or runs.
+
+Accuracy: one step from each of 1,000 states that dm_control reaches differs from C MuJoCo's solution by 1e-12 in
+float64, and in float32 by 8e-6 in half of the states and up to 6e-3. With 6 solver iterations and 12 line-search steps,
+12 of 3,000 states are wrong, by up to 2. The task uses 8 and 16.
+"""
 
 from __future__ import annotations
 
