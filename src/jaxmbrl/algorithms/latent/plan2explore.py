@@ -194,6 +194,14 @@ METHOD = Method(
         "agent.bins": 5,
     },
     goals=(
-        Goal("plan2explore-pendulum", "pendulum", 6000, -300.0, seeds_at_goal=0, about="small preset, without a reward"),
+        Goal(
+            "plan2explore-pendulum",
+            "pendulum",
+            4000,
+            -300.0,
+            seeds=2,
+            seeds_at_goal=0,
+            about="small preset, explored without a reward",
+        ),
     ),
 )
