@@ -88,6 +88,37 @@ def _beside(
     }
 
 
+def matmul_operations(function: Callable[..., Any], *arguments: Any, steps: int) -> int:
+    """Multiplications and additions in the matrix products of one call. Of a condition the most expensive branch counts.
+    Loops with a traced number of steps have `steps`."""
+    return _operations(jax.make_jaxpr(function)(*arguments).jaxpr, steps)
+
+
+def _operations(jaxpr: Any, steps: int) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        inner = [_operations(getattr(x, "jaxpr", x), steps) for x in _jaxprs(equation.params)]
+        match equation.primitive.name:
+            case "dot_general":
+                ((contracted, _), _) = equation.params["dimension_numbers"]
+                depth = math.prod(equation.invars[0].aval.shape[d] for d in contracted)
+                total += 2 * depth * math.prod(equation.outvars[0].aval.shape)
+            case "scan":
+                total += equation.params["length"] * sum(inner)
+            case "cond":
+                total += max(inner)
+            case "while":
+                total += steps * sum(inner)
+            case _:
+                total += sum(inner)
+    return total
+
+
+def _jaxprs(params: Mapping[str, Any]) -> list[Any]:
+    leaves = jax.tree.leaves(dict(params), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr"))
+    return [x for x in leaves if hasattr(x, "eqns") or hasattr(x, "jaxpr")]
+
+
 class Training:
     """The training program of a run, compiled, and its state."""
 
