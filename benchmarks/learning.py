@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def run(name: str, runs: Path, out: Path) -> bool:
         **provenance(name),
     }
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n")
+    text = re.sub(r"\[[^][{}]*]", lambda row: " ".join(row[0].split()), json.dumps(summary, indent=1))
+    (out / f"{name}.json").write_text(text + "\n")
     print(
         f"{name}: mean {found.mean:.1f}, IQM {found.iqm:.1f} [{low:.1f}, {high:.1f}], per seed "
         f"{', '.join(f'{x:.1f}' for x in found.per_seed)}; "

@@ -23,6 +23,7 @@ from jaxmbrl.envs.dmc.joints import capsule_inertia
 from jaxmbrl.envs.dmc.rewards import tolerance
 from jaxmbrl.envs.dmc.two_links import TwoLinks
 from jaxmbrl.envs.drawing.canvas import BODY, GOAL, INK, ROD, Canvas
+from jaxmbrl.envs.drawing.scene import Scene, disc, rod
 
 TORQUE = 2.0  # N m at action 1
 MASS, LENGTH, CENTRE = 1.0, 1.0, 0.5  # kg, m, m: of each link, the last from its joint to its centre of mass
@@ -95,6 +96,14 @@ class Acrobot:
         if action is not None:
             canvas.turn(joint, 0.35, math.pi / 2 - angle - bend, -1.6 * float(np.clip(action[0], -1, 1)))
         return canvas.picture()
+
+    def scene(self, state: State) -> Scene:
+        """The links and the target."""
+        angle, bend, _, _ = state.pipeline_state
+        joint = (LENGTH * jnp.sin(angle), LENGTH * jnp.cos(angle))
+        tip = (joint[0] + LENGTH * jnp.sin(angle + bend), joint[1] + LENGTH * jnp.cos(angle + bend))
+        shapes = (disc((0.0, 2 * LENGTH), TARGET, GOAL), rod((0.0, 0.0), joint, 0.25, BODY), rod(joint, tip, 0.2, ROD))
+        return Scene(shapes, width=4.6)
 
 
 def _distance(observation: Float[Array, "*n 6"]) -> Float[Array, "*n"]:

@@ -23,10 +23,11 @@ from jaxtyping import Array, Float, UInt8
 from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task, never
 from jaxmbrl.envs.classic.integration import runge_kutta
-from jaxmbrl.envs.classic.pictures import cart_with_pole
+from jaxmbrl.envs.classic.pictures import cart_scene, cart_with_pole
 from jaxmbrl.envs.dmc.joints import Limit, capsule_inertia
 from jaxmbrl.envs.dmc.rewards import tolerance
 from jaxmbrl.envs.drawing.canvas import GOAL, TRACK, Canvas
+from jaxmbrl.envs.drawing.scene import Scene, disc, rod
 
 FORCE = 10.0  # N at action 1
 CART_MASS, POLE_MASS = 1.0, 0.1  # kg
@@ -107,6 +108,13 @@ class CartPole:
         push = 0.0 if action is None else 0.6 * float(np.clip(action[0], -1, 1))
         cart_with_pole(canvas, position, tip, 0.4, push)
         return canvas.picture()
+
+    def scene(self, state: State) -> Scene:
+        """The cart on its rail with the pole, the ends of the rail, and the goal of the tip."""
+        position, angle, _, _ = state.pipeline_state
+        ends = [rod((side, -0.4), (side, -0.1), 0.1, TRACK) for side in (-RAIL.bound, RAIL.bound)]
+        tip = (position + POLE * jnp.sin(angle), POLE * jnp.cos(angle))
+        return Scene((*ends, disc((0.0, POLE), 0.14, GOAL), *cart_scene(position, tip, 0.5)), width=4.4)
 
 
 def reward(

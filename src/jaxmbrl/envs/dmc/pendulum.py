@@ -19,6 +19,7 @@ from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task, never
 from jaxmbrl.envs.dmc.rewards import tolerance
 from jaxmbrl.envs.drawing.canvas import BODY, GOAL, INK, ROD, Canvas
+from jaxmbrl.envs.drawing.scene import Scene, disc, rod
 
 TORQUE = 1.0  # N m at action 1
 MASS, LENGTH, RADIUS = 1.0, 0.5, 0.05  # kg, m, m: of the ball
@@ -74,6 +75,13 @@ class Pendulum:
         if action is not None:
             canvas.turn((0.0, 0.0), 0.2, math.pi / 2 - angle, -1.6 * float(np.clip(action[0], -1, 1)))
         return canvas.picture()
+
+    def scene(self, state: State) -> Scene:
+        """The rod with its ball, and the upright position."""
+        angle = state.pipeline_state[0]
+        tip = (LENGTH * jnp.sin(angle), LENGTH * jnp.cos(angle))
+        shapes = (disc((0.0, LENGTH), 0.12, GOAL), rod((0.0, 0.0), tip, 0.08, ROD), disc(tip, 0.09, BODY))
+        return Scene(shapes, width=1.3)
 
 
 def reward(

@@ -21,6 +21,7 @@ from jaxmbrl.envs.base import State, initial_state, make_task, never
 from jaxmbrl.envs.dmc.joints import Limit
 from jaxmbrl.envs.dmc.rewards import tolerance
 from jaxmbrl.envs.drawing.canvas import BODY, GOAL, TRACK, Canvas
+from jaxmbrl.envs.drawing.scene import Scene, disc, path
 
 FORCE = 0.1  # N at action 1
 MASS, RADIUS = 0.3, 0.01  # kg, m
@@ -81,6 +82,13 @@ class PointMass:
         for direction, push in zip(directions, () if action is None else np.clip(action, -1, 1), strict=False):
             canvas.arrow(place, place + 0.1 * push * direction)
         return canvas.picture()
+
+    def scene(self, state: State) -> Scene:
+        """The ball, its target, and the sides of the square."""
+        place = state.pipeline_state[:2]
+        corners = tuple((x * SIDE.bound, y * SIDE.bound) for x, y in ((-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)))
+        shapes = (path(corners, 0.015, TRACK), disc((0.0, 0.0), 1.5 * TARGET, GOAL), disc(place, 2 * RADIUS, BODY))
+        return Scene(shapes, width=0.66)
 
 
 def _directions(key: Key) -> Float[Array, "4"]:

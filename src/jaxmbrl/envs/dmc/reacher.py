@@ -23,6 +23,7 @@ from jaxmbrl.envs.dmc.joints import DENSITY, Limit, capsule_inertia, capsule_mas
 from jaxmbrl.envs.dmc.rewards import tolerance
 from jaxmbrl.envs.dmc.two_links import TwoLinks
 from jaxmbrl.envs.drawing.canvas import BODY, GOAL, INK, ROD, TRACK, Canvas
+from jaxmbrl.envs.drawing.scene import Scene, disc, rod
 
 TORQUE = 0.05  # N m at action 1
 FRICTION = 0.01  # N m s / rad, at each joint
@@ -113,6 +114,18 @@ class Reacher:
             canvas.turn((0.0, 0.0), 0.055, shoulder, float(turned[0]))
             canvas.turn(joint, 0.045, shoulder + wrist, float(turned[1]))
         return canvas.picture()
+
+    def scene(self, state: State) -> Scene:
+        """The arm and its target."""
+        shoulder, wrist, _, _, *target = state.pipeline_state
+        joint = (LENGTH * jnp.cos(shoulder), LENGTH * jnp.sin(shoulder))
+        tip = (joint[0] + LENGTH * jnp.cos(shoulder + wrist), joint[1] + LENGTH * jnp.sin(shoulder + wrist))
+        shapes = (
+            disc(tuple(target), self._target, GOAL),
+            rod((0.0, 0.0), joint, 3 * RADIUS, BODY),
+            rod(joint, tip, 2.4 * RADIUS, ROD),
+        )
+        return Scene(shapes, width=0.6)
 
 
 def _reward(target: float) -> Callable[..., Float[Array, "*n"]]:
