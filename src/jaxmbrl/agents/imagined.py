@@ -116,10 +116,10 @@ class Head(NamedTuple):
 
     size: int
     """Length of the output."""
-    sample: Callable[[Float[Array, "*n K"], Key], Shaped[Array, "*n *A"]]
+    sample: Callable[[Float[Array, "*n K"], Key], Shaped[Array, "..."]]
     """Differentiable in the output if actions are continuous. Its bounds are not those of the task."""
-    mode: Callable[[Float[Array, "*n K"]], Shaped[Array, "*n *A"]]
-    log_probability: Callable[[Float[Array, "*n K"], Shaped[Array, "*n *A"]], Float[Array, "*n"]]
+    mode: Callable[[Float[Array, "*n K"]], Shaped[Array, "..."]]
+    log_probability: Callable[[Float[Array, "*n K"], Shaped[Array, "..."]], Float[Array, "*n"]]
     entropy: Callable[[Float[Array, "*n K"]], Float[Array, "*n"]]
 
 

@@ -176,8 +176,8 @@ def observed(task: Task, name: str, space: Space, first: First, following: Follo
 
 
 class ObservedEnv:
-    """`env` with other observations, in `space`: `first(state)` at the start of an episode, then `following(shown before,
-    state)`. `State.pipeline_state` is the whole state of `env`."""
+    """`env` with other observations, in `space`: `first(state)` at the start of an episode, then `following(before, state)`
+    of the observation before. `State.pipeline_state` is the whole state of `env`."""
 
     def __init__(
         self,

@@ -81,8 +81,8 @@ def spread(predictions: Float[Array, "K *n Z"], measure: Literal["deviation", "v
 
     >>> from jaxmbrl.models.latent import one_step
     >>> predictions = jnp.array([[1.0], [2.0], [4.0]])
-    >>> [round(float(one_step.spread(predictions, measure)), 6) for measure in ("variance", "deviation")]
-    [1.555556, 1.247219]
+    >>> [round(float(one_step.spread(predictions, measure)), 4) for measure in ("variance", "deviation")]
+    [1.5556, 1.2472]
     """
     # The differences to the first are exactly 0 where all are equal.
     variance = jnp.var(predictions - predictions[:1], axis=0)
