@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any
@@ -88,7 +89,7 @@ def fit(
     clock: Clock,
     key: Key,
 ) -> tuple[Trainable, Metrics]:
-    """The updates of a model alone in one call of `learn`; none during the warm-up."""
+    """The updates of a model alone in one call of `learn`."""
 
     def update(fitted: Trainable, key: Key) -> tuple[Trainable, Metrics]:
         window_key, loss_key = jax.random.split(key)
@@ -97,10 +98,18 @@ def fit(
         fitted, norm = optimizer.step(fitted, gradient, chain=chain)
         return fitted, found | {"model/gradient": Average.of(norm)}
 
-    def updates(fitted: Trainable) -> tuple[Trainable, Metrics]:
-        return metrics.repeat(jnp.asarray(config.updates), update, fitted, key)
+    return updates(config, clock, update, fitted, key)
 
-    return metrics.cond_update(clock.env_steps >= config.warmup_steps, updates, fitted)
+
+def updates(
+    config: WindowSettings, clock: Clock, update: Callable[[Any, Key], tuple[Any, Metrics]], state: Any, key: Key
+) -> tuple[Any, Metrics]:
+    """`update(state, key)` as often as one call of `learn` does, each with its own key; not at all during the warm-up."""
+
+    def all_updates(state: Any) -> tuple[Any, Metrics]:
+        return metrics.repeat(jnp.asarray(config.updates), update, state, key)
+
+    return metrics.cond_update(clock.env_steps >= config.warmup_steps, all_updates, state)
 
 
 def planner_of(config: PlannedSettings, action: Space) -> Planner:

@@ -31,7 +31,6 @@ from jaxmbrl.agents.imagined import Dreams, ImaginedConfig, ImaginedState
 from jaxmbrl.algorithms import latent_settings, shared
 from jaxmbrl.algorithms.latent_settings import RSSMSettings
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
-from jaxmbrl.core import metrics
 from jaxmbrl.core.types import Algorithm, Average, Clock, Hyper, Key, Metrics, Policy, PyTree, Task, Transition, Views
 from jaxmbrl.data import sequences
 from jaxmbrl.data.sequences import Sequences
@@ -151,10 +150,7 @@ def make(config: Config, task: Task) -> Algorithm:
             found = found | explored | improved | {"model/gradient": Average.of(norm)}
             return Learned(fitted, members, explorer, performer), found
 
-        def updates(learned: Learned) -> tuple[Learned, Metrics]:
-            return metrics.repeat(jnp.asarray(config.updates), update, learned, update_key)
-
-        learned, found = metrics.cond_update(clock.env_steps >= config.warmup_steps, updates, state.learned)
+        learned, found = latent_settings.updates(config, clock, update, state.learned, update_key)
         return State(learned, buffer, key), found
 
     def views(state: State) -> Views:

@@ -16,6 +16,8 @@ from jaxmbrl.report.sections.shared import DIMENSIONS, MODEL, SCATTERED, metrics
 
 STRIPS = 3
 """Maximum number of parts of episodes whose images are shown."""
+BETWEEN = 16
+"""Height of the gap between them, in pixels."""
 
 
 def model(gathered: Gathered, diagnoses: Mapping[int, Diagnosis | str]) -> list[Part]:
@@ -126,7 +128,7 @@ def _latent(found: LatentPredictions, env_steps: int) -> list[Part]:
     ]
     if found.observed.ndim == 5:
         strips = [prediction_strip(found, window) for window in range(min(count, STRIPS))]
-        gap = np.full((4 * strips[0].shape[0] // 50, strips[0].shape[1], 3), 255, np.uint8)
+        gap = np.full((BETWEEN, strips[0].shape[1], 3), 255, np.uint8)
         joined = np.concatenate([part for strip in strips for part in (gap, strip)][1:])
         note = (
             "For each part of an episode: what was observed; its reconstruction from the belief; and, after the dark line, "
