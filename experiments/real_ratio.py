@@ -31,7 +31,7 @@ FIRST, LAST = 0.05, 0.5
 WARMUP = 200
 TASKS: dict[str, tuple[int, dict[str, Any]]] = {
     "pendulum": (1200, {}),
-    "InvertedPendulum-v5": (800, {"agent.target_entropy": -0.05}),
+    "InvertedPendulum-v5": (4000, {"agent.target_entropy": -0.05}),
 }
 """Task -> (environment steps, changes to the preset). The target entropy is that of MBPO's paper for this task."""
 CASES = ("fixed", "linear")
