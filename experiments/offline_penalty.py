@@ -63,7 +63,7 @@ class Plan(NamedTuple):
     """Changes to SAC's preset for that run."""
 
 
-SMALL = {"agent.hidden": [64, 64], "agent.learning_rate": 5e-4, "batch_size": 128, "eval_every": 0}
+SMALL = {"agent.hidden": [64, 64], "agent.learning_rate": 5e-4, "batch_size": 128, "warmup_steps": 1000, "eval_every": 0}
 PLANS = {
     "pendulum": Plan(4000, SMALL),
     "cartpole-continuous": Plan(4000, SMALL),
