@@ -4,7 +4,7 @@
     before the first and the last step of each adaptation, as the run has it. An estimate by critics also changes because
     the critics learn. So after the run there is one more adaptation, with the distance before and after it between 500 real
     and 500 imagined rows by optimal assignment, a mean over members. The distance between two samples of real rows is that
-    of equal distributions at this number of rows.
+    of equal distributions at this number of rows. `OTHERS` are adaptations with more steps, measured in the same way.
 (b) The next fit. The holdout error of each fit of the run, beside that of the fit of MBPO after as many steps. And, later,
     the holdout error of a fit that starts from the adapted features, relative to that of a fit of the same rows, with the
     same holdout, that starts from the features without the last adaptation.
@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +59,8 @@ ROWS = 500
 """Rows of each kind for the distance by assignment, and steps of each policy for the compounding error."""
 HORIZON = 20
 """Steps of the compounding error."""
+OTHERS = ((20, 20), (100, 5), (100, 25), (400, 5))
+"""Adaptations after the run that are also measured: steps of the features, and of the critics before each of them."""
 
 
 class Saved(NamedTuple):
@@ -126,9 +129,11 @@ def once_more(config: ampo.Config, state: ampo.State, key: Key) -> dict[str, Any
     }
 
 
-def after_the_run(run: Saved) -> dict[str, Any]:
-    """The measurements of `once_more` for each seed."""
-    measure = jax.jit(partial(once_more, run.program.config.settings))
+def after_the_run(run: Saved, changes: dict[str, int]) -> dict[str, Any]:
+    """The measurements of `once_more` for each seed, with these changes to the settings of the adaptation."""
+    settings = run.program.config.settings
+    settings = replace(settings, adaptation=replace(settings.adaptation, **changes))
+    measure = jax.jit(partial(once_more, settings))
     found: dict[str, list[float]] = {}
     for seed in range(run.program.config.seeds):
         of = jax.device_get(measure(jax.tree.map(lambda leaf, i=seed: leaf[i], run.states), jax.random.key(seed)))
@@ -142,7 +147,8 @@ def after_the_run(run: Saved) -> dict[str, Any]:
         } | {name: of[name] for name in ("first", "last", "holdout without", "holdout with")}
         for name, value in numbers.items():
             found.setdefault(name, []).append(float(value))
-    return found
+    ratio = np.array(found["holdout with"]) / np.array(found["holdout without"])
+    return found | {"holdout ratio": ratio.tolist()}
 
 
 def errors_along(saved: dict[str, Saved], steps: int) -> dict[str, Float[np.ndarray, "seeds H"]]:
@@ -213,12 +219,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     steps, first = by_fit(saved["ampo"].rows, "adapt/distance_first")
     last = by_fit(saved["ampo"].rows, "adapt/distance_last")[1]
     holdout = {method: by_fit(run.rows, "model/holdout_error")[1] for method, run in saved.items()}
-    further = {} if saved["ampo"].states is None else after_the_run(saved["ampo"])
+    further, others = {}, {}
+    if saved["ampo"].states is not None:
+        further = after_the_run(saved["ampo"], {})
+        of_others = () if args.quick else OTHERS
+        others = {
+            f"{n} steps, {critic} of the critics": after_the_run(saved["ampo"], {"steps": n, "critic_steps": critic})
+            for n, critic in of_others
+        }
     along = {} if any(run.states is None for run in saved.values()) else errors_along(saved, args.steps)
     learning = {method: evaluated(run.rows) for method, run in saved.items()}
-    if further:
-        ratio = np.array(further["holdout with"]) / np.array(further["holdout without"])
-        further["holdout ratio"] = ratio.tolist()
     written = {
         "task": TASK,
         "steps": args.steps,
@@ -226,6 +236,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "adaptation": {"steps": steps, "first": first.tolist(), "last": last.tolist()},
         "share of adaptations in which the estimate fell": float(np.mean(last < first)),
         "after the run": further,
+        "after the run, other adaptations": others,
         "holdout": {method: values.tolist() for method, values in holdout.items()},
         "holdout ratio of means": float(holdout["ampo"][:, 1:].mean() / holdout["mbpo"][:, 1:].mean()),
         "holdout ratio of medians": float(np.median(holdout["ampo"][:, 1:]) / np.median(holdout["mbpo"][:, 1:])),
@@ -242,8 +253,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     file.write_text(json.dumps(written, indent=1) + "\n")
     draw(written, picture)
     print(f"the estimate fell in {np.mean(last < first):.0%} of the adaptations")
-    for name, values in written["after the run"].items():
-        print(f"{name}: mean {np.mean(values):.4g}, of each seed {', '.join(f'{x:.3g}' for x in values)}")
+    for which, numbers in {"after the run": further, **others}.items():
+        for name, values in numbers.items():
+            print(f"{which}, {name}: mean {np.mean(values):.4g}, of each seed {', '.join(f'{x:.3g}' for x in values)}")
     print(
         f"holdout error of AMPO's fits relative to MBPO's: means {written['holdout ratio of means']:.3f}, medians "
         f"{written['holdout ratio of medians']:.3f}"
