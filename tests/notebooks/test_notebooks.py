@@ -129,8 +129,8 @@ def test_dyna_q_shows_what_it_says(tmp_path):
 
 
 @pytest.mark.slow
-def test_lqr_to_ilqr_shows_what_it_says(tmp_path):
-    lines = run("lqr_to_ilqr", tmp_path, ["trajectories.png"])
+def test_lqr_to_gps_shows_what_it_says(tmp_path):
+    lines = run("lqr_to_gps", tmp_path, ["trajectories.png"])
     found = {line[:34].strip(): float(line[34:43]) for line in lines}
     assert found["cost-to-go of the start"] == 6.6581 == found["cost of the trajectory"]
     assert found["largest change of a gain"] == 0
@@ -139,3 +139,6 @@ def test_lqr_to_ilqr_shows_what_it_says(tmp_path):
     assert found["cost after the last iteration"] == found["the same in one program"] == 169.6287
     assert found["upright at the end, with feedback"] > 0.99 > found["upright at the end, blind"] + 0.5
     assert found["best of 16 guesses"] == 169.6287
+    assert abs(found["d speed / d angle at step 3"] - found["the true derivative there"]) < 0.1
+    assert 17.34 < found["cost of the last controller"] < 17.5
+    assert found["cost of the network"] < 1.1 * found["cost of the last controller"]
