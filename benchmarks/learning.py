@@ -115,14 +115,14 @@ def recorded(goal: Goal, file: Path) -> Path:
 
 
 def described(method: str, goal: Goal) -> dict[str, Any]:
-    """The entries of the case in its results file, without the goal's return."""
+    """The entries of the case in its results file, without the goal's return. How many seeds must reach it is in the record
+    of the method only."""
     return {
         "algorithm": method,
         "env": goal.task,
         "steps": goal.steps,
         "seeds": goal.seeds,
         "episodes": goal.episodes,
-        "goal_seeds": goal.seeds_at_goal,
         "settings": dict(goal.settings),
         "preset": goal.preset,
         **({"data": goal.data} if goal.data else {}),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmbrl import algorithms
+from jaxmbrl.algorithms import Goal
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -105,17 +106,17 @@ MOST = {
 """Highest possible return of a task."""
 
 
-def cases(*methods: str) -> list[tuple[dict[str, Any], str]]:
-    """(results of `learning.py`, description) of each case of these methods, or of all. They are sorted by the order of the
-    registry, by task, by steps, and then by the order of the method's goals."""
+def cases(*methods: str) -> list[tuple[dict[str, Any], Goal]]:
+    """(results of `learning.py`, goal in the record) of each case of these methods, or of all. They are sorted by the order
+    of the registry, by task, by steps, and then by the order of the method's goals."""
     cards, found = algorithms.cards(), []
     for number, (method, card) in enumerate(cards.items()):
         for place, goal in enumerate(card.goals):
             file = RESULTS / f"{goal.name}.json"
             if file.exists() and (not methods or method in methods):
                 case = json.loads(file.read_text())
-                found.append(((number, case["env"], case["steps"], place), case, goal.about))
-    return [(case, about) for _, case, about in sorted(found, key=lambda entry: entry[0])]
+                found.append(((number, case["env"], case["steps"], place), case, goal))
+    return [(case, goal) for _, case, goal in sorted(found, key=lambda entry: entry[0])]
 
 
 def value(number: float, digits: int = 1) -> str:
@@ -138,15 +139,15 @@ def returns(*methods: str, tasks: str = "") -> list[str]:
     """The table of the results of `learning.py`, of tasks with `tasks` in their names. With `methods`, it also has the mean
     of each seed."""
     rows: list[Row] = []
-    for case, what in [found for found in cases(*methods) if tasks in found[0]["env"]]:
-        words = [f"`{case['algorithm']}`", what]
+    for case, goal in [found for found in cases(*methods) if tasks in found[0]["env"]]:
+        words = [f"`{case['algorithm']}`", goal.about]
         about = [f"{case['episodes']} start states"]
         about += [f"at most {MOST[case['env']]:,}"] if case["env"] in MOST else []
         if "oracle" in case:
             about.append(f"planner in the true simulator {case['oracle']:,.1f}, random policy {case['random']:,.1f}")
         low, high = case["interval"]
         at_goal = (
-            f"{case['seeds_at_goal']} of {case['seeds']} at {value(case['goal'], 0)}" if case["goal_seeds"] else "no goal"
+            f"{case['seeds_at_goal']} of {case['seeds']} at {value(case['goal'], 0)}" if goal.seeds_at_goal else "no goal"
         )
         at_goal += " in their best evaluation" if "best_per_seed" in case else ""
         rows.append(

@@ -62,9 +62,18 @@ def test_a_readme_without_their_place_is_an_error(copy, lost):
 
 def test_every_result_is_of_a_methods_goal():
     found = [json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")]
-    goals = {goal.name: name for name, card in algorithms.cards().items() for goal in card.goals}
-    measured = {case["case"]: case["algorithm"] for case in found if "case" in case}
-    assert measured.items() <= goals.items() and len(measured) > 25
+    goals = {goal.name: (name, goal) for name, card in algorithms.cards().items() for goal in card.goals}
+    measured = [case for case in found if "case" in case]
+    assert len(measured) > 25
+    for case in measured:
+        method, goal = goals[case["case"]]
+        record = (method, goal.task, goal.steps, goal.seeds, goal.episodes, goal.preset, goal.data, goal.action_repeat)
+        without = {"data": 0, "action_repeat": 1}
+        fields = ("algorithm", "env", "steps", "seeds", "episodes", "preset", "data", "action_repeat")
+        assert record == tuple(case.get(field, without.get(field)) for field in fields), case["case"]
+        assert goal.at_least in (None, case["goal"]), case["case"]
+        # How many seeds must reach the goal is said once, in the record.
+        assert "goal_seeds" not in case, case["case"]
 
 
 def test_every_method_has_measured_returns_and_a_page():

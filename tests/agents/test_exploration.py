@@ -38,6 +38,46 @@ def test_the_warm_up_is_uniform_says_so_and_keeps_the_memory():
     assert np.all(found["log_density"] == 0) and np.all(memory == 6)
 
 
+def test_a_policy_remembers_the_actions_that_were_taken():
+    """And the key that it acts with, whatever is around it."""
+
+    def act(memory, seen, key):
+        return jnp.full(2, 0.7), (), (jnp.full(2, 0.7), jax.random.uniform(key))
+
+    def remember(memory, seen, action, key):
+        return action, jax.random.uniform(key)
+
+    recurrent = Policy(lambda key: (jnp.zeros(2), jnp.zeros(())), act, remember=remember)
+    forgetful = recurrent._replace(remember=None)
+    kinds = (
+        lambda policy: exploration.with_gaussian_noise(policy, 0.1),
+        lambda policy: exploration.with_epsilon(policy, SPACE, 1.0),
+        lambda policy: exploration.with_ou_noise(policy, (2,), 0.1, 0.1),
+    )
+
+    @jax.jit
+    def acted(key):
+        found = []
+        for noise in kinds:
+            for warm in (False, True):
+                policy, other = (
+                    exploration.with_warmup(noise(of), exploration.uniform(SPACE), jnp.asarray(warm))
+                    for of in (recurrent, forgetful)
+                )
+                action, _, memory = policy.act(policy.init(key), SEEN, key)
+                own = memory[0] if isinstance(memory[0], tuple) else memory
+                remembered = policy.remember(policy.init(key), SEEN, action, key)
+                found.append((action, own, memory, remembered, other.act(other.init(key), SEEN, key)[0]))
+        return found
+
+    for action, (previous, drawn), memory, remembered, same in jax.device_get(acted(jax.random.key(2))):
+        np.testing.assert_array_equal(previous, action)
+        np.testing.assert_array_equal(action, same)
+        assert np.all(action != 0.7) and drawn > 0
+        # Its noise moves on only where it is added.
+        assert remembered[0][1] == drawn if len(memory[0]) == 2 and isinstance(memory[0], tuple) else remembered[1] == drawn
+
+
 def test_only_one_of_them_runs_for_all_seeds():
     def act(warm, key):
         random = exploration.uniform(SPACE, lambda action: {"log_density": jnp.zeros(())})

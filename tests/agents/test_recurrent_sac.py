@@ -10,8 +10,10 @@ import pytest
 from jaxmbrl.agents.actor_critic import recurrent_sac, sac
 from jaxmbrl.agents.actor_critic.recurrent_sac import RecurrentSACConfig
 from jaxmbrl.agents.actor_critic.sac import SACConfig
+from jaxmbrl.agents.exploration import uniform, with_warmup
 from jaxmbrl.algorithms.model_free.recurrent_sac import Config
 from jaxmbrl.core.config import UserError, check
+from jaxmbrl.core.spaces import Box
 from jaxmbrl.core.types import Transition
 from jaxmbrl.nn import recurrent
 
@@ -90,7 +92,8 @@ def test_burn_in_has_no_gradient(x64):
 
 
 def test_policy_remembers_what_the_windows_hold(x64):
-    """Acting step by step is the actor on a window from the episode's start, sampled with the same keys."""
+    """Acting step by step is the actor on a window from the episode's start, sampled with the same keys. So it is after a
+    warm-up of three steps, whose random actions are part of the history."""
     config = dataclasses.replace(TINY, burn_in=0)
     agent, parts = recurrent_sac.make(config, O, A), recurrent_sac.functions(config, O, A)
     rng = np.random.default_rng(3)
@@ -99,20 +102,28 @@ def test_policy_remembers_what_the_windows_hold(x64):
     @jax.jit
     def act_and_look(observations):
         state = agent.init(jax.random.key(0), {})
-        policy = agent.policy(state, False)
+        acting = agent.policy(state, False)
 
-        def step(memory, observation):
-            action, _, memory = policy.act(memory, observation, jax.random.key(0))
+        def step(memory, given):
+            t, warm_steps, observation = given
+            policy = with_warmup(acting, uniform(Box((A,), -1.0, 1.0)), t < warm_steps)
+            action, _, memory = policy.act(memory, observation, jax.random.fold_in(jax.random.key(0), t))
             return memory, action
 
-        _, actions = jax.lax.scan(step, policy.init(jax.random.key(0)), observations)
-        before = jnp.concatenate([jnp.zeros((1, A)), actions[:-1]])
-        history = recurrent_sac.Histories(observations[None], before[None], (jnp.arange(L) == 0)[None])
-        return actions, parts.actor.greedy(state.actor.params, history)
+        found = []
+        for warm_steps in (0, 3):
+            given = jnp.arange(L), jnp.full(L, warm_steps), observations
+            _, actions = jax.lax.scan(step, acting.init(jax.random.key(0)), given)
+            before = jnp.concatenate([jnp.zeros((1, A)), actions[:-1]])
+            history = recurrent_sac.Histories(observations[None], before[None], (jnp.arange(L) == 0)[None])
+            found.append((actions, parts.actor.greedy(state.actor.params, history)))
+        return found
 
-    actions, seen = act_and_look(observations)
+    (actions, seen), (warmed, seen_after) = act_and_look(observations)
     np.testing.assert_allclose(actions, seen, rtol=1e-12)
     assert len(np.unique(np.asarray(actions))) == L
+    np.testing.assert_allclose(warmed[3:], seen_after[3:], rtol=1e-12)
+    assert (np.abs(warmed[:3] - seen_after[:3]) > 1e-3).all() and (warmed[3:] != actions[3:]).all()
 
 
 @pytest.mark.parametrize("dropout", [0.0, pytest.param(0.1, marks=pytest.mark.promises)])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from command_line import call
 
+import jaxmbrl
 from jaxmbrl import envs
 from jaxmbrl.agents import behaviour_cloning
 from jaxmbrl.agents.behaviour_cloning import CloningConfig
@@ -68,3 +69,14 @@ def test_a_run_from_a_file_ends_with_its_return_and_score(tmp_path, monkeypatch)
     reference = REFERENCES["pendulum"]
     for value, score in zip(returns, scores, strict=True):
         assert score == pytest.approx(100 * (value - reference.random) / (reference.expert - reference.random), abs=0.1)
+
+
+def test_a_run_without_a_file_is_refused_in_a_line(tmp_path, monkeypatch):
+    """Otherwise the policy would imitate its own random actions."""
+    monkeypatch.chdir(tmp_path)
+    message = "bc has no actions to imitate: name a file of transitions, --data FILE; 'jaxmbrl collect --env pendulum "
+    with pytest.raises(UserError, match=message):
+        jaxmbrl.train("bc", "pendulum", steps=1000)
+    code, out, err = call("train", "bc", "--env", "pendulum", "--steps", "1000")
+    assert (code, out) == (2, "") and message in err and len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ from jaxmbrl.core.types import Algorithm, Clock, Policy, Transition, flatten, ro
 from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.data.sequences import Sequences
+from jaxmbrl.models.gaussian_process.fit import GaussianProcessState
 from jaxmbrl.nn.optimizer import Trainable
 from jaxmbrl.training import checkpoint, loop, programs
 from jaxmbrl.training.loop import LoopState
@@ -269,22 +270,40 @@ def check_that_seeds_do_not_touch_each_other(compiled: Compiled) -> None:
 
 
 def check_that_a_non_finite_seed_is_frozen_alone(compiled: Compiled, earliest: int) -> Any:
-    """Named at `earliest` steps or later; returns the frozen seed's state."""
+    """Named at `earliest` steps or later; returns the frozen seed's state. Its learning rate is NaN, or the last
+    hyperparameters of its Gaussian processes if nothing in the state has a learning rate."""
     calls = 2 * compiled.calls
     _, healthy = compiled.undisturbed(2)
-    faulty_start = compiled.start(learning_rate=[1e-3, np.nan])
+    _, start = compiled.start()
+    if of_type(start, GaussianProcessState) and not of_type(start, Trainable):
+        faulty_start = loop.clock_at(0), jax.tree.map(with_broken_process, start, is_leaf=is_process)
+    else:
+        faulty_start = compiled.start(learning_rate=[1e-3, np.nan])
     clock, faulty = compiled.epochs(faulty_start, [calls])
     assert_equal(of_seed(healthy, 0)._replace(metrics=()), of_seed(faulty, 0)._replace(metrics=()))
     assert_equal(of_seed(healthy, 0).metrics, of_seed(faulty, 0).metrics)
     assert int(healthy.fault.what[1]) == int(faulty.fault.what[0]) == -1
+    assert int(faulty.fault.what[1]) >= 0, "the second seed goes on"
     what = compiled.program.loop.checked[int(faulty.fault.what[1])]
-    assert "gradient" in what or "/" in what
+    assert "gradient" in what or "Gaussian process" in what or "/" in what
     assert earliest <= int(faulty.fault.env_steps[1]) < 2 * compiled.epoch
     # Nothing of it moves any more: another epoch leaves what learns, the data that count and the environments alone.
     frozen = of_seed(faulty, 1)
     _, later = compiled.epochs((clock, faulty), [compiled.calls])
     assert_equal(still(frozen), still(of_seed(later, 1)))
     return frozen
+
+
+def is_process(x: Any) -> bool:
+    return isinstance(x, GaussianProcessState)
+
+
+def with_broken_process(part: Any) -> Any:
+    """The state of fitted Gaussian processes whose last fit has hyperparameters NaN for the second seed."""
+    if not is_process(part):
+        return part
+    hyper = jax.tree.map(lambda x: x.at[1].set(jnp.nan), part.posterior.hyper)
+    return part._replace(posterior=part.posterior._replace(hyper=hyper), fits=part.fits.at[1].set(1))
 
 
 def check_that_metrics_count_the_episodes(compiled: Compiled) -> None:
@@ -308,11 +327,12 @@ def check_that_metrics_count_the_episodes(compiled: Compiled) -> None:
 
 
 def check_that_every_part_learns(compiled: Compiled) -> None:
-    """Every set of parameters moves in training, so that no part is wired to nothing. Of a method without a `Trainable` it
-    is the first field of its state: a table of values, or weights."""
+    """Every set of parameters moves in training, so that no part is wired to nothing, and so does every posterior of
+    Gaussian processes. Of a method without either it is the first field of its state: a table of values, or weights."""
 
     def learned(state: Any) -> list[dict[str, np.ndarray]]:
         parts = [leaves(x.params) for x in of_type(state, Trainable)]
+        parts += [leaves(x.posterior) for x in of_type(state, GaussianProcessState)]
         return parts or [{"values": np.array(state.algorithm.own[0])}]
 
     first, last = learned(compiled.start()[1]), learned(compiled.undisturbed(3)[1])

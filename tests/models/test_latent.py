@@ -255,20 +255,32 @@ def test_losses_and_imagination_with_discrete_actions():
 
 
 def test_random_actions_of_a_warm_up_enter_the_belief():
+    """Warm-up inside of the policy or around it: the beliefs are those of a policy that chooses these actions itself."""
     model, _ = without_noise()
 
     @jax.jit
     def acted(warm, key):
         params = model.init(key)
         still = Policy(lambda key: (), lambda memory, belief, key: (jnp.zeros(2), (), memory))
-        policy = believing(model, params, with_warmup(still, uniform(BOX), warm))
-        memory, found = policy.init(key), []
-        for _ in range(2):
-            action, _, memory = policy.act(memory, jnp.ones(3), key)
-            found.append((action, memory.belief))
-        return found
+        scripted = Policy(lambda key: 0, lambda i, belief, key: (played[i], (), i + 1))
+        inside = believing(model, params, with_warmup(still, uniform(BOX), warm))
+        around = with_warmup(believing(model, params, still), uniform(BOX), warm)
+        results = []
+        for policy in (inside, around):
+            played = []
+            for of in (policy, believing(model, params, scripted)):
+                memory, found = of.init(key), []
+                for i in range(2):
+                    action, _, memory = of.act(memory, jnp.full(3, i + 1.0), jax.random.fold_in(key, i))
+                    found.append((action, memory.belief))
+                played = [action for action, _ in found]
+                results.append(found)
+        return results
 
-    (first, before), (second, after) = jax.device_get(acted(True, jax.random.key(3)))
-    np.testing.assert_array_equal(before.action, first)
-    np.testing.assert_array_equal(after.action, second)
-    assert first.any() and (before.deter != after.deter).any()
+    results = jax.device_get(acted(True, jax.random.key(3)))
+    for found, expected in (results[:2], results[2:]):
+        (first, before), (second, after) = found
+        np.testing.assert_array_equal(before.action, first)
+        np.testing.assert_array_equal(after.action, second)
+        assert first.any() and (first != second).any() and (before.deter != after.deter).any()
+        jax.tree.map(np.testing.assert_array_equal, found, expected)

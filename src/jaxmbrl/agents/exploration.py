@@ -1,6 +1,7 @@
 """Exploration: a warm-up with random actions, and noise added to a policy.
 
-Random actions have extras too, so that the stored extras describe how the action of every step was sampled.
+Random actions have extras too, so that the stored extras describe how the action of every step was sampled. A policy that
+remembers the history (`Policy.remember`) remembers the actions that were taken, and not those that it would have taken.
 """
 
 from __future__ import annotations
@@ -33,22 +34,39 @@ def uniform(space: Space, extras: Callable[[Action], PyTree] = no_extras) -> Pol
     return Policy(init=lambda key: (), act=act)
 
 
+def remembered(policy: Policy, memory: Memory, observation: Observation, action: Action, key: Key, after: Memory) -> Memory:
+    """The memory of `policy` after `action`, which it need not have chosen: `after` if it does not depend on the action.
+    `key` is that with which the policy acts."""
+    return after if policy.remember is None else policy.remember(memory, observation, action, key)
+
+
+def _with_key(policy: Policy, own: Callable[[Key], Key]) -> Callable[[Memory, Observation, Action, Key], Memory] | None:
+    """`policy.remember` given the key of a policy around it, inside of which it acts with `own(key)`."""
+    remember = policy.remember
+    return remember and (lambda memory, observation, action, key: remember(memory, observation, action, own(key)))
+
+
 def with_warmup(policy: Policy, random: Policy, warm: Bool[Array, ""]) -> Policy:
     """`policy`, with actions of `random` while `warm` is true. All seeds must share `warm`, so that only one of the two
     policies is computed.
 
-    Both must return extras of the same structure. `random` receives the memory of `policy`.
+    Both must return extras of the same structure. `random` receives the memory of `policy`, and what it returns of it is
+    the memory unless `policy` remembers the random actions.
     """
 
     def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
-        return jax.lax.cond(
-            warm,
-            lambda memory: random.act(memory, observation, key),
-            lambda memory: policy.act(memory, observation, key),
-            memory,
-        )
+        def at_random(memory: Memory) -> tuple[Action, PyTree, Memory]:
+            action, extras, after = random.act(memory, observation, key)
+            return action, extras, remembered(policy, memory, observation, action, key, after)
 
-    return Policy(policy.init, act)
+        return jax.lax.cond(warm, at_random, lambda memory: policy.act(memory, observation, key), memory)
+
+    return Policy(policy.init, act, remember=policy.remember)
+
+
+def _first_key(key: Key) -> Key:
+    """The key of the policy to whose action noise is added."""
+    return jax.random.fold_in(key, 0)
 
 
 def with_gaussian_noise(policy: Policy, deviation: Any) -> Policy:
@@ -57,11 +75,13 @@ def with_gaussian_noise(policy: Policy, deviation: Any) -> Policy:
 
     def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
         # The policy has its own key, in case it is stochastic.
-        action, extras, memory = policy.act(memory, observation, jax.random.fold_in(key, 0))
+        own_key = _first_key(key)
+        action, extras, after = policy.act(memory, observation, own_key)
         noise = deviation * jax.random.normal(key, action.shape, action.dtype)
-        return jnp.clip(action + noise, -1.0, 1.0), extras, memory
+        action = jnp.clip(action + noise, -1.0, 1.0)
+        return action, extras, remembered(policy, memory, observation, action, own_key, after)
 
-    return Policy(policy.init, act)
+    return Policy(policy.init, act, remember=_with_key(policy, _first_key))
 
 
 def with_ou_noise(policy: Policy, shape: tuple[int, ...], decay: float, deviation: float) -> Policy:
@@ -75,11 +95,15 @@ def with_ou_noise(policy: Policy, shape: tuple[int, ...], decay: float, deviatio
 
     def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
         inner, noise = memory
-        action, extras, inner = policy.act(inner, observation, jax.random.fold_in(key, 0))
+        own_key = _first_key(key)
+        action, extras, after = policy.act(inner, observation, own_key)
         noise = (1 - decay) * noise + deviation * jax.random.normal(key, shape, noise.dtype)
-        return jnp.clip(action + noise, -1.0, 1.0), extras, (inner, noise)
+        action = jnp.clip(action + noise, -1.0, 1.0)
+        return action, extras, (remembered(policy, inner, observation, action, own_key, after), noise)
 
-    return Policy(init, act)
+    of_policy = _with_key(policy, _first_key)
+    remember = of_policy and (lambda memory, *given: (of_policy(memory[0], *given), memory[1]))
+    return Policy(init, act, remember=remember)
 
 
 def with_epsilon(policy: Policy, space: Space, epsilon: Float[Array, ""] | float) -> Policy:
@@ -88,7 +112,7 @@ def with_epsilon(policy: Policy, space: Space, epsilon: Float[Array, ""] | float
 
     def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
         act_key, choice_key, random_key = jax.random.split(key, 3)
-        action, extras, memory = policy.act(memory, observation, act_key)
+        action, extras, after = policy.act(memory, observation, act_key)
         block = action.shape[: action.ndim - len(space.shape)]
         explores = jax.random.uniform(choice_key, block) < epsilon
         if block:
@@ -96,6 +120,7 @@ def with_epsilon(policy: Policy, space: Space, epsilon: Float[Array, ""] | float
         else:
             sampled = space.sample(random_key)
         explores = explores.reshape(*block, *[1] * len(space.shape))
-        return jnp.where(explores, sampled, action), extras, memory
+        action = jnp.where(explores, sampled, action)
+        return action, extras, remembered(policy, memory, observation, action, act_key, after)
 
-    return Policy(policy.init, act)
+    return Policy(policy.init, act, remember=_with_key(policy, lambda key: jax.random.split(key, 3)[0]))

@@ -173,6 +173,8 @@ class Method(NamedTuple):
     offline: Callable[[Any, Task, Transition], Algorithm] | None = None
     """(config, task, rows [N, ...]) -> the algorithm that learns from the rows of a file, all of them from its first call
     on. With None, a run from a file passes the rows to `learn` in turn, as if they were collected."""
+    needs_data: bool = False
+    """Whether a run needs a file of transitions, because the method imitates its actions."""
     imitates: Callable[[Any, Task, Any], Algorithm] | None = None
     """(config, task, `agents.distillation.Expert`) -> the algorithm that imitates the policy of another run. With None the
     method has no use for an expert."""

@@ -110,6 +110,9 @@ class Policy(NamedTuple):
     """(memory, observation, key) -> (action, extras, memory)."""
     prepare: Callable[[Key], Any] | None = None
     """What `act` computes from its key alone; see `World.prepare`."""
+    remember: Callable[[Memory, Observation, Action, Key], Memory] | None = None
+    """(memory, observation, action, key of `act`) -> the memory after this action, which the policy need not have chosen.
+    None if the memory does not depend on what others do."""
 
 
 class Gated(Protocol):

@@ -22,7 +22,9 @@ LEAST_SHARE = 1e-8
 
 
 def build(config: RunConfig, task: Task | None = None) -> Program:
-    """The parts of a run that learns, as `programs.build`, with its expert if it has one."""
+    """The parts of a run that learns, as `programs.build`, with its expert if it has one. Raises UserError for a method
+    that only imitates if it has nothing to imitate."""
+    programs.check_taught(config)
     expert = None if config.expert is None else load(config)
     return programs.build(config, task=task, expert=expert)
 

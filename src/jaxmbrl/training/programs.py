@@ -152,11 +152,19 @@ def unlearned(config: RunConfig, env_steps: int, over: bool = False) -> str | No
 
 
 def check_taught(config: RunConfig) -> None:
-    """Raise UserError for a method that imitates an expert if there is neither an expert nor data."""
-    if algorithms.get(config.algorithm).imitates is not None and config.expert is None and config.data is None:
+    """Raise UserError for a method that only imitates if there is nothing to imitate: neither an expert nor data."""
+    method = algorithms.get(config.algorithm)
+    if config.expert is not None or config.data is not None:
+        return
+    if method.imitates is not None:
         raise UserError(
             f"{config.algorithm} has no policy to imitate: name a run, 'jaxmbrl distill RUN', or a file of transitions, "
             "--data FILE"
+        )
+    if method.needs_data:
+        raise UserError(
+            f"{config.algorithm} has no actions to imitate: name a file of transitions, --data FILE; "
+            f"'jaxmbrl collect --env {config.env} --policy RUN --out FILE' writes those of a run's policy"
         )
 
 

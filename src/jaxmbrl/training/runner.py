@@ -32,7 +32,6 @@ from jaxmbrl.training.programs import (
     RunConfig,
     build,
     changed,
-    check_taught,
     configure,
     drift,
     hyper_of,
@@ -222,7 +221,6 @@ def begin_run(
 ) -> Result:
     """Train `program` from the start. The other arguments and the errors are those of `train`."""
     config, traced = program.config, hyper_of(hyper, program.config)
-    check_taught(config)
     if config.seeds < hosts.count:
         raise UserError(f"seeds must be at least the number of hosts ({hosts.count}), got {config.seeds}")
     progress = _console(progress)

@@ -92,19 +92,25 @@ def make(config: RecurrentSACConfig, observation_size: int, action_size: int) ->
     def policy(state: SACState, explore: bool) -> Policy:
         head, params = sac.functions(config, action_size).actor, state.actor.params
 
+        def summary(memory: Memory, observation: Observation) -> Float[Array, "H"]:
+            if config.memory == "none":
+                return memory.hidden
+            entered = jnp.concatenate([observation, memory.previous_action], axis=-1)
+            return recurrent.step(params["encoder"], memory.hidden, entered)
+
         def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
-            hidden = memory.hidden
-            if config.memory == "gru":
-                entered = jnp.concatenate([observation, memory.previous_action], axis=-1)
-                hidden = recurrent.step(params["encoder"], hidden, entered)
-                observation = jnp.concatenate([observation, hidden], axis=-1)
+            hidden = summary(memory, observation)
+            observation = jnp.concatenate([observation, hidden], axis=-1)
             if explore:
                 action, _ = head.sample(params["head"], observation, key)
             else:
                 action = head.greedy(params["head"], observation)
             return action, (), Memory(hidden, action)
 
-        return Policy(init=lambda key: Memory(jnp.zeros(size), jnp.zeros(action_size)), act=act)
+        def remember(memory: Memory, observation: Observation, action: Action, key: Key) -> Memory:
+            return Memory(summary(memory, observation), action)
+
+        return Policy(lambda key: Memory(jnp.zeros(size), jnp.zeros(action_size)), act, remember=remember)
 
     return agent._replace(policy=policy)
 

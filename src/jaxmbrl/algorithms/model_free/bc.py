@@ -9,7 +9,8 @@ The policy is `agents.behaviour_cloning`: Gaussian for continuous actions, categ
 successors are not read. With a file a step is one call of the updates, nothing is collected, and the environment is used
 for evaluation only.
 
-Without a file the rows are collected, by random actions at first and then by the policy itself, so that it imitates these.
+A run needs a file. In a loop without one, which the contract tests use, the collected rows are imitated: random actions at
+first, and then those of the policy itself.
 """
 
 from __future__ import annotations
@@ -104,7 +105,9 @@ METHOD = Method(
     family="model_free",
     summary="behaviour cloning: imitates the actions of logged data",
     takes=("continuous actions", "discrete actions"),
+    requires=("a file of transitions (`--data`)",),
     offline=make,
+    needs_data=True,
     tiny={**TINY_RUN, "agent.hidden": (16, 16)},
     goals=(
         Goal(

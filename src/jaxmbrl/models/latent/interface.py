@@ -84,8 +84,8 @@ class Remembered(NamedTuple):
 
 def believing(model: LatentModel, params: PyTree, inner: Policy) -> Policy:
     """The policy whose memory is the belief: it takes the next observation into the belief, and `inner` acts on the
-    `Belief`. Whatever `inner` does, also at random, the belief has the action that was taken. So wrap `inner`, not this
-    policy, in warm-up and noise (`agents.exploration`)."""
+    `Belief`. The belief has the action that was taken, whether `inner` is wrapped in warm-up and noise or this policy is
+    (`agents.exploration`, `Policy.remember`)."""
 
     def init(key: Key) -> Remembered:
         return Remembered(model.initial(), inner.init(key))
@@ -96,7 +96,14 @@ def believing(model: LatentModel, params: PyTree, inner: Policy) -> Policy:
         action, extras, after = inner.act(memory.inner, belief, act_key)
         return action, extras, Remembered(model.acted(belief, action), after)
 
-    return Policy(init, act)
+    def remember(memory: Remembered, observation: Observation, action: Action, key: Key) -> Remembered:
+        observe_key, act_key = jax.random.split(key)
+        belief, after = model.observe(params, memory.belief, observation, observe_key), memory.inner
+        if inner.remember is not None:
+            after = inner.remember(after, belief, action, act_key)
+        return Remembered(model.acted(belief, action), after)
+
+    return Policy(init, act, remember=remember)
 
 
 def on_features(model: LatentModel, policy: Policy) -> Policy:
