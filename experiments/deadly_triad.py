@@ -273,7 +273,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             for name, courses in found.items()
         },
         "growth_by_period": factors,
-        "environment": environment() | {"command": "python experiments/deadly_triad.py"},
+        "environment": environment("python experiments/deadly_triad.py"),
     }
     numbers.write_text(json.dumps(written, indent=1) + "\n")
     print(f"picture  {picture}\nnumbers  {numbers}")
