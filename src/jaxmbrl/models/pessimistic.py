@@ -1,4 +1,4 @@
-"""The pessimistic decision process of MOReL (Kidambi et al., arXiv 2005.05951), with its practical detector of unknown pairs.
+"""The pessimistic decision process of MOReL (Kidambi et al., arXiv 2005.05951), with its practical detector of unknowns.
 
 A state-action pair is unknown where two members of the ensemble disagree by more than a threshold about the next
 observation:
