@@ -196,11 +196,11 @@ def speed(name: str, seeds: int, scale: float) -> Iterator[tuple[str, dict[str, 
 
     case = SPEEDS[name]
     settings, seeds = {"eval_every": 0, **case.settings}, sized(seeds, scale, 1)
-    warmup, period = case.warmup, case.period
+    task, preset, warmup, period = case.task, case.preset, case.warmup, case.period
     if scale < 1:
         settings |= dict(algorithms.get(case.method).tiny)
-        warmup, period = 200, 100
-    program = programs.build(programs.configure(case.method, case.task, case.preset, settings=settings, seeds=seeds))
+        task, preset, warmup, period = "pendulum", None, 200, 100
+    program = programs.build(programs.configure(case.method, task, preset, settings=settings, seeds=seeds))
     training = Training(program)
     training.advance(warmup)
     training.advance(period)
@@ -215,7 +215,7 @@ def speed(name: str, seeds: int, scale: float) -> Iterator[tuple[str, dict[str, 
         "seconds to compile": training.compile_seconds,
         **{f"MB, {what}": megabytes for what, megabytes in training.megabytes().items()},
     }
-    yield f"{name}, {case.method} on {case.task}, seeds: {seeds}", figures
+    yield f"{name}, {case.method} on {task}, seeds: {seeds}", figures
 
 
 def plan(scale: float) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -377,7 +377,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp())
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     script = [sys.executable, str(Path(__file__).resolve())]
-    cases = {name: ([*script, "--scale", str(args.scale), "--worker", name], CASES[name].limit) for name in chosen}
+    longer = 1.0 if args.scale >= 1 else 10.0
+    cases = {name: ([*script, "--scale", str(args.scale), "--worker", name], longer * CASES[name].limit) for name in chosen}
     words = f"--minutes {args.minutes:g} --scale {args.scale:g}" + (f" --only {' '.join(args.only)}" if args.only else "")
     origin: dict[str, Any] = {}
     collected([*script, "--describe", words], 60.0, lambda title, figures: origin.update(figures))
