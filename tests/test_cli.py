@@ -610,6 +610,7 @@ def test_list_of_a_family():
         "td3",
         "ddpg",
         "mpo",
+        "drq-v2",
         "dqn",
         "qt-opt",
         "naf",

@@ -43,6 +43,7 @@ MODULES = {
     "td3": "model_free.td3",
     "ddpg": "model_free.td3:DDPG",
     "mpo": "model_free.mpo",
+    "drq-v2": "model_free.drq_v2",
     "dqn": "model_free.dqn",
     "qt-opt": "model_free.qt_opt",
     "naf": "model_free.naf",

@@ -47,6 +47,7 @@ from jaxmbrl.core.types import (
     row_like,
 )
 from jaxmbrl.data import experience, replay, sequences
+from jaxmbrl.data.augmentation import AugmentationSettings, augmented, check_images
 from jaxmbrl.data.experience import Batch, Experience, ReplayConfig
 from jaxmbrl.data.mixtures import mixture
 from jaxmbrl.data.n_step import NStep
@@ -95,7 +96,7 @@ class OffPolicySettings(LoopSettings):
 
 
 @dataclass(frozen=True)
-class ReplaySettings(OffPolicySettings):
+class ReplaySettings(OffPolicySettings, AugmentationSettings):
     """Settings of methods that learn from collected rows and demonstrations (`data.experience`)."""
 
     n_step: Annotated[int, Ge(1)] = 1
@@ -525,7 +526,9 @@ def _when_due(
 
 
 def new_experience(config: ReplaySettings, task: Task, demonstrations: Transition | None) -> Experience:
-    """Experience with demonstrations, if there are some, and room for collected rows."""
+    """Experience with demonstrations, if there are some, and room for collected rows. Raises UserError if its rows cannot
+    be augmented as the settings ask."""
+    check_images(config, task.observation)
     return experience.init(row_like(task), config.replay_capacity, config.replay, demonstrations, config.num_envs)
 
 
@@ -540,7 +543,8 @@ def learn_from_experience(
     given: Callable[[Batch], dict[str, Array]] = lambda batch: {},
 ) -> tuple[PyTree, Experience, Metrics]:
     """Store the transitions [period, num_envs] of one call of `learn`, and update the agent on batches of experience as
-    `update_agent` does. Priorities are written after each update. Returns (agent's state, experience, metrics).
+    `update_agent` does. Images are augmented as the settings ask. Priorities are written after each update. Returns
+    (agent's state, experience, metrics).
 
     The agent's state has the field `discount`. `given(batch)` are arguments [B] of the critics' update besides `weight`.
     """
@@ -560,6 +564,7 @@ def learn_from_experience(
             arguments |= {"weight": batch.weight}
         if config.n_step > 1 and config.one_step_weight > 0:
             rows, arguments = with_one_step(rows, rows_of(1), arguments, state.discount, config.one_step_weight)
+        rows = augmented(config, rows, jax.random.fold_in(key, 1))
         found = {} if batch.weight is None else {"replay/weight": Average.of(jnp.mean(batch.weight))}
         if held.demonstrations is not None:
             found["replay/demonstrations"] = Average.of(jnp.mean(batch.is_demonstration, dtype=float))

@@ -156,19 +156,22 @@ NATURE: tuple[ConvLayer, ...] = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 class ConvTorso(nn.Module):
     """Convolutions without padding, each followed by a ReLU: an image [H, W, C] -> features in one row.
 
-    Pixels (integers in 0 .. 255) are divided by 255; images of real numbers are used as they are. The image must be at
-    least as large as each kernel when it gets there; `smallest_side` is the least side for given layers.
+    Pixels (integers in 0 .. 255) are divided by 255, and `middle` is subtracted; images of real numbers are used as they
+    are. The image must be at least as large as each kernel when it gets there; `smallest_side` is the least side for given
+    layers. Without layers the features are the pixels.
     """
 
     layers: tuple[ConvLayer, ...] = NATURE
     kernel_init: Initializer = nn.initializers.lecun_normal()
+    middle: float = 0.0
 
     @nn.compact
     def __call__(self, image: Shaped[Array, "*n H W C"]) -> Float[Array, "*n F"]:
         """The features of images."""
         dtype = jnp.result_type(float)
         x = image.astype(dtype)
-        x = x if jnp.issubdtype(image.dtype, jnp.floating) else x / 255
+        if not jnp.issubdtype(image.dtype, jnp.floating):
+            x = x / 255 - self.middle if self.middle else x / 255
         for i, (units, size, stride) in enumerate(self.layers):
             x = nn.relu(Convolution(units, size, stride, self.kernel_init, dtype, name=f"Conv_{i}")(x))
         return x.reshape(*x.shape[:-3], -1)
