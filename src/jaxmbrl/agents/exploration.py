@@ -53,12 +53,13 @@ def with_warmup(policy: Policy, random: Policy, warm: Bool[Array, ""]) -> Policy
 
 def with_gaussian_noise(policy: Policy, deviation: Any) -> Policy:
     """`policy` with added Gaussian noise of standard deviation `deviation`, in units of the action; the sum is clipped to
-    [-1, 1]."""
+    [-1, 1]. It may be a function of the policy's memory after the action, such as the deviation of a plan."""
 
     def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
         # The policy has its own key, in case it is stochastic.
         action, extras, memory = policy.act(memory, observation, jax.random.fold_in(key, 0))
-        noise = deviation * jax.random.normal(key, action.shape, action.dtype)
+        scale = deviation(memory) if callable(deviation) else deviation
+        noise = scale * jax.random.normal(key, action.shape, action.dtype)
         return jnp.clip(action + noise, -1.0, 1.0), extras, memory
 
     return Policy(policy.init, act)

@@ -57,6 +57,7 @@ MODULES = {
     "dreamer": "latent.dreamer",
     "plan2explore": "latent.plan2explore",
     "planet": "latent.planet",
+    "td-mpc2": "latent.td_mpc2",
     "latent-mpc": "latent.latent_mpc",
     "muzero": "search.muzero",
     "alphazero": "search.alphazero",
