@@ -64,6 +64,7 @@ from jaxmbrl.core.types import (
 )
 from jaxmbrl.data import sequences
 from jaxmbrl.data.sequences import Sequences
+from jaxmbrl.envs.base import action_size
 from jaxmbrl.models.latent import (
     CoderConfig,
     ConsistencyConfig,
@@ -186,7 +187,7 @@ def make(config: Config, task: Task) -> Algorithm:
     discount = discount_for(task.episode_length) if config.discount is None else config.discount
     parts = consistency.parts(config.model, task.observation, task.action)
     model, planner = consistency.assemble(config.model, parts), mppi.make(config.planner, task.action)
-    prior = policy_prior.make(config.agent, config.model.size, task.action.shape[0])
+    prior = policy_prior.make(config.agent, config.model.size, action_size(task, "td-mpc2"))
     # The gradients of model and Q-functions are limited together.
     rule, limit = replace(config.optimizer, norm_clip=0.0), config.optimizer.norm_clip
     encoder = dict.fromkeys(("encoder", "code"), config.encoder_rate)
