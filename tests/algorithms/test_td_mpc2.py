@@ -23,7 +23,7 @@ from jaxmbrl.nn import networks, optimizer
 from jaxmbrl.planning import MPPIConfig, mppi, planning_policy, proposals_of
 from jaxmbrl.training import programs
 
-OBSERVED, BOX, B, T = Box((3,)), Box((2,), -1.0, 1.0), 2, 4
+OBSERVED, BOX, B, T = Box((3,)), Box((2,), -1.0, 1.0), 2, 3
 MODEL = ConsistencyConfig(
     size=4,
     group=2,
@@ -47,10 +47,10 @@ def configured(**changes):
 
 
 def window():
-    """Three steps of each of two windows; the first's episode terminates with its second step."""
+    """Two steps of each of two windows; the first's episode terminates with its first step."""
     rng = np.random.default_rng(0)
     ends = np.zeros((B, T), bool)
-    ends[0, 2] = True
+    ends[0, 1] = True
     shown = rng.normal(size=(B, T, 3)), rng.uniform(-1, 1, (B, T, 2)), rng.normal(size=(B, T))
     return jax.tree.map(jnp.asarray, Window(*shown, ends, ends, ends, np.ones((B, T))))
 
@@ -77,7 +77,7 @@ def test_the_loss_is_that_of_a_loop_and_stops_at_the_end_of_an_episode(x64):
         params = Parameters(learned.model.params, learned.critics.params)
         loss, (z, _) = td_mpc2.model_loss(MODEL, PARTS, prior, 0.9, params, learned, given, key)
         total = 0.0
-        for b, steps in ((0, 2), (1, 3)):
+        for b, steps in ((0, 1), (1, 2)):
             at = PARTS.code(params.model, given.observation[b, 0])
             for t in range(steps):
                 action, reward = given.action[b, t + 1], given.reward[b, t + 1]
@@ -90,7 +90,7 @@ def test_the_loss_is_that_of_a_loop_and_stops_at_the_end_of_an_episode(x64):
                 logit = PARTS.goes_on(params.model, after)
                 total += 0.5**t * error + jnp.logaddexp(0.0, jnp.where(given.terminated[b, t + 1], logit, -logit))
                 at = after
-        return loss, total / 5, z[1, -1], at
+        return loss, total / 3, z[1, -1], at
 
     loss, due, last, at = jax.device_get(looked(jax.random.key(0)))
     np.testing.assert_allclose(loss, due, rtol=1e-9)
@@ -157,7 +157,7 @@ def test_the_first_updates_come_at_the_end_of_the_warmup(steps, due):
 def test_the_plan_without_samples_is_the_prior_and_without_the_priors_sequences_mppi():
     """Bit for bit. Without a plan the prior acts."""
     task, key, seen = envs.make("pendulum"), jax.random.key(3), jnp.array([0.5, -0.3, 1.0])
-    given, clock = configured(), Clock(jnp.asarray(100, jnp.int32))
+    given, clock = configured(**{"planner.iterations": 1}), Clock(jnp.asarray(100, jnp.int32))
     parts = consistency.parts(given.model, task.observation, task.action)
     model, prior = consistency.assemble(given.model, parts), policy_prior.make(given.agent, given.model.size, 1)
     alone = dataclasses.replace(given, proposals=0)
@@ -189,7 +189,7 @@ def test_the_plan_without_samples_is_the_prior_and_without_the_priors_sequences_
             discount=0.975,
             terminal_value=lambda belief: prior.value(actor, critics, belief.stoch),
         )
-        bare = MPPIConfig(horizon=2, population=0, iterations=2, smoothing=1.0, elites=1, min_deviation=0.1, drawn=True)
+        bare = MPPIConfig(horizon=2, population=0, iterations=1, smoothing=1.0, elites=1, min_deviation=0.1, drawn=True)
         sampled = proposals_of(world, prior.policy(actor, False), at, 2)
         followed = planning_policy(mppi.make(bare, task.action), world, at, task.action, proposals=sampled)
         due = [policy.act(policy.init(key), belief, inner)[0] for policy in (plain, followed)]
