@@ -18,7 +18,7 @@ from jaxmbrl.algorithms.latent.td_mpc2 import Config, Learned, Parameters
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box
 from jaxmbrl.core.types import Average, Clock
-from jaxmbrl.models.latent import CoderConfig, ConsistencyConfig, Window, consistency, repeated
+from jaxmbrl.models.latent import CoderConfig, ConsistencyConfig, Window, consistency, continued, repeated, step_weights
 from jaxmbrl.nn import networks, optimizer
 from jaxmbrl.planning import MPPIConfig, mppi, planning_policy, proposals_of
 from jaxmbrl.training import programs
@@ -128,9 +128,12 @@ def test_the_discount_factor_of_an_episode_length(length, due):
 def test_the_prior_learns_at_states_up_to_the_end_of_an_episode():
     ends = np.array([[0, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 1]], bool)
     given = Window(*[None] * 3, terminated=ends, first=None, last=ends, known=None)
-    assert np.asarray(td_mpc2.valid_positions(given)).astype(int).tolist() == [[1, 1, 0, 0], [1] * 4, [1, 0, 0, 0]]
-    limited = given._replace(terminated=ends & False)
-    assert np.asarray(td_mpc2.valid_positions(limited)).astype(int).tolist() == [[1, 1, 1, 0], [1] * 4, [1, 1, 0, 0]]
+    found = jax.jit(
+        lambda: (continued(given), continued(given._replace(terminated=ends & False)), step_weights(given, 0.5))
+    )()
+    terminated, limited, weights = (np.asarray(x).astype(float).tolist() for x in found)
+    assert terminated == [[1, 1, 0, 0], [1] * 4, [1, 0, 0, 0]] and limited == [[1, 1, 1, 0], [1] * 4, [1, 1, 0, 0]]
+    assert weights == [[1, 0.5, 0], [1, 0.5, 0.25], [1, 0, 0]]
 
 
 def test_initial_weights_have_one_deviation():

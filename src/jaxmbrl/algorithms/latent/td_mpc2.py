@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from annotated_types import Ge, Gt, Le
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jaxmbrl.agents import policy_prior
 from jaxmbrl.agents.exploration import no_extras, with_gaussian_noise
@@ -72,8 +72,10 @@ from jaxmbrl.models.latent import (
     Window,
     believing,
     consistency,
+    continued,
     on_features,
     repeated,
+    step_weights,
 )
 from jaxmbrl.models.latent.consistency import Parts
 from jaxmbrl.nn import networks, optimizer, rules
@@ -245,7 +247,7 @@ def make(config: Config, task: Task) -> Algorithm:
             fitted, _ = optimizer.step(learned.model, gradient.model, chain=model_chain)
             critics, _ = optimizer.step(learned.critics, gradient.critics, chain=critic_chain)
             gradient, (scale, improved) = jax.grad(of_actor, has_aux=True)(
-                learned.actor.params, critics.params, learned.scale, sg(z), valid_positions(window), actor_key
+                learned.actor.params, critics.params, learned.scale, sg(z), continued(window), actor_key
             )
             actor, _ = optimizer.step(learned.actor, gradient, chain=actor_chain)
             critics = optimizer.move_target(critics, config.agent.target_rate)
@@ -284,15 +286,10 @@ def model_loss(
     errors["consistency"] /= config.size
     errors["value"] = policy_prior.value_loss(prior, params.critics, z[:, :-1], window.action[:, 1:], y, value_key)
     scales = consistency.scales(config) | {"value": prior.config.value_scale}
-    valid, decaying = (consistency.weights(window, decay) for decay in (1.0, config.decay))
+    valid, decaying = (step_weights(window, decay) for decay in (1.0, config.decay))
     weight = dict.fromkeys(errors, decaying) | {"continuation": valid}
     losses = {name: scales[name] * jnp.sum(weight[name] * error) / jnp.sum(valid) for name, error in errors.items()}
     return sum(losses.values(), start=jnp.zeros(())), (z, {f"model/{name}": Average.of(x) for name, x in losses.items()})
-
-
-def valid_positions(window: Window) -> Bool[Array, "B T"]:
-    """The positions up to the first end of an episode, but not a terminal one."""
-    return (jnp.cumsum(window.last, axis=1) - window.last == 0) & ~window.terminated
 
 
 def critic_view(parts: Parts, prior: PolicyPrior, discount: float, learned: Learned) -> CriticView:
@@ -336,5 +333,19 @@ METHOD = Method(
         "planner.elites": 4,
         "planner.iterations": 2,
     },
-    goals=(Goal("td-mpc2-pendulum", "pendulum", 5000, -200.0, episodes=30, about="small preset"),),
+    goals=(
+        Goal("td-mpc2-pendulum", "pendulum", 5000, -200.0, episodes=30, about="small preset"),
+        Goal(
+            "td-mpc2-dmc-cartpole-swingup",
+            "dmc/cartpole-swingup",
+            25_000,
+            600.0,
+            seeds=3,
+            seeds_at_goal=2,
+            episodes=30,
+            settings={"warmup_steps": 1000, "first_updates": 1000, "epoch_steps": 2500},
+            action_repeat=2,
+            about="small preset, action repeat 2: 50,000 frames",
+        ),
+    ),
 )

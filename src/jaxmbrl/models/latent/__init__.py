@@ -26,7 +26,7 @@ from jaxmbrl.models.latent.interface import (
 from jaxmbrl.models.latent.latents import Latent, floored
 from jaxmbrl.models.latent.one_step import OneStepConfig
 from jaxmbrl.models.latent.rssm import RSSMConfig
-from jaxmbrl.models.latent.windows import by_successor
+from jaxmbrl.models.latent.windows import by_successor, continued, step_weights
 
 __all__ = [
     "Belief",
@@ -43,10 +43,12 @@ __all__ = [
     "by_successor",
     "coders",
     "consistency",
+    "continued",
     "floored",
     "on_features",
     "one_step",
     "repeated",
     "rows_of",
     "rssm",
+    "step_weights",
 ]

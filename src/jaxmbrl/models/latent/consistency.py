@@ -32,6 +32,7 @@ from jaxmbrl.models.latent import coders
 from jaxmbrl.models.latent.coders import Activation, Coder, CoderConfig
 from jaxmbrl.models.latent.interface import Belief, LatentModel, Window
 from jaxmbrl.models.latent.rssm import continuation_loss
+from jaxmbrl.models.latent.windows import step_weights
 
 sg = jax.lax.stop_gradient
 
@@ -133,7 +134,7 @@ def window_loss(
     """(loss, (the belief at each position [B, T], metrics)) of a window, as in the docstring of the module. Steps after the
     end of an episode have no weight."""
     z, codes = rolled(parts, params, window)
-    weight, scale = weights(window, config.decay), scales(config)
+    weight, scale = step_weights(window, config.decay), scales(config)
     by_step = errors(parts, params, z, codes, window)
     losses = {name: scale[name] * jnp.sum(weight * error) / jnp.sum(weight) for name, error in by_step.items()}
     found = {f"model/{name}": Average.of(value) for name, value in losses.items()}
@@ -177,12 +178,6 @@ def scales(config: ConsistencyConfig) -> dict[str, float]:
         "decoder": config.decoder_scale,
         "continuation": 1.0,
     }
-
-
-def weights(window: Window, decay: float) -> Float[Array, "B K"]:
-    """The weight decay^t of each step t of a window; 0 after the first end of an episode."""
-    before = jnp.cumsum(window.last[:, :-1], axis=1)
-    return (before == 0) * decay ** jnp.arange(before.shape[1])
 
 
 def learned_world(parts: Parts, params: PyTree) -> World:
