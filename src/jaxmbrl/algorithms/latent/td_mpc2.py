@@ -191,10 +191,8 @@ def make(config: Config, task: Task) -> Algorithm:
     model, planner = consistency.assemble(config.model, parts), mppi.make(config.planner, task.action)
     prior = policy_prior.make(config.agent, config.model.size, action_size(task, "td-mpc2"))
     # The gradients of model and Q-functions are limited together.
-    rule, limit = replace(config.optimizer, norm_clip=0.0), config.optimizer.norm_clip
-    encoder = dict.fromkeys(("encoder", "code"), config.encoder_rate)
-    critic_chain = rules.chain(rule)
-    model_chain = optax.chain(rules.chain(rule), rules.scaled(encoder))
+    limit, critic_chain = config.optimizer.norm_clip, rules.chain(replace(config.optimizer, norm_clip=0.0))
+    model_chain = optax.chain(critic_chain, rules.scaled(dict.fromkeys(("encoder", "code"), config.encoder_rate)))
     actor_chain = rules.chain(replace(config.optimizer, epsilon=ACTOR_EPSILON))
     of_model = partial(model_loss, config.model, parts, prior, discount)
     of_actor = partial(policy_prior.actor_loss, prior, config.model.decay)

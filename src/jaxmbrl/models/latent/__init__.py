@@ -10,7 +10,7 @@ trajectory = imagine(model.world(params), actor, beliefs, key, length)
 
 from __future__ import annotations
 
-from jaxmbrl.models.latent import coders, consistency, one_step, rssm
+from jaxmbrl.models.latent import aligned, coders, consistency, one_step, rssm
 from jaxmbrl.models.latent.coders import Coder, CoderConfig
 from jaxmbrl.models.latent.consistency import ConsistencyConfig
 from jaxmbrl.models.latent.interface import (
@@ -39,6 +39,7 @@ __all__ = [
     "OneStepConfig",
     "RSSMConfig",
     "Window",
+    "aligned",
     "believing",
     "by_successor",
     "coders",
