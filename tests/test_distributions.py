@@ -296,6 +296,27 @@ def test_the_loss_of_a_symexp_head_is_least_at_its_target():
     assert float(jax.jit(jax.grad(symexp_head.loss, argnums=1))(output, np.float32(4.0))) == 0.0
 
 
+def test_a_symlog_head_by_hand(x64):
+    """symlog 1 = .693147 lies between bins 53 and 54 of 101. Half of the mass on -1 and half on 3 is symexp(log(2) / 2)."""
+    head, targets = d.SymlogHead(), np.array([1.0, 1e9, -1e9])
+
+    @jax.jit
+    def looked(output, target):
+        weights, pair = (d.two_hot(d.symlog(x), head.bins(output)) for x in (target, jnp.array([-1.0, 3.0])))
+        means = [head.mean(x) for x in (jnp.log(weights), jnp.log(jnp.mean(pair, axis=0)), output[0])]
+        return head.bins(output), weights, *means, head.loss(output, target)
+
+    bins, weights, mean, both, equal, loss = jax.device_get(looked(np.zeros((3, 101)), targets))
+    np.testing.assert_allclose(bins, np.linspace(-10, 10, 101), atol=1e-14)
+    assert np.flatnonzero(weights[0]).tolist() == [53, 54]
+    np.testing.assert_allclose(weights[0, 53:55], [0.534264, 0.465736], atol=5e-7)
+    # Numbers beyond the last bin are on it, and nothing is on the first.
+    assert weights[1].tolist() == [0.0] * 100 + [1.0] and weights[2].tolist() == [1.0] + [0.0] * 100
+    np.testing.assert_allclose(mean, [1.0, np.expm1(10), -np.expm1(10)], rtol=1e-9)
+    assert both == pytest.approx(0.414214, abs=5e-7) and equal == 0.0
+    np.testing.assert_allclose(loss, np.log(101), rtol=1e-12)
+
+
 def test_a_truncated_normal_against_scipy(x64):
     rng = np.random.default_rng(4)
     mean, log_std = rng.uniform(-1, 1, (5, 3)), np.log(rng.uniform(0.1, 2.0, (5, 3)))

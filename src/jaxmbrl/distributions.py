@@ -285,3 +285,34 @@ class SymexpHead(NamedTuple):
 
 LARGEST_SYMLOG = 20.0
 """`symlog` of the largest bin of `SymexpHead`."""
+
+
+class SymlogHead(NamedTuple):
+    """Real numbers as logits over `size` bins that are evenly spaced in their `symlog`, from -`largest` to `largest`, with
+    the cross-entropy of the `two_hot` weights as loss (TD-MPC2, arXiv 2310.16828, section 3.2). It has the functions of
+    `ScalarHead`.
+
+    The mean is taken of the logarithms, as in TD-MPC2: half of the mass on -1 and half on 3 is 0.4142, not 1. For
+    probabilities on neighbouring bins, as those of targets are, the difference is small.
+    """
+
+    size: int = 101
+    """Number of bins, odd and at least 3."""
+    largest: float = 10.0
+    """`symlog` of the largest bin."""
+
+    def mean(self, output: Float[Array, "*n S"]) -> Float[Array, "*n"]:
+        """The number that the output represents: exactly 0 for equal logits."""
+        probability = jax.nn.softmax(output)
+        low, high = probability[..., : self.size // 2], probability[..., self.size // 2 + 1 :]
+        return symexp(jnp.sum((high - low[..., ::-1]) * self.bins(output)[self.size // 2 + 1 :], axis=-1))
+
+    def loss(self, output: Float[Array, "*n S"], target: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """The loss of each output for the number `target`. No gradient flows through the target."""
+        weights = two_hot(symlog(jax.lax.stop_gradient(target)), self.bins(output))
+        return -jnp.sum(weights * jax.nn.log_softmax(output), axis=-1)
+
+    def bins(self, output: Float[Array, "*n S"]) -> Float[Array, "S"]:
+        """The `symlog` of the bins, ascending, in the dtype of `output`."""
+        half = np.linspace(0.0, self.largest, self.size // 2 + 1)
+        return jnp.asarray(np.concatenate([-half[:0:-1], half]), output.dtype)

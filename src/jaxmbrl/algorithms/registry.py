@@ -58,6 +58,8 @@ MODULES = {
     "dreamer": "latent.dreamer",
     "plan2explore": "latent.plan2explore",
     "planet": "latent.planet",
+    "td-mpc2": "latent.td_mpc2",
+    "alm": "latent.alm",
     "latent-mpc": "latent.latent_mpc",
     "muzero": "search.muzero",
     "alphazero": "search.alphazero",

@@ -230,6 +230,12 @@ def number_of_actions(task: Task, method: str, images: bool = False) -> int:
     return cast(Discrete, task.action).n
 
 
+def action_size(task: Task, method: str) -> int:
+    """Length of an action for a method that needs vectors of floats as actions. Raises UserError if the task has others."""
+    _check_space(task, method, "continuous actions", "actions", _is_vector)
+    return task.action.shape[0]
+
+
 def _is_image(space: Space) -> bool:
     return isinstance(space, Box) and space.is_image
 

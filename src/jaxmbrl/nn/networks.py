@@ -25,6 +25,17 @@ def pets_kernel_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = float)
     return jax.nn.initializers.truncated_normal(1 / (2 * math.sqrt(shape[-2])))(key, shape, dtype)
 
 
+def with_deviation(params: Any, deviation: float) -> Any:
+    """`params` of flax modules whose kernels were drawn by `lecun_normal`, the default, as if they had been drawn with this
+    standard deviation whatever the number of inputs. Kernels that are 0 remain 0."""
+
+    def scaled(path: Any, x: jax.Array) -> jax.Array:
+        is_kernel = jax.tree_util.keystr(path[-1:], simple=True) == "kernel"
+        return deviation * math.sqrt(x.shape[-2]) * x if is_kernel else x
+
+    return jax.tree_util.tree_map_with_path(scaled, params)
+
+
 RARE = 0.05
 """Below this rate, `bernoulli` samples the positions of the true entries, not one number for each entry."""
 
