@@ -148,6 +148,25 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]] | tuple[str, dict[str, Any], str]
             "learn_termination": True,
         },
     ),
+    "pets, mixtures, TSinf that halts, all learned": (
+        "pets",
+        {
+            "ensemble.head": "mixture",
+            "ensemble.components": 2,
+            "ensemble.propagation": "tsinf",
+            "ensemble.halt_above": 0.5,
+            "learn_reward": True,
+            "learn_termination": True,
+        },
+    ),
+    "mbpo, mixtures of constant noise, MACURA": (
+        "mbpo",
+        {"ensemble.head": "mixture", "ensemble.components": 2, "ensemble.noise": "constant", "trust.rule": "macura"},
+    ),
+    "mbpo, score matching": (
+        "mbpo",
+        {"dynamics": "score", "score.hidden": (16,), "score.fit_steps": 5, "score.batch_size": 16, "score.draws": 4},
+    ),
     "mbpo, Gaussian processes": ("mbpo", {"dynamics": "gp", "gp.capacity": 60, "gp.evaluations": 5}),
     "sac, normalised": ("sac", {"normalize_observations": True, "normalize_rewards": True}),
     "td3, normalised observations": ("td3", {"normalize_observations": True}),

@@ -54,11 +54,12 @@ from jaxmbrl.data.n_step import NStep
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.data.sequences import Sequences
 from jaxmbrl.envs.base import vectors_and_actions
-from jaxmbrl.models import branching, ensemble, gaussian_process, imagination
+from jaxmbrl.models import branching, ensemble, gaussian_process, imagination, score_matching
 from jaxmbrl.models.branching import Imagined
 from jaxmbrl.models.disagreement import Trust, TrustConfig
 from jaxmbrl.models.ensemble import EnsembleConfig, Layout
 from jaxmbrl.models.gaussian_process import GaussianProcessConfig
+from jaxmbrl.models.score_matching import ScoreConfig
 
 
 @dataclass(frozen=True)
@@ -217,11 +218,13 @@ class ModelChoice:
 class DynamicsChoice:
     """Settings of methods that may use any dynamics model."""
 
-    dynamics: Literal["ensemble", "gp"] = "ensemble"
-    """The learned dynamics model: the ensemble of networks, whose `kind` may make it Bayesian, or Gaussian processes, which
-    need `--x64`."""
+    dynamics: Literal["ensemble", "gp", "score"] = "ensemble"
+    """The learned dynamics model: the ensemble of networks, whose `kind` may make it Bayesian, Gaussian processes, which
+    need `--x64`, or a network that is fitted by score matching."""
     gp: GaussianProcessConfig = field(default_factory=GaussianProcessConfig)
     """The settings of Gaussian processes."""
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    """The settings of the score-matching model."""
 
 
 @runtime_checkable
@@ -308,7 +311,7 @@ class BranchedSettings(ModelBasedSettings):
 
     def problem(self) -> tuple[str, str] | None:
         """(field, message) of the first violated rule that involves several fields, or None."""
-        alone = isinstance(self, DynamicsChoice) and self.dynamics == "gp"
+        alone = isinstance(self, DynamicsChoice) and self.dynamics != "ensemble"
         if self.trust.rule != "always" and (alone or not (self.ensemble.probabilistic and self.ensemble.members > 1)):
             return "trust.rule", f"must be always unless there are several probabilistic members, got {self.trust.rule}"
         return super().problem()
@@ -644,10 +647,12 @@ def improve_in_model(
 
 
 def model_for(config: UnknownToTheModel, task: Task) -> DynamicsModel:
-    """The dynamics model for `task` that the settings choose: an ensemble, or Gaussian processes. It learns what
-    `ensemble_for` says."""
+    """The dynamics model for `task` that the settings choose: an ensemble, Gaussian processes, or a score-matching model.
+    It learns what `ensemble_for` says."""
     if isinstance(config, DynamicsChoice) and config.dynamics == "gp":
         return gaussian_process.make(config.gp, **_of_model(config, task))
+    if isinstance(config, DynamicsChoice) and config.dynamics == "score":
+        return score_matching.make(config.score, **_of_model(config, task))
     return ensemble_for(config, task)
 
 

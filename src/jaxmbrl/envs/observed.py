@@ -22,6 +22,7 @@ from jaxmbrl.core.spaces import Box, Space
 from jaxmbrl.core.types import Action, Carry, Env, HostEnv, HostStep, Key, Observation, PyTree, Task, Transition, World
 from jaxmbrl.envs.action_repeat import RepeatedEnv
 from jaxmbrl.envs.base import State
+from jaxmbrl.envs.kicks import KickedEnv
 
 VELOCITIES = "velocities"
 """Stands for all entries with "velocity" in their names."""
@@ -245,8 +246,8 @@ class ObservedHost:
 
 
 def plain(env: Any) -> Any:
-    """The environment inside all wrappers that repeat its actions or change its observation."""
-    while isinstance(env, RepeatedEnv | ObservedEnv):
+    """The environment inside all wrappers that repeat or kick its actions or change its observation."""
+    while isinstance(env, RepeatedEnv | ObservedEnv | KickedEnv):
         env = env.env
     return env
 
