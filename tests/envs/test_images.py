@@ -1,8 +1,10 @@
 """Tasks observed as images: pictures against areas and a rasteriser in float64, and the plain task's steps."""
 
 import functools
+import importlib
 import math
 import sys
+from importlib import resources
 from typing import ClassVar
 
 import gymnasium
@@ -276,7 +278,7 @@ def test_a_mujoco_model_is_projected():
     turned = np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])
     turns = np.stack([np.eye(3), turned, turned, np.eye(3)])
     places = np.array([[5.0, 1.0, 0.3], [5.0, 0.0, 0.3], [4.5, 3.0, 0.0], [0, 0, 0]])
-    camera = Camera(width=2.0, centre=(0.0, 0.0, 0.0), follows=1)
+    camera = Camera(width=2.0, centre=(0.0, 0.0, 0.0), follows=(0,))
 
     @jax.jit
     def seen(places, turns):
@@ -369,3 +371,35 @@ def test_a_host_without_pictures_and_missing_packages_are_named(monkeypatch):
     with pytest.raises(UserError, match="Gymnasium cannot make 'CarRacing-v3': Box2D is not installed") as refused:
         envs.make("gymnasium/CarRacing-v3")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.filterwarnings("ignore:compiler attribute 'settotalmass' is deprecated")
+@pytest.mark.parametrize(
+    ("domain", "name"),
+    [
+        ("ball_in_cup", "BallInCup"),
+        ("cheetah", "Cheetah"),
+        ("finger", "Finger"),
+        ("hopper", "Hopper"),
+        ("humanoid", "Humanoid"),
+        ("walker", "Walker"),
+    ],
+)
+def test_cameras_of_dm_control_follow_the_root(domain, name):
+    """A position that moves the picture is one that moves the root along that axis: walker's height is before its x."""
+    import mujoco
+
+    env = getattr(importlib.import_module(f"jaxmbrl.envs.mujoco.dmc_{domain}"), name)
+    folder = resources.files("jaxmbrl.envs") / "assets"
+    included = {f"./{file}": (folder / "dmc" / file).read_bytes() for file in env.included}
+    model = mujoco.MjSpec.from_string((folder / env.xml).read_text(), include=included).compile()
+    runs = domain in ("cheetah", "hopper", "humanoid", "walker")
+    assert len(env.camera.follows) == (2 if domain == "humanoid" else int(runs))
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    before = data.geom_xpos[1:].copy()
+    for axis, position in enumerate(env.camera.follows):
+        data.qpos[:] = model.qpos0
+        data.qpos[position] += 2.0
+        mujoco.mj_kinematics(model, data)
+        np.testing.assert_allclose(data.geom_xpos[1:] - before, np.tile(2.0 * np.eye(3)[axis], (len(before), 1)), atol=1e-9)

@@ -40,7 +40,7 @@ class Ant(MujocoEnv):
 
     gymnasium_id = "Ant-v5"
     xml = "ant.xml"
-    camera = oblique(3.6, (0.0, 0.0, 0.4), 90.0, 45.0, follows=2)
+    camera = oblique(3.6, (0.0, 0.0, 0.4), 90.0, 45.0, follows=(0, 1))
     frame_skip = 5
     reset_noise = 0.1
     normal_velocities = True

@@ -16,6 +16,7 @@ from jaxmbrl.core.types import Key, Task
 from jaxmbrl.envs.base import make_task, never
 from jaxmbrl.envs.mujoco.dmc_env import DmcEnv
 from jaxmbrl.envs.mujoco.mjx_env import Data
+from jaxmbrl.envs.mujoco.scenes import Camera
 
 LOW, HIGH = (-0.2, 0.2), (0.2, 0.5)  # m: bounds of the ball's coordinates at a start, x and z
 BALL = 0.2  # m, height of the ball where its coordinate is 0
@@ -32,6 +33,7 @@ class BallInCup(DmcEnv):
     frame_skip = 10
     iterations = 4
     line_search_iterations = 8
+    camera = Camera(width=1.2, centre=(0.0, 0.0, 0.5))
 
     def __init__(self) -> None:
         super().__init__()

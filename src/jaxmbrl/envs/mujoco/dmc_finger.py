@@ -25,6 +25,7 @@ from jaxmbrl.envs.base import State, make_task, never
 from jaxmbrl.envs.dmc.rewards import tolerance
 from jaxmbrl.envs.mujoco.dmc_env import DmcEnv
 from jaxmbrl.envs.mujoco.mjx_env import Data, Simulation
+from jaxmbrl.envs.mujoco.scenes import Camera
 
 RADIUS = 0.13  # m, of the tip and the target around the hinge
 SPIN = 15.0  # rad/s, of the body, clockwise in pictures
@@ -41,6 +42,7 @@ class Finger(DmcEnv):
     frame_skip = 2
     iterations = 8
     line_search_iterations = 16
+    camera = Camera(width=1.0, centre=(0.0, 0.0, 0.35))
     sensors = True
 
     def adjust(self, model: Any) -> None:

@@ -24,6 +24,7 @@ from jaxmbrl.envs.base import make_task, never
 from jaxmbrl.envs.dmc.rewards import tolerance
 from jaxmbrl.envs.mujoco.dmc_env import DmcEnv
 from jaxmbrl.envs.mujoco.mjx_env import Data, import_mujoco
+from jaxmbrl.envs.mujoco.scenes import oblique
 
 HEIGHT = 1.4  # m, of the head
 UPRIGHT = 0.9  # cosine of the torso's angle
@@ -41,6 +42,7 @@ class Humanoid(DmcEnv):
     frame_skip = 5
     iterations = 12
     line_search_iterations = 24
+    camera = oblique(2.4, (0.0, 0.0, 1.0), 110.0, 15.0, follows=(0, 1))
 
     def __init__(self, speed: float) -> None:
         """`speed` in m/s is what the reward asks for; with 0 it is to stand still."""

@@ -20,6 +20,7 @@ from jaxmbrl.envs.dmc.rewards import tolerance
 from jaxmbrl.envs.mujoco.dmc_env import DmcEnv
 from jaxmbrl.envs.mujoco.mjx_env import Data
 from jaxmbrl.envs.mujoco.planar import Planar, planar
+from jaxmbrl.envs.mujoco.scenes import Camera
 
 HEIGHT = 1.2  # m
 START_HEIGHT = 1.3  # m, of the torso where its coordinate is 0
@@ -35,6 +36,7 @@ class Walker(DmcEnv):
     frame_skip = 10
     iterations = 8
     line_search_iterations = 16
+    camera = Camera(width=2.6, centre=(0.0, 0.0, 0.8), follows=(1,))
 
     def __init__(self, speed: float) -> None:
         """`speed` in m/s along x is what the reward asks for; with 0 it is only to stand."""

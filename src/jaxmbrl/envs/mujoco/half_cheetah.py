@@ -32,7 +32,7 @@ class HalfCheetah(MujocoEnv):
 
     gymnasium_id = "HalfCheetah-v5"
     xml = "half_cheetah.xml"
-    camera = Camera(width=2.4, centre=(0.0, 0.0, 0.6), follows=1)
+    camera = Camera(width=2.4, centre=(0.0, 0.0, 0.6), follows=(0,))
     frame_skip = 5
     reset_noise = 0.1
     normal_velocities = True

@@ -39,7 +39,7 @@ class Humanoid(MujocoEnv):
 
     gymnasium_id = "Humanoid-v5"
     xml = "humanoid.xml"
-    camera = oblique(2.4, (0.0, 0.0, 1.0), 110.0, 15.0, follows=2)
+    camera = oblique(2.4, (0.0, 0.0, 1.0), 110.0, 15.0, follows=(0, 1))
     frame_skip = 5
     reset_noise = 0.01
     iterations = 6

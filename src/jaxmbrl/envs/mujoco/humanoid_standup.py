@@ -32,7 +32,7 @@ class HumanoidStandup(Humanoid):
 
     gymnasium_id = "HumanoidStandup-v5"
     xml = "humanoidstandup.xml"
-    camera = oblique(2.8, (0.0, 0.0, 0.6), 110.0, 15.0, follows=2)
+    camera = oblique(2.8, (0.0, 0.0, 0.6), 110.0, 15.0, follows=(0, 1))
     iterations = 8
     line_search_iterations = 16
     reward_terms = ("reward_linup", "reward_quadctrl", "reward_impact", "reward_survive")

@@ -84,7 +84,7 @@ class MujocoEnv:
     """Maximum number of Newton iterations of the constraint solver."""
     line_search_iterations: int
     """Maximum number of line-search iterations per Newton iteration; batched environments always run all of them."""
-    camera: Camera = Camera(width=2.6, centre=(0.0, 0.0, 0.8), follows=1)
+    camera: Camera = Camera(width=2.6, centre=(0.0, 0.0, 0.8), follows=(0,))
     """The view of `scene`."""
     reward_terms: tuple[str, ...]
     """Names of the terms of the reward, in `State.metrics`. The reward is their sum."""

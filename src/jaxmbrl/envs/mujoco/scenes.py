@@ -34,16 +34,16 @@ class Camera(NamedTuple):
     """Unit vector to the right in the picture."""
     up: Vector = (0.0, 0.0, 1.0)
     """Unit vector upwards in the picture."""
-    follows: int = 0
-    """Number of the first positions of the model, x or x and y of its root, that are added to the centre. With more than 0
-    the floor is shown."""
+    follows: tuple[int, ...] = ()
+    """Which of the model's positions are x, or x and y, of its root: they are added to the centre. If there are any, the
+    floor is shown."""
 
 
 ABOVE = (0.0, 1.0, 0.0)
 """`Camera.up` of a view from above."""
 
 
-def oblique(width: float, centre: Vector, azimuth: float, elevation: float, follows: int = 0) -> Camera:
+def oblique(width: float, centre: Vector, azimuth: float, elevation: float, follows: tuple[int, ...] = ()) -> Camera:
     """A camera that looks in the direction `azimuth` (degrees from x to y), down by `elevation` (degrees)."""
     turn, down = math.radians(azimuth), math.radians(elevation)
     up = (math.sin(down) * math.cos(turn), math.sin(down) * math.sin(turn), math.cos(down))
@@ -54,12 +54,12 @@ def model_scene(
     model: Any, camera: Camera, root: Float[Array, "nq"], places: Float[Array, "G 3"], turns: Float[Array, "G 3 3"]
 ) -> Scene:
     """The scene of a MuJoCo model whose geoms are at `places` (m), turned by the matrices `turns`. `root` are the positions
-    of the model, of which the camera follows the first."""
+    of the model, some of which the camera follows."""
     shown = np.flatnonzero(np.isin(model.geom_type, (SPHERE, CAPSULE, CYLINDER)))
     kind, radius, half = model.geom_type[shown], model.geom_size[shown, 0], model.geom_size[shown, 1]
     half = np.select([kind == SPHERE, kind == CYLINDER], [0.0, np.maximum(half - radius, 0.0)], half)
     axes = jnp.array([camera.right, camera.up, np.cross(camera.right, camera.up)], jnp.float32)
-    moved = jnp.zeros(3).at[: camera.follows].set(root[: camera.follows])
+    moved = jnp.zeros(3).at[: len(camera.follows)].set(root[np.array(camera.follows, int)])
 
     def seen(points: Float[Array, "*n 3"]) -> Float[Array, "*n 3"]:
         """To the right, up, and towards the viewer."""

@@ -27,7 +27,7 @@ class Swimmer(MujocoEnv):
 
     gymnasium_id = "Swimmer-v5"
     xml = "swimmer.xml"
-    camera = Camera(width=4.0, centre=(0.0, 0.0, 0.0), up=ABOVE, follows=2)
+    camera = Camera(width=4.0, centre=(0.0, 0.0, 0.0), up=ABOVE, follows=(0, 1))
     frame_skip = 4
     reset_noise = 0.1
     iterations = 4
