@@ -74,7 +74,7 @@ class Sizes(NamedTuple):
     seeds: int = 2
     steps: int = 2000
     """Steps that the models are fitted to."""
-    epochs: int = 40
+    epochs: int = 300
     score_steps: int = 2500
     pets_steps: int = 1600
     settings: tuple[tuple[str, Any], ...] = ()
