@@ -102,10 +102,8 @@ def test_the_page_has_rows_with_names_that_exist_and_minutes_that_add_up(page):
     assert_exist(names_in(text))
     found = commands(text)
     timed = [minutes for minutes in found.values() if minutes is not None]
-    stated = re.search(
-        r"(\d+) timed commands of this page take (\d+) minutes in all; (\d+) are not timed", " ".join(text.split())
-    )
-    assert [int(number) for number in stated.groups()] == [len(timed), sum(timed), len(found) - len(timed)]
+    stated = r"(\d+) timed commands of this page take (\d+) minutes in all; (\d+) are not timed"
+    assert numbers_in(stated, text) == [len(timed), sum(timed), len(found) - len(timed)]
 
 
 def test_the_first_page_has_all_pages_and_the_minutes_of_all():
@@ -117,10 +115,8 @@ def test_the_first_page_has_all_pages_and_the_minutes_of_all():
             every[command] = minutes if minutes is not None else every.get(command)
     timed = [minutes for minutes in every.values() if minutes is not None]
     short = sum(minutes for minutes in timed if minutes <= 10)
-    stated = re.search(
-        r"(\d+) timed commands of the five pages take (\d+) minutes.* at most 10 minutes take (\d+) minutes", text
-    )
-    assert [int(number) for number in stated.groups()] == [len(timed), sum(timed), short]
+    stated = r"(\d+) timed commands of the five pages take (\d+) minutes.* at most 10 minutes take (\d+) minutes"
+    assert numbers_in(stated, text) == [len(timed), sum(timed), short]
 
 
 def test_the_selection_is_of_commands_of_the_pages_and_its_minutes_add_up():
