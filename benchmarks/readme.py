@@ -242,7 +242,7 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/td3.md": {"returns": of("td3", "ddpg")},
     "docs/mpo.md": {"returns": of("mpo")},
     "docs/dqn.md": {"returns": of("dqn")},
-    "docs/pixels.md": {"returns": of("dqn", tasks="pixels/"), "drawing": drawing},
+    "docs/pixels.md": {"returns": of("sac", "drq-v2", "dqn", "dreamer", tasks="pixels/"), "drawing": drawing},
     "docs/partial_observation.md": {"returns": of("sac", "recurrent-sac", "dreamer", tasks="masked/")},
     "docs/qt_opt_naf.md": {"returns": of("qt-opt", "naf")},
     "docs/on_policy.md": {"returns": of("ppo", "trpo", "a2c", "reinforce")},
@@ -250,7 +250,7 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/distillation.md": {"returns": of("distillation")},
     "docs/gps.md": {"returns": of("gps")},
     "docs/search.md": {"returns": of("uct", "alphazero", "muzero"), "games": games},
-    "docs/latent_models.md": {"returns": of("dreamer", "plan2explore", "planet", "latent-mpc")},
+    "docs/latent_models.md": {"returns": of("dreamer", "plan2explore", "planet", "td-mpc2", "alm", "latent-mpc")},
     "docs/tabular.md": {
         "returns": of("q-learning", "q-planning", "dyna-q", "dyna-q-plus", "prioritized-sweeping", "linear-dyna")
     },

@@ -194,7 +194,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         results[name] = {"reward a step": [x for x, _ in played], "seconds a plan": seconds}
         rewards = ", ".join(f"{x:.2f}" for x, _ in played)
         print(f"  {name:<10}reward a step {rewards:<24}{seconds:>8.3f} s a plan", flush=True)
-        found = {"results": results, "environment": environment(f"python ilqr_with_contacts.py --steps {args.steps}")}
+        command = f"python experiments/ilqr_with_contacts.py --steps {args.steps}"
+        found = {"results": results, "environment": environment(command)}
         at.write_text(json.dumps(found, indent=1) + "\n")
     return found
 

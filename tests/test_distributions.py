@@ -27,6 +27,71 @@ def test_gaussian_against_scipy(x64):
     np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
+def two_components(shared):
+    """pi = (.25, .75), mu = (0, 2), sigma = (1, .5) in the first entry; in the second mu = (-1, 5) and sigma = (2, 1),
+    with the same weights or its own, (.5, .5)."""
+    weights = np.array([[0.25], [0.75]] if shared else [[0.25, 0.5], [0.75, 0.5]])
+    mean, std = [[0.0, -1.0], [2.0, 5.0]], np.array([[1.0, 2.0], [0.5, 1.0]])
+    return d.GaussianMixture(jnp.log(weights), jnp.array(mean), jnp.log(std))
+
+
+def test_mixture_numbers_by_hand(x64):
+    one = jax.tree.map(lambda leaf: leaf[:, :1], two_components(shared=True))
+    assert -float(one.log_probability(jnp.ones(1))) == pytest.approx(1.955603, abs=5e-7)
+    for temperature, weights in ((0.5, (0.1, 0.9)), (1.15, (0.277817, 0.722183)), (2.0, (0.366025, 0.633975))):
+        cooler = one.tempered(temperature)
+        np.testing.assert_allclose(np.exp(cooler.log_weight())[:, 0], weights, atol=5e-7)
+        np.testing.assert_allclose(np.exp(2 * cooler.log_std)[:, 0], [temperature, 0.25 * temperature], rtol=1e-12)
+    # 0.25 (1 + 1.5^2) + 0.75 (0.25 + 0.5^2)
+    np.testing.assert_allclose(np.concatenate(one.moments()), [1.5, 1.1875], rtol=1e-12)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_mixture_density_and_moments_against_scipy(shared, x64):
+    rng = np.random.default_rng(0)
+    logits, mean, log_std = rng.normal(size=(5, 3, 1 if shared else 2)), *rng.normal(size=(2, 5, 3, 2))
+    x, found = rng.normal(size=(5, 2)), d.GaussianMixture(*map(jnp.asarray, (logits, mean, log_std)))
+    weights = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    density = stats.norm.pdf(x[:, None], mean, np.exp(log_std))
+    if shared:
+        expected = np.log((weights[..., 0] * density.prod(axis=2)).sum(axis=1))
+    else:
+        expected = np.log((weights * density).sum(axis=1)).sum(axis=1)
+    np.testing.assert_allclose(found.log_probability(jnp.asarray(x)), expected, rtol=1e-12)
+    middle, variance = found.moments()
+    np.testing.assert_allclose(middle, (weights * mean).sum(axis=1), rtol=1e-12)
+    second = (weights * (np.exp(2 * log_std) + mean**2)).sum(axis=1)
+    np.testing.assert_allclose(variance, second - np.asarray(middle) ** 2, rtol=1e-10)
+
+
+def test_degenerate_mixtures_are_the_gaussian(x64):
+    rng = np.random.default_rng(1)
+    x, mean, log_std = map(jnp.asarray, rng.normal(size=(3, 6, 4)))
+    plain, key = d.Gaussian(mean, log_std), jax.random.key(0)
+    density = jax.device_get(plain.log_probability(x))
+    for width in (1, 4):
+        single = d.GaussianMixture(jnp.full((6, 1, width), 0.3), mean[:, None], log_std[:, None])
+        jax.tree.map(np.testing.assert_array_equal, single.component(key), plain)
+        jax.tree.map(np.testing.assert_array_equal, single.moments(), (mean, jnp.exp(2 * log_std)))
+        np.testing.assert_allclose(single.log_probability(x), density, rtol=0 if width == 1 else 1e-13)
+        # Equal components, of any weights.
+        logits = jnp.asarray(rng.normal(size=(6, 3, width)))
+        equal = d.GaussianMixture(logits, *(jnp.repeat(part[:, None], 3, axis=1) for part in plain))
+        for same in (equal, equal.tempered(1.0)):
+            np.testing.assert_allclose(same.log_probability(x), density, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_samples_of_a_mixture_have_its_moments_and_its_dependence(shared):
+    """The covariance of both entries is that of their components' means, .25 .75 (2 - 0) (5 + 1), or 0."""
+    mixture, rows = two_components(shared), 20_000
+    many = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (rows, *leaf.shape)), jax.device_get(mixture))
+    drawn, (mean, variance) = jax.device_get(jax.jit(lambda m: (m.sample(jax.random.key(0)), m.moments()))(many))
+    np.testing.assert_allclose(drawn.mean(axis=0), mean[0], atol=0.1)
+    np.testing.assert_allclose(drawn.var(axis=0), variance[0], rtol=0.05)
+    assert np.cov(drawn.T)[0, 1] == pytest.approx(0.25 * 0.75 * 2 * 6 if shared else 0.0, abs=0.1)
+
+
 def test_squashed_number_by_hand(x64):
     zero = np.zeros(1)
     assert float(squashed_log_density(np.full(1, 0.5), zero, zero)) == pytest.approx(-0.8037095, abs=1e-7)
@@ -294,6 +359,27 @@ def test_the_loss_of_a_symexp_head_is_least_at_its_target():
     p = np.exp(output) / np.exp(output).sum()
     np.testing.assert_allclose(slope, p - due, atol=1e-6)
     assert float(jax.jit(jax.grad(symexp_head.loss, argnums=1))(output, np.float32(4.0))) == 0.0
+
+
+def test_a_symlog_head_by_hand(x64):
+    """symlog 1 = .693147 lies between bins 53 and 54 of 101. Half of the mass on -1 and half on 3 is symexp(log(2) / 2)."""
+    head, targets = d.SymlogHead(), np.array([1.0, 1e9, -1e9])
+
+    @jax.jit
+    def looked(output, target):
+        weights, pair = (d.two_hot(d.symlog(x), head.bins(output)) for x in (target, jnp.array([-1.0, 3.0])))
+        means = [head.mean(x) for x in (jnp.log(weights), jnp.log(jnp.mean(pair, axis=0)), output[0])]
+        return head.bins(output), weights, *means, head.loss(output, target)
+
+    bins, weights, mean, both, equal, loss = jax.device_get(looked(np.zeros((3, 101)), targets))
+    np.testing.assert_allclose(bins, np.linspace(-10, 10, 101), atol=1e-14)
+    assert np.flatnonzero(weights[0]).tolist() == [53, 54]
+    np.testing.assert_allclose(weights[0, 53:55], [0.534264, 0.465736], atol=5e-7)
+    # Numbers beyond the last bin are on it, and nothing is on the first.
+    assert weights[1].tolist() == [0.0] * 100 + [1.0] and weights[2].tolist() == [1.0] + [0.0] * 100
+    np.testing.assert_allclose(mean, [1.0, np.expm1(10), -np.expm1(10)], rtol=1e-9)
+    assert both == pytest.approx(0.414214, abs=5e-7) and equal == 0.0
+    np.testing.assert_allclose(loss, np.log(101), rtol=1e-12)
 
 
 def test_a_truncated_normal_against_scipy(x64):

@@ -1,5 +1,6 @@
-"""Diagonal Gaussian, tanh-squashed and truncated Gaussian, categorical distribution and its straight-through samples, soft
-bounds on a log-variance, and real numbers as a network's output. Sizes are on the last axis."""
+"""Diagonal Gaussian and mixtures of it, tanh-squashed and truncated Gaussian, categorical distribution and its
+straight-through samples, soft bounds on a log-variance, and real numbers as a network's output. Sizes are on the last
+axis."""
 
 from __future__ import annotations
 
@@ -61,6 +62,67 @@ class Gaussian(NamedTuple):
         """
         squares = jnp.exp(2 * (self.log_std - other.log_std)) + ((self.mean - other.mean) * jnp.exp(-other.log_std)) ** 2
         return jnp.sum(other.log_std - self.log_std + 0.5 * (squares - 1), axis=-1)
+
+
+class GaussianMixture(NamedTuple):
+    """Mixtures of K diagonal Gaussians over vectors, the output of a mixture density network (Bishop, Mixture density
+    networks, Aston University, 1994).
+
+    With logits [K, 1] one component is drawn for the whole vector, whose entries then depend on each other. With logits
+    [K, d] each entry has its own mixture and is independent of the others, as in World Models (arXiv 1803.10122).
+    """
+
+    logits: Float[Array, "*n k w"]
+    """Unnormalised log-weights of the components; w is 1 or d."""
+    mean: Float[Array, "*n k d"]
+    log_std: Float[Array, "*n k d"]
+
+    def log_weight(self) -> Float[Array, "*n k w"]:
+        """Log-probabilities of the components."""
+        return jax.nn.log_softmax(self.logits, axis=-2)
+
+    def component(self, key: Key) -> Gaussian:
+        """A component of each row, or of each of its entries, drawn by its weight."""
+        choice = jax.random.categorical(key, self.logits, axis=-2)[..., None, :]
+        mean, log_std = (jnp.take_along_axis(part, choice, axis=-2)[..., 0, :] for part in (self.mean, self.log_std))
+        return Gaussian(mean, log_std)
+
+    def sample(self, key: Key) -> Float[Array, "*n d"]:
+        """A sample of each row, differentiable in mean and deviation of its component, but not in the weights."""
+        choice_key, noise_key = jax.random.split(key)
+        return self.component(choice_key).sample(noise_key)
+
+    def moments(self) -> tuple[Float[Array, "*n d"], Float[Array, "*n d"]]:
+        """(mean, variance) of each entry.
+
+        >>> from jaxmbrl.distributions import GaussianMixture
+        >>> both = GaussianMixture(jnp.log(jnp.array([[0.25], [0.75]])), jnp.array([[0.0], [2.0]]), jnp.zeros((2, 1)))
+        >>> [round(float(x[0]), 4) for x in both.moments()]
+        [1.5, 1.75]
+        """
+        weight = jnp.exp(self.log_weight())
+        mean = jnp.sum(weight * self.mean, axis=-2)
+        spread = jnp.exp(2 * self.log_std) + (self.mean - mean[..., None, :]) ** 2
+        return mean, jnp.sum(weight * spread, axis=-2)
+
+    def log_probability(self, x: Float[Array, "*n d"]) -> Float[Array, "*n"]:
+        """Log-density, in nats."""
+        standard = (x[..., None, :] - self.mean) * jnp.exp(-self.log_std)
+        density = -0.5 * standard**2 - self.log_std - 0.5 * math.log(2 * math.pi)
+        if self.logits.shape[-1] == 1:
+            density = jnp.sum(density, axis=-1, keepdims=True)
+        return jnp.sum(jax.nn.logsumexp(self.log_weight() + density, axis=-2), axis=-1)
+
+    def tempered(self, temperature: Float[Array, ""] | float) -> GaussianMixture:
+        """The mixture at a temperature above 0, as in World Models (arXiv 1803.10122) and sketch-rnn (arXiv 1704.03477):
+        weights in proportion to their power 1 / temperature, and variances times the temperature.
+
+        >>> from jaxmbrl.distributions import GaussianMixture
+        >>> both = GaussianMixture(jnp.log(jnp.array([[0.25], [0.75]])), jnp.zeros((2, 1)), jnp.zeros((2, 1)))
+        >>> [round(float(x), 4) for x in jnp.exp(both.tempered(0.5).log_weight())[:, 0]]
+        [0.1, 0.9]
+        """
+        return GaussianMixture(self.logits / temperature, self.mean, self.log_std + 0.5 * jnp.log(temperature))
 
 
 class TruncatedNormal(NamedTuple):
@@ -285,3 +347,34 @@ class SymexpHead(NamedTuple):
 
 LARGEST_SYMLOG = 20.0
 """`symlog` of the largest bin of `SymexpHead`."""
+
+
+class SymlogHead(NamedTuple):
+    """Real numbers as logits over `size` bins that are evenly spaced in their `symlog`, from -`largest` to `largest`, with
+    the cross-entropy of the `two_hot` weights as loss (TD-MPC2, arXiv 2310.16828, section 3.2). It has the functions of
+    `ScalarHead`.
+
+    The mean is taken of the logarithms, as in TD-MPC2: half of the mass on -1 and half on 3 is 0.4142, not 1. For
+    probabilities on neighbouring bins, as those of targets are, the difference is small.
+    """
+
+    size: int = 101
+    """Number of bins, odd and at least 3."""
+    largest: float = 10.0
+    """`symlog` of the largest bin."""
+
+    def mean(self, output: Float[Array, "*n S"]) -> Float[Array, "*n"]:
+        """The number that the output represents: exactly 0 for equal logits."""
+        probability = jax.nn.softmax(output)
+        low, high = probability[..., : self.size // 2], probability[..., self.size // 2 + 1 :]
+        return symexp(jnp.sum((high - low[..., ::-1]) * self.bins(output)[self.size // 2 + 1 :], axis=-1))
+
+    def loss(self, output: Float[Array, "*n S"], target: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """The loss of each output for the number `target`. No gradient flows through the target."""
+        weights = two_hot(symlog(jax.lax.stop_gradient(target)), self.bins(output))
+        return -jnp.sum(weights * jax.nn.log_softmax(output), axis=-1)
+
+    def bins(self, output: Float[Array, "*n S"]) -> Float[Array, "S"]:
+        """The `symlog` of the bins, ascending, in the dtype of `output`."""
+        half = np.linspace(0.0, self.largest, self.size // 2 + 1)
+        return jnp.asarray(np.concatenate([-half[:0:-1], half]), output.dtype)

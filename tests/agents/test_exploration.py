@@ -92,11 +92,15 @@ def test_only_one_of_them_runs_for_all_seeds():
 def test_gaussian_noise_is_clipped_to_the_actions():
     @jax.jit
     def acted(keys):
-        noisy, still = (exploration.with_gaussian_noise(fixed(jnp.array([0.0, 0.95])), most) for most in (0.1, 0.0))
+        inner, of_memory = fixed(jnp.array([0.0, 0.95])), lambda memory: 0.05 * memory
+        noisy, still, same = (exploration.with_gaussian_noise(inner, most) for most in (0.1, 0.0, of_memory))
         action = jax.vmap(lambda key: noisy.act(jnp.zeros(()), SEEN, key)[0])(keys)
-        return action, still.act(jnp.zeros(()), SEEN, keys[0])[0]
+        by_memory = jax.vmap(lambda key: same.act(jnp.ones(()), SEEN, key)[0])(keys)
+        return action, still.act(jnp.zeros(()), SEEN, keys[0])[0], by_memory
 
-    action, of_still = jax.device_get(acted(jax.random.split(jax.random.key(1), 4000)))
+    action, of_still, by_memory = jax.device_get(acted(jax.random.split(jax.random.key(1), 4000)))
+    # The memory after the action, which counts to 2.
+    np.testing.assert_array_equal(by_memory, action)
     np.testing.assert_allclose([np.mean(action[:, 0]), np.std(action[:, 0])], [0.0, 0.1], atol=0.01)
     assert float(action.max()) == 1.0
     np.testing.assert_allclose(of_still, [0.0, 0.95])

@@ -10,7 +10,7 @@ from jaxmbrl.algorithms import latent_settings
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Transition, row_like
 from jaxmbrl.data import sequences
-from jaxmbrl.training import programs
+from jaxmbrl.training import loop, programs
 
 TASK, STEPS = "pendulum", 12
 
@@ -67,3 +67,52 @@ def test_models_that_do_not_fit_together_are_refused():
             config(**changes)
     with pytest.raises(UserError, match=r"^model.group must divide size \(8\), got 3$"):
         config("latent-mpc", **{"model.group": 3})
+
+
+WITHOUT_BONUS = {"updates": 1, "optimizer.warmup": 0, "agent.gradient": "pathwise"}
+
+
+def pair():
+    """Dreamer, and Plan2Explore whose explorer has the task's reward and no bonus."""
+    task, of_explorer = envs.make(TASK), {"intrinsic": 0.0, "extrinsic": 1.0}
+    dreamer = algorithms.get("dreamer").make(config(**WITHOUT_BONUS), task)
+    return dreamer, algorithms.get("plan2explore").make(config("plan2explore", **WITHOUT_BONUS, **of_explorer), task)
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_an_explorer_begins_and_acts_as_dreamer():
+    """With the same random numbers, bit for bit; the task agent begins differently."""
+
+    @jax.jit
+    def both(key):
+        found = []
+        for algorithm in pair():
+            state = algorithm.init(key, {})
+            policy = algorithm.policy(state, loop.clock_at(STEPS), True)
+            found.append((state.learned, policy.act(policy.init(key), jnp.ones(3), key)))
+        return found
+
+    (dreamer, acted), (explorer, acted_by) = jax.device_get(both(jax.random.key(1)))
+    assert_same((dreamer.model, dreamer.agent, acted), (explorer.model, explorer.explorer, acted_by))
+    weights = (of.actor.params["params"]["Dense_0"]["kernel"] for of in (explorer.explorer, explorer.agent))
+    assert np.all(np.not_equal(*weights))
+
+
+@pytest.mark.promises
+def test_an_explorer_without_a_bonus_learns_as_dreamer():
+    """After one update model, actor, critic and metrics are the same, bit for bit: the networks and the task agent change
+    nothing. Later updates of the two programs round differently."""
+    found = []
+    for algorithm in pair():
+        before = jax.jit(algorithm.init)(jax.random.key(1), {})
+        after, metrics = jax.jit(algorithm.learn)(loop.clock_at(STEPS), before, transitions())
+        found.append(jax.device_get((before.learned, after.learned, metrics)))
+    (before, dreamer, metrics), (_, explorer, of_explorer) = found
+    assert_same((dreamer.model, dreamer.agent), (explorer.model, explorer.explorer))
+    assert_same(metrics, {name: of_explorer[name.replace("agent/", "explorer/")] for name in metrics})
+    for part in ("actor", "critic"):
+        then, now = (getattr(of.agent, part).params for of in (before, dreamer))
+        assert any(jax.tree.leaves(jax.tree.map(lambda a, b: np.any(a != b), then, now)))

@@ -148,6 +148,25 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]] | tuple[str, dict[str, Any], str]
             "learn_termination": True,
         },
     ),
+    "pets, mixtures, TSinf that halts, all learned": (
+        "pets",
+        {
+            "ensemble.head": "mixture",
+            "ensemble.components": 2,
+            "ensemble.propagation": "tsinf",
+            "ensemble.halt_above": 0.5,
+            "learn_reward": True,
+            "learn_termination": True,
+        },
+    ),
+    "mbpo, mixtures of constant noise, MACURA": (
+        "mbpo",
+        {"ensemble.head": "mixture", "ensemble.components": 2, "ensemble.noise": "constant", "trust.rule": "macura"},
+    ),
+    "mbpo, score matching": (
+        "mbpo",
+        {"dynamics": "score", "score.hidden": (16,), "score.fit_steps": 5, "score.batch_size": 16, "score.draws": 4},
+    ),
     "mbpo, Gaussian processes": ("mbpo", {"dynamics": "gp", "gp.capacity": 60, "gp.evaluations": 5}),
     "sac, normalised": ("sac", {"normalize_observations": True, "normalize_rewards": True}),
     "td3, normalised observations": ("td3", {"normalize_observations": True}),
@@ -164,6 +183,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]] | tuple[str, dict[str, Any], str]
         {"learner": "naf", "naf.hidden": (16, 16), "trust.rule": "explore"},
     ),
     "dqn, images stored once": ("dqn", {"agent.convolutions": ((4, 4, 4),)}, "images"),
+    "sac, images shifted, discrete actions": (
+        "sac",
+        {"encoder.convolutions": ((4, 4, 4),), "encoder.units": 6, "augment": "shift"},
+        "images",
+    ),
+    "drq-v2, images shifted, 3-step targets": (
+        "drq-v2",
+        {"agent.convolutions": ((4, 4, 4),), "augment": "shift"},
+        "images, continuous actions",
+    ),
     "dqn, count bonus of vectors": ("dqn", {"count_bonus.weight": 1.0}, CHOICES),
     "pets, discrete actions, reward learned": ("pets", {"learn_reward": True}, CHOICES),
     "pets, discrete actions, MPPI, open loop": (
@@ -193,6 +222,7 @@ TASKS = {
     "tables": "corridor",
     "continuous actions in episodes of one length": "swinging-pendulum",
     "images": "stacked/2/pixels/16,grey/spinning-pendulum-discrete",
+    "images, continuous actions": "stacked/2/pixels/16,grey/spinning-pendulum",
 }
 """The task on which a method is tested, by the kind of task."""
 FAST, CELLS = 5.0, 6
@@ -256,8 +286,8 @@ class Corridor:
 
 
 def register_tasks() -> None:
-    """Register `TASKS`. The images are those of the task with discrete actions."""
-    continuous, discrete, tables, steady, _ = TASKS.values()
+    """Register `TASKS`. The images are those of other tasks."""
+    continuous, discrete, tables, steady, *_ = TASKS.values()
     length = LIMITS.__getitem__
     envs.register(continuous, lambda: envs.make_task(continuous, Spinning(), length(continuous), reward, too_fast))
     envs.register(

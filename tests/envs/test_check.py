@@ -556,7 +556,7 @@ def test_methods_of_vectors_refuse_other_spaces_by_name():
         ),
         (
             {"observation": Box((2, 2, 1), 0, 255, "uint8")},
-            "the observations of task 'point' are images [2, 2, 1]: take another task, or a method for images, such as dqn",
+            "the observations of task 'point' are images [2, 2, 1]: take another task, or a method for images, such as sac",
         ),
     ):
         with pytest.raises(UserError) as caught:

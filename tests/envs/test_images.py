@@ -300,7 +300,7 @@ def test_a_mujoco_model_is_projected():
             "stacked/3/pixels/32,grey/CartPole-v1",
             "32, 3]: take the task 'CartPole-v1', or a method for",
         ),
-        (number_of_actions, "pixels/16/bsuite/Catch", "take the task 'bsuite/Catch', or a method for images, such as dqn"),
+        (number_of_actions, "pixels/16/bsuite/Catch", "take the task 'bsuite/Catch', or a method for images, such as sac"),
     ],
 )
 def test_methods_for_vectors_name_the_task_with_vectors(refuses, name, message):

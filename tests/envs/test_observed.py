@@ -9,6 +9,7 @@ from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box
 from jaxmbrl.core.types import HostStep
+from jaxmbrl.envs import observed
 from jaxmbrl.envs.base import initial_state
 from jaxmbrl.exporting.exporter import actuator_range
 from jaxmbrl.rollout import auto_reset, open_loop, rollout, with_full_state
@@ -167,3 +168,39 @@ def test_mistakes(make, message):
     with pytest.raises(UserError) as error:
         make()
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_carry_beneath_other_observations_is_the_plain_one(times):
+    """Of a stack of masked observations, and of the mask alone, with repeated actions too."""
+    plain = counting()
+    mask = envs.masked(plain)
+    tasks = [envs.repeat(task, times) for task in (envs.stacked(mask, 3), mask, plain)]
+    inside = [observed.beneath(tasks[0], of) for of in tasks]
+
+    @jax.jit
+    def carries(key):
+        found = [task.world.step(task.world.reset(key), jnp.zeros(1), key)[0] for task in tasks]
+        return [(within(found[0]), carry) for within, carry in zip(inside, found, strict=True)]
+
+    for within, carry in carries(KEY):
+        assert jax.tree.structure(within) == jax.tree.structure(carry)
+        jax.tree.map(np.testing.assert_array_equal, within, carry)
+    on_host = plain._replace(host=lambda: None)
+    with pytest.raises(UserError, match=r"^task 'counter' runs on the host, where"):
+        observed.beneath(on_host, plain)
+
+
+def test_which_names_show_a_task():
+    shown = {
+        name: observed.shows(name, "pendulum")
+        for name in (
+            "pendulum",
+            "stacked/3/pixels/32,grey/pendulum",
+            "masked/pendulum",
+            "pilco-pendulum",
+            "pixels/dmc/pendulum",
+        )
+    }
+    assert list(shown.values()) == [True, True, True, False, False]
+    assert not observed.shows("pendulum", "masked/pendulum") and observed.shows("pixels/dmc/cup", "dmc/cup")

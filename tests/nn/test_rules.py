@@ -39,6 +39,18 @@ def test_adam_with_the_norm_of_the_whole_gradient(x64):
         np.testing.assert_allclose(found[name], gradient / norm / (np.abs(gradient) / norm + 1e-4), rtol=1e-6)
 
 
+def test_parts_with_another_learning_rate_and_gradients_that_are_limited_together(x64):
+    chain = optax.chain(optax.identity(), rules.scaled({"a": 0.3}))
+    found, _ = chain.update(GRADIENT, chain.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(found["a"], [9.0, 12.0], rtol=1e-12)
+    assert found["b"] is GRADIENT["b"]
+    for bound, share in ((20.0, 20 / np.sqrt(50**2 + 0.5**2)), (60.0, 1.0), (0.0, 1.0)):
+        found, norm = rules.limited(GRADIENT, bound)
+        assert norm == pytest.approx(np.sqrt(50**2 + 0.5**2))
+        for name, gradient in GRADIENT.items():
+            np.testing.assert_allclose(found[name], share * gradient, rtol=1e-12)
+
+
 @pytest.mark.parametrize("config", [RuleConfig(warmup=3), RuleConfig(rule="adam", warmup=0)])
 def test_a_trainable_steps_by_a_rule(config):
     chain = rules.chain(config)

@@ -1,5 +1,7 @@
 """MPPI: limits of its average, whole plans replayed in NumPy from the noise that was drawn, and its accuracy."""
 
+import dataclasses
+import math
 from functools import partial
 
 import jax
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxmbrl.core.config import UserError, check
 from jaxmbrl.planning import mppi, problem_of_score, unit_box
 from jaxmbrl.planning.mppi import MPPIConfig
 
@@ -136,6 +139,102 @@ def test_plans_replayed_in_numpy(watched, monkeypatch, x64_in_callbacks):
         mean, played = np.array([*mean[1:], np.zeros(A)]), mean[0]
         np.testing.assert_allclose(state.mean, mean, rtol=0, atol=1e-13)
         np.testing.assert_allclose(state.played, played, rtol=0, atol=1e-13)
+
+
+def moved_in_numpy(mean, deviation, population, returns, temperature, low, high):
+    """Mean and deviation after an iteration."""
+    finite = np.isfinite(returns)
+    if not finite.any():
+        return mean, deviation
+    weight = np.exp((returns[finite] - returns[finite].max()) / temperature)
+    middle = np.tensordot(weight / weight.sum(), population[finite], 1)
+    spread = np.sqrt(np.tensordot(weight / weight.sum(), (population[finite] - middle) ** 2, 1))
+    return middle, np.clip(spread, low, high)
+
+
+@pytest.mark.parametrize("broken", [0, 5, 12])
+def test_the_refitted_deviation_is_numpys(broken):
+    mean, population, returns = draw(3)
+    returns[:broken] = np.nan
+    before = np.full((H, A), 0.7)
+
+    @jax.jit
+    def refit(mean, before, population, returns):
+        middle = mppi.average(mean, population, returns, 5.0, SPACE)
+        return middle, mppi.refitted_deviation(before, middle, population, returns, 5.0, 0.4, 0.6)
+
+    with jax.enable_x64(True):
+        found = refit(mean, before, population, returns)
+    due = moved_in_numpy(mean, before, population, returns, 5.0, 0.4, 0.6)
+    for x, y in zip(found, due, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12)
+    if broken == 0:
+        assert len(set(np.round(due[1].ravel(), 6))) > 3
+
+
+def test_plans_are_drawn_by_their_weights():
+    """Returns that differ by temperature * ln 3 are drawn as 3 to 1; those that are not finite are never drawn."""
+    population = np.arange(4.0)[:, None, None] * np.ones((1, H, A))
+    returns = np.array([1.0, 1.0 + 0.5 * np.log(3), np.nan, np.inf])
+
+    @jax.jit
+    def drawn(keys, mean, population, returns):
+        found = jax.vmap(lambda key: mppi.draw(key, mean, population, returns, 0.5))(keys)
+        return found[:, 0, 0]
+
+    given = jax.random.split(jax.random.key(0), 4000), -np.ones((H, A)), population
+    shares = np.bincount(np.asarray(drawn(*given, returns), int), minlength=4) / 4000
+    np.testing.assert_allclose(shares, [0.25, 0.75, 0, 0], atol=0.03)
+    assert set(np.asarray(drawn(*given, np.full(4, np.nan)))) == {-1.0}
+
+
+TDMPC = MPPIConfig(
+    horizon=H, population=40, iterations=3, temperature=0.2, deviation=0.9, smoothing=1.0, elites=9, min_deviation=0.1
+)
+
+
+def test_a_search_with_elites_replayed_in_numpy(watched):
+    """Each population is sampled around the mean of the elites of the one before, with their deviation; the state holds the
+    last ones. As many elites as candidates and an infinite temperature give the mean of the samples."""
+    score = lambda x: -np.sum((x - np.array([0.3, -0.9])) ** 2, axis=(-2, -1))  # noqa: E731
+    key = jax.random.key(4)
+
+    def plan(config, tried):
+        problem, planner = problem_of_score(watched(score, tried), SPACE), mppi.make(config, SPACE)
+        return jax.block_until_ready(jax.jit(lambda: planner.plan(problem, planner.init(), key)[:2])())
+
+    tried = []
+    actions, state = plan(TDMPC, tried)
+    mean, deviation = np.zeros((H, A)), np.full((H, A), 0.9)
+    for population in tried:
+        inside = np.abs(population) < 1
+        standard = ((population - mean) / deviation)[inside]
+        assert abs(np.mean(standard**2) - 1) < 0.6 or population is tried[0]
+        returns = score(population)
+        best = np.argsort(-returns, kind="stable")[:9]
+        mean, deviation = moved_in_numpy(mean, deviation, population[best], returns[best], 0.2, 0.1, 0.9)
+    np.testing.assert_allclose(actions, mean, atol=2e-6)
+    np.testing.assert_allclose(state.deviation, deviation[0], atol=2e-6)
+    assert (deviation < 0.9).all() and len(tried) == 3
+    even = dataclasses.replace(TDMPC, iterations=1, elites=40, temperature=math.inf)
+    tried.clear()
+    actions, _ = plan(even, tried)
+    np.testing.assert_allclose(actions, tried[0].mean(axis=0), atol=1e-6)
+    # A drawn plan is one of the last elites, and the next search begins from their mean.
+    tried.clear()
+    actions, state = plan(dataclasses.replace(even, drawn=True), tried)
+    assert (np.abs(tried[0] - np.asarray(actions)).max(axis=(1, 2)) == 0).any()
+    np.testing.assert_allclose(state.mean[:-1], tried[0].mean(axis=0)[1:], atol=1e-6)
+    np.testing.assert_array_equal(state.played, actions[0])
+
+
+def test_settings_of_the_elites_that_do_not_fit():
+    for changes, message in (
+        ({"elites": 41}, r"^elites must be at most population \(40\), got 41$"),
+        ({"min_deviation": 1.0}, r"^min_deviation must be at most deviation \(0.9\), got 1.0$"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check(dataclasses.replace(TDMPC, **changes))
 
 
 def error(population, iterations):

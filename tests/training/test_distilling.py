@@ -80,11 +80,30 @@ def test_each_seed_imitates_its_own_expert_exactly(run, tmp_path):
             assert rows.action[i, 0] == rows.extras[i, 0]
 
 
+@pytest.mark.promises
+def test_a_student_of_images_imitates_an_expert_that_sees_the_state(run, tmp_path):
+    """The expert acts in all steps, so that the episodes, their rewards and the labels are those of a student that sees the
+    state too, bit for bit; this one sees the pictures of these states, the last two."""
+    settings, name = SETTINGS | {"beta_rounds": None, "updates": 2}, "stacked/2/pixels/8,grey/pendulum"
+    seeing = jaxmbrl.distill(run, settings=settings, steps=50, seeds=1)
+    student = jaxmbrl.distill(
+        run, env=name, settings=settings | {"convolutions": ((2, 4, 4),)}, steps=50, seeds=1, out=tmp_path / "student"
+    )
+    states, images = (jax.device_get(of.state.replay.data) for of in (seeing, student))
+    for field in ("action", "reward", "extras", "truncated"):
+        np.testing.assert_array_equal(getattr(images, field), getattr(states, field))
+    assert images.observation.shape[2:] == (8, 8, 2) and images.observation.dtype == np.uint8
+    # The newer picture of a row is the older one of the next.
+    np.testing.assert_array_equal(images.observation[0, 1:50, ..., 0], images.observation[0, :49, ..., 1])
+    assert np.isfinite(jaxmbrl.evaluate(tmp_path / "student", episodes=2).mean)
+
+
 def test_mistakes_are_told_in_a_line(run, tmp_path):
     for given, message in (
         (("distillation", "pendulum"), "has no policy to imitate"),
         (("sac", "pendulum", run), "sac imitates no expert"),
         (("distillation", "cartpole-continuous", run), "is of pendulum, not of cartpole-continuous"),
+        (("distillation", "pixels/cartpole-continuous", run), "is of pendulum, not of pixels/cartpole-continuous"),
         (("distillation", "pendulum", tmp_path / "nothing"), "there is no folder"),
     ):
         name, env, *expert = given

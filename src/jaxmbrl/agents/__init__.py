@@ -14,6 +14,7 @@ from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Discrete, Space
 from jaxmbrl.core.types import ActorCritic
 from jaxmbrl.models.normalizer import Normalizer
+from jaxmbrl.nn.encoder import Encoder
 
 Chosen = SACConfig | TD3Config | MPOConfig
 """The settings of one agent."""
@@ -39,9 +40,14 @@ class AgentConfig:
 
 
 def make(
-    config: AgentConfig | Chosen, observation_size: int, action: Space | int, normalizer: Normalizer | None = None
+    config: AgentConfig | Chosen,
+    observation_size: int,
+    action: Space | int,
+    normalizer: Normalizer | None = None,
+    encoder: Encoder | None = None,
 ) -> ActorCritic:
-    """The agent with the settings `config`, or the one that an `AgentConfig` chooses, for vectors of observations.
+    """The agent with the settings `config`, or the one that an `AgentConfig` chooses, for vectors of observations, or for
+    those that an `encoder` takes, which only SAC may have (`actor_critic.sac`).
 
     `action` is the space of an action, vectors or choices; a number n means vectors of n numbers in [-1, 1]. With a
     `normalizer` the networks receive normalised observations. Raises UserError if the agent does not take the space.
@@ -51,10 +57,12 @@ def make(
         if not isinstance(chosen, SACConfig):
             name = "td3" if isinstance(chosen, TD3Config) else "mpo"
             raise UserError(f"{name} needs continuous actions, got {action.n} choices: use sac, which takes both")
-        return discrete_sac.make(chosen, observation_size, action.n, normalizer)
+        return discrete_sac.make(chosen, observation_size, action.n, normalizer, encoder)
     action_size = action if isinstance(action, int) else action.shape[0]
     if isinstance(chosen, SACConfig):
-        return sac.make(chosen, observation_size, action_size, normalizer)
+        return sac.make(chosen, observation_size, action_size, normalizer, encoder)
+    if encoder is not None:
+        raise ValueError(f"an encoder needs SAC, got {type(chosen).__name__}")
     if isinstance(chosen, MPOConfig):
         return mpo.make(chosen, observation_size, action_size, normalizer)
     return td3.make(chosen, observation_size, action_size, normalizer)

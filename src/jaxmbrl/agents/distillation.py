@@ -8,7 +8,8 @@ deviations are the constant 1. Another constant only scales the loss, which Adam
 how much each row counts. A low temperature sharpens action values, which differ little between actions; logits need 1 or
 more. The student's action is mu(s), the tanh of the network's output, or the choice with the largest z(s).
 
-Observations are normalised by the rows that the student is fitted to. Students are fitted by Adam on random batches. A
+Vectors are normalised by the rows that the student is fitted to. Images have convolutions, or without any enter as one row
+of pixels (`nn.encoder`). Students are fitted by Adam on random batches. A
 student without hidden layers is linear: for continuous actions mu(s) is its output, clipped to [-1, 1] when it acts, and
 its parameters are the least-squares solution.
 """
@@ -31,8 +32,8 @@ from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.distributions import Categorical, Gaussian
 from jaxmbrl.models.normalizer import Normalizer, identity, measure, normalize
-from jaxmbrl.nn import optimizer
-from jaxmbrl.nn.networks import MLP
+from jaxmbrl.nn import encoder, optimizer
+from jaxmbrl.nn.networks import MLP, ConvLayer
 from jaxmbrl.nn.optimizer import Trainable
 
 
@@ -42,6 +43,8 @@ class StudentConfig:
 
     hidden: tuple[Annotated[int, Ge(1)], ...] = (16, 16)
     """Units of each hidden layer (ReLU). Without any the student is linear."""
+    convolutions: tuple[ConvLayer, ...] = ()
+    """(units, kernel size, stride) of each convolution in front of these, for images."""
     learning_rate: Annotated[float, Gt(0), Traced] = 1e-3
     """Adam learning rate."""
     updates: Annotated[int, Ge(1)] = 2000
@@ -67,7 +70,9 @@ class StudentState(NamedTuple):
     """Parameters of the network, and the normaliser of its inputs."""
 
     network: Trainable
+    """For images the parameters are (encoder, network)."""
     normalizer: Normalizer
+    """Of encoded observations; that of images changes nothing."""
 
 
 class Student(NamedTuple):
@@ -123,20 +128,24 @@ def least_squares(
 
 
 def make(config: StudentConfig, observation: Space, action: Space) -> Student:
-    """A student for observations and actions of these spaces. Images are encoded as one row of pixels."""
+    """A student for observations and actions of these spaces. Raises UserError if an image is too small for the
+    convolutions."""
     network, discrete = MLP(config.hidden, encoded_size(action)), isinstance(action, Discrete)
-    linear = not config.hidden and not discrete
-
-    def inputs(normalizer: Normalizer, seen: Observation) -> Float[Array, "*n F"]:
-        return normalize(normalizer, encode(observation, seen))
+    coder = encoder.make(observation, config.convolutions) if encoder.is_image(observation) else None
+    linear = not config.hidden and not discrete and coder is None
+    size = encoded_size(observation) if coder is None else coder.size
 
     def output_of(params: PyTree, normalizer: Normalizer, seen: Observation) -> Float[Array, "*n L"]:
-        output = network.apply(params, inputs(normalizer, seen))
+        if coder is None:
+            output = network.apply(params, normalize(normalizer, encode(observation, seen)))
+        else:
+            output = network.apply(params[1], coder.apply(params[0], seen))
         return output if linear or discrete else jnp.tanh(output)
 
     def init(key: Key, hyper: Hyper) -> StudentState:
-        size = encoded_size(observation)
         params = network.init(key, jnp.zeros(size))
+        if coder is not None:
+            params = coder.init(jax.random.fold_in(key, 0)), params
         return StudentState(optimizer.init(params, hyper.get("learning_rate", config.learning_rate)), identity(size))
 
     def policy(state: StudentState) -> Policy:
@@ -151,8 +160,10 @@ def make(config: StudentConfig, observation: Space, action: Space) -> Student:
         return jnp.mean(divergence(action, rows.extras, output, config.temperature))
 
     def fit(state: StudentState, rows: Replay, key: Key) -> tuple[StudentState, Metrics]:
-        seen, mask = encode(observation, rows.data.observation), jnp.arange(rows.data.reward.shape[0]) < rows.size
-        normalizer = measure(seen, mask)
+        normalizer = state.normalizer
+        if coder is None:
+            seen, mask = encode(observation, rows.data.observation), jnp.arange(rows.data.reward.shape[0]) < rows.size
+            normalizer = measure(seen, mask)
         if linear:
             kernel, bias = least_squares(normalize(normalizer, seen), rows.data.extras, mask)
             params = {"params": {"Dense_0": {"kernel": kernel, "bias": bias}}}
@@ -170,6 +181,26 @@ def make(config: StudentConfig, observation: Space, action: Space) -> Student:
         return loss_of(state.network.params, state.normalizer, rows)
 
     return Student(init, policy, loss, fit)
+
+
+def privileged(expert: Expert, inside: Callable[[Any], Any], observe: Callable[[Any], Observation]) -> Expert:
+    """`expert`, a policy for a task, as the expert for the same task with another observation, such as images: it sees the
+    state that the student does not see (learning by cheating: Chen et al., arXiv 1912.12294).
+
+    `inside` maps the carry of the student's world to that of the expert's, and `observe` the latter to the observation
+    that the expert takes.
+    """
+
+    def policy(seed: Int[Array, ""]) -> Policy:
+        own = expert.policy(seed)
+
+        def act(memory: Memory, carry: Any, key: Key) -> tuple[Action, PyTree, Memory]:
+            within = inside(carry)
+            return own.act(memory, within if expert.observes_full_state else observe(within), key)
+
+        return Policy(own.init, act)
+
+    return Expert(policy, observes_full_state=True)
 
 
 def beta(rounds: int | None, number: Any) -> Float[Array, ""]:

@@ -185,7 +185,7 @@ def make(config: ImaginedConfig, size: int, action: Space, chain: optax.Gradient
     discrete actions."""
     head, number = head_of(config, action), number_head(config.bins)
     network = partial(
-        MLP, (config.units,) * config.layers, activation=getattr(nn, config.activation), rms_norm=config.rms_norm
+        MLP, (config.units,) * config.layers, activation=getattr(jax.nn, config.activation), rms_norm=config.rms_norm
     )
     small = nn.initializers.variance_scaling(1e-4, "fan_in", "truncated_normal")
     actor = network(head.size, last_init=small)

@@ -33,8 +33,8 @@ from jaxtyping import Array, Float, Int
 from jaxmbrl.agents.actor_critic.critics import regress
 from jaxmbrl.agents.exploration import with_epsilon
 from jaxmbrl.agents.greedy import QState, target_of, without_actor
-from jaxmbrl.core.config import Traced, UserError
-from jaxmbrl.core.spaces import Box, Discrete, Space, encode
+from jaxmbrl.core.config import Traced
+from jaxmbrl.core.spaces import Discrete, Space, encode
 from jaxmbrl.core.types import (
     Action,
     ActorCritic,
@@ -49,8 +49,8 @@ from jaxmbrl.core.types import (
 )
 from jaxmbrl.data.n_step import NStep
 from jaxmbrl.models.normalizer import Normalizer, normalize
-from jaxmbrl.nn import optimizer
-from jaxmbrl.nn.networks import MLP, NATURE, ConvLayer, ConvTorso, Precision, smallest_side
+from jaxmbrl.nn import encoder, optimizer
+from jaxmbrl.nn.networks import MLP, NATURE, ConvLayer, ConvTorso, Precision
 
 
 @dataclass(frozen=True)
@@ -151,11 +151,9 @@ def make(config: QLearningConfig, observation: Space, actions: int, normalizer: 
 
     `hyper` may hold `learning_rate` and `discount`, traced. Raises UserError if an image is too small for the convolutions.
     """
-    image = isinstance(observation, Box) and len(observation.shape) == 3
-    layers = config.convolutions if image else ()
-    if layers and min(observation.shape[:2]) < (side := smallest_side(layers)):
-        size = " x ".join(map(str, observation.shape[:2]))
-        raise UserError(f"convolutions need images of at least {side} x {side} pixels, got {size}: set other convolutions")
+    layers = config.convolutions if encoder.is_image(observation) else ()
+    if layers:
+        encoder.check_size(observation, layers)
     network = QNetwork(actions, config.hidden, layers, config.dueling, config.precision)
     return without_actor(_QLearning(config, network, observation, normalizer), config.polyak, Discrete(actions))
 

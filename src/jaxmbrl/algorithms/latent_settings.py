@@ -102,12 +102,22 @@ def fit(
 
 
 def updates(
-    config: WindowSettings, clock: Clock, update: Callable[[Any, Key], tuple[Any, Metrics]], state: Any, key: Key
+    config: WindowSettings,
+    clock: Clock,
+    update: Callable[[Any, Key], tuple[Any, Metrics]],
+    state: Any,
+    key: Key,
+    first: int | None = None,
 ) -> tuple[Any, Metrics]:
-    """`update(state, key)` as often as one call of `learn` does, each with its own key; not at all during the warm-up."""
+    """`update(state, key)` as often as one call of `learn` does, each with its own key; not at all during the warm-up. In
+    the first call after it there are `first` updates if that is given."""
+    number = jnp.asarray(config.updates)
+    if first is not None:
+        before = clock.env_steps - config.train_every * config.num_envs
+        number = jnp.where(before < config.warmup_steps, first, number)
 
     def all_updates(state: Any) -> tuple[Any, Metrics]:
-        return metrics.repeat(jnp.asarray(config.updates), update, state, key)
+        return metrics.repeat(number, update, state, key)
 
     return metrics.cond_update(clock.env_steps >= config.warmup_steps, all_updates, state)
 

@@ -47,17 +47,19 @@ from jaxmbrl.core.types import (
     row_like,
 )
 from jaxmbrl.data import experience, replay, sequences
+from jaxmbrl.data.augmentation import AugmentationSettings, augmented, check_images
 from jaxmbrl.data.experience import Batch, Experience, ReplayConfig
 from jaxmbrl.data.mixtures import mixture
 from jaxmbrl.data.n_step import NStep
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.data.sequences import Sequences
 from jaxmbrl.envs.base import vectors_and_actions
-from jaxmbrl.models import branching, ensemble, gaussian_process, imagination
+from jaxmbrl.models import branching, ensemble, gaussian_process, imagination, score_matching
 from jaxmbrl.models.branching import Imagined
 from jaxmbrl.models.disagreement import Trust, TrustConfig
 from jaxmbrl.models.ensemble import EnsembleConfig, Layout
 from jaxmbrl.models.gaussian_process import GaussianProcessConfig
+from jaxmbrl.models.score_matching import ScoreConfig
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class OffPolicySettings(LoopSettings):
 
 
 @dataclass(frozen=True)
-class ReplaySettings(OffPolicySettings):
+class ReplaySettings(OffPolicySettings, AugmentationSettings):
     """Settings of methods that learn from collected rows and demonstrations (`data.experience`)."""
 
     n_step: Annotated[int, Ge(1)] = 1
@@ -216,11 +218,13 @@ class ModelChoice:
 class DynamicsChoice:
     """Settings of methods that may use any dynamics model."""
 
-    dynamics: Literal["ensemble", "gp"] = "ensemble"
-    """The learned dynamics model: the ensemble of networks, whose `kind` may make it Bayesian, or Gaussian processes, which
-    need `--x64`."""
+    dynamics: Literal["ensemble", "gp", "score"] = "ensemble"
+    """The learned dynamics model: the ensemble of networks, whose `kind` may make it Bayesian, Gaussian processes, which
+    need `--x64`, or a network that is fitted by score matching."""
     gp: GaussianProcessConfig = field(default_factory=GaussianProcessConfig)
     """The settings of Gaussian processes."""
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    """The settings of the score-matching model."""
 
 
 @runtime_checkable
@@ -307,7 +311,7 @@ class BranchedSettings(ModelBasedSettings):
 
     def problem(self) -> tuple[str, str] | None:
         """(field, message) of the first violated rule that involves several fields, or None."""
-        alone = isinstance(self, DynamicsChoice) and self.dynamics == "gp"
+        alone = isinstance(self, DynamicsChoice) and self.dynamics != "ensemble"
         if self.trust.rule != "always" and (alone or not (self.ensemble.probabilistic and self.ensemble.members > 1)):
             return "trust.rule", f"must be always unless there are several probabilistic members, got {self.trust.rule}"
         return super().problem()
@@ -525,7 +529,9 @@ def _when_due(
 
 
 def new_experience(config: ReplaySettings, task: Task, demonstrations: Transition | None) -> Experience:
-    """Experience with demonstrations, if there are some, and room for collected rows."""
+    """Experience with demonstrations, if there are some, and room for collected rows. Raises UserError if its rows cannot
+    be augmented as the settings ask."""
+    check_images(config, task.observation)
     return experience.init(row_like(task), config.replay_capacity, config.replay, demonstrations, config.num_envs)
 
 
@@ -540,7 +546,8 @@ def learn_from_experience(
     given: Callable[[Batch], dict[str, Array]] = lambda batch: {},
 ) -> tuple[PyTree, Experience, Metrics]:
     """Store the transitions [period, num_envs] of one call of `learn`, and update the agent on batches of experience as
-    `update_agent` does. Priorities are written after each update. Returns (agent's state, experience, metrics).
+    `update_agent` does. Images are augmented as the settings ask. Priorities are written after each update. Returns
+    (agent's state, experience, metrics).
 
     The agent's state has the field `discount`. `given(batch)` are arguments [B] of the critics' update besides `weight`.
     """
@@ -560,6 +567,7 @@ def learn_from_experience(
             arguments |= {"weight": batch.weight}
         if config.n_step > 1 and config.one_step_weight > 0:
             rows, arguments = with_one_step(rows, rows_of(1), arguments, state.discount, config.one_step_weight)
+        rows = augmented(config, rows, jax.random.fold_in(key, 1))
         found = {} if batch.weight is None else {"replay/weight": Average.of(jnp.mean(batch.weight))}
         if held.demonstrations is not None:
             found["replay/demonstrations"] = Average.of(jnp.mean(batch.is_demonstration, dtype=float))
@@ -639,10 +647,12 @@ def improve_in_model(
 
 
 def model_for(config: UnknownToTheModel, task: Task) -> DynamicsModel:
-    """The dynamics model for `task` that the settings choose: an ensemble, or Gaussian processes. It learns what
-    `ensemble_for` says."""
+    """The dynamics model for `task` that the settings choose: an ensemble, Gaussian processes, or a score-matching model.
+    It learns what `ensemble_for` says."""
     if isinstance(config, DynamicsChoice) and config.dynamics == "gp":
         return gaussian_process.make(config.gp, **_of_model(config, task))
+    if isinstance(config, DynamicsChoice) and config.dynamics == "score":
+        return score_matching.make(config.score, **_of_model(config, task))
     return ensemble_for(config, task)
 
 

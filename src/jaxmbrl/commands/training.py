@@ -67,7 +67,8 @@ def train(words: list[str]) -> int:
 
 
 def distill(words: list[str]) -> int:
-    """`jaxmbrl distill`: train a small network that imitates the policy of a run, on the run's task."""
+    """`jaxmbrl distill`: train a small network that imitates the policy of a run, on the run's task, or with `--env` on
+    this task with another observation."""
     from jaxmbrl.training import programs
     from jaxmbrl.training.run_folder import RunFolder
 
@@ -78,7 +79,8 @@ def distill(words: list[str]) -> int:
     run, *rest = words
     of = programs.read(RunFolder.open(run))
     repeat = ["--action-repeat", str(of.action_repeat)] if of.action_repeat > 1 else []
-    return train(["distillation", "--env", of.env, "--expert", run, "--seeds", str(of.seeds), *repeat, *rest])
+    env = [] if options.values("--env", rest) else ["--env", of.env]
+    return train(["distillation", *env, "--expert", run, "--seeds", str(of.seeds), *repeat, *rest])
 
 
 def _hosts(words: list[str]) -> tuple[Hosts, list[str]]:

@@ -138,6 +138,9 @@ class DynamicsModel(NamedTuple):
     predict: Callable[[Any, Float[Array, "N O"], Float[Array, "N A"]], tuple[Float[Array, "E N D"], Float[Array, "E N D"]]]
     """(state, observation, action) -> (mean, variance) of every member's prediction, in the task's units."""
     world: Callable[[Any], World]
+    mixtures: Callable[..., Any] | None = None
+    """(state, observation, action) -> every member's prediction, a `distributions.GaussianMixture` [E, N, K, D] in the
+    task's units, if it is not the Gaussian with the mean and the variance of `predict`."""
 
 
 Objective: TypeAlias = Callable[[Shaped[Array, "H ..."], Key], Float[Array, ""]]

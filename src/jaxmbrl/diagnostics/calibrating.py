@@ -4,8 +4,8 @@ A model is calibrated if, for every level p, a share p of the observed values li
 (Kuleshov et al., Accurate uncertainties for deep learning using calibrated regression, arXiv 1807.00263, section 3). Their
 measure is a weighted sum of squared differences between observed shares and levels. Ours is the mean absolute difference.
 
-The prediction is the equally weighted mixture of the members' Gaussians, one dimension at a time. A value lies below the
-p-quantile if its probability integral transform, the mixture's distribution function (CDF) at the value, is below p.
+The prediction is the equally weighted mixture of the members' distributions, one dimension at a time. A value lies below
+the p-quantile if its probability integral transform, the mixture's distribution function (CDF) at the value, is below p.
 
 Where a member's variance is 0, the distribution function jumps. A value at a jump counts in proportion at every level
 between the ends of the jump, so that an exact prediction without noise is calibrated (Czado, Gneiting and Held, Predictive
@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from jaxmbrl.core.types import PyTree, Transition
 from jaxmbrl.diagnostics import predicting
-from jaxmbrl.diagnostics.predicting import Model
+from jaxmbrl.diagnostics.predicting import Model, Prediction
 
 LEVELS = 19
 """Default number of quantile levels: 0.05 to 0.95."""
@@ -50,12 +50,21 @@ def distribution_function(
 ) -> tuple[Float[Array, "N D"], Float[Array, "N D"]]:
     """(P(X < value), P(X <= value)) under the mixture of the E Gaussians. They differ only at the mean of a member without
     variance."""
-    certain = variance == 0
-    standard = (value - mean) / jnp.sqrt(jnp.where(certain, 1.0, variance))
+    return transforms(predicting.of_gaussians(mean, variance), value)
+
+
+def transforms(prediction: Prediction, value: Float[Array, "N D"]) -> tuple[Float[Array, "N D"], Float[Array, "N D"]]:
+    """The same under the mixture of the members' predictions."""
+    certain = prediction.variances == 0
+    standard = (value - prediction.means) / jnp.sqrt(jnp.where(certain, 1.0, prediction.variances))
     smooth = jax.scipy.stats.norm.cdf(standard)
+
+    def mixed(of_components: Float[Array, "E K N D"]) -> Float[Array, "N D"]:
+        return jnp.mean(jnp.sum(prediction.weights * of_components, axis=1), axis=0)
+
     less = jnp.where(certain, jnp.heaviside(standard, 0.0), smooth)
     or_less = jnp.where(certain, jnp.heaviside(standard, 1.0), smooth)
-    return jnp.mean(less, axis=0), jnp.mean(or_less, axis=0)
+    return mixed(less), mixed(or_less)
 
 
 def calibrate(
@@ -93,7 +102,5 @@ def calibration(model: Model, state: Any, dataset: Transition, levels: Float[Arr
     return of_transforms(jnp.asarray(less), jnp.asarray(or_less), levels)
 
 
-def _transforms(
-    mean: Float[Array, "E N D"], variance: Float[Array, "E N D"], target: Float[Array, "N D"]
-) -> tuple[PyTree, tuple[()]]:
-    return distribution_function(mean, variance, target), ()
+def _transforms(prediction: Prediction, target: Float[Array, "N D"]) -> tuple[PyTree, tuple[()]]:
+    return transforms(prediction, target), ()

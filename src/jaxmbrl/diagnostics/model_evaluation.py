@@ -18,7 +18,7 @@ from jaxmbrl.core.types import DynamicsModel, PyTree, Task, Transition
 from jaxmbrl.core.warning import warn_user
 from jaxmbrl.data import dataset, examining, replay
 from jaxmbrl.diagnostics.one_step import ModelEvaluation, evaluate_model
-from jaxmbrl.models import EnsembleConfig, ensemble, gaussian_process
+from jaxmbrl.models import EnsembleConfig, ensemble, gaussian_process, score_matching
 from jaxmbrl.training import memory, programs
 
 
@@ -90,6 +90,8 @@ def fit_and_evaluate(
     }
     if config.dynamics == "gp":
         model = gaussian_process.make(config.gp, **known)
+    elif config.dynamics == "score":
+        model = score_matching.make(config.score, **known)
     else:
         on_epoch = None if update is None else lambda epochs: update(int(epochs))
         model = ensemble.make(config.ensemble, **known, on_epoch=on_epoch)

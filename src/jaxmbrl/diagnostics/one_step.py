@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from jaxmbrl.core.types import PyTree, Transition
 from jaxmbrl.diagnostics import calibrating, predicting
 from jaxmbrl.diagnostics.calibrating import Calibration
-from jaxmbrl.diagnostics.predicting import Model
+from jaxmbrl.diagnostics.predicting import Model, Prediction
 from jaxmbrl.models import uncertainty
 
 
@@ -34,10 +34,10 @@ class ModelEvaluation(NamedTuple):
     epistemic: Float[np.ndarray, "D"]
     """Square root of the mean variance between the members' predicted means."""
     member_nll: Float[np.ndarray, "E D"]
-    """Mean negative log-likelihood (NLL) of each member's Gaussian, in nats, with the density in the task's units. NaN if a
-    variance is 0, because there is no density then."""
+    """Mean negative log-likelihood (NLL) of each member's distribution, in nats, one dimension at a time, with the density
+    in the task's units. NaN if a variance is 0, because there is no density then."""
     mixture_nll: Float[np.ndarray, "D"]
-    """The same for the equally weighted mixture of the members' Gaussians, one dimension at a time."""
+    """The same for the equally weighted mixture of the members' distributions."""
     calibration: Calibration
     predicted: Float[np.ndarray, "N D"]
     """Mean over members of the predicted [observation change, reward]."""
@@ -80,22 +80,22 @@ def evaluate_model(
     )
 
 
-def _summary(
-    mean: Float[Array, "E N D"], variance: Float[Array, "E N D"], target: Float[Array, "N D"]
-) -> tuple[PyTree, PyTree]:
-    aleatoric, epistemic = uncertainty(mean, variance)
-    density = jax.scipy.stats.norm.logpdf(target, mean, jnp.sqrt(variance))
-    density = jnp.where(variance > 0, density, jnp.nan)
-    mixture = jax.nn.logsumexp(density, axis=0) - math.log(density.shape[0])
+def _summary(prediction: Prediction, target: Float[Array, "N D"]) -> tuple[PyTree, PyTree]:
+    aleatoric, epistemic = uncertainty(prediction.mean, prediction.variance)
+    variances = prediction.variances
+    density = jax.scipy.stats.norm.logpdf(target, prediction.means, jnp.sqrt(variances))
+    density = jnp.where(variances > 0, density, jnp.nan)
+    of_member = jax.nn.logsumexp(jnp.log(prediction.weights) + density, axis=1)
+    mixture = jax.nn.logsumexp(of_member, axis=0) - math.log(of_member.shape[0])
     by_row = {
         "target": target,
-        "middle": jnp.mean(mean, axis=0),
-        "transforms": calibrating.distribution_function(mean, variance, target),
+        "middle": jnp.mean(prediction.mean, axis=0),
+        "transforms": calibrating.transforms(prediction, target),
     }
     sums = {
         "aleatoric": jnp.sum(aleatoric, axis=0),
         "epistemic": jnp.sum(epistemic, axis=0),
-        "member_nll": -jnp.sum(density, axis=1),
+        "member_nll": -jnp.sum(of_member, axis=1),
         "mixture_nll": -jnp.sum(mixture, axis=0),
     }
     return by_row, sums

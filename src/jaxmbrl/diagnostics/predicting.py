@@ -4,6 +4,9 @@ A model needs only a function `predict(state, observation [N, O], action [N, A])
 and variance are [E, N, D], in the task's units. D is O for the next observation alone, or O + 1 with the reward last.
 Actions of a discrete space are int32 [N]. A `DynamicsModel` has such a function. For your own model, use any object with a
 `predict` field, such as `Predictor`; `state` is then the first argument of its `predict`.
+
+The prediction of a member is the Gaussian with this mean and variance, unless the model has a function `mixtures` (see
+`core.types.DynamicsModel`).
 """
 
 from __future__ import annotations
@@ -81,32 +84,56 @@ def check(model: Model, state: Any, rows: Transition) -> Sizes:
     return Sizes(got[0][0], size, got[0][2])
 
 
+class Prediction(NamedTuple):
+    """The predictions of E members, each a mixture of K Gaussians, for N rows."""
+
+    mean: Float[Array, "E N D"]
+    variance: Float[Array, "E N D"]
+    weights: Float[Array, "E K #N #D"]
+    """Of the components; they sum to 1 over K."""
+    means: Float[Array, "E K N D"]
+    variances: Float[Array, "E K N D"]
+
+
+def of_gaussians(mean: Float[Array, "E N D"], variance: Float[Array, "E N D"]) -> Prediction:
+    """The prediction of E members that each predict one Gaussian."""
+    weights = jnp.ones((mean.shape[0], 1, 1, 1), mean.dtype)
+    return Prediction(mean, variance, weights, mean[:, None], variance[:, None])
+
+
 def summarize(
-    summary: Callable[[Array, Array, Array], tuple[PyTree, PyTree]], model: Model, state: Any, rows: Transition
+    summary: Callable[[Prediction, Array], tuple[PyTree, PyTree]], model: Model, state: Any, rows: Transition
 ) -> tuple[PyTree, PyTree]:
-    """`summary(mean [E, n, D], variance [E, n, D], target [n, D])` of all rows [N, ...], `ROWS_AT_ONCE` at a time.
+    """`summary(prediction, target [n, D])` of all rows [N, ...], `ROWS_AT_ONCE` at a time.
 
     `summary` returns (arrays with a leading axis of rows, sums over the rows). Returns (the arrays [N, ...], means over the
     N rows in float64). The members' activations for all rows need not fit in memory at once. `summary` should be a
     module-level function, because each new function object is compiled again.
     """
     target = targets(rows, check(model, state, rows))
-    count = target.shape[0]
+    count, mixtures = target.shape[0], getattr(model, "mixtures", None)
     kept, total = [], None
     for at in range(0, count, ROWS_AT_ONCE):
         part = slice(at, at + ROWS_AT_ONCE)
         given = (jnp.asarray(x) for x in (rows.observation[part], rows.action[part], target[part]))
-        by_row, sums = jax.device_get(_summarized(summary, model.predict, state, *given))
+        by_row, sums = jax.device_get(_summarized(summary, model.predict, mixtures, state, *given))
         kept.append(by_row)
         sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
         total = sums if total is None else jax.tree.map(np.add, total, sums)
     return jax.tree.map(lambda *parts: np.concatenate(parts), *kept), jax.tree.map(lambda x: x / count, total)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _summarized(summary: Callable[..., Any], predict: Predict, state: Any, *given: Array) -> tuple[PyTree, PyTree]:
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _summarized(
+    summary: Callable[..., Any], predict: Predict, mixtures: Callable[..., Any] | None, state: Any, *given: Array
+) -> tuple[PyTree, PyTree]:
     observation, action, target = given
-    return summary(*predict(state, observation, action), target)
+    prediction = of_gaussians(*predict(state, observation, action))
+    if mixtures is not None:
+        found = mixtures(state, observation, action)
+        weights, means, stds = (jnp.swapaxes(part, 1, 2) for part in (found.log_weight(), found.mean, found.log_std))
+        prediction = Prediction(*prediction[:2], jnp.exp(weights), means, jnp.exp(2 * stds))
+    return summary(prediction, target)
 
 
 def targets(rows: Transition, sizes: Sizes) -> Shaped[np.ndarray, "N D"]:

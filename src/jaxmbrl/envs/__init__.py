@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jaxmbrl.envs.bridges.gymnasium_task import from_gymnasium
     from jaxmbrl.envs.checking import check
     from jaxmbrl.envs.images import pixels
+    from jaxmbrl.envs.kicks import kicked
     from jaxmbrl.envs.observed import masked, stacked
 
 TASKS: dict[str, str | Callable[[], Task]] = {
@@ -105,14 +106,15 @@ FAMILIES: dict[str, str | Callable[[str], Task]] = {
     "brax": "bridges.brax_playground:brax_task",
     "bsuite": "tabular.deep_sea:bsuite_task",
     "gymnasium": "bridges.gymnasium_task:registered",
+    "kicked": "kicks:kicked_by_name",
     "masked": "observed:masked_by_name",
     "pixels": "images:pixels_by_name",
     "playground": "bridges.brax_playground:playground_task",
     "stacked": "observed:stacked_by_name",
 }
-"""Families of tasks that are made by name: those of other packages, those with a size in their name, and tasks with another
-observation (`envs.masked`, `envs.stacked`, `envs.pixels`). `make("family/name")` calls the function of the family with the
-name."""
+"""Families of tasks that are made by name: those of other packages, those with a size in their name, tasks with another
+observation (`envs.masked`, `envs.stacked`, `envs.pixels`), and with noise (`envs.kicked`). `make("family/name")` calls the
+function of the family with the name."""
 
 _LAZY = {
     "Task": "jaxmbrl.core.types",
@@ -122,6 +124,7 @@ _LAZY = {
     "masked": "jaxmbrl.envs.observed",
     "stacked": "jaxmbrl.envs.observed",
     "pixels": "jaxmbrl.envs.images",
+    "kicked": "jaxmbrl.envs.kicks",
     "check": "jaxmbrl.envs.checking",
     "as_gymnasium": "jaxmbrl.envs.bridges.as_gymnasium",
     "as_gymnasium_vector": "jaxmbrl.envs.bridges.as_gymnasium",
@@ -254,6 +257,7 @@ __all__ = [
     "check_name",
     "family",
     "from_gymnasium",
+    "kicked",
     "make",
     "make_task",
     "masked",

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxmbrl.core import hints
 from jaxmbrl.core.config import UserError
-from jaxmbrl.core.spaces import Box, Discrete, Space
+from jaxmbrl.core.spaces import Box, Discrete, Space, encoded_size
 from jaxmbrl.core.types import Action, Env, Features, Key, PyTree, SaturatingReward, Task, Transition, World
 from jaxmbrl.envs.signatures import check_callable
 
@@ -190,18 +190,27 @@ def never(next_observation: Float[Array, "*n O"]) -> Bool[Array, "*n"]:
 
 def vector_sizes(task: Task, method: str) -> tuple[int, int]:
     """(length of an observation, length of an action) for a method that needs vectors of floats. Raises UserError if the
-    task has other spaces."""
+    task has other spaces; `action_vector` accepts images."""
     _check_spaces(task, method, "vectors", _is_vector)
     return task.observation.shape[0], task.action.shape[0]
 
 
-def vectors_and_actions(task: Task, method: str) -> tuple[int, Space]:
+def action_vector(task: Task, method: str) -> int:
+    """The length of an action for a method that takes vectors or images as observations, and vectors of floats as actions.
+    Raises UserError if the task has other spaces."""
+    _check_space(task, method, "vectors and images", "observations", lambda space: _is_vector(space) or _is_image(space))
+    _check_space(task, method, "vectors", "actions", _is_vector)
+    return task.action.shape[0]
+
+
+def vectors_and_actions(task: Task, method: str, images: bool = False) -> tuple[int, Space]:
     """(length of an observation, space of an action) for a method that needs vectors of floats as observations, and such
-    vectors or choices as actions. Raises UserError if the task has other spaces."""
-    takes = "vector observations and continuous or discrete actions"
-    _check_space(task, method, takes, "observations", _is_vector)
+    vectors or choices as actions. Raises UserError if the task has other spaces. With `images`, these are accepted as
+    observations too; their length is the number of their entries."""
+    takes = f"vector{' or image' if images else ''} observations and continuous or discrete actions"
+    _check_space(task, method, takes, "observations", lambda space: _is_vector(space) or (images and _is_image(space)))
     _check_space(task, method, takes, "actions", lambda space: isinstance(space, Discrete) or _is_vector(space))
-    return task.observation.shape[0], task.action
+    return encoded_size(task.observation), task.action
 
 
 def discrete_sizes(task: Task, method: str) -> tuple[int, int]:
@@ -219,6 +228,12 @@ def number_of_actions(task: Task, method: str, images: bool = False) -> int:
     if not images:
         _check_space(task, method, "vectors or numbers", "observations", lambda space: not _is_image(space))
     return cast(Discrete, task.action).n
+
+
+def action_size(task: Task, method: str) -> int:
+    """Length of an action for a method that needs vectors of floats as actions. Raises UserError if the task has others."""
+    _check_space(task, method, "continuous actions", "actions", _is_vector)
+    return task.action.shape[0]
 
 
 def _is_image(space: Space) -> bool:
@@ -253,7 +268,7 @@ def _instead(task: Task, space: Space) -> str:
     if not _is_image(space):
         return "another task"
     other = f"the task '{plain[1]}'" if plain else "another task"
-    return f"{other}, or a method for images, such as dqn (docs/pixels.md)"
+    return f"{other}, or a method for images, such as sac (docs/pixels.md)"
 
 
 def typed(leaf: Any) -> Array:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
@@ -21,6 +22,7 @@ from jaxmbrl.core.spaces import Box, Space
 from jaxmbrl.core.types import Action, Carry, Env, HostEnv, HostStep, Key, Observation, PyTree, Task, Transition, World
 from jaxmbrl.envs.action_repeat import RepeatedEnv
 from jaxmbrl.envs.base import State
+from jaxmbrl.envs.kicks import KickedEnv
 
 VELOCITIES = "velocities"
 """Stands for all entries with "velocity" in their names."""
@@ -244,10 +246,46 @@ class ObservedHost:
 
 
 def plain(env: Any) -> Any:
-    """The environment inside all wrappers that repeat its actions or change its observation."""
-    while isinstance(env, RepeatedEnv | ObservedEnv):
+    """The environment inside all wrappers that repeat or kick its actions or change its observation."""
+    while isinstance(env, RepeatedEnv | ObservedEnv | KickedEnv):
         env = env.env
     return env
+
+
+def shows(task: str, of: str) -> bool:
+    """Whether the task named `task` is the one named `of`, or this one with another observation.
+
+    >>> from jaxmbrl.envs import observed
+    >>> observed.shows("stacked/3/pixels/pendulum", "pendulum"), observed.shows("pendulum", "masked/pendulum")
+    (True, False)
+    """
+    prefix = task.removesuffix(of)
+    return task.endswith(of) and re.fullmatch(r"((masked|stacked|pixels)/((\d+|grey|,)+/)?)*", prefix) is not None
+
+
+def beneath(task: Task, of: Task) -> Callable[[Carry], Carry]:
+    """Carry of the world of `task` -> the carry of the world of `of`, which is the same task with its own observation
+    (`shows`). Raises UserError for a task on the host, which has no carry."""
+    if task.host is not None:
+        raise UserError(f"task '{task.name}' runs on the host, where the state behind an observation is not known")
+    above, below = (_layers(jax.eval_shape(made.world.reset, jax.random.key(0))) for made in (task, of))
+
+    def inside(carry: Carry, layers: int) -> Carry:
+        if layers == 0:
+            return carry
+        if isinstance(carry, Observed):
+            return inside(carry.carry, layers - 1)
+        repeated, elapsed = carry
+        return inside(repeated, layers), elapsed
+
+    return lambda carry: inside(carry, above - below)
+
+
+def _layers(carry: Carry) -> int:
+    """How often the observation was changed. A world whose actions are repeated has a pair as its carry."""
+    if isinstance(carry, Observed):
+        return 1 + _layers(carry.carry)
+    return _layers(carry[0]) if type(carry) is tuple and len(carry) == 2 and isinstance(carry[0], Observed) else 0
 
 
 def _around(state: Any, shown: Observation) -> State:

@@ -25,6 +25,17 @@ def pets_kernel_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = float)
     return jax.nn.initializers.truncated_normal(1 / (2 * math.sqrt(shape[-2])))(key, shape, dtype)
 
 
+def with_deviation(params: Any, deviation: float) -> Any:
+    """`params` of flax modules whose kernels were drawn by `lecun_normal`, the default, as if they had been drawn with this
+    standard deviation whatever the number of inputs. Kernels that are 0 remain 0."""
+
+    def scaled(path: Any, x: jax.Array) -> jax.Array:
+        is_kernel = jax.tree_util.keystr(path[-1:], simple=True) == "kernel"
+        return deviation * math.sqrt(x.shape[-2]) * x if is_kernel else x
+
+    return jax.tree_util.tree_map_with_path(scaled, params)
+
+
 RARE = 0.05
 """Below this rate, `bernoulli` samples the positions of the true entries, not one number for each entry."""
 
@@ -156,19 +167,22 @@ NATURE: tuple[ConvLayer, ...] = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 class ConvTorso(nn.Module):
     """Convolutions without padding, each followed by a ReLU: an image [H, W, C] -> features in one row.
 
-    Pixels (integers in 0 .. 255) are divided by 255; images of real numbers are used as they are. The image must be at
-    least as large as each kernel when it gets there; `smallest_side` is the least side for given layers.
+    Pixels (integers in 0 .. 255) are divided by 255, and `middle` is subtracted; images of real numbers are used as they
+    are. The image must be at least as large as each kernel when it gets there; `smallest_side` is the least side for given
+    layers. Without layers the features are the pixels.
     """
 
     layers: tuple[ConvLayer, ...] = NATURE
     kernel_init: Initializer = nn.initializers.lecun_normal()
+    middle: float = 0.0
 
     @nn.compact
     def __call__(self, image: Shaped[Array, "*n H W C"]) -> Float[Array, "*n F"]:
         """The features of images."""
         dtype = jnp.result_type(float)
         x = image.astype(dtype)
-        x = x if jnp.issubdtype(image.dtype, jnp.floating) else x / 255
+        if not jnp.issubdtype(image.dtype, jnp.floating):
+            x = x / 255 - self.middle if self.middle else x / 255
         for i, (units, size, stride) in enumerate(self.layers):
             x = nn.relu(Convolution(units, size, stride, self.kernel_init, dtype, name=f"Conv_{i}")(x))
         return x.reshape(*x.shape[:-3], -1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import jax
 import optax
 from annotated_types import Ge, Gt
+from jaxtyping import Array, Float
 
 from jaxmbrl.nn.optimizer import clip_by_parameter_norm, scale_by_laprop
 
@@ -39,3 +42,25 @@ def chain(config: RuleConfig) -> optax.GradientTransformation:
     if config.warmup > 0:
         parts.append(optax.scale_by_schedule(optax.linear_schedule(0.0, 1.0, config.warmup)))
     return optax.chain(*parts)
+
+
+def scaled(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    """Multiplies the directions of named parts of a dict of parameters, such as `{"encoder": 0.3}`: after a `chain`, these
+    parts have another learning rate. The others are unchanged."""
+
+    def scale(directions: Any, params: Any = None) -> Any:
+        return {
+            name: jax.tree.map(lambda x, name=name: factors[name] * x, part) if name in factors else part
+            for name, part in directions.items()
+        }
+
+    return optax.stateless(scale)
+
+
+def limited(gradient: Any, bound: float) -> tuple[Any, Float[Array, ""]]:
+    """(the gradient with a norm of at most `bound`, its norm before); 0 for no bound. For gradients of several optimisers
+    that are limited together; a `chain` limits those of one."""
+    norm = optax.tree.norm(gradient)
+    if bound == 0:
+        return gradient, norm
+    return optax.clip_by_global_norm(bound).update(gradient, optax.EmptyState())[0], norm

@@ -29,7 +29,7 @@ from jaxmbrl.planning.gradient import GradientConfig
 from jaxmbrl.planning.icem import ICEMConfig
 from jaxmbrl.planning.ilqr_planner import ILQRConfig
 from jaxmbrl.planning.mppi import MPPIConfig
-from jaxmbrl.planning.policy import planning_policy
+from jaxmbrl.planning.policy import planning_policy, proposals_of
 from jaxmbrl.planning.problem import RiskConfig, make_problem, play, problem_of_score, unit_box
 from jaxmbrl.planning.random_shooting import RandomShootingConfig
 
@@ -57,6 +57,7 @@ __all__ = [
     "play",
     "policy_shooting",
     "problem_of_score",
+    "proposals_of",
     "random_shooting",
     "unit_box",
 ]

@@ -7,6 +7,14 @@
         mean <- sum over candidates of softmax(returns / temperature) times the candidate
     return the mean
 
+TD-MPC2 (Hansen et al., arXiv 2310.16828, section 3.3) searches with elites and a deviation that is refitted, by settings:
+
+    repeat `iterations` times:
+        sample candidates; the elites are the `elites` best of them
+        w = softmax(returns / temperature) of the elites
+        mean <- sum w elite,  deviation <- sqrt(sum w (elite - mean)^2) between `min_deviation` and its first value
+    return the mean, or with `drawn` an elite of the last iteration, drawn with probabilities w
+
 The average is over the clipped candidates. a_{-1} is the last action taken; at the start of an episode it is the middle of
 the bounds. The next plan starts from the mean, shifted by one step, with the middle of the bounds at its end.
 Proposals are candidates of every iteration, clipped and not smoothed.
@@ -57,10 +65,26 @@ class MPPIConfig:
     """Difference of two returns at which their weights differ by the factor e, in units of the return."""
     deviation: Annotated[float, Gt(0)] = 1.0
     """Standard deviation of the noise, in units of half the action range. It has no effect on discrete actions."""
+    elites: Annotated[int, Ge(1)] | None = None
+    """Number of best candidates over which the average is taken; None for all."""
+    min_deviation: Annotated[float, Gt(0)] | None = None
+    """If given, the standard deviation of each action is refitted in each iteration, to at least this and at most
+    `deviation`, in the same units; each search begins with `deviation`. It has no effect on discrete actions."""
+    drawn: bool = False
+    """Whether the plan is one of the averaged candidates, drawn by their weights, instead of the mean. It has no effect on
+    discrete actions."""
     smoothing: Annotated[float, Gt(0), Le(1)] = 0.9
     """Weight of a new action relative to the previous action; 1 for no smoothing. It has no effect on discrete actions."""
     floor: Annotated[float, Ge(0), Le(1)] = 0.05
     """Share of the uniform distribution in the probabilities of each step, for discrete actions."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """(field, message) of the first violated rule that involves several fields, or None."""
+        if self.elites is not None and self.elites > self.population:
+            return "elites", f"must be at most population ({self.population}), got {self.elites}"
+        if self.min_deviation is not None and self.min_deviation > self.deviation:
+            return "min_deviation", f"must be at most deviation ({self.deviation}), got {self.min_deviation}"
+        return None
 
 
 class PlanState(NamedTuple):
@@ -70,20 +94,31 @@ class PlanState(NamedTuple):
     """Mean of the next search's first population."""
     played: Float[Array, "A"]
     """The last action taken."""
+    deviation: Float[Array, "A"]
+    """The standard deviation of that action at the end of its search, for noise that explores."""
+
+
+class Moved(NamedTuple):
+    """Parameters of the normal distribution."""
+
+    mean: Float[Array, "H A"]
+    deviation: Float[Array, "H A"]
+    plan: Any
+    """A candidate of the last iteration [H, A], drawn by the weights, or () if none is drawn."""
 
 
 class Distribution(NamedTuple):
-    """The distribution of action sequences that the search moves, with its parameters as an array."""
+    """The distribution of action sequences that the search moves. Its parameters are a pytree."""
 
     init: Callable[[], Any]
     """Plan state of the first plan."""
-    start: Callable[[Any], Array]
+    start: Callable[[Any], Any]
     """plan state -> parameters before the first iteration."""
-    sample: Callable[[Key, Any, Array], Shaped[Array, "P H ..."]]
+    sample: Callable[[Key, Any, Any], Shaped[Array, "P H ..."]]
     """(key, plan state, parameters) -> candidates."""
-    average: Callable[[Array, Shaped[Array, "Q H ..."], Float[Array, "Q"]], Array]
-    """(parameters, candidates, their returns) -> parameters."""
-    plan: Callable[[Array], tuple[Shaped[Array, "H ..."], Any]]
+    average: Callable[[Any, Shaped[Array, "Q H ..."], Float[Array, "Q"], Key | None], Any]
+    """(parameters, candidates, their returns, key or None if no candidate is drawn) -> parameters."""
+    plan: Callable[[Any], tuple[Shaped[Array, "H ..."], Any]]
     """parameters -> (actions, next plan state)."""
 
 
@@ -98,12 +133,15 @@ def make(config: MPPIConfig, action: Space) -> Planner:
         search.check_space(problem, action)
         offered = search.admit(proposals, config.horizon, action)
 
-        def iteration(found: tuple[Array, Array], key: Key) -> tuple[tuple[Array, Array], None]:
+        def iteration(found: tuple[Any, Array], key: Key) -> tuple[tuple[Any, Array], None]:
             parameters, nonfinite = found
-            noise_key, objective_key = jax.random.split(key)
+            noise_key, objective_key, *draw_key = jax.random.split(key, 3 if config.drawn else 2)
             population = moved.sample(noise_key, state, parameters)
             population, returns, bad = search.evaluate(problem.score, population, objective_key, offered)
-            return (moved.average(parameters, population, returns), nonfinite + bad), None
+            if config.elites is not None:
+                population, returns = search.best(population, returns, config.elites)
+            parameters = moved.average(parameters, population, returns, draw_key[0] if draw_key else None)
+            return (parameters, nonfinite + bad), None
 
         start = (moved.start(state), jnp.zeros((), jnp.int32))
         (parameters, nonfinite), _ = jax.lax.scan(iteration, start, jax.random.split(key, config.iterations))
@@ -120,28 +158,37 @@ def gaussian(config: MPPIConfig, action: Box) -> Distribution:
 
     def init() -> PlanState:
         rest = search.default_plan(config.horizon, box)
-        return PlanState(rest, rest[0])
+        return PlanState(rest, rest[0], jnp.full_like(rest[0], deviation))
 
-    def sample(key: Key, state: PlanState, mean: Float[Array, "H A"]) -> Float[Array, "P H A"]:
-        noise = deviation * jax.random.normal(key, (config.population, *mean.shape), mean.dtype)
-        return candidates(mean, state.played, noise, config.smoothing, box)
+    def start(state: PlanState) -> Moved:
+        return Moved(state.mean, jnp.full_like(state.mean, deviation), state.mean if config.drawn else ())
 
-    def plan(mean: Float[Array, "H A"]) -> tuple[Float[Array, "H A"], PlanState]:
-        return mean, PlanState(search.shift(mean, jnp.full_like(mean[0], search.middle(box))), mean[0])
+    def sample(key: Key, state: PlanState, moved: Moved) -> Float[Array, "P H A"]:
+        spread = deviation if config.min_deviation is None else moved.deviation
+        noise = spread * jax.random.normal(key, (config.population, *moved.mean.shape), moved.mean.dtype)
+        return candidates(moved.mean, state.played, noise, config.smoothing, box)
 
-    return Distribution(
-        init=init,
-        start=lambda state: state.mean,
-        sample=sample,
-        average=lambda mean, population, returns: average(mean, population, returns, config.temperature, box),
-        plan=plan,
-    )
+    def averaged(moved: Moved, population: Array, returns: Array, key: Key | None) -> Moved:
+        mean, spread, plan = average(moved.mean, population, returns, config.temperature, box), moved.deviation, moved.plan
+        if config.min_deviation is not None:
+            least = config.min_deviation * search.half_range(box)
+            spread = refitted_deviation(spread, mean, population, returns, config.temperature, least, deviation)
+        if key is not None:
+            plan = draw(key, mean, population, returns, config.temperature)
+        return Moved(mean, spread, plan)
+
+    def plan(moved: Moved) -> tuple[Float[Array, "H A"], PlanState]:
+        found = moved.plan if config.drawn else moved.mean
+        rest = jnp.full_like(moved.mean[0], search.middle(box))
+        return found, PlanState(search.shift(moved.mean, rest), found[0], moved.deviation[0])
+
+    return Distribution(init, start, sample, averaged, plan)
 
 
 def choices(config: MPPIConfig, n: int) -> Distribution:
     """Categorical distributions [H, n] over n choices."""
 
-    def average(probability: Array, population: Array, returns: Array) -> Array:
+    def average(probability: Array, population: Array, returns: Array, key: Key | None) -> Array:
         weight = weights(returns, config.temperature)
         return categorical.floored(categorical.weighted(probability, population, weight), config.floor)
 
@@ -175,6 +222,30 @@ def average(
     # Only rounding can exceed the bounds.
     found = search.clip(jnp.sum(weight[:, None, None] * population, axis=0), box)
     return jnp.where(jnp.any(jnp.isfinite(returns)), found, mean)
+
+
+def refitted_deviation(
+    deviation: Float[Array, "H A"],
+    mean: Float[Array, "H A"],
+    population: Float[Array, "P H A"],
+    returns: Float[Array, "P"],
+    temperature: float,
+    low: float,
+    high: float,
+) -> Float[Array, "H A"]:
+    """The standard deviation of the population around `mean` with the weights of `average`, between `low` and `high`. If no
+    return is finite, the result is `deviation`."""
+    weight = weights(returns, temperature)
+    found = jnp.sqrt(jnp.sum(weight[:, None, None] * (population - mean) ** 2, axis=0))
+    return jnp.where(jnp.any(jnp.isfinite(returns)), jnp.clip(found, low, high), deviation)
+
+
+def draw(
+    key: Key, mean: Float[Array, "H A"], population: Float[Array, "P H A"], returns: Float[Array, "P"], temperature: float
+) -> Float[Array, "H A"]:
+    """A candidate of the population, drawn with the weights of `average`; `mean` if no return is finite."""
+    chosen = jax.random.categorical(key, jnp.log(weights(returns, temperature)))
+    return jnp.where(jnp.any(jnp.isfinite(returns)), population[chosen], mean)
 
 
 def weights(returns: Float[Array, "P"], temperature: float) -> Float[Array, "P"]:

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from jaxmbrl.core.spaces import Space
 from jaxmbrl.core.types import Action, Key, Memory, Observation, Planner, Policy, PyTree, World
 from jaxmbrl.planning.problem import Discount, RiskConfig, TerminalValue, make_problem
+from jaxmbrl.rollout import rollout
 
 Propose = Callable[[Observation, Key], Shaped[Array, "P H ..."]]
 
@@ -49,6 +51,18 @@ def planning_policy(
         return actions[0], statistics, memory
 
     return Policy(init=lambda key: planner.init(), act=act)
+
+
+def proposals_of(world: World, policy: Policy, origin: Callable[[Observation], Any], horizon: int) -> Propose:
+    """Proposals for `planning_policy`: the action sequences [P, H, ...] of a `policy` without memory in a learned `world`,
+    one for each of the P rows of `origin(observation)` (TD-MPC2, arXiv 2310.16828, section 3.3)."""
+
+    def proposed(observation: Observation, key: Key) -> Shaped[Array, "P H ..."]:
+        start_key, rollout_key = jax.random.split(key)
+        start = (world.start(origin(observation), start_key), ())
+        return jnp.swapaxes(rollout(world, policy, start, rollout_key, horizon)[1].action, 0, 1)
+
+    return proposed
 
 
 def propose(proposals: Propose | None, observation: Observation, key: Key) -> tuple[Shaped[Array, "P H ..."] | None, Key]:

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxmbrl.agents.distillation import Expert, label_of_action
+from jaxmbrl.agents.distillation import Expert, label_of_action, privileged
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Discrete
 from jaxmbrl.core.types import Action, Algorithm, Clock, Key, Memory, Observation, Policy, PyTree, Task, Views
+from jaxmbrl.envs.observed import beneath
 from jaxmbrl.rollout import world_of
 from jaxmbrl.training import programs, restoring
 from jaxmbrl.training.loop import clock_at
@@ -25,13 +26,14 @@ def build(config: RunConfig, task: Task | None = None) -> Program:
     """The parts of a run that learns, as `programs.build`, with its expert if it has one. Raises UserError for a method
     that only imitates if it has nothing to imitate."""
     programs.check_taught(config)
-    expert = None if config.expert is None else load(config)
+    expert = None if config.expert is None else load(config, task)
     return programs.build(config, task=task, expert=expert)
 
 
-def load(config: RunConfig) -> Expert:
-    """The expert of a run, with a policy for each of its seeds. Raises UserError if it has been trained further since the
-    run began, or if its actions are repeated another number of times."""
+def load(config: RunConfig, task: Task | None = None) -> Expert:
+    """The expert of a run, with a policy for each of its seeds. `task` is the run's own, if not that with the name
+    `config.env`; if the expert's has another observation, the expert is `privileged`. Raises UserError if it has been
+    trained further since the run began, or if its actions are repeated another number of times."""
     assert config.expert is not None
     program, state, restored = restoring.newest(config.expert)
     steps = restored.extra["env_steps"]
@@ -45,7 +47,11 @@ def load(config: RunConfig) -> Expert:
             f"action_repeat must be {program.config.action_repeat}, that of the expert in {config.expert}, got "
             f"{config.action_repeat}"
         )
-    return expert_of(program.algorithm, program.task, state.algorithm, clock_at(steps))
+    expert = expert_of(program.algorithm, program.task, state.algorithm, clock_at(steps))
+    if program.config.env == config.env:
+        return expert
+    students = programs.checked_task(config.env if task is None else task, config.action_repeat)
+    return privileged(expert, beneath(students, program.task), program.task.world.observe)
 
 
 def expert_of(algorithm: Algorithm, task: Task, states: PyTree, clock: Clock) -> Expert:

@@ -24,6 +24,7 @@ from jaxmbrl.core.spaces import Box
 from jaxmbrl.core.types import Algorithm, Clock, Hyper, Key, Task, Transition, row_like
 from jaxmbrl.data import dataset, experience
 from jaxmbrl.data.dataset import Dataset
+from jaxmbrl.envs.observed import shows
 from jaxmbrl.envs.shapes import check_shapes
 from jaxmbrl.training import bridged, devices, known_functions, logs, loop, memory, probing
 from jaxmbrl.training.devices import OF_SEEDS, SeedSharding
@@ -254,10 +255,10 @@ def configure(
 
 def _of_expert(run: str | Path, env: str) -> dict[str, Any]:
     """The fields of a run on the task `env` that its expert, the run in folder `run`, determines. Raises UserError if that
-    is of another task or has no checkpoint."""
+    is of another task, apart from its observation, or has no checkpoint."""
     folder = RunFolder.open(run)
     of = read(folder)
-    if of.env != env:
+    if not shows(env, of.env):
         raise UserError(f"the expert in {folder.path} is of {of.env}, not of {env}")
     steps, _ = newest_step(folder, None)
     if steps < 0:

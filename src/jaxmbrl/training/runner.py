@@ -159,6 +159,7 @@ def _check_order(algorithm: Any, env: Any) -> None:
 def distill(
     run: str | Path | Result,
     *,
+    env: str | None = None,
     hidden: tuple[int, ...] | list[int] | None = None,
     settings: Mapping[str, Any] | None = None,
     **arguments: Any,
@@ -168,7 +169,9 @@ def distill(
 
     `hidden` are the units of its hidden layers, and `settings` other settings of `distillation`, such as
     `{"round_steps": 500}`. The other arguments are those of `train`, such as `steps` (labels of each seed) and `out`. Task,
-    action repeat and number of seeds are by default those of the expert: each seed imitates one of the expert's.
+    action repeat and number of seeds are by default those of the expert: each seed imitates one of the expert's. `env` may
+    be the expert's task with another observation, as in `env="stacked/3/pixels/pendulum"` for an expert on `pendulum`: the
+    student then learns from images, and the expert labels the states that they show.
 
     The student is a run like any other: `evaluate`, `export` and `resume` take it. Its expert is needed to resume it only.
 
@@ -183,7 +186,7 @@ def distill(
     of = read(folder)
     chosen = dict(settings or {}) | ({} if hidden is None else {"hidden": list(hidden)})
     of_expert = {"seeds": of.seeds, "action_repeat": of.action_repeat, "expert": folder.path}
-    return train("distillation", of.env, settings=chosen, **{**of_expert, **arguments})
+    return train("distillation", of.env if env is None else env, settings=chosen, **{**of_expert, **arguments})
 
 
 def _check_given(preset: Any, hyper: Any, data: Any, out: Any, stopping: Any, hosts: Any) -> None:

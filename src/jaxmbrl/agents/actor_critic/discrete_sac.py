@@ -33,6 +33,7 @@ from jaxmbrl.agents.actor_critic.sac import Actor, Pool, SACConfig, SACFunctions
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Action, ActorCritic, Key, Observation, PyTree
 from jaxmbrl.models.normalizer import Normalizer
+from jaxmbrl.nn.encoder import Encoder
 from jaxmbrl.nn.networks import MLP
 
 ENTROPY_SHARE = 0.89
@@ -56,15 +57,21 @@ def actor_loss(
     return -jnp.mean(soft_value(log_probability, sac.pooled(values, pool), temperature))
 
 
-def make(config: SACConfig, observation_size: int, n: int, normalizer: Normalizer | None = None) -> ActorCritic:
-    """The agent for flat observations [O] and n discrete actions; its state is a `SACState`. `normalizer` and `hyper` are
-    as in `sac.make`. Raises UserError if no policy has the target entropy."""
+def make(
+    config: SACConfig,
+    observation_size: int,
+    n: int,
+    normalizer: Normalizer | None = None,
+    encoder: Encoder | None = None,
+) -> ActorCritic:
+    """The agent for flat observations [O] and n discrete actions; its state is a `SACState`. `normalizer`, `encoder` and
+    `hyper` are as in `sac.make`. Raises UserError if no policy has the target entropy."""
     target_entropy = ENTROPY_SHARE * math.log(n) if config.target_entropy is None else config.target_entropy
     if not 0 <= target_entropy <= math.log(n):
         raise UserError(f"target_entropy must be from 0 to log {n} = {math.log(n):.3g}, got {target_entropy:g}")
     # The critics' inputs contain no action.
     return sac.assemble(
-        replace(config, target_entropy=target_entropy), functions(config, n), observation_size, 0, normalizer
+        replace(config, target_entropy=target_entropy), functions(config, n), observation_size, 0, normalizer, encoder
     )
 
 

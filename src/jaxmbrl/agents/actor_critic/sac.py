@@ -13,6 +13,11 @@ Differs from the papers: losses have no factor 1/2. Updates are sequential: the 
 as in REDQ's algorithm 1; REDQ's code uses the critics before it. The log standard deviation is clipped to [-20, 2].
 
 For discrete actions, `discrete_sac` has other networks and replaces the expectations over actions by sums.
+
+From images, actor and critics share one encoder (`nn.encoder`), and their networks receive its codes. As in SAC-AE (Yarats
+et al., arXiv 1910.01741), which has a decoder besides, the critics' loss alone trains it: no gradient of the actor's loss
+reaches it. The target critics have an encoder of their own, which follows as they do; the actor has the current one, also
+in the target.
 """
 
 from __future__ import annotations
@@ -47,6 +52,7 @@ from jaxmbrl.data.n_step import NStep
 from jaxmbrl.distributions import sample_squashed
 from jaxmbrl.models.normalizer import Normalizer, normalize
 from jaxmbrl.nn import optimizer
+from jaxmbrl.nn.encoder import Encoder
 from jaxmbrl.nn.networks import MLP, Precision
 from jaxmbrl.nn.optimizer import Trainable
 
@@ -96,9 +102,18 @@ class SACState(NamedTuple):
 
     actor: Trainable
     critic: Trainable
-    """Leaves have the leading axis [critics]. Its `target` are the target critics."""
+    """Leaves have the leading axis [critics], but with an encoder the parameters are a `WithEncoder`. Its `target` are the
+    target critics."""
     log_temperature: Trainable
     discount: Float[Array, ""]
+
+
+class WithEncoder(NamedTuple):
+    """Parameters of critics that receive the codes of one encoder."""
+
+    encoder: PyTree
+    heads: PyTree
+    """Leaves have the leading axis [critics]."""
 
 
 ActorLoss = Callable[[PyTree, SACState, Transition, Key], tuple[Float[Array, ""], Float[Array, ""]]]
@@ -213,13 +228,20 @@ def temperature_loss(
     return -log_temperature * (jax.lax.stop_gradient(log_density) + target_entropy)
 
 
-def make(config: SACConfig, observation_size: int, action_size: int, normalizer: Normalizer | None = None) -> ActorCritic:
+def make(
+    config: SACConfig,
+    observation_size: int,
+    action_size: int,
+    normalizer: Normalizer | None = None,
+    encoder: Encoder | None = None,
+) -> ActorCritic:
     """The agent for flat observations [O] and actions [A] in [-1, 1]; its state is a `SACState`. With a `normalizer` the
-    networks receive normalised observations; the arguments of the agent's functions are always in the task's units.
+    networks receive normalised observations; the arguments of the agent's functions are always in the task's units. With an
+    `encoder` observations are what it takes, such as images, and O is the length of its codes.
 
     `hyper` may hold `learning_rate`, `discount` and `initial_temperature`, traced.
     """
-    return assemble(config, functions(config, action_size), observation_size, action_size, normalizer)
+    return assemble(config, functions(config, action_size), observation_size, action_size, normalizer, encoder)
 
 
 def assemble(
@@ -228,11 +250,12 @@ def assemble(
     observation_size: int,
     action_size: int,
     normalizer: Normalizer | None = None,
+    encoder: Encoder | None = None,
 ) -> ActorCritic:
     """An agent with the networks `parts`. Of `config`, the settings of networks are ignored. `action_size` is the number of
     a critic's inputs for the action; with 0 the target entropy must be given."""
     target_entropy = -float(action_size) if config.target_entropy is None else config.target_entropy
-    return actor_critic(_SAC(config, parts, observation_size, action_size, target_entropy, normalizer))
+    return actor_critic(_SAC(config, parts, observation_size, action_size, target_entropy, normalizer, encoder))
 
 
 class _SAC(NamedTuple):
@@ -244,12 +267,15 @@ class _SAC(NamedTuple):
     action_size: int
     target_entropy: float
     normalizer: Normalizer | None
+    encoder: Encoder | None
 
     def init(self, key: Key, hyper: Hyper) -> SACState:
         config, parts = self.config, self.parts
         actor_key, critic_key = jax.random.split(key)
         observation, pair = jnp.zeros(self.observation_size), jnp.zeros(self.observation_size + self.action_size)
         critic_params = jax.vmap(lambda k: parts.init_critic(k, pair))(jax.random.split(critic_key, config.critics))
+        if self.encoder is not None:
+            critic_params = WithEncoder(self.encoder.init(jax.random.fold_in(key, 0)), critic_params)
         learning_rate = hyper.get("learning_rate", config.learning_rate)
         log_temperature = jnp.log(jnp.asarray(hyper.get("initial_temperature", config.initial_temperature), float))
         return SACState(
@@ -259,21 +285,35 @@ class _SAC(NamedTuple):
             discount=jnp.asarray(hyper.get("discount", config.discount), float),
         )
 
-    def normalized(self, observation: Observation) -> Observation:
-        """The observation in the networks' input, normalised if there is a normaliser."""
+    def inputs(self, critics: PyTree, observation: Observation) -> Observation:
+        """What the networks receive: the code by the encoder in the parameters `critics`, or the observation, normalised if
+        there is a normaliser."""
+        if self.encoder is not None:
+            return self.encoder.apply(critics.encoder, observation)
         return observation if self.normalizer is None else normalize(self.normalizer, observation)
+
+    def actor_inputs(self, state: SACState, observation: Observation) -> Observation:
+        """The same for the actor, whose loss does not train the encoder."""
+        inputs = self.inputs(state.critic.params, observation)
+        return inputs if self.encoder is None else jax.lax.stop_gradient(inputs)
+
+    def heads(self, critics: PyTree) -> PyTree:
+        """The parameters of the critics behind the encoder, if there is one."""
+        return critics if self.encoder is None else critics.heads
 
     def policy(self, state: SACState, explore: bool) -> Policy:
         def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
+            inputs = self.actor_inputs(state, observation)
             if explore:
-                return self.parts.actor.sample(state.actor.params, self.normalized(observation), key)[0], (), memory
-            return self.parts.actor.greedy(state.actor.params, self.normalized(observation)), (), memory
+                return self.parts.actor.sample(state.actor.params, inputs, key)[0], (), memory
+            return self.parts.actor.greedy(state.actor.params, inputs), (), memory
 
         return Policy(init=lambda key: (), act=act)
 
     def policy_with_entropy(self, state: SACState) -> Policy:
         def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
-            action, log_density = self.parts.actor.sample(state.actor.params, self.normalized(observation), key)
+            inputs = self.actor_inputs(state, observation)
+            action, log_density = self.parts.actor.sample(state.actor.params, inputs, key)
             return action, -jnp.exp(state.log_temperature.params) * log_density, memory
 
         return Policy(init=lambda key: (), act=act)
@@ -286,7 +326,8 @@ class _SAC(NamedTuple):
         config, critics = self.config, state.critic.target
         if config.critic_subset < config.critics:
             drawn = jax.random.choice(keys[1], config.critics, (config.critic_subset,), replace=False)
-            critics = jax.tree.map(lambda p: p[drawn], critics)
+            some = jax.tree.map(lambda p: p[drawn], self.heads(critics))
+            critics = some if self.encoder is None else critics._replace(heads=some)
         return self.soft_values(state, observation, lambda values: values.min(axis=0), critics, keys)
 
     def target_values(self, state: SACState, observation: Observation, key: Key) -> Float[Array, "L N"]:
@@ -303,18 +344,19 @@ class _SAC(NamedTuple):
     ) -> Float[Array, "... N"]:
         """The soft value, the mean over a ~ pi of Q'(s, a) - alpha log pi(a|s), where Q' are the values by each of
         `critics`, combined."""
-        observation = self.normalized(observation)
+        inputs = self.inputs(critics, observation)
 
         def values(action: Action) -> Array:
-            return combine(self.parts.target_q(critics, observation, action, keys[2]))
+            return combine(self.parts.target_q(self.heads(critics), inputs, action, keys[2]))
 
+        seen = inputs if self.encoder is None else self.actor_inputs(state, observation)
         temperature = jnp.exp(state.log_temperature.params)
-        return self.parts.actor.soft_values(state.actor.params, observation, values, temperature, keys[0])
+        return self.parts.actor.soft_values(state.actor.params, seen, values, temperature, keys[0])
 
     def action_values(self, state: SACState, observation: Observation, action: Action, key: Key) -> Float[Array, "L N"]:
         """The value by each critic, for the actor's objective."""
-        unit_key = key if self.config.dropout else None
-        return self.parts.q(state.critic.params, self.normalized(observation), action, unit_key)
+        critics, unit_key = state.critic.params, key if self.config.dropout else None
+        return self.parts.q(self.heads(critics), self.inputs(critics, observation), action, unit_key)
 
     def action_value(self, state: SACState, observation: Observation, action: Action, key: Key) -> Float[Array, "N"]:
         return pooled(self.action_values(state, observation, action, key), self.config.actor_value)
@@ -332,10 +374,11 @@ class _SAC(NamedTuple):
         if target is None:
             next_value = self.target_value_by(state, batch.next_observation, keys[:3])
             target = td_target(batch.reward, next_discount(batch, state.discount), batch.terminated, next_value)
-        observation = self.normalized(batch.observation)
-        trained, found, error = regress(
-            state.critic, lambda params: self.parts.q(params, observation, batch.action, keys[3]), target, weight
-        )
+
+        def values(params: PyTree) -> Float[Array, "N B"]:
+            return self.parts.q(self.heads(params), self.inputs(params, batch.observation), batch.action, keys[3])
+
+        trained, found, error = regress(state.critic, values, target, weight)
         return state._replace(critic=optimizer.move_target(trained, self.config.polyak)), found, error
 
     def update_actor(
@@ -351,8 +394,8 @@ class _SAC(NamedTuple):
             def values(action: Action) -> Array:
                 return self.action_values(state, batch.observation, action, value_key)
 
-            observation, temperature = self.normalized(batch.observation), jnp.exp(state.log_temperature.params)
-            return self.parts.actor.loss(params, observation, values, temperature, self.config.actor_value, action_key)
+            inputs, temperature = self.actor_inputs(state, batch.observation), jnp.exp(state.log_temperature.params)
+            return self.parts.actor.loss(params, inputs, values, temperature, self.config.actor_value, action_key)
 
         (value, log_density), gradient = jax.value_and_grad(own_loss, has_aux=True)(state.actor.params)
         return self.step(state, value, gradient, log_density)

@@ -90,7 +90,7 @@ class TD3State(NamedTuple):
 ActorLoss = Callable[[PyTree, TD3State, Transition, Key], tuple[Float[Array, ""], Float[Array, ""]]]
 
 
-def smoothed(action: Float[Array, "*n A"], key: Key, deviation: float, most: float) -> Float[Array, "*n A"]:
+def smoothed(action: Float[Array, "*n A"], key: Key, deviation: Any, most: float) -> Float[Array, "*n A"]:
     """Target policy smoothing: clip(action + clip(N(0, deviation), -most, most), -1, 1)."""
     noise = deviation * jax.random.normal(key, action.shape, action.dtype)
     return jnp.clip(action + jnp.clip(noise, -most, most), -1.0, 1.0)

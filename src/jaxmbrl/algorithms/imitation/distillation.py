@@ -9,8 +9,9 @@
         fit the student to all of them
 
 With beta = 1 in all rounds the states are the expert's: behaviour cloning. From a file of transitions the student clones
-the recorded actions. Differs from DAgger: the fit of a round continues that of the last, and the last student is returned,
-not the best of all rounds on held-out rows.
+the recorded actions. The expert may see more than the student, such as the state behind images
+(`agents.distillation.privileged`). Differs from DAgger: the fit of a round continues that of the last, and the last student
+is returned, not the best of all rounds on held-out rows.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ METHOD = Method(
     family="imitation",
     paper="1011.0686",
     summary="a small network that imitates the policy of a run, by DAgger; 'jaxmbrl distill RUN' starts it",
-    takes=("continuous actions", "discrete actions", "tables"),
+    takes=("continuous actions", "discrete actions", "tables", "images"),
     imitates=make,
     tiny={
         "hidden": (8,),

@@ -192,6 +192,18 @@ METHOD = Method(
             action_repeat=2,
             about="small preset with a discount factor of 0.99, action repeat 2: 100,000 frames",
         ),
+        Goal(
+            "dreamer-dmc-cartpole-balance",
+            "dmc/cartpole-balance",
+            50_000,
+            810.0,
+            seeds=3,
+            seeds_at_goal=2,
+            episodes=30,
+            settings={"agent.discount": 0.99, "epoch_steps": 5_000},
+            action_repeat=2,
+            about="small preset with a discount factor of 0.99, action repeat 2: 100,000 frames",
+        ),
         Goal("dreamer-masked-pendulum", "masked/pendulum", 8000, -300.0, seeds=2, seeds_at_goal=2, about="small preset"),
     ),
 )

@@ -9,7 +9,8 @@ the first action.
         every `train_every` steps, `updates` times: take one step on the model's loss on windows of rows
 
 The model is `models.latent.consistency`, whose docstring says why codes are bounded. It has no recurrence: PlaNet is the
-method for observations that are not states.
+method for observations that are not states. With the identity as g and D and a known reward it is PETS with a single
+deterministic member.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.core.types import Algorithm, Clock, Hyper, Key, Metrics, Policy, Task, Transition, Views
 from jaxmbrl.data import sequences
 from jaxmbrl.data.sequences import Sequences
-from jaxmbrl.models.latent import ConsistencyConfig, LatentView, consistency
+from jaxmbrl.models.latent import ConsistencyConfig, LatentModel, LatentView, consistency
 from jaxmbrl.nn import optimizer, rules
 from jaxmbrl.nn.optimizer import Trainable
 
@@ -46,10 +47,11 @@ class State(NamedTuple):
     key: Key
 
 
-def make(config: Config, task: Task) -> Algorithm:
-    """Latent MPC on `task`. Its observations are vectors or images. `hyper` may hold `learning_rate`, traced."""
+def make(config: Config, task: Task, model: LatentModel | None = None) -> Algorithm:
+    """Latent MPC on `task`; `model` overrides the model of the settings. Its observations are vectors or images. `hyper`
+    may hold `learning_rate`, traced."""
     chain, planner = rules.chain(config.optimizer), latent_settings.planner_of(config, task.action)
-    model = consistency.make(config.model, task.observation, task.action)
+    model = model or consistency.make(config.model, task.observation, task.action)
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         model_key, key = jax.random.split(key)

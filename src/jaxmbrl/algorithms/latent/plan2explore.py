@@ -11,7 +11,8 @@ model and the agent of DreamerV3.
             sample windows, compute the beliefs, take one step on the losses of the model and of the K networks
             imagine from the beliefs with each actor, take one step on the losses of both agents
 
-The task agent never acts while data are collected, so it is zero-shot. The reward's head does not train the belief.
+The task agent never acts while data are collected, so it is zero-shot. The reward's head does not train the belief. With
+intrinsic 0 and extrinsic 1 model, explorer and collected data are those of Dreamer, with the same random numbers.
 
 Differs from the paper, whose model and agent are those of Dreamer V1: the networks predict the next latent from features
 and the action taken there, and returns of both agents are divided by their scale.
@@ -97,7 +98,8 @@ def make(config: Config, task: Task) -> Algorithm:
     agent = imagined.make(config.agent, model.feature_size, task.action, chain)
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
-        model_key, one_key, explorer_key, agent_key, key = jax.random.split(key, 5)
+        model_key, explorer_key, key = jax.random.split(key, 3)
+        one_key, agent_key = (jax.random.fold_in(explorer_key, i) for i in (1, 2))
         rate = jnp.asarray(hyper.get("learning_rate", config.learning_rate), float)
         learned = Learned(
             optimizer.init(model.init(model_key), rate, chain=chain),
@@ -117,7 +119,8 @@ def make(config: Config, task: Task) -> Algorithm:
     def losses(
         params: Parameters, learned: Learned, window: Window, key: Key
     ) -> tuple[Any, tuple[Dreams, Dreams, Metrics]]:
-        model_key, root_key, explore_key, dream_key = jax.random.split(key, 4)
+        model_key, root_key, explore_key = jax.random.split(key, 3)
+        dream_key = jax.random.fold_in(explore_key, 1)
         loss, (beliefs, found) = model.loss(params.model, window, model_key)
         prediction = networks.loss(params.one_step, beliefs, window)
         origin, weight = imagined.roots(config.agent, beliefs, window, root_key)

@@ -11,6 +11,9 @@ REDQ (Chen et al., arXiv 2101.05982, algorithm 1): 20 updates per step, the last
 critics; a target takes the minimum over a random two of them; the actor maximises the mean of all. DroQ (Hiraoka et al.,
 arXiv 2110.02034, algorithm 2): the same with two critics, which have dropout and layer norm.
 
+From images the agent has an encoder, which its critics train (`nn.encoder`); `augment: shift` is DrQ's augmentation
+(Kostrikov et al., arXiv 2004.13649) with one shift of each image.
+
 RLPD (Ball et al., arXiv 2302.02948) is this with `--demonstrations`, of which half of each batch are sampled, many
 critics with layer norm, and 20 updates per step.
 
@@ -32,6 +35,7 @@ from jaxmbrl.agents.count_bonus import CountBonusConfig, Counts
 from jaxmbrl.agents.normalization import NormalizationSettings, normalized
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import ReplaySettings, collector, critic_view, learn_from_experience, new_experience
+from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import (
     ActorCritic,
     Algorithm,
@@ -49,6 +53,8 @@ from jaxmbrl.core.types import (
 from jaxmbrl.data.experience import Experience
 from jaxmbrl.envs.base import vectors_and_actions
 from jaxmbrl.models.normalizer import Normalizer
+from jaxmbrl.nn import encoder
+from jaxmbrl.nn.encoder import EncoderConfig
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ class Config(ReplaySettings, NormalizationSettings):
 
     agent: SACConfig = field(default_factory=SACConfig)
     """The policy learner."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """Of images, if observations are images: the common first part of actor and critics."""
     target_error: bool = False
     """Whether rows are weighted by a learned error of their targets (DisCor, `agents.actor_critic.target_error`)."""
     count_bonus: CountBonusConfig = field(default_factory=CountBonusConfig)
@@ -75,13 +83,19 @@ class State(NamedTuple):
 
 def make(config: Config, task: Task) -> Algorithm:
     """SAC, REDQ or DroQ on `task`, depending on the settings."""
-    sizes = vectors_and_actions(task, "sac")
+    size, action = vectors_and_actions(task, "sac", images=True)
+    coder = encoder.of_images(config.encoder, task.observation)
+    if coder is not None and config.target_error:
+        raise UserError(f"target_error needs vectors, and observations are {task.observation}: set it to false")
 
     def agent_with(normalizer: Normalizer | None) -> ActorCritic:
-        made, of = agents.make(config.agent, *sizes, normalizer), config.agent
+        of = config.agent
+        if coder is not None:
+            return agents.make(of, coder.size, action, encoder=coder)
+        made = agents.make(of, size, action, normalizer)
         if not config.target_error:
             return made
-        return with_target_error(made, *sizes, of.hidden, of.learning_rate, of.polyak, normalizer)
+        return with_target_error(made, size, action, of.hidden, of.learning_rate, of.polyak, normalizer)
 
     agent, measure = normalized(config, config.num_envs, task.observation, agent_with)
 
@@ -115,7 +129,7 @@ METHOD = Method(
     family="model_free",
     paper="1812.05905",
     summary="soft actor-critic, the model-free baseline",
-    takes=("continuous actions", "discrete actions"),
+    takes=("continuous actions", "discrete actions", "images"),
     tiny={**TINY_RUN, "agent.hidden": (16, 16)},
     goals=(
         Goal("sac-pendulum", "pendulum", 20_000, -170.0),
@@ -181,6 +195,23 @@ METHOD = Method(
             about="last 3 observations",
         ),
         Goal(
+            "sac-pixels-pendulum",
+            "stacked/3/pixels/32,grey/pendulum",
+            10_000,
+            -250.0,
+            seeds_at_goal=3,
+            about="images of 32 x 32 pixels, the last three",
+        ),
+        Goal(
+            "sac-pixels-shift-pendulum",
+            "stacked/3/pixels/32,grey/pendulum",
+            10_000,
+            -250.0,
+            seeds_at_goal=3,
+            settings={"augment": "shift", "shift_pixels": 2},
+            about="images of 32 x 32 pixels, the last three, shifted by up to 2 pixels",
+        ),
+        Goal(
             "sac-mountain-car-counts",
             "mountain-car-continuous",
             20_000,
@@ -207,7 +238,7 @@ REDQ = Method(
     family="model_free",
     paper="2101.05982",
     summary="soft actor-critic with a high replay ratio and an ensemble of critics",
-    takes=("continuous actions", "discrete actions"),
+    takes=("continuous actions", "discrete actions", "images"),
     tiny={**TINY_RUN, "agent.hidden": (16, 16), "agent.critics": 3, "updates_per_step": 4, "actor_delay": 2},
     goals=(Goal("redq-pendulum", "pendulum", 1600, -170.0),),
 )
@@ -217,7 +248,7 @@ DROQ = Method(
     family="model_free",
     paper="2110.02034",
     summary="soft actor-critic with a high replay ratio and critics with dropout and layer norm",
-    takes=("continuous actions", "discrete actions"),
+    takes=("continuous actions", "discrete actions", "images"),
     tiny={**TINY_RUN, "agent.hidden": (16, 16), "agent.dropout": 0.1, "updates_per_step": 4, "actor_delay": 4},
     goals=(Goal("droq-pendulum", "pendulum", 1600, -170.0),),
 )

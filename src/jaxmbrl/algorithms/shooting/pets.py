@@ -83,7 +83,7 @@ class Config(DynamicsChoice, ModelChoice, LoopSettings):
         if self.refit_every % self.num_envs:
             return "refit_every", f"must be a multiple of num_envs ({self.num_envs}), got {self.refit_every}"
         by_members = self.dynamics == "ensemble"
-        propagation = self.ensemble.propagation if by_members else self.gp.propagation
+        propagation = self.ensemble.propagation if by_members else self.gp.propagation if self.dynamics == "gp" else None
         if propagation == "expectation" and self.particles > 1:
             return "particles", f"must be 1 with propagation 'expectation', where all are equal, got {self.particles}"
         if by_members and self.particles % self.ensemble.elites and propagation in ("ts1", "tsinf"):
@@ -95,7 +95,7 @@ class State(NamedTuple):
     """The whole state of a run."""
 
     model: PyTree
-    """`EnsembleState` or `GaussianProcessState`."""
+    """`EnsembleState`, or the state of another model."""
     replay: Replay
     key: Key
 

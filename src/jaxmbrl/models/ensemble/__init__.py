@@ -18,6 +18,13 @@ the mean over the last, smaller minibatch of an epoch is over its actual rows.
   DHMBPO, so that no region can be explained as noise. It has a smallest value instead of bounds.
 - `probabilistic = False` (PETS's DE): there are no log-variances; the fit minimises sum_e mean_{batch, dims} (m - y)^2 and
   the last sum.
+- `head = "mixture"` (mixture density networks, Bishop 1994): a member predicts K diagonal Gaussians N(m_k, v_k) of the
+  whole vector with weights w_k = softmax(0, z_2, ..., z_K), for noise with several modes. In place of the mean over
+  dimensions of (m - y)^2 exp(-l) + l the loss has -2/D log sum_k w_k exp(-1/2 sum_d [(m_kd - y_d)^2 exp(-l_kd) + l_kd]),
+  which for K = 1 is the same. The bounds are shared by the components. Early stopping and elites use the likelihood of the
+  holdout: the squared error of the mean does not tell modes apart. Under `ts1` and `tsinf` an imagined row is sampled from
+  a component that is drawn by its weight; all else that uses a mean and a variance is given those of the mixture.
+  Derivatives of imagined rows are those of the drawn component, without a term for the weights.
 - `halt_above`: imagined rows terminate when the model is too uncertain, so that plans avoid such states (after the
   pessimistic MDP of Kidambi et al., MOReL, arXiv 2005.05951). Differences: the measure is the standard deviation of noise
   and disagreement together, and there is no penalty besides the lost rewards. It is meant for tasks that reward survival:
@@ -47,7 +54,7 @@ from jaxmbrl.models.ensemble.config import EnsembleConfig
 from jaxmbrl.models.ensemble.fit import fit_members
 from jaxmbrl.models.ensemble.layout import Layout
 from jaxmbrl.models.ensemble.network import EnsembleState, Parameters, init_state, of_member
-from jaxmbrl.models.ensemble.world import learned_world, predict
+from jaxmbrl.models.ensemble.world import learned_world, mixtures, predict
 
 __all__ = ["EnsembleConfig", "EnsembleState", "Layout", "Parameters", "layout_of", "make", "of_member"]
 
@@ -83,6 +90,8 @@ def make(
       `on_epoch(epochs so far)` is called on the host after each epoch, for showing progress.
     - predict(state, observation, action): mean and variance [E, N, D] of [next observation, reward] in the task's units;
       `models.uncertainty` splits them into noise and disagreement. The variance of deterministic members is 0.
+    - mixtures(state, observation, action): the mixtures [E, N, K, D] of [next observation, reward] in the task's units, if
+      the head is a mixture.
     - world(state): steps a block of N rows with the elites and the rule `config.propagation`. Row n belongs to elite
       n mod E under `tsinf`; under `ts1` all rows are shifted by the same random number of elites at every step, so that
       each step has the same share of rows for each elite. The mean over particles of one block is unbiased. A variance over
@@ -106,6 +115,7 @@ def make(
         fit=partial(fit_members, layout, on_epoch),
         predict=partial(predict, layout),
         world=partial(learned_world, layout, reward, terminated),
+        mixtures=None if layout.components is None else partial(mixtures, layout),
     )
 
 

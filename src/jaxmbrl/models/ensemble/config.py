@@ -29,6 +29,10 @@ class EnsembleConfig:
     """Members with the smallest holdout error; only these are used to imagine."""
     probabilistic: bool = True
     """Whether members also predict a variance. Otherwise they are fitted by squared error and predict no noise."""
+    head: Literal["gaussian", "mixture"] = "gaussian"
+    """The distribution that a probabilistic member predicts: one Gaussian, or a mixture of them."""
+    components: Annotated[int, Ge(1)] = 5
+    """Gaussians of a mixture."""
     noise: Literal["input", "constant"] = "input"
     """What a member's variance depends on: the input, or nothing."""
     reward_noise: bool = True
@@ -97,6 +101,10 @@ class EnsembleConfig:
             return "holdout_fraction", f"must be above 0 to rank {self.elites} elites of {self.members} members"
         if self.beta_nll > 0 and not self.probabilistic:
             return "beta_nll", f"must be 0 for deterministic members, which have no likelihood, got {self.beta_nll}"
+        if self.head == "mixture" and not self.probabilistic:
+            return "head", "must be gaussian for deterministic members, which predict no distribution, got mixture"
+        if self.head == "mixture" and self.beta_nll > 0:
+            return "beta_nll", f"must be 0 for a mixture, which has no single variance to weight by, got {self.beta_nll}"
         if self.kind != "bootstrap":
             return self._problem_of_posterior()
         if self.halt_above is not None and not self.probabilistic and self.propagation in ("ts1", "tsinf"):

@@ -15,7 +15,7 @@ from jaxmbrl.data.replay import Replay
 from jaxmbrl.data.shuffling import draw_shuffles
 from jaxmbrl.models import epochs
 from jaxmbrl.models.ensemble.layout import Layout, features_of_next, inputs_of, targets_of
-from jaxmbrl.models.ensemble.loss import Batch, fit_loss, variational_loss
+from jaxmbrl.models.ensemble.loss import Batch, fit_loss, mixture_loss, variational_loss
 from jaxmbrl.models.ensemble.network import EnsembleState, Parameters, forward, with_draws
 from jaxmbrl.models.normalizer import Normalizer, identity, measure, normalize
 from jaxmbrl.nn import optimizer
@@ -82,7 +82,7 @@ def fit_members(
     has_holdout = split.holdout > 0
     search = epochs.train_with_early_stopping(
         epoch,
-        score=lambda fitted: on_holdout(fitted.params)["error"],
+        score=lambda fitted: _score(layout, on_holdout(fitted.params)),
         weights=lambda fitted: fitted.params.network,
         training=state.members if layout.posterior is None else state.posterior,
         members=layout.fitted_networks,
@@ -129,6 +129,13 @@ def measure_rows(layout: Layout, rows: Transition, mask: Bool[Array, "C"]) -> tu
     return inputs, measure(targets_of(layout, rows), mask)
 
 
+def _score(layout: Layout, statistics: dict[str, Float[Array, "E"]]) -> Float[Array, "E"]:
+    """What early stopping compares and elites are ranked by, above 0 and smaller if better: the squared error, or of a
+    mixture, whose mean does not tell its modes apart, exp(-2 log-density) for each dimension. Of a Gaussian whose variance
+    is the squared error, the latter is proportional to it."""
+    return statistics["error"] if layout.components is None else jnp.exp(-2 * statistics["likelihood"])
+
+
 def holdout_statistics(
     layout: Layout, parameters: Parameters, gather: Callable[[Int[Array, "*n"]], Batch], split: epochs.Split
 ) -> dict[str, Float[Array, "E"]]:
@@ -146,14 +153,18 @@ def holdout_statistics(
         here = i * HOLDOUT_CHUNK + place
         rows = gather(split.order[jnp.minimum(here, split.order.shape[0] - 1)])
         output = forward(layout, parameters, jnp.broadcast_to(rows.inputs, (members, *rows.inputs.shape)))
-        found = {
-            "error": (output.mean - rows.targets) ** 2,
-            "epistemic": (output.mean - jnp.mean(output.mean, axis=0)) ** 2,
-        }
+        mean, variance = output.moments()
+        found = {"error": (mean - rows.targets) ** 2, "epistemic": (mean - jnp.mean(mean, axis=0)) ** 2}
         if layout.config.probabilistic:
-            scaled = found["error"] * jnp.exp(-output.log_variance)
-            found["likelihood"] = -0.5 * (scaled + output.log_variance + math.log(2 * math.pi))
-            found["aleatoric"] = jnp.broadcast_to(jnp.exp(output.log_variance), output.mean.shape)
+            found["aleatoric"] = jnp.broadcast_to(variance, mean.shape)
+            if output.logits is None:
+                scaled = found["error"] * jnp.exp(-output.log_variance)
+                found["likelihood"] = -0.5 * (scaled + output.log_variance + math.log(2 * math.pi))
+            else:
+                targets = jnp.broadcast_to(rows.targets, mean.shape)
+                loss = mixture_loss(output.logits, output.mean, output.log_variance, targets)
+                # The density is one of all dimensions, of which each is given an equal share.
+                found["likelihood"] = jnp.broadcast_to(-0.5 * (loss + math.log(2 * math.pi))[..., None], mean.shape)
         valid = (here < split.holdout)[:, None]
         return {name: sums[name] + jnp.sum(jnp.where(valid, value, 0.0), axis=(1, 2)) for name, value in found.items()}
 

@@ -1,4 +1,4 @@
-"""Inputs and outputs of the ensemble's networks (`models.layout`), and which variances they predict."""
+"""Inputs and outputs of the ensemble's networks (`models.layout`), and which distribution they predict."""
 
 from __future__ import annotations
 
@@ -25,6 +25,16 @@ class Layout(layout.Layout):
     def constant_noise(self) -> bool:
         """Whether each member has log-variances that do not depend on the input."""
         return self.config.probabilistic and self.config.noise == "constant"
+
+    @property
+    def components(self) -> int | None:
+        """K: the Gaussians of the mixture that each member predicts; None if it predicts one Gaussian."""
+        return self.config.components if self.config.head == "mixture" else None
+
+    @property
+    def moment_size(self) -> int:
+        """The means that a member predicts, D or K D; it has as many log-variances."""
+        return (self.components or 1) * self.target_size
 
     @property
     def posterior(self) -> WeightPosterior | None:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxmbrl.core.types import Key
 from jaxmbrl.models.bayesian import repeated
 from jaxmbrl.models.ensemble.layout import Layout
-from jaxmbrl.models.ensemble.network import Parameters, forward, termination_logit
+from jaxmbrl.models.ensemble.network import Output, Parameters, forward, termination_logit
 
 
 class Batch(NamedTuple):
@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 
 
 def gaussian_loss(
-    mean: Float[Array, "*n D"], log_variance: Float[Array, "*n D"], target: Float[Array, "*n D"], beta: float = 0.0
+    mean: Float[Array, "*n D"], log_variance: Float[Array, "*n D"], target: Float[Array, "*#n D"], beta: float = 0.0
 ) -> Float[Array, "*n D"]:
     """(m - y)^2 exp(-l) + l of each row and dimension: twice the Gaussian's negative log-likelihood, up to a constant.
 
@@ -34,6 +34,31 @@ def gaussian_loss(
     """
     loss = (mean - target) ** 2 * jnp.exp(-log_variance) + log_variance
     return loss * jax.lax.stop_gradient(jnp.exp(beta * log_variance)) if beta > 0 else loss
+
+
+def mixture_loss(
+    logits: Float[Array, "*n K"],
+    mean: Float[Array, "*n K D"],
+    log_variance: Float[Array, "*n K D"],
+    target: Float[Array, "*n D"],
+) -> Float[Array, "*n"]:
+    """-2 log sum_k w_k exp(-1/2 sum_d [(m_kd - y_d)^2 exp(-l_kd) + l_kd]) / D of each row, with the weights w =
+    softmax(logits): twice the mixture's negative log-likelihood for each dimension, up to a constant.
+
+    With K = 1 it is the mean over dimensions of `gaussian_loss`, bit for bit.
+    """
+    each = jnp.sum(gaussian_loss(mean, log_variance, target[..., None, :]), axis=-1)
+    return -2 * jax.nn.logsumexp(jax.nn.log_softmax(logits) - 0.5 * each, axis=-1) / target.shape[-1]
+
+
+def row_loss(layout: Layout, output: Output, target: Float[Array, "E B D"]) -> Float[Array, "E B"]:
+    """Of each row twice the negative log-likelihood for each dimension up to a constant, or the mean squared error of
+    deterministic members."""
+    if output.logits is not None:
+        return mixture_loss(output.logits, output.mean, output.log_variance, target)
+    if layout.config.probabilistic:
+        return jnp.mean(gaussian_loss(output.mean, output.log_variance, target, layout.config.beta_nll), axis=-1)
+    return jnp.mean((output.mean - target) ** 2, axis=-1)
 
 
 def termination_loss(
@@ -90,11 +115,7 @@ def data_loss(
     The termination has its own parameters: in shared layers the likelihood of precise dynamics would dominate it.
     """
     output = forward(layout, parameters, batch.inputs, masks)
-    if layout.config.probabilistic:
-        error = gaussian_loss(output.mean, output.log_variance, batch.targets, layout.config.beta_nll)
-    else:
-        error = (output.mean - batch.targets) ** 2
-    data = jnp.sum(jnp.where(valid, jnp.mean(error, axis=-1), 0.0)) / jnp.sum(valid)
+    data = jnp.sum(jnp.where(valid, row_loss(layout, output, batch.targets), 0.0)) / jnp.sum(valid)
     if layout.learns_termination:
         logit = termination_logit(layout, parameters, batch.next_features)
         data += termination_loss(logit, batch.terminated, valid, termination_weight)

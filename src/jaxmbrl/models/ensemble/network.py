@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmbrl.core import tree
 from jaxmbrl.core.types import Hyper, Key, PyTree
-from jaxmbrl.distributions import soft_clamp
+from jaxmbrl.distributions import GaussianMixture, soft_clamp
 from jaxmbrl.models.bayesian import repeated
 from jaxmbrl.models.ensemble.layout import Layout
 from jaxmbrl.models.normalizer import Normalizer, identity
@@ -30,10 +30,11 @@ class Parameters(NamedTuple):
     """Parameters of E members, or of the one network (E = 1) whose weights have a distribution."""
 
     network: PyTree
-    """Leaves [E, ...]. With constant noise they include "log_variance" [E, D]. Those of a distribution over weights are the
-    parameters of `models.bayesian`."""
+    """Leaves [E, ...]. With constant noise they include "log_variance" [E, D], or [E, K D] of a mixture. Those of a
+    distribution over weights are the parameters of `models.bayesian`."""
     low: PyTree
-    """Lower bound [D] of the log-variance, shared by the members; `()` if the log-variance does not depend on the input."""
+    """Lower bound [D] of the log-variance, shared by the members and the components of a mixture; `()` if the log-variance
+    does not depend on the input."""
     high: PyTree
     """Upper bound, likewise."""
     termination: PyTree
@@ -65,14 +66,26 @@ class EnsembleState(NamedTuple):
 class Output(NamedTuple):
     """Every member's prediction for its rows, in the space of the fitted targets."""
 
-    mean: Float[Array, "E B D"]
-    log_variance: Float[Array, "E B D"]
-    """Minus infinity for deterministic members."""
+    mean: Float[Array, "E B *K D"]
+    """Of the Gaussian, or of each Gaussian of a mixture."""
+    log_variance: Float[Array, "E B *K D"]
+    """Likewise. Minus infinity for deterministic members."""
+    logits: Float[Array, "E B K"] | None = None
+    """Unnormalised log-weights of a mixture, the first 0; None for one Gaussian."""
+
+    def mixture(self) -> GaussianMixture:
+        """The mixture, whose components are drawn for all D numbers of a row together."""
+        assert self.logits is not None, "a mixture"
+        return GaussianMixture(self.logits[..., None], self.mean, 0.5 * self.log_variance)
+
+    def moments(self) -> tuple[Float[Array, "E B D"], Float[Array, "E B D"]]:
+        """(mean, variance) of the Gaussian or the mixture."""
+        return (self.mean, jnp.exp(self.log_variance)) if self.logits is None else self.mixture().moments()
 
 
 def dynamics_network(layout: Layout) -> nn.Module:
-    """One member: D means and, if the variance depends on the input, D log-variances."""
-    size = (1 + layout.input_noise) * layout.target_size
+    """One member: the means, the log-variances if they depend on the input, and of a mixture the logits but the first."""
+    size = (1 + layout.input_noise) * layout.moment_size + (layout.components or 1) - 1
     config = layout.config
     return MLP(config.hidden, size, nn.swish, pets_kernel_init, norms=config.norms, precision=config.precision)
 
@@ -95,7 +108,7 @@ def init_state(layout: Layout, key: Key, hyper: Hyper) -> EnsembleState:
 
     network = networks(network_key, dynamics_network(layout), layout.input_size)
     if layout.constant_noise:
-        network |= {"log_variance": jnp.zeros((number, layout.target_size))}
+        network |= {"log_variance": jnp.zeros((number, layout.moment_size))}
     low: PyTree = jnp.full(layout.target_size, FIRST_LOW, float) if layout.input_noise else ()
     high: PyTree = jnp.full(layout.target_size, FIRST_HIGH, float) if layout.input_noise else ()
     termination: PyTree = ()
@@ -125,7 +138,7 @@ def _with_noise(layout: Layout, network: PyTree, log_variance: float) -> PyTree:
     if layout.constant_noise:
         return network | {"log_variance": network["log_variance"] + log_variance}
     layers, last = network["params"], f"Dense_{len(layout.config.hidden)}"
-    bias = layers[last]["bias"].at[:, layout.target_size :].add(log_variance)
+    bias = layers[last]["bias"].at[:, layout.moment_size : 2 * layout.moment_size].add(log_variance)
     return network | {"params": layers | {last: layers[last] | {"bias": bias}}}
 
 
@@ -162,12 +175,21 @@ def forward(
     )
     if not layout.config.probabilistic:
         return Output(raw, jnp.full_like(raw, -jnp.inf))
-    size = layout.target_size
-    mean = raw[..., :size]
-    if layout.constant_noise:
+    size = layout.moment_size
+    mean, rest = raw[..., :size], raw[..., size:]
+    if layout.input_noise:
+        log_variance, rest = rest[..., :size], rest[..., size:]
+    else:
         log_variance = jnp.maximum(parameters.network["log_variance"], LEAST_LOG_VARIANCE)
-        return Output(mean, jnp.broadcast_to(log_variance[:, None], mean.shape))
-    return Output(mean, soft_clamp(raw[..., size:], parameters.low, parameters.high))
+        log_variance = jnp.broadcast_to(log_variance[:, None], mean.shape)
+    if layout.components is not None:
+        shape = (*raw.shape[:-1], layout.components, layout.target_size)
+        mean, log_variance = mean.reshape(shape), log_variance.reshape(shape)
+    if layout.input_noise:
+        log_variance = soft_clamp(log_variance, parameters.low, parameters.high)
+    if layout.components is None:
+        return Output(mean, log_variance)
+    return Output(mean, log_variance, jnp.pad(rest, ((0, 0), (0, 0), (1, 0))))
 
 
 def termination_logit(layout: Layout, parameters: Parameters, next_features: Float[Array, "E B F"]) -> Float[Array, "E B"]:

@@ -10,7 +10,7 @@ trajectory = imagine(model.world(params), actor, beliefs, key, length)
 
 from __future__ import annotations
 
-from jaxmbrl.models.latent import coders, consistency, one_step, rssm
+from jaxmbrl.models.latent import aligned, coders, consistency, one_step, rssm
 from jaxmbrl.models.latent.coders import Coder, CoderConfig
 from jaxmbrl.models.latent.consistency import ConsistencyConfig
 from jaxmbrl.models.latent.interface import (
@@ -26,7 +26,7 @@ from jaxmbrl.models.latent.interface import (
 from jaxmbrl.models.latent.latents import Latent, floored
 from jaxmbrl.models.latent.one_step import OneStepConfig
 from jaxmbrl.models.latent.rssm import RSSMConfig
-from jaxmbrl.models.latent.windows import by_successor
+from jaxmbrl.models.latent.windows import by_successor, continued, step_weights
 
 __all__ = [
     "Belief",
@@ -39,14 +39,17 @@ __all__ = [
     "OneStepConfig",
     "RSSMConfig",
     "Window",
+    "aligned",
     "believing",
     "by_successor",
     "coders",
     "consistency",
+    "continued",
     "floored",
     "on_features",
     "one_step",
     "repeated",
     "rows_of",
     "rssm",
+    "step_weights",
 ]

@@ -27,7 +27,10 @@ from jaxmbrl.core.types import Key, Observation, PyTree
 from jaxmbrl.distributions import symexp, symlog
 from jaxmbrl.nn.networks import MLP, RMS_EPSILON
 
-Activation = Literal["silu", "elu", "relu"]
+Activation = Literal["silu", "elu", "relu", "mish"]
+"""Name of a function of `jax.nn`."""
+Norm = Literal["none", "rms", "layer"]
+"""Norm of hidden layers: of the root mean square, or layer norm."""
 SMALLEST = 4
 """Height and width of the smallest layer of patches."""
 WHITE = 255.0
@@ -65,18 +68,24 @@ class Coder(NamedTuple):
     """(parameters, features) -> observations in the task's units; images as floats in 0 .. 255."""
 
 
-def make(config: CoderConfig, space: Space, activation: Activation = "silu", rms_norm: bool = True) -> Coder:
+def make(config: CoderConfig, space: Space, activation: Activation = "silu", norm: Norm = "rms") -> Coder:
     """Encoder and decoder for observations in `space`, vectors or images [H, W, C]. Raises UserError for another space, and
     for an image that `patches` cannot halve."""
     if isinstance(space, Box) and space.is_vector:
-        return _of_vectors(config, space.shape[0], activation, rms_norm)
+        return _of_vectors(config, space.shape[0], activation, norm)
     if isinstance(space, Box) and len(space.shape) == 3:
-        return _of_images(config, space.shape, activation, rms_norm)
+        return _of_images(config, space.shape, activation, norm)
     raise UserError(f"a latent model takes vectors and images as observations, and these are {space}: take another task")
 
 
-def _of_vectors(config: CoderConfig, size: int, activation: Activation, rms_norm: bool) -> Coder:
-    network = partial(MLP, (config.units,) * config.layers, activation=getattr(nn, activation), rms_norm=rms_norm)
+def layers(hidden: tuple[int, ...], out: int | None, activation: Activation, norm: Norm, **settings: Any) -> MLP:
+    """The multilayer perceptron with this activation and norm of its hidden layers, and further `settings` of `MLP`."""
+    normed = {"rms_norm": norm == "rms", "layer_norm": norm == "layer"}
+    return MLP(hidden, out, activation=getattr(jax.nn, activation), **normed, **settings)
+
+
+def _of_vectors(config: CoderConfig, size: int, activation: Activation, norm: Norm) -> Coder:
+    network = partial(layers, (config.units,) * config.layers, activation=activation, norm=norm)
     encoder, decoder = network(None), network(size)
 
     def compressed(observation: Array) -> Array:
@@ -99,17 +108,17 @@ def _of_vectors(config: CoderConfig, size: int, activation: Activation, rms_norm
     )
 
 
-def _of_images(config: CoderConfig, shape: tuple[int, ...], activation: Activation, rms_norm: bool) -> Coder:
+def _of_images(config: CoderConfig, shape: tuple[int, ...], activation: Activation, norm: Norm) -> Coder:
     dense = config.images == "dense"
     if dense:
-        network = partial(MLP, (config.units,) * config.layers, activation=getattr(nn, activation), rms_norm=rms_norm)
+        network = partial(layers, (config.units,) * config.layers, activation=activation, norm=norm)
         encoder, decoder, size = network(None), network(math.prod(shape)), config.units
     else:
         halvings = _halvings(shape)
         channels = tuple(config.depth * 2**i for i in range(halvings))
         small = tuple(side // 2**halvings for side in shape[:2])
-        encoder = PatchEncoder(channels, activation, rms_norm)
-        decoder = PatchDecoder((*channels[-2::-1], shape[2]), (*small, channels[-1]), activation, rms_norm)
+        encoder = PatchEncoder(channels, activation, norm)
+        decoder = PatchDecoder((*channels[-2::-1], shape[2]), (*small, channels[-1]), activation, norm)
         size = math.prod(small) * channels[-1]
 
     def entered(image: Shaped[Array, "*n H W C"]) -> Float[Array, "..."]:
@@ -151,13 +160,13 @@ class PatchEncoder(nn.Module):
 
     channels: tuple[int, ...]
     activation: Activation = "silu"
-    rms_norm: bool = True
+    norm: Norm = "rms"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n H W C"]) -> Float[Array, "*n E"]:
         """The codes of images."""
         for channels in self.channels:
-            x = _hidden(channels, self.activation, self.rms_norm, _patches(x))
+            x = _hidden(channels, self.activation, self.norm, _patches(x))
         return x.reshape(*x.shape[:-3], -1)
 
 
@@ -168,7 +177,7 @@ class PatchDecoder(nn.Module):
     channels: tuple[int, ...]
     smallest: tuple[int, int, int]
     activation: Activation = "silu"
-    rms_norm: bool = True
+    norm: Norm = "rms"
 
     @nn.compact
     def __call__(self, features: Float[Array, "*n F"]) -> Float[Array, "*n H W C"]:
@@ -176,7 +185,7 @@ class PatchDecoder(nn.Module):
         height, width, channels = self.smallest
         x = _dense(height * width * channels)(features).reshape(*features.shape[:-1], height, width, channels)
         for channels in self.channels[:-1]:
-            x = _hidden(4 * channels, self.activation, self.rms_norm, x)
+            x = _hidden(4 * channels, self.activation, self.norm, x)
             x = _unpatched(x)
         return _unpatched(_dense(4 * self.channels[-1])(x))
 
@@ -185,11 +194,13 @@ def _dense(units: int) -> Any:
     return nn.Dense(units, param_dtype=jnp.result_type(float))
 
 
-def _hidden(units: int, activation: Activation, rms_norm: bool, x: Array) -> Array:
+def _hidden(units: int, activation: Activation, norm: Norm, x: Array) -> Array:
     x = _dense(units)(x)
-    if rms_norm:
+    if norm == "rms":
         x = nn.RMSNorm(epsilon=RMS_EPSILON, param_dtype=jnp.result_type(float))(x)
-    return getattr(nn, activation)(x)
+    if norm == "layer":
+        x = nn.LayerNorm(param_dtype=jnp.result_type(float))(x)
+    return getattr(jax.nn, activation)(x)
 
 
 def _patches(x: Float[Array, "*n H W C"]) -> Float[Array, "*n h w P"]:

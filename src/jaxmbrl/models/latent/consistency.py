@@ -7,6 +7,9 @@ with a further cross-entropy of the continuation at z_{t+1}. Each group of entri
 al., TD-MPC2, arXiv 2310.16828). A bounded code, a fixed scale of the error and a constant target are necessary: a learned
 likelihood of codes without bounds grows without limit as the codes shrink, while D undoes the shrinking. The belief forgets
 the past, so an observation must be a state; frames can be stacked (`envs.stacked`).
+
+TD-MPC2 has the same model without D (`decoder_scale` 0), with the reward as two-hot logits, and trains it together with its
+Q-functions, from the `errors` of each step (`algorithms.latent.td_mpc2`).
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +27,12 @@ from jaxtyping import Array, Float, Shaped
 
 from jaxmbrl.core.spaces import Space, encode, encoded_size
 from jaxmbrl.core.types import Average, Key, Metrics, Observation, PyTree, Transition, World
+from jaxmbrl.distributions import ScalarHead, SymlogHead
 from jaxmbrl.models.latent import coders
-from jaxmbrl.models.latent.coders import Coder, CoderConfig
+from jaxmbrl.models.latent.coders import Activation, Coder, CoderConfig
 from jaxmbrl.models.latent.interface import Belief, LatentModel, Window
 from jaxmbrl.models.latent.rssm import continuation_loss
-from jaxmbrl.nn.networks import MLP
+from jaxmbrl.models.latent.windows import step_weights
 
 sg = jax.lax.stop_gradient
 
@@ -54,14 +58,22 @@ class ConsistencyConfig:
     reward_scale: Annotated[float, Gt(0)] = 1.0
     """Weight of the rewards' error."""
     decoder_scale: Annotated[float, Ge(0)] = 1.0
-    """Weight of the observations' error."""
+    """Weight of the observations' error; 0 for a model without a decoder."""
+    bins: Annotated[int, Ge(0)] = 0
+    """Bins of the reward's head, evenly spaced in its symlog from -10 to 10; 0 for a plain number with squared error."""
     learn_continuation: bool = True
     """Whether the model learns when episodes end; otherwise they never end in imagination."""
+    activation: Activation = "silu"
+    """Activation of all hidden layers."""
+    norm: Literal["rms", "layer"] = "rms"
+    """Norm of hidden layers: of their root mean square, or layer norm, which then also precedes the softmax of codes."""
 
     def problem(self) -> tuple[str, str] | None:
         """(field, message) of the first violated rule that involves several fields, or None."""
         if self.size % self.group:
             return "group", f"must divide size ({self.size}), got {self.group}"
+        if self.bins and (self.bins < 3 or self.bins % 2 == 0):
+            return "bins", f"must be 0, or odd and at least 3, got {self.bins}"
         return None
 
 
@@ -75,9 +87,12 @@ class Parts(NamedTuple):
     """f: (params, z, action) -> the next z."""
     reward: Callable[[PyTree, Float[Array, "*n Z"], Float[Array, "*n A"]], Float[Array, "*n"]]
     """h: (params, z, action) -> the reward."""
+    reward_loss: Callable[[PyTree, Float[Array, "*n Z"], Float[Array, "*n A"], Float[Array, "*n"]], Float[Array, "*n"]]
+    """(params, z, action, reward) -> the loss of h."""
     goes_on: Callable[[PyTree, Float[Array, "*n Z"]], Float[Array, "*n"]] | None
     """(params, z) -> the logit of the continuation; None if episodes never end."""
     coder: Coder
+    has_decoder: bool
     action: Space
 
 
@@ -102,8 +117,15 @@ def assemble(config: ConsistencyConfig, parts: Parts) -> LatentModel:
         feature_size=config.size,
         loss=partial(window_loss, config, parts),
         world=partial(learned_world, parts),
-        decode=lambda params, features: parts.coder.decode(params["decoder"], features),
+        decode=partial(decoded, parts),
     )
+
+
+def decoded(parts: Parts, params: PyTree, features: Float[Array, "*n Z"]) -> Observation:
+    """D. Raises ValueError if the model has no decoder."""
+    if not parts.has_decoder:
+        raise ValueError("this model has no decoder: give it a decoder_scale above 0")
+    return parts.coder.decode(params["decoder"], features)
 
 
 def window_loss(
@@ -111,37 +133,51 @@ def window_loss(
 ) -> tuple[Float[Array, ""], tuple[Belief, Metrics]]:
     """(loss, (the belief at each position [B, T], metrics)) of a window, as in the docstring of the module. Steps after the
     end of an episode have no weight."""
-    codes = parts.code(params, window.observation)
-    taken = window.action[:, 1:]
-
-    def step(z: Array, action: Array) -> tuple[Array, Array]:
-        after = parts.step(params, z, action)
-        return after, after
-
-    _, later = jax.lax.scan(step, codes[:, 0], jnp.swapaxes(taken, 0, 1))
-    z = jnp.concatenate([codes[:, :1], jnp.swapaxes(later, 0, 1)], axis=1)
-    weight = weights(config, window)
-
-    def mean(error: Float[Array, "B K"]) -> Float[Array, ""]:
-        return jnp.sum(weight * error) / jnp.sum(weight)
-
-    decoded = parts.coder.loss(params["decoder"], z[:, :-1], window.observation[:, :-1])
-    losses = {
-        "consistency": config.consistency_scale * mean(jnp.sum((z[:, 1:] - sg(codes[:, 1:])) ** 2, axis=-1)),
-        "reward": config.reward_scale * mean((parts.reward(params, z[:, :-1], taken) - window.reward[:, 1:]) ** 2),
-        "decoder": config.decoder_scale * mean(decoded),
-    }
-    if parts.goes_on is not None:
-        losses["continuation"] = mean(continuation_loss(parts.goes_on(params, z[:, 1:]), window.terminated[:, 1:]))
+    z, codes = rolled(parts, params, window)
+    weight, scale = step_weights(window, config.decay), scales(config)
+    by_step = errors(parts, params, z, codes, window)
+    losses = {name: scale[name] * jnp.sum(weight * error) / jnp.sum(weight) for name, error in by_step.items()}
     found = {f"model/{name}": Average.of(value) for name, value in losses.items()}
     deter = jnp.zeros((*window.reward.shape, 0))
     return sum(losses.values(), start=jnp.zeros(())), (Belief(deter, codes, window.action), found)
 
 
-def weights(config: ConsistencyConfig, window: Window) -> Float[Array, "B K"]:
-    """The weight of each step of a window: 0 after the first end of an episode."""
-    before = jnp.cumsum(window.last[:, :-1], axis=1)
-    return (before == 0) * config.decay ** jnp.arange(before.shape[1])
+def rolled(parts: Parts, params: PyTree, window: Window) -> tuple[Float[Array, "B T Z"], Float[Array, "B T Z"]]:
+    """(z_t: the code of the first observation, then the codes that the model predicts from it; g(o_t))."""
+    codes = parts.code(params, window.observation)
+
+    def step(z: Array, action: Array) -> tuple[Array, Array]:
+        after = parts.step(params, z, action)
+        return after, after
+
+    _, later = jax.lax.scan(step, codes[:, 0], jnp.swapaxes(window.action[:, 1:], 0, 1))
+    return jnp.concatenate([codes[:, :1], jnp.swapaxes(later, 0, 1)], axis=1), codes
+
+
+def errors(
+    parts: Parts, params: PyTree, z: Float[Array, "B T Z"], codes: Float[Array, "B T Z"], window: Window
+) -> dict[str, Float[Array, "B K"]]:
+    """The errors of each step of a window, before their weights. `z` and `codes` are those of `rolled`."""
+    before, after, taken = z[:, :-1], z[:, 1:], window.action[:, 1:]
+    found = {
+        "consistency": jnp.sum((after - sg(codes[:, 1:])) ** 2, axis=-1),
+        "reward": parts.reward_loss(params, before, taken, window.reward[:, 1:]),
+    }
+    if parts.has_decoder:
+        found["decoder"] = parts.coder.loss(params["decoder"], before, window.observation[:, :-1])
+    if parts.goes_on is not None:
+        found["continuation"] = continuation_loss(parts.goes_on(params, after), window.terminated[:, 1:])
+    return found
+
+
+def scales(config: ConsistencyConfig) -> dict[str, float]:
+    """The weights of the `errors`."""
+    return {
+        "consistency": config.consistency_scale,
+        "reward": config.reward_scale,
+        "decoder": config.decoder_scale,
+        "continuation": 1.0,
+    }
 
 
 def learned_world(parts: Parts, params: PyTree) -> World:
@@ -177,15 +213,36 @@ def simnorm(x: Float[Array, "*n Z"], group: int) -> Float[Array, "*n Z"]:
     return jax.nn.softmax(x.reshape(*x.shape[:-1], -1, group), axis=-1).reshape(x.shape)
 
 
+class CodeNetwork(nn.Module):
+    """Hidden layers, a linear layer and a softmax of each group, with layer norm before it if the hidden layers have it."""
+
+    hidden: tuple[int, ...]
+    size: int
+    group: int
+    activation: Activation
+    norm: Literal["rms", "layer"]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n Z"]:
+        """The code."""
+        x = coders.layers(self.hidden, self.size, self.activation, self.norm)(x)
+        if self.norm == "layer":
+            x = nn.LayerNorm(param_dtype=jnp.result_type(float))(x)
+        return simnorm(x, self.group)
+
+
 def parts(config: ConsistencyConfig, observation: Space, action: Space) -> Parts:
     """The networks that the settings choose. Raises UserError for observations that are neither vectors nor images."""
     actions, hidden = encoded_size(action), (config.units,) * config.layers
-    coder = coders.make(config.coder, observation)
-    network = partial(MLP, activation=nn.silu, rms_norm=True)
+    coder, has_decoder = coders.make(config.coder, observation, config.activation, config.norm), config.decoder_scale > 0
+    network = partial(coders.layers, activation=config.activation, norm=config.norm)
+    codes = partial(CodeNetwork, size=config.size, group=config.group, activation=config.activation, norm=config.norm)
+    number = SymlogHead(config.bins) if config.bins else ScalarHead()
+    last = nn.initializers.zeros_init() if config.bins else None
     networks: dict[str, tuple[Any, int]] = {
-        "code": (nn.Dense(config.size, param_dtype=jnp.result_type(float)), coder.size),
-        "step": (network(hidden, config.size), config.size + actions),
-        "reward": (network(hidden, 1), config.size + actions),
+        "code": (codes(()), coder.size),
+        "step": (codes(hidden), config.size + actions),
+        "reward": (network(hidden, number.size, last_init=last), config.size + actions),
         "continuation": (network(hidden, 1), config.size),
     }
     if not config.learn_continuation:
@@ -195,23 +252,20 @@ def parts(config: ConsistencyConfig, observation: Space, action: Space) -> Parts
         encoder_key, decoder_key, *keys = jax.random.split(key, 2 + len(networks))
         drawn = zip(networks.items(), keys, strict=True)
         found = {name: network.init(key, jnp.zeros(inputs)) for (name, (network, inputs)), key in drawn}
-        return found | {
-            "encoder": coder.init_encoder(encoder_key),
-            "decoder": coder.init_decoder(decoder_key, config.size),
-        }
+        found["encoder"] = coder.init_encoder(encoder_key)
+        return found | ({"decoder": coder.init_decoder(decoder_key, config.size)} if has_decoder else {})
 
     def apply(name: str, params: PyTree, *given: Array) -> Array:
         return networks[name][0].apply(params[name], jnp.concatenate(given, axis=-1))
 
-    def code(params: PyTree, observation: Observation) -> Float[Array, "*n Z"]:
-        return simnorm(apply("code", params, coder.encode(params["encoder"], observation)), config.group)
-
     return Parts(
         init,
-        code=code,
-        step=lambda params, z, action: simnorm(apply("step", params, z, action), config.group),
-        reward=lambda params, z, action: apply("reward", params, z, action)[..., 0],
+        code=lambda params, observation: apply("code", params, coder.encode(params["encoder"], observation)),
+        step=partial(apply, "step"),
+        reward=lambda params, z, action: number.mean(apply("reward", params, z, action)),
+        reward_loss=lambda params, z, action, reward: number.loss(apply("reward", params, z, action), reward),
         goes_on=(lambda params, z: apply("continuation", params, z)[..., 0]) if config.learn_continuation else None,
         coder=coder,
+        has_decoder=has_decoder,
         action=action,
     )

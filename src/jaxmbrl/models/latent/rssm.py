@@ -242,9 +242,9 @@ def networks(config: RSSMConfig, observation: Space, action: Space) -> Networks:
     """The networks that the settings choose. Raises UserError for observations that are neither vectors nor images."""
     latent, actions = latent_of(config), encoded_size(action)
     unit = recurrence(config, actions)
-    coder = coders.make(config.coder, observation, config.activation, config.rms_norm)
+    coder = coders.make(config.coder, observation, config.activation, "rms" if config.rms_norm else "none")
     number, size = number_head(config.bins), config.deter + latent.size
-    network = partial(MLP, activation=getattr(nn, config.activation), rms_norm=config.rms_norm)
+    network = partial(MLP, activation=getattr(jax.nn, config.activation), rms_norm=config.rms_norm)
     last = nn.initializers.zeros_init() if config.bins else None
     head = (config.units,) * config.head_layers
     parts = {
@@ -296,7 +296,7 @@ def latent_of(config: RSSMConfig) -> Latent:
 def recurrence(config: RSSMConfig, actions: int) -> Recurrence:
     """The recurrent unit that the settings choose, for action vectors of length `actions`."""
     stoch = latent_of(config).size
-    layer = MLP((config.hidden,), None, activation=getattr(nn, config.activation), rms_norm=config.rms_norm)
+    layer = MLP((config.hidden,), None, activation=getattr(jax.nn, config.activation), rms_norm=config.rms_norm)
 
     def init(key: Key) -> PyTree:
         *keys, unit_key = jax.random.split(key, 4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from jaxmbrl.core.spaces import Space, encode
 from jaxmbrl.core.types import Transition
@@ -35,3 +35,15 @@ def by_successor(rows: Transition, is_first: Bool[Array, "B L"], action: Space) 
         last=behind_zero(rows.terminated | rows.truncated),
         known=behind_zero(jnp.ones_like(rows.reward)),
     )
+
+
+def step_weights(window: Window, decay: float = 1.0) -> Float[Array, "B K"]:
+    """The weight decay^t of each of the K = T - 1 steps of a window that is unrolled from its first position; 0 after the
+    first end of an episode."""
+    before = jnp.cumsum(window.last[:, :-1], axis=1)
+    return (before == 0) * decay ** jnp.arange(before.shape[1])
+
+
+def continued(window: Window) -> Bool[Array, "B T"]:
+    """The positions of a window from which its first episode could continue: up to its end, but not if it terminated."""
+    return (jnp.cumsum(window.last, axis=1) - window.last == 0) & ~window.terminated
