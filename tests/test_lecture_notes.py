@@ -1,0 +1,127 @@
+"""The pages beside lecture notes: every command can be given, every name of the code exists, and the minutes add up."""
+
+import ast
+import re
+import shlex
+
+import pytest
+from test_docs import DOCS, ROOT, assert_exist, names_in
+
+from jaxmbrl import cli
+from jaxmbrl.commands import training
+from jaxmbrl.core.config import UserError
+from jaxmbrl.training import programs
+
+START = DOCS / "lecture_notes.md"
+PAGES = sorted((DOCS / "lecture_notes").glob("*.md"))
+
+TIME = r"(\d+) min|not timed"
+COMMAND = re.compile(r"`((?:jaxmbrl|python) [^`]+)`(?: \((" + TIME + r")\))?")
+
+FILES = ("--data", "--demonstrations", "--expert", "--schedule")
+"""Options whose value is a file or a run that another command has made."""
+
+
+def commands(text):
+    """Each command of a page, and its minutes: None where it is not timed, and where it stands without a time."""
+    found = {}
+    for command, time, minutes in COMMAND.findall(text):
+        if time or command not in found:
+            found[command] = int(minutes) if minutes else None
+    return found
+
+
+ALL = sorted({command for page in (START, *PAGES) for command in commands(page.read_text())})
+
+
+def numbers_in(sentence, text):
+    """The numbers of the first sentence of a text with this pattern."""
+    return [int(number) for number in re.search(sentence, " ".join(text.split())).groups()]
+
+
+def without_files(words):
+    """The words of a command line without the options that name files."""
+    kept = [i for i, word in enumerate(words) if word not in FILES and (i == 0 or words[i - 1] not in FILES)]
+    return [words[i] for i in kept]
+
+
+def known_options(script):
+    """Options of a script, by the calls of `add_argument` in its source."""
+    calls = [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Call)]
+    texts = [arg.value for call in calls for arg in call.args if isinstance(arg, ast.Constant)]
+    return {text for text in texts if isinstance(text, str) and text.startswith("--")}
+
+
+def check(command, capsys):
+    """Raises an error if `command` cannot be given."""
+    words = [word for word in shlex.split(command) if word != "--x64"]
+    options = {word for word in words if word.startswith("--")}
+    if words[0] == "python":
+        script = ROOT / words[1]
+        assert script.exists(), f"{words[1]} does not exist"
+        assert options <= known_options(script), f"{words[1]} has no {sorted(options - known_options(script))}"
+    elif words[1] == "train" and options <= {"--env", "--preset", "--seeds", "--steps"}:
+        given = dict(zip(words[3::2], words[4::2], strict=True))
+        numbers = {name: int(given[f"--{name}"]) for name in ("seeds", "steps") if f"--{name}" in given}
+        programs.configure(words[2], given["--env"], given.get("--preset"), **numbers)
+    elif words[1] == "train":
+        training.parse_train(words[2], without_files(words[3:]))
+    else:
+        assert cli.main([words[1], "--help"]) == 0
+        assert options <= set(re.findall(r"--[\w.-]+", capsys.readouterr().out)), command
+
+
+@pytest.mark.parametrize("command", ALL)
+def test_the_command_can_be_given(command, capsys):
+    check(command, capsys)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "jaxmbrl train mbpo --env pendulum --rollout 3",
+        "jaxmbrl train mbpo --env pendulum --preset huge",
+        "jaxmbrl train mbpo --env pendulums",
+        "jaxmbrl fit --rows pendulum.npz",
+        "python experiments/dyna_maze.py --seeds 3",
+        "python experiments/maze.py",
+    ],
+)
+def test_a_wrong_command_is_found(wrong, capsys):
+    with pytest.raises((UserError, AssertionError)):
+        check(wrong, capsys)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_page_has_rows_with_names_that_exist_and_minutes_that_add_up(page):
+    text = page.read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| in the notes")]
+    assert len(rows) > 25 and {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {6}
+    # What is done with a row of the notes is said: a command, a place to look, or why there is none.
+    assert all(row.split(" | ")[1].strip(" |") for row in rows)
+    assert_exist(names_in(text))
+    found = commands(text)
+    timed = [minutes for minutes in found.values() if minutes is not None]
+    stated = r"(\d+) timed commands of this page take (\d+) minutes in all; (\d+) are not timed"
+    assert numbers_in(stated, text) == [len(timed), sum(timed), len(found) - len(timed)]
+
+
+def test_the_first_page_has_all_pages_and_the_minutes_of_all():
+    text = " ".join(START.read_text().split())
+    assert all(f"lecture_notes/{page.name}" in text for page in PAGES) and len(PAGES) == 5
+    every = {}
+    for page in PAGES:
+        for command, minutes in commands(page.read_text()).items():
+            every[command] = minutes if minutes is not None else every.get(command)
+    timed = [minutes for minutes in every.values() if minutes is not None]
+    short = sum(minutes for minutes in timed if minutes <= 10)
+    stated = r"(\d+) timed commands of the five pages take (\d+) minutes.* at most 10 minutes take (\d+) minutes"
+    assert numbers_in(stated, text) == [len(timed), sum(timed), short]
+
+
+def test_the_selection_is_of_commands_of_the_pages_and_its_minutes_add_up():
+    text = START.read_text()
+    selected = re.findall(r"^    (\S.*\S) +# (\d+) min$", text, re.MULTILINE)
+    every = {key: value for page in PAGES for key, value in commands(page.read_text()).items() if value is not None}
+    assert len(selected) > 20 and all(every.get(command) == int(minutes) for command, minutes in selected)
+    assert f"They take {sum(int(minutes) for _, minutes in selected)} minutes" in text
