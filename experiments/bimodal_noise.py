@@ -22,7 +22,7 @@ that of the Gaussian.
     python experiments/bimodal_noise.py [--out FOLDER] [--seeds 2] [--returns] [--quick]
 
 `--returns` also trains PETS with each model, for the return on that task. Writes `bimodal-noise.png` and
-`bimodal-noise.json`, with command, commit, versions and machine. Without returns it takes about two minutes of one core.
+`bimodal-noise.json`, with command, commit, versions and machine. Without returns it takes about one minute of one core.
 """
 
 from __future__ import annotations
