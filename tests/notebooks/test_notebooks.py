@@ -93,6 +93,17 @@ def test_mbpo_in_memory_shows_what_it_says(tmp_path):
 
 
 @pytest.mark.slow
+def test_belief_shows_what_it_says(tmp_path):
+    lines = run("belief", tmp_path, ["ahead.png", "dreams.png", "expected.png", "speed.png"])
+    told = {line[:36].strip(): float(line[36:]) for line in lines if not line.startswith(("positions", "R2"))}
+    shares = {line[21:36].strip(): float(line[36:]) for line in lines if line.startswith("R2")}
+    assert told["return of the last epoch"] > told["return of the first epoch"]
+    assert shares["the belief"] > 0.5 > 0.3 > shares["the observation"]
+    assert told["nats of the first observation"] > told["nats of a later one"]
+    assert told["error 60 steps ahead"] > 2 * told["error  1 steps ahead"]
+
+
+@pytest.mark.slow
 def test_learning_rate_sweep_shows_what_it_says(tmp_path):
     lines = run("learning_rate_sweep", tmp_path, ["rates.png"])
     told = {(line.split()[0], float(line.split()[1])): float(line.split()[2]) for line in lines}
