@@ -87,7 +87,12 @@ QUICK = Sizes(
     epochs=2,
     score_steps=20,
     pets_steps=400,
-    settings=(("planner.cem.population", 10), ("planner.cem.iterations", 1), ("ensemble.max_epochs", 2)),
+    settings=(
+        ("planner.cem.population", 10),
+        ("planner.cem.elites", 2),
+        ("planner.cem.iterations", 1),
+        ("ensemble.max_epochs", 2),
+    ),
 )
 
 
