@@ -71,14 +71,15 @@ def draw(numbers: dict[str, Any], file: Path) -> None:
         left.plot(np.full(len(values), stage), values, "o", color="0.7", markersize=4)
     left.plot(stages, [np.mean(values) for values in returns], color="#0b3d91", marker="o", label="mean of a stage")
     left.axhline(np.mean(numbers["baseline"]), color="black", linestyle=":", label="MBPO with its own settings")
-    left.set_xticks(stages)
+    left.xaxis.get_major_locator().set_params(integer=True)
     left.set_xlabel("stage")
     left.set_ylabel("return, mean over the epochs of a run")
     left.legend(frameon=False, fontsize=8)
     shades = np.linspace(0.75, 0.25, len(returns))
+    named = set(np.linspace(0, len(stages) - 1, min(len(stages), 5)).astype(int))
     for stage, values in zip(stages, numbers["geometric mean of the real ratio"], strict=True):
-        style = {"color": str(shades[stage]), "linewidth": 1.2}
-        right.step(numbers["steps"], values, where="post", label=f"stage {stage}", **style)
+        style = {"color": str(shades[stage]), "linewidth": 1.2, "label": f"stage {stage}" if stage in named else None}
+        right.step(numbers["steps"], values, where="post", **style)
     best = numbers["best controller"]
     right.step(numbers["steps"], best["real_ratio"], where="post", color="#c1440e", linewidth=2.2, label="best, greedy")
     for at, ratio, interval in zip(numbers["steps"][1:], best["real_ratio"][1:], best["refit_every"][1:], strict=True):
