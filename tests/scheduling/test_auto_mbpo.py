@@ -131,6 +131,9 @@ def test_a_search_continues_where_it_was_and_gives_the_same(tmp_path):
         for name in one.files:
             np.testing.assert_array_equal(one[name], other[name])
     text = json.loads((tmp_path / "again" / "search.json").read_text())
+    del text["run"]["settings"]["ensemble"]["head"], text["search"]["fit_price"]
+    (tmp_path / "again" / "search.json").write_text(json.dumps(text))
+    assert search.search(tmp_path / "again").best == whole.best, "a search of a version without these settings"
     text["search"]["runs"] = 3
     (tmp_path / "again" / "search.json").write_text(json.dumps(text))
     with pytest.raises(UserError, match=r"has a search with another search\.runs \(3, not 2\)"):

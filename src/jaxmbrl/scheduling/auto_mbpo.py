@@ -428,7 +428,11 @@ def _folder(out: str | Path, description: dict[str, Any]) -> Path:
     if not file.exists():
         file.write_text(text, encoding="utf-8")
         return folder
-    then, now = (programs.leaves(json.loads(x)) for x in (file.read_text(encoding="utf-8"), text))
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    # Settings that this version has added have their defaults.
+    run, search = programs.parse(saved["run"]), from_dict(SearchConfig, saved["search"])
+    saved |= {"run": to_dict(run), "search": to_dict(search)}
+    then, now = (programs.leaves(json.loads(x)) for x in (json.dumps(saved), text))
     for name in now:
         # More stages continue a search.
         if name != "search.stages" and then.get(name) != now[name]:
