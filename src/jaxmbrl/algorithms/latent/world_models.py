@@ -179,7 +179,6 @@ def make(config: Config, task: Task) -> Algorithm:
     in_task = config.controller == "task"
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
-        shared.no_data(data, "world-models")
         vision_key, memory_key, ask_key, key = jax.random.split(key, 4)
         traced = shared.traced_values(config, hyper)
         search = cma_es.init(config.search, jnp.zeros(math.prod(shape)))
@@ -320,14 +319,14 @@ def dreamt(
     point: Float[Array, "n"],
 ) -> Float[Array, ""]:
     """The mean return of a controller in dreams from first observations with these codes."""
-    start_key, rollout_key = jax.random.split(key)
+    observe_key, start_key, rollout_key = jax.random.split(key, 3)
     count = codes.shape[0]
     nothing = Belief(
         jnp.zeros((count, 2 * config.model.units)),
         jnp.zeros((count, config.model.size)),
         jnp.zeros((count, encoded_size(parts.action))),
     )
-    origin = mdn_rnn.observed(parts, memory, nothing, codes, start_key)
+    origin = mdn_rnn.observed(parts, memory, nothing, codes, observe_key)
     policy = control(point.reshape(shape))
     start, zero = (world.start(origin, start_key), ()), Return.zero((count,))
     return jnp.mean(rollout(world, policy, start, rollout_key, config.dream_steps, planned_return, zero)[1].total)
@@ -340,7 +339,8 @@ def search_in_dream(
     of a generation are given the same codes and the same key. The metrics are the mean return of a generation's points,
     over all generations, and that of the mean controller at the end of the round."""
     dreams = codes.reshape(config.generations, config.dreams, -1)
-    keys = jax.random.split(key, config.generations)
+    search_key, last_key = jax.random.split(key)
+    keys = jax.random.split(search_key, config.generations)
 
     def generation(search: CMAState, given: tuple[Array, Key]) -> tuple[CMAState, Float[Array, ""]]:
         codes, key = given
@@ -350,7 +350,7 @@ def search_in_dream(
         return cma_es.tell(config.search, search, points, -found), jnp.mean(found)
 
     search, means = jax.lax.scan(generation, search, (dreams, keys))
-    final = evaluate(dreams[-1], jax.random.fold_in(key, config.generations), search.mean)
+    final = evaluate(dreams[-1], last_key, search.mean)
     return search, {"policy/dreamt": Average.of(jnp.mean(means)), "policy/dreamt_at_end": Average.of(final)}
 
 
