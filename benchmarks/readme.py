@@ -250,7 +250,9 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/distillation.md": {"returns": of("distillation")},
     "docs/gps.md": {"returns": of("gps")},
     "docs/search.md": {"returns": of("uct", "alphazero", "muzero"), "games": games},
-    "docs/latent_models.md": {"returns": of("dreamer", "plan2explore", "planet", "td-mpc2", "alm", "latent-mpc")},
+    "docs/latent_models.md": {
+        "returns": of("dreamer", "plan2explore", "world-models", "planet", "td-mpc2", "alm", "latent-mpc")
+    },
     "docs/tabular.md": {
         "returns": of("q-learning", "q-planning", "dyna-q", "dyna-q-plus", "prioritized-sweeping", "linear-dyna")
     },

@@ -141,6 +141,17 @@ def test_an_episode_by_hand():
     assert buffer.observations[0, :5, 1].tolist() == [0, 1, 2, 3, 4] and buffer.next_number.tolist() == [4]
 
 
+def test_rows_with_which_episodes_begin_are_sampled_uniformly():
+    """Of environment 0 the rows 1, 2 and 4 are stored, of environment 1 the same; the oldest counts as a beginning."""
+    player = Player(2)
+    ends = [[False, False], [True, False], [False, True], [False, True], [False, False]]
+    buffer = add(add(init(prototype(), 2, 4, 4), player.play(2, ends[:2])), player.play(3, ends[2:]))
+    slots = jax.jit(sequences.sample_starts, static_argnums=2)(buffer, jax.random.key(0), 2000)
+    found, counts = np.unique(sequences.take(buffer, slots).observation, axis=0, return_counts=True)
+    # Environment 0: rows 1 (the oldest) and 2, at observation 3. Environment 1: the oldest, and rows 3 and 4.
+    assert found.tolist() == [[0, 1], [0, 3], [1, 1], [1, 4], [1, 6]] and stats.chisquare(counts).pvalue > 1e-3
+
+
 def test_more_ends_than_there_is_room_for_leave_fewer_rows():
     """Episodes of one step take two observations a row: of 7 + 1 + 1 places, the newest four rows."""
     player = Player(2, chance=1.0)

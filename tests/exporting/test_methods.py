@@ -61,7 +61,7 @@ KNOWN_REWARD = ("slbo", "gps")
 """Methods that need a known reward, which repeated actions have not."""
 PLANS = ("pets", "qt-opt", "planet", "td-mpc2", "latent-mpc")
 """Methods that search for each action. The random numbers of QT-Opt's search are fixed."""
-SAMPLES = ("pets", "planet", "td-mpc2", "alm", "latent-mpc", "dreamer", "plan2explore")
+SAMPLES = ("pets", "planet", "td-mpc2", "alm", "latent-mpc", "dreamer", "plan2explore", "world-models")
 """Methods whose deterministic policy has random numbers: of a search, or of a belief."""
 TASKS = {
     "continuous actions": "pendulum",

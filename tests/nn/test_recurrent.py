@@ -1,4 +1,4 @@
-"""The gated recurrent unit against Flax's, and its unrolling over ends of episodes against a loop."""
+"""The gated recurrent unit and long short-term memory against Flax, and unrolling over ends of episodes against a loop."""
 
 import jax
 import numpy as np
@@ -98,3 +98,24 @@ def test_initial_weights_of_the_block_unit_count_the_inputs_of_all_blocks():
     assert (gru.scale == 1).all() and not gru.mix_bias.any() and not gru.gate_bias.any()
     with pytest.raises(ValueError, match="must divide 6 hidden numbers, got 4"):
         recurrent.init_blocks(jax.random.key(0), 3, 6, 4)
+
+
+def test_a_step_of_long_short_term_memory_is_that_of_flax(x64):
+    rng = np.random.default_rng(3)
+    shapes = jax.eval_shape(lambda key: recurrent.init_lstm(key, I, H), jax.random.key(0))
+    lstm = jax.tree.map(lambda x: rng.normal(size=x.shape), shapes)
+    kernels = np.split(lstm.input_kernel, 4, 1), np.split(lstm.hidden_kernel, 4, 1), np.split(lstm.bias, 4)
+    params = {}
+    for name, enter, hidden, bias in zip("ifgo", *kernels, strict=True):
+        params[f"i{name}"] = {"kernel": enter}
+        params[f"h{name}"] = {"kernel": hidden, "bias": bias + (name == "f")}
+    hidden, cell, x = (rng.normal(size=(B, size)) for size in (H, H, I))
+
+    @jax.jit
+    def both(hidden, cell, x):
+        (c, h), _ = nn.OptimizedLSTMCell(H).apply({"params": params}, (cell, hidden), x)
+        return (h, c), recurrent.step_lstm(lstm, hidden, cell, x)
+
+    expected, found = both(hidden, cell, x)
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)

@@ -57,6 +57,7 @@ MODULES = {
     "gps": "trajectory.gps",
     "dreamer": "latent.dreamer",
     "plan2explore": "latent.plan2explore",
+    "world-models": "latent.world_models",
     "planet": "latent.planet",
     "td-mpc2": "latent.td_mpc2",
     "alm": "latent.alm",

@@ -151,6 +151,18 @@ def sample_slots(buffer: Sequences, key: Key, n: int) -> Int[Array, "n"]:
     return ((buffer.position - buffer.size) * num_envs + age) % (columns * num_envs)
 
 
+def sample_starts(buffer: Sequences, key: Key, n: int) -> Int[Array, "n"]:
+    """The slots of `n` rows with which an episode begins, sampled uniformly with replacement. The oldest row of each
+    environment counts as one. Add to an empty buffer first."""
+    columns = buffer.number.shape[1]
+    age = (jnp.arange(columns) - buffer.position + buffer.size) % columns
+    ended = buffer.rows.terminated | buffer.rows.truncated
+    begins = (jnp.roll(ended, 1, axis=1) | (age == 0)) & (age < buffer.size)
+    counted = jnp.cumsum(begins.T.reshape(-1), dtype=jnp.int32)
+    chosen = jax.random.randint(key, (n,), 0, jnp.maximum(counted[-1], 1))
+    return jnp.searchsorted(counted, chosen, side="right").astype(jnp.int32)
+
+
 def take(buffer: Sequences, slots: Int[Array, "*n"]) -> Transition:
     """The rows in `slots`, [*n, ...]."""
     num_envs = buffer.number.shape[0]

@@ -11,6 +11,13 @@ of h sees itself and the input only:
 y   = silu(rms_norm(W_g [h_g, x] of all blocks g))
 r, c, u = V_g y_g
 h'  = sigmoid(u - 1) tanh(sigmoid(r) c) + (1 - sigmoid(u - 1)) h
+
+and long short-term memory (LSTM; Hochreiter and Schmidhuber, Neural Computation 9, 1997, with the forget gate of Gers et
+al., 2000), with a cell c:
+
+i, f, g, o = W x + U h + b
+c' = sigmoid(f + 1) c + sigmoid(i) tanh(g)
+h' = sigmoid(o) tanh(c')
 """
 
 from __future__ import annotations
@@ -135,3 +142,36 @@ def _of_blocks(
     x: Float[Array, "*n G i"], kernel: Float[Array, "G i o"], bias: Float[Array, "G o"]
 ) -> Float[Array, "*n G o"]:
     return jnp.einsum("...gi,gio->...go", x, kernel) + bias
+
+
+class LSTM(NamedTuple):
+    """Parameters of long short-term memory with I inputs and H hidden numbers. Columns are of i, f, g and o in turn."""
+
+    input_kernel: Float[Array, "I 4*H"]
+    """W."""
+    hidden_kernel: Float[Array, "H 4*H"]
+    """U."""
+    bias: Float[Array, "4*H"]
+    """b."""
+
+
+def init_lstm(key: Key, inputs: int, units: int) -> LSTM:
+    """Initial parameters: W by LeCun's normal distribution, each block of U orthogonal, biases 0."""
+    input_key, *hidden_keys = jax.random.split(key, 5)
+    dtype = jnp.result_type(float)
+    orthogonal = jax.nn.initializers.orthogonal()
+    return LSTM(
+        input_kernel=jax.nn.initializers.lecun_normal()(input_key, (inputs, 4 * units), dtype),
+        hidden_kernel=jnp.concatenate([orthogonal(k, (units, units), dtype) for k in hidden_keys], axis=1),
+        bias=jnp.zeros(4 * units, dtype),
+    )
+
+
+def step_lstm(
+    lstm: LSTM, hidden: Float[Array, "*n H"], cell: Float[Array, "*n H"], x: Float[Array, "*n I"]
+) -> tuple[Float[Array, "*n H"], Float[Array, "*n H"]]:
+    """The next (hidden state h', cell c') from h, c and the input x."""
+    gates = x @ lstm.input_kernel + hidden @ lstm.hidden_kernel + lstm.bias
+    enter, forget, new, show = jnp.split(gates, 4, axis=-1)
+    cell = jax.nn.sigmoid(forget + 1) * cell + jax.nn.sigmoid(enter) * jnp.tanh(new)
+    return jax.nn.sigmoid(show) * jnp.tanh(cell), cell

@@ -10,7 +10,7 @@ trajectory = imagine(model.world(params), actor, beliefs, key, length)
 
 from __future__ import annotations
 
-from jaxmbrl.models.latent import aligned, coders, consistency, one_step, rssm
+from jaxmbrl.models.latent import aligned, coders, consistency, mdn_rnn, one_step, rssm
 from jaxmbrl.models.latent.coders import Coder, CoderConfig
 from jaxmbrl.models.latent.consistency import ConsistencyConfig
 from jaxmbrl.models.latent.interface import (
@@ -24,6 +24,7 @@ from jaxmbrl.models.latent.interface import (
     rows_of,
 )
 from jaxmbrl.models.latent.latents import Latent, floored
+from jaxmbrl.models.latent.mdn_rnn import MDNConfig
 from jaxmbrl.models.latent.one_step import OneStepConfig
 from jaxmbrl.models.latent.rssm import RSSMConfig
 from jaxmbrl.models.latent.windows import by_successor, continued, step_weights
@@ -36,6 +37,7 @@ __all__ = [
     "Latent",
     "LatentModel",
     "LatentView",
+    "MDNConfig",
     "OneStepConfig",
     "RSSMConfig",
     "Window",
@@ -46,6 +48,7 @@ __all__ = [
     "consistency",
     "continued",
     "floored",
+    "mdn_rnn",
     "on_features",
     "one_step",
     "repeated",

@@ -1,0 +1,178 @@
+"""World Models: the losses of vision and memory by hand and by a NumPy loop, dreams, controllers, and which episodes count
+for which controller."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmbrl import algorithms
+from jaxmbrl.algorithms.latent import world_models
+from jaxmbrl.algorithms.latent.world_models import Config, Tried
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.spaces import Box, Discrete
+from jaxmbrl.core.types import Clock, Transition
+from jaxmbrl.models.latent import Belief, CoderConfig, MDNConfig, Window, mdn_rnn
+from jaxmbrl.nn import cma_es
+from jaxmbrl.nn.cma_es import CMAConfig
+from jaxmbrl.training import programs
+
+Z, A, H, K, B, T = 2, 1, 3, 2, 2, 4
+MODEL = MDNConfig(size=Z, coder=CoderConfig(units=4, symlog=False), units=H, components=K)
+PARTS = mdn_rnn.parts(MODEL, Box((3,)), Box((A,), -1.0, 1.0))
+IMAGE = Box((64, 64, 3), 0, 255, "uint8")
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+@pytest.fixture(scope="module")
+def memory():
+    """Random parameters of the memory, in float64."""
+    with jax.enable_x64(True):
+        shapes = jax.eval_shape(PARTS.init_memory, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: rng.normal(size=x.shape), shapes)
+
+
+def head_biases(memory, bias):
+    heads = memory["heads"]["params"]
+    heads = {"kernel": jnp.zeros(heads["kernel"].shape), "bias": jnp.array(bias)}
+    return jax.tree.map(jnp.asarray, memory) | {"heads": {"params": heads}}
+
+
+@pytest.mark.parametrize(("free", "divergence"), [(0.4, 1.0), (0.5, 1.0), (0.6, 1.2)])
+def test_the_loss_of_vision_by_hand(free, divergence):
+    """With mean 1 and deviation 1 the divergence is 0.5 an entry. The error of an observation is a sum: 3."""
+    coder = PARTS.coder._replace(loss=lambda params, z, observation: jnp.full(z.shape[0], 3.0))
+    parts = PARTS._replace(code=lambda params, observation: jnp.array([[1.0, 1.0, 0.0, 0.0]] * B), coder=coder)
+    config = MDNConfig(size=Z, free_nats=free, decoder_scale=10.0)
+    loss, found = mdn_rnn.vision_loss(config, parts, {"decoder": ()}, jnp.zeros((B, 3)), jax.random.key(0))
+    np.testing.assert_allclose([loss, found["model/divergence"].total], [30 + divergence, 1.0], rtol=1e-6)
+
+
+def test_the_loss_of_the_memory_by_a_loop(x64, memory):
+    """The second window has an episode that begins at its third position, and a termination at its second."""
+    rng = np.random.default_rng(1)
+    first, ended = np.zeros((B, T), bool), np.zeros((B, T), bool)
+    first[:, 0] = first[1, 2] = ended[1, 1] = True
+    mean, action, reward = rng.normal(size=(B, T, Z)), rng.uniform(-1, 1, (B, T, A)), rng.normal(size=(B, T))
+    codes = np.concatenate([mean, np.full_like(mean, -200.0)], axis=-1)  # so that z is the mean
+    known = np.ones((B, T))
+    known[:, 0] = 0
+    window = Window(codes, action, reward, ended, first, ended, known)
+    loss = jax.jit(partial(mdn_rnn.memory_loss, MODEL, PARTS))
+    _, (beliefs, found) = loss(memory, window, jax.random.key(0))
+
+    unit, heads = memory["unit"], memory["heads"]["params"]
+    sums, count = np.zeros(3), 0
+    for b in range(B):
+        for t in range(T):
+            if first[b, t]:
+                h, c, x = np.zeros(H), np.zeros(H), np.zeros(Z + A)
+            else:
+                x = np.concatenate([mean[b, t - 1], action[b, t]])
+            i, f, g, o = np.split(x @ unit.input_kernel + h @ unit.hidden_kernel + unit.bias, 4)
+            c = sigmoid(f + 1) * c + sigmoid(i) * np.tanh(g)
+            h = sigmoid(o) * np.tanh(c)
+            np.testing.assert_allclose(beliefs.deter[b, t], np.concatenate([h, c]), rtol=1e-9)
+            if first[b, t]:
+                continue
+            out = h @ heads["kernel"] + heads["bias"]
+            logits, mu, log_std = out[: 3 * K * Z].reshape(3, K, Z)
+            weights = np.exp(logits) / np.exp(logits).sum(0)
+            density = np.exp(-0.5 * ((mean[b, t] - mu) / np.exp(log_std)) ** 2) / np.exp(log_std) / np.sqrt(2 * np.pi)
+            p = sigmoid(out[-1])
+            of_end = -10 * np.log(p) if ended[b, t] else -np.log(1 - p)
+            sums += [-np.log((weights * density).sum(0)).mean(), (out[-2] - reward[b, t]) ** 2, of_end]
+            count += 1
+    assert count == 5
+    for name, expected in zip(("memory", "reward", "termination"), sums / count, strict=True):
+        np.testing.assert_allclose(found[f"model/{name}"].total, expected, rtol=1e-9)
+
+
+def test_a_dream_steps_as_the_filter_does(x64, memory):
+    """[h, c] is that of an observation; at a temperature near 0 z is the mean of the most probable component; the rewards
+    are predicted or constant; a step terminates where its logit is positive."""
+    rng = np.random.default_rng(2)
+    belief = Belief(*map(jnp.asarray, (rng.normal(size=(5, 2 * H)), rng.normal(size=(5, Z)), np.zeros((5, A)))))
+    action, key = jnp.asarray(rng.uniform(-1, 1, (5, A))), jax.random.key(0)
+
+    @jax.jit
+    def both(memory):
+        seen = mdn_rnn.observed(PARTS, memory, belief._replace(action=action), jnp.zeros((5, 2 * Z)), key)
+        cold = mdn_rnn.dream(MODEL, PARTS, memory, 1e-12).step(belief, action, key)
+        paid = mdn_rnn.dream(MODEL, PARTS, memory, 1.0, constant_reward=1.0).step(belief, action, key)
+        return seen, cold, paid, PARTS.predict(memory, seen.deter)
+
+    seen, (after, row), (_, paid), expected = both(memory)
+    np.testing.assert_array_equal(after.deter, seen.deter)
+    chosen = np.argmax(expected.code.logits, axis=1)
+    np.testing.assert_allclose(after.stoch, np.take_along_axis(expected.code.mean, chosen[:, None], 1)[:, 0], atol=1e-4)
+    np.testing.assert_array_equal(row.reward, expected.reward)
+    np.testing.assert_array_equal(row.terminated, expected.ends > 0)
+    np.testing.assert_array_equal(paid.reward, np.ones(5))
+    np.testing.assert_array_equal(row.next_observation, np.concatenate([after.stoch, after.deter[:, :H]], axis=1))
+
+
+@pytest.mark.parametrize(("logit", "expected"), [(-1.0, 7.0), (1.0, 1.0)])
+def test_the_return_of_a_dream_ends_with_it(memory, logit, expected):
+    """Reward 1 a step for 7 steps, or until the first step terminates."""
+    memory = head_biases(memory, [0.0] * (3 * K * Z + 1) + [logit])
+    config = Config(model=MODEL, dream_steps=7, dream_reward="one")
+    world = world_models.dream_of(config, PARTS, memory, jnp.ones(()))
+    control = partial(world_models.controlled, PARTS.action)
+    shape = A, Z + H + 1
+    found = world_models.dreamt(
+        config, PARTS, memory, world, control, shape, jnp.zeros((3, 2 * Z)), jax.random.key(0), jnp.zeros(6)
+    )
+    assert found == expected
+
+
+def test_a_controller_by_hand():
+    weights, features = jnp.array([[1.0, 0.0, 2.0], [0.0, 3.0, -1.0]]), jnp.array([[0.5, 0.25], [1.0, -1.0]])
+    linear = np.array([[2.5, -0.25], [3.0, -4.0]])
+    act = world_models.controlled(Box((2,), -1.0, 1.0), weights).act
+    np.testing.assert_allclose(act((), features, None)[0], np.tanh(linear), rtol=1e-6)
+    np.testing.assert_allclose(act((), features[0], None)[0], np.tanh(linear[0]), rtol=1e-6)
+    chosen = world_models.controlled(Discrete(2), -weights).act((), features, None)[0]
+    assert chosen.tolist() == [1, 1] and chosen.dtype == jnp.int32
+
+
+@pytest.mark.parametrize(("preset", "actions", "number"), [("car", 3, 867), ("doom", 1, 1088)])
+def test_the_papers_controllers_have_as_many_parameters(preset, actions, number):
+    config = algorithms.get("world-models").presets[preset].config
+    model = mdn_rnn.make(config.model, mdn_rnn.parts(config.model, IMAGE, Box((actions,), -1.0, 1.0)))
+    assert actions * (model.feature_size + config.bias) == number
+
+
+def test_rounds_begin_after_the_random_actions():
+    config = Config(warmup_steps=500, train_every=10, rounds=2, round_steps=200, sequence_length=5)
+    begins = [n for n in range(10, 2000, 10) if world_models.due(config, Clock(jnp.asarray(n)))]
+    assert begins == [500, 700]
+
+
+def test_episodes_count_for_the_controller_that_played_them():
+    """Two environments: an episode of an earlier generation, then two of this one."""
+    config = Config(num_envs=2, search=CMAConfig(population=4))
+    search = cma_es.init(config.search, jnp.zeros(2))
+    trials = world_models.first_trials(config, search, jax.random.key(0))
+    ended = np.array([[0, 0], [1, 0], [0, 1], [1, 0]], bool)
+    reward = np.array([[1, 10], [2, 20], [3, 30], [4, 40]], float)
+    points = np.array([[0, 2], [0, 2], [3, 2], [3, 2]], np.int32)
+    numbers = np.array([[0, 1], [0, 1], [1, 1], [1, 1]], np.int32)
+    rows = Transition((), (), reward, (), ended, np.zeros_like(ended), Tried(points, numbers))
+    rows = jax.tree.map(jnp.asarray, rows)
+    assert world_models.score(trials, rows).episodes.tolist() == [0, 0, 0, 0]  # Generation 0 never counts.
+    found = world_models.score(world_models.asked(config, search, trials, jax.random.key(1)), rows)
+    assert found.total.tolist() == [0, 0, 60, 7] and found.episodes.tolist() == [0, 0, 1, 1]
+    assert found.running.tolist() == [0, 40]
+
+
+def test_periods_must_fit_the_calls_of_learn():
+    for name in ("round_steps", "generation_steps"):
+        with pytest.raises(UserError, match=name):
+            programs.configure("world-models", "pendulum", settings={name: 1234})
