@@ -302,7 +302,7 @@ def dream_of(config: Config, parts: Parts, memory: PyTree, temperature: Float[Ar
     return mdn_rnn.dream(config.model, parts, memory, temperature, constant)
 
 
-def first_codes(coded: Sequences, key: Key, number: int) -> Float[Array, "number 2*Z"]:
+def first_codes(coded: Sequences, key: Key, number: int) -> Float[Array, "number M"]:
     """Codes of stored first observations."""
     return sequences.take(coded, sequences.sample_starts(coded, key, number)).observation
 
@@ -314,7 +314,7 @@ def dreamt(
     world: World,
     control: Any,
     shape: tuple[int, int],
-    codes: Float[Array, "D 2*Z"],
+    codes: Float[Array, "D M"],
     key: Key,
     point: Float[Array, "n"],
 ) -> Float[Array, ""]:
@@ -333,7 +333,7 @@ def dreamt(
 
 
 def search_in_dream(
-    config: Config, evaluate: Any, codes: Float[Array, "G*D 2*Z"], search: CMAState, key: Key
+    config: Config, evaluate: Any, codes: Float[Array, "N M"], search: CMAState, key: Key
 ) -> tuple[CMAState, Metrics]:
     """The generations of a round. `evaluate(codes, key, point)` is a controller's mean return in dreams; all controllers
     of a generation are given the same codes and the same key. The metrics are the mean return of a generation's points,
