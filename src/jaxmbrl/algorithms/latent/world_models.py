@@ -36,7 +36,7 @@ import optax
 from annotated_types import Ge, Gt
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmbrl.agents.exploration import with_gaussian_noise
+from jaxmbrl.agents.exploration import no_extras, with_gaussian_noise
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import LoopSettings, windows_fit
@@ -195,9 +195,9 @@ def make(config: Config, task: Task) -> Algorithm:
     def policy(state: State, clock: Clock, explore: bool) -> Policy:
         params = {"vision": state.vision.params, "memory": state.memory.params}
         acting = control(state.search.mean.reshape(shape))
-        extras = no_trial
+        extras = no_extras
         if explore and in_task:
-            acting, extras = of_trials(control, state.trials, shape), lambda action: NOT_TRIED
+            acting, extras = of_trials(control, state.trials, shape), not_tried
         elif explore and config.noise > 0 and not isinstance(task.action, Discrete):
             acting = with_gaussian_noise(acting, config.noise)
         acting = on_features(model, acting)
@@ -373,13 +373,10 @@ def search_in_task(
     return metrics.cond_update(ends, generation, (search, trials))
 
 
-NOT_TRIED = Tried(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
-"""The extras of actions that no controller chose. Generations are numbered from 1 when they count."""
-
-
-def no_trial(action: Action) -> PyTree:
-    """No extras."""
-    return ()
+def not_tried(action: Action) -> Tried:
+    """The extras of an action that no controller chose. Generations are numbered from 1 when they count."""
+    zero = jnp.zeros((), jnp.int32)
+    return Tried(zero, zero)
 
 
 def first_trials(config: Config, search: CMAState, key: Key) -> Trials:
