@@ -22,6 +22,7 @@ from jaxmbrl.training import programs
 Z, A, H, K, B, T = 2, 1, 3, 2, 2, 4
 MODEL = MDNConfig(size=Z, coder=CoderConfig(units=4, symlog=False), units=H, components=K)
 PARTS = mdn_rnn.parts(MODEL, Box((3,)), Box((A,), -1.0, 1.0))
+KEY = jax.random.key(0)
 IMAGE = Box((64, 64, 3), 0, 255, "uint8")
 
 
@@ -136,9 +137,9 @@ def test_a_controller_by_hand():
     weights, features = jnp.array([[1.0, 0.0, 2.0], [0.0, 3.0, -1.0]]), jnp.array([[0.5, 0.25], [1.0, -1.0]])
     linear = np.array([[2.5, -0.25], [3.0, -4.0]])
     act = world_models.controlled(Box((2,), -1.0, 1.0), weights).act
-    np.testing.assert_allclose(act((), features, None)[0], np.tanh(linear), rtol=1e-6)
-    np.testing.assert_allclose(act((), features[0], None)[0], np.tanh(linear[0]), rtol=1e-6)
-    chosen = world_models.controlled(Discrete(2), -weights).act((), features, None)[0]
+    np.testing.assert_allclose(act((), features, KEY)[0], np.tanh(linear), rtol=1e-6)
+    np.testing.assert_allclose(act((), features[0], KEY)[0], np.tanh(linear[0]), rtol=1e-6)
+    chosen = world_models.controlled(Discrete(2), -weights).act((), features, KEY)[0]
     assert chosen.tolist() == [1, 1] and chosen.dtype == jnp.int32
 
 

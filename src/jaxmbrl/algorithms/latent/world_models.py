@@ -36,7 +36,7 @@ import optax
 from annotated_types import Ge, Gt
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmbrl.agents.exploration import with_gaussian_noise
+from jaxmbrl.agents.exploration import no_extras, with_gaussian_noise
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import LoopSettings, windows_fit
@@ -195,9 +195,9 @@ def make(config: Config, task: Task) -> Algorithm:
     def policy(state: State, clock: Clock, explore: bool) -> Policy:
         params = {"vision": state.vision.params, "memory": state.memory.params}
         acting = control(state.search.mean.reshape(shape))
-        extras = no_trial
+        extras = no_extras
         if explore and in_task:
-            acting, extras = of_trials(control, state.trials, shape), lambda action: NOT_TRIED
+            acting, extras = of_trials(control, state.trials, shape), not_tried
         elif explore and config.noise > 0 and not isinstance(task.action, Discrete):
             acting = with_gaussian_noise(acting, config.noise)
         acting = on_features(model, acting)
@@ -302,7 +302,7 @@ def dream_of(config: Config, parts: Parts, memory: PyTree, temperature: Float[Ar
     return mdn_rnn.dream(config.model, parts, memory, temperature, constant)
 
 
-def first_codes(coded: Sequences, key: Key, number: int) -> Float[Array, "number 2*Z"]:
+def first_codes(coded: Sequences, key: Key, number: int) -> Float[Array, "number M"]:
     """Codes of stored first observations."""
     return sequences.take(coded, sequences.sample_starts(coded, key, number)).observation
 
@@ -314,7 +314,7 @@ def dreamt(
     world: World,
     control: Any,
     shape: tuple[int, int],
-    codes: Float[Array, "D 2*Z"],
+    codes: Float[Array, "D M"],
     key: Key,
     point: Float[Array, "n"],
 ) -> Float[Array, ""]:
@@ -333,7 +333,7 @@ def dreamt(
 
 
 def search_in_dream(
-    config: Config, evaluate: Any, codes: Float[Array, "G*D 2*Z"], search: CMAState, key: Key
+    config: Config, evaluate: Any, codes: Float[Array, "N M"], search: CMAState, key: Key
 ) -> tuple[CMAState, Metrics]:
     """The generations of a round. `evaluate(codes, key, point)` is a controller's mean return in dreams; all controllers
     of a generation are given the same codes and the same key. The metrics are the mean return of a generation's points,
@@ -373,13 +373,10 @@ def search_in_task(
     return metrics.cond_update(ends, generation, (search, trials))
 
 
-NOT_TRIED = Tried(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
-"""The extras of actions that no controller chose. Generations are numbered from 1 when they count."""
-
-
-def no_trial(action: Action) -> PyTree:
-    """No extras."""
-    return ()
+def not_tried(action: Action) -> Tried:
+    """The extras of an action that no controller chose. Generations are numbered from 1 when they count."""
+    zero = jnp.zeros((), jnp.int32)
+    return Tried(zero, zero)
 
 
 def first_trials(config: Config, search: CMAState, key: Key) -> Trials:

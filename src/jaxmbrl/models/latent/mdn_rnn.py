@@ -78,8 +78,8 @@ class Parts(NamedTuple):
 
     init_vision: Callable[[Key], PyTree]
     init_memory: Callable[[Key], PyTree]
-    code: Callable[[PyTree, Observation], Float[Array, "*n 2*Z"]]
-    """(vision, observation) -> mean of z, then its log-variance."""
+    code: Callable[[PyTree, Observation], Float[Array, "*n M"]]
+    """(vision, observation) -> mean of z, then its log-variance; M is twice the length of z."""
     recur: Callable[[PyTree, Float[Array, "*n D"], Float[Array, "*n Z"], Float[Array, "*n A"]], Float[Array, "*n D"]]
     """(memory, [h, c], z, action) -> the next [h, c]."""
     predict: Callable[[PyTree, Float[Array, "*n D"]], Predicted]
@@ -88,7 +88,7 @@ class Parts(NamedTuple):
     action: Space
 
 
-def of_code(code: Float[Array, "*n 2*Z"]) -> Gaussian:
+def of_code(code: Float[Array, "*n M"]) -> Gaussian:
     """q(z | o) of a code as it is stored."""
     mean, log_variance = jnp.split(code, 2, axis=-1)
     return Gaussian(mean, log_variance / 2)
@@ -172,7 +172,7 @@ def make(config: MDNConfig, parts: Parts) -> LatentModel:
     )
 
 
-def observed(parts: Parts, memory: PyTree, belief: Belief, code: Float[Array, "*n 2*Z"], key: Key) -> Belief:
+def observed(parts: Parts, memory: PyTree, belief: Belief, code: Float[Array, "*n M"], key: Key) -> Belief:
     """The belief after its action led to an observation with this code."""
     deter = parts.recur(memory, belief.deter, belief.stoch, belief.action)
     return Belief(deter, of_code(code).sample(key), belief.action)
