@@ -393,7 +393,7 @@ REFUSED = {
     "doctor now": ["unexpected argument 'now'"],
     "list --jsn": ["unknown option '--jsn'"],
     "list acktr": ["algorithm or family 'acktr' is not available; 'jaxmbrl list' shows the methods"],
-    "list zzz": ["unknown algorithm or family 'zzz'", "there is: a2c, alphazero, ampo, bc, bmpo, bptt, brax"],
+    "list zzz": ["unknown algorithm or family 'zzz'", "there is: a2c, alm, alphazero, ampo, bc, bmpo, bptt, brax"],
     "list dinah": ["unknown algorithm or family 'dinah'"],
     "list dyna now": ["unexpected argument 'now'"],
 }

@@ -135,8 +135,10 @@ def test_with_identity_coders_and_a_known_reward_it_is_deterministic_pets():
             code=lambda params, observation: observation,
             step=step,
             reward=lambda params, z, action: task.reward(z, action, step(params, z, action)),
+            reward_loss=lambda params, z, action, reward: jnp.zeros_like(reward),
             goes_on=None,
             coder=coder,
+            has_decoder=True,
             action=task.action,
         )
         model = consistency.assemble(config, parts)
