@@ -106,6 +106,13 @@ def layout_of(
     return layout
 
 
+def known_termination(what: str, terminated: Callable[..., Any] | None) -> Callable[..., Any]:
+    """`terminated`, of a model that cannot predict it. Raises UserError, which begins with `what`, if there is none."""
+    if terminated is None:
+        raise UserError(f"{what} does not predict terminations: take a task that gives them, and learn_termination false")
+    return terminated
+
+
 def _space(what: str, name: str, given: Space | int) -> Space:
     """The space `given`; a number means vectors of that size. Raises UserError if the space is not one of real vectors."""
     space = Box((given,)) if isinstance(given, int) else given

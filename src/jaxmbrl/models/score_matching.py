@@ -36,7 +36,6 @@ from annotated_types import Ge, Gt
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Space
 from jaxmbrl.core.types import Average, DynamicsModel, Features, Hyper, Key, Metrics, PyTree, Transition, World
 from jaxmbrl.data import replay
@@ -122,16 +121,13 @@ def make(
 
     Raises UserError if the termination is not known, and as `models.ensemble.make` does.
     """
-    if terminated is None:
-        raise UserError(
-            "a score-matching model does not predict terminations: take a task that gives them, and learn_termination false"
-        )
+    known = layouts.known_termination("a score-matching model", terminated)
     layout = layouts.layout_of(Layout, "a score-matching model", config, observation, action, reward, terminated, features)
     return DynamicsModel(
         init=partial(init_state, layout),
         fit=partial(fit_network, layout),
         predict=partial(predict, layout),
-        world=partial(learned_world, layout, reward, terminated),
+        world=partial(learned_world, layout, reward, known),
         mixtures=partial(kernel_densities, layout),
     )
 

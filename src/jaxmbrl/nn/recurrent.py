@@ -47,14 +47,19 @@ class GRU(NamedTuple):
 
 def init(key: Key, inputs: int, units: int) -> GRU:
     """Initial parameters: W by LeCun's normal distribution, each block of U orthogonal, biases 0."""
-    input_key, *hidden_keys = jax.random.split(key, 4)
+    input_kernel, hidden_kernel = _kernels(key, inputs, units, 3)
+    dtype = input_kernel.dtype
+    return GRU(input_kernel, hidden_kernel, bias=jnp.zeros(3 * units, dtype), hidden_bias=jnp.zeros(units, dtype))
+
+
+def _kernels(key: Key, inputs: int, units: int, blocks: int) -> tuple[Float[Array, "I _"], Float[Array, "H _"]]:
+    """(W, U) of a unit with this number of blocks of columns."""
+    input_key, *hidden_keys = jax.random.split(key, blocks + 1)
     dtype = jnp.result_type(float)
     orthogonal = jax.nn.initializers.orthogonal()
-    return GRU(
-        input_kernel=jax.nn.initializers.lecun_normal()(input_key, (inputs, 3 * units), dtype),
-        hidden_kernel=jnp.concatenate([orthogonal(k, (units, units), dtype) for k in hidden_keys], axis=1),
-        bias=jnp.zeros(3 * units, dtype),
-        hidden_bias=jnp.zeros(units, dtype),
+    return (
+        jax.nn.initializers.lecun_normal()(input_key, (inputs, blocks * units), dtype),
+        jnp.concatenate([orthogonal(k, (units, units), dtype) for k in hidden_keys], axis=1),
     )
 
 
@@ -157,14 +162,8 @@ class LSTM(NamedTuple):
 
 def init_lstm(key: Key, inputs: int, units: int) -> LSTM:
     """Initial parameters: W by LeCun's normal distribution, each block of U orthogonal, biases 0."""
-    input_key, *hidden_keys = jax.random.split(key, 5)
-    dtype = jnp.result_type(float)
-    orthogonal = jax.nn.initializers.orthogonal()
-    return LSTM(
-        input_kernel=jax.nn.initializers.lecun_normal()(input_key, (inputs, 4 * units), dtype),
-        hidden_kernel=jnp.concatenate([orthogonal(k, (units, units), dtype) for k in hidden_keys], axis=1),
-        bias=jnp.zeros(4 * units, dtype),
-    )
+    input_kernel, hidden_kernel = _kernels(key, inputs, units, 4)
+    return LSTM(input_kernel, hidden_kernel, bias=jnp.zeros(4 * units, input_kernel.dtype))
 
 
 def step_lstm(

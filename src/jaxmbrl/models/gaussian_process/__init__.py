@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from jaxmbrl.core.config import UserError
 from jaxmbrl.core.precision import require_float64
 from jaxmbrl.core.spaces import Space
 from jaxmbrl.core.types import DynamicsModel, Features, Key, Transition, World
@@ -59,16 +58,13 @@ def make(
     does.
     """
     require_float64("a Gaussian process")
-    if terminated is None:
-        raise UserError(
-            "a Gaussian process does not predict terminations: take a task that gives them, and learn_termination false"
-        )
+    known = layouts.known_termination("a Gaussian process", terminated)
     layout = layouts.layout_of(Layout, "a Gaussian process", config, observation, action, reward, terminated, features)
     return DynamicsModel(
         init=partial(init_state, layout),
         fit=partial(fit_processes, layout),
         predict=partial(predict, layout),
-        world=partial(learned_world, layout, reward, terminated),
+        world=partial(learned_world, layout, reward, known),
     )
 
 
