@@ -202,6 +202,22 @@ def drawing() -> list[str]:
     return table(("thousands a second", *columns), rows)
 
 
+def latent_speed() -> list[str]:
+    """The table of the results of `latent.py`."""
+    counts, speeds = ("windows of a batch", "rows of a window"), ("updates a second", "GFLOP per update")
+    rows = [
+        (
+            title,
+            *(f"{of[name]:.0f}" for name in counts),
+            *(number(of[name]) for name in speeds),
+            f"{of['share of peak']:.1%}",
+            number(1000 * of["ms per environment step"]),
+        )
+        for title, of in read("latent-cpu").items()
+    ]
+    return table(("`dreamer`", *counts, *speeds, "share of peak", "us per environment step"), rows)
+
+
 PARTS = ("collect", "plan", "fit", "imagine", "update")
 
 
@@ -251,7 +267,8 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/gps.md": {"returns": of("gps")},
     "docs/search.md": {"returns": of("uct", "alphazero", "muzero"), "games": games},
     "docs/latent_models.md": {
-        "returns": of("dreamer", "plan2explore", "world-models", "planet", "td-mpc2", "alm", "latent-mpc")
+        "returns": of("dreamer", "plan2explore", "world-models", "planet", "td-mpc2", "alm", "latent-mpc"),
+        "speed": latent_speed,
     },
     "docs/tabular.md": {
         "returns": of("q-learning", "q-planning", "dyna-q", "dyna-q-plus", "prioritized-sweeping", "linear-dyna")

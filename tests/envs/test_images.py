@@ -234,7 +234,7 @@ def test_names():
     for name, message in (
         (
             "pixels/32",
-            "a task of images is named pixels/TASK, pixels/32/TASK, pixels/grey/TASK or pixels/32,grey/TASK, got",
+            "is named pixels/TASK, pixels/32/TASK, pixels/grey/TASK, pixels/32,grey/TASK or pixels/rendered/TASK, got",
         ),
         ("pixels/4/pendulum", "size must be a whole number of pixels from 8 to 512, got 4"),
         ("pixels/pendulm", "unknown task 'pendulm'; did you mean 'pendulum'?"),

@@ -1,17 +1,23 @@
 """Tasks that are observed as images: the simulator's state is not in the observation.
 
 Images of tasks in JAX are drawn in JAX; the method `scene(state)` of an environment says what they show
-(`envs.drawing.scene`). Those of tasks on the host are the pictures that the environment renders.
+(`envs.drawing.scene`). Those of tasks on the host are the pictures that the environment renders. A task with a MuJoCo
+model can also be rendered by MuJoCo, to which the compiled program then passes the positions.
 """
 
 from __future__ import annotations
 
 import numbers
+import threading
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
@@ -19,16 +25,21 @@ from jaxmbrl.core.spaces import Box
 from jaxmbrl.core.types import Action, Carry, HostStep, Key, Task, Transition, World
 from jaxmbrl.envs.action_repeat import unrepeated
 from jaxmbrl.envs.drawing.interface import state_of
+from jaxmbrl.envs.drawing.rendering import model_drawing
 from jaxmbrl.envs.drawing.scene import render
 from jaxmbrl.envs.observed import Observed, ObservedEnv, observed, plain
 
 SIZE = 64
 """Side of an image in pixels, by default, as in PlaNet and Dreamer."""
 LEAST, LARGEST = 8, 512
-FORMAT = "a task of images is named pixels/TASK, pixels/32/TASK, pixels/grey/TASK or pixels/32,grey/TASK"
+FORMAT = (
+    "a task of images is named pixels/TASK, pixels/32/TASK, pixels/grey/TASK, pixels/32,grey/TASK or pixels/rendered/TASK"
+)
+RECENT = 1024
+"""Rendered pictures that are kept, since a program observes a state more than once: as successor, by the policy, as row."""
 
 
-def pixels(task: Task | str, size: int = SIZE, grey: bool = False) -> Task:
+def pixels(task: Task | str, size: int = SIZE, grey: bool = False, rendered: bool = False) -> Task:
     """`task`, or the task with this name, whose observation is its picture: uint8 [size, size, 3], or [size, size, 1] in
     grey.
 
@@ -40,10 +51,15 @@ def pixels(task: Task | str, size: int = SIZE, grey: bool = False) -> Task:
     A task on the host, such as `gymnasium/Hopper-v5`, renders the pictures of its videos, which are then reduced to
     `size` x `size` pixels; images that it observes anyway are reduced themselves.
 
-    By name, `pixels/TASK`, `pixels/32/TASK` of another size, `pixels/32,grey/TASK` in grey.
+    With `rendered`, a task in JAX with a MuJoCo model is rendered by MuJoCo: the compiled program calls a process on the
+    host, which draws the pictures of one call one after the other, of tasks of DeepMind Control through dm_control's camera
+    0. A state that is not finite is black.
+
+    By name, `pixels/TASK`, `pixels/32/TASK` of another size, `pixels/32,grey/TASK` in grey, `pixels/64,rendered/TASK`.
 
     Raises UserError if the environment has no method `scene(state)`, or on the host makes no pictures, if its observation
-    was changed before (draw first, then stack), or if `size` is not a whole number from 8 to 512.
+    was changed before (draw first, then stack), or if `size` is not a whole number from 8 to 512. With `rendered`, if the
+    task has no MuJoCo model, or NoPicture if no renderer of MuJoCo works on this machine.
 
     >>> from jaxmbrl import envs
     >>> envs.pixels("pendulum").observation.shape
@@ -59,10 +75,13 @@ def pixels(task: Task | str, size: int = SIZE, grey: bool = False) -> Task:
             f"pixels needs a task with its own observation, and that of '{task.name}' was changed: draw first, as in "
             "stacked/3/pixels/pendulum"
         )
-    which = ",".join([*([str(int(size))] if size != SIZE else []), *(["grey"] if grey else [])])
+    words = {"grey": grey, "rendered": rendered and task.host is None}
+    which = ",".join([*([str(int(size))] if size != SIZE else []), *(word for word, given in words.items() if given)])
     name = f"pixels/{which}/{task.name}" if which else f"pixels/{task.name}"
     if task.host is not None:
         return _on_host(task, name, int(size), grey)
+    if rendered:
+        return _rendered(task, name, int(size), grey)
     env: Any = plain(task.env)
     if not callable(getattr(env, "scene", None)):
         raise UserError(
@@ -74,6 +93,43 @@ def pixels(task: Task | str, size: int = SIZE, grey: bool = False) -> Task:
     def draw(state: Any) -> UInt8[Array, "size size C"]:
         return render(env.scene(state), size, grey)
 
+    return _drawn(task, name, space, draw)
+
+
+def _rendered(task: Task, name: str, size: int, grey: bool) -> Task:
+    """`task`, which is in JAX, as `name` with images by MuJoCo."""
+    drawing = model_drawing(task)
+    if drawing is None:
+        raise UserError(
+            f"task '{task.name}' cannot be rendered, because its environment has no MuJoCo model: without rendered, its "
+            f"images are drawn in JAX, as in pixels/{task.name}"
+        )
+    # Started here, so that a missing renderer is reported when the task is made, and not from inside of a program.
+    drawer = drawing.drawer(size, size)
+    space, lock = _space(size, grey), threading.Lock()
+    images: OrderedDict[bytes, UInt8[np.ndarray, "size size C"]] = OrderedDict()
+
+    def image(positions: Float[np.ndarray, "nq"]) -> UInt8[np.ndarray, "size size C"]:
+        known = positions.tobytes()
+        if known not in images:
+            finite = np.isfinite(positions).all()
+            images[known] = reduce(drawer.frame(positions), size, grey) if finite else np.zeros(space.shape, np.uint8)
+            if len(images) > RECENT:
+                images.popitem(last=False)
+        return images[known]
+
+    def several(positions: Float[Array, "*B nq"]) -> UInt8[np.ndarray, "*B size size C"]:
+        rows = np.asarray(positions)
+        with lock:
+            seen = [image(row) for row in rows.reshape(-1, rows.shape[-1])]
+        return np.stack(seen).reshape(*rows.shape[:-1], *space.shape)
+
+    result = jax.ShapeDtypeStruct(space.shape, jnp.uint8)
+
+    def draw(state: Any) -> UInt8[Array, "size size C"]:
+        return jax.pure_callback(several, result, drawing.shown(state), vmap_method="expand_dims")
+
+    weakref.finalize(draw, drawer.close)
     return _drawn(task, name, space, draw)
 
 
@@ -187,8 +243,8 @@ def pixels_by_name(name: str) -> Task:
     which, _, rest = name.partition("/")
     words = which.split(",")
     sizes = [word for word in words if word.isdecimal()]
-    if len(sizes) + words.count("grey") == len(words) == len({*words}) and len(sizes) <= 1:
+    if {*words} <= {"grey", "rendered", *sizes} and len(words) == len({*words}) and len(sizes) <= 1:
         if not rest:
             raise UserError(f"{FORMAT}, got 'pixels/{name}'")
-        return pixels(rest, int(sizes[0]) if sizes else SIZE, "grey" in words)
+        return pixels(rest, int(sizes[0]) if sizes else SIZE, "grey" in words, "rendered" in words)
     return pixels(name)

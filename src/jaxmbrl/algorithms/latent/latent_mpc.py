@@ -96,5 +96,5 @@ METHOD = Method(
         "planner.cem.horizon": 3,
         "planner.cem.iterations": 2,
     },
-    goals=(Goal("latent-mpc-pendulum", "pendulum", 3000, -250.0, seeds_at_goal=3, episodes=10, about="small preset"),),
+    goals=(Goal("latent-mpc-pendulum", "pendulum", 4000, -250.0, seeds_at_goal=3, episodes=10, about="small preset"),),
 )

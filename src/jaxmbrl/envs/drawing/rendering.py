@@ -53,7 +53,7 @@ def model_drawing(task: Task) -> Drawing | None:
         dt=step_seconds(task, getattr(env, "dt", None)),
         shown=positions,
         finite=_finite,
-        drawer=lambda width, height: ModelDrawer(model, width, height),
+        drawer=lambda width, height: ModelDrawer(model, width, height, getattr(env, "rendered_by", -1)),
     )
 
 
@@ -69,11 +69,15 @@ def _finite(positions: Float[Array, "nq"]) -> Bool[Array, ""]:
 
 
 class ModelDrawer:
-    """Draws a MuJoCo model; close it after use. Raises NoPicture if no renderer works."""
+    """Draws a MuJoCo model; close it after use. Raises NoPicture if no renderer works.
 
-    def __init__(self, model: Any, width: int, height: int) -> None:
+    `camera` is the index of a camera of the model; of a negative one, `rendering_process.camera` chooses.
+    """
+
+    def __init__(self, model: Any, width: int, height: int, camera: int = -1) -> None:
         import mujoco
 
+        self._camera = camera
         self._shape = (height, width, 3)
         self._folder = tempfile.TemporaryDirectory(prefix="jaxmbrl-")
         self._process: subprocess.Popen[bytes] | None = None
@@ -96,7 +100,7 @@ class ModelDrawer:
         height, width, _ = self._shape
         # Run in the temporary folder, because MuJoCo may write a log file to the working folder.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", rendering_process.__file__, str(file), str(width), str(height)],
+            [sys.executable, "-P", rendering_process.__file__, str(file), *map(str, (width, height, self._camera))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

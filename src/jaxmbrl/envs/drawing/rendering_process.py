@@ -13,18 +13,18 @@ from typing import Any
 ELEVATION, DOWN = -15.0, -45.0  # degrees
 
 
-def camera(mujoco: Any, model: Any) -> Any:
-    """The camera for the frames (`mujoco.MjvCamera`).
+def camera(mujoco: Any, model: Any, fixed: int = -1) -> Any:
+    """The camera for the frames (`mujoco.MjvCamera`): that with the index `fixed` in the model, if it is not negative.
 
-    It is the model's first camera that follows a body. Without one, and if the first joint lets its body slide or float in
-    the world, it is a camera at the side that follows this body, 1.5 times the model's extent away. Otherwise it looks down
-    on everything except planes.
+    Otherwise it is the model's first camera that follows a body. Without one, and if the first joint lets its body slide
+    or float in the world, it is a camera at the side that follows this body, 1.5 times the model's extent away. Otherwise
+    it looks down on everything except planes.
     """
     # MuJoCo's enum members do not compare equal to NumPy numbers.
     following = (int(mujoco.mjtCamLight.mjCAMLIGHT_TRACK), int(mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM))
     found = mujoco.MjvCamera()
     for index in range(model.ncam):
-        if model.cam_mode[index] in following:
+        if index == fixed or (fixed < 0 and model.cam_mode[index] in following):
             found.type, found.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, index
             return found
     mujoco.mjv_defaultFreeCamera(model, found)
@@ -44,8 +44,8 @@ def camera(mujoco: Any, model: Any) -> Any:
     return found
 
 
-def main(file: str, width: int, height: int) -> None:
-    """Draw frames of the model in `file`, in MuJoCo's binary format, until the input ends."""
+def main(file: str, width: int, height: int, fixed: int) -> None:
+    """Draw frames of the model in `file`, in MuJoCo's binary format, until the input ends. `fixed` is as in `camera`."""
     # Output that a library prints must not be read as a frame.
     frames = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -56,7 +56,7 @@ def main(file: str, width: int, height: int) -> None:
     model = mujoco.MjModel.from_binary_path(file)
     data = mujoco.MjData(model)
     with mujoco.Renderer(model, height, width) as renderer:
-        seen = camera(mujoco, model)
+        seen = camera(mujoco, model, fixed)
         size = 8 * model.nq
         while len(received := sys.stdin.buffer.read(size)) == size:
             data.qpos[:] = np.frombuffer(received)
@@ -67,4 +67,4 @@ def main(file: str, width: int, height: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], *map(int, sys.argv[2:5]))

@@ -30,6 +30,8 @@ class DmcEnv(MujocoEnv):
     reward_terms = ("reward_task",)
     reward: Callable[..., Float[Array, ""]]
     """The reward of (observation, action, next observation), of which it does not need the first."""
+    rendered_by = 0
+    """The model's camera of MuJoCo's pictures, as of dm_control's."""
     sensors: bool = False
     """Whether the observation has the model's touch sensors. Otherwise its sensors are not computed."""
 

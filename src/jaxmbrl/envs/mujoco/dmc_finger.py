@@ -46,8 +46,11 @@ class Finger(DmcEnv):
     sensors = True
 
     def adjust(self, model: Any) -> None:
-        """Keep the places of the touch sensors."""
+        """Keep the places of the touch sensors, and hide the sites of target and tip, as dm_control does in the task to
+        spin: the model's target is not that of a state."""
         super().adjust(model)
+        for site in ("target", "tip"):
+            model.site(site).rgba[3] = 0.0
         self._touch = np.array([model.sensor(name).adr[0] for name in ("touchtop", "touchbottom")])
 
     def initial(self, rng: Key) -> tuple[Float[Array, "3"], Float[Array, "3"]]:
