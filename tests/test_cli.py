@@ -633,7 +633,7 @@ def test_list_for_programs():
         presets = {of["name"]: (of["source"], of["steps"], tuple(of["tasks"])) for of in entry["presets"]}
         assert presets == {key: tuple(of[1:]) for key, of in method.presets.items()}
     families = {entry["name"]: entry["family"] for entry in found["tasks"]}
-    prefixes = ("brax", "bsuite", "gymnasium", "kicked", "masked", "pixels", "playground", "stacked")
+    prefixes = ("brax", "bsuite", "gymnasium", "kicked", "masked", "pixels", "playground", "repeated", "stacked")
     assert set(families) == {*envs.names(), *(f"{prefix}/NAME" for prefix in prefixes)}
     assert (families["pendulum"], families["Hopper-v5"]) == ("classic", "mujoco")
     assert [entry["name"] for entry in json.loads(call(["list", "dyna", "--json"])[1])["algorithms"]] == [

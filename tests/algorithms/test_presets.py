@@ -34,7 +34,7 @@ def test_every_published_preset_is_right(name, preset):
     assert check(config) == config and type(config) is METHODS[name].config
     assert len(source) > 10 and not source.endswith(".yaml")
     assert steps % config.epoch_steps == 0
-    assert {re.sub(r"(masked|stacked|pixels)/([\d,grey]+/)?", "", task) for task in tasks} <= set(envs.TASKS)
+    assert {re.sub(r"(masked|stacked|pixels|repeated)/([\d,grey]+/)?", "", task) for task in tasks} <= set(envs.TASKS)
     assert not [other for other, of in METHODS[name].presets.items() if other != preset and set(of.tasks) & set(tasks)]
 
 

@@ -226,3 +226,22 @@ def test_what_is_no_repeat(times):
     assert str(told.value) == (
         "action_repeat must be a whole number between 1 and the 200 steps of an episode of pendulum, got " + repr(times)
     )
+
+
+def test_repeated_by_name():
+    task = envs.make("stacked/3/masked/repeated/4/pendulum")
+    expected = envs.stacked(envs.masked(envs.repeat(envs.make("pendulum"), 4)), 3)
+    assert (task.name, task.action_repeat) == ("stacked/3/masked/repeated/4/pendulum", 4)
+    assert task.episode_length == 50 and task.observation == expected.observation
+    actions = np.linspace(-1.0, 1.0, 9)[:, None]
+    rows, by_hand = played(task, actions), played(expected, actions)
+    for name in ("observation", "reward", "next_observation", "truncated"):
+        np.testing.assert_array_equal(getattr(rows, name), getattr(by_hand, name))
+    assert envs.make("repeated/2/pendulum", action_repeat=5).action_repeat == 10
+
+
+@pytest.mark.parametrize("name", ["repeated/pendulum", "repeated/2", "repeated/2/", "repeated/-2/pendulum"])
+def test_what_is_no_name_of_a_repeated_task(name):
+    with pytest.raises(UserError, match="a task with repeated actions is named repeated/TIMES/TASK") as told:
+        envs.make(name)
+    assert str(told.value).endswith(f"got '{name}'")

@@ -110,11 +110,12 @@ FAMILIES: dict[str, str | Callable[[str], Task]] = {
     "masked": "observed:masked_by_name",
     "pixels": "images:pixels_by_name",
     "playground": "bridges.brax_playground:playground_task",
+    "repeated": "action_repeat:repeated_by_name",
     "stacked": "observed:stacked_by_name",
 }
 """Families of tasks that are made by name: those of other packages, those with a size in their name, tasks with another
-observation (`envs.masked`, `envs.stacked`, `envs.pixels`), and with noise (`envs.kicked`). `make("family/name")` calls the
-function of the family with the name."""
+observation (`envs.masked`, `envs.stacked`, `envs.pixels`), with repeated actions (`envs.repeat`), and with noise
+(`envs.kicked`). `make("family/name")` calls the function of the family with the name."""
 
 _LAZY = {
     "Task": "jaxmbrl.core.types",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Action, Carry, Env, HostEnv, HostStep, Key, PyTree, Task, Transition, World
 from jaxmbrl.envs.base import typed
@@ -30,7 +32,14 @@ def repeat(task: Task, times: int) -> Task:
 
     `Task.env` repeats actions too, without the time limit, which an environment does not have.
 
+    By name, `repeated/2/TASK`. Other names may stand before it: `stacked/3/pixels/repeated/2/TASK` stacks one picture of
+    each repeated step, and `stacked/3/pixels/TASK`, whose actions are repeated from outside, the last three inner ones.
+
     Raises UserError if `times` is not a whole number from 1 to the length of an episode.
+
+    >>> from jaxmbrl import envs
+    >>> envs.make("repeated/2/pendulum").episode_length
+    100
     """
     whole = isinstance(times, numbers.Integral) and not isinstance(times, bool)
     if not whole or not 1 <= times <= task.episode_length:
@@ -81,6 +90,17 @@ def repeat(task: Task, times: int) -> Task:
         host=None if task.host is None else partial(_repeated_host, task.host, times),
         filmed=None if task.filmed is None else partial(_repeated_host, task.filmed, times),
     )
+
+
+def repeated_by_name(name: str) -> Task:
+    """The task `repeated/NAME`."""
+    times, _, rest = name.partition("/")
+    if not re.fullmatch(r"\d+", times) or not rest:
+        raise UserError(
+            f"a task with repeated actions is named repeated/TIMES/TASK, such as repeated/2/pendulum, got 'repeated/{name}'"
+        )
+    task = repeat(envs.make(rest), int(times))
+    return task._replace(name=f"repeated/{times}/{rest}")
 
 
 def _repeated_host(make: Callable[[], HostEnv], times: int) -> HostEnv:

@@ -20,7 +20,7 @@ from jaxmbrl import envs
 from jaxmbrl.core.config import UserError, closest
 from jaxmbrl.core.spaces import Box, Space
 from jaxmbrl.core.types import Action, Carry, Env, HostEnv, HostStep, Key, Observation, PyTree, Task, Transition, World
-from jaxmbrl.envs.action_repeat import RepeatedEnv
+from jaxmbrl.envs.action_repeat import RepeatedEnv, unrepeated
 from jaxmbrl.envs.base import State
 from jaxmbrl.envs.kicks import KickedEnv
 
@@ -260,7 +260,7 @@ def shows(task: str, of: str) -> bool:
     (True, False)
     """
     prefix = task.removesuffix(of)
-    return task.endswith(of) and re.fullmatch(r"((masked|stacked|pixels)/((\d+|grey|,)+/)?)*", prefix) is not None
+    return task.endswith(of) and re.fullmatch(r"((masked|stacked|pixels)/((\d+|grey|rendered|,)+/)?)*", prefix) is not None
 
 
 def beneath(task: Task, of: Task) -> Callable[[Carry], Carry]:
@@ -324,7 +324,7 @@ def _indices(task: Task, drop: str | int | Sequence[int | str]) -> list[int]:
 
 
 def _named(task: Task, entry: str) -> set[int]:
-    env: Any = task.env
+    env: Any = unrepeated(task.env)
     names = tuple(getattr(env, "observation_names", ()))
     if len(names) != task.observation.shape[0]:
         raise UserError(f"the entries of {task.name}'s observation have no names: give drop as indices")

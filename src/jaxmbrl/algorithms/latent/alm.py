@@ -331,5 +331,19 @@ METHOD = Method(
         "model.model_units": 8,
         "model.head_units": 8,
     },
-    goals=(Goal("alm-pendulum", "pendulum", 10_000, -250.0, seeds_at_goal=3, about="small preset"),),
+    goals=(
+        Goal("alm-pendulum", "pendulum", 10_000, -250.0, seeds_at_goal=3, about="small preset"),
+        Goal(
+            "alm-half-cheetah",
+            "HalfCheetah-v5",
+            20_000,
+            0.0,
+            seeds=2,
+            seeds_at_goal=0,
+            episodes=10,
+            preset="paper",
+            settings={"replay_capacity": 20_000, "epoch_steps": 2000, "eval_every": 0},
+            about="paper preset",
+        ),
+    ),
 )

@@ -230,6 +230,17 @@ METHOD = Method(
             settings={"warmup_steps": 1000, "eval_every": 0},
             about="1,000 random steps",
         ),
+        Goal(
+            "sac-half-cheetah",
+            "HalfCheetah-v5",
+            20_000,
+            0.0,
+            seeds=2,
+            seeds_at_goal=0,
+            episodes=10,
+            settings={"replay_capacity": 20_000, "epoch_steps": 2000, "eval_every": 0},
+            about="default preset, two seeds",
+        ),
     ),
 )
 REDQ = Method(
