@@ -25,7 +25,9 @@ def test_first_visits_and_their_share_of_the_seeds(script):
 
 def test_the_table_counts_steps_of_the_task_and_names_seeds_that_never_arrive(script):
     of_run = {"first_visit": [3, None], "final": [90.04, -1.0]}
-    lines = script.table({"plan2explore": of_run, "dreamer": of_run, "uniform": {"first_visit": [5, 7]}}).splitlines()
+    lines = script.table(
+        {"action_repeat": 4, "plan2explore": of_run, "dreamer": of_run, "uniform": {"first_visit": [5, 7]}}
+    ).splitlines()
     assert lines[2] == "| `plan2explore` | 12, never | never | 90.0, -1.0 |"
     assert lines[4] == "| `uniform` | 20, 28 | 24 | - |"
 
