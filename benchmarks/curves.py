@@ -1,7 +1,10 @@
-"""Draw the figure of the README from the curves in `benchmarks/results`: training returns against real environment steps.
-It shows the mean over seeds, the range of the seeds, and published returns of other implementations.
+"""Draw figures from the curves in `benchmarks/results`: training returns against real environment steps. They show the mean
+over seeds, the range of the seeds, and published returns of other implementations.
 
-    python benchmarks/curves.py [--out benchmarks/results/learning-curves.png]
+    python benchmarks/curves.py [--figure learning-curves] [--out benchmarks/results]
+
+`learning-curves` is the figure of the README, `dmc-curves` that of latent world models on DeepMind Control's cart-pole. A
+repeated action counts as that many steps (frames).
 """
 
 from __future__ import annotations
@@ -21,10 +24,19 @@ from jaxmbrl.diagnostics import published
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
-COLORS = {"MBPO": "#0b3d91", "DHMBPO": "#c1440e", "PETS": "#2e7d32", "SAC": "0.45", "REDQ": "#8e5ea2"}
+COLORS = {
+    "MBPO": "#0b3d91",
+    "DHMBPO": "#c1440e",
+    "PETS": "#2e7d32",
+    "SAC": "0.45",
+    "REDQ": "#8e5ea2",
+    "Dreamer": "#0b3d91",
+    "DreamerV3": "#0b3d91",
+    "TD-MPC2": "#c1440e",
+}
 
-BESIDE = {"DHMBPO": 0.93, "MBPO": 1.0, "SAC (erl_lib)": 1.07}
-"""Factors that shift published points horizontally from their steps."""
+BESIDE = {"DHMBPO": 0.93, "SAC (erl_lib)": 1.07}
+"""Factors that shift published points horizontally from their steps, because methods have points at the same steps."""
 
 
 class Panel(NamedTuple):
@@ -36,29 +48,43 @@ class Panel(NamedTuple):
     published: dict[str, tuple[int, ...]]
     """Method -> steps of its published returns."""
     limits: tuple[float, float]
+    counted: str = "real environment steps"
 
 
-PANELS = (
-    Panel(
-        "pendulum",
-        {"MBPO": "mbpo-pendulum", "PETS": "icem-pendulum", "REDQ": "redq-pendulum", "SAC": "sac-pendulum"},
-        {},
-        (-1700.0, 0.0),
+FIGURES = {
+    "learning-curves": (
+        Panel(
+            "pendulum",
+            {"MBPO": "mbpo-pendulum", "PETS": "icem-pendulum", "REDQ": "redq-pendulum", "SAC": "sac-pendulum"},
+            {},
+            (-1700.0, 0.0),
+        ),
+        Panel(
+            "Hopper-v5",
+            {"DHMBPO": "dhmbpo-hopper", "MBPO": "mbpo-hopper", "SAC": "sac-hopper"},
+            {"DHMBPO": (50_000, 100_000), "MBPO": (50_000, 100_000), "SAC (erl_lib)": (50_000, 100_000)},
+            (0.0, 4000.0),
+        ),
     ),
-    Panel(
-        "Hopper-v5",
-        {"DHMBPO": "dhmbpo-hopper", "MBPO": "mbpo-hopper", "SAC": "sac-hopper"},
-        {"DHMBPO": (50_000, 100_000), "MBPO": (50_000, 100_000), "SAC (erl_lib)": (50_000, 100_000)},
-        (0.0, 4000.0),
+    "dmc-curves": tuple(
+        Panel(
+            f"dmc/cartpole-{name}",
+            {"Dreamer": f"dreamer-dmc-cartpole-{name}"} | others,
+            {"DreamerV3": (50_000, 100_000)},
+            (0.0, 1000.0),
+            "real environment steps with repeats",
+        )
+        for name, others in (("balance", {}), ("swingup", {"TD-MPC2": "td-mpc2-dmc-cartpole-swingup"}))
     ),
-)
+}
+"""Name of a figure and its file -> its panels."""
 
 
 def curve(case: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(steps, mean, minimum, maximum) over the seeds, at the steps at which all of them ended an episode."""
     at: dict[int, list[float]] = {}
     for steps, _, value in case["curve"]:
-        at.setdefault(steps, []).append(value)
+        at.setdefault(steps * case.get("action_repeat", 1), []).append(value)
     steps = [step for step in sorted(at) if len(at[step]) == case["seeds"]]
     values = np.array([at[step] for step in steps])
     return np.array(steps), values.mean(axis=1), values.min(axis=1), values.max(axis=1)
@@ -74,8 +100,7 @@ def draw(axes: Axes, panel: Panel, points: list[published.Point]) -> None:
         means, deviations = zip(*((found[step].return_mean, found[step].return_std) for step in wanted), strict=True)
         look = {"marker": "s", "markersize": 6, "capsize": 3, "linestyle": "", "alpha": 0.75}
         axes.errorbar(
-            # Shifted, because the methods have points at the same steps.
-            [step * BESIDE[method] for step in wanted],
+            [step * BESIDE.get(method, 1.0) for step in wanted],
             means,
             deviations,
             color=COLORS[method.split()[0]],
@@ -85,7 +110,7 @@ def draw(axes: Axes, panel: Panel, points: list[published.Point]) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.set(ylim=panel.limits, xlabel="real environment steps per seed (log scale)", ylabel="return per episode")
+    axes.set(ylim=panel.limits, xlabel=f"{panel.counted} per seed (log scale)", ylabel="return per episode")
     axes.set_title(panel.title, loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.93", linewidth=0.6)
@@ -94,13 +119,16 @@ def draw(axes: Axes, panel: Panel, points: list[published.Point]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS / "learning-curves.png")
+    parser.add_argument("--figure", choices=list(FIGURES), default="learning-curves")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder")
     args = parser.parse_args()
     points = published.read(ROOT / "benchmarks" / "published" / "returns.csv")
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
-    for axes, panel in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
-        draw(axes, panel, published.of_task(points, panel.title))
-    figure.savefig(args.out, metadata={"Software": None})
+    panels = FIGURES[args.figure]
+    for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        same = [point for point in points if point.task == panel.title]
+        draw(axes, panel, same or published.of_task(points, panel.title))
+    figure.savefig(args.out / f"{args.figure}.png", metadata={"Software": None})
 
 
 if __name__ == "__main__":

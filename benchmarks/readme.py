@@ -8,13 +8,14 @@ With `--check` nothing is written; the script fails if a page differs from the r
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxmbrl import algorithms
-from jaxmbrl.algorithms import Goal
+from jaxmbrl.algorithms import Card, Goal
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -106,10 +107,16 @@ MOST = {
 """Highest possible return of a task."""
 
 
+@functools.cache
+def records() -> Mapping[str, Card]:
+    """The records of all methods, read once."""
+    return algorithms.cards()
+
+
 def cases(*methods: str) -> list[tuple[dict[str, Any], Goal]]:
     """(results of `learning.py`, goal in the record) of each case of these methods, or of all. They are sorted by the order
     of the registry, by task, by steps, and then by the order of the method's goals."""
-    cards, found = algorithms.cards(), []
+    cards, found = records(), []
     for number, (method, card) in enumerate(cards.items()):
         for place, goal in enumerate(card.goals):
             file = RESULTS / f"{goal.name}.json"
@@ -146,10 +153,6 @@ def returns(*methods: str, tasks: str = "") -> list[str]:
         if "oracle" in case:
             about.append(f"planner in the true simulator {case['oracle']:,.1f}, random policy {case['random']:,.1f}")
         low, high = case["interval"]
-        at_goal = (
-            f"{case['seeds_at_goal']} of {case['seeds']} at {value(case['goal'], 0)}" if goal.seeds_at_goal else "no goal"
-        )
-        at_goal += " in their best evaluation" if "best_per_seed" in case else ""
         rows.append(
             (
                 ", ".join(words),
@@ -158,13 +161,64 @@ def returns(*methods: str, tasks: str = "") -> list[str]:
                 value(case["mean"]),
                 f"{value(case['iqm'])} [{value(low)}, {value(high)}]",
                 *([", ".join(map(value, case["per_seed"]))] if methods else []),
-                at_goal,
+                at_goal(case, goal),
             )
         )
     each = ["each seed"] if methods else []
     head = ("method", "task", "steps", "mean return", "interquartile mean [95% interval]", *each, "seeds at the goal")
     # The first two columns are text, the others numbers.
     return [line.replace("| --- | ---: |", "| --- | --- |", 1) for line in table(head, rows)]
+
+
+FAMILIES = {
+    "tabular": "tabular Dyna",
+    "shooting": "planning with a learned model",
+    "dyna": "learning in imagined transitions",
+    "value_expansion": "value expansion",
+    "value_gradients": "gradients through the model",
+    "trajectory": "guided policy search",
+    "latent": "latent world models",
+    "search": "tree search",
+    "on_policy": "on-policy, in the task or in a model",
+    "model_free": "model-free, off-policy",
+    "imitation": "imitation",
+}
+"""Family in the records -> its title, in the order of the README."""
+
+
+def by_family() -> list[str]:
+    """The table of all methods by family: of each the first measured case with a goal, or else the first measured one."""
+    cards, rows = records(), []
+    if {card.family for card in cards.values()} != {*FAMILIES}:
+        raise SystemExit("the families of readme.py are not those of the records")
+    pages = {method: page for page, methods in PAGES.items() for method in methods}
+    measured = {goal.name: (case, goal) for case, goal in cases()}
+    for family, title in FAMILIES.items():
+        names = [name for name, card in cards.items() if card.family == family]
+        for method in names:
+            in_order = [measured[goal.name] for goal in cards[method].goals if goal.name in measured]
+            case, goal = next((found for found in in_order if found[1].seeds_at_goal), in_order[0])
+            low, high = case["interval"]
+            rows.append(
+                (
+                    title if method == names[0] else "",
+                    f"[`{method}`]({pages[method]})",
+                    f"`{case['env']}`",
+                    f"{case['steps']:,}",
+                    f"{value(case['iqm'])} [{value(low)}, {value(high)}]",
+                    at_goal(case, goal),
+                )
+            )
+    head = ("family", "method", "task", "steps", "return: interquartile mean [95% interval]", "seeds at the goal")
+    return [line.replace("| --- | ---: | ---: |", "| --- | --- | --- |", 1) for line in table(head, rows)]
+
+
+def at_goal(case: dict[str, Any], goal: Goal) -> str:
+    """How many seeds of a case reached its goal."""
+    if not goal.seeds_at_goal:
+        return "no goal"
+    best = " in their best evaluation" if "best_per_seed" in case else ""
+    return f"{case['seeds_at_goal']} of {case['seeds']} at {value(case['goal'], 0)}{best}"
 
 
 def in_bfloat16() -> list[str]:
@@ -242,38 +296,43 @@ def of(*methods: str, tasks: str = "") -> Callable[[], list[str]]:
     return lambda: returns(*methods, tasks=tasks)
 
 
-TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
-    "README.md": {"returns": returns, "speed": speed},
-    "docs/pets.md": {"returns": of("pets")},
-    "docs/mbpo.md": {"returns": of("mbpo")},
-    "docs/bmpo.md": {"returns": of("bmpo")},
-    "docs/ampo.md": {"returns": of("ampo")},
-    "docs/mopo.md": {"returns": of("mopo", "bc")},
-    "docs/dhmbpo.md": {"returns": of("dhmbpo")},
-    "docs/value_expansion.md": {"returns": of("mve", "steve")},
-    "docs/value_gradients.md": {"returns": of("svg", "maac", "bptt")},
-    "docs/pilco.md": {"returns": of("pilco")},
-    "docs/sac.md": {"returns": of("sac", "redq", "droq")},
+PAGES = {
+    "docs/pets.md": ("pets",),
+    "docs/mbpo.md": ("mbpo",),
+    "docs/bmpo.md": ("bmpo",),
+    "docs/ampo.md": ("ampo",),
+    "docs/mopo.md": ("mopo", "bc"),
+    "docs/dhmbpo.md": ("dhmbpo",),
+    "docs/value_expansion.md": ("mve", "steve"),
+    "docs/value_gradients.md": ("svg", "maac", "bptt"),
+    "docs/pilco.md": ("pilco",),
+    "docs/sac.md": ("sac", "redq", "droq"),
+    "docs/td3.md": ("td3", "ddpg"),
+    "docs/mpo.md": ("mpo",),
+    "docs/dqn.md": ("dqn",),
+    "docs/pixels.md": ("drq-v2",),
+    "docs/partial_observation.md": ("recurrent-sac",),
+    "docs/qt_opt_naf.md": ("qt-opt", "naf"),
+    "docs/on_policy.md": ("ppo", "trpo", "a2c", "reinforce"),
+    "docs/model_policy_optimisation.md": ("me-trpo", "slbo"),
+    "docs/distillation.md": ("distillation",),
+    "docs/gps.md": ("gps",),
+    "docs/search.md": ("uct", "alphazero", "muzero"),
+    "docs/latent_models.md": ("dreamer", "plan2explore", "world-models", "planet", "td-mpc2", "alm", "latent-mpc"),
+    "docs/tabular.md": ("q-learning", "q-planning", "dyna-q", "dyna-q-plus", "prioritized-sweeping", "linear-dyna"),
+}
+"""Page -> the methods that it describes."""
+
+TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {page: {"returns": of(*methods)} for page, methods in PAGES.items()}
+TABLES |= {
+    "README.md": {"methods": by_family, "speed": speed},
+    "docs/results.md": {"returns": returns},
     "docs/speed.md": {"bfloat16": in_bfloat16, "split": split, "compiling": compiling},
-    "docs/td3.md": {"returns": of("td3", "ddpg")},
-    "docs/mpo.md": {"returns": of("mpo")},
-    "docs/dqn.md": {"returns": of("dqn")},
     "docs/pixels.md": {"returns": of("sac", "drq-v2", "dqn", "dreamer", tasks="pixels/"), "drawing": drawing},
     "docs/partial_observation.md": {"returns": of("sac", "recurrent-sac", "dreamer", tasks="masked/")},
-    "docs/qt_opt_naf.md": {"returns": of("qt-opt", "naf")},
-    "docs/on_policy.md": {"returns": of("ppo", "trpo", "a2c", "reinforce")},
-    "docs/model_policy_optimisation.md": {"returns": of("me-trpo", "slbo")},
-    "docs/distillation.md": {"returns": of("distillation")},
-    "docs/gps.md": {"returns": of("gps")},
-    "docs/search.md": {"returns": of("uct", "alphazero", "muzero"), "games": games},
-    "docs/latent_models.md": {
-        "returns": of("dreamer", "plan2explore", "world-models", "planet", "td-mpc2", "alm", "latent-mpc"),
-        "speed": latent_speed,
-    },
-    "docs/tabular.md": {
-        "returns": of("q-learning", "q-planning", "dyna-q", "dyna-q-plus", "prioritized-sweeping", "linear-dyna")
-    },
 }
+TABLES["docs/search.md"]["games"] = games
+TABLES["docs/latent_models.md"]["speed"] = latent_speed
 """Page -> its tables, by name."""
 
 

@@ -38,7 +38,8 @@ def test_tables_are_those_of_the_results():
     ("page", "figure", "other"),
     [
         ("README.md", " GFLOP/s |", " TFLOP/s |"),
-        ("README.md", "| -140.5 |", "| -104.5 |"),
+        ("README.md", "| -140.5 [", "| -104.5 ["),
+        ("docs/results.md", "| -140.5 |", "| -104.5 |"),
         ("docs/sac.md", "4 of 4 at -170", "3 of 4 at -170"),
     ],
 )
@@ -53,7 +54,7 @@ def test_another_figure_is_noticed_and_mended(copy, page, figure, other):
     assert (copy / page).read_text() == text
 
 
-@pytest.mark.parametrize("lost", ["<!-- speed: written by benchmarks/readme.py -->", "<!-- end of returns -->"])
+@pytest.mark.parametrize("lost", ["<!-- speed: written by benchmarks/readme.py -->", "<!-- end of methods -->"])
 def test_a_readme_without_their_place_is_an_error(copy, lost):
     (copy / "README.md").write_text((copy / "README.md").read_text().replace(lost, ""))
     done = write(copy)
@@ -78,8 +79,10 @@ def test_every_result_is_of_a_methods_goal():
 
 def test_every_method_has_measured_returns_and_a_page():
     readme = (ROOT / "README.md").read_text()
-    table = readme.partition("<!-- returns:")[2].partition("<!-- end of returns")[0]
-    assert set(re.findall(r"^\| `([\w-]+)`", table, re.MULTILINE)) == set(algorithms.METHODS)
-    pages = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
+    table = readme.partition("<!-- methods:")[2].partition("<!-- end of methods")[0]
+    linked = re.findall(r"^\|[\w ,-]*\| \[`([\w-]+)`\]\((docs/\w+\.md)\)", table, re.MULTILINE)
+    assert sorted(name for name, _ in linked) == sorted(algorithms.METHODS)
+    assert not [name for name, page in linked if f"`{name}`" not in (ROOT / page).read_text()]
+    pages = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md") if path.name != "results.md"}
     told = {name for text in pages.values() for name in re.findall(r"^\| `([\w-]+)`, ", text, re.MULTILINE)}
     assert told >= set(algorithms.METHODS)
