@@ -97,5 +97,8 @@ METHOD = Method(
         "planner.cem.horizon": 3,
         "planner.cem.iterations": 2,
     },
-    goals=(Goal("planet-pendulum", "pendulum", 4000, -250.0, seeds_at_goal=3, episodes=10, about="small preset"),),
+    goals=(
+        Goal("planet-pendulum", "pendulum", 6000, -250.0, seeds=2, seeds_at_goal=2, episodes=10, about="small preset"),
+        Goal("planet-pendulum-4000", "pendulum", 4000, -250.0, seeds_at_goal=0, episodes=10, about="small preset"),
+    ),
 )
