@@ -222,6 +222,18 @@ def test_strata_are_resampled_within_themselves():
     assert evaluation.bootstrap_interval([0.0, 1.0, 2.0], [7.0], trim=0.0) == (7 / 4, 13 / 4)
 
 
+def test_the_interval_of_many_values_has_fewer_resamplings(monkeypatch):
+    """Of 1,000 standard normal values the mean has the deviation 1 / sqrt(1000)."""
+    values = stats.norm.ppf((np.arange(1000) + 0.5) / 1000)
+    low, high = evaluation.bootstrap_interval(values, trim=0.0)
+    np.testing.assert_allclose([low, high], np.array([-1.96, 1.96]) / np.sqrt(1000), rtol=0.1)
+    by_step = evaluation.bootstrap_bands(values[None], trim=0.0)
+    np.testing.assert_allclose(np.ravel(by_step), np.array([-1.96, 1.96]) / np.sqrt(1000), rtol=0.3)
+    monkeypatch.setattr(evaluation, "MOST_DRAWN", 4 * 200)
+    few = evaluation.bootstrap_interval([1.0, 2.0, 4.0, 16.0])
+    assert few == evaluation.bootstrap_interval([1.0, 2.0, 4.0, 16.0], repetitions=200)
+
+
 def test_bands_are_the_interval_of_each_step():
     """Seed 2 ends early and seed 1 has a gap: a band is of those that have a value."""
     values = np.array([[1.0, 2.0, 4.0, 8.0], [3.0, np.nan, 5.0, 1.0], [2.0, 7.0, np.nan, 2.5], [np.nan] * 4])

@@ -280,6 +280,19 @@ def test_the_time_of_a_planners_evaluation_follows_from_its_training():
     assert inspect._expected(rows, programs.configure("sac", "pendulum"), 20) == "", "not a planner"
 
 
+def test_the_returns_of_many_seeds_are_summarised():
+    """Returns 0 to 100 of seeds 7 to 107, of which one is frozen, and one that is not finite."""
+    found = runner.summarise(jnp.arange(102.0)[:, None].at[101].set(jnp.nan), 9, (107,))
+    assert inspect._per_seed(found, 7) == [
+        "seed 107: 100.00  (frozen when a value was not finite)",
+        "seed 108: not finite",
+        "100 seeds: lowest 0.00, 5% 4.95, 25% 24.75, median 49.50, 75% 74.25, 95% 94.05, highest 99.00",
+    ]
+    lost = inspect._per_seed(runner.summarise(jnp.full((1000, 1), jnp.nan), 9), 0)
+    assert len(lost) == 33 and lost[-1] == "... and 968 more"
+    assert len(inspect._per_seed(runner.summarise(jnp.zeros((32, 1)), 9), 0)) == 32
+
+
 def test_fewer_episodes_are_the_first_of_more(small_run, ten_episodes):
     few = jaxmbrl.evaluate(str(small_run[0]), 2)
     np.testing.assert_allclose(few.returns, ten_episodes.returns[:, :2], rtol=1e-6)

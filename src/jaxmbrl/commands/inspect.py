@@ -75,9 +75,8 @@ def evaluate(words: list[str]) -> int:
         policy = runner.trained(args.run)
         found = runner.evaluate(policy, args.episodes, args.model, args.backend, progress=True)
     print(f"the policy after {found.env_steps:,} of {config.total_steps:,} environment steps")
-    for k, value in enumerate(found.per_seed):
-        frozen = "  (frozen when a value was not finite)" if config.seed + k in found.frozen else ""
-        print(f"seed {config.seed + k}: " + (f"{value:.2f}" if math.isfinite(value) else "not finite") + frozen)
+    for line in _per_seed(found, config.seed):
+        print(line)
     if found.backend == "gymnasium":
         print(f"played in {twin.versions(physics=not config.env.startswith('gymnasium/'))}")
     print(f"mean {found.mean:.2f}, interquartile mean {found.iqm:.2f}, in {time.monotonic() - started:.1f} s")
@@ -89,6 +88,30 @@ def evaluate(words: list[str]) -> int:
     else:
         _suggest_after_evaluating(args.run, args.video is not None, policy)
     return 0 if filmed else 1
+
+
+def _per_seed(found: Evaluation, first: int) -> list[str]:
+    """The mean return of each seed from `first` on; of more than `MOST_SEEDS`, those that are frozen or not finite, and the
+    quantiles of the others."""
+    from jaxmbrl.training.scores import MOST_SEEDS
+
+    lines, finite = [], []
+    for seed, value in enumerate(found.per_seed, first):
+        frozen = "  (frozen when a value was not finite)" if seed in found.frozen else ""
+        line = f"seed {seed}: " + (f"{value:.2f}" if math.isfinite(value) else "not finite") + frozen
+        if len(found.per_seed) <= MOST_SEEDS or frozen or not math.isfinite(value):
+            lines.append(line)
+        else:
+            finite.append(value)
+    if len(found.per_seed) > MOST_SEEDS:
+        more = len(lines) - MOST_SEEDS
+        lines = lines[:MOST_SEEDS] + ([f"... and {more} more"] if more > 0 else [])
+    if len(finite) > 1:
+        cuts = statistics.quantiles(finite, n=20, method="inclusive")
+        shown = (min(finite), cuts[0], cuts[4], cuts[9], cuts[14], cuts[18], max(finite))
+        texts = zip(("lowest", "5%", "25%", "median", "75%", "95%", "highest"), shown, strict=True)
+        lines.append(f"{len(finite):,} seeds: " + ", ".join(f"{name} {value:.2f}" for name, value in texts))
+    return lines
 
 
 def _summary(found: Evaluation, reference: Reference | None) -> dict[str, Any]:
@@ -121,10 +144,10 @@ def _expected(rows: list[dict[str, Any]], config: RunConfig, episodes: int) -> s
     from jaxmbrl.training.console import duration
     from jaxmbrl.training.programs import ChoosesModel
 
-    measured = _last_means(rows, "time/evaluate")
+    measured = [row["time/evaluate"] for row in rows if isinstance(row.get("time/evaluate"), int | float)]
     steps = _last_means(rows, "train/episode_length", "time/train")
-    if measured is not None:
-        seconds, known = measured[0] * episodes / config.eval_episodes, "of the run's own evaluations"
+    if measured:
+        seconds, known = measured[-1] * episodes / config.eval_episodes, "of the run's own evaluations"
     elif steps is not None and isinstance(config.settings, ChoosesModel):
         length, trained = steps
         seconds, known = trained * episodes * length / config.settings.epoch_steps, "of its steps in training"

@@ -175,6 +175,17 @@ def _twin_stage(
     return hosted.Stage(lambda: twin.Twin(task), start, observe)
 
 
+MOST_DRAWN = 5_000_000
+"""A bootstrap of this many values, over runs and repetitions, has fewer repetitions instead of more values."""
+MOST_DRAWN_STEP = 200_000
+"""The same at each step of curves."""
+
+
+def _fewer(repetitions: int, runs: int, most: int) -> int:
+    """The repetitions of a bootstrap over `runs` runs, which draw at most `most` values; at least 100."""
+    return min(repetitions, max(most // runs, 100))
+
+
 def interquartile_mean(values: Sequence[float]) -> float:
     """Mean without the lowest and highest quarter, rounded down to whole values (Agarwal et al., arXiv 2108.13264).
 
@@ -200,6 +211,7 @@ def bootstrap_interval(
     """
     random = np.random.default_rng(0)
     data = [np.asarray(values, float) for values in strata]
+    repetitions = _fewer(repetitions, sum(map(len, data)), MOST_DRAWN)
     drawn = np.concatenate([runs[random.integers(len(runs), size=(repetitions, len(runs)))] for runs in data], axis=1)
     low, high = np.quantile(_trimmed_mean(drawn, trim), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
@@ -221,7 +233,8 @@ def bootstrap_bands(
             continue
         rows = np.flatnonzero(where.reshape(-1) == i)
         runs = int(known.sum())
-        index = np.random.default_rng(0).integers(runs, size=(repetitions, runs))
+        size = _fewer(repetitions, runs, MOST_DRAWN_STEP), runs
+        index = np.random.default_rng(0).integers(runs, size=size)
         for at in rows:
             drawn = _trimmed_mean(values[at, known][index], trim)
             low[at], high[at] = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -247,7 +260,7 @@ def improvement_interval(*tasks: Pair, confidence: float = 0.95, repetitions: in
     for pair in tasks:
         above = _above(*pair)
         ours, theirs = (random.multinomial(n, np.full(n, 1 / n), size=repetitions) / n for n in above.shape)
-        drawn += np.einsum("rx,xy,ry->r", ours, above, theirs) / len(tasks)
+        drawn += np.sum((ours @ above) * theirs, axis=1) / len(tasks)
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.extend.core import Var
 
-CPU_BYTES = 2**20
+CPU_BYTES = 2**18
 """Largest size of an array of a step, over all episodes that run side by side, on a CPU."""
 DEVICE_BYTES = 2**28
 """The same on an accelerator."""
@@ -28,7 +28,7 @@ def side_by_side(step: Callable[..., Any], shared: int, arguments: tuple[Any, ..
     >>> from jaxmbrl.training.waves import side_by_side
     >>> weights, row = jax.ShapeDtypeStruct((1000, 1000), jnp.float32), jax.ShapeDtypeStruct((1000,), jnp.float32)
     >>> side_by_side(lambda weights, row: weights @ row, 1, (weights, row), seeds=2, episodes=1000)
-    125
+    32
     """
     largest = largest_array(step, shared, arguments)
     bound = CPU_BYTES if jax.default_backend() == "cpu" else DEVICE_BYTES
