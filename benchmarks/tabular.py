@@ -1,6 +1,8 @@
-"""Speed of Dyna-Q with thousands of seeds in one program, beside a loop in plain Python.
+"""Speed of Dyna-Q with thousands of seeds in one program, beside a loop in plain Python, and of whole runs of small methods
+with a thousand seeds.
 
     python benchmarks/tabular.py [--seeds 256 1024 4096] [--updates 50] [--repeats 7] [--out results.json]
+    python benchmarks/tabular.py --runs 1000 [--out results.json]
 
 Runs the training loop itself: acting, resets, the model, metrics and the check for finite values are included. An update is
 one change of Q(s, a), of a real step or of planning; their number is counted over all seeds. The fastest repeat counts,
@@ -19,13 +21,22 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measure import report
+from measure import Training, report
 
 from jaxmbrl import envs
 from jaxmbrl.algorithms.tabular import dyna_q
 from jaxmbrl.envs.tabular.mazes import DYNA, maze_mdp
-from jaxmbrl.training import loop
+from jaxmbrl.training import loop, programs
 
+RUNS = (
+    ("q-learning", "CliffWalking"),
+    ("dyna-q", "dyna-maze"),
+    ("reinforce", "cartpole-continuous"),
+    ("a2c", "cartpole-continuous"),
+)
+"""Methods and tasks of whole runs, each with the preset of the task."""
+RUN_SECONDS = 10.0
+"""Wall-clock time for which a run is measured, after its first epoch, if it is not shorter."""
 WORK = 4_000_000
 """Updates in a repeat, about."""
 
@@ -62,6 +73,27 @@ def fastest(go: Callable[[], None], steps: int, n: int, repeats: int) -> dict[st
         "updates a core second": steps * (1 + n) / min(cpu),
         "environment steps a second": steps / min(wall),
     }
+
+
+def run(method: str, env: str, seeds: int) -> dict[str, float]:
+    """Speed and memory of the training program of a run with `seeds` seeds, without evaluations and the run's folder. CPU
+    time is that of all cores together; the time of all seeds follows from the speed if the run is longer."""
+    program = programs.build(programs.configure(method, env, seeds=seeds))
+    training = Training(program)
+    training.advance(program.epoch_steps)
+    begun, cpu, steps = time.perf_counter(), time.process_time(), program.epoch_steps
+    while steps < program.total_steps and (steps == program.epoch_steps or time.perf_counter() - begun < RUN_SECONDS):
+        training.advance(program.epoch_steps)
+        steps += program.epoch_steps
+    wall, cpu, made = time.perf_counter() - begun, time.process_time() - cpu, steps - program.epoch_steps
+    return {
+        "environment steps of each seed": program.total_steps,
+        "environment steps a second": seeds * made / wall,
+        "environment steps a core second": seeds * made / cpu,
+        "seeds a second": seeds * made / wall / program.total_steps,
+        "seeds a core second": seeds * made / cpu / program.total_steps,
+        "seconds to compile": training.compile_seconds,
+    } | {f"MB, {name}": megabytes for name, megabytes in training.megabytes().items()}
 
 
 def in_python(n: int, repeats: int, steps: int = 2000) -> dict[str, float]:
@@ -103,10 +135,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[256, 1024, 4096])
     parser.add_argument("--updates", type=int, nargs="+", default=[5, 50], help="planning updates a step")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--runs", type=int, metavar="N", help="measure whole runs with N seeds instead")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     tables = {}
-    for n in args.updates:
+    for method, env in RUNS if args.runs else ():
+        tables[f"{method} on {env}, {args.runs:,} seeds"] = run(method, env, args.runs)
+    for n in () if args.runs else args.updates:
         tables[f"Dyna-Q, n = {n}, in plain Python"] = in_python(n, args.repeats)
         for seeds in args.seeds:
             tables[f"Dyna-Q, n = {n}, {seeds:,} seeds in one program"] = compiled(seeds, n, args.repeats)

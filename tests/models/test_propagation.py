@@ -31,10 +31,14 @@ def test_row_n_goes_to_member_n_plus_shift(rows, members, shift):
         shared = propagation.scatter_to_members(numbers, members, shift)
         return shared, propagation.gather_rows(shared + 1000.0 * jnp.arange(members)[:, None, None], rows, shift)
 
-    shared, said = there_and_back(np.arange(rows, dtype=np.float32)[:, None], np.int32(shift))
+    numbers = np.arange(rows, dtype=np.float32)[:, None]
+    shared, said = there_and_back(numbers, np.int32(shift))
     for n, value in enumerate(np.asarray(said)[:, 0]):
         assert value == n + 1000 * ((n + shift) % members)
     assert shared.shape == (members, -(-rows // members), 1)
+    together = jax.vmap(there_and_back, in_axes=(None, 0))(numbers, np.array([0, shift], np.int32))
+    np.testing.assert_array_equal(together[0][1], shared)
+    np.testing.assert_array_equal(together[1][1], said)
 
 
 def test_uncertainty_is_parted_by_the_law_of_total_variance():

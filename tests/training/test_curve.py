@@ -55,6 +55,28 @@ def test_every_kind_of_run_is_drawn(tmp_path, rows):
     assert not np.array_equal(picture(tmp_path / "curve.png"), picture(tmp_path / "empty.png"))
 
 
+def test_many_seeds_are_a_band_in_place_of_their_lines(tmp_path, monkeypatch):
+    """1,000 seeds whose values at a step are 0 to 999: the band is from 49.95 to 949.05."""
+    import matplotlib.axes
+
+    drawn, filled = [], []
+    plot, fill = matplotlib.axes.Axes.plot, matplotlib.axes.Axes.fill_between
+    monkeypatch.setattr(matplotlib.axes.Axes, "plot", lambda *given, **look: drawn.append(1) or plot(*given, **look))
+    monkeypatch.setattr(
+        matplotlib.axes.Axes,
+        "fill_between",
+        lambda axes, *given, **look: filled.append(given) or fill(axes, *given, **look),
+    )
+    rows = [row(step, seed, **{"train/return": float(seed)}) for step in (100, 200) for seed in range(1000)]
+    draw(rows, tmp_path / "many.png", "dyna-q on dyna-maze")
+    assert len(drawn) == 1
+    (steps, low, high) = filled[0]
+    np.testing.assert_array_equal(steps, [100, 200])
+    np.testing.assert_allclose([low, high], [[49.95, 49.95], [949.05, 949.05]])
+    draw([of for of in rows if of["seed"] < 50], tmp_path / "some.png", "dyna-q on dyna-maze")
+    assert len(drawn) == 52 and len(filled) == 1
+
+
 def test_no_finished_episode_is_said(tmp_path, monkeypatch):
     import matplotlib.axes
 

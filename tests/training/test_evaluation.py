@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxmbrl import envs
+from jaxmbrl import envs, planning
 from jaxmbrl.core.spaces import Box
 from jaxmbrl.core.types import Algorithm, Clock, Policy, Task, Transition, World
-from jaxmbrl.training import evaluation
+from jaxmbrl.rollout import with_full_state
+from jaxmbrl.training import evaluation, waves
 
 LENGTH = 6
 
@@ -80,15 +81,21 @@ def test_start_states_follow_from_the_episodes_number():
     np.testing.assert_allclose(many[0], by_index, rtol=1e-6)
 
 
+def compile(what, function, *arguments):
+    return function.lower(*arguments).compile()
+
+
+def together(monkeypatch, episodes):
+    """Lets so many episodes of each seed run at once."""
+    monkeypatch.setattr(waves, "side_by_side", lambda step, shared, arguments, seeds, of: min(of, episodes))
+
+
 @pytest.mark.parametrize(("end", "expected"), [(100, [225.0, 228.0]), (3, [63.0, 64.5])])
 def test_an_evaluation_in_parts_gives_the_same_returns_and_tells_its_progress(end, expected, monkeypatch):
     # Parts of one step each.
     monkeypatch.setattr(evaluation, "PART_SECONDS", 0.0)
     acting = algorithm_of(lambda state, explore, memory, observation: (state + memory)[None])
     states, clock, told = jnp.array([0.0, 0.5]), Clock(jnp.int32(0)), []
-
-    def compile(what, function, *arguments):
-        return function.lower(*arguments).compile()
 
     def update(*done):
         told.append(done)
@@ -98,11 +105,73 @@ def test_an_evaluation_in_parts_gives_the_same_returns_and_tells_its_progress(en
     np.testing.assert_allclose(found, np.repeat(np.array(expected)[:, None], 2, axis=1))
     ends = range(LENGTH + 1) if end > LENGTH else [0, 1, 2, LENGTH]
     assert told == [(done, LENGTH) for done in ends], "all episodes have ended after step `end`"
+    told.clear()
+    together(monkeypatch, 2)
     seen = algorithm_of(lambda state, explore, memory, observation: observation)
-    given = (seen, counting_task(end), 4)
+    given = (seen, counting_task(end), 5)
     np.testing.assert_array_equal(
-        evaluation.in_parts(*given, compile, clock, states, update), evaluation.evaluate(*given[:2], states, 4)
+        evaluation.in_parts(*given, compile, clock, states, update), evaluation.evaluate(*given[:2], states, 5)
     )
+    assert told == [(0, 3 * LENGTH), *((wave * LENGTH + done, 3 * LENGTH) for wave in range(3) for done in ends[1:])]
+
+
+def test_a_wave_whose_episodes_have_ended_takes_no_further_step(monkeypatch):
+    monkeypatch.setattr(evaluation, "PART_SECONDS", 1000.0)
+    together(monkeypatch, 2)
+    reached = []
+
+    def compile_and_tell(what, function, *arguments):
+        compiled = compile(what, function, *arguments)
+
+        def call(*given):
+            found = compiled(*given)
+            reached.append(int(found[0]))
+            return found
+
+        return call
+
+    given = (still, counting_task(3), 4, compile_and_tell, Clock(jnp.int32(0)), jnp.zeros(2), lambda *done: None)
+    np.testing.assert_array_equal(evaluation.in_parts(*given), np.full((2, 4), 60.0))
+    assert reached == [1, 3, 3], "a first part of one step, the rest of that wave, and the other wave in one part"
+
+
+def test_a_planner_has_the_same_returns_in_waves(monkeypatch):
+    """CEM, whose number of iterations differs between episodes."""
+    task = envs.make("pendulum")._replace(episode_length=10)
+    planner = planning.make(
+        planning.PlannerConfig(cem=planning.CEMConfig(horizon=3, population=8, elites=2, min_variance=0.2)), task.action
+    )
+
+    def policy(state, clock, explore):
+        return planning.planning_policy(planner, with_full_state(task.world), lambda carry: carry, task.action)
+
+    algorithm = Algorithm(init=None, policy=policy, learn=None, period=1, observes_full_state=True)
+    given = (algorithm, task, 4, compile, Clock(jnp.int32(0)), jnp.zeros(2), lambda *done: None)
+    together(monkeypatch, 4)
+    at_once = evaluation.in_parts(*given)
+    together(monkeypatch, 1)
+    np.testing.assert_array_equal(evaluation.in_parts(*given), at_once)
+    assert len(np.unique(np.asarray(at_once))) == 4
+
+
+def test_the_size_of_a_wave_is_that_of_the_arrays_that_differ_between_episodes(monkeypatch):
+    """A loop with weights [8, 8] that are scaled inside, 64 numbers, for rows of which an episode has 3."""
+
+    def step(weights, rows):
+        def onwards(rows, _):
+            return jnp.tanh(rows @ (2 * weights)), jnp.sum(rows)
+
+        rows, sums = jax.lax.scan(onwards, rows, None, length=5)
+        return jax.lax.cond(sums[0] > 0, lambda: rows, lambda: -rows)
+
+    shapes = jax.ShapeDtypeStruct((8, 8), jnp.float32), jax.ShapeDtypeStruct((3, 8), jnp.float32)
+    assert waves.largest_array(step, 1, shapes) == 4 * 3 * 8
+    assert waves.largest_array(step, 0, shapes) == 4 * 8 * 8
+    size = "CPU_BYTES" if jax.default_backend() == "cpu" else "DEVICE_BYTES"
+    for bound, due in ((4 * 24 * 2 * 3, 3), (4 * 24 * 2 * 7, 5), (4 * 24 * 2 * 9, 5), (4 * 24 * 2 * 99, 10), (1, 1)):
+        monkeypatch.setattr(waves, size, bound)
+        # Seven at once would need two waves, as five do.
+        assert waves.side_by_side(step, 1, shapes, 2, 10) == due, bound
 
 
 def test_a_falling_pole_earns_the_steps_that_it_stood():
@@ -151,6 +220,18 @@ def test_strata_are_resampled_within_themselves():
     low, high = evaluation.bootstrap_interval([0.0, 0.0, 1.0, 1.0])
     assert low == 0.0 and high == 1.0
     assert evaluation.bootstrap_interval([0.0, 1.0, 2.0], [7.0], trim=0.0) == (7 / 4, 13 / 4)
+
+
+def test_the_interval_of_many_values_has_fewer_resamplings(monkeypatch):
+    """Of 1,000 standard normal values the mean has the deviation 1 / sqrt(1000)."""
+    values = stats.norm.ppf((np.arange(1000) + 0.5) / 1000)
+    low, high = evaluation.bootstrap_interval(values, trim=0.0)
+    np.testing.assert_allclose([low, high], np.array([-1.96, 1.96]) / np.sqrt(1000), rtol=0.1)
+    by_step = evaluation.bootstrap_bands(values[None], trim=0.0)
+    np.testing.assert_allclose(np.ravel(by_step), np.array([-1.96, 1.96]) / np.sqrt(1000), rtol=0.3)
+    monkeypatch.setattr(evaluation, "MOST_DRAWN", 4 * 200)
+    few = evaluation.bootstrap_interval([1.0, 2.0, 4.0, 16.0])
+    assert few == evaluation.bootstrap_interval([1.0, 2.0, 4.0, 16.0], repetitions=200)
 
 
 def test_bands_are_the_interval_of_each_step():

@@ -17,6 +17,7 @@ from command_line import call, options, untimed
 
 import jaxmbrl
 from jaxmbrl import algorithms
+from jaxmbrl.commands import inspect
 from jaxmbrl.core.config import UserError, to_dict
 from jaxmbrl.rollout import rollout
 from jaxmbrl.training import epoch_rows, evaluation, programs, runner, session
@@ -265,6 +266,31 @@ def test_a_long_evaluation_is_announced_by_the_times_of_the_run(small_run, tmp_p
     announced = f"{began}, about 2 min 30 s by the time of the run's own evaluations ...\n"
     assert announced in call("evaluate", run)[1]
     assert f"{began} ...\n" in call("evaluate", run, "--model", "learned")[1], "another model takes another time"
+
+
+def test_the_time_of_a_planners_evaluation_follows_from_its_training():
+    """200 steps of training, 60 s, had 200 plans of each seed; 20 episodes of 150 steps, the mean, have 3,000."""
+    config = programs.configure("pets", "cartpole-continuous", seeds=2)
+    assert config.settings.epoch_steps == 200
+    epoch = {"epoch": 4, "time/train": 60.0}
+    rows = [epoch | {"train/episode_length": length} for length in (100.0, 200.0)]
+    later = [{"epoch": 5, "time/train": 1.0}, {"epoch": 5, "time/train": 1.0}]
+    assert inspect._expected(rows + later, config, 20) == ", about 15 min 00 s by the time of its steps in training"
+    assert inspect._expected(later, config, 20) == "", "no episode has finished"
+    assert inspect._expected(rows, programs.configure("sac", "pendulum"), 20) == "", "not a planner"
+
+
+def test_the_returns_of_many_seeds_are_summarised():
+    """Returns 0 to 100 of seeds 7 to 107, of which one is frozen, and one that is not finite."""
+    found = runner.summarise(jnp.arange(102.0)[:, None].at[101].set(jnp.nan), 9, (107,))
+    assert inspect._per_seed(found, 7) == [
+        "seed 107: 100.00  (frozen when a value was not finite)",
+        "seed 108: not finite",
+        "100 seeds: lowest 0.00, 5% 4.95, 25% 24.75, median 49.50, 75% 74.25, 95% 94.05, highest 99.00",
+    ]
+    lost = inspect._per_seed(runner.summarise(jnp.full((1000, 1), jnp.nan), 9), 0)
+    assert len(lost) == 33 and lost[-1] == "... and 968 more"
+    assert len(inspect._per_seed(runner.summarise(jnp.zeros((32, 1)), 9), 0)) == 32
 
 
 def test_fewer_episodes_are_the_first_of_more(small_run, ten_episodes):

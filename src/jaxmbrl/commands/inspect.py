@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import statistics
 import time
 import warnings
 from pathlib import Path
@@ -21,6 +22,7 @@ from jaxmbrl.core.config import UserError, check
 from jaxmbrl.core.places import expanded
 
 if TYPE_CHECKING:
+    from jaxmbrl.training.programs import RunConfig
     from jaxmbrl.training.runner import Evaluation, Trained
     from jaxmbrl.training.scores import Reference
 
@@ -62,7 +64,7 @@ def evaluate(words: list[str]) -> int:
     if args.model is None and args.backend is None:
         # Only for the message, so errors in the file of metrics do not matter.
         with contextlib.suppress(UserError):
-            expected = _expected(folder.read_metrics(), args.episodes / config.eval_episodes)
+            expected = _expected(folder.read_metrics(), config, args.episodes)
     print(
         f"evaluating {config.algorithm} on {config.env}: {seeds}, {args.episodes} episodes each{expected} ...", flush=True
     )
@@ -73,9 +75,8 @@ def evaluate(words: list[str]) -> int:
         policy = runner.trained(args.run)
         found = runner.evaluate(policy, args.episodes, args.model, args.backend, progress=True)
     print(f"the policy after {found.env_steps:,} of {config.total_steps:,} environment steps")
-    for k, value in enumerate(found.per_seed):
-        frozen = "  (frozen when a value was not finite)" if config.seed + k in found.frozen else ""
-        print(f"seed {config.seed + k}: " + (f"{value:.2f}" if math.isfinite(value) else "not finite") + frozen)
+    for line in _per_seed(found, config.seed):
+        print(line)
     if found.backend == "gymnasium":
         print(f"played in {twin.versions(physics=not config.env.startswith('gymnasium/'))}")
     print(f"mean {found.mean:.2f}, interquartile mean {found.iqm:.2f}, in {time.monotonic() - started:.1f} s")
@@ -87,6 +88,30 @@ def evaluate(words: list[str]) -> int:
     else:
         _suggest_after_evaluating(args.run, args.video is not None, policy)
     return 0 if filmed else 1
+
+
+def _per_seed(found: Evaluation, first: int) -> list[str]:
+    """The mean return of each seed from `first` on; of more than `MOST_SEEDS`, those that are frozen or not finite, and the
+    quantiles of the others."""
+    from jaxmbrl.training.scores import MOST_SEEDS
+
+    lines, finite = [], []
+    for seed, value in enumerate(found.per_seed, first):
+        frozen = "  (frozen when a value was not finite)" if seed in found.frozen else ""
+        line = f"seed {seed}: " + (f"{value:.2f}" if math.isfinite(value) else "not finite") + frozen
+        if len(found.per_seed) <= MOST_SEEDS or frozen or not math.isfinite(value):
+            lines.append(line)
+        else:
+            finite.append(value)
+    if len(found.per_seed) > MOST_SEEDS:
+        more = len(lines) - MOST_SEEDS
+        lines = lines[:MOST_SEEDS] + ([f"... and {more} more"] if more > 0 else [])
+    if len(finite) > 1:
+        cuts = statistics.quantiles(finite, n=20, method="inclusive")
+        shown = (min(finite), cuts[0], cuts[4], cuts[9], cuts[14], cuts[18], max(finite))
+        texts = zip(("lowest", "5%", "25%", "median", "75%", "95%", "highest"), shown, strict=True)
+        lines.append(f"{len(finite):,} seeds: " + ", ".join(f"{name} {value:.2f}" for name, value in texts))
+    return lines
 
 
 def _summary(found: Evaluation, reference: Reference | None) -> dict[str, Any]:
@@ -113,14 +138,29 @@ def _suggest_after_evaluating(run: str, filmed: bool, policy: Trained) -> None:
         print(f"  {again('export', run, '--to', to)}")
 
 
-def _expected(rows: list[dict[str, Any]], times: float) -> str:
-    """How long an evaluation takes that has `times` as many episodes as those of a run with these `rows`, if that is more
-    than a few seconds."""
+def _expected(rows: list[dict[str, Any]], config: RunConfig, episodes: int) -> str:
+    """How long an evaluation of a run with these `rows` takes, if that is more than a few seconds: by the run's own
+    evaluations or, of a planner, which plans at each step of training as well, by its last epoch with finished episodes."""
     from jaxmbrl.training.console import duration
+    from jaxmbrl.training.programs import ChoosesModel
 
     measured = [row["time/evaluate"] for row in rows if isinstance(row.get("time/evaluate"), int | float)]
-    seconds = measured[-1] * times if measured else 0.0
-    return f", about {duration(seconds)} by the time of the run's own evaluations" if seconds >= SHORT_SECONDS else ""
+    steps = _last_means(rows, "train/episode_length", "time/train")
+    if measured:
+        seconds, known = measured[-1] * episodes / config.eval_episodes, "of the run's own evaluations"
+    elif steps is not None and isinstance(config.settings, ChoosesModel):
+        length, trained = steps
+        seconds, known = trained * episodes * length / config.settings.epoch_steps, "of its steps in training"
+    else:
+        return ""
+    return f", about {duration(seconds)} by the time {known}" if seconds >= SHORT_SECONDS else ""
+
+
+def _last_means(rows: list[dict[str, Any]], *metrics: str) -> tuple[float, ...] | None:
+    """Means over seeds of the metrics in the last epoch that has them all; None if there is none."""
+    known = [row for row in rows if all(isinstance(row.get(name), int | float) for name in metrics)]
+    last = [row for row in known if row["epoch"] == known[-1]["epoch"]]
+    return tuple(statistics.fmean(row[name] for row in last) for name in metrics) if last else None
 
 
 def debug(words: list[str]) -> int:

@@ -214,9 +214,9 @@ def _evaluate(result: Result, progress: Any) -> None:
 
     episodes = result.config.eval_episodes
     found = runner.evaluate(result, episodes)
-    each = ", ".join(f"{value:.1f}" for value in found.per_seed)
+    each = scores.listed(found.per_seed)
     progress.say(
-        f"return of the final policy {found.mean:.1f} ({each}), {episodes} episodes of {result.task.name} for each seed"
+        f"return of the final policy {found.mean:.1f}{each}, {episodes} episodes of {result.task.name} for each seed"
     )
     reference = scores.reference_of(result.config.env)
     if reference is not None:

@@ -1,4 +1,5 @@
-"""Charts of metrics: a thin line for each seed, the interquartile mean over seeds in bold, and its bootstrap band."""
+"""Charts of metrics: a thin line for each seed, or the quantiles of many seeds, the interquartile mean over seeds in bold,
+and its bootstrap band."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from jaxtyping import Float
 
 from jaxmbrl.report.gathering import Group
 from jaxmbrl.report.parts import MOST_POINTS, Chart, Series, chosen
+from jaxmbrl.training.curve import MOST_LINES
 from jaxmbrl.training.evaluation import bootstrap_bands, interquartile_mean
 
 WALL = "wall_time"
@@ -88,7 +90,9 @@ def _of_group(group: Group, of: Curves, alone: bool, color: int, size: float | N
     x = of.steps if size is None else of.wall / size
     several = len(group.seeds) > 1
     series = []
-    for k, seed in enumerate(group.seeds):
+    if len(group.seeds) > MOST_LINES:
+        series += _quantiles(group, of, x, alone, color)
+    for k, seed in enumerate(group.seeds if len(group.seeds) <= MOST_LINES else ()):
         known = ~np.isnan(of.values[:, k])
         if not known.any():
             continue
@@ -106,6 +110,17 @@ def _of_group(group: Group, of: Curves, alone: bool, color: int, size: float | N
     mean = middle(of.values)
     band = Series(f"{label}, {BAND}", label, "band", x, mean, low, high, bold)
     return [band, *series, Series(label, label, "line", x, mean, color=bold)]
+
+
+def _quantiles(group: Group, of: Curves, x: Float[np.ndarray, "S"], alone: bool, color: int) -> list[Series]:
+    """Thin lines at quantiles over seeds, each of the seeds that have a value at the step."""
+    found = []
+    for share in (0.05, 0.25, 0.75, 0.95):
+        label = f"{share:.0%} of the seeds" if alone else f"{group.label}, {share:.0%} of the seeds"
+        key = "quantiles over seeds" if alone else f"{group.label}: quantiles over seeds"
+        y = np.nanquantile(of.values, share, axis=1)
+        found.append(Series(label, key, "line", x, y, color=0 if alone else color, thin=True))
+    return found
 
 
 def last_values(group: Group, name: str, at: int | None = None) -> dict[str, float]:

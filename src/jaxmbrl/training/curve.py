@@ -18,6 +18,8 @@ LOOKS = {
     TRAIN: {"color": "0.55", "linestyle": "--", "marker": "o", "label": "training episodes"},
     EVAL: {"color": "#0b3d91", "linestyle": "-", "marker": "s", "label": "evaluation"},
 }
+MOST_LINES = 50
+"""With more seeds a band is drawn in place of a line for each: between the 5% and the 95% quantile over seeds."""
 NOTHING = "no finished episode and no evaluation yet"
 
 
@@ -49,7 +51,8 @@ def mean_curve(rows: Rows, name: str) -> Curve:
 
 
 def draw(rows: Rows, path: Path, title: str) -> None:
-    """Write the learning curve of metrics `rows` to `path` as a PNG: a thin line for each seed, and their mean in bold.
+    """Write the learning curve of metrics `rows` to `path` as a PNG: a thin line for each seed, or a band of more than
+    `MOST_LINES`, and their mean in bold.
 
     If there are evaluation returns, training returns are also drawn, grey and dashed. If no episode has finished, the
     picture says so.
@@ -84,12 +87,24 @@ def _draw_metric(axes: Any, rows: Rows, name: str) -> bool:
     del look["label"]
     label = LOOKS[name]["label"] + (f", mean of {len(curves)} seeds" if len(curves) > 1 else "")
     marked = len(mean.steps) <= 30
-    for curve in curves.values() if len(curves) > 1 else ():
+    if len(curves) > MOST_LINES:
+        label += ", and 5% to 95% of them"
+        axes.fill_between(mean.steps, *_quantiles(curves, mean.steps), color=look["color"], alpha=0.2, linewidth=0)
+    for curve in curves.values() if 1 < len(curves) <= MOST_LINES else ():
         lone = len(curve.steps) == 1
         axes.plot(*curve, **{**look, "marker": look["marker"] if lone else ""}, linewidth=0.8, markersize=3, alpha=0.6)
     if mean.steps:
         axes.plot(*mean, **{**look, "marker": look["marker"] if marked else ""}, linewidth=2.4, markersize=4.5, label=label)
     return bool(mean.steps)
+
+
+def _quantiles(curves: dict[int, Curve], steps: Sequence[int]) -> np.ndarray:
+    """The 5% and the 95% quantile [2, S] of the values at each of S steps over the seeds that have one; each step has."""
+    place = {step: i for i, step in enumerate(steps)}
+    values = np.full((len(curves), len(steps)), np.nan)
+    for k, curve in enumerate(curves.values()):
+        values[k, [place[step] for step in curve.steps]] = curve.values
+    return np.nanquantile(values, [0.05, 0.95], axis=0)
 
 
 def text_curve(rows: Rows, width: int = 72, height: int = 12) -> str:

@@ -15,14 +15,14 @@ from jaxtyping import Array, Float, Int
 from jaxmbrl.core.types import Algorithm, Carry, Clock, HostEnv, Key, Memory, Policy, PyTree, Task, World
 from jaxmbrl.envs.bridges import twin
 from jaxmbrl.rollout import Return, episode_return, rollout, world_of
-from jaxmbrl.training import hosted
+from jaxmbrl.training import hosted, waves
 from jaxmbrl.training.devices import OF_ALL, OF_SEEDS, SeedSharding
 from jaxmbrl.training.loop import Compile, clock_at
 
 _STREAM = 0x45564131
 """Key of the start states, independent of the trained seed."""
 PART_SECONDS = 1.0
-"""Target duration of a call of `in_parts`."""
+"""Target duration of a call of `in_parts`' program."""
 
 
 def keys_of(index: int | Int[Array, ""]) -> tuple[Key, Key, Key]:
@@ -72,38 +72,54 @@ def in_parts(
     states: PyTree,
     update: Callable[[float, float], None],
 ) -> Float[Array, "K episodes"]:
-    """As `evaluate`, in calls of a compiled program that take about `PART_SECONDS`. `update` receives (steps so
-    far, steps of an episode), first when the program is compiled. Ends early if all episodes have ended."""
-    index = jnp.arange(episodes)
+    """As `evaluate`, in calls of a compiled program that take about `PART_SECONDS`. The episodes run in waves of
+    `waves.side_by_side` at a time, of all seeds. A wave ends early if all of its episodes have ended. `update` receives
+    (steps so far, steps of all waves), first when the program is compiled."""
 
     def start(clock: Clock, state: PyTree, index: Int[Array, ""]) -> tuple[tuple[Carry, Memory], Return]:
         return begin(algorithm, task, state, index, clock)[2], Return.zero()
 
-    def step(clock: Clock, state: PyTree, index: Int[Array, ""], at: Any, first: Any, length: Any) -> Any:
-        place, found = jax.lax.cond(first == 0, lambda: start(clock, state, index), lambda: at)
+    def one(clock: Clock, state: PyTree, index: Int[Array, ""], at: Any, i: Int[Array, ""]) -> Any:
         world, policy = _parts(algorithm, task, state, clock)
-        return rollout(world, policy, place, keys_of(index)[2], length, episode_return, found, first)
+        place, found = at
+        return rollout(world, policy, place, keys_of(index)[2], jnp.int32(1), episode_return, found, i)
 
-    by_episode = jax.vmap(step, in_axes=(None, None, 0, 0, None, None))
-    steps = jax.jit(jax.vmap(by_episode, in_axes=(None, 0, None, 0, None, None)))
+    one = jax.jit(one, inline=True)  # One trace, for the size of its arrays and for the program.
+    seeds, whole = jax.tree.leaves(states)[0].shape[0], task.episode_length
+    state, zero = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), states), jnp.int32(0)
+    first = clock, state, zero
+    wave = waves.side_by_side(one, 2, (*first, jax.eval_shape(start, *first), zero), seeds, episodes)
     starts = jax.vmap(jax.vmap(start, in_axes=(None, None, 0)), in_axes=(None, 0, None))
+    each = jax.vmap(jax.vmap(one, in_axes=(None, None, 0, 0, None)), in_axes=(None, 0, None, 0, None))
+
+    def steps(clock: Clock, states: PyTree, index: Int[Array, "wave"], at: Any, first: Any, last: Any) -> Any:
+        """(number of the next step, state of the wave) after the steps from `first` on, before `last`."""
+        at = jax.lax.cond(first == 0, lambda: starts(clock, states, index), lambda: at)
+        return jax.lax.while_loop(
+            lambda loop: (loop[0] < last) & jnp.any(loop[1][1].alive != 0),
+            lambda loop: (loop[0] + 1, each(clock, states, index, loop[1], loop[0])),
+            (first, at),
+        )
+
+    index = jnp.arange(wave, dtype=jnp.int32)
     # `jnp.zeros` also makes keys, which a state of a random environment contains.
     at = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(starts, clock, states, index))
-    zero = jnp.zeros((), jnp.int32)
-    compiled = compile("evaluation", steps, clock, states, index, at, zero, zero)
-    whole = task.episode_length
-    update(0, whole)
-    done, calls = 0, 1
-    while done < whole:
-        began, length = time.monotonic(), min(calls, whole - done)
-        at = compiled(clock, states, index, at, jnp.asarray(done, jnp.int32), jnp.asarray(length, jnp.int32))
-        alive = bool(jnp.any(at[1].alive != 0))
-        done += length
-        update(done if alive else whole, whole)
-        if not alive:
-            break
-        calls = max(1, min(int(length * PART_SECONDS / max(time.monotonic() - began, 1e-6)), 16 * length))
-    return at[1].total
+    compiled = compile("evaluation", jax.jit(steps), clock, states, index, at, zero, zero)
+    # The last wave also repeats episodes of the one before it if it has fewer of its own.
+    firsts = [min(number, episodes - wave) for number in range(0, episodes, wave)]
+    returns, calls = np.zeros((seeds, episodes)), 1
+    update(0, len(firsts) * whole)
+    for number, of in enumerate(firsts):
+        done, alive = 0, True
+        while done < whole and alive:
+            began, last = time.monotonic(), min(done + calls, whole)
+            reached, at = compiled(clock, states, of + index, at, jnp.int32(done), jnp.int32(last))
+            alive, taken = bool(jnp.any(at[1].alive != 0)), max(int(reached) - done, 1)
+            calls = max(1, min(int(taken * PART_SECONDS / max(time.monotonic() - began, 1e-6)), 16 * (last - done)))
+            done = last
+            update(number * whole + (done if alive else whole), len(firsts) * whole)
+        returns[:, of : of + wave] = at[1].total
+    return jnp.asarray(returns, at[1].total.dtype)
 
 
 def evaluator(
@@ -159,6 +175,17 @@ def _twin_stage(
     return hosted.Stage(lambda: twin.Twin(task), start, observe)
 
 
+MOST_DRAWN = 5_000_000
+"""A bootstrap of this many values, over runs and repetitions, has fewer repetitions instead of more values."""
+MOST_DRAWN_STEP = 200_000
+"""The same at each step of curves."""
+
+
+def _fewer(repetitions: int, runs: int, most: int) -> int:
+    """The repetitions of a bootstrap over `runs` runs, which draw at most `most` values; at least 100."""
+    return min(repetitions, max(most // runs, 100))
+
+
 def interquartile_mean(values: Sequence[float]) -> float:
     """Mean without the lowest and highest quarter, rounded down to whole values (Agarwal et al., arXiv 2108.13264).
 
@@ -184,6 +211,7 @@ def bootstrap_interval(
     """
     random = np.random.default_rng(0)
     data = [np.asarray(values, float) for values in strata]
+    repetitions = _fewer(repetitions, sum(map(len, data)), MOST_DRAWN)
     drawn = np.concatenate([runs[random.integers(len(runs), size=(repetitions, len(runs)))] for runs in data], axis=1)
     low, high = np.quantile(_trimmed_mean(drawn, trim), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
@@ -205,7 +233,8 @@ def bootstrap_bands(
             continue
         rows = np.flatnonzero(where.reshape(-1) == i)
         runs = int(known.sum())
-        index = np.random.default_rng(0).integers(runs, size=(repetitions, runs))
+        size = _fewer(repetitions, runs, MOST_DRAWN_STEP), runs
+        index = np.random.default_rng(0).integers(runs, size=size)
         for at in rows:
             drawn = _trimmed_mean(values[at, known][index], trim)
             low[at], high[at] = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -231,7 +260,7 @@ def improvement_interval(*tasks: Pair, confidence: float = 0.95, repetitions: in
     for pair in tasks:
         above = _above(*pair)
         ours, theirs = (random.multinomial(n, np.full(n, 1 / n), size=repetitions) / n for n in above.shape)
-        drawn += np.einsum("rx,xy,ry->r", ours, above, theirs) / len(tasks)
+        drawn += np.sum((ours @ above) * theirs, axis=1) / len(tasks)
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 

@@ -59,10 +59,19 @@ def normalized(value: float, reference: Reference) -> float:
     return 100 * (value - reference.random) / (reference.expert - reference.random)
 
 
+MOST_SEEDS = 32
+"""The values of more seeds are not listed."""
+
+
+def listed(values: Sequence[float]) -> str:
+    """The values of the seeds in parentheses, after a space; nothing for more than `MOST_SEEDS`."""
+    return f" ({', '.join(f'{value:.1f}' for value in values)})" if len(values) <= MOST_SEEDS else ""
+
+
 def described(per_seed: Sequence[float], reference: Reference) -> str:
     """A line with the scores of the seeds' mean returns."""
     each = [normalized(value, reference) for value in per_seed]
     return (
-        f"normalised score {sum(each) / len(each):.1f} ({', '.join(f'{score:.1f}' for score in each)}): 0 is a return of "
+        f"normalised score {sum(each) / len(each):.1f}{listed(each)}: 0 is a return of "
         f"{reference.random:.1f} (random), 100 one of {reference.expert:.1f} (expert); {reference.source}"
     )

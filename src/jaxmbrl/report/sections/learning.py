@@ -13,6 +13,7 @@ from jaxmbrl.report import curves
 from jaxmbrl.report.gathering import Gathered, Group
 from jaxmbrl.report.parts import Chart, Facets, Heading, Part, Series, Table, Text
 from jaxmbrl.sweeping.status import RETURNS
+from jaxmbrl.training.curve import MOST_LINES
 from jaxmbrl.training.evaluation import (
     bootstrap_interval,
     improvement_interval,
@@ -51,7 +52,9 @@ def learning(gathered: Gathered, tasks: Sequence[str], points: Sequence[Point], 
 def _learning_on(groups: Sequence[Group], points: Sequence[Point], source: str) -> list[Part]:
     charts: list[Chart] = []
     several = any(len(group.seeds) > 1 for group in groups)
-    band = "Thin: seeds. Bold: their interquartile mean, with its 95% bootstrap band over seeds. " if several else ""
+    thin = f"seeds, or quantiles over more than {MOST_LINES} of them"
+    bold = "their interquartile mean, with its 95% bootstrap band over seeds"
+    band = f"Thin: {thin}. Bold: {bold}. " if several else ""
     for name, kind in KINDS.items():
         theirs = _published(groups, points, name) if name == "eval/return" else []
         what = "deterministic policy, fixed start states" if name == "eval/return" else "episodes that ended in the epoch"
