@@ -9,8 +9,8 @@
     for each of `rounds`, `round_steps` apart:
         fit the vision to stored observations; encode all of them
         fit the memory to windows of codes, from which z is sampled anew in each batch
-        dream: `generations` times, CMA-ES asks for controllers, each is played in `dreams` dreams of `dream_steps`, and
-               CMA-ES is told minus their mean returns
+        dream: CMA-ES begins anew at its last mean; `generations` times it asks for controllers, each is played in `dreams`
+               dreams of `dream_steps`, and CMA-ES is told minus their mean returns
     task: instead of dreams, each episode is played by a controller drawn from the generation; every `generation_steps`
           CMA-ES is told minus their mean returns
 
@@ -313,9 +313,11 @@ def search_in_dream(
     search: CMAState,
     key: Key,
 ) -> tuple[CMAState, Metrics]:
-    """The generations of a round. `dreamt(codes, key, point)` is a controller's mean return in dreams; all controllers of a
-    generation are given the same codes and the same key. The metrics are the mean return of a generation's points, over all
-    generations, and that of the mean controller at the end of the round."""
+    """The generations of a round, a new search from the mean of the last one: the model has changed. `dreamt(codes, key,
+    point)` is a controller's mean return in dreams; all controllers of a generation are given the same codes and the same
+    key. The metrics are the mean return of a generation's points, over all generations, and that of the mean controller at
+    the end of the round."""
+    search = cma_es.init(config.search, search.mean)
     start_key, key = jax.random.split(key)
     starts = first_codes(coded, start_key, config.dreams * config.generations)
     dreams = starts.reshape(config.generations, config.dreams, -1)
