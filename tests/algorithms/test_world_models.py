@@ -1,5 +1,4 @@
-"""World Models: the losses of vision and memory by hand and by a NumPy loop, dreams, controllers, and which episodes count
-for which controller."""
+"""World Models: the losses of vision and memory by hand and by a NumPy loop, dreams and controllers."""
 
 from functools import partial
 
@@ -10,13 +9,11 @@ import pytest
 
 from jaxmbrl import algorithms
 from jaxmbrl.algorithms.latent import world_models
-from jaxmbrl.algorithms.latent.world_models import Config, Tried
+from jaxmbrl.algorithms.latent.world_models import Config
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete
-from jaxmbrl.core.types import Clock, Transition
+from jaxmbrl.core.types import Clock
 from jaxmbrl.models.latent import Belief, CoderConfig, MDNConfig, Window, mdn_rnn
-from jaxmbrl.nn import cma_es
-from jaxmbrl.nn.cma_es import CMAConfig
 from jaxmbrl.training import programs
 
 Z, A, H, K, B, T = 2, 1, 3, 2, 2, 4
@@ -124,12 +121,12 @@ def test_the_return_of_a_dream_ends_with_it(memory, logit, expected):
     """Reward 1 a step for 7 steps, or until the first step terminates."""
     memory = head_biases(memory, [0.0] * (3 * K * Z + 1) + [logit])
     config = Config(model=MODEL, dream_steps=7, dream_reward="one")
-    world = world_models.dream_of(config, PARTS, memory, jnp.ones(()))
-    control = partial(world_models.controlled, PARTS.action)
-    shape = A, Z + H + 1
-    found = world_models.dreamt(
-        config, PARTS, memory, world, control, shape, jnp.zeros((3, 2 * Z)), jax.random.key(0), jnp.zeros(6)
-    )
+
+    def control(point):
+        return world_models.controlled(PARTS.action, point.reshape(A, Z + H + 1))
+
+    codes, point = jnp.zeros((3, 2 * Z)), jnp.zeros(A * (Z + H + 1))
+    found = world_models.dream_return(config, PARTS, control, memory, jnp.ones(()), codes, jax.random.key(0), point)
     assert found == expected
 
 
@@ -154,23 +151,6 @@ def test_rounds_begin_after_the_random_actions():
     config = Config(warmup_steps=500, train_every=10, rounds=2, round_steps=200, sequence_length=5)
     begins = [n for n in range(10, 2000, 10) if world_models.due(config, Clock(jnp.asarray(n)))]
     assert begins == [500, 700]
-
-
-def test_episodes_count_for_the_controller_that_played_them():
-    """Two environments: an episode of an earlier generation, then two of this one."""
-    config = Config(num_envs=2, search=CMAConfig(population=4))
-    search = cma_es.init(config.search, jnp.zeros(2))
-    trials = world_models.first_trials(config, search, jax.random.key(0))
-    ended = np.array([[0, 0], [1, 0], [0, 1], [1, 0]], bool)
-    reward = np.array([[1, 10], [2, 20], [3, 30], [4, 40]], float)
-    points = np.array([[0, 2], [0, 2], [3, 2], [3, 2]], np.int32)
-    numbers = np.array([[0, 1], [0, 1], [1, 1], [1, 1]], np.int32)
-    rows = Transition((), (), reward, (), ended, np.zeros_like(ended), Tried(points, numbers))
-    rows = jax.tree.map(jnp.asarray, rows)
-    assert world_models.score(trials, rows).episodes.tolist() == [0, 0, 0, 0]  # Generation 0 never counts.
-    found = world_models.score(world_models.asked(config, search, trials, jax.random.key(1)), rows)
-    assert found.total.tolist() == [0, 0, 60, 7] and found.episodes.tolist() == [0, 0, 1, 1]
-    assert found.running.tolist() == [0, 40]
 
 
 def test_periods_must_fit_the_calls_of_learn():

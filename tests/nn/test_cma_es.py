@@ -130,3 +130,24 @@ def test_a_generation_by_numpy(x64, tell):
     damping = 1 + 2 * max(0, np.sqrt((mu_eff - 1) / (N + 1)) - 1) + c_s
     np.testing.assert_allclose(found.scale, scale * np.exp(c_s / damping * (np.linalg.norm(p_s) / length - 1)), rtol=1e-6)
     np.testing.assert_allclose((found.basis * found.deviations**2) @ found.basis.T, expected, atol=1e-6)
+
+
+def test_points_with_equal_values_share_their_weights(x64, tell):
+    """The order of the points does not matter then, and the mean moves less: by the mean step of the equal points."""
+    state = cma_es.init(CONFIG, jnp.ones(N))
+    points = np.array(cma_es.ask(CONFIG, state, jax.random.key(0)))
+    w = cma_es.constants(N).weights
+    values = np.array([3.0, 1.0, 2.0, 2.0, 2.0, 5.0, 4.0, 3.0, 3.0, np.inf])
+    expected = np.array([w[4] / 3, w[0], *[(w[1] + w[2] + w[3]) / 3] * 3, 0, 0, w[4] / 3, w[4] / 3, 0]) @ points
+    np.testing.assert_allclose(tell(state, points, values).mean, expected, rtol=1e-12)
+    flat, turned = tell(state, points, np.zeros(10)), tell(state, points[::-1].copy(), np.zeros(10))
+    np.testing.assert_allclose(flat.mean, points.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(turned.mean, flat.mean, rtol=1e-12)
+
+
+def test_the_deviation_shrinks_where_all_values_are_equal(x64, tell):
+    def generation(state, key):
+        return tell(state, cma_es.ask(CONFIG, state, key), jnp.zeros(10)), None
+
+    state = jax.jit(lambda key: jax.lax.scan(generation, cma_es.init(CONFIG, jnp.ones(N)), jax.random.split(key, 30))[0])
+    assert 0 < state(jax.random.key(0)).scale < 0.1 * CONFIG.deviation

@@ -9,8 +9,9 @@
            C'   = (1 - c_1 - c_mu) C + c_1 (p_c' p_c'^T + [p_s' is long] c_c (2 - c_c) C) + c_mu sum_i w_i y_i y_i^T
            s'   = s exp(c_s / d_s (|p_s'| / E|N(0, I)| - 1))
 
-Half of the population has weights, all positive: there is no active update of the covariance. The eigenvectors of C are
-computed in each generation, which takes n^3 operations.
+Half of the population has weights, all positive: there is no active update of the covariance. Points with equal values
+share the weights of their ranks: otherwise the mean would follow an arbitrary order of them. Where all values are equal, s
+shrinks. The eigenvectors of C are computed in each generation, which takes n^3 operations.
 
     config = CMAConfig(deviation=0.5)
     state = cma_es.init(config, jnp.zeros(10))
@@ -135,9 +136,8 @@ def tell(
     If none is finite, or the new state is not, the state does not change."""
     n = state.mean.shape[0]
     c = constants(n, config.population)
-    weights = jnp.asarray(c.weights, points.dtype)
-    order = jnp.argsort(jnp.where(jnp.isfinite(values), values, jnp.inf))[: weights.shape[0]]
-    steps = (points[order] - state.mean) / state.scale
+    weights = shared_weights(c, jnp.where(jnp.isfinite(values), values, jnp.inf)).astype(points.dtype)
+    steps = (points - state.mean) / state.scale
     step = weights @ steps
     white = state.basis @ ((state.basis.T @ step) / state.deviations)
     scale_path = (1 - c.scale_rate) * state.scale_path + math.sqrt(c.scale_rate * (2 - c.scale_rate) * c.effective) * white
@@ -169,6 +169,24 @@ def tell(
         generations=generations,
     )
     return tree.where(jnp.isfinite(values).any() & all_finite(new), new, state)
+
+
+def shared_weights(c: Constants, values: Float[Array, "population"]) -> Float[Array, "population"]:
+    """The weight of each point: that of its rank, or the mean of those of the ranks of all points with the same value.
+
+    >>> from jaxmbrl.nn import cma_es
+    >>> four = cma_es.constants(2, population=4)
+    >>> [round(float(w), 4) for w in cma_es.shared_weights(four, jnp.array([3.0, 1.0, 2.0, 4.0]))]
+    [0.0, 0.8042, 0.1958, 0.0]
+    >>> [round(float(w), 4) for w in cma_es.shared_weights(four, jnp.array([3.0, 1.0, 3.0, 3.0]))]
+    [0.0653, 0.8042, 0.0653, 0.0653]
+    """
+    of_rank = jnp.asarray(np.pad(c.weights, (0, c.population - c.weights.shape[0])))
+    better = jnp.sum(values[None, :] < values[:, None], axis=1)
+    equal = jnp.sum(values[None, :] == values[:, None], axis=1)
+    rank = jnp.arange(c.population)
+    of_point = (rank >= better[:, None]) & (rank < (better + equal)[:, None])
+    return of_point @ of_rank / equal
 
 
 def all_finite(state: CMAState) -> Bool[Array, ""]:

@@ -9,8 +9,8 @@
     for each of `rounds`, `round_steps` apart:
         fit the vision to stored observations; encode all of them
         fit the memory to windows of codes, from which z is sampled anew in each batch
-        dream: `generations` times, CMA-ES asks for controllers, each is played in `dreams` dreams of `dream_steps`, and
-               CMA-ES is told minus their mean returns
+        dream: CMA-ES begins anew at its last mean; `generations` times it asks for controllers, each is played in `dreams`
+               dreams of `dream_steps`, and CMA-ES is told minus their mean returns
     task: instead of dreams, each episode is played by a controller drawn from the generation; every `generation_steps`
           CMA-ES is told minus their mean returns
 
@@ -26,6 +26,7 @@ controllers are assigned to episodes at random, and those without a complete epi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
@@ -34,8 +35,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from annotated_types import Ge, Gt
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
+from jaxmbrl.agents import episode_trials
+from jaxmbrl.agents.episode_trials import Trials
 from jaxmbrl.agents.exploration import no_extras, with_gaussian_noise
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
@@ -58,7 +61,6 @@ from jaxmbrl.core.types import (
     Task,
     Transition,
     Views,
-    World,
 )
 from jaxmbrl.data import sequences
 from jaxmbrl.data.sequences import Sequences
@@ -134,27 +136,6 @@ class Config(LoopSettings):
         return windows_fit(self)
 
 
-class Tried(NamedTuple):
-    """Which controller plays an episode."""
-
-    point: Int[Array, "*n"]
-    """Its number in the generation."""
-    generation: Int[Array, "*n"]
-
-
-class Trials(NamedTuple):
-    """A generation that is played in the task."""
-
-    points: Float[Array, "population n"]
-    number: Int[Array, ""]
-    """Of the generation; episodes of earlier ones do not count."""
-    total: Float[Array, "population"]
-    """Sum of the returns of complete episodes."""
-    episodes: Float[Array, "population"]
-    running: Float[Array, "N"]
-    """Rewards so far in the current episode of each environment."""
-
-
 class State(NamedTuple):
     """The whole state of a run."""
 
@@ -173,10 +154,12 @@ def make(config: Config, task: Task) -> Algorithm:
     `temperature`, traced."""
     parts = mdn_rnn.parts(config.model, task.observation, task.action)
     model = mdn_rnn.make(config.model, parts)
-    control = partial(controlled, task.action)
     shape = encoded_size(task.action), model.feature_size + config.bias
     clipped = optax.chain(optax.clip(config.clip), optax.scale_by_adam())
     in_task = config.controller == "task"
+
+    def control(point: Float[Array, "n"]) -> Policy:
+        return controlled(task.action, point.reshape(shape))
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         vision_key, memory_key, ask_key, key = jax.random.split(key, 4)
@@ -186,7 +169,7 @@ def make(config: Config, task: Task) -> Algorithm:
             vision=optimizer.init(parts.init_vision(vision_key), traced["vision_rate"]),
             memory=optimizer.init(parts.init_memory(memory_key), traced["memory_rate"], chain=clipped),
             search=search,
-            trials=first_trials(config, search, ask_key) if in_task else (),
+            trials=episode_trials.init(cma_es.ask(config.search, search, ask_key), config.num_envs) if in_task else (),
             replay=shared.new_sequences(config, task, data),
             temperature=traced["temperature"],
             key=key,
@@ -194,10 +177,10 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def policy(state: State, clock: Clock, explore: bool) -> Policy:
         params = {"vision": state.vision.params, "memory": state.memory.params}
-        acting = control(state.search.mean.reshape(shape))
+        acting = control(state.search.mean)
         extras = no_extras
         if explore and in_task:
-            acting, extras = of_trials(control, state.trials, shape), not_tried
+            acting, extras = episode_trials.playing(state.trials, control), episode_trials.not_tried
         elif explore and config.noise > 0 and not isinstance(task.action, Discrete):
             acting = with_gaussian_noise(acting, config.noise)
         acting = on_features(model, acting)
@@ -206,7 +189,7 @@ def make(config: Config, task: Task) -> Algorithm:
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, round_key, ask_key = jax.random.split(state.key, 3)
         buffer = sequences.add(state.replay, transitions)
-        trials = score(state.trials, transitions) if in_task else ()
+        trials = episode_trials.score(state.trials, transitions) if in_task else ()
 
         def one_round(learned: Any) -> tuple[Any, Metrics]:
             vision, memory, search, trials = learned
@@ -215,12 +198,10 @@ def make(config: Config, task: Task) -> Algorithm:
             coded = encoded(parts, vision.params, buffer)
             memory, more = fit_memory(config, parts, clipped, memory, coded, memory_key)
             if in_task:
-                return (vision, memory, search, asked(config, search, trials, search_key)), found | more
-            start_key, search_key = jax.random.split(search_key)
-            world = dream_of(config, parts, memory.params, state.temperature)
-            starts = first_codes(coded, start_key, config.dreams * config.generations)
-            evaluate = partial(dreamt, config, parts, memory.params, world, control, shape)
-            search, dreams = search_in_dream(config, evaluate, starts, search, search_key)
+                trials = episode_trials.following(trials, cma_es.ask(config.search, search, search_key))
+                return (vision, memory, search, trials), found | more
+            dreamt = partial(dream_return, config, parts, control, memory.params, state.temperature)
+            search, dreams = search_in_dream(config, dreamt, coded, search, search_key)
             return (vision, memory, search, trials), found | more | dreams
 
         learned, found = metrics.cond_update(
@@ -296,29 +277,22 @@ def fit_memory(
     return metrics.repeat(jnp.asarray(config.memory_updates), update, memory, key)
 
 
-def dream_of(config: Config, parts: Parts, memory: PyTree, temperature: Float[Array, ""]) -> World:
-    """The World of dreams."""
-    constant = 1.0 if config.dream_reward == "one" else None
-    return mdn_rnn.dream(config.model, parts, memory, temperature, constant)
-
-
 def first_codes(coded: Sequences, key: Key, number: int) -> Float[Array, "number M"]:
     """Codes of stored first observations."""
     return sequences.take(coded, sequences.sample_starts(coded, key, number)).observation
 
 
-def dreamt(
+def dream_return(
     config: Config,
     parts: Parts,
+    control: Callable[[Float[Array, "n"]], Policy],
     memory: PyTree,
-    world: World,
-    control: Any,
-    shape: tuple[int, int],
+    temperature: Float[Array, ""],
     codes: Float[Array, "D M"],
     key: Key,
     point: Float[Array, "n"],
 ) -> Float[Array, ""]:
-    """The mean return of a controller in dreams from first observations with these codes."""
+    """The mean return of the controller `control(point)` in dreams from first observations with these codes."""
     observe_key, start_key, rollout_key = jax.random.split(key, 3)
     count = codes.shape[0]
     nothing = Belief(
@@ -327,18 +301,26 @@ def dreamt(
         jnp.zeros((count, encoded_size(parts.action))),
     )
     origin = mdn_rnn.observed(parts, memory, nothing, codes, observe_key)
-    policy = control(point.reshape(shape))
+    world = mdn_rnn.dream(config.model, parts, memory, temperature, 1.0 if config.dream_reward == "one" else None)
     start, zero = (world.start(origin, start_key), ()), Return.zero((count,))
-    return jnp.mean(rollout(world, policy, start, rollout_key, config.dream_steps, planned_return, zero)[1].total)
+    return jnp.mean(rollout(world, control(point), start, rollout_key, config.dream_steps, planned_return, zero)[1].total)
 
 
 def search_in_dream(
-    config: Config, evaluate: Any, codes: Float[Array, "N M"], search: CMAState, key: Key
+    config: Config,
+    dreamt: Callable[[Float[Array, "D M"], Key, Float[Array, "n"]], Float[Array, ""]],
+    coded: Sequences,
+    search: CMAState,
+    key: Key,
 ) -> tuple[CMAState, Metrics]:
-    """The generations of a round. `evaluate(codes, key, point)` is a controller's mean return in dreams; all controllers
-    of a generation are given the same codes and the same key. The metrics are the mean return of a generation's points,
-    over all generations, and that of the mean controller at the end of the round."""
-    dreams = codes.reshape(config.generations, config.dreams, -1)
+    """The generations of a round, a new search from the mean of the last one: the model has changed. `dreamt(codes, key,
+    point)` is a controller's mean return in dreams; all controllers of a generation are given the same codes and the same
+    key. The metrics are the mean return of a generation's points, over all generations, and that of the mean controller at
+    the end of the round."""
+    search = cma_es.init(config.search, search.mean)
+    start_key, key = jax.random.split(key)
+    starts = first_codes(coded, start_key, config.dreams * config.generations)
+    dreams = starts.reshape(config.generations, config.dreams, -1)
     search_key, last_key = jax.random.split(key)
     keys = jax.random.split(search_key, config.generations)
 
@@ -346,11 +328,11 @@ def search_in_dream(
         codes, key = given
         ask_key, dream_key = jax.random.split(key)
         points = cma_es.ask(config.search, search, ask_key)
-        found = jax.vmap(partial(evaluate, codes, dream_key))(points)
+        found = jax.vmap(partial(dreamt, codes, dream_key))(points)
         return cma_es.tell(config.search, search, points, -found), jnp.mean(found)
 
     search, means = jax.lax.scan(generation, search, (dreams, keys))
-    final = evaluate(dreams[-1], last_key, search.mean)
+    final = dreamt(dreams[-1], last_key, search.mean)
     return search, {"policy/dreamt": Average.of(jnp.mean(means)), "policy/dreamt_at_end": Average.of(final)}
 
 
@@ -361,62 +343,16 @@ def search_in_task(
 
     def generation(searched: tuple[CMAState, Trials]) -> tuple[tuple[CMAState, Trials], Metrics]:
         search, trials = searched
-        played = trials.episodes > 0
-        mean = trials.total / trials.episodes  # NaN, which counts as the worst, without an episode.
+        mean = episode_trials.mean_returns(trials)  # NaN, which counts as the worst, without an episode.
         search = cma_es.tell(config.search, search, trials.points, -mean)
+        played = trials.episodes > 0
         best = jnp.max(jnp.where(played, mean, -jnp.inf))
         found = {"policy/best_of_generation": Average.of(best, played.any())}
-        return (search, asked(config, search, trials, key)), found
+        return (search, episode_trials.following(trials, cma_es.ask(config.search, search, key))), found
 
     steps, call = shared.steps_after_warmup(config, clock), config.train_every * config.num_envs
     ends = (steps >= config.generation_steps) & (steps % config.generation_steps < call)
     return metrics.cond_update(ends, generation, (search, trials))
-
-
-def not_tried(action: Action) -> Tried:
-    """The extras of an action that no controller chose. Generations are numbered from 1 when they count."""
-    zero = jnp.zeros((), jnp.int32)
-    return Tried(zero, zero)
-
-
-def first_trials(config: Config, search: CMAState, key: Key) -> Trials:
-    """A generation 0, which never counts."""
-    points = cma_es.ask(config.search, search, key)
-    none = jnp.zeros(points.shape[0])
-    return Trials(points, jnp.zeros((), jnp.int32), none, none, jnp.zeros(config.num_envs))
-
-
-def asked(config: Config, search: CMAState, trials: Trials, key: Key) -> Trials:
-    """The next generation. Episodes that have begun will not count."""
-    none = jnp.zeros_like(trials.total)
-    return Trials(cma_es.ask(config.search, search, key), trials.number + 1, none, none, trials.running)
-
-
-def of_trials(control: Any, trials: Trials, shape: tuple[int, int]) -> Policy:
-    """The policy that draws a controller of the generation for each episode, and keeps it."""
-
-    def init(key: Key) -> Tried:
-        return Tried(jax.random.randint(key, (), 0, trials.points.shape[0], jnp.int32), trials.number)
-
-    def act(tried: Tried, features: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
-        action, _, _ = control(trials.points[tried.point].reshape(shape)).act((), features, key)
-        return action, tried, tried
-
-    return Policy(init, act)
-
-
-def score(trials: Trials, transitions: Transition) -> Trials:
-    """The trials with the episodes that ended in `transitions` [period, N]."""
-
-    def step(trials: Trials, row: Transition) -> tuple[Trials, None]:
-        running = trials.running + row.reward
-        ended = row.terminated | row.truncated
-        counts = (ended & (row.extras.generation == trials.number) & (trials.number > 0)).astype(running.dtype)
-        total = trials.total.at[row.extras.point].add(counts * running)
-        episodes = trials.episodes.at[row.extras.point].add(counts)
-        return trials._replace(total=total, episodes=episodes, running=jnp.where(ended, 0.0, running)), None
-
-    return jax.lax.scan(step, trials, transitions._replace(observation=(), next_observation=()))[0]
 
 
 METHOD = Method(
