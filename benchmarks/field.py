@@ -426,9 +426,11 @@ def main(arguments: list[str] | None = None) -> None:
                 print(stopped, flush=True)
                 sys.exit(ASKED_TO_STOP)
         return
-    cases, apart = all_cases(args.methods, args.tasks, *numbers)
+    cases, apart = all_cases(list(algorithms.METHODS), args.tasks, *numbers)
+    cases = [case for case in cases if case.method in args.methods]
     if args.list:
-        print("\n".join(listed(cases, apart, place)))
+        chosen = {task: {name: why for name, why in of.items() if name in args.methods} for task, of in apart.items()}
+        print("\n".join(listed(cases, chosen, place)))
         return
     field_report.keep_apart(args.out, apart)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((args.runs / "cache").resolve()))

@@ -119,9 +119,9 @@ def text_of(values: Mapping[str, Any]) -> str:
 
 
 def keep_apart(out: Path, apart: Mapping[str, Mapping[str, str]]) -> None:
-    """Write the reasons why methods do not apply (task -> method -> reason); other entries in the file are kept."""
+    """Write the reasons why methods do not apply (task -> method -> reason); those of other tasks in the file are kept."""
     before = reasons(out)
-    found = {task: dict(sorted((before.get(task, {}) | apart.get(task, {})).items())) for task in [*before, *apart]}
+    found = before | {task: dict(of) for task, of in apart.items()}
     if found != before:
         out.mkdir(parents=True, exist_ok=True)
         write_file(out / APART, (json.dumps({"reasons": found, **provenance("--list")}, indent=1) + "\n").encode())
@@ -251,17 +251,20 @@ def not_applicable(out: Path) -> list[str]:
     of: dict[tuple[str, str], list[str]] = {}
     for task, apart in reasons(out).items():
         for method, reason in apart.items():
-            of.setdefault((method, reason.replace(f"'{task}'", "the task")), []).append(task)
+            of.setdefault((method, plain_reason(reason, task)), []).append(task)
     order = list(algorithms.METHODS)
     rows = sorted(of.items(), key=lambda entry: (order.index(entry[0][0]), entry[1]))
     lines = table(
         ("method", "tasks", "reason"),
-        (
-            (f"`{method}`", ", ".join(f"`{task}`" for task in tasks), reason.replace("|", "/"))
-            for (method, reason), tasks in rows
-        ),
+        ((f"`{method}`", ", ".join(f"`{task}`" for task in tasks), reason) for (method, reason), tasks in rows),
     )
     return [line.replace("| --- | ---: | ---: |", "| --- | --- | --- |") for line in lines]
+
+
+def plain_reason(reason: str, task: str) -> str:
+    """A reason without the task's name and sizes, and without the advice at the end."""
+    plain_text = re.sub(r"Box\(shape=\([^)]*\)[^)]*\)", "`Box`", reason.replace(f"task '{task}'", "the task"))
+    return plain_text.replace(f"'{task}'", "the task").removesuffix(": take another task").replace("|", "/")
 
 
 def tables(out: Path) -> dict[str, Callable[[], list[str]]]:
@@ -309,7 +312,7 @@ def draw(found: Sequence[Found], tasks: Sequence[str]) -> Figure:
         by_time(line[-1], here, panels)
         line[-1].sharey(line[0])
         line[0].set_ylabel(f"{task}\nreturn (interquartile mean)", fontsize=8)
-    for axes, title in zip(grid[0], [*panels, "all: training time of one core"], strict=True):
+    for axes, title in zip(grid[0], [*panels, "all, against training time of one core"], strict=True):
         axes.set_title(title, loc="left", fontsize=9)
     return figure
 
@@ -353,11 +356,12 @@ def by_time(axes: Axes, here: Sequence[Found], panels: Sequence[str]) -> None:
         look = {"fontsize": 7, "textcoords": "offset points", "ha": "right", "va": "bottom" if i % 2 else "top"}
         axes.annotate(method, (seconds, highest), (-4, 3 if i % 2 else -3), **look)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     for i, panel in enumerate(panels):
         axes.plot([], [], color=COLORS[i], label=panel)
     axes.legend(fontsize=6, frameon=False, loc="lower right", handlelength=1.2, labelspacing=0.3)
-    plain(axes, "seconds, all seeds (log scale)")
+    plain(axes, "training seconds, all seeds (log scale)")
 
 
 def plain(axes: Axes, label: str) -> None:
