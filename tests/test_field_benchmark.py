@@ -13,6 +13,7 @@ import pytest
 
 from jaxmbrl import algorithms, envs
 from jaxmbrl.training.run_folder import RunFolder
+from jaxmbrl.training.stopping import Stopped, Stopping
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -66,7 +67,7 @@ def test_a_preset_for_much_longer_runs_is_not_taken():
 
 
 def of_cliff():
-    return field.case_of("q-learning", envs.make("CliffWalking"), (200, 300), 2, 3)
+    return field.case_of("q-learning", envs.make("CliffWalking"), (100, 200), 2, 3)
 
 
 def learned(case, place):
@@ -75,20 +76,30 @@ def learned(case, place):
     return [{name: of for name, of in row.items() if not name.startswith(("time/", "wall_time"))} for row in rows]
 
 
-def test_a_case_that_is_interrupted_equals_one_that_is_not(tmp_path):
+def test_a_case_that_is_interrupted_equals_one_that_is_not(tmp_path, monkeypatch):
     case = of_cliff()
     whole, parts = (field.Place(tmp_path / name / "out", tmp_path / name / "runs") for name in ("whole", "parts"))
     assert field.work(case, whole) == "done"
-    states = []
-    while (not states or states[-1] != "done") and len(states) < 9:
-        states.append(field.work(case, parts, give_way=-math.inf if len(states) < 2 else math.inf))
-    assert states == ["at 100 steps", "at 100 steps", "done"]
+    assert field.work(case, parts, give_way=-math.inf) == "at 100 steps"
+    assert parts.read(case)["state"] == "at 100 steps"
+    stopping = Stopping(print)
+
+    class Interrupting(field.Meter):
+        def update(self, env_steps, message=None):
+            super().update(env_steps, message)
+            stopping.asked = env_steps > 100
+
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(field, "Meter", Interrupting)
+        field.work(case, parts, stopping)
+    assert parts.ledger(case).last() == 101
+    assert field.work(case, parts) == "done"
     expected, found = whole.read(case), parts.read(case)
     assert [stage["per_seed"] for stage in found["stages"]] == [stage["per_seed"] for stage in expected["stages"]]
     assert learned(case, parts) == learned(case, whole)
-    assert [stage["env_steps"] for stage in found["stages"]] == [200, 300]
-    errors = [row["table/value_error"] for row in learned(case, parts) if "table/value_error" in row]
+    errors = [row["table/value_error"] for row in learned(case, parts)]
     assert len(set(errors)) == 4, "two seeds at two evaluations"
+    assert [stage["env_steps"] for stage in found["stages"]] == [100, 200]
     assert found["state"] == "done"
     for stage in found["stages"]:
         assert stage["cpu_seconds"]["training"] > 0 and stage["cpu_seconds"]["compilation"] > 0
