@@ -124,7 +124,7 @@ def keep_apart(out: Path, apart: Mapping[str, Mapping[str, str]]) -> None:
     found = before | {task: dict(of) for task, of in apart.items()}
     if found != before:
         out.mkdir(parents=True, exist_ok=True)
-        write_file(out / APART, (json.dumps({"reasons": found, **provenance("--list")}, indent=1) + "\n").encode())
+        write_file(out / APART, (json.dumps({"reasons": found, **provenance()}, indent=1) + "\n").encode())
 
 
 def reasons(out: Path) -> dict[str, dict[str, str]]:
