@@ -336,10 +336,12 @@ TABLES["docs/latent_models.md"]["speed"] = latent_speed
 """Page -> its tables, by name."""
 
 
-def written(page: str, text: str) -> str:
-    """The `text` of a page with its tables updated from the results. Raises SystemExit if a table has no place."""
-    for name, make in TABLES[page].items():
-        marks = f"<!-- {name}: written by benchmarks/readme.py -->", f"<!-- end of {name} -->"
+def written(
+    page: str, text: str, tables: Mapping[str, Callable[[], list[str]]], script: str = "benchmarks/readme.py"
+) -> str:
+    """The `text` of a page with its `tables`, by name, which `script` writes. Raises SystemExit if a table has no place."""
+    for name, make in tables.items():
+        marks = f"<!-- {name}: written by {script} -->", f"<!-- end of {name} -->"
         before, begin, rest = text.partition(marks[0])
         _, end, after = rest.partition(marks[1])
         if not (begin and end):
@@ -352,9 +354,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    for page in TABLES:
+    for page, tables in TABLES.items():
         now = (ROOT / page).read_text()
-        then = written(page, now)
+        then = written(page, now, tables)
         if args.check and now != then:
             raise SystemExit(f"{page} differs from benchmarks/results: run python benchmarks/readme.py")
         if not args.check:

@@ -1,0 +1,448 @@
+"""Every method side by side: all methods that apply to a task, at equal numbers of real steps, with small presets.
+
+    python benchmarks/field.py [--tasks pendulum ...] [--methods sac ...] [--limit MINUTES]     measure, or go on
+    python benchmarks/field.py --list                                                          the cases and their states
+    python benchmarks/field.py --report                                                        figure and tables
+
+A case is a method on a task. Its seeds train in one program, which is resumed if it was stopped; the deterministic policy
+is evaluated on fixed start states at each of the numbers of `--steps`, within one training. A method that updates every U
+steps is evaluated at the next multiple of U. Cases run one at a time, each in its own process, the cheapest first: by the
+time of its last epoch or, before its first one, by the method's time elsewhere. A case that proves more expensive than the
+next one gives way to it. Ctrl-C, SIGTERM or the limit save the run; the same command continues.
+
+Each case has a file in `--out`, written after each evaluation. `does-not-apply.json` there has the reasons of the others.
+Times are seconds of CPU time: run the script on one core (`taskset -c 0`). Those of training, of evaluation, and of
+compilation with tracing and restoring are counted apart. A case compiles its programs again after each evaluation, but a
+program in the cache (`JAX_COMPILATION_CACHE_DIR`, by default a folder in `--runs`) only has to be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import field_report
+import jax
+from measure import provenance
+
+import jaxmbrl
+from jaxmbrl import algorithms, envs
+from jaxmbrl.algorithms import Method
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import Task
+from jaxmbrl.training import programs
+from jaxmbrl.training.console import Progress, duration
+from jaxmbrl.training.programs import ChoosesModel
+from jaxmbrl.training.run_folder import write_file
+from jaxmbrl.training.session import Result
+from jaxmbrl.training.stopping import ASKED_TO_STOP, Stopped, Stopping
+
+ROOT = Path(__file__).parents[1]
+TASKS = ("pendulum", "cartpole-swingup", "CartPole-v1", "InvertedPendulum-v5")
+STEPS = (2_000, 5_000, 10_000)
+SEEDS = 8
+EPISODES = 20
+"""Start states of each evaluation."""
+SIZED = 10
+"""A task's own preset is taken if its default number of steps is at most so many times the largest of `--steps`; those for
+longer runs change their policy too seldom."""
+PATIENCE = 1.5
+"""A case gives way if the time that is left for it exceeds that of the next case by this factor."""
+SAVING = 180.0
+"""Seconds for which a process that was asked to stop may go on."""
+
+
+class Case(NamedTuple):
+    """A method on a task, with the settings of its run."""
+
+    method: str
+    task: str
+    preset: str
+    settings: dict[str, Any]
+    """Changes to the preset."""
+    at: dict[int, int]
+    """Number of steps of `--steps` -> the multiple of the method's own steps at which it is evaluated."""
+    seeds: int
+    episodes: int
+
+    @property
+    def name(self) -> str:
+        """Name of its file and its run folder."""
+        return field_report.name_of(self.method, self.task)
+
+    @property
+    def epoch(self) -> int:
+        """Steps of an epoch: all evaluations are at the end of one."""
+        return math.gcd(*self.at.values())
+
+
+class DoesNotApply(Exception):
+    """A method cannot be measured on a task; the message has the reason."""
+
+
+def small_preset(method: Method, task: str, steps: int) -> str:
+    """Name of the preset: the task's own one if it is for runs of a similar length, else `small`, else the one for the
+    shortest runs."""
+    own = [name for name, of in method.presets.items() if task in of.tasks and of.steps <= SIZED * steps]
+    small = [name for name in method.presets if name == "small"]
+    return [*own, *small, min(method.presets, key=lambda name: method.presets[name].steps)][0]
+
+
+def case_of(name: str, task: Task, steps: Sequence[int], seeds: int, episodes: int) -> Case:
+    """The case of the method `name` on `task`. Raises DoesNotApply if the method refuses the task, or does not learn from
+    real steps alone."""
+    method = algorithms.get(name)
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", before or method.needs_float64)
+    try:
+        preset = small_preset(method, task.name, max(steps))
+        config = programs.configure(name, task.name, preset, steps=max(steps), seeds=seeds)
+        programs.check_taught(config)
+        if method.offline is not None:
+            raise DoesNotApply("it learns from a file of transitions")
+        settings, changes = config.settings, {}
+        if isinstance(settings, ChoosesModel) and settings.uses_true_model():
+            settings, changes = settings.with_model("learned"), {"model": "learned"}
+        algorithm = method.make(settings, task)
+    except UserError as error:
+        raise DoesNotApply(str(error)) from None
+    finally:
+        jax.config.update("jax_enable_x64", before)
+    if algorithm.observes_full_state:
+        raise DoesNotApply("it plans in the true simulator, from its state")
+    unit = algorithm.period * settings.num_envs
+    at = {step: -(-step // unit) * unit for step in sorted(steps)}
+    return Case(name, task.name, preset, changes, at, seeds, episodes)
+
+
+def all_cases(
+    methods: Sequence[str], tasks: Sequence[str], steps: Sequence[int], seeds: int, episodes: int
+) -> tuple[list[Case], dict[str, dict[str, str]]]:
+    """(cases, task -> method -> reason why there is none)."""
+    cases, apart = [], {}
+    for task in map(envs.make, tasks):
+        apart[task.name] = reasons = {}
+        for name in methods:
+            try:
+                cases.append(case_of(name, task, steps, seeds, episodes))
+            except DoesNotApply as reason:
+                reasons[name] = str(reason)
+    return cases, apart
+
+
+class Ledger:
+    """The seconds of a run, by steps: a JSON line for each call of the compiled program, evaluation and compilation. What
+    was counted after the checkpoint from which the run continues is removed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def begin(self, env_steps: int) -> None:
+        """Remove the lines of training and evaluation after `env_steps`."""
+        self.lines = [line for line in self.lines if line["env_steps"] <= env_steps or line["what"] == "compilation"]
+        self._write()
+
+    def add(self, env_steps: int, what: str, cpu: float, wall: float) -> None:
+        """Add a line."""
+        self.lines.append({"env_steps": env_steps, "what": what, "cpu": round(cpu, 4), "wall": round(wall, 4)})
+        self._write()
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(self.path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+
+    def seconds(self, what: str, kind: str = "cpu", after: int = -1) -> float:
+        """Seconds of `what`, of the lines after `after` steps."""
+        return sum(line[kind] for line in self.lines if line["what"] == what and line["env_steps"] > after)
+
+    def last(self) -> int:
+        """Steps of the last line of training."""
+        return max((line["env_steps"] for line in self.lines if line["what"] == "training"), default=0)
+
+    def left(self, case: Case) -> float | None:
+        """CPU seconds that the rest of the case takes at the speed of its last epoch; None before the first."""
+        now = self.last()
+        if not now:
+            return None
+        newest = min(case.epoch, now)
+        speed = self.seconds("training", after=now - newest) / newest
+        evaluations = [line["cpu"] for line in self.lines if line["what"] == "evaluation"]
+        ahead = [at for at in case.at.values() if at > now]
+        return speed * max(max(case.at.values()) - now, 0) + (max(evaluations) if evaluations else 0.0) * len(ahead)
+
+
+class Meter(Progress):
+    """A console that writes the seconds of the run to a ledger."""
+
+    def __init__(self, ledger: Ledger, total_steps: int, seeds: int) -> None:
+        super().__init__(total_steps, seeds)
+        self.ledger, self.env_steps = ledger, -1
+        self._mark = (time.process_time(), time.monotonic())
+
+    def count(self, what: str) -> None:
+        """Add the time since the last call."""
+        now = (time.process_time(), time.monotonic())
+        cpu, wall = (b - a for a, b in zip(self._mark, now, strict=True))
+        self._mark = now
+        self.ledger.add(max(self.env_steps, 0), what, cpu, wall)
+
+    def update(self, env_steps: int, message: str | None = None) -> None:
+        """Count a call of the compiled program; the first call of a session ends its start."""
+        begins, self.env_steps = self.env_steps < 0, env_steps
+        if begins:
+            self.ledger.begin(env_steps)
+        self.count("compilation" if begins else "training")
+        super().update(env_steps, message)
+
+    def compiled(self, what: str, seconds: float) -> None:
+        """Count a compilation, with its tracing."""
+        self.count("compilation")
+        super().compiled(what, seconds)
+
+    def epoch(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Count an evaluation."""
+        if any("eval/return" in row for row in rows):
+            self.count("evaluation")
+        super().epoch(rows)
+
+
+class Place(NamedTuple):
+    """Where results and runs are."""
+
+    out: Path
+    runs: Path
+
+    def ledger(self, case: Case) -> Ledger:
+        """The seconds of the case."""
+        return Ledger(self.runs / f"{case.name}.seconds.jsonl")
+
+    def read(self, case: Case) -> dict[str, Any]:
+        """The results of the case; {} if there are none."""
+        file = self.out / f"{case.name}.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def write(self, case: Case, state: str, stages: list[dict[str, Any]]) -> None:
+        """Write the results of the case."""
+        card = algorithms.METHODS.card(case.method)
+        found = {
+            **{"method": case.method, "task": case.task, "family": card.family, "requires": list(card.requires)},
+            **{"preset": case.preset, "settings": case.settings, "seeds": case.seeds, "episodes": case.episodes},
+            **{"steps": list(case.at), "state": state, "stages": stages},
+            **provenance("--tasks", case.task, "--methods", case.method, "--steps", *map(str, case.at)),
+        }
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_file(self.out / f"{case.name}.json", (field_report.text_of(found) + "\n").encode())
+
+
+def work(case: Case, place: Place, stopping: Stopping | None = None, give_way: float = math.inf) -> str:
+    """Train and evaluate the case, from where it is, and write its results after each evaluation. Returns its state:
+    `done`, `failed: why`, or `at N steps` if it gave way because more than `give_way` seconds were left. Raises Stopped if
+    asked to stop."""
+    folder, ledger = place.runs / case.name, place.ledger(case)
+    stages: list[dict[str, Any]] = place.read(case).get("stages", [])
+
+    def goes_on(_: Any = None) -> bool:
+        left = ledger.left(case)
+        return left is None or left <= PATIENCE * give_way
+
+    for steps, at in list(case.at.items())[len(stages) :]:
+        if ledger.last() and not goes_on():
+            return field_report.at(ledger.last())
+        meter = Meter(ledger, at, case.seeds)
+        every = {"eval_every": at // case.epoch}
+        common: dict[str, Any] = {"steps": at, "progress": meter, "callback": goes_on, "stopping": stopping}
+        if folder.exists():
+            result = jaxmbrl.resume(folder, settings=every, eval_episodes=case.episodes, **common)
+        else:
+            settings = {**case.settings, "epoch_steps": case.epoch, **every}
+            run = {"seeds": case.seeds, "preset": case.preset, "settings": settings, "eval_episodes": case.episodes}
+            result = jaxmbrl.train(case.method, case.task, out=folder, **run, **common)
+        if result.env_steps < at:
+            ended = len(result.frozen) == case.seeds
+            state = (
+                f"failed: no seed is finite after {result.env_steps:,} steps"
+                if ended
+                else field_report.at(result.env_steps)
+            )
+            place.write(case, state, stages)
+            return state
+        stages.append(stage_of(case, steps, result, ledger))
+        place.write(case, "done" if len(stages) == len(case.at) else field_report.at(at), stages)
+    return "done"
+
+
+def stage_of(case: Case, steps: int, result: Result, ledger: Ledger) -> dict[str, Any]:
+    """The results of an evaluation. A frozen seed is evaluated with its last finite policy."""
+    rows = {row["seed"]: row for row in result.rows if row["env_steps"] == result.env_steps}
+    returns = [rows[seed].get("eval/return") for seed in range(case.seeds)]
+    if any(value is None for value in returns):
+        returns = list(jaxmbrl.evaluate(result, case.episodes).per_seed)
+    kinds = ("training", "evaluation", "compilation")
+    found = provenance()["environment"]
+    return {
+        "steps": steps,
+        "env_steps": result.env_steps,
+        "per_seed": returns,
+        **field_report.summary(returns),
+        "frozen": sorted(result.frozen),
+        "cpu_seconds": {what: round(ledger.seconds(what), 2) for what in kinds},
+        "wall_seconds": {what: round(ledger.seconds(what, "wall"), 2) for what in kinds},
+        **{key: found[key] for key in ("commit", "dirty") if key in found},
+    }
+
+
+def estimate(case: Case, place: Place, cases: Sequence[Case]) -> float | None:
+    """CPU seconds that are left of a case: by its own last epoch, else by the method's time a step on other tasks here,
+    else by that of its learning goals; None if nothing is known."""
+    own = place.ledger(case).left(case)
+    if own is not None:
+        return own
+    total = max(case.at.values())
+    here = [(place.ledger(other), other) for other in cases if other.method == case.method]
+    paces = [found.seconds("training") / found.last() for found, _ in here if found.last()]
+    goals = [goal.name for goal in algorithms.METHODS.card(case.method).goals]
+    files = [file for file in (ROOT / "benchmarks" / "results" / f"{name}.json" for name in goals) if file.exists()]
+    known = [json.loads(file.read_text()) for file in files]
+    near = [found for found in known if found["env"] == case.task] or known
+    paces = paces or [of["training_seconds"] / of["steps"] / of["seeds"] * case.seeds for of in near]
+    return max(paces) * total if paces else None
+
+
+def measure(cases: Sequence[Case], place: Place, limit: float, command: list[str]) -> None:
+    """Work on the cases until all are done or `limit` minutes have passed. `command` starts the process of a case, with its
+    name and the seconds after which it gives way. Raises KeyboardInterrupt after a signal, once the run is saved."""
+    deadline, failed = time.monotonic() + 60 * limit, set[str]()
+    while open_cases := [case for case in cases if place.read(case).get("state") != "done" and case.name not in failed]:
+        left = {case.name: estimate(case, place, cases) for case in open_cases}
+        ranked = sorted(open_cases, key=lambda case: left[case.name] or 0.0)
+        case = ranked[0]
+        give_way = min((seconds for other in ranked[1:] if (seconds := left[other.name]) is not None), default=math.inf)
+        if deadline - time.monotonic() < 1:
+            break
+        print(f"[{case.name}: about {text_of(left[case.name])} left]", flush=True)
+        code = run([*command, "--case", case.method, case.task, "--give-way", str(give_way)], deadline)
+        state = place.read(case).get("state", "not begun")
+        if code not in (0, ASKED_TO_STOP):
+            failed.add(case.name)
+            state = f"failed: its process ended with exit code {code}"
+            place.write(case, state, place.read(case).get("stages", []))
+        elif state.startswith("failed"):
+            failed.add(case.name)
+        print(f"[{case.name}: {state}]", flush=True)
+
+
+def run(command: list[str], deadline: float) -> int:
+    """Run a process until it ends, or is asked to stop at the `deadline` or by a signal to this one. Returns its code,
+    which is that of a process that was asked to stop if it was."""
+    # In a session of its own it does not receive Ctrl-C besides our request; a second signal would end it unsaved.
+    with subprocess.Popen(command, start_new_session=True) as process:
+        try:
+            return process.wait(max(deadline - time.monotonic(), 0.0))
+        except subprocess.TimeoutExpired:
+            stop(process)
+            return ASKED_TO_STOP
+        except BaseException:
+            stop(process)
+            raise
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to stop and wait for it. One that does not end is killed: its run continues from a checkpoint."""
+    process.terminate()
+    try:
+        process.wait(SAVING)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def text_of(seconds: float | None) -> str:
+    return "an unknown time" if seconds is None else duration(seconds)
+
+
+def listed(cases: Sequence[Case], apart: dict[str, dict[str, str]], place: Place) -> list[str]:
+    """Lines with the state of each case, the cheapest first, and the reasons of the methods that do not apply."""
+    lines, total, unknown = [], 0.0, 0
+    states = [(case, place.read(case).get("state"), estimate(case, place, cases)) for case in cases]
+    for case, state, left in sorted(states, key=lambda entry: (entry[1] == "done", entry[2] or 0.0)):
+        done, begun = state == "done", place.ledger(case).last()
+        now = state if done or (state or "").startswith("failed") else field_report.at(begun) if begun else "to do"
+        lines.append(f"{case.name:<40} {now}" + ("" if done else f", about {text_of(left)} left"))
+        total, unknown = total + (0.0 if done else left or 0.0), unknown + (not done and left is None)
+    lines += [
+        f"{field_report.name_of(name, task):<40} does not apply: {why}"
+        for task in apart
+        for name, why in apart[task].items()
+    ]
+    of_unknown = f", and {unknown} cases of unknown cost" if unknown else ""
+    return [*lines, f"in all about {text_of(total)} of one core left{of_unknown}"]
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A signal handler: SIGTERM as Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
+    parser.add_argument("--methods", nargs="+", default=list(algorithms.METHODS), choices=list(algorithms.METHODS))
+    parser.add_argument("--steps", nargs="+", type=int, default=list(STEPS))
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--episodes", type=int, default=EPISODES, help="start states of each evaluation")
+    parser.add_argument("--limit", type=float, default=math.inf, help="minutes")
+    parser.add_argument("--out", type=Path, default=field_report.RESULTS)
+    parser.add_argument("--runs", type=Path, default=Path("runs/field"))
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--give-way", type=float, default=math.inf, help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    place, numbers = Place(args.out, args.runs), (args.steps, args.seeds, args.episodes)
+    if args.report:
+        field_report.write(args.out)
+        return
+    if args.case:
+        method, task = args.case
+        jax.config.update("jax_enable_x64", algorithms.get(method).needs_float64)
+        case = case_of(method, envs.make(task), *numbers)
+        with Stopping(lambda text: print(text, flush=True)) as stopping:
+            try:
+                work(case, place, stopping, args.give_way)
+            except UserError as error:
+                place.write(case, f"failed: {error}", place.read(case).get("stages", []))
+            except Stopped as stopped:
+                print(stopped, flush=True)
+                sys.exit(ASKED_TO_STOP)
+        return
+    cases, apart = all_cases(list(algorithms.METHODS), args.tasks, *numbers)
+    cases = [case for case in cases if case.method in args.methods]
+    if args.list:
+        chosen = {task: {name: why for name, why in of.items() if name in args.methods} for task, of in apart.items()}
+        print("\n".join(listed(cases, chosen, place)))
+        return
+    field_report.keep_apart(args.out, apart)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((args.runs / "cache").resolve()))
+    signal.signal(signal.SIGTERM, interrupt)
+    words = ["--steps", *map(str, args.steps), "--seeds", str(args.seeds), "--episodes", str(args.episodes)]
+    command = [sys.executable, str(Path(__file__).resolve()), *words, "--out", str(args.out), "--runs", str(args.runs)]
+    try:
+        measure(cases, place, args.limit, command)
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues", flush=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
