@@ -7,7 +7,8 @@
 # make slow   run the learning tests, which take many minutes
 # make promises   run, for all other methods and tasks, the tests that `make test` runs for one method or task of a kind
 # make learning NAME=mbpo   train and evaluate a method and check its learning goal, which takes minutes to hours
-# make bench-peers   install mbrl-lib into .venv-peers and compare its speed and Brax's with ours, in about ten minutes
+# make bench-peers   install mbrl-lib into .venv-peers and dreamerv3 into .venv-peers-dreamer, and compare their speed and
+#                    Brax's with ours, in about fifteen minutes
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -67,11 +68,11 @@ wheel: .venv/dev
 PEERS ?=
 
 # PEERS are arguments of the script, for example: make bench-peers PEERS="--full --out benchmarks/results/peers-cpu.json"
-bench-peers: .venv/test .venv-peers/mbrl
+bench-peers: .venv/test .venv-peers/mbrl .venv-peers-dreamer/dreamerv3
 	$(BIN)/python benchmarks/peers.py $(PEERS)
 
 clean:
-	rm -rf .venv .venv-peers dist docs/_build docs/api
+	rm -rf .venv .venv-peers .venv-peers-dreamer dist docs/_build docs/api
 
 .venv/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -112,4 +113,13 @@ clean:
 	@$(PYTHON) -m venv .venv-peers
 	@.venv-peers/bin/python -m pip install -qq --disable-pip-version-check --requirement $<
 	@.venv-peers/bin/python -m pip install -qq --disable-pip-version-check --no-deps mbrl==0.2.0
+	@touch $@
+
+.venv-peers-dreamer/dreamerv3: benchmarks/peers/requirements-dreamer.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "dreamerv3 needs Python 3.11 or later here; name one with: make PYTHON=python3.12 bench-peers"; exit 1; }
+	@echo "installing dreamerv3 into .venv-peers-dreamer (some minutes, once)"
+	@$(PYTHON) -m venv .venv-peers-dreamer
+	@.venv-peers-dreamer/bin/python -m pip install -qq --disable-pip-version-check --requirement $<
+	@.venv-peers-dreamer/bin/python -m pip install -qq --disable-pip-version-check --no-deps dreamerv3==1.5.0
 	@touch $@

@@ -1,9 +1,9 @@
-"""Speed and accuracy compared with other packages: mbrl-lib (PyTorch), in its own virtual environment, and the trainers of
-Brax.
+"""Speed and accuracy compared with other packages: mbrl-lib (PyTorch) and dreamerv3 (DreamerV3 of 2023), each in its own
+virtual environment, and the trainers of Brax.
 
     make bench-peers [PEERS="--full --out benchmarks/results/peers-cpu.json"]
     python benchmarks/peers.py [--cases plan-cartpole ...] [--full] [--tiny] [--python .venv-peers/bin/python]
-                               [--out results.json]
+                               [--dreamer-python .venv-peers-dreamer/bin/python] [--out results.json]
 
 Ours and theirs run in two processes on the CPU. Each is set up once; then they measure alternately, so that a noisy machine
 affects both equally. While one measures, the other waits, so that each has all cores. The first call of each, in which ours
@@ -38,6 +38,12 @@ from jaxmbrl.agents.exploration import uniform
 from jaxmbrl.training.collecting import collect
 
 HERE = Path(__file__).parent / "peers"
+WORKERS = {
+    "mbrl-lib": ("theirs.py", "python"),
+    "dreamerv3": ("dreamer.py", "dreamer_python"),
+    "brax": ("brax_trainers.py", ""),
+}
+"""Package -> (its worker, the option that names its Python, or nothing for ours)."""
 PAUSE = 0.5
 """Pause in seconds between two measurements, in which the threads of the first one become idle."""
 
@@ -119,6 +125,95 @@ MBPO_DIFFERS = (
     "mbrl-lib keeps the weights of all members from the best epoch of any, ours those from each member's own best epoch",
     "random initial steps; mbrl-lib's preset takes them with an untrained policy",
 )
+DREAMER = {
+    "task": "HalfCheetah-v5",
+    "observation": 17,
+    "action": 6,
+    "deter": 512,
+    "hidden": 512,
+    "groups": 32,
+    "classes": 32,
+    "units": 512,
+    "head_layers": 2,
+    "coder_units": 512,
+    "coder_layers": 2,
+    "agent_units": 512,
+    "agent_layers": 2,
+    "bins": 255,
+    "batch_size": 16,
+    "positions": 64,
+    "horizon": 15,
+    "discount": 0.997,
+    "learning_rate": 1e-4,
+    "updates": 1,
+    "rows": 5_000,
+    "steps": 200,
+}
+DREAMER_1M = DREAMER | {
+    "hidden": 64,
+    "classes": 4,
+    "units": 64,
+    "head_layers": 1,
+    "coder_units": 64,
+    "coder_layers": 3,
+    "agent_units": 64,
+    "agent_layers": 3,
+    "updates": 4,
+}
+DREAMER_SMALL = DREAMER | {
+    "task": "pendulum",
+    "observation": 3,
+    "action": 1,
+    "deter": 64,
+    "hidden": 32,
+    "groups": 8,
+    "classes": 16,
+    "units": 64,
+    "head_layers": 1,
+    "coder_units": 64,
+    "coder_layers": 1,
+    "agent_units": 64,
+    "bins": 63,
+    "batch_size": 8,
+    "positions": 16,
+    "horizon": 10,
+    "discount": 0.98,
+    "learning_rate": 1e-3,
+    "updates": 20,
+}
+TINY_DREAMER = {
+    "deter": 8,
+    "hidden": 8,
+    "groups": 2,
+    "classes": 4,
+    "units": 8,
+    "coder_units": 8,
+    "agent_units": 8,
+    "bins": 5,
+    "batch_size": 2,
+    "positions": 4,
+    "horizon": 2,
+    "updates": 2,
+    "rows": 50,
+    "steps": 3,
+}
+DREAMER_NORMS = (
+    "norms: dreamerv3 has layer norms, also in its recurrent unit, ours norms of the root mean square and a recurrent unit "
+    "without norm; biases differ accordingly",
+    "an empty belief: dreamerv3 learns its recurrent part, ours is zeros",
+)
+DREAMER_DIFFERS = (
+    *DREAMER_NORMS,
+    "dreamerv3 takes a step on the model, then imagines with the new model and takes a step on the actor, then on the "
+    "critic, with three gradients; ours takes one gradient of all losses",
+    "dreamerv3 computes the prior in the loop over a window, and a sample of it, ours for all positions afterwards",
+    "dreamerv3 computes statistics of distributions, losses and gradients in each update, with samples of 1,024 of their "
+    "values; ours computes means of losses and norms of gradients",
+    "dreamerv3 is called once an update with a batch that is on the device, and copies all parameters; ours is one "
+    "compiled loop over the updates of a measurement, which samples windows from the buffer and updates in place",
+    "rewards and values: dreamerv3 takes the mean of the bins' logarithms, ours of the bins",
+)
+DREAMER_ACTS = "dreamerv3 also computes the prior and moves the belief to the host and back at each step"
 CASES = {
     "plan-cartpole": Case(
         "one plan at mbrl-lib's preset of cartpole: 350 candidates x 20 particles x 15 steps x 5 iterations, "
@@ -285,6 +380,64 @@ CASES = {
         peer="brax",
         course="return",
     ),
+    "dreamer-small": Case(
+        "20 updates of Dreamer at the widths of our preset `small`: 3 observations, 1 action, 64 recurrent numbers, 8 "
+        "latents of 16 classes, 8 windows of 16 positions, 10 steps from each position",
+        "dreamer",
+        DREAMER_SMALL,
+        TINY_DREAMER,
+        calls=9,
+        full_calls=25,
+        differs=DREAMER_DIFFERS,
+        peer="dreamerv3",
+        figure="CPU seconds",
+    ),
+    "dreamer-1m": Case(
+        "4 updates of Dreamer at the widths of `size1m`: 17 observations, 6 actions, 512 recurrent numbers, 32 latents of "
+        "4 classes, layers of 64, 16 windows of 64 positions, 15 steps from each position",
+        "dreamer",
+        DREAMER_1M,
+        TINY_DREAMER,
+        calls=5,
+        full_calls=15,
+        differs=DREAMER_DIFFERS,
+        peer="dreamerv3",
+        figure="CPU seconds",
+    ),
+    "dreamer": Case(
+        "an update of Dreamer at dreamerv3's preset for proprioceptive tasks: 17 observations, 6 actions, 512 recurrent "
+        "numbers, 32 latents of 32 classes, layers of 512, 16 windows of 64 positions, 15 steps from each position",
+        "dreamer",
+        DREAMER,
+        TINY_DREAMER,
+        calls=5,
+        full_calls=9,
+        differs=DREAMER_DIFFERS,
+        peer="dreamerv3",
+        figure="CPU seconds",
+    ),
+    "dreamer-act-small": Case(
+        "200 actions of Dreamer with its belief in one environment, which runs in Python, at the sizes of dreamer-small",
+        "dreamer-act",
+        DREAMER_SMALL,
+        TINY_DREAMER,
+        calls=9,
+        full_calls=25,
+        differs=(*DREAMER_NORMS, DREAMER_ACTS),
+        peer="dreamerv3",
+        figure="CPU seconds",
+    ),
+    "dreamer-act": Case(
+        "the same at the sizes of dreamer",
+        "dreamer-act",
+        DREAMER,
+        TINY_DREAMER,
+        calls=9,
+        full_calls=25,
+        differs=(*DREAMER_NORMS, DREAMER_ACTS),
+        peer="dreamerv3",
+        figure="CPU seconds",
+    ),
     "pets": Case(
         "PETS on cartpole-continuous from nothing to the first training trial that returns 195, each at its own preset: "
         "mbrl-lib's with one seed, ours `small` with several in one program",
@@ -332,7 +485,7 @@ class Worker:
         self.who, self.errors = who, errors
         paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
-        if who == "mbrl-lib":
+        if WORKERS.get(who, ("", ""))[1]:
             del environment["PYTHONPATH"]
         try:
             with open(errors, "w") as file:
@@ -416,7 +569,8 @@ def compare(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     """All results of a case."""
     settings = case.settings | (case.tiny if args.tiny else {})
     calls = (2 if case.calls > 1 else 1) if args.tiny else case.full_calls if args.full else case.calls
-    script, python = ("brax_trainers.py", sys.executable) if case.peer == "brax" else ("theirs.py", str(args.python))
+    script, option = WORKERS[case.peer]
+    python = str(getattr(args, option)) if option else sys.executable
     workers: list[Worker] = []
     with tempfile.TemporaryDirectory() as name:
         predictions = Path(name) / "predictions.npz"
@@ -494,6 +648,9 @@ def main() -> None:
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"), help="Python with mbrl-lib")
+    parser.add_argument(
+        "--dreamer-python", type=Path, default=Path(".venv-peers-dreamer/bin/python"), help="Python with dreamerv3"
+    )
     parser.add_argument("--out", type=Path, help="write the results here, as JSON; other cases in the file are kept")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,23 @@ The first call reports that the setup is complete.
 """
 Case = Callable[[dict[str, Any], Answer], None]
 """(settings, answer): set up a case, then measure it in a loop."""
+
+
+def timed(run: Callable[[], Any], number: int, unit: str) -> dict[str, float]:
+    """Results of one call of `run`, which waits for its results and does `number` of `unit`.
+
+    The CPU's time is that of all threads of this process. With a single core it is the time that the call would take if no
+    other program used the core.
+    """
+    begun, used = time.perf_counter(), time.process_time()
+    run()
+    used, duration = time.process_time() - used, time.perf_counter() - begun
+    return {
+        "seconds": duration,
+        "CPU seconds": used,
+        f"{unit}s a second": number / duration,
+        f"CPU ms for each {unit}": 1e3 * used / number,
+    }
 
 
 def converse(cases: Mapping[str, Case]) -> None:

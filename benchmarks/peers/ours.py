@@ -10,16 +10,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conversation import Answer, converse
+from conversation import Answer, converse, timed
 from ensemble import flops_per_row
 from measure import Training, peak, seconds
 
 from jaxmbrl.agents.actor_critic import sac as sac_agent
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.agents.actor_critic.updates import updates
+from jaxmbrl.algorithms.latent import dreamer as dreamer_algorithm
 from jaxmbrl.algorithms.shooting import pets as pets_algorithm
 from jaxmbrl.core import xla
-from jaxmbrl.core.types import Transition
+from jaxmbrl.core.types import Algorithm, Task, Transition, row_like
 from jaxmbrl.data import replay
 from jaxmbrl.envs import make
 from jaxmbrl.models import EnsembleConfig
@@ -134,14 +135,10 @@ def fit(settings: dict[str, Any], answer: Answer) -> None:
         answer(figures | {"updates a second": steps / figures["seconds"]})
 
 
-def sac(settings: dict[str, Any], answer: Answer) -> None:
-    size, action_size, rows = settings["observation"], settings["action"], settings["rows"]
-    config = SACConfig(
-        hidden=(settings["units"],) * 2, precision=settings["precision"], learning_rate=settings["learning_rate"]
-    )
-    agent = sac_agent.make(config, size, action_size)
-    keys = jax.random.split(jax.random.key(0), 5)
-    data = Transition(
+def random_rows(key: jax.Array, rows: int, size: int, action_size: int) -> Transition:
+    """Random transitions [rows, ...] without ends of episodes."""
+    keys = jax.random.split(key, 4)
+    return Transition(
         observation=jax.random.normal(keys[0], (rows, size)),
         action=jax.random.uniform(keys[1], (rows, action_size), minval=-1.0, maxval=1.0),
         reward=jax.random.normal(keys[2], (rows,)),
@@ -149,6 +146,16 @@ def sac(settings: dict[str, Any], answer: Answer) -> None:
         terminated=jnp.zeros(rows, bool),
         truncated=jnp.zeros(rows, bool),
     )
+
+
+def sac(settings: dict[str, Any], answer: Answer) -> None:
+    size, action_size, rows = settings["observation"], settings["action"], settings["rows"]
+    config = SACConfig(
+        hidden=(settings["units"],) * 2, precision=settings["precision"], learning_rate=settings["learning_rate"]
+    )
+    agent = sac_agent.make(config, size, action_size)
+    keys = jax.random.split(jax.random.key(0))
+    data = random_rows(keys[0], rows, size, action_size)
     buffer = replay.add(replay.init(jax.tree.map(lambda leaf: leaf[0], data), rows), data)
     number = settings["updates"]
 
@@ -156,7 +163,7 @@ def sac(settings: dict[str, Any], answer: Answer) -> None:
     def run(state: Any, buffer: replay.Replay, key: jax.Array) -> Any:
         return updates(agent, state, lambda key: replay.sample(buffer, key, settings["batch_size"]), key, number)
 
-    state, i = agent.init(keys[4], {}), 0
+    state, i = agent.init(keys[1], {}), 0
     answer({})
     while True:
         key, i = jax.random.key(i), i + 1
@@ -324,6 +331,113 @@ def brax_ppo(settings: dict[str, Any], answer: Answer) -> None:
         )
 
 
+TRAINED = 1_000_000
+"""Environment steps long after the warm-up."""
+
+
+def dreamer_config(settings: dict[str, Any]) -> dreamer_algorithm.Config:
+    """The preset `v3-2023` with the sizes of `settings`."""
+    changes = {
+        "model.deter": settings["deter"],
+        "model.hidden": settings["hidden"],
+        "model.groups": settings["groups"],
+        "model.classes": settings["classes"],
+        "model.units": settings["units"],
+        "model.head_layers": settings["head_layers"],
+        "model.bins": settings["bins"],
+        "model.coder.units": settings["coder_units"],
+        "model.coder.layers": settings["coder_layers"],
+        "agent.horizon": settings["horizon"],
+        "agent.discount": settings["discount"],
+        "agent.units": settings["agent_units"],
+        "agent.layers": settings["agent_layers"],
+        "agent.bins": settings["bins"],
+        "learning_rate": settings["learning_rate"],
+        "batch_size": settings["batch_size"],
+        # A window of rows has one position more, that of the last successor.
+        "sequence_length": settings["positions"] - 1,
+        "train_every": 1,
+        "updates": settings["updates"],
+        "replay_capacity": settings["rows"],
+    }
+    return programs.configure("dreamer", settings["task"], "v3-2023", settings=changes).settings
+
+
+def dreamer_of(settings: dict[str, Any]) -> tuple[Algorithm, Task, Any, int]:
+    """(Dreamer with the sizes of `settings`, its task, its state with random rows, its number of parameters)."""
+    task = make(settings["task"])
+    algorithm = dreamer_algorithm.make(dreamer_config(settings), task)
+    data = random_rows(jax.random.key(0), settings["rows"], task.observation.shape[0], task.action.shape[0])
+    state = jax.jit(lambda key: algorithm.init(key, {}, data))(jax.random.key(1))
+    learned = state.learned
+    trained = learned.model.params, learned.agent.actor.params, learned.agent.critic.params
+    return algorithm, task, state, size_of(trained)
+
+
+def size_of(params: Any) -> int:
+    """The number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def updates_of(
+    algorithm: Algorithm, task: Task, state: Any, parameters: int, settings: dict[str, Any], answer: Answer
+) -> None:
+    """Measure calls of `learn` that add a row and make `updates` updates."""
+    row = jax.tree.map(lambda leaf: leaf[None, None], row_like(task))
+    learn = jax.jit(lambda state: algorithm.learn(clock_at(TRAINED), state, row), donate_argnums=0)
+
+    def run() -> None:
+        nonlocal state
+        state, _ = jax.block_until_ready(learn(state))
+
+    answer({"parameters": parameters})
+    while True:
+        answer(timed(run, settings["updates"], "update"))
+
+
+def dreamer(settings: dict[str, Any], answer: Answer) -> None:
+    updates_of(*dreamer_of(settings), settings, answer)
+
+
+def dreamer_act(settings: dict[str, Any], answer: Answer) -> None:
+    algorithm, task, state, parameters = dreamer_of(settings)
+    number = settings["steps"]
+    observations = np.random.default_rng(0).normal(size=(number, *task.observation.shape)).astype(np.float32)
+
+    def act(state: Any, memory: Any, observation: jax.Array, key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+        step_key, key = jax.random.split(key)
+        action, _, memory = algorithm.policy(state, clock_at(TRAINED), True).act(memory, observation, step_key)
+        return memory, action, key
+
+    step = jax.jit(act)
+
+    @jax.jit
+    def steps(state: Any, memory: Any, observations: jax.Array, key: jax.Array) -> Any:
+        def one(carry: Any, observation: jax.Array) -> Any:
+            memory, action, key = act(state, carry[0], observation, carry[1])
+            return (memory, key), action
+
+        return jax.lax.scan(one, (memory, key), observations)
+
+    key = jax.random.key(2)
+    start = algorithm.policy(state, clock_at(TRAINED), True).init(key)
+
+    def in_python() -> None:
+        memory, next_key = start, key
+        for observation in observations:
+            memory, action, next_key = step(state, memory, observation, next_key)
+            np.asarray(action)
+
+    def in_a_loop() -> None:
+        jax.block_until_ready(steps(state, start, observations, key))
+
+    in_a_loop()
+    answer({"parameters": parameters})
+    while True:
+        inside = timed(in_a_loop, number, "environment step")["CPU ms for each environment step"]
+        answer(timed(in_python, number, "environment step") | {"CPU ms in a compiled loop": inside})
+
+
 if __name__ == "__main__":
-    cases = {"plan": plan, "fit": fit, "sac": sac, "mbpo": mbpo, "pets": pets}
-    converse({**cases, "brax-sac": brax_sac, "brax-ppo": brax_ppo})
+    cases = {"plan": plan, "fit": fit, "sac": sac, "mbpo": mbpo, "pets": pets, "brax-sac": brax_sac, "brax-ppo": brax_ppo}
+    converse(cases | {"dreamer": dreamer, "dreamer-act": dreamer_act})
