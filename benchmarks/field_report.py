@@ -264,7 +264,8 @@ def not_applicable(out: Path) -> list[str]:
 def plain_reason(reason: str, task: str) -> str:
     """A reason without the task's name and sizes, and without the advice at the end."""
     plain_text = re.sub(r"Box\(shape=\([^)]*\)[^)]*\)", "`Box`", reason.replace(f"task '{task}'", "the task"))
-    return plain_text.replace(f"'{task}'", "the task").removesuffix(": take another task").replace("|", "/")
+    plain_text = plain_text.replace(f"'{task}'", "the task").replace(f"--env {task} ", "--env TASK ")
+    return plain_text.removesuffix(": take another task").replace("|", "/")
 
 
 def tables(out: Path) -> dict[str, Callable[[], list[str]]]:
@@ -317,21 +318,26 @@ def draw(found: Sequence[Found], tasks: Sequence[str]) -> Figure:
     return figure
 
 
+def curve(case: Found) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(steps, interquartile means, distances [2, ...] to the ends of their intervals)."""
+    steps, means = (np.array([getattr(stage, of) for stage in case.stages]) for of in ("env_steps", "iqm"))
+    low, high = np.array([stage.interval for stage in case.stages]).T
+    return steps, means, np.maximum([means - low, high - means], 0.0)
+
+
 def by_steps(axes: Axes, here: Sequence[Found], panel: str) -> None:
     """The returns of one group against steps, before those of all methods and of the baseline."""
     own = [case for case in here if case.panel == panel and case.method != BASELINE]
     for case in here:
-        xs, ys = [stage.env_steps for stage in case.stages], [stage.iqm for stage in case.stages]
-        if case.method == BASELINE:
-            axes.plot(xs, ys, color="black", linestyle=":", linewidth=1.4, label=BASELINE, zorder=2)
-        elif case not in own:
-            axes.plot(xs, ys, color="0.88", linewidth=0.8, zorder=1)
+        if case.method != BASELINE and case not in own:
+            axes.plot(*curve(case)[:2], color="0.88", linewidth=0.8, zorder=1)
+    for case in (case for case in here if case.method == BASELINE):
+        bars = curve(case)[2] if case.panel == panel else None
+        look = {"color": "black", "linestyle": ":", "linewidth": 1.4, "elinewidth": 0.8, "label": BASELINE, "zorder": 2}
+        axes.errorbar(*curve(case)[:2], bars, **look)
     for i, case in enumerate(own):
-        xs, ys = [stage.env_steps for stage in case.stages], np.array([stage.iqm for stage in case.stages])
-        low, high = np.array([stage.interval for stage in case.stages]).T
-        look = {"color": COLORS[i % len(COLORS)], "marker": MARKS[i % len(MARKS)]}
-        bars = np.maximum([ys - low, high - ys], 0.0)
-        axes.errorbar(xs, ys, bars, linewidth=1.3, elinewidth=0.8, markersize=3.5, label=case.method, zorder=3, **look)
+        look = {"color": COLORS[i % len(COLORS)], "marker": MARKS[i % len(MARKS)], "markersize": 3.5}
+        axes.errorbar(*curve(case), linewidth=1.3, elinewidth=0.8, label=case.method, zorder=3, **look)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k"))
     plain(axes, "real steps")
     if own or any(case.method == BASELINE for case in here):
