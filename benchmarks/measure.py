@@ -44,6 +44,32 @@ def onward(run: Callable[[Any], Any], state: Any) -> Callable[[], Any]:
     return go
 
 
+def in_turn(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
+    """Medians of the time of each call, in s, and of the CPU time of all its threads, in ms, after a first call that
+    compiles. In each repeat all are called in turn. Their CPU times are divided by that of the first: the median of this
+    ratio over the repeats, its least and its most."""
+    for run in runs.values():
+        seconds(run)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            used = time.process_time()
+            duration = seconds(run)
+            found[name].append((duration, 1e3 * (time.process_time() - used)))
+    first = next(iter(found.values()))
+    figures = {}
+    for name, measured in found.items():
+        ratios = [of[1] / base[1] for of, base in zip(measured, first, strict=True)]
+        figures[name] = {
+            "seconds": statistics.median(of[0] for of in measured),
+            "CPU ms": statistics.median(of[1] for of in measured),
+            "CPU time, ratio to the first": statistics.median(ratios),
+            "least": min(ratios),
+            "most": max(ratios),
+        }
+    return figures
+
+
 def peak() -> Callable[[], float]:
     """A function that measures the peak speed of a 2048 x 2048 float32 matrix product, in operations per second."""
     square = jax.random.normal(jax.random.key(0), (SIDE, SIDE))

@@ -1,9 +1,9 @@
 """Speed and accuracy compared with other packages: mbrl-lib (PyTorch) and dreamerv3 (DreamerV3 of 2023), each in its own
-virtual environment, and the trainers of Brax.
+virtual environment, the trainers of Brax, and TD-MPC2's own code (PyTorch), if a checkout of it is given.
 
     make bench-peers [PEERS="--full --out benchmarks/results/peers-cpu.json"]
     python benchmarks/peers.py [--cases plan-cartpole ...] [--full] [--tiny] [--python .venv-peers/bin/python]
-                               [--dreamer-python .venv-peers-dreamer/bin/python] [--out results.json]
+                               [--dreamer-python .venv-peers-dreamer/bin/python] [--tdmpc2 CHECKOUT] [--out results.json]
 
 Ours and theirs run in two processes on the CPU. Each is set up once; then they measure alternately, so that a noisy machine
 affects both equally. While one measures, the other waits, so that each has all cores. The first call of each, in which ours
@@ -41,6 +41,7 @@ HERE = Path(__file__).parent / "peers"
 WORKERS = {
     "mbrl-lib": ("theirs.py", "python"),
     "dreamerv3": ("dreamer.py", "dreamer_python"),
+    "tdmpc2": ("td_mpc2.py", "python"),
     "brax": ("brax_trainers.py", ""),
 }
 """Package -> (its worker, the option that names its Python, or nothing for ours)."""
@@ -213,6 +214,65 @@ DREAMER_DIFFERS = (
     "compiled loop over the updates of a measurement, which samples windows from the buffer and updates in place",
     "rewards and values: dreamerv3 takes the mean of the bins' logarithms, ours of the bins",
 )
+TD_MPC2 = {
+    "task": "HalfCheetah-v5",
+    "observation": 17,
+    "action": 6,
+    "episode_length": 1000,
+    "size": 512,
+    "units": 512,
+    "coder_units": 256,
+    "critics": 5,
+    "bins": 101,
+    "population": 488,
+    "proposals": 24,
+    "best": 64,
+    "iterations": 6,
+    "horizon": 3,
+    "batch_size": 256,
+    "rows": 5_000,
+    "updates": 2,
+    "plans": 2,
+}
+TD_MPC2_SMALL = TD_MPC2 | {
+    "task": "pendulum",
+    "observation": 3,
+    "action": 1,
+    "episode_length": 200,
+    "size": 64,
+    "units": 64,
+    "coder_units": 64,
+    "critics": 2,
+    "population": 120,
+    "proposals": 8,
+    "best": 16,
+    "iterations": 3,
+    "batch_size": 128,
+    "updates": 20,
+    "plans": 20,
+}
+TINY_TD_MPC2 = {
+    "size": 8,
+    "units": 8,
+    "coder_units": 8,
+    "bins": 5,
+    "population": 8,
+    "proposals": 2,
+    "best": 4,
+    "iterations": 2,
+    "batch_size": 2,
+    "rows": 20,
+    "updates": 2,
+    "plans": 2,
+}
+TD_MPC2_DIFFERS = (
+    "tdmpc2 without torch.compile, which is written for CUDA graphs there",
+    "dropout: tdmpc2's is in the first hidden layer of a Q-function, ours in both",
+    "tdmpc2 is called once an update, with a batch that is given; ours is one compiled loop over the updates of a "
+    "measurement, which samples windows from the buffer",
+    "steps after the end of an episode: ours gives them no weight, which costs a product",
+)
+TD_MPC2_PLANS = ("terminal value: tdmpc2's is the mean of two Q-functions, of which it computes all, ours of all",)
 DREAMER_ACTS = "dreamerv3 also computes the prior and moves the belief to the host and back at each step"
 CASES = {
     "plan-cartpole": Case(
@@ -438,6 +498,52 @@ CASES = {
         peer="dreamerv3",
         figure="CPU seconds",
     ),
+    "td-mpc2-small": Case(
+        "20 updates of TD-MPC2 at our preset `small`: 3 observations, 1 action, codes of 64, layers of 64, 2 Q-functions, "
+        "128 windows of 3 rows",
+        "td-mpc2",
+        TD_MPC2_SMALL,
+        TINY_TD_MPC2,
+        calls=9,
+        full_calls=25,
+        differs=TD_MPC2_DIFFERS,
+        peer="tdmpc2",
+        figure="CPU seconds",
+    ),
+    "td-mpc2": Case(
+        "2 updates of TD-MPC2 at its published size: 17 observations, 6 actions, codes of 512, layers of 512, 5 "
+        "Q-functions, 256 windows of 3 rows",
+        "td-mpc2",
+        TD_MPC2,
+        TINY_TD_MPC2,
+        calls=9,
+        full_calls=25,
+        differs=TD_MPC2_DIFFERS,
+        peer="tdmpc2",
+        figure="CPU seconds",
+    ),
+    "td-mpc2-plan-small": Case(
+        "20 plans of TD-MPC2 at the sizes of td-mpc2-small: 128 candidates, 8 of them of the prior, 3 steps, 3 iterations",
+        "td-mpc2-plan",
+        TD_MPC2_SMALL,
+        TINY_TD_MPC2,
+        calls=9,
+        full_calls=25,
+        differs=TD_MPC2_PLANS,
+        peer="tdmpc2",
+        figure="CPU seconds",
+    ),
+    "td-mpc2-plan": Case(
+        "2 plans of TD-MPC2 at the sizes of td-mpc2: 512 candidates, 24 of them of the prior, 3 steps, 6 iterations",
+        "td-mpc2-plan",
+        TD_MPC2,
+        TINY_TD_MPC2,
+        calls=9,
+        full_calls=25,
+        differs=TD_MPC2_PLANS,
+        peer="tdmpc2",
+        figure="CPU seconds",
+    ),
     "pets": Case(
         "PETS on cartpole-continuous from nothing to the first training trial that returns 195, each at its own preset: "
         "mbrl-lib's with one seed, ours `small` with several in one program",
@@ -583,7 +689,8 @@ def compare(case: Case, args: argparse.Namespace) -> dict[str, Any]:
             found = worker.ask()
             return found | judge(predictions, data) if case.kind == "fit" else found
 
-        arguments = json.dumps(settings | {"most_calls": calls + 1} | (files if case.kind == "fit" else {}))
+        given = {"source": str(args.tdmpc2)} if case.peer == "tdmpc2" else {}
+        arguments = json.dumps(settings | {"most_calls": calls + 1} | (files if case.kind == "fit" else given))
         commands = {
             "jaxmbrl": [sys.executable, str(HERE / "ours.py"), case.kind, arguments],
             case.peer: [python, str(HERE / script), case.kind, arguments],
@@ -647,17 +754,23 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=[*CASES], metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"), help="Python with mbrl-lib")
+    parser.add_argument(
+        "--python", type=Path, default=Path(".venv-peers/bin/python"), help="Python with mbrl-lib and tdmpc2's packages"
+    )
     parser.add_argument(
         "--dreamer-python", type=Path, default=Path(".venv-peers-dreamer/bin/python"), help="Python with dreamerv3"
     )
+    parser.add_argument("--tdmpc2", type=Path, help="root of a checkout of github.com/nicklashansen/tdmpc2, for its cases")
     parser.add_argument("--out", type=Path, help="write the results here, as JSON; other cases in the file are kept")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     load = os.getloadavg()[0]
     if load > BUSY:
         print(f"the machine is busy (load {load:.1f}): with several threads mbrl-lib's figures will be far too slow")
-    names = args.cases or [name for name, case in CASES.items() if args.full or args.tiny or not case.only_full]
+    possible = {name: case for name, case in CASES.items() if args.tdmpc2 is not None or case.peer != "tdmpc2"}
+    names = args.cases or [name for name, case in possible.items() if args.full or args.tiny or not case.only_full]
+    if missing := [name for name in names if name not in possible]:
+        parser.error(f"{', '.join(missing)} needs --tdmpc2 with a checkout of github.com/nicklashansen/tdmpc2")
     sizes = [f"--{size}" for size in ("full", "tiny") if getattr(args, size)]
     for name in names:
         print(f"measuring {name} ...", flush=True)

@@ -2,6 +2,11 @@
 of 7 members, 4 x 200 hidden units, trajectory sampling, learned reward and termination, and full CEM.
 
     python benchmarks/plan.py [--repeats 9] [--out results.json]
+    python benchmarks/plan.py --latent small size5m [--repeats 9] [--out results.json]
+
+With `--latent` the speed of plans in the latent model of TD-MPC2 at the sizes of these presets, on 17 observations and 6
+actions: by MPPI with the prior's proposals and the terminal value, and by CEM with as many candidates, iterations and
+steps. They are measured in turn, and compared by the CPU time of all threads.
 """
 
 from __future__ import annotations
@@ -14,13 +19,19 @@ from typing import Any
 
 import jax
 from ensemble import flops_per_row
-from measure import measure, report
+from measure import in_turn, measure, report
 
+from jaxmbrl.agents import policy_prior
+from jaxmbrl.algorithms.latent import td_mpc2
 from jaxmbrl.algorithms.shooting import pets
+from jaxmbrl.core.types import Policy
 from jaxmbrl.envs import make
 from jaxmbrl.models import EnsembleConfig
-from jaxmbrl.planning import PlannerConfig
+from jaxmbrl.models.latent import believing, consistency, repeated
+from jaxmbrl.planning import PlannerConfig, planning_policy
+from jaxmbrl.planning import make as make_planner
 from jaxmbrl.planning.cem import CEMConfig
+from jaxmbrl.training import programs
 from jaxmbrl.training.loop import clock_at
 
 
@@ -54,11 +65,55 @@ def planning() -> tuple[Callable[[], Any], int, int]:
     return lambda: plan(state, key), flops, evaluations
 
 
+def latent_planning(preset: str) -> dict[str, Callable[[], Any]]:
+    """Plans from one observation in the same model, by their description."""
+    task = make("HalfCheetah-v5")
+    changes = {"model.learn_continuation": False}
+    config = programs.configure("td-mpc2", "HalfCheetah-v5", preset, changes).settings
+    algorithm, search = td_mpc2.make(config, task), config.planner
+    state = jax.jit(lambda key: algorithm.init(key, {}))(jax.random.key(0))
+    model = consistency.make(config.model, task.observation, task.action)
+    prior = policy_prior.make(config.agent, config.model.size, task.action.shape[0])
+    candidates = search.population + config.proposals
+    cem = CEMConfig(search.horizon, candidates, search.elites, search.iterations, min_variance=0.0)
+    planner = make_planner(PlannerConfig("cem", cem=cem), task.action)
+
+    def by_cem(valued: bool, state: td_mpc2.State) -> Policy:
+        params, critics, actor = (part.params for part in state.learned[:3])
+        value = (lambda belief: prior.value(actor, critics, belief.stoch)) if valued else None
+        world, origin = model.world(params), partial(repeated, number=1)
+        return believing(model, params, planning_policy(planner, world, origin, task.action, terminal_value=value))
+
+    def plan(policy_of: Callable[[td_mpc2.State], Policy]) -> Callable[[], Any]:
+        @jax.jit
+        def act(state: td_mpc2.State, observation: jax.Array, key: jax.Array) -> jax.Array:
+            policy = policy_of(state)
+            return policy.act(policy.init(key), observation, key)[0]
+
+        return partial(act, state, jax.random.normal(jax.random.key(1), task.observation.shape), jax.random.key(2))
+
+    about = f"{preset}, {candidates} candidates x {search.iterations} x {search.horizon} steps"
+    return {
+        f"{about}: MPPI, {config.proposals} of the prior, terminal value": plan(
+            lambda state: algorithm.policy(state, clock_at(config.warmup_steps), False)
+        ),
+        f"{about}: CEM": plan(partial(by_cem, False)),
+        f"{about}: CEM, terminal value": plan(partial(by_cem, True)),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--latent", nargs="+", metavar="PRESET", help="presets of td-mpc2")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.latent:
+        tables = {}
+        for preset in args.latent:
+            tables |= in_turn(latent_planning(preset), args.repeats)
+        report(tables, args.out)
+        return
     run, flops, evaluations = planning()
     figures = measure(run, flops, args.repeats)
     figures["model evaluations a second"] = evaluations / figures["seconds"]

@@ -48,6 +48,20 @@ PEERS = {
 """Case of `peers.py` -> (description, name of the displayed number, its unit)."""
 
 
+LATENT_PEERS = {
+    "dreamer-small": ("Dreamer, an update at the widths of `small`", "update"),
+    "dreamer-1m": ("Dreamer, an update at the widths of `size1m`", "update"),
+    "dreamer": ("Dreamer, an update at the size of `v3-2023`", "update"),
+    "dreamer-act-small": ("Dreamer, an action at the widths of `small`", "environment step"),
+    "dreamer-act": ("Dreamer, an action at the size of `v3-2023`", "environment step"),
+    "td-mpc2-small": ("TD-MPC2, an update at the size of `small`", "update"),
+    "td-mpc2": ("TD-MPC2, an update at the size of `size5m`", "update"),
+    "td-mpc2-plan-small": ("TD-MPC2, a plan at the size of `small`", "plan"),
+    "td-mpc2-plan": ("TD-MPC2, a plan at the size of `size5m`", "plan"),
+}
+"""Case of `peers.py` that compares CPU time -> (description, unit)."""
+
+
 def read(name: str) -> dict[str, Any]:
     """The results of one file."""
     return json.loads((RESULTS / f"{name}.json").read_text())["results"]
@@ -81,6 +95,23 @@ def beside_peers() -> list[str]:
             )
         )
     return table(("on two CPU cores", "jaxmbrl", "other package", "speedup"), rows)
+
+
+def beside_latent_peers() -> list[str]:
+    """The table of the results of `peers.py` with latent models, on one core."""
+    found, rows = read("peers-latent-cpu"), []
+    for name, (about, unit) in LATENT_PEERS.items():
+        if name not in found:
+            continue
+        case = found[name]
+        peer, ratio = case["peer"]["name"], case["times as fast"]
+        sides = case["jaxmbrl"], case[peer]
+        cpu = (f"{number(side[f'CPU ms for each {unit}'])} ms" for side in sides)
+        parameters = (f"{side['parameters']:,.0f}" for side in sides)
+        span = f"{number(ratio['median'])} ({number(ratio['least'])} to {number(ratio['most'])}, {len(case['pairs'])})"
+        rows.append((about, *parameters, next(cpu), f"{peer}: {next(cpu)}", span))
+    head = ("on one core", "our parameters", "theirs", "jaxmbrl", "other package", "speedup (range, pairs)")
+    return table(head, rows)
 
 
 def beside_limits() -> list[str]:
@@ -327,7 +358,7 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {page: {"returns": of(*m
 TABLES |= {
     "README.md": {"methods": by_family, "speed": speed},
     "docs/results.md": {"returns": returns},
-    "docs/speed.md": {"bfloat16": in_bfloat16, "split": split, "compiling": compiling},
+    "docs/speed.md": {"latent": beside_latent_peers, "bfloat16": in_bfloat16, "split": split, "compiling": compiling},
     "docs/pixels.md": {"returns": of("sac", "drq-v2", "dqn", "dreamer", tasks="pixels/"), "drawing": drawing},
     "docs/partial_observation.md": {"returns": of("sac", "recurrent-sac", "dreamer", tasks="masked/")},
 }

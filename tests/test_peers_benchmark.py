@@ -17,6 +17,7 @@ import ours  # noqa: E402
 import peers  # noqa: E402
 
 DREAMER = [name for name, case in peers.CASES.items() if case.peer == "dreamerv3"]
+LATENT = [name for name, case in peers.CASES.items() if case.peer in ("dreamerv3", "tdmpc2")]
 
 
 class Enough(Exception):
@@ -87,7 +88,7 @@ def test_the_widths_of_other_cases_are_those_of_their_presets(settings, name):
     assert found.batch_size == preset.batch_size
 
 
-@pytest.mark.parametrize("name", DREAMER)
+@pytest.mark.parametrize("name", LATENT)
 def test_the_task_has_the_spaces_that_the_other_side_is_given(name):
     settings = peers.CASES[name].settings
     task = envs.make(settings["task"])
@@ -98,6 +99,45 @@ def test_actions_with_a_belief_are_measured_one_by_one_and_in_a_loop():
     settings = peers.DREAMER_SMALL | peers.TINY_DREAMER
     _, figures = answers(ours.dreamer_act, settings, 2)
     assert figures["CPU ms in a compiled loop"] < figures["CPU ms for each environment step"]
+
+
+def of_td_mpc2(of):
+    """Parameters of TD-MPC2. Hidden layers have a kernel, a bias and layer norm; so has the last layer of codes."""
+
+    def layers(inputs, hidden, outputs, normed=False):
+        total = 0
+        for units in hidden:
+            total, inputs = total + (inputs + 3) * units, units
+        return total + (inputs + (3 if normed else 1)) * outputs
+
+    pair, hidden = of["size"] + of["action"], (of["units"], of["units"])
+    code = layers(of["observation"], (of["coder_units"],), of["size"], normed=True)
+    step, reward = layers(pair, hidden, of["size"], normed=True), layers(pair, hidden, of["bins"])
+    return code + step + (1 + of["critics"]) * reward + layers(of["size"], hidden, 2 * of["action"])
+
+
+def test_plans_of_td_mpc2_have_the_networks_of_the_settings():
+    settings = peers.TD_MPC2_SMALL | peers.TINY_TD_MPC2
+    begun, figures = answers(ours.td_mpc2_plan, settings, 2)
+    assert begun == {"parameters": of_td_mpc2(settings)}
+    assert figures["CPU ms for each plan"] == 1000 * figures["CPU seconds"] / settings["plans"]
+
+
+@pytest.mark.parametrize(("settings", "name"), [(peers.TD_MPC2_SMALL, "small"), (peers.TD_MPC2, "size5m")])
+def test_the_sizes_of_td_mpc2_are_those_of_its_presets(settings, name):
+    _, preset = algorithms.preset("td-mpc2", settings["task"], name)
+    found = ours.td_mpc2_config(settings)
+    assert found.model == replace(preset.model, learn_continuation=False)
+    assert (found.agent, found.planner, found.proposals) == (preset.agent, preset.planner, preset.proposals)
+    assert (found.batch_size, found.sequence_length) == (preset.batch_size, preset.sequence_length)
+    assert envs.make(settings["task"]).episode_length == settings["episode_length"]
+
+
+def test_cases_of_td_mpc2_need_its_code(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["peers.py", "--cases", "td-mpc2"])
+    with pytest.raises(SystemExit):
+        peers.main()
+    assert "td-mpc2 needs --tdmpc2" in capsys.readouterr().err
 
 
 PEER = """
@@ -134,9 +174,13 @@ def test_a_peer_that_is_not_installed_is_named(tmp_path):
         peers.Worker("dreamerv3", [str(args.dreamer_python)], tmp_path / "errors.txt")
 
 
-@pytest.mark.parametrize("name", DREAMER)
-def test_both_sides_of_dreamer_get_the_same_sizes(name):
+@pytest.mark.parametrize("name", LATENT)
+def test_tiny_settings_replace_others(name):
     case = peers.CASES[name]
-    assert set(case.settings) == set(peers.DREAMER)
     assert set(case.tiny) <= set(case.settings)
-    assert 1 / (1 - case.settings["discount"]) == pytest.approx(round(1 / (1 - case.settings["discount"])), rel=2e-3)
+
+
+@pytest.mark.parametrize("name", DREAMER)
+def test_the_horizon_of_dreamerv3_gives_the_discount_factor(name):
+    discount = peers.CASES[name].settings["discount"]
+    assert 1 - 1 / round(1 / (1 - discount)) == pytest.approx(discount, abs=1e-5)

@@ -18,6 +18,7 @@ from jaxmbrl.agents.actor_critic import sac as sac_agent
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.agents.actor_critic.updates import updates
 from jaxmbrl.algorithms.latent import dreamer as dreamer_algorithm
+from jaxmbrl.algorithms.latent import td_mpc2 as td_mpc2_algorithm
 from jaxmbrl.algorithms.shooting import pets as pets_algorithm
 from jaxmbrl.core import xla
 from jaxmbrl.core.types import Algorithm, Task, Transition, row_like
@@ -399,9 +400,10 @@ def dreamer(settings: dict[str, Any], answer: Answer) -> None:
     updates_of(*dreamer_of(settings), settings, answer)
 
 
-def dreamer_act(settings: dict[str, Any], answer: Answer) -> None:
-    algorithm, task, state, parameters = dreamer_of(settings)
-    number = settings["steps"]
+def actions_of(
+    algorithm: Algorithm, task: Task, state: Any, parameters: int, number: int, unit: str, answer: Answer
+) -> None:
+    """Measure `number` actions, each of which is a `unit`: one by one from Python, and in a compiled loop."""
     observations = np.random.default_rng(0).normal(size=(number, *task.observation.shape)).astype(np.float32)
 
     def act(state: Any, memory: Any, observation: jax.Array, key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
@@ -434,10 +436,58 @@ def dreamer_act(settings: dict[str, Any], answer: Answer) -> None:
     in_a_loop()
     answer({"parameters": parameters})
     while True:
-        inside = timed(in_a_loop, number, "environment step")["CPU ms for each environment step"]
-        answer(timed(in_python, number, "environment step") | {"CPU ms in a compiled loop": inside})
+        inside = timed(in_a_loop, number, unit)[f"CPU ms for each {unit}"]
+        answer(timed(in_python, number, unit) | {"CPU ms in a compiled loop": inside})
+
+
+def dreamer_act(settings: dict[str, Any], answer: Answer) -> None:
+    actions_of(*dreamer_of(settings), settings["steps"], "environment step", answer)
+
+
+def td_mpc2_config(settings: dict[str, Any]) -> td_mpc2_algorithm.Config:
+    """The preset `size5m` with the sizes of `settings`, for a task whose episodes do not terminate."""
+    changes = {
+        "model.size": settings["size"],
+        "model.units": settings["units"],
+        "model.bins": settings["bins"],
+        "model.coder.units": settings["coder_units"],
+        "model.learn_continuation": False,
+        "agent.units": settings["units"],
+        "agent.critics": settings["critics"],
+        "agent.bins": settings["bins"],
+        "planner.population": settings["population"],
+        "planner.elites": settings["best"],
+        "planner.iterations": settings["iterations"],
+        "planner.horizon": settings["horizon"],
+        "proposals": settings["proposals"],
+        "batch_size": settings["batch_size"],
+        "sequence_length": settings["horizon"],
+        "train_every": 1,
+        "updates": settings["updates"],
+        "replay_capacity": settings["rows"],
+    }
+    return programs.configure("td-mpc2", settings["task"], "size5m", settings=changes).settings
+
+
+def td_mpc2_of(settings: dict[str, Any]) -> tuple[Algorithm, Task, Any, int]:
+    """(TD-MPC2 with the sizes of `settings`, its task, its state with random rows, its number of parameters)."""
+    task = make(settings["task"])
+    algorithm = td_mpc2_algorithm.make(td_mpc2_config(settings), task)
+    data = random_rows(jax.random.key(0), settings["rows"], task.observation.shape[0], task.action.shape[0])
+    state = jax.jit(lambda key: algorithm.init(key, {}, data))(jax.random.key(1))
+    learned = state.learned
+    return algorithm, task, state, size_of((learned.model.params, learned.critics.params, learned.actor.params))
+
+
+def td_mpc2(settings: dict[str, Any], answer: Answer) -> None:
+    updates_of(*td_mpc2_of(settings), settings, answer)
+
+
+def td_mpc2_plan(settings: dict[str, Any], answer: Answer) -> None:
+    actions_of(*td_mpc2_of(settings), settings["plans"], "plan", answer)
 
 
 if __name__ == "__main__":
     cases = {"plan": plan, "fit": fit, "sac": sac, "mbpo": mbpo, "pets": pets, "brax-sac": brax_sac, "brax-ppo": brax_ppo}
-    converse(cases | {"dreamer": dreamer, "dreamer-act": dreamer_act})
+    latent = {"dreamer": dreamer, "dreamer-act": dreamer_act, "td-mpc2": td_mpc2, "td-mpc2-plan": td_mpc2_plan}
+    converse(cases | latent)
