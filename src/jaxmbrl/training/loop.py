@@ -153,7 +153,8 @@ def learning(
     def gated_update(clock: Clock, state: LoopState, collected: Rollout) -> tuple[LoopState, Metrics]:
         """(state, metrics) after one call of `learn`, undone if a value is not finite. `clock` already counts its steps."""
         updated, found, finite = _update(algorithm, clock, state, collected, of_data)
-        ok = jnp.stack(list(finite.values()))
+        # Without the barrier XLA repeats all checks in the kernel of each array of the state.
+        ok = jax.lax.optimization_barrier(jnp.stack(list(finite.values())))
         healthy = jnp.all(ok) & (state.fault.what < 0)
         new_fault = ~healthy & (state.fault.what < 0)
         fault = Fault(
