@@ -391,5 +391,15 @@ METHOD = Method(
             seeds_at_goal=3,
             about="small preset, trained in the dream only",
         ),
+        Goal(
+            "world-models-pixels-cartpole",
+            "pixels/32,grey/cartpole-continuous",
+            5000,
+            150.0,
+            seeds=2,
+            seeds_at_goal=0,
+            settings={"model.decoder_scale": 100.0, "model.coder.units": 128, "replay_capacity": 10_000},
+            about="from images of 32 x 32 pixels, small preset with a weight of 100 on pixels",
+        ),
     ),
 )
