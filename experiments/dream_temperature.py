@@ -63,7 +63,14 @@ def of_run(rows: list[dict[str, Any]], in_task: list[float]) -> dict[str, list[f
 
 def table(found: dict[str, dict[str, list[float]]]) -> str:
     """The numbers as a Markdown table: means over seeds, and the interquartile mean (IQM) of the returns in the task."""
-    head = ("temperature", "all generations, in dreams", "final, in dreams", "in the task", "IQM [95% interval]", "each seed")
+    head = (
+        "temperature",
+        "all generations, in dreams",
+        "final, in dreams",
+        "in the task",
+        "IQM [95% interval]",
+        "each seed",
+    )
     lines = [f"| {' | '.join(head)} |", "|---:|---:|---:|---:|---:|---|"]
     for temperature, case in found.items():
         low, high = bootstrap_interval(case["task"])
