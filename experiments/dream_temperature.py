@@ -26,7 +26,7 @@ import numpy as np
 import jaxmbrl
 from jaxmbrl import algorithms
 from jaxmbrl.training.console import Progress
-from jaxmbrl.training.evaluation import bootstrap_interval
+from jaxmbrl.training.evaluation import bootstrap_interval, interquartile_mean
 from jaxmbrl.training.run_folder import environment
 
 TEMPERATURES = (0.1, 0.5, 1.0, 1.15, 1.3)
@@ -62,14 +62,22 @@ def of_run(rows: list[dict[str, Any]], in_task: list[float]) -> dict[str, list[f
 
 
 def table(found: dict[str, dict[str, list[float]]]) -> str:
-    """The numbers as a Markdown table: means over seeds, and what each seed earns in the task."""
-    lines = ["| temperature | all generations, in dreams | final, in dreams | final, in the task | each seed |"]
-    lines.append("|---:|---:|---:|---:|---|")
+    """The numbers as a Markdown table: means over seeds, and the interquartile mean (IQM) of the returns in the task."""
+    head = (
+        "temperature",
+        "all generations, in dreams",
+        "final, in dreams",
+        "in the task",
+        "IQM [95% interval]",
+        "each seed",
+    )
+    lines = [f"| {' | '.join(head)} |", "|---:|---:|---:|---:|---:|---|"]
     for temperature, case in found.items():
         low, high = bootstrap_interval(case["task"])
         means = " | ".join(f"{np.mean(case[name]):.1f}" for name in SERIES)
         each = ", ".join(f"{value:.1f}" for value in case["task"])
-        lines.append(f"| {temperature} | {means} [{low:.1f}, {high:.1f}] | {each} |")
+        middle = f"{interquartile_mean(case['task']):.1f} [{low:.1f}, {high:.1f}]"
+        lines.append(f"| {temperature} | {means} | {middle} | {each} |")
     return "\n".join(lines)
 
 
@@ -112,7 +120,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         folder = args.out / str(temperature)
         rows = train(args.env, temperature, steps, seeds, changes, folder)
         found[str(temperature)] = of_run(rows, list(jaxmbrl.evaluate(folder, episodes).per_seed))
-    print(f"\n{args.env}, {seeds} seeds: mean returns, [95% interval of the interquartile mean]\n{table(found)}")
+    print(f"\n{args.env}, {seeds} seeds\n{table(found)}")
     picture, numbers = (args.out / f"dream-temperature.{kind}" for kind in ("png", "json"))
     draw(found, picture)
     where = environment(f"python experiments/dream_temperature.py --env {args.env} --seeds {args.seeds}")

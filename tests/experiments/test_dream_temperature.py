@@ -38,8 +38,8 @@ def test_table_and_picture(script, tmp_path):
     case = script.of_run(list(rows()), [7.0, 9.0])
     found = {"0.1": case, "1.0": case | {"task": [150.0, 150.0]}}
     lines = script.table(found).splitlines()
-    assert lines[2] == "| 0.1 | 50.5 | 101.0 | 8.0 [7.0, 9.0] | 7.0, 9.0 |"
-    assert lines[3] == "| 1.0 | 50.5 | 101.0 | 150.0 [150.0, 150.0] | 150.0, 150.0 |"
+    assert lines[2] == "| 0.1 | 50.5 | 101.0 | 8.0 | 8.0 [7.0, 9.0] | 7.0, 9.0 |"
+    assert lines[3] == "| 1.0 | 50.5 | 101.0 | 150.0 | 150.0 [150.0, 150.0] | 150.0, 150.0 |"
     script.draw(found, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
 

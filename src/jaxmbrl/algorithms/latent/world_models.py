@@ -391,5 +391,14 @@ METHOD = Method(
             seeds_at_goal=3,
             about="small preset, trained in the dream only",
         ),
+        Goal(
+            "world-models-pixels-cartpole",
+            "pixels/32,grey/cartpole-continuous",
+            8000,
+            150.0,
+            seeds_at_goal=0,
+            settings={"rounds": 12, "model.coder.units": 128, "replay_capacity": 10_000},
+            about="from images of 32 x 32 pixels, small preset with twelve rounds",
+        ),
     ),
 )
