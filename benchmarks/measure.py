@@ -200,15 +200,15 @@ def slope(sizes: list[float], values: list[float]) -> float:
     return float(np.polyfit(*logs, 1)[0])
 
 
-def report(tables: Mapping[str, Mapping[str, float]], out: Path | None) -> None:
-    """Print the results. With `out`, also write them as JSON, with machine, versions and commit."""
+def report(tables: Mapping[str, Mapping[str, float]], out: Path | None, *arguments: str) -> None:
+    """Print the results. With `out`, also write them as JSON, with machine, versions, commit, and the command (`provenance`)."""
     for title, figures in tables.items():
         print(title)
         for name, value in figures.items():
             print(f"  {name:<32}{value:>16,.3f}")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"results": tables, **provenance()}, indent=2) + "\n")
+        out.write_text(json.dumps({"results": tables, **provenance(*arguments)}, indent=2) + "\n")
 
 
 def keep(path: Path, results: dict[str, Any]) -> None:

@@ -112,7 +112,7 @@ def main() -> None:
         tables = {}
         for preset in args.latent:
             tables |= in_turn(latent_planning(preset), args.repeats)
-        report(tables, args.out)
+        report(tables, args.out, "--latent", *args.latent, "--repeats", str(args.repeats))
         return
     run, flops, evaluations = planning()
     figures = measure(run, flops, args.repeats)
