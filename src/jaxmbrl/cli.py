@@ -132,7 +132,7 @@ def _command(words: list[str]) -> int:
         except ValueError as error:
             # JAX reads its environment variables when it is imported.
             raise UserError(f"JAX cannot be imported ({error}); correct that environment variable or unset it") from None
-        xla.prepare()
+        xla.ensure_threads()
         if calling.FLOAT64 in switches:
             from jaxmbrl.core import precision
 

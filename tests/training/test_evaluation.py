@@ -115,26 +115,6 @@ def test_an_evaluation_in_parts_gives_the_same_returns_and_tells_its_progress(en
     assert told == [(0, 3 * LENGTH), *((wave * LENGTH + done, 3 * LENGTH) for wave in range(3) for done in ends[1:])]
 
 
-def test_a_wave_whose_episodes_have_ended_takes_no_further_step(monkeypatch):
-    monkeypatch.setattr(evaluation, "PART_SECONDS", 1000.0)
-    together(monkeypatch, 2)
-    reached = []
-
-    def compile_and_tell(what, function, *arguments):
-        compiled = compile(what, function, *arguments)
-
-        def call(*given):
-            found = compiled(*given)
-            reached.append(int(found[0]))
-            return found
-
-        return call
-
-    given = (still, counting_task(3), 4, compile_and_tell, Clock(jnp.int32(0)), jnp.zeros(2), lambda *done: None)
-    np.testing.assert_array_equal(evaluation.in_parts(*given), np.full((2, 4), 60.0))
-    assert reached == [1, 3, 3], "a first part of one step, the rest of that wave, and the other wave in one part"
-
-
 def test_a_planner_has_the_same_returns_in_waves(monkeypatch):
     """CEM, whose number of iterations differs between episodes."""
     task = envs.make("pendulum")._replace(episode_length=10)

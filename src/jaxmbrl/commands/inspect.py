@@ -145,12 +145,12 @@ def _expected(rows: list[dict[str, Any]], config: RunConfig, episodes: int) -> s
     from jaxmbrl.training.programs import ChoosesModel
 
     measured = [row["time/evaluate"] for row in rows if isinstance(row.get("time/evaluate"), int | float)]
-    steps, of_an_epoch = _last_means(rows, "train/episode_length", "time/train"), config.settings.epoch_steps
+    steps, epoch_steps = _last_means(rows, "train/episode_length", "time/train"), config.settings.epoch_steps
     if measured:
         seconds, known = measured[-1] * episodes / config.eval_episodes, "of the run's own evaluations"
     elif steps is not None and isinstance(config.settings, ChoosesModel):
         length, trained = steps
-        seconds, known = trained * episodes * length / of_an_epoch, "of its steps in training"
+        seconds, known = trained * episodes * length / epoch_steps, "of its steps in training"
     else:
         return ""
     return f", about {duration(seconds)} by the time {known}" if seconds >= SHORT_SECONDS else ""

@@ -9,8 +9,6 @@ from types import MappingProxyType
 
 import jax
 
-from jaxmbrl.core import threefry
-
 NOTHING: Mapping[str, str] = MappingProxyType({})
 EIGEN: Mapping[str, str] = MappingProxyType({"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"})
 """Eigen computes products; YNNPACK still computes sums."""
@@ -34,13 +32,6 @@ def _known(options: tuple[tuple[str, str], ...]) -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
-
-
-def prepare() -> None:
-    """Prepare this process for programs of this package: `ensure_threads`, and random bits without loops on a CPU
-    (`core.threefry`). Call it before JAX first computes."""
-    ensure_threads()
-    threefry.without_loops()
 
 
 def ensure_threads() -> None:

@@ -21,7 +21,7 @@ from jaxmbrl.training.loop import Compile, clock_at
 
 _STREAM = 0x45564131
 """Key of the start states, independent of the trained seed."""
-PART_SECONDS = 1.0
+PART_SECONDS = 0.5
 """Target duration of a call of `in_parts`' program."""
 
 
@@ -73,38 +73,29 @@ def in_parts(
     update: Callable[[float, float], None],
 ) -> Float[Array, "K episodes"]:
     """As `evaluate`, in calls of a compiled program that take about `PART_SECONDS`. The episodes run in waves of
-    `waves.side_by_side` at a time, of all seeds. A wave ends early if all of its episodes have ended. `update` receives
-    (steps so far, steps of all waves), first when the program is compiled."""
+    `waves.side_by_side` at a time, of all seeds. A wave ends early if all of its episodes have ended after a call. `update`
+    receives (steps so far, steps of all waves), first when the program is compiled."""
 
     def start(clock: Clock, state: PyTree, index: Int[Array, ""]) -> tuple[tuple[Carry, Memory], Return]:
         return begin(algorithm, task, state, index, clock)[2], Return.zero()
 
-    def one(clock: Clock, state: PyTree, index: Int[Array, ""], at: Any, i: Int[Array, ""]) -> Any:
+    def part(clock: Clock, state: PyTree, index: Int[Array, ""], at: Any, first: Any, length: Any) -> Any:
+        place, found = jax.lax.cond(first == 0, lambda: start(clock, state, index), lambda: at)
         world, policy = _parts(algorithm, task, state, clock)
-        place, found = at
-        return rollout(world, policy, place, keys_of(index)[2], jnp.int32(1), episode_return, found, i)
+        return rollout(world, policy, place, keys_of(index)[2], length, episode_return, found, first)
 
-    one = jax.jit(one, inline=True)  # One trace, for the size of its arrays and for the program.
+    part = jax.jit(part, inline=True)  # One trace, for the size of its arrays and for the program.
     seeds, whole = jax.tree.leaves(states)[0].shape[0], task.episode_length
     state, zero = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), states), jnp.int32(0)
     first = clock, state, zero
-    wave = waves.side_by_side(one, 2, (*first, jax.eval_shape(start, *first), zero), seeds, episodes)
+    wave = waves.side_by_side(part, 2, (*first, jax.eval_shape(start, *first), zero, zero), seeds, episodes)
     starts = jax.vmap(jax.vmap(start, in_axes=(None, None, 0)), in_axes=(None, 0, None))
-    each = jax.vmap(jax.vmap(one, in_axes=(None, None, 0, 0, None)), in_axes=(None, 0, None, 0, None))
-
-    def steps(clock: Clock, states: PyTree, index: Int[Array, "wave"], at: Any, first: Any, last: Any) -> Any:
-        """(number of the next step, state of the wave) after the steps from `first` on, before `last`."""
-        at = jax.lax.cond(first == 0, lambda: starts(clock, states, index), lambda: at)
-        return jax.lax.while_loop(
-            lambda loop: (loop[0] < last) & jnp.any(loop[1][1].alive != 0),
-            lambda loop: (loop[0] + 1, each(clock, states, index, loop[1], loop[0])),
-            (first, at),
-        )
-
+    by_episode = jax.vmap(part, in_axes=(None, None, 0, 0, None, None))
+    steps = jax.jit(jax.vmap(by_episode, in_axes=(None, 0, None, 0, None, None)))
     index = jnp.arange(wave, dtype=jnp.int32)
     # `jnp.zeros` also makes keys, which a state of a random environment contains.
     at = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(starts, clock, states, index))
-    compiled = compile("evaluation", jax.jit(steps), clock, states, index, at, zero, zero)
+    compiled = compile("evaluation", steps, clock, states, index, at, zero, zero)
     # The last wave also repeats episodes of the one before it if it has fewer of its own.
     firsts = [min(number, episodes - wave) for number in range(0, episodes, wave)]
     returns, calls = np.zeros((seeds, episodes)), 1
@@ -112,12 +103,12 @@ def in_parts(
     for number, of in enumerate(firsts):
         done, alive = 0, True
         while done < whole and alive:
-            began, last = time.monotonic(), min(done + calls, whole)
-            reached, at = compiled(clock, states, of + index, at, jnp.int32(done), jnp.int32(last))
-            alive, taken = bool(jnp.any(at[1].alive != 0)), max(int(reached) - done, 1)
-            calls = max(1, min(int(taken * PART_SECONDS / max(time.monotonic() - began, 1e-6)), 16 * (last - done)))
-            done = last
+            began, length = time.monotonic(), min(calls, whole - done)
+            at = compiled(clock, states, of + index, at, jnp.int32(done), jnp.int32(length))
+            alive = bool(jnp.any(at[1].alive != 0))
+            done += length
             update(number * whole + (done if alive else whole), len(firsts) * whole)
+            calls = max(1, min(int(length * PART_SECONDS / max(time.monotonic() - began, 1e-6)), 16 * length))
         returns[:, of : of + wave] = at[1].total
     return jnp.asarray(returns, at[1].total.dtype)
 
