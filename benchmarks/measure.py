@@ -201,7 +201,7 @@ def slope(sizes: list[float], values: list[float]) -> float:
 
 
 def report(tables: Mapping[str, Mapping[str, float]], out: Path | None, *arguments: str) -> None:
-    """Print the results. With `out`, also write them as JSON, with machine, versions, commit, and the command (`provenance`)."""
+    """Print the results. With `out`, also write them as JSON, with machine, versions, commit and command (`provenance`)."""
     for title, figures in tables.items():
         print(title)
         for name, value in figures.items():
