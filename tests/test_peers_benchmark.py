@@ -95,6 +95,7 @@ def test_the_task_has_the_spaces_that_the_other_side_is_given(name):
     assert (task.observation.shape, task.action.shape) == ((settings["observation"],), (settings["action"],))
 
 
+@pytest.mark.slow
 def test_actions_with_a_belief_are_measured_one_by_one_and_in_a_loop():
     settings = peers.DREAMER_SMALL | peers.TINY_DREAMER
     _, figures = answers(ours.dreamer_act, settings, 2)
@@ -121,6 +122,7 @@ def test_plans_of_td_mpc2_have_the_networks_of_the_settings():
     begun, figures = answers(ours.td_mpc2_plan, settings, 2)
     assert begun == {"parameters": of_td_mpc2(settings)}
     assert figures["CPU ms for each plan"] == 1000 * figures["CPU seconds"] / settings["plans"]
+    assert figures["CPU ms in a compiled loop"] > 0
 
 
 @pytest.mark.parametrize(("settings", "name"), [(peers.TD_MPC2_SMALL, "small"), (peers.TD_MPC2, "size5m")])
