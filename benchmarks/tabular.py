@@ -92,7 +92,6 @@ def run(method: str, env: str, seeds: int) -> dict[str, float]:
         "environment steps a core second": seeds * made / cpu,
         "seeds a second": seeds * made / wall / program.total_steps,
         "seeds a core second": seeds * made / cpu / program.total_steps,
-        "seconds to compile": training.compile_seconds,
     } | {f"MB, {name}": megabytes for name, megabytes in training.megabytes().items()}
 
 
