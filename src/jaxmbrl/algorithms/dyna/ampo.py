@@ -164,6 +164,7 @@ METHOD = Method(
     family="dyna",
     paper="2010.09546",
     summary="MBPO whose model has features of one distribution for real and imagined inputs",
+    takes=("continuous actions", "discrete actions"),
     tiny={
         **TINY_RUN,
         **TINY_ENSEMBLE,
