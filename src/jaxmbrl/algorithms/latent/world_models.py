@@ -394,11 +394,12 @@ METHOD = Method(
         Goal(
             "world-models-pixels-cartpole",
             "pixels/32,grey/cartpole-continuous",
-            8000,
+            5000,
             150.0,
+            seeds=2,
             seeds_at_goal=0,
-            settings={"rounds": 12, "model.coder.units": 128, "replay_capacity": 10_000},
-            about="from images of 32 x 32 pixels, small preset with twelve rounds",
+            settings={"model.decoder_scale": 100.0, "model.coder.units": 128, "replay_capacity": 10_000},
+            about="from images of 32 x 32 pixels, small preset with a weight of 100 on pixels",
         ),
     ),
 )
