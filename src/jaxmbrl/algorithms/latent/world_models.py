@@ -394,12 +394,11 @@ METHOD = Method(
         Goal(
             "world-models-pixels-cartpole",
             "pixels/32,grey/cartpole-continuous",
-            5000,
+            8000,
             150.0,
-            seeds=2,
             seeds_at_goal=0,
-            settings={"model.decoder_scale": 100.0, "model.coder.units": 128, "replay_capacity": 10_000},
-            about="from images of 32 x 32 pixels, small preset with a weight of 100 on pixels",
+            settings={"rounds": 12, "model.coder.units": 128, "replay_capacity": 10_000},
+            about="from images of 32 x 32 pixels, small preset with twelve rounds",
         ),
     ),
 )
