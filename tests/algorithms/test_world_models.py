@@ -12,8 +12,11 @@ from jaxmbrl.algorithms.latent import world_models
 from jaxmbrl.algorithms.latent.world_models import Config
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete
-from jaxmbrl.core.types import Clock
+from jaxmbrl.core.types import Clock, Transition
+from jaxmbrl.data import sequences
 from jaxmbrl.models.latent import Belief, CoderConfig, MDNConfig, Window, mdn_rnn
+from jaxmbrl.nn import cma_es
+from jaxmbrl.nn.cma_es import CMAConfig
 from jaxmbrl.training import programs
 
 Z, A, H, K, B, T = 2, 1, 3, 2, 2, 4
@@ -128,6 +131,24 @@ def test_the_return_of_a_dream_ends_with_it(memory, logit, expected):
     codes, point = jnp.zeros((3, 2 * Z)), jnp.zeros(A * (Z + H + 1))
     found = world_models.dream_return(config, PARTS, control, memory, jnp.ones(()), codes, jax.random.key(0), point)
     assert found == expected
+
+
+def test_each_round_begins_a_new_search_at_the_last_mean():
+    """Of the search before, only the mean counts; each generation has its own dreams, and the best possible mean is 0."""
+    config = Config(model=MODEL, search=CMAConfig(population=8, deviation=0.5), generations=40, dreams=2)
+    row = Transition(jnp.zeros(2 * Z), jnp.zeros(A), jnp.zeros(()), jnp.zeros(2 * Z), *[jnp.zeros((), bool)] * 2, ())
+    coded = sequences.add(sequences.init(row, 1, 4), jax.tree.map(lambda x: x[None, None], row))
+    first = cma_es.init(config.search, jnp.array([1.0, -2.0]))
+    used = first._replace(scale=jnp.asarray(1e-6), generations=jnp.asarray(9, jnp.int32), scale_path=jnp.ones(2))
+
+    def dreamt(codes, key, point):
+        assert codes.shape == (2, 2 * Z)
+        return -jnp.sum(point**2)
+
+    search = jax.jit(lambda before: world_models.search_in_dream(config, dreamt, coded, before, KEY))
+    (after, found), (again, _) = search(first), search(used)
+    jax.tree.map(np.testing.assert_array_equal, after, again)
+    assert int(after.generations) == 40 and -1e-2 < float(found["policy/dreamt_at_end"].total) < 0
 
 
 def test_a_controller_by_hand():
