@@ -27,8 +27,8 @@ USAGE = """usage: jaxmbrl COMMAND ...
   train ... --stop-at-return R                           end when the mean return over seeds reaches R
   train ALGORITHM --env TASK --data FILE                 learn from transitions in a file, without collecting
   train ... --coordinator HOST:PORT --hosts N --host I   one of N processes that train together (or --hosts auto)
-  evaluate RUN [--model true] [--backend gymnasium] [--video [FILE]]
-                             returns of a run's deterministic policy, and a video
+  evaluate RUN [--model true] [--backend gymnasium] [--video [FILE]] [--dream [FILE]]
+                             returns of a run's deterministic policy, and a video of it or of its dream
   report RUN [RUN ...] [--out FILE]                      one HTML page: curves, comparison, the model, the policy, the run
   export RUN --to stablehlo|onnx|numpy [--seed S] [--batch N] [--out FILE]
                              the policy as a file for a robot, with the program that loads it without this package
@@ -99,6 +99,7 @@ COMMANDS = {
 ELSEWHERE = {
     "train --resume RUN": ("resume", "continue", "restart"),
     "evaluate RUN --video": ("video", "film", "render", "record", "play", "enjoy", "watch"),
+    "evaluate RUN --dream": ("dream", "imagine"),
     "evaluate RUN": ("eval", "test", "score"),
     "list": ("ls", "algorithms", "tasks", "envs", "presets", "methods"),
     "distill RUN": ("imitate", "compress", "clone", "dagger"),

@@ -31,7 +31,7 @@ SHORT_SECONDS = 5.0
 
 
 def evaluate(words: list[str]) -> int:
-    """`jaxmbrl evaluate`: returns of a run's policy, and a video."""
+    """`jaxmbrl evaluate`: returns of a run's policy, a video, and a video of a dream."""
     from jaxmbrl.data import dataset
     from jaxmbrl.envs.bridges import twin
     from jaxmbrl.training import programs, runner, scores
@@ -52,6 +52,8 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object: per_seed, mean, iqm")
     film = "film the first seed's first episode, as a GIF of at most 300 frames (default: RUN/video.gif); else exit code 1"
     parser.add_argument("--video", nargs="?", const="", metavar="FILE", help=film)
+    dreamt = "film the same beside a dream of a latent world model of images, as a GIF (default: RUN/dream.gif)"
+    parser.add_argument("--dream", nargs="?", const="", metavar="FILE", help=dreamt)
     args = parser.parse_args(words)
     if args.episodes < 1:
         raise UserError(f"--episodes must be at least 1, got {args.episodes}")
@@ -82,6 +84,7 @@ def evaluate(words: list[str]) -> int:
     print(f"mean {found.mean:.2f}, interquartile mean {found.iqm:.2f}, in {time.monotonic() - started:.1f} s")
     if reference is not None:
         print(scores.described(found.per_seed, reference))
+    _dream(args.run, args.dream)
     filmed = args.video is None or _film(args.run, args.model, args.backend, file)
     if args.json:
         print(json.dumps(_summary(found, reference), allow_nan=False))
@@ -206,6 +209,16 @@ def _film(run: str, model: str | None, backend: str | None, file: Path) -> bool:
             complain(str(error))
             return False
     return True
+
+
+def _dream(run: str, given: str | None) -> None:
+    """Write a video of a dream to the file that is `given`, or into the run folder if it is empty; None for no video."""
+    from jaxmbrl.data import dataset
+    from jaxmbrl.diagnostics import dream
+
+    if given is not None:
+        file = dataset.new_file("--dream", given, ".gif") if given else expanded(run) / "dream.gif"
+        print(f"dream    {file}: {dream.film(run, file)}")
 
 
 def _finite(value: float) -> float | None:

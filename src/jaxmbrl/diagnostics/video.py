@@ -134,6 +134,16 @@ def gif(pictures: Sequence[UInt8[np.ndarray, "H W 3"]], durations: Sequence[int]
     return file.getvalue()
 
 
+def gif_path(file: str | Path) -> Path:
+    """The path of a video. Raises UserError if its name does not end with `.gif`."""
+    path = expanded(file)
+    if path.suffix.lower() != ".gif":
+        raise UserError(
+            f"a video is written as a GIF: name it {path.name.removesuffix(path.suffix) or 'film'}.gif, got '{file}'"
+        )
+    return path
+
+
 @hints.checked_arguments
 def film(run: str | Path | Result, file: str | Path, model: str | None = None, backend: str | None = None) -> str:
     """Write a GIF of the first episode of `runner.evaluate` with the first seed of a run to `file`. Returns a description.
@@ -144,11 +154,7 @@ def film(run: str | Path | Result, file: str | Path, model: str | None = None, b
     Raises NoPicture if the task has no drawing, its drawing fails, or the machine has no renderer (`envs.drawing`), if
     possible before anything is computed; UserError as `runner.evaluate` does.
     """
-    path = expanded(file)
-    if path.suffix.lower() != ".gif":
-        raise UserError(
-            f"a video is written as a GIF: name it {path.name.removesuffix(path.suffix) or 'film'}.gif, got '{file}'"
-        )
+    path = gif_path(file)
     program, states, env_steps, _ = runner.trained(run, model)
     clock = loop.clock_at(env_steps)
     if program.task.host is not None or backend == "gymnasium":
