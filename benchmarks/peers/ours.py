@@ -366,13 +366,20 @@ def dreamer_config(settings: dict[str, Any]) -> dreamer_algorithm.Config:
 
 def dreamer_of(settings: dict[str, Any]) -> tuple[Algorithm, Task, Any, int]:
     """(Dreamer with the sizes of `settings`, its task, its state with random rows, its number of parameters)."""
-    task = make(settings["task"])
-    algorithm = dreamer_algorithm.make(dreamer_config(settings), task)
-    data = random_rows(jax.random.key(0), settings["rows"], task.observation.shape[0], task.action.shape[0])
-    state = jax.jit(lambda key: algorithm.init(key, {}, data))(jax.random.key(1))
+    algorithm, task, state = on_random_rows(dreamer_algorithm.make, dreamer_config(settings), settings)
     learned = state.learned
     trained = learned.model.params, learned.agent.actor.params, learned.agent.critic.params
     return algorithm, task, state, size_of(trained)
+
+
+def on_random_rows(
+    make_algorithm: Callable[[Any, Task], Algorithm], config: Any, settings: dict[str, Any]
+) -> tuple[Algorithm, Task, Any]:
+    """(a method with latent models, the task of `settings`, its state with random rows)."""
+    task = make(settings["task"])
+    algorithm = make_algorithm(config, task)
+    data = random_rows(jax.random.key(0), settings["rows"], task.observation.shape[0], task.action.shape[0])
+    return algorithm, task, jax.jit(lambda key: algorithm.init(key, {}, data))(jax.random.key(1))
 
 
 def size_of(params: Any) -> int:
@@ -471,10 +478,7 @@ def td_mpc2_config(settings: dict[str, Any]) -> td_mpc2_algorithm.Config:
 
 def td_mpc2_of(settings: dict[str, Any]) -> tuple[Algorithm, Task, Any, int]:
     """(TD-MPC2 with the sizes of `settings`, its task, its state with random rows, its number of parameters)."""
-    task = make(settings["task"])
-    algorithm = td_mpc2_algorithm.make(td_mpc2_config(settings), task)
-    data = random_rows(jax.random.key(0), settings["rows"], task.observation.shape[0], task.action.shape[0])
-    state = jax.jit(lambda key: algorithm.init(key, {}, data))(jax.random.key(1))
+    algorithm, task, state = on_random_rows(td_mpc2_algorithm.make, td_mpc2_config(settings), settings)
     learned = state.learned
     return algorithm, task, state, size_of((learned.model.params, learned.critics.params, learned.actor.params))
 
