@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxmbrl.training import loop
+from jaxmbrl.training import loop, programs
 from jaxmbrl.training.programs import Program
 from jaxmbrl.training.run_folder import environment
 
@@ -149,9 +149,8 @@ class Training:
     """The training program of a run, compiled, and its state."""
 
     def __init__(self, program: Program) -> None:
-        seeds = program.config.seeds
         self.program = program
-        self.clock, self.state = loop.clock_at(0), jax.jit(program.loop.init)(jnp.arange(seeds), {})
+        self.clock, self.state = loop.clock_at(0), programs.initial(program, {})
         arguments = (self.clock, self.state, jnp.asarray(1, jnp.int32))
         begun = time.perf_counter()
         self.compiled = program.compile("training", jax.jit(program.loop.run, donate_argnums=1), *arguments)

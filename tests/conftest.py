@@ -55,7 +55,7 @@ from jaxmbrl.core import xla  # noqa: E402
 gc.set_threshold(100_000, 20, 20)
 
 # Before any test computes: with a single thread some programs never return.
-xla.ensure_threads()
+xla.prepare()
 
 
 @pytest.fixture(scope="module", autouse=True)

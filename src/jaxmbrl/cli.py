@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import gc
 import importlib
 import io
 import os
@@ -128,12 +129,14 @@ def _command(words: list[str]) -> int:
         hint = closest(name, COMMANDS) if instead is None else f"write '{calling.again()} {instead}'"
         raise UserError(f"unknown command '{name}'; {hint}")
     if name not in COMPILES_NOTHING:
+        # Tracing makes many objects that live long; the default threshold searches all of them for garbage again and again.
+        gc.set_threshold(100_000, 20, 20)
         try:
             from jaxmbrl.core import xla
         except ValueError as error:
             # JAX reads its environment variables when it is imported.
             raise UserError(f"JAX cannot be imported ({error}); correct that environment variable or unset it") from None
-        xla.ensure_threads()
+        xla.prepare()
         if calling.FLOAT64 in switches:
             from jaxmbrl.core import precision
 

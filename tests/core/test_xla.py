@@ -2,6 +2,7 @@
 
 import os
 
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
@@ -28,9 +29,21 @@ def test_ensembles_have_eigens_products(on_a_cpu):
     assert xla.for_ensembles("bfloat16") == xla.NOTHING, "Eigen has no matrix units"
 
 
-def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch, on_a_cpu):
-    monkeypatch.setattr(xla, "EIGEN", {"xla_cpu_of_another_version": "1"})
-    assert xla.for_ensembles() == xla.NOTHING
+@pytest.mark.parametrize(("name", "options"), [("EIGEN", xla.for_ensembles), ("UNOPTIMIZED", xla.for_one_call)])
+def test_an_option_that_xla_does_not_know_is_left_out(name, options, monkeypatch, on_a_cpu):
+    assert options() == getattr(xla, name)
+    monkeypatch.setattr(xla, name, {"xla_cpu_of_another_version": "1"})
+    assert options() == xla.NOTHING
+
+
+def test_the_initial_state_is_that_of_an_optimized_program(on_a_cpu):
+    program = programs.build(programs.configure("ppo", "pendulum", seeds=2))
+    ours, optimized = programs.initial(program, {}), jax.jit(program.loop.init)(jnp.arange(2), {})
+
+    def numbers(leaf):
+        return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+    chex.assert_trees_all_close(*(jax.tree.map(numbers, state) for state in (ours, optimized)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -305,7 +305,7 @@ def test_a_file_that_tells_no_task_is_taken_for_any_that_it_fits(tmp_path):
 def test_data_fit_a_run_in_float64(name, file):
     with jax.enable_x64(True):
         program = programs.build(programs.configure(name, "pendulum", settings=SETTINGS[name], data=file))
-        states = jax.eval_shape(lambda: programs.initial(program, {}))
+        states = programs.initial_shapes(program)
         _, after = jax.eval_shape(program.loop.run, loop.clock_at(0), states, jnp.ones((), jnp.int32))
         assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), states)
         assert after.algorithm.replay.data.reward.dtype == jnp.float64

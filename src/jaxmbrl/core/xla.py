@@ -6,12 +6,19 @@ import functools
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import jax
+
+from jaxmbrl.core import threefry
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 EIGEN: Mapping[str, str] = MappingProxyType({"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"})
 """Eigen computes products; YNNPACK still computes sums."""
+UNOPTIMIZED: Mapping[str, Any] = MappingProxyType(
+    {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+)
+"""Compilation takes half the time; the program is several times as slow."""
 
 
 def for_ensembles(precision: str = "default") -> Mapping[str, str]:
@@ -22,16 +29,33 @@ def for_ensembles(precision: str = "default") -> Mapping[str, str]:
     options on other devices, if this version of XLA does not know the option, or for `precision` "bfloat16", for which only
     YNNPACK uses the CPU's matrix units.
     """
-    return EIGEN if precision != "bfloat16" and jax.default_backend() == "cpu" and _known(tuple(EIGEN.items())) else NOTHING
+    return _on_cpu(EIGEN) if precision != "bfloat16" else NOTHING
+
+
+def for_one_call() -> Mapping[str, Any]:
+    """Options for programs that are called once and compute little, such as that of the initial state: on a CPU they
+    compile in half the time. Returns no options on other devices, or if this version of XLA does not know them."""
+    return _on_cpu(UNOPTIMIZED)
+
+
+def _on_cpu(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    return options if jax.default_backend() == "cpu" and _known(tuple(options.items())) else NOTHING
 
 
 @functools.cache
-def _known(options: tuple[tuple[str, str], ...]) -> bool:
+def _known(options: tuple[tuple[str, Any], ...]) -> bool:
     try:
         jax.jit(lambda x: x, compiler_options=dict(options)).lower(0.0).compile()
     except jax.errors.JaxRuntimeError:
         return False
     return True
+
+
+def prepare() -> None:
+    """Prepare this process for programs of this package: `ensure_threads`, and random bits without loops on a CPU
+    (`core.threefry`). Call it before JAX first computes."""
+    ensure_threads()
+    threefry.without_loops()
 
 
 def ensure_threads() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from jaxmbrl import algorithms, envs
 from jaxmbrl.agents.distillation import Expert
-from jaxmbrl.core import calling, hints, surroundings
+from jaxmbrl.core import calling, hints, surroundings, xla
 from jaxmbrl.core.config import UserError, check, closest, from_dict, to_dict
 from jaxmbrl.core.places import expanded
 from jaxmbrl.core.spaces import Box
@@ -399,7 +399,7 @@ def build(config: RunConfig, learns: bool = True, task: Task | None = None, expe
     program = Program(config, task, algorithm, made)
     if program.total_steps >= WHOLE:
         raise UserError(f"steps must be below {WHOLE} in whole epochs, got {config.steps}")
-    state = jax.eval_shape(lambda: initial(program, hyper_of({}, program.config)))
+    state = initial_shapes(program)
     probing.check(algorithm, state)
     memory.check(state, "the state of the run", "lower seeds, replay_capacity or the networks' sizes")
     return program
@@ -503,12 +503,26 @@ def _data(config: RunConfig, task: Task) -> Transition:
 
 def initial(program: Program, hyper: dict[str, Array], sharding: SeedSharding | None = None) -> LoopState:
     """The initial state of all seeds, distributed by `sharding` (by default on one device); `hyper` is from `hyper_of`."""
+    init, arguments = _initializing(program, hyper, sharding)
+    return jax.jit(init, compiler_options=dict(xla.for_one_call()))(*arguments)
+
+
+def initial_shapes(program: Program) -> LoopState:
+    """Shapes and dtypes of the initial state of all seeds."""
+    init, arguments = _initializing(program, hyper_of({}, program.config), None)
+    return jax.eval_shape(init, *arguments)
+
+
+def _initializing(
+    program: Program, hyper: dict[str, Array], sharding: SeedSharding | None
+) -> tuple[Callable[..., LoopState], tuple[Any, Any]]:
+    """The function that makes the initial state of all seeds, and its arguments."""
     config = program.config
     if config.expert is not None:
         hyper = hyper | {"expert_seed": (config.seed + jnp.arange(config.seeds)) % config.expert_seeds}
     sharding = sharding or devices.single_device(config.seeds)
     init = sharding.over(program.loop.init, OF_SEEDS, OF_SEEDS, result=OF_SEEDS)
-    return jax.jit(init)(devices.rows_of(sharding, config.seed), sharding.place(hyper))
+    return init, (devices.rows_of(sharding, config.seed), sharding.place(hyper))
 
 
 def check_whole(values: Any, name: str = "") -> None:

@@ -15,7 +15,7 @@ from jaxmbrl.training.console import RunWarning
 from jaxmbrl.training.hosts import Hosts, newest_step
 from jaxmbrl.training.loop import LoopState
 from jaxmbrl.training.manifest import CheckpointError
-from jaxmbrl.training.programs import Program, build, hyper_of, initial, read
+from jaxmbrl.training.programs import Program, build, hyper_of, initial, initial_shapes, read
 from jaxmbrl.training.run_folder import ENVIRONMENT, METRICS, RunFolder
 
 
@@ -75,7 +75,7 @@ def _restore_part(folder: RunFolder, program: Program, hosts: Hosts, repair: boo
     def fresh() -> LoopState:
         return initial(own, hyper_of({}, own.config))
 
-    like = jax.eval_shape(fresh)
+    like = initial_shapes(own)
     # A student that is not trained further has no expert, whose memory is a part of the checkpoint.
     alone = program.config.expert is not None and not jax.tree.leaves(like.memory)
     return checkpoint.restore(hosts.checkpoints(folder), like, repair, before, fresh, ".memory" if alone else None)

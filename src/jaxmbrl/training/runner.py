@@ -136,7 +136,7 @@ def train(
     (`envs.shapes`) and for a folder that is not writable; Stopped if asked to stop; `checkpointing.Lost` if the folder
     could not be written to for too long.
     """
-    xla.ensure_threads()
+    xla.prepare()
     _check_order(algorithm, env)
     console = _console(progress)
     _check_given(preset, hyper, data, out, stopping, hosts)
@@ -267,7 +267,7 @@ def resume(
 
     Raises UserError if `run` is not a run, has no intact checkpoint, or was started with other settings; also as `train`.
     """
-    xla.ensure_threads()
+    xla.prepare()
     if isinstance(run, Result) and run.path is None:
         raise UserError("a result in memory cannot be resumed: jaxmbrl.train(..., out='runs/x') makes a run in a folder")
     if not isinstance(settings, Mapping | None):
@@ -289,7 +289,7 @@ def continue_run(
     attached: Attached = NOTHING,
 ) -> Result:
     """Continue the run in `folder` with `config`. Raises as `resume` does."""
-    xla.ensure_threads()
+    xla.prepare()
     console = _console(progress)
     saved = checkpoint.extras(hosts.checkpoints(folder))
     for started in (to_dict(read(folder)), *(saved[step]["config"] for step in sorted(saved, reverse=True)[:1])):
@@ -345,7 +345,7 @@ def load(run: str | Path | Result) -> Loaded:
     >>> policy, state, task = load("runs/x")                              # doctest: +SKIP
     >>> act = policy(jax.tree.map(lambda x: x[0], state)).act             # doctest: +SKIP
     """
-    xla.ensure_threads()
+    xla.prepare()
     if isinstance(run, Result):
         return Loaded(run.policy, run.state, run.task)
     found = trained(run)
@@ -373,7 +373,7 @@ def evaluate(
 
     With `progress`, an evaluation that takes more than a few seconds shows its progress and the time left.
     """
-    xla.ensure_threads()
+    xla.prepare()
     episodes = checked_episodes(episodes, backend)
     if not isinstance(progress, bool | Work | None):
         raise UserError(f"progress must be True, False or a jaxmbrl.training.console.Work, got {progress!r:.60}")

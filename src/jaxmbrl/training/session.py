@@ -25,7 +25,7 @@ from jaxmbrl.training.epoch_rows import Evaluated
 from jaxmbrl.training.hosts import ALONE, Hosts
 from jaxmbrl.training.logs import Logger
 from jaxmbrl.training.loop import LoopState
-from jaxmbrl.training.programs import Program, RunConfig, hyper_of, initial, unlearned
+from jaxmbrl.training.programs import Program, RunConfig, initial, initial_shapes, unlearned
 from jaxmbrl.training.recording import Recorder
 from jaxmbrl.training.restoring import restore, share_of
 from jaxmbrl.training.run_folder import RunFolder, environment
@@ -165,7 +165,7 @@ class Session:
     def start(self, hyper: dict[str, Array]) -> None:
         """Make the first state and save it."""
         self.recorder.event("start", algorithm=self.config.algorithm, env=self.config.env, seeds=self.config.seeds)
-        size = memory.bytes_of(jax.eval_shape(lambda: initial(self.program, hyper_of({}, self.program.config))))
+        size = memory.bytes_of(initial_shapes(self.program))
         if size >= LARGE_STATE:
             self.progress.say(
                 f"the state takes {size / 1e9:,.2f} GB of memory, and each checkpoint about as much on the disk"
