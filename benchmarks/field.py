@@ -1,8 +1,9 @@
 """Every method side by side: all methods that apply to a task, at equal numbers of real steps, with small presets.
 
-    python benchmarks/field.py [--tasks pendulum ...] [--methods sac ...] [--limit MINUTES]     measure, or go on
-    python benchmarks/field.py --list                                                          the cases and their states
-    python benchmarks/field.py --report                                                        figure and tables
+    python benchmarks/field.py [--tasks pendulum ...] [--methods sac ...] [--at-once N] [--limit MINUTES]
+                                           measure, or go on
+    python benchmarks/field.py --list      the cases and their states
+    python benchmarks/field.py --report    figure and tables
 
 A case is a method on a task. Its seeds train in one program, which is resumed if it was stopped; the deterministic policy
 is evaluated on fixed start states at each of the numbers of `--steps`, within one training. A method that updates every U
@@ -14,6 +15,9 @@ Each case has a file in `--out`, written after each evaluation. `does-not-apply.
 Times are seconds of CPU time: run the script on one core (`taskset -c 0`). Those of training, of evaluation, and of
 compilation with tracing and restoring are counted apart. A case compiles its programs again after each evaluation, but a
 program in the cache (`JAX_COMPILATION_CACHE_DIR`, by default a folder in `--runs`) only has to be read.
+
+With `--at-once N` the seeds of a case train in groups of N, each in a program of its own, one group after the other. The
+results of groups are kept in `--out`/groups, so a case that takes hours needs no run folder for longer than one group.
 """
 
 from __future__ import annotations
@@ -74,11 +78,34 @@ class Case(NamedTuple):
     """Number of steps of `--steps` -> the multiple of the method's own steps at which it is evaluated."""
     seeds: int
     episodes: int
+    first: int = 0
+    """The first seed of this group."""
+    at_once: int | None = None
+    """Seeds of a group, which train in one program; None for all."""
 
     @property
     def name(self) -> str:
-        """Name of its file and its run folder."""
+        """Name of its file."""
         return field_report.name_of(self.method, self.task)
+
+    @property
+    def group(self) -> str:
+        """Name of the group's run folder, and of its file unless it has all seeds."""
+        return self.name if self.is_whole else f"{self.name}-seed-{self.first}"
+
+    @property
+    def trained(self) -> int:
+        """Seeds of this group."""
+        return min(self.at_once or self.seeds, self.seeds - self.first)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the group has all seeds."""
+        return self.trained == self.seeds
+
+    def groups(self, at_once: int | None) -> list[Case]:
+        """The case in groups of `at_once` seeds."""
+        return [self._replace(first=first, at_once=at_once) for first in range(0, self.seeds, at_once or self.seeds)]
 
     @property
     def epoch(self) -> int:
@@ -225,31 +252,73 @@ class Place(NamedTuple):
 
     def ledger(self, case: Case) -> Ledger:
         """The seconds of the case."""
-        return Ledger(self.runs / f"{case.name}.seconds.jsonl")
+        return Ledger(self.runs / f"{case.group}.seconds.jsonl")
+
+    def folder(self, case: Case) -> Path:
+        """The run folder of the case."""
+        return self.runs / case.group
+
+    def file(self, case: Case) -> Path:
+        """The file of the case, or of its group."""
+        return self.out / f"{case.name}.json" if case.is_whole else self.out / "groups" / f"{case.group}.json"
 
     def read(self, case: Case) -> dict[str, Any]:
-        """The results of the case; {} if there are none."""
-        file = self.out / f"{case.name}.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        """The results of the group of seeds, or of the whole case if it is done; {} if there are none."""
+        files = (self.out / f"{case.name}.json", self.file(case))
+        found = [json.loads(file.read_text()) if file.exists() else {} for file in files]
+        return found[0] if found[0].get("state") == "done" else found[1]
 
     def write(self, case: Case, state: str, stages: list[dict[str, Any]]) -> None:
-        """Write the results of the case."""
+        """Write the results of the group of seeds; and those of the whole case, as far as all groups have them. The files
+        of groups are deleted when all are done."""
+        self._write(case, state, stages)
+        groups = case.groups(case.at_once)
+        found = [self.read(group) for group in groups]
+        if case.is_whole or not all(of.get("stages") for of in found):
+            return
+        states = [of["state"] for of in found]
+        merged = list(map(merge, zip(*(of["stages"] for of in found), strict=False)))
+        done = all(of == "done" for of in states)
+        unfinished = next((of for of in states if of.startswith("failed")), field_report.at(merged[-1]["env_steps"]))
+        self._write(case._replace(first=0, at_once=None), "done" if done else unfinished, merged)
+        if done:
+            for group in groups:
+                self.file(group).unlink()
+
+    def _write(self, case: Case, state: str, stages: list[dict[str, Any]]) -> None:
         card = algorithms.METHODS.card(case.method)
         found = {
             **{"method": case.method, "task": case.task, "family": card.family, "requires": list(card.requires)},
-            **{"preset": case.preset, "settings": case.settings, "seeds": case.seeds, "episodes": case.episodes},
+            **{"preset": case.preset, "settings": case.settings, "seeds": case.trained, "episodes": case.episodes},
             **{"steps": list(case.at), "state": state, "stages": stages},
             **provenance("--tasks", case.task, "--methods", case.method, "--steps", *map(str, case.at)),
         }
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_file(self.out / f"{case.name}.json", (field_report.text_of(found) + "\n").encode())
+        self.file(case).parent.mkdir(parents=True, exist_ok=True)
+        write_file(self.file(case), (field_report.text_of(found) + "\n").encode())
+
+
+def merge(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The evaluations of all groups of seeds at a number of steps, as one."""
+    per_seed = [value for stage in stages for value in stage["per_seed"]]
+    seconds = {
+        kind: {what: round(sum(stage[kind][what] for stage in stages), 2) for what in stages[0][kind]}
+        for kind in ("cpu_seconds", "wall_seconds")
+    }
+    return {
+        **stages[0],
+        "per_seed": per_seed,
+        **field_report.summary(per_seed),
+        "frozen": [seed for stage in stages for seed in stage["frozen"]],
+        **seconds,
+        **({"dirty": any(stage["dirty"] for stage in stages)} if "dirty" in stages[0] else {}),
+    }
 
 
 def work(case: Case, place: Place, stopping: Stopping | None = None, give_way: float = math.inf) -> str:
     """Train and evaluate the case, from where it is, and write its results after each evaluation. Returns its state:
     `done`, `failed: why`, or `at N steps` if it gave way because more than `give_way` seconds were left. Raises Stopped if
     asked to stop."""
-    folder, ledger = place.runs / case.name, place.ledger(case)
+    folder, ledger = place.folder(case), place.ledger(case)
     stages: list[dict[str, Any]] = place.read(case).get("stages", [])
 
     def goes_on(_: Any = None) -> bool:
@@ -259,17 +328,18 @@ def work(case: Case, place: Place, stopping: Stopping | None = None, give_way: f
     for steps, at in list(case.at.items())[len(stages) :]:
         if ledger.last() and not goes_on():
             return field_report.at(ledger.last())
-        meter = Meter(ledger, at, case.seeds)
+        meter = Meter(ledger, at, case.trained)
         every = {"eval_every": at // case.epoch}
         common: dict[str, Any] = {"steps": at, "progress": meter, "callback": goes_on, "stopping": stopping}
         if folder.exists():
             result = jaxmbrl.resume(folder, settings=every, eval_episodes=case.episodes, **common)
         else:
             settings = {**case.settings, "epoch_steps": case.epoch, **every}
-            run = {"seeds": case.seeds, "preset": case.preset, "settings": settings, "eval_episodes": case.episodes}
+            run = {"seeds": case.trained, "seed": case.first, "preset": case.preset, "settings": settings}
+            run["eval_episodes"] = case.episodes
             result = jaxmbrl.train(case.method, case.task, out=folder, **run, **common)
         if result.env_steps < at:
-            ended = len(result.frozen) == case.seeds
+            ended = len(result.frozen) == case.trained
             state = (
                 f"failed: no seed is finite after {result.env_steps:,} steps"
                 if ended
@@ -285,7 +355,7 @@ def work(case: Case, place: Place, stopping: Stopping | None = None, give_way: f
 def stage_of(case: Case, steps: int, result: Result, ledger: Ledger) -> dict[str, Any]:
     """The results of an evaluation. A frozen seed is evaluated with its last finite policy."""
     rows = {row["seed"]: row for row in result.rows if row["env_steps"] == result.env_steps}
-    returns = [rows[seed].get("eval/return") for seed in range(case.seeds)]
+    returns = [rows[seed].get("eval/return") for seed in range(case.first, case.first + case.trained)]
     if any(value is None for value in returns):
         returns = list(jaxmbrl.evaluate(result, case.episodes).per_seed)
     kinds = ("training", "evaluation", "compilation")
@@ -310,36 +380,36 @@ def estimate(case: Case, place: Place, cases: Sequence[Case]) -> float | None:
         return own
     total = max(case.at.values())
     here = [(place.ledger(other), other) for other in cases if other.method == case.method]
-    paces = [found.seconds("training") / found.last() for found, _ in here if found.last()]
+    paces = [found.seconds("training") / found.last() / other.trained for found, other in here if found.last()]
     goals = [goal.name for goal in algorithms.METHODS.card(case.method).goals]
     files = [file for file in (ROOT / "benchmarks" / "results" / f"{name}.json" for name in goals) if file.exists()]
     known = [json.loads(file.read_text()) for file in files]
     near = [found for found in known if found["env"] == case.task] or known
-    paces = paces or [of["training_seconds"] / of["steps"] / of["seeds"] * case.seeds for of in near]
-    return max(paces) * total if paces else None
+    paces = paces or [of["training_seconds"] / of["steps"] / of["seeds"] for of in near]
+    return max(paces) * total * case.trained if paces else None
 
 
 def measure(cases: Sequence[Case], place: Place, limit: float, command: list[str]) -> None:
     """Work on the cases until all are done or `limit` minutes have passed. `command` starts the process of a case, with its
     name and the seconds after which it gives way. Raises KeyboardInterrupt after a signal, once the run is saved."""
     deadline, failed = time.monotonic() + 60 * limit, set[str]()
-    while open_cases := [case for case in cases if place.read(case).get("state") != "done" and case.name not in failed]:
-        left = {case.name: estimate(case, place, cases) for case in open_cases}
-        ranked = sorted(open_cases, key=lambda case: left[case.name] or 0.0)
+    while open_cases := [case for case in cases if place.read(case).get("state") != "done" and case.group not in failed]:
+        left = {case.group: estimate(case, place, cases) for case in open_cases}
+        ranked = sorted(open_cases, key=lambda case: left[case.group] or 0.0)
         case = ranked[0]
-        give_way = min((seconds for other in ranked[1:] if (seconds := left[other.name]) is not None), default=math.inf)
+        give_way = min((seconds for other in ranked[1:] if (seconds := left[other.group]) is not None), default=math.inf)
         if deadline - time.monotonic() < 1:
             break
-        print(f"[{case.name}: about {text_of(left[case.name])} left]", flush=True)
-        code = run([*command, "--case", case.method, case.task, "--give-way", str(give_way)], deadline)
+        print(f"[{case.group}: about {text_of(left[case.group])} left]", flush=True)
+        code = run([*command, "--case", case.method, case.task, str(case.first), "--give-way", str(give_way)], deadline)
         state = place.read(case).get("state", "not begun")
         if code not in (0, ASKED_TO_STOP):
-            failed.add(case.name)
+            failed.add(case.group)
             state = f"failed: its process ended with exit code {code}"
             place.write(case, state, place.read(case).get("stages", []))
         elif state.startswith("failed"):
-            failed.add(case.name)
-        print(f"[{case.name}: {state}]", flush=True)
+            failed.add(case.group)
+        print(f"[{case.group}: {state}]", flush=True)
 
 
 def run(command: list[str], deadline: float) -> int:
@@ -378,7 +448,7 @@ def listed(cases: Sequence[Case], apart: dict[str, dict[str, str]], place: Place
     for case, state, left in sorted(states, key=lambda entry: (entry[1] == "done", entry[2] or 0.0)):
         done, begun = state == "done", place.ledger(case).last()
         now = state if done or (state or "").startswith("failed") else field_report.at(begun) if begun else "to do"
-        lines.append(f"{case.name:<40} {now}" + ("" if done else f", about {text_of(left)} left"))
+        lines.append(f"{case.group:<40} {now}" + ("" if done else f", about {text_of(left)} left"))
         total, unknown = total + (0.0 if done else left or 0.0), unknown + (not done and left is None)
     lines += [
         f"{field_report.name_of(name, task):<40} does not apply: {why}"
@@ -401,12 +471,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=list(STEPS))
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--episodes", type=int, default=EPISODES, help="start states of each evaluation")
+    parser.add_argument("--at-once", type=int, help="seeds that train in one program; by default all")
     parser.add_argument("--limit", type=float, default=math.inf, help="minutes")
     parser.add_argument("--out", type=Path, default=field_report.RESULTS)
     parser.add_argument("--runs", type=Path, default=Path("runs/field"))
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--report", action="store_true")
-    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--give-way", type=float, default=math.inf, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     place, numbers = Place(args.out, args.runs), (args.steps, args.seeds, args.episodes)
@@ -414,9 +485,9 @@ def main(arguments: list[str] | None = None) -> None:
         field_report.write(args.out)
         return
     if args.case:
-        method, task = args.case
+        method, task, first = args.case
         jax.config.update("jax_enable_x64", algorithms.get(method).needs_float64)
-        case = case_of(method, envs.make(task), *numbers)
+        case = case_of(method, envs.make(task), *numbers)._replace(first=int(first), at_once=args.at_once)
         with Stopping(lambda text: print(text, flush=True)) as stopping:
             try:
                 work(case, place, stopping, args.give_way)
@@ -427,7 +498,7 @@ def main(arguments: list[str] | None = None) -> None:
                 sys.exit(ASKED_TO_STOP)
         return
     cases, apart = all_cases(list(algorithms.METHODS), args.tasks, *numbers)
-    cases = [case for case in cases if case.method in args.methods]
+    cases = [group for case in cases if case.method in args.methods for group in case.groups(args.at_once)]
     if args.list:
         chosen = {task: {name: why for name, why in of.items() if name in args.methods} for task, of in apart.items()}
         print("\n".join(listed(cases, chosen, place)))
@@ -436,6 +507,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((args.runs / "cache").resolve()))
     signal.signal(signal.SIGTERM, interrupt)
     words = ["--steps", *map(str, args.steps), "--seeds", str(args.seeds), "--episodes", str(args.episodes)]
+    words += ["--at-once", str(args.at_once)] if args.at_once else []
     command = [sys.executable, str(Path(__file__).resolve()), *words, "--out", str(args.out), "--runs", str(args.runs)]
     try:
         measure(cases, place, args.limit, command)

@@ -76,10 +76,17 @@ def learned(case, place):
     return [{name: of for name, of in row.items() if not name.startswith(("time/", "wall_time"))} for row in rows]
 
 
-def test_a_case_that_is_interrupted_equals_one_that_is_not(tmp_path, monkeypatch):
-    case = of_cliff()
-    whole, parts = (field.Place(tmp_path / name / "out", tmp_path / name / "runs") for name in ("whole", "parts"))
-    assert field.work(case, whole) == "done"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The results of a case without an interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    place = field.Place(folder / "out", folder / "runs")
+    assert field.work(of_cliff(), place) == "done"
+    return place
+
+
+def test_a_case_that_is_interrupted_equals_one_that_is_not(tmp_path, monkeypatch, whole):
+    case, parts = of_cliff(), field.Place(tmp_path / "out", tmp_path / "runs")
     assert field.work(case, parts, give_way=-math.inf) == "at 100 steps"
     assert parts.read(case)["state"] == "at 100 steps"
     stopping = Stopping(print)
@@ -106,6 +113,41 @@ def test_a_case_that_is_interrupted_equals_one_that_is_not(tmp_path, monkeypatch
     assert parts.ledger(case).left(case) == 0
     assert field.work(case, parts) == "done", "nothing is left"
     assert parts.read(case) == found
+
+
+def test_groups_of_seeds_give_the_results_of_all_seeds_at_once(tmp_path, whole):
+    case, place = of_cliff(), field.Place(tmp_path / "out", tmp_path / "runs")
+    first, second = groups = case.groups(1)
+    assert [(group.first, group.trained) for group in groups] == [(0, 1), (1, 1)]
+    assert field.work(first, place) == "done"
+    assert not (place.out / f"{case.name}.json").exists(), "the other seed has no results"
+    assert field.work(second, place) == "done"
+    expected, found = whole.read(case), place.read(case)
+    assert found["state"] == "done" and found["seeds"] == 2 and not list((place.out / "groups").iterdir())
+    for one, other in zip(found["stages"], expected["stages"], strict=True):
+        same = ("steps", "env_steps", "per_seed", "mean", "iqm", "interval", "frozen")
+        assert {name: one[name] for name in same} == {name: other[name] for name in same}
+        seconds = [group_seconds(place, group, other["steps"]) for group in groups]
+        assert one["cpu_seconds"]["training"] == pytest.approx(sum(seconds), abs=0.02)
+    assert [place.read(group) for group in groups] == [found, found], "a group of a case that is done is done"
+
+
+def group_seconds(place, group, steps):
+    """CPU seconds of training up to `steps`."""
+    return sum(
+        line["cpu"] for line in place.ledger(group).lines if line["what"] == "training" and line["env_steps"] <= steps
+    )
+
+
+def test_a_failed_group_is_the_state_of_the_case(tmp_path):
+    place = field.Place(tmp_path, tmp_path / "runs")
+    groups = of_cliff().groups(1)
+    returns = {"per_seed": [1.0], "frozen": [], "env_steps": 100, "steps": 100, "cpu_seconds": {}, "wall_seconds": {}}
+    place.write(groups[0], "done", [returns, returns])
+    place.write(groups[1], "failed: no seed is finite after 150 steps", [returns])
+    found = place.read(of_cliff())
+    assert found["state"] == "failed: no seed is finite after 150 steps"
+    assert [stage["per_seed"] for stage in found["stages"]] == [[1.0, 1.0]]
 
 
 def test_the_ledger_forgets_what_is_done_again(tmp_path):
