@@ -60,6 +60,9 @@ EPISODES = 20
 SIZED = 10
 """A task's own preset is taken if its default number of steps is at most so many times the largest of `--steps`; those for
 longer runs change their policy too seldom."""
+ENDS = ("pilco",)
+"""Methods that learn for the steps of their preset at most, because each further trial takes them hours; a later evaluation
+is that of the last policy."""
 PATIENCE = 1.5
 """A case gives way if the time that is left for it exceeds that of the next case by this factor."""
 SAVING = 180.0
@@ -148,7 +151,8 @@ def case_of(name: str, task: Task, steps: Sequence[int], seeds: int, episodes: i
     if algorithm.observes_full_state:
         raise DoesNotApply("it plans in the true simulator, from its state")
     unit = algorithm.period * settings.num_envs
-    at = {step: -(-step // unit) * unit for step in sorted(steps)}
+    last = method.presets[preset].steps if name in ENDS else max(steps)
+    at = {step: -(-min(step, last) // unit) * unit for step in sorted(steps)}
     return Case(name, task.name, preset, changes, at, seeds, episodes)
 
 
@@ -328,6 +332,10 @@ def work(case: Case, place: Place, stopping: Stopping | None = None, give_way: f
     for steps, at in list(case.at.items())[len(stages) :]:
         if ledger.last() and not goes_on():
             return field_report.at(ledger.last())
+        if stages and stages[-1]["env_steps"] == at:
+            stages.append({**stages[-1], "steps": steps})
+            place.write(case, "done" if len(stages) == len(case.at) else field_report.at(at), stages)
+            continue
         meter = Meter(ledger, at, case.trained)
         every = {"eval_every": at // case.epoch}
         common: dict[str, Any] = {"steps": at, "progress": meter, "callback": goes_on, "stopping": stopping}

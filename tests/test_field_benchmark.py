@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,8 +55,31 @@ def test_methods_that_need_more_than_real_steps_are_apart(planned):
 
 def test_evaluations_are_at_whole_updates_and_epochs(planned):
     for case in planned[0]:
-        assert all(steps <= at < 1.3 * steps for steps, at in case.at.items()), case
+        ends = case.method in field.ENDS
+        assert ends or all(steps <= at < 1.3 * steps for steps, at in case.at.items()), case
         assert all(at % case.epoch == 0 for at in case.at.values())
+
+
+def test_a_method_that_ends_keeps_its_last_policy(tmp_path, monkeypatch):
+    case = field.case_of("pilco", envs.make("pendulum"), (100, 2_000, 5_000), 8, 20)
+    assert case.at == {100: 120, 2_000: 200, 5_000: 200}, "trials of 40 steps, 200 in the preset"
+    place, taken = field.Place(tmp_path, tmp_path / "runs"), []
+
+    def train(*_, steps, **__):
+        taken.append(steps)
+        return SimpleNamespace(env_steps=steps, frozen={})
+
+    monkeypatch.setattr(field.jaxmbrl, "train", train)
+    monkeypatch.setattr(field, "stage_of", lambda case, steps, result, ledger: stage(steps, result.env_steps))
+    assert field.work(case, place) == "done"
+    assert taken == [120, 200]
+    stages = place.read(case)["stages"]
+    assert [(of["steps"], of["env_steps"]) for of in stages] == [(100, 120), (2_000, 200), (5_000, 200)]
+
+
+def stage(steps, env_steps):
+    """An evaluation without its times."""
+    return {"per_seed": [float(env_steps)], "frozen": [], "env_steps": env_steps, "steps": steps}
 
 
 def test_a_preset_for_much_longer_runs_is_not_taken():
@@ -142,7 +166,7 @@ def group_seconds(place, group, steps):
 def test_a_failed_group_is_the_state_of_the_case(tmp_path):
     place = field.Place(tmp_path, tmp_path / "runs")
     groups = of_cliff().groups(1)
-    returns = {"per_seed": [1.0], "frozen": [], "env_steps": 100, "steps": 100, "cpu_seconds": {}, "wall_seconds": {}}
+    returns = stage(100, 100) | {"per_seed": [1.0], "cpu_seconds": {}, "wall_seconds": {}}
     place.write(groups[0], "done", [returns, returns])
     place.write(groups[1], "failed: no seed is finite after 150 steps", [returns])
     found = place.read(of_cliff())
