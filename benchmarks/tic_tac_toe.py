@@ -75,8 +75,9 @@ def measured(simulations: int, exploration: float, games: int) -> dict[str, Any]
 
 def line(row: dict[str, Any]) -> str:
     """A row as text."""
-    games = (f"{name} player: " + ", ".join(f"{n} {what}" for what, n in row[name].items()) for name in ("perfect", "random"))
-    return f"C = {row['exploration']:g}, {row['simulations']} simulations; " + "; ".join(games)
+    parts = [f"C = {row['exploration']:g}, {row['simulations']} simulations"]
+    parts += [f"{name} player: " + ", ".join(f"{n} {what}" for what, n in row[name].items()) for name in ("perfect", "random")]
+    return "; ".join(parts)
 
 
 def main() -> None:
