@@ -75,9 +75,10 @@ def measured(simulations: int, exploration: float, games: int) -> dict[str, Any]
 
 def line(row: dict[str, Any]) -> str:
     """A row as text."""
-    parts = [f"C = {row['exploration']:g}, {row['simulations']} simulations"]
-    parts += [f"{name} player: " + ", ".join(f"{n} {what}" for what, n in row[name].items()) for name in ("perfect", "random")]
-    return "; ".join(parts)
+    text = f"C = {row['exploration']:g}, {row['simulations']} simulations"
+    for name in ("perfect", "random"):
+        text += f"; {name} player: " + ", ".join(f"{number} {what}" for what, number in row[name].items())
+    return text
 
 
 def main() -> None:

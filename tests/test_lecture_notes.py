@@ -126,9 +126,12 @@ def test_the_page_has_rows_with_names_that_exist_and_minutes_that_add_up(page):
 
 def test_the_first_page_has_all_pages_and_the_minutes_of_all():
     text = " ".join(START.read_text().split())
-    assert all(f"lecture_notes/{page.name}" in text for page in PAGES) and len(PAGES) == 5
+    assert len(PAGES) == 5
     every = {}
     for page in PAGES:
+        rows = [line for line in page.read_text().splitlines() if line.startswith("| ") and line[2:14] != "in the notes"]
+        minutes = totals(commands(page.read_text()))[1]
+        assert re.search(rf"\(lecture_notes/{page.name}\)[^|]*\|[^|]*\| {len(rows)} \| {minutes} \|", text), page.name
         for command, time in commands(page.read_text()).items():
             known = every.get(command, time)
             assert None in (known.minutes, time.minutes) or known == time, f"{command} has two times"
