@@ -73,6 +73,14 @@ def measured(simulations: int, exploration: float, games: int) -> dict[str, Any]
     return found | {"seconds": time.perf_counter() - begun}
 
 
+def line(row: dict[str, Any]) -> str:
+    """A row as text."""
+    text = f"C = {row['exploration']:g}, {row['simulations']} simulations"
+    for name in ("perfect", "random"):
+        text += f"; {name} player: " + ", ".join(f"{number} {what}" for what, number in row[name].items())
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--games", type=int, default=100)
@@ -85,12 +93,13 @@ def main() -> None:
     for exploration in args.exploration:
         for simulations in args.simulations:
             row = measured(simulations, exploration, args.games)
-            print(row, flush=True)
+            print(line(row), flush=True)
             kept = json.loads(file.read_text())["results"]["rows"] if file.exists() else []
             others = [of for of in kept if (of["exploration"], of["simulations"]) != (exploration, simulations)]
             rows = sorted([*others, row], key=lambda of: (of["exploration"], of["simulations"]))
             found = {"results": {"games": args.games, "rows": rows}, **provenance()}
             file.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"numbers  {file}")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@
 
     python experiments/cloning_from_states.py [--out FOLDER] [--seeds 4] [--expert RUN] [--quick]
 
-on `pendulum`. Without `--expert` SAC is trained first, in the folder of the study. Writes `cloning-from-states.json` with
-command, commit, versions and machine.
+on `pendulum`. Without `--expert` SAC is trained first, in the folder of the study; a finished run is not repeated, and an
+interrupted one is resumed. Writes `cloning-from-states.json` with command, commit, versions and machine.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from jaxmbrl.models import inverse
 from jaxmbrl.models.inverse import InverseConfig
 from jaxmbrl.training import evaluation
 from jaxmbrl.training.collecting import collect
+from jaxmbrl.training.console import Progress
 from jaxmbrl.training.run_folder import environment
 
 TASK, ROWS, EPISODES, EVALUATED = "pendulum", 2000, 5, 100
@@ -124,11 +125,20 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     expert = args.expert or args.out / "expert"
-    if not expert.exists():
+    if args.expert is None:
         settings = {"agent.hidden": [8], "warmup_steps": 50, "epoch_steps": 100, "eval_every": 0} if args.quick else {}
         steps = 100 if args.quick else 15_000
-        jaxmbrl.train("sac", TASK, preset="small", seeds=args.seeds, steps=steps, settings=settings, out=expert)
-    found = [run(expert, seed, args.quick) for seed in range(args.seeds)]
+        progress = Progress(steps, args.seeds)
+        progress.say("SAC, the expert")
+        if expert.exists():
+            jaxmbrl.resume(expert, progress=progress)
+        else:
+            chosen = {"preset": "small", "seeds": args.seeds, "steps": steps, "settings": settings}
+            jaxmbrl.train("sac", TASK, **chosen, out=expert, progress=progress)
+    found = []
+    for seed in range(args.seeds):
+        print(f"cloning, seed {seed} ...", flush=True)
+        found.append(run(expert, seed, args.quick))
     print(f"{'seed':<6}{'error':>8}{'on expert':>11}{'expert':>10}{'from actions':>14}{'from states':>13}")
     for seed, of in enumerate(found):
         errors = of["inverse"]["error"], of["inverse on the expert's rows"]["error"]

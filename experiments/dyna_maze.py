@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -321,11 +322,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--quick", action="store_true", help="two seeds and few steps (smoke test)")
     args = parser.parse_args(arguments)
     quick = args.quick
-    found: dict[str, Any] = {"maze": maze(2, 3, (5,)) if quick else maze(300, 50)}
-    for name in CHANGING:
-        found[name] = changing(name, 2 if quick else 100, 0.1 if quick else 1.0)
-    found["sweeping"] = sweeping(2, {"dyna-maze": 54}) if quick else sweeping(20, SIZES)
-    found["linear"] = linear(2 if quick else 20, 20 if quick else 100)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "maze": lambda: maze(2, 3, (5,)) if quick else maze(300, 50),
+        **{name: partial(changing, name, 2 if quick else 100, 0.1 if quick else 1.0) for name in CHANGING},
+        "sweeping": lambda: sweeping(2, {"dyna-maze": 54}) if quick else sweeping(20, SIZES),
+        "linear": lambda: linear(2 if quick else 20, 20 if quick else 100),
+    }
+    found: dict[str, Any] = {}
+    for i, (name, measure) in enumerate(parts.items()):
+        print(f"part {i + 1} of {len(parts)}: {name} ...", flush=True)
+        found[name] = measure()
     print(table(found))
     if not quick:
         found["checks"] = checks(found)

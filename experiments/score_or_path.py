@@ -313,7 +313,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         config = EnsembleConfig(members=2, elites=2, hidden=(8,), batch_size=64, max_epochs=2)
     args.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
+    print("fitting the models ...", flush=True)
     for task, by_model in cases(args.seed, args.transitions, config).items():
+        print(f"estimating gradients on {task} ...", flush=True)
         found[task] = study(by_model, rows, horizons, args.seed)
         found[task]["gradient"] = references(task, by_model["true"], rows, horizons, args.seed)
     print(table(found, horizons))

@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+from typing import NamedTuple
 
 import pytest
 from test_docs import DOCS, ROOT, assert_exist, names_in
@@ -15,20 +16,38 @@ from jaxmbrl.training import programs
 START = DOCS / "lecture_notes.md"
 PAGES = sorted((DOCS / "lecture_notes").glob("*.md"))
 
-TIME = r"(\d+) min|not timed"
+TIME = r"(about )?(\d+) min|not timed"
 COMMAND = re.compile(r"`((?:jaxmbrl|python) [^`]+)`(?: \((" + TIME + r")\))?")
+
+OTHERS = r"(\d+) more take about (\d+) minutes; (\d+) are not timed"
 
 FILES = ("--data", "--demonstrations", "--expert", "--schedule")
 """Options whose value is a file or a run that another command has made."""
 
 
+class Time(NamedTuple):
+    """How long a command takes."""
+
+    minutes: int | None = None
+    """None where the command is not timed, and where it stands without a time."""
+    estimated: bool = False
+    """Whether they are estimated from a part of the run."""
+
+
 def commands(text):
-    """Each command of a page, and its minutes: None where it is not timed, and where it stands without a time."""
+    """Each command of a page, and its `Time`."""
     found = {}
-    for command, time, minutes in COMMAND.findall(text):
+    for command, time, about, minutes in COMMAND.findall(text):
         if time or command not in found:
-            found[command] = int(minutes) if minutes else None
+            found[command] = Time(int(minutes), bool(about)) if minutes else Time()
     return found
+
+
+def totals(found):
+    """Of commands: number and minutes of the timed ones, number and minutes of the estimated ones, number of the others."""
+    timed = [time.minutes for time in found.values() if time.minutes is not None and not time.estimated]
+    estimated = [time.minutes for time in found.values() if time.estimated]
+    return [len(timed), sum(timed), len(estimated), sum(estimated), len(found) - len(timed) - len(estimated)]
 
 
 ALL = sorted({command for page in (START, *PAGES) for command in commands(page.read_text())})
@@ -101,27 +120,31 @@ def test_the_page_has_rows_with_names_that_exist_and_minutes_that_add_up(page):
     assert all(row.split(" | ")[1].strip(" |") for row in rows)
     assert_exist(names_in(text))
     found = commands(text)
-    timed = [minutes for minutes in found.values() if minutes is not None]
-    stated = r"(\d+) timed commands of this page take (\d+) minutes in all; (\d+) are not timed"
-    assert numbers_in(stated, text) == [len(timed), sum(timed), len(found) - len(timed)]
+    stated = r"(\d+) timed commands of this page take (\d+) minutes in all; " + OTHERS
+    assert numbers_in(stated, text) == totals(found)
 
 
 def test_the_first_page_has_all_pages_and_the_minutes_of_all():
     text = " ".join(START.read_text().split())
-    assert all(f"lecture_notes/{page.name}" in text for page in PAGES) and len(PAGES) == 5
+    assert len(PAGES) == 5
     every = {}
     for page in PAGES:
-        for command, minutes in commands(page.read_text()).items():
-            every[command] = minutes if minutes is not None else every.get(command)
-    timed = [minutes for minutes in every.values() if minutes is not None]
-    short = sum(minutes for minutes in timed if minutes <= 10)
-    stated = r"(\d+) timed commands of the five pages take (\d+) minutes.* at most 10 minutes take (\d+) minutes"
-    assert numbers_in(stated, text) == [len(timed), sum(timed), short]
+        rows = [line for line in page.read_text().splitlines() if line.startswith("| ") and line[2:14] != "in the notes"]
+        minutes = totals(commands(page.read_text()))[1]
+        assert re.search(rf"\(lecture_notes/{page.name}\)[^|]*\|[^|]*\| {len(rows)} \| {minutes} \|", text), page.name
+        for command, time in commands(page.read_text()).items():
+            known = every.get(command, time)
+            assert None in (known.minutes, time.minutes) or known == time, f"{command} has two times"
+            every[command] = known if time.minutes is None else time
+    stated = r"(\d+) timed commands of the five pages take (\d+) minutes.*; " + OTHERS
+    assert numbers_in(stated, text) == totals(every)
+    short = {command: time for command, time in every.items() if (time.minutes or 0) <= 10}
+    assert numbers_in(r"Those of at most 10 minutes take (\d+) minutes", text) == totals(short)[1:2]
 
 
 def test_the_selection_is_of_commands_of_the_pages_and_its_minutes_add_up():
     text = START.read_text()
     selected = re.findall(r"^    (\S.*\S) +# (\d+) min$", text, re.MULTILINE)
-    every = {key: value for page in PAGES for key, value in commands(page.read_text()).items() if value is not None}
-    assert len(selected) > 20 and all(every.get(command) == int(minutes) for command, minutes in selected)
+    every = {key: time for page in PAGES for key, time in commands(page.read_text()).items() if time.minutes is not None}
+    assert len(selected) > 20 and all(every.get(command) == Time(int(minutes)) for command, minutes in selected)
     assert f"They take {sum(int(minutes) for _, minutes in selected)} minutes" in text

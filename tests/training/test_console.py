@@ -77,6 +77,14 @@ def test_means_are_over_the_seeds_that_know():
     }
 
 
+@pytest.mark.parametrize(
+    ("value", "text"), [(48_000.0, "48,000"), (9_999.0, "9999"), (14.466, "14.47"), (-12_345.6, "-12,346"), (3e8, "3e+08")]
+)
+def test_counts_are_whole_numbers(value, text):
+    found = summary([{"epoch": 1, "env_steps": 1, "seed": 0, "updates": value}], [("updates", "updates", ".4g")])
+    assert found["updates"] == text
+
+
 def test_frozen_seeds_are_marked():
     out = io.StringIO()
     frozen = [{**row, "frozen": row["seed"] > 0} for row in rows(1, 3, train_return=5.0)]

@@ -365,7 +365,9 @@ def summary(rows: Sequence[dict[str, Any]], columns: Sequence[Column] = COLUMNS)
     for title, name, form in columns:
         values = [row[name] for row in (rows if name.startswith("time/") else running) if name in row]
         if values:
-            shown[title] = format(statistics.fmean(values), form)
+            mean = statistics.fmean(values)
+            # A count of updates as 48,000, not as 4.8e+04.
+            shown[title] = format(mean, ",.0f" if form.endswith("g") and 1e4 <= abs(mean) < 1e7 else form)
     if frozen:
         shown["frozen"] = f"seed{'s' if len(frozen) > 1 else ''} {', '.join(frozen)}"
     return shown
