@@ -34,6 +34,8 @@ def test_every_method_on_every_task_has_a_state_or_a_reason(planned, tmp_path):
     assert named | reasons.keys() == {(method, task) for method in algorithms.METHODS for task in field.TASKS}
     assert not named & reasons.keys()
     assert all(reasons.values())
+    for (method, _), why in reasons.items():
+        assert " takes " not in why or why.startswith(f"{method} takes "), "a refusal has the name that the user gave"
     lines = field.listed(cases, apart, field.Place(tmp_path, tmp_path))
     for method in algorithms.METHODS:
         for task in field.TASKS:

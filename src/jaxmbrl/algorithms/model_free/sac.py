@@ -23,6 +23,7 @@ Differs from the papers: with several parallel environments, `updates_per_step` 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -81,9 +82,9 @@ class State(NamedTuple):
     key: Key
 
 
-def make(config: Config, task: Task) -> Algorithm:
-    """SAC, REDQ or DroQ on `task`, depending on the settings."""
-    size, action = vectors_and_actions(task, "sac", images=True)
+def make(config: Config, task: Task, name: str = "sac") -> Algorithm:
+    """SAC, REDQ or DroQ on `task`, depending on the settings; `name` is for errors."""
+    size, action = vectors_and_actions(task, name, images=True)
     coder = encoder.of_images(config.encoder, task.observation)
     if coder is not None and config.target_error:
         raise UserError(f"target_error needs vectors, and observations are {task.observation}: set it to false")
@@ -244,7 +245,7 @@ METHOD = Method(
     ),
 )
 REDQ = Method(
-    make,
+    partial(make, name="redq"),
     Config,
     family="model_free",
     paper="2101.05982",
@@ -254,7 +255,7 @@ REDQ = Method(
     goals=(Goal("redq-pendulum", "pendulum", 1600, -170.0),),
 )
 DROQ = Method(
-    make,
+    partial(make, name="droq"),
     Config,
     family="model_free",
     paper="2110.02034",

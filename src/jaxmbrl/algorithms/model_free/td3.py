@@ -16,6 +16,7 @@ several parallel environments, `updates_per_step` counts for the step of each.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import jax
@@ -74,9 +75,9 @@ class State(NamedTuple):
     key: Key
 
 
-def make(config: Config, task: Task) -> Algorithm:
-    """TD3 or DDPG on `task`, depending on the settings."""
-    sizes = vector_sizes(task, "td3")
+def make(config: Config, task: Task, name: str = "td3") -> Algorithm:
+    """TD3 or DDPG on `task`, depending on the settings; `name` is for errors."""
+    sizes = vector_sizes(task, name)
 
     def agent_with(normalizer: Normalizer | None) -> ActorCritic:
         made, of = td3.make(config.agent, *sizes, normalizer), config.agent
@@ -155,7 +156,7 @@ METHOD = Method(
     ),
 )
 DDPG = Method(
-    make,
+    partial(make, name="ddpg"),
     Config,
     family="model_free",
     paper="1509.02971",
