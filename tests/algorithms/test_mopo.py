@@ -173,7 +173,7 @@ def test_a_file_may_be_shorter_than_the_run_and_the_state_does_not_contain_it(tm
     assert config.steps == 2000, "the preset's, not the file's 12 rows"
     config = dataclasses.replace(config, settings=mopo.Config(**SETTINGS | {"num_envs": 1}), steps=1000)
     built = [programs.build(config, learns=learns) for learns in (True, False)]
-    learning, evaluated = (jax.eval_shape(functools.partial(programs.initial, program, {})) for program in built)
+    learning, evaluated = map(programs.initial_shapes, built)
     assert learning.algorithm.replay == ()
     assert jax.tree.structure(learning) == jax.tree.structure(evaluated)
     assert jax.tree.leaves(learning) == jax.tree.leaves(evaluated)
