@@ -94,7 +94,7 @@ class Case(NamedTuple):
     @property
     def group(self) -> str:
         """Name of the group's run folder, and of its file unless it has all seeds."""
-        return self.name if self.is_whole else f"{self.name}-seed-{self.first}"
+        return self.name if self.is_whole else f"{self.name}-seeds-{self.first}-to-{self.first + self.trained - 1}"
 
     @property
     def trained(self) -> int:
@@ -276,9 +276,11 @@ class Place(NamedTuple):
         """Write the results of the group of seeds; and those of the whole case, as far as all groups have them. The files
         of groups are deleted when all are done."""
         self._write(case, state, stages)
+        if case.is_whole:
+            return
         groups = case.groups(case.at_once)
         found = [self.read(group) for group in groups]
-        if case.is_whole or not all(of.get("stages") for of in found):
+        if not all(of.get("stages") for of in found):
             return
         states = [of["state"] for of in found]
         merged = list(map(merge, zip(*(of["stages"] for of in found), strict=False)))

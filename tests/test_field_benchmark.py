@@ -145,6 +145,7 @@ def test_groups_of_seeds_give_the_results_of_all_seeds_at_once(tmp_path, whole):
     case, place = of_cliff(), field.Place(tmp_path / "out", tmp_path / "runs")
     first, second = groups = case.groups(1)
     assert [(group.first, group.trained) for group in groups] == [(0, 1), (1, 1)]
+    assert first.group != case._replace(seeds=4).groups(2)[0].group, "groups of other sizes have other files"
     assert field.work(first, place) == "done"
     assert not (place.out / f"{case.name}.json").exists(), "the other seed has no results"
     assert field.work(second, place) == "done"
