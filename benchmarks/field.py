@@ -8,7 +8,7 @@
 A case is a method on a task. Its seeds train in one program, which is resumed if it was stopped; the deterministic policy
 is evaluated on fixed start states at each of the numbers of `--steps`, within one training. A method that updates every U
 steps is evaluated at the next multiple of U. Cases run one at a time, each in its own process, the cheapest first: by the
-time of its last epoch or, before its first one, by the method's time elsewhere. A case that proves more expensive than the
+time of its last epoch or, before its first one, by the method's time on other tasks. A case that proves more expensive than the
 next one gives way to it. Ctrl-C, SIGTERM or the limit save the run; the same command continues.
 
 Each case has a file in `--out`, written after each evaluation. `does-not-apply.json` there has the reasons of the others.
@@ -383,14 +383,20 @@ def stage_of(case: Case, steps: int, result: Result, ledger: Ledger) -> dict[str
 
 
 def estimate(case: Case, place: Place, cases: Sequence[Case]) -> float | None:
-    """CPU seconds that are left of a case: by its own last epoch, else by the method's time a step on other tasks here,
-    else by that of its learning goals; None if nothing is known."""
+    """CPU seconds that are left of a case: by its own last epoch, else by the method's time a step on other tasks, of runs
+    here or else of results, else by that of its learning goals; None if nothing is known."""
     own = place.ledger(case).left(case)
     if own is not None:
         return own
     total = max(case.at.values())
     here = [(place.ledger(other), other) for other in cases if other.method == case.method]
     paces = [found.seconds("training") / found.last() / other.trained for found, other in here if found.last()]
+    measured = [of for file in place.out.glob(f"{case.method}-*.json") if (of := json.loads(file.read_text()))["stages"]]
+    paces = paces or [
+        of["stages"][-1]["cpu_seconds"]["training"] / of["stages"][-1]["env_steps"] / of["seeds"]
+        for of in measured
+        if of["method"] == case.method
+    ]
     goals = [goal.name for goal in algorithms.METHODS.card(case.method).goals]
     files = [file for file in (ROOT / "benchmarks" / "results" / f"{name}.json" for name in goals) if file.exists()]
     known = [json.loads(file.read_text()) for file in files]

@@ -216,6 +216,15 @@ def test_the_cheapest_case_is_first_and_a_failure_costs_no_other(tmp_path, monke
     assert place.read(cases[2])["state"] == "failed: its process ended with exit code 1"
 
 
+def test_a_case_that_is_not_begun_is_estimated_by_the_results_of_its_method(tmp_path):
+    done, ahead = of_cliff(), of_cliff()._replace(task="another")
+    place = field.Place(tmp_path / "out", tmp_path / "runs")
+    spent = {"training": 6.0, "evaluation": 1.0, "compilation": 20.0}
+    stage = {"env_steps": 100, "per_seed": [1.0] * done.seeds, "cpu_seconds": spent}
+    place.write(done, "done", [stage])
+    assert field.estimate(ahead._replace(at={500: 500}), place, [ahead]) == pytest.approx(5 * 6.0)
+
+
 def test_a_process_is_asked_to_stop_at_the_limit():
     lines = (
         "import signal, sys, time",
