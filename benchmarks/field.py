@@ -8,8 +8,8 @@
 A case is a method on a task. Its seeds train in one program, which is resumed if it was stopped; the deterministic policy
 is evaluated on fixed start states at each of the numbers of `--steps`, within one training. A method that updates every U
 steps is evaluated at the next multiple of U. Cases run one at a time, each in its own process, the cheapest first: by the
-time of its last epoch or, before its first one, by the method's time on other tasks. A case that proves more expensive than the
-next one gives way to it. Ctrl-C, SIGTERM or the limit save the run; the same command continues.
+time of its last epoch or, before its first one, by the method's time on other tasks. A case that proves more expensive
+than the next one gives way to it. Ctrl-C, SIGTERM or the limit save the run; the same command continues.
 
 Each case has a file in `--out`, written after each evaluation. `does-not-apply.json` there has the reasons of the others.
 Times are seconds of CPU time: run the script on one core (`taskset -c 0`). Those of training, of evaluation, and of
