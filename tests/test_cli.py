@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import jaxmbrl
 from jaxmbrl import algorithms, cli, envs
+from jaxmbrl.commands import training
 from jaxmbrl.core import calling
 from jaxmbrl.core.config import to_dict
 from jaxmbrl.training import programs
@@ -517,6 +518,23 @@ def test_no_words_end_in_a_traceback(start, inserted):
     assert code in (0, 2)
     assert (err.getvalue().count("\n"), len(err.getvalue().splitlines())) == ((1, 1) if code else (0, 0))
     assert "Traceback" not in err.getvalue()
+
+
+def test_the_last_line_of_a_run_has_the_newest_evaluation_beside_the_returns_of_training():
+    rows = [
+        {"epoch": 1, "seed": 0},
+        *({"epoch": 2, "seed": seed, "train/return": 10.0 * seed} for seed in (0, 1)),
+        *({"epoch": 3, "seed": seed, "train/return": 20.0 + seed, "eval/return": 50.0 + seed} for seed in (0, 1)),
+        {"epoch": 4, "seed": 0, "train/return": 30.0},
+    ]
+    training_alone = "return of the first finished episodes 5.0, of the last 20.5 (mean over seeds)"
+    assert training.described_returns(rows[:1]) is None
+    alone = [{name: value for name, value in row.items() if name != "eval/return"} for row in rows[:5]]
+    assert training.described_returns(alone) == training_alone
+    expected = (
+        "return of the first finished episodes 5.0, of the last 30.0, of the newest evaluation 50.5 (mean over seeds)"
+    )
+    assert training.described_returns(rows) == expected
 
 
 @pytest.mark.parametrize("line", ["", "-h", "--help", "help", "train --help", "train -h", "--no-compile-cache"])

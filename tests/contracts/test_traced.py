@@ -48,6 +48,8 @@ class Traced(NamedTuple):
     program: programs.Program
     state: Any
     """Shapes of the algorithm's state."""
+    init: ClosedJaxpr
+    """`init` of one seed."""
     transitions: Transition
     one: ClosedJaxpr
     """`learn` of one seed."""
@@ -82,11 +84,11 @@ def collected(algorithm: Algorithm, program: programs.Program, state: Any) -> Tr
 def traced(case: str) -> Traced:
     program = programs.build(configured(case, steps=3 * EPOCH, seeds=SEEDS))
     algorithm, clock = program.algorithm, program.clock_at(0)
-    state = jax.eval_shape(lambda key: algorithm.init(key, {}, None), jax.random.key(0))
+    init, state = jax.make_jaxpr(lambda key: algorithm.init(key, {}, None), return_shape=True)(jax.random.key(0))
     transitions = collected(algorithm, program, state)
     one = jax.make_jaxpr(algorithm.learn)(clock, state, transitions)
     many = jax.make_jaxpr(jax.vmap(algorithm.learn, (None, 0, 0)))(clock, seeds_of(state), seeds_of(transitions))
-    return Traced(program, state, transitions, one, many)
+    return Traced(program, state, init, transitions, one, many)
 
 
 @pytest.fixture(params=[pytest.param(case, marks=[pytest.mark.promises] if case in VARIANTS else []) for case in CASES])
@@ -178,6 +180,22 @@ def test_in_float64_the_state_is_a_fixed_point_too_and_has_no_float32(name: str,
         after, _ = jax.eval_shape(program.algorithm.learn, loop.clock_at(0), state, transitions)
     assert signature(after) == signature(state)
     assert jnp.float32 not in {x.dtype for x in jax.tree.leaves(state)}
+
+
+def decompositions(jaxpr: ClosedJaxpr) -> list[str]:
+    """Names of the orthogonal decompositions in a program."""
+    names = ("qr", "geqrf", "geqp3", "householder_product")
+    return [name for equation in equations(jaxpr.jaxpr) if (name := equation.primitive.name) in names]
+
+
+def test_no_orthogonal_decomposition_is_left_to_lapack(method: Traced) -> None:
+    """Several of them at once, each for several networks or seeds, may wait for one another on a CPU and never return."""
+    assert decompositions(method.init) + decompositions(method.many) == []
+
+
+def test_an_orthogonal_decomposition_would_be_found() -> None:
+    init = jax.nn.initializers.orthogonal()
+    assert decompositions(jax.make_jaxpr(lambda key: init(key, (3, 3)))(jax.random.key(0)))
 
 
 def test_nothing_is_called_on_the_host(method: Traced) -> None:

@@ -1,4 +1,4 @@
-"""The multilayer perceptron, its dropout, and PETS's initialisation."""
+"""The multilayer perceptron, its dropout, and initial kernels."""
 
 import math
 
@@ -21,6 +21,13 @@ def parameters(mlp, inputs):
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(mlp.init, jax.random.key(0), np.zeros(inputs))
     return jax.tree.map(lambda p: rng.normal(scale=p.shape[0] ** -0.5, size=p.shape).astype(p.dtype), shapes)
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (12, 30), (30, 12), (5, 1)])
+def test_orthogonal_matrices_are_those_of_jax(x64, shape):
+    key = jax.random.key(3)
+    expected = jax.nn.initializers.orthogonal(1.5)(key, shape, np.float64)
+    np.testing.assert_allclose(networks.orthogonal(1.5)(key, shape, np.float64), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_mlp_is_affine_activation_affine_by_hand():

@@ -50,12 +50,6 @@ def test_a_step_by_hand():
     np.testing.assert_allclose(found, [0.5 * 0.9866143 + 1], rtol=1e-6)
 
 
-def test_orthogonal_matrices_are_those_of_jax(x64):
-    key = jax.random.key(3)
-    expected = jax.nn.initializers.orthogonal()(key, (40, 40), np.float64)
-    np.testing.assert_allclose(recurrent.orthogonal(key, 40), expected, rtol=1e-9, atol=1e-9)
-
-
 def test_initial_hidden_kernels_are_orthogonal():
     gru = jax.device_get(jax.jit(lambda key: recurrent.init(key, I, H))(jax.random.key(0)))
     blocks = np.split(gru.hidden_kernel, 3, axis=1)

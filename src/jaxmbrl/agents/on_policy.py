@@ -54,7 +54,7 @@ from jaxmbrl.data.shuffling import draw_shuffles, shuffled
 from jaxmbrl.distributions import Categorical, Gaussian
 from jaxmbrl.models.normalizer import RunningNormalizer, merge, normalize, running
 from jaxmbrl.nn import optimizer
-from jaxmbrl.nn.networks import MLP
+from jaxmbrl.nn.networks import MLP, orthogonal
 from jaxmbrl.nn.optimizer import Trainable
 
 LEAST_LOG_STD = -5.0
@@ -342,7 +342,6 @@ def make(
     """The agent for observations [O] and actions of a `Box` of vectors or a `Discrete` space. The chains are the
     optimisers of actor and critic; one serves both. Weights are orthogonal with the gain sqrt(2); 0.01 in the policy's last
     layer, so that it starts near mean 0, and 1 in the value function's."""
-    orthogonal = nn.initializers.orthogonal
 
     def network(out: int, gain: float) -> MLP:
         return MLP(config.hidden, out, nn.tanh, orthogonal(2**0.5), last_init=orthogonal(gain))

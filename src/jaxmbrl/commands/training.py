@@ -187,10 +187,8 @@ def _report(result: Result, progress: Any) -> None:
         progress.say(curve.text_curve(result.rows, width=min(progress.width, 80), height=12))
     if programs.learns_offline(result.config) and not any("eval/return" in row for row in result.rows):
         _evaluate(result, progress)
-    finished = [row["train/return"] for row in result.rows if "train/return" in row]
-    if finished:
-        first, last = _mean_of_epoch(result.rows, first=True), _mean_of_epoch(result.rows, first=False)
-        progress.say(f"return of the first finished episodes {first:.1f}, of the last {last:.1f} (mean over seeds)")
+    if returns := described_returns(result.rows):
+        progress.say(returns)
     progress.say(f"run      {result.path}")
     progress.say(f"picture  {result.path / 'curve.png'}")
     config = result.config
@@ -228,11 +226,24 @@ def task_words(task: Task) -> list[str]:
     return ["--env", task.name, *(["--action-repeat", str(task.action_repeat)] if task.action_repeat > 1 else [])]
 
 
-def _mean_of_epoch(rows: list[dict[str, Any]], first: bool) -> float:
-    """Mean over seeds of train/return in the first or the last epoch that has one."""
-    epochs = [row["epoch"] for row in rows if "train/return" in row]
+def described_returns(rows: list[dict[str, Any]]) -> str | None:
+    """A line with the returns of training and of the newest evaluation, from rows of metrics; None before any episode of
+    training has ended."""
+    first, last = (_mean_of_epoch(rows, "train/return", first) for first in (True, False))
+    evaluated = _mean_of_epoch(rows, "eval/return", first=False)
+    if first is None or last is None:
+        return None
+    evaluation = "" if evaluated is None else f", of the newest evaluation {evaluated:.1f}"
+    return f"return of the first finished episodes {first:.1f}, of the last {last:.1f}{evaluation} (mean over seeds)"
+
+
+def _mean_of_epoch(rows: list[dict[str, Any]], name: str, first: bool) -> float | None:
+    """Mean over seeds of a metric in the first or the last epoch that has it; None without any."""
+    epochs = [row["epoch"] for row in rows if name in row]
+    if not epochs:
+        return None
     epoch = min(epochs) if first else max(epochs)
-    values = [row["train/return"] for row in rows if row["epoch"] == epoch and "train/return" in row]
+    values = [row[name] for row in rows if row["epoch"] == epoch and name in row]
     return float(sum(values) / len(values))
 
 

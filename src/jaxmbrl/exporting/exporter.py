@@ -65,7 +65,7 @@ def export(
     Raises UserError for an unknown format, a batch below 1, a seed that is frozen or not in the run, a file that cannot be
     written, a policy that the format cannot represent, and if the package `onnx` is missing.
     """
-    xla.ensure_threads()
+    xla.prepare()
     if to not in FORMATS:
         raise UserError(f"unknown format '{to}' of an exported policy; {closest(str(to), FORMATS)}")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):

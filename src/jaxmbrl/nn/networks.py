@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from annotated_types import Ge
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxmbrl.nn.products import product
 
@@ -23,6 +23,29 @@ Precision = Literal["default", "bfloat16"]
 def pets_kernel_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = float) -> jax.Array:
     """PETS's initialisation: normal, standard deviation 1 / (2 sqrt(fan in)), truncated at two standard deviations."""
     return jax.nn.initializers.truncated_normal(1 / (2 * math.sqrt(shape[-2])))(key, shape, dtype)
+
+
+def orthogonal(scale: float = 1.0) -> Initializer:
+    """The initializer that `jax.nn.initializers.orthogonal` is, for matrices: `scale` times a matrix that is uniformly
+    distributed over those with orthonormal rows or columns, whichever are fewer.
+
+    It is computed by Gram-Schmidt, each column twice. JAX's is computed by LAPACK, and on a CPU a program with several such
+    decompositions, each for several networks, may never return: the threads of the pool wait for one another."""
+
+    def init(key: jax.Array, shape: tuple[int, int], dtype: Any = float) -> Float[Array, "rows columns"]:
+        wide = shape[0] < shape[1]
+        normal = jax.random.normal(key, shape[::-1] if wide else shape, dtype)
+
+        def add(column: Int[Array, ""], found: Array) -> Array:
+            rest = normal[:, column]
+            for _ in range(2):
+                rest = rest - found @ (found.T @ rest)
+            return found.at[:, column].set(rest / jnp.linalg.norm(rest))
+
+        found = jax.lax.fori_loop(0, normal.shape[1], add, jnp.zeros_like(normal))
+        return scale * (found.T if wide else found)
+
+    return init
 
 
 def with_deviation(params: Any, deviation: float) -> Any:

@@ -26,10 +26,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from jaxmbrl.core.types import Key
-from jaxmbrl.nn.networks import RMS_EPSILON
+from jaxmbrl.nn.networks import RMS_EPSILON, orthogonal
 
 
 class GRU(NamedTuple):
@@ -58,24 +58,8 @@ def _kernels(key: Key, inputs: int, units: int, blocks: int) -> tuple[Float[Arra
     dtype = jnp.result_type(float)
     return (
         jax.nn.initializers.lecun_normal()(input_key, (inputs, blocks * units), dtype),
-        jnp.concatenate([orthogonal(k, units) for k in hidden_keys], axis=1),
+        jnp.concatenate([orthogonal()(k, (units, units), dtype) for k in hidden_keys], axis=1),
     )
-
-
-def orthogonal(key: Key, units: int) -> Float[Array, "H H"]:
-    """A random orthogonal matrix, uniformly distributed: the one that `jax.nn.initializers.orthogonal` draws from `key`.
-
-    It is computed by Gram-Schmidt, each column twice. JAX's is computed by LAPACK, and on a CPU a program with several such
-    decompositions, each for several networks, may never return: the threads of the pool wait for one another."""
-    normal = jax.random.normal(key, (units, units), jnp.result_type(float))
-
-    def add(column: Int[Array, ""], found: Float[Array, "H H"]) -> Float[Array, "H H"]:
-        rest = normal[:, column]
-        for _ in range(2):
-            rest = rest - found @ (found.T @ rest)
-        return found.at[:, column].set(rest / jnp.linalg.norm(rest))
-
-    return jax.lax.fori_loop(0, units, add, jnp.zeros_like(normal))
 
 
 def step(gru: GRU, hidden: Float[Array, "*n H"], x: Float[Array, "*n I"]) -> Float[Array, "*n H"]:

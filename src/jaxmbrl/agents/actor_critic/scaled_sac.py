@@ -31,7 +31,7 @@ from jaxmbrl.agents.actor_critic.sac import SACConfig, SACFunctions, SACState
 from jaxmbrl.core.config import Traced
 from jaxmbrl.core.types import Action, ActorCritic, Key, Observation, PyTree
 from jaxmbrl.models.normalizer import Normalizer
-from jaxmbrl.nn.networks import MLP, Precision
+from jaxmbrl.nn.networks import MLP, Precision, orthogonal
 
 CRITIC_NORM = 1e-5
 LEAST_STD = 1e-5
@@ -97,10 +97,11 @@ def make(
 def functions(config: ScaledSACConfig, action_size: int) -> SACFunctions:
     """The networks as pure functions. The parameters of a critic are its `network` and its `bounds` [2]."""
     norms = (CRITIC_NORM,) * len(config.hidden)
-    orthogonal, he = nn.initializers.orthogonal(), nn.initializers.he_normal()
     network = partial(MLP, config.hidden, activation=nn.swish, precision=config.precision)
-    actor = network(2 * action_size, kernel_init=orthogonal)
-    critic = network(1, kernel_init=he, dropout=config.dropout, norms=norms, last_init=nn.initializers.zeros)
+    actor = network(2 * action_size, kernel_init=orthogonal())
+    critic = network(
+        1, kernel_init=nn.initializers.he_normal(), dropout=config.dropout, norms=norms, last_init=nn.initializers.zeros
+    )
     network_q = sac.each_critic(critic)
 
     def init_critic(key: Key, pair: Array) -> PyTree:
