@@ -39,7 +39,7 @@ def orthogonal(scale: float = 1.0) -> Initializer:
         def add(column: Int[Array, ""], found: Array) -> Array:
             rest = normal[:, column]
             for _ in range(2):
-                rest = rest - found @ (found.T @ rest)
+                rest = rest - jnp.sum(found * jnp.sum(found * rest[:, None], axis=0), axis=1)
             return found.at[:, column].set(rest / jnp.linalg.norm(rest))
 
         found = jax.lax.fori_loop(0, normal.shape[1], add, jnp.zeros_like(normal))
