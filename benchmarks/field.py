@@ -391,12 +391,9 @@ def estimate(case: Case, place: Place, cases: Sequence[Case]) -> float | None:
     total = max(case.at.values())
     here = [(place.ledger(other), other) for other in cases if other.method == case.method]
     paces = [found.seconds("training") / found.last() / other.trained for found, other in here if found.last()]
-    measured = [of for file in place.out.glob(f"{case.method}-*.json") if (of := json.loads(file.read_text()))["stages"]]
-    paces = paces or [
-        of["stages"][-1]["cpu_seconds"]["training"] / of["stages"][-1]["env_steps"] / of["seeds"]
-        for of in measured
-        if of["method"] == case.method
-    ]
+    if not paces:
+        measured = [found for found in field_report.results(place.out) if found.method == case.method and found.stages]
+        paces = [found.stages[-1].training / found.stages[-1].env_steps / found.seeds for found in measured]
     goals = [goal.name for goal in algorithms.METHODS.card(case.method).goals]
     files = [file for file in (ROOT / "benchmarks" / "results" / f"{name}.json" for name in goals) if file.exists()]
     known = [json.loads(file.read_text()) for file in files]

@@ -220,8 +220,9 @@ def test_a_case_that_is_not_begun_is_estimated_by_the_results_of_its_method(tmp_
     done, ahead = of_cliff(), of_cliff()._replace(task="another")
     place = field.Place(tmp_path / "out", tmp_path / "runs")
     spent = {"training": 6.0, "evaluation": 1.0, "compilation": 20.0}
-    stage = {"env_steps": 100, "per_seed": [1.0] * done.seeds, "cpu_seconds": spent}
-    place.write(done, "done", [stage])
+    returns = [1.0] * done.seeds
+    stage = {"steps": 100, "env_steps": 100, "per_seed": returns, **field.field_report.summary(returns)}
+    place.write(done, "done", [{**stage, "frozen": [], "cpu_seconds": spent}])
     assert field.estimate(ahead._replace(at={500: 500}), place, [ahead]) == pytest.approx(5 * 6.0)
 
 
