@@ -198,6 +198,79 @@ def test_an_orthogonal_decomposition_would_be_found() -> None:
     assert decompositions(jax.make_jaxpr(lambda key: init(key, (3, 3)))(jax.random.key(0)))
 
 
+CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")
+SAME_SHAPE = {"convert_element_type", "copy", "neg", "mul", "add", "sub", "div", "max", "min", "exp", "log", "sqrt"}
+
+
+def constant_products(jaxpr: Jaxpr, known: dict[Any, set[int]] | None = None) -> list[tuple[int, ...]]:
+    """Shapes of the factors of products that have one number in all places of a matrix.
+
+    `known` gives axes of variables along which an array is constant, and is added to.
+    """
+    known, found = {} if known is None else known, []
+
+    def constant(variable: Any) -> set[int]:
+        along = set() if isinstance(variable, Literal) else known.get(variable, set())
+        return along | {axis for axis, n in enumerate(variable.aval.shape) if n == 1}
+
+    for equation in jaxpr.eqns:
+        name, parameters, inputs = equation.primitive.name, equation.params, equation.invars
+        if name == "broadcast_in_dim":
+            kept = dict(zip(parameters["broadcast_dimensions"], range(inputs[0].aval.ndim), strict=True))
+            along = constant(inputs[0])
+            axes = {axis for axis in range(len(parameters["shape"])) if axis not in kept or kept[axis] in along}
+            known[equation.outvars[0]] = axes
+        elif name == "transpose":
+            known[equation.outvars[0]] = {
+                axis for axis, of in enumerate(parameters["permutation"]) if of in constant(inputs[0])
+            }
+        elif name in SAME_SHAPE:
+            arrays = [constant(variable) for variable in inputs if variable.aval.ndim]
+            known[equation.outvars[0]] = set.intersection(*arrays) if arrays else set()
+        elif name == "dot_general":
+            _, batches = parameters["dimension_numbers"]
+            for variable, batch in zip(inputs, batches, strict=True):
+                shape = variable.aval.shape
+                axes = {axis for axis, n in enumerate(shape) if axis not in batch and n > 1}
+                if len(axes) > 1 and axes <= constant(variable):
+                    found.append(shape)
+        parts = list(inner(equation))
+        if name in CALLS and len(parts) == 1 and len(parts[0].invars) == len(inputs):
+            inside = dict(zip(parts[0].invars, map(constant, inputs), strict=True))
+            found += constant_products(parts[0], inside)
+            outputs = zip(equation.outvars, parts[0].outvars, strict=True)
+            known.update({out: inside[of] for out, of in outputs if not isinstance(of, Literal) and of in inside})
+        else:
+            found += [shape for part in parts for shape in constant_products(part)]
+    return found
+
+
+def test_no_product_is_with_a_constant_matrix(method: Traced) -> None:
+    """On a CPU, it may be computed from memory that does not belong to it (`core.xla`)."""
+    assert constant_products(method.many.jaxpr) == []
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda x: x @ jnp.zeros((3, 4)),
+        lambda x: jnp.full((3, 4), 2.0).T @ x,
+        lambda x: jax.jit(lambda y, z: y @ z)(x, -jnp.ones((3, 3))),
+        lambda x: jax.lax.scan(lambda carry, _: (carry @ jnp.ones((3, 3)), None), x, None, 2),
+    ],
+)
+def test_a_product_with_a_constant_matrix_would_be_found(product: Any) -> None:
+    assert constant_products(jax.make_jaxpr(product)(jnp.zeros((3, 3))).jaxpr)
+
+
+def test_other_products_with_what_is_broadcast_are_none() -> None:
+    def products(x: Any) -> Any:
+        of_members = jnp.broadcast_to(x, (2, 3, 3))
+        return x @ jnp.eye(3), x @ jnp.ones((3, 1)), of_members @ of_members, x @ jnp.broadcast_to(x[0], (3, 3))
+
+    assert constant_products(jax.make_jaxpr(products)(jnp.zeros((3, 3))).jaxpr) == []
+
+
 def test_nothing_is_called_on_the_host(method: Traced) -> None:
     names = {equation.primitive.name for equation in equations(method.one.jaxpr)}
     assert not {name for name in names if "callback" in name or name in ("infeed", "outfeed")}

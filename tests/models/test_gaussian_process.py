@@ -240,9 +240,15 @@ def test_the_world_draws_from_the_prediction():
         model = gaussian_process.make(config, 2, 1, None, never)
         state = model.init(jax.random.key(0), {})
         state = state._replace(posterior=state.posterior._replace(offset=jnp.array([0.5, 0.0, -1.0])))
-        world = model.world(state)
         origin = jnp.tile(jnp.array([[1.0, 2.0]]), (4000, 1))
-        _, made = jax.jit(world.step)(world.start(origin, jax.random.key(1)), jnp.zeros(1), jax.random.key(2))
+
+        @jax.jit
+        def moved(state, origin, model=model):
+            world = model.world(state)
+            return world.step(world.start(origin, jax.random.key(1)), jnp.zeros(1), jax.random.key(2))[1]
+
+        # The state is an argument, as in a run: products with a constant matrix of zeros may be wrong (`core.xla`).
+        made = moved(state, origin)
         drawn = np.column_stack([made.next_observation, made.reward])
         # The prior: a function of variance 1, and noise of variance 1.
         spread = 0.0 if propagation == "expectation" else np.sqrt(2)

@@ -1,5 +1,14 @@
 """Settings of XLA: compiler options, of which those that its version does not know are left out, and the threads of its CPU
-client."""
+client.
+
+jaxlib 0.10.2 computes two things wrong on a CPU, both in its kernels of YNNPACK, so no program here may contain them:
+
+- A product whose right-hand matrix has one number in all places, such as `jnp.zeros` that is closed over, and that is
+  summed in the same kernel. It reads memory beyond that number, so the result depends on what lies there. A matrix that is
+  an argument of the program, or an element of a loop's state, is safe.
+- The sum over an array that was broadcast along its last axes, if it is large enough for several threads (a million
+  numbers): they overwrite one another's partial sums.
+"""
 
 from __future__ import annotations
 

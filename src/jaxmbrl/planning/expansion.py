@@ -35,8 +35,8 @@ def expand(
         return G.T @ curvature @ G, G.T @ (slope + curvature @ e), constant + (slope + curvature @ e / 2) @ e + spread
 
     C, c, constant = jax.vmap(of_step, in_axes=(1, 0, 0, 0))(steps, *dynamics)
-    none = jnp.zeros_like(dynamics.f[0])
-    return QuadraticCost(C, c, jnp.zeros_like(dynamics.W[0]), none), constant
+    # Not a constant matrix, with which XLA's products may be wrong (`core.xla`).
+    return QuadraticCost(C, c, 0.0 * dynamics.W[0], jnp.zeros_like(dynamics.f[0])), constant
 
 
 def _around(
