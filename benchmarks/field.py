@@ -16,6 +16,9 @@ Times are seconds of CPU time: run the script on one core (`taskset -c 0`). Thos
 compilation with tracing and restoring are counted apart. A case compiles its programs again after each evaluation, but a
 program in the cache (`JAX_COMPILATION_CACHE_DIR`, by default a folder in `--runs`) only has to be read.
 
+With `--until N` each case is left once it has its results at N of `--steps`, so that all methods have some before any has
+all; without it, cases continue from their run folders or, if these are gone, from the start.
+
 With `--at-once N` the seeds of a case train in groups of N, each in a program of its own, one group after the other. The
 results of groups are kept in `--out`/groups, so a case that takes hours needs no run folder for longer than one group.
 """
@@ -85,6 +88,8 @@ class Case(NamedTuple):
     """The first seed of this group."""
     at_once: int | None = None
     """Seeds of a group, which train in one program; None for all."""
+    until: int | None = None
+    """The number of steps of `--steps` after which the case is left, None for the largest."""
 
     @property
     def name(self) -> str:
@@ -109,6 +114,11 @@ class Case(NamedTuple):
     def groups(self, at_once: int | None) -> list[Case]:
         """The case in groups of `at_once` seeds."""
         return [self._replace(first=first, at_once=at_once) for first in range(0, self.seeds, at_once or self.seeds)]
+
+    @property
+    def now(self) -> dict[int, int]:
+        """`at` up to `until`."""
+        return {steps: at for steps, at in self.at.items() if self.until is None or steps <= self.until}
 
     @property
     def epoch(self) -> int:
@@ -209,8 +219,8 @@ class Ledger:
         newest = min(case.epoch, now)
         speed = self.seconds("training", after=now - newest) / newest
         evaluations = [line["cpu"] for line in self.lines if line["what"] == "evaluation"]
-        ahead = [at for at in case.at.values() if at > now]
-        return speed * max(max(case.at.values()) - now, 0) + (max(evaluations) if evaluations else 0.0) * len(ahead)
+        ahead = [at for at in case.now.values() if at > now]
+        return speed * max(max(case.now.values()) - now, 0) + (max(evaluations) if evaluations else 0.0) * len(ahead)
 
 
 class Meter(Progress):
@@ -272,6 +282,11 @@ class Place(NamedTuple):
         found = [json.loads(file.read_text()) if file.exists() else {} for file in files]
         return found[0] if found[0].get("state") == "done" else found[1]
 
+    def is_open(self, case: Case) -> bool:
+        """Whether the case has no results yet at a number of steps up to `until`."""
+        found = self.read(case)
+        return found.get("state") != "done" and len(found.get("stages", [])) < len(case.now)
+
     def write(self, case: Case, state: str, stages: list[dict[str, Any]]) -> None:
         """Write the results of the group of seeds; and those of the whole case, as far as all groups have them. The files
         of groups are deleted when all are done."""
@@ -322,8 +337,8 @@ def merge(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def work(case: Case, place: Place, stopping: Stopping | None = None, give_way: float = math.inf) -> str:
     """Train and evaluate the case, from where it is, and write its results after each evaluation. Returns its state:
-    `done`, `failed: why`, or `at N steps` if it gave way because more than `give_way` seconds were left. Raises Stopped if
-    asked to stop."""
+    `done`, `failed: why`, or `at N steps` if it is to be left there, or gave way because more than `give_way` seconds were
+    left. Raises Stopped if asked to stop."""
     folder, ledger = place.folder(case), place.ledger(case)
     stages: list[dict[str, Any]] = place.read(case).get("stages", [])
 
@@ -331,7 +346,7 @@ def work(case: Case, place: Place, stopping: Stopping | None = None, give_way: f
         left = ledger.left(case)
         return left is None or left <= PATIENCE * give_way
 
-    for steps, at in list(case.at.items())[len(stages) :]:
+    for steps, at in list(case.now.items())[len(stages) :]:
         if ledger.last() and not goes_on():
             return field_report.at(ledger.last())
         if stages and stages[-1]["env_steps"] == at:
@@ -359,7 +374,7 @@ def work(case: Case, place: Place, stopping: Stopping | None = None, give_way: f
             return state
         stages.append(stage_of(case, steps, result, ledger))
         place.write(case, "done" if len(stages) == len(case.at) else field_report.at(at), stages)
-    return "done"
+    return "done" if len(stages) == len(case.at) else field_report.at(stages[-1]["env_steps"])
 
 
 def stage_of(case: Case, steps: int, result: Result, ledger: Ledger) -> dict[str, Any]:
@@ -388,7 +403,7 @@ def estimate(case: Case, place: Place, cases: Sequence[Case]) -> float | None:
     own = place.ledger(case).left(case)
     if own is not None:
         return own
-    total = max(case.at.values())
+    total = max(case.now.values())
     here = [(place.ledger(other), other) for other in cases if other.method == case.method]
     paces = [found.seconds("training") / found.last() / other.trained for found, other in here if found.last()]
     if not paces:
@@ -406,7 +421,7 @@ def measure(cases: Sequence[Case], place: Place, limit: float, command: list[str
     """Work on the cases until all are done or `limit` minutes have passed. `command` starts the process of a case, with its
     name and the seconds after which it gives way. Raises KeyboardInterrupt after a signal, once the run is saved."""
     deadline, failed = time.monotonic() + 60 * limit, set[str]()
-    while open_cases := [case for case in cases if place.read(case).get("state") != "done" and case.group not in failed]:
+    while open_cases := [case for case in cases if place.is_open(case) and case.group not in failed]:
         left = {case.group: estimate(case, place, cases) for case in open_cases}
         ranked = sorted(open_cases, key=lambda case: left[case.group] or 0.0)
         case = ranked[0]
@@ -460,9 +475,12 @@ def listed(cases: Sequence[Case], apart: dict[str, dict[str, str]], place: Place
     states = [(case, place.read(case).get("state"), estimate(case, place, cases)) for case in cases]
     for case, state, left in sorted(states, key=lambda entry: (entry[1] == "done", entry[2] or 0.0)):
         done, begun = state == "done", place.ledger(case).last()
-        now = state if done or (state or "").startswith("failed") else field_report.at(begun) if begun else "to do"
-        lines.append(f"{case.group:<40} {now}" + ("" if done else f", about {text_of(left)} left"))
-        total, unknown = total + (0.0 if done else left or 0.0), unknown + (not done and left is None)
+        now = state or "to do"
+        if begun and not done and not now.startswith("failed"):
+            now = field_report.at(begun)
+        ended = not place.is_open(case)
+        lines.append(f"{case.group:<40} {now}" + ("" if ended else f", about {text_of(left)} left"))
+        total, unknown = total + (0.0 if ended else left or 0.0), unknown + (not ended and left is None)
     lines += [
         f"{field_report.name_of(name, task):<40} does not apply: {why}"
         for task in apart
@@ -477,11 +495,13 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def main(arguments: list[str] | None = None) -> None:
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """The command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--methods", nargs="+", default=list(algorithms.METHODS), choices=list(algorithms.METHODS))
     parser.add_argument("--steps", nargs="+", type=int, default=list(STEPS))
+    parser.add_argument("--until", type=int, help="one of --steps, after which each case is left for another time")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--episodes", type=int, default=EPISODES, help="start states of each evaluation")
     parser.add_argument("--at-once", type=int, help="seeds that train in one program; by default all")
@@ -493,6 +513,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--give-way", type=float, default=math.inf, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
+    if args.until not in (None, *args.steps):
+        parser.error(f"--until {args.until} is none of --steps ({', '.join(map(str, args.steps))})")
+    return args
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parsed(arguments)
     place, numbers = Place(args.out, args.runs), (args.steps, args.seeds, args.episodes)
     if args.report:
         field_report.write(args.out)
@@ -500,7 +527,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.case:
         method, task, first = args.case
         jax.config.update("jax_enable_x64", algorithms.get(method).needs_float64)
-        case = case_of(method, envs.make(task), *numbers)._replace(first=int(first), at_once=args.at_once)
+        which = {"first": int(first), "at_once": args.at_once, "until": args.until}
+        case = case_of(method, envs.make(task), *numbers)._replace(**which)
         with Stopping(lambda text: print(text, flush=True)) as stopping:
             try:
                 work(case, place, stopping, args.give_way)
@@ -511,7 +539,8 @@ def main(arguments: list[str] | None = None) -> None:
                 sys.exit(ASKED_TO_STOP)
         return
     cases, apart = all_cases(list(algorithms.METHODS), args.tasks, *numbers)
-    cases = [group for case in cases if case.method in args.methods for group in case.groups(args.at_once)]
+    cases = [case._replace(until=args.until) for case in cases if case.method in args.methods]
+    cases = [group for case in cases for group in case.groups(args.at_once)]
     if args.list:
         chosen = {task: {name: why for name, why in of.items() if name in args.methods} for task, of in apart.items()}
         print("\n".join(listed(cases, chosen, place)))
@@ -521,6 +550,7 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, interrupt)
     words = ["--steps", *map(str, args.steps), "--seeds", str(args.seeds), "--episodes", str(args.episodes)]
     words += ["--at-once", str(args.at_once)] if args.at_once else []
+    words += ["--until", str(args.until)] if args.until else []
     command = [sys.executable, str(Path(__file__).resolve()), *words, "--out", str(args.out), "--runs", str(args.runs)]
     try:
         measure(cases, place, args.limit, command)

@@ -141,6 +141,31 @@ def test_a_case_that_is_interrupted_equals_one_that_is_not(tmp_path, monkeypatch
     assert parts.read(case) == found
 
 
+def test_a_case_that_is_left_at_some_steps_goes_on_without_its_run_folder(tmp_path, monkeypatch, whole):
+    """As on another machine, which has the results alone."""
+    case, place = of_cliff()._replace(until=100), field.Place(tmp_path / "out", tmp_path / "runs")
+    begun = []
+
+    def in_this_process(command, deadline):
+        begun.append(case.group)
+        field.work(case, place)
+        return 0
+
+    with monkeypatch.context() as patched:
+        patched.setattr(field, "run", in_this_process)
+        field.measure([case], place, 1.0, [])
+    assert begun == [case.group], "it is not begun again"
+    assert place.ledger(case).left(case) == 0 and not place.is_open(case)
+    assert place.read(case)["state"] == "at 100 steps" and "left" not in field.listed([case], {}, place)[0]
+    whole_case = case._replace(until=None)
+    assert place.is_open(whole_case) and place.ledger(whole_case).left(whole_case) > 0
+    elsewhere = place._replace(runs=tmp_path / "elsewhere")
+    assert f"{case.name:<40} at 100 steps, about " in field.listed([whole_case], {}, elsewhere)[0]
+    assert field.work(whole_case, elsewhere) == "done"
+    expected, found = whole.read(case)["stages"], elsewhere.read(case)["stages"]
+    assert [stage["per_seed"] for stage in found] == [stage["per_seed"] for stage in expected]
+
+
 def test_groups_of_seeds_give_the_results_of_all_seeds_at_once(tmp_path, whole):
     case, place = of_cliff(), field.Place(tmp_path / "out", tmp_path / "runs")
     first, second = groups = case.groups(1)
