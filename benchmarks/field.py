@@ -47,6 +47,7 @@ from jaxmbrl import algorithms, envs
 from jaxmbrl.algorithms import Method
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Task
+from jaxmbrl.data.augmentation import AugmentationSettings, check_images
 from jaxmbrl.training import programs
 from jaxmbrl.training.console import Progress, duration
 from jaxmbrl.training.programs import ChoosesModel
@@ -153,6 +154,8 @@ def case_of(name: str, task: Task, steps: Sequence[int], seeds: int, episodes: i
         settings, changes = config.settings, {}
         if isinstance(settings, ChoosesModel) and settings.uses_true_model():
             settings, changes = settings.with_model("learned"), {"model": "learned"}
+        if isinstance(settings, AugmentationSettings):
+            check_images(settings, task.observation)
         algorithm = method.make(settings, task)
     except UserError as error:
         raise DoesNotApply(str(error)) from None

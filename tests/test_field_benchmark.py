@@ -50,6 +50,7 @@ def test_methods_that_need_more_than_real_steps_are_apart(planned):
         assert "--data FILE" in apart[task]["bc"]
         assert "no policy to imitate" in apart[task]["distillation"]
     assert "true simulator" in apart["CartPole-v1"]["alphazero"]
+    assert "needs images" in apart["pendulum"]["drq-v2"]
     assert next(case for case in cases if case.method == "uct").settings == {"model": "learned"}
     assert {"sac", "dqn", "pets"} <= {case.method for case in cases if case.task == "CartPole-v1"}
     assert "dqn" in apart["pendulum"]
