@@ -412,11 +412,12 @@ def estimate(case: Case, place: Place, cases: Sequence[Case]) -> float | None:
     if not paces:
         measured = [found for found in field_report.results(place.out) if found.method == case.method and found.stages]
         paces = [found.stages[-1].training / found.stages[-1].env_steps / found.seeds for found in measured]
-    goals = [goal.name for goal in algorithms.METHODS.card(case.method).goals]
-    files = [file for file in (ROOT / "benchmarks" / "results" / f"{name}.json" for name in goals) if file.exists()]
-    known = [json.loads(file.read_text()) for file in files]
+    # Goals with settings of their own, such as other learners, may be many times as expensive.
+    goals = sorted(algorithms.METHODS.card(case.method).goals, key=lambda goal: len(goal.settings))
+    files = [ROOT / "benchmarks" / "results" / f"{goal.name}.json" for goal in goals]
+    known = [json.loads(file.read_text()) for file in files if file.exists()]
     near = [found for found in known if found["env"] == case.task] or known
-    paces = paces or [of["training_seconds"] / of["steps"] / of["seeds"] for of in near]
+    paces = paces or [of["training_seconds"] / of["steps"] / of["seeds"] for of in near[:1]]
     return max(paces) * total * case.trained if paces else None
 
 

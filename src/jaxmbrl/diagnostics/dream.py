@@ -18,7 +18,7 @@ from jaxmbrl.core import hints
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box
 from jaxmbrl.core.types import Action, Algorithm, Clock, Key, Memory, Observation, Policy, PyTree, Task
-from jaxmbrl.diagnostics.latent import CONTEXT, WHITE
+from jaxmbrl.diagnostics.latent import CONTEXT, WHITE, enlarged
 from jaxmbrl.diagnostics.video import frames, gif, gif_path
 from jaxmbrl.envs.drawing.own import step_seconds
 from jaxmbrl.envs.observed import plain
@@ -137,13 +137,9 @@ def pictures(found: Dream, positions: np.ndarray) -> list[UInt8[np.ndarray, "h w
     between them is white as long as the model sees the task. What has ended stays at its last image."""
     factor = max(1, -(-HEIGHT // found.observed.shape[1]))
 
-    def enlarged(images: UInt8[np.ndarray, "T H W C"], position: int) -> UInt8[np.ndarray, "h w 3"]:
-        image = images[min(position, len(images) - 1)]
-        return image.repeat(factor, axis=0).repeat(factor, axis=1).repeat(3 // image.shape[-1], axis=2)
-
     made = []
     for position in positions:
-        sides = enlarged(found.observed, position), enlarged(found.imagined, position)
+        sides = [enlarged(images[min(position, len(images) - 1)], factor) for images in (found.observed, found.imagined)]
         line = np.full((len(sides[0]), GAP, 3), WHITE if position < found.context else 0, np.uint8)
         made.append(np.concatenate([sides[0], line, sides[1]], axis=1))
     return made

@@ -122,7 +122,7 @@ def prediction_strip(found: LatentPredictions, window: int = 0) -> UInt8[np.ndar
 
     def row(images: Shaped[np.ndarray, "T H W C"]) -> UInt8[np.ndarray, "h W 3"]:
         shown = np.clip(np.round(np.asarray(images, float)), 0, WHITE).astype(np.uint8)[positions]
-        shown = shown.repeat(factor, axis=1).repeat(factor, axis=2).repeat(3 // shown.shape[-1], axis=3)
+        shown = enlarged(shown, factor)
         gap = np.full((shown.shape[1], GAP, 3), WHITE, np.uint8)
         parts = []
         for i, image in enumerate(shown):
@@ -132,3 +132,8 @@ def prediction_strip(found: LatentPredictions, window: int = 0) -> UInt8[np.ndar
     rows = [row(images) for images in (observed, found.reconstructed[window], continued)]
     between = np.full((GAP, rows[0].shape[1], 3), WHITE, np.uint8)
     return np.concatenate([rows[0], between, rows[1], between, rows[2]])
+
+
+def enlarged(images: UInt8[np.ndarray, "*N H W C"], factor: int) -> UInt8[np.ndarray, "*N h w 3"]:
+    """Images of one or three channels in colour, each pixel as a square of `factor` x `factor`."""
+    return images.repeat(factor, axis=-3).repeat(factor, axis=-2).repeat(3 // images.shape[-1], axis=-1)
