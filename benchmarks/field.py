@@ -19,6 +19,8 @@ program in the cache (`JAX_COMPILATION_CACHE_DIR`, by default a folder in `--run
 With `--until N` each case is left once it has its results at N of `--steps`, so that all methods have some before any has
 all; without it, cases continue from their run folders or, if these are gone, from the start.
 
+For long runs of few methods on other tasks there are `--preset`, `--set` and `--rescore`, and `--out` keeps them apart.
+
 With `--at-once N` the seeds of a case train in groups of N, each in a program of its own, one group after the other. The
 results of groups are kept in `--out`/groups, so a case that takes hours needs no run folder for longer than one group.
 """
@@ -33,13 +35,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 import field_report
 import jax
+import yaml
 from measure import provenance
 
 import jaxmbrl
@@ -91,6 +94,8 @@ class Case(NamedTuple):
     """Seeds of a group, which train in one program; None for all."""
     until: int | None = None
     """The number of steps of `--steps` after which the case is left, None for the largest."""
+    rescored: bool = False
+    """Whether policies are evaluated in the task's Gymnasium counterpart, too."""
 
     @property
     def name(self) -> str:
@@ -117,6 +122,18 @@ class Case(NamedTuple):
         return [self._replace(first=first, at_once=at_once) for first in range(0, self.seeds, at_once or self.seeds)]
 
     @property
+    def words(self) -> list[str]:
+        """The options of the command for this case alone."""
+        changed = text_of_settings({name: value for name, value in self.settings.items() if name != "model"})
+        return [
+            *("--tasks", self.task, "--methods", self.method, "--steps", *map(str, self.at)),
+            *(("--seeds", str(self.seeds)) if self.seeds != SEEDS else ()),
+            *(("--preset", self.preset) if changed or self.rescored else ()),
+            *(("--set", *changed) if changed else ()),
+            *(("--rescore",) if self.rescored else ()),
+        ]
+
+    @property
     def now(self) -> dict[int, int]:
         """`at` up to `until`."""
         return {steps: at for steps, at in self.at.items() if self.until is None or steps <= self.until}
@@ -139,21 +156,29 @@ def small_preset(method: Method, task: str, steps: int) -> str:
     return [*own, *small, min(method.presets, key=lambda name: method.presets[name].steps)][0]
 
 
-def case_of(name: str, task: Task, steps: Sequence[int], seeds: int, episodes: int) -> Case:
-    """The case of the method `name` on `task`. Raises DoesNotApply if the method refuses the task, or does not learn from
-    real steps alone."""
+def case_of(
+    name: str,
+    task: Task,
+    steps: Sequence[int],
+    seeds: int,
+    episodes: int,
+    preset: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Case:
+    """The case of the method `name` on `task`, by default with the preset that `small_preset` chooses, and with `changes`
+    of its settings. Raises DoesNotApply if the method refuses the task, or does not learn from real steps alone."""
     method = algorithms.get(name)
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", before or method.needs_float64)
     try:
-        preset = small_preset(method, task.name, max(steps))
-        config = programs.configure(name, task.name, preset, steps=max(steps), seeds=seeds)
+        preset, changes = preset or small_preset(method, task.name, max(steps)), dict(changes or {})
+        config = programs.configure(name, task.name, preset, changes, steps=max(steps), seeds=seeds)
         programs.check_taught(config)
         if method.offline is not None:
             raise DoesNotApply("it learns from a file of transitions")
-        settings, changes = config.settings, {}
+        settings = config.settings
         if isinstance(settings, ChoosesModel) and settings.uses_true_model():
-            settings, changes = settings.with_model("learned"), {"model": "learned"}
+            settings, changes = settings.with_model("learned"), {**changes, "model": "learned"}
         if isinstance(settings, AugmentationSettings):
             check_images(settings, task.observation)
         algorithm = method.make(settings, task)
@@ -170,15 +195,21 @@ def case_of(name: str, task: Task, steps: Sequence[int], seeds: int, episodes: i
 
 
 def all_cases(
-    methods: Sequence[str], tasks: Sequence[str], steps: Sequence[int], seeds: int, episodes: int
+    methods: Sequence[str],
+    tasks: Sequence[str],
+    steps: Sequence[int],
+    seeds: int,
+    episodes: int,
+    preset: str | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> tuple[list[Case], dict[str, dict[str, str]]]:
-    """(cases, task -> method -> reason why there is none)."""
+    """(cases of `case_of`, task -> method -> reason why there is none)."""
     cases, apart = [], {}
     for task in map(envs.make, tasks):
         apart[task.name] = reasons = {}
         for name in methods:
             try:
-                cases.append(case_of(name, task, steps, seeds, episodes))
+                cases.append(case_of(name, task, steps, seeds, episodes, preset, changes))
             except DoesNotApply as reason:
                 reasons[name] = str(reason)
     return cases, apart
@@ -315,7 +346,7 @@ class Place(NamedTuple):
             **{"method": case.method, "task": case.task, "family": card.family, "requires": list(card.requires)},
             **{"preset": case.preset, "settings": case.settings, "seeds": case.trained, "episodes": case.episodes},
             **{"steps": list(case.at), "state": state, "stages": stages},
-            **provenance("--tasks", case.task, "--methods", case.method, "--steps", *map(str, case.at)),
+            **provenance(*case.words),
         }
         self.file(case).parent.mkdir(parents=True, exist_ok=True)
         write_file(self.file(case), (field_report.text_of(found) + "\n").encode())
@@ -333,6 +364,7 @@ def merge(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "per_seed": per_seed,
         **field_report.summary(per_seed),
         "frozen": [seed for stage in stages for seed in stage["frozen"]],
+        **({"gymnasium": [of for stage in stages for of in stage["gymnasium"]]} if "gymnasium" in stages[0] else {}),
         **seconds,
         **({"dirty": any(stage["dirty"] for stage in stages)} if "dirty" in stages[0] else {}),
     }
@@ -386,6 +418,7 @@ def stage_of(case: Case, steps: int, result: Result, ledger: Ledger) -> dict[str
     returns = [rows[seed].get("eval/return") for seed in range(case.first, case.first + case.trained)]
     if any(value is None for value in returns):
         returns = list(jaxmbrl.evaluate(result, case.episodes).per_seed)
+    again = jaxmbrl.evaluate(result, case.episodes, backend="gymnasium").per_seed if case.rescored else []
     kinds = ("training", "evaluation", "compilation")
     found = provenance()["environment"]
     return {
@@ -393,6 +426,7 @@ def stage_of(case: Case, steps: int, result: Result, ledger: Ledger) -> dict[str
         "env_steps": result.env_steps,
         "per_seed": returns,
         **field_report.summary(returns),
+        **({"gymnasium": list(again)} if case.rescored else {}),
         "frozen": sorted(result.frozen),
         "cpu_seconds": {what: round(ledger.seconds(what), 2) for what in kinds},
         "wall_seconds": {what: round(ledger.seconds(what, "wall"), 2) for what in kinds},
@@ -499,12 +533,28 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def setting(text: str) -> tuple[str, Any]:
+    """(name, value) of a setting NAME=VALUE, whose value is read as YAML."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"'{text}' has no '='")
+    return name, yaml.safe_load(value)
+
+
+def text_of_settings(changes: Mapping[str, Any]) -> list[str]:
+    """Words NAME=VALUE, without spaces."""
+    return [f"{name}={json.dumps(value, separators=(',', ':'))}" for name, value in changes.items()]
+
+
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
     """The command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--methods", nargs="+", default=list(algorithms.METHODS), choices=list(algorithms.METHODS))
     parser.add_argument("--steps", nargs="+", type=int, default=list(STEPS))
+    parser.add_argument("--preset", help="of the methods, by default a small one")
+    parser.add_argument("--set", nargs="+", default=[], type=setting, metavar="NAME=VALUE", help="changes of the preset")
+    parser.add_argument("--rescore", action="store_true", help="evaluate policies in Gymnasium with C MuJoCo, too")
     parser.add_argument("--until", type=int, help="one of --steps, after which each case is left for another time")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--episodes", type=int, default=EPISODES, help="start states of each evaluation")
@@ -524,14 +574,15 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parsed(arguments)
-    place, numbers = Place(args.out, args.runs), (args.steps, args.seeds, args.episodes)
+    place = Place(args.out, args.runs)
+    numbers = args.steps, args.seeds, args.episodes, args.preset, dict(args.set)
     if args.report:
         field_report.write(args.out)
         return
     if args.case:
         method, task, first = args.case
         jax.config.update("jax_enable_x64", algorithms.get(method).needs_float64)
-        which = {"first": int(first), "at_once": args.at_once, "until": args.until}
+        which = {"first": int(first), "at_once": args.at_once, "until": args.until, "rescored": args.rescore}
         case = case_of(method, envs.make(task), *numbers)._replace(**which)
         with Stopping(lambda text: print(text, flush=True)) as stopping:
             try:
@@ -542,19 +593,28 @@ def main(arguments: list[str] | None = None) -> None:
                 print(stopped, flush=True)
                 sys.exit(ASKED_TO_STOP)
         return
-    cases, apart = all_cases(list(algorithms.METHODS), args.tasks, *numbers)
-    cases = [case._replace(until=args.until) for case in cases if case.method in args.methods]
+    own = bool(args.preset or args.set)
+    cases, apart = all_cases(args.methods if own else list(algorithms.METHODS), args.tasks, *numbers)
+    cases = [case._replace(until=args.until, rescored=args.rescore) for case in cases if case.method in args.methods]
     cases = [group for case in cases for group in case.groups(args.at_once)]
     if args.list:
         chosen = {task: {name: why for name, why in of.items() if name in args.methods} for task, of in apart.items()}
         print("\n".join(listed(cases, chosen, place)))
         return
-    field_report.keep_apart(args.out, apart)
+    if own:
+        refused = [f"{field_report.name_of(name, task)}: {why}" for task, of in apart.items() for name, why in of.items()]
+        if refused:
+            sys.exit("\n".join(refused))
+    else:
+        field_report.keep_apart(args.out, apart)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((args.runs / "cache").resolve()))
     signal.signal(signal.SIGTERM, interrupt)
     words = ["--steps", *map(str, args.steps), "--seeds", str(args.seeds), "--episodes", str(args.episodes)]
     words += ["--at-once", str(args.at_once)] if args.at_once else []
     words += ["--until", str(args.until)] if args.until else []
+    words += ["--preset", args.preset] if args.preset else []
+    words += ["--set", *text_of_settings(dict(args.set))] if args.set else []
+    words += ["--rescore"] if args.rescore else []
     command = [sys.executable, str(Path(__file__).resolve()), *words, "--out", str(args.out), "--runs", str(args.runs)]
     try:
         measure(cases, place, args.limit, command)

@@ -93,6 +93,27 @@ def test_a_preset_for_much_longer_runs_is_not_taken():
     assert field.small_preset(algorithms.get("td3"), "cartpole-swingup", 10_000) == "pendulum"
 
 
+def test_a_long_run_has_the_preset_and_the_changes_that_are_asked_for(tmp_path, monkeypatch):
+    changed = dict(map(field.setting, ("replay_capacity=50000", "agent.hidden=[16, 16]")))
+    assert changed == {"replay_capacity": 50_000, "agent.hidden": [16, 16]}
+    case = field.case_of("sac", envs.make("Hopper-v5"), (25_000, 50_000), 4, 10, "default", changed)
+    assert (case.preset, case.settings) == ("default", changed)
+    case = case._replace(rescored=True, at_once=1)
+    assert "agent.hidden=[16,16]" in case.words
+    options = field.parsed(case.words)
+    assert (options.preset, dict(options.set), options.rescore) == ("default", changed, True)
+    assert (options.tasks, options.methods, options.steps, options.seeds) == (["Hopper-v5"], ["sac"], [25_000, 50_000], 4)
+    with pytest.raises(field.DoesNotApply, match="did you mean 'replay_capacity'"):
+        field.case_of("sac", envs.make("Hopper-v5"), (25_000,), 4, 10, "default", {"replay_kapacity": 1})
+    found = SimpleNamespace(rows=[{"seed": 0, "env_steps": 5, "eval/return": 1.0}], env_steps=5, frozen=[])
+    monkeypatch.setattr(
+        field.jaxmbrl, "evaluate", lambda result, episodes, backend: SimpleNamespace(per_seed=[float(episodes)])
+    )
+    stage = field.stage_of(case, 25_000, found, field.Ledger(tmp_path / "seconds"))
+    assert (stage["per_seed"], stage["gymnasium"]) == ([1.0], [10.0])
+    assert field.merge([stage, {**stage, "gymnasium": [9.0]}])["gymnasium"] == [10.0, 9.0]
+
+
 def of_cliff():
     return field.case_of("q-learning", envs.make("CliffWalking"), (100, 200), 2, 3)
 
