@@ -313,6 +313,8 @@ def draw(found: Sequence[Found], tasks: Sequence[str]) -> Figure:
         by_time(line[-1], here, panels)
         line[-1].sharey(line[0])
         line[0].set_ylabel(f"{task}\nreturn (interquartile mean)", fontsize=8)
+    # The colours are the same in all rows.
+    grid[0, -1].legend(fontsize=6, frameon=False, loc="best", handlelength=1.2, labelspacing=0.3)
     for axes, title in zip(grid[0], [*panels, "all, against training time of one core"], strict=True):
         axes.set_title(title, loc="left", fontsize=9)
     return figure
@@ -366,7 +368,6 @@ def by_time(axes: Axes, here: Sequence[Found], panels: Sequence[str]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     for i, panel in enumerate(panels):
         axes.plot([], [], color=COLORS[i], label=panel)
-    axes.legend(fontsize=6, frameon=False, loc="lower right", handlelength=1.2, labelspacing=0.3)
     plain(axes, "training seconds, all seeds (log scale)")
 
 
