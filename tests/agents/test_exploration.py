@@ -121,3 +121,11 @@ def test_a_linear_schedule_ends():
     schedule = jax.jit(lambda step: linear(1.0, 0.1, 100, step))
     found = [float(schedule(step)) for step in (0, 50, 100, 1000)]
     np.testing.assert_allclose(found, [1.0, 0.55, 0.1, 0.1], rtol=1e-6)
+
+
+def test_gaussian_noise_leaves_discrete_actions_as_they_are():
+    inner = exploration.uniform(Discrete(5))
+    noisy, key = exploration.with_gaussian_noise(inner, 0.3), jax.random.key(4)
+    action, _, after = noisy.act(noisy.init(key), jnp.zeros(2), key)
+    assert action == inner.act(inner.init(key), jnp.zeros(2), jax.random.fold_in(key, 0))[0]
+    assert jnp.issubdtype(action.dtype, jnp.integer) and after == noisy.init(key)

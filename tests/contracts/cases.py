@@ -81,6 +81,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]] | tuple[str, dict[str, Any], str]
         {"agent.roots": None, "agent.replay_value": 0.3, "agent.gradient": "reinforce"},
         CHOICES,
     ),
+    "planet, discrete actions": ("planet", {}, CHOICES),
     "world-models, controllers in the task": ("world-models", {"controller": "task", "model.cell": True, "bias": False}),
     "bptt, through the true simulator": ("bptt", {"model": "true", "rematerialize": False}),
     "svg, noise inferred, known reward": ("svg", {"horizon": 1, "noise": "inferred", "learn_reward": False}),

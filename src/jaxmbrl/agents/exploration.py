@@ -71,12 +71,15 @@ def _first_key(key: Key) -> Key:
 
 def with_gaussian_noise(policy: Policy, deviation: Any) -> Policy:
     """`policy` with added Gaussian noise of standard deviation `deviation`, in units of the action; the sum is clipped to
-    [-1, 1]. It may be a function of the policy's memory after the action, such as the deviation of a plan."""
+    [-1, 1]. It may be a function of the policy's memory after the action, such as the deviation of a plan. Discrete
+    actions, which are integers, stay as they are."""
 
     def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
         # The policy has its own key, in case it is stochastic.
         own_key = _first_key(key)
         action, extras, after = policy.act(memory, observation, own_key)
+        if not jnp.issubdtype(action.dtype, jnp.floating):
+            return action, extras, after
         scale = deviation(after) if callable(deviation) else deviation
         noise = scale * jax.random.normal(key, action.shape, action.dtype)
         action = jnp.clip(action + noise, -1.0, 1.0)
