@@ -181,7 +181,7 @@ def make(config: Config, task: Task) -> Algorithm:
         extras = no_extras
         if explore and in_task:
             acting, extras = episode_trials.playing(state.trials, control), episode_trials.not_tried
-        elif explore and config.noise > 0 and not isinstance(task.action, Discrete):
+        elif explore and config.noise > 0:
             acting = with_gaussian_noise(acting, config.noise)
         acting = on_features(model, acting)
         return believing(model, params, shared.collector(acting, task, config, clock, extras) if explore else acting)
