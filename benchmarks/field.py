@@ -62,8 +62,12 @@ ROOT = Path(__file__).parents[1]
 TASKS = ("pendulum", "cartpole-swingup", "CartPole-v1", "InvertedPendulum-v5")
 STEPS = (2_000, 5_000, 10_000)
 SEEDS = 8
-EPISODES = 20
-"""Start states of each evaluation."""
+EPISODES, FEW_EPISODES = 20, 5
+"""Start states of each evaluation, and those of `PLANNERS` on the tasks of `ALIKE`."""
+PLANNERS = ("pets", "planet", "latent-mpc", "td-mpc2", "uct")
+"""Methods that plan anew at each step: 20 evaluated episodes cost them several times as much as their training."""
+ALIKE = ("cartpole-swingup", "CartPole-v1", "InvertedPendulum-v5")
+"""Tasks whose start states differ so little that few of them tell as much."""
 SIZED = 10
 """A task's own preset is taken if its default number of steps is at most so many times the largest of `--steps`; those for
 longer runs change their policy too seldom."""
@@ -128,6 +132,7 @@ class Case(NamedTuple):
         return [
             *("--tasks", self.task, "--methods", self.method, "--steps", *map(str, self.at)),
             *(("--seeds", str(self.seeds)) if self.seeds != SEEDS else ()),
+            *(("--episodes", str(self.episodes)) if self.episodes != episodes_of(self.method, self.task) else ()),
             *(("--preset", self.preset) if changed or self.rescored else ()),
             *(("--set", *changed) if changed else ()),
             *(("--rescore",) if self.rescored else ()),
@@ -156,17 +161,23 @@ def small_preset(method: Method, task: str, steps: int) -> str:
     return [*own, *small, min(method.presets, key=lambda name: method.presets[name].steps)][0]
 
 
+def episodes_of(method: str, task: str) -> int:
+    """Start states of each evaluation of a method on a task."""
+    return FEW_EPISODES if method in PLANNERS and task in ALIKE else EPISODES
+
+
 def case_of(
     name: str,
     task: Task,
     steps: Sequence[int],
     seeds: int,
-    episodes: int,
+    episodes: int | None = None,
     preset: str | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Case:
-    """The case of the method `name` on `task`, by default with the preset that `small_preset` chooses, and with `changes`
-    of its settings. Raises DoesNotApply if the method refuses the task, or does not learn from real steps alone."""
+    """The case of the method `name` on `task`, by default with the preset that `small_preset` chooses, and with `changes` of
+    its settings and the `episodes` of `episodes_of`. Raises DoesNotApply if the method refuses the task, or does not learn
+    from real steps alone."""
     method = algorithms.get(name)
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", before or method.needs_float64)
@@ -191,7 +202,7 @@ def case_of(
     unit = algorithm.period * settings.num_envs
     last = method.presets[preset].steps if name in ENDS else max(steps)
     at = {step: -(-min(step, last) // unit) * unit for step in sorted(steps)}
-    return Case(name, task.name, preset, changes, at, seeds, episodes)
+    return Case(name, task.name, preset, changes, at, seeds, episodes or episodes_of(name, task.name))
 
 
 def all_cases(
@@ -199,7 +210,7 @@ def all_cases(
     tasks: Sequence[str],
     steps: Sequence[int],
     seeds: int,
-    episodes: int,
+    episodes: int | None = None,
     preset: str | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> tuple[list[Case], dict[str, dict[str, str]]]:
@@ -311,9 +322,11 @@ class Place(NamedTuple):
         return self.out / f"{case.name}.json" if case.is_whole else self.out / "groups" / f"{case.group}.json"
 
     def read(self, case: Case) -> dict[str, Any]:
-        """The results of the group of seeds, or of the whole case if it is done; {} if there are none."""
+        """The results of the group of seeds, or of the whole case if it is done; {} if there are none with as many episodes
+        an evaluation."""
         files = (self.out / f"{case.name}.json", self.file(case))
         found = [json.loads(file.read_text()) if file.exists() else {} for file in files]
+        found = [of if of.get("episodes") == case.episodes else {} for of in found]
         return found[0] if found[0].get("state") == "done" else found[1]
 
     def is_open(self, case: Case) -> bool:
@@ -557,7 +570,8 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rescore", action="store_true", help="evaluate policies in Gymnasium with C MuJoCo, too")
     parser.add_argument("--until", type=int, help="one of --steps, after which each case is left for another time")
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--episodes", type=int, default=EPISODES, help="start states of each evaluation")
+    some = f"start states of each evaluation, by default {EPISODES}, or {FEW_EPISODES} for planners"
+    parser.add_argument("--episodes", type=int, help=some)
     parser.add_argument("--at-once", type=int, help="seeds that train in one program; by default all")
     parser.add_argument("--limit", type=float, default=math.inf, help="minutes")
     parser.add_argument("--out", type=Path, default=field_report.RESULTS)
@@ -609,7 +623,8 @@ def main(arguments: list[str] | None = None) -> None:
         field_report.keep_apart(args.out, apart)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((args.runs / "cache").resolve()))
     signal.signal(signal.SIGTERM, interrupt)
-    words = ["--steps", *map(str, args.steps), "--seeds", str(args.seeds), "--episodes", str(args.episodes)]
+    words = ["--steps", *map(str, args.steps), "--seeds", str(args.seeds)]
+    words += ["--episodes", str(args.episodes)] if args.episodes else []
     words += ["--at-once", str(args.at_once)] if args.at_once else []
     words += ["--until", str(args.until)] if args.until else []
     words += ["--preset", args.preset] if args.preset else []

@@ -24,7 +24,7 @@ import field_report  # noqa: E402
 
 @pytest.fixture(scope="module")
 def planned():
-    return field.all_cases(list(algorithms.METHODS), field.TASKS, field.STEPS, 8, 20)
+    return field.all_cases(list(algorithms.METHODS), field.TASKS, field.STEPS, 8)
 
 
 def test_every_method_on_every_task_has_a_state_or_a_reason(planned, tmp_path):
@@ -64,7 +64,7 @@ def test_evaluations_are_at_whole_updates_and_epochs(planned):
 
 
 def test_a_method_that_ends_keeps_its_last_policy(tmp_path, monkeypatch):
-    case = field.case_of("pilco", envs.make("pendulum"), (100, 2_000, 5_000), 8, 20)
+    case = field.case_of("pilco", envs.make("pendulum"), (100, 2_000, 5_000), 8)
     assert case.at == {100: 120, 2_000: 200, 5_000: 200}, "trials of 40 steps, 200 in the preset"
     place, taken = field.Place(tmp_path, tmp_path / "runs"), []
 
@@ -85,6 +85,20 @@ def stage(steps, env_steps):
     return {"per_seed": [float(env_steps)], "frozen": [], "env_steps": env_steps, "steps": steps}
 
 
+def test_planners_have_fewer_evaluated_episodes_where_start_states_are_alike(planned, tmp_path):
+    episodes = {(case.method, case.task): case.episodes for case in planned[0]}
+    assert episodes["pets", "pendulum"] == episodes["sac", "CartPole-v1"] == 20
+    assert episodes["pets", "CartPole-v1"] == episodes["td-mpc2", "InvertedPendulum-v5"] == 5
+    for method in field.PLANNERS:
+        assert any(name == method for name, _ in episodes), f"{method} is no method"
+    case = field.case_of("pets", envs.make("CartPole-v1"), (2_000,), 8)
+    place = field.Place(tmp_path, tmp_path)
+    place.write(case, "done", [stage(2_000, 2_000)])
+    assert not place.is_open(case)
+    assert place.is_open(case._replace(episodes=20)), "other numbers of episodes are other results"
+    assert "--episodes" not in case.words and "--episodes" in case._replace(episodes=20).words
+
+
 def test_a_preset_for_much_longer_runs_is_not_taken():
     ppo, sac = algorithms.get("ppo"), algorithms.get("sac")
     assert field.small_preset(ppo, "InvertedPendulum-v5", 10_000) == "small"
@@ -103,6 +117,7 @@ def test_a_long_run_has_the_preset_and_the_changes_that_are_asked_for(tmp_path, 
     options = field.parsed(case.words)
     assert (options.preset, dict(options.set), options.rescore) == ("default", changed, True)
     assert (options.tasks, options.methods, options.steps, options.seeds) == (["Hopper-v5"], ["sac"], [25_000, 50_000], 4)
+    assert options.episodes == 10
     with pytest.raises(field.DoesNotApply, match="did you mean 'replay_capacity'"):
         field.case_of("sac", envs.make("Hopper-v5"), (25_000,), 4, 10, "default", {"replay_kapacity": 1})
     found = SimpleNamespace(rows=[{"seed": 0, "env_steps": 5, "eval/return": 1.0}], env_steps=5, frozen=[])
