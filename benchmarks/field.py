@@ -175,8 +175,8 @@ def case_of(
     preset: str | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Case:
-    """The case of the method `name` on `task`, by default with the preset that `small_preset` chooses, and with `changes` of
-    its settings and the `episodes` of `episodes_of`. Raises DoesNotApply if the method refuses the task, or does not learn
+    """The case of the method `name` on `task`, by default with the preset of `small_preset` and the number of episodes of
+    `episodes_of`, and with `changes` of its settings. Raises DoesNotApply if the method refuses the task, or does not learn
     from real steps alone."""
     method = algorithms.get(name)
     before = jax.config.jax_enable_x64
