@@ -47,6 +47,8 @@ from jaxmbrl.training.evaluation import bootstrap_interval, interquartile_mean
 from jaxmbrl.training.run_folder import environment
 
 TASK = "pendulum"
+PARTS = 10
+"""Parts of the training of policies, after each of which its steps are printed."""
 HORIZONS = (1, 3, 5)
 """Horizons in addition to 0."""
 QUICK = {"agent.sac.hidden": [8, 8], "ensemble.hidden": [8, 8], "ensemble.max_epochs": 2, "updates_per_step": 1}
@@ -147,10 +149,13 @@ class Study:
         self.agent = agent._replace(target_value=lambda *args: jnp.mean(agent.target_values(*args), axis=0))
         self.q = sac.functions(self.config.agent.sac, self.sizes_of_task()[1]).q
         self.updates, self.sizes, self.seeds = updates, sizes, seeds
-        calls = jnp.asarray(program.total_steps // program.loop.steps_per_call, jnp.int32)
-        start = jax.jit(program.loop.init)(jnp.arange(seeds), {})
-        clock, end = jax.jit(program.loop.run)(loop.clock_at(0), start, calls)
-        self.count, self.trained = clock.env_steps, end.algorithm
+        calls = program.total_steps // program.loop.steps_per_call
+        state, run = jax.jit(program.loop.init)(jnp.arange(seeds), {}), jax.jit(program.loop.run)
+        clock = loop.clock_at(0)
+        for share in np.diff(np.linspace(0, calls, PARTS + 1).astype(np.int32)):
+            clock, state = run(clock, state, jnp.asarray(share))
+            print(f"policies: {int(clock.env_steps):,} of {program.total_steps:,} steps", flush=True)
+        self.count, self.trained = clock.env_steps, state.algorithm
         self.keys = jax.random.split(jax.random.key(0), seeds)
         self.pairs, self.truth = jax.jit(jax.vmap(self.judges))(self.trained, self.keys)
 
