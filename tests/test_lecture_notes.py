@@ -19,8 +19,8 @@ PAGES = sorted((DOCS / "lecture_notes").glob("*.md"))
 TIME = r"(about )?(\d+) min|not timed"
 COMMAND = re.compile(r"`((?:jaxmbrl|python) [^`]+)`(?: \((" + TIME + r")\))?")
 
-OTHERS = r"(?:(\d+) more takes? about (\d+) minutes; )?(\d+) are not timed"
-"""The middle part is left out where no time is estimated."""
+OTHERS = r"(?:; (\d+) more takes? about (\d+) minutes)?(?:; (\d+) (?:is|are) not timed)?\."
+"""Each part is left out where there are no such commands."""
 
 FILES = ("--data", "--demonstrations", "--expert", "--schedule")
 """Options whose value is a file or a run that another command has made."""
@@ -121,7 +121,7 @@ def test_the_page_has_rows_with_names_that_exist_and_minutes_that_add_up(page):
     assert all(row.split(" | ")[1].strip(" |") for row in rows)
     assert_exist(names_in(text))
     found = commands(text)
-    stated = r"(\d+) timed commands of this page take (\d+) minutes in all; " + OTHERS
+    stated = r"(\d+) timed commands of this page take (\d+) minutes in all" + OTHERS
     assert numbers_in(stated, text) == totals(found)
 
 
@@ -137,7 +137,7 @@ def test_the_first_page_has_all_pages_and_the_minutes_of_all():
             known = every.get(command, time)
             assert None in (known.minutes, time.minutes) or known == time, f"{command} has two times"
             every[command] = known if time.minutes is None else time
-    stated = r"(\d+) timed commands of the five pages take (\d+) minutes, each command once; " + OTHERS
+    stated = r"(\d+) timed commands of the five pages take (\d+) minutes, each command once" + OTHERS
     assert numbers_in(stated, text) == totals(every)
     short = {command: time for command, time in every.items() if (time.minutes or 0) <= 10}
     assert numbers_in(r"Those of at most 10 minutes take (\d+) minutes", text) == totals(short)[1:2]

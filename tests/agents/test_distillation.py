@@ -89,6 +89,31 @@ def test_the_expert_labels_every_step_from_its_own_memory(share, action):
     assert float(acted[0]) == action and float(memory) == 3.0
 
 
+def last_action(memory, seen, key):
+    """The label is the action before this one; the own action is 0.5."""
+    return jnp.array([0.5]), memory, jnp.array([0.5])
+
+
+@pytest.mark.parametrize(("share", "action"), [(1.0, 0.5), (0.0, -4.0)])
+@pytest.mark.parametrize("cheats", [False, True])
+def test_the_memory_of_the_expert_has_the_actions_that_were_taken(share, action, cheats):
+    own = Policy(lambda key: jnp.zeros(1), last_action, remember=lambda memory, seen, action, key: action + 0 * seen)
+    expert = distillation.Expert(lambda seed: own, observes_full_state=False)
+    if cheats:
+        # The student's world is a pair around the expert's, which it observes as a single number.
+        expert = distillation.privileged(expert, lambda carry: carry[1], lambda within: within[:1])
+        seen, observe = (jnp.zeros(()), jnp.array([4.0, 9.0])), lambda carry: carry[1][:1]
+    else:
+        seen, observe = jnp.array([4.0]), lambda seen: seen
+    acting = distillation.asked(expert.policy(jnp.asarray(0)), STUDENT, observe, jnp.asarray(share))
+    memory = acting.init(jax.random.key(0))
+    for step in range(3):
+        acted, label, memory = acting.act(memory, seen, jax.random.key(step))
+        assert float(acted[0]) == action
+        assert float(label[0]) == (action if step else 0.0)
+    assert float(acting.remember(memory, seen, jnp.array([0.125]), jax.random.key(0))[0]) == 0.125
+
+
 def test_beta_is_the_share_of_steps_that_are_the_experts():
     acting = distillation.asked(EXPERT, STUDENT, lambda seen: seen, jnp.asarray(0.3))
     keys = jax.random.split(jax.random.key(5), 4000)

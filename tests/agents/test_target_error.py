@@ -56,6 +56,16 @@ def linear(params, observation, action):
     return np.concatenate([observation, action], axis=-1) @ np.float64(layer["kernel"])[:, 0] + float(layer["bias"][0])
 
 
+def test_the_network_of_errors_does_not_start_as_a_copy_of_the_actor():
+    agent = with_target_error(sac.make(SACConfig(hidden=(8, 8)), O, A), O, A, hidden=(8, 8))
+    state = jax.jit(lambda key: agent.init(key, {}))(jax.random.key(0))
+    kernels = [x for x in jax.tree.leaves((state.agent.actor.params, state.agent.critic.params)) if x.ndim > 1]
+    own = state.error.params["params"]["Dense_1"]["kernel"]
+    near = [x for x in kernels if x.shape[-2:] == own.shape]
+    assert len(near) >= 2
+    assert all(abs(np.corrcoef(np.ravel(own), np.ravel(x.reshape(-1, 8, 8)[0]))[0, 1]) < 0.5 for x in near)
+
+
 def test_the_recursion_of_errors_and_their_temperature():
     """D moves towards |Q - y| + discount (1 - terminated) max(D', 0): Adam's first moment is a tenth of the gradient."""
     state, _, update = compiled()

@@ -44,6 +44,7 @@ def test_one_worse_member_of_five_is_accepted_and_one_of_three_is_not():
     assert bool(metrpo.accepts(before, before, 0.3)), "equal returns are no worse"
     assert bool(metrpo.accepts(before.at[0].add(-1), before, 0.3))
     assert not bool(metrpo.accepts(before.at[:2].add(-1), before, 0.3))
+    assert not bool(metrpo.accepts(before.at[:2].set(jnp.nan), before, 0.3))
     assert not bool(metrpo.accepts(before[:3].at[0].add(-1), before[:3], 0.3))
     assert bool(metrpo.accepts(before - 1, before, 1.0))
 

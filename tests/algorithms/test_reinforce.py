@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmbrl import envs
 from jaxmbrl.agents import on_policy
 from jaxmbrl.algorithms.on_policy import reinforce
 from jaxmbrl.core.spaces import Discrete
 from jaxmbrl.core.types import Transition
+from jaxmbrl.training.loop import clock_at
 
 DISCOUNT, BONUS = 0.9, 0.3
 
@@ -73,3 +75,26 @@ def test_the_gradient_is_the_sum_over_steps_of_its_definition(in_return, x64):
 
     found = jax.tree.map(np.asarray, gradient(jax.random.key(0))).network["params"]["Dense_0"]["kernel"]
     np.testing.assert_allclose(-4 * found, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_a_value_function_of_zero_explains_no_variance_of_the_returns():
+    """Also with advantages that are standardised: the metric is that of the estimated ones."""
+    rng = np.random.default_rng(1)
+    task = envs.make("cartpole-continuous")
+    settings = reinforce.ReinforceConfig(hidden=(), normalize_rewards=False)
+    algorithm = reinforce.make(reinforce.Config(agent=settings), task)
+    given = (rng.normal(size=(64, 1, 4)), rng.normal(size=(64, 1, 1)), 30 * rng.normal(size=(64, 1)))
+    seen, actions, rewards = (jnp.asarray(x, jnp.float32) for x in given)
+    never = jnp.zeros((64, 1), bool)
+
+    @jax.jit
+    def explained(key):
+        state = algorithm.init(key, {})
+        critic = state.agent.critic
+        zero = critic._replace(params=jax.tree.map(jnp.zeros_like, critic.params))
+        state = state._replace(agent=state.agent._replace(critic=zero))
+        rows = Transition(seen, actions, rewards, seen, never, never.at[-1].set(True), actions)
+        return algorithm.learn(clock_at(64), state, rows)[1]["agent/explained_variance"].total
+
+    assert settings.normalize_advantages
+    assert float(explained(jax.random.key(0))) == pytest.approx(0.0, abs=1e-5)

@@ -66,6 +66,8 @@ def test_rows_after_the_newest_are_not_used(x64):
     found = of(valid=3)
     np.testing.assert_allclose(found.value[:3], [1 + 1 + 7.5, 2 + 15, 30])
     assert found.known.tolist() == [1, 1, 1, 0] and found.reward_known.tolist() == [1, 1, 1]
+    # In a full ring the rows after the newest are the oldest ones, which may have ended an episode.
+    assert of(valid=1, terminated=[1]).known.tolist() == [1, 0, 0, 0]
     changed = window(valid=3, values=(10, 20, 30, np.nan, np.nan, np.nan))
     np.testing.assert_allclose(np.asarray(compute(*changed, UNROLL, STEPS, 0.5).value)[:3], found.value[:3])
 
@@ -74,7 +76,7 @@ def plain(rows, valid, unroll, steps, discount):
     """(value, known) of each state, step by step."""
     out = []
     for k in range(unroll + 1):
-        before = [j for j in range(k) if rows.terminated[j] or rows.truncated[j]]
+        before = [j for j in range(k) if valid[j] and (rows.terminated[j] or rows.truncated[j])]
         if before and not rows.terminated[before[0]]:
             out.append((0.0, 0.0))
         elif before:

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from annotated_types import Ge, Gt
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jaxmbrl.agents.exploration import remembered, with_key
 from jaxmbrl.core.config import Traced
 from jaxmbrl.core.spaces import Discrete, Space, encode, encoded_size
 from jaxmbrl.core.types import Action, Average, Hyper, Key, Memory, Metrics, Observation, Policy, PyTree, Transition
@@ -191,14 +192,20 @@ def privileged(expert: Expert, inside: Callable[[Any], Any], observe: Callable[[
     that the expert takes.
     """
 
+    def shown(carry: Any) -> Any:
+        within = inside(carry)
+        return within if expert.observes_full_state else observe(within)
+
     def policy(seed: Int[Array, ""]) -> Policy:
         own = expert.policy(seed)
 
         def act(memory: Memory, carry: Any, key: Key) -> tuple[Action, PyTree, Memory]:
-            within = inside(carry)
-            return own.act(memory, within if expert.observes_full_state else observe(within), key)
+            return own.act(memory, shown(carry), key)
 
-        return Policy(own.init, act)
+        def remember(memory: Memory, carry: Any, action: Action, key: Key) -> Memory:
+            return remembered(own, memory, shown(carry), action, key, memory)
+
+        return Policy(own.init, act, remember=remember if own.remember else None)
 
     return Expert(policy, observes_full_state=True)
 
@@ -216,15 +223,17 @@ def beta(rounds: int | None, number: Any) -> Float[Array, ""]:
 
 def asked(expert: Policy, student: Policy, observe: Callable[[Any], Observation], share: Float[Array, ""]) -> Policy:
     """The policy that collects: each step is the expert's with probability `share`, else the student's. The expert labels
-    every step, from a memory of its own, also where the student acts. The extras are the label.
+    every step, from a memory of its own, also where the student acts. If the memory has actions, they are those that were
+    taken. The extras are the label.
 
     `observe` maps what the expert takes to the observation that the student takes.
     """
 
     def act(memory: Memory, seen: Any, key: Key) -> tuple[Action, PyTree, Memory]:
         expert_key, student_key, choice_key = jax.random.split(key, 3)
-        shown, label, memory = expert.act(memory, seen, expert_key)
+        shown, label, after = expert.act(memory, seen, expert_key)
         own = student.act((), observe(seen), student_key)[0]
-        return jnp.where(jax.random.uniform(choice_key) < share, shown, own), label, memory
+        action = jnp.where(jax.random.uniform(choice_key) < share, shown, own)
+        return action, label, remembered(expert, memory, seen, action, expert_key, after)
 
-    return Policy(expert.init, act)
+    return Policy(expert.init, act, remember=with_key(expert, lambda key: jax.random.split(key, 3)[0]))

@@ -40,8 +40,8 @@ def remembered(policy: Policy, memory: Memory, observation: Observation, action:
     return after if policy.remember is None else policy.remember(memory, observation, action, key)
 
 
-def _with_key(policy: Policy, own: Callable[[Key], Key]) -> Callable[[Memory, Observation, Action, Key], Memory] | None:
-    """`policy.remember` given the key of a policy around it, inside of which it acts with `own(key)`."""
+def with_key(policy: Policy, own: Callable[[Key], Key]) -> Callable[[Memory, Observation, Action, Key], Memory] | None:
+    """`policy.remember` given the key of a policy around it, inside of which it acts with `own(key)`; None without it."""
     remember = policy.remember
     return remember and (lambda memory, observation, action, key: remember(memory, observation, action, own(key)))
 
@@ -85,7 +85,7 @@ def with_gaussian_noise(policy: Policy, deviation: Any) -> Policy:
         action = jnp.clip(action + noise, -1.0, 1.0)
         return action, extras, remembered(policy, memory, observation, action, own_key, after)
 
-    return Policy(policy.init, act, remember=_with_key(policy, _first_key))
+    return Policy(policy.init, act, remember=with_key(policy, _first_key))
 
 
 def with_ou_noise(policy: Policy, shape: tuple[int, ...], decay: float, deviation: float) -> Policy:
@@ -105,7 +105,7 @@ def with_ou_noise(policy: Policy, shape: tuple[int, ...], decay: float, deviatio
         action = jnp.clip(action + noise, -1.0, 1.0)
         return action, extras, (remembered(policy, inner, observation, action, own_key, after), noise)
 
-    of_policy = _with_key(policy, _first_key)
+    of_policy = with_key(policy, _first_key)
     remember = of_policy and (lambda memory, *given: (of_policy(memory[0], *given), memory[1]))
     return Policy(init, act, remember=remember)
 
@@ -127,4 +127,4 @@ def with_epsilon(policy: Policy, space: Space, epsilon: Float[Array, ""] | float
         action = jnp.where(explores, sampled, action)
         return action, extras, remembered(policy, memory, observation, action, act_key, after)
 
-    return Policy(policy.init, act, remember=_with_key(policy, lambda key: jax.random.split(key, 3)[0]))
+    return Policy(policy.init, act, remember=with_key(policy, lambda key: jax.random.split(key, 3)[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -23,6 +24,22 @@ def linear(first: Any, last: Any, length: Any, steps: Any) -> Float[Array, ""]:
 def linear_whole(first: Any, last: Any, length: Any, steps: Any) -> Int[Array, ""]:
     """The same between whole numbers, exactly, and rounded down. `length` times their difference must be below 2^31."""
     return first + (jnp.clip(steps, 0, length) * (last - first)) // length
+
+
+def rounded_down(share: float, whole: int) -> int:
+    """`share` times `whole`, rounded down. A product that misses a whole number by its rounding alone is this number.
+
+    >>> from jaxmbrl.core.schedules import rounded_down
+    >>> int(0.29 * 100), rounded_down(0.29, 100), rounded_down(0.289, 100)
+    (28, 29, 28)
+    """
+    return math.floor(share * whole + 1e-9)
+
+
+def traced_rounded_down(share: Float[Array, ""], whole: int) -> Int[Array, ""]:
+    """The same for a share that is traced."""
+    product = share * whole
+    return jnp.floor(product * (1 + 4 * jnp.finfo(product.dtype).eps)).astype(jnp.int32)
 
 
 def of_table(

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from annotated_types import Ge, Gt, Le
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxmbrl.core.schedules import rounded_down
 from jaxmbrl.core.types import Key, PyTree, Transition
 from jaxmbrl.data import n_step, prioritized, replay, sequences
 from jaxmbrl.data.n_step import NStep
@@ -218,7 +219,7 @@ def with_rows(experience: Experience, priorities: PyTree) -> Experience:
 
 def _count(experience: Experience, batch: int, share: float | None) -> int:
     """The number of demonstrations in a batch with a fixed share of them."""
-    return 0 if experience.demonstrations is None or share is None else int(share * batch)
+    return 0 if experience.demonstrations is None or share is None else rounded_down(share, batch)
 
 
 def _rows(buffer: Any) -> Replay | Sequences:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxmbrl.core.schedules import traced_rounded_down
 from jaxmbrl.core.types import Key, PyTree
 from jaxmbrl.data import replay
 from jaxmbrl.data.replay import Replay
@@ -30,7 +31,7 @@ def mixture(sources: Sequence[Replay], shares: Sequence[Float[Array, ""] | float
     if not sources or len(shares) != len(sources):
         raise ValueError(f"a mixture needs a share for each of its sources, got {len(shares)} for {len(sources)}")
     keys = jax.random.split(key, len(sources))
-    edges = [0, *(jnp.floor(share * n).astype(jnp.int32) for share in accumulate(shares[:-1])), n]
+    edges = [0, *(traced_rounded_down(jnp.asarray(share), n) for share in accumulate(shares[:-1])), n]
     is_empty = jnp.stack([source.size == 0 for source in sources]).at[0].set(False)
     counts = jnp.where(is_empty, 0, jnp.diff(jnp.stack([jnp.asarray(edge, jnp.int32) for edge in edges])))
     ends = jnp.cumsum(counts.at[0].add(n - jnp.sum(counts, dtype=jnp.int32)))

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, UInt8
 
 from jaxmbrl.core import hints
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.keys import beside
 from jaxmbrl.core.spaces import Box
 from jaxmbrl.core.types import Action, Algorithm, Clock, Key, Memory, Observation, Policy, PyTree, Task
 from jaxmbrl.diagnostics.latent import CONTEXT, WHITE, enlarged
@@ -76,7 +77,7 @@ def dream(algorithm: Algorithm, task: Task, state: PyTree, context: int = CONTEX
         view: LatentView = algorithm.views(state).latent
         model, params = view.model, view.params
         world, policy, start, key = evaluation.begin(algorithm, task, state, jnp.zeros((), jnp.int32), clock)
-        filter_key, dream_key = jax.random.split(jax.random.fold_in(key, 1))
+        filter_key, dream_key = jax.random.split(beside(key))
 
         def act(memory: Memory, observation: Observation, key: Key) -> tuple[Action, PyTree, Memory]:
             action, _, after = policy.act(memory, observation, key)

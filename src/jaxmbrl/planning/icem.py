@@ -34,7 +34,6 @@ are 114 candidates per plan. In the true cart-pole and pendulum they are not wor
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -45,6 +44,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from jaxmbrl.core.schedules import rounded_down
 from jaxmbrl.core.spaces import Space
 from jaxmbrl.core.types import Key, Planner, Problem, PyTree
 from jaxmbrl.planning import search
@@ -84,20 +84,15 @@ class ICEMConfig:
     @property
     def kept_elites(self) -> int:
         """Number of elites that are kept."""
-        return _floor(self.kept * self.elites)
+        return rounded_down(self.kept, self.elites)
 
     @property
     def populations(self) -> tuple[int, ...]:
         """Number of sequences sampled in each iteration. A plan evaluates `kept_elites` more than their sum."""
         sizes = [self.population]
         while len(sizes) < self.iterations:
-            sizes.append(max(2 * self.elites, _floor(sizes[-1] / self.decay)))
+            sizes.append(max(2 * self.elites, rounded_down(1 / self.decay, sizes[-1])))
         return tuple(sizes)
-
-
-def _floor(x: float) -> int:
-    # 0.29 * 100 is 28.999999999999996.
-    return math.floor(x + 1e-9)
 
 
 class PlanState(NamedTuple):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxmbrl.agents.distillation import Expert, label_of_action, privileged
+from jaxmbrl.agents.exploration import remembered, with_key
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Discrete
 from jaxmbrl.core.types import Action, Algorithm, Clock, Key, Memory, Observation, Policy, PyTree, Task, Views
@@ -70,7 +71,7 @@ def expert_of(algorithm: Algorithm, task: Task, states: PyTree, clock: Clock) ->
                 return action, label_of_action(task.action, action), memory
             return action, _preferences(algorithm.views(own), choices, seen, action, extras, value_key), memory
 
-        return Policy(acting.init, act)
+        return Policy(acting.init, act, remember=with_key(acting, lambda key: jax.random.split(key)[0]))
 
     kept = _used_by(labelled, world_of(task, algorithm).observe, task, states)
 
@@ -103,7 +104,9 @@ def _used_by(labelled: Any, observe: Any, task: Task, states: PyTree) -> PyTree:
     def act(own: PyTree, key: Key) -> Any:
         policy = labelled(own)
         seen = task.observation.zeros() if task.host is not None else observe(task.world.reset(key))
-        return policy.act(policy.init(key), seen, key)[:2]
+        memory = policy.init(key)
+        action, extras, after = policy.act(memory, seen, key)
+        return action, extras, remembered(policy, memory, seen, action, key, after)
 
     traced = jax.make_jaxpr(act)(shapes, jax.random.key(0)).jaxpr
     used = {id(var) for equation in traced.eqns for var in equation.invars} | {id(var) for var in traced.outvars}

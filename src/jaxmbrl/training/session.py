@@ -562,7 +562,7 @@ def policy_of(algorithm: Algorithm, clock: Clock, task: Task, states: PyTree) ->
                 )
             return made.act(memory, observation, key)
 
-        return Policy(made.init, act)
+        return Policy(made.init, act, remember=made.remember)
 
     return policy
 

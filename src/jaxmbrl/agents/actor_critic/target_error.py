@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from jaxmbrl.agents.actor_critic.critics import next_discount, regress
 from jaxmbrl.agents.actor_critic.updates import in_turn
+from jaxmbrl.core.keys import beside
 from jaxmbrl.core.spaces import Discrete, Space
 from jaxmbrl.core.types import Action, ActorCritic, Average, Hyper, Key, Metrics, Observation, PyTree
 from jaxmbrl.models.normalizer import Normalizer, normalize
@@ -89,7 +90,7 @@ def with_target_error(
         return network.apply(params, jnp.concatenate([observation, taken], axis=-1))[..., 0]
 
     def init(key: Key, hyper: Hyper) -> State:
-        params = network.init(jax.random.fold_in(key, 0), jnp.zeros(observation_size + action_size))
+        params = network.init(beside(key), jnp.zeros(observation_size + action_size))
         error = optimizer.init(params, hyper.get("learning_rate", learning_rate), with_target=True)
         return State(agent.init(key, hyper), error, jnp.asarray(FIRST_TEMPERATURE))
 
@@ -97,6 +98,7 @@ def with_target_error(
         state: State, batch: Any, key: Key, *, weight: Float[Array, "B"] | None = None, **given: Any
     ) -> tuple[State, Metrics, Float[Array, "B"]]:
         policy = agent.policy_with_entropy(state.agent)
+        # The first key of the agent's own split: with SAC, the action is that of its target.
         action, _, _ = policy.act((), batch.next_observation, jax.random.fold_in(key, 0))
         following = jnp.maximum(error_of(state.error.target, batch.next_observation, action), 0.0)
         later = jax.lax.stop_gradient(next_discount(batch, state.discount) * jnp.where(batch.terminated, 0.0, following))

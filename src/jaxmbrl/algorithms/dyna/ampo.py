@@ -28,6 +28,7 @@ from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_BRANCHES, TINY_ENSEMBLE, TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import DynaSettings
 from jaxmbrl.core import metrics
+from jaxmbrl.core.keys import beside
 from jaxmbrl.core.types import (
     Algorithm,
     Clock,
@@ -126,7 +127,7 @@ def make(config: Config, task: Task) -> Algorithm:
                 config, rule, model.world(model_state), acting, real, imagined, now.rollout_length, imagine_key
             )
             if isinstance(adapted, Adaptation):
-                adapt_key = jax.random.fold_in(imagine_key, 1)
+                adapt_key = beside(imagine_key)
                 adapted, of_steps = metrics.cond_update(
                     steps < config.adapts_until,
                     lambda adapted: adaptation.adapt(

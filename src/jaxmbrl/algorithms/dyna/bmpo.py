@@ -47,6 +47,7 @@ from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_BRANCHES, TINY_ENSEMBLE, TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import DynaSettings, RolloutLength
 from jaxmbrl.core import metrics
+from jaxmbrl.core.keys import beside
 from jaxmbrl.core.schedules import LinearSchedule
 from jaxmbrl.core.types import (
     Action,
@@ -173,8 +174,8 @@ def make(config: Config, task: Task, models: tuple[DynamicsModel, DynamicsModel]
         return State(
             agent=agent.init(agent_key, hyper),
             model=model.init(model_key, {}),
-            backward_model=backward_model.init(jax.random.fold_in(model_key, 1), {}) if looks_back else (),
-            backward_policy=cloning.init(jax.random.fold_in(model_key, 2), {}) if looks_back else (),
+            backward_model=backward_model.init(beside(model_key, 1), {}) if looks_back else (),
+            backward_policy=cloning.init(beside(model_key, 2), {}) if looks_back else (),
             replay=replay.init(row_like(task), config.replay_capacity),
             imagined=branching.init(row_like(task), config.imagined_capacity, config.rounds_kept, config.trust),
             real_ratio=shared.first_real_ratio(config, hyper),
@@ -197,7 +198,7 @@ def make(config: Config, task: Task, models: tuple[DynamicsModel, DynamicsModel]
 
         backward_policy = state.backward_policy
         if looks_back:
-            batch_key, cloning_key = (jax.random.fold_in(update_key, i) for i in (1, 2))
+            batch_key, cloning_key = (beside(update_key, i) for i in (1, 2))
             batch = replay.sample_recent(real, batch_key, config.batch_size, config.recent_steps)
             batch = backward.exchanged(batch)
             backward_policy, cloned, _ = cloning.update(backward_policy, batch, cloning_key)
@@ -214,10 +215,10 @@ def make(config: Config, task: Task, models: tuple[DynamicsModel, DynamicsModel]
             imagined = imagined._replace(buffer=replay.resize(imagined.buffer, config.rows_kept * (back + forth)))
             if looks_back:
                 backward_state, of_fit = shared.fit_when(
-                    now.fits, lambda state: backward_model.fit(state, rows, jax.random.fold_in(fit_key, 1)), backward_state
+                    now.fits, lambda state: backward_model.fit(state, rows, beside(fit_key)), backward_state
                 )
                 world, acting = backward_model.world(backward_state), cloning.policy(backward_policy, True)
-                key = jax.random.fold_in(branch_key, 1)
+                key = beside(branch_key)
                 imagined, of_rows = branching.branch(world, acting, rule, imagined, origin, key, back, backward=True)
                 found |= {f"backward/{name.split('/')[1]}": value for name, value in (of_fit | of_rows).items()}
             acting = agent.policy(state.agent, True)
@@ -298,7 +299,7 @@ def start_states(
     """`rollout_rows` real states: uniform samples if `beta` is 0, as in MBPO, else of these a sample by their value to the
     agent with the given state."""
     origin = replay.sample(real, key, config.rollout_rows).observation
-    act_key, critic_key, choice_key = jax.random.split(jax.random.fold_in(key, 1), 3)
+    act_key, critic_key, choice_key = jax.random.split(beside(key), 3)
     action = agent.policy(state, True).act((), origin, act_key)[0]
     value = config.agent.critics * mean_value(state, origin, action, critic_key)
     return origin[jnp.where(beta > 0, boltzmann(value, beta, choice_key), jnp.arange(config.rollout_rows))]

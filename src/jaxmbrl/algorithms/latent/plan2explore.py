@@ -32,6 +32,7 @@ from jaxmbrl.agents.imagined import Dreams, ImaginedConfig, ImaginedState
 from jaxmbrl.algorithms import latent_settings, shared
 from jaxmbrl.algorithms.latent_settings import RSSMSettings
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
+from jaxmbrl.core.keys import beside
 from jaxmbrl.core.types import Algorithm, Average, Clock, Hyper, Key, Metrics, Policy, PyTree, Task, Transition, Views
 from jaxmbrl.data import sequences
 from jaxmbrl.data.sequences import Sequences
@@ -99,7 +100,7 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         model_key, explorer_key, key = jax.random.split(key, 3)
-        one_key, agent_key = (jax.random.fold_in(explorer_key, i) for i in (1, 2))
+        one_key, agent_key = (beside(explorer_key, i) for i in (1, 2))
         rate = jnp.asarray(hyper.get("learning_rate", config.learning_rate), float)
         learned = Learned(
             optimizer.init(model.init(model_key), rate, chain=chain),
@@ -120,7 +121,7 @@ def make(config: Config, task: Task) -> Algorithm:
         params: Parameters, learned: Learned, window: Window, key: Key
     ) -> tuple[Any, tuple[Dreams, Dreams, Metrics]]:
         model_key, root_key, explore_key = jax.random.split(key, 3)
-        dream_key = jax.random.fold_in(explore_key, 1)
+        dream_key = beside(explore_key)
         loss, (beliefs, found) = model.loss(params.model, window, model_key)
         prediction = networks.loss(params.one_step, beliefs, window)
         origin, weight = imagined.roots(config.agent, beliefs, window, root_key)

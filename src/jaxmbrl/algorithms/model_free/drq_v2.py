@@ -155,8 +155,7 @@ class _Agent(NamedTuple):
 
     def init(self, key: Key, hyper: Hyper) -> AgentState:
         config = self.config
-        actor_key, critic_key = jax.random.split(key)
-        trunk_key, encoder_key = (jax.random.fold_in(key, i) for i in range(2))
+        actor_key, critic_key, trunk_key, encoder_key = jax.random.split(key, 4)
         features = jnp.zeros(self.encoder.size)
         trunk = () if self.trunk is None else self.trunk.init(trunk_key, features)
         pair = jnp.zeros((config.trunk or self.encoder.size) + self.action_size)

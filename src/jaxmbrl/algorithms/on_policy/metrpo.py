@@ -205,8 +205,8 @@ def imagined_return(world: World, policy: Policy, origin: Float[Array, "N O"], k
 
 
 def accepts(now: Float[Array, "E"], before: Float[Array, "E"], worse_share: float) -> Bool[Array, ""]:
-    """Whether the share of members in which the return got worse is at most `worse_share`."""
-    worse: Any = jnp.mean(now < before)
+    """Whether the share of members in which the return got worse, or is no number, is at most `worse_share`."""
+    worse: Any = jnp.mean(~(now >= before))
     return worse <= worse_share
 
 

@@ -100,6 +100,7 @@ def make(config: Config, task: Task) -> Algorithm:
         key, fit_key = jax.random.split(state.key)
         learner = agent.measure_returns(state.agent, transitions)
         rows = agent.estimate(learner, with_entropy(agent, learner, transitions, settings))
+        explained = on_policy.explained(rows)
         if settings.normalize_advantages:
             rows = rows._replace(advantage=on_policy.standardized(rows.advantage, rows.weight))
         gradient, found = jax.grad(policy_loss, has_aux=True, argnums=2)(agent, settings, learner.actor.params, rows)
@@ -108,7 +109,7 @@ def make(config: Config, task: Task) -> Algorithm:
         critic, fitted = agent.fit_critic(learner.critic, rows, fit_key, settings.value_epochs, settings.value_batch_size)
         learner = learner._replace(actor=actor, critic=critic)
         found |= fitted | {"agent/actor_gradient_norm": Average.of(norm)}
-        found |= on_policy.explained(rows) | on_policy.spread(learner)
+        found |= explained | on_policy.spread(learner)
         return State(agent.measure_observations(learner, transitions), key), found
 
     return Algorithm(

@@ -33,7 +33,7 @@ def targets(
 
     After a termination the state is absorbing: value and reward are 0, the policy is uniform.
     """
-    found, ended = rows.extras, rows.terminated | rows.truncated
+    found, ended = rows.extras, (rows.terminated | rows.truncated) & valid
     number, at = jnp.arange(unroll + 1), jnp.arange(valid.shape[0])
     # Rows of the same episode from each state on.
     ends_before = jnp.cumsum(ended) - ended
