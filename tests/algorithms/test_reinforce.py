@@ -98,3 +98,25 @@ def test_a_value_function_of_zero_explains_no_variance_of_the_returns():
 
     assert settings.normalize_advantages
     assert float(explained(jax.random.key(0))) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_entropy_in_the_return_has_the_unit_of_normalised_rewards():
+    """As in the loss, where c_H times the entropy is added to advantages in this unit."""
+    settings = reinforce.ReinforceConfig(hidden=(), entropy_weight=BONUS, entropy_in_return=True)
+    agent = on_policy.make(settings, 2, Discrete(3), on_policy.adam())
+    never = jnp.zeros((4, 1), bool)
+    seen = jnp.asarray(np.random.default_rng(2).normal(size=(4, 1, 2)), jnp.float32)
+    actions = jnp.zeros((4, 1), jnp.int32)
+
+    @jax.jit
+    def bonus(key):
+        state = agent.init(key, {})
+        known = state.returns.normalizer._replace(std=jnp.array([20.0]))
+        state = state._replace(returns=state.returns._replace(normalizer=known))
+        rows = Transition(seen, actions, jnp.zeros((4, 1)), seen, ~never, never, actions)
+        entropy = agent.distribution(state.actor.params, agent.inputs(state, seen)).entropy()
+        return agent.estimate(state, reinforce.with_entropy(agent, state, rows, settings)).target, entropy
+
+    target, entropy = bonus(jax.random.key(0))
+    assert settings.normalize_rewards
+    np.testing.assert_allclose(target, BONUS * np.ravel(entropy), rtol=1e-5)

@@ -84,7 +84,7 @@ class QLearningConfig:
     epsilon: Annotated[float, Ge(0), Le(1)] = 0.05
     """Probability of a uniformly random action in exploration."""
     margin: Annotated[float, Ge(0)] = 0.8
-    """Margin of the imitation loss, in units of return."""
+    """Margin of the imitation loss, in units of return; with `normalize_rewards`, in running standard deviations of it."""
     weight_decay: Annotated[float, Ge(0)] = 0.0
     """Coefficient of the squared norm of the parameters in the loss."""
 

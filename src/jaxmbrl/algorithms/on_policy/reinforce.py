@@ -118,11 +118,13 @@ def make(config: Config, task: Task) -> Algorithm:
 
 
 def with_entropy(agent: OnPolicy, state: OnPolicyState, trajectory: Transition, settings: ReinforceConfig) -> Transition:
-    """The trajectory with c_H times the policy's entropy added to each reward, if it is part of the return."""
+    """The trajectory with c_H times the policy's entropy added to each reward, if it is part of the return: to the reward
+    that is learned from, which is normalised if `normalize_rewards`."""
     if not settings.entropy_in_return:
         return trajectory
     entropy = agent.distribution(state.actor.params, agent.inputs(state, trajectory.observation)).entropy()
-    return trajectory._replace(reward=trajectory.reward + settings.entropy_weight * entropy)
+    unit = state.returns.normalizer.std[0] if settings.normalize_rewards else 1.0
+    return trajectory._replace(reward=trajectory.reward + unit * settings.entropy_weight * entropy)
 
 
 def policy_loss(
