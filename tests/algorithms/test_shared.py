@@ -1,11 +1,17 @@
 """The loop that every agent learns in: which of all updates are the actor's, across steps and environments."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from jaxmbrl import envs
+from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.shared import OffPolicySettings, update_agent
-from jaxmbrl.core.types import ActorCritic, Average, Clock
+from jaxmbrl.core.types import ActorCritic, Average, Clock, Transition
+from jaxmbrl.data import sequences
 
 
 def update_critic(state, batch, key):
@@ -58,3 +64,16 @@ def test_the_delay_counts_updates_across_steps(settings, first, actors):
         assert int(state["actor"]) == expected
         assert float(metrics["actor"].weight) == expected - (actors[call - 1] if call else 0)
     assert learn._cache_size() == 1
+
+
+def test_a_buffer_of_sequences_keeps_the_successors_of_rows_that_do_not_continue():
+    """Nine recorded steps, of which the fourth was left out."""
+    seen = np.cumsum(np.random.default_rng(0).normal(size=(10, 3)), axis=0).astype(np.float32)
+    kept = np.delete(np.arange(9), 3)
+    task, never = envs.make("pendulum"), jnp.zeros(8, bool)
+    actions = jnp.zeros((8, 1))
+    rows = Transition(jnp.asarray(seen[kept]), actions, jnp.zeros(8), jnp.asarray(seen[kept + 1]), never, never, ())
+    config = SimpleNamespace(num_envs=1, replay_capacity=16)
+    held = sequences.take(shared.new_sequences(config, task, rows), jnp.arange(8))
+    np.testing.assert_array_equal(held.next_observation, rows.next_observation)
+    assert held.truncated.tolist() == [False, False, True, False, False, False, False, True]

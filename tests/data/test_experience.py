@@ -218,3 +218,19 @@ def test_seams_are_marked():
     recorded = jax.tree.map(lambda x: jnp.asarray(x[:, 0]), episodes(5))
     recorded = jax.tree.map(lambda x: jnp.delete(x, 2, axis=0), recorded)
     assert experience.with_seams(recorded).truncated.tolist() == [False, True, False, False]
+
+
+def marked(rows):
+    return experience.with_seams(jax.tree.map(jnp.asarray, rows)).truncated.tolist()
+
+
+def test_seams_of_vectors_are_marked_and_rounding_is_none():
+    """The second row's successor differs from the third row by rounding, and the fourth row begins elsewhere."""
+    seen = np.cumsum(np.random.default_rng(0).normal(size=(8, 3)), axis=0).astype(np.float32) + 100
+    rows = jax.tree.map(lambda x: np.zeros(7, np.asarray(x).dtype), IMAGE_ROW)
+    rows = rows._replace(observation=seen[:-1], next_observation=seen[1:].copy(), truncated=np.zeros(7, bool))
+    rows.next_observation[1] += 1e-5
+    rows.next_observation[2, 1] += 0.3
+    assert marked(rows._replace(terminated=np.arange(7) == 4)) == [False, False, True, False, False, False, False]
+    rows.next_observation[5] = np.nan
+    assert marked(rows) == [False, False, True, False, False, True, False]

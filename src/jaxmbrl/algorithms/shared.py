@@ -430,15 +430,16 @@ def new_replay(row: Transition, capacity: int, data: Transition | None = None) -
 
 
 def new_sequences(config: Any, task: Task, data: Transition | None) -> Sequences:
-    """A sequence buffer of `config.replay_capacity` rows, filled with `data` [N, ...] if given. Raises UserError for data
-    with several environments."""
+    """A sequence buffer of `config.replay_capacity` rows, filled with `data` [N, ...] if given. The buffer stores no
+    successors: where that of a row is not the next row's observation, the episode ends. Raises UserError for data with
+    several environments."""
     buffer = sequences.init(row_like(task), config.num_envs, config.replay_capacity // config.num_envs)
     if data is None:
         return buffer
     if config.num_envs > 1:
         raise UserError("num_envs must be 1 with initial transitions, whose rows are those of one environment")
     # The first step of the run does not continue the last row of the data.
-    return sequences.add(buffer, jax.tree.map(lambda x: x[:, None], data)).interrupted(1)
+    return sequences.add(buffer, jax.tree.map(lambda x: x[:, None], experience.with_seams(data))).interrupted(1)
 
 
 def windows_fit(config: Any) -> tuple[str, str] | None:

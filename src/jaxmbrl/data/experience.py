@@ -34,6 +34,10 @@ from jaxmbrl.data.prioritized import Prioritized
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.data.sequences import Sequences
 
+CLOSE, ROUNDING = 1e-3, 8.0
+"""Two vectors are the same if they differ in no column by more than this share of a usual change in a step and this many
+units in the last place of its largest value."""
+
 
 @dataclass(frozen=True)
 class ReplayConfig:
@@ -116,10 +120,15 @@ def init(
 
 def with_seams(rows: Transition) -> Transition:
     """`rows` [N, ...] with those truncated whose successor is not the next row's observation. The last row stays as it
-    is."""
+    is. Vectors of floats count as equal if they differ by rounding, as where an observation was computed twice."""
 
     def differs(successor: Array, observation: Array) -> Bool[Array, "M"]:
-        return jnp.any(successor[:-1] != observation[1:], axis=tuple(range(1, successor.ndim)))
+        apart = successor[:-1] != observation[1:]
+        if successor.ndim == 2 and jnp.issubdtype(successor.dtype, jnp.floating):
+            close = CLOSE * jnp.nanstd(successor - observation, axis=0)
+            close += ROUNDING * jnp.finfo(successor.dtype).eps * jnp.nanmax(jnp.abs(observation), axis=0)
+            apart &= ~(jnp.abs(successor[:-1] - observation[1:]) <= close)
+        return jnp.any(apart, axis=tuple(range(1, successor.ndim)))
 
     seams = jax.tree.leaves(jax.tree.map(differs, rows.next_observation, rows.observation))
     seam = jnp.append(jnp.stack(seams).any(axis=0), False)
