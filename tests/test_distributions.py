@@ -409,3 +409,17 @@ def test_a_truncated_normal_against_scipy(x64):
     quantile, step = due.cdf(samples[0]), 1e-5
     near = [stats.truncnorm((-1 - m) / std, (1 - m) / std, m, std).ppf(quantile) for m in (mean - step, mean + step)]
     np.testing.assert_allclose(slope, (near[1] - near[0]) / (2 * step), rtol=1e-4)
+
+
+def test_gradients_of_a_saturated_truncated_normal_are_finite_in_float32():
+    """The keys are such that one of the numbers is the smallest one, whose quantile without a bound is minus infinity."""
+
+    @jax.jit
+    def slope(key):
+        def total(mean):
+            at = jnp.full(2**20, mean, jnp.float32)
+            return jnp.sum(d.TruncatedNormal(at, jnp.full_like(at, np.log(0.1))).sample(key))
+
+        return jax.grad(total)(jnp.float32(0.9))
+
+    assert np.isfinite([float(slope(jax.random.key(seed))) for seed in (4, 7, 23)]).all()

@@ -125,6 +125,10 @@ class GaussianMixture(NamedTuple):
         return GaussianMixture(self.logits / temperature, self.mean, self.log_std + 0.5 * jnp.log(temperature))
 
 
+FARTHEST = 5.0
+"""Standard deviations beyond which a `TruncatedNormal` is not sampled; the probability of it is below 6e-7."""
+
+
 class TruncatedNormal(NamedTuple):
     """Independent normal distributions truncated to [-1, 1], of the policy of DreamerV2 (arXiv 2010.02193, its code)."""
 
@@ -135,7 +139,8 @@ class TruncatedNormal(NamedTuple):
 
     def sample(self, key: Key) -> Float[Array, "*n d"]:
         """A sample of each row, differentiable in mean and deviation."""
-        low, high = self._bounds()
+        # Beyond 5 deviations, in float32, the quantile of the smallest uniform number has no finite derivative.
+        low, high = (jnp.clip(bound, -FARTHEST, FARTHEST) for bound in self._bounds())
         standard = jax.random.truncated_normal(key, low, high, self.mean.shape, self.mean.dtype)
         return jnp.clip(self.mean + jnp.exp(self.log_std) * standard, -1.0, 1.0)
 

@@ -141,7 +141,7 @@ def test_patches_are_squares_of_pixels_and_have_an_inverse():
     np.testing.assert_array_equal(_unpatched(found), image)
 
 
-@pytest.mark.parametrize("space", [Discrete(4), Box((4, 4))])
+@pytest.mark.parametrize("space", [Discrete(4), Box((4, 4)), Box((8, 8, 1), 0.0, 1.0)])
 def test_other_observations_are_refused(space):
     with pytest.raises(UserError, match="takes vectors and images as observations, and these are"):
         rssm.make(TINY, space, BOX)

@@ -95,7 +95,7 @@ def branch(
         disagreement = row.extras if rule.disagreement else jnp.zeros(rows)
         terminated = _sample_termination(row.terminated, jax.random.fold_in(end_key, i))
         decided = rule.apply(acc.thresholds, disagreement, acc.alive, i, length)
-        finite = possible = _finite(row)
+        finite = possible = _finite(row) & jnp.isfinite(decided.penalty)
         if backward:
             possible, terminated = finite & ~terminated, jnp.zeros_like(terminated)
         kept = decided.kept & possible

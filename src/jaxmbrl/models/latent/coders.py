@@ -73,9 +73,12 @@ def make(config: CoderConfig, space: Space, activation: Activation = "silu", nor
     for an image that `patches` cannot halve."""
     if isinstance(space, Box) and space.is_vector:
         return _of_vectors(config, space.shape[0], activation, norm)
-    if isinstance(space, Box) and len(space.shape) == 3:
+    if isinstance(space, Box) and space.is_image:
         return _of_images(config, space.shape, activation, norm)
-    raise UserError(f"a latent model takes vectors and images as observations, and these are {space}: take another task")
+    raise UserError(
+        f"a latent model takes vectors and images as observations, and these are {space}: take another task; "
+        "images are integers from 0 to 255"
+    )
 
 
 def layers(hidden: tuple[int, ...], out: int | None, activation: Activation, norm: Norm, **settings: Any) -> MLP:
