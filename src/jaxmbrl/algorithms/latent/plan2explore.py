@@ -12,8 +12,8 @@ model and the agent of DreamerV3.
             imagine from the beliefs with each actor, take one step on the losses of both agents
 
 The task agent never acts while data are collected. It is zero-shot if the reward's head does not train the belief, either:
-with `model.reward_gradient` false, as in the preset. With intrinsic 0 and extrinsic 1 model, explorer and collected data are
-those of Dreamer, with the same random numbers.
+with `model.reward_gradient` false, as in the preset. With intrinsic 0 and extrinsic 1 model, explorer and collected data
+are those of Dreamer, with the same random numbers.
 
 Differs from the paper, whose model and agent are those of Dreamer V1: the networks predict the next latent from features
 and the action taken there, and returns of both agents are divided by their scale.

@@ -24,8 +24,8 @@ their docstrings have the formulas in full.
 Differs from the paper and its code: the terminal value is the mean of all Q-functions at the prior's action without noise,
 in place of two random ones at a sample; steps after the end of an episode within a window have no weight; the number of
 updates that follow the warm-up is a setting; the encoder of images has no random shifts; there is one task for each agent;
-plans have as many iterations with 20 actions and more, where the code has two more (`planner.iterations`); the termination is
-learned on all tasks.
+plans have as many iterations with 20 actions and more, where the code has two more (`planner.iterations`); the
+termination is learned on all tasks.
 """
 
 from __future__ import annotations
