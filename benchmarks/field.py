@@ -65,7 +65,7 @@ SEEDS = 8
 EPISODES, FEW_EPISODES = 20, 5
 """Start states of each evaluation, and those of `PLANNERS` on the tasks of `ALIKE`."""
 PLANNERS = ("pets", "planet", "latent-mpc", "td-mpc2", "uct")
-"""Methods that plan anew at each step: 20 evaluated episodes cost them several times as much as their training."""
+"""Methods that plan anew at each step, so that evaluations may take longer than the training."""
 ALIKE = ("cartpole-swingup", "CartPole-v1", "InvertedPendulum-v5")
 """Tasks whose start states differ so little that few of them tell as much."""
 SIZED = 10
