@@ -19,7 +19,8 @@ from jaxmbrl.data.replay import of_rows
 from jaxmbrl.distributions import soft_clamp
 from jaxmbrl.models import EnsembleConfig, ensemble, epochs
 from jaxmbrl.models.ensemble import Layout
-from jaxmbrl.models.ensemble.loss import Batch, fit_loss, regularizer
+from jaxmbrl.models.ensemble.loss import Batch, decoupled_decay, fit_loss, regularizer
+from jaxmbrl.nn import optimizer
 from jaxmbrl.rollout import open_loop, rollout
 
 
@@ -177,13 +178,35 @@ def test_weight_decay_acts_on_kernels_alone():
     np.testing.assert_allclose(gradient.high, 0.01)
 
 
+def test_decoupled_decay_multiplies_what_has_no_gradient():
+    """By 1 - learning rate x decay: kernels and biases of the members, and constant log-variances."""
+    config = dataclasses.replace(TINY, noise="constant", decoupled_decay=True, noise_decay=0.5, learning_rate=0.1)
+    layout = Layout(config, Box((2,)), Box((1,)), True, True)
+    _, state = ready(config)
+    params = jax.tree.map(jnp.ones_like, state.members.params)
+    members = state.members._replace(params=params)
+    decay = decoupled_decay(layout, params)
+    found, _ = optimizer.step(members, jax.tree.map(jnp.zeros_like, params), 0.5, decay=decay)
+    for i, number in enumerate(config.weight_decay):
+        for leaf in found.params.network["params"][f"Dense_{i}"].values():
+            np.testing.assert_allclose(leaf, 1 - 0.5 * 0.1 * number, rtol=1e-6)
+    np.testing.assert_allclose(found.params.network["log_variance"], 1 - 0.5 * 0.1 * 0.5, rtol=1e-6)
+    assert all(np.all(np.asarray(leaf) == 1) for leaf in jax.tree.leaves(found.params.termination))
+    assert float(regularizer(layout, params)) == 0, "the decay is no part of the loss"
+    without = dataclasses.replace(config, decoupled_decay=False, noise_decay=0.0)
+    assert decoupled_decay(Layout(without, Box((2,)), Box((1,)), True, True), params) is None
+
+
 @pytest.mark.parametrize("annealing", [False, True])
 def test_fits_as_transcribed(annealing):
-    """Two fits in a row, step by step: normalisers, partial batches, Adam, warm start, snapshots, elites, metrics.
+    """Two fits in a row, step by step: normalisers, partial batches, Adam, warm start, snapshots, elites, metrics. With
+    annealing the decay is decoupled, and each fit has a new optimiser.
 
     Snapshots are of the members alone: bounds and termination networks stay as the last epoch left them.
     """
     config = dataclasses.replace(TINY, absolute=(1,), learning_rate=0.03, max_epochs=6, patience=1, annealing=annealing)
+    if annealing:
+        config = dataclasses.replace(config, decoupled_decay=True, weight_decay=(0.5, 1.0, 2.0), restart_optimizer=True)
     with jax.enable_x64(True):
         rng = np.random.default_rng(2)
         rows = table(rng, 60)
@@ -207,13 +230,21 @@ def test_fits_as_transcribed(annealing):
             weight = reference.termination_weight(ended[train])
             assert weight > 1.5
             stopping, snapshots = reference.EarlyStopping(3, config.patience), []
+            in_loss = () if annealing else config.weight_decay
+            if annealing:
+                adam = reference.Adam(arrays, 0.03)
             for epoch in range(config.max_epochs):
                 adam.rate = 0.03 * (1 + np.cos(np.pi * epoch / 6)) / 2 if annealing else 0.03
                 for index in epoch_rows(epoch):
                     parameters = reference.unflatten(arrays, like)
                     batch = x[index], y[index], following[index], ended[index]
-                    _, gradient = reference.loss_and_gradient(parameters, *batch, weight, config.weight_decay)
-                    arrays = adam.step(arrays, reference.flatten(gradient))
+                    _, gradient = reference.loss_and_gradient(parameters, *batch, weight, in_loss)
+                    shrunk = [0.0] * len(arrays)
+                    if annealing:
+                        of_member = [number for number in config.weight_decay for _ in ("kernel", "bias")]
+                        shrunk[: 3 * len(of_member)] = 3 * of_member
+                    moved = adam.step(arrays, reference.flatten(gradient))
+                    arrays = [new - adam.rate * s * old for new, s, old in zip(moved, shrunk, arrays, strict=True)]
                 members, low, high, ends = reference.unflatten(arrays, like)
                 snapshots.append(members)
                 means = [reference.forward(layers, low, high, x[hold])[0] for layers in members]

@@ -63,16 +63,24 @@ def step(
     gradient: PyTree,
     scale: Float[Array, ""] | float = 1.0,
     chain: optax.GradientTransformation | None = None,
+    decay: PyTree = None,
 ) -> tuple[Trainable, Float[Array, ""]]:
     """(state after one descent step, norm of `gradient`). The step is that of the `chain`, by default Adam, with `scale`
     times the learning rate.
+
+    `decay` has a number for each leaf of the parameters: besides the step of Adam, a leaf p loses learning rate x number x
+    p (decoupled weight decay, AdamW; Loshchilov and Hutter, arXiv 1711.05101, algorithm 2, with both steps scaled by the
+    learning rate, as in PyTorch and Optax). None: no decay.
 
     A gradient that is not finite changes no parameter, and sets `active` to false.
     """
     norm = optax.tree.norm(gradient)
     active = trainable.active & jnp.isfinite(norm)
     update = _adam_step if chain is None else _chain_step(chain)
-    params, moments = update(trainable, gradient, scale * trainable.learning_rate, active)
+    rate = scale * trainable.learning_rate
+    params, moments = update(trainable, gradient, rate, active)
+    if decay is not None:
+        params = jax.tree.map(lambda new, old, number: new - rate * number * old, params, trainable.params, decay)
     return trainable._replace(params=tree.where(active, params, trainable.params), moments=moments, active=active), norm
 
 

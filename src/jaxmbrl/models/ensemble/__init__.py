@@ -25,6 +25,8 @@ the mean over the last, smaller minibatch of an epoch is over its actual rows.
   holdout: the squared error of the mean does not tell modes apart. Under `ts1` and `tsinf` an imagined row is sampled from
   a component that is drawn by its weight; all else that uses a mean and a variance is given those of the mixture.
   Derivatives of imagined rows are those of the drawn component, without a term for the weights.
+- `decoupled_decay`: the decay is no part of the loss; each step multiplies kernels and biases by 1 - learning rate x decay
+  (AdamW), as in DHMBPO, whose members also start each fit with new moments of Adam (`restart_optimizer`).
 - `halt_above`: imagined rows terminate when the model is too uncertain, so that plans avoid such states (after the
   pessimistic MDP of Kidambi et al., MOReL, arXiv 2005.05951). Differences: the measure is the standard deviation of noise
   and disagreement together, and there is no penalty besides the lost rewards. It is meant for tasks that reward survival:
@@ -82,7 +84,7 @@ def make(
     - init(key, hyper): `hyper["learning_rate"]` may be traced; the config's is the default.
     - fit(state, replay, key): fits the first `replay.size` of the buffer's rows [C, ...]. In a ring that was never resized
       these are all valid rows; `data.replay.of_rows` builds a buffer from plain rows. The size may be traced. Weights,
-      bounds and Adam's moments continue from the last fit; each member ends with its best weights, but bounds and moments
+      bounds and, unless `restart_optimizer`, Adam's moments continue from the last fit; each member ends with its best weights, but bounds and moments
       are those of the last epoch. Metrics are computed on the holdout, in the space of the fitted targets: means over the
       elites (the likelihood in nats per dimension); over all members, the predicted noise variance (`model/aleatoric`) and
       the variance between members (`model/epistemic`). A fit too small to have a holdout has no metrics, runs all its

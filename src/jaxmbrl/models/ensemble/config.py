@@ -45,8 +45,17 @@ class EnsembleConfig:
     """Epsilon of a layer norm without learned scale and shift after each hidden layer's swish; empty for none."""
     weight_decay: tuple[Annotated[float, Ge(0)], ...] = ()
     """Weight of half the squared kernel of each layer, hidden and last, in the loss; empty for none."""
+    decoupled_decay: bool = False
+    """Whether `weight_decay` is instead the decoupled decay (AdamW) of each layer's kernel and bias: a gradient step also
+    multiplies them by 1 - learning rate x decay. Decay in the loss is divided by Adam like the rest of the gradient, so
+    weights of little influence move much closer to zero (Loshchilov and Hutter, arXiv 1711.05101)."""
+    noise_decay: Annotated[float, Ge(0)] = 0.0
+    """Decoupled decay of the log-variances of constant noise, which moves them towards the variance of the normalised
+    targets; 0 for none. Noise that depends on the input has none."""
     learning_rate: Annotated[float, Gt(0), Traced] = 1e-3
     """Adam learning rate."""
+    restart_optimizer: bool = False
+    """Whether each fit begins with new moments of Adam. Otherwise they are kept from fit to fit."""
     annealing: bool = False
     """Whether the learning rate follows half a cosine in each fit, from `learning_rate` at the first epoch to 0 after
     `max_epochs` (Loshchilov and Hutter, SGDR, arXiv 1608.03983, equation 5, by epochs)."""

@@ -15,7 +15,7 @@ from jaxmbrl.data.replay import Replay
 from jaxmbrl.data.shuffling import draw_shuffles
 from jaxmbrl.models import epochs
 from jaxmbrl.models.ensemble.layout import Layout, features_of_next, inputs_of, targets_of
-from jaxmbrl.models.ensemble.loss import Batch, fit_loss, mixture_loss, variational_loss
+from jaxmbrl.models.ensemble.loss import Batch, decoupled_decay, fit_loss, mixture_loss, variational_loss
 from jaxmbrl.models.ensemble.network import EnsembleState, Parameters, forward, with_draws
 from jaxmbrl.models.normalizer import Normalizer, identity, measure, normalize
 from jaxmbrl.nn import optimizer
@@ -58,6 +58,11 @@ def fit_members(
             terminated=taken.terminated,
         )
 
+    begun = state.members if layout.posterior is None else state.posterior
+    if config.restart_optimizer:
+        begun = optimizer.reset_moments(begun)
+    decay = decoupled_decay(layout, begun.params) if layout.posterior is None else None
+
     def gradient(parameters: Parameters, batch: Batch, valid: Bool[Array, "B"], number: Int[Array, ""]) -> Parameters:
         if layout.posterior is None:
             return jax.grad(partial(fit_loss, layout))(parameters, batch, valid, termination_weight)
@@ -72,7 +77,8 @@ def fit_members(
 
         def step(i: Int[Array, ""], fitted: Trainable) -> Trainable:
             index, valid = epochs.minibatch(shuffles, own_rows, split.train, i, config.batch_size)
-            return optimizer.step(fitted, gradient(fitted.params, gather(index), valid, number * batches + i), scale)[0]
+            found = gradient(fitted.params, gather(index), valid, number * batches + i)
+            return optimizer.step(fitted, found, scale, decay=decay)[0]
 
         return jax.lax.fori_loop(0, batches, step, fitted)
 
@@ -84,7 +90,7 @@ def fit_members(
         epoch,
         score=lambda fitted: _score(layout, on_holdout(fitted.params)),
         weights=lambda fitted: fitted.params.network,
-        training=state.members if layout.posterior is None else state.posterior,
+        training=begun,
         members=layout.fitted_networks,
         has_holdout=has_holdout,
         patience=config.patience,

@@ -82,13 +82,25 @@ def termination_loss(
 
 def regularizer(layout: Layout, parameters: Parameters) -> Float[Array, ""]:
     """The part of the loss that does not depend on data: the distance of the bounds, and the weight decay of kernels (not
-    of biases or bounds)."""
+    of biases or bounds) unless it is decoupled."""
     total = jnp.zeros(())
     if layout.input_noise:
         total += layout.config.bounds_weight * (jnp.sum(parameters.high) - jnp.sum(parameters.low))
-    for i, decay in enumerate(layout.config.weight_decay):
+    for i, decay in enumerate(() if layout.config.decoupled_decay else layout.config.weight_decay):
         total += 0.5 * decay * jnp.sum(parameters.network["params"][f"Dense_{i}"]["kernel"] ** 2)
     return total
+
+
+def decoupled_decay(layout: Layout, parameters: Parameters) -> Parameters | None:
+    """The decay of each leaf of `parameters` that is no part of the loss, as `nn.optimizer.step` takes it, or None if there
+    is none. That of bounds and of the termination is 0. Members are fitted independently."""
+    config, decay = layout.config, jax.tree.map(lambda leaf: 0.0, parameters)
+    if config.decoupled_decay:
+        for i, number in enumerate(config.weight_decay):
+            decay.network["params"][f"Dense_{i}"] = {"kernel": number, "bias": number}
+    if layout.constant_noise:
+        decay.network["log_variance"] = config.noise_decay
+    return decay if any(jax.tree.leaves(decay)) else None
 
 
 def fit_loss(
