@@ -161,7 +161,7 @@ def test_windows_of_one_row_without_memory_are_sac(dropout):
             "burn_in must be below sequence_length",
         ),
         ({"sequence_length": 64, "num_envs": 4, "warmup_steps": 255}, "warmup_steps must be at least 256"),
-        ({"sequence_length": 64, "num_envs": 2, "replay_capacity": 127}, "replay_capacity must be at least 128, got 127"),
+        ({"sequence_length": 64, "num_envs": 2, "replay_capacity": 251}, "replay_capacity must be at least 252, so"),
     ],
 )
 def test_settings_that_leave_no_window(settings, message):

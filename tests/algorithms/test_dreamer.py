@@ -46,8 +46,9 @@ def test_what_it_refuses(name):
     length = config(name).sequence_length
     with pytest.raises(UserError, match=rf"^warmup_steps must be at least {length}, so that each of 1 environments has"):
         config(name, warmup_steps=length - 1)
-    with pytest.raises(UserError, match=rf"^replay_capacity must be at least {length}, got {length - 1}$"):
-        config(name, replay_capacity=length - 1)
+    least = 2 * length - 2
+    with pytest.raises(UserError, match=rf"^replay_capacity must be at least {least}, so .* short, got {least - 1}$"):
+        config(name, replay_capacity=least - 1)
     with pytest.raises(
         UserError, match=r"^a latent model takes vectors and images as observations, and these are Discrete"
     ):

@@ -166,6 +166,21 @@ def test_more_ends_than_there_is_room_for_leave_fewer_rows():
         assert int(buffer.size) == size == whole(player.lists, 7, 9)
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 6])
+def test_columns_for_windows_that_are_whole_even_if_each_row_ends(length):
+    columns = sequences.columns_for(length)
+    for size, enough in ((columns, True), (columns - 1, False)):
+        if size < 1:
+            continue
+        player, buffer = Player(2, chance=1.0), init(NUMBERED, 2, size)
+        for added in range(1, 2 * columns + 3):
+            buffer = add(buffer, player.play(1))
+            if added >= length + 2:
+                assert (int(buffer.size) >= length) is enough
+        if enough:
+            check_windows(buffer, player, int(buffer.size), length, jax.random.key(0))
+
+
 def test_an_image_is_stored_once():
     """In bytes: 32 x 32 x 1 of 4 environments and 1,000 steps, with all that goes with them."""
     image = np.zeros((32, 32, 1), np.uint8)

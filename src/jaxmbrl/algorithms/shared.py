@@ -443,13 +443,16 @@ def new_sequences(config: Any, task: Task, data: Transition | None) -> Sequences
 
 
 def windows_fit(config: Any) -> tuple[str, str] | None:
-    """(field, message) if windows of `config.sequence_length` rows do not fit into a sequence buffer or its first rows."""
+    """(field, message) if windows of `config.sequence_length` rows do not fit into a sequence buffer or its first rows,
+    whenever episodes end."""
     length, capacity = config.sequence_length, config.replay_capacity // config.num_envs
     if config.warmup_steps < length * config.num_envs:
         fill = f"so that each of {config.num_envs} environments has a window of {length}"
         return "warmup_steps", f"must be at least {length * config.num_envs}, {fill}, got {config.warmup_steps}"
-    if capacity < length:
-        return "replay_capacity", f"must be at least {length * config.num_envs}, got {config.replay_capacity}"
+    columns = sequences.columns_for(length)
+    if capacity < columns:
+        why = f"so that windows of {length} rows are whole even if episodes are short"
+        return "replay_capacity", f"must be at least {columns * config.num_envs}, {why}, got {config.replay_capacity}"
     return None
 
 

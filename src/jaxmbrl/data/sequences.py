@@ -88,6 +88,12 @@ def init(prototype: Transition, num_envs: int, length: int, ends: int | None = N
     )
 
 
+def columns_for(length: int) -> int:
+    """Columns of a buffer, with the default `ends`, that always has a valid window of `length` rows once so many were
+    added: even if each row ends an episode, when two observations are stored for a row."""
+    return max(length, 2 * length - 2)
+
+
 def add(buffer: Sequences, transitions: Transition) -> Sequences:
     """Append `transitions` [period, num_envs, ...], which continue those added before; the oldest are overwritten first.
 
