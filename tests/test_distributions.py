@@ -302,6 +302,14 @@ def test_mixed_probabilities_and_the_divergence_of_opposite_choices(x64):
         np.testing.assert_allclose(d.Categorical(logs[0]).divergence(d.Categorical(logs[1])), most, atol=5e-7)
 
 
+def test_unmixed_probabilities_are_those_of_the_logits_and_have_finite_gradients():
+    """In float32, where the probability of the second class is 0."""
+    logits = np.array([1e3, 0.0], np.float32)
+    logs, slope = jax.value_and_grad(lambda x: d.mixed(x, 0.0)[1])(logits)
+    assert float(logs) == -1000
+    np.testing.assert_array_equal(slope, [-1.0, 1.0])
+
+
 def test_straight_through_samples_are_one_hot_and_have_the_gradient_of_the_probabilities():
     logits, weights = np.array([0.3, -1.0, 0.5], np.float32), np.array([1.0, -2.0, 3.0], np.float32)
 

@@ -357,6 +357,7 @@ def dreamer_config(settings: dict[str, Any]) -> dreamer_algorithm.Config:
         "batch_size": settings["batch_size"],
         # A window of rows has one position more, that of the last successor.
         "sequence_length": settings["positions"] - 1,
+        "num_envs": 1,
         "train_every": 1,
         "updates": settings["updates"],
         "replay_capacity": settings["rows"],

@@ -198,12 +198,15 @@ class Categorical(NamedTuple):
 
 def mixed(logits: Float[Array, "*n d"], share: float) -> Float[Array, "*n d"]:
     """Log-probabilities of the mixture of the distribution with `logits` and, with the weight `share`, the uniform one
-    (DreamerV2 and V3, arXiv 2301.04104: 0.01). No probability is below share / d, so divergences are bounded.
+    (DreamerV3, arXiv 2301.04104: 0.01). No probability is below share / d, so divergences are bounded. Without a share
+    they are the log-probabilities of the logits, computed without taking the logarithm of a probability that may be 0.
 
     >>> from jaxmbrl.distributions import mixed
     >>> [round(float(p), 4) for p in jnp.exp(mixed(jnp.array([100.0, 0.0]), 0.01))]
     [0.995, 0.005]
     """
+    if share == 0:
+        return jax.nn.log_softmax(logits)
     return jnp.log((1 - share) * jax.nn.softmax(logits) + share / logits.shape[-1])
 
 

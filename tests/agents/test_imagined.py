@@ -114,6 +114,30 @@ def test_the_gradient_through_the_model_is_that_of_the_returns(x64):
     np.testing.assert_allclose(critic, losses(PLAIN, ends=0.25)[1][1], rtol=1e-12)
 
 
+def test_the_gradient_through_the_model_of_advantages_subtracts_that_of_the_values(x64):
+    """Values v(x) = .7 x. By finite differences of mean w_t (R_t - v(x_t))."""
+    config = dataclasses.replace(PLAIN, gradient="pathwise", baseline=True)
+    functions = by_hand(config)._replace(critic=lambda params, features: params * features)
+
+    def loss(actor):
+        arguments = line(0.25), jnp.asarray(START), jnp.ones(2), jax.random.key(0)
+        return imagined.dream_loss(functions, actor, jnp.asarray(VALUE), state(), *arguments)[0]
+
+    def objective(theta, baseline):
+        goes_on = 0.9 * 0.75
+        states = [START + t * (theta + OFFSET) for t in range(3)]
+        last = -(states[2] ** 2) + goes_on * VALUE * states[2]
+        first = -(states[1] ** 2) + goes_on * (0.5 * VALUE * states[1] + 0.5 * last)
+        advantages = first - baseline * VALUE * states[0], last - baseline * VALUE * states[1]
+        return np.mean([advantages[0], goes_on * advantages[1]])
+
+    def slope(baseline):
+        return (objective(THETA + 1e-6, baseline) - objective(THETA - 1e-6, baseline)) / 2e-6
+
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(jnp.asarray(THETA)), -slope(1.0), rtol=1e-7)
+    assert abs(slope(1.0) - slope(0.0)) > 0.1
+
+
 def test_a_terminal_root_has_no_weight_and_entropy_is_rewarded(x64):
     _, (actor, _), _ = losses(dataclasses.replace(PLAIN, entropy=0.5), weight=(1.0, 0.0))
     first, last, w = returns_of(THETA)

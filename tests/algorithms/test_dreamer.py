@@ -70,6 +70,43 @@ def test_models_that_do_not_fit_together_are_refused():
         config("latent-mpc", **{"model.group": 3})
 
 
+def test_published_settings_of_dreamer_v2():
+    """danijar/dreamerv2, configs.yaml: defaults and dmc_proprio."""
+    found = algorithms.get("dreamer").presets["v2"].config
+    model, agent = found.model, found.agent
+    assert (model.core, model.deter, model.hidden, model.groups, model.classes) == ("gru", 200, 200, 32, 32)
+    assert (model.mixing, model.free_nats, model.floor, model.dyn_scale, model.rep_scale) == (0, 1.0, "mean", 0.8, 0.2)
+    assert (model.units, model.head_layers, model.coder.units, model.coder.layers) == (400, 4, 400, 4)
+    assert not model.learn_continuation and model.activation == agent.activation == "elu"
+    assert not model.rms_norm and not agent.rms_norm and not model.coder.symlog
+    assert (agent.units, agent.layers, agent.horizon, agent.discount, agent.mix) == (400, 4, 15, 0.99, 0.95)
+    assert (agent.gradient, agent.policy, agent.entropy, agent.baseline) == ("pathwise", "truncated-normal", 1e-4, False)
+    assert (agent.target, agent.target_rate, agent.target_every, agent.replay_value) == ("bootstrap", 1.0, 100, 0.0)
+    rates = found.learning_rate, agent.learning_rate_scale * found.learning_rate
+    assert rates == pytest.approx((3e-4, 8e-5), rel=1e-3)
+    assert (found.optimizer.rule, found.optimizer.epsilon, found.optimizer.norm_clip) == ("adam", 1e-5, 100.0)
+    assert (found.batch_size, found.sequence_length, found.train_every, found.updates) == (16, 50, 5, 1)
+    assert (found.warmup_steps, found.num_envs, found.noise) == (1000, 1, 0.0)
+
+
+def test_published_settings_of_dreamer_v3_of_2023():
+    """danijar/dreamerv3, commit 423291a, dreamerv3/configs.yaml: defaults and dmc_proprio. The pattern for layers and units
+    there does not match those of encoder and decoder."""
+    found = algorithms.get("dreamer").presets["v3-2023"].config
+    model, agent = found.model, found.agent
+    assert (model.core, model.deter, model.hidden, model.groups, model.classes) == ("gru", 512, 512, 32, 32)
+    assert (model.mixing, model.free_nats, model.floor, model.dyn_scale, model.rep_scale) == (0.01, 1.0, "each", 0.5, 0.1)
+    assert (model.units, model.head_layers, model.coder.units, model.coder.layers) == (512, 2, 1024, 5)
+    assert (agent.units, agent.layers, agent.horizon, agent.discount, agent.mix) == (512, 2, 15, 0.997, 0.95)
+    assert (agent.gradient, agent.baseline, agent.policy, agent.entropy) == ("pathwise", True, "normal", 3e-4)
+    assert (agent.target, agent.target_rate, agent.target_every, agent.replay_value) == ("regularizer", 0.02, 1, 0.0)
+    rates = found.learning_rate, agent.learning_rate_scale * found.learning_rate
+    assert rates == pytest.approx((1e-4, 3e-5))
+    assert (found.optimizer.rule, found.optimizer.epsilon, found.optimizer.norm_clip) == ("adam", 1e-8, 1000.0)
+    ratio = found.updates * found.batch_size * found.sequence_length / (found.train_every * found.num_envs)
+    assert (ratio, found.batch_size, found.sequence_length, found.num_envs) == (512, 16, 64, 4)
+
+
 WITHOUT_BONUS = {"updates": 1, "optimizer.warmup": 0, "agent.gradient": "pathwise"}
 
 

@@ -6,7 +6,8 @@ et al., arXiv 1912.01603, 2010.02193 and 2301.04104).
     w_t      = c_root prod_{1 <= j <= t} gamma c_j
     S        = max(1, high - low), moving averages of the 95th and the 5th percentile of R
     actor    -mean w_t (log pi(a_t | f_t) sg((R_t - v(f_t)) / S) + eta entropy)              (reinforce)
-             -mean w_t (R_t / S + eta entropy), differentiated through the model's steps      (pathwise)
+             -mean w_t (R_t / S + eta entropy), differentiated through the model's steps      (pathwise;
+                                with `baseline` R_t - v(f_t) in place of R_t)
     critic   mean w_t (loss(v(f_t), sg R_t) + loss(v(f_t), value of the target critic))
     replay   the same critic loss on the real window, whose R bootstrap with the imagined R_0 of each position
 
@@ -64,6 +65,9 @@ class ImaginedConfig:
     gradient: Literal["reinforce", "pathwise", "auto"] = "reinforce"
     """The actor's gradient: by log-probabilities, or through the model's steps, for continuous actions. `auto` is pathwise
     for continuous and reinforce for discrete actions (DreamerV2)."""
+    baseline: bool = False
+    """Whether the pathwise gradient is that of R_t - v(f_t), whose value is differentiated through the states, too (the code
+    of DreamerV3 of 2023), instead of that of R_t (V1 and V2). The other gradient always has the baseline."""
     policy: Literal["normal", "truncated-normal", "tanh-normal"] = "normal"
     """Distribution of continuous actions: a Gaussian with bounded mean and deviation, which the task clips (V3), one that
     is truncated (V2), or a Gaussian under tanh, without an entropy bonus and for pathwise gradients (V1)."""
@@ -255,7 +259,7 @@ def dream_loss(
     output = functions.actor(actor_params, sg(features[:-1]))
     entropy = head.entropy(output)
     if functions.pathwise:
-        objective = target / scale
+        objective = (target - values[:-1] if config.baseline else target) / scale
     else:
         objective = head.log_probability(output, sg(path.action)) * sg((target - values[:-1]) / scale)
     weights = sg(weights_of(path, weight, state.discount))

@@ -58,8 +58,8 @@ class RSSMConfig:
     """Number of one-hot vectors, or of Gaussian numbers."""
     classes: Annotated[int, Ge(2)] = 16
     """Length of a one-hot vector."""
-    mixing: Annotated[float, Gt(0), Le(1)] = 0.01
-    """Weight of the uniform distribution in categorical latents."""
+    mixing: Annotated[float, Ge(0), Le(1)] = 0.01
+    """Weight of the uniform distribution in categorical latents; 0 for none (DreamerV2)."""
     prior_layers: Annotated[int, Ge(1)] = 2
     """Hidden layers of the prior."""
     posterior_layers: Annotated[int, Ge(1)] = 1
