@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -299,6 +300,24 @@ def test_a_file_that_tells_no_task_is_taken_for_any_that_it_fits(tmp_path):
     path = write(tmp_path / "rows.npz", made_up())
     config = programs.configure("linear", "pendulum", settings=SETTINGS["linear"], data=path)
     assert programs.build(config).total_steps == STEPS
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "chains"),
+    [
+        ("sac", {}, False),
+        ("sac", {"n_step": 3}, True),
+        ("dreamer", {}, True),
+        ("recurrent-sac", {}, True),
+        ("world-models", {}, True),
+    ],
+)
+def test_rows_that_do_not_continue_one_another_are_truncated_where_updates_chain_them(file, name, settings, chains):
+    """Of the made-up rows none continues the one before."""
+    program = programs.configure(name, "pendulum", settings={"epoch_steps": 40, **settings}, data=file)
+    rows, held = made_up(), programs._data(replace(program, steps=STEPS), envs.make("pendulum"))
+    marked = rows.truncated | (~rows.terminated & (np.arange(ROWS) < ROWS - 1)) if chains else rows.truncated
+    np.testing.assert_array_equal(held.truncated, marked)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -52,6 +52,10 @@ class WindowSettings(LoopSettings):
         """(field, message) of the first violated rule that involves several fields, or None."""
         return windows_fit(self)
 
+    def chains_rows(self) -> bool:
+        """True: updates learn from windows."""
+        return True
+
 
 @dataclass(frozen=True)
 class RSSMSettings(WindowSettings):

@@ -118,6 +118,10 @@ class ReplaySettings(OffPolicySettings, AugmentationSettings):
             return "replay.demonstrations", "must be share unless replay.kind is prioritized and replay.alpha above 0"
         return None
 
+    def chains_rows(self) -> bool:
+        """Whether a target has several steps."""
+        return self.n_step > 1
+
     @property
     def share(self) -> float | None:
         """The share of demonstrations in a batch; None for as many as their priorities ask for."""

@@ -47,6 +47,15 @@ class ChoosesModel(Protocol):
         """The same settings with the model "learned" or "true". The caller checks the result (`config.check`)."""
 
 
+@runtime_checkable
+class ChainsRows(Protocol):
+    """Config of a method that may learn from rows that follow one another, such as windows or returns of several steps."""
+
+    def chains_rows(self) -> bool:
+        """Whether it does. If rows of a file then do not continue one another, although no end of an episode is marked,
+        they are truncated."""
+
+
 @dataclass(frozen=True)
 class CheckpointConfig:
     """Which checkpoints are written and kept."""
@@ -498,7 +507,8 @@ def _data(config: RunConfig, task: Task) -> Transition:
         raise UserError("model must be 'learned' with data: with the true simulator there is nothing to learn")
     # Images are stored without their successors, which are taken from the next row.
     of_images = isinstance(task.observation, Box) and task.observation.is_image
-    return _on_device(experience.with_seams(data.rows) if of_images else data.rows)
+    chained = of_images or (isinstance(settings, ChainsRows) and settings.chains_rows())
+    return _on_device(experience.with_seams(data.rows) if chained else data.rows)
 
 
 def initial(program: Program, hyper: dict[str, Array], sharding: SeedSharding | None = None) -> LoopState:

@@ -135,6 +135,10 @@ class Config(LoopSettings):
                 return name, f"must be a multiple of train_every * num_envs ({call}), got {getattr(self, name)}"
         return windows_fit(self)
 
+    def chains_rows(self) -> bool:
+        """True: updates learn from windows."""
+        return True
+
 
 class State(NamedTuple):
     """The whole state of a run."""

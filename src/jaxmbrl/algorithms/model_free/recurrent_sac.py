@@ -50,6 +50,10 @@ class Config(OffPolicySettings):
             return "agent.burn_in", f"must be below sequence_length ({self.sequence_length}), got {self.agent.burn_in}"
         return windows_fit(self)
 
+    def chains_rows(self) -> bool:
+        """True: updates learn from windows."""
+        return True
+
 
 class State(NamedTuple):
     """The whole state of a run."""
