@@ -1,6 +1,7 @@
 """On-policy learning: losses by hand, the policy gradient against closed forms, weights, statistics, bounds."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -165,6 +166,56 @@ def test_one_epoch_of_one_minibatch_has_the_gradient_of_a2c(action):
         one, other, first = (jax.tree.leaves(getattr(x, part).params) for x in (by_ppo, by_a2c, state))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, other)
         assert all((a != b).any() for a, b in zip(one, first, strict=True))
+
+
+def test_probabilities_are_those_of_actions_before_clipping(x64):
+    """Two epochs of PPO by plain gradient descent, against a linear Gaussian policy written out in NumPy, on rows of which
+    the task received many actions at a bound, and each of which ends its episode: A = r - V(s)."""
+    config = dataclasses.replace(
+        CONFIG, hidden=(), epochs=2, clip=0.05, normalize_observations=False, normalize_rewards=False, value_weight=0.0
+    )
+    agent = on_policy.make(config, O, Box((2,)), optax.identity())
+    rng = np.random.default_rng(3)
+    seen, raw, reward = rng.normal(size=(T, N, O)), 1.5 * rng.normal(size=(T, N, 2)), rng.normal(size=(T, N))
+    received, ended = np.clip(raw, -1, 1), np.ones((T, N), bool)
+    assert 10 < np.sum(raw != received) < 30
+    rows = Transition(seen, received, reward, seen, ended, ~ended, raw)
+
+    @jax.jit
+    def updated(key, rows):
+        state = agent.init(key, {}, N)
+        after, found = on_policy.update(agent, config, state, rows, key)
+        return state, agent.estimate(state, rows), after, found
+
+    before, estimate, after, found = jax.device_get(updated(jax.random.key(0), rows))
+    kernel, bias = (before.actor.params.network["params"]["Dense_0"][name] for name in ("kernel", "bias"))
+    value = before.critic.params["params"]["Dense_0"]
+    log_std, s, u = before.actor.params.log_std, seen.reshape(-1, O), raw.reshape(-1, 2)
+    advantage = reward.ravel() - (s @ value["kernel"] + value["bias"])[:, 0]
+
+    def scores():
+        z = (u - s @ kernel - bias) / np.exp(log_std)
+        return z, np.sum(-0.5 * z**2 - log_std - 0.5 * np.log(2 * np.pi), axis=1)
+
+    _, old = scores()
+    np.testing.assert_allclose(estimate.log_probability, old, rtol=1e-9)
+    np.testing.assert_array_equal(estimate.raw, u)
+    beyond = 0
+    for _ in range(2):
+        z, new = scores()
+        ratio = np.exp(new - old)
+        kept = ratio * advantage <= np.clip(ratio, 0.95, 1.05) * advantage
+        beyond += np.mean(np.abs(ratio - 1) > 0.05)
+        pull = (kept * ratio * advantage)[:, None] / len(u)
+        by_mean = pull * z / np.exp(log_std)
+        kernel, bias = kernel + 0.1 * s.T @ by_mean, bias + 0.1 * by_mean.sum(axis=0)
+        log_std = log_std + 0.1 * np.sum(pull * (z**2 - 1), axis=0)
+    np.testing.assert_allclose(found["agent/clip_fraction"].total, beyond, rtol=1e-9)
+    assert beyond > 0.2
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-8)
+    close(after.actor.params.network["params"]["Dense_0"]["kernel"], kernel)
+    close(after.actor.params.network["params"]["Dense_0"]["bias"], bias)
+    close(after.actor.params.log_std, log_std)
 
 
 def test_what_follows_an_imagined_termination_is_ignored():

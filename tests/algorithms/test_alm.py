@@ -1,10 +1,13 @@
 """ALM: its losses on scalar codes against loops in NumPy, with gradients by differences, and the classifier's bonus."""
 
+import functools
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxmbrl.agents import noisy_actor
@@ -13,9 +16,12 @@ from jaxmbrl.algorithms import registry
 from jaxmbrl.algorithms.latent import alm
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box
+from jaxmbrl.core.types import Transition
 from jaxmbrl.distributions import Gaussian
 from jaxmbrl.models.latent import CoderConfig, Window, aligned
 from jaxmbrl.models.latent.aligned import AlignedConfig, Parts
+from jaxmbrl.nn import optimizer
+from jaxmbrl.rollout import step_keys
 from jaxmbrl.training import programs
 
 
@@ -115,22 +121,33 @@ def test_the_representations_loss_is_that_of_a_loop(x64):
         np.testing.assert_allclose(slope, (up - down) / (2 * EPSILON), rtol=1e-6)
 
 
-def returns_by_hand(actor, held=None):
+class Dream(NamedTuple):
+    """What the actor's objective is computed from."""
+
+    z: np.ndarray = np.array([0.7, -0.4])
+    reward: float = 0.6
+    classifier: float = 2.0
+    critics: np.ndarray = CRITICS
+    noise: np.ndarray = np.zeros((4, 1))
+
+
+def returns_by_hand(actor, held=None, dream=Dream()):  # noqa: B008
     """(the actor's objective in the model z' = z + 1.3 a, the actions at which values are computed, codes after each step).
     `held` fixes the last two where they are constants."""
-    z, gamma, mix, horizon = np.array([0.7, -0.4]), 0.9, 0.95, 3
+    z, gamma, mix, horizon = dream.z, 0.9, 0.95, 3
     rewards, codes, actions = [], [], []
     code = z
     for t in range(horizon):
         # The actor sees a constant code.
-        action = np.tanh(actor * (code if held is None else held[2][t]))
+        action = np.tanh(actor * (code if held is None else held[2][t])) + dream.noise[t]
         after = code + 1.3 * action
-        rewards.append(0.6 * code * action**2 + 0.1 * 2.0 * (after if held is None else held[1][t]))
+        bonus = 0.1 * dream.classifier * (after if held is None else held[1][t])
+        rewards.append(dream.reward * code * action**2 + bonus)
         actions.append(action)
         codes.append(after)
         code = after
-    actions.append(np.tanh(actor * code))
-    values = [np.min(CRITICS[:, None] * code, axis=0) for code in codes]
+    actions.append(np.tanh(actor * code) + dream.noise[horizon])
+    values = [np.min(dream.critics[:, None] * code, axis=0) for code in codes]
     values = [value + 7 * action for value, action in zip(values, actions[1:] if held is None else held[0], strict=True)]
     after, total = values[-1], 0.0
     for t in reversed(range(horizon)):
@@ -155,6 +172,66 @@ def test_the_actors_loss_is_that_of_a_loop(x64):
     np.testing.assert_allclose(found, -total, rtol=1e-9)
     up, down = (returns_by_hand(actor + s, held)[0] for s in (EPSILON, -EPSILON))
     np.testing.assert_allclose(slope, -(up - down) / (2 * EPSILON), rtol=1e-6)
+
+
+@jax.jit
+def drawn(key):
+    """Of an update on six rows: who is shown the predicted code, the noise in the target, and the noise of the actor."""
+    _, _, _, head_key, noise_key, actor_key = jax.random.split(key, 6)
+    dream_key, last_key = jax.random.split(actor_key)
+    acting = [step_keys(jax.random.split(dream_key)[1], t)[0] for t in range(3)]
+    noise = jnp.stack([jax.random.normal(key, (6, 1))[:, 0] for key in (noise_key, *acting, last_key)])
+    return jax.random.permutation(head_key, jnp.arange(6) < 3), noise
+
+
+def test_one_update_of_heads_critics_and_actor_by_hand(x64):
+    """By plain gradient descent. Codes are those of the slow encoder, the target that of the slow critics, and the actor
+    learns of heads and critics after their step."""
+    rng, rate, std = np.random.default_rng(1), 0.01, 0.2
+    seen, following, taken = rng.normal(size=(6, 1)), rng.normal(size=(6, 1)), rng.uniform(-1, 1, (6, 1))
+    reward, ended = rng.normal(size=6), np.array([False, True, False, False, True, False])
+    rows, chain = Transition(seen, taken, reward, following, ended, ~ended), optax.identity()
+
+    def part(params, target=()):
+        found = optimizer.init(jax.tree.map(jnp.asarray, params), rate, chain=chain)
+        return found._replace(target=jax.tree.map(jnp.asarray, target))
+
+    # Without LLVM's optimisations, as in other tests, the compiled gradient of the actor is infinite here; the same
+    # operations one by one, and by default, give the finite one.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+    def updated(rows, key):
+        heads, critics = part({"reward": 0.6, "classifier": 2.0}), part(CRITICS, np.array([0.8, -0.3]))
+        learned = alm.Learned(part(0.9, 0.8), part(1.3), heads, critics, part(0.2), jnp.asarray(0.9))
+        config = alm.Config(critics=2, bonus=0.1, horizon=3, mix=0.95)
+        return learned, *alm.improved(config, PARTS, AGENT, chain, learned, rows, jnp.asarray(std), key)
+
+    key = jax.random.key(4)
+    (before, after, found), (fake, noise) = jax.device_get((updated(rows, key), drawn(key)))
+    noise = np.clip(std * noise, -0.3, 0.3)
+    z, code, a = 0.8 * seen[:, 0], 0.8 * following[:, 0], taken[:, 0]
+
+    # Reward w z a^2; logit c times the code that is shown.
+    by_reward = np.mean(2 * (0.6 * z * a**2 - reward) * z * a**2)
+    shown, sign = np.where(fake, z + 1.3 * a, code), np.where(fake, 1.0, -1.0)
+    by_classifier = np.mean(sign * shown / (1 + np.exp(-sign * 2.0 * shown)))
+    heads = 0.6 - rate * by_reward, 2.0 - rate * by_classifier
+
+    then = np.tanh(0.2 * code) + noise[0]
+    target = reward + 0.9 * ~ended * np.minimum(0.8 * code + 7 * then, -0.3 * code + 7 * then)
+    error = CRITICS[:, None] * z + 7 * a - target
+    critics = CRITICS - rate * np.mean(2 * error * z, axis=1) / 2
+
+    dream = Dream(z, *heads, critics, noise[1:])
+    total, held = returns_by_hand(0.2, dream=dream)
+    assert max(np.abs(then).max(), *(np.abs(action).max() for action in held[0])) < 1, "no action is at a bound"
+    up, down = (returns_by_hand(0.2 + s, held, dream)[0] for s in (EPSILON, -EPSILON))
+    np.testing.assert_allclose(found["agent/actor"].total, -total, rtol=1e-9)
+    np.testing.assert_allclose([after.heads.params[name] for name in ("reward", "classifier")], heads, rtol=1e-9)
+    np.testing.assert_allclose(after.critics.params, critics, rtol=1e-9)
+    np.testing.assert_allclose(after.actor.params, 0.2 + rate * (up - down) / (2 * EPSILON), rtol=1e-9)
+    for name in ("encoder", "model"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
+    np.testing.assert_array_equal(after.critics.target, before.critics.target)
 
 
 def test_noise_is_clipped_and_the_gradient_ignores_the_bounds(x64):

@@ -17,7 +17,9 @@ from jaxmbrl.algorithms.dyna import bmpo, mbpo
 from jaxmbrl.algorithms.dyna.bmpo import BackwardLength, InverseTemperature
 from jaxmbrl.algorithms.shared import RolloutLength
 from jaxmbrl.core.config import UserError, check
+from jaxmbrl.core.keys import beside
 from jaxmbrl.core.types import Clock, DynamicsModel, Transition, World
+from jaxmbrl.data import replay
 from jaxmbrl.models.disagreement import TrustConfig
 
 WARM, EVERY, CALLS = 4, 2, 4
@@ -120,6 +122,51 @@ def test_start_states_by_the_boltzmann_distribution():
     np.testing.assert_allclose(np.bincount(np.asarray(many) % 3) / 3000, [0.0900, 0.2447, 0.6652], atol=0.03)
     schedule = InverseTemperature(0.004, 0.003, begins=20_000, ends=30_000)
     np.testing.assert_allclose([float(schedule.at(x)) for x in (0, 20_000, 25_000, 90_000)], [0.004, 0.004, 0.0035, 0.003])
+
+
+def forward(network, x):
+    """The output of a network with one hidden layer."""
+    first, last = (network["params"][name] for name in ("Dense_0", "Dense_1"))
+    return np.maximum(x @ first["kernel"] + first["bias"], 0) @ last["kernel"] + last["bias"]
+
+
+def test_the_value_of_start_states_is_the_sum_of_the_critics(x64):
+    """At the policy's actions, without their bonus. By their minimum, their mean or one of them Boltzmann's distribution
+    would choose others of the real states that are sampled."""
+    sizes = {"agent": SACConfig(hidden=(8,), critics=3), "rollout_length": RolloutLength(1, 1), "rollout_rows": 40}
+    plain = config(backward_length=BackwardLength(0, 0), beta=InverseTemperature(0.7, 0.7), horizon=0)
+    algorithm = bmpo.make(dataclasses.replace(plain, **sizes), PENDULUM, MODELS)
+    given = jax.tree.map(lambda x: x.astype(float) if x.dtype == np.float32 else x, rows(3, 40))
+
+    @jax.jit
+    def learned(key, given):
+        state = algorithm.init(key, {})
+        # Critics that differ much.
+        critic, factors = state.agent.critic, jnp.array([1.0, -2.0, 3.0])
+        apart = jax.tree.map(lambda x: factors.reshape(3, *[1] * (x.ndim - 1)) * x, critic.params)
+        state = state._replace(agent=state.agent._replace(critic=critic._replace(params=apart)))
+        after = algorithm.learn(Clock(jnp.asarray(WARM, jnp.int32)), state, given)[0]
+        # The keys of the real states, of the actions there and of the choice.
+        start_key = jax.random.split(jax.random.split(jax.random.split(state.key, 3)[2])[1])[0]
+        act_key, _, choice_key = jax.random.split(beside(start_key), 3)
+        sampled = replay.sample(after.replay, start_key, 40).observation
+        noise = jax.random.normal(act_key, (40, 1))
+        return state.agent, after.imagined.buffer.data.observation[:40], sampled, noise, choice_key
+
+    *found, key = learned(jax.random.key(0), given)
+    agent, starts, sampled, noise = jax.device_get(found)
+    mean, log_std = np.split(forward(agent.actor.params, sampled), 2, axis=1)
+    pair = np.concatenate([sampled, np.tanh(mean + np.exp(log_std) * noise)], axis=1)
+    critics = [jax.tree.map(lambda x, i=i: x[i], agent.critic.params) for i in range(3)]
+    values = np.stack([forward(critic, pair)[:, 0] for critic in critics])
+
+    def chosen(value):
+        weight = np.exp(min(0.7, 10 / np.ptp(value)) * value)
+        return sampled[np.asarray(jax.random.choice(key, 40, (40,), p=jnp.asarray(weight / weight.sum())))]
+
+    np.testing.assert_array_equal(starts, chosen(values.sum(axis=0)))
+    for other in (values.min(axis=0), values.mean(axis=0), *values, 3 * values.min(axis=0)):
+        assert np.any(starts != chosen(other))
 
 
 def test_what_is_imagined_leads_to_and_away_from_the_same_states():

@@ -17,6 +17,7 @@ from jaxmbrl.algorithms.value_gradients import dhmbpo
 from jaxmbrl.core.config import UserError, check
 from jaxmbrl.core.types import Average, Clock, DynamicsModel, Transition, World
 from jaxmbrl.models.normalizer import Normalizer
+from jaxmbrl.rollout import step_keys
 from jaxmbrl.training import loop
 
 STEPS = 8
@@ -200,15 +201,143 @@ def test_its_actor_climbs_what_the_short_rollout_earns(x64, horizon, slope):
     assert float(-found["agent/slope"].total) == pytest.approx(slope, abs=1e-6)
 
 
+def ends(s):
+    return s[:, 0] > 0.2
+
+
+@functools.cache
+def joint_update():
+    """Two imagined steps of a task with an end; the bounds of the return follow fast, and the learning rate is large, so
+    that the order of what an update changes shows. Returns (update, state)."""
+    config = dataclasses.replace(TINY, agent=dataclasses.replace(TINY.agent, bounds_rate=0.5), horizon=2)
+    agent, (_, state) = scaled_sac.make(config.agent, 1, 1), scaled_agent()
+    rng = np.random.default_rng(5)
+
+    def trained(part):
+        # At first the last layer of the critics is 0, and no gradient reaches the others.
+        params = jax.tree.map(lambda x: np.asarray(x) + 0.4 * rng.normal(size=x.shape), part.params)
+        target = jax.tree.map(lambda x: 0.9 * x, params) if part.target else ()
+        return part._replace(params=params, target=target, learning_rate=np.asarray(0.05))
+
+    critic = trained(state.critic._replace(params={"network": state.critic.params["network"]}))
+    bounds = np.tile([-30.0, 10.0], (2, 1))
+    critic = critic._replace(params=critic.params | {"bounds": bounds}, target=critic.target | {"bounds": bounds})
+    state = state._replace(actor=trained(state.actor), critic=critic, discount=np.asarray(0.9))
+    return jax.jit(dhmbpo.with_short_horizon(config, agent, lq.world(ends=ends)).update), state
+
+
 def test_no_real_action_teaches_the_critics(x64):
     """What they regress on are the batch's states with the policy's own actions."""
-    config = dataclasses.replace(TINY, horizon=2)
-    agent, state = scaled_agent()
-    learner = dhmbpo.with_short_horizon(config, agent, lq.world())
-    batch = jax.device_get(lq.rows())
+    update, state = joint_update()
+    batch = jax.device_get(lq.rows(count=9))
     other = batch._replace(action=-batch.action, reward=batch.reward + 9, next_observation=batch.next_observation + 1)
-    update = jax.jit(learner.update)
     jax.tree.map(np.testing.assert_array_equal, *(update(state, b, jax.random.key(1))[0] for b in (batch, other)))
+
+
+def layered(network, x, norm):
+    """A network's output: linear, swish, and for critics layer norm without scale and shift."""
+    layers = [network["params"][name] for name in sorted(network["params"])]
+    for layer in layers[:-1]:
+        x = x @ layer["kernel"] + layer["bias"]
+        x = x / (1 + np.exp(-x))
+        if norm:
+            x = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
+    return x @ layers[-1]["kernel"] + layers[-1]["bias"]
+
+
+def sampled(actor, s, noise):
+    """Actions and their log-density."""
+    mean, raw = np.split(layered(actor, s, False), 2, axis=1)
+    std = np.log1p(np.exp(raw)) + 1e-5
+    a = np.tanh(mean + std * noise)
+    return a, (-0.5 * noise**2 - np.log(std) - 0.5 * np.log(2 * np.pi) - np.log(1 - a**2))[:, 0]
+
+
+def valued(network, bounds, s, a):
+    """The values of both critics."""
+    low, high = bounds
+    each = [jax.tree.map(lambda x, i=i: x[i], network) for i in range(2)]
+    raw = np.stack([layered(critic, np.concatenate([s, a], axis=1), True)[:, 0] for critic in each])
+    return (high - low) / 2 * raw + (high + low) / 2
+
+
+def walked(actor, temperature, s, noise):
+    """Two steps: states, actions, rewards plus bonus, log-densities and who is alive, of each; then the last states."""
+    steps, alive = [], np.ones(len(s), bool)
+    for t in range(2):
+        a, density = sampled(actor, s, noise[t])
+        earned = -(s[:, 0] ** 2 + lq.COST * a[:, 0] ** 2) / 2 - temperature * density
+        steps.append((s, a, earned, density, alive))
+        s = lq.A * s + lq.B * a
+        alive = alive & ~ends(s)
+    return steps, s, alive
+
+
+def slopes(function, params):
+    """The gradient of `function` by differences."""
+    leaves, form = jax.tree.flatten(params)
+    found = [np.zeros(leaf.shape) for leaf in leaves]
+    for i, leaf in enumerate(leaves):
+        for place in np.ndindex(leaf.shape):
+            sides = [np.array(leaf), np.array(leaf)]
+            sides[0][place] += 1e-6
+            sides[1][place] -= 1e-6
+            up, down = (function(form.unflatten([*leaves[:i], side, *leaves[i + 1 :]])) for side in sides)
+            found[i][place] = (up - down) / 2e-6
+    return form.unflatten(found)
+
+
+@jax.jit
+def drawn(key):
+    """The noise of both actions, of the action in the target, and of the last one of the actor."""
+    imagine_key, critic_key, action_key, _ = jax.random.split(key, 4)
+    acting = [step_keys(jax.random.split(imagine_key)[1], t)[0] for t in range(2)]
+    value_key = jax.random.split(jax.random.split(critic_key)[0], 3)[0]
+    return [jax.random.normal(key, (9, 1)) for key in (*acting, value_key, action_key)]
+
+
+def test_critics_then_actor_learn_on_the_same_imagined_steps(x64):
+    """The bounds follow what the living rows earn before the target is computed, the critics take their step, and the
+    actor's gradient goes through the critics after it. Gradients are by differences."""
+    (update, state), batch, key = joint_update(), jax.device_get(lq.rows(count=9)), jax.random.key(1)
+    after, _, error = jax.device_get(update(state, batch, key))
+    state, noise = jax.device_get((state, drawn(key)))
+    actor, network, gamma = state.actor.params, state.critic.params["network"], state.discount
+    temperature, close = np.exp(state.log_temperature.params), functools.partial(np.testing.assert_allclose, rtol=1e-5)
+
+    steps, last, alive = walked(actor, temperature, batch.observation, noise)
+    earned = np.concatenate([step[2][step[4]] for step in steps])
+    assert 9 < earned.size < 18, "some rows end after their first step"
+    bounds = np.array([-30.0, 10.0]) / 2 + np.quantile(earned, [0.01, 0.99]) / (1 - gamma) / 2
+    for part in (after.critic.params, after.critic.target):
+        close(part["bounds"], np.tile(bounds, (2, 1)))
+
+    (s, a, first, density, _), (_, _, second, _, going_on) = steps
+    then, of_then = sampled(actor, last, noise[2])
+    least = valued(state.critic.target["network"], bounds, last, then).min(axis=0)
+    value = np.clip(least, *bounds) - temperature * of_then
+    # The bonus of the first action is not part of the target.
+    target = first + temperature * density + gamma * going_on * second + gamma**2 * alive * value
+    close(error, np.abs(valued(network, bounds, s, a) - target).mean(axis=0))
+
+    by_network = slopes(lambda x: np.mean((valued(x, bounds, s, a) - target) ** 2, axis=1).sum(), network)
+    same = functools.partial(jax.tree.map, functools.partial(close, atol=1e-6))
+    same(jax.tree.map(lambda m: 10 * m, after.critic.moments.mu["network"]), by_network)
+    # The first step of Adam.
+    moved = jax.tree.map(lambda p, g: p - 0.05 * g / (np.abs(g) + 1e-8), network, by_network)
+    same(after.critic.params["network"], moved)
+    slow = jax.tree.map(lambda old, new: old + 0.005 * (new - old), state.critic.target["network"], moved)
+    same(after.critic.target["network"], slow)
+
+    def actors_loss(params):
+        steps, last, alive = walked(params, temperature, batch.observation, noise)
+        a, density = sampled(params, last, noise[3])
+        value = valued(moved, bounds, last, a).mean(axis=0) - temperature * density
+        return -np.mean(steps[0][2] + gamma * steps[1][4] * steps[1][2] + gamma**2 * alive * value)
+
+    same(jax.tree.map(lambda m: 10 * m, after.actor.moments.mu), slopes(actors_loss, actor))
+    # The target entropy is -1.
+    close(10 * after.log_temperature.moments.mu, 1.0 - density.mean())
 
 
 def test_seen_through_a_normaliser_an_agent_acts_and_learns_as_on_normalised_rows(x64):

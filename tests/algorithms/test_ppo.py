@@ -2,16 +2,19 @@
 
 import dataclasses
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxmbrl import algorithms, envs
 from jaxmbrl.agents.on_policy import PPOConfig
 from jaxmbrl.algorithms.on_policy import ppo
 from jaxmbrl.core.config import UserError, check
-from jaxmbrl.core.types import row_like
+from jaxmbrl.core.types import Transition, row_like
+from jaxmbrl.models.normalizer import Normalizer, RunningNormalizer
 from jaxmbrl.training import loop
 
 from .test_sac import clock
@@ -85,6 +88,34 @@ def test_published_settings():
     assert (published.num_envs, published.collect_steps, published.anneal_steps) == (1, 2048, 488 * 2048)
     assert (many.num_envs, many.collect_steps, many.agent.minibatches, many.agent.epochs) == (2048, 10, 32, 4)
     assert many.agent.hidden == (256, 256)
+
+
+@pytest.mark.parametrize("method", ["ppo", "trpo", "reinforce"])
+def test_an_update_sees_observations_as_the_policy_that_collected_them(method, x64):
+    """How far a batch would move the running statistics has no influence on what its update learns: only afterwards do they
+    contain it. (A2C has a transcription.)"""
+    module = importlib.import_module(f"jaxmbrl.algorithms.on_policy.{method}")
+    config = module.Config(num_envs=2, collect_steps=6)
+    small = {"minibatches": 2, "epochs": 1, "value_epochs": 1, "value_batch_size": 6, "cg_iterations": 2}
+    known = {field.name for field in dataclasses.fields(config.agent)}
+    agent = dataclasses.replace(config.agent, hidden=(), **{k: v for k, v in small.items() if k in known})
+    algorithm = module.make(dataclasses.replace(config, agent=agent), envs.make("pendulum"))
+    rng = np.random.default_rng(0)
+    seen, raw = rng.normal(3.0, 2.0, (2, 6, 2, 3)), rng.normal(size=(6, 2, 1))
+    never = np.zeros((6, 2), bool)
+    rows = Transition(seen[0], np.clip(raw, -1, 1), rng.normal(size=(6, 2)), seen[1], never, never, raw)
+
+    @jax.jit
+    def learned(key, count, rows):
+        state = algorithm.init(key, {})
+        mean, std = jnp.array([1.0, -1.0, 0.5]), jnp.array([2.0, 1.0, 0.5])
+        before = RunningNormalizer(Normalizer(mean, std, mean - 10 * std, mean + 10 * std), count)
+        return algorithm.learn(clock(12), state._replace(agent=state.agent._replace(observations=before)), rows)[0].agent
+
+    few, many = jax.device_get([learned(jax.random.key(0), np.asarray(count), rows) for count in (0.0, 1e6)])
+    jax.tree.map(np.testing.assert_array_equal, (few.actor, few.critic), (many.actor, many.critic))
+    np.testing.assert_allclose(few.observations.normalizer.mean, seen[0].mean((0, 1)), rtol=1e-9)
+    np.testing.assert_allclose(many.observations.normalizer.mean, [1.0, -1.0, 0.5], rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["ppo", "trpo", "a2c", "reinforce", "me-trpo", "slbo"])

@@ -38,7 +38,8 @@ class A2CConfig(DescentConfig):
     """Settings of the agent."""
 
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
-    """RMSProp with decay 0.99, or Adam; epsilon 1e-5."""
+    """RMSProp with decay 0.99, or Adam; epsilon 1e-5. As in TensorFlow, the mean square of RMSProp starts at 1, and its
+    epsilon is inside the root."""
     learning_rate: Annotated[float, Gt(0), Traced] = 7e-4
     """Learning rate."""
     gae_lambda: Annotated[float, Ge(0), Le(1)] = 1.0
