@@ -7,7 +7,9 @@ condition then: a condition that is batched over seeds becomes a select, and bot
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import float_types
@@ -284,6 +286,79 @@ def test_a_key_that_is_used_twice_would_be_found() -> None:
     twice = jax.make_jaxpr(lambda key: jax.random.normal(key) + jax.random.uniform(key))(jax.random.key(0))
     with pytest.raises(KeyReuseError):
         check_key_reuse_jaxpr(twice.jaxpr)
+
+
+def inside(equation: Any) -> Iterator[tuple[Jaxpr, list[Any]]]:
+    """The jaxprs within an equation, and what their first variables stand for."""
+    name, parameters, inputs = equation.primitive.name, equation.params, list(equation.invars)
+    if name == "scan":
+        yield parameters["jaxpr"].jaxpr, inputs[: parameters["num_consts"]]
+    elif name == "while":
+        first, end = parameters["cond_nconsts"], parameters["cond_nconsts"] + parameters["body_nconsts"]
+        yield parameters["cond_jaxpr"].jaxpr, inputs[:first]
+        yield parameters["body_jaxpr"].jaxpr, inputs[first:end]
+    elif name == "cond":
+        for branch in parameters["branches"]:
+            yield branch.jaxpr, inputs[1:]
+    else:
+        for part in inner(equation):
+            yield part, inputs if len(part.invars) == len(inputs) else []
+
+
+def lines_of(equation: Any) -> list[str]:
+    """Lines of the library in which an equation was traced, innermost first."""
+    traceback = equation.source_info.traceback
+    frames = [frame for frame in traceback.frames if "jaxmbrl" in frame.file_name] if traceback else []
+    return [f"{Path(frame.file_name).name}:{frame.line_num}" for frame in frames]
+
+
+def children_made_twice(jaxpr: Jaxpr) -> list[tuple[int, list[str]]]:
+    """(i, lines of the library) of each `fold_in(key, i)` that equals a key of a `split` of the same key."""
+    splits: dict[Any, int] = {}
+    folds: list[tuple[Any, int, list[str]]] = []
+
+    def walk(jaxpr: Jaxpr, known: dict[Any, Any]) -> None:
+        for equation in jaxpr.eqns:
+            name, inputs = equation.primitive.name, equation.invars
+            if name == "random_split":
+                key = known.get(inputs[0], inputs[0])
+                splits[key] = max(splits.get(key, 0), math.prod(equation.params["shape"]))
+            elif name == "random_fold_in":
+                # A number that is only known when it runs may be 0.
+                number = int(inputs[1].val) if isinstance(inputs[1], Literal) else 0
+                folds.append((known.get(inputs[0], inputs[0]), number, lines_of(equation)))
+            for part, given in inside(equation):
+                pairs = zip(part.invars, given, strict=False)
+                walk(part, {own: known.get(of, of) for own, of in pairs if not isinstance(of, Literal)})
+
+    walk(jaxpr, {})
+    return [(number, lines) for key, number, lines in folds if number < splits.get(key, 0)]
+
+
+def test_no_key_is_made_twice_by_split_and_fold_in(method: Traced) -> None:
+    """`core.keys.beside` makes a key that no split makes."""
+    assert children_made_twice(method.init.jaxpr) == []
+    assert children_made_twice(method.one.jaxpr) == []
+
+
+def test_a_key_that_is_made_twice_would_be_found() -> None:
+    def within(key: Any, i: Any) -> Any:
+        return jax.lax.cond(i > 0, lambda: jax.random.fold_in(key, 2), lambda: jax.random.fold_in(key, 1_000_000))
+
+    def first(key: Any) -> Any:
+        return jax.random.split(key, 3), jax.jit(within)(key, jnp.ones(()))
+
+    def later(key: Any) -> Any:
+        return jax.random.split(key), jax.jit(within)(key, jnp.ones(()))
+
+    def by_number(key: Any) -> Any:
+        def body(i: Any, total: Any) -> Any:
+            return total + jax.random.normal(jax.random.fold_in(key, i))
+
+        return jax.random.randint(key, (), 0, 2), jax.lax.fori_loop(0, 2, body, 0.0)
+
+    found = [children_made_twice(jax.make_jaxpr(f)(jax.random.key(0)).jaxpr) for f in (first, later, by_number)]
+    assert [len(x) for x in found] == [1, 0, 1] and found[0][0][0] == 2
 
 
 WRITES = {"scatter", "dynamic_update_slice"}
