@@ -1,6 +1,7 @@
 """GPS: the step size, what an S-step learns, and what is refused."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,15 @@ import numpy as np
 import pytest
 
 from jaxmbrl import envs
+from jaxmbrl.agents.regression import Regression
 from jaxmbrl.algorithms.trajectory import gps
 from jaxmbrl.core.config import UserError, check
+from jaxmbrl.core.types import Clock, Transition
+from jaxmbrl.models import local_linear
+from jaxmbrl.models.local_linear import LocalLinearConfig
+from jaxmbrl.planning import lqr
 from jaxmbrl.planning.lqr import LinearPolicy
+from jaxmbrl.planning.trust_region_lqr import CStep
 
 PLAIN = gps.Config()
 
@@ -52,6 +59,61 @@ def test_an_s_step_learns_the_controllers_commands():
     np.testing.assert_array_equal(states[:, 0], np.arange(1.0, 9.0))
     np.testing.assert_allclose(target[:, 0], [1.1, 4.2, 3.1, 8.2, 15.3, 24.4, 21.3, 32.4])
     np.testing.assert_allclose(precision[:, 0, 0], [1, 0.5, 1, 0.5, 0.25, 0.2, 0.25, 0.2])
+
+
+def test_the_mixture_sees_the_last_trajectories_of_each_start_state(monkeypatch):
+    """Six environments and two start states, so three trajectories of each in a call, and room for two calls: against
+    lists. The rest of an iteration is replaced."""
+    length, envs_number, starts, room = 4, 6, 2, 6
+    config = gps.Config(
+        start_states=starts, num_envs=envs_number, model=LocalLinearConfig(trajectories=8, rows_per_cluster=5, clusters=4)
+    )
+    valid, number, zero = [], [], jnp.zeros(())
+
+    def fit(model, steps, kept, clusters, inputs):
+        return jnp.zeros((length, 3, 4)), jnp.zeros((length, 3)), jnp.zeros((length, 3, 3))
+
+    def keep(steps, given):
+        valid.append(given.tolist())
+        return local_linear.keep(steps, given)
+
+    def clusters_for(self, rows):
+        number.append(int(rows))
+        return rows
+
+    def c_step(models, bound, multiplier, *rest):
+        return CStep(models.reference, zero, multiplier, zero, zero, zero)
+
+    def linearised(config, agent, policy, x, kept, clusters):
+        return lqr.repeated(LinearPolicy(jnp.zeros((1, 3)), jnp.zeros(1), jnp.eye(1)), length)
+
+    monkeypatch.setattr(gps, "local_linear", SimpleNamespace(fit=fit, keep=keep))
+    monkeypatch.setattr(LocalLinearConfig, "clusters_for", clusters_for)
+    monkeypatch.setattr(gps, "expansion", SimpleNamespace(expand=lambda *given: (zero, zero)))
+    monkeypatch.setattr(gps, "expected_cost", lambda models, policy: zero)
+    monkeypatch.setattr(gps, "c_step", c_step)
+    monkeypatch.setattr(gps, "linearised", linearised)
+    monkeypatch.setattr(gps, "imagined", lambda models, local, noise: noise)
+    agent = Regression(lambda key, hyper: (), lambda *given: zero, lambda *given: (), lambda policy, *given: (policy, {}))
+    monkeypatch.setattr(gps, "regression", SimpleNamespace(make=lambda *given: agent))
+    algorithm = gps.make(config, envs.make("pendulum")._replace(episode_length=length))
+    state, rng = algorithm.init(jax.random.key(0), {}), np.random.default_rng(0)
+    lists = [[] for _ in range(starts)]
+    for call in range(1, 4):
+        x, u, successor = (rng.normal(size=(length, envs_number, size)) for size in (3, 1, 3))
+        none, ended = np.zeros((length, envs_number)), np.zeros((length, envs_number), bool)
+        rows = Transition(
+            *map(jnp.asarray, (x, np.clip(u, -1, 1), none, successor, ended, ended)), {"command": jnp.asarray(u)}
+        )
+        state, _ = algorithm.learn(Clock(jnp.asarray(call * length * envs_number, jnp.int32)), state, rows)
+        for i in range(envs_number):
+            lists[i % starts].append(np.concatenate([x[:, i], u[:, i], successor[:, i]], axis=1))
+        have = min(3 * call, room)
+        kept = np.asarray(state.kept)
+        assert kept.shape == (starts, room, length, 7)
+        np.testing.assert_array_equal(kept[:, room - have :], np.array(lists)[:, -have:])
+        assert not kept[:, : room - have].any()
+        assert valid[-1] == [False] * (room - have) + [True] * have and number[-1] == have * length
 
 
 def test_what_is_refused():

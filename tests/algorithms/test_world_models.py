@@ -151,6 +151,30 @@ def test_each_round_begins_a_new_search_at_the_last_mean():
     assert int(after.generations) == 40 and -1e-2 < float(found["policy/dreamt_at_end"].total) < 0
 
 
+def test_equal_controllers_have_equal_returns_within_a_generation(x64, monkeypatch):
+    """All are played from the same first codes with the same random numbers, and each generation has its own."""
+    size = 5
+    config = Config(model=MODEL, search=CMAConfig(population=size), generations=2, dreams=2)
+    monkeypatch.setattr(cma_es, "ask", lambda config, search, key: jnp.full((size, size), 0.3))
+    # There are as many values as parameters: those of the last generation are kept as the mean, those before as a path.
+    monkeypatch.setattr(
+        cma_es, "tell", lambda config, search, points, values: search._replace(mean=values, scale_path=search.mean)
+    )
+    # Eight episodes of one row, each with its own first code.
+    codes, ended = jnp.asarray(np.random.default_rng(3).normal(size=(8, 1, 2 * Z))), jnp.ones((8, 1), bool)
+    rows = Transition(codes, jnp.zeros((8, 1, A)), jnp.zeros((8, 1)), codes, ended, ended, ())
+    coded = sequences.add(sequences.init(jax.tree.map(lambda x: x[0, 0], rows), 1, 9), rows)
+
+    def dreamt(codes, key, point):
+        return jnp.sum(codes) + jax.random.normal(key) + jnp.sum(point)
+
+    first = cma_es.init(config.search, jnp.zeros(size))
+    found, _ = jax.jit(lambda first: world_models.search_in_dream(config, dreamt, coded, first, KEY))(first)
+    told = np.stack([found.scale_path, found.mean])
+    np.testing.assert_array_equal(told, told[:, :1].repeat(size, axis=1))
+    assert abs(told[0, 0] - told[1, 0]) > 1e-3, "the generations have dreams of their own"
+
+
 def test_a_controller_by_hand():
     weights, features = jnp.array([[1.0, 0.0, 2.0], [0.0, 3.0, -1.0]]), jnp.array([[0.5, 0.25], [1.0, -1.0]])
     linear = np.array([[2.5, -0.25], [3.0, -4.0]])

@@ -7,7 +7,9 @@ condition then: a condition that is batched over seeds becomes a select, and bot
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import float_types
@@ -284,6 +286,198 @@ def test_a_key_that_is_used_twice_would_be_found() -> None:
     twice = jax.make_jaxpr(lambda key: jax.random.normal(key) + jax.random.uniform(key))(jax.random.key(0))
     with pytest.raises(KeyReuseError):
         check_key_reuse_jaxpr(twice.jaxpr)
+
+
+def inside(equation: Any) -> Iterator[tuple[Jaxpr, list[Any]]]:
+    """The jaxprs within an equation, and what their first variables stand for."""
+    name, parameters, inputs = equation.primitive.name, equation.params, list(equation.invars)
+    if name == "scan":
+        yield parameters["jaxpr"].jaxpr, inputs[: parameters["num_consts"]]
+    elif name == "while":
+        first, end = parameters["cond_nconsts"], parameters["cond_nconsts"] + parameters["body_nconsts"]
+        yield parameters["cond_jaxpr"].jaxpr, inputs[:first]
+        yield parameters["body_jaxpr"].jaxpr, inputs[first:end]
+    elif name == "cond":
+        for branch in parameters["branches"]:
+            yield branch.jaxpr, inputs[1:]
+    else:
+        for part in inner(equation):
+            yield part, inputs if len(part.invars) == len(inputs) else []
+
+
+def lines_of(equation: Any) -> list[str]:
+    """Lines of the library in which an equation was traced, innermost first."""
+    traceback = equation.source_info.traceback
+    frames = [frame for frame in traceback.frames if "jaxmbrl" in frame.file_name] if traceback else []
+    return [f"{Path(frame.file_name).name}:{frame.line_num}" for frame in frames]
+
+
+def children_made_twice(jaxpr: Jaxpr) -> list[tuple[int, list[str]]]:
+    """(i, lines of the library) of each `fold_in(key, i)` that equals a key of a `split` of the same key."""
+    splits: dict[Any, int] = {}
+    folds: list[tuple[Any, int, list[str]]] = []
+
+    def walk(jaxpr: Jaxpr, known: dict[Any, Any]) -> None:
+        for equation in jaxpr.eqns:
+            name, inputs = equation.primitive.name, equation.invars
+            if name == "random_split":
+                key = known.get(inputs[0], inputs[0])
+                splits[key] = max(splits.get(key, 0), math.prod(equation.params["shape"]))
+            elif name == "random_fold_in":
+                # A number that is only known when it runs may be 0.
+                number = int(inputs[1].val) if isinstance(inputs[1], Literal) else 0
+                folds.append((known.get(inputs[0], inputs[0]), number, lines_of(equation)))
+            for part, given in inside(equation):
+                pairs = zip(part.invars, given, strict=False)
+                walk(part, {own: known.get(of, of) for own, of in pairs if not isinstance(of, Literal)})
+
+    walk(jaxpr, {})
+    return [(number, lines) for key, number, lines in folds if number < splits.get(key, 0)]
+
+
+def test_no_key_is_made_twice_by_split_and_fold_in(method: Traced) -> None:
+    """`core.keys.beside` makes a key that no split makes."""
+    assert children_made_twice(method.init.jaxpr) == []
+    assert children_made_twice(method.one.jaxpr) == []
+
+
+def test_a_key_that_is_made_twice_would_be_found() -> None:
+    def within(key: Any, i: Any) -> Any:
+        return jax.lax.cond(i > 0, lambda: jax.random.fold_in(key, 2), lambda: jax.random.fold_in(key, 1_000_000))
+
+    def first(key: Any) -> Any:
+        return jax.random.split(key, 3), jax.jit(within)(key, jnp.ones(()))
+
+    def later(key: Any) -> Any:
+        return jax.random.split(key), jax.jit(within)(key, jnp.ones(()))
+
+    def by_number(key: Any) -> Any:
+        def body(i: Any, total: Any) -> Any:
+            return total + jax.random.normal(jax.random.fold_in(key, i))
+
+        return jax.random.randint(key, (), 0, 2), jax.lax.fori_loop(0, 2, body, 0.0)
+
+    found = [children_made_twice(jax.make_jaxpr(f)(jax.random.key(0)).jaxpr) for f in (first, later, by_number)]
+    assert [len(x) for x in found] == [1, 0, 1] and found[0][0][0] == 2
+
+
+class Made(NamedTuple):
+    """How an array of a program is made: arrays that are made alike have the same `number` and are equal."""
+
+    number: int
+    drawn: bool
+    """Whether it depends on random numbers."""
+
+
+def is_key(variable: Any) -> bool:
+    """Whether a variable stands for random keys."""
+    return jnp.issubdtype(variable.aval.dtype, jax.dtypes.prng_key)
+
+
+def how_made(jaxpr: ClosedJaxpr) -> tuple[list[Made], list[tuple[int, list[str]]]]:
+    """(how each output is made, (number of its key, lines of the library) of each draw of random numbers). A key of a
+    `split` is that of `fold_in` with its index. A key that is repeated in an array counts as two draws."""
+    numbers: dict[Any, int] = {}
+    parents: dict[int, int] = {}
+    picked: dict[int, Any] = {}
+    draws: list[tuple[int, list[str]]] = []
+
+    def number(*what: Any) -> int:
+        return numbers.setdefault(what, len(numbers))
+
+    def walk(jaxpr: Jaxpr, given: list[Made], at: list[str]) -> list[Made]:
+        known = dict(zip(jaxpr.invars, given, strict=True))
+
+        def made(variable: Any) -> Made:
+            if isinstance(variable, Literal):
+                return Made(number("literal", str(variable.aval), str(variable.val)), False)
+            return known.setdefault(variable, Made(number("constant", id(variable)), False))
+
+        for equation in jaxpr.eqns:
+            name, parameters, inputs = equation.primitive.name, equation.params, [*map(made, equation.invars)]
+            parts, of = list(inner(equation)), [x.number for x in inputs]
+            # What was traced before has the lines of its first call, if any.
+            lines = at or lines_of(equation)
+            if name in CALLS and len(parts) == 1 and len(parts[0].invars) == len(inputs):
+                known.update(zip(equation.outvars, walk(parts[0], inputs, lines), strict=True))
+                continue
+            if name == "copy":
+                known[equation.outvars[0]] = inputs[0]
+                continue
+            drawn = name == "random_bits" or any(x.drawn for x in inputs)
+            what: tuple[Any, ...] = (name, str(parameters), *of)
+            if name == "random_bits":
+                draws.append((of[0], lines))
+            elif name == "broadcast_in_dim" and is_key(equation.invars[0]) and equation.outvars[0].aval.size > 1:
+                draws.extend(2 * [(of[0], lines)])
+            elif name == "random_split":
+                what = ("children", of[0])
+                parents[number(*what, 0)] = of[0]
+            elif name == "random_fold_in":
+                literal = isinstance(equation.invars[1], Literal)
+                what = ("child", of[0], int(equation.invars[1].val) if literal else f"number {of[1]}")
+            elif name == "slice" and of[0] in parents and equation.outvars[0].aval.shape == (1,):
+                picked[number(*what, 0)] = ("child", parents[of[0]], parameters["start_indices"][0])
+            elif name in ("squeeze", "reshape") and of[0] in picked:
+                what = picked[of[0]]
+            known.update({out: Made(number(*what, i), drawn) for i, out in enumerate(equation.outvars)})
+        return [made(variable) for variable in jaxpr.outvars]
+
+    inputs = [Made(number("input", i), False) for i in range(len(jaxpr.jaxpr.invars))]
+    return walk(jaxpr.jaxpr, inputs, []), draws
+
+
+COPIES = {"ampo": (".model.members.params.network['params']", ".adaptation.features.params")}
+"""What begins as a copy besides target networks: the layers that an adaptation changes."""
+
+
+def alike(case: str, init: ClosedJaxpr, state: Any) -> list[tuple[str, str]]:
+    """Paths of two arrays of an initial state that are the same random numbers, but are no copies by intent."""
+    first: dict[int, str] = {}
+    found = []
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    for path, made in zip(paths, how_made(init)[0], strict=True):
+        other = first.setdefault(made.number, path)
+        beginnings = COPIES.get(case)
+        copied = beginnings is not None and other.startswith(beginnings[0]) and path.startswith(beginnings[1])
+        if made.drawn and other not in (path, path.replace(".target", ".params")) and not copied:
+            found.append((other, path))
+    return found
+
+
+def drawn_twice(init: ClosedJaxpr) -> list[list[str]]:
+    """Lines of each draw of random numbers whose key another one has."""
+    draws = how_made(init)[1]
+    keys = [key for key, _ in draws]
+    return [lines for key, lines in draws if keys.count(key) > 1]
+
+
+def test_initial_networks_are_independent(method: Traced) -> None:
+    """No two arrays of an initial state are the same random numbers, but for copies by intent. No key is drawn from twice,
+    which would make arrays of other shapes alike."""
+    assert alike(method.program.config.algorithm, method.init, method.state) == []
+    assert drawn_twice(method.init) == []
+
+
+def test_networks_that_are_alike_would_be_found() -> None:
+    def network(key: Any, *shape: int) -> Any:
+        return jax.jit(lambda key: jax.nn.initializers.lecun_normal()(jax.random.fold_in(key, 7), shape))(key)
+
+    def init(key: Any) -> dict[str, Any]:
+        one_key, other_key = jax.random.split(key)
+        return {
+            "one": network(one_key, 2, 3),
+            "other": network(other_key, 2, 3),
+            "same": network(jax.random.fold_in(key, 0), 2, 3),
+            "larger": network(jax.random.split(key, 3)[1], 4, 3),
+            "zeros": (jnp.zeros(3), jnp.zeros(3)),
+        }
+
+    traced, state = jax.make_jaxpr(init, return_shape=True)(jax.random.key(0))
+    assert alike("", traced, state) == [("['one']", "['same']")]
+    assert len(drawn_twice(traced)) == 4, "also the larger one, whose first numbers are those of the other"
+    repeated = jax.make_jaxpr(lambda key: jax.vmap(jax.random.normal)(jnp.broadcast_to(key, 2)))(jax.random.key(0))
+    assert len(drawn_twice(repeated)) == 2
 
 
 WRITES = {"scatter", "dynamic_update_slice"}

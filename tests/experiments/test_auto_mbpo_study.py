@@ -21,7 +21,7 @@ def test_it_runs_and_draws_and_does_not_run_again(tmp_path, capsys):
     assert (tmp_path / "auto-mbpo.png").stat().st_size > 10_000
     assert len(numbers["returns"]) == 2 and len(numbers["returns"][0]) == 2 and len(numbers["steps"]) == 4
     table = schedules.load(tmp_path / "schedule.json")
-    assert list(table.real_ratio) == numbers["best controller"]["real_ratio"]
+    assert list(table.real_ratio[:4]) == numbers["best controller"]["real_ratio"]
     assert "stage 1: mean return" in capsys.readouterr().out
     again = script.main(["--quick", "--out", str(tmp_path)])
     assert again["returns"] == numbers["returns"] and again["best controller"] == numbers["best controller"]

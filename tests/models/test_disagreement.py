@@ -160,6 +160,22 @@ def test_macura_ends_branches_at_the_threshold_of_this_very_refit():
     assert int(later.thresholds.refits) == 1
 
 
+def test_macura_keeps_rows_whose_members_agree_exactly():
+    """Two members in float32. Their measure is exactly 0 where they are equal, else the squared distance over 8 variances:
+    1/32 and 9/32. The median of the five rows, 1/32, is the threshold."""
+    variance = np.array([[0.3, 1.7], [1e-6, 77.7], [4.0, 0.1], [4.0, 2.9], [4.0, 1e5]], np.float32)
+    mean = np.array([[0.1, -3.7], [9.9, 1e-3], [5.0, 0.6], [5.0, 0.7], [5.0, 0.8]], np.float32)
+    other = mean + np.array([[0, 0], [0, 0], [1, 0], [3, 0], [-3, 0]], np.float32)
+    rule = trust.make(TrustConfig("macura", percentile=50.0))
+    found = jax.jit(rule.disagreement)(np.stack([mean, other]), np.stack([variance, variance]))
+    assert found.tolist() == [0, 0, 1 / 32, 9 / 32, 9 / 32]
+    decided = applied(TrustConfig("macura", percentile=50.0), found)
+    assert float(threshold(decided.thresholds)) == 1 / 32
+    assert decided.kept.tolist() == decided.continues.tolist() == [True, True, False, False, False]
+    many = np.random.default_rng(0).uniform(0.01, 3, (1, 1000, 1)).astype(np.float32).repeat(2, axis=0)
+    assert not jax.jit(rule.disagreement)(many, many).any(), "no rounding error either"
+
+
 def test_macuras_threshold_is_the_mean_over_the_last_refits():
     config = TrustConfig("macura", percentile=100.0, rounds=3)
     thresholds, seen = jax.device_get(jax.jit(lambda: trust.init(config))()), []

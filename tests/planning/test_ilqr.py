@@ -80,6 +80,57 @@ def test_one_iteration_solves_an_lq_problem(x64):
     np.testing.assert_allclose(by_state.actions, found.actions, rtol=0, atol=1e-12)
 
 
+def test_a_damped_backward_pass_by_hand_and_by_a_loop(x64):
+    """With damping of the action Q_uu alone is larger, with that of the next state Q_ux too; the cost-to-go is that of the
+    gains without damping."""
+    dynamics, cost = drawn(horizon=3, n=2, m=2)
+    random = np.random.default_rng(2)
+    x, u, damping = random.normal(size=2), random.normal(size=(3, 2)), 0.7
+    # x' = 2 x + u from 1, with (x^2 + u^2) / 2 at each of two steps and x^2 / 2 at the end.
+    line = ilqr.System(lambda x, u, t: (2 * x + u, (x @ x + u @ u) / 2), lambda x: x @ x / 2)
+
+    @functools.partial(jax.jit, static_argnames=("system", "damped"))
+    def change(system, start, actions, damping, damped):
+        config = DescentConfig(damped=damped)
+        at = ilqr.begin(system, start, actions, config)
+        expansion = ilqr.expand(system, at.carries, at.actions, True)
+        return ilqr.backward(system, at, expansion, damping, -jnp.inf, jnp.inf, config)
+
+    by_hand = {
+        # t = 1: Q = ((5, 2), (2, 2)), q = (10, 4), V = 29/9, v = 58/9; then damped Q_uu = 47/9, Q_ux = 58/9, q_u = 58/9.
+        "action": ([-58 / 47, -2 / 3], [-58 / 47, -4 / 3]),
+        # t = 1: damped Q_uu = 3 and Q_ux = 4, V = 29/9, v = 50/9; then damped Q_uu = 47/9, Q_ux = 58/9 + 2, q_u = 50/9.
+        "state": ([-76 / 47, -4 / 3], [-50 / 47, -4 / 3]),
+    }
+    system = linear(dynamics, cost)
+    for damped, (gain, open_loop) in by_hand.items():
+        found = change(line, jnp.ones(1), jnp.zeros((2, 1)), jnp.asarray(1.0), damped)
+        np.testing.assert_allclose(found.K[:, 0, 0], gain, rtol=1e-12)
+        np.testing.assert_allclose(found.k[:, 0], open_loop, rtol=1e-12)
+
+        states = [x]
+        for t in range(3):
+            states.append(np.asarray(dynamics.F[t] @ np.concatenate([states[t], u[t]]) + dynamics.f[t]))
+        V, v = np.asarray(cost.P), np.asarray(cost.P @ states[3] + cost.p)
+        gains, linearly, quadratically = [], 0.0, 0.0
+        for t in (2, 1, 0):
+            F, C = np.asarray(dynamics.F[t]), np.asarray(cost.C[t])
+            Q, q = C + F.T @ V @ F, C @ np.concatenate([states[t], u[t]]) + cost.c[t] + F.T @ v
+            if damped == "action":
+                Q_uu, Q_ux = Q[2:, 2:] + damping * np.eye(2), Q[2:, :2]
+            else:
+                Q_uu, Q_ux = (Q + damping * F.T @ F)[2:, 2:], (Q + damping * F.T @ F)[2:, :2]
+            K, k = -np.linalg.solve(Q_uu, Q_ux), -np.linalg.solve(Q_uu, q[2:])
+            closed = np.concatenate([np.eye(2), K])
+            V, v = closed.T @ Q @ closed, closed.T @ (q + Q[:, 2:] @ k)
+            gains.append((K, k))
+            linearly, quadratically = linearly + k @ q[2:], quadratically + k @ Q[2:, 2:] @ k / 2
+        found = change(system, jnp.asarray(x), jnp.asarray(u), jnp.asarray(damping), damped)
+        for name, due in zip(("K", "k"), zip(*gains, strict=True), strict=True):
+            np.testing.assert_allclose(getattr(found, name), due[::-1], rtol=1e-9)
+        np.testing.assert_allclose([found.linear, found.quadratic], [linearly, quadratically], rtol=1e-9)
+
+
 def test_an_lq_problem_with_bounds(x64):
     one = jnp.eye(1)
     dynamics = lqr.linear_dynamics(0.9 * one, 0.5 * one, 3)

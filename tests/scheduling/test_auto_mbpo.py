@@ -80,12 +80,26 @@ def test_what_is_found_is_a_table_that_mbpo_follows_bit_for_bit():
     np.testing.assert_allclose(run.table, [[0.6, 0, 3, 1], [0.72, 0, 2, 1], [0.6, 4, 3, 2], [0.5, 0, 4, 2]])
     assert run.decisions.weight.tolist() == [[0, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0]]
     table = search.table_of(run)
-    assert table.steps == (0, 4, 8, 12)
+    assert table.steps == (0, 4, 8, 12, 16)
     clock = search.program.clock_at(0)._replace(schedule=schedules.arrays(table, 4))
     assert returns_of(search.program, search._run, clock, 5) == run.returns.tolist()
     fit = [0.05, 0.05, -0.05, 0.05]
     earned = (run.returns - search.baseline) / 300
     np.testing.assert_allclose(run.decisions.reward, [fit[0], fit[1] + earned[0], fit[2], fit[3] + earned[1]], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("intervals", "fits"),
+    [((0, 4, 4, 0), [0, 4, 8, 16, 20, 24]), ((0, 0, 0, 0), [0, 16, 20, 24]), ((4, 0, 0, 4), [0, 12, 16, 20, 24])],
+)
+def test_a_run_that_is_longer_than_the_table_fits_the_model_again(intervals, fits):
+    """A decision not to fit is about one time; the other columns keep their last value."""
+    table = np.array([[0.5 + 0.1 * t, interval, 1 + t, 1] for t, interval in enumerate(intervals)])
+    found = searching().table_of(auto_mbpo.Run((), table, np.zeros(2)))
+    made = schedules.arrays(found, 4)
+    assert (4 * np.flatnonzero(jax.vmap(made.fits)(jnp.arange(0, 28, 4)))).tolist() == fits
+    for name, last in (("real_ratio", 0.8), ("updates_per_step", 4), ("rollout_length", 1)):
+        np.testing.assert_allclose([made.value(name, jnp.asarray(step)) for step in (12, 16, 40)], last, rtol=1e-6)
 
 
 def test_the_state_is_scaled_and_clipped():

@@ -1,6 +1,7 @@
 """AutoMBPO's controller: advantages and losses by hand, and that it learns to schedule a ratio of a toy problem."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,21 @@ def test_the_mean_of_each_decision_number_is_subtracted():
     rewards = np.random.default_rng(0).normal(size=(5, 7))
     to_go = np.array([[row[t:].sum() for t in range(7)] for row in rewards])
     np.testing.assert_allclose(advantages(jnp.asarray(rewards, jnp.float32)), to_go - to_go.mean(axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("runs", [2, 3])
+def test_the_expected_gradient_is_less_by_the_share_of_the_own_trajectory(runs):
+    """One decision of two choices with rewards 1 and 3: the sum over all outcomes of their probabilities."""
+    probability, reward = np.array([0.3, 0.7]), np.array([1.0, 3.0])
+    score = 1 - probability[1], -probability[1]
+    plain = sum(p * r * s for p, r, s in zip(probability, reward, score[::-1], strict=True))
+    found = 0.0
+    for outcome in itertools.product((0, 1), repeat=runs):
+        chosen = np.array(outcome)
+        advantage = np.asarray(advantages(jnp.asarray(reward[chosen], jnp.float32)[:, None]))[:, 0]
+        found += np.prod(probability[chosen]) * np.mean(advantage * np.where(chosen == 1, score[0], score[1]))
+    np.testing.assert_allclose(plain, 0.3 * 0.7 * 2)
+    np.testing.assert_allclose(found, plain * (runs - 1) / runs, rtol=1e-5)
 
 
 def constants(choice, log_probability, weight):

@@ -25,6 +25,7 @@ from jaxmbrl.algorithms import schedules
 from jaxmbrl.algorithms.schedules import Schedule, ScheduleConfig
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import Traced, UserError, traced
+from jaxmbrl.core.keys import beside
 from jaxmbrl.core.schedules import GrowingLength, linear
 from jaxmbrl.core.types import (
     Action,
@@ -575,7 +576,7 @@ def learn_from_experience(
             arguments |= {"weight": batch.weight}
         if config.n_step > 1 and config.one_step_weight > 0:
             rows, arguments = with_one_step(rows, rows_of(1), arguments, state.discount, config.one_step_weight)
-        rows = augmented(config, rows, jax.random.fold_in(key, 1))
+        rows = augmented(config, rows, beside(key))
         found = {} if batch.weight is None else {"replay/weight": Average.of(jnp.mean(batch.weight))}
         if held.demonstrations is not None:
             found["replay/demonstrations"] = Average.of(jnp.mean(batch.is_demonstration, dtype=float))

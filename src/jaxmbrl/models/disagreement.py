@@ -168,7 +168,9 @@ def geometric_jensen_shannon(
     """
     still = (variance == 0) & (other == 0)
     v, w = jnp.where(still, 1.0, variance), jnp.where(still, 1.0, other)
-    apart = (mean - other_mean) ** 2 / (2 * (v + w)) + jnp.log((v + w) / (2 * jnp.sqrt(v) * jnp.sqrt(w)))
+    # The logarithm of (v + w) / (2 sqrt(v w)), so that it is exactly 0 for equal variances.
+    spread = jnp.log1p((v - w) / v * ((v - w) / w) / 4) / 2
+    apart = (mean - other_mean) ** 2 / (2 * (v + w)) + spread
     return 0.5 * jnp.sum(jnp.where(still, 0.0, apart), axis=-1)
 
 

@@ -19,7 +19,8 @@ other seeds. It calls MBPO's training program, sets the schedule of its clock be
 begins anew for each run. The program is compiled once.
 
 The result is a table of hyperparameters over environment steps, which any run of MBPO can follow (`algorithms.schedules`):
-the most probable decisions of the best controller, in a run of its own.
+the most probable decisions of the best controller, in a run of its own. A run that is longer than those of the search keeps
+the last values after the end of the table, and fits its model every tau steps there.
 
 With a folder, every run is saved when it ends, and the rest is computed from these files. An interrupted search continues
 with the run in which it was, and gives the same result.
@@ -347,10 +348,15 @@ class Search:
         return self.seed + run * self.config.seeds
 
     def table_of(self, run: Run) -> ScheduleConfig:
-        """The hyperparameters of a run that the controller decides on, as a table for other runs of MBPO."""
+        """The hyperparameters of a run that the controller decides on, as a table for other runs of MBPO. A longer run has
+        the last values, but fits the model as MBPO does: a decision not to fit is about one time only."""
         decided = [name for name in schedules.COLUMNS if name in self.config.decides]
-        columns = {name: run.table[:, schedules.COLUMNS.index(name)].tolist() for name in decided}
-        return from_dict(ScheduleConfig, {"steps": [t * self.tau for t in range(self.length)], **columns})
+        table = run.table
+        if "refit_every" in decided and table[-1, schedules.COLUMNS.index("refit_every")] == 0:
+            table = np.concatenate([table, table[-1:]])
+            table[-1, schedules.COLUMNS.index("refit_every")] = self.tau
+        columns = {name: table[:, schedules.COLUMNS.index(name)].tolist() for name in decided}
+        return from_dict(ScheduleConfig, {"steps": [t * self.tau for t in range(len(table))], **columns})
 
     def description(self) -> dict[str, Any]:
         """What determines the results, as plain values."""

@@ -9,9 +9,10 @@ without effect,
 
 so that each head is clipped on its own.
 
-Differs from the paper's code, which has no baseline: the mean at the same decision number is subtracted, which leaves the
-gradient unbiased and lowers its variance. Choices are always sampled from the controller; the code's are uniformly random
-with a probability that falls over the first stages.
+Differs from the paper's code, which has no baseline: the mean at the same decision number is subtracted, which lowers the
+variance of the gradient. The mean is over all R trajectories, the own one among them: the expected gradient, before any
+clipping, is (R - 1)/R times that without a baseline, of the same direction. Choices are always sampled from the controller;
+the code's are uniformly random with a probability that falls over the first stages.
 """
 
 from __future__ import annotations

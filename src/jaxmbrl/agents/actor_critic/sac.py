@@ -35,6 +35,7 @@ from jaxtyping import Array, Float
 from jaxmbrl.agents.actor_critic.critics import next_discount, regress, td_target
 from jaxmbrl.agents.actor_critic.updates import actor_critic
 from jaxmbrl.core.config import Traced
+from jaxmbrl.core.keys import beside
 from jaxmbrl.core.types import (
     Action,
     ActorCritic,
@@ -275,7 +276,7 @@ class _SAC(NamedTuple):
         observation, pair = jnp.zeros(self.observation_size), jnp.zeros(self.observation_size + self.action_size)
         critic_params = jax.vmap(lambda k: parts.init_critic(k, pair))(jax.random.split(critic_key, config.critics))
         if self.encoder is not None:
-            critic_params = WithEncoder(self.encoder.init(jax.random.fold_in(key, 0)), critic_params)
+            critic_params = WithEncoder(self.encoder.init(beside(key, 1)), critic_params)
         learning_rate = hyper.get("learning_rate", config.learning_rate)
         log_temperature = jnp.log(jnp.asarray(hyper.get("initial_temperature", config.initial_temperature), float))
         return SACState(

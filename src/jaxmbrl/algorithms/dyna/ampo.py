@@ -89,7 +89,7 @@ def make(config: Config, task: Task) -> Algorithm:
         model_state = model.init(model_key, {})
         adapted: Adaptation | tuple[()] = ()
         if config.adaptation.steps > 0:
-            adapted = adaptation.init(config.adaptation, layout, model_state, jax.random.fold_in(model_key, 1))
+            adapted = adaptation.init(config.adaptation, layout, model_state, beside(model_key))
         return State(
             agent=agent.init(agent_key, hyper),
             model=model_state,

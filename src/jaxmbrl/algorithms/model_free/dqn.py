@@ -47,6 +47,7 @@ from jaxmbrl.algorithms.shared import (
     passes,
 )
 from jaxmbrl.core import metrics
+from jaxmbrl.core.keys import beside
 from jaxmbrl.core.schedules import linear
 from jaxmbrl.core.types import (
     Algorithm,
@@ -106,7 +107,7 @@ def make(config: Config, task: Task) -> Algorithm:
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         agent_key, key = jax.random.split(key)
-        counts = count_bonus.init(config.count_bonus, task.observation, jax.random.fold_in(agent_key, 1))
+        counts = count_bonus.init(config.count_bonus, task.observation, beside(agent_key, 2))
         return State(agent.init(agent_key, hyper), new_experience(config, task, data), counts, key)
 
     def policy(state: State, clock: Clock, explore: bool) -> Policy:

@@ -37,6 +37,7 @@ from jaxmbrl.agents.normalization import NormalizationSettings, normalized
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import ReplaySettings, collector, critic_view, learn_from_experience, new_experience
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.keys import beside
 from jaxmbrl.core.types import (
     ActorCritic,
     Algorithm,
@@ -102,7 +103,7 @@ def make(config: Config, task: Task, name: str = "sac") -> Algorithm:
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         agent_key, key = jax.random.split(key)
-        counts = count_bonus.init(config.count_bonus, task.observation, jax.random.fold_in(agent_key, 1))
+        counts = count_bonus.init(config.count_bonus, task.observation, beside(agent_key, 2))
         return State(agent.init(agent_key, hyper), new_experience(config, task, data), counts, key)
 
     def policy(state: State, clock: Clock, explore: bool) -> Policy:
