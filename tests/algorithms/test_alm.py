@@ -1,6 +1,5 @@
 """ALM: its losses on scalar codes against loops in NumPy, with gradients by differences, and the classifier's bonus."""
 
-import functools
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -196,9 +195,7 @@ def test_one_update_of_heads_critics_and_actor_by_hand(x64):
         found = optimizer.init(jax.tree.map(jnp.asarray, params), rate, chain=chain)
         return found._replace(target=jax.tree.map(jnp.asarray, target))
 
-    # Without LLVM's optimisations, as in other tests, the compiled gradient of the actor is infinite here; the same
-    # operations one by one, and by default, give the finite one.
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+    @jax.jit
     def updated(rows, key):
         heads, critics = part({"reward": 0.6, "classifier": 2.0}), part(CRITICS, np.array([0.8, -0.3]))
         learned = alm.Learned(part(0.9, 0.8), part(1.3), heads, critics, part(0.2), jnp.asarray(0.9))

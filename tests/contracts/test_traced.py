@@ -24,6 +24,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from jaxmbrl import algorithms
 from jaxmbrl.core import tree
+from jaxmbrl.core.extremes import smallest
 from jaxmbrl.core.types import Algorithm, Transition, row_like
 from jaxmbrl.data.replay import Replay
 from jaxmbrl.data.sequences import Sequences
@@ -271,6 +272,62 @@ def test_other_products_with_what_is_broadcast_are_none() -> None:
         return x @ jnp.eye(3), x @ jnp.ones((3, 1)), of_members @ of_members, x @ jnp.broadcast_to(x[0], (3, 3))
 
     assert constant_products(jax.make_jaxpr(products)(jnp.zeros((3, 3))).jaxpr) == []
+
+
+SAME_NUMBERS = {"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "copy", "stop_gradient", "convert_element_type"}
+
+
+def used(jaxpr: Jaxpr, outputs: list[bool]) -> list[tuple[Any, list[bool]]]:
+    """The equations on which the used `outputs` depend, each with those of its own outputs that are used."""
+    needed = {x for x, is_used in zip(jaxpr.outvars, outputs, strict=True) if is_used and not isinstance(x, Literal)}
+    found = []
+    for equation in reversed(jaxpr.eqns):
+        own = [x in needed for x in equation.outvars]
+        if any(own):
+            needed.update(x for x in equation.invars if not isinstance(x, Literal))
+            found.append((equation, own))
+    return found[::-1]
+
+
+def compared_with_extremes(jaxpr: Jaxpr, outputs: list[bool] | None = None) -> list[list[str]]:
+    """Lines of the library of each comparison of numbers for equality with their own minimum or maximum along an axis, if
+    the outputs depend on it."""
+    extremes: dict[Any, set[Any]] = {}
+    found = []
+    for equation, own in used(jaxpr, outputs or [True] * len(jaxpr.outvars)):
+        name, inputs = equation.primitive.name, [x for x in equation.invars if not isinstance(x, Literal)]
+        if name in ("reduce_max", "reduce_min"):
+            extremes[equation.outvars[0]] = set(inputs)
+        elif name in SAME_NUMBERS and inputs and inputs[0] in extremes:
+            extremes[equation.outvars[0]] = extremes[inputs[0]]
+        elif name == "eq" and len(inputs) == 2 and jnp.issubdtype(inputs[0].aval.dtype, jnp.floating):
+            one, other = inputs
+            if one in extremes.get(other, ()) or other in extremes.get(one, ()):
+                found.append(lines_of(equation))
+        for part in inner(equation):
+            within = own if name in CALLS and len(part.outvars) == len(own) else None
+            found += compared_with_extremes(part, within)
+    return found
+
+
+def test_no_number_is_compared_with_its_own_extreme(method: Traced) -> None:
+    """A compiled program may compute the number twice, with different rounding (`core.extremes`). JAX's gradients of `min`
+    and `max` along an axis have such comparisons."""
+    assert compared_with_extremes(method.one.jaxpr) == []
+
+
+@pytest.mark.parametrize("reduced", [jnp.max, lambda x: jnp.min(x, axis=1)])
+def test_a_comparison_with_an_extreme_would_be_found(reduced: Any) -> None:
+    assert compared_with_extremes(jax.make_jaxpr(jax.grad(lambda x: jnp.sum(reduced(x))))(jnp.ones((2, 2))).jaxpr)
+
+
+def test_other_uses_of_an_extreme_are_none() -> None:
+    """The gradient of a softmax does not pass through the maximum that is subtracted."""
+
+    def uses(x: Any) -> Any:
+        return jnp.sum(jax.nn.log_softmax(x)[:, 0]) + jax.scipy.special.logsumexp(x) + jnp.sum(smallest(x)) + jnp.argmax(x)
+
+    assert compared_with_extremes(jax.make_jaxpr(jax.grad(uses))(jnp.ones((2, 2))).jaxpr) == []
 
 
 def test_nothing_is_called_on_the_host(method: Traced) -> None:

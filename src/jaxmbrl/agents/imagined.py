@@ -66,8 +66,8 @@ class ImaginedConfig:
     """The actor's gradient: by log-probabilities, or through the model's steps, for continuous actions. `auto` is pathwise
     for continuous and reinforce for discrete actions (DreamerV2)."""
     baseline: bool = False
-    """Whether the pathwise gradient is that of R_t - v(f_t), whose value is differentiated through the states, too (the code
-    of DreamerV3 of 2023), instead of that of R_t (V1 and V2). The other gradient always has the baseline."""
+    """Whether the pathwise gradient is that of R_t - v(f_t), whose value is differentiated through the states, too (the
+    code of DreamerV3 of 2023), instead of that of R_t (V1 and V2). The other gradient always has the baseline."""
     policy: Literal["normal", "truncated-normal", "tanh-normal"] = "normal"
     """Distribution of continuous actions: a Gaussian with bounded mean and deviation, which the task clips (V3), one that
     is truncated (V2), or a Gaussian under tanh, without an entropy bonus and for pathwise gradients (V1)."""

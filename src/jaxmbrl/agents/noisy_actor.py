@@ -18,6 +18,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from jaxmbrl import returns
+from jaxmbrl.core.extremes import smallest
 from jaxmbrl.core.types import Action, Average, Key, Memory, Metrics, Observation, Policy, PyTree, World
 from jaxmbrl.models.imagination import imagine
 from jaxmbrl.nn.networks import MLP
@@ -50,7 +51,7 @@ class NoisyActor(NamedTuple):
 
     def value(self, critics: PyTree, z: Float[Array, "*n Z"], action: Action) -> Float[Array, "*n"]:
         """Their minimum."""
-        return jnp.min(self.values(critics, z, action), axis=0)
+        return smallest(self.values(critics, z, action))
 
 
 def make(hidden: tuple[int, ...], actions: int, noise_clip: float) -> NoisyActor:

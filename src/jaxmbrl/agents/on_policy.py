@@ -35,6 +35,7 @@ from jaxtyping import Array, Float, Shaped
 from jaxmbrl import returns
 from jaxmbrl.core import metrics, tree
 from jaxmbrl.core.config import Traced
+from jaxmbrl.core.extremes import lesser
 from jaxmbrl.core.spaces import Discrete, Space, encoded_size
 from jaxmbrl.core.types import (
     Action,
@@ -175,7 +176,7 @@ def clipped_loss(
     ratio: Float[Array, "B"], advantage: Float[Array, "B"], weight: Float[Array, "B"], clip: float
 ) -> Float[Array, ""]:
     """-mean w min(rho A, clip(rho, 1 - c, 1 + c) A) (arXiv 1707.06347, equation 7)."""
-    return -weighted_mean(jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage), weight)
+    return -weighted_mean(lesser(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage), weight)
 
 
 def value_loss(value: Float[Array, "B"], target: Float[Array, "B"], weight: Float[Array, "B"]) -> Float[Array, ""]:

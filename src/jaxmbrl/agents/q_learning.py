@@ -34,6 +34,7 @@ from jaxmbrl.agents.actor_critic.critics import regress
 from jaxmbrl.agents.exploration import with_epsilon
 from jaxmbrl.agents.greedy import QState, target_of, without_actor
 from jaxmbrl.core.config import Traced
+from jaxmbrl.core.extremes import largest
 from jaxmbrl.core.spaces import Discrete, Space, encode
 from jaxmbrl.core.types import (
     Action,
@@ -141,7 +142,7 @@ def q_loss(
 def margin_loss(values: Float[Array, "actions"], action: Int[Array, ""], margin: float = 0.8) -> Float[Array, ""]:
     """max_a (values_a + margin 1(a != action)) - values_action: 0 if the action is the best one by at least the margin."""
     others = jnp.arange(values.shape[0]) != action
-    return jnp.max(values + margin * others) - values[action]
+    return largest(values + margin * others) - values[action]
 
 
 def make(config: QLearningConfig, observation: Space, actions: int, normalizer: Normalizer | None = None) -> ActorCritic:

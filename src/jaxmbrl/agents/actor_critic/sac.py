@@ -35,6 +35,7 @@ from jaxtyping import Array, Float
 from jaxmbrl.agents.actor_critic.critics import next_discount, regress, td_target
 from jaxmbrl.agents.actor_critic.updates import actor_critic
 from jaxmbrl.core.config import Traced
+from jaxmbrl.core.extremes import smallest
 from jaxmbrl.core.keys import beside
 from jaxmbrl.core.types import (
     Action,
@@ -210,7 +211,7 @@ def each_critic(critic: MLP) -> Callable[..., Float[Array, "N *n"]]:
 
 def pooled(values: Float[Array, "N *n"], pool: Pool) -> Float[Array, "*n"]:
     """The minimum or the mean of the N critics' values."""
-    return values.min(axis=0) if pool == "min" else values.mean(axis=0)
+    return smallest(values) if pool == "min" else values.mean(axis=0)
 
 
 def actor_loss(

@@ -40,6 +40,7 @@ from jaxmbrl.agents.exploration import with_gaussian_noise
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import ReplaySettings, collector, critic_view, learn_from_experience, new_experience
 from jaxmbrl.core.config import Traced
+from jaxmbrl.core.extremes import smallest
 from jaxmbrl.core.schedules import linear
 from jaxmbrl.core.spaces import Space
 from jaxmbrl.core.types import (
@@ -253,7 +254,7 @@ class _Agent(NamedTuple):
             action = self.action_of(params, features)
             # The noise is a constant, and so is what the outer clip takes away.
             action += jax.lax.stop_gradient(self.noisy(action, key) - action)
-            return -jnp.mean(self.values(state.critic.params, features, action).min(axis=0)), jnp.zeros(())
+            return -jnp.mean(smallest(self.values(state.critic.params, features, action))), jnp.zeros(())
 
         gradient_of = jax.value_and_grad(own_loss if loss is None else loss, has_aux=True)
         (value, bonus), gradient = gradient_of(state.actor.params, state, batch, key)

@@ -33,6 +33,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxmbrl.algorithms import searching, shared
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.searching import Buffer, Losses, SearchedSettings
+from jaxmbrl.core.extremes import largest, smallest
 from jaxmbrl.core.spaces import encode, encoded_size
 from jaxmbrl.core.types import Action, Algorithm, Clock, Hyper, Key, Metrics, Policy, PyTree, Task, Transition, Views
 from jaxmbrl.distributions import ScalarHead
@@ -148,7 +149,7 @@ def make_networks(config: Config, task: Task, actions: int, head: ScalarHead) ->
 
 def scaled(latent: Float[Array, "*n L"]) -> Float[Array, "*n L"]:
     """The latent scaled to [0, 1] by its smallest and largest entry (arXiv 1911.08265, appendix G)."""
-    low, high = jnp.min(latent, axis=-1, keepdims=True), jnp.max(latent, axis=-1, keepdims=True)
+    low, high = smallest(latent, -1, keepdims=True), largest(latent, -1, keepdims=True)
     return (latent - low) / (high - low + 1e-5)
 
 

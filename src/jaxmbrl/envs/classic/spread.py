@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from jaxmbrl.core.extremes import smallest
 from jaxmbrl.core.types import Features, Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task, never
 from jaxmbrl.envs.drawing.canvas import BODY, GOAL, INK, ROD, Canvas
@@ -113,7 +114,7 @@ def reward(
 ) -> Float[Array, "*n"]:
     """The team's reward of the state after the step."""
     positions, _, landmarks = parts(next_observation)
-    nearest = jnp.min(between(landmarks, positions), axis=-1)
+    nearest = smallest(between(landmarks, positions), -1)
     touching = between(positions, positions) < 2 * RADIUS
     # Each pair is counted twice, and each agent touches itself.
     pairs = (jnp.sum(touching, axis=(-2, -1)) - positions.shape[-2]) / 2

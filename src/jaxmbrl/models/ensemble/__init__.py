@@ -84,11 +84,11 @@ def make(
     - init(key, hyper): `hyper["learning_rate"]` may be traced; the config's is the default.
     - fit(state, replay, key): fits the first `replay.size` of the buffer's rows [C, ...]. In a ring that was never resized
       these are all valid rows; `data.replay.of_rows` builds a buffer from plain rows. The size may be traced. Weights,
-      bounds and, unless `restart_optimizer`, Adam's moments continue from the last fit; each member ends with its best weights, but bounds and moments
-      are those of the last epoch. Metrics are computed on the holdout, in the space of the fitted targets: means over the
-      elites (the likelihood in nats per dimension); over all members, the predicted noise variance (`model/aleatoric`) and
-      the variance between members (`model/epistemic`). A fit too small to have a holdout has no metrics, runs all its
-      epochs and does not change the elites.
+      bounds and, unless `restart_optimizer`, Adam's moments continue from the last fit; each member ends with its best
+      weights, but bounds and moments are those of the last epoch. Metrics are computed on the holdout, in the space of the
+      fitted targets: means over the elites (the likelihood in nats per dimension); over all members, the predicted noise
+      variance (`model/aleatoric`) and the variance between members (`model/epistemic`). A fit too small to have a holdout
+      has no metrics, runs all its epochs and does not change the elites.
       `on_epoch(epochs so far)` is called on the host after each epoch, for showing progress.
     - predict(state, observation, action): mean and variance [E, N, D] of [next observation, reward] in the task's units;
       `models.uncertainty` splits them into noise and disagreement. The variance of deterministic members is 0.

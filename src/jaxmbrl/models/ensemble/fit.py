@@ -58,9 +58,7 @@ def fit_members(
             terminated=taken.terminated,
         )
 
-    begun = state.members if layout.posterior is None else state.posterior
-    if config.restart_optimizer:
-        begun = optimizer.reset_moments(begun)
+    begun = first_of_fit(layout, state)
     decay = decoupled_decay(layout, begun.params) if layout.posterior is None else None
 
     def gradient(parameters: Parameters, batch: Batch, valid: Bool[Array, "B"], number: Int[Array, ""]) -> Parameters:
@@ -125,6 +123,12 @@ def fit_members(
         fits=state.fits + 1,
         steps=state.steps + steps,
     ), metrics
+
+
+def first_of_fit(layout: Layout, state: EnsembleState) -> Trainable:
+    """What is fitted, with the optimiser's state at the beginning of a fit."""
+    begun = state.members if layout.posterior is None else state.posterior
+    return optimizer.reset_moments(begun) if layout.config.restart_optimizer else begun
 
 
 def measure_rows(layout: Layout, rows: Transition, mask: Bool[Array, "C"]) -> tuple[Normalizer, Normalizer]:

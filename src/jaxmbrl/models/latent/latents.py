@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxmbrl.core.extremes import greater
 from jaxmbrl.core.types import Key
 from jaxmbrl.distributions import Categorical, Gaussian, mixed, straight_through
 
@@ -71,5 +72,5 @@ def floored(divergence: Float[Array, "*n"], free: float, floor: Literal["each", 
     [3.0, 2.75]
     """
     if floor == "each":
-        return jnp.mean(jnp.maximum(divergence, free))
-    return jnp.maximum(jnp.mean(divergence), free)
+        return jnp.mean(greater(divergence, free))
+    return greater(jnp.mean(divergence), free)
