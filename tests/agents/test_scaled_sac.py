@@ -6,6 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from layers_in_numpy import transcribed
 
 from jaxmbrl.agents.actor_critic import scaled_sac
 from jaxmbrl.agents.actor_critic.scaled_sac import ScaledSACConfig
@@ -52,17 +53,6 @@ def rows(seed=0):
 
 q = jax.jit(scaled_sac.functions(TINY, A).q)
 update_bounds = jax.jit(scaled_sac.update_bounds, static_argnums=0)
-
-
-def transcribed(network, x, norm):
-    """One network's output, with loops over layers: linear, swish, then layer norm without scale and shift."""
-    layers = [network["params"][name] for name in sorted(network["params"])]
-    for layer in layers[:-1]:
-        x = x @ layer["kernel"] + layer["bias"]
-        x = x / (1 + np.exp(-x))
-        if norm:
-            x = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
-    return x @ layers[-1]["kernel"] + layers[-1]["bias"]
 
 
 def critics_of(params, pair):

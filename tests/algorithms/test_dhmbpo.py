@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import linear_quadratic as lq
 import numpy as np
 import pytest
+from layers_in_numpy import transcribed
 from one_step_targets import critic_target as own_target
 
 from jaxmbrl import algorithms, envs
@@ -234,20 +235,9 @@ def test_no_real_action_teaches_the_critics(x64):
     jax.tree.map(np.testing.assert_array_equal, *(update(state, b, jax.random.key(1))[0] for b in (batch, other)))
 
 
-def layered(network, x, norm):
-    """A network's output: linear, swish, and for critics layer norm without scale and shift."""
-    layers = [network["params"][name] for name in sorted(network["params"])]
-    for layer in layers[:-1]:
-        x = x @ layer["kernel"] + layer["bias"]
-        x = x / (1 + np.exp(-x))
-        if norm:
-            x = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
-    return x @ layers[-1]["kernel"] + layers[-1]["bias"]
-
-
 def sampled(actor, s, noise):
     """Actions and their log-density."""
-    mean, raw = np.split(layered(actor, s, False), 2, axis=1)
+    mean, raw = np.split(transcribed(actor, s, False), 2, axis=1)
     std = np.log1p(np.exp(raw)) + 1e-5
     a = np.tanh(mean + std * noise)
     return a, (-0.5 * noise**2 - np.log(std) - 0.5 * np.log(2 * np.pi) - np.log(1 - a**2))[:, 0]
@@ -257,7 +247,7 @@ def valued(network, bounds, s, a):
     """The values of both critics."""
     low, high = bounds
     each = [jax.tree.map(lambda x, i=i: x[i], network) for i in range(2)]
-    raw = np.stack([layered(critic, np.concatenate([s, a], axis=1), True)[:, 0] for critic in each])
+    raw = np.stack([transcribed(critic, np.concatenate([s, a], axis=1), True)[:, 0] for critic in each])
     return (high - low) / 2 * raw + (high + low) / 2
 
 
