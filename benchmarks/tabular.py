@@ -144,7 +144,7 @@ def main() -> None:
         tables[f"Dyna-Q, n = {n}, in plain Python"] = in_python(n, args.repeats)
         for seeds in args.seeds:
             tables[f"Dyna-Q, n = {n}, {seeds:,} seeds in one program"] = compiled(seeds, n, args.repeats)
-    report(tables, args.out)
+    report(tables, args.out, *(("--runs", str(args.runs)) if args.runs else ()))
 
 
 if __name__ == "__main__":

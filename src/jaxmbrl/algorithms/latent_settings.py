@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt
 from jaxmbrl import planning
 from jaxmbrl.agents.exploration import with_gaussian_noise
 from jaxmbrl.algorithms import shared
-from jaxmbrl.algorithms.shared import LoopSettings, windows_fit
+from jaxmbrl.algorithms.shared import LoopSettings, Windowed
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import Traced
 from jaxmbrl.core.spaces import Space
@@ -30,7 +30,7 @@ from jaxmbrl.planning import PlannerConfig, planning_policy
 
 
 @dataclass(frozen=True)
-class WindowSettings(LoopSettings):
+class WindowSettings(Windowed, LoopSettings):
     """Settings of methods that learn a latent model from windows."""
 
     learning_rate: Annotated[float, Gt(0), Traced] = 4e-5
@@ -47,14 +47,6 @@ class WindowSettings(LoopSettings):
     """Updates then. The replay ratio of the papers is updates * batch_size * sequence_length / (train_every * num_envs)."""
     replay_capacity: Annotated[int, Ge(1)] = 1_000_000
     """Transitions in the replay buffer; the oldest are overwritten first."""
-
-    def problem(self) -> tuple[str, str] | None:
-        """(field, message) of the first violated rule that involves several fields, or None."""
-        return windows_fit(self)
-
-    def chains_rows(self) -> bool:
-        """True: updates learn from windows."""
-        return True
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +95,32 @@ class OffPolicySettings(LoopSettings):
     """Critic updates for each actor update. SAC's temperature and the targets of TD3 and DQN are updated with the actor."""
     replay_capacity: Annotated[int, Ge(1)] = 1_000_000
     """Transitions in the replay buffer; the oldest are overwritten first."""
+
+
+class Windowed:
+    """Settings of a method whose updates learn from windows of `sequence_length` rows: rules for several fields."""
+
+    if TYPE_CHECKING:
+        sequence_length: int
+        replay_capacity: int
+        num_envs: int
+        warmup_steps: int
+
+    def problem(self) -> tuple[str, str] | None:
+        """(field, message) if windows do not fit into a sequence buffer or its first rows, whenever episodes end."""
+        length, capacity = self.sequence_length, self.replay_capacity // self.num_envs
+        if self.warmup_steps < length * self.num_envs:
+            fill = f"so that each of {self.num_envs} environments has a window of {length}"
+            return "warmup_steps", f"must be at least {length * self.num_envs}, {fill}, got {self.warmup_steps}"
+        columns = sequences.columns_for(length)
+        if capacity < columns:
+            why = f"so that windows of {length} rows are whole even if episodes are short"
+            return "replay_capacity", f"must be at least {columns * self.num_envs}, {why}, got {self.replay_capacity}"
+        return None
+
+    def chains_rows(self) -> bool:
+        """True: the rows of a window follow one another."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -445,20 +471,6 @@ def new_sequences(config: Any, task: Task, data: Transition | None) -> Sequences
         raise UserError("num_envs must be 1 with initial transitions, whose rows are those of one environment")
     # The first step of the run does not continue the last row of the data.
     return sequences.add(buffer, jax.tree.map(lambda x: x[:, None], experience.with_seams(data))).interrupted(1)
-
-
-def windows_fit(config: Any) -> tuple[str, str] | None:
-    """(field, message) if windows of `config.sequence_length` rows do not fit into a sequence buffer or its first rows,
-    whenever episodes end."""
-    length, capacity = config.sequence_length, config.replay_capacity // config.num_envs
-    if config.warmup_steps < length * config.num_envs:
-        fill = f"so that each of {config.num_envs} environments has a window of {length}"
-        return "warmup_steps", f"must be at least {length * config.num_envs}, {fill}, got {config.warmup_steps}"
-    columns = sequences.columns_for(length)
-    if capacity < columns:
-        why = f"so that windows of {length} rows are whole even if episodes are short"
-        return "replay_capacity", f"must be at least {columns * config.num_envs}, {why}, got {config.replay_capacity}"
-    return None
 
 
 def no_data(data: Transition | None, method: str, on_policy: bool = False) -> None:

@@ -118,9 +118,9 @@ def init(
     return Experience(own, prioritized.add(buffer._replace(largest=buffer.largest + bonus), demonstrations))
 
 
-def with_seams(rows: Transition) -> Transition:
-    """`rows` [N, ...] with those truncated whose successor is not the next row's observation. The last row stays as it
-    is. Vectors of floats count as equal if they differ by rounding, as where an observation was computed twice."""
+def torn(rows: Transition) -> Bool[Array, "M"]:
+    """[N-1], whether the successor of each of `rows` [N, ...] but the last is not the next row's observation. Vectors of
+    floats count as equal if they differ by rounding, as where a compiled program computed an observation twice."""
 
     def differs(successor: Array, observation: Array) -> Bool[Array, "M"]:
         apart = successor[:-1] != observation[1:]
@@ -130,9 +130,12 @@ def with_seams(rows: Transition) -> Transition:
             apart &= ~(jnp.abs(successor[:-1] - observation[1:]) <= close)
         return jnp.any(apart, axis=tuple(range(1, successor.ndim)))
 
-    seams = jax.tree.leaves(jax.tree.map(differs, rows.next_observation, rows.observation))
-    seam = jnp.append(jnp.stack(seams).any(axis=0), False)
-    return rows._replace(truncated=rows.truncated | (seam & ~rows.terminated))
+    return jnp.stack(jax.tree.leaves(jax.tree.map(differs, rows.next_observation, rows.observation))).any(axis=0)
+
+
+def with_seams(rows: Transition) -> Transition:
+    """`rows` [N, ...] with those truncated that the next row does not continue. The last row stays as it is."""
+    return rows._replace(truncated=rows.truncated | (jnp.append(torn(rows), False) & ~rows.terminated))
 
 
 def add(experience: Experience, rows: Transition) -> Experience:

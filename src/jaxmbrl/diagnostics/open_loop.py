@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Key, Transition
+from jaxmbrl.data.experience import torn
 from jaxmbrl.diagnostics import predicting
 from jaxmbrl.diagnostics.predicting import Model, Predict
 
@@ -33,9 +34,6 @@ MEAN = -1
 """Member index of a trajectory that follows the mean over members."""
 STARTS = 200
 PARTICLES = 20
-CLOSE = 1e-3
-"""Largest distance, in standard deviations, between a row's next observation and the observation of the following row for
-both to be in the same sequence."""
 
 
 class CompoundingError(NamedTuple):
@@ -212,20 +210,9 @@ def imagined_vs_real(
 def steps_left(rows: Transition) -> Int[np.ndarray, "N"]:
     """The number of recorded steps from each of the rows [N, ...], itself included, to the end of its episode or record."""
     ended = np.asarray(rows.terminated, bool) | np.asarray(rows.truncated, bool)
-    breaks = np.flatnonzero(np.append(ended[:-1] | _differs(rows.next_observation[:-1], rows.observation), True))
+    breaks = np.flatnonzero(np.append(ended[:-1] | np.asarray(torn(rows)), True))
     numbers = np.arange(len(ended))
     return breaks[np.searchsorted(breaks, numbers)] - numbers + 1
-
-
-def _differs(after: Shaped[np.ndarray, "N-1 ..."], observation: Shaped[np.ndarray, "N ..."]) -> Bool[np.ndarray, "N-1"]:
-    """Whether the successor of each row but the last is another observation than that of the next row."""
-    if np.issubdtype(observation.dtype, np.integer):
-        return np.any(after != observation[1:], axis=tuple(range(1, observation.ndim)))
-    exact = np.asarray(observation, np.float64)
-    apart = np.abs(np.asarray(after, np.float64) - exact[1:])
-    # The same observation may differ by rounding if a compiled program computes it twice.
-    close = CLOSE * _deviation(exact) + 1e-5 * np.abs(exact).max(axis=0)
-    return np.any(apart > close, axis=1)
 
 
 def _deviation(values: Float[np.ndarray, "N O"]) -> Float[np.ndarray, "O"]:

@@ -8,7 +8,8 @@
         `warmup_steps`)
         every `train_every` steps, `updates` times: take one step on the model's loss on windows of rows
 
-The model is `models.latent.rssm`. Each search begins anew, from mean 0 and standard deviation 1.
+The model is `models.latent.rssm`. Each search begins anew, from mean 0 and standard deviation
+`planner.cem.deviation`, which is 1 in the paper and in the presets.
 
 Differs from the paper: the loss has max(KL, 3) in place of max(0, KL - 3), which has the same gradient, and counts the
 divergence twice, once for each side; a predicted end of the episode ends the sum of rewards.

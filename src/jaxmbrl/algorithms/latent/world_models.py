@@ -42,7 +42,7 @@ from jaxmbrl.agents.episode_trials import Trials
 from jaxmbrl.agents.exploration import no_extras, with_gaussian_noise
 from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
-from jaxmbrl.algorithms.shared import LoopSettings, windows_fit
+from jaxmbrl.algorithms.shared import LoopSettings, Windowed
 from jaxmbrl.core import metrics
 from jaxmbrl.core.config import Traced
 from jaxmbrl.core.spaces import Discrete, Space, encoded_size
@@ -76,7 +76,7 @@ ENCODED = 256
 
 
 @dataclass(frozen=True)
-class Config(LoopSettings):
+class Config(Windowed, LoopSettings):
     """Settings of a run of World Models."""
 
     model: MDNConfig = field(default_factory=MDNConfig)
@@ -133,11 +133,7 @@ class Config(LoopSettings):
         for name in ("round_steps", "generation_steps"):
             if getattr(self, name) % call:
                 return name, f"must be a multiple of train_every * num_envs ({call}), got {getattr(self, name)}"
-        return windows_fit(self)
-
-    def chains_rows(self) -> bool:
-        """True: updates learn from windows."""
-        return True
+        return super().problem()
 
 
 class State(NamedTuple):

@@ -24,7 +24,7 @@ from jaxmbrl.agents.actor_critic import recurrent_sac
 from jaxmbrl.agents.actor_critic.recurrent_sac import RecurrentSACConfig
 from jaxmbrl.agents.actor_critic.sac import SACState
 from jaxmbrl.algorithms.registry import TINY_RUN, Goal, Method
-from jaxmbrl.algorithms.shared import OffPolicySettings, collector, new_sequences, update_agent, windows_fit
+from jaxmbrl.algorithms.shared import OffPolicySettings, Windowed, collector, new_sequences, update_agent
 from jaxmbrl.core.types import Algorithm, Clock, Hyper, Key, Metrics, Policy, Task, Transition, Views
 from jaxmbrl.data import sequences
 from jaxmbrl.data.sequences import Sequences
@@ -32,7 +32,7 @@ from jaxmbrl.envs.base import vector_sizes
 
 
 @dataclass(frozen=True)
-class Config(OffPolicySettings):
+class Config(Windowed, OffPolicySettings):
     """Settings of a run of recurrent SAC."""
 
     agent: RecurrentSACConfig = field(default_factory=RecurrentSACConfig)
@@ -48,11 +48,7 @@ class Config(OffPolicySettings):
         """(field, message) of the first violated rule that involves several fields, or None."""
         if self.agent.burn_in >= self.sequence_length:
             return "agent.burn_in", f"must be below sequence_length ({self.sequence_length}), got {self.agent.burn_in}"
-        return windows_fit(self)
-
-    def chains_rows(self) -> bool:
-        """True: updates learn from windows."""
-        return True
+        return super().problem()
 
 
 class State(NamedTuple):
