@@ -120,6 +120,14 @@ def test_the_page_has_rows_with_names_that_exist_and_minutes_that_add_up(page):
     # What is done with a row of the notes is said: a command, a place to look, or why there is none.
     assert all(row.split(" | ")[1].strip(" |") for row in rows)
     assert_exist(names_in(text))
+    for row in rows:
+        cell = re.split(r"(?<!\\)\|", row)[3]
+        links = re.findall(r"\[`([\w.]+)`\]\(([^)]+)\)", cell)
+        assert {name for name, _ in links} >= set(names_in(cell)), f"a name of code without a link: {cell}"
+        for name, file in links:
+            source, last = page.parent / file, name.split(".")[-1]
+            defined = re.search(rf"^(?:def|class) {last}\b|^{last}\b[^(]* = ", source.read_text(), re.MULTILINE)
+            assert last in (source.stem, source.parent.name) or defined, f"{name} is not in {file}"
     found = commands(text)
     stated = r"(\d+) timed commands of this page take (\d+) minutes in all" + OTHERS
     assert numbers_in(stated, text) == totals(found)
