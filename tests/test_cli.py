@@ -116,6 +116,8 @@ REFUSED = {
     "trian sac": ["unknown command 'trian'", "did you mean 'train'?"],
     "--version now": ["unknown command"],
     f"train sac --env pendulum --steps {10**400}": ["steps must be below"],
+    "train sac --env pendulum --steps 1e999": ["steps"],
+    "evaluate run --episodes 1e999": ["--episodes must be a whole number, got '1e999'"],
     "train sac --env pendulum --agent.learning-rate 1e39": ["agent.learning_rate must be a finite number"],
     "train": ["algorithm", "redq, reinforce, sac"],
     "train --env pendulum": ["algorithm first", "redq, reinforce, sac"],

@@ -58,3 +58,13 @@ def test_a_schedule_must_end_after_it_begins():
         check(LinearSchedule(0.1, 0.2, 5, 5))
     with pytest.raises(UserError, match=r"last must be at least first \(3\), got 2"):
         check(GrowingLength(3, 2))
+
+
+def test_a_growth_beyond_the_range_of_whole_numbers_is_told():
+    """2^31 = 2,147,483,648. The largest product that is accepted is computed exactly."""
+    with pytest.raises(UserError, match=r"last changes by 24 over 100,000,000 steps: their product must be below 2\^31"):
+        check(GrowingLength(1, 25, 0, 100_000_000))
+    assert check(GrowingLength(1, 2, 5, 2**31 - 1 + 4)).problem() is None
+    most = check(GrowingLength(1, 25, 0, 89_478_485))
+    lengths = [int(most.at(steps)) for steps in (0, 44_739_243, 89_478_484, 89_478_485, 100_000_000)]
+    assert lengths == [1, 13, 24, 25, 25]

@@ -60,3 +60,15 @@ def test_wrong_names_are_told(name, told):
 def test_a_negative_spread_is_told():
     with pytest.raises(UserError, match="spread must be at least 0, got -1"):
         envs.kicked("pendulum", 0.4, -1.0)
+
+
+@pytest.mark.parametrize(("size", "spread"), [(1e-5, 0.0), (0.12345678, 1e-7), (0.4, 1.0), (0.5, 12.0)])
+def test_a_kicked_task_is_made_again_by_its_name(size, spread):
+    named = envs.kicked("pendulum", size, spread).name
+    assert envs.make(named).name == named
+    assert [float(x) for x in named.split("/")[1].split(",")] == [size, spread][: 2 if spread else 1]
+
+
+def test_the_entries_of_a_kicked_tasks_observation_have_their_names():
+    assert envs.make("masked/kicked/0.1/pendulum").observation == envs.make("masked/pendulum").observation
+    assert envs.make("masked/kicked/0.1/repeated/2/pendulum").observation.shape == (2,)

@@ -10,7 +10,7 @@ import pytest
 from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Discrete
-from jaxmbrl.envs.action_repeat import RepeatedEnv
+from jaxmbrl.envs.action_repeat import RepeatedEnv, times_in
 from jaxmbrl.rollout import open_loop, rollout
 
 KEY = jax.random.key(5)
@@ -245,3 +245,11 @@ def test_what_is_no_name_of_a_repeated_task(name):
     with pytest.raises(UserError, match="a task with repeated actions is named repeated/TIMES/TASK") as told:
         envs.make(name)
     assert str(told.value).endswith(f"got '{name}'")
+
+
+@pytest.mark.parametrize(
+    ("name", "times"),
+    [("pendulum", 1), ("repeated/2/pendulum", 2), ("stacked/3/repeated/2/repeated/3/pendulum", 6), ("unrepeated/2/x", 1)],
+)
+def test_the_repetitions_in_a_name(name, times):
+    assert times_in(name) == times

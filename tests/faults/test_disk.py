@@ -232,6 +232,22 @@ def test_the_newest_the_best_and_the_last_sound_one_are_kept(folder):
     assert checkpoint.steps(folder.checkpoints) == [5, 9, 10]
 
 
+def test_a_checkpoint_that_was_set_aside_is_not_the_best_one(folder):
+    state = {"x": np.ones(3)}
+    kept, _ = keeper(folder, every=1)
+    for step, score in ((1, 5.0), (2, 3.0), (3, 9.0)):
+        kept.save(step, state, {"score": score, "frozen": []}, wait=True)
+    again, _ = keeper(folder, every=1, keep=1)
+    for file in (folder.checkpoints / "00000003" / "arrays").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:-1])
+    restored = checkpoint.restore(folder.checkpoints, state)
+    assert restored.step == 2 and "is damaged" in restored.warnings[0]
+    again.continue_from(2)
+    again.save(3, state, {"score": 1.0, "frozen": []}, wait=True)
+    assert checkpoint.steps(folder.checkpoints) == [1, 3]
+
+
 def test_what_is_saved_is_the_state_as_it_was(folder, monkeypatch):
     kept, _ = keeper(folder)
     real = checkpoint.save

@@ -12,6 +12,7 @@ from command_line import call, options, untimed
 
 import jaxmbrl
 from jaxmbrl import envs
+from jaxmbrl.commands.training import task_words
 from jaxmbrl.core.config import UserError
 from jaxmbrl.data import dataset
 from jaxmbrl.training import collecting, programs
@@ -155,3 +156,17 @@ def test_a_repeat_that_cannot_be_is_told(times, tmp_path):
         code, said, err = call(*line)
         assert (code, said) == (2, "") and "action_repeat must be " in err and err.endswith(f", got {times}\n")
         assert err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_task_with_repetitions_in_its_name_is_not_repeated_again(tmp_path):
+    """The commands that are proposed for it, and the fit of a model to its file."""
+    assert task_words(envs.make("repeated/2/pendulum")) == ["--env", "repeated/2/pendulum"]
+    assert task_words(envs.make("repeated/2/pendulum", 3)) == ["--env", "repeated/2/pendulum", "--action-repeat", "3"]
+    assert task_words(envs.make("pendulum", 3)) == ["--env", "pendulum", "--action-repeat", "3"]
+    file = tmp_path / "rows.npz"
+    code, said, _ = call("collect", "--env", "repeated/2/pendulum", "--policy", "random", "--steps", 200, "--out", file)
+    assert code == 0 and f"train pets --env repeated/2/pendulum --data {file}" in " ".join(said.split())
+    fit = ("fit", "--data", file, "--env", "repeated/2/pendulum", "--ensemble.members", 2, "--ensemble.elites", 1)
+    code, said, err = call(*fit, "--ensemble.hidden", 4, "--ensemble.max-epochs", 1)
+    assert code == 0, err
+    assert f"train pets --env repeated/2/pendulum --data {file}" in " ".join(said.split())

@@ -15,11 +15,14 @@ from command_line import call, options, untimed
 
 import jaxmbrl
 from jaxmbrl import envs
+from jaxmbrl.agents import episode_trials
+from jaxmbrl.agents.normalization import NormalizedState
+from jaxmbrl.agents.on_policy import OnPolicyState
 from jaxmbrl.algorithms.model_free import sac
 from jaxmbrl.algorithms.shooting import pets
 from jaxmbrl.core.config import from_dict
 from jaxmbrl.core.types import Algorithm, HostStep, Policy, row_like
-from jaxmbrl.data import sequences
+from jaxmbrl.data import experience, replay, sequences
 from jaxmbrl.envs.bridges import gymnasium_task
 from jaxmbrl.training import bridged, devices, loop, runner
 from jaxmbrl.training.hosted import host_seed
@@ -284,6 +287,31 @@ def test_a_resume_tells_buffers_of_sequences_that_new_episodes_begin(mass):
     due = jax.vmap(lambda buffer: buffer.interrupted(config.num_envs))(filled)
     jax.tree.map(np.testing.assert_array_equal, found["rows"], due)
     assert found["key"] is states.algorithm["key"] and due.rows.truncated.sum() == 2 * config.num_envs
+
+
+@pytest.mark.parametrize("part", ["normalized", "on-policy", "trials", "experience"])
+def test_a_resume_tells_all_parts_with_sums_of_an_episode(part, mass):
+    """What was earned before the interruption is not of the episodes that begin, and demonstrations have no part in it."""
+    ones, rows = (
+        jnp.ones((2, 3)),
+        jax.tree.map(lambda x: jnp.zeros((2, 8, *jnp.shape(x)), jnp.asarray(x).dtype), row_like(envs.make("mass"))),
+    )
+    own = jax.vmap(replay.of_rows)(rows)
+    state, sums = {
+        "normalized": (NormalizedState(*[ones] * 4), "running_return"),
+        "on-policy": (OnPolicyState(*[ones] * 6), "running_return"),
+        "trials": (episode_trials.Trials(*[ones] * 4, ones), "running"),
+        "experience": (experience.Experience(own, own), None),
+    }[part]
+    task, config = envs.make("mass"), from_dict(small_method.Config, SMALL)
+    states = bridged.make(drawing(task), task, config).init(jnp.arange(2), {})._replace(algorithm={"part": state})
+    found = bridged._with_new_episodes(loop.clock_at(3), states, 3).algorithm["part"]
+    if sums is None:
+        jax.tree.map(np.testing.assert_array_equal, found.demonstrations, own)
+        assert found.own.data.truncated.sum() == 2 * 3
+    else:
+        assert not np.any(getattr(found, sums))
+        jax.tree.map(np.testing.assert_array_equal, found._replace(**{sums: ones}), state)
 
 
 def test_what_is_not_finite_never_reaches_an_environment(mass):

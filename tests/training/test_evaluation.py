@@ -11,7 +11,7 @@ from scipy import stats
 from jaxmbrl import envs, planning
 from jaxmbrl.core.spaces import Box
 from jaxmbrl.core.types import Algorithm, Clock, Policy, Task, Transition, World
-from jaxmbrl.rollout import with_full_state
+from jaxmbrl.rollout import Return, episode_return, rollout, with_full_state
 from jaxmbrl.training import evaluation, waves
 
 LENGTH = 6
@@ -77,8 +77,43 @@ def test_start_states_follow_from_the_episodes_number():
     np.testing.assert_array_equal(many[:, :3], few)
     np.testing.assert_array_equal(many[0], many[1])
     assert len(np.unique(np.asarray(many[0]))) == 5
-    by_index = [evaluation.episode(seen, task, jnp.zeros(()), jnp.int32(i)) for i in range(5)]
+    by_index = [whole_episode(seen, task, jnp.zeros(()), jnp.int32(i)) for i in range(5)]
     np.testing.assert_allclose(many[0], by_index, rtol=1e-6)
+
+
+def whole_episode(algorithm, task, state, index):
+    """The return of all steps of an episode in one rollout."""
+    world, policy, start, key = evaluation.begin(algorithm, task, state, index)
+    return rollout(world, policy, start, key, task.episode_length, episode_return, Return.zero())[1].total
+
+
+@pytest.mark.parametrize("part", [1, 4, 5, 6, 100])
+def test_an_evaluation_of_several_parts_is_that_of_the_whole_episode(part, monkeypatch):
+    """Of an episode with 5 steps the last part has more than are left."""
+    monkeypatch.setattr(evaluation, "PART_STEPS", part)
+    acting = algorithm_of(lambda state, explore, memory, observation: (state + memory)[None] + 0.1 * observation)
+    for end, length in ((100, LENGTH), (3, LENGTH), (100, LENGTH - 1)):
+        task = counting_task(end)._replace(episode_length=length)
+        found = jax.jit(lambda states, task=task: evaluation.evaluate(acting, task, states, 4))(jnp.array([0.0, 0.5]))
+        expected = [[whole_episode(acting, task, state, jnp.int32(i)) for i in range(4)] for state in (0.0, 0.5)]
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_no_part_begins_after_the_end_of_all_episodes(monkeypatch):
+    """The task counts how often it is stepped."""
+    taken = []
+    inner = counting_task(3)._replace(episode_length=1_000_000)
+
+    def step(carry, action, key):
+        jax.debug.callback(lambda: taken.append(1))
+        return inner.world.step(carry, action, key)
+
+    monkeypatch.setattr(evaluation, "PART_STEPS", 5)
+    task = inner._replace(world=inner.world._replace(step=step))
+    found = jax.jit(lambda: evaluation.evaluate(still, task, jnp.zeros(2), 3))()
+    jax.effects_barrier()
+    np.testing.assert_array_equal(found, np.full((2, 3), 60))
+    assert len(taken) == 5, "all episodes are stepped together"
 
 
 def compile(what, function, *arguments):

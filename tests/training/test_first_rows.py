@@ -182,7 +182,7 @@ def examined(buffer, **task):
     """What is said of a buffer of 1,000 rows of one environment."""
     program = programs.Program(
         config=SimpleNamespace(data=None, settings=SimpleNamespace(num_envs=1, epoch_steps=1000)),
-        task=envs.make("pendulum")._replace(reward=None, terminated=None, **task),
+        task=envs.make("pendulum")._replace(**{"reward": None, "terminated": None, **task}),
         algorithm=SimpleNamespace(views=lambda state: SimpleNamespace(replay=state)),
         loop=None,
     )
@@ -215,3 +215,26 @@ def test_digits_that_an_environment_in_jax_has_lost_are_told():
     ]
     assert texts[0].endswith("smaller changes are lost: subtract an offset in the environment")
     assert told(far, host=lambda: None) == [], "those are examined before their conversion"
+
+
+@pytest.mark.parametrize("kind", ["replay", "sequences"])
+def test_rows_that_a_buffer_had_before_are_not_examined(kind):
+    """300 demonstrations whose rewards have another sign than the task's reward function, then 1,000 steps of the task."""
+    wrong, rows = rows_of(lambda o, a, s: -right(o, a, s), 300), rows_of(right, 1000)
+
+    def filled(first, then, capacity):
+        if kind == "replay":
+            buffer = replay.init(jax.tree.map(lambda x: x[0], rows), capacity)
+            return replay.add(replay.add(buffer, first), then)
+        buffer = sequences.init(jax.tree.map(lambda x: x[0], rows), 1, capacity, ends=capacity)
+        # No row continues the one before it: each has a successor of its own.
+        first, then = (part._replace(truncated=~part.terminated) for part in (first, then))
+        first, then = (jax.tree.map(lambda x: jnp.asarray(x)[:, None], part) for part in (first, then))
+        return sequences.add(sequences.add(buffer, first), then)
+
+    assert examined(filled(wrong, rows, 1400), reward=right) == []
+    assert (
+        "its reward function differs"
+        in examined(filled(rows_of(right, 300), rows_of(lambda o, a, s: -right(o, a, s), 1000), 1400), reward=right)[0]
+    )
+    assert examined(filled(rows, wrong, 1200), reward=right) == [], "the oldest rows are overwritten"

@@ -1,4 +1,5 @@
 import datetime
+import fcntl
 import json
 import os
 import subprocess
@@ -318,3 +319,22 @@ def one_line_of(run):
     with pytest.raises(UserError) as caught:
         programs.read(run)
     return one_line(caught)
+
+
+def test_a_look_at_a_run_does_not_keep_another_process_from_writing(run, monkeypatch):
+    """`is_locked` has a shared lock for a moment."""
+    with run.lock():
+        pass
+    with open(run.path / ".lock", "rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        waits = []
+
+        def sleep(seconds):
+            waits.append(seconds)
+            if len(waits) == 3:
+                fcntl.flock(looking, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(run_folder.time, "sleep", sleep)
+        with run.lock():
+            assert run.is_locked()
+    assert len(waits) == 3 and sum(waits) < run_folder.LOOKING_SECONDS

@@ -39,6 +39,10 @@ class Trials(NamedTuple):
     running: Float[Array, "N"]
     """Rewards so far in the current episode of each environment."""
 
+    def interrupted(self, num_envs: int) -> Trials:
+        """The same where the rows that come next do not continue the newest ones."""
+        return self._replace(running=jnp.zeros_like(self.running))
+
 
 def init(points: Float[Array, "population n"], num_envs: int) -> Trials:
     """Generation 0, which never counts."""

@@ -63,6 +63,10 @@ class NormalizedState(NamedTuple):
     running_return: Float[Array, "num_envs"]
     """Discounted return so far of the episode in progress in each environment."""
 
+    def interrupted(self, num_envs: int) -> NormalizedState:
+        """The same where the rows that come next do not continue the newest ones."""
+        return self._replace(running_return=jnp.zeros_like(self.running_return))
+
     @property
     def actor(self) -> Trainable:
         """That of the agent."""

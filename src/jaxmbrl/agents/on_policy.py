@@ -138,6 +138,10 @@ class OnPolicyState(NamedTuple):
     running_return: Float[Array, "num_envs"]
     """Discounted return so far of the episode in progress in each environment."""
 
+    def interrupted(self, num_envs: int) -> OnPolicyState:
+        """The same where the rows that come next do not continue the newest ones."""
+        return self._replace(running_return=jnp.zeros_like(self.running_return))
+
 
 class Batch(NamedTuple):
     """Rows of trajectories with what the losses need."""

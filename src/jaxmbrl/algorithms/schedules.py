@@ -7,6 +7,7 @@ inputs of the program (`Clock.schedule`): another table of the same size does no
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import zipfile
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxmbrl.core.config import UserError, from_dict
 from jaxmbrl.core.places import expanded
-from jaxmbrl.core.schedules import of_table, row_of
+from jaxmbrl.core.schedules import fits_whole, of_table, row_of
 
 COLUMNS = ("real_ratio", "refit_every", "updates_per_step", "rollout_length")
 
@@ -60,6 +61,12 @@ class ScheduleConfig:
             return "steps", f"must be empty without a column: give one of {', '.join(COLUMNS)}"
         if self.interpolation == "linear" and 0 in self.refit_every:
             return "refit_every", "must be above 0 with linear interpolation"
+        whole = {name: values for name, values in self.columns().items() if name != "real_ratio"}
+        if self.interpolation == "linear":
+            for name, values in whole.items():
+                for (a, x), (b, y) in itertools.pairwise(zip(self.steps, values, strict=True)):
+                    if found := fits_whole(b - a, y - x, name):
+                        return found
         return None
 
     def columns(self) -> dict[str, tuple[Any, ...]]:

@@ -22,6 +22,8 @@ from jaxmbrl.core.config import UserError, check
 from jaxmbrl.core.places import expanded
 
 if TYPE_CHECKING:
+    from jaxmbrl.core.types import Task
+    from jaxmbrl.data.dataset import Dataset
     from jaxmbrl.training.programs import RunConfig
     from jaxmbrl.training.runner import Evaluation, Trained
     from jaxmbrl.training.scores import Reference
@@ -260,9 +262,19 @@ def collect(words: list[str]) -> int:
     return 0
 
 
+def _task_of(data: Dataset, env: str | None) -> Task | None:
+    """The task that `--env` or else the file of transitions names; None if neither does, or if the file's is unknown."""
+    from jaxmbrl import envs
+    from jaxmbrl.envs.action_repeat import times_in
+
+    name = env or data.env
+    if name is None or (env is None and name not in envs.names()):
+        return None
+    return envs.make(name, max(1, data.action_repeat // times_in(name)))
+
+
 def fit(words: list[str]) -> int:
     """`jaxmbrl fit`: fit a model to transitions and evaluate it."""
-    from jaxmbrl import envs
     from jaxmbrl.data import dataset
     from jaxmbrl.diagnostics import model_evaluation, plotting
     from jaxmbrl.training.console import Work
@@ -287,8 +299,7 @@ def fit(words: list[str]) -> int:
     if not args.data:
         raise UserError("--data FILE is missing: a file of transitions, such as 'jaxmbrl collect' writes")
     data = dataset.load(args.data)
-    name = args.env or data.env
-    task = None if name is None or (args.env is None and name not in envs.names()) else envs.make(name, data.action_repeat)
+    task = _task_of(data, args.env)
     if args.env is not None and data.env not in (None, args.env):
         raise UserError(f"{args.data} holds transitions of {data.env}, not of {args.env}")
     if task is None and data.digits:
@@ -299,10 +310,8 @@ def fit(words: list[str]) -> int:
     dataset.check_vectors(data.rows, "fit")
     picture = None if args.out is None else dataset.new_file("--out", args.out, ".png")
     started = time.monotonic()
-    print(
-        f"fitting to {args.data}: {len(data.rows.reward):,} transitions" + (f" of {name}" if name else "") + " ...",
-        flush=True,
-    )
+    of = f" of {args.env or data.env}" if args.env or data.env else ""
+    print(f"fitting to {args.data}: {len(data.rows.reward):,} transitions{of} ...", flush=True)
     with options.warnings_in_a_line(), Work("fitting", config.ensemble.max_epochs, "epochs at most") as work:
         data.warn()
         fitted = model_evaluation.fit_and_evaluate(config, data.rows, task, work.update)

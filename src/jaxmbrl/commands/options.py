@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import math
 import re
 import sys
 import types
@@ -113,7 +114,7 @@ def whole(text: str) -> int:
     """
     if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE]\+?\d{1,3}|[-+]?\d+\.0*", text):
         number = float(text)
-        if number == round(number):
+        if math.isfinite(number) and number == round(number):
             return round(number)
     return int(text)
 

@@ -223,7 +223,10 @@ def _evaluate(result: Result, progress: Any) -> None:
 
 def task_words(task: Task) -> list[str]:
     """The command-line options that select `task`."""
-    return ["--env", task.name, *(["--action-repeat", str(task.action_repeat)] if task.action_repeat > 1 else [])]
+    from jaxmbrl.envs.action_repeat import times_in
+
+    further = task.action_repeat // times_in(task.name)
+    return ["--env", task.name, *(["--action-repeat", str(further)] if further > 1 else [])]
 
 
 def described_returns(rows: list[dict[str, Any]]) -> str | None:

@@ -26,6 +26,13 @@ def linear_whole(first: Any, last: Any, length: Any, steps: Any) -> Int[Array, "
     return first + (jnp.clip(steps, 0, length) * (last - first)) // length
 
 
+def fits_whole(length: int, difference: int, field: str) -> tuple[str, str] | None:
+    """(field, message) if `linear_whole` over `length` steps between numbers with this `difference` would overflow."""
+    if length * abs(difference) < 2**31:
+        return None
+    return field, f"changes by {abs(difference):,} over {length:,} steps: their product must be below 2^31"
+
+
 def rounded_down(share: float, whole: int) -> int:
     """`share` times `whole`, rounded down. A product that misses a whole number by its rounding alone is this number.
 
@@ -103,7 +110,7 @@ class GrowingLength(LinearSchedule):
         """(field, message) of the first violated rule that involves several fields, or None."""
         if self.last < self.first:
             return "last", f"must be at least first ({self.first}), got {self.last}"
-        return super().problem()
+        return super().problem() or fits_whole(self.ends - self.begins, self.last - self.first, "last")
 
     def at(self, steps: Int[Array, ""] | int) -> Int[Array, ""]:
         """The value at `steps` environment steps after the warm-up."""

@@ -74,6 +74,10 @@ class Experience(NamedTuple):
     demonstrations: Replay | Prioritized | None
     """Rows like these, in the order in which they were recorded; None if there are none."""
 
+    def interrupted(self, num_envs: int) -> Experience:
+        """The same where the rows added next do not continue the newest ones. Demonstrations are complete as they are."""
+        return self._replace(own=self.own.interrupted(num_envs))
+
 
 class Batch(NamedTuple):
     """Which rows were sampled."""

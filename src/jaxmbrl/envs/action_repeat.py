@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import re
 from collections.abc import Callable
@@ -173,6 +174,16 @@ class RepeatedEnv:
 
         after, reward, _ = _fold(once, jax.tree.map(typed, state), self.times, jnp.asarray(self.times))
         return after.replace(reward=reward)
+
+
+def times_in(name: str) -> int:
+    """Times that the task called `name` applies each action by its name, as `stacked/3/repeated/2/pendulum`.
+
+    >>> from jaxmbrl.envs.action_repeat import times_in
+    >>> times_in("stacked/3/repeated/2/pendulum"), times_in("pendulum")
+    (2, 1)
+    """
+    return math.prod(map(int, re.findall(r"(?:^|/)repeated/(\d+)(?=/)", name)))
 
 
 def unrepeated(env: Any) -> Any:

@@ -8,12 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmbrl import envs
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box
 from jaxmbrl.core.types import Action, Carry, Env, Key, Observation, Task, Transition
+from jaxmbrl.envs.action_repeat import unrepeated
 
 Reward = Callable[[Observation, Action, Observation], Float[Array, ""]]
 FORMAT = "a kicked task is named kicked/SIZE/TASK or kicked/SIZE,SPREAD/TASK, such as kicked/0.4/pendulum"
@@ -62,7 +64,7 @@ def kicked(task: Task | str, size: float, spread: float = 0.0) -> Task:
             row = row._replace(reward=reward(row.observation, action, row.next_observation))
         return carry, row
 
-    sizes = f"{size:g},{spread:g}" if spread else f"{size:g}"
+    sizes = ",".join(np.format_float_positional(x, trim="-") for x in ((size, spread) if spread else (size,)))
     return task._replace(
         name=f"kicked/{sizes}/{task.name}",
         env=KickedEnv(task.env, kick, reward),
@@ -89,6 +91,11 @@ class KickedEnv:
     def observation_size(self) -> int:
         """Length of `State.obs`."""
         return self.env.observation_size
+
+    @property
+    def observation_names(self) -> tuple[str, ...]:
+        """Names of the entries of the observation, if the environment has them."""
+        return tuple(getattr(unrepeated(self.env), "observation_names", ()))
 
     @property
     def action_size(self) -> int:

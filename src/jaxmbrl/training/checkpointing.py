@@ -80,6 +80,8 @@ class Keeper:
     def continue_from(self, step: int) -> None:
         """Record that the newest checkpoint is that of `step`, with nothing after it."""
         self._saved = (step, self._offset())
+        # Damaged checkpoints have been set aside.
+        self._extras = checkpoint.extras(self.checkpoints)
 
     def has_saved(self, step: int) -> bool:
         """Whether all rows and events, and then a checkpoint of `step`, are on the disk."""

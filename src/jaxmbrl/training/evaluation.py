@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxmbrl.core.types import Algorithm, Carry, Clock, HostEnv, Key, Memory, Policy, PyTree, Task, World
+from jaxmbrl.core.types import Algorithm, Carry, Clock, HostEnv, Key, Memory, Policy, PyTree, Task, Transition, World
 from jaxmbrl.envs.bridges import twin
 from jaxmbrl.rollout import Return, episode_return, rollout, world_of
 from jaxmbrl.training import hosted, waves
@@ -21,6 +21,8 @@ from jaxmbrl.training.loop import Compile, clock_at
 
 _STREAM = 0x45564131
 """Key of the start states, independent of the trained seed."""
+PART_STEPS = 100
+"""Steps of `evaluate` after which it ends if all episodes have ended."""
 PART_SECONDS = 0.5
 """Target duration of a call of `in_parts`' program."""
 
@@ -31,20 +33,12 @@ def keys_of(index: int | Int[Array, ""]) -> tuple[Key, Key, Key]:
     return start_key, memory_key, rollout_key
 
 
-def episode(
-    algorithm: Algorithm, task: Task, state: PyTree, index: Int[Array, ""], clock: Clock | None = None
-) -> Float[Array, ""]:
-    """Undiscounted return of one episode under the policy of `state` (of one seed). `index` alone determines the start
-    state and all randomness. `clock` is that of the state; the default is the start of a run, since few deterministic
-    policies depend on it."""
-    world, policy, start, key = begin(algorithm, task, state, index, clock)
-    return rollout(world, policy, start, key, task.episode_length, episode_return, Return.zero())[1].total
-
-
 def begin(
     algorithm: Algorithm, task: Task, state: PyTree, index: Int[Array, ""], clock: Clock | None = None
 ) -> tuple[World, Policy, tuple[Carry, Memory], Key]:
-    """(world, policy, start, key) of the rollout of `episode`."""
+    """(world, policy, start, key) of the rollout of one episode under the policy of `state` (of one seed). `index` alone
+    determines the start state and all randomness. `clock` is that of the state; the default is the start of a run, since
+    few deterministic policies depend on it."""
     world, policy = _parts(algorithm, task, state, clock)
     start_key, memory_key, rollout_key = keys_of(index)
     return world, policy, (world.reset(start_key), policy.init(memory_key)), rollout_key
@@ -58,9 +52,38 @@ def _parts(algorithm: Algorithm, task: Task, state: PyTree, clock: Clock | None)
 def evaluate(
     algorithm: Algorithm, task: Task, states: PyTree, episodes: int, clock: Clock | None = None
 ) -> Float[Array, "K episodes"]:
-    """Returns of `episodes` episodes for each seed of `states` [K, ...]: the same start states for every seed."""
-    by_episode = jax.vmap(lambda state, i: episode(algorithm, task, state, i, clock), in_axes=(None, 0))
-    return jax.vmap(by_episode, in_axes=(0, None))(states, jnp.arange(episodes))
+    """Returns of `episodes` episodes for each seed of `states` [K, ...]: the same start states for every seed.
+
+    The steps are in parts of at most `PART_STEPS`, of which no further one begins once all episodes have ended. Nothing is
+    stored for each step of a whole episode.
+    """
+    whole = task.episode_length
+    parts = -(-whole // PART_STEPS)
+    length = -(-whole // parts)
+
+    def start(state: PyTree, index: Int[Array, ""]) -> tuple[tuple[Carry, Memory], Return]:
+        return begin(algorithm, task, state, index, clock)[2], Return.zero()
+
+    def earn(acc: Return, transition: Transition, i: Int[Array, ""]) -> Return:
+        earned = episode_return(acc, transition, i)
+        # The last part may be longer than what is left of the episode.
+        return earned if parts * length == whole else jax.tree.map(lambda x, y: jnp.where(i < whole, x, y), earned, acc)
+
+    def steps(state: PyTree, index: Int[Array, ""], at: Any, first: Int[Array, ""]) -> Any:
+        world, policy = _parts(algorithm, task, state, clock)
+        return rollout(world, policy, at[0], keys_of(index)[2], length, earn, at[1], first)
+
+    def part(done: tuple[Int[Array, ""], Any]) -> tuple[Int[Array, ""], Any]:
+        by_episode = jax.vmap(steps, in_axes=(None, 0, 0, None))
+        at = jax.vmap(by_episode, in_axes=(0, None, 0, None))(states, index, done[1], done[0] * length)
+        return done[0] + 1, at
+
+    def goes_on(done: tuple[Int[Array, ""], Any]) -> Bool[Array, ""]:
+        return (done[0] < parts) & jnp.any(done[1][1].alive != 0)
+
+    index = jnp.arange(episodes)
+    at = jax.vmap(jax.vmap(start, in_axes=(None, 0)), in_axes=(0, None))(states, index)
+    return jax.lax.while_loop(goes_on, part, (jnp.zeros((), jnp.int32), at))[1][1].total
 
 
 def in_parts(

@@ -38,14 +38,18 @@ def examine(program: Program, state: PyTree, env_steps: int) -> list[str]:
         held, capacity = replay.data, replay.data.reward.shape[1]
     else:
         return []
-    if env_steps > capacity:
-        # The first rows may have been overwritten.
+    # Rows that the buffer had before, such as demonstrations, are not the task's.
+    slots = stride if isinstance(replay, Sequences) else 1
+    size, position = (int(np.asarray(x)[0]) * slots for x in (replay.size, replay.position))
+    had = size - env_steps
+    if had < 0 or position != size % capacity:
+        # The first rows of the run may have been overwritten.
         return []
     if isinstance(replay, Sequences):
         of_seed = jax.tree.map(lambda leaf: leaf[0], replay._replace(rows=held._replace(extras=())))
-        rows = sequences.take(of_seed, stride * np.arange(ROWS))
+        rows = sequences.take(of_seed, had + stride * np.arange(ROWS))
     else:
-        rows = jax.tree.map(lambda leaf: leaf[0, :count:stride], held._replace(extras=()))
+        rows = jax.tree.map(lambda leaf: leaf[0, had : had + count : stride], held._replace(extras=()))
     rows = jax.tree.map(np.asarray, jax.device_get(rows))
     lost = examining.coarse_reward(rows, SOONER)
     if program.task.host is None:

@@ -204,7 +204,7 @@ class Stage(NamedTuple):
 
 
 class Evaluator:
-    """Episodes of the deterministic policy on the host, with the keys of `evaluation.episode`."""
+    """Episodes of the deterministic policy on the host, with the keys of `evaluation.begin`."""
 
     def __init__(
         self,

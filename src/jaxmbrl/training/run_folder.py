@@ -21,6 +21,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -38,6 +39,8 @@ from jaxmbrl.training import durable
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
+LOOKING_SECONDS = 0.5
+"""A lock that is held for longer is one for writing, and not a look at it."""
 EVENTS = "events.jsonl"
 KINDS = ("start", "compile", "checkpoint", "resume", "warning", "stop", "end")
 PACKAGES = ("jaxmbrl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mujoco", "mujoco-mjx", "numpy")
@@ -99,11 +102,17 @@ class RunFolder(NamedTuple):
             raise UserError(
                 f"{self.path} cannot be written to ({error.strerror}); make it writable to resume the run"
             ) from None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise UserError(f"another process is writing to {self.path}; wait for it or stop it") from None
+        gives_up = time.monotonic() + LOOKING_SECONDS
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > gives_up:
+                    os.close(handle)
+                    raise UserError(f"another process is writing to {self.path}; wait for it or stop it") from None
+                # `is_locked` of another process may hold it for a moment.
+                time.sleep(LOOKING_SECONDS / 50)
         try:
             yield
         finally:
