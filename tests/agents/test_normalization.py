@@ -14,10 +14,12 @@ from jaxmbrl.agents.actor_critic import sac
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.agents.normalization import NormalizationSettings, NormalizedState, inside, normalized
 from jaxmbrl.agents.q_learning import QLearningConfig
+from jaxmbrl.algorithms.model_free import dqn as dqn_method
 from jaxmbrl.algorithms.model_free import sac as sac_method
-from jaxmbrl.core.config import UserError
+from jaxmbrl.algorithms.model_free import td3 as td3_method
+from jaxmbrl.core.config import UserError, from_dict
 from jaxmbrl.core.spaces import Box, Discrete
-from jaxmbrl.core.types import Clock, Transition, flatten
+from jaxmbrl.core.types import Clock, Transition, flatten, row_like
 
 O, A, T, N = 3, 1, 8, 2  # noqa: E741
 CONFIG = sac_method.Config(
@@ -63,10 +65,10 @@ def returns_by_hand(collected):
 def test_statistics_and_update_are_those_by_hand(x64):
     collected = [transitions(seed) for seed in range(3)]
     assert all((rows.terminated | rows.truncated).any() for rows in collected)
-    agent, measure = made()
+    agent, earned, seen = made()
     batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transitions(9))
-    seen = np.concatenate([rows.observation.reshape(-1, O) for rows in collected])
-    mean, std, scale = seen.mean(axis=0), seen.std(axis=0), returns_by_hand(collected).std()
+    observed = np.concatenate([rows.observation.reshape(-1, O) for rows in collected])
+    mean, std, scale = observed.mean(axis=0), observed.std(axis=0), returns_by_hand(collected).std()
 
     def by_hand(observation):
         return np.clip((observation - mean) / std, -10, 10)
@@ -82,7 +84,7 @@ def test_statistics_and_update_are_those_by_hand(x64):
     def run(collected, batch, rows):
         state = agent.init(jax.random.key(0), {})
         for part in collected:
-            state = measure(state, part)
+            state = seen(earned(state, part), part)
         key, one = jax.random.key(1), batch.observation[0]
         bonus = agent.policy_with_entropy(state).act((), batch.observation, key)[1]
         values = agent.action_value(state, batch.observation, batch.action, key), bonus
@@ -104,11 +106,12 @@ def test_statistics_and_update_are_those_by_hand(x64):
     jax.tree.map(np.testing.assert_array_equal, own[0]._replace(agent=()), state._replace(agent=()))
 
 
-def test_an_update_does_not_depend_on_the_newest_rows_statistics():
+def test_an_update_does_not_depend_on_the_newest_observations_statistics():
     """The first update, before there are statistics, is that of the plain method, bit for bit; the statistics follow it."""
-    plain = dataclasses.replace(CONFIG, normalize_observations=False, normalize_rewards=False)
+    settings = dataclasses.replace(CONFIG, normalize_rewards=False)
+    plain = dataclasses.replace(settings, normalize_observations=False)
     task = envs.make("pendulum")
-    both = [sac_method.make(config, task) for config in (CONFIG, plain)]
+    both = [sac_method.make(config, task) for config in (settings, plain)]
     rows = jax.tree.map(lambda x: x[:1], transitions(0, np.float32))
 
     @jax.jit
@@ -124,10 +127,30 @@ def test_an_update_does_not_depend_on_the_newest_rows_statistics():
     np.testing.assert_array_equal(found.experience.own.data.observation[:N], flatten(rows).observation)
 
 
+@pytest.mark.parametrize("method", [sac_method, td3_method, dqn_method], ids=["sac", "td3", "dqn"])
+def test_the_first_reward_of_a_task_that_paid_nothing_is_measured_before_it_is_learned_from(method):
+    """After 31 rows of 0 a reward of 1 in the last of 32 is divided by the deviation of these returns, sqrt(31) / 32, and
+    not by that of zeros, 1e-4."""
+    task = envs.make("CartPole-v1" if method is dqn_method else "pendulum")
+    sizes = {"agent": {"hidden": (5,)}, "batch_size": 4, "warmup_steps": 0, "replay_capacity": 50}
+    made = method.make(from_dict(method.Config, sizes | {"normalize_rewards": True}), task)
+    blank = jax.tree.map(lambda x: jnp.zeros((32, 1, *x.shape), x.dtype), row_like(task))
+    rows = blank._replace(reward=blank.reward.at[-1].set(1.0), terminated=jnp.ones((32, 1), bool))
+
+    @jax.jit
+    def learned(rows):
+        state = made.init(jax.random.key(0), {}, None)
+        return made.learn(Clock(jnp.asarray(32, jnp.int32)), state, rows)
+
+    state, found = jax.device_get(learned(rows))
+    np.testing.assert_allclose(state.agent.returns.normalizer.std, [np.sqrt(31) / 32], rtol=1e-5)
+    assert found["agent/critic_loss"].total < 100 * found["agent/critic_loss"].weight
+
+
 def test_the_target_network_inside_is_copied():
     config, space = QLearningConfig(hidden=(3,)), Discrete(4)
     settings = NormalizationSettings(normalize_observations=True)
-    agent, _ = normalized(settings, 1, space, lambda normalizer: q_learning.make(config, space, 2, normalizer))
+    agent, _, _ = normalized(settings, 1, space, lambda normalizer: q_learning.make(config, space, 2, normalizer))
 
     @jax.jit
     def copied(key):

@@ -192,6 +192,9 @@ def test_rules_between_fields():
     check(dataclasses.replace(TINY, particles=1, ensemble=pooled["expectation"]))
     with pytest.raises(UserError, match="particles must be 1 with propagation 'expectation'"):
         check(dataclasses.replace(TINY, ensemble=pooled["expectation"]))
+    rounded = dataclasses.replace(TINY.ensemble, precision="bfloat16")
+    with pytest.raises(UserError, match=r"ensemble\.precision must be float32 for planner\.method ilqr"):
+        check(dataclasses.replace(TINY, ensemble=rounded, planner=PlannerConfig(method="ilqr")))
 
 
 PUBLISHED = {

@@ -24,6 +24,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from jaxmbrl import algorithms
 from jaxmbrl.core import tree
+from jaxmbrl.core.config import check
 from jaxmbrl.core.extremes import smallest
 from jaxmbrl.core.types import Algorithm, Transition, row_like
 from jaxmbrl.data.replay import Replay
@@ -43,6 +44,11 @@ BY_SEED = {
 """Functions whose loops end by each seed's own data: early stopping, the cycle walk of a random permutation, conjugate
 gradient, which ends early only at a residual of 0 or rounding, a policy's improvement in a model, the bisection for a
 multiplier, and L-BFGS, which ends where nothing is left to gain."""
+
+
+@pytest.mark.parametrize("method", sorted(algorithms.METHODS))
+def test_settings_without_arguments_keep_their_own_rules(method):
+    check(algorithms.METHODS[method].config())
 
 
 class Traced(NamedTuple):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmbrl.core.config import UserError
+from jaxmbrl.core.config import UserError, check
 from jaxmbrl.core.types import Transition
 from jaxmbrl.data import replay
 from jaxmbrl.models import EnsembleConfig, adaptation, ensemble
@@ -113,3 +113,11 @@ def test_norms_are_refused():
     layout = ensemble.layout_of(dataclasses.replace(TINY, norms=(1e-5, 1e-5)), 2, 1)
     with pytest.raises(UserError, match=r"ensemble\.norms must be empty"):
         adaptation.init(CONFIG, layout, network.init_state(layout, jax.random.key(0), {}), jax.random.key(1))
+
+
+def test_what_cannot_be_adapted_is_refused():
+    layout = ensemble.layout_of(dataclasses.replace(TINY, hidden=(), weight_decay=()), 2, 1)
+    with pytest.raises(UserError, match=r"ensemble\.hidden must not be empty"):
+        adaptation.init(CONFIG, layout, network.init_state(layout, jax.random.key(0), {}), jax.random.key(1))
+    with pytest.raises(UserError, match="batch_size must be at least 2 for mmd"):
+        check(dataclasses.replace(CONFIG, distance="mmd", batch_size=1))

@@ -668,6 +668,25 @@ def test_a_reward_that_never_varied_is_imagined_as_it_was():
     assert float(variance[..., :2].min()) > 0
 
 
+def test_a_column_that_varied_in_the_holdout_alone_has_no_part_in_the_fit():
+    """Its weights and elites are those of the same rows with a constant reward: the output for it is a constant anyway."""
+    rows, config, key = (
+        cheap_task(1, 100),
+        EnsembleConfig(members=3, elites=2, hidden=(8,), max_epochs=4),
+        jax.random.key(1),
+    )
+    model, first = ready(config, terminated=alive)
+    held_out = int(split_of(config, key, 100, jnp.int32(100)).order[0])
+    constant = rows._replace(reward=np.zeros(100, np.float32))
+    rare = rows._replace(reward=np.where(np.arange(100) == held_out, np.float32(100.0), np.float32(0.0)))
+    fit = jax.jit(model.fit)
+    (state, found), (due, expected) = (jax.device_get(fit(first, of_rows(r), key)) for r in (rare, constant))
+    assert state.targets.std[2] == 0
+    jax.tree.map(np.testing.assert_array_equal, state.members, due.members)
+    np.testing.assert_array_equal(state.elites, due.elites)
+    assert mean_of(found, "model/holdout_error") == mean_of(expected, "model/holdout_error") < 2
+
+
 @pytest.mark.promises
 def test_a_coins_terminations_come_as_often_as_in_the_data():
     rows = cheap_task(1, 6000)
@@ -689,6 +708,10 @@ def test_without_any_termination_none_is_imagined():
         ({"elites": 6}, "elites must be at most members"),
         ({"weight_decay": [0.1]}, "weight_decay must be empty or have one entry a layer"),
         ({"norms": [0.1]}, "norms must be empty or have one entry a hidden layer"),
+        (
+            {"kind": "dropout", "elites": 5, "noise": "constant", "noise_decay": 0.1},
+            "noise_decay must be 0 for dropout, got 0.1",
+        ),
         ({"elites": 4, "holdout_fraction": 0.0}, "holdout_fraction must be above 0"),
         ({"holdout_fraction": 1.0}, "holdout_fraction must be at most"),
         ({"members": 0}, "members must be at least 1"),

@@ -137,9 +137,9 @@ def test_members_and_epochs_have_orders_of_their_own():
     assert (a[0] != b[0]).mean() > 0.8
 
 
-def run_search(scores, patience, max_epochs, has_holdout=True):
+def run_search(scores, patience, max_epochs, has_holdout=True, logarithmic=False):
     """Early stopping over given scores [epoch, member]; the weights of a member are the numbers of the epochs done."""
-    return jax.device_get(search(np.asarray(scores, np.float32), patience, max_epochs, np.bool_(has_holdout)))
+    return jax.device_get(search(np.asarray(scores, np.float32), patience, max_epochs, np.bool_(has_holdout), logarithmic))
 
 
 def test_the_progress_is_told_epoch_by_epoch():
@@ -165,8 +165,8 @@ def test_the_progress_is_told_epoch_by_epoch():
     assert told == [1, 2, 3, 4, 5] and int(found.epochs) == 5
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def search(scores, patience, max_epochs, has_holdout):
+@functools.partial(jax.jit, static_argnums=(1, 2, 4))
+def search(scores, patience, max_epochs, has_holdout, logarithmic=False):
     return epochs.train_with_early_stopping(
         epoch=lambda training, number: number + 1,
         score=lambda training: scores[training - 1],
@@ -176,7 +176,18 @@ def search(scores, patience, max_epochs, has_holdout):
         has_holdout=has_holdout,
         patience=patience,
         max_epochs=max_epochs,
+        logarithmic=logarithmic,
     )
+
+
+def test_logarithms_are_compared_as_their_numbers_and_may_be_large():
+    """A log-density of -1e5 has no exponential in float32."""
+    logs = np.log(np.array([[1.0, 2.0], [0.995, 1.5], [0.98, 1.49], [0.98, 1.4]] + [[0.98, 1.4]] * 9))
+    due, found = run_search(np.exp(logs), 2, 13), run_search(logs, 2, 13, logarithmic=True)
+    np.testing.assert_array_equal(found.best["w"], due.best["w"])
+    assert found.best["w"][:, 0].tolist() == [3, 4] and int(found.epochs) == int(due.epochs) == 7
+    far = run_search([[3e5], [2e5], [2e5], [1e5], [1e5]] + [[1e5]] * 9, 2, 13, logarithmic=True)
+    assert far.best["w"][0, 0] == 4 and int(far.epochs) == 7
 
 
 @pytest.mark.parametrize("seed", range(6))

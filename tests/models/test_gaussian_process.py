@@ -105,6 +105,24 @@ def test_the_penalty_is_1_at_a_ratio_of_1000_and_at_a_hundredth_of_the_spread():
     assert float(regression.penalty(hyper_of([200.0, 0.5], 1.0, 1.0), spread)) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("kind", ["exact", "sparse"])
+def test_a_fit_begins_at_the_first_guess_if_the_last_one_explains_less(kind):
+    """Hyperparameters with a noise of 100 times the data and lengths of a thousandth, and those of the last fit."""
+    inputs, target = data()
+    rows = fit.Rows(jnp.asarray(inputs), jnp.asarray(target)[:, None], jnp.ones(30, bool))
+    bad = jax.tree.map(lambda leaf: leaf[None], hyper_of([1e-3, 1e-3, 1e-3], 1.0, 100.0))
+
+    @jax.jit
+    def fitted(before, fits):
+        given = rows, jnp.zeros(1), before, fits
+        return fit.fit_exact(40, *given) if kind == "exact" else fit.fit_sparse(40, 8, *given, jax.random.key(0))
+
+    (first, cost), (again, same) = fitted(bad, jnp.int32(0)), fitted(bad, jnp.int32(1))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    _, continued = fitted(first.hyper, jnp.int32(1))
+    assert float(same[0]) == float(cost[0]) and float(continued[0]) < float(cost[0]) + 1e-6
+
+
 def test_fitc_is_the_density_of_its_matrix():
     """Evidence and predictions by the dense matrices of Snelson and Ghahramani, in NumPy."""
     inputs, target = data()

@@ -138,6 +138,17 @@ def test_the_risk_of_a_single_return_is_that_return(risk):
     assert [float(x) for x in found] == [-3.25] * 3
 
 
+@pytest.mark.parametrize("deviations", [1.0, -0.5])
+def test_the_derivative_of_a_risk_of_equal_returns_is_that_of_their_mean(deviations):
+    """That of a deviation of exactly 0 is not defined. Of other returns it is (r_i - mean) / (n deviation)."""
+    slope = jax.jit(jax.grad(lambda returns: at_risk(returns, RiskConfig(deviations=deviations))))
+    for equal in (np.full(4, -3.25, np.float32), np.full(1, 7.0, np.float32)):
+        np.testing.assert_array_equal(slope(equal), 1 / np.float32(equal.size))
+    returns = np.array([1.0, 2.0, 4.0, 9.0])
+    due = 1 / 4 - deviations * (returns - returns.mean()) / (4 * returns.std())
+    np.testing.assert_allclose(slope(returns.astype(np.float32)), due, rtol=1e-5)
+
+
 def test_no_deviation_is_the_mean_bit_for_bit():
     returns = np.random.default_rng(0).normal(size=1000).astype(np.float32) * 1000
     risky, mean = jax.jit(lambda x: at_risk(x, RiskConfig(deviations=0.0))), jax.jit(jnp.mean)

@@ -5,8 +5,9 @@ Reward          r / deviation of the discounted returns so far, R <- discount R 
                 start of an episode
 
 The statistics are part of the agent's state, so exported and evaluated policies have them. Stored rows stay as they were:
-they are normalised at each use, by the statistics of that time. `measure` changes the statistics. Call it after the
-updates: they are then those with which the newest actions were chosen.
+they are normalised at each use, by the statistics of that time. `earned` changes those of the rewards. Call it before the
+updates: else the first reward of a task that had paid nothing is divided by the deviation of zeros. `seen` changes those of
+the observations. Call it after the updates: they are then those with which the newest actions were chosen.
 """
 
 from __future__ import annotations
@@ -88,8 +89,10 @@ class Normalized(NamedTuple):
 
     agent: ActorCritic
     """Its functions take and return observations, rewards, targets and values in the task's units."""
-    measure: Callable[[Any, Transition], Any]
-    """(state, transitions [period, num_envs]) -> the state with these in its statistics."""
+    earned: Callable[[Any, Transition], Any]
+    """(state, transitions [period, num_envs]) -> the state with their rewards in its statistics."""
+    seen: Callable[[Any, Transition], Any]
+    """The same with their observations."""
 
 
 def normalized(
@@ -102,11 +105,16 @@ def normalized(
     normalisation that `settings` ask for: the plain agent if they ask for none, else one with a `NormalizedState`. Raises
     UserError if images are to be normalised."""
     if not (settings.normalize_observations or settings.normalize_rewards):
-        return Normalized(make(None), lambda state, transitions: state)
+        return Normalized(make(None), unchanged, unchanged)
     if settings.normalize_observations and isinstance(observation, Box) and len(observation.shape) > 1:
         raise UserError(f"normalize_observations needs vectors, and observations are {observation}: set it to false")
     functions = _Normalized(settings, num_envs, observation, make)
-    return Normalized(actor_critic(functions), functions.measure)
+    return Normalized(actor_critic(functions), functions.earned, functions.seen)
+
+
+def unchanged(state: Any, transitions: Transition) -> Any:
+    """`Normalized.earned` and `seen` of a plain agent."""
+    return state
 
 
 def inside(change: Callable[[Any], Any], state: Any) -> Any:
@@ -130,16 +138,20 @@ class _Normalized(NamedTuple):
             running_return=jnp.zeros(self.num_envs),
         )
 
-    def measure(self, state: NormalizedState, transitions: Transition) -> NormalizedState:
-        """`Normalized.measure`."""
-        if self.settings.normalize_observations:
-            rows = encode(self.observation, flatten(transitions).observation)
-            state = state._replace(observations=merge(state.observations, rows, LIMIT))
-        if self.settings.normalize_rewards:
-            ended = transitions.terminated | transitions.truncated
-            last, totals = returns.discounted_so_far(state.running_return, transitions.reward, ended, state.discount)
-            state = state._replace(running_return=last, returns=merge(state.returns, totals.reshape(-1, 1), LIMIT))
-        return state
+    def earned(self, state: NormalizedState, transitions: Transition) -> NormalizedState:
+        """`Normalized.earned`."""
+        if not self.settings.normalize_rewards:
+            return state
+        ended = transitions.terminated | transitions.truncated
+        last, totals = returns.discounted_so_far(state.running_return, transitions.reward, ended, state.discount)
+        return state._replace(running_return=last, returns=merge(state.returns, totals.reshape(-1, 1), LIMIT))
+
+    def seen(self, state: NormalizedState, transitions: Transition) -> NormalizedState:
+        """`Normalized.seen`."""
+        if not self.settings.normalize_observations:
+            return state
+        rows = encode(self.observation, flatten(transitions).observation)
+        return state._replace(observations=merge(state.observations, rows, LIMIT))
 
     def of(self, state: NormalizedState) -> ActorCritic:
         """The agent with the statistics of the state."""

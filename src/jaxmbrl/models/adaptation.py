@@ -66,6 +66,12 @@ class AdaptationConfig:
     batch_size: Annotated[int, Ge(1)] = 256
     """Rows of either kind in each step."""
 
+    def problem(self) -> tuple[str, str] | None:
+        """(field, message) of the first violated rule that involves several fields, or None."""
+        if self.distance == "mmd" and self.batch_size < 2:
+            return "batch_size", f"must be at least 2 for mmd, which compares different rows, got {self.batch_size}"
+        return None
+
 
 class Adaptation(NamedTuple):
     """State of the adaptation."""
@@ -77,8 +83,11 @@ class Adaptation(NamedTuple):
 
 
 def init(config: AdaptationConfig, layout: Layout, model: EnsembleState, key: Key) -> Adaptation:
-    """The state before the first adaptation of `model`. Raises UserError if its layers are normalised (`norms`), or if its
-    members are drawn from a distribution over weights, which is what the next fit starts from."""
+    """The state before the first adaptation of `model`. Raises UserError if it has no hidden layers, if its layers are
+    normalised (`norms`), or if its members are drawn from a distribution over weights, which is what the next fit starts
+    from."""
+    if not layout.config.hidden:
+        raise UserError("ensemble.hidden must not be empty for an adaptation, which changes hidden layers")
     if layout.config.norms:
         raise UserError(f"ensemble.norms must be empty for an adaptation, got {list(layout.config.norms)}")
     if layout.posterior is not None:

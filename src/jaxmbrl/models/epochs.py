@@ -6,6 +6,7 @@ Nothing here depends on the kind of model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -100,6 +101,7 @@ def train_with_early_stopping(
     patience: int,
     max_epochs: int,
     on_epoch: Callable[[Int[Array, ""]], None] | None = None,
+    logarithmic: bool = False,
 ) -> EarlyStopping:
     """Repeat `epoch(training, number)` at most `max_epochs` times, until more than `patience` epochs in a row improve no
     member.
@@ -107,7 +109,8 @@ def train_with_early_stopping(
     After each epoch `score(training)` [E] is compared with each member's best score: a member more than 1 % below it has
     improved, and its `weights(training)` [E, ...] are kept. With patience 5, training stops after the sixth consecutive
     epoch without improvement, as in MBPO's code. A score that is not finite is no improvement. If `has_holdout` is false,
-    scores are ignored: all epochs are run and the last weights are kept.
+    scores are ignored: all epochs are run and the last weights are kept. Scores are above 0, or their logarithms if
+    `logarithmic`.
     `on_epoch` is called on the host with the number of epochs so far.
     """
 
@@ -117,7 +120,8 @@ def train_with_early_stopping(
     def body(search: EarlyStopping) -> EarlyStopping:
         training = epoch(search.training, search.epochs)
         now = score(training)
-        improved = (now < (1 - IMPROVEMENT) * search.score) | ~has_holdout
+        bound = search.score + math.log1p(-IMPROVEMENT) if logarithmic else (1 - IMPROVEMENT) * search.score
+        improved = (now < bound) | ~has_holdout
         if on_epoch is not None:
             jax.debug.callback(on_epoch, search.epochs + 1)
         return EarlyStopping(

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxmbrl.core.roots import root
 from jaxmbrl.core.types import Key
 
 Propagation: TypeAlias = Literal["ts1", "tsinf", "expectation", "distribution", "moment_matching"]
@@ -86,7 +87,7 @@ def gaussian(
     if propagation == "expectation":
         return middle, jnp.zeros_like(middle)
     aleatoric, epistemic = uncertainty(mean, variance)
-    return middle, _sqrt(aleatoric + epistemic)
+    return middle, root(aleatoric + epistemic)
 
 
 def uncertain(mean: Float[Array, "K N D"], variance: Float[Array, "K N D"], threshold: float | None) -> Bool[Array, "N"]:
@@ -103,10 +104,4 @@ def match_moments(rows: Float[Array, "N O"], key: Key) -> Float[Array, "N O"]:
     # Relative to one of the rows, so that equal rows stay equal in any precision.
     shifted = rows - rows[0]
     mean = rows[0] + jnp.mean(shifted, axis=0)
-    return mean + _sqrt(jnp.var(shifted, axis=0)) * jax.random.normal(key, rows.shape, rows.dtype)
-
-
-def _sqrt(variance: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
-    # The derivative of the root at 0 is infinite, so no gradient flows through it there.
-    none = variance == 0
-    return jnp.where(none, 0.0, jnp.sqrt(jnp.where(none, 1.0, variance)))
+    return mean + root(jnp.var(shifted, axis=0)) * jax.random.normal(key, rows.shape, rows.dtype)

@@ -22,6 +22,7 @@ from annotated_types import Ge, Le
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxmbrl.core.config import UserError, check
+from jaxmbrl.core.roots import root
 from jaxmbrl.core.spaces import Box, Space
 from jaxmbrl.core.types import Action, Carry, Key, Objective, Problem, Stages, Transition, World
 from jaxmbrl.rollout import Return, open_loop, planned_return, rollout, step_keys
@@ -51,7 +52,8 @@ def at_risk(returns: Float[Array, "*n"], risk: RiskConfig) -> Float[Array, ""]:
     if risk.quantile is not None:
         return jnp.quantile(returns, risk.quantile)
     if risk.deviations != 0:
-        return jnp.mean(returns) - risk.deviations * jnp.std(returns)
+        # Equal returns, such as those of one row, have a deviation of exactly 0, whose derivative is taken as 0.
+        return jnp.mean(returns) - risk.deviations * root(jnp.var(returns - returns.ravel()[0]))
     return jnp.mean(returns)
 
 

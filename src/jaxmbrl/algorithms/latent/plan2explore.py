@@ -46,7 +46,7 @@ from jaxmbrl.nn.optimizer import Trainable
 class Config(RSSMSettings):
     """Settings of a run of Plan2Explore."""
 
-    agent: ImaginedConfig = field(default_factory=ImaginedConfig)
+    agent: ImaginedConfig = field(default_factory=lambda: ImaginedConfig(replay_value=0.0))
     """Actor and critic, of both agents."""
     one_step: OneStepConfig = field(default_factory=OneStepConfig)
     """The networks whose disagreement is the bonus."""

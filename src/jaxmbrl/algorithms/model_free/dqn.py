@@ -99,7 +99,7 @@ class State(NamedTuple):
 def make(config: Config, task: Task) -> Algorithm:
     """DQN on `task`, with the extensions that the settings choose."""
     space, actions = task.observation, number_of_actions(task, "dqn", images=True)
-    agent, measure = normalized(
+    agent, earned, seen = normalized(
         config, config.num_envs, space, lambda normalizer: q_learning.make(config.agent, space, actions, normalizer)
     )
     learner = with_updates(agent, actor=lambda state, batch, key: (state, {})) if config.copy_every else agent
@@ -127,13 +127,13 @@ def make(config: Config, task: Task) -> Algorithm:
             return {"imitation": config.margin_weight * batch.is_demonstration} if imitates else {}
 
         agent_state, experience, found = learn_from_experience(
-            config, rewarded, state.agent, state.experience, clock, transitions, update_key, imitation
+            config, rewarded, earned(state.agent, transitions), state.experience, clock, transitions, update_key, imitation
         )
         if config.copy_every:
             due = passes(clock, config.copy_every, steps_per_call)
             copied = partial(inside, q_learning.copy_target)
             agent_state, _ = metrics.cond_update(due, lambda state: (copied(state), {}), agent_state)
-        return State(measure(agent_state, transitions), experience, counts, key), found
+        return State(seen(agent_state, transitions), experience, counts, key), found
 
     def views(state: State) -> Views:
         return Views(state.experience.own, critic=critic_view(agent, state.agent))

@@ -86,7 +86,7 @@ def make(config: Config, task: Task, name: str = "td3") -> Algorithm:
             return made
         return with_target_error(made, *sizes, of.hidden, of.learning_rate, of.polyak, normalizer)
 
-    agent, measure = normalized(config, config.num_envs, task.observation, agent_with)
+    agent, earned, seen = normalized(config, config.num_envs, task.observation, agent_with)
 
     def init(key: Key, hyper: Hyper, data: Transition | None = None) -> State:
         agent_key, key = jax.random.split(key)
@@ -102,9 +102,9 @@ def make(config: Config, task: Task, name: str = "td3") -> Algorithm:
         counts = count_bonus.add(state.counts, task.observation, flatten(transitions).observation)
         learner = count_bonus.rewarded(agent, counts, config.count_bonus, task.observation)
         agent_state, experience, found = learn_from_experience(
-            config, learner, state.agent, state.experience, clock, transitions, update_key
+            config, learner, earned(state.agent, transitions), state.experience, clock, transitions, update_key
         )
-        return State(measure(agent_state, transitions), experience, counts, key), found
+        return State(seen(agent_state, transitions), experience, counts, key), found
 
     def views(state: State) -> Views:
         return Views(state.experience.own, critic=critic_view(agent, state.agent))

@@ -17,9 +17,10 @@ implementations treat them as terminations. The value function's loss is not cli
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
+from annotated_types import Ge
 
 from jaxmbrl.agents import on_policy
 from jaxmbrl.agents.on_policy import OnPolicyState, PPOConfig
@@ -36,6 +37,10 @@ class Config(AnnealedSettings):
 
     agent: PPOConfig = field(default_factory=PPOConfig)
     """Policy and value function."""
+    collect_steps: Annotated[int, Ge(1)] = 256
+    """T: steps of each environment between two updates. Episodes continue across updates."""
+    epoch_steps: Annotated[int, Ge(1)] = 2048
+    """Environment steps between two rows of metrics."""
 
     def problem(self) -> tuple[str, str] | None:
         """(field, message) of the first violated rule that involves several fields, or None."""

@@ -88,6 +88,8 @@ class Config(DynamicsChoice, ModelChoice, LoopSettings):
             return "particles", f"must be 1 with propagation 'expectation', where all are equal, got {self.particles}"
         if by_members and self.particles % self.ensemble.elites and propagation in ("ts1", "tsinf"):
             return "particles", f"must be a multiple of ensemble.elites ({self.ensemble.elites}), got {self.particles}"
+        if self.planner.method == "ilqr" and by_members and self.ensemble.precision == "bfloat16":
+            return "ensemble.precision", "must be float32 for planner.method ilqr, which needs second derivatives"
         return None
 
 

@@ -134,6 +134,8 @@ class EnsembleConfig:
                 "weight_decay",
                 f"must be empty for {self.kind}, which has a prior instead, got {list(self.weight_decay)}",
             )
+        if self.noise_decay:
+            return "noise_decay", f"must be 0 for {self.kind}, got {self.noise_decay}"
         if self.beta_nll > 0:
             return "beta_nll", f"must be 0 for {self.kind}, which needs the likelihood itself, got {self.beta_nll}"
         if self.kind == "concrete-dropout" and self.bayesian.rate == 0:

@@ -53,7 +53,8 @@ def fit_members(
         taken = jax.tree.map(lambda leaf: leaf[index], rows._replace(extras=()))
         return Batch(
             inputs=normalize(inputs, inputs_of(layout, taken.observation, taken.action)),
-            targets=normalize(targets, targets_of(layout, taken)),
+            # What did not vary is predicted as a constant, so weights cannot lower its error on the holdout.
+            targets=jnp.where(targets.std > 0, normalize(targets, targets_of(layout, taken)), 0.0),
             next_features=features_of_next(layout, inputs, taken.next_observation),
             terminated=taken.terminated,
         )
@@ -94,6 +95,7 @@ def fit_members(
         patience=config.patience,
         max_epochs=config.max_epochs,
         on_epoch=on_epoch,
+        logarithmic=layout.components is not None,
     )
     fitted = search.training._replace(params=search.training.params._replace(network=search.best))
     if layout.posterior is None:
@@ -140,10 +142,10 @@ def measure_rows(layout: Layout, rows: Transition, mask: Bool[Array, "C"]) -> tu
 
 
 def _score(layout: Layout, statistics: dict[str, Float[Array, "E"]]) -> Float[Array, "E"]:
-    """What early stopping compares and elites are ranked by, above 0 and smaller if better: the squared error, or of a
-    mixture, whose mean does not tell its modes apart, exp(-2 log-density) for each dimension. Of a Gaussian whose variance
-    is the squared error, the latter is proportional to it."""
-    return statistics["error"] if layout.components is None else jnp.exp(-2 * statistics["likelihood"])
+    """What early stopping compares and elites are ranked by, smaller if better: the squared error, or of a mixture, whose
+    mean does not tell its modes apart, -2 log-density for each dimension. Of a Gaussian with the squared error as variance
+    the latter is the logarithm of the squared error, up to a constant."""
+    return statistics["error"] if layout.components is None else -2 * statistics["likelihood"]
 
 
 def holdout_statistics(

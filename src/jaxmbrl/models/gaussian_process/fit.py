@@ -177,11 +177,12 @@ def fit_sparse(
     key: Key,
 ) -> tuple[Posterior, Float[Array, "D"]]:
     """(FITC with `size` inducing inputs that all outputs share, the negative evidence of each). Inducing inputs, which
-    start at different random rows, and hyperparameters are found together, by the sum of the outputs' evidence."""
+    start at different random rows, and hyperparameters are found together, by the sum of the outputs' evidence, from those
+    of the last fit or from the first guess, whichever is better."""
     guess, spread = first_guess(rows)
     # Rows that are missing come last.
     order = jnp.argsort(jnp.where(rows.mask, jax.random.uniform(key, rows.mask.shape), 2.0))
-    start = tree.where(fits > 0, before, guess), rows.inputs[order[:size]]
+    inducing = rows.inputs[order[:size]]
 
     def costs(point: tuple[Hyperparameters, Array]) -> Float[Array, "D"]:
         hyper, inducing = point
@@ -194,7 +195,8 @@ def fit_sparse(
     def cost(point: tuple[Hyperparameters, Array]) -> Float[Array, ""]:
         return jnp.sum(costs(point)) + jnp.sum(jax.vmap(penalty, in_axes=(0, None))(point[0], spread))
 
-    hyper, inducing = minimize(cost, start, evaluations).point
+    better = (fits > 0) & (cost((before, inducing)) < cost((guess, inducing)))
+    hyper, inducing = minimize(cost, (tree.where(better, before, guess), inducing), evaluations).point
 
     def fitted(hyper: Hyperparameters, target: Array) -> tuple[Array, Array]:
         return _sparse(hyper, inducing, rows.inputs, target, rows.mask)

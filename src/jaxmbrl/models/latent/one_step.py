@@ -17,6 +17,7 @@ from annotated_types import Ge
 from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
 
+from jaxmbrl.core.roots import root
 from jaxmbrl.core.spaces import Space, encode, encoded_size
 from jaxmbrl.core.types import Key, PyTree, Transition, World
 from jaxmbrl.models.latent.interface import Belief, LatentModel, Window
@@ -88,8 +89,7 @@ def spread(predictions: Float[Array, "K *n Z"], measure: Literal["deviation", "v
     variance = jnp.var(predictions - predictions[:1], axis=0)
     if measure == "variance":
         return jnp.mean(variance, axis=-1)
-    positive = variance > 0
-    return jnp.mean(jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0), axis=-1)
+    return jnp.mean(root(variance), axis=-1)
 
 
 def curious(world: World, networks: OneStep, params: PyTree, action: Space, intrinsic: float, extrinsic: float) -> World:
