@@ -50,10 +50,12 @@ SMOKE = {
     "svg": "pendulum",
     "steve": "pendulum",
     "gps": "pendulum-reach",
-    "dyna-q": "cliff-walking",
+    "dyna-q": "CliffWalking",
     "dqn": "CartPole-v1",
 }
 """Method -> task of the smoke test, at the size of the contract tests, in order of worth."""
+SMOKE_SETTINGS = {"gps": {"epoch_steps": 160}}
+"""Their settings beside the tiny ones: GPS has rounds of 4 episodes of 40 steps on its task."""
 SMOKE_STEPS = 200
 SEEDS = (1, 8, 32)
 BATCHES = (1024, 4096)
@@ -124,11 +126,10 @@ def sized(number: int, scale: float, least: int = 2) -> int:
 def smoke(scale: float) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each method twice over `SMOKE_STEPS`: at once, and resumed from a checkpoint after half of them."""
     import jaxmbrl
-    from jaxmbrl import algorithms
 
     for method, task in SMOKE.items():
         begun = time.perf_counter()
-        given: dict[str, Any] = {"settings": dict(algorithms.get(method).tiny), "seeds": 2}
+        given: dict[str, Any] = {"settings": smoke_settings(method), "seeds": 2}
         try:
             with tempfile.TemporaryDirectory() as folder:
                 whole = jaxmbrl.train(method, task, steps=SMOKE_STEPS, **given)
@@ -142,6 +143,13 @@ def smoke(scale: float) -> Iterator[tuple[str, dict[str, Any]]]:
         except Exception as error:  # One method must not cost the others.
             figures = {"error": f"{type(error).__name__}: {error}"[:500]}
         yield f"smoke, {method} on {task}", figures | {"seconds": time.perf_counter() - begun}
+
+
+def smoke_settings(method: str) -> dict[str, Any]:
+    """The settings of a method's smoke test."""
+    from jaxmbrl import algorithms
+
+    return dict(algorithms.get(method).tiny) | SMOKE_SETTINGS.get(method, {})
 
 
 def floats(tree: Any) -> list[np.ndarray]:
@@ -243,7 +251,7 @@ def learn(scale: float) -> Iterator[tuple[str, dict[str, Any]]]:
     import jaxmbrl
     from jaxmbrl import algorithms
 
-    found: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    found: queue.Queue[dict[str, Any] | BaseException | None] = queue.Queue()
     begun = time.perf_counter()
 
     def tell(rows: list[dict[str, Any]]) -> bool:
@@ -262,12 +270,15 @@ def learn(scale: float) -> Iterator[tuple[str, dict[str, Any]]]:
         task, seeds = ("Hopper-v5", 8) if scale >= 1 else ("pendulum", 2)
         try:
             jaxmbrl.train("mbpo", task, seeds=seeds, settings=settings, callback=tell, **fields)
-        finally:
             found.put(None)
+        except BaseException as error:
+            found.put(error)
 
     threading.Thread(target=train, daemon=True).start()
     curve: list[dict[str, Any]] = []
     while (figures := found.get()) is not None:
+        if isinstance(figures, BaseException):
+            raise figures
         curve.append(figures)
         yield "MBPO learns", {"curve": curve}
 

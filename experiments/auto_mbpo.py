@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="pendulum")
     parser.add_argument("--preset", default="small")
-    parser.add_argument("--out", type=Path, default=Path("runs/auto_mbpo"))
+    parser.add_argument("--out", type=Path, help="by default runs/auto_mbpo, with --quick runs/auto_mbpo-quick")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--stages", type=int, default=5)
     parser.add_argument("--runs", type=int, default=10)
@@ -110,6 +110,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--decides", nargs="+", default=["refit_every", "real_ratio"], choices=[*auto_mbpo.CHOICES])
     parser.add_argument("--quick", action="store_true", help="tiny networks and few runs (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/auto_mbpo-quick" if args.quick else "runs/auto_mbpo")
     settings, steps, sizes = dict(SETTINGS), args.steps, {"stages": args.stages, "runs": args.runs}
     if args.quick:
         settings, steps, sizes = {**SETTINGS, **QUICK}, 600, {"stages": 2, "runs": 2, "baseline_runs": 1}

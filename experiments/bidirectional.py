@@ -328,7 +328,7 @@ def say(compared: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure, train, print the tables, and write the picture and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/bidirectional"))
+    parser.add_argument("--out", type=Path, help="by default runs/bidirectional, with --quick runs/bidirectional-quick")
     parser.add_argument("--errors", nargs="*", default=["pendulum"], choices=MODELS)
     parser.add_argument("--task", default="pendulum", choices=TASKS)
     parser.add_argument("--steps", type=int, default=2000)
@@ -336,6 +336,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--cases", nargs="*", default=["mbpo", "bmpo"], choices=CASES)
     parser.add_argument("--quick", action="store_true", help="one small ensemble and few steps (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/bidirectional-quick" if args.quick else "runs/bidirectional")
     args.out.mkdir(parents=True, exist_ok=True)
     picture, file = args.out / "bidirectional.png", args.out / "bidirectional.json"
     command = (

@@ -288,12 +288,13 @@ def write(found: dict[str, Any], sizes: Sizes, out: Path, command: str) -> dict[
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Fit the models, print the table, and write the picture and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/bimodal-noise"))
+    parser.add_argument("--out", type=Path, help="by default runs/bimodal-noise, with --quick runs/bimodal-noise-quick")
     parser.add_argument("--runs", type=Path, help="folder of the runs of PETS")
     parser.add_argument("--seeds", type=int, default=Sizes().seeds)
     parser.add_argument("--returns", action="store_true", help="train PETS with each model, too")
     parser.add_argument("--quick", action="store_true", help="one seed and few steps (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/bimodal-noise-quick" if args.quick else "runs/bimodal-noise")
     args.out.mkdir(parents=True, exist_ok=True)
     sizes = QUICK if args.quick else Sizes(seeds=args.seeds)
     found = study(sizes)

@@ -118,11 +118,14 @@ def run(expert: Path, seed: int, quick: bool) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Run all seeds, print them, and write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/cloning-from-states"))
+    parser.add_argument(
+        "--out", type=Path, help="by default runs/cloning-from-states, with --quick runs/cloning-from-states-quick"
+    )
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--expert", type=Path, help="a run of SAC on pendulum with at least as many seeds")
     parser.add_argument("--quick", action="store_true", help="few steps (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/cloning-from-states-quick" if args.quick else "runs/cloning-from-states")
     args.out.mkdir(parents=True, exist_ok=True)
     expert = args.expert or args.out / "expert"
     if args.expert is None:

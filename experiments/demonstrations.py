@@ -145,11 +145,12 @@ def line(name: str, case: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Run the cases, print them, and write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/demonstrations"))
+    parser.add_argument("--out", type=Path, help="by default runs/demonstrations, with --quick runs/demonstrations-quick")
     parser.add_argument("--only", nargs="+", choices=STUDIES, default=list(STUDIES), metavar="CASE")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--quick", action="store_true", help="few steps and tiny networks (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/demonstrations-quick" if args.quick else "runs/demonstrations")
     args.out.mkdir(parents=True, exist_ok=True)
     numbers = args.out / "demonstrations.json"
     cases = json.loads(numbers.read_text())["cases"] if numbers.exists() else {}

@@ -209,12 +209,13 @@ def table(cases: dict[str, Any]) -> list[str]:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Run the studies, print the table, and write the picture and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/distillation"))
+    parser.add_argument("--out", type=Path, help="by default runs/distillation, with --quick runs/distillation-quick")
     parser.add_argument("--only", nargs="+", choices=STUDIES, default=list(STUDIES))
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="tiny experts and two short rounds (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/distillation-quick" if args.quick else "runs/distillation")
     args.out.mkdir(parents=True, exist_ok=True)
     numbers, rounds = args.out / "distillation.json", 2 if args.quick else args.rounds
     cases = json.loads(numbers.read_text())["cases"] if numbers.exists() else {}

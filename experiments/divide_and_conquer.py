@@ -243,13 +243,16 @@ def draw(found: dict[str, Any], file: Path) -> None:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Train all cases, print their returns, and write the picture and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/divide-and-conquer"))
+    parser.add_argument(
+        "--out", type=Path, help="by default runs/divide-and-conquer, with --quick runs/divide-and-conquer-quick"
+    )
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--iterations", type=int, default=50)
     parser.add_argument("--every", type=int, default=10, help="R: iterations between two distillations")
     parser.add_argument("--quick", action="store_true", help="two rounds of one iteration (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/divide-and-conquer-quick" if args.quick else "runs/divide-and-conquer")
     args.out.mkdir(parents=True, exist_ok=True)
     every, episodes = (1, 2) if args.quick else (args.every, EPISODES)
     rounds = 2 if args.quick else args.iterations // every

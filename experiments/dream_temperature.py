@@ -106,11 +106,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Train the missing runs, print the table, and write the picture and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="cartpole-continuous")
-    parser.add_argument("--out", type=Path, default=Path("runs/dream_temperature"))
+    parser.add_argument(
+        "--out", type=Path, help="by default runs/dream_temperature, with --quick runs/dream_temperature-quick"
+    )
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--episodes", type=int, default=100, help="episodes of an evaluation")
     parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and two temperatures (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/dream_temperature-quick" if args.quick else "runs/dream_temperature")
     temperatures, steps, seeds, episodes, changes = TEMPERATURES, STEPS, args.seeds, args.episodes, {}
     if args.quick:
         changes = dict(algorithms.get("world-models").tiny) | {"rounds": 1}

@@ -318,9 +318,10 @@ def draw(found: dict[str, Any], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Run everything, print the table and the checks, and write the picture and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/dyna_maze"))
+    parser.add_argument("--out", type=Path, help="by default runs/dyna_maze, with --quick runs/dyna_maze-quick")
     parser.add_argument("--quick", action="store_true", help="two seeds and few steps (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/dyna_maze-quick" if args.quick else "runs/dyna_maze")
     quick = args.quick
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "maze": lambda: maze(2, 3, (5,)) if quick else maze(300, 50),

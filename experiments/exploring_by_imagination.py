@@ -146,12 +146,17 @@ def draw(found: dict[str, Any], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Train the runs that are missing, and write picture and numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/exploring_by_imagination"))
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="by default runs/exploring_by_imagination, with --quick runs/exploring_by_imagination-quick",
+    )
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--action-repeat", type=int, default=4)
     parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and 400 steps (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/exploring_by_imagination-quick" if args.quick else "runs/exploring_by_imagination")
     repeat = args.action_repeat
     steps, seeds, settings, longest = args.steps, args.seeds, {"epoch_steps": 500}, LONGEST // repeat
     if args.quick:

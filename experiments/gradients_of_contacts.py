@@ -170,11 +170,14 @@ def limits(values: Float[np.ndarray, "points"]) -> tuple[float, float]:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Scan, print the table, write picture and numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/gradients_of_contacts"))
+    parser.add_argument(
+        "--out", type=Path, help="by default runs/gradients_of_contacts, with --quick runs/gradients_of_contacts-quick"
+    )
     parser.add_argument("--points", type=int, default=201)
     parser.add_argument("--span", type=float, default=0.5, help="largest distance from the policy")
     parser.add_argument("--quick", action="store_true", help="only the pendulum and few steps (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/gradients_of_contacts-quick" if args.quick else "runs/gradients_of_contacts")
     args.out.mkdir(parents=True, exist_ok=True)
     tasks, steps, points = (("pendulum",), 10, 11) if args.quick else (TASKS, HORIZONS[-1], args.points)
     at = np.linspace(-args.span, args.span, points)

@@ -128,11 +128,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Run both variants, and write picture and numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="pendulum-reach")
-    parser.add_argument("--out", type=Path, default=Path("runs/guided_policy_search"))
+    parser.add_argument(
+        "--out", type=Path, help="by default runs/guided_policy_search, with --quick runs/guided_policy_search-quick"
+    )
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--quick", action="store_true", help="a tiny network, two seeds and two iterations (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/guided_policy_search-quick" if args.quick else "runs/guided_policy_search")
     seeds, iterations, settings = args.seeds, args.iterations, {}
     if args.quick:
         seeds, iterations, settings = 2, 2, {"agent.hidden": [8], "agent.updates": 10, "model.iterations": 2}

@@ -140,11 +140,12 @@ def draw(found: dict[str, Any], file: Path) -> None:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Fit the models, plan, print the returns, and write the picture and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/joint-policy"))
+    parser.add_argument("--out", type=Path, help="by default runs/joint-policy, with --quick runs/joint-policy-quick")
     parser.add_argument("--models", type=int, default=2)
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--quick", action="store_true", help="tiny models and few episodes (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/joint-policy-quick" if args.quick else "runs/joint-policy")
     args.out.mkdir(parents=True, exist_ok=True)
     models, episodes, search, wide = args.models, args.episodes, SEARCH, WIDE
     if args.quick:

@@ -133,12 +133,13 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--preset", metavar="NAME", help="the method's own for each task if not given")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--steps", type=int, help="environment steps of each seed; the preset's if not given")
-    parser.add_argument("--out", type=Path, default=Path("runs/mbpo_gym"))
+    parser.add_argument("--out", type=Path, help="by default runs/mbpo_gym, with --quick runs/mbpo_gym-quick")
     parser.add_argument("--draw-only", action="store_true", help="only draw the existing runs")
     parser.add_argument("--quick", action="store_true", help="1,000 steps of two seeds on pendulum (smoke test)")
     words = list(words)
     cut = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:cut])
+    args.out = args.out or Path("runs/mbpo_gym-quick" if args.quick else "runs/mbpo_gym")
     for name, value in (QUICK if args.quick else {"tasks": list(TASKS), "seeds": 4}).items():
         if getattr(args, name) is None:
             setattr(args, name, value)

@@ -205,12 +205,15 @@ def draw(numbers: dict[str, Any], file: Path) -> None:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Train what is missing, measure, print, and write the picture and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/model_adaptation"))
+    parser.add_argument(
+        "--out", type=Path, help="by default runs/model_adaptation, with --quick runs/model_adaptation-quick"
+    )
     parser.add_argument("--runs", type=Path, help="folder of the runs; by default that of --out")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--quick", action="store_true", help="small networks (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/model_adaptation-quick" if args.quick else "runs/model_adaptation")
     args.out.mkdir(parents=True, exist_ok=True)
     runs = {method: (args.runs or args.out) / f"{TASK}-{method}" for method in METHODS}
     changes = QUICK if args.quick else {}

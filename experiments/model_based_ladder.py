@@ -118,11 +118,14 @@ def draw(curves: dict[str, list[dict[str, Any]]], limits: dict[str, float], path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/model_based_ladder"))
+    parser.add_argument(
+        "--out", type=Path, help="by default runs/model_based_ladder, with --quick runs/model_based_ladder-quick"
+    )
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--quick", action="store_true", help="tiny searches and 400 steps (smoke test)")
     args = parser.parse_args()
+    args.out = args.out or Path("runs/model_based_ladder-quick" if args.quick else "runs/model_based_ladder")
     steps, changes = (400, QUICK) if args.quick else (args.steps, {})
 
     def rows_of(name: str, settings: dict[str, Any], seeds: int, steps: int) -> list[dict[str, Any]]:

@@ -88,11 +88,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Train the run if it is missing, and write picture and numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="pendulum")
-    parser.add_argument("--out", type=Path, default=Path("runs/mpo_duals"))
+    parser.add_argument("--out", type=Path, help="by default runs/mpo_duals, with --quick runs/mpo_duals-quick")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and 400 steps (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/mpo_duals-quick" if args.quick else "runs/mpo_duals")
     steps, seeds, changes = args.steps, args.seeds, {}
     if args.quick:
         changes = {"agent.hidden": [8], "batch_size": 8, "warmup_steps": 100, "epoch_steps": 100, "eval_every": 0}

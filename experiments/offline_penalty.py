@@ -164,11 +164,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Record the data, train, print the table, and write the numbers and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=PLANS, default=list(PLANS))
-    parser.add_argument("--out", type=Path, default=Path("runs/offline-penalty"))
+    parser.add_argument("--out", type=Path, help="by default runs/offline-penalty, with --quick runs/offline-penalty-quick")
     parser.add_argument("--steps", type=int, default=500, help="calls of `learn`, each of ten updates")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--quick", action="store_true", help="few rows, two seeds and tiny networks (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/offline-penalty-quick" if args.quick else "runs/offline-penalty")
     args.out.mkdir(parents=True, exist_ok=True)
     config, cloning = (algorithms.get(name).presets["small"].config for name in ("mopo", "bc"))
     plans, steps, seeds, lambdas = PLANS, args.steps, args.seeds, LAMBDAS

@@ -236,12 +236,13 @@ def draw(tables: dict[str, Any], networks: dict[str, Any], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure, print the table, and write the picture and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/overestimation"))
+    parser.add_argument("--out", type=Path, help="by default runs/overestimation, with --quick runs/overestimation-quick")
     parser.add_argument("--runs", type=int, default=4000, help="runs with tables")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=30_000)
     parser.add_argument("--quick", action="store_true", help="few runs, two seeds and tiny networks (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/overestimation-quick" if args.quick else "runs/overestimation")
     args.out.mkdir(parents=True, exist_ok=True)
     runs, steps, seeds, sizes, changes = args.runs, args.steps, args.seeds, Sizes(), {}
     if args.quick:

@@ -170,7 +170,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Take the trials of each seed, print their costs, and write picture and numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="pilco-pendulum")
-    parser.add_argument("--out", type=Path, default=Path("runs/predicted_trials"))
+    parser.add_argument(
+        "--out", type=Path, help="by default runs/predicted_trials, with --quick runs/predicted_trials-quick"
+    )
     parser.add_argument("--trials", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
@@ -180,6 +182,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--run", type=Path, help="the folder of a run of pilco, in the place of training")
     parser.add_argument("--quick", action="store_true", help="two short trials with few rows (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/predicted_trials-quick" if args.quick else "runs/predicted_trials")
     use_float64()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.run is not None:

@@ -114,12 +114,13 @@ def draw(tasks: dict[str, Any], file: Path) -> None:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Train, print the comparison, and write the picture and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/real_ratio"))
+    parser.add_argument("--out", type=Path, help="by default runs/real_ratio, with --quick runs/real_ratio-quick")
     parser.add_argument("--runs", type=Path, default=Path("runs/real_ratio"))
     parser.add_argument("--tasks", nargs="+", default=[*TASKS], choices=TASKS)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--quick", action="store_true", help="tiny networks and few steps (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/real_ratio-quick" if args.quick else "runs/real_ratio")
     args.out.mkdir(parents=True, exist_ok=True)
     picture, file = args.out / "real-ratio.png", args.out / "real-ratio.json"
     written: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"tasks": {}}

@@ -163,11 +163,12 @@ def table(cases: dict[str, dict[str, Any]]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Train the missing runs, print the table, and write the picture and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/rollout_length"))
+    parser.add_argument("--out", type=Path, help="by default runs/rollout_length, with --quick runs/rollout_length-quick")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and 400 steps (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/rollout_length-quick" if args.quick else "runs/rollout_length")
     steps, seeds, changes = (400, 2, QUICK) if args.quick else (args.steps, args.seeds, {})
     by_length, by_share = sweep(steps, seeds, changes, args.out)
     picture, numbers = args.out / "rollout-length.png", args.out / "rollout-length.json"

@@ -301,12 +301,13 @@ def draw(found: dict[str, Any], horizons: tuple[int, ...], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Fit the models, estimate, print the table, and write picture and numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/score_or_path"))
+    parser.add_argument("--out", type=Path, help="by default runs/score_or_path, with --quick runs/score_or_path-quick")
     parser.add_argument("--rows", type=int, default=32768, help="trajectories")
     parser.add_argument("--transitions", type=int, default=500, help="data of a model; four times as many of the pendulum")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="few trajectories, short and in small models (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/score_or_path-quick" if args.quick else "runs/score_or_path")
     rows, horizons, config = args.rows, HORIZONS, MODEL
     if args.quick:
         rows, horizons = 256, (2, 5)

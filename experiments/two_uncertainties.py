@@ -177,10 +177,15 @@ def table(numbers: dict[str, dict[str, float]]) -> str:
 def main(arguments: list[str] | None = None) -> Study:
     """Run the study, print its numbers and write its picture."""
     parser = argparse.ArgumentParser(description="Two kinds of uncertainty of a probabilistic ensemble.")
-    parser.add_argument("--out", type=Path, default=Path("runs/two-uncertainties"), help="folder of the picture")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder of the picture; by default runs/two-uncertainties, with --quick runs/two-uncertainties-quick",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the data and the fit")
     parser.add_argument("--quick", action="store_true", help="fewer epochs (smoke test)")
     options = parser.parse_args(arguments)
+    options.out = options.out or Path("runs/two-uncertainties-quick" if options.quick else "runs/two-uncertainties")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

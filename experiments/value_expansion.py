@@ -281,12 +281,13 @@ def draw(found: dict[str, Any], updates: int, path: Path) -> None:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Train the policy and the critics, print the table, and write the picture and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/value_expansion"))
+    parser.add_argument("--out", type=Path, help="by default runs/value_expansion, with --quick runs/value_expansion-quick")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--updates", type=int, default=3000)
     parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and few updates (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/value_expansion-quick" if args.quick else "runs/value_expansion")
     args.out.mkdir(parents=True, exist_ok=True)
     full = (args.steps, args.seeds, args.updates, Sizes(), {})
     steps, seeds, updates, sizes, changes = (400, 2, 20, SMALL, QUICK) if args.quick else full

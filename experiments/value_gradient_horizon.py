@@ -135,12 +135,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Train the missing runs, print the table, and write the picture and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="pendulum")
-    parser.add_argument("--out", type=Path, default=Path("runs/value_gradient_horizon"))
+    parser.add_argument(
+        "--out", type=Path, help="by default runs/value_gradient_horizon, with --quick runs/value_gradient_horizon-quick"
+    )
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--episodes", type=int, default=50, help="episodes of an evaluation")
     parser.add_argument("--quick", action="store_true", help="tiny networks, two seeds and 400 steps (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/value_gradient_horizon-quick" if args.quick else "runs/value_gradient_horizon")
     steps, seeds, episodes = (400, 2, 2) if args.quick else (args.steps, args.seeds, args.episodes)
     found: dict[str, dict[str, Any]] = {}
     for method, horizons in (QUICK_HORIZONS if args.quick else HORIZONS).items():

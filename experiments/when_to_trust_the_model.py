@@ -488,11 +488,14 @@ def table(found: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Train, measure, print the table, and write the picture and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/when_to_trust_the_model"))
+    parser.add_argument(
+        "--out", type=Path, help="by default runs/when_to_trust_the_model, with --quick runs/when_to_trust_the_model-quick"
+    )
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="tiny networks, 1000 steps and few episodes (smoke test)")
     args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/when_to_trust_the_model-quick" if args.quick else "runs/when_to_trust_the_model")
     if not args.quick and args.steps < 5 * EVERY:
         parser.error(f"--steps must be at least {5 * EVERY}, so that there are later policies")
     args.out.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import jaxmbrl
+from jaxmbrl.training import programs
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import gpu  # noqa: E402
@@ -64,6 +67,23 @@ def test_the_first_process_leaves_the_device_to_the_cases(tmp_path):
     written = json.loads((tmp_path / "gpu.json").read_text())
     assert written["cases"] == {"matmul": {"ended": "no time was left"}}
     assert written["environment"]["command"] == "python benchmarks/gpu.py --minutes 0 --scale 1 --only matmul"
+
+
+@pytest.mark.parametrize("method", gpu.SMOKE)
+def test_the_smoke_tests_can_be_begun(method):
+    if method in ("muzero",):
+        pytest.importorskip("mctx")
+    config = programs.configure(method, gpu.SMOKE[method], None, gpu.smoke_settings(method), seeds=2, steps=gpu.SMOKE_STEPS)
+    assert programs.build(config).total_steps >= gpu.SMOKE_STEPS
+
+
+def test_an_error_of_the_training_is_not_lost(monkeypatch):
+    def fails(*given, **more):
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    monkeypatch.setattr(jaxmbrl, "train", fails)
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        list(gpu.learn(0.001))
 
 
 @pytest.mark.slow

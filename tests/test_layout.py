@@ -3,6 +3,7 @@
 import ast
 import io
 import json
+import re
 import subprocess
 import sys
 import tokenize
@@ -239,3 +240,14 @@ def test_the_checks_find_what_they_should():
     ):
         assert len(forbidden(source)) == 1, source
     assert forbidden("x.empty\ntry:\n    f()\nexcept OSError:\n    pass\ns = '\u03b1'") == []
+
+
+def test_short_runs_of_experiments_have_a_folder_of_their_own():
+    """So that their results are not taken for those of whole runs, nor written over them."""
+    scripts = [
+        file for file in sorted((Path(__file__).parents[1] / "experiments").glob("*.py")) if '"--quick"' in file.read_text()
+    ]
+    assert len(scripts) > 20
+    for file in scripts:
+        (folder,) = set(re.findall(r'Path\("(runs/[\w-]+)-quick" if \w+\.quick else "\1"\)', file.read_text()))
+        assert f"by default {folder}, with --quick {folder}-quick" in file.read_text(), file.name

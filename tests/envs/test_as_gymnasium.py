@@ -345,3 +345,19 @@ def test_gymnasium_missing_is_told(monkeypatch):
     for convert in (lambda: envs.as_gymnasium("pendulum"), lambda: envs.as_gymnasium_vector("pendulum", 2)):
         with pytest.raises(UserError, match=r"pip install 'jaxmbrl\[gym\]'"):
             convert()
+
+
+def test_a_maze_that_changes_counts_the_steps_of_all_episodes():
+    """The wall of `blocking-maze` moves after 1,000 steps, of whichever episodes, here and where training resets it."""
+    task = envs.make("blocking-maze")
+    alone, several = envs.as_gymnasium(task), envs.as_gymnasium_vector(task, 2)
+    counts = []
+    for env, action in ((alone, 1), (several, np.ones(2, int))):
+        env.reset(seed=0)
+        for _ in range(30):
+            env.step(action)
+        env.reset()
+        counts.append(jax.tree.leaves(env.unwrapped._carry if env is alone else env._carries))
+    first = jax.tree.leaves(task.world.reset(jax.random.key(0)))
+    assert any(np.any(np.asarray(a) == 30) for a in counts[0]), "the carry counts 30 steps"
+    assert not any(np.any(np.asarray(a) == 30) for a in first)

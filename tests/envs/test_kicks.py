@@ -36,7 +36,8 @@ def test_the_successor_has_two_modes_and_the_reward_is_that_of_the_chosen_action
     np.testing.assert_array_equal(rows.reward, reward)
     # The environment draws its kicks itself, anew at each step.
     before = np.concatenate([state.obs[None], alone.obs[:-1]])
-    np.testing.assert_allclose(alone.reward, plain.reward(*map(jnp.asarray, (before, rows.action[:500], alone.obs))))
+    due = plain.reward(*map(jnp.asarray, (before, rows.action[:500], alone.obs)))
+    np.testing.assert_allclose(alone.reward, due, rtol=1e-6)
     angle, free = np.arctan2(before[:, 1], before[:, 0]), np.abs(alone.obs[:, 2]) < 8
     drawn = ((alone.obs[:, 2] - before[:, 2] - 0.75 * np.sin(angle)) / 0.3 - 0.3)[free]
     assert np.mean(drawn > 0) == pytest.approx(0.5, abs=0.08) and np.abs(drawn).mean() == pytest.approx(0.4, abs=0.01)
@@ -72,3 +73,29 @@ def test_a_kicked_task_is_made_again_by_its_name(size, spread):
 def test_the_entries_of_a_kicked_tasks_observation_have_their_names():
     assert envs.make("masked/kicked/0.1/pendulum").observation == envs.make("masked/pendulum").observation
     assert envs.make("masked/kicked/0.1/repeated/2/pendulum").observation.shape == (2,)
+
+
+def test_nested_kicks_are_drawn_apart():
+    """Two kicks of 0.3 of the action 0 add up to 0.7 * 0.3 + 0.3 = 0.51 or differ: 0.3 - 0.21 = 0.09, each as often."""
+    task = envs.make("kicked/0.3/kicked/0.3/pendulum")
+    applied, inner = [], envs.make("pendulum").env
+
+    class Seen:
+        def __getattr__(self, name):
+            return getattr(inner, name)
+
+        def reset(self, rng):
+            return inner.reset(rng)
+
+        def step(self, state, action):
+            return inner.step(state, action).replace(reward=action[0])
+
+    task.env.env.env, task.env._reward, task.env.env._reward = Seen(), None, None
+
+    @jax.jit
+    def found(keys):
+        return jax.vmap(lambda key: task.env.step(task.env.reset(key), jnp.zeros(1)).reward)(keys)
+
+    applied = np.abs(found(jax.random.split(jax.random.key(0), 400)))
+    assert np.unique(np.round(applied, 5)) == pytest.approx([0.09, 0.51], abs=1e-6)
+    assert np.mean(applied < 0.3) == pytest.approx(0.5, abs=0.1)

@@ -76,3 +76,31 @@ def test_its_reward_is_that_of_the_observation_and_episodes_end_by_time():
     # The features do not change with a translation of everything.
     moved = rows.observation + jnp.array([0.3, -0.2] * 2 + [0.0] * 4 + [0.3, -0.2] * 2)
     np.testing.assert_allclose(task.features.encode(moved), task.features.encode(rows.observation), atol=1e-6)
+
+
+def test_a_step_and_its_reward_have_derivatives_by_the_state():
+    """Against central differences in float64, for agents that touch, that are apart, and one that is on a landmark."""
+    task = envs.make("spread-2")
+    with jax.enable_x64(True):
+        touching = jnp.array([0.0, 0.0, 0.25, 0.1, 0.1, -0.2, 0.3, 0.0, 0.5, 0.5, -0.5, 0.4])
+        for state in (touching, touching.at[2].set(0.9), touching.at[8:10].set(0.0)):
+            action = jnp.array([0.3, -0.2, 0.1, 0.6])
+
+            @jax.jit
+            def after(state, action):
+                found = task.env.step(task.env.state_at(state), action)
+                return jnp.append(found.obs, found.reward)
+
+            slopes = jax.jit(jax.jacobian(after, argnums=(0, 1)))(state, action)
+            assert all(np.isfinite(slope).all() for slope in slopes)
+            for slope, at, of in zip(slopes, (state, action), (0, 1), strict=True):
+                for i in range(at.size):
+                    step = 1e-6 * jnp.eye(at.size)[i]
+                    ends = [
+                        after(*(x + sign * step if k == of else x for k, x in enumerate((state, action))))
+                        for sign in (1, -1)
+                    ]
+                    kink = bool(jnp.all(state[8:10] == 0)) and of == 0 and i in (0, 1, 8, 9)
+                    # Where a distance is 0 its derivative is taken as 0.
+                    rows = slice(0, -1) if kink else slice(None)
+                    np.testing.assert_allclose(slope[rows, i], ((ends[0] - ends[1]) / 2e-6)[rows], rtol=1e-4, atol=1e-6)

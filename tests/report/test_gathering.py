@@ -9,7 +9,7 @@ import pytest
 from run_by_hand import row, write
 
 from jaxmbrl.core.config import UserError
-from jaxmbrl.report import gathering
+from jaxmbrl.report import curves, gathering
 from jaxmbrl.sweeping.folder import SweepFolder
 from jaxmbrl.training.run_folder import RunFolder, event_of
 
@@ -40,6 +40,39 @@ def test_the_same_seed_of_two_runs_has_two_names(tmp_path):
         write(tmp_path / name, seeds=1)
     (group,) = gathering.gather([tmp_path / "a", tmp_path / "b"]).groups
     assert [seed.name for seed in group.seeds] == ["0 of a", "0 of b"]
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    """Their seeds, all of which count, and groups that differ in more settings than a label holds."""
+    old, new = (write(tmp_path / name / "run", seeds=2) for name in ("old", "new"))
+    (group,) = gathering.gather([old, new]).groups
+    assert [seed.name for seed in group.seeds] == [f"{seed} of {path}" for path in (old, new) for seed in (0, 1)]
+    values = [100.0, 101.0, 300.0, 301.0]
+    rows = [[row | {"eval/return": value} for row in seed.rows] for seed, value in zip(group.seeds, values, strict=True)]
+    group = group._replace(seeds=tuple(seed._replace(rows=own) for seed, own in zip(group.seeds, rows, strict=True)))
+    assert curves.last_values(group, "eval/return") == values
+    many = {"batch_size": 32, "replay_capacity": 500, "warmup_steps": 20, "updates_per_step": 2}
+    other = write(tmp_path / "third" / "run", seeds=2, **many)
+    labels = [group.label for group in gathering.gather([old, other]).groups]
+    assert labels == [f"sac ({old})", f"sac ({other})"]
+    close = [
+        write(tmp_path / name, **{"agent.learning_rate": rate}) for name, rate in (("a", 0.0012345678), ("b", 0.0012345679))
+    ]
+    labels = [group.label for group in gathering.gather(close).groups]
+    assert labels == [f"sac, agent.learning_rate 0.00123457 ({k})" for k in (1, 2)]
+
+
+def test_the_step_that_all_seeds_have_reached(tmp_path):
+    """Of a group of a long and a short run, that of the short one; a seed without any value does not count."""
+    long, short = write(tmp_path / "long", seeds=2), write(tmp_path / "short", seeds=1, seed=2)
+    (group,) = gathering.gather([long, short]).groups
+    cut = group.seeds[2]._replace(rows=group.seeds[2].rows[:2])
+    none = group.seeds[1]._replace(
+        rows=[{k: v for k, v in row.items() if k != "train/return"} for row in group.seeds[1].rows]
+    )
+    group = group._replace(seeds=(group.seeds[0], none, cut))
+    assert curves.reached(group, "train/return") == cut.rows[-1]["env_steps"] < group.seeds[0].rows[-1]["env_steps"]
+    assert curves.reached(group, "eval/nothing") == 0
 
 
 def test_a_run_that_is_named_twice_counts_once(run):

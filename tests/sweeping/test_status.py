@@ -189,3 +189,23 @@ def test_notes(tmp_path):
     assert sweep.last_note("a") == ("failed", "two lines")
     with pytest.raises(ValueError, match="got 'slept'"):
         sweep.note("a", "slept")
+
+
+def test_the_index_of_another_file_is_not_overwritten(tmp_path):
+    """Two files of one name have the same folder by default."""
+    first, second = tmp_path / "a" / "study.yaml", tmp_path / "b" / "study.yaml"
+    for file in (first, second):
+        file.parent.mkdir()
+        file.write_text("")
+    sweep = SweepFolder(tmp_path / "study")
+    sweep.create()
+    sweep.write_index(["sac"], {}, first)
+    with pytest.raises(
+        UserError, match=r"has the runs of .*a/study\.yaml; choose another folder for those of .*b/study\.yaml"
+    ):
+        sweep.write_index(["td3"], {}, second)
+    assert sweep.read_index() == (["sac"], {})
+    sweep.write_index(["sac", "sac-2"], {}, first)
+    first.rename(tmp_path / "a" / "moved.yaml")
+    sweep.write_index(["td3"], {}, second)
+    assert sweep.read_index() == (["td3"], {})

@@ -256,6 +256,13 @@ def test_a_config_of_a_run_from_data_begins_the_same_run(runs, file, tmp_path, n
     other = write(tmp_path / "other.npz", made_up(90, seed=2), env="pendulum")
     with pytest.raises(Began):
         call("train", "linear", "--config", config, "--data", other, "--steps", 40, "--out", tmp_path / "other")
+    moved = shutil.copy(file, tmp_path / "moved.npz")
+    fewer = tmp_path / "fewer.yaml"
+    fewer.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"steps": 40}))
+    with pytest.raises(Began):
+        call("train", "linear", "--config", fewer, "--data", moved, "--out", tmp_path / "moved")
+    kept = yaml.safe_load((tmp_path / "moved" / "config.yaml").read_text())
+    assert (kept["data"], kept["steps"]) == (str(moved), 40)
     given = yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())
     expected = {"data": str(other), "data_digest": dataset.load(other).digest, "steps": 40}
     assert given == yaml.safe_load(config.read_text()) | expected

@@ -268,9 +268,14 @@ def _task_of(data: Dataset, env: str | None) -> Task | None:
     from jaxmbrl.envs.action_repeat import times_in
 
     name = env or data.env
-    if name is None or (env is None and name not in envs.names()):
+    if name is None:
         return None
-    return envs.make(name, max(1, data.action_repeat // times_in(name)))
+    try:
+        return envs.make(name, max(1, data.action_repeat // times_in(name)))
+    except UserError:
+        if env is None:
+            return None
+        raise
 
 
 def fit(words: list[str]) -> int:

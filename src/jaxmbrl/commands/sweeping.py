@@ -159,7 +159,7 @@ def _work(run: Run, sweep: Sweep, parent: int | None) -> int:
     folder = sweep.folder
     folder.create()
     if not folder.read_index()[0]:
-        folder.write_index([run.name for run in sweep.runs], {})
+        folder.write_index([run.name for run in sweep.runs], {}, sweep.file)
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True, name="jaxmbrl-leash").start()
     epoch, steps = run.config.settings.epoch_steps, run.config.steps
@@ -241,7 +241,7 @@ def _launch(args: argparse.Namespace, sweep: Sweep, runs: list[Run], wrong: dict
 def _begin(sweep: Sweep, wrong: dict[str, str], jobs: list[Any], states: dict[str, str]) -> str:
     """Create the sweep's folder. Returns the line that says how many runs are left."""
     sweep.folder.create()
-    sweep.folder.write_index([run.name for run in sweep.runs], wrong)
+    sweep.folder.write_index([run.name for run in sweep.runs], wrong, sweep.file)
     before = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
     already = "".join(f", {count} {state}" for state, count in before.items())
     return f"{len(sweep.runs)} run{'s' if len(sweep.runs) > 1 else ''} into {sweep.folder.path}: {len(jobs)} to do{already}"

@@ -298,7 +298,10 @@ def parse_train(name: str, words: list[str], started: RunConfig | None = None) -
             raise UserError(f"{option} needs a value: {'the folder of a run' if option == '--expert' else rows}")
         if file is not None:
             learned = programs.configure(name, base.env, base.preset, base.settings, **{option.removeprefix("--"): file})
-            base = dataclasses.replace(base, **{field: getattr(learned, field) for field in filled})
+            # The steps of a run or of its config hold where its file has only moved.
+            moved = option == "--data" and base.data_digest is not None and learned.data_digest == base.data_digest
+            kept = ("steps",) if moved else ()
+            base = dataclasses.replace(base, **{field: getattr(learned, field) for field in filled if field not in kept})
     run_fields = {f: getattr(base, f) for f in _OPTIONS}
     parsed = options.parse(arguments, arguments(**run_fields), rest, f"train {name}", f"Train {name}: {method.summary}.")
     if "" in options.values("--out", rest):

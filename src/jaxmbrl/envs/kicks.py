@@ -30,8 +30,8 @@ def kicked(task: Task | str, size: float, spread: float = 0.0) -> Task:
     have an effect at any action, and the successor of a state and an action has two modes. Rewards are those of the action
     that was chosen, if the task's `reward` is known.
 
-    A step of the World draws the kick by the key that it is given. In the environment `State.info["rng"]` is the key of the
-    next step.
+    A step of the World draws the kick by the key that it is given. In the environment `State.info["kick"]` is the key of
+    the next step; around another kicked environment it is `State.info["outer kick"]`.
 
     By name, `kicked/0.4/TASK`, or `kicked/0.4,0.04/TASK` with a spread. Raises UserError if actions are not vectors, if the
     task is one on the host, if `size` is not above 0 and below 1, or if `spread` is negative.
@@ -86,6 +86,10 @@ class KickedEnv:
     def __init__(self, env: Env, kick: Callable[[Action, Key], Action], reward: Reward | None) -> None:
         self.env: Any = env
         self._kick, self._reward = kick, reward
+        layers, inside = 0, self.env
+        while inside is not None:
+            layers, inside = layers + isinstance(inside, KickedEnv), getattr(inside, "env", None)
+        self._entry: str = "outer " * layers + "kick"
 
     @property
     def observation_size(self) -> int:
@@ -106,12 +110,12 @@ class KickedEnv:
         """The first state of an episode."""
         reset_key, kick_key = jax.random.split(rng)
         state = self.env.reset(reset_key)
-        return state.replace(info={**state.info, "rng": kick_key})
+        return state.replace(info={**state.info, self._entry: kick_key})
 
     def step(self, state: Any, action: Action) -> Any:
         """The state one control step later."""
-        kick_key, next_key = jax.random.split(state.info["rng"])
+        kick_key, next_key = jax.random.split(state.info[self._entry])
         after = self.env.step(state, self._kick(action, kick_key))
         if self._reward is not None:
             after = after.replace(reward=jnp.asarray(self._reward(state.obs, action, after.obs)))
-        return after.replace(info={**after.info, "rng": next_key})
+        return after.replace(info={**after.info, self._entry: next_key})

@@ -123,14 +123,18 @@ def _quantiles(group: Group, of: Curves, x: Float[np.ndarray, "S"], alone: bool,
     return found
 
 
-def last_values(group: Group, name: str, at: int | None = None) -> dict[str, float]:
-    """Each seed's last value of metric `name`, up to step `at` if given. Seeds without a value are absent."""
-    found = {}
-    for seed in group.seeds:
-        values = [row[name] for row in seed.rows if name in row and (at is None or row["env_steps"] <= at)]
-        if values:
-            found[seed.name] = float(values[-1])
-    return found
+def last_values(group: Group, name: str, at: int | None = None) -> list[float]:
+    """The last value of metric `name` of each seed that has one, up to step `at` if given."""
+    each = [
+        [row[name] for row in seed.rows if name in row and (at is None or row["env_steps"] <= at)] for seed in group.seeds
+    ]
+    return [float(values[-1]) for values in each if values]
+
+
+def reached(group: Group, name: str) -> int:
+    """The last step that all seeds which have a value of metric `name` have reached with one; 0 if there is none."""
+    last = [max((row["env_steps"] for row in seed.rows if name in row), default=0) for seed in group.seeds]
+    return min((step for step in last if step), default=0)
 
 
 def last_step(group: Group, name: str) -> int:

@@ -151,7 +151,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
         names = [str(seed) for _, seed in own_seeds]
         seeds = []
         for (i, seed), name in zip(own_seeds, names, strict=True):
-            clear = name if names.count(name) == 1 else f"{name} of {runs[i].path.name}"
+            clear = name if names.count(name) == 1 else f"{name} of {run_name(runs, i)}"
             seeds.append(Seed(i, seed, clear, by_seed[i].get(seed, [])))
         own = settings[key]
         found.append(Group(labels[key], str(own["algorithm"]), str(own["env"]), indices, tuple(seeds)))
@@ -177,13 +177,26 @@ def _labels(
     for key, own in settings.items():
         mates = [other for other in settings.values() if all(other[name] == own[name] for name in ("algorithm", "env"))]
         names = sorted({name for other in mates for name in {*own, *other} if own.get(name) != other.get(name)})
-        folders = list(dict.fromkeys(runs[i].path.absolute().name for i, _ in members[key]))
+        folders = list(dict.fromkeys(run_name(runs, i) for i, _ in members[key]))
         if len(names) > 3:
             found[key] = f"{own['algorithm']} ({', '.join(folders)})"
             continue
         differing = [f"{name.removeprefix('settings.').removeprefix('hyper.')} {_word(own.get(name))}" for name in names]
         found[key] = ", ".join([str(own["algorithm"]), *differing])
+    for label in [label for label in set(found.values()) if list(found.values()).count(label) > 1]:
+        # On another task a group may have the same label.
+        same = [key for key, other in found.items() if other == label]
+        for env in {settings[key]["env"] for key in same}:
+            here = [key for key in same if settings[key]["env"] == env]
+            for number, key in enumerate(here if len(here) > 1 else [], 1):
+                found[key] = f"{label} ({number})"
     return found
+
+
+def run_name(runs: Sequence[Run], index: int) -> str:
+    """The name of a run's folder, or its path if several runs have that name."""
+    names = [run.path.absolute().name for run in runs]
+    return names[index] if names.count(names[index]) == 1 else str(runs[index].path)
 
 
 def _word(value: Any) -> str:

@@ -2,11 +2,12 @@
 
 NAME/            the folder of a run, see `training.run_folder`
 .logs/NAME.log   the output of the processes that worked on it, and how each of them ended
-.sweep.json      the names of the runs, so that those that have not started are known
+.sweep.json      the names of the runs, so that those that have not started are known, and the sweep's file
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import re
@@ -55,10 +56,17 @@ class SweepFolder(NamedTuple):
                 f"{self.path} cannot be created ({error.strerror}); choose another folder for the sweep"
             ) from None
 
-    def write_index(self, names: list[str], invalid: dict[str, str]) -> None:
-        """Write the names of all runs, and the errors of the invalid ones. Raises UserError if the file cannot be
-        written."""
-        text = json.dumps({"runs": names, "invalid": invalid}, indent=1)
+    def write_index(self, names: list[str], invalid: dict[str, str], file: Path | None = None) -> None:
+        """Write the names of all runs, the errors of the invalid ones, and the sweep's file. Raises UserError if the folder
+        is that of another file, which still exists, or if it cannot be written to."""
+        own = None if file is None else str(file.resolve())
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            other = Path(json.loads((self.path / INDEX).read_text(encoding="utf-8"))["file"])
+            if own is not None and str(other) != own and other.exists():
+                raise UserError(
+                    f"{self.path} has the runs of {other}; choose another folder for those of {file}: --out FOLDER"
+                )
+        text = json.dumps({"runs": names, "invalid": invalid, "file": own}, indent=1)
         try:
             write_file(self.path / INDEX, text.encode() + b"\n")
         except OSError as error:

@@ -70,7 +70,8 @@ def as_gymnasium(task: Task | str, render_mode: str | None = None) -> gymnasium.
             super().reset(seed=seed)
             if seed is not None or self._key is None:
                 self._key = _keys([self.np_random])[0]
-            self._key, self._carry, observation = _reset(made.world, self._key)
+            carry = None if seed is not None else self._carry
+            self._key, self._carry, observation = _reset(made.world, self._key, carry)
             self._action = None
             return _element(made.observation, observation), {}
 
@@ -144,7 +145,8 @@ def as_gymnasium_vector(task: Task | str, num_envs: int) -> VectorEnv[Any, Any, 
             super().reset(seed=seed if isinstance(seed, int) else None)
             self._seed(seed)
             assert self._keys is not None
-            self._keys, self._carries, observations = _reset_all(made.world, self._keys)
+            before = self._carries if seed is None else None
+            self._keys, self._carries, observations = _reset_all(made.world, self._keys, before)
             self._ended = np.zeros(num_envs, bool)
             return _element(made.observation, observations), {}
 
@@ -267,9 +269,13 @@ StepResult: TypeAlias = tuple[Observation, Float[Array, "*n"], Bool[Array, "*n"]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _reset(world: World, key: Key) -> tuple[Key, Carry, Observation]:
+def _reset(world: World, key: Key, before: Carry = None) -> tuple[Key, Carry, Observation]:
+    """The start of an episode, after one that ended in `before` if it is not None."""
     key, reset_key = jax.random.split(key)
-    carry = world.reset(reset_key)
+    if before is None or world.next_episode is None:
+        carry = world.reset(reset_key)
+    else:
+        carry = world.next_episode(before, reset_key)
     return key, carry, world.observe(carry)
 
 
@@ -281,8 +287,8 @@ def _step(world: World, key: Key, carry: Carry, action: Action) -> tuple[Key, Ca
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _reset_all(world: World, keys: Key) -> tuple[Key, Carry, Observation]:
-    return jax.vmap(functools.partial(_reset, world))(keys)
+def _reset_all(world: World, keys: Key, before: Carry = None) -> tuple[Key, Carry, Observation]:
+    return jax.vmap(functools.partial(_reset, world), in_axes=(0, None if before is None else 0))(keys, before)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -291,7 +297,7 @@ def _step_all(
 ) -> tuple[Key, Carry, StepResult]:
     def one(key: Key, carry: Carry, action: Action, ended: Bool[Array, ""]) -> tuple[Key, Carry, StepResult]:
         next_key, successor, result = _step(world, key, carry, action)
-        reset_key, fresh, observation = _reset(world, key)
+        reset_key, fresh, observation = _reset(world, key, carry)
         nothing = (observation, *jax.tree.map(jnp.zeros_like, result[1:]))
         return jax.tree.map(functools.partial(jnp.where, ended), (reset_key, fresh, nothing), (next_key, successor, result))
 

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from jaxmbrl.core.extremes import smallest
+from jaxmbrl.core.roots import root
 from jaxmbrl.core.types import Features, Key, Task
 from jaxmbrl.envs.base import State, initial_state, make_task, never
 from jaxmbrl.envs.drawing.canvas import BODY, GOAL, INK, ROD, Canvas
@@ -45,16 +46,16 @@ def parts(observation: Float[Array, "*n O"]) -> tuple[Array, Array, Array]:
 
 def between(points: Float[Array, "*n k 2"], others: Float[Array, "*n l 2"]) -> Float[Array, "*n k l"]:
     """The distance of each of the `points` to each of the `others`."""
-    return jnp.linalg.norm(points[..., :, None, :] - others[..., None, :, :], axis=-1)
+    return root(jnp.sum((points[..., :, None, :] - others[..., None, :, :]) ** 2, axis=-1))
 
 
 def contact_forces(positions: Float[Array, "agents 2"]) -> Float[Array, "agents 2"]:
     """The sum of the forces in N with which the other agents push each agent away."""
     apart = positions[:, None] - positions[None]
-    distance = jnp.sqrt(jnp.sum(apart**2, axis=-1))
-    size = CONTACT * MARGIN * jax.nn.softplus((2 * RADIUS - distance) / MARGIN)
-    # An agent is at the distance 0 of itself, and there is no direction.
-    return jnp.sum(size[..., None] * apart / jnp.maximum(distance, 1e-8)[..., None], axis=1)
+    distance = root(jnp.sum(apart**2, axis=-1))
+    # At the distance 0, as of an agent from itself, there is no direction.
+    size = jnp.where(distance > 0, CONTACT * MARGIN * jax.nn.softplus((2 * RADIUS - distance) / MARGIN), 0.0)
+    return jnp.sum(size[..., None] * apart / jnp.where(distance > 0, distance, 1.0)[..., None], axis=1)
 
 
 class Spread:

@@ -72,7 +72,8 @@ def _learning_on(groups: Sequence[Group], points: Sequence[Point], source: str) 
         return [Text("No episode has finished and nothing has been evaluated yet.")]
     parts: list[Part] = [charts[0], Facets(tuple(charts[1:])), _final(groups)]
     for group in groups:
-        rows = [row for seed in group.seeds for row in seed.rows]
+        # Seeds of several runs may have the same number.
+        rows = [row | {"seed": k} for k, seed in enumerate(group.seeds) for row in seed.rows]
         compared = _beside_published(group, published.compare(rows, points)) if points else None
         if compared is not None:
             parts.append(compared)
@@ -121,7 +122,7 @@ def _final(groups: Sequence[Group]) -> Table:
     rows = []
     for group in groups:
         for name, kind in KINDS.items():
-            values = list(curves.last_values(group, name).values())
+            values = curves.last_values(group, name)
             if not values:
                 continue
             low, high = bootstrap_interval(values)
@@ -165,8 +166,8 @@ def comparison(groups: Sequence[Group], tasks: Sequence[str]) -> list[Part]:
         here = [group for group in here if name is not None and curves.last_step(group, name)]
         if len(here) < 2 or name is None:
             continue
-        at = min(curves.last_step(group, name) for group in here)
-        scores = {group.label: list(curves.last_values(group, name, at).values()) for group in here}
+        at = min(curves.reached(group, name) for group in here)
+        scores = {group.label: curves.last_values(group, name, at) for group in here}
         scores = {label: values for label, values in scores.items() if values}
         if len(scores) < 2:
             continue

@@ -10,9 +10,9 @@ import numpy as np
 from jaxmbrl.diagnostics import video
 from jaxmbrl.diagnostics.latent import LatentPredictions, prediction_strip
 from jaxmbrl.report.diagnosing import Diagnosis
-from jaxmbrl.report.gathering import Gathered
+from jaxmbrl.report.gathering import Gathered, run_name
 from jaxmbrl.report.parts import Chart, Facets, Heading, Part, Picture, Series, Table, Text, chosen
-from jaxmbrl.report.sections.shared import DIMENSIONS, MODEL, SCATTERED, metrics, run_name, with_tasks
+from jaxmbrl.report.sections.shared import DIMENSIONS, MODEL, SCATTERED, metrics, with_tasks
 
 STRIPS = 3
 """Maximum number of parts of episodes whose images are shown."""
@@ -26,7 +26,7 @@ def model(gathered: Gathered, diagnoses: Mapping[int, Diagnosis | str]) -> list[
     for i, found in diagnoses.items():
         if isinstance(found, str) or (found.model is None and found.latent is None):
             continue
-        parts.append(Heading(f"{run_name(gathered, i)}: the model on episodes of seed {found.seed}'s policy"))
+        parts.append(Heading(f"{run_name(gathered.runs, i)}: the model on episodes of seed {found.seed}'s policy"))
         if found.model is not None:
             parts += _evaluation(found)
         if found.latent is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxmbrl.report.diagnosing import Critic, Diagnosis
-from jaxmbrl.report.gathering import Gathered
+from jaxmbrl.report.gathering import Gathered, run_name
 from jaxmbrl.report.parts import Chart, Facets, Heading, Part, Picture, Series, Table, Text, chosen
 from jaxmbrl.report.sections.shared import (
     AGENT,
@@ -17,7 +17,6 @@ from jaxmbrl.report.sections.shared import (
     SCATTERED,
     metrics,
     others,
-    run_name,
     with_tasks,
 )
 
@@ -27,7 +26,7 @@ def policy(gathered: Gathered, diagnoses: Mapping[int, Diagnosis | str]) -> list
     groups = with_tasks(gathered.groups)
     parts: list[Part] = []
     for i, found in diagnoses.items():
-        name = run_name(gathered, i)
+        name = run_name(gathered.runs, i)
         if isinstance(found, str):
             parts.append(Text(f"{name} could not be evaluated: {found}", warns=True))
             continue

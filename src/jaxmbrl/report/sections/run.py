@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from jaxmbrl.report.diagnosing import Diagnosis
-from jaxmbrl.report.gathering import Gathered, Run, differences
+from jaxmbrl.report.gathering import Gathered, Run, differences, run_name
 from jaxmbrl.report.parts import MOST_POINTS, Chart, Facets, Heading, Part, Series, Table, Text, chosen
-from jaxmbrl.report.sections.shared import run_name
 from jaxmbrl.training import programs
 
 
@@ -19,7 +18,7 @@ def running(gathered: Gathered, diagnoses: Mapping[int, Diagnosis | str]) -> lis
     parts: list[Part] = []
     for i, run in enumerate(gathered.runs):
         if len(gathered.runs) > 1:
-            parts.append(Heading(run_name(gathered, i)))
+            parts.append(Heading(run_name(gathered.runs, i)))
         parts += _warnings(run)
         parts += _changed(run)
         parts += _timing(run)

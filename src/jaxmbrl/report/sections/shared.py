@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jaxmbrl.report import curves
-from jaxmbrl.report.gathering import Gathered, Group
+from jaxmbrl.report.gathering import Group
 from jaxmbrl.report.parts import Facets, Part
 
 SCATTERED = 400
@@ -115,9 +115,3 @@ def metrics(groups: Sequence[Group], shown: Mapping[str, Metric]) -> list[Part]:
         if chart is not None:
             charts.append(chart)
     return [Facets(tuple(charts))] if charts else []
-
-
-def run_name(gathered: Gathered, index: int) -> str:
-    """The name of a run's folder, or its path if several runs have that name."""
-    names = [run.path.absolute().name for run in gathered.runs]
-    return names[index] if names.count(names[index]) == 1 else str(gathered.runs[index].path)
