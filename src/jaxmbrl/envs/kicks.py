@@ -86,7 +86,8 @@ class KickedEnv:
     def __init__(self, env: Env, kick: Callable[[Action, Key], Action], reward: Reward | None) -> None:
         self.env: Any = env
         self._kick, self._reward = kick, reward
-        layers, inside = 0, self.env
+        layers = 0
+        inside: Any = self.env
         while inside is not None:
             layers, inside = layers + isinstance(inside, KickedEnv), getattr(inside, "env", None)
         self._entry: str = "outer " * layers + "kick"
