@@ -329,6 +329,14 @@ class Place(NamedTuple):
         found = [of if of.get("episodes") == case.episodes else {} for of in found]
         return found[0] if found[0].get("state") == "done" else found[1]
 
+    def own(self, case: Case) -> Path:
+        """The file of the evaluations of the run in `folder`."""
+        return self.runs / f"{case.group}.stages.json"
+
+    def evaluated(self, case: Case) -> list[dict[str, Any]]:
+        """The evaluations of the run in `folder`."""
+        return json.loads(self.own(case).read_text()) if self.own(case).exists() else []
+
     def is_open(self, case: Case) -> bool:
         """Whether the case has no results yet at a number of steps up to `until`."""
         found = self.read(case)
@@ -388,7 +396,16 @@ def work(case: Case, place: Place, stopping: Stopping | None = None, give_way: f
     `done`, `failed: why`, or `at N steps` if it is to be left there, or gave way because more than `give_way` seconds were
     left. Raises Stopped if asked to stop."""
     folder, ledger = place.folder(case), place.ledger(case)
-    stages: list[dict[str, Any]] = place.read(case).get("stages", [])
+    known: list[dict[str, Any]] = place.read(case).get("stages", [])
+    # All results of a case are of one training: those before belong to a run folder that is gone, and stay until this run
+    # has as many.
+    stages = place.evaluated(case) if folder.exists() else []
+
+    def write(state: str) -> None:
+        place.runs.mkdir(parents=True, exist_ok=True)
+        write_file(place.own(case), json.dumps(stages).encode())
+        if len(stages) >= len(known) or state.startswith("failed"):
+            place.write(case, state, stages if len(stages) >= len(known) else known)
 
     def goes_on(_: Any = None) -> bool:
         left = ledger.left(case)
@@ -399,7 +416,7 @@ def work(case: Case, place: Place, stopping: Stopping | None = None, give_way: f
             return field_report.at(ledger.last())
         if stages and stages[-1]["env_steps"] == at:
             stages.append({**stages[-1], "steps": steps})
-            place.write(case, "done" if len(stages) == len(case.at) else field_report.at(at), stages)
+            write("done" if len(stages) == len(case.at) else field_report.at(stages[-1]["env_steps"]))
             continue
         meter = Meter(ledger, at, case.trained)
         every = {"eval_every": at // case.epoch}
@@ -418,10 +435,10 @@ def work(case: Case, place: Place, stopping: Stopping | None = None, give_way: f
                 if ended
                 else field_report.at(result.env_steps)
             )
-            place.write(case, state, stages)
+            write(state)
             return state
         stages.append(stage_of(case, steps, result, ledger))
-        place.write(case, "done" if len(stages) == len(case.at) else field_report.at(at), stages)
+        write("done" if len(stages) == len(case.at) else field_report.at(stages[-1]["env_steps"]))
     return "done" if len(stages) == len(case.at) else field_report.at(stages[-1]["env_steps"])
 
 

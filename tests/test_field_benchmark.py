@@ -178,6 +178,21 @@ def test_a_case_that_is_interrupted_equals_one_that_is_not(tmp_path, monkeypatch
     assert parts.read(case) == found
 
 
+def test_the_results_of_a_case_are_of_one_training(tmp_path, whole):
+    """A run that begins anew, since its folder is gone, replaces the results before as soon as it has as many."""
+    case, place = of_cliff(), field.Place(tmp_path / "out", tmp_path / "runs")
+    assert field.work(case, place, give_way=-math.inf) == "at 100 steps"
+    first = place.read(case)["stages"][0]
+    of_another = {**first, "per_seed": [123.0, 456.0], "commit": "another"}
+    place.write(case, "at 100 steps", [of_another, {**of_another, "steps": 150, "env_steps": 150}])
+    elsewhere = place._replace(runs=tmp_path / "elsewhere")
+    assert field.work(case, elsewhere, give_way=-math.inf) == "at 100 steps"
+    assert [stage["per_seed"] for stage in place.read(case)["stages"]] == [[123.0, 456.0]] * 2, "two are more than one"
+    assert field.work(case, elsewhere) == "done"
+    found, expected = place.read(case)["stages"], whole.read(case)["stages"]
+    assert [stage["per_seed"] for stage in found] == [stage["per_seed"] for stage in expected]
+
+
 def test_a_case_that_is_left_at_some_steps_goes_on_without_its_run_folder(tmp_path, monkeypatch, whole):
     """As on another machine, which has the results alone."""
     case, place = of_cliff()._replace(until=100), field.Place(tmp_path / "out", tmp_path / "runs")
