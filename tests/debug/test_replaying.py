@@ -3,6 +3,7 @@
 import contextlib
 import io
 import shutil
+import sys
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -19,6 +20,7 @@ from jaxmbrl.core.types import Algorithm, Average, Policy
 from jaxmbrl.debug import replaying
 from jaxmbrl.debug.origins import ARGUMENT, Origin
 from jaxmbrl.nn import optimizer
+from jaxmbrl.training.run_folder import RunFolder
 
 EPOCH, STEPS = 10, 40
 FIRST = 3
@@ -156,8 +158,12 @@ def test_a_closed_optimiser_is_followed_to_its_gradient(tmp_path):
     assert (report.origin.operation, report.origin.kind, report.origin.element[0]) == ("sqrt", "nan", 1)
 
 
-def test_a_run_without_a_fault(tmp_path, reports):
+def test_a_run_without_a_fault(tmp_path, reports, monkeypatch):
+    """Nor are its loggers needed, of which one cannot be imported here."""
     train(tmp_path / "run", rate=1e-3, steps=EPOCH)
+    folder = RunFolder.open(tmp_path / "run")
+    folder.write_config(folder.read_config() | {"log": ["wandb"]})
+    monkeypatch.setitem(sys.modules, "wandb", None)
     code, out, err = debug(tmp_path / "run")
     assert reports == [None]
     assert (code, err) == (0, "") and out.startswith("no seed met a value that is not finite")

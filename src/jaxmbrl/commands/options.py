@@ -45,6 +45,11 @@ def warnings_in_a_line(show: Callable[[str], None] | None = None) -> Iterator[No
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        # With an exponent, too, a negative number is a value and not an option.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
+
     def error(self, message: str) -> NoReturn:
         for pattern, plain in _PLAIN:
             message = re.sub(pattern, plain, message)

@@ -7,6 +7,7 @@ rounding is the same. Then `nonfinite.find` walks back from the value that was n
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,7 +64,8 @@ def debug(run: str | Path, seed: int | None = None) -> Report | None:
     if seed is not None and not config.seed <= seed < config.seed + config.seeds:
         last = config.seed + config.seeds - 1
         raise UserError(f"the run in {run} has seeds {config.seed} to {last}, not {seed}")
-    program = experts.build(config)
+    # A replay logs nothing, so that the loggers of the run need not be installed.
+    program = experts.build(dataclasses.replace(config, log=()))
     _, state, restored = restoring.restore(folder, program, repair=False)
     found = _faults(program, state)
     chosen = next((fault for fault in found if seed in (None, fault.seed)), None)
