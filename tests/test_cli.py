@@ -117,7 +117,7 @@ REFUSED = {
     "--version now": ["unknown command"],
     f"train sac --env pendulum --steps {10**400}": ["steps must be below"],
     "train sac --env pendulum --steps 1e999": ["steps"],
-    "evaluate run --score-reference -1.2e3 -150": ["run is not a run"],
+    "evaluate run --score-reference -1.2e3 -150": ["there is no folder run"],
     "evaluate run --episodes 1e999": ["--episodes must be a whole number, got '1e999'"],
     "train sac --env pendulum --agent.learning-rate 1e39": ["agent.learning_rate must be a finite number"],
     "train": ["algorithm", "redq, reinforce, sac"],
