@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -41,6 +41,7 @@ from jaxmbrl.nn.optimizer import Trainable
 
 LIMIT = 10.0
 """Normalised observations are clipped to [-LIMIT, LIMIT]."""
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,15 @@ def normalized(
     return Normalized(actor_critic(functions), functions.earned, functions.seen)
 
 
+def with_returns(state: S, transitions: Transition) -> S:
+    """A state with `running_return`, `returns` and `discount`, and with the discounted returns of `transitions` [T,
+    num_envs] in its statistics."""
+    of: Any = state
+    ended = transitions.terminated | transitions.truncated
+    last, totals = returns.discounted_so_far(of.running_return, transitions.reward, ended, of.discount)
+    return of._replace(running_return=last, returns=merge(of.returns, totals.reshape(-1, 1), LIMIT))
+
+
 def unchanged(state: Any, transitions: Transition) -> Any:
     """`Normalized.earned` and `seen` of a plain agent."""
     return state
@@ -140,11 +150,7 @@ class _Normalized(NamedTuple):
 
     def earned(self, state: NormalizedState, transitions: Transition) -> NormalizedState:
         """`Normalized.earned`."""
-        if not self.settings.normalize_rewards:
-            return state
-        ended = transitions.terminated | transitions.truncated
-        last, totals = returns.discounted_so_far(state.running_return, transitions.reward, ended, state.discount)
-        return state._replace(running_return=last, returns=merge(state.returns, totals.reshape(-1, 1), LIMIT))
+        return with_returns(state, transitions) if self.settings.normalize_rewards else state
 
     def seen(self, state: NormalizedState, transitions: Transition) -> NormalizedState:
         """`Normalized.seen`."""

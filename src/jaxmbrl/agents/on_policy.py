@@ -33,6 +33,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
 
 from jaxmbrl import returns
+from jaxmbrl.agents.normalization import LIMIT, with_returns
 from jaxmbrl.core import metrics, tree
 from jaxmbrl.core.config import Traced
 from jaxmbrl.core.extremes import lesser
@@ -60,8 +61,6 @@ from jaxmbrl.nn.optimizer import Trainable
 
 LEAST_LOG_STD = -5.0
 """Lower bound of the policy's log standard deviation. Without one it underflows once the policy is nearly deterministic."""
-LIMIT = 10.0
-"""Normalised observations and rewards are clipped to [-LIMIT, LIMIT]."""
 
 Loss = Callable[[Any, Any, "Batch"], tuple[Float[Array, ""], Metrics]]
 """(actor's parameters, critic's parameters, rows) -> (loss, metrics)."""
@@ -286,12 +285,7 @@ class OnPolicy(NamedTuple):
     def measure_returns(self, state: OnPolicyState, trajectory: Transition) -> OnPolicyState:
         """The state with the discounted returns of a real trajectory [T, num_envs] in its statistics. Call it before the
         update: the first rewards would otherwise not be scaled at all, and the value function learns of their size."""
-        if not self.config.normalize_rewards:
-            return state
-
-        ended = trajectory.terminated | trajectory.truncated
-        last, totals = returns.discounted_so_far(state.running_return, trajectory.reward, ended, state.discount)
-        return state._replace(running_return=last, returns=merge(state.returns, totals.reshape(-1, 1), LIMIT))
+        return with_returns(state, trajectory) if self.config.normalize_rewards else state
 
     def measure_observations(self, state: OnPolicyState, trajectory: Transition) -> OnPolicyState:
         """The state with the observations of a real trajectory [T, num_envs] in its statistics. Call it after the update,
