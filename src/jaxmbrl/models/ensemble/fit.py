@@ -46,6 +46,9 @@ def fit_members(
     batches = (split.train + config.batch_size - 1) // config.batch_size
     trained = epochs.training_mask(split)
     inputs, targets = measure_rows(layout, rows, trained)
+    # What did not vary is predicted as a constant, so weights cannot lower its error on the holdout. A value that is not
+    # finite must still reach the loss.
+    constant = jnp.where(jnp.isfinite(targets.mean), 0.0, jnp.nan)
     ends = jnp.sum(trained & rows.terminated)
     termination_weight = jnp.where(ends > 0, jnp.maximum((split.train - ends) / jnp.maximum(ends, 1), 1.0), 1.0)
 
@@ -53,8 +56,7 @@ def fit_members(
         taken = jax.tree.map(lambda leaf: leaf[index], rows._replace(extras=()))
         return Batch(
             inputs=normalize(inputs, inputs_of(layout, taken.observation, taken.action)),
-            # What did not vary is predicted as a constant, so weights cannot lower its error on the holdout.
-            targets=jnp.where(targets.std > 0, normalize(targets, targets_of(layout, taken)), 0.0),
+            targets=jnp.where(targets.std > 0, normalize(targets, targets_of(layout, taken)), constant),
             next_features=features_of_next(layout, inputs, taken.next_observation),
             terminated=taken.terminated,
         )
