@@ -219,4 +219,7 @@ def keep(path: Path, results: dict[str, Any]) -> None:
 
 def provenance(*arguments: str) -> dict[str, Any]:
     """The command (script and the `arguments` that determine its result), commit, versions and machine."""
-    return {"environment": environment(" ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments]))}
+    script = f"benchmarks/{Path(sys.argv[0]).name}"
+    found = environment(" ".join(["python", script, *arguments]))
+    # The folder of the checkout is of no interest.
+    return {"environment": found | ({"script": script} if "script" in found else {})}
