@@ -401,6 +401,9 @@ def work(case: Case, place: Place, stopping: Stopping | None = None, give_way: f
     # has as many.
     stages = place.evaluated(case) if folder.exists() else []
 
+    def reached() -> str:
+        return "done" if len(stages) == len(case.at) else field_report.at(stages[-1]["env_steps"])
+
     def write(state: str) -> None:
         place.runs.mkdir(parents=True, exist_ok=True)
         write_file(place.own(case), json.dumps(stages).encode())
@@ -416,7 +419,7 @@ def work(case: Case, place: Place, stopping: Stopping | None = None, give_way: f
             return field_report.at(ledger.last())
         if stages and stages[-1]["env_steps"] == at:
             stages.append({**stages[-1], "steps": steps})
-            write("done" if len(stages) == len(case.at) else field_report.at(stages[-1]["env_steps"]))
+            write(reached())
             continue
         meter = Meter(ledger, at, case.trained)
         every = {"eval_every": at // case.epoch}
@@ -438,8 +441,8 @@ def work(case: Case, place: Place, stopping: Stopping | None = None, give_way: f
             write(state)
             return state
         stages.append(stage_of(case, steps, result, ledger))
-        write("done" if len(stages) == len(case.at) else field_report.at(stages[-1]["env_steps"]))
-    return "done" if len(stages) == len(case.at) else field_report.at(stages[-1]["env_steps"])
+        write(reached())
+    return reached()
 
 
 def stage_of(case: Case, steps: int, result: Result, ledger: Ledger) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -183,13 +184,13 @@ def _labels(
             continue
         differing = [f"{name.removeprefix('settings.').removeprefix('hyper.')} {_word(own.get(name))}" for name in names]
         found[key] = ", ".join([str(own["algorithm"]), *differing])
-    for label in [label for label in set(found.values()) if list(found.values()).count(label) > 1]:
-        # On another task a group may have the same label.
-        same = [key for key, other in found.items() if other == label]
-        for env in {settings[key]["env"] for key in same}:
-            here = [key for key in same if settings[key]["env"] == env]
-            for number, key in enumerate(here if len(here) > 1 else [], 1):
-                found[key] = f"{label} ({number})"
+    # On another task a group may have the same label.
+    place = {key: (settings[key]["env"], label) for key, label in found.items()}
+    counts, numbers = Counter(place.values()), Counter[tuple[str, str]]()
+    for key, label in found.items():
+        if counts[place[key]] > 1:
+            numbers[place[key]] += 1
+            found[key] = f"{label} ({numbers[place[key]]})"
     return found
 
 

@@ -7,7 +7,6 @@ NAME/            the folder of a run, see `training.run_folder`
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import re
@@ -60,12 +59,9 @@ class SweepFolder(NamedTuple):
         """Write the names of all runs, the errors of the invalid ones, and the sweep's file. Raises UserError if the folder
         is that of another file, which still exists, or if it cannot be written to."""
         own = None if file is None else str(file.resolve())
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            other = Path(json.loads((self.path / INDEX).read_text(encoding="utf-8"))["file"])
-            if own is not None and str(other) != own and other.exists():
-                raise UserError(
-                    f"{self.path} has the runs of {other}; choose another folder for those of {file}: --out FOLDER"
-                )
+        other = self._index().get("file")
+        if own is not None and isinstance(other, str) and other != own and Path(other).exists():
+            raise UserError(f"{self.path} has the runs of {other}; choose another folder for those of {file}: --out FOLDER")
         text = json.dumps({"runs": names, "invalid": invalid, "file": own}, indent=1)
         try:
             write_file(self.path / INDEX, text.encode() + b"\n")
@@ -76,11 +72,19 @@ class SweepFolder(NamedTuple):
 
     def read_index(self) -> tuple[list[str], dict[str, str]]:
         """The arguments of the last `write_index`; empty if the file is missing or not valid."""
+        found = self._index()
         try:
-            found: Any = json.loads((self.path / INDEX).read_text(encoding="utf-8"))
             return [str(name) for name in found["runs"]], {str(k): str(v) for k, v in found["invalid"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError):
             return [], {}
+
+    def _index(self) -> dict[str, Any]:
+        """The contents of the index; empty if the file is missing or not valid."""
+        try:
+            found = json.loads((self.path / INDEX).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def note(self, name: str, kind: str, text: str = "") -> None:
         """Append a note about the process of a run to the run's log. `kind` is one of KINDS."""

@@ -39,9 +39,9 @@ from jaxmbrl.training import durable
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
+EVENTS = "events.jsonl"
 LOOKING_SECONDS = 0.5
 """A lock that is held for longer is one for writing, and not a look at it."""
-EVENTS = "events.jsonl"
 KINDS = ("start", "compile", "checkpoint", "resume", "warning", "stop", "end")
 PACKAGES = ("jaxmbrl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mujoco", "mujoco-mjx", "numpy")
 
