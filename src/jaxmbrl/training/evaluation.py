@@ -49,6 +49,29 @@ def _parts(algorithm: Algorithm, task: Task, state: PyTree, clock: Clock | None)
     return world_of(task, algorithm), policy
 
 
+class _Episode(NamedTuple):
+    """An episode that is computed in parts."""
+
+    algorithm: Algorithm
+    task: Task
+
+    def start(self, clock: Clock | None, state: PyTree, index: Int[Array, ""]) -> tuple[tuple[Carry, Memory], Return]:
+        """What the first part begins with: where the episode is, and what it has earned."""
+        return begin(self.algorithm, self.task, state, index, clock)[2], Return.zero()
+
+    def starts(self, clock: Clock | None, states: PyTree, index: Int[Array, "episodes"]) -> Any:
+        """`start` of each seed and index: leaves are [K, episodes, ...]."""
+        by_episode = jax.vmap(self.start, in_axes=(None, None, 0))
+        return jax.vmap(by_episode, in_axes=(None, 0, None))(clock, states, index)
+
+    def steps(
+        self, clock: Clock | None, state: PyTree, index: Int[Array, ""], at: Any, first: Any, length: Any, earn: Any
+    ) -> Any:
+        """What the next part begins with, `length` steps after step number `first`; `earn` adds up rewards."""
+        world, policy = _parts(self.algorithm, self.task, state, clock)
+        return rollout(world, policy, at[0], keys_of(index)[2], length, earn, at[1], first)
+
+
 def evaluate(
     algorithm: Algorithm, task: Task, states: PyTree, episodes: int, clock: Clock | None = None
 ) -> Float[Array, "K episodes"]:
@@ -60,29 +83,25 @@ def evaluate(
     whole = task.episode_length
     parts = -(-whole // PART_STEPS)
     length = -(-whole // parts)
-
-    def start(state: PyTree, index: Int[Array, ""]) -> tuple[tuple[Carry, Memory], Return]:
-        return begin(algorithm, task, state, index, clock)[2], Return.zero()
+    episode = _Episode(algorithm, task)
 
     def earn(acc: Return, transition: Transition, i: Int[Array, ""]) -> Return:
         earned = episode_return(acc, transition, i)
         # The last part may be longer than what is left of the episode.
         return earned if parts * length == whole else jax.tree.map(lambda x, y: jnp.where(i < whole, x, y), earned, acc)
 
-    def steps(state: PyTree, index: Int[Array, ""], at: Any, first: Int[Array, ""]) -> Any:
-        world, policy = _parts(algorithm, task, state, clock)
-        return rollout(world, policy, at[0], keys_of(index)[2], length, earn, at[1], first)
-
     def part(done: tuple[Int[Array, ""], Any]) -> tuple[Int[Array, ""], Any]:
-        by_episode = jax.vmap(steps, in_axes=(None, 0, 0, None))
-        at = jax.vmap(by_episode, in_axes=(0, None, 0, None))(states, index, done[1], done[0] * length)
-        return done[0] + 1, at
+        def steps(state: PyTree, index: Int[Array, ""], at: Any) -> Any:
+            return episode.steps(clock, state, index, at, done[0] * length, length, earn)
+
+        by_episode = jax.vmap(steps, in_axes=(None, 0, 0))
+        return done[0] + 1, jax.vmap(by_episode, in_axes=(0, None, 0))(states, index, done[1])
 
     def goes_on(done: tuple[Int[Array, ""], Any]) -> Bool[Array, ""]:
         return (done[0] < parts) & jnp.any(done[1][1].alive != 0)
 
     index = jnp.arange(episodes)
-    at = jax.vmap(jax.vmap(start, in_axes=(None, 0)), in_axes=(0, None))(states, index)
+    at = episode.starts(clock, states, index)
     return jax.lax.while_loop(goes_on, part, (jnp.zeros((), jnp.int32), at))[1][1].total
 
 
@@ -98,26 +117,23 @@ def in_parts(
     """As `evaluate`, in calls of a compiled program that take about `PART_SECONDS`. The episodes run in waves of
     `waves.side_by_side` at a time, of all seeds. A wave ends early if all of its episodes have ended after a call. `update`
     receives (steps so far, steps of all waves), first when the program is compiled."""
-
-    def start(clock: Clock, state: PyTree, index: Int[Array, ""]) -> tuple[tuple[Carry, Memory], Return]:
-        return begin(algorithm, task, state, index, clock)[2], Return.zero()
+    episode = _Episode(algorithm, task)
+    start = episode.start
 
     def part(clock: Clock, state: PyTree, index: Int[Array, ""], at: Any, first: Any, length: Any) -> Any:
-        place, found = jax.lax.cond(first == 0, lambda: start(clock, state, index), lambda: at)
-        world, policy = _parts(algorithm, task, state, clock)
-        return rollout(world, policy, place, keys_of(index)[2], length, episode_return, found, first)
+        at = jax.lax.cond(first == 0, lambda: start(clock, state, index), lambda: at)
+        return episode.steps(clock, state, index, at, first, length, episode_return)
 
     part = jax.jit(part, inline=True)  # One trace, for the size of its arrays and for the program.
     seeds, whole = jax.tree.leaves(states)[0].shape[0], task.episode_length
     state, zero = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), states), jnp.int32(0)
     first = clock, state, zero
     wave = waves.side_by_side(part, 2, (*first, jax.eval_shape(start, *first), zero, zero), seeds, episodes)
-    starts = jax.vmap(jax.vmap(start, in_axes=(None, None, 0)), in_axes=(None, 0, None))
     by_episode = jax.vmap(part, in_axes=(None, None, 0, 0, None, None))
     steps = jax.jit(jax.vmap(by_episode, in_axes=(None, 0, None, 0, None, None)))
     index = jnp.arange(wave, dtype=jnp.int32)
     # `jnp.zeros` also makes keys, which a state of a random environment contains.
-    at = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(starts, clock, states, index))
+    at = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(episode.starts, clock, states, index))
     compiled = compile("evaluation", steps, clock, states, index, at, zero, zero)
     # The last wave also repeats episodes of the one before it if it has fewer of its own.
     firsts = [min(number, episodes - wave) for number in range(0, episodes, wave)]
