@@ -163,6 +163,10 @@ def test_minari_with_elements_of_discrete_spaces(tmp_path):
     rows = dataset.load(tmp_path / "x.hdf5").rows
     assert rows.observation.tolist() == [0, 4, 1, 5] and rows.next_observation.tolist() == [4, 2, 5, 3]
     assert rows.action.dtype == rows.observation.dtype == np.int32 and rows.terminated.tolist() == [False, True] * 2
+    (tmp_path / "metadata.json").write_text(json.dumps({"action_space": '{"type": "Discrete", "start": -1, "n": 3}'}))
+    shifted = dataset.load((tmp_path / "x.hdf5").rename(tmp_path / "main_data.hdf5"))
+    assert shifted.rows.action.tolist() == [2, 1] * 2 and shifted.rows.action.dtype == np.int32
+    assert shifted.notes == ("actions are numbered from 0 on, and the file numbers them from -1 on",)
 
 
 def box(low, high):
@@ -202,6 +206,11 @@ OF_D4RL = {
     "texts": ({"rewards": np.array(["a"] * 13, object)}, [], "'rewards' contains Python objects or texts"),
     "half true": ({"terminals": np.full(13, 0.5)}, [], "'terminated' must be true or false in every row"),
     "other arrays": ({}, ["observations"], "neither D4RL's 'observations' nor Minari's 'episode_0'; there is: actions"),
+    "episodes of one step": (
+        {"terminals": np.ones(13, bool)},
+        ["next_observations"],
+        "it has no 'next_observations', and each of its episodes has one step",
+    ),
     "too few without successors": (
         {"actions": np.zeros((12, 1))},
         ["next_observations"],

@@ -281,6 +281,8 @@ def test_a_vectors_seeds():
     np.testing.assert_allclose(first, by_number, rtol=1e-6)
     went_on = env.reset()[0]
     assert not np.array_equal(went_on, first)
+    np.testing.assert_array_equal(env.reset(seed=np.int64(20))[0], first)
+    np.testing.assert_array_equal(env.reset(seed=np.array([20, 21, 22]))[0], first)
     env.reset(seed=20)
     again = env.reset(seed=[None, 7, None])[0]
     np.testing.assert_array_equal(again[[0, 2]], went_on[[0, 2]])
@@ -308,6 +310,8 @@ MISTAKES = {
     ),
     "no environments": (lambda: envs.as_gymnasium_vector("pendulum", 0), "num_envs must be at least 1, got 0"),
     "seeds": (lambda: envs.as_gymnasium_vector("pendulum", 2).reset(seed=[1]), "seed must be one number or 2"),
+    "a seed between": (lambda: envs.as_gymnasium_vector("pendulum", 2).reset(seed=1.5), "seed must be a whole number or"),
+    "Gymnasium's own": (lambda: envs.as_gymnasium("gymnasium/CliffWalking-v1"), "make its environment with gymnasium.make"),
     "mask": (
         lambda: envs.as_gymnasium_vector("pendulum", 2).reset(options={"reset_mask": np.ones(2, bool)}),
         "leave it out",
@@ -361,3 +365,6 @@ def test_a_maze_that_changes_counts_the_steps_of_all_episodes():
     first = jax.tree.leaves(task.world.reset(jax.random.key(0)))
     assert any(np.any(np.asarray(a) == 30) for a in counts[0]), "the carry counts 30 steps"
     assert not any(np.any(np.asarray(a) == 30) for a in first)
+    several.reset(seed=[5, None])
+    of_each = [np.asarray(a) for a in jax.tree.leaves(several._carries)]
+    assert any((a == [0, 30]).all() for a in of_each if a.shape == (2,)), "a new seed begins anew, None goes on"

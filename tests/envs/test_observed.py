@@ -170,12 +170,12 @@ def test_mistakes(make, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [(1, 1), (2, 1), (2, 2)])
 def test_the_carry_beneath_other_observations_is_the_plain_one(times):
-    """Of a stack of masked observations, and of the mask alone, with repeated actions too."""
+    """Of a stack of masked observations, and of the mask alone, with actions that are repeated once or twice, too."""
     plain = counting()
     mask = envs.masked(plain)
-    tasks = [envs.repeat(task, times) for task in (envs.stacked(mask, 3), mask, plain)]
+    tasks = [envs.repeat(envs.repeat(task, times[0]), times[1]) for task in (envs.stacked(mask, 3), mask, plain)]
     inside = [observed.beneath(tasks[0], of) for of in tasks]
 
     @jax.jit

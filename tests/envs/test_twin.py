@@ -216,5 +216,9 @@ def test_a_repeated_task_has_a_twin_that_repeats():
     carry, own = carry_of(thrice)(together[0].observation), jax.eval_shape(thrice.world.reset, jax.random.key(0))
     assert jax.tree.structure(carry) == jax.tree.structure(own)
     assert (int(carry[0][1]), int(carry[1])) == (3, 1)
+    twice = envs.repeat(thrice, 2)
+    carry, own = carry_of(twice)(together[0].observation), jax.eval_shape(twice.world.reset, jax.random.key(0))
+    assert jax.tree.structure(carry) == jax.tree.structure(own)
+    assert (int(carry[0][0][1]), int(carry[0][1]), int(carry[1])) == (6, 2, 1)
     for twin in (ones, threes):
         twin.close()

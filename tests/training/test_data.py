@@ -4,6 +4,7 @@ import functools
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -307,6 +308,14 @@ def test_a_file_that_tells_no_task_is_taken_for_any_that_it_fits(tmp_path):
     path = write(tmp_path / "rows.npz", made_up())
     config = programs.configure("linear", "pendulum", settings=SETTINGS["linear"], data=path)
     assert programs.build(config).total_steps == STEPS
+
+
+def test_a_moved_file_is_found_from_every_folder(tmp_path, monkeypatch):
+    path = write(tmp_path / "rows.npz", made_up())
+    config = programs.configure("linear", "pendulum", settings=SETTINGS["linear"], data=path)
+    monkeypatch.chdir(tmp_path)
+    for name in (path.rename(tmp_path / "moved.npz").name, Path("moved.npz")):
+        assert programs.changed(config, {}, {"data": name}).data == str(tmp_path / "moved.npz")
 
 
 @pytest.mark.parametrize(

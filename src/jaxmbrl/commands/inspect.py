@@ -82,7 +82,7 @@ def evaluate(words: list[str]) -> int:
     for line in _per_seed(found, config.seed):
         print(line)
     if found.backend == "gymnasium":
-        print(f"played in {twin.versions(physics=not config.env.startswith('gymnasium/'))}")
+        print(f"played in {twin.versions(physics=policy.program.task.host is None)}")
     print(f"mean {found.mean:.2f}, interquartile mean {found.iqm:.2f}, in {time.monotonic() - started:.1f} s")
     if reference is not None:
         print(scores.described(found.per_seed, reference))

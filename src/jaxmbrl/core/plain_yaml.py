@@ -2,7 +2,7 @@
 
 PyYAML implements YAML 1.1, which reads `no` as false, `1:30` as ninety, `010` as eight and `2026-01-01` as a date, and
 keeps the last of two equal keys. Here words, times and dates are text, `010` and equal keys are errors. Whatever
-`yaml.safe_dump` writes is read as the same values.
+`yaml.safe_dump` writes is read as the same values, except for text such as `-.5`, which is a number here.
 """
 
 from __future__ import annotations

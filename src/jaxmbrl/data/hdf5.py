@@ -110,6 +110,10 @@ def _d4rl(h5py: Any, file: Any) -> Content:
         raise UserError(f"'terminals' and 'timeouts' must be [N], got shape {last.shape}")
     last[-1:] = True
     kept = ~last
+    if not kept.any():
+        raise UserError(
+            "it has no 'next_observations', and each of its episodes has one step, whose successor is therefore not known"
+        )
     arrays["next_observation"] = np.roll(arrays["observation"], -1, axis=0)
     arrays |= {"truncated": np.roll(last, -1), "terminated": np.zeros(count, bool)}
     lost = f", and with them {terminated.sum()} terminations" if terminated.any() else ""
@@ -190,7 +194,11 @@ def _space(attribute: Any, metadata: bytes) -> dict[str, Any]:
 def _scaled(
     action: Shaped[np.ndarray, "N ..."], space: dict[str, Any]
 ) -> tuple[Shaped[np.ndarray, "N ..."], tuple[str, ...]]:
-    """(actions in [-1, 1], a message if they were not), if the space is a bounded box; else the actions."""
+    """(actions in [-1, 1] or choices from 0 on, and a message if they were not), for a bounded box or a discrete space;
+    else the actions."""
+    start = space.get("start", 0)
+    if space.get("type") == "Discrete" and isinstance(start, int) and start:
+        return action - start, (f"actions are numbered from 0 on, and the file numbers them from {start} on",)
     if space.get("type") != "Box" or action.dtype.kind != "f":
         return action, ()
     try:

@@ -285,7 +285,7 @@ def _layers(carry: Carry) -> int:
     """How often the observation was changed. A world whose actions are repeated has a pair as its carry."""
     if isinstance(carry, Observed):
         return 1 + _layers(carry.carry)
-    return _layers(carry[0]) if type(carry) is tuple and len(carry) == 2 and isinstance(carry[0], Observed) else 0
+    return _layers(carry[0]) if type(carry) is tuple and len(carry) == 2 else 0
 
 
 def _around(state: Any, shown: Observation) -> State:

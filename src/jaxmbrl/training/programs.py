@@ -298,7 +298,9 @@ def changed(config: RunConfig, settings: Mapping[str, Any], fields: Mapping[str,
     for name, value in fields.items():
         if name not in FIELDS:
             raise hints.unknown_on_resume(name, value, FIELDS, to_dict(config.settings), MAY_CHANGE)
-    values = _replaced(to_dict(config), fields)
+    # A run may be resumed from any folder.
+    places = {name: fields[name] for name in ("data", "demonstrations", "expert") if fields.get(name) is not None}
+    values = _replaced(to_dict(config), {**fields, **{name: str(expanded(of).resolve()) for name, of in places.items()}})
     changes = _replaced(values["settings"], settings, call="resume")
     return parse(values | {"settings": changes})
 

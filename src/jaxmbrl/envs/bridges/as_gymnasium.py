@@ -6,6 +6,7 @@ Gymnasium is an optional dependency, `jaxmbrl[gym]`, and is imported when a task
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, SupportsFloat, TypeAlias
@@ -108,9 +109,10 @@ def as_gymnasium_vector(task: Task | str, num_envs: int) -> VectorEnv[Any, Any, 
     program steps all of them.
 
     Each behaves like an environment of `as_gymnasium`. After `reset(seed=s)`, environment i has seed s + i; a list gives
-    the seeds one by one. An environment that has ended is reset by the next step, which ignores its action and gives it a
-    reward of 0 (`AutoresetMode.NEXT_STEP`). So the last observation of an episode is the true next observation. Infos are
-    arrays, each with a mask of the environments for which it is valid. Rendering is not supported.
+    the seeds one by one, None for an environment that goes on with its own. An environment that has ended is reset by the
+    next step, which ignores its action and gives it a reward of 0 (`AutoresetMode.NEXT_STEP`). So the last observation of
+    an episode is the true next observation. Infos are arrays, each with a mask of the environments for which it is valid.
+    Rendering is not supported.
 
         gymnasium.register("ours-v0", vector_entry_point="jaxmbrl.envs:as_gymnasium_vector", kwargs={"task": "pendulum"})
 
@@ -137,28 +139,20 @@ def as_gymnasium_vector(task: Task | str, num_envs: int) -> VectorEnv[Any, Any, 
             self._carries: Carry = None
             self._ended = np.zeros(num_envs, bool)
 
-        def reset(
-            self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-        ) -> tuple[Any, dict[str, Any]]:
+        def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
             if options and "reset_mask" in options:
                 raise UserError("reset_mask is for vectors that do not reset by themselves: leave it out")
-            super().reset(seed=seed if isinstance(seed, int) else None)
-            self._seed(seed)
+            seeds = _seeds(seed, num_envs)
+            super().reset(seed=seeds[0] if np.ndim(seed) == 0 else None)  # type: ignore[arg-type]
+            goes_on = np.array([s is None for s in seeds]) & (self._keys is not None)
+            if not goes_on.all():
+                drawn = _keys([self.np_random if s is None else gym.utils.seeding.np_random(s)[0] for s in seeds])
+                self._keys = drawn if self._keys is None else jnp.where(goes_on, self._keys, drawn)
+            before = self._carries if goes_on.any() else None
             assert self._keys is not None
-            before = self._carries if seed is None else None
-            self._keys, self._carries, observations = _reset_all(made.world, self._keys, before)
+            self._keys, self._carries, observations = _reset_all(made.world, self._keys, before, goes_on)
             self._ended = np.zeros(num_envs, bool)
             return _element(made.observation, observations), {}
-
-        def _seed(self, seed: int | Sequence[int | None] | None) -> None:
-            if seed is None and self._keys is not None:
-                return
-            seeds = [seed + i for i in range(num_envs)] if isinstance(seed, int) else seed or [None] * num_envs
-            if len(seeds) != num_envs:
-                raise UserError(f"seed must be one number or {num_envs}, one an environment, got {len(seeds)}")
-            drawn = _keys([self.np_random if s is None else gym.utils.seeding.np_random(s)[0] for s in seeds])
-            kept = np.array([s is None for s in seeds])
-            self._keys = drawn if self._keys is None else jnp.where(kept, self._keys, drawn)
 
         def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
             if self._keys is None:
@@ -190,10 +184,27 @@ def _task(task: Task | str) -> Task:
     from jaxmbrl import envs
 
     made = envs.make(task) if isinstance(task, str) else task
+    if made.host is not None:
+        raise UserError(f"task '{made.name}' runs on the host already: make its environment with gymnasium.make")
     problems = of_spaces(made)
     if problems:
         raise UserError(f"task '{made.name}': {'; '.join(problems)}")
     return made
+
+
+def _seeds(seed: Any, count: int) -> list[int | None]:
+    """The seed of each of `count` environments; None for one that has none. Raises UserError if `seed` is not valid."""
+    try:
+        if seed is None:
+            return [None] * count
+        if np.ndim(seed) == 0:
+            return [operator.index(seed) + i for i in range(count)]
+        seeds = [None if one is None else operator.index(one) for one in seed]
+    except TypeError:
+        raise UserError(f"seed must be a whole number or one for each environment, got {seed!r:.60}") from None
+    if len(seeds) != count:
+        raise UserError(f"seed must be one number or {count}, one an environment, got {len(seeds)}")
+    return seeds
 
 
 def _drawing(task: Task, render_mode: str | None) -> Drawing | None:
@@ -287,8 +298,13 @@ def _step(world: World, key: Key, carry: Carry, action: Action) -> tuple[Key, Ca
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _reset_all(world: World, keys: Key, before: Carry = None) -> tuple[Key, Carry, Observation]:
-    return jax.vmap(functools.partial(_reset, world), in_axes=(0, None if before is None else 0))(keys, before)
+def _reset_all(world: World, keys: Key, before: Carry, goes_on: Bool[Array, "n"]) -> tuple[Key, Carry, Observation]:
+    """As `_reset`; environments that do not go on begin anew."""
+    fresh = jax.vmap(functools.partial(_reset, world))(keys)
+    if before is None:
+        return fresh
+    following = jax.vmap(functools.partial(_reset, world))(keys, before)
+    return jax.tree.map(lambda new, old: jax.vmap(jnp.where)(goes_on, new, old), following, fresh)
 
 
 @functools.partial(jax.jit, static_argnums=0)

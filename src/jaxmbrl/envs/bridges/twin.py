@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Carry, HostStep, Task
-from jaxmbrl.envs.action_repeat import unrepeated
+from jaxmbrl.envs.action_repeat import RepeatedEnv, unrepeated
 from jaxmbrl.envs.bridges.gymnasium_spaces import rescale
 from jaxmbrl.envs.bridges.gymnasium_task import float_dtype, make_registered
 
@@ -90,9 +90,15 @@ def carry_of(task: Task) -> Callable[[Seen], Carry]:
         state = unrepeated(task.env).state_at(qpos, qvel)
         simulation = state.pipeline_state.replace(qacc_warmstart=warmstart)
         state = state.replace(pipeline_state=simulation, obs=observation)
-        return (state, elapsed) if task.action_repeat == 1 else ((state, elapsed * task.action_repeat), elapsed)
+        return _counted(task.env, state, elapsed)
 
     return carry
+
+
+def _counted(env: Any, state: Any, elapsed: Int[Array, ""]) -> Carry:
+    """The carry of a World whose environment `env` may repeat actions several times over, after `elapsed` of its steps:
+    each `RepeatedEnv` counts its own steps."""
+    return (_counted(env.env, state, elapsed * env.times) if isinstance(env, RepeatedEnv) else state, elapsed)
 
 
 def versions(physics: bool = True) -> str:
