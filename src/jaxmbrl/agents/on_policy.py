@@ -162,10 +162,14 @@ def weighted_mean(values: Float[Array, "*n"], weight: Float[Array, "*n"]) -> Flo
     return jnp.sum(weight * values) / jnp.maximum(jnp.sum(weight), jnp.finfo(values.dtype).tiny)
 
 
+def deviation(values: Float[Array, "B"], weight: Float[Array, "B"]) -> Float[Array, ""]:
+    """The weighted standard deviation of values plus 1e-8."""
+    return jnp.sqrt(weighted_mean((values - weighted_mean(values, weight)) ** 2, weight)) + 1e-8
+
+
 def standardized(values: Float[Array, "B"], weight: Float[Array, "B"]) -> Float[Array, "B"]:
-    """Values minus their weighted mean, divided by their weighted standard deviation plus 1e-8."""
-    centred = values - weighted_mean(values, weight)
-    return centred / (jnp.sqrt(weighted_mean(centred**2, weight)) + 1e-8)
+    """Values minus their weighted mean, divided by their `deviation`."""
+    return (values - weighted_mean(values, weight)) / deviation(values, weight)
 
 
 def policy_gradient_loss(
