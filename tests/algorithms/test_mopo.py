@@ -7,14 +7,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from in_order import in_order
 
 from jaxmbrl import envs
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.algorithms.dyna import mbpo, mopo
 from jaxmbrl.algorithms.shared import RolloutLength
+from jaxmbrl.core.config import UserError, check
 from jaxmbrl.core.types import Clock, DynamicsModel, Transition, World
 from jaxmbrl.data import dataset, replay
+from jaxmbrl.models import EnsembleConfig
+from jaxmbrl.models.disagreement import TrustConfig
 from jaxmbrl.training import programs
 
 ROWS, LAMBDA = 12, 0.25
@@ -155,6 +159,13 @@ def test_unknown_steps_halt_with_the_value_of_the_smallest_logged_reward_for_eve
     # With the discount .99 of SAC: .99 / .01 times the smallest reward.
     np.testing.assert_allclose(added[halted], 99 * logged.reward.min(), rtol=1e-5)
     assert len(rows.reward) == 12 - np.sum(halted[:6]), "the branch of a row of the first step that halts has no second"
+
+
+def test_one_member_cannot_halt():
+    one = EnsembleConfig(members=1, elites=1)
+    check(mopo.Config(ensemble=one, trust=TrustConfig()))
+    with pytest.raises(UserError, match=r"^halts must be False with one member"):
+        check(mopo.Config(ensemble=one, trust=TrustConfig(), halts=True))
 
 
 def test_the_model_is_fitted_once_and_to_the_file_alone():

@@ -85,6 +85,8 @@ class Config(BranchedSettings):
 
     def problem(self) -> tuple[str, str] | None:
         """(field, message) of the first violated rule that involves several fields, or None."""
+        if self.halts and self.ensemble.members == 1:
+            return "halts", "must be False with one member, which does not disagree with another"
         if self.halts and self.agent.discount == 1 and self.halt_reward != 0:
             return "halt_reward", "must be 0 with agent.discount 1: the reward at every step after a halt has no sum"
         return super().problem()
