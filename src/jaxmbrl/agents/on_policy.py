@@ -418,7 +418,10 @@ def update(
     scale: Any = 1.0,
 ) -> tuple[OnPolicyState, Metrics]:
     """PPO's update on a real or an imagined `trajectory` [T, N]: K epochs of M minibatches of the clipped loss, with
-    `scale` times the learning rate."""
+    `scale` times the learning rate. Raises ValueError if M does not divide T x N."""
+    size, remainder = divmod(trajectory.reward.size, config.minibatches)
+    if remainder:
+        raise ValueError(f"minibatches ({config.minibatches}) must divide the rows of an update ({trajectory.reward.size})")
     rows = agent.estimate(state, trajectory, weight)
 
     def policy_loss(distribution: Any, rows: Batch) -> tuple[Float[Array, ""], Metrics]:
@@ -442,7 +445,6 @@ def update(
         stopped |= found["agent/divergence"].total > config.target_divergence
         return (tree.where(stopped, state, stepped), stopped), found | {"agent/stopped": Average.of(stopped)}
 
-    size = rows.weight.shape[0] // config.minibatches
     (state, _), found = in_minibatches(step, (state, jnp.zeros((), bool)), rows, key, config.epochs, size)
     return state, found | explained(rows) | spread(state)
 
