@@ -163,5 +163,8 @@ def with_probability(stepped):
 def test_settings_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match=r"updates must be a multiple of check_every \(2\), got 5"):
         check(dataclasses.replace(TINY, updates=5))
+    fewer = dataclasses.replace(TINY.ensemble, elites=2)
+    with pytest.raises(UserError, match=r"^ensemble.elites must be ensemble.members \(3\), .*, got 2$"):
+        check(dataclasses.replace(TINY, ensemble=fewer))
     with pytest.raises(UserError, match=r"agent.normalize_rewards must be false"):
         check(dataclasses.replace(TINY, agent=dataclasses.replace(PLAIN, normalize_rewards=True)))

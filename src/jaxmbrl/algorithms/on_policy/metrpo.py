@@ -90,7 +90,7 @@ class Config(ImaginedTRPOSettings):
         """(field, message) of the first violated rule that involves several fields, or None."""
         if self.updates % self.check_every:
             return "updates", f"must be a multiple of check_every ({self.check_every}), got {self.updates}"
-        return shared.no_moment_matching(self.ensemble) or super().problem()
+        return shared.no_moment_matching(self.ensemble) or shared.all_members(self.ensemble) or super().problem()
 
 
 class State(NamedTuple):
