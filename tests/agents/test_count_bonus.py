@@ -63,6 +63,16 @@ def test_scales_divide_the_numbers_of_an_observation():
         count_bonus.init(CountBonusConfig(weight=1.0, scales=(1.0,)), VECTOR, key)
 
 
+def test_observations_that_cannot_be_hashed_so_are_refused():
+    key = jax.random.key(0)
+    with pytest.raises(UserError, match=r"^count_bonus.scales must be empty for discrete observations"):
+        count_bonus.init(CountBonusConfig(weight=1.0, scales=(1.0,)), Discrete(3), key)
+    image = Box((8, 8, 1), 0, 255, "uint8")
+    with pytest.raises(UserError, match=r"^count_bonus.weight must be 0 for images"):
+        count_bonus.init(CountBonusConfig(weight=1.0), image, key)
+    assert count_bonus.init(CountBonusConfig(), image, key) is None
+
+
 def test_critics_learn_the_reward_with_the_bonus(x64):
     agent, space = naf.make(NAFConfig(hidden=(5,)), O, A), Box((O,))
     config, key, batch = CountBonusConfig(weight=2.0, bits=4), jax.random.key(0), on_device(batch_of())

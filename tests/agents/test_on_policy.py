@@ -294,6 +294,19 @@ def test_returns_are_measured_by_environment_across_updates(x64):
     np.testing.assert_allclose(state.observations.normalizer.mean, parts[1].observation.mean((0, 1)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [20, 100])
+def test_minibatches_that_do_not_divide_the_rows_are_refused(rows):
+    config = PPOConfig(hidden=(4,), minibatches=32)
+    agent = on_policy.make(config, 2, Box((1,)), on_policy.adam())
+    zero = jax.ShapeDtypeStruct((rows, 1), float)
+    seen, never = jax.ShapeDtypeStruct((rows, 1, 2), float), jax.ShapeDtypeStruct((rows, 1), bool)
+    action = jax.ShapeDtypeStruct((rows, 1, 1), float)
+    trajectory = Transition(seen, action, zero, seen, never, never, action)
+    state = jax.eval_shape(lambda key: agent.init(key, {}), jax.random.key(0))
+    with pytest.raises(ValueError, match=rf"^minibatches \(32\) must divide the rows of an update \({rows}\)$"):
+        on_policy.update(agent, config, state, trajectory, jax.random.key(0))
+
+
 def test_minibatches_cover_each_pass_once():
     def step(counts, rows):
         return counts.at[rows].add(1), {"sum": Average.of(jnp.sum(rows))}

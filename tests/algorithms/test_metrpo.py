@@ -49,6 +49,15 @@ def test_one_worse_member_of_five_is_accepted_and_one_of_three_is_not():
     assert bool(metrpo.accepts(before - 1, before, 1.0))
 
 
+def test_a_share_of_members_is_exact():
+    """At the share k / E, k of E members may be worse and k + 1 may not."""
+    for members in (3, 10, 15):
+        returns = jnp.where(jnp.arange(members) < jnp.arange(members + 1)[:, None], -1.0, 1.0)
+        for k in range(members):
+            accepted = jax.vmap(lambda now, share=k / members: metrpo.accepts(now, jnp.zeros(len(now)), share))(returns)
+            np.testing.assert_array_equal(accepted, np.arange(members + 1) <= k)
+
+
 def learned(config, plainly=None):
     """(state before, state after a round, metrics), from a policy with the log standard deviation -3, and `plainly(state
     before, state after)`."""
@@ -154,5 +163,8 @@ def with_probability(stepped):
 def test_settings_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match=r"updates must be a multiple of check_every \(2\), got 5"):
         check(dataclasses.replace(TINY, updates=5))
+    fewer = dataclasses.replace(TINY.ensemble, elites=2)
+    with pytest.raises(UserError, match=r"^ensemble.elites must be ensemble.members \(3\), .*, got 2$"):
+        check(dataclasses.replace(TINY, ensemble=fewer))
     with pytest.raises(UserError, match=r"agent.normalize_rewards must be false"):
         check(dataclasses.replace(TINY, agent=dataclasses.replace(PLAIN, normalize_rewards=True)))

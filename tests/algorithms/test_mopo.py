@@ -7,14 +7,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from in_order import in_order
 
 from jaxmbrl import envs
 from jaxmbrl.agents.actor_critic.sac import SACConfig
 from jaxmbrl.algorithms.dyna import mbpo, mopo
 from jaxmbrl.algorithms.shared import RolloutLength
+from jaxmbrl.core.config import UserError, check
 from jaxmbrl.core.types import Clock, DynamicsModel, Transition, World
 from jaxmbrl.data import dataset, replay
+from jaxmbrl.models import EnsembleConfig
+from jaxmbrl.models.disagreement import TrustConfig
 from jaxmbrl.training import programs
 
 ROWS, LAMBDA = 12, 0.25
@@ -134,26 +138,34 @@ def test_rewards_are_lowered_by_lambda_times_the_largest_norm():
 
 def test_with_an_infinite_threshold_nothing_halts_bit_for_bit():
     for state, other in zip(offline(LAMBDA, True, halt_above=np.inf), offline(LAMBDA, True), strict=True):
-        same = state._replace(halt_above=other.halt_above)
+        same = state._replace(halt_above=other.halt_above, largest=other.largest)
         jax.tree.map(np.testing.assert_array_equal, same, other)
 
 
 def test_unknown_steps_halt_with_the_value_of_the_smallest_logged_reward_for_ever():
-    """The members differ by sqrt(3) |action| about the observation, so that the threshold is one of |action|."""
-    rows, logged = imagined(offline(LAMBDA, True, halt_above=0.5)[0]), table()
-    plain = imagined(offline(LAMBDA, True)[0])
-    # Six rows are sampled of the logged ones: the largest action and the smallest reward of these are among the table's.
-    sizes, rewards = np.abs(logged.action[:, 0]), logged.reward
+    """The members differ by sqrt(3) |action| about the observation, so that the threshold is one of |action|. It is that of
+    all 12 logged rows, of which a round begins at 6."""
+    states, logged = offline(LAMBDA, True, halt_above=0.5), table()
+    rows, plain = imagined(states[0]), imagined(offline(LAMBDA, True)[0])
+    largest = np.abs(logged.action).max()
+    np.testing.assert_allclose([state.largest for state in states], [np.sqrt(3) * largest] * CALLS, rtol=1e-6)
     halted = rows.terminated
     assert 0 < halted.sum() < 6 and not plain.terminated.any()
     size = np.abs(rows.action[:, 0])
-    assert size[~halted].max() <= size[halted].min() and np.any(np.abs(0.5 * sizes) >= size[~halted].max())
+    np.testing.assert_array_equal(halted, size > 0.5 * largest)
     norms = np.maximum(np.linalg.norm(rows.observation, axis=1), 4 * size)
     added = rows.reward - (rows.observation.sum(axis=1) - LAMBDA * norms)
     np.testing.assert_allclose(added[~halted], 0, atol=1e-5)
     # With the discount .99 of SAC: .99 / .01 times the smallest reward.
-    assert np.ptp(added[halted]) < 1e-3 and np.abs(99 * rewards - added[halted][0]).min() < 1e-3
+    np.testing.assert_allclose(added[halted], 99 * logged.reward.min(), rtol=1e-5)
     assert len(rows.reward) == 12 - np.sum(halted[:6]), "the branch of a row of the first step that halts has no second"
+
+
+def test_one_member_cannot_halt():
+    one = EnsembleConfig(members=1, elites=1)
+    check(mopo.Config(ensemble=one, trust=TrustConfig()))
+    with pytest.raises(UserError, match=r"^halts must be False with one member"):
+        check(mopo.Config(ensemble=one, trust=TrustConfig(), halts=True))
 
 
 def test_the_model_is_fitted_once_and_to_the_file_alone():

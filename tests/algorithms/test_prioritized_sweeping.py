@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from jaxmbrl import envs
+from jaxmbrl.algorithms.shared import TabularSettings
 from jaxmbrl.algorithms.tabular import prioritized_sweeping
+from jaxmbrl.core.config import UserError, check
 from jaxmbrl.training.loop import clock_at
 
 from .tables_in_numpy import ACTIONS, DISCOUNT, STATES, Table, learned, transitions, walked
@@ -120,3 +122,10 @@ def test_few_places_drop_outcomes_and_say_so():
     state, found = jax.jit(run)()
     assert int(state.model.dropped) == 1 and float(found["model/dropped"].total) == 2
     assert np.asarray(state.model.counts[0, 0]).tolist() == [2.0]
+
+
+@pytest.mark.parametrize(("rate", "bound"), [(0.0, "above 0"), (5.0, "at most 1")])
+def test_learning_rates_have_the_bounds_of_the_other_tabular_methods(rate, bound):
+    for config in (prioritized_sweeping.Config, TabularSettings):
+        with pytest.raises(UserError, match=rf"^learning_rate must be {bound}, got {rate}$"):
+            check(config(learning_rate=rate))

@@ -10,6 +10,7 @@ from jaxmbrl import algorithms, envs
 from jaxmbrl.agents import tables
 from jaxmbrl.algorithms.tabular import q_learning
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import Policy
 from jaxmbrl.training.loop import clock_at
 
 from .tables_in_numpy import ACTIONS, STATES, Table, learned, moved, optimal_values, transitions, walked
@@ -68,6 +69,36 @@ def test_updates_are_counted_and_judged(made):
     reached = values > 0  # every free state of this maze has a value
     expected = np.abs(state.q.max(axis=1) - values)[reached].max()
     np.testing.assert_allclose(probes["table/value_error"].total, expected, atol=1e-5)
+
+
+def test_a_hole_is_no_goal_and_an_end_of_unknown_meaning_has_another_name():
+    """Down from the start of the frozen lake is a hole after 3 steps, and the path around it takes 6. The walk along the
+    cliff ends after 13 with a reward of -1. A cart that is always pushed to the left drops its pole within 8 to 10."""
+
+    def to_goal(name, actions, default):
+        task = envs.make(name)
+        table = np.zeros((task.observation.n, 4), np.float32)
+        table[:, default] = 0.5
+        for state, action in actions.items():
+            table[state, action] = 1.0
+        return tables.steps_to_goal("table", task, tables.greedy(jnp.asarray(table)))
+
+    def found():
+        lake, left, down, right = "FrozenLake/deterministic", 0, 1, 2
+        push = Policy(lambda key: (), lambda memory, seen, key: (jnp.int32(left), (), memory))
+        return (
+            to_goal(lake, {}, down),
+            to_goal(lake, dict.fromkeys((8, 13, 14), right), down),
+            # The actions of this task are up, right, down, left.
+            to_goal("CliffWalking", {36: 0, 35: 2}, 1),
+            tables.steps_to_goal("table", envs.make("CartPole-v1"), push),
+        )
+
+    hole, goal, cliff, pole = (jax.tree.map(float, x) for x in jax.device_get(jax.jit(found)()))
+    assert hole["table/steps_to_goal"].weight == 0
+    assert goal == {"table/steps_to_goal": (6.0, 1.0)} and cliff == {"table/steps_to_goal": (13.0, 1.0)}
+    assert pole.keys() == {"table/steps_to_end"} and pole["table/steps_to_end"].weight == 1
+    assert 8 <= pole["table/steps_to_end"].total <= 10
 
 
 def test_ties_are_broken_at_random_and_epsilon_explores():

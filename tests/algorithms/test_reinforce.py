@@ -77,6 +77,44 @@ def test_the_gradient_is_the_sum_over_steps_of_its_definition(in_return, x64):
     np.testing.assert_allclose(-4 * found, expected, rtol=1e-6, atol=1e-8)
 
 
+def test_standardised_advantages_keep_the_direction_of_the_maximum_entropy_gradient(x64):
+    """A bandit of the rewards 2 and 0, with the two actions weighted by their probabilities p. The gradient of p r + c H
+    with respect to the logits is p (r - c log p - its mean), which is 0 at the optimum, softmax(r / c); the standard
+    deviation of the advantages is that of the rewards. Without the entropy in the return only the first term is divided."""
+    rewards, weights = np.array([2.0, 0.0]), (0.7, 1.0)
+
+    def gradients(logits):
+        shares = jax.nn.softmax(logits)
+
+        def of(in_return, weight):
+            settings = reinforce.ReinforceConfig(
+                hidden=(), entropy_weight=weight, entropy_in_return=in_return, normalize_rewards=False
+            )
+            agent = on_policy.make(settings, 1, Discrete(2), on_policy.adam())
+            state = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: agent.init(jax.random.key(0), {})))
+            layer = {"bias": logits, "kernel": jnp.zeros((1, 2))}
+            params = state.actor.params._replace(network={"params": {"Dense_0": layer}})
+            state = state._replace(actor=state.actor._replace(params=params))
+            seen, ended, actions = jnp.zeros((1, 2, 1)), jnp.ones((1, 2), bool), jnp.arange(2, dtype=jnp.int32)[None]
+            rows = Transition(seen, actions, jnp.asarray(rewards)[None], seen, ended, ~ended, actions)
+            rows = agent.estimate(state, reinforce.with_entropy(agent, state, rows, settings), shares[None])
+            found = jax.grad(reinforce.policy_loss, 2, has_aux=True)(agent, settings, params, rows)[0]
+            return -found.network["params"]["Dense_0"]["bias"]
+
+        return jnp.stack([jnp.stack([of(in_return, weight) for weight in weights]) for in_return in (True, False)])
+
+    logits = np.array([[2.0, 0.0], [-0.4, 0.3]])
+    for found, z in zip(np.asarray(jax.jit(jax.vmap(gradients))(logits)), logits, strict=True):
+        p = np.exp(z) / np.exp(z).sum()
+        spread = np.sqrt(p @ rewards**2 - (p @ rewards) ** 2)
+        first, second = (p * (x - p @ x) for x in (rewards, -np.log(p)))
+        for i, c in enumerate(weights):
+            np.testing.assert_allclose(found[0, i], (first + c * second) / spread, rtol=1e-6, atol=1e-12)
+            np.testing.assert_allclose(found[1, i], first / spread + c * second, rtol=1e-6)
+        if z[0] == 2:
+            np.testing.assert_allclose(found[0, 1], 0, atol=1e-12)
+
+
 def test_a_value_function_of_zero_explains_no_variance_of_the_returns():
     """Also with advantages that are standardised: the metric is that of the estimated ones."""
     rng = np.random.default_rng(1)

@@ -53,18 +53,25 @@ def rows(shift, count=200):
 
 
 @functools.cache
-def adapted(distance, shift):
-    """(model, state after the adaptation, metrics)."""
+def adapting(distance):
+    """The program of an adaptation: (real, imagined) -> (model, states before and after, metrics)."""
     config = dataclasses.replace(CONFIG, distance=distance)
 
     @jax.jit
     def run(real, imagined):
         model = network.init_state(LAYOUT, jax.random.key(0), {})
-        state = adaptation.init(config, LAYOUT, model, jax.random.key(1))
-        state, found = adaptation.adapt(config, LAYOUT, state, model, real, imagined, jax.random.key(2))
-        return model, state, {name: value.total for name, value in found.items()}
+        first = adaptation.init(config, LAYOUT, model, jax.random.key(1))
+        state, found = adaptation.adapt(config, LAYOUT, first, model, real, imagined, jax.random.key(2))
+        return model, first, state, found
 
-    return run(rows(0.0), rows(shift))
+    return run
+
+
+@functools.cache
+def adapted(distance, shift):
+    """(model, state after the adaptation, metrics)."""
+    model, _, state, found = adapting(distance)(rows(0.0), rows(shift))
+    return model, state, {name: value.total for name, value in found.items()}
 
 
 @pytest.mark.parametrize("distance", ["wasserstein", "mmd"])
@@ -78,6 +85,13 @@ def test_it_lowers_the_distance(distance):
     jax.tree.map(np.testing.assert_array_equal, adaptation.layers_of(LAYOUT, start), state.features.params[1])
     last = [m.members.params.network["params"]["Dense_2"] for m in (model, start)]
     jax.tree.map(np.testing.assert_array_equal, *last)
+
+
+@pytest.mark.parametrize("distance", ["wasserstein", "mmd"])
+def test_without_imagined_rows_nothing_is_adapted(distance):
+    _, first, state, found = adapting(distance)(rows(0.0), replay.empty(rows(1.5)))
+    jax.tree.map(np.testing.assert_array_equal, state, first)
+    assert [float(value.weight) for value in found.values()] == [0.0, 0.0]
 
 
 def test_rows_of_the_same_distribution_change_nothing_by_mmd():

@@ -118,6 +118,22 @@ def test_a_row_that_is_not_finite_is_left_out_counted_and_ends_its_branch():
     assert found["imagine/rows"] == 3 * ROWS - 2
 
 
+@pytest.mark.parametrize("rule", ["macura", "m2ac"])
+def test_so_is_a_row_whose_disagreement_is_not_finite(rule):
+    """Row 3 at its first step, and row 4 at its second. The largest finite disagreement is MACURA's threshold, the 2 of row
+    6; M2AC keeps a third of the 6 rows, those of 0.5 and the first of those of 1, and then none of 5."""
+
+    def disagreement(x):
+        spoiled = (x == 3) | (x == 104)
+        return jnp.where(spoiled, jnp.nan, jnp.where(x % 100 == 6, 2.0, jnp.where(x == 1, 0.5, 1.0)))
+
+    rows, found = run(2, TrustConfig(rule, percentile=100.0), disagreement)
+    expected = {"macura": [1, 2, 4, 5, 101, 102, 105], "m2ac": [1, 2]}[rule]
+    np.testing.assert_array_equal(rows.observation[:, 0], expected)
+    assert found["imagine/nonfinite"] == 2 and found["imagine/rows"] == len(expected)
+    assert np.isfinite(found["imagine/disagreement"])
+
+
 def test_a_shorter_length_is_a_prefix_without_compiling_again():
 
     @jax.jit

@@ -186,6 +186,20 @@ def test_macuras_threshold_is_the_mean_over_the_last_refits():
         assert float(threshold(thresholds)) == pytest.approx(np.mean(seen[-3:]))
 
 
+def test_a_disagreement_that_is_not_finite_is_left_out_of_macuras_threshold():
+    """The quartile of the finite numbers is 3.5. A refit without any finite number changes nothing."""
+    config = TrustConfig("macura", percentile=75.0, rounds=3)
+    spoiled = [1.0, np.nan, 2.0, 5.0, np.inf, 3.0]
+    decided = applied(config, spoiled)
+    assert float(threshold(decided.thresholds)) == 3.5 == np.percentile([1.0, 2.0, 5.0, 3.0], 75)
+    assert decided.kept.tolist() == decided.continues.tolist() == [True, False, True, False, False, True]
+    none = applied(config, [np.nan] * 6, thresholds=decided.thresholds)
+    jax.tree.map(np.testing.assert_array_equal, none.thresholds, decided.thresholds)
+    assert not none.kept.any()
+    later = applied(config, [1.5] * 6, thresholds=none.thresholds)
+    assert float(threshold(later.thresholds)) == 2.5 and later.kept.all()
+
+
 def test_macura_without_bound_is_mbpo_and_with_none_keeps_nothing():
     everything = applied(TrustConfig("macura", scale=1e30), DISAGREEMENT)
     assert everything.kept.all() and everything.continues.all()

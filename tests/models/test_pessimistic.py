@@ -8,6 +8,7 @@ from scipy.spatial.distance import pdist
 
 from jaxmbrl.agents.actor_critic.critics import td_target
 from jaxmbrl.core.types import DynamicsModel, Transition, World
+from jaxmbrl.data import replay
 from jaxmbrl.models import pessimistic
 from jaxmbrl.models.disagreement import largest_difference
 
@@ -17,6 +18,36 @@ def test_the_largest_distance_of_two_members():
     expected = [pdist(mean[:, n]).max() for n in range(5)]
     np.testing.assert_allclose(largest_difference(jnp.asarray(mean, jnp.float32)), expected, rtol=1e-5)
     assert np.asarray(largest_difference(jnp.ones((3, 2, 2)))).tolist() == [0.0, 0.0]
+
+
+def test_the_largest_discrepancy_and_the_smallest_reward_of_a_buffer_are_those_of_all_its_rows():
+    """Five members with means of their own, and 11 rows in a ring that holds the last 7, of which 3 are predicted at a
+    time: whichever of the 7 is the extreme one is found, and a more extreme one that was overwritten is not."""
+    slopes = np.random.default_rng(0).normal(size=(5, 2))
+
+    def predict(state, observation, action):
+        mean = jnp.asarray(slopes)[:, None] * action
+        return mean, jnp.ones_like(mean)
+
+    model = DynamicsModel(lambda *_: None, lambda *_: None, predict, lambda state: None)
+    actions = np.tile(np.linspace(0.1, 0.7, 11), (7, 1))
+    actions[:, 1] = 9.0
+    actions[np.arange(7), 4 + np.arange(7)] = 2.0
+    none = jnp.zeros(11, bool)
+
+    @jax.jit
+    @jax.vmap
+    def found(action):
+        rows = Transition(jnp.zeros((11, 2)), action[:, None], 10 - action, jnp.zeros((11, 2)), none, none)
+        half = replay.add(replay.init(jax.tree.map(lambda x: x[0], rows), 7), jax.tree.map(lambda x: x[:5], rows))
+        full = replay.add(half, jax.tree.map(lambda x: x[5:], rows))
+        largest = [pessimistic.largest_discrepancy(model, (), buffer, block=3) for buffer in (half, full)]
+        return largest, [pessimistic.smallest_reward(buffer) for buffer in (half, full)]
+
+    largest, smallest = found(actions.astype(np.float32))
+    apart = pdist(slopes).max()
+    np.testing.assert_allclose(largest, [[9 * apart] * 7, [2 * apart] * 7], rtol=1e-6)
+    np.testing.assert_array_equal(smallest, [[1.0] * 7, [8.0] * 7])
 
 
 def test_a_step_that_halts_has_the_action_value_of_the_absorbing_state():

@@ -11,7 +11,8 @@ not counted has n = 1. The bonus does not enter the stored rewards or the return
 state.
 
 Differs from the paper, which is on-policy: the count is that of the state in which the action was taken, and vectors are
-divided by fixed scales instead of being encoded by a network.
+divided by fixed scales instead of being encoded by a network. Without one, images are refused: their numbers are positive
+and most of them alike, so that the angles between them are small.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxmbrl.agents.actor_critic.updates import with_updates
 from jaxmbrl.core.config import UserError
-from jaxmbrl.core.spaces import Discrete, Space, encode, encoded_size
+from jaxmbrl.core.spaces import Box, Discrete, Space, encode, encoded_size
 from jaxmbrl.core.types import ActorCritic, Average, Key, Metrics, Observation, Transition
 from jaxmbrl.data.n_step import NStep
 
@@ -40,7 +41,8 @@ class CountBonusConfig:
     bits: Annotated[int, Ge(1), Le(24)] = 16
     """Bits of the code of a vector; there are 2^bits counts. More bits distinguish states at smaller angles."""
     scales: tuple[Annotated[float, Gt(0)], ...] = ()
-    """Divisors of the numbers of an observation before they are hashed, one for each; () for 1."""
+    """Divisors of the numbers of an observation before they are hashed, one for each; () for 1. Not for discrete
+    observations."""
 
 
 class Counts(NamedTuple):
@@ -58,9 +60,14 @@ class Counts(NamedTuple):
 
 
 def init(config: CountBonusConfig, space: Space, key: Key) -> Counts | None:
-    """No visits of the observations in `space`; None without a bonus. Raises UserError if the number of scales is wrong."""
+    """No visits of the observations in `space`; None without a bonus. Raises UserError for images, and if the number of
+    scales is wrong."""
     if config.weight == 0:
         return None
+    if isinstance(space, Box) and space.is_image:
+        raise UserError("count_bonus.weight must be 0 for images, which are at so small angles that most share a code")
+    if isinstance(space, Discrete) and config.scales:
+        raise UserError("count_bonus.scales must be empty for discrete observations, which are counted without a code")
     counting = jnp.ones((), bool)
     if isinstance(space, Discrete):
         return Counts(jnp.zeros(space.n, jnp.int32), jnp.zeros((0, 0)), counting)

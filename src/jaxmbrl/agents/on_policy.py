@@ -162,10 +162,14 @@ def weighted_mean(values: Float[Array, "*n"], weight: Float[Array, "*n"]) -> Flo
     return jnp.sum(weight * values) / jnp.maximum(jnp.sum(weight), jnp.finfo(values.dtype).tiny)
 
 
+def deviation(values: Float[Array, "B"], weight: Float[Array, "B"]) -> Float[Array, ""]:
+    """The weighted standard deviation of values plus 1e-8."""
+    return jnp.sqrt(weighted_mean((values - weighted_mean(values, weight)) ** 2, weight)) + 1e-8
+
+
 def standardized(values: Float[Array, "B"], weight: Float[Array, "B"]) -> Float[Array, "B"]:
-    """Values minus their weighted mean, divided by their weighted standard deviation plus 1e-8."""
-    centred = values - weighted_mean(values, weight)
-    return centred / (jnp.sqrt(weighted_mean(centred**2, weight)) + 1e-8)
+    """Values minus their weighted mean, divided by their `deviation`."""
+    return (values - weighted_mean(values, weight)) / deviation(values, weight)
 
 
 def policy_gradient_loss(
@@ -414,7 +418,10 @@ def update(
     scale: Any = 1.0,
 ) -> tuple[OnPolicyState, Metrics]:
     """PPO's update on a real or an imagined `trajectory` [T, N]: K epochs of M minibatches of the clipped loss, with
-    `scale` times the learning rate."""
+    `scale` times the learning rate. Raises ValueError if M does not divide T x N."""
+    size, remainder = divmod(trajectory.reward.size, config.minibatches)
+    if remainder:
+        raise ValueError(f"minibatches ({config.minibatches}) must divide the rows of an update ({trajectory.reward.size})")
     rows = agent.estimate(state, trajectory, weight)
 
     def policy_loss(distribution: Any, rows: Batch) -> tuple[Float[Array, ""], Metrics]:
@@ -438,7 +445,6 @@ def update(
         stopped |= found["agent/divergence"].total > config.target_divergence
         return (tree.where(stopped, state, stepped), stopped), found | {"agent/stopped": Average.of(stopped)}
 
-    size = rows.weight.shape[0] // config.minibatches
     (state, _), found = in_minibatches(step, (state, jnp.zeros((), bool)), rows, key, config.epochs, size)
     return state, found | explained(rows) | spread(state)
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmbrl.agents.exploration import with_epsilon
 from jaxmbrl.core.types import Average, Key, Memory, Metrics, Policy, PyTree, Task
+from jaxmbrl.envs.tabular.tables import goal_reward
 from jaxmbrl.models import tabular
 from jaxmbrl.models.tabular import TabularModel
 
@@ -67,8 +68,8 @@ def epsilon_greedy(q: Float[Array, "S A"], task: Task, epsilon: Any, explore: bo
 
 
 def probes(task: Task, q: Float[Array, "S A"], updates: Int[Array, ""], discount: Any) -> Metrics:
-    """Measures of a table: steps of a greedy episode to the goal, updates made, and max_s |max_a Q(s, a) - V*(s)| over the
-    states that can be reached, if the environment has its table `mdp` (`envs.tabular.tables.TabularMDP`)."""
+    """Measures of a table: steps of a greedy episode (`steps_to_goal`), updates made, and max_s |max_a Q(s, a) - V*(s)|
+    over the states that can be reached, if the environment has its table `mdp` (`envs.tabular.tables.TabularMDP`)."""
     found = steps_to_goal("table", task, greedy(q)) | {"table/updates": Average.of(updates)}
     model = model_of(task)
     if model is not None:
@@ -106,17 +107,22 @@ class Episode(NamedTuple):
 
     carry: PyTree
     steps: Int[Array, ""]
+    reward: Float[Array, ""]
+    """Of the last step."""
     terminated: Any
     truncated: Any
 
 
 def steps_to_goal(prefix: str, task: Task, policy: Policy) -> Metrics:
-    """`prefix/steps_to_goal`: steps of one episode of a `policy` until the task terminates, of no weight if it does not
-    within the time limit. The episode and its random numbers are always the same. Nothing for a task that continues across
-    episodes, whose first episode says little about the later ones."""
+    """`prefix/steps_to_goal`: steps of one episode of a `policy` to the goal, of no weight if it does not get there within
+    the time limit. The goal is where an episode ends with the largest reward of such a step, so that a hole is none, by the
+    environment's table `mdp`. Without a table it is not known what an end means: then this is `prefix/steps_to_end`, steps
+    until the task terminates, which may be a failure. The episode and its random numbers are always the same. Nothing for a
+    task that continues across episodes, whose first episode says little about the later ones."""
     if task.world.next_episode is not None:
         return {}
     reset_key, key = jax.random.split(jax.random.key(0))
+    mdp = getattr(task.env, "mdp", None)
 
     def goes_on(at: Episode) -> Any:
         return ~(at.terminated | at.truncated)
@@ -125,8 +131,12 @@ def steps_to_goal(prefix: str, task: Task, policy: Policy) -> Metrics:
         act_key, step_key = jax.random.split(jax.random.fold_in(key, at.steps))
         action, _, _ = policy.act((), task.world.observe(at.carry), act_key)
         carry, row = task.world.step(at.carry, action, step_key)
-        return Episode(carry, at.steps + 1, row.terminated, row.truncated)
+        return Episode(carry, at.steps + 1, row.reward, row.terminated, row.truncated)
 
     none = jnp.zeros((), bool)
-    end = jax.lax.while_loop(goes_on, once, Episode(task.world.reset(reset_key), jnp.zeros((), jnp.int32), none, none))
-    return {f"{prefix}/steps_to_goal": Average.of(end.steps, end.terminated)}
+    first = Episode(task.world.reset(reset_key), jnp.zeros((), jnp.int32), jnp.zeros(()), none, none)
+    end = jax.lax.while_loop(goes_on, once, first)
+    if mdp is None:
+        return {f"{prefix}/steps_to_end": Average.of(end.steps, end.terminated)}
+    reached = end.terminated & (end.reward >= jnp.asarray(goal_reward(mdp), end.reward.dtype))
+    return {f"{prefix}/steps_to_goal": Average.of(end.steps, reached)}

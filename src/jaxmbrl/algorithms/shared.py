@@ -441,6 +441,14 @@ def no_moment_matching(config: EnsembleConfig) -> tuple[str, str] | None:
     return None
 
 
+def all_members(config: EnsembleConfig) -> tuple[str, str] | None:
+    """(field, message) if some members are not elites, for methods that use all of them; else None."""
+    if config.elites != config.members:
+        message = f"must be ensemble.members ({config.members}), because all members are used, got {config.elites}"
+        return "ensemble.elites", message
+    return None
+
+
 def collector(
     policy: Policy, task: Task, config: Any, clock: Clock, extras: Callable[[Action], PyTree] = no_extras
 ) -> Policy:

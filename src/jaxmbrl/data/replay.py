@@ -135,6 +135,11 @@ def take(replay: Replay, slots: Int[Array, "*n"]) -> PyTree:
     return jax.tree.map(lambda buffer: buffer[slots], replay.data)
 
 
+def of_age(replay: Replay, age: Int[Array, "*n"]) -> PyTree:
+    """The rows that were added `age` rows after the oldest, [*n, ...]; all valid rows have ages from 0 to `size` - 1."""
+    return take(replay, _slot(replay, age))
+
+
 def sample_sequences(
     replay: Replay, key: Key, n: int, length: int, stride: int = 1
 ) -> tuple[PyTree, Bool[Array, "n length"], Bool[Array, "n length"]]:

@@ -28,6 +28,7 @@ from annotated_types import Ge, Gt
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from jaxmbrl.core import tree
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Average, Key, Metrics, PyTree, Transition
 from jaxmbrl.data import replay
@@ -184,8 +185,9 @@ def adapt(
 ) -> tuple[Adaptation, Metrics]:
     """Adapt the features of the fitted `model` to the rows of the buffer `imagined`: (state, metrics). The model itself
     stays as it is (`with_start`). The metrics are the distance before the first and the last step, for `wasserstein` the
-    critics' estimate of it, as a mean over members."""
-    state = from_fit(layout, state, model)
+    critics' estimate of it, as a mean over members. Without any imagined row the state has the layers of `model`, and the
+    metrics have no weight."""
+    first = state = from_fit(layout, state, model)
 
     def rows(key: Key) -> tuple[Float[Array, "B I"], Float[Array, "B I"]]:
         keys = jax.random.split(key)
@@ -239,7 +241,9 @@ def adapt(
         return Adaptation(critic, moved), found
 
     state, found = jax.lax.scan(step, state, jax.random.split(key, config.steps))
-    return state, {"adapt/distance_first": Average.of(found[0]), "adapt/distance_last": Average.of(found[-1])}
+    some = imagined.size > 0
+    distances = {"adapt/distance_first": Average.of(found[0], some), "adapt/distance_last": Average.of(found[-1], some)}
+    return tree.where(some, state, first), distances
 
 
 def _names(layout: Layout) -> list[str]:

@@ -56,7 +56,7 @@ class _Progress(NamedTuple):
     disagreement: Float[Array, ""]
     """Sum over those steps."""
     nonfinite: Float[Array, ""]
-    """Rows dropped because a number in them was not finite."""
+    """Rows dropped because a number in them, or their disagreement, was not finite."""
 
 
 def init(row: Transition, capacity: int, lifetime: int, config: TrustConfig) -> Imagined:
@@ -80,8 +80,9 @@ def branch(
     `rule` keeps in the buffer of `imagined`.
 
     A branch ends after a step that terminates (which is stored as such), when the rule ends it, or at a number that is not
-    finite: such a row is dropped and counted as `imagine/nonfinite`. A predicted probability of termination is sampled.
-    `length` may be traced. If the rule needs the disagreement, the policy must return it as extras (`with_disagreement`).
+    finite, the disagreement included: such a row is dropped and counted as `imagine/nonfinite`. A predicted probability of
+    termination is sampled. `length` may be traced. If the rule needs the disagreement, the policy must return it as extras
+    (`with_disagreement`).
 
     With `backward` the world is a backward model (`models.backward`), whose branches lead to predecessors. A predecessor
     that terminates is impossible: its row is dropped, and its branch ends.
@@ -95,7 +96,8 @@ def branch(
         disagreement = row.extras if rule.disagreement else jnp.zeros(rows)
         terminated = _sample_termination(row.terminated, jax.random.fold_in(end_key, i))
         decided = rule.apply(acc.thresholds, disagreement, acc.alive, i, length)
-        finite = possible = _finite(row) & jnp.isfinite(decided.penalty)
+        known = jnp.isfinite(disagreement)
+        finite = possible = _finite(row) & jnp.isfinite(decided.penalty) & known
         if backward:
             possible, terminated = finite & ~terminated, jnp.zeros_like(terminated)
         kept = decided.kept & possible
@@ -107,7 +109,7 @@ def branch(
             steps=acc.steps + jnp.sum(acc.alive),
             stored=acc.stored + jnp.sum(kept),
             disagreement=acc.disagreement + jnp.sum(jnp.where(acc.alive & finite, disagreement, 0.0)),
-            nonfinite=acc.nonfinite + jnp.sum(decided.kept & ~finite),
+            nonfinite=acc.nonfinite + jnp.sum((decided.kept & ~finite) | (acc.alive & ~known)),
         )
 
     zero = jnp.zeros(())

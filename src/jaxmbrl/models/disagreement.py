@@ -5,7 +5,8 @@
   (Frauenknecht et al., Trust the model where it trusts itself, arXiv 2405.19014). The disagreement is the mean over pairs
   of members of the geometric Jensen-Shannon divergence of their Gaussians, the threshold `scale` times the `percentile`
   of the first step's disagreement over the start rows, averaged over the last `rounds` refits, the present one included.
-  Since it may keep few rows, rows are dropped after some refits even if the buffer is not full.
+  Start rows whose disagreement is not finite do not count. Since the rule may keep few rows, rows are dropped after some
+  refits even if the buffer is not full.
 - `m2ac`: at step h of K, the share (K - h) / (2 (K + 1)) of the rows that have not terminated is kept, those with the least
   disagreement, or half of them if K is 1; `penalty` times its disagreement is subtracted from each reward, and the rule
   ends no branch (Pan et al., arXiv 2010.04893). The disagreement is the Kullback-Leibler divergence of a member's Gaussian
@@ -34,6 +35,8 @@ import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Le
 from jaxtyping import Array, Bool, Float, Int
+
+from jaxmbrl.core import tree
 
 
 @dataclass(frozen=True)
@@ -134,9 +137,11 @@ def threshold(thresholds: Thresholds) -> Float[Array, ""]:
 
 
 def _observe(config: TrustConfig, thresholds: Thresholds, disagreement: Float[Array, "N"]) -> Thresholds:
-    now = config.scale * jnp.percentile(disagreement, config.percentile)
+    finite = jnp.isfinite(disagreement)
+    now = config.scale * jnp.nanpercentile(jnp.where(finite, disagreement, jnp.nan), config.percentile)
     place = thresholds.refits % config.rounds
-    return Thresholds(thresholds.latest.at[place].set(now), thresholds.refits + 1)
+    observed = Thresholds(thresholds.latest.at[place].set(now), thresholds.refits + 1)
+    return tree.where(jnp.any(finite), observed, thresholds)
 
 
 def pairwise(mean: Float[Array, "E N D"], variance: Float[Array, "E N D"]) -> Float[Array, "N"]:

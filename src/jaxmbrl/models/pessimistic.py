@@ -16,10 +16,13 @@ The released code takes `threshold` as a multiple of the largest disc(s, a) on t
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxmbrl.core.types import DynamicsModel, Key, PyTree, Transition, World
+from jaxmbrl.data import replay
+from jaxmbrl.data.replay import Replay
 from jaxmbrl.models.disagreement import largest_difference
 
 
@@ -29,6 +32,25 @@ def discrepancy(
     """disc(s, a) of rows, in the units of the observation. A learned reward does not count."""
     mean, _ = model.predict(state, observation, action)
     return largest_difference(mean[..., : observation.shape[-1]])
+
+
+def largest_discrepancy(model: DynamicsModel, state: PyTree, rows: Replay, block: int = 10_000) -> Float[Array, ""]:
+    """The largest disc(s, a) of all rows of a buffer of transitions, computed for `block` rows at a time. The size of the
+    buffer must not be batched over seeds (`replay.with_size`)."""
+    block = min(block, rows.data.reward.shape[0])
+
+    def larger(i: Int[Array, ""], largest: Float[Array, ""]) -> Float[Array, ""]:
+        # The last block is filled with the newest row.
+        of_block = replay.of_age(rows, jnp.minimum(i * block + jnp.arange(block), rows.size - 1))
+        return jnp.maximum(largest, jnp.max(discrepancy(model, state, of_block.observation, of_block.action)))
+
+    return jax.lax.fori_loop(0, (rows.size + block - 1) // block, larger, jnp.zeros(()))
+
+
+def smallest_reward(rows: Replay) -> Float[Array, ""]:
+    """The smallest reward of all rows of a buffer of transitions."""
+    reward = rows.data.reward
+    return jnp.min(reward, where=jnp.arange(len(reward)) < rows.size, initial=jnp.inf)
 
 
 def halt_value(reward: Float[Array, ""] | float, discount: Float[Array, ""] | float) -> Float[Array, ""]:

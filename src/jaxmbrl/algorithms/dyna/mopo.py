@@ -29,7 +29,7 @@ variance by one network.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,6 @@ from jaxmbrl.core.types import (
     Task,
     Transition,
     Views,
-    World,
     flatten,
     row_like,
 )
@@ -78,14 +77,16 @@ class Config(BranchedSettings):
     halts: bool = False
     """Whether imagined steps halt where the members disagree (MOReL)."""
     halt_above: Annotated[float, Gt(0), Traced] = 1.0
-    """The threshold, as a multiple of the largest disagreement on logged rows."""
+    """The threshold, as a multiple of the largest disagreement on all logged rows."""
     halt_reward: float | None = None
-    """-kappa, the reward at every step after a halt; None for the smallest logged reward."""
+    """-kappa, the reward at every step after a halt; None for the smallest reward of all logged rows."""
     refit: bool = False
     """With a file, whether the model is fitted again every `refit_every` steps, and not only once."""
 
     def problem(self) -> tuple[str, str] | None:
         """(field, message) of the first violated rule that involves several fields, or None."""
+        if self.halts and self.ensemble.members == 1:
+            return "halts", "must be False with one member, which does not disagree with another"
         if self.halts and self.agent.discount == 1 and self.halt_reward != 0:
             return "halt_reward", "must be 0 with agent.discount 1: the reward at every step after a halt has no sum"
         return super().problem()
@@ -103,6 +104,8 @@ class State(NamedTuple):
     real_ratio: Float[Array, ""]
     penalty: Float[Array, ""]
     halt_above: Float[Array, ""]
+    largest: Float[Array, ""]
+    """Largest disagreement on real rows after the last fit, for halts."""
     key: Key
 
 
@@ -126,6 +129,7 @@ def make(config: Config, task: Task, data: Transition | None = None, model: Dyna
             real_ratio=jnp.asarray(hyper.get("real_ratio", config.real_ratio), float),
             penalty=jnp.asarray(hyper.get("penalty", config.penalty), float),
             halt_above=jnp.asarray(hyper.get("halt_above", config.halt_above), float),
+            largest=jnp.zeros(()),
             key=key,
         )
 
@@ -146,27 +150,35 @@ def make(config: Config, task: Task, data: Transition | None = None, model: Dyna
         # With a file the first round is the only one that fits.
         fits = jnp.asarray(logged is None or config.refit) | (shared.steps_after_warmup(config, clock) == 0)
 
-        def fit_and_imagine(learned: tuple[PyTree, Imagined]) -> tuple[tuple[PyTree, Imagined], Metrics]:
-            model_state, imagined = learned
-            # The first two keys are those of MBPO.
-            fit_key, imagine_key, halt_key = jax.random.split(refit_key, 3)
-            model_state, fitted = metrics.cond_update(fits, lambda state: model.fit(state, rows, fit_key), model_state)
+        def fit_and_imagine(learned: tuple[PyTree, Any, Imagined]) -> tuple[tuple[PyTree, Any, Imagined], Metrics]:
+            model_state, largest, imagined = learned
+            fit_key, imagine_key = jax.random.split(refit_key)
+
+            def fit(known: tuple[PyTree, Any]) -> tuple[tuple[PyTree, Any], Metrics]:
+                model_state, found = model.fit(known[0], rows, fit_key)
+                largest = pessimistic.largest_discrepancy(model, model_state, rows) if config.halts else known[1]
+                return (model_state, largest), found
+
+            (model_state, largest), fitted = metrics.cond_update(fits, fit, (model_state, largest))
             acting = branching.with_disagreement(agent.policy(state.agent, True), rule, model, model_state)
             length, world = config.rollout_length.at(shared.steps_after_warmup(config, clock)), model.world(model_state)
             if config.halts:
-                world, of_halt = halting(config, model, model_state, world, real, state, halt_key)
-                fitted |= of_halt
+                threshold = state.halt_above * largest
+                reward = pessimistic.smallest_reward(real) if config.halt_reward is None else config.halt_reward
+                halted = pessimistic.halt_value(reward, state.agent.discount)
+                world = pessimistic.pessimistic(world, model, model_state, threshold, halted)
+                fitted |= {"imagine/halt_above": Average.of(threshold), "imagine/halt_value": Average.of(halted)}
             imagined, found = shared.branch_from_replay(config, rule, world, acting, real, imagined, length, imagine_key)
-            return (model_state, imagined), fitted | found
+            return (model_state, largest, imagined), fitted | found
 
-        (model_state, imagined), fitted = metrics.cond_update(
-            shared.refit_due(config, clock), fit_and_imagine, (state.model, state.imagined)
+        (model_state, largest, imagined), fitted = metrics.cond_update(
+            shared.refit_due(config, clock), fit_and_imagine, (state.model, state.largest, state.imagined)
         )
 
         draw = shared.mixed_batches(config, state.real_ratio, real, imagined)
         agent_state, updated = shared.update_agent(config, agent, state.agent, clock, draw, update_key)
-        state = state._replace(agent=agent_state, model=model_state, replay=collected, imagined=imagined, key=key)
-        return state, fitted | updated
+        state = state._replace(agent=agent_state, model=model_state, largest=largest, imagined=imagined)
+        return state._replace(replay=collected, key=key), fitted | updated
 
     def views(state: State) -> Views:
         return Views(
@@ -177,19 +189,6 @@ def make(config: Config, task: Task, data: Transition | None = None, model: Dyna
         )
 
     return Algorithm(init, policy, learn, period=1, views=views)
-
-
-def halting(
-    config: Config, model: DynamicsModel, fitted: PyTree, world: World, real: Replay, state: State, key: Key
-) -> tuple[World, Metrics]:
-    """The `world` that `model` imagines in the state `fitted`, with MOReL's halts. Threshold and reward are computed from
-    `rollout_rows` real rows."""
-    rows = replay.sample(real, key, config.rollout_rows)
-    threshold = state.halt_above * jnp.max(pessimistic.discrepancy(model, fitted, rows.observation, rows.action))
-    reward = jnp.min(rows.reward) if config.halt_reward is None else config.halt_reward
-    halted = pessimistic.halt_value(reward, state.agent.discount)
-    found = {"imagine/halt_above": Average.of(threshold), "imagine/halt_value": Average.of(halted)}
-    return pessimistic.pessimistic(world, model, fitted, threshold, halted), found
 
 
 METHOD = Method(

@@ -24,7 +24,7 @@ step (`models.ensemble`).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ from jaxmbrl.algorithms import shared
 from jaxmbrl.algorithms.registry import TINY_ENSEMBLE, TINY_RUN, Goal, Method
 from jaxmbrl.algorithms.shared import ImaginedTRPOSettings
 from jaxmbrl.core import metrics
+from jaxmbrl.core.schedules import rounded_down
 from jaxmbrl.core.types import (
     Algorithm,
     Average,
@@ -89,7 +90,7 @@ class Config(ImaginedTRPOSettings):
         """(field, message) of the first violated rule that involves several fields, or None."""
         if self.updates % self.check_every:
             return "updates", f"must be a multiple of check_every ({self.check_every}), got {self.updates}"
-        return shared.no_moment_matching(self.ensemble) or super().problem()
+        return shared.no_moment_matching(self.ensemble) or shared.all_members(self.ensemble) or super().problem()
 
 
 class State(NamedTuple):
@@ -206,8 +207,7 @@ def imagined_return(world: World, policy: Policy, origin: Float[Array, "N O"], k
 
 def accepts(now: Float[Array, "E"], before: Float[Array, "E"], worse_share: float) -> Bool[Array, ""]:
     """Whether the share of members in which the return got worse, or is no number, is at most `worse_share`."""
-    worse: Any = jnp.mean(~(now >= before))
-    return worse <= worse_share
+    return jnp.sum(~(now >= before)) <= rounded_down(worse_share, len(now))
 
 
 METHOD = Method(

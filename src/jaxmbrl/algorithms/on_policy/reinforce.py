@@ -7,12 +7,13 @@ for each update:
     collect T steps of N environments by the stochastic policy; episodes continue across updates
     update the statistics that scale rewards
     advantages A: the return of the steps that remain, bootstrapped at the end of the batch and at time limits, minus V
-    one Adam step of the policy along mean grad log pi(a|s) A + c_H grad mean H
+    one Adam step of the policy along mean grad log pi(a|s) A + c_H grad mean H, with A standardised
     fit V to the returns by several epochs of Adam
     update the statistics that normalise observations
 
 With `entropy_in_return` the objective is that of maximum-entropy reinforcement learning: c_H H(pi(.|s_t')) is also added to
-each reward in the return (Levine, arXiv 1805.00909, section 5.1).
+each reward in the return (Levine, arXiv 1805.00909, section 5.1). Where advantages are standardised, both terms are divided
+by their standard deviation; without `entropy_in_return` the second is not, as in PPO.
 
 Differs from the paper: a batch has a fixed number of steps instead of whole episodes, so that all seeds compile into one
 program; lambda below 1 trades bias for variance (arXiv 1506.02438).
@@ -35,7 +36,9 @@ from jaxmbrl.agents.on_policy import (
     OnPolicy,
     OnPolicyConfig,
     OnPolicyState,
+    deviation,
     policy_gradient_loss,
+    standardized,
     weighted_mean,
 )
 from jaxmbrl.algorithms import shared
@@ -101,8 +104,6 @@ def make(config: Config, task: Task) -> Algorithm:
         learner = agent.measure_returns(state.agent, transitions)
         rows = agent.estimate(learner, with_entropy(agent, learner, transitions, settings))
         explained = on_policy.explained(rows)
-        if settings.normalize_advantages:
-            rows = rows._replace(advantage=on_policy.standardized(rows.advantage, rows.weight))
         gradient, found = jax.grad(policy_loss, has_aux=True, argnums=2)(agent, settings, learner.actor.params, rows)
         actor, norm = optimizer.step(learner.actor, gradient, chain=agent.actor_chain)
         actor = actor._replace(params=agent.bounded(actor.params))
@@ -130,12 +131,18 @@ def with_entropy(agent: OnPolicy, state: OnPolicyState, trajectory: Transition, 
 def policy_loss(
     agent: OnPolicy, settings: ReinforceConfig, params: ActorParameters, rows: Batch
 ) -> tuple[Float[Array, ""], Metrics]:
-    """-mean log pi(a|s) A - c_H mean H."""
+    """-mean log pi(a|s) A - c_H mean H. With standardised advantages and the entropy in the return, which is a part of A,
+    c_H is divided by their standard deviation too: the gradient keeps its direction."""
     distribution = agent.distribution(params, rows.inputs)
     entropy = weighted_mean(distribution.entropy(), rows.weight)
-    loss = policy_gradient_loss(distribution.log_probability(rows.raw), rows.advantage, rows.weight)
+    advantage, entropy_weight = rows.advantage, jnp.asarray(settings.entropy_weight)
+    if settings.normalize_advantages:
+        advantage = standardized(advantage, rows.weight)
+        if settings.entropy_in_return:
+            entropy_weight /= deviation(rows.advantage, rows.weight)
+    loss = policy_gradient_loss(distribution.log_probability(rows.raw), advantage, rows.weight)
     found = {"agent/actor_loss": Average.of(loss), "agent/entropy": Average.of(entropy)}
-    return loss - settings.entropy_weight * entropy, found
+    return loss - entropy_weight * entropy, found
 
 
 METHOD = Method(

@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Le
 from jaxtyping import Array, Float, Int
 
 from jaxmbrl.agents import tables
@@ -44,7 +44,7 @@ from jaxmbrl.models.tabular import TabularModel
 class Config(TabularSettings):
     """Settings of a run of prioritized sweeping."""
 
-    learning_rate: Annotated[float, Ge(0), Traced] = 0.5
+    learning_rate: Annotated[float, Gt(0), Le(1), Traced] = 0.5
     """Step size alpha of an update; 1 replaces the old value by the model's expectation."""
     planning_updates: Annotated[int, Ge(1)] = 5
     """n: largest number of updates for each environment step."""

@@ -84,12 +84,10 @@ class Config(ModelBasedSettings):
 
     def problem(self) -> tuple[str, str] | None:
         """(field, message) of the first violated rule that involves several fields, or None."""
-        members, elites, propagation = self.ensemble.members, self.ensemble.elites, self.ensemble.propagation
+        propagation = self.ensemble.propagation
         if propagation != "tsinf":
             return "ensemble.propagation", f"must be tsinf, because each member has its own rollout, got {propagation}"
-        if elites != members:
-            return "ensemble.elites", f"must be ensemble.members ({members}), because all members are used, got {elites}"
-        return super().problem()
+        return shared.all_members(self.ensemble) or super().problem()
 
 
 class State(NamedTuple):

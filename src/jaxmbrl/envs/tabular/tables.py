@@ -108,6 +108,12 @@ def visited(mdp: TabularMDP) -> Bool[np.ndarray, "S"]:
         found = reached
 
 
+def goal_reward(mdp: TabularMDP) -> float:
+    """The largest reward of a step that ends an episode; -inf if none does."""
+    ends = mdp.terminated & (mdp.probabilities > 0) & visited(mdp)[:, None, None]
+    return float(np.max(mdp.rewards, where=ends, initial=-np.inf))
+
+
 class TabularEnv:
     """The environment of a `TabularMDP`. `State.pipeline_state` is the number of the state, int32.
 
