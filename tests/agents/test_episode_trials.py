@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from jaxmbrl import envs
 from jaxmbrl.agents import episode_trials
 from jaxmbrl.agents.episode_trials import Tried
+from jaxmbrl.core.config import UserError
 from jaxmbrl.core.types import Policy, Transition
 
 
@@ -25,6 +28,24 @@ def test_episodes_count_for_the_point_that_played_them():
     np.testing.assert_array_equal(episode_trials.mean_returns(found), [np.nan, np.nan, 60, 7])
     after = episode_trials.following(found, jnp.zeros((4, 3)))
     assert (int(after.number), after.episodes.tolist(), after.running.tolist()) == (2, [0, 0, 0, 0], [0, 40])
+
+
+@pytest.mark.parametrize("longest", [1, 2, 5])
+def test_a_generation_has_a_whole_episode_of_each_environment(longest):
+    """The least number of steps by trial: episodes of equal length, one of which is at any of its steps when it begins."""
+
+    def whole(length, taken, steps):
+        first = (length - taken) % length
+        return first + length <= steps
+
+    def always(steps):
+        lengths = range(1, longest + 1)
+        return all(whole(length, taken, steps) for length in lengths for taken in range(length))
+
+    least, task = next(n for n in range(100) if always(n)), envs.make("pendulum")._replace(episode_length=longest)
+    episode_trials.check_length(task, 3, 3 * least)
+    with pytest.raises(UserError, match=rf"^generation_steps must be at least {3 * least}, .* lower num_envs$"):
+        episode_trials.check_length(task, 3, 3 * least - 3)
 
 
 def test_an_episode_is_played_by_one_point_and_points_are_drawn_evenly():

@@ -267,6 +267,26 @@ def test_the_classifier_is_trained_by_one_half_of_each_and_a_constant_one_is_no_
     assert not slope.any()
 
 
+@pytest.mark.parametrize("rows", [2, 3, 5])
+def test_a_classifier_that_sees_no_difference_has_logit_0_in_small_and_odd_batches(x64, rows):
+    """Its logit w is its parameter, and its loss (log(1 + exp(-w)) + log(1 + exp(w))) / 2, whose minimum is at 0."""
+    parts = PARTS._replace(realness=lambda heads, z, action, after: jnp.full(rows, heads["classifier"]))
+    z = jnp.ones((rows, 1))
+
+    @jax.jit
+    def looked(classifier, key):
+        def loss(classifier):
+            heads = {"reward": 1.0, "classifier": classifier}
+            return alm.heads_loss(parts, heads, z, z, jnp.ones(rows), z, z, key)[0]
+
+        return jax.value_and_grad(loss)(classifier)
+
+    for w in (0.0, 0.7):
+        value, slope = looked(w, jax.random.key(2))
+        np.testing.assert_allclose(value, (np.log1p(np.exp(-w)) + np.log1p(np.exp(w))) / 2, rtol=1e-12)
+        np.testing.assert_allclose(slope, np.tanh(w / 2) / 2, rtol=1e-12, atol=1e-15)
+
+
 def test_shapes_of_the_networks_and_what_is_refused():
     config = AlignedConfig(size=3, coder=CoderConfig(units=4), model_units=4, head_units=4)
     for space in (Box((2,)), Box((8, 8, 1), 0, 255, "uint8")):
@@ -281,4 +301,6 @@ def test_shapes_of_the_networks_and_what_is_refused():
         assert [x.shape for x in jax.eval_shape(looked, jax.random.key(0))] == [(5, 3), (5,), (5,)]
     with pytest.raises(UserError, match=r"^alm takes continuous actions, and the actions of task"):
         programs.build(programs.configure("alm", "CartPole-v1"))
+    with pytest.raises(UserError, match="batch_size"):
+        programs.configure("alm", "pendulum", settings={"batch_size": 1})
     assert registry.METHODS["alm"].config().noise.at(50_000) == pytest.approx(0.55)

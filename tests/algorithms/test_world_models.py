@@ -202,3 +202,10 @@ def test_periods_must_fit_the_calls_of_learn():
     for name in ("round_steps", "generation_steps"):
         with pytest.raises(UserError, match=name):
             programs.configure("world-models", "pendulum", settings={name: 1234})
+
+
+def test_a_generation_in_the_task_is_long_enough_for_its_episodes():
+    """Those of the pendulum have 200 steps."""
+    settings = {"controller": "task", "num_envs": 2, "generation_steps": 700}
+    with pytest.raises(UserError, match=r"^generation_steps must be at least 798, .* pendulum, at most 200 .* got 700"):
+        programs.build(programs.configure("world-models", "pendulum", settings=settings))

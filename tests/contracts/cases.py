@@ -82,7 +82,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]] | tuple[str, dict[str, Any], str]
         CHOICES,
     ),
     "planet, discrete actions": ("planet", {}, CHOICES),
-    "world-models, controllers in the task": ("world-models", {"controller": "task", "model.cell": True, "bias": False}),
+    "world-models, controllers in the task": (
+        "world-models",
+        {"controller": "task", "generation_steps": 120, "model.cell": True, "bias": False},
+    ),
     "bptt, through the true simulator": ("bptt", {"model": "true", "rematerialize": False}),
     "svg, noise inferred, known reward": ("svg", {"horizon": 1, "noise": "inferred", "learn_reward": False}),
     "muzero, PUCT, priorities, plain numbers, weight decay": (

@@ -66,9 +66,17 @@ def test_the_loss_leaves_out_steps_between_episodes_and_the_bonus_replaces_the_r
         bonus = networks.disagreement(members, MODEL.features(origin), jnp.stack([action] * B))
         equal = jax.tree.map(lambda x: jnp.stack([x[0]] * CONFIG.heads), members)
         nothing = one_step.curious(world, networks, equal, BOX, 2.0, 0.0).step(origin, action, key)[1].reward
-        return value, slope, of_beliefs, errors, own, made, bonus, nothing, given.first, changed
 
-    value, slope, of_beliefs, errors, own, made, bonus, nothing, first, changed = jax.device_get(looked(jax.random.key(0)))
+        def paid(actions):
+            found = networks.disagreement(members, jnp.stack([MODEL.features(origin)[0]] * 3), actions)
+            return jnp.sum(found), found
+
+        # At the bounds, and beyond them in both directions.
+        at = jax.grad(paid, has_aux=True)(jnp.array([[1.0, -1.0], [4.0, -1.0], [1.0, -2.0]]))
+        return value, slope, of_beliefs, errors, own, made, bonus, nothing, given.first, changed, at
+
+    *found, (slopes, paid) = jax.device_get(looked(jax.random.key(0)))
+    value, slope, of_beliefs, errors, own, made, bonus, nothing, first, changed = found
     np.testing.assert_allclose(value, np.sum(errors), rtol=1e-9)
     assert first[0].tolist() == [True, False, True, False]
     assert changed[0] == value != changed[1]
@@ -76,3 +84,7 @@ def test_the_loss_leaves_out_steps_between_episodes_and_the_bonus_replaces_the_r
     np.testing.assert_allclose(made.reward, 2.0 * bonus + 0.5 * own.reward, rtol=1e-12)
     assert (bonus > 0).all() and nothing.tolist() == [0.0] * B
     np.testing.assert_array_equal(made.next_observation, own.next_observation)
+    # An action beyond the bounds is paid as the one at the bound; its gradient is divided by its size, and is not 0.
+    np.testing.assert_allclose(paid, [paid[0]] * 3, rtol=1e-12)
+    np.testing.assert_allclose(slopes, slopes[0] / [[1, 1], [4, 1], [1, 2]], rtol=1e-9)
+    assert slopes.all()

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxmbrl.core.types import Action, Key, Memory, Observation, Policy, PyTree, Transition
+from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import Action, Key, Memory, Observation, Policy, PyTree, Task, Transition
 
 
 class Tried(NamedTuple):
@@ -42,6 +43,19 @@ class Trials(NamedTuple):
     def interrupted(self, num_envs: int) -> Trials:
         """The same where the rows that come next do not continue the newest ones."""
         return self._replace(running=jnp.zeros_like(self.running))
+
+
+def check_length(task: Task, num_envs: int, generation_steps: int) -> None:
+    """Raise UserError unless every environment completes an episode that counts in each generation of `generation_steps`
+    steps. An episode may be in its second step when a generation begins, and is then followed by one as long as the time
+    limit."""
+    least = (2 * task.episode_length - 1) * num_envs
+    if generation_steps < least:
+        raise UserError(
+            f"generation_steps must be at least {least}, so that each of {num_envs} environments completes an episode of "
+            f"{task.name}, at most {task.episode_length} steps, in a generation, got {generation_steps}: raise it or lower "
+            "num_envs"
+        )
 
 
 def init(points: Float[Array, "population n"], num_envs: int) -> Trials:

@@ -15,8 +15,9 @@ TD-MPC2 (Hansen et al., arXiv 2310.16828, section 3.3) searches with elites and 
         mean <- sum w elite,  deviation <- sqrt(sum w (elite - mean)^2) between `min_deviation` and its first value
     return the mean, or with `drawn` an elite of the last iteration, drawn with probabilities w
 
-The average is over the clipped candidates. a_{-1} is the last action taken; at the start of an episode it is the middle of
-the bounds. The next plan starts from the mean, shifted by one step, with the middle of the bounds at its end.
+The average is over the clipped candidates. a_{-1} is the first action of the last plan, as in mbrl-lib, also if another
+action was taken, with noise or at random; at the start of an episode it is the middle of the bounds. The next plan starts
+from the mean, shifted by one step, with the middle of the bounds at its end.
 Proposals are candidates of every iteration, clipped and not smoothed.
 The paper's control cost, temperature mean' inverse(covariance) noise, is left out, as in vincekurtz/hydrax
 (hydrax/algs/mppi.py).
@@ -93,7 +94,7 @@ class PlanState(NamedTuple):
     mean: Float[Array, "H A"]
     """Mean of the next search's first population."""
     played: Float[Array, "A"]
-    """The last action taken."""
+    """The first action of the last plan."""
     deviation: Float[Array, "A"]
     """The standard deviation of that action at the end of its search, for noise that explores."""
 

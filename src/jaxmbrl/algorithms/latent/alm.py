@@ -102,8 +102,8 @@ class Config(WindowSettings):
         default_factory=lambda: RuleConfig("adam", epsilon=1e-8, parameter_clip=0.0, norm_clip=100.0, warmup=0)
     )
     """The rule of all updates. The gradients of encoder and model are limited together."""
-    batch_size: Annotated[int, Ge(1)] = 512
-    """Windows, and rows, in each update."""
+    batch_size: Annotated[int, Ge(2)] = 512
+    """Windows, and rows, in each update. The classifier is shown the predicted code of half of the rows."""
     sequence_length: Annotated[int, Ge(1)] = 3
     """K: rows of a window."""
     replay_capacity: Annotated[int, Ge(1)] = 100_000
@@ -288,11 +288,13 @@ def heads_loss(
     key: Key,
 ) -> tuple[Float[Array, ""], Metrics]:
     """(the loss of reward and classifier, metrics). A random half of the rows shows the classifier the code that was
-    `predicted`, the others that of the real successor."""
-    batch = reward.shape[0]
-    fake = jax.random.permutation(key, jnp.arange(batch) < batch // 2)
+    `predicted`, the others that of the real successor. Of an odd number the larger half weighs no more than the other: a
+    classifier that sees no difference has logit 0. There must be at least two rows."""
+    batch, shown = reward.shape[0], reward.shape[0] // 2
+    fake = jax.random.permutation(key, jnp.arange(batch) < shown)
     logit = parts.realness(heads, z, action, jnp.where(fake[:, None], predicted, after))
-    classifier = jnp.mean(jax.nn.softplus(jnp.where(fake, logit, -logit)))
+    weight = batch / 2 / jnp.where(fake, shown, batch - shown)
+    classifier = jnp.mean(weight * jax.nn.softplus(jnp.where(fake, logit, -logit)))
     of_reward = jnp.mean((parts.reward(heads, z, action) - reward) ** 2)
     return of_reward + classifier, {"model/reward": Average.of(of_reward), "model/classifier": Average.of(classifier)}
 

@@ -2,7 +2,9 @@
 the first action.
 
     model    sum_t decay^t ( ||f(z_t, a_t) - sg g(o_{t+1})||^2 + (h(z_t, a_t) - r_t)^2 + ||D(z_t) - o_t||^2 ),  z_0 = g(o_0)
-    action   argmax by CEM of the sum of predicted rewards h over `planner.cem.horizon` steps, from g(o)
+             and a cross-entropy of the continuation at z_{t+1}
+    action   argmax by CEM of the sum of predicted rewards h over `planner.cem.horizon` steps, from g(o), each times the
+             predicted probability that the episode has not ended before
 
     for each environment step:
         encode the observation, plan from its code, take the first action with noise (at random at first)

@@ -120,7 +120,8 @@ class Config(Windowed, LoopSettings):
     temperature: Annotated[float, Gt(0), Traced] = 1.0
     """Temperature of dreams."""
     generation_steps: Annotated[int, Ge(1)] = 100_000
-    """Environment steps of a generation in the task; a multiple of `train_every` times `num_envs`."""
+    """Environment steps of a generation in the task; a multiple of `train_every` times `num_envs`, and at least (2 L - 1)
+    times `num_envs` for episodes of L steps."""
     noise: Annotated[float, Ge(0)] = 0.1
     """Standard deviation of Gaussian noise that is added to collected continuous actions if controllers are played in the
     dream."""
@@ -150,13 +151,15 @@ class State(NamedTuple):
 
 
 def make(config: Config, task: Task) -> Algorithm:
-    """World Models on `task`. Its observations are vectors or images. `hyper` may hold `vision_rate`, `memory_rate` and
-    `temperature`, traced."""
+    """World Models on `task`, of vectors or images. `hyper` may hold `vision_rate`, `memory_rate`, `temperature`, traced.
+    Raises UserError if controllers are played in the task and an episode may be too long for a generation."""
     parts = mdn_rnn.parts(config.model, task.observation, task.action)
     model = mdn_rnn.make(config.model, parts)
     shape = encoded_size(task.action), model.feature_size + config.bias
     clipped = optax.chain(optax.clip(config.clip), optax.scale_by_adam())
     in_task = config.controller == "task"
+    if in_task:
+        episode_trials.check_length(task, config.num_envs, config.generation_steps)
 
     def control(point: Float[Array, "n"]) -> Policy:
         return controlled(task.action, point.reshape(shape))
@@ -295,11 +298,8 @@ def dream_return(
     """The mean return of the controller `control(point)` in dreams from first observations with these codes."""
     observe_key, start_key, rollout_key = jax.random.split(key, 3)
     count = codes.shape[0]
-    nothing = Belief(
-        jnp.zeros((count, 2 * config.model.units)),
-        jnp.zeros((count, config.model.size)),
-        jnp.zeros((count, encoded_size(parts.action))),
-    )
+    sizes = 2 * config.model.units, config.model.size, encoded_size(parts.action)
+    nothing = Belief(*(jnp.zeros((count, size)) for size in sizes))
     origin = mdn_rnn.observed(parts, memory, nothing, codes, observe_key)
     world = mdn_rnn.dream(config.model, parts, memory, temperature, 1.0 if config.dream_reward == "one" else None)
     start, zero = (world.start(origin, start_key), ()), Return.zero((count,))

@@ -5,7 +5,7 @@ params = model.init(key)
 window = by_successor(rows, is_first, task.action)          # rows of `data.sequences.sample`
 loss, (beliefs, metrics) = model.loss(params, window, key)
 policy = believing(model, params, inner)                    # its memory is the belief
-trajectory = imagine(model.world(params), actor, beliefs, key, length)
+trajectory = imagine(model.world(params), actor, rows_of(beliefs), key, length)
 """
 
 from __future__ import annotations

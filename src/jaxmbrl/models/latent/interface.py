@@ -115,6 +115,12 @@ def on_features(model: LatentModel, policy: Policy) -> Policy:
     return Policy(policy.init, act)
 
 
+def limited(action: Float[Array, "*n A"]) -> Float[Array, "*n A"]:
+    """Actions as vectors, within [-1, 1]: what the environment clips, the model sees clipped. The gradient with respect to
+    an action does not become 0."""
+    return action / jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(action)))
+
+
 def rows_of(beliefs: Any) -> Any:
     """Beliefs [B, T] of windows, or any arrays [B, T, ...], as rows [B T, ...]."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), beliefs)

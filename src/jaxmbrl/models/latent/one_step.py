@@ -2,7 +2,7 @@
 
 K networks predict the next latent from features and action, with the squared error as loss. They begin with different
 weights and agree where they were trained. The reward of a step is how much they disagree: the mean over entries of the
-standard deviation over networks, or of the variance.
+standard deviation over networks, or of the variance. They see actions limited to [-1, 1], as the RSSM does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Shaped
 from jaxmbrl.core.roots import root
 from jaxmbrl.core.spaces import Space, encode, encoded_size
 from jaxmbrl.core.types import Key, PyTree, Transition, World
-from jaxmbrl.models.latent.interface import Belief, LatentModel, Window
+from jaxmbrl.models.latent.interface import Belief, LatentModel, Window, limited
 from jaxmbrl.nn.networks import MLP
 
 sg = jax.lax.stop_gradient
@@ -60,7 +60,7 @@ def make(config: OneStepConfig, model: LatentModel, action: Space) -> OneStep:
         return jax.vmap(lambda key: network.init(key, example))(jax.random.split(key, config.heads))
 
     def predict(params: PyTree, features: Float[Array, "*n F"], taken: Float[Array, "*n A"]) -> Float[Array, "K *n Z"]:
-        x = jnp.concatenate([features, taken], axis=-1)
+        x = jnp.concatenate([features, limited(taken)], axis=-1)
         return jax.vmap(lambda member: network.apply(member, x))(params)
 
     def loss(params: PyTree, beliefs: Belief, window: Window) -> Float[Array, ""]:

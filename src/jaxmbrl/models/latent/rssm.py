@@ -32,7 +32,7 @@ from jaxmbrl.core.types import Average, Key, Metrics, Observation, PyTree, Trans
 from jaxmbrl.distributions import ScalarHead, SymexpHead
 from jaxmbrl.models.latent import coders, latents
 from jaxmbrl.models.latent.coders import Activation, Coder, CoderConfig
-from jaxmbrl.models.latent.interface import Belief, LatentModel, Window
+from jaxmbrl.models.latent.interface import Belief, LatentModel, Window, limited
 from jaxmbrl.models.latent.latents import Latent, floored
 from jaxmbrl.nn import recurrent
 from jaxmbrl.nn.networks import MLP
@@ -312,8 +312,7 @@ def recurrence(config: RSSMConfig, actions: int) -> Recurrence:
         params: PyTree, deter: Float[Array, "*n D"], stoch: Float[Array, "*n Z"], action: Float[Array, "*n A"]
     ) -> Float[Array, "*n D"]:
         enter: Any = params["enter"]
-        # What the environment clips, the model sees clipped; the gradient with respect to it does not become 0.
-        action = action / sg(jnp.maximum(1.0, jnp.abs(action)))
+        action = limited(action)
         if config.core == "gru":
             x = layer.apply(enter, jnp.concatenate([stoch, action], axis=-1))
             return recurrent.step(params["unit"], deter, x)
