@@ -99,6 +99,8 @@ def test_a_hole_is_no_goal_and_an_end_of_unknown_meaning_has_another_name():
     assert goal == {"table/steps_to_goal": (6.0, 1.0)} and cliff == {"table/steps_to_goal": (13.0, 1.0)}
     assert pole.keys() == {"table/steps_to_end"} and pole["table/steps_to_end"].weight == 1
     assert 8 <= pole["table/steps_to_end"].total <= 10
+    on_host = envs.make("CliffWalking")._replace(host=lambda: None)
+    assert tables.steps_to_goal("table", on_host, Policy(lambda key: (), lambda *_: (), None)) == {}
 
 
 def test_ties_are_broken_at_random_and_epsilon_explores():

@@ -118,8 +118,8 @@ def steps_to_goal(prefix: str, task: Task, policy: Policy) -> Metrics:
     the time limit. The goal is where an episode ends with the largest reward of such a step, so that a hole is none, by the
     environment's table `mdp`. Without a table it is not known what an end means: then this is `prefix/steps_to_end`, steps
     until the task terminates, which may be a failure. The episode and its random numbers are always the same. Nothing for a
-    task that continues across episodes, whose first episode says little about the later ones."""
-    if task.world.next_episode is not None:
+    task that continues across episodes, whose first episode says little about the later ones, or that runs on the host."""
+    if task.world.next_episode is not None or task.host is not None:
         return {}
     reset_key, key = jax.random.split(jax.random.key(0))
     mdp = getattr(task.env, "mdp", None)
