@@ -152,16 +152,18 @@ def test_a_quadratic_program_in_a_box(x64):
 
 
 def test_quadratic_programs_against_scipy(x64):
+    """The second half is badly conditioned."""
     rng = np.random.default_rng(2)
-    root = rng.normal(size=(30, 4, 4))
-    H, g = root @ root.swapaxes(-1, -2) + 0.1 * np.eye(4), 3 * rng.normal(size=(30, 4))
-    low, high = -rng.uniform(0.1, 1, (30, 4)), rng.uniform(0.1, 1, (30, 4))
-    found = jax.jit(jax.vmap(box_qp))(H, g, low, high, rng.normal(size=(30, 4)))
-    for i in range(30):
+    root, g = rng.normal(size=(200, 4, 4)), 3 * rng.normal(size=(200, 4))
+    root[100:] *= 10 ** rng.uniform(-2, 2, (100, 4, 1))
+    H = root.swapaxes(-1, -2) @ root + 1e-3 * np.eye(4)
+    low, high = -rng.uniform(0.1, 1, (200, 4)), rng.uniform(0.1, 1, (200, 4))
+    found = jax.jit(jax.vmap(box_qp))(H, g, low, high, rng.normal(size=(200, 4)))
+    for i in range(200):
         # x'Hx / 2 + g'x = |root' x + b|^2 / 2 + a constant, for a square root of H.
         factor = np.linalg.cholesky(H[i]).T
-        exact = scipy.optimize.lsq_linear(factor, -np.linalg.solve(factor.T, g[i]), (low[i], high[i]), tol=1e-14).x
-        np.testing.assert_allclose(found.x[i], exact, atol=1e-6)
+        given = factor, -np.linalg.solve(factor.T, g[i]), (low[i], high[i])
+        np.testing.assert_allclose(found.x[i], scipy.optimize.lsq_linear(*given, "bvls", tol=1e-14).x, atol=1e-6)
     assert np.all((found.x >= low) & (found.x <= high))
     assert 0.2 < np.mean(found.free) < 0.8
 
