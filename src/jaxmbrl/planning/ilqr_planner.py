@@ -4,8 +4,8 @@
     improve all by iLQR in parallel; return the one of least cost
 
 The derivatives are those of the World's steps with respect to the floating-point numbers of its carry that affect later
-steps (`planning.sensitivity`): the coordinates of a simulator, or the rows of a learned World. The last action is repeated
-at the end of the shifted plan.
+steps or the terminal value (`planning.sensitivity`): the coordinates of a simulator, or the rows of a learned World. The
+last action is repeated at the end of the shifted plan.
 """
 
 from __future__ import annotations
@@ -126,5 +126,11 @@ def system_of(stages: Stages, horizon: int, box: Box) -> tuple[System, Carry]:
         carry, reward = stages.step(carry, inside, t)
         return carry, -reward
 
-    coordinates, moved = coordinates_of(lambda carry, u: step(carry, u, first), stages.start, box.zeros())
-    return System(step, lambda carry: -stages.last(carry, horizon), coordinates, moved), stages.start
+    def last(carry: Carry) -> Float[Array, ""]:
+        return -stages.last(carry, horizon)
+
+    def both(carry: Carry, u: Float[Array, "A"]) -> tuple[Carry, tuple[Array, Array]]:
+        following, cost = step(carry, u, first)
+        return following, (cost, last(carry))
+
+    return System(step, last, *coordinates_of(both, stages.start, box.zeros())), stages.start
