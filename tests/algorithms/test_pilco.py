@@ -187,3 +187,16 @@ def test_errors():
         pilco.make(TINY, envs.make("CartPole-v1"))
     with pytest.raises(UserError, match=r"refit_every must be a multiple of num_envs \(3\), got 20"):
         check(dataclasses.replace(TINY, num_envs=3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"absolute": (0,)}, r"gp\.absolute must be empty, because pilco predicts the change of each entry, got \(0,\)"),
+        ({"features": False}, r"gp\.features must be true"),
+        ({"propagation": "expectation"}, r"gp\.propagation must be distribution, because .* moments, got expectation"),
+    ],
+)
+def test_settings_of_the_process_that_the_moments_do_not_follow_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        check(dataclasses.replace(TINY, gp=dataclasses.replace(TINY.gp, **settings)))

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmbrl import algorithms
+from jaxmbrl import algorithms, envs
+from jaxmbrl.agents import episode_trials
 from jaxmbrl.algorithms.latent import world_models
 from jaxmbrl.algorithms.latent.world_models import Config
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete
-from jaxmbrl.core.types import Clock, Transition
+from jaxmbrl.core.types import Clock, Transition, row_like
 from jaxmbrl.data import sequences
 from jaxmbrl.models.latent import Belief, CoderConfig, MDNConfig, Window, mdn_rnn
 from jaxmbrl.nn import cma_es
@@ -196,6 +197,43 @@ def test_rounds_begin_after_the_random_actions():
     config = Config(warmup_steps=500, train_every=10, rounds=2, round_steps=200, sequence_length=5)
     begins = [n for n in range(10, 2000, 10) if world_models.due(config, Clock(jnp.asarray(n)))]
     assert begins == [500, 700]
+
+
+def test_a_generation_in_the_task_ends_before_a_round_begins(monkeypatch):
+    """In the call in which both are due, the search is given the returns of the generation, here 0, 1, 2, ..."""
+    for name in ("fit_vision", "fit_memory"):
+        monkeypatch.setattr(world_models, name, lambda *given: (given[-3], {}))
+    monkeypatch.setattr(world_models, "encoded", lambda parts, vision, buffer: buffer)
+    config = Config(
+        model=MODEL,
+        controller="task",
+        search=CMAConfig(population=4),
+        rounds=3,
+        round_steps=100,
+        generation_steps=100,
+        warmup_steps=100,
+        train_every=50,
+        sequence_length=5,
+        replay_capacity=100,
+    )
+    task = envs.make("cartpole-continuous")
+    algorithm, clock = world_models.make(config, task), Clock(jnp.asarray(200))
+    row = row_like(task)._replace(extras=episode_trials.not_tried(jnp.zeros(1)))
+    rows = jax.tree.map(lambda x: jnp.zeros((50, 1, *jnp.shape(x)), x.dtype), row)
+
+    @jax.jit
+    def found():
+        state = algorithm.init(KEY, {}, None)
+        trials = episode_trials.following(state.trials, cma_es.ask(config.search, state.search, KEY))
+        played = trials._replace(total=3 * jnp.arange(4.0), episodes=jnp.full(4, 3.0))
+        after, told = algorithm.learn(clock, state._replace(trials=played), rows)
+        due = cma_es.tell(config.search, state.search, played.points, -jnp.arange(4.0))
+        return after.search, due, told["policy/best_of_generation"], played.number, after.trials
+
+    search, due, best, number, trials = found()
+    assert world_models.due(config, clock)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), search, due)
+    assert (float(best.total), int(trials.number - number), float(trials.episodes.sum())) == (3.0, 2, 0.0)
 
 
 def test_periods_must_fit_the_calls_of_learn():

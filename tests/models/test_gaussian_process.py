@@ -1,6 +1,7 @@
 """The Gaussian process: evidence and predictions of scikit-learn, FITC in plain NumPy, padding, fits, and its World."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -105,22 +106,41 @@ def test_the_penalty_is_1_at_a_ratio_of_1000_and_at_a_hundredth_of_the_spread():
     assert float(regression.penalty(hyper_of([200.0, 0.5], 1.0, 1.0), spread)) == pytest.approx(1)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def fit_of(kind, targets, offset, before, fits):
+    """A fit to the inputs of `data` and these targets [30, D]."""
+    given = fit.Rows(jnp.asarray(data()[0]), targets, jnp.ones(30, bool)), offset, before, fits
+    return fit.fit_exact(40, *given) if kind == "exact" else fit.fit_sparse(40, 8, *given, jax.random.key(0))
+
+
 @pytest.mark.parametrize("kind", ["exact", "sparse"])
 def test_a_fit_begins_at_the_first_guess_if_the_last_one_explains_less(kind):
     """Hyperparameters with a noise of 100 times the data and lengths of a thousandth, and those of the last fit."""
-    inputs, target = data()
-    rows = fit.Rows(jnp.asarray(inputs), jnp.asarray(target)[:, None], jnp.ones(30, bool))
     bad = jax.tree.map(lambda leaf: leaf[None], hyper_of([1e-3, 1e-3, 1e-3], 1.0, 100.0))
-
-    @jax.jit
-    def fitted(before, fits):
-        given = rows, jnp.zeros(1), before, fits
-        return fit.fit_exact(40, *given) if kind == "exact" else fit.fit_sparse(40, 8, *given, jax.random.key(0))
-
+    fitted = functools.partial(fit_of, kind, jnp.asarray(data()[1])[:, None], jnp.zeros(1))
     (first, cost), (again, same) = fitted(bad, jnp.int32(0)), fitted(bad, jnp.int32(1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     _, continued = fitted(first.hyper, jnp.int32(1))
     assert float(same[0]) == float(cost[0]) and float(continued[0]) < float(cost[0]) + 1e-6
+
+
+@pytest.mark.parametrize("kind", ["exact", "sparse"])
+def test_an_output_without_signal_is_not_learned_and_changes_no_other(kind):
+    """Its evidence has no maximum, and its share in the inducing inputs of FITC would ruin the other output: the fit is
+    that of the other output alone, also when fits continue."""
+    inputs, target = data()
+    both, offset = jnp.stack([jnp.asarray(target), jnp.full(30, 1e-14)], axis=1), jnp.array([0.0, 3.0])
+    hyper = Hyperparameters(jnp.zeros((2, 3)), jnp.zeros(2), jnp.zeros(2))
+    for fits in map(jnp.int32, range(3)):
+        of_one = jax.tree.map(lambda leaf: leaf[:1], hyper)
+        alone, due = fit_of(kind, both[:, :1], offset[:1], of_one, fits)
+        process, cost = fit_of(kind, both, offset, hyper, fits)
+        hyper = process.hyper
+        np.testing.assert_allclose(cost, [due[0], 0], rtol=1e-6)
+        np.testing.assert_allclose(process.basis, alone.basis, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(process.weights[0], alone.weights[0], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(hyper.lengthscale, [alone.hyper.lengthscale[0], np.log(inputs.std(0))], rtol=1e-5)
+        np.testing.assert_allclose([hyper.signal[1], hyper.noise[1]], np.log([1e-8, 1e-9]), rtol=1e-12)
 
 
 def test_fitc_is_the_density_of_its_matrix():
@@ -305,10 +325,13 @@ def test_columns_that_do_not_vary_are_learned_as_they_are(fitted):
     model, fit, _ = fitted
     rows = rows_of(12)
     rows = rows._replace(action=0 * rows.action, next_observation=rows.observation, reward=0 * rows.reward + 2)
-    state, _ = fit(model.init(jax.random.key(0), {}), replay.of_rows(rows))
+    state = model.init(jax.random.key(0), {})
+    for _ in range(3):
+        state, found = fit(state, replay.of_rows(rows))
+    assert bool(state.active) and metrics.known(found)["model/evidence"] == 0
     mean, variance = model.predict(state, rows.observation, rows.action)
     np.testing.assert_allclose(mean[0], np.column_stack([rows.observation, rows.reward]), atol=1e-6)
-    assert np.isfinite(variance).all()
+    assert (variance > 0).all() and (variance < 1e-15).all()
 
 
 def test_a_fit_that_is_not_finite_changes_nothing(fitted):
@@ -321,6 +344,17 @@ def test_a_fit_that_is_not_finite_changes_nothing(fitted):
     again, _ = fit(after, replay.of_rows(rows_of(12)))
     assert not bool(again.active), "a closed process stays closed"
     assert not bool(first.gate(jnp.array(False), first).active) and bool(first.gate(jnp.array(True), first).active)
+
+
+def test_a_step_has_derivatives_where_an_entry_is_constant():
+    """The constant entry is copied, with the variance 0; at the prior, the other is the observation plus noise."""
+    model = gaussian_process.make(SMALL, 2, 1, lambda o, a, n: n[:, 0], never, Features(constant=(1,)))
+    state = model.init(jax.random.key(0), {})
+
+    def moved(row):
+        return model.world(state).step(row[None], jnp.zeros(1), jax.random.key(2))[0][0]
+
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(moved))(jnp.array([1.0, 2.0])), np.eye(2), atol=1e-14)
 
 
 def test_errors():

@@ -138,6 +138,24 @@ def test_the_squashed_action():
     np.testing.assert_allclose(moments.squash(jnp.array([np.pi / 2, -np.pi / 2, 0.1])), [1, -1, 0.1492], atol=1e-3)
 
 
+@pytest.mark.parametrize("variance", [0.0, 1e-9, 30.0, 400.0, 1e5])
+def test_the_squashed_action_of_any_variance(variance):
+    """The variance and its derivative by the argument's, in closed form: sines of two arguments, of the variances v and 9 v
+    and the covariance 3 v. For large v, sines are uniform and independent: (9^2 + 1) / 8^2 / 2."""
+    mean, weights, sizes = 0.3, np.array([9, 1]) / 8, np.array([1.0, 3.0])
+    between, average = np.outer(sizes, sizes), 0.5 * np.add.outer(sizes**2, sizes**2)
+    minus, plus = np.cos(mean * np.subtract.outer(sizes, sizes)), np.cos(mean * np.add.outer(sizes, sizes))
+    up, down, none = (np.exp(variance * (exponent - average)) for exponent in (between, -between, 0.0))
+    slopes = (between - average) * up - none * -average, (-between - average) * down - none * -average
+    due = 0.5 * weights @ ((up - none) * minus - (down - none) * plus) @ weights
+    slope = 0.5 * weights @ (slopes[0] * minus - slopes[1] * plus) @ weights
+    found, gradient = jax.jit(
+        jax.value_and_grad(lambda v: squashed(Gaussian(jnp.array([mean]), v.reshape(1, 1))).covariance[0, 0])
+    )(jnp.array(variance))
+    np.testing.assert_allclose([found, gradient], [due, slope], atol=1e-14)
+    np.testing.assert_allclose(found, {0.0: 0.0, 1e-9: slope * 1e-9}.get(variance, 82 / 128), rtol=1e-6)
+
+
 def test_the_saturating_reward():
     reward = SaturatingReward(np.diag([2.0, 1.0]), np.zeros(2))
     mean, variance = moments.saturating(Gaussian(jnp.asarray(MEAN), jnp.asarray(COVARIANCE)), reward)

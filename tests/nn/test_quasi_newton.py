@@ -69,3 +69,14 @@ def test_it_stops_where_nothing_is_left_to_gain_or_to_compare(x64):
     assert not np.isfinite(nowhere.value) and int(nowhere.steps) == 0
     some = jax.jit(lambda start: minimize(rosenbrock, start, 7))(STARTS[0])
     assert int(some.evaluations) == 7 and float(some.value) < float(rosenbrock(STARTS[0]))
+
+
+def test_a_decrease_counts_when_the_trials_or_the_evaluations_end(x64):
+    """Far from the minimum of a bell, 20 trials do not reach a point where the slope is less steep. Far from that of a flat
+    parabola, each trial doubles the step, which is 1 at first: 8 evaluations reach 1, 2, 4, ..., 128 along the diagonal."""
+    bell = jax.jit(lambda start: minimize(lambda x: -jnp.exp(-0.5 * jnp.sum((x - 5.5) ** 2)), start, 150))(jnp.zeros(1))
+    np.testing.assert_allclose(bell.point, [5.5], atol=1e-6)
+    parabola = jax.jit(lambda start: minimize(lambda x: 1e-3 * jnp.sum((x - 1000) ** 2), start, 8))(jnp.zeros(2))
+    np.testing.assert_allclose(parabola.point, np.full(2, 128 / np.sqrt(2)), rtol=1e-12)
+    np.testing.assert_allclose(parabola.value, 2e-3 * (1000 - 128 / np.sqrt(2)) ** 2, rtol=1e-12)
+    assert (int(parabola.steps), int(parabola.evaluations)) == (1, 8)

@@ -10,6 +10,7 @@ import scipy.optimize
 
 from jaxmbrl import envs, planning
 from jaxmbrl.core.config import UserError
+from jaxmbrl.core.types import Transition, World
 from jaxmbrl.planning import RiskConfig, ilqr, ilqr_planner, lqr, make_problem, problem_of_score
 from jaxmbrl.planning.box_qp import box_qp
 from jaxmbrl.planning.ilqr import DescentConfig
@@ -144,7 +145,9 @@ def test_an_lq_problem_with_bounds(x64):
 
 
 def test_a_quadratic_program_in_a_box(x64):
-    minimum = box_qp(jnp.array([[2.0, 1.0], [1.0, 2.0]]), jnp.array([-4.0, -1.0]), -jnp.ones(2), jnp.ones(2), jnp.zeros(2))
+    minimum = jax.jit(box_qp)(
+        jnp.array([[2.0, 1.0], [1.0, 2.0]]), jnp.array([-4.0, -1.0]), -jnp.ones(2), jnp.ones(2), jnp.zeros(2)
+    )
     np.testing.assert_allclose(minimum.x, [1.0, 0.0], atol=1e-12)
     assert minimum.free.tolist() == [False, True]
     # y with H y = (1, 2) in the free entry alone: 2 y = 2.
@@ -152,16 +155,18 @@ def test_a_quadratic_program_in_a_box(x64):
 
 
 def test_quadratic_programs_against_scipy(x64):
+    """The second half is badly conditioned."""
     rng = np.random.default_rng(2)
-    root = rng.normal(size=(30, 4, 4))
-    H, g = root @ root.swapaxes(-1, -2) + 0.1 * np.eye(4), 3 * rng.normal(size=(30, 4))
-    low, high = -rng.uniform(0.1, 1, (30, 4)), rng.uniform(0.1, 1, (30, 4))
-    found = jax.jit(jax.vmap(box_qp))(H, g, low, high, rng.normal(size=(30, 4)))
-    for i in range(30):
+    root, g = rng.normal(size=(200, 4, 4)), 3 * rng.normal(size=(200, 4))
+    root[100:] *= 10 ** rng.uniform(-2, 2, (100, 4, 1))
+    H = root.swapaxes(-1, -2) @ root + 1e-3 * np.eye(4)
+    low, high = -rng.uniform(0.1, 1, (200, 4)), rng.uniform(0.1, 1, (200, 4))
+    found = jax.jit(jax.vmap(box_qp))(H, g, low, high, rng.normal(size=(200, 4)))
+    for i in range(200):
         # x'Hx / 2 + g'x = |root' x + b|^2 / 2 + a constant, for a square root of H.
         factor = np.linalg.cholesky(H[i]).T
-        exact = scipy.optimize.lsq_linear(factor, -np.linalg.solve(factor.T, g[i]), (low[i], high[i]), tol=1e-14).x
-        np.testing.assert_allclose(found.x[i], exact, atol=1e-6)
+        given = factor, -np.linalg.solve(factor.T, g[i]), (low[i], high[i])
+        np.testing.assert_allclose(found.x[i], scipy.optimize.lsq_linear(*given, "bvls", tol=1e-14).x, atol=1e-6)
     assert np.all((found.x >= low) & (found.x <= high))
     assert 0.2 < np.mean(found.free) < 0.8
 
@@ -320,6 +325,71 @@ def test_a_plan_without_a_finite_result_is_the_last_one():
     actions, _, statistics = jax.jit(lambda: planner.plan(problem, planner.init(), jax.random.key(0)))()
     np.testing.assert_array_equal(actions, planner.init().actions)
     assert int(statistics["nonfinite"]) == 1
+
+
+def test_a_terminal_value_of_the_observation(x64):
+    """In a simulator whose steps read the coordinates alone: its reward is 0, and the value is the cosine of the angle. The
+    least angle is that of full torque, by a roll in NumPy."""
+
+    def unpaid(carry, action, key):
+        carry, made = PENDULUM.world.step(carry, action, key)
+        return carry, made._replace(reward=0.0 * made.reward)
+
+    start = PENDULUM.env.state_at(jnp.array([1.0, 0.0]))
+    value = lambda carry: PENDULUM.world.observe(carry)[0]  # noqa: E731
+    problem = make_problem(PENDULUM.world._replace(step=unpaid), start, PENDULUM.action, terminal_value=value)
+    planner = ilqr_planner.make(ILQRConfig(horizon=3, first_iterations=30, samples=0), PENDULUM.action)
+
+    @jax.jit
+    def found():
+        actions = planner.plan(problem, planner.init(), jax.random.key(0))[0]
+        return actions, problem.score(actions, jax.random.key(0))
+
+    actions, score = found()
+    angle, speed = 1.0, 0.0
+    for _ in range(3):
+        speed = speed + 0.05 * (15 * np.sin(angle) - 3 * 2.0)
+        angle = angle + 0.05 * speed
+    np.testing.assert_allclose(score, np.cos(angle), rtol=1e-6)
+    np.testing.assert_allclose(actions, -np.ones((3, 1)), atol=1e-5)
+
+
+def rows_problem(step):
+    """The problem of a learned World of one row [1, 1] that starts at 1. `step(row, action)` is (next row, reward)."""
+
+    def stepped(rows, action, key):
+        following, reward = step(rows, jnp.broadcast_to(action, (1, 1)))
+        none = jnp.zeros(1, bool)
+        return following, Transition(rows, action, reward, following, none, none)
+
+    world = World(reset=None, start=lambda origin, key: origin, observe=lambda rows: rows, step=stepped)
+    return make_problem(world, jnp.ones((1, 1)), planning.unit_box(1))
+
+
+def test_a_plan_has_a_finite_score_and_need_not_depend_on_the_state():
+    """The first World rewards the actions 0.9 and, half as much, -0.5. Beyond 1/2 its rows overflow, which the rewards do
+    not show. The second one's reward is of the action alone."""
+
+    def overflowing(rows, u):
+        paid = 2 * jnp.exp(-50 * (u - 0.9) ** 2) + jnp.exp(-50 * (u + 0.5) ** 2)
+        return rows * jnp.exp(200 * jnp.maximum(u - 0.5, 0)), (paid + 1e-6 * jnp.tanh(rows))[:, 0]
+
+    def unmoved(rows, u):
+        return rows, -((u - 0.3) ** 2)[:, 0]
+
+    planner = ilqr_planner.make(ILQRConfig(horizon=2, samples=0), planning.unit_box(1))
+    proposals = jnp.stack([jnp.full((2, 1), 0.85), jnp.full((2, 1), -0.45)])
+    first, second = rows_problem(overflowing), rows_problem(unmoved)
+
+    @jax.jit
+    def found():
+        actions, _, statistics = planner.plan(first, planner.init(), jax.random.key(0), proposals)
+        return actions, statistics, planner.plan(second, planner.init(), jax.random.key(0))[0]
+
+    actions, statistics, best = found()
+    np.testing.assert_allclose(actions, np.full((2, 1), -0.5), atol=1e-3)
+    assert int(statistics["nonfinite"]) == 1
+    np.testing.assert_allclose(best, np.full((2, 1), 0.3), atol=1e-5)
 
 
 @pytest.mark.slow

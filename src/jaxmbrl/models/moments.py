@@ -81,11 +81,18 @@ def sines(x: Gaussian, amplitude: Float[Array, "n"]) -> Moments:
 
 def _product_of_sines(x: Gaussian) -> Float[Array, "n n"]:
     """cov(sin x_i, sin x_j) = (E cos(x_i - x_j) - E cos(x_i + x_j)) / 2 - E sin x_i E sin x_j. Each difference of
-    exponentials is written with expm1, so that it is exact for small variances."""
+    exponentials is written with expm1 of a negative number, so that it is exact for small variances and finite for large
+    ones."""
     mean, variance = x.mean, jnp.diag(x.covariance)
-    common = jnp.exp(-0.5 * (variance[:, None] + variance[None, :]))
+    average = 0.5 * (variance[:, None] + variance[None, :])
     plus, minus = mean[:, None] + mean[None, :], mean[:, None] - mean[None, :]
-    return 0.5 * common * (jnp.expm1(x.covariance) * jnp.cos(minus) - jnp.expm1(-x.covariance) * jnp.cos(plus))
+
+    def difference(covariance: Float[Array, "n n"]) -> Float[Array, "n n"]:
+        """exp(covariance - average) - exp(-average). One of the terms is 0."""
+        above, below = jnp.maximum(covariance, 0.0), jnp.minimum(covariance, 0.0)
+        return jnp.exp(-average) * jnp.expm1(below) - jnp.exp(above - average) * jnp.expm1(-above)
+
+    return 0.5 * (difference(x.covariance) * jnp.cos(minus) - difference(-x.covariance) * jnp.cos(plus))
 
 
 def with_angles(x: Gaussian, angles: tuple[int, ...]) -> Moments:

@@ -27,7 +27,10 @@ from jaxmbrl.core.types import PyTree
 DECREASE, CURVATURE = 1e-4, 0.9
 """Constants of the two conditions."""
 MOST_TRIALS = 20
-"""Trials of one line search, after which the search is over: rounding hides any further decrease."""
+"""Trials of one line search. Then the best one that satisfies the first condition is accepted, and the memory is empty. If
+there is none, or its decrease may be a rounding error, the search is over."""
+ROUNDING = 4
+"""Units of rounding of a value, of which a decrease may consist."""
 
 
 class Minimum(NamedTuple):
@@ -41,12 +44,20 @@ class Minimum(NamedTuple):
     """Evaluations of the function and its gradient."""
 
 
-class _Search(NamedTuple):
-    """A point, and the search along a direction from it."""
+class _Evaluated(NamedTuple):
+    """A point with the function there."""
 
     point: Float[Array, "P"]
     value: Float[Array, ""]
     gradient: Float[Array, "P"]
+
+
+class _Search(NamedTuple):
+    """A point, and the search along a direction from it."""
+
+    at: _Evaluated
+    lowest: _Evaluated
+    """The trial of least value that satisfies the first condition; before there is one, the point itself."""
     direction: Float[Array, "P"]
     memory: Any
     """State of `optax.scale_by_lbfgs`."""
@@ -71,7 +82,7 @@ def minimize(
 ) -> Minimum:
     """Minimise `function` from the point `start`, a pytree of floats, with at most `evaluations` evaluations besides the
     first. It ends earlier where no entry of the gradient exceeds `tolerance` times max(1, |value|), or where a line search
-    finds no decrease.
+    finds no decrease. No trial that satisfies the first condition is lower than the point returned.
 
     Trial points at which the value or the gradient is not finite count as too far. If the value at `start` is not finite,
     `start` is returned.
@@ -85,36 +96,44 @@ def minimize(
 
     def trial(search: _Search) -> _Search:
         """One evaluation."""
-        point = search.point + search.length * search.direction
-        value, gradient = evaluate(point)
-        slope, slope_there = jnp.vdot(search.gradient, search.direction), jnp.vdot(gradient, search.direction)
-        finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
-        low_enough = finite & (value <= search.value + DECREASE * search.length * slope)
+        at = search.at
+        point = at.point + search.length * search.direction
+        tried = _Evaluated(point, *evaluate(point))
+        slope, slope_there = jnp.vdot(at.gradient, search.direction), jnp.vdot(tried.gradient, search.direction)
+        finite = jnp.isfinite(tried.value) & jnp.all(jnp.isfinite(tried.gradient))
+        low_enough = finite & (tried.value <= at.value + DECREASE * search.length * slope)
         accepted = low_enough & (slope_there >= CURVATURE * slope)
+        lowest = tree.where(low_enough & (tried.value < search.lowest.value), tried, search.lowest)
         low = jnp.where(low_enough, search.length, search.low)
         high = jnp.where(low_enough, search.high, search.length)
         # The minimum of the parabola with the value and slope at 0 and the value at t, within the middle of the bounds.
-        bend = value - search.value - search.length * slope
+        bend = tried.value - at.value - search.length * slope
         parabola = jnp.where(finite & (bend > 0), -0.5 * slope * search.length**2 / bend, 0.5 * (low + high))
         inside = jnp.clip(parabola, low + 0.1 * (high - low), high - 0.3 * (high - low))
+        ended = search.trials + 1 >= MOST_TRIALS
+        rounding = ROUNDING * jnp.finfo(flat.dtype).eps * jnp.abs(at.value)
+        settled = ended & (at.value - lowest.value > rounding)
         failed = search._replace(
+            lowest=lowest,
             length=jnp.where(jnp.isinf(high), 2 * search.length, inside),
             low=low,
             high=high,
             trials=search.trials + 1,
             evaluations=search.evaluations + 1,
-            active=(search.trials + 1 < MOST_TRIALS) & jnp.isfinite(search.value),
+            active=~ended & jnp.isfinite(at.value),
         )
-        return tree.where(accepted, moved(search, point, value, gradient), failed)
+        # Without the second condition, the memory would not have positive curvature.
+        remembered = tree.where(accepted, search.memory, lbfgs.init(flat))
+        following = moved(search, tree.where(accepted, tried, lowest), remembered)
+        return tree.where(accepted | settled, following, failed)
 
-    def moved(search: _Search, point: Any, value: Any, gradient: Any) -> _Search:
-        """The search along the next direction, from an accepted point."""
-        direction, state = lbfgs.update(gradient, search.memory, point)
-        small = jnp.max(jnp.abs(gradient)) <= tolerance * jnp.maximum(1.0, jnp.abs(value))
+    def moved(search: _Search, to: _Evaluated, remembered: Any) -> _Search:
+        """The search along the next direction, from the point `to`."""
+        direction, state = lbfgs.update(to.gradient, remembered, to.point)
+        small = jnp.max(jnp.abs(to.gradient)) <= tolerance * jnp.maximum(1.0, jnp.abs(to.value))
         return _Search(
-            point=point,
-            value=value,
-            gradient=gradient,
+            at=to,
+            lowest=to,
             direction=-direction,
             memory=state,
             length=jnp.ones_like(search.length),
@@ -130,6 +149,8 @@ def minimize(
     zero, none = jnp.zeros((), jnp.int32), jnp.zeros((), flat.dtype)
     nothing, worst = jnp.zeros_like(flat), jnp.full((), jnp.inf, flat.dtype)
     counts = {"trials": zero, "steps": zero - 1, "evaluations": zero - 1, "active": jnp.ones((), bool)}
-    first = _Search(flat, worst, nothing, nothing, lbfgs.init(flat), none, none, worst, **counts)
+    start_at = _Evaluated(flat, worst, nothing)
+    first = _Search(start_at, start_at, nothing, lbfgs.init(flat), none, none, worst, **counts)
     last = jax.lax.while_loop(going, trial, first)
-    return Minimum(restored(last.point), last.value, jnp.maximum(last.steps, 0), jnp.maximum(last.evaluations, 0))
+    steps = jnp.maximum(last.steps, 0) + (last.lowest.value < last.at.value)
+    return Minimum(restored(last.lowest.point), last.lowest.value, steps, jnp.maximum(last.evaluations, 0))

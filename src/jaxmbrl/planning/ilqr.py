@@ -262,7 +262,7 @@ def expand(system: System, carries: Carry, actions: Float[Array, "T m"], project
 def _convex(matrix: Float[Array, "n n"], project: bool) -> Float[Array, "n n"]:
     """The symmetric part; if `project`, the nearest positive semidefinite matrix to it."""
     matrix = (matrix + matrix.T) / 2
-    if not project:
+    if not project or not matrix.size:
         return matrix
     values, axes = jnp.linalg.eigh(matrix)
     return jnp.where(values[0] < 0, (axes * jnp.maximum(values, 0.0)) @ axes.T, matrix)
@@ -297,7 +297,7 @@ def backward(
         V, v, _ = value_under(Q, q, K, k)
         return (Value(V, v, value.constant), k), (K, k, k @ q[n:], (Q[n:, n:] @ k) @ k / 2)
 
-    last = Value(expansion.P, expansion.p, jnp.zeros_like(expansion.p[0]))
+    last = Value(expansion.P, expansion.p, jnp.zeros((), expansion.p.dtype))
     steps = jax.tree.map(lambda x: x[:-1], at.carries)
     along = ((expansion.F, expansion.C, expansion.c), steps, at.actions, jnp.arange(at.actions.shape[0]))
     _, (K, k, linear, quadratic) = jax.lax.scan(step, (last, jnp.zeros_like(at.actions[0])), along, reverse=True)

@@ -1,11 +1,11 @@
 """iLQR and DDP (`planning.ilqr`) as a planner over a World: model-predictive control by derivatives.
 
     start from the last plan, shifted by one step, and `samples` random sequences around it
-    improve all by iLQR in parallel; return the one of least cost
+    improve all by iLQR in parallel; return the one of the largest score
 
 The derivatives are those of the World's steps with respect to the floating-point numbers of its carry that affect later
-steps (`planning.sensitivity`): the coordinates of a simulator, or the rows of a learned World. The last action is repeated
-at the end of the shifted plan.
+steps or the terminal value (`planning.sensitivity`): the coordinates of a simulator, or the rows of a learned World. The
+last action is repeated at the end of the shifted plan.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class PlanState(NamedTuple):
 
 def make(config: ILQRConfig, action: Space) -> Planner:
     """iLQR, or DDP, over sequences [H, A] of actions in a bounded box. Its statistics: `nonfinite`, the number of starts of
-    this plan whose result is not finite. If none is finite, the plan is the last one.
+    this plan whose result has no finite score. If none has one, the plan is the last one.
 
     Proposals are further starts. Raises UserError for another space. `plan` raises UserError if the problem has no World,
     or a measure of risk.
@@ -107,7 +107,7 @@ def make(config: ILQRConfig, action: Space) -> Planner:
 
         def descend(actions: Float[Array, "H A"]) -> tuple[Float[Array, "H A"], Float[Array, ""]]:
             found = ilqr(system, start, actions, box.low, box.high, config.descent, state.iterations)
-            return found.actions, -found.cost
+            return found.actions, problem.score(found.actions, objective_key)
 
         found, scores = jax.vmap(descend)(starts)
         best = search.best_or(state.actions, *search.best(found, scores, 1))
@@ -126,5 +126,11 @@ def system_of(stages: Stages, horizon: int, box: Box) -> tuple[System, Carry]:
         carry, reward = stages.step(carry, inside, t)
         return carry, -reward
 
-    coordinates, moved = coordinates_of(lambda carry, u: step(carry, u, first), stages.start, box.zeros())
-    return System(step, lambda carry: -stages.last(carry, horizon), coordinates, moved), stages.start
+    def last(carry: Carry) -> Float[Array, ""]:
+        return -stages.last(carry, horizon)
+
+    def both(carry: Carry, u: Float[Array, "A"]) -> tuple[Carry, tuple[Array, Array]]:
+        following, cost = step(carry, u, first)
+        return following, (cost, last(carry))
+
+    return System(step, last, *coordinates_of(both, stages.start, box.zeros())), stages.start

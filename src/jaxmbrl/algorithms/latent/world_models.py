@@ -192,7 +192,11 @@ def make(config: Config, task: Task) -> Algorithm:
     def learn(clock: Clock, state: State, transitions: Transition) -> tuple[State, Metrics]:
         key, round_key, ask_key = jax.random.split(state.key, 3)
         buffer = sequences.add(state.replay, transitions)
-        trials = episode_trials.score(state.trials, transitions) if in_task else ()
+        search, trials = state.search, state.trials
+        told: Metrics = {}
+        if in_task:
+            played = episode_trials.score(state.trials, transitions)
+            (search, trials), told = search_in_task(config, clock, search, played, ask_key)
 
         def one_round(learned: Any) -> tuple[Any, Metrics]:
             vision, memory, search, trials = learned
@@ -207,14 +211,9 @@ def make(config: Config, task: Task) -> Algorithm:
             search, dreams = search_in_dream(config, dreamt, coded, search, search_key)
             return (vision, memory, search, trials), found | more | dreams
 
-        learned, found = metrics.cond_update(
-            due(config, clock), one_round, (state.vision, state.memory, state.search, trials)
-        )
-        vision, memory, search, trials = learned
-        if in_task:
-            (search, trials), told = search_in_task(config, clock, search, trials, ask_key)
-            found = found | told
-        return State(vision, memory, search, trials, buffer, state.temperature, key), found
+        before = state.vision, state.memory, search, trials
+        (vision, memory, search, trials), found = metrics.cond_update(due(config, clock), one_round, before)
+        return State(vision, memory, search, trials, buffer, state.temperature, key), told | found
 
     def views(state: State) -> Views:
         params = {"vision": state.vision.params, "memory": state.memory.params}

@@ -76,7 +76,8 @@ class Config(LoopSettings):
     """Settings of a run of PILCO."""
 
     gp: GaussianProcessConfig = field(default_factory=GaussianProcessConfig)
-    """The dynamics model."""
+    """The dynamics model. Its `absolute`, `features` and `propagation` must have their defaults: a belief is continued by
+    the moments of the predicted change."""
     policy: Literal["linear", "rbf"] = "rbf"
     """The policy: linear, or a network of radial basis functions. Either is squashed."""
     bases: Annotated[int, Ge(1)] = 10
@@ -105,6 +106,12 @@ class Config(LoopSettings):
         """(field, message) of the first violated rule that involves several fields, or None."""
         if self.refit_every % self.num_envs:
             return "refit_every", f"must be a multiple of num_envs ({self.num_envs}), got {self.refit_every}"
+        if self.gp.absolute:
+            return "gp.absolute", f"must be empty, because pilco predicts the change of each entry, got {self.gp.absolute}"
+        if not self.gp.features:
+            return "gp.features", "must be true, because pilco's policy and model receive sines and cosines of angles"
+        if self.gp.propagation != "distribution":
+            return "gp.propagation", f"must be distribution, because pilco propagates moments, got {self.gp.propagation}"
         return None
 
 

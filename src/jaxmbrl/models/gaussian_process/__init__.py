@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from jaxmbrl.core.precision import require_float64
+from jaxmbrl.core.roots import root
 from jaxmbrl.core.spaces import Space
 from jaxmbrl.core.types import DynamicsModel, Features, Key, Transition, World
 from jaxmbrl.envs.shapes import of_rows
@@ -47,8 +48,9 @@ def make(
     - init(key, hyper): no hyperparameter is traced.
     - fit(state, replay, key): fits the first `replay.size` of the buffer's rows, or `config.capacity` of them at equal
       distances. The size may be traced. Hyperparameters continue from the last fit if they explain the data better than the
-      first guess. Metrics: `model/evidence` (log-likelihood in nats per row, mean over outputs), `model/signal_to_noise`
-      (the largest) and `model/rows`.
+      first guess. An output that is equal to its prior mean in all rows, such as a constant reward, is not learned: its
+      signal is 1e-8. Metrics: `model/evidence` (log-likelihood in nats per row, mean over the outputs that are learned),
+      `model/signal_to_noise` (the largest) and `model/rows`.
     - predict(state, observation, action): mean and variance [1, N, D] of [next observation, reward] in the task's units.
       There is one member, so the variance is that of the noise and of the function together.
     - world(state): steps a block of N rows by the rule `config.propagation`. Each step of a row draws from the Gaussian of
@@ -91,7 +93,7 @@ def learned_world(
     def drawn(observation: Float[Array, "N O"], action: Shaped[Array, "N *A"], key: Key) -> Float[Array, "N D"]:
         if sampled:
             mean, variance = (part[0] for part in predict(layout, state, observation, action))
-            return mean + jnp.sqrt(variance) * jax.random.normal(key, mean.shape, mean.dtype)
+            return mean + root(variance) * jax.random.normal(key, mean.shape, mean.dtype)
         with jax.default_matmul_precision("highest"):
             mean = regression.predict_mean(state.posterior, inputs_of(layout, observation, action))
         return zero_constant_dims(layout, mean) + base_of(layout, observation)

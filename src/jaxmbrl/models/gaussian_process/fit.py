@@ -29,6 +29,9 @@ _evidence = one_at_a_time(lambda hyper, rows: negative_evidence(hyper, *rows))
 _sparse_evidence = one_at_a_time(lambda point, rows: negative_sparse_evidence(*point, *rows))
 _exact, _sparse = jax.custom_batching.sequential_vmap(exact), jax.custom_batching.sequential_vmap(sparse)
 
+SILENT = 1e-8
+"""Signal of an output that has nothing to learn, in its units."""
+
 
 class GaussianProcessState(NamedTuple):
     """State of a fitted Gaussian process. Once `active` is false, fits change nothing."""
@@ -98,8 +101,9 @@ def fit_processes(
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(posterior)]))
     active = state.active & finite
     ratio = jnp.exp(posterior.hyper.signal - posterior.hyper.noise)
+    learned = jnp.sum(has_signal(rows, offset))
     found = {
-        "model/evidence": Average.of(jnp.mean(-cost) / jnp.maximum(number, 1)),
+        "model/evidence": Average.of(jnp.sum(-cost) / jnp.maximum(learned * number, 1)),
         "model/signal_to_noise": Average.of(jnp.max(ratio)),
         "model/rows": Average.of(number),
     }
@@ -128,11 +132,17 @@ def rows_of(layout: Layout, replay: Replay) -> tuple[Rows, Float[Array, "D"]]:
     return Rows(inputs_of(layout, taken.observation, taken.action), targets - offset, mask), offset
 
 
-def first_guess(rows: Rows) -> tuple[Hyperparameters, Float[Array, "I"]]:
+def has_signal(rows: Rows, offset: Float[Array, "D"]) -> Bool[Array, "D"]:
+    """Which outputs are learned. The others are equal to their prior mean in all rows, but for rounding. The evidence of
+    such an output has no maximum: it rises as the signal goes to 0."""
+    return ~(jnp.max(jnp.abs(jnp.where(rows.mask[:, None], rows.targets, 0.0)), axis=0) <= 1e-10 * jnp.abs(offset))
+
+
+def first_guess(rows: Rows, learned: Bool[Array, "D"]) -> tuple[Hyperparameters, Float[Array, "I"]]:
     """(hyperparameters by the spread of the data: noise a tenth of the signal; standard deviations of the inputs). A column
-    that does not vary has 1 in the place of its standard deviation."""
+    that does not vary has 1 in the place of its standard deviation, and an output that is not `learned` has `SILENT`."""
     spread, of_targets = deviations(rows.inputs, rows.mask), deviations(rows.targets, rows.mask)
-    signal = jnp.log(of_targets)
+    signal = jnp.log(jnp.where(learned, of_targets, SILENT))
     scales = jnp.broadcast_to(jnp.log(spread), (rows.targets.shape[1], spread.shape[0]))
     return Hyperparameters(scales, signal, signal - jnp.log(10.0)), spread
 
@@ -150,20 +160,24 @@ def deviations(values: Float[Array, "C d"], mask: Bool[Array, "C"]) -> Float[Arr
 def fit_exact(
     evaluations: int, rows: Rows, offset: Float[Array, "D"], before: Hyperparameters, fits: Int[Array, ""]
 ) -> tuple[Posterior, Float[Array, "D"]]:
-    """(exact processes, the negative evidence of each). Each output has its own hyperparameters, found from those of the
-    last fit or from the first guess, whichever is better."""
-    guess, spread = first_guess(rows)
+    """(exact processes, the negative evidence of each; 0 if it is not learned). Each output has its own hyperparameters,
+    found from those of the last fit or from the first guess, whichever is better. An output that is not learned has the
+    first guess."""
+    learned = has_signal(rows, offset)
+    guess, spread = first_guess(rows, learned)
 
-    def one(guess: Hyperparameters, before: Hyperparameters, target: Array) -> tuple[Hyperparameters, Array, Array, Array]:
+    def one(
+        guess: Hyperparameters, before: Hyperparameters, target: Array, learned: Array
+    ) -> tuple[Hyperparameters, Array, Array, Array]:
         def cost(hyper: Hyperparameters) -> Float[Array, ""]:
-            return _evidence(hyper, (rows.inputs, target, rows.mask)) + penalty(hyper, spread)
+            return jnp.where(learned, _evidence(hyper, (rows.inputs, target, rows.mask)) + penalty(hyper, spread), 0.0)
 
         better = (fits > 0) & (cost(before) < cost(guess))
         found = minimize(cost, tree.where(better, before, guess), evaluations)
         weights, precision = _exact(found.point, rows.inputs, target, rows.mask)
-        return found.point, weights, precision, found.value - penalty(found.point, spread)
+        return found.point, weights, precision, found.value - jnp.where(learned, penalty(found.point, spread), 0.0)
 
-    hyper, weights, precision, cost = jax.vmap(one, in_axes=(0, 0, 1))(guess, before, rows.targets)
+    hyper, weights, precision, cost = jax.vmap(one, in_axes=(0, 0, 1, 0))(guess, before, rows.targets, learned)
     return Posterior(rows.inputs, hyper, weights, precision, offset), cost
 
 
@@ -176,10 +190,13 @@ def fit_sparse(
     fits: Int[Array, ""],
     key: Key,
 ) -> tuple[Posterior, Float[Array, "D"]]:
-    """(FITC with `size` inducing inputs that all outputs share, the negative evidence of each). Inducing inputs, which
-    start at different random rows, and hyperparameters are found together, by the sum of the outputs' evidence, from those
-    of the last fit or from the first guess, whichever is better."""
-    guess, spread = first_guess(rows)
+    """(FITC with `size` inducing inputs that all outputs share, the negative evidence of each; 0 if it is not learned).
+    Inducing inputs, which start at different random rows, and hyperparameters are found together, by the sum of the
+    evidence of the outputs that are learned, from those of the last fit or from the first guess, whichever is better. An
+    output that is not learned has the first guess."""
+    learned = has_signal(rows, offset)
+    guess, spread = first_guess(rows, learned)
+    before = jax.vmap(tree.where)(learned, before, guess)
     # Rows that are missing come last.
     order = jnp.argsort(jnp.where(rows.mask, jax.random.uniform(key, rows.mask.shape), 2.0))
     inducing = rows.inputs[order[:size]]
@@ -190,10 +207,11 @@ def fit_sparse(
         def one(hyper: Hyperparameters, target: Array) -> Float[Array, ""]:
             return _sparse_evidence((hyper, inducing), (rows.inputs, target, rows.mask))
 
-        return jax.vmap(one, in_axes=(0, 1))(hyper, rows.targets)
+        return jnp.where(learned, jax.vmap(one, in_axes=(0, 1))(hyper, rows.targets), 0.0)
 
     def cost(point: tuple[Hyperparameters, Array]) -> Float[Array, ""]:
-        return jnp.sum(costs(point)) + jnp.sum(jax.vmap(penalty, in_axes=(0, None))(point[0], spread))
+        penalties = jax.vmap(penalty, in_axes=(0, None))(point[0], spread)
+        return jnp.sum(costs(point)) + jnp.sum(jnp.where(learned, penalties, 0.0))
 
     better = (fits > 0) & (cost((before, inducing)) < cost((guess, inducing)))
     hyper, inducing = minimize(cost, (tree.where(better, before, guess), inducing), evaluations).point
