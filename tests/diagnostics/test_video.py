@@ -190,6 +190,16 @@ def _parts(run):
     return program.algorithm, program.task, jax.tree.map(lambda leaf: leaf[0], states)
 
 
+def test_a_dream_that_cannot_be_filmed_is_refused_before_any_episode(run, capsys):
+    for words, told in (
+        (("--dream",), "a dream is filmed of images of one or three channels"),
+        (("--dream", run / "config.yaml" / "x"), "config.yaml"),
+    ):
+        code, lines, err = call(capsys, run, *words)
+        assert code == 2 and told in err and err.count("\n") == 1
+        assert not any(line.startswith("mean ") for line in lines)
+
+
 def test_without_a_renderer_the_returns_are_told_all_the_same(run, capsys, monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "nonsense")
     code, lines, err = call(capsys, run, "--video", run / "none.gif")

@@ -34,7 +34,6 @@ SHORT_SECONDS = 5.0
 
 def evaluate(words: list[str]) -> int:
     """`jaxmbrl evaluate`: returns of a run's policy, a video, and a video of a dream."""
-    from jaxmbrl.data import dataset
     from jaxmbrl.envs.bridges import twin
     from jaxmbrl.training import programs, runner, scores
     from jaxmbrl.training.run_folder import RunFolder
@@ -62,7 +61,7 @@ def evaluate(words: list[str]) -> int:
     folder = RunFolder.open(args.run)
     config = programs.read(folder)
     reference = scores.reference_of(config.env, args.score_reference)
-    file = dataset.new_file("--video", args.video, ".gif") if args.video else expanded(args.run) / "video.gif"
+    file, dream_file = (_video_file(args.run, name, getattr(args, name)) for name in ("video", "dream"))
     seeds = f"{config.seeds} seed{'s' if config.seeds > 1 else ''}"
     expected = ""
     if args.model is None and args.backend is None:
@@ -76,7 +75,7 @@ def evaluate(words: list[str]) -> int:
     with options.warnings_in_a_line():
         # Before the checkpoint is read, which may take a while.
         runner.checked_episodes(args.episodes, args.backend)
-        policy = runner.trained(args.run)
+        policy = _trained(args.run, args.dream is not None)
         found = runner.evaluate(policy, args.episodes, args.model, args.backend, progress=True)
     print(f"the policy after {found.env_steps:,} of {config.total_steps:,} environment steps")
     for line in _per_seed(found, config.seed):
@@ -86,7 +85,7 @@ def evaluate(words: list[str]) -> int:
     print(f"mean {found.mean:.2f}, interquartile mean {found.iqm:.2f}, in {time.monotonic() - started:.1f} s")
     if reference is not None:
         print(scores.described(found.per_seed, reference))
-    _dream(args.run, args.dream)
+    _dream(args.run, args.dream is not None, dream_file)
     filmed = args.video is None or _film(args.run, args.model, args.backend, file)
     if args.json:
         print(json.dumps(_summary(found, reference), allow_nan=False))
@@ -213,13 +212,31 @@ def _film(run: str, model: str | None, backend: str | None, file: Path) -> bool:
     return True
 
 
-def _dream(run: str, given: str | None) -> None:
-    """Write a video of a dream to the file that is `given`, or into the run folder if it is empty; None for no video."""
+def _video_file(run: str, name: str, given: str | None) -> Path:
+    """The file of the option --`name`: the one that is given, or NAME.gif in the run folder."""
     from jaxmbrl.data import dataset
+
+    return dataset.new_file(f"--{name}", given, ".gif") if given else expanded(run) / f"{name}.gif"
+
+
+def _trained(run: str, dreams: bool) -> Trained:
+    """The policy of a run. Raises UserError if it is to be filmed while it dreams, and its model cannot dream."""
+    import jax
+
+    from jaxmbrl.diagnostics import dream
+    from jaxmbrl.training import runner
+
+    policy = runner.trained(run)
+    if dreams:
+        dream.check(policy.program.algorithm, policy.program.task, jax.tree.map(lambda leaf: leaf[0], policy.states))
+    return policy
+
+
+def _dream(run: str, filmed: bool, file: Path) -> None:
+    """Write a video of a dream to `file`, if it is to be `filmed`."""
     from jaxmbrl.diagnostics import dream
 
-    if given is not None:
-        file = dataset.new_file("--dream", given, ".gif") if given else expanded(run) / "dream.gif"
+    if filmed:
         print(f"dream    {file}: {dream.film(run, file)}")
 
 

@@ -54,13 +54,9 @@ class Dream(NamedTuple):
     """The same in the dream, of the model's rewards."""
 
 
-def dream(algorithm: Algorithm, task: Task, state: PyTree, context: int = CONTEXT, clock: Clock | None = None) -> Dream:
-    """The first episode of the evaluation with `state` (of one seed), and a dream that begins with its first `context`
-    observations. `clock` is that of the policy, by default the clock at the start of a run.
-
-    Raises UserError if the method has no latent model that decodes observations, if observations are not images of one or
-    three channels, if the task runs on the host, or if `context` is not at least 1 and below the length of an episode.
-    """
+def check(algorithm: Algorithm, task: Task, state: PyTree, context: int = CONTEXT) -> None:
+    """Raise UserError if the method has no latent model that decodes observations, if observations are not images of one or
+    three channels, if the task runs on the host, or if `context` is not at least 1 and below the length of an episode."""
     image = task.observation
     if not (isinstance(image, Box) and image.is_image and image.shape[-1] in (1, 3)):
         raise UserError(
@@ -72,6 +68,15 @@ def dream(algorithm: Algorithm, task: Task, state: PyTree, context: int = CONTEX
         raise UserError(f"context must be from 1 to {task.episode_length - 1}, got {context}")
     if algorithm.views(state).latent is None:
         raise UserError("a dream is filmed of a method with a latent model and a decoder, such as dreamer or world-models")
+
+
+def dream(algorithm: Algorithm, task: Task, state: PyTree, context: int = CONTEXT, clock: Clock | None = None) -> Dream:
+    """The first episode of the evaluation with `state` (of one seed), and a dream that begins with its first `context`
+    observations. `clock` is that of the policy, by default the clock at the start of a run.
+
+    Raises UserError as `check`, and if the episode ends within the context.
+    """
+    check(algorithm, task, state, context)
 
     def play(state: PyTree) -> Any:
         view: LatentView = algorithm.views(state).latent
