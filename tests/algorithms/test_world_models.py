@@ -209,15 +209,15 @@ def test_a_generation_in_the_task_ends_before_a_round_begins(monkeypatch):
         controller="task",
         search=CMAConfig(population=4),
         rounds=3,
-        round_steps=100,
-        generation_steps=100,
+        round_steps=400,
+        generation_steps=400,
         warmup_steps=100,
         train_every=50,
         sequence_length=5,
         replay_capacity=100,
     )
     task = envs.make("cartpole-continuous")
-    algorithm, clock = world_models.make(config, task), Clock(jnp.asarray(200))
+    algorithm, clock = world_models.make(config, task), Clock(jnp.asarray(500))
     row = row_like(task)._replace(extras=episode_trials.not_tried(jnp.zeros(1)))
     rows = jax.tree.map(lambda x: jnp.zeros((50, 1, *jnp.shape(x)), x.dtype), row)
 
