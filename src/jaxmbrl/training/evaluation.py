@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxmbrl.core import tree
 from jaxmbrl.core.types import Algorithm, Carry, Clock, HostEnv, Key, Memory, Policy, PyTree, Task, Transition, World
 from jaxmbrl.envs.bridges import twin
 from jaxmbrl.rollout import Return, episode_return, rollout, world_of
@@ -88,7 +89,7 @@ def evaluate(
     def earn(acc: Return, transition: Transition, i: Int[Array, ""]) -> Return:
         earned = episode_return(acc, transition, i)
         # The last part may be longer than what is left of the episode.
-        return earned if parts * length == whole else jax.tree.map(lambda x, y: jnp.where(i < whole, x, y), earned, acc)
+        return earned if parts * length == whole else tree.where(i < whole, earned, acc)
 
     def part(done: tuple[Int[Array, ""], Any]) -> tuple[Int[Array, ""], Any]:
         def steps(state: PyTree, index: Int[Array, ""], at: Any) -> Any:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
+from jaxmbrl.core import tree
 from jaxmbrl.core.config import UserError
 from jaxmbrl.core.spaces import Box, Discrete, Space
 from jaxmbrl.core.types import Action, Carry, Key, Observation, Task, World
@@ -304,7 +305,7 @@ def _reset_all(world: World, keys: Key, before: Carry, goes_on: Bool[Array, "n"]
     if before is None:
         return fresh
     following = jax.vmap(functools.partial(_reset, world))(keys, before)
-    return jax.tree.map(lambda new, old: jax.vmap(jnp.where)(goes_on, new, old), following, fresh)
+    return jax.vmap(tree.where)(goes_on, following, fresh)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -315,6 +316,6 @@ def _step_all(
         next_key, successor, result = _step(world, key, carry, action)
         reset_key, fresh, observation = _reset(world, key, carry)
         nothing = (observation, *jax.tree.map(jnp.zeros_like, result[1:]))
-        return jax.tree.map(functools.partial(jnp.where, ended), (reset_key, fresh, nothing), (next_key, successor, result))
+        return tree.where(ended, (reset_key, fresh, nothing), (next_key, successor, result))
 
     return jax.vmap(one)(keys, carries, actions, ended)
